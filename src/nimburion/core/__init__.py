@@ -1,0 +1,1 @@
+"""Ground floor: values and contracts. Knows nothing of stores, workers or doors."""

@@ -1,0 +1,247 @@
+"""The contract of a store: six narrow protocols, and `Backend`, their union.
+
+Rules that hold for every operation, on every store:
+
+- Each call is one atomic step: all of it is applied, or none.
+- Times are epoch seconds on the store's own clock; nothing a caller's clock says is believed.
+- Batches first: one call carries many jobs. Bounded: `limit` is the most it will touch.
+- Errors are `BackendError`s of `nimburion.core.errors`. Where the answer is lost
+  (`BackendUnavailable`, outcome `unknown`) the same call may be repeated: `enqueue` by its ids,
+  `exchange` by its number, settlements by their tokens, all others by being repeatable.
+- Calls are made on the event loop that opened the handle. `sibling()` makes a handle for another.
+
+The cases that prove a store are `nimburion.testing.contract`; the reasons are in decision 0001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import msgspec
+
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.lease import Lease
+from nimburion.core.reading import (
+    EVERY_JOB,
+    Cancellation,
+    Fired,
+    JobFilter,
+    Overlap,
+    Page,
+    Promoted,
+    QueueInfo,
+    Replayed,
+    Rescued,
+    Retention,
+    ScheduleRecord,
+)
+from nimburion.core.session import Orders, Session, SessionInfo
+from nimburion.core.settlement import Settlement
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a store can do beyond the contract's core. Read it; never test `isinstance`."""
+
+    durable: bool
+    """Survives the death of every process that uses it."""
+    notifies: bool
+    """`wait` wakes for jobs that other processes enqueue, not only by timeout."""
+    joins_transaction: bool
+    """Can enqueue and complete inside a caller's own transaction."""
+    atomic_batch: int | None
+    """The most jobs of one enqueue call that are stored in one step; None: all of them."""
+    shared: bool = True
+    """Other processes can open the same data."""
+
+
+class Producing(Protocol):
+    """The way in."""
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """Store jobs; one result each, in their order.
+
+        Idempotent on id: an id that is kept, in any state, answers `exists` when name and payload
+        are the same (nothing runs again), else `conflict`. The unique key is decided inside: held
+        by another job it answers `exists` with that job's id, or `taken`, as `on_duplicate` asks.
+        Any `conflict` or `taken` refuses the call: nothing of it is stored. Rings the queues.
+        """
+        ...
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """Cancel a waiting job at once, or ask the worker of a processing one. `JobNotFound`."""
+        ...
+
+
+class Consuming(Protocol):
+    """What workers do."""
+
+    async def open_session(self, session: Session) -> None:
+        """Begin a session that lives `session.ttl` seconds after each beat. For each of its names
+        the gate becomes what `session.limits` says; a new gate counts what is processing now.
+        Opening the same id again is a beat."""
+        ...
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        """Settle what is done and reserve what may run, in one atomic step.
+
+        First the settlements, in order, then what became due is promoted, then `want` is served:
+        what a settlement frees (a gate, a retry without delay) can be handed out by the same call.
+        Never handed out: jobs not due, of paused queues, or over their gate. `number` begins at 1
+        and rises by one; repeating the last one changes nothing and answers the same, any other is
+        `OutOfOrder`. `SessionLost` when the session is not alive: nothing was written, and none of
+        its leases is valid. `Unstorable` when a settlement's data is refused: nothing was applied
+        and the number is still free.
+        """
+        ...
+
+    async def beat(self, session_id: str) -> Orders:
+        """Say that the process lives: the session expires `ttl` from now. Revives a session that
+        is overdue but not rescued; `SessionLost` afterwards."""
+        ...
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        """End a session. Its leases are released, but for those `running`: with any, the session
+        stays as `left` until it expires, and its rescue counts no loss. Closing a session that is
+        gone does nothing."""
+        ...
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        """Take back up to `limit` jobs of sessions that expired. Each counts one loss, unless its
+        session had `left`; at `max_lost` it fails with reason `lost`, else it waits again in its
+        old place. The session dies in the same step, also when more of its jobs are left."""
+        ...
+
+    async def promote(self, limit: int) -> Promoted:
+        """Make up to `limit` scheduled jobs that are due reservable, earliest first."""
+        ...
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        """Return when one of the queues is rung, or after `timeout` seconds. A hint: it may wake
+        for nothing and it may miss; a poll stands behind it."""
+        ...
+
+
+class Maintaining(Protocol):
+    """What operators do."""
+
+    async def replay(
+        self, which: JobFilter, limit: int, after: str | None = None
+    ) -> Replayed:
+        """Make up to `limit` failed jobs pending again. Those that are not failed are passed over,
+        so doing it twice does nothing the second time."""
+        ...
+
+    async def delete(self, which: JobFilter, limit: int) -> list[str]:
+        """Forget up to `limit` finished jobs for good; their ids. Unfinished ones are passed
+        over."""
+        ...
+
+    async def pause(self, queue: str, paused: bool) -> None:
+        """From now on, hand out nothing of this queue; or do so again, and ring it."""
+        ...
+
+    async def prune(self, keep: Retention, limit: int) -> int:
+        """Forget what is older than `keep` says, at most `limit` records and results; how many.
+        Less than `limit`: nothing is left to prune."""
+        ...
+
+
+class Inspecting(Protocol):
+    """Reading; changes nothing, executes nothing, takes no lock that delays a worker."""
+
+    async def get(self, job_id: str) -> JobRecord:
+        """The whole record. `JobNotFound`."""
+        ...
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+    ) -> Page:
+        """Newest enqueue first; `after` is the `next` of the page before. Stable under inserts."""
+        ...
+
+    async def counts(self, queue: str | None = None) -> dict[State, int]:
+        """How many jobs are kept in each state; every state is a key."""
+        ...
+
+    async def queues(self) -> list[QueueInfo]:
+        """Every queue that holds an unfinished job or is paused, by name."""
+        ...
+
+    async def sessions(self) -> list[SessionInfo]:
+        """Every session that is not dead, oldest first."""
+        ...
+
+
+class Scheduling(Protocol):
+    """Storage for the scheduler."""
+
+    async def put_schedule(self, schedule: ScheduleRecord) -> None:
+        """Add or replace; `last_tick`, `last_job` and `paused` of a kept one stay as they are."""
+        ...
+
+    async def list_schedules(self) -> list[ScheduleRecord]:
+        """All of them, by name."""
+        ...
+
+    async def pause_schedule(self, name: str, paused: bool) -> bool:
+        """Stop or resume one; False when there is none of that name."""
+        ...
+
+    async def delete_schedule(self, name: str) -> bool:
+        """Forget one; False when there is none of that name."""
+        ...
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        """Decide one tick: move the schedule's last tick from `expected_last` to `tick` by
+        compare-and-swap and enqueue `job`, in one step. Overlap with the schedule's previous job:
+        `allow` both; `skip` while it is unfinished; `queue_one`: skip while it has not started;
+        `cancel_previous` as `cancel` does."""
+        ...
+
+
+class Living(Protocol):
+    """Coming and going."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this store can do."""
+        ...
+
+    def describe(self) -> str:
+        """One line that names the store, secrets left out: `SQLite /srv/app/nimburion.db`."""
+        ...
+
+    def sibling(self) -> Backend:
+        """Another handle on the same data, not open yet, to be opened on a loop of its own."""
+        ...
+
+    async def open(self) -> None:
+        """Connect, create or migrate what may be migrated, check the format. Repeatable."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything. Repeatable."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+        ...
+
+    async def migrate(self) -> list[str]:
+        """Bring the store's format up to date; what was done, in words."""
+        ...
+
+
+class Backend(Producing, Consuming, Maintaining, Inspecting, Scheduling, Living, Protocol):
+    """A whole store."""

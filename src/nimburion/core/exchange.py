@@ -1,0 +1,63 @@
+"""What a worker asks for in an exchange, and what comes back."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.lease import Delivery
+from nimburion.core.settlement import Settled
+
+
+class Lane(msgspec.Struct, frozen=True, gc=False):
+    """A line of jobs of one name in one queue. Computed, never registered."""
+
+    queue: str
+    name: str
+
+
+class QueueTerms(msgspec.Struct, frozen=True, gc=False):
+    """How a worker serves one queue."""
+
+    priority: int = 0
+    """Higher first, before the priorities of single jobs."""
+    cap: int | None = None
+    """At most so many of this queue in this reply; None: the total bounds it."""
+
+
+DEFAULT_TERMS = QueueTerms()
+
+
+class Want(msgspec.Struct, frozen=True):
+    """What the worker could start now.
+
+    The store returns the first `total` of the merge of the lanes' heads. A head is ranked by:
+    its queue's priority plus one for each whole `ageing` seconds that it has been due (0: no
+    ageing), then job priority, both higher first; then due time, then enqueue order, both lower
+    first. Inside a lane jobs stand by priority, due time and enqueue order.
+    """
+
+    total: int
+    lanes: tuple[Lane, ...] = ()
+    queues: dict[str, QueueTerms] = msgspec.field(default_factory=dict)
+    """Terms by queue; a queue that is not here has `DEFAULT_TERMS`."""
+    ageing: float = 60.0
+    nonce: bytes = bytes(16)
+    """16 fresh random bytes: the random half of the tokens of this reply."""
+
+
+NOTHING = Want(total=0)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The answer to an exchange; a repeat of its number brings the same results and deliveries."""
+
+    results: list[Settled]
+    """One for each settlement, in their order."""
+    deliveries: list[Delivery]
+    """In rank order."""
+    waiting: list[Lane]
+    """Of the lanes asked for, up to 64 that still hold jobs which could be handed out."""
+    next_due: float | None = None
+    """The store's earliest due time still ahead, in epoch seconds; None: nothing is scheduled."""
+    now: float = 0.0
+    """The store's time at this exchange."""

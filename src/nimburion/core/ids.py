@@ -1,0 +1,56 @@
+"""Ids: time-ordered for jobs, random for sessions and nonces.
+
+`new_job_id` follows UUID version 7 of RFC 9562 §5.7: 48 bits of Unix milliseconds, then 12 bits of
+the fraction of that millisecond (§6.2, method 3), then 62 random bits.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+Entropy = Callable[[int], bytes]
+"""Gives that many random bytes. `os.urandom`, or a seeded one in tests."""
+
+_TICKS_PER_MS = 4096
+_BUFFERED = 256
+
+
+class JobIds:
+    """Makes job ids: UUIDv7 text, rising within this object even if the clock steps back.
+
+    >>> ids = JobIds(now=lambda: 1_700_000_000.0, entropy=bytes)
+    >>> ids.new()
+    '018bcfe5-6800-7000-8000-000000000000'
+    """
+
+    __slots__ = ("_buffer", "_entropy", "_last", "_lock", "_now", "_used")
+
+    def __init__(self, now: Callable[[], float], entropy: Entropy = os.urandom) -> None:
+        self._now = now
+        self._entropy = entropy
+        self._lock = threading.Lock()
+        self._last = 0
+        self._buffer = b""
+        self._used = _BUFFERED
+
+    def new(self) -> str:
+        """One new id. Safe to call from any thread."""
+        with self._lock:
+            tick = max(int(self._now() * 1000 * _TICKS_PER_MS), self._last + 1)
+            self._last = tick
+            if self._used >= _BUFFERED:
+                self._buffer = self._entropy(8 * _BUFFERED)
+                self._used = 0
+            start = 8 * self._used
+            self._used += 1
+            low = int.from_bytes(self._buffer[start : start + 8], "big")
+        high = (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
+        text = f"{high:016x}{(low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000:016x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def new_session_id(entropy: Entropy = os.urandom) -> str:
+    """A random 128-bit id, as hex. Never derived from host or process: those repeat."""
+    return entropy(16).hex()

@@ -1,0 +1,49 @@
+"""The right to work on a job, and a job together with that right."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.job import NO_OPTIONS, Options
+
+
+class Token(msgspec.Struct, frozen=True, gc=False):
+    """What fences every write about a job: a counter and 128 random bits, compared whole.
+
+    The counter alone repeats when a store loses acknowledged writes in a failover; the random
+    part cannot.
+    """
+
+    fence: int
+    """Rises with each delivery of the job. Hand it to systems that fence by number."""
+    nonce: bytes
+    """16 random bytes of the exchange that handed the job out."""
+
+
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """One worker's hold on one job. It has no expiry of its own: the session's counts."""
+
+    job_id: str
+    token: Token
+    ref: int | str = 0
+    """The store's own handle on the row, handed back untouched."""
+
+
+class Delivery(msgspec.Struct, frozen=True, gc=False):
+    """A job in a worker's hands."""
+
+    lease: Lease
+    name: str
+    queue: str
+    payload: bytes
+    priority: int = 5
+    failures: int = 0
+    lost: int = 0
+    due: float = 0.0
+    created_at: float = 0.0
+    options: Options = NO_OPTIONS
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first try."""
+        return self.failures + self.lost + 1

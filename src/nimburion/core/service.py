@@ -1,0 +1,98 @@
+"""The lifecycle of everything that runs in the background, written once.
+
+A `Service` may be started and stopped any number of times, in any order; a second start or stop
+does nothing. An exception in `run` is logged and `run` is called again after a growing pause: a
+background loop never dies in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+
+from nimburion.core.clock import Clock
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 10.0
+
+
+class Service:
+    """Something with a `run` that goes on until `stopping` is set."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.stopping = asyncio.Event()
+        self.failure: BaseException | None = None
+        """What `run` raised last, until it works again: health reads it."""
+        self._task: asyncio.Task[None] | None = None
+        self._log = logging.getLogger(f"nimburion.{type(self).__name__}")
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._task is not None and not self._task.done()
+
+    async def start(self) -> None:
+        """Begin; does nothing when it runs."""
+        if self.running:
+            return
+        self.stopping.clear()
+        self._task = asyncio.create_task(self._supervise(), name=type(self).__name__)
+
+    async def stop(self) -> None:
+        """Ask it to end and wait until it has; does nothing when it does not run."""
+        self.stopping.set()
+        task, self._task = self._task, None
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def run(self) -> None:
+        """The work; returns soon after `stopping` is set."""
+        raise NotImplementedError
+
+    async def pause(self, seconds: float) -> None:
+        """Let `seconds` pass, or less when `stopping` is set meanwhile."""
+        sleep = asyncio.ensure_future(self.clock.sleep(seconds))
+        stop = asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait({sleep, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            stop.cancel()
+
+    async def _supervise(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self.stopping.is_set():
+            try:
+                await self.run()
+                return
+            except Exception as error:
+                self.failure = error
+                self._log.exception("failed; again in %.1f s", pause)
+                await self.pause(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+class Periodic(Service):
+    """A service that does one bounded thing every `interval` seconds, give or take `jitter`."""
+
+    def __init__(
+        self, clock: Clock, interval: float, random: Random, jitter: float = 0.1
+    ) -> None:
+        super().__init__(clock)
+        self.interval = interval
+        self._random = random
+        self._jitter = jitter
+
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            spread = 1 + self._jitter * (2 * self._random.random() - 1)
+            await self.pause(self.interval * spread)
+            if not self.stopping.is_set():
+                await self.tick()
+                self.failure = None
+
+    async def tick(self) -> None:
+        """One turn."""
+        raise NotImplementedError

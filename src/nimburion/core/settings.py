@@ -1,0 +1,57 @@
+"""What can be set, with its defaults (SPEC §4). `nimburion.config` fills these from file,
+environment and arguments; everything else only reads them. Durations are seconds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.limits import Limits
+
+
+class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How this application's workers serve one queue."""
+
+    name: str
+    priority: int = 0
+    """Higher first."""
+    concurrency: int | None = None
+    """At most so many at once in each worker process; None: only the worker's own bound."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a processor: the section `jobs` of the configuration."""
+
+    url: str = "sqlite:///nimburion.db"
+    """Which store, as `open_backend` takes it."""
+    owner: str = "nimburion"
+    """The application's name: shown with its workers, and owner of its schedules."""
+    concurrency: int = 10
+    """Handlers at once in each worker process."""
+    queues: tuple[QueueSettings, ...] = ()
+    """The queues to serve; empty: every queue that the registered jobs name."""
+    session_ttl: float = 30.0
+    """A worker silent for so long is dead; it beats four times as often."""
+    grace: float = 25.0
+    """How long a stopping worker lets its handlers finish."""
+    max_retries: int = 3
+    retry_backoff: float = 1.0
+    retry_backoff_max: float = 600.0
+    max_lost: int = 3
+    timeout: float | None = None
+    ageing: float = 60.0
+    enqueue_timeout: float = 5.0
+    """How long `enqueue` goes on asking a store that does not answer."""
+    keep_completed: float | None = 86_400.0
+    keep_completed_max: int | None = None
+    keep_failed: float | None = 90 * 86_400.0
+    keep_results: float | None = 86_400.0
+    processes: int = 1
+    limits: Limits = Limits()
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration as loaded."""
+
+    jobs: Settings = Settings()
+    source: str | None = None
+    """The absolute path of the file it came from; None: no file, defaults and environment."""
