@@ -1,0 +1,49 @@
+"""For every test: hypothesis profiles, a clean environment, and a word on what a run ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("quick", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "deep", deadline=None, print_blob=True, max_examples=2_000, stateful_step_count=100
+)
+hypothesis.settings.load_profile("quick")  # --hypothesis-profile=deep comes later and wins
+
+BACKENDS = Path(__file__).parent.parent / "src" / "nimburion" / "backends"
+
+
+@pytest.fixture(autouse=True)
+def _without_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the settings of the shell it is run from."""
+    for name in [name for name in os.environ if name.startswith("NIMBURION_")]:
+        monkeypatch.delenv(name)
+
+
+def pytest_report_header() -> str:
+    """Name the versions that this run is about."""
+    return f"python {platform.python_version()}, sqlite {sqlite3.sqlite_version}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which stores passed how many contract cases: only these may be called supported."""
+    passed = Counter(
+        found[1]
+        for report in terminalreporter.stats.get("passed", [])
+        if (found := re.match(r"tests/contract/test_([a-z]+)", report.nodeid))
+    )
+    counts = ", ".join(f"{store} {passed[store]}" for store in stores() if passed[store])
+    terminalreporter.write_line(f"contract cases passed by store: {counts or 'none in this run'}")
+
+
+def stores() -> list[str]:
+    """Return the names of the stores in the source tree."""
+    return sorted(path.stem for path in BACKENDS.glob("[a-z]*"))
