@@ -271,17 +271,22 @@ def failed_checks(*, with_pyright: bool = False) -> List[str]:
     }
     if with_pyright:
         npx = shutil.which("npx") or "npx"
-        checks["pyright"] = [npx, "--yes", PYRIGHT, "--pythonpath", PYTHON]
-        checks["public types"] = checks["pyright"] + [
-            "--verifytypes", "nimburion", "--ignoreexternal",
-        ]  # fmt: skip
+        checks["pyright"] = [npx, "--yes", PYRIGHT]
+        checks["public types"] = [npx, "--yes", PYRIGHT, "--verifytypes", "nimburion"]
+        checks["public types"] += ["--ignoreexternal"]
     return [name for name, command in checks.items() if not passes(name, command)]
 
 
 def passes(name: str, command: List[str]) -> bool:
     """Run one check and show its output only when it failed."""
+    first = dict(os.environ, PATH=SCRIPTS + os.pathsep + os.environ.get("PATH", ""))
     result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env=first,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     print("dev.py: {:<12} {}".format(name, "ok" if result.returncode == 0 else "FAILED"))
     if result.returncode != 0:
