@@ -301,27 +301,42 @@ def pytest(arguments: List[str], copy: Optional[IO[str]] = None) -> int:
         environment = dict(os.environ, TMPDIR=scratch)
         environment[RUN_MARK] = mark
         command = [PYTHON, "-m", "pytest", "--basetemp", os.path.join(scratch, "t")]
-        code = call(command + arguments, environment=environment, copy=copy)
-        left = left_processes(mark) + left_files(scratch)
-    for one in left:
-        print("dev.py: left behind: " + one, file=sys.stderr)
-    return code or bool(left)
+        try:
+            code = call(command + arguments, environment=environment, copy=copy)
+        finally:
+            left = end_processes(mark) + left_files(scratch)
+            for one in left:
+                print("dev.py: left behind: " + one, file=sys.stderr)
+    return code or int(bool(left))
 
 
-def left_processes(mark: str) -> List[str]:
-    """End and name the processes that the run with this mark started and did not end (Linux)."""
-    left = []
+def end_processes(mark: str, patience: float = 2.0) -> List[str]:
+    """Wait for the processes of the run with this mark; end and name those that stay (Linux)."""
+    until = time.monotonic() + patience
+    while processes_of(mark) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = processes_of(mark)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return ["process %d: %s" % one for one in left.items()]
+
+
+def processes_of(mark: str) -> Dict[int, str]:
+    """Return the commands of the processes that carry this mark, by process id."""
+    found = {}
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
             with open("/proc/%s/environ" % pid, "rb") as file:
                 if "{}={}".format(RUN_MARK, mark).encode() not in file.read().split(b"\0"):
                     continue
             with open("/proc/%s/cmdline" % pid, "rb") as file:
-                left.append("process %s: %s" % (pid, file.read().replace(b"\0", b" ").decode()))
-            os.kill(int(pid), signal.SIGKILL)
+                found[int(pid)] = file.read().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue  # another user's, or already gone
-    return left
+    return found
 
 
 def left_files(scratch: str) -> List[str]:

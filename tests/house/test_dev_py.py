@@ -96,10 +96,10 @@ def test_a_process_that_outlives_a_run_is_ended_and_named() -> None:
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
-        left = dev.left_processes("planted")
+        left = dev.end_processes("planted", patience=0)
         assert process.wait(timeout=10) != 0
     assert [f"process {process.pid}: " in one for one in left] == [True]
-    assert dev.left_processes("planted") == []
+    assert dev.processes_of("planted") == {}
 
 
 def test_a_file_that_a_run_leaves_is_named(tmp_path: Path) -> None:

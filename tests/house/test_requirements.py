@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -82,6 +83,18 @@ def test_the_extra_all_brings_every_extra() -> None:
 
 def test_the_package_knows_its_version() -> None:
     assert nimburion.__version__ == PROJECT["version"]
+
+
+def test_the_package_shows_its_readme() -> None:
+    assert (ROOT / PROJECT["readme"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [("console_scripts", "nimburion"), ("pytest11", "nimburion")]
+)
+def test_what_is_installed_can_be_loaded(group: str, name: str) -> None:
+    (found,) = entry_points(group=group, name=name)
+    assert found.load()
 
 
 def sum_of_extras() -> list[str]:
