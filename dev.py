@@ -5,6 +5,7 @@ It keeps its own virtual environment in .venv and makes or renews it when needed
 This file must parse and start on Python 3.6, so that an old `python3` can find a newer one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -317,10 +318,8 @@ def end_processes(mark: str, patience: float = 2.0) -> List[str]:
         time.sleep(0.05)
     left = processes_of(mark)
     for pid in left:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return ["process %d: %s" % one for one in left.items()]
 
 
