@@ -128,9 +128,7 @@ class Consuming(Protocol):
 class Maintaining(Protocol):
     """What operators do."""
 
-    async def replay(
-        self, which: JobFilter, limit: int, after: str | None = None
-    ) -> Replayed:
+    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """Make up to `limit` failed jobs pending again. Those that are not failed are passed over,
         so doing it twice does nothing the second time."""
         ...
@@ -140,7 +138,7 @@ class Maintaining(Protocol):
         over."""
         ...
 
-    async def pause(self, queue: str, paused: bool) -> None:
+    async def pause(self, queue: str, *, paused: bool) -> None:
         """From now on, hand out nothing of this queue; or do so again, and ring it."""
         ...
 
@@ -192,7 +190,7 @@ class Scheduling(Protocol):
         """All of them, by name."""
         ...
 
-    async def pause_schedule(self, name: str, paused: bool) -> bool:
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
         """Stop or resume one; False when there is none of that name."""
         ...
 

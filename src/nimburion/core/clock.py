@@ -31,15 +31,19 @@ class Clock(Protocol):
 class SystemClock:
     """The host's own clock."""
 
-    __slots__ = ("monotonic", "now")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.now = time.time
-        self.monotonic = _boot_seconds if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return _boot_seconds()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
 def _boot_seconds() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    # Where there is no such clock (macOS), the monotonic one does not count suspended time.
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)

@@ -178,7 +178,7 @@ class PermanentError(Exception):
     """Raised by a handler: this job failed and no retry will help. It becomes a dead letter."""
 
 
-class JobSignal(Exception):  # noqa: N818 (a signal is not an error)
+class JobSignal(Exception):
     """What a handler raises to say how its attempt ended, other than by failing."""
 
 
@@ -188,7 +188,7 @@ class Retry(JobSignal):
     def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.after = seconds_of(after) if after is not None else None
+        self.after: float | None = seconds_of(after) if after is not None else None
 
 
 class Snooze(JobSignal):
@@ -196,7 +196,7 @@ class Snooze(JobSignal):
 
     def __init__(self, for_: float | timedelta) -> None:
         super().__init__(f"snoozed for {for_}")
-        self.for_ = seconds_of(for_)
+        self.for_: float = seconds_of(for_)
 
 
 class Cancel(JobSignal):

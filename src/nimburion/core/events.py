@@ -112,5 +112,5 @@ class Events:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a listener must not stop the work it listens to
                 _log.exception("a subscriber failed on %s", type(event).__name__)

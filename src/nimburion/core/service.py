@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from random import Random
+from typing import Any
 
 from nimburion.core.clock import Clock
 
@@ -21,8 +23,8 @@ class Service:
     """Something with a `run` that goes on until `stopping` is set."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.stopping = asyncio.Event()
+        self.clock: Clock = clock
+        self.stopping: asyncio.Event = asyncio.Event()
         self.failure: BaseException | None = None
         """What `run` raised last, until it works again: health reads it."""
         self._task: asyncio.Task[None] | None = None
@@ -53,13 +55,7 @@ class Service:
 
     async def pause(self, seconds: float) -> None:
         """Let `seconds` pass, or less when `stopping` is set meanwhile."""
-        sleep = asyncio.ensure_future(self.clock.sleep(seconds))
-        stop = asyncio.ensure_future(self.stopping.wait())
-        try:
-            await asyncio.wait({sleep, stop}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            stop.cancel()
+        await first_of(self.clock.sleep(seconds), self.stopping.wait())
 
     async def _supervise(self) -> None:
         pause = _FIRST_PAUSE
@@ -67,7 +63,7 @@ class Service:
             try:
                 await self.run()
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a loop must never die in silence
                 self.failure = error
                 self._log.exception("failed; again in %.1f s", pause)
                 await self.pause(pause)
@@ -77,11 +73,9 @@ class Service:
 class Periodic(Service):
     """A service that does one bounded thing every `interval` seconds, give or take `jitter`."""
 
-    def __init__(
-        self, clock: Clock, interval: float, random: Random, jitter: float = 0.1
-    ) -> None:
+    def __init__(self, clock: Clock, interval: float, random: Random, jitter: float = 0.1) -> None:
         super().__init__(clock)
-        self.interval = interval
+        self.interval: float = interval
         self._random = random
         self._jitter = jitter
 
@@ -96,3 +90,15 @@ class Periodic(Service):
     async def tick(self) -> None:
         """One turn."""
         raise NotImplementedError
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when the first of them does, or raise what it raised; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
