@@ -6,6 +6,9 @@ import asyncio
 import time
 from typing import Protocol
 
+_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+"""Linux. Elsewhere the monotonic clock serves, which does not count suspended time."""
+
 
 class Clock(Protocol):
     """What tells the time and lets it pass.
@@ -37,13 +40,7 @@ class SystemClock:
         return time.time()
 
     def monotonic(self) -> float:
-        return _boot_seconds()
+        return time.clock_gettime(_BOOT) if _BOOT is not None else time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-def _boot_seconds() -> float:
-    # Where there is no such clock (macOS), the monotonic one does not count suspended time.
-    boot = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if boot is None else time.clock_gettime(boot)
