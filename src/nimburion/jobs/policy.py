@@ -1,0 +1,222 @@
+"""How jobs of one name are treated: retries, backoff, timeout, concurrency, priority."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from random import Random
+from typing import TypedDict, TypeVar
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError
+from nimburion.core.settings import Settings
+
+_log = logging.getLogger("nimburion.jobs")
+_T = TypeVar("_T")
+
+Backoff = Callable[[int], float]
+"""Seconds to wait after failure number n (1 for the first), before jitter and cap."""
+
+JITTER = 0.2
+"""Up to this part of a delay is added at random: only ever later, so that retries spread."""
+
+_MOST_DOUBLINGS = 60
+
+
+class Priority(enum.IntEnum):
+    """Names for some of the ten priorities; higher first."""
+
+    LOWEST = 1
+    LOW = 3
+    NORMAL = 5
+    HIGH = 7
+    HIGHEST = 9
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a declaration says of its jobs. None: as the settings say (no limit, no timeout)."""
+
+    max_retries: int | None = None
+    backoff: Backoff | None = None
+    backoff_max: float | None = None
+    permanent: tuple[type[BaseException], ...] = ()
+    """Exceptions after which no retry is made."""
+    timeout: float | None = None
+    """Seconds an attempt may take."""
+    concurrency: int | None = None
+    """At most so many at once over the whole fleet."""
+    priority: int = Priority.NORMAL
+    result: bool = True
+    """Whether what the handler returns is kept."""
+
+    def completed_by(self, settings: Settings) -> Policy:
+        """This policy with every gap filled; `timeout` and `concurrency` may stay None."""
+        return msgspec.structs.replace(
+            self,
+            max_retries=_first(self.max_retries, settings.max_retries),
+            backoff=_first(self.backoff, exponential(settings.retry_backoff)),
+            backoff_max=_first(self.backoff_max, settings.retry_backoff_max),
+            timeout=_first(self.timeout, settings.timeout),
+        )
+
+    def delay(self, failures: int, random: Random) -> float:
+        """Seconds from failure number `failures` to the next try: backoff, jitter, cap."""
+        cap = _first(self.backoff_max, Settings().retry_backoff_max)
+        return min(self._backed_off(failures) * (1.0 + JITTER * random.random()), cap)
+
+    def _backed_off(self, failures: int) -> float:
+        """What the backoff says; a user's function that fails or answers nonsense is logged, and
+        exponential backoff takes its place: a job must not be lost to it."""
+        default = exponential(Settings().retry_backoff)
+        try:
+            seconds = float(_first(self.backoff, default)(failures))
+        except Exception:  # noqa: BLE001 (a user's function may raise anything)
+            _log.exception("the backoff function failed; exponential backoff takes its place")
+            seconds = math.nan
+        else:
+            if not seconds >= 0.0:
+                _log.error("the backoff function answered %r, which is no delay", seconds)
+        return seconds if seconds >= 0.0 else default(failures)
+
+
+class PolicyOptions(TypedDict, total=False):
+    """The words of a policy in `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
+
+    max_retries: int
+    retry_backoff: float | timedelta | Sequence[float] | Backoff
+    retry_backoff_max: float | timedelta
+    permanent: type[BaseException] | tuple[type[BaseException], ...]
+    timeout: float | timedelta | None
+    concurrency: int | None
+    priority: int
+    result: bool
+
+
+class _Exponential(msgspec.Struct, frozen=True):
+    base: float
+
+    def __call__(self, failures: int) -> float:
+        return self.base * 2.0 ** min(failures - 1, _MOST_DOUBLINGS)
+
+
+class _Linear(msgspec.Struct, frozen=True):
+    step: float
+
+    def __call__(self, failures: int) -> float:
+        return self.step * failures
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    seconds: tuple[float, ...]
+
+    def __call__(self, failures: int) -> float:
+        return self.seconds[min(failures, len(self.seconds)) - 1]
+
+
+def exponential(base: float | timedelta) -> Backoff:
+    """`base`, twice as much, four times as much …
+
+    >>> [exponential(1.5)(n) for n in (1, 2, 3)]
+    [1.5, 3.0, 6.0]
+    """
+    return _Exponential(_seconds("retry_backoff", base))
+
+
+def linear(step: float | timedelta) -> Backoff:
+    """`step`, twice, three times `step` …
+
+    >>> [linear(10)(n) for n in (1, 2, 3)]
+    [10.0, 20.0, 30.0]
+    """
+    return _Linear(_seconds("retry_backoff", step))
+
+
+def listed(*seconds: float | timedelta) -> Backoff:
+    """Exactly these, the last one again and again.
+
+    >>> [listed(1, 60)(n) for n in (1, 2, 3)]
+    [1.0, 60.0, 60.0]
+    """
+    if not seconds:
+        raise DefinitionError("retry_backoff: list at least one delay")
+    return _Listed(tuple(_seconds("retry_backoff", one) for one in seconds))
+
+
+def policy_of(
+    *,
+    max_retries: int | None = None,
+    retry_backoff: float | timedelta | Sequence[float] | Backoff | None = None,
+    retry_backoff_max: float | timedelta | None = None,
+    permanent: type[BaseException] | tuple[type[BaseException], ...] = (),
+    timeout: float | timedelta | None = None,
+    concurrency: int | None = None,
+    priority: int = Priority.NORMAL,
+    result: bool = True,
+) -> Policy:
+    """The policy that these words say; `DefinitionError` names the word that cannot be."""
+    return Policy(
+        max_retries=None if max_retries is None else _whole("max_retries", max_retries, 0),
+        backoff=None if retry_backoff is None else _backoff_of(retry_backoff),
+        backoff_max=_perhaps_seconds("retry_backoff_max", retry_backoff_max),
+        permanent=_exceptions_of(permanent),
+        timeout=_perhaps_seconds("timeout", timeout),
+        concurrency=None if concurrency is None else _whole("concurrency", concurrency, 1),
+        priority=_whole("priority", priority, 0, 9),
+        result=bool(result),
+    )
+
+
+def _first(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _backoff_of(value: object) -> Backoff:
+    if callable(value):
+        return value
+    if isinstance(value, list | tuple):
+        return listed(*value)
+    if isinstance(value, int | float | timedelta):
+        return exponential(value)
+    raise DefinitionError(
+        "retry_backoff must be seconds, a list of seconds or a function of the number of the "
+        f"failure, not {value!r}"
+    )
+
+
+def _exceptions_of(value: object) -> tuple[type[BaseException], ...]:
+    kinds = value if isinstance(value, tuple) else (value,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise DefinitionError(f"permanent must hold exception classes, not {kind!r}")
+    return kinds
+
+
+def _perhaps_seconds(what: str, value: object) -> float | None:
+    if value is None:
+        return None
+    seconds = _seconds(what, value)
+    if seconds == 0.0:
+        raise DefinitionError(f"{what} must be more than 0 seconds")
+    return seconds
+
+
+def _seconds(what: str, value: object) -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    raise DefinitionError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+
+
+def _whole(what: str, value: object, low: int, high: int | None = None) -> int:
+    number = value if isinstance(value, int) and not isinstance(value, bool) else low - 1
+    if low <= number <= (number if high is None else high):
+        return int(number)
+    allowed = f"{low} or more" if high is None else f"from {low} to {high}"
+    raise DefinitionError(f"{what} must be a whole number, {allowed}, not {value!r}")
