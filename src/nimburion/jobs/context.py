@@ -1,0 +1,210 @@
+"""What a handler knows about the attempt it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, MutableMapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nimburion.core.errors import Cancel, NotOpen
+from nimburion.core.lease import Delivery, Lease
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from nimburion.jobs.terms import EnqueueOptions
+
+_log = logging.getLogger("nimburion.job")
+
+CURRENT: ContextVar[Context | None] = ContextVar("nimburion_current_attempt", default=None)
+"""The attempt whose handler is running here; set by the engine. Jobs enqueued meanwhile inherit
+its tenant and correlation id."""
+
+ProgressSink = Callable[[Lease, float, str], None]
+"""Takes note of a report: lease, fraction, message. Callable from any thread."""
+
+
+class Named(Protocol):
+    """What is told of the handler."""
+
+    @property
+    def name(self) -> str:
+        """The name of its jobs."""
+        ...
+
+
+class Enqueuing(Protocol):
+    """The way in, as a context uses it."""
+
+    async def enqueue(self, job: object, **options: Unpack[EnqueueOptions]) -> str:
+        """Store one job; its id."""
+        ...
+
+
+class Context:
+    """One attempt, from delivery to settlement.
+
+    Middleware may replace `payload` (before decoding) and read `job` (the arguments, once they are
+    decoded; the bytes themselves for a raw handler). Everything here may be used from the thread
+    of a `def` handler, but for `enqueue`, which is awaited.
+    """
+
+    __slots__ = (
+        "_client",
+        "_handler",
+        "_log",
+        "_now",
+        "_sink",
+        "attempt_handle",
+        "cancelled",
+        "deadline",
+        "delivery",
+        "job",
+        "payload",
+    )
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        handler: Named | None,
+        now: Callable[[], float],
+        sink: ProgressSink,
+        deadline: float | None,
+        *,
+        client: Enqueuing | None = None,
+    ) -> None:
+        self.delivery = delivery
+        self._handler = handler
+        self._now = now
+        self._sink = sink
+        self._client = client
+        self._log: JobLog | None = None
+        self.attempt_handle: Any = None
+        """The engine's own view of the attempt."""
+        self.deadline = deadline
+        """When the attempt times out, on the worker's monotonic clock; None: never."""
+        self.payload: bytes = delivery.payload
+        self.job: Any = None
+        self.cancelled = False
+        """Whether somebody asked to cancel this job. An `async def` handler is cancelled as a
+        task; a `def` handler looks here, or calls `raise_if_cancelled`."""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.delivery.lease.job_id
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.delivery.name
+
+    @property
+    def queue(self) -> str:
+        """The queue it came from."""
+        return self.delivery.queue
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first try."""
+        return self.delivery.attempt
+
+    @property
+    def failures(self) -> int:
+        """How many attempts before this one ended in failure or timeout."""
+        return self.delivery.failures
+
+    @property
+    def lost(self) -> int:
+        """How many attempts before this one lost their worker."""
+        return self.delivery.lost
+
+    @property
+    def fence(self) -> int:
+        """Rises with each delivery of this job: hand it to systems that fence by number."""
+        return self.delivery.lease.token.fence
+
+    @property
+    def priority(self) -> int:
+        """0 to 9, higher first."""
+        return self.delivery.priority
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What travelled with the job. Read it; changes go nowhere."""
+        return self.delivery.options.headers
+
+    @property
+    def tenant(self) -> str | None:
+        """The tenant the job was enqueued for."""
+        return self.delivery.options.tenant
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What ties it to the request or job that caused it."""
+        return self.delivery.options.correlation_id
+
+    @property
+    def unique_key(self) -> str | None:
+        """The unique key it holds."""
+        return self.delivery.options.unique_key
+
+    @property
+    def log(self) -> JobLog:
+        """A logger whose records carry job_id, job_name, queue, attempt, correlation_id, tenant."""
+        if self._log is None:
+            self._log = JobLog(_log, _said_of(self.delivery))
+        return self._log
+
+    def remaining(self) -> float | None:
+        """Seconds until the attempt times out, 0 when it has; None: there is no timeout."""
+        return None if self.deadline is None else max(0.0, self.deadline - self._now())
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Note how far the work has come, 0.0 to 1.0; the newest note goes out with the next call
+        to the store. Cheap: call it as often as you like."""
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
+        self._sink(self.delivery.lease, float(fraction), str(message))
+
+    def request_cancel(self) -> None:
+        """Somebody wants this job cancelled: from now on `cancelled` is True."""
+        self.cancelled = True
+
+    def raise_if_cancelled(self) -> None:
+        """End the job as cancelled if that was asked for: raises `Cancel`."""
+        if self.cancelled:
+            raise Cancel("cancelled on request")
+
+    async def enqueue(self, job: object, **options: Unpack[EnqueueOptions]) -> str:
+        """Store another job, as `processor.enqueue` does; tenant and correlation id are this
+        job's, unless given."""
+        if self._client is None:
+            raise NotOpen("this context has no processor to enqueue with")
+        return await self._client.enqueue(job, **options)
+
+    def __repr__(self) -> str:
+        return f"<Context {self.name} {self.job_id} attempt {self.attempt}>"
+
+
+class JobLog(logging.LoggerAdapter[logging.Logger]):
+    """Adds what is known of the job to each record, beside the `extra` of the call."""
+
+    def process(
+        self, msg: object, kwargs: MutableMapping[str, Any]
+    ) -> tuple[object, MutableMapping[str, Any]]:
+        """Merge both extras; the call's wins."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+def _said_of(delivery: Delivery) -> dict[str, object]:
+    return {
+        "job_id": delivery.lease.job_id,
+        "job_name": delivery.name,
+        "queue": delivery.queue,
+        "attempt": delivery.attempt,
+        "correlation_id": delivery.options.correlation_id,
+        "tenant": delivery.options.tenant,
+    }

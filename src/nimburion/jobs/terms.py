@@ -1,0 +1,170 @@
+"""What may be said with an enqueue, checked once for all jobs of the call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypedDict
+
+import msgspec
+
+from nimburion.core.errors import InvalidJob
+from nimburion.core.job import NO_OPTIONS, Options
+from nimburion.core.limits import Limits, check_name
+
+
+class EnqueueManyOptions(TypedDict, total=False):
+    """What may be said with `enqueue_many`: holds for each of its jobs."""
+
+    queue: str | None
+    """Instead of the queue that the job's declaration names."""
+    priority: int | None
+    """0 to 9, higher first; `Priority` has names for some."""
+    at: datetime | None
+    """Due then; it must have a time zone."""
+    after: float | timedelta | None
+    """Due so many seconds from now, by the store's clock."""
+    unique_key: str | None
+    """At most one unfinished job of that name has it."""
+    unique_for: float | timedelta | None
+    """Hold the unique key for so many seconds instead, finished or not."""
+    on_duplicate: Literal["reject", "existing"]
+    """Unique key taken: raise `DuplicateJob`, or answer with the id of the job that holds it."""
+    headers: Mapping[str, str] | None
+    tenant: str | None
+    correlation_id: str | None
+    max_retries: int | None
+    timeout: float | timedelta | None
+    """Seconds an attempt may take."""
+    connection: object
+    """Store inside this connection's open transaction (SQLite, PostgreSQL)."""
+
+
+class EnqueueOptions(EnqueueManyOptions, total=False):
+    """What may be said with `enqueue`."""
+
+    id: str | None
+    """The caller's own id: enqueueing again with it makes no second job."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """The options of one call, checked. None: as the job's declaration says."""
+
+    queue: str | None = None
+    priority: int | None = None
+    at: float | None = None
+    after: float = 0.0
+    options: Options = NO_OPTIONS
+    connection: object = None
+
+
+NO_TERMS = Terms()
+
+
+def terms_of(
+    limits: Limits,
+    *,
+    queue: str | None = None,
+    priority: int | None = None,
+    at: datetime | None = None,
+    after: float | timedelta | None = None,
+    connection: object = None,
+    **options: Any,
+) -> Terms:
+    """What was said, checked: `InvalidJob` names the option that cannot be, `TypeError` one that
+    does not exist."""
+    if at is not None and after is not None:
+        raise InvalidJob("say `at` or `after`, not both")
+    return Terms(
+        queue=None if queue is None else check_name("queue", queue),
+        priority=None if priority is None else _priority_of(priority),
+        at=None if at is None else _epoch_of(at),
+        after=0.0 if after is None else max(0.0, _seconds_of("after", after)),
+        options=_options_of(limits, **options) if options else NO_OPTIONS,
+        connection=connection,
+    )
+
+
+def _options_of(
+    limits: Limits,
+    *,
+    unique_key: str | None = None,
+    unique_for: float | timedelta | None = None,
+    on_duplicate: Literal["reject", "existing"] = "reject",
+    headers: Mapping[str, str] | None = None,
+    tenant: str | None = None,
+    correlation_id: str | None = None,
+    max_retries: int | None = None,
+    timeout: float | timedelta | None = None,
+) -> Options:
+    _check_uniqueness(unique_key, unique_for, on_duplicate)
+    return Options(
+        headers=_headers_of(headers, limits) if headers else {},
+        tenant=None if tenant is None else check_name("tenant", tenant),
+        correlation_id=(
+            None if correlation_id is None else check_name("correlation_id", correlation_id)
+        ),
+        unique_key=None if unique_key is None else check_name("unique_key", unique_key),
+        unique_for=None if unique_for is None else _positive("unique_for", unique_for),
+        on_duplicate=on_duplicate,
+        max_retries=None if max_retries is None else _count_of("max_retries", max_retries),
+        timeout=None if timeout is None else _positive("timeout", timeout),
+    )
+
+
+def _check_uniqueness(unique_key: object, unique_for: object, on_duplicate: object) -> None:
+    if on_duplicate not in ("reject", "existing"):
+        raise InvalidJob(f"on_duplicate must be 'reject' or 'existing', not {on_duplicate!r}")
+    if unique_key is None and unique_for is not None:
+        raise InvalidJob("unique_for needs a unique_key")
+
+
+def _epoch_of(at: object) -> float:
+    if not isinstance(at, datetime):
+        raise InvalidJob(f"at must be a datetime with a time zone, not {at!r}; or say `after`")
+    if at.utcoffset() is None:
+        raise InvalidJob(
+            f"at must have a time zone, {at!r} has none: "
+            "datetime(…, tzinfo=timezone.utc), or .astimezone() for the local one"
+        )
+    return at.timestamp()
+
+
+def _priority_of(priority: object) -> int:
+    number = _count_of("priority", priority)
+    if number > 9:
+        raise InvalidJob(f"priority must be from 0 to 9 (higher first), not {number}")
+    return number
+
+
+def _count_of(what: str, value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    raise InvalidJob(f"{what} must be a whole number, 0 or more, not {value!r}")
+
+
+def _seconds_of(what: str, value: object) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise InvalidJob(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+
+
+def _positive(what: str, value: object) -> float:
+    seconds = _seconds_of(what, value)
+    if seconds <= 0:
+        raise InvalidJob(f"{what} must be more than 0 seconds, not {value!r}")
+    return seconds
+
+
+def _headers_of(headers: Mapping[str, str], limits: Limits) -> dict[str, str]:
+    try:
+        checked = msgspec.convert(dict(headers), dict[str, str])
+        size = sum(len(part.encode()) for pair in checked.items() for part in pair)
+    except (TypeError, ValueError) as error:
+        raise InvalidJob(f"headers must be a dict of str to str in UTF-8: {error}") from error
+    if size > limits.headers:
+        raise InvalidJob(f"headers are {size} bytes, over the limit of {limits.headers}")
+    return checked
