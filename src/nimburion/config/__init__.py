@@ -1,0 +1,112 @@
+"""The only reader of configuration: a file, then the environment, then arguments.
+
+>>> from nimburion import config
+>>> config.load(jobs={"url": "memory://", "grace": "1m30s"}).jobs.grace
+90.0
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from nimburion.config.arguments import read_arguments
+from nimburion.config.environment import FILE_VARIABLE, read_environment
+from nimburion.config.schema import ROOT, STORE_KEYS, read_section
+from nimburion.config.store import absolute_path, store_url, without_superseded
+from nimburion.config.tree import Place, Written, nested, overlay, part, refusal
+from nimburion.config.yaml_text import read_yaml
+from nimburion.core.errors import ConfigurationError
+from nimburion.core.limits import Limits
+from nimburion.core.settings import Config, QueueSettings, Settings
+
+__all__ = ["Config", "ConfigurationError", "QueueSettings", "Settings", "load"]
+
+FILE = "config.yaml"
+LARGEST = 256 * 1024
+
+
+def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Config:
+    """The configuration: the file's settings, over them the environment's, over them `arguments`.
+
+    The file is `path`, else the one that `NIMBURION_CONFIG` names, else `config.yaml` in the
+    working directory when there is one. With none, the defaults hold: SQLite in `nimburion.db` in
+    the working directory. `arguments` are whole or partial sections: `jobs={"concurrency": 20}`.
+
+    Raises:
+        ConfigurationError: what is wrong, where (file and line, variable or argument), and what
+            is allowed there. Nothing is ignored: an unknown key is an error.
+    """
+    file = find_file(path, os.environ)
+    tree = Written({}, Place("defaults"))
+    for layer in (
+        read_file(file) if file is not None else None,
+        read_environment(os.environ),
+        read_arguments(arguments),
+    ):
+        tree = with_layer(tree, layer)
+    jobs = jobs_settings(tree)
+    return Config(jobs=jobs, source=absolute_path(file) if file is not None else None)
+
+
+def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
+    """The file to read; None when none was named and there is no `config.yaml`."""
+    if path is not None:
+        return Path(path)
+    named = environment.get(FILE_VARIABLE)
+    if named:
+        return Path(named)
+    usual = Path(FILE)
+    return usual if usual.exists() else None
+
+
+def read_file(file: Path) -> Written:
+    """The tree of a file; at most 256 KiB of UTF-8."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise refusal(Place(str(file)), (), f"cannot be read: {reason}") from None
+    if len(content) > LARGEST:
+        raise refusal(Place(str(file)), (), f"larger than {LARGEST // 1024} KiB")
+    return read_yaml(text_of(content, str(file)), str(file))
+
+
+def text_of(content: bytes, source: str) -> str:
+    """The text of a file; UTF-8, with or without a byte order mark."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise refusal(Place(source, line), (), "not UTF-8") from None
+
+
+def with_layer(lower: Written, upper: Written | None) -> Written:
+    """One layer over another; a store named in the upper one replaces the lower one's.
+
+    Each layer must be right by itself, so that nothing wrong is hidden by what lies over it.
+    """
+    if upper is None or not read_section(ROOT, upper, ()):
+        return lower
+    jobs = without_superseded(part(lower, "jobs"), part(upper, "jobs"))
+    if jobs is not None and isinstance(lower.value, dict):
+        lower = Written({**lower.value, "jobs": jobs}, lower.place)
+    return overlay(lower, upper)
+
+
+def jobs_settings(tree: Written) -> Settings:
+    """The section `jobs`, checked and complete."""
+    read = read_section(ROOT, tree, ())
+    written = part(tree, "jobs") or nested((), Written({}, tree.place))
+    values = dict(cast("dict[str, object]", read.get("jobs", {})))
+    told = {key: values.pop(key) for key in STORE_KEYS if key in values}
+    values["url"] = store_url(written, told, ("jobs",))
+    if "queues" in values:
+        queues = cast("list[dict[str, object]]", values["queues"])
+        values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]
+    if "limits" in values:
+        values["limits"] = Limits(**cast("dict[str, int]", values["limits"]))
+    return Settings(**values)  # type: ignore[arg-type]

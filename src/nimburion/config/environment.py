@@ -1,0 +1,64 @@
+"""Settings from the environment: `NIMBURION_JOBS__CONCURRENCY=20`.
+
+`__` separates the steps of a key path. Lists and maps are written as YAML flow:
+`NIMBURION_JOBS__QUEUES='[{name: mail, priority: 5}]'`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+from nimburion.config.kinds import Kind
+from nimburion.config.schema import JOBS, Section, shape_at, unknown
+from nimburion.config.tree import Place, Written, nested, overlay, refusal, spelled
+from nimburion.config.yaml_text import read_yaml, scalar
+
+PREFIX = "NIMBURION_"
+FILE_VARIABLE = "NIMBURION_CONFIG"
+
+
+def read_environment(environment: Mapping[str, str]) -> Written | None:
+    """The tree that all our variables make together; None when there are none."""
+    ours = sorted(name for name in environment if name.startswith(PREFIX))
+    found = [setting_of(name, environment[name]) for name in ours if name != FILE_VARIABLE]
+    settings = [setting for setting in found if setting is not None]
+    return reduce(overlay, settings) if settings else None
+
+
+def setting_of(variable: str, text: str) -> Written | None:
+    """The tree of one variable; None for one that is not a setting.
+
+    A name with `__` must be a setting. Without, it may belong to somebody else (Kubernetes sets
+    `NIMBURION_PORT` for a service of our name), unless it is a setting with `_` for `__`.
+    """
+    path = tuple(variable.removeprefix(PREFIX).lower().split("__"))
+    place = Place(variable)
+    shape = shape_at(path)
+    if shape is None:
+        refuse_unless_foreign(variable, path, place)
+        return None
+    if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
+        raise refusal(place, path, "not UTF-8")
+    if isinstance(shape, Kind):
+        return nested(path, Written(scalar(text), place, text))
+    return nested(path, read_yaml(text, variable, numbered=False, path=path))
+
+
+def refuse_unless_foreign(variable: str, path: tuple[str, ...], place: Place) -> None:
+    """Raise for a variable that was meant as a setting."""
+    if len(path) > 1:
+        raise refusal(place, path, unknown_at(path))
+    meant = path[0].removeprefix("jobs_")
+    if meant in JOBS.keys and meant != path[0]:
+        right = f"{PREFIX}JOBS__{meant.upper()}"
+        raise refusal(place, (), f"is not read; {variable} must be spelled {right}")
+
+
+def unknown_at(path: tuple[str, ...]) -> str:
+    """Say which step of the path is unknown."""
+    depth = next(depth for depth in range(len(path)) if shape_at(path[: depth + 1]) is None)
+    above = shape_at(path[:depth])
+    if isinstance(above, Section):
+        return unknown(path[depth], above.keys, path[:depth])
+    return f"no such setting; {spelled(path[:depth])} has no parts of its own"

@@ -1,0 +1,191 @@
+"""The kinds of values that settings have: how each is read and how it is described."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from types import MappingProxyType
+
+import msgspec
+
+from nimburion.config.tree import Path, Written, kind_of, refusal
+from nimburion.core.limits import NAME_PATTERN
+
+CENTURY = 36_525 * 86_400.0
+
+_UNITS = MappingProxyType({"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
+_DURATION = re.compile(
+    r"(?:(?P<d>\d{1,9}(?:\.\d{1,9})?)d)?(?:(?P<h>\d{1,9}(?:\.\d{1,9})?)h)?"
+    r"(?:(?P<m>\d{1,9}(?:\.\d{1,9})?)m)?(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)s)?"
+    r"(?:(?P<ms>\d{1,9}(?:\.\d{1,9})?)ms)?"
+)
+_SIZE = re.compile(r"(\d{1,12})\s?(B|KiB|MiB|KB|MB)")
+_BYTES = MappingProxyType({"B": 1, "KiB": 1024, "MiB": 1024**2, "KB": 1000, "MB": 1000**2})
+
+
+class Unfit(Exception):
+    """A value that is not of its kind; the message may say why."""
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One kind of value."""
+
+    allowed: str
+    """What may stand there, for messages and docs."""
+    take: Callable[[Written], object]
+    """The value as settings hold it, or `Unfit`."""
+    optional: bool = False
+    """Nothing, or the word `none`, means None."""
+    secret: bool = False
+    """Never shown, not even in the message that refuses it."""
+
+    def read(self, written: Written, path: Path) -> object:
+        """The value, or a `ConfigurationError` that says what was found and what is allowed."""
+        if self.optional and (written.value is None or written.value == "none"):
+            return None
+        try:
+            return self.take(written)
+        except Unfit as unfit:
+            hint = f" ({unfit})" if str(unfit) else ""
+            problem = f"expected {self.allowed}, found {self._shown(written)}{hint}"
+            raise refusal(written.place, path, problem) from None
+
+    def _shown(self, written: Written) -> str:
+        value = written.value
+        if self.secret or not isinstance(value, str | int | float) or isinstance(value, bool):
+            return kind_of(value)
+        text = value if isinstance(value, str) else written.text or str(value)
+        cut = text if len(text) <= 60 else text[:57] + "..."
+        return ascii(cut) if isinstance(value, str) else cut
+
+
+def whole(least: int, most: int, *, optional: bool = False) -> Kind:
+    """A whole number within bounds."""
+
+    def take(written: Written) -> int:
+        value = written.value
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise Unfit(_without_quotes(value))
+        return value
+
+    return Kind(_or_none(f"a whole number from {least} to {most}", optional), take, optional)
+
+
+def only(number: int, why: str) -> Kind:
+    """A setting that this version knows and cannot change yet."""
+
+    def take(written: Written) -> int:
+        if isinstance(written.value, bool) or written.value != number:
+            raise Unfit(why)
+        return number
+
+    return Kind(str(number), take)
+
+
+def duration(least: float, *, most: float = CENTURY, optional: bool = False) -> Kind:
+    """Seconds, or a text like `1h30m`."""
+
+    def take(written: Written) -> float:
+        seconds = _seconds(written.value)
+        if not least <= seconds <= most:
+            raise Unfit(f"at least {least:g} s" if seconds < least else f"at most {most:g} s")
+        return seconds
+
+    return Kind(_or_none("seconds, or a text like 30s, 5m, 1h30m, 90d", optional), take, optional)
+
+
+def size(least: int, most: int) -> Kind:
+    """Bytes, or a text like `256KiB`."""
+
+    def take(written: Written) -> int:
+        count = _byte_count(written.value)
+        if not least <= count <= most:
+            raise Unfit(f"from {least} to {most} bytes")
+        return count
+
+    return Kind("bytes, or a text like 256KiB, 1MiB", take)
+
+
+def text(*, secret: bool = False) -> Kind:
+    """Any text. Numbers count as their own spelling: `password: 0123` keeps its zero."""
+
+    def take(written: Written) -> str:
+        value = written.text if written.text is not None else written.value
+        if not isinstance(value, str) or not value or written.value is None:
+            raise Unfit
+        if not value.isprintable():
+            raise Unfit("without control characters")
+        if re.fullmatch(r"\$\{.*\}|\$\w+", value):
+            raise Unfit("variables are not expanded here; set it by NIMBURION_… instead")
+        return value
+
+    return Kind("a text", take, secret=secret)
+
+
+def name() -> Kind:
+    """What queues and applications may be called."""
+
+    def take(written: Written) -> str:
+        value = written.text if written.text is not None else written.value
+        if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value):
+            raise Unfit
+        return value
+
+    return Kind("1-128 characters of A-Z a-z 0-9 _ . : -", take)
+
+
+def choice(*words: str) -> Kind:
+    """One of these words."""
+
+    def take(written: Written) -> str:
+        if written.value not in words or not isinstance(written.value, str):
+            raise Unfit
+        return written.value
+
+    return Kind(f"one of {', '.join(words)}", take)
+
+
+def flag() -> Kind:
+    """True or false."""
+
+    def take(written: Written) -> bool:
+        if not isinstance(written.value, bool):
+            raise Unfit
+        return written.value
+
+    return Kind("true or false", take)
+
+
+def _or_none(allowed: str, optional: bool) -> str:  # noqa: FBT001 (an adjective of the kind)
+    return f"{allowed}, or none" if optional else allowed
+
+
+def _without_quotes(value: object) -> str:
+    return "without quotes" if isinstance(value, str) and value.isdecimal() else ""
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(value)
+    if not isinstance(value, str) or not (match := _DURATION.fullmatch(value)) or not value:
+        raise Unfit(_without_quotes(value))
+    return sum(float(count) * _UNITS[unit] for unit, count in match.groupdict("0").items())
+
+
+def _finite(value: float) -> float:
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise Unfit from None
+    if not math.isfinite(seconds):
+        raise Unfit
+    return seconds
+
+
+def _byte_count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        return int(match[1]) * _BYTES[match[2]]
+    raise Unfit(_without_quotes(value))

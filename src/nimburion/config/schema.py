@@ -1,0 +1,183 @@
+"""Every setting that may be written, as data: what the docs list and the readers follow."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from nimburion.config.kinds import Kind, choice, duration, flag, name, only, size, text, whole
+from nimburion.config.tree import Path, Written, kind_of, refusal
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A map with these keys and no others."""
+
+    keys: Mapping[str, Shape]
+    required: frozenset[str] = frozenset()
+
+
+class Series(msgspec.Struct, frozen=True):
+    """A list of such maps, told apart by `unique`."""
+
+    each: Section
+    unique: str
+
+
+Shape = Kind | Section | Series
+
+_PRIORITY = whole(-1_000_000, 1_000_000)
+_CONCURRENCY = whole(1, 10_000)
+
+STORES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "memory": Section({}),
+        "sqlite": Section({"path": text(), "url": text(secret=True)}),
+        "redis": Section(
+            {
+                "addr": text(),
+                "url": text(secret=True),
+                "username": text(),
+                "password": text(secret=True),
+                "db": whole(0, 1_000_000),
+                "tls": flag(),
+            }
+        ),
+        "postgres": Section(
+            {
+                "addr": text(),
+                "url": text(secret=True),
+                "username": text(),
+                "password": text(secret=True),
+                "database": text(),
+            }
+        ),
+    }
+)
+
+QUEUE = Section(
+    {
+        "name": name(),
+        "priority": _PRIORITY,
+        "concurrency": whole(1, 10_000, optional=True),
+    },
+    required=frozenset({"name"}),
+)
+
+LIMITS = Section(
+    {
+        "payload": size(1, 256 * 1024**2),
+        "nesting": whole(1, 500),
+        "batch": whole(1, 1_000_000),
+        "error": size(256, 16 * 1024**2),
+        "result": size(0, 256 * 1024**2),
+        "headers": size(0, 16 * 1024**2),
+    }
+)
+
+STORE_KEYS: Mapping[str, Shape] = MappingProxyType(
+    {"backend": choice(*STORES), "url": text(secret=True), **STORES}
+)
+"""The keys that together say which store: `Settings.url` is made of them."""
+
+JOBS = Section(
+    {
+        **STORE_KEYS,
+        "owner": name(),
+        "concurrency": _CONCURRENCY,
+        "queues": Series(QUEUE, unique="name"),
+        "session_ttl": duration(1),
+        "grace": duration(0),
+        "max_retries": whole(0, 1_000_000),
+        "retry_backoff": duration(0),
+        "retry_backoff_max": duration(0),
+        "max_lost": whole(1, 1_000_000),
+        "timeout": duration(0.001, optional=True),
+        "ageing": duration(0),
+        "enqueue_timeout": duration(0),
+        "keep_completed": duration(0, optional=True),
+        "keep_completed_max": whole(0, 1_000_000_000, optional=True),
+        "keep_failed": duration(0, optional=True),
+        "keep_results": duration(0, optional=True),
+        "processes": only(1, "more are not in this version yet; start more workers"),
+        "limits": LIMITS,
+    }
+)
+
+ROOT = Section({"jobs": JOBS})
+
+COMING = frozenset({"scheduler", "server", "management", "telemetry"})
+"""Sections that later versions will read. Refused until then: none is ignored in silence."""
+
+
+def shape_at(path: tuple[str, ...]) -> Shape | None:
+    """What may stand at this path, or None where nothing may."""
+    shape: Shape = ROOT
+    for key in path:
+        if not isinstance(shape, Section) or key not in shape.keys:
+            return None
+        shape = shape.keys[key]
+    return shape
+
+
+def read(shape: Shape, written: Written, path: Path) -> object:
+    """The value of a tree, in the types that `Settings` holds."""
+    if isinstance(shape, Kind):
+        return shape.read(written, path)
+    if isinstance(shape, Section):
+        return read_section(shape, written, path)
+    return read_series(shape, written, path)
+
+
+def read_section(section: Section, written: Written, path: Path) -> dict[str, object]:
+    """The values of the keys that are written; an empty section has none."""
+    if written.value is None:
+        return {}
+    if not isinstance(written.value, dict):
+        keys = ", ".join(section.keys)
+        found = kind_of(written.value)
+        raise refusal(written.place, path, f"expected a map of {keys}; found {found}")
+    for key, value in written.value.items():
+        if key not in section.keys:
+            raise refusal(value.place, (*path, key), unknown(key, section.keys, path))
+    for key in sorted(section.required - written.value.keys()):
+        raise refusal(written.place, path, f"{key} is missing")
+    return {
+        key: read(section.keys[key], value, (*path, key)) for key, value in written.value.items()
+    }
+
+
+def read_series(series: Series, written: Written, path: Path) -> list[dict[str, object]]:
+    """The items in their order."""
+    if written.value is None:
+        return []
+    if not isinstance(written.value, list):
+        keys = ", ".join(series.each.keys)
+        found = kind_of(written.value)
+        raise refusal(written.place, path, f"expected a list of maps of {keys}; found {found}")
+    items: list[dict[str, object]] = []
+    seen: set[object] = set()
+    for index, item in enumerate(written.value):
+        values = read_section(series.each, item, (*path, index))
+        mark = values.get(series.unique)
+        if mark in seen:
+            where = (*path, index, series.unique)
+            raise refusal(item.place, where, f"{mark!r} stands in this list twice")
+        seen.add(mark)
+        items.append(values)
+    return items
+
+
+def unknown(key: str, known: Iterable[str], path: Path = ()) -> str:
+    """Say that there is no such key, and what was probably meant."""
+    if not path and key in COMING:
+        return "not in this version yet; remove the section (this version reads: jobs)"
+    names = list(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if near:
+        return f"no such setting; did you mean {near[0]}?"
+    if not path and key in JOBS.keys:
+        return f"no such section; did you mean jobs.{key}?"
+    return f"no such setting; known here: {', '.join(names) or 'nothing'}"

@@ -1,0 +1,209 @@
+"""Which store: one URL, made of `url`, or of `backend` and the section of that name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import cast
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from nimburion.config.schema import STORE_KEYS, STORES
+from nimburion.config.tree import Path, Written, part, refusal, without
+from nimburion.core.errors import ConfigurationError
+
+DEFAULT_FILE = "nimburion.db"
+SCHEMES = MappingProxyType(
+    {
+        "memory": ("memory",),
+        "sqlite": ("sqlite",),
+        "redis": ("redis", "rediss", "valkey", "valkeys"),
+        "postgres": ("postgresql", "postgres"),
+    }
+)
+_ADDRESSES = frozenset({"url", "addr", "path"})
+_log = logging.getLogger("nimburion.config")
+
+Values = Mapping[str, object]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What was said about the store: the tree for places, the values as read."""
+
+    tree: Written
+    values: Values
+    path: Path
+
+    def wrong(self, key: str, problem: str) -> Exception:
+        """The refusal that points at `key`."""
+        place = getattr(part(self.tree, key), "place", self.tree.place)
+        return refusal(place, (*self.path, key), problem)
+
+    def section(self, name: str) -> Told:
+        """What was said inside one store's own section."""
+        tree = part(self.tree, name) or Written({}, self.tree.place)
+        values = cast("Values", self.values.get(name, {}))
+        return Told(tree, values, (*self.path, name))
+
+
+def without_superseded(lower: Written | None, upper: Written | None) -> Written | None:
+    """`lower` without what `upper` overrules: a store named there leaves no other one standing."""
+    if part(upper, "url") is not None:
+        return without(lower, frozenset(STORE_KEYS))
+    if part(upper, "backend") is not None or _addressed(upper):
+        return without(lower, frozenset({"url"}))
+    return lower
+
+
+def _addressed(tree: Written | None) -> bool:
+    sections = (part(tree, name) for name in STORES)
+    return any(part(section, key) is not None for section in sections for key in _ADDRESSES)
+
+
+def store_url(tree: Written, values: Values, path: Path) -> str:
+    """The URL that `open_backend` takes; a file's path in it is absolute.
+
+    Raises:
+        ConfigurationError: two answers, or a store without its address.
+    """
+    told = Told(tree, values, path)
+    if "url" in values:
+        return _whole_url(told)
+    name = _chosen(told)
+    _mention_unused(told, name)
+    return _URLS[name](told.section(name))
+
+
+def _whole_url(told: Told) -> str:
+    url = str(told.values["url"])
+    if not _scheme(url):
+        raise told.wrong("url", "expected a URL like sqlite:///jobs.db or memory://")
+    backend = told.values.get("backend")
+    if backend is not None and _scheme(url) not in SCHEMES[str(backend)]:
+        problem = f"{backend}, but jobs.url names a store of scheme {_scheme(url)!r}; keep one"
+        raise told.wrong("backend", problem)
+    for name in STORES:
+        if name in told.values:
+            raise told.wrong(name, "jobs.url names the store already; keep one of them")
+    return absolute(url)
+
+
+def _chosen(told: Told) -> str:
+    if "backend" in told.values:
+        return str(told.values["backend"])
+    named = [name for name in STORES if name in told.values]
+    if len(named) > 1:
+        raise told.wrong(named[1], f"two stores, {' and '.join(named)}: choose by jobs.backend")
+    return named[0] if named else "sqlite"
+
+
+def _mention_unused(told: Told, chosen: str) -> None:
+    for name in STORES:
+        if name in told.values and name != chosen:
+            _log.warning("jobs.%s is not used: jobs.backend is %s", name, chosen)
+
+
+def _memory_url(_: Told) -> str:
+    return "memory://"
+
+
+def _sqlite_url(told: Told) -> str:
+    _refuse_both(told, "path", "url")
+    if "url" in told.values:
+        return absolute(_own_url(told, "sqlite"))
+    path = str(told.values.get("path", DEFAULT_FILE))
+    if "?" in path or "#" in path or "%" in path:
+        raise told.wrong("path", "a path without ?, # and %")
+    return "sqlite:///" + absolute_path(path)
+
+
+def _redis_url(told: Told) -> str:
+    if "url" in told.values and "://" in str(told.values["url"]):
+        _refuse_all(told, "url", ("addr", "username", "password", "db", "tls"))
+        return _own_url(told, "redis")
+    scheme = "rediss" if told.values.get("tls") else "redis"
+    return f"{scheme}://{_login(told)}{_address(told, 6379)}/{told.values.get('db', 0)}"
+
+
+def _postgres_url(told: Told) -> str:
+    if "url" in told.values and "://" in str(told.values["url"]):
+        _refuse_all(told, "url", ("addr", "username", "password", "database"))
+        return _own_url(told, "postgres")
+    database = quote(str(told.values.get("database", "")), safe="")
+    return f"postgresql://{_login(told)}{_address(told, 5432)}/{database}"
+
+
+_URLS: Mapping[str, Callable[[Told], str]] = MappingProxyType(
+    {
+        "memory": _memory_url,
+        "sqlite": _sqlite_url,
+        "redis": _redis_url,
+        "postgres": _postgres_url,
+    }
+)
+
+
+def _own_url(told: Told, name: str) -> str:
+    url = str(told.values["url"])
+    if _scheme(url) not in SCHEMES[name]:
+        schemes = " or ".join(f"{scheme}://" for scheme in SCHEMES[name])
+        raise told.wrong("url", f"expected a URL that begins with {schemes}")
+    return url
+
+
+def _address(told: Told, port: int) -> str:
+    """`host:port` from `addr`, or from a `url` without a scheme; this machine when neither is."""
+    _refuse_both(told, "addr", "url")
+    key = "url" if "url" in told.values else "addr"
+    address = str(told.values.get(key, f"localhost:{port}"))
+    try:
+        parts = urlsplit(f"//{address}")
+        whole = f"{address}" if parts.port is not None else f"{address}:{port}"
+    except ValueError:
+        parts, whole = urlsplit("//"), ""
+    if not parts.hostname or parts.netloc != address or "@" in address or not address.isprintable():
+        raise told.wrong(key, "expected host:port, like localhost:6379")
+    return whole
+
+
+def _login(told: Told) -> str:
+    user = quote(str(told.values.get("username", "")), safe="")
+    password = quote(str(told.values.get("password", "")), safe="")
+    if password:
+        return f"{user}:{password}@"
+    return f"{user}@" if user else ""
+
+
+def _refuse_both(told: Told, first: str, second: str) -> None:
+    _refuse_all(told, second, (first,))
+
+
+def _refuse_all(told: Told, whole: str, others: tuple[str, ...]) -> None:
+    for other in others:
+        if whole in told.values and other in told.values:
+            raise told.wrong(other, f"{whole} says it already; keep one of them")
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower() if "://" in url else ""
+
+
+def absolute(url: str) -> str:
+    """A SQLite URL with its file as absolute path; other URLs as they are."""
+    scheme, _, rest = url.partition(":///")
+    if scheme.lower() != "sqlite" or not rest or rest.startswith(":memory:"):
+        return url
+    path, mark, query = rest.partition("?")
+    return f"sqlite:///{absolute_path(path)}{mark}{query}"
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """The path from the root, links kept as they are written."""
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
+    except OSError as error:
+        problem = f"no working directory to find {str(path)!r} in: {error.strerror}"
+        raise ConfigurationError(problem) from error

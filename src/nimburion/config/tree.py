@@ -1,0 +1,88 @@
+"""Settings as they were written: values that remember where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from nimburion.core.errors import ConfigurationError
+
+Scalar = None | bool | int | float | str
+Path = tuple[str | int, ...]
+"""Keys and list positions from the top: `("jobs", "queues", 0, "name")`."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where something was written: `config.yaml:12`, `NIMBURION_JOBS__URL`, `load()`."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A value and its place; `text` is a scalar's own spelling, None where it was quoted."""
+
+    value: Scalar | dict[str, Written] | list[Written]
+    place: Place
+    text: str | None = None
+
+
+def overlay(lower: Written, upper: Written) -> Written:
+    """`upper` over `lower`: maps are merged key by key, everything else is replaced."""
+    if not isinstance(lower.value, dict) or not isinstance(upper.value, dict):
+        return upper
+    merged: dict[str, Written] = dict(lower.value)
+    for key, value in upper.value.items():
+        merged[key] = overlay(merged[key], value) if key in merged else value
+    return Written(merged, lower.place)
+
+
+def part(tree: Written | None, key: str) -> Written | None:
+    """What stands under `key`, if this is a map that has it."""
+    return tree.value.get(key) if tree is not None and isinstance(tree.value, dict) else None
+
+
+def without(tree: Written | None, keys: frozenset[str]) -> Written | None:
+    """The map without these keys."""
+    if tree is None or not isinstance(tree.value, dict):
+        return tree
+    kept = {key: value for key, value in tree.value.items() if key not in keys}
+    return Written(kept, tree.place)
+
+
+def nested(path: tuple[str, ...], value: Written) -> Written:
+    """A map of maps that holds nothing but `value`, at `path`."""
+    for key in reversed(path):
+        value = Written({key: value}, value.place)
+    return value
+
+
+def spelled(path: Path) -> str:
+    """A path as people write it: `jobs.queues[0].name`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.lstrip(".")
+
+
+def refusal(place: Place, path: Path, problem: str) -> ConfigurationError:
+    """The one form of all errors: place, key path, what is wrong."""
+    where = f"{place}: {spelled(path)}" if path else str(place)
+    return ConfigurationError(f"{where}: {problem}")
+
+
+def kind_of(value: object) -> str:
+    """What sort of thing stands there, without showing it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a map"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "a text" if isinstance(value, str) else "a number"

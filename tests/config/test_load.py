@@ -1,0 +1,219 @@
+"""File, environment and arguments, in that order, into typed settings."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nimburion import config
+from nimburion.core.limits import Limits
+from nimburion.core.settings import QueueSettings, Settings
+
+GUIDE = """
+jobs:
+  backend: redis
+  redis:
+    addr: localhost:6379
+  concurrency: 10
+  queues:
+    - name: default
+      priority: 1
+    - name: critical
+      priority: 10
+    - name: low
+      priority: 0
+"""
+
+GUIDE_QUEUES = """
+jobs:
+  queues:
+    - name: critical
+      priority: 10
+      concurrency: 5
+    - name: default
+      priority: 5
+      concurrency: 10
+    - name: low
+      priority: 1
+      concurrency: 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of each test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load_text(text: str, **arguments: object) -> Settings:
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    return config.load(**arguments).jobs  # type: ignore[arg-type]
+
+
+def test_with_nothing_the_store_is_a_file_in_the_working_directory(folder: Path) -> None:
+    loaded = config.load()
+    assert loaded.source is None
+    assert loaded.jobs == msgspec.structs.replace(
+        Settings(), url=f"sqlite:///{folder}/nimburion.db"
+    )
+
+
+def test_the_guides_configuration_loads_unchanged(folder: Path) -> None:
+    jobs = load_text(GUIDE)
+    assert (jobs.url, jobs.concurrency) == ("redis://localhost:6379/0", 10)
+    assert jobs.queues == (
+        QueueSettings("default", 1),
+        QueueSettings("critical", 10),
+        QueueSettings("low", 0),
+    )
+    assert config.load().source == f"{folder}/config.yaml"
+
+
+def test_the_guides_queues_load_unchanged(folder: Path) -> None:
+    jobs = load_text(GUIDE_QUEUES)
+    assert jobs.queues[0] == QueueSettings("critical", 10, 5)
+    assert jobs.url == f"sqlite:///{folder}/nimburion.db"
+
+
+@pytest.mark.parametrize(
+    ("lines", "url"),
+    [
+        ("url: memory://", "memory://"),
+        ("backend: memory", "memory://"),
+        ("{backend: sqlite, sqlite: {path: /srv/j.db}}", "sqlite:////srv/j.db"),
+        ("sqlite: {path: /srv/j.db}", "sqlite:////srv/j.db"),
+        ("sqlite: {url: 'sqlite:////srv/j.db?x=1'}", "sqlite:////srv/j.db?x=1"),
+        ("{backend: redis}", "redis://localhost:6379/0"),
+        ("{backend: redis, redis: {url: cache:7000}}", "redis://cache:7000/0"),
+        ("{redis: {addr: cache, db: 2, tls: true}}", "rediss://cache:6379/2"),
+        ("{redis: {addr: '[::1]:7'}}", "redis://[::1]:7/0"),
+        ("{redis: {password: 0123}}", "redis://:0123@localhost:6379/0"),
+        ("{redis: {username: u, password: 'p@/:'}}", "redis://u:p%40%2F%3A@localhost:6379/0"),
+        ("redis: {url: 'rediss://u:p@cache/1'}", "rediss://u:p@cache/1"),
+        ("{backend: postgres, postgres: {url: 'postgresql://h/d'}}", "postgresql://h/d"),
+        ("postgres: {addr: h, username: u, database: d}", "postgresql://u@h:5432/d"),
+        ("{backend: postgres, url: 'postgres://h/d'}", "postgres://h/d"),
+    ],
+)
+def test_a_store_can_be_written_in_several_ways(lines: str, url: str) -> None:
+    indented = lines.replace("\n", "\n  ")
+    assert load_text(f"jobs:\n  {indented}").url == url
+
+
+def test_relative_paths_are_taken_from_the_working_directory(folder: Path) -> None:
+    assert load_text("jobs: {url: 'sqlite:///data/../x.db'}").url == f"sqlite:///{folder}/x.db"
+    assert load_text("jobs: {sqlite: {path: x.db}}").url == f"sqlite:///{folder}/x.db"
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("30s", 30.0), ("5m", 300.0), ("1h30m", 5400.0), ("90d", 7_776_000.0), ("1.5s", 1.5),
+        ("1500ms", 1.5), ("2", 2.0), ("2.5", 2.5), ("0x10", 16.0), ("012", 12.0), ("1e1", 10.0),
+    ],
+)  # fmt: skip
+def test_durations_are_seconds_or_words(written: str, seconds: float) -> None:
+    assert load_text(f"jobs: {{session_ttl: {written}}}").session_ttl == seconds
+
+
+@pytest.mark.parametrize("written", ["none", "null", "~", ""])
+def test_some_settings_can_be_none(written: str) -> None:
+    jobs = load_text(f"jobs:\n  keep_failed: {written}\n  timeout: {written}")
+    assert (jobs.keep_failed, jobs.timeout) == (None, None)
+
+
+def test_limits_are_bytes_or_words() -> None:
+    jobs = load_text("jobs: {limits: {payload: 2MiB, result: 1000, error: 1KB}}")
+    assert jobs.limits == Limits(payload=2 * 1024**2, result=1000, error=1000)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "jobs:\n", "jobs: {}", "jobs: ~"])
+def test_an_empty_file_or_section_means_the_defaults(text: str) -> None:
+    assert load_text(text).concurrency == Settings().concurrency
+
+
+def test_a_byte_order_mark_is_no_content() -> None:
+    assert load_text("\ufeffjobs: {concurrency: 3}").concurrency == 3
+
+
+def test_the_environment_lies_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIMBURION_JOBS__CONCURRENCY", "20")
+    monkeypatch.setenv("NIMBURION_JOBS__QUEUES", "[{name: mail, priority: 2}]")
+    monkeypatch.setenv("NIMBURION_JOBS__REDIS__PASSWORD", "{not: yaml")
+    monkeypatch.setenv("NIMBURION_JOBS__LIMITS", "{batch: 7}")
+    monkeypatch.setenv("NIMBURION_JOBS__LIMITS__NESTING", "8")
+    jobs = load_text(GUIDE)
+    assert jobs.concurrency == 20
+    assert jobs.queues == (QueueSettings("mail", 2),)
+    assert jobs.url == "redis://:%7Bnot%3A%20yaml@localhost:6379/0"
+    assert jobs.limits == Limits(batch=7, nesting=8)
+
+
+def test_arguments_lie_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIMBURION_JOBS__CONCURRENCY", "20")
+    jobs = load_text(
+        GUIDE,
+        jobs={
+            "concurrency": 30,
+            "grace": timedelta(minutes=1),
+            "queues": (QueueSettings("x"), {"name": "y"}),
+            "limits": {"batch": 5},
+        },
+    )
+    assert (jobs.concurrency, jobs.grace) == (30, 60.0)
+    assert jobs.queues == (QueueSettings("x"), QueueSettings("y"))
+    assert jobs.limits.batch == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "variables", "url"),
+    [
+        (GUIDE, {"URL": "memory://"}, "memory://"),
+        (GUIDE, {"BACKEND": "memory"}, "memory://"),
+        (GUIDE, {"REDIS__ADDR": "other:1"}, "redis://other:1/0"),
+        ("jobs: {url: 'redis://a:1/0'}", {"BACKEND": "memory"}, "memory://"),
+        ("jobs: {url: 'redis://a:1/0'}", {"REDIS__ADDR": "b:1"}, "redis://b:1/0"),
+        ("jobs: {backend: memory, redis: {addr: a}}", {"BACKEND": "redis"}, "redis://a:6379/0"),
+    ],
+)
+def test_a_store_named_higher_up_replaces_the_lower_one(
+    file: str, variables: dict[str, str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"NIMBURION_JOBS__{name}", value)
+    assert load_text(file).url == url
+
+
+def test_a_section_of_another_store_is_said_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "nimburion.config"):
+        load_text("jobs: {backend: memory, redis: {addr: a}}")
+    assert caplog.messages == ["jobs.redis is not used: jobs.backend is memory"]
+
+
+def test_the_file_is_the_named_one_then_the_variables_then_the_usual_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(["config.yaml", "variable.yaml", "named.yaml"], 1):
+        (folder / name).write_text(f"jobs: {{concurrency: {number}}}")
+    assert config.load().jobs.concurrency == 1
+    monkeypatch.setenv("NIMBURION_CONFIG", "variable.yaml")
+    assert config.load().jobs.concurrency == 2
+    assert config.load("named.yaml").jobs.concurrency == 3
+    assert config.load(folder / "named.yaml").source == str(folder / "named.yaml")
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NIMBURION_PORT", "NIMBURION_SERVICE_HOST", "NIMBURION_JOBS_PORT_6379_TCP"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:6379")
+    assert config.load().jobs.concurrency == Settings().concurrency
+
+
+def test_the_result_cannot_be_changed() -> None:
+    loaded = config.load()
+    with pytest.raises(AttributeError):
+        loaded.jobs.concurrency = 1  # type: ignore[misc]

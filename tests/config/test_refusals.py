@@ -1,0 +1,248 @@
+"""What is wrong is said with its place, its key path and what is allowed; secrets are not said."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nimburion import config
+from nimburion.config import Config, ConfigurationError
+from nimburion.config.environment import read_environment
+from nimburion.config.schema import JOBS
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of each test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(text: str | bytes) -> str:
+    """The message that refuses this file."""
+    content = text.encode() if isinstance(text, str) else text
+    Path("c.yaml").write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        config.load("c.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+FROM_1 = "a whole number from 1 to 10000"
+SECONDS = "seconds, or a text like 30s, 5m, 1h30m, 90d"
+NOT_YET = "more are not in this version yet; start more workers"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jobs:\n  concurency: 3",
+         "2: jobs.concurency: no such setting; did you mean concurrency?"),
+        ("jobs:\n  concurrency: many", f"2: jobs.concurrency: expected {FROM_1}, found 'many'"),
+        ("jobs: {concurrency: 0}", f"1: jobs.concurrency: expected {FROM_1}, found 0"),
+        ("jobs: {concurrency: true}", f"1: jobs.concurrency: expected {FROM_1}, found true"),
+        ("jobs: {concurrency: '3'}",
+         f"1: jobs.concurrency: expected {FROM_1}, found '3' (without quotes)"),
+        ("jobs: {concurrency: }", f"1: jobs.concurrency: expected {FROM_1}, found nothing"),
+        ("jobs: {concurrency: [1]}", f"1: jobs.concurrency: expected {FROM_1}, found a list"),
+        ("jobs: {grace: 1:30}",
+         f"1: jobs.grace: expected {SECONDS}, found '1:30'"),
+        ("jobs: {grace: -1}",
+         f"1: jobs.grace: expected {SECONDS}, found -1 (at least 0 s)"),
+        ("jobs: {grace: .inf}",
+         f"1: jobs.grace: expected {SECONDS}, found .inf"),
+        ("jobs: {backend: postgresql}",
+         "1: jobs.backend: expected one of memory, sqlite, redis, postgres, found 'postgresql'"),
+        ("jobs:\n  queues:\n    - name: a\n      prio: 1",
+         "4: jobs.queues[0].prio: no such setting; did you mean priority?"),
+        ("jobs:\n  queues:\n    - name: a\n    - name: a",
+         "4: jobs.queues[1].name: 'a' stands in this list twice"),
+        ("jobs:\n  queues:\n    - priority: 1", "3: jobs.queues[0]: name is missing"),
+        ("jobs: {queues: [{name: 'a b'}]}",
+         "1: jobs.queues[0].name: expected 1-128 characters of A-Z a-z 0-9 _ . : -, found 'a b'"),
+        ("jobs: {queues: {a: 1}}",
+         "1: jobs.queues: expected a list of maps of name, priority, concurrency; found a map"),
+        ("jobs: 3", f"1: jobs: expected a map of {', '.join(JOBS.keys)}; found a number"),
+        ("[1]", "1: expected a map of jobs; found a list"),
+        ("jobs: {limits: {payload: 1GB}}",
+         "1: jobs.limits.payload: expected bytes, or a text like 256KiB, 1MiB, found '1GB'"),
+        ("concurrency: 3", "1: concurrency: no such section; did you mean jobs.concurrency?"),
+        ("job: {}", "1: job: no such setting; did you mean jobs?"),
+        ("scheduler: {}",
+         "1: scheduler: not in this version yet; remove the section (this version reads: jobs)"),
+        ("jobs: {concurrency: 1}\njobs: {}",
+         "2: jobs: this key stands here twice; the first is in line 1"),
+        ("jobs: &a {}\n",
+         "1: jobs: anchors (&) and aliases (*) are not allowed; repeat it"),
+        ("jobs: *a\n", "1: jobs: anchors (&) and aliases (*) are not allowed; repeat it"),
+        ("jobs: !!map {}", "1: jobs: tags (!) are not allowed; write the plain value"),
+        ("jobs: !!python/object/apply:os.system [ls]",
+         "1: jobs: tags (!) are not allowed; write the plain value"),
+        ("? [1]\n: 2", "1: a key must be a word, not a list or a map"),
+        ("jobs: {}\n---\njobs: {}", "2: a second document; one is allowed"),
+        ("jobs:\n\t- x", "2: no YAML: found character that cannot start any token"),
+        ("jobs: \x07", "1: the character U+0007 is not allowed in YAML"),
+        ("a: " + "[" * 40 + "]" * 40, "1: nested deeper than 32 levels"),
+        ("jobs: {url: 'redis://h', redis: {addr: h}}",
+         "1: jobs.redis: jobs.url names the store already; keep one of them"),
+        ("jobs: {url: 'redis://h', backend: sqlite}",
+         "1: jobs.backend: sqlite, but jobs.url names a store of scheme 'redis'; keep one"),
+        ("jobs:\n  redis: {}\n  sqlite: {}",
+         "2: jobs.redis: two stores, sqlite and redis: choose by jobs.backend"),
+        ("jobs: {redis: {addr: a, url: b}}",
+         "1: jobs.redis.addr: url says it already; keep one of them"),
+        ("jobs: {redis: {url: 'redis://a', password: b}}",
+         "1: jobs.redis.password: url says it already; keep one of them"),
+        ("jobs: {redis: {addr: 'a:b'}}",
+         "1: jobs.redis.addr: expected host:port, like localhost:6379"),
+        ("jobs: {sqlite: {url: 'redis://x'}}",
+         "1: jobs.sqlite.url: expected a URL that begins with sqlite://"),
+        ("jobs: {processes: 2}",
+         f"1: jobs.processes: expected 1, found 2 ({NOT_YET})"),
+    ],
+)  # fmt: skip
+def test_the_message_says_where_what_and_what_else(text: str, message: str) -> None:
+    assert refused(text) == f"c.yaml:{message}"
+
+
+@pytest.mark.parametrize("setting", ["password", "url"])
+@pytest.mark.parametrize("value", ['"${SECRET_hunter2}"', "[hunter2]", '"hunter2\\x07"'])
+def test_a_secret_is_never_shown(setting: str, value: str) -> None:
+    message = refused(f"jobs: {{redis: {{{setting}: {value}}}}}")
+    assert "hunter2" not in message
+    assert message.startswith(f"c.yaml:1: jobs.redis.{setting}: expected a text, found a ")
+
+
+def test_secrets_in_a_wrong_url_are_not_shown() -> None:
+    assert "hunter2" not in refused("jobs: {url: 'redis://u:hunter2@h', backend: sqlite}")
+    assert "hunter2" not in refused("jobs: {sqlite: {url: 'redis://u:hunter2@h'}}")
+    assert "hunter2" not in refused("jobs: {redis: hunter2}")
+    assert "hunter2" not in refused("jobs: {redis: {addr: 'u:hunter2@h'}}")
+    assert "hunter2" not in refused("jobs: {url: 'hunter2'}")
+
+
+def test_variables_are_not_expanded_and_it_says_so() -> None:
+    assert "variables are not expanded" in refused("jobs: {redis: {password: '${PASSWORD}'}}")
+
+
+def test_a_file_that_is_too_large_is_refused() -> None:
+    assert refused("#" * (256 * 1024 + 1)) == "c.yaml: larger than 256 KiB"
+
+
+def test_a_file_that_is_not_utf8_is_refused() -> None:
+    assert refused(b"jobs:\n  owner: \xff\n") == "c.yaml:2: not UTF-8"
+
+
+def test_a_file_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"^no\.yaml: cannot be read: No such file"):
+        config.load("no.yaml")
+    with pytest.raises(ConfigurationError, match=r"^\.: cannot be read: Is a directory"):
+        config.load(".")
+    monkeypatch.setenv("NIMBURION_CONFIG", "gone.yaml")
+    with pytest.raises(ConfigurationError, match=r"^gone\.yaml: cannot be read"):
+        config.load()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("JOBS__CONCURENCY", "1", "jobs.concurency: no such setting; did you mean concurrency?"),
+        ("JOB__CONCURRENCY", "1", "job.concurrency: no such setting; did you mean jobs?"),
+        ("JOBS__REDIS__ADR", "1", "jobs.redis.adr: no such setting; did you mean addr?"),
+        ("JOBS__GRACE__X", "1",
+         "jobs.grace.x: no such setting; jobs.grace has no parts of its own"),
+        ("JOBS__MAX_LOST", "0",
+         "jobs.max_lost: expected a whole number from 1 to 1000000, found 0"),
+        ("JOBS__QUEUES", "a,b",
+         "jobs.queues: expected a list of maps of name, priority, concurrency; found a text"),
+        ("JOBS__QUEUES", "[{name: a}, {name: a}]",
+         "jobs.queues[1].name: 'a' stands in this list twice"),
+        ("JOBS__QUEUES", "[", "jobs.queues: no YAML: did not find expected node content"),
+        ("JOBS__OWNER", "\udcff", "jobs.owner: not UTF-8"),
+        ("JOBS_CONCURRENCY", "1",
+         "is not read; NIMBURION_JOBS_CONCURRENCY must be spelled NIMBURION_JOBS__CONCURRENCY"),
+    ],
+)  # fmt: skip
+def test_a_wrong_variable_is_refused_by_name(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"NIMBURION_{variable}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        config.load()
+    assert str(caught.value) == f"NIMBURION_{variable}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"concurrency": 1}, "concurrency: no such section; did you mean jobs.concurrency?"),
+        ({"jobs": {"concurrency": "1"}},
+         f"jobs.concurrency: expected {FROM_1}, found '1' (without quotes)"),
+        ({"jobs": {"grace": object()}}, "jobs.grace: a object cannot be a setting"),
+        ({"jobs": {"grace": 10**400}}, "jobs.grace: expected seconds, or a text like"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        config.load(**arguments)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"load(): {message}")
+
+
+def test_nothing_wrong_is_hidden_by_what_lies_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIMBURION_JOBS__CONCURRENCY", "3")
+    assert "found 'many'" in refused("jobs: {concurrency: many}")
+
+
+SCALARS = st.one_of(
+    st.sampled_from(["none", "30s", "1h30m", "9" * 5000, "1e999", ".inf", "0x1", "sqlite:///x.db"]),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=20),
+)
+WORDS = st.sampled_from(
+    [*JOBS.keys, "jobs", "name", "addr", "path", "password", "[", "]", "{", "}", ": ", ":\n  ",
+     ", ", "\n", "- ", "&a ", "*a", "!!str ", "'", '"', "\\", "\\0", "%YAML 1.2\n", "---\n",
+     "...\n", "? ", "<<", "|\n", ">\n", "#", "\t", "\0", "\x85", "\u2028", "\ufeff"]
+)  # fmt: skip
+SETTINGS = st.dictionaries(st.sampled_from(list(JOBS.keys)), SCALARS, max_size=4)
+TEXTS = st.one_of(
+    st.text(max_size=200).map(str.encode),
+    st.binary(max_size=60),
+    st.lists(st.one_of(WORDS, SCALARS), max_size=25).map("".join).map(str.encode),
+    SETTINGS.map(lambda pairs: "".join(f"\n  {k}: {v}" for k, v in pairs.items()))
+    .map("jobs:{}".format)
+    .map(str.encode),
+)
+
+
+@given(TEXTS)
+def test_any_file_gives_a_config_or_a_refusal(content: bytes) -> None:
+    path = Path("any.yaml")
+    path.write_bytes(content)
+    outcome = config_or_refusal(path)
+    assert isinstance(outcome, Config) or outcome.startswith("any.yaml")
+
+
+def config_or_refusal(path: Path) -> Config | str:
+    """What comes of a file; any exception but `ConfigurationError` fails the test."""
+    try:
+        return config.load(path)
+    except ConfigurationError as error:
+        return str(error)
+
+
+@given(st.lists(st.sampled_from([key.upper() for key in JOBS.keys]), min_size=1), SCALARS)
+def test_any_variable_gives_a_tree_or_a_refusal(steps: list[str], value: str) -> None:
+    variable = "NIMBURION_JOBS__" + "__".join(steps)
+    with suppress(ConfigurationError):
+        assert read_environment({variable: value}) is not None
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+def test_deep_nesting_is_refused_before_it_recurses(opening: str) -> None:
+    assert re.search("nested deeper|nesting depth", refused(opening * 20_000))
