@@ -1,0 +1,85 @@
+"""The stores of one contract (`nimburion.core.backend`), and `open_backend`: one by its URL."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module, metadata
+from types import MappingProxyType
+from typing import cast
+
+from nimburion.core.backend import Backend
+from nimburion.core.errors import ConfigurationError
+
+ENTRY_POINTS = "nimburion.backends"
+"""Third-party stores: an entry point of this group, named as the scheme, whose object has
+`from_url(url, **options)`."""
+
+SCHEMES = MappingProxyType(
+    {
+        "memory": "nimburion.backends.memory:MemoryBackend",
+        "sqlite": "nimburion.backends.sqlite:SQLiteBackend",
+    }
+)
+COMING = frozenset({"redis", "rediss", "valkey", "valkeys", "postgresql", "postgres"})
+
+Factory = Callable[..., Backend]
+
+
+def open_backend(url: str, **options: object) -> Backend:
+    """A store by its URL, not open yet: `sqlite:///jobs.db`, `memory://`.
+
+    `sqlite:///jobs.db` is relative to the working directory, `sqlite:////srv/jobs.db` absolute.
+    `options` are the keyword arguments of the store's class.
+
+    Raises:
+        ConfigurationError: no such scheme, or an option that the store does not take.
+
+    >>> open_backend("sqlite:///jobs.db").capabilities.durable
+    True
+    """
+    scheme = scheme_of(url)
+    factory = factory_of(scheme)
+    try:
+        return factory(url, **options)
+    except TypeError as error:
+        raise ConfigurationError(f"store {scheme!r}: {error}") from error
+
+
+def scheme_of(url: str) -> str:
+    """What stands before `://`, in lower case."""
+    scheme, found, _ = url.partition("://")
+    if not found or not scheme:
+        raise ConfigurationError(
+            f"{shown(url)} is no URL of a store; write one like sqlite:///jobs.db or memory://"
+        )
+    return scheme.lower()
+
+
+def factory_of(scheme: str) -> Factory:
+    """What makes a store from a URL of this scheme."""
+    if scheme in SCHEMES:
+        module, _, name = SCHEMES[scheme].partition(":")
+        return cast("Factory", getattr(import_module(module), name).from_url)
+    for entry in metadata.entry_points(group=ENTRY_POINTS, name=scheme):
+        return cast("Factory", entry.load().from_url)
+    raise ConfigurationError(unknown(scheme))
+
+
+def unknown(scheme: str) -> str:
+    """Say that there is no such store, and what is nearest."""
+    if scheme in COMING:
+        return f"store {scheme!r} is not in this version yet; use sqlite:///FILE or memory://"
+    known = sorted({*SCHEMES, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))})
+    near = difflib.get_close_matches(scheme, [*known, *COMING], n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return (
+        f"no store {scheme!r}; {hint}Known here: {', '.join(known)}. A store of another package "
+        f"must be installed with it (entry point group {ENTRY_POINTS!r})"
+    )
+
+
+def shown(url: str) -> str:
+    """A URL as messages show it: without what may be a password."""
+    head, at, tail = url.rpartition("@")
+    return repr(f"{head.partition(':')[0]}:…@{tail}" if at else url)

@@ -1,0 +1,68 @@
+"""Statements and scripts: the `.sql` and `.lua` files beside a store's Python.
+
+Each file is one operation and begins with a comment that says its inputs, its result, what it
+locks and why it is atomic.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+LABELS = ("Inputs", "Result", "Locks", "Atomic")
+SUFFIXES = (".sql", ".lua")
+
+
+class Statements:
+    """The statements of one package (`nimburion.backends.sqlite`), by file name without suffix.
+
+    Raises:
+        LookupError: a statement that has no file.
+        ValueError: a file whose header does not say what it must.
+    """
+
+    __slots__ = ("_package", "_texts")
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self._texts = {
+            file.name.rpartition(".")[0]: body_of(file)
+            for file in resources.files(package).iterdir()
+            if file.name.endswith(SUFFIXES)
+        }
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._texts[name]
+        except KeyError:
+            raise LookupError(f"{self._package} has no statement {name!r}") from None
+
+    def __iter__(self) -> object:
+        return iter(self._texts)
+
+
+def body_of(file: Traversable) -> str:
+    """The text below the header."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    count = next((n for n, line in enumerate(lines) if not line.startswith("--")), len(lines))
+    check_header(file.name, "".join(lines[:count]))
+    return "".join(lines[count:]).strip()
+
+
+def check_header(name: str, header: str) -> None:
+    """Raise `ValueError` unless the comment fills in every label."""
+    for label in LABELS:
+        if not re.search(rf"^--\s*{label}:\s*\S", header, re.MULTILINE):
+            raise ValueError(f"{name}: its header must say '-- {label}: …'")
+
+
+def migrations_of(package: str) -> list[tuple[int, str, str]]:
+    """Number, name and text of each file `NNNN_name.sql` in the folder `migrations`, in order."""
+    found = []
+    for file in resources.files(package).joinpath("migrations").iterdir():
+        match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
+        if match:
+            found.append((int(match[1]), match[2].replace("_", " "), body_of(file)))
+    return sorted(found)

@@ -1,0 +1,5 @@
+"""The SQLite store: the embedded default. One file, no server, durable."""
+
+from nimburion.backends.sqlite.store import SQLiteBackend
+
+__all__ = ["SQLiteBackend"]

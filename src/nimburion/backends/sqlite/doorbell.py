@@ -1,0 +1,201 @@
+"""How processes wake each other: whoever waits binds a datagram socket beside the file, whoever
+wrote something for others sends the names of the queues to each of them.
+
+A hint and no more: a full socket is rung already, a dead one is removed, and where sockets cannot
+be bound at all the waiter's timeout is what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from nimburion.backends.sqlite.database import EVERY_QUEUE
+
+_LONGEST = 100
+"""Bytes of a socket's path; systems allow 104 to 108."""
+_LARGEST = 4096
+"""Bytes of a message; more queues than fit are rung as all."""
+_SETTLED = 50_000_000
+"""Nanoseconds after which a folder's time tells of every change before."""
+
+
+def bells_of(path: Path) -> Path:
+    """The folder of the sockets: beside the file, or a short path that stands for it."""
+    place = path.resolve()
+    beside = place.with_name(place.name + "-bells")
+    if len(os.fsencode(beside)) + 20 <= _LONGEST:
+        return beside
+    mark = hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"nimburion-{mark}"
+
+
+class Bells:
+    """Sends: rings the other processes. For one thread."""
+
+    def __init__(self, folder: Path, own: str) -> None:
+        self._folder = folder
+        self._own = own
+        self._others: list[str] = []
+        self._seen = -1
+        self._socket: socket.socket | None = None
+
+    def ring(self, queues: Collection[str]) -> None:
+        """Send the names of these queues to everybody else who waits."""
+        self._look()
+        if not self._others:
+            return
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)  # noqa: FBT003 (the library's)
+        message = written(queues)
+        for other in self._others:
+            self._send(self._socket, message, other)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, sender: socket.socket, message: bytes, other: str) -> None:
+        try:
+            sender.sendto(message, other)
+        except ConnectionRefusedError:  # its process died
+            self._seen = -1
+            with suppress(OSError):
+                Path(other).unlink()
+        except OSError:  # full: it is rung already; gone: the next look will miss it
+            return
+
+    def _look(self) -> None:
+        """Read the folder again, unless its time says that nothing changed."""
+        try:
+            changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116 (five times as fast)
+        except OSError:
+            self._others, self._seen = [], -1
+            return
+        if changed == self._seen:
+            return
+        with suppress(OSError):
+            self._others = [
+                str(self._folder / name)
+                for name in sorted(os.listdir(self._folder))  # noqa: PTH208
+                if name != self._own
+            ]
+        self._seen = changed if time.time_ns() - changed > _SETTLED else -1
+
+
+class Doorbell:
+    """Hears: the socket of this handle, and its callers who wait. For the loop's thread."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / name
+        self._socket: socket.socket | None = None
+        self._waiting: dict[asyncio.Future[None], frozenset[str]] = {}
+        self._rung: set[str] = set()
+        self.listening = False
+
+    def listen(self) -> None:
+        """Bind the socket, once; without one, only this process's own rings are heard."""
+        if self.listening:
+            return
+        self.listening = True
+        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        bell.setblocking(False)  # noqa: FBT003 (the library's)
+        try:
+            self._path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
+            bell.bind(str(self._path))
+            self._path.chmod(0o666)  # who may write the file may ring; nothing is read from it
+        except OSError:
+            bell.close()
+        else:
+            self._socket = bell
+
+    async def wait(self, queues: Collection[str], timeout: asyncio.Future[None]) -> None:
+        """Return when one of the queues is rung, or `timeout` is done."""
+        self.listen()
+        self._drain()
+        wanted = frozenset(queues)
+        if self._rung & wanted or EVERY_QUEUE in self._rung:
+            self._rung -= wanted | {EVERY_QUEUE}
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._attend(woken, wanted)
+        try:
+            await asyncio.wait({woken, timeout}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._leave(woken)
+
+    def wake(self, queues: Collection[str]) -> None:
+        """These queues were rung."""
+        self._rung.update(queues)
+        for woken, wanted in self._waiting.items():
+            if EVERY_QUEUE in self._rung or self._rung & wanted:
+                self._rung -= wanted
+                if not woken.done():
+                    woken.set_result(None)
+        if self._waiting:
+            self._rung.discard(EVERY_QUEUE)
+
+    def close(self) -> None:
+        """Remove the socket, and the folder when it was the last."""
+        for woken in self._waiting:
+            if not woken.done():
+                woken.set_result(None)
+        if self._socket is not None:
+            self._unwatch()
+            self._socket.close()
+            self._socket = None
+            with suppress(OSError):
+                self._path.unlink()
+            with suppress(OSError):
+                self._path.parent.rmdir()
+        self.listening = False
+
+    def _attend(self, woken: asyncio.Future[None], wanted: frozenset[str]) -> None:
+        if not self._waiting and self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._hear)
+        self._waiting[woken] = wanted
+
+    def _leave(self, woken: asyncio.Future[None]) -> None:
+        self._waiting.pop(woken, None)
+        if not self._waiting:  # nobody waits: a busy worker is not to be disturbed
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._socket is not None:
+            with suppress(RuntimeError):
+                asyncio.get_running_loop().remove_reader(self._socket.fileno())
+
+    def _hear(self) -> None:
+        self._drain()
+        self.wake(())
+
+    def _drain(self) -> None:
+        """Take every message that has come."""
+        if self._socket is None:
+            return
+        with suppress(OSError):
+            while True:
+                self._rung |= read(self._socket.recv(_LARGEST))
+
+
+def written(queues: Collection[str]) -> bytes:
+    """A message: queue names by line; empty for all of them."""
+    if EVERY_QUEUE in queues:
+        return b""
+    message = "\n".join(sorted(queues)).encode()
+    return message if len(message) <= _LARGEST else b""
+
+
+def read(message: bytes) -> set[str]:
+    """The queues of a message."""
+    return set(message.decode(errors="replace").split("\n"))

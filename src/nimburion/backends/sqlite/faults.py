@@ -1,0 +1,96 @@
+"""What the driver raises, said in the words of the contract."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nimburion.core.errors import (
+    BackendError,
+    BackendUnavailable,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    Unstorable,
+)
+
+_PRIMARY = 0xFF
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise the store's own error for each of the driver's, which stays as its cause."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise meaning_of(error, path) from error
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise Unstorable(f"SQLite cannot hold this: {error}") from error
+
+
+def code_of(error: BaseException) -> int:
+    """SQLite's primary result code, 0 where the driver gives none."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return (code or 0) & _PRIMARY
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another connection holds the lock just now."""
+    return code_of(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def meaning_of(error: sqlite3.Error, path: Path) -> BackendError:
+    """The error of the contract that says the same."""
+    code = code_of(error)
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return BackendUnavailable(
+            f"another process kept {path} locked; nothing was written", outcome="not applied"
+        )
+    if code == sqlite3.SQLITE_FULL or _no_room(code, path):
+        return StoreFull(
+            f"no room left for {path}; nothing was written. Free some space: it recovers by itself"
+        )
+    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
+        return _unwritable(error, path)
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return StoreCorrupt(
+            f"{path} cannot be read ({error}); nothing was changed. Stop every process that uses "
+            f"it, keep a copy of it with its -wal file, then restore a backup or save what can be "
+            f"saved: sqlite3 {path.name} .recover | sqlite3 recovered.db"
+        )
+    if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError) or (
+        isinstance(error, sqlite3.ProgrammingError) and "binding" in str(error)
+    ):
+        return Unstorable(f"SQLite cannot hold this: {error}")
+    return BackendUnavailable(f"{path}: {error}")
+
+
+def _no_room(code: int, path: Path) -> bool:
+    """Whether an I/O error comes from a full disk (SQLite does not always say so)."""
+    if code != sqlite3.SQLITE_IOERR:
+        return False
+    try:
+        return os.statvfs(path.parent).f_bavail == 0
+    except OSError:
+        return False
+
+
+def _unwritable(error: sqlite3.Error, path: Path) -> BackendError:
+    """A file that cannot be opened for writing: why, and what to do."""
+    if not path.parent.is_dir():
+        return BackendUnavailable(
+            f"folder {path.parent} does not exist; make it first", outcome="not applied"
+        )
+    for what in (path, path.parent):
+        if what.exists() and not os.access(what, os.W_OK):
+            return StoreReadOnly(
+                f"{what} is not writable for this user; nothing was written. SQLite needs to write "
+                f"the file and its folder: change the owner or mode, or choose another place"
+            )
+    return StoreReadOnly(
+        f"{path} cannot be written ({error}); nothing was written. Is the file system mounted "
+        f"read-only, or {path} no regular file?"
+    )

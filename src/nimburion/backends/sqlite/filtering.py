@@ -1,0 +1,63 @@
+"""Which jobs a filter means, newest enqueue first, by the cheapest way there is."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.backends.sqlite.database import Database
+from nimburion.core.errors import InvalidJob
+from nimburion.core.job import FINISHED, State
+from nimburion.core.reading import JobFilter
+
+_MANY = 10_000
+"""From so many unfinished jobs on, going back from the newest finds some sooner than sorting."""
+
+_encode = msgspec.json.Encoder().encode
+_seqs = msgspec.json.Decoder(list[int]).decode
+
+
+def matching(
+    db: Database, which: JobFilter, limit: int, after: str | None
+) -> tuple[list[int], str | None]:
+    """The seqs of up to `limit` jobs, and where the next page begins (None: this is the last)."""
+    name, values = question(db, which, limit + 1, after)
+    seqs = _seqs(db.value(name, *values))
+    if len(seqs) <= limit:
+        return seqs, None
+    page = seqs[:limit]
+    return page, str(page[-1]) if page else after
+
+
+def finished_matching(db: Database, which: JobFilter, limit: int) -> list[int]:
+    """The seqs of up to `limit` finished jobs, in no order."""
+    if which.ids is not None:
+        return matching(db, which, limit, None)[0]
+    values = question(db, which, limit, None)[1]
+    return _seqs(db.value("list_finished", *values))
+
+
+def question(
+    db: Database, which: JobFilter, limit: int, after: str | None
+) -> tuple[str, list[object]]:
+    """The statement to ask, and its values."""
+    states = None if which.states is None else _encode(sorted(which.states)).decode()
+    values: list[object] = [
+        states, which.queue, which.name, which.reason, place_of(after), limit, db.now
+    ]  # fmt: skip
+    if which.ids is not None:
+        return "list_ids", [*values, _encode(sorted(set(which.ids))).decode()]
+    if which.states is not None and which.states <= {State.FAILED}:
+        return "list_failed", values
+    unfinished = which.states is not None and not which.states & FINISHED
+    if unfinished and not db.value("unfinished_many", _MANY):
+        return "list_unfinished", values
+    return "list_newest", values
+
+
+def place_of(after: str | None) -> int | None:
+    """The seq that a page's `next` stands for."""
+    if after is None:
+        return None
+    if after.isascii() and after.isdigit():
+        return int(after)
+    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")

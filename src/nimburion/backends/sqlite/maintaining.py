@@ -1,0 +1,128 @@
+"""What operators do: cancel, replay, delete, pause, prune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nimburion.backends.sqlite import moves
+from nimburion.backends.sqlite.database import MICRO, Database
+from nimburion.backends.sqlite.enqueueing import holder_of
+from nimburion.backends.sqlite.filtering import finished_matching, matching
+from nimburion.backends.sqlite.moves import CANCELLED, COMPLETED, FAILED
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import FINISHED, Options, State
+from nimburion.core.reading import Cancellation, JobFilter, Replayed, Retention
+
+TOMBSTONE = 86_400 * MICRO
+"""How long the id of a dead session is remembered, in microseconds."""
+
+_encode = msgspec.json.Encoder().encode
+_options = msgspec.json.Decoder(Options).decode
+_seqs = msgspec.json.Decoder(list[int]).decode
+
+
+def cancel(db: Database, job_id: str) -> Cancellation:
+    """See `Backend.cancel`."""
+    row = db.one("job_find", job_id)
+    if row is None:
+        raise JobNotFound(job_id)
+    seq, state, lane = row
+    if state != 0:
+        return Cancellation.FINISHED
+    if db.run("lease_cancel", seq).rowcount:
+        return Cancellation.REQUESTED
+    moves.finish_waiting(db, seq, lane, CANCELLED, None)
+    return Cancellation.CANCELLED
+
+
+def pause(db: Database, queue: str, *, paused: bool) -> None:
+    """See `Backend.pause`."""
+    if paused:
+        db.run("pause_set", queue)
+    else:
+        db.run("pause_drop", queue)
+        db.ring([queue])
+
+
+def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Replayed:
+    """See `Backend.replay`."""
+    if which.states is not None and State.FAILED not in which.states:
+        return Replayed([], [])
+    failed = msgspec.structs.replace(which, states=frozenset({State.FAILED}))
+    seqs, more = matching(db, failed, limit, after)
+    replayed = Replayed([], [], more)
+    for seq in seqs:
+        job_id, lane, priority, options = db.one("replay_get", seq)  # type: ignore[misc]
+        if not take_key_again(db, job_id, lane, options):
+            replayed.held.append(job_id)
+            continue
+        db.run("replay_set", seq, db.now)
+        moves.put_in_line(db, lane, priority, db.now, seq, retry=False)
+        replayed.ids.append(job_id)
+    return replayed
+
+
+def take_key_again(db: Database, job_id: str, lane: int, options: str | None) -> bool:
+    """Whether the job may have its unique key again; true where it has none."""
+    if options is None:
+        return True
+    asked = _options(options)
+    if asked.unique_key is None:
+        return True
+    name = db.lane(lane).name
+    holder = holder_of(db, name, asked.unique_key)
+    if holder is not None and holder != job_id:
+        return False
+    if holder is None:
+        until = None if asked.unique_for is None else db.now + round(asked.unique_for * MICRO)
+        db.run("unique_take", name, asked.unique_key, job_id, until)
+    return True
+
+
+def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
+    """See `Backend.delete`."""
+    finished = FINISHED if which.states is None else which.states & FINISHED
+    if not finished:
+        return []
+    seqs = finished_matching(db, msgspec.structs.replace(which, states=finished), limit)
+    listed = _encode(seqs).decode()
+    ids = dict(db.run("job_ids", listed))
+    forget(db, listed)
+    return [ids[seq] for seq in seqs]
+
+
+def forget(db: Database, listed: str) -> None:
+    """Drop finished jobs and all that belongs to them."""
+    db.run("forget_history", listed)
+    db.run("forget_progress", listed)
+    db.run("forget_jobs", listed)
+
+
+def prune(db: Database, keep: Retention, limit: int) -> int:
+    """See `Backend.prune`."""
+    db.run("session_forget", db.now - TOMBSTONE)
+    left = limit
+    for state, seconds in (
+        (COMPLETED, keep.completed),
+        (CANCELLED, keep.completed),
+        (FAILED, keep.failed),
+    ):
+        if seconds is not None and left > 0:
+            left -= forget_all(
+                db, db.value("prune_older", state, db.now - round(seconds * MICRO), left)
+            )
+    if keep.completed_max is not None and left > 0:
+        left -= forget_all(db, db.value("prune_beyond", keep.completed_max, left))
+    if keep.results is not None and left > 0:
+        left -= db.run("prune_results", db.now - round(keep.results * MICRO), left).rowcount
+    return limit - left
+
+
+def forget_all(db: Database, listed: str) -> int:
+    """Drop the jobs of a JSON array; how many."""
+    seqs: Sequence[int] = _seqs(listed)
+    if seqs:
+        forget(db, listed)
+    return len(seqs)

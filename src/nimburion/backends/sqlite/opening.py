@@ -1,0 +1,148 @@
+"""Opening the file: settings of a connection, the format it was written in, and migrations."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nimburion.backends.files import migrations_of
+from nimburion.backends.sqlite.faults import is_busy
+from nimburion.core.errors import ConfigurationError, FormatMismatch
+
+PACKAGE = "nimburion.backends.sqlite"
+OLDEST_SQLITE = (3, 37)
+BUSY_TIMEOUT = 5.0
+_CACHE = 64 * 1024
+"""KiB of pages a connection may keep. SQLite's own default of 2 MiB thrashes at 1 M jobs."""
+_CHECKPOINT = 4000
+"""Pages (16 MiB) of the write-ahead log before they are copied into the file."""
+
+Migration = tuple[int, str, str]
+"""Number, name and statements."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection as every thread needs it: write-ahead log, no transaction of the driver's."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise ConfigurationError(
+            f"this Python has SQLite {sqlite3.sqlite_version}; nimburion needs 3.37 or newer"
+        )
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512
+    )
+    try:
+        for pragma in (f"cache_size=-{_CACHE}", "temp_store=MEMORY", "trusted_schema=OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_writer(path: Path) -> tuple[sqlite3.Connection, list[str]]:
+    """A connection that writes, on a file in the newest format; and what was done to get there."""
+    connection = connect(path)
+    try:
+        done = prepare(connection, path, migrations_of(PACKAGE))
+        connection.execute("PRAGMA busy_timeout=0")  # the writer waits for its turn by itself
+    except BaseException:
+        connection.close()
+        raise
+    return connection, done
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A connection that only reads."""
+    connection = connect(path)
+    connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+def prepare(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
+) -> list[str]:
+    """Bring the file to the newest format, under its lock; what was done, in words.
+
+    Raises:
+        FormatMismatch: written by a newer version, or by something else.
+    """
+    check_format(connection, path, migrations)
+    patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
+    connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
+    patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+    try:
+        done = migrate(connection, check_format(connection, path, migrations), migrations)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return done
+
+
+def check_format(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
+) -> int:
+    """The format of the file; 0 for a new one."""
+    newest = migrations[-1][0]
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if not tables:
+        return 0
+    if not {"meta", "job", "lane"} <= tables:
+        raise FormatMismatch(
+            f"{path} is a SQLite database, but not one of nimburion; choose another file"
+        )
+    row = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+    found = int(row[0]) if row else 0
+    if found > newest:
+        raise FormatMismatch(
+            f"{path} has format {found}, this nimburion knows formats up to {newest}; nothing was "
+            "changed. Upgrade nimburion here (pip install --upgrade nimburion)"
+        )
+    return found
+
+
+def migrate(
+    connection: sqlite3.Connection, found: int, migrations: Sequence[Migration]
+) -> list[str]:
+    """Run what is missing, inside the caller's transaction."""
+    done = []
+    for number, name, text in migrations:
+        if number > found:
+            for statement in statements_of(text):
+                connection.execute(statement)
+            done.append(f"format {number}: {name}")
+    if done:
+        connection.execute(
+            "INSERT INTO meta (name, value) VALUES ('format', ?1) "
+            "ON CONFLICT (name) DO UPDATE SET value = ?1",
+            (migrations[-1][0],),
+        )
+    return done
+
+
+def statements_of(text: str) -> list[str]:
+    """Split a script; the driver's own way to run one would commit first."""
+    found, begun = [], ""
+    for line in text.splitlines(keepends=True):
+        begun += line
+        if line.rstrip().endswith(";") and sqlite3.complete_statement(begun):
+            found.append(begun)
+            begun = ""
+    return found
+
+
+def patiently(step: Callable[[], object], seconds: float = BUSY_TIMEOUT) -> None:
+    """Do `step`, again while another process holds the lock (not every step waits by itself)."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            step()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
+        else:
+            return

@@ -1,0 +1,97 @@
+"""Where the file lies, and whether a store may live there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from nimburion.core.errors import ConfigurationError
+
+MOUNTS = Path("/proc/self/mounts")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+NETWORKED = frozenset(
+    {
+        "nfs",
+        "nfs3",
+        "nfs4",
+        "cifs",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "ncpfs",
+        "afs",
+        "coda",
+        "davfs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "beegfs",
+        "gpfs",
+        "vboxsf",
+        "fuse.sshfs",
+        "fuse.ceph",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.rclone",
+        "fuse.davfs2",
+        "fuse.gcsfuse",
+    }
+)
+
+
+def path_of(url: str) -> Path:
+    """The file that `sqlite:///relative.db` or `sqlite:////absolute.db` names."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme.lower() != "sqlite" or host or not slash or not path or "?" in path:
+        raise ConfigurationError(
+            f"{url!r} names no SQLite file; write sqlite:///jobs.db (relative to the working "
+            "directory) or sqlite:////srv/app/jobs.db (absolute)"
+        )
+    return Path(unquote(path))
+
+
+def check_place(path: Path, *, mounts: Path = MOUNTS) -> None:
+    """Raise `ConfigurationError` where SQLite's locks cannot be trusted, or nothing can be."""
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file in it")
+    kind = file_system_of(path, mounts)
+    if kind in NETWORKED:
+        raise ConfigurationError(
+            f"{path} is on a network file system ({kind}), where SQLite's locks do not hold; "
+            "put it on a local disk, or use a store with a server"
+        )
+
+
+def file_system_of(path: Path, mounts: Path) -> str | None:
+    """The type of the file system that holds `path`; None where the system does not tell."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    place = path.resolve()
+    longest, kind = -1, None
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = Path(unescaped(fields[1]))
+        if place.is_relative_to(point) and len(point.parts) >= longest:
+            longest, kind = len(point.parts), fields[2]
+    return kind
+
+
+def unescaped(field: str) -> str:
+    """A field of the mount table: blanks and backslashes stand there in octal."""
+    for code, meant in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, meant)
+    return field
+
+
+def boot_id(source: Path = BOOT_ID) -> str:
+    """Which boot of the host this is; empty where the system does not tell."""
+    try:
+        return source.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

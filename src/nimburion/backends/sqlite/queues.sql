@@ -1,0 +1,20 @@
+-- Every queue that holds an unfinished job or is paused.
+-- Inputs: ?1 now
+-- Result: by name: queue, due and waiting, not due, processing, earliest due time of those due, paused
+-- Locks: none; reads a snapshot
+-- Atomic: one statement in one snapshot
+WITH standing AS (
+    SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
+    FROM ready GROUP BY lane
+    UNION ALL
+    SELECT lane, sum(due <= ?1), sum(due > ?1), 0, min(iif(due <= ?1, due, NULL))
+    FROM scheduled GROUP BY lane
+    UNION ALL
+    SELECT lane, 0, 0, count(*), NULL FROM lease GROUP BY lane
+)
+SELECT q.queue, sum(size), sum(later), sum(running), min(oldest), max(paused) FROM (
+    SELECT lane.queue, size, later, running, oldest, 0 AS paused
+    FROM standing JOIN lane ON lane.id = standing.lane
+    UNION ALL
+    SELECT queue, 0, 0, 0, NULL, 1 FROM paused
+) AS q GROUP BY q.queue ORDER BY q.queue

@@ -1,0 +1,335 @@
+"""The SQLite store: one file, no server, several processes of one host at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from nimburion.backends.files import Statements
+from nimburion.backends.sqlite import (
+    enqueueing,
+    exchanging,
+    inspecting,
+    maintaining,
+    opening,
+    scheduling,
+    sessions,
+)
+from nimburion.backends.sqlite.database import MICRO, Database
+from nimburion.backends.sqlite.doorbell import Bells, Doorbell, bells_of
+from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, path_of
+from nimburion.backends.sqlite.threads import Reader, Writer
+from nimburion.core.backend import Capabilities
+from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.errors import NotOpen
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.lease import Lease
+from nimburion.core.reading import (
+    EVERY_JOB,
+    Cancellation,
+    Fired,
+    JobFilter,
+    Overlap,
+    Page,
+    Promoted,
+    QueueInfo,
+    Replayed,
+    Rescued,
+    Retention,
+    ScheduleRecord,
+)
+from nimburion.core.session import Orders, Session, SessionInfo
+from nimburion.core.settlement import Settlement
+
+T = TypeVar("T")
+
+CAPABILITIES = Capabilities(
+    durable=True, notifies=True, joins_transaction=False, atomic_batch=None, shared=True
+)
+
+
+class SQLiteBackend:
+    """A store in one SQLite file.
+
+    What a caller asks for (enqueue, cancel, replay, …) is on the disk when the call returns; what
+    workers note (exchanges, beats) survives the death of every process, and after a power cut may
+    run a job again, never lose one.
+
+    Args:
+        path: the file; made when it is not there. Its folder must exist, on a local disk.
+        clock: wall time for due times, boot time for sessions.
+        random: jitter of waits for the lock.
+        entropy: names the socket of this handle.
+        mounts: the table of mounted file systems, to refuse those of a network.
+
+    >>> SQLiteBackend("jobs.db").capabilities.durable
+    True
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "nimburion.db",
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        entropy: Entropy = os.urandom,
+        mounts: Path = MOUNTS,
+    ) -> None:
+        self.path = Path(path)
+        self._clock = clock or SystemClock()
+        self._random = random or Random()  # noqa: S311 (jitter is no secret)
+        self._entropy = entropy
+        self._mounts = mounts
+        self._name = ""
+        self._pid = 0
+        self._writer: Writer | None = None
+        self._reader: Reader | None = None
+        self._doorbell: Doorbell | None = None
+        self._bells: Bells | None = None
+        self._changing = asyncio.Lock()
+        self._done: list[str] = []
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> SQLiteBackend:
+        """The store that `sqlite:///jobs.db` or `sqlite:////srv/jobs.db` names."""
+        return cls(path_of(url), **options)  # type: ignore[arg-type]
+
+    # --- coming and going ---
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Durable, wakes other processes, stores a whole call in one step."""
+        return CAPABILITIES
+
+    def describe(self) -> str:
+        """Name the store."""
+        return f"SQLite {self.path.absolute()}"
+
+    def sibling(self) -> SQLiteBackend:
+        """Another handle on the same file, not open yet."""
+        return SQLiteBackend(
+            self.path,
+            clock=self._clock,
+            random=self._random,
+            entropy=self._entropy,
+            mounts=self._mounts,
+        )
+
+    async def open(self) -> None:
+        """Make or open the file, and bring it to this version's format. Repeatable."""
+        async with self._changing:
+            if self._writer is not None and self._pid == os.getpid():
+                return
+            check_place(self.path, mounts=self._mounts)
+            await self._start()
+
+    async def _start(self) -> None:
+        folder = bells_of(self.path)
+        self._name = self._entropy(8).hex()
+        bells, doorbell = Bells(folder, self._name), Doorbell(folder, self._name)
+        loop = asyncio.get_running_loop()
+
+        def ring(queues: frozenset[str]) -> None:
+            bells.ring(queues)
+            if doorbell.listening:
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(doorbell.wake, queues)
+
+        sql, boot = Statements(opening.PACKAGE), boot_id()
+        writer = Writer(
+            "nimburion-sqlite-writer",
+            self.path,
+            lambda: self._open_writer(sql, boot),
+            ring=ring,
+            random=self._random,
+        )
+        await writer.start()
+        reader = Reader(
+            "nimburion-sqlite-reader",
+            self.path,
+            lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
+        )
+        await reader.start()
+        self._bells, self._doorbell = bells, doorbell
+        self._writer, self._reader = writer, reader
+        self._pid = os.getpid()
+
+    def _open_writer(self, sql: Statements, boot: str) -> Database:
+        connection, self._done = opening.open_writer(self.path)
+        return Database(connection, sql, self._clock, boot)
+
+    async def close(self) -> None:
+        """Answer what was asked, and let go of the file. Repeatable."""
+        async with self._changing:
+            writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
+            if writer is None or reader is None or self._pid != os.getpid():
+                return
+            if self._doorbell is not None:
+                self._doorbell.close()
+            await reader.stop()
+            await writer.stop()
+            if self._bells is not None:
+                self._bells.close()
+
+    async def ping(self) -> None:
+        """Return when the file can be read."""
+        await self._read(lambda db: db.value("next_due"))
+
+    async def migrate(self) -> list[str]:
+        """What the opening did to bring the file to this version's format."""
+        await self.open()
+        return list(self._done)
+
+    async def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> T:
+        if self._writer is None or self._pid != os.getpid():
+            raise self._not_open()
+        return await self._writer.call(work, durable=durable)
+
+    async def _read(self, work: Callable[[Database], T]) -> T:
+        if self._reader is None or self._pid != os.getpid():
+            raise self._not_open()
+        return await self._reader.call(work)
+
+    def _not_open(self) -> NotOpen:
+        if self._writer is not None:
+            return NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
+        return NotOpen(f"{self.describe()} is not open; call open() first")
+
+    # --- the way in ---
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `Backend.enqueue`. The whole call is one step."""
+        if not jobs:
+            return []
+        return await self._write(lambda db: enqueueing.enqueue(db, jobs))
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """See `Backend.cancel`."""
+        return await self._write(lambda db: maintaining.cancel(db, job_id))
+
+    # --- workers ---
+
+    async def open_session(self, session: Session) -> None:
+        """See `Backend.open_session`."""
+        await self._write(lambda db: sessions.open_session(db, session), durable=False)
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        """See `Backend.exchange`."""
+        answer = await self._write(
+            lambda db: exchanging.exchange(db, session_id, number, settlements, want),
+            durable=False,
+        )
+        return exchanging.reply_of(answer)
+
+    async def beat(self, session_id: str) -> Orders:
+        """See `Backend.beat`."""
+        return await self._write(lambda db: sessions.beat(db, session_id), durable=False)
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        """See `Backend.close_session`."""
+        await self._write(lambda db: sessions.close_session(db, session_id, running), durable=False)
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        """See `Backend.rescue`."""
+        return await self._write(lambda db: sessions.rescue(db, limit, max_lost), durable=False)
+
+    async def promote(self, limit: int) -> Promoted:
+        """See `Backend.promote`."""
+        count, due = await self._write(
+            lambda db: exchanging.promote_and_ring(db, limit), durable=False
+        )
+        return Promoted(count, None if due is None else due / MICRO)
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        """See `Backend.wait`. Other processes ring too."""
+        if self._doorbell is None or self._writer is None or self._pid != os.getpid():
+            raise self._not_open()
+        pause = asyncio.ensure_future(self._clock.sleep(timeout))
+        try:
+            await self._doorbell.wait(queues, pause)
+        finally:
+            pause.cancel()
+
+    # --- operators ---
+
+    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
+        """See `Backend.replay`."""
+        return await self._write(lambda db: maintaining.replay(db, which, limit, after))
+
+    async def delete(self, which: JobFilter, limit: int) -> list[str]:
+        """See `Backend.delete`."""
+        return await self._write(lambda db: maintaining.delete(db, which, limit))
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """See `Backend.pause`."""
+        await self._write(lambda db: maintaining.pause(db, queue, paused=paused))
+
+    async def prune(self, keep: Retention, limit: int) -> int:
+        """See `Backend.prune`."""
+        return await self._write(lambda db: maintaining.prune(db, keep, limit), durable=False)
+
+    # --- reading ---
+
+    async def get(self, job_id: str) -> JobRecord:
+        """See `Backend.get`."""
+        return await self._read(lambda db: inspecting.get(db, job_id))
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+    ) -> Page:
+        """See `Backend.list_jobs`."""
+        return await self._read(
+            lambda db: inspecting.list_jobs(db, which, limit, after, payloads=payloads)
+        )
+
+    async def counts(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.counts`."""
+        return await self._read(lambda db: inspecting.counts(db, queue))
+
+    async def queues(self) -> list[QueueInfo]:
+        """See `Backend.queues`."""
+        return await self._read(inspecting.queues)
+
+    async def sessions(self) -> list[SessionInfo]:
+        """See `Backend.sessions`."""
+        return await self._read(inspecting.sessions)
+
+    # --- schedules ---
+
+    async def put_schedule(self, schedule: ScheduleRecord) -> None:
+        """See `Backend.put_schedule`."""
+        await self._write(lambda db: scheduling.put_schedule(db, schedule))
+
+    async def list_schedules(self) -> list[ScheduleRecord]:
+        """See `Backend.list_schedules`."""
+        return await self._read(scheduling.list_schedules)
+
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        """See `Backend.pause_schedule`."""
+        return await self._write(lambda db: scheduling.pause_schedule(db, name, paused=paused))
+
+    async def delete_schedule(self, name: str) -> bool:
+        """See `Backend.delete_schedule`."""
+        return await self._write(lambda db: scheduling.delete_schedule(db, name))
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        """See `Backend.fire`."""
+        return await self._write(
+            lambda db: scheduling.fire(db, name, (expected_last, tick), job, overlap)
+        )
