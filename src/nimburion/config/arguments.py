@@ -7,8 +7,7 @@ from datetime import timedelta
 
 import msgspec
 
-from nimburion.config.tree import Path, Place, Written, refusal
-from nimburion.config.yaml_text import DEEPEST
+from nimburion.config.tree import DEEPEST, Path, Place, Written, refusal
 
 PLACE = Place("load()")
 

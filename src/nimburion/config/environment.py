@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import reduce
 
 from nimburion.config.kinds import Kind
+from nimburion.config.scalars import scalar
 from nimburion.config.schema import JOBS, Section, shape_at, unknown
 from nimburion.config.tree import Place, Written, nested, overlay, refusal, spelled
-from nimburion.config.yaml_text import read_yaml, scalar
 
 PREFIX = "NIMBURION_"
 FILE_VARIABLE = "NIMBURION_CONFIG"
@@ -42,6 +42,8 @@ def setting_of(variable: str, text: str) -> Written | None:
         raise refusal(place, path, "not UTF-8")
     if isinstance(shape, Kind):
         return nested(path, Written(scalar(text), place, text))
+    from nimburion.config.yaml_text import read_yaml  # PyYAML only where there is YAML
+
     return nested(path, read_yaml(text, variable, numbered=False, path=path))
 
 

@@ -13,6 +13,9 @@ Path = tuple[str | int, ...]
 """Keys and list positions from the top: `("jobs", "queues", 0, "name")`."""
 
 
+DEEPEST = 32
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where something was written: `config.yaml:12`, `NIMBURION_JOBS__URL`, `load()`."""
 

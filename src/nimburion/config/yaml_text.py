@@ -6,31 +6,17 @@ is seen and depth is bounded before anything recurses.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import Protocol
 
 import yaml
 
-from nimburion.config.tree import Path, Place, Scalar, Written, refusal
-
-DEEPEST = 32
-LONGEST_NUMBER = 40
+from nimburion.config.scalars import scalar
+from nimburion.config.tree import DEEPEST, Path, Place, Written, refusal
 
 _Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-_WORDS = MappingProxyType(
-    {
-        **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-        **dict.fromkeys(("true", "True", "TRUE"), True),
-        **dict.fromkeys(("false", "False", "FALSE"), False),
-    }
-)
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -41,29 +27,6 @@ def read_yaml(text: str, source: str, *, numbered: bool = True, path: Path = ())
     for messages.
     """
     return _Reader(source, path, numbered=numbered).read(text)
-
-
-def scalar(text: str) -> Scalar:
-    """What a plain scalar means in YAML 1.2: `012` is 12; `on`, `1:30` and `0b1` are texts."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if len(text) > LONGEST_NUMBER:
-        return text
-    if _INT.fullmatch(text):
-        return _whole(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    return _infinite(text) if _INFINITE.fullmatch(text) else text
-
-
-def _whole(text: str) -> int:
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-def _infinite(text: str) -> float:
-    if text[-3:].lower() == "nan":
-        return math.nan
-    return -math.inf if text[0] == "-" else math.inf
 
 
 class _Mark(Protocol):
