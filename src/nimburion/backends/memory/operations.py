@@ -1,0 +1,340 @@
+"""The operations of sessions, operators and the scheduler, each one step on the shelf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from nimburion.backends.memory.entry import Entry, Limit, Shelf, Tenant, micros
+from nimburion.backends.memory.moves import Step
+from nimburion.backends.memory.reserving import Reserving, delivery_of
+from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
+from nimburion.core.lease import Lease
+from nimburion.core.reading import (
+    Cancellation,
+    Fired,
+    JobFilter,
+    Overlap,
+    Replayed,
+    Rescued,
+    Retention,
+)
+from nimburion.core.session import Gate, Orders, Session
+from nimburion.core.settlement import Settled, Settlement
+
+_PROMOTED = 10_000
+_EVERY_QUEUE = "*"
+
+
+# Sessions
+
+
+def alive(shelf: Shelf, session_id: str) -> Tenant:
+    """The session, if it may go on."""
+    tenant = shelf.sessions.get(session_id)
+    if tenant is None or tenant.dead or tenant.left:
+        raise SessionLost(session_id)
+    return tenant
+
+
+def open_session(step: Step, session: Session, monotonic: float) -> None:
+    """See `Backend.open_session`."""
+    if session.id in step.shelf.sessions:
+        beat(step, session.id, monotonic)
+        return
+    step.shelf.sessions[session.id] = Tenant(session, step.now, monotonic + session.ttl)
+    for name in session.names:
+        set_gate(step, name, session.limits.get(name))
+
+
+def set_gate(step: Step, name: str, limit: int | None) -> None:
+    """The newest session's word about a name. A new gate counts what is processing now."""
+    gates = step.shelf.gates
+    running = [
+        entry.held
+        for tenant in step.shelf.sessions.values()
+        for entry in tenant.held.values()
+        if entry.name == name and entry.held is not None
+    ]
+    if limit is None:
+        gates.pop(name, None)
+    elif name in gates:
+        gates[name].limit = limit
+    else:
+        gates[name] = Limit(limit, len(running))
+    for held in running:
+        held.gated = limit is not None
+    step.rung.add(_EVERY_QUEUE)
+
+
+def beat(step: Step, session_id: str, monotonic: float) -> Orders:
+    """See `Backend.beat`."""
+    shelf = step.shelf
+    tenant = alive(shelf, session_id)
+    tenant.expires = monotonic + tenant.said.ttl
+    return Orders(
+        cancel=[
+            entry.lease(entry.held.token)
+            for entry in tenant.held.values()
+            if entry.held is not None and entry.held.cancel
+        ],
+        paused=sorted(shelf.paused),
+        gates={
+            name: Gate(shelf.gates[name].limit, shelf.gates[name].held)
+            for name in tenant.said.names
+            if name in shelf.gates
+        },
+    )
+
+
+def close_session(step: Step, session_id: str, running: Sequence[Lease]) -> None:
+    """See `Backend.close_session`."""
+    tenant = step.shelf.sessions.get(session_id)
+    if tenant is None or tenant.dead:
+        return
+    kept = {(lease.job_id, lease.token) for lease in running}
+    for entry in list(tenant.held.values()):
+        held = entry.held
+        if held is not None and (entry.id, held.token) not in kept:
+            step.wait_or_cancel(entry, held)
+    if tenant.held:
+        tenant.left = True
+    else:
+        tenant.dead = True
+
+
+def rescue(step: Step, limit: int, max_lost: int, monotonic: float) -> Rescued:
+    """See `Backend.rescue`."""
+    for tenant in step.shelf.sessions.values():
+        if not tenant.dead and tenant.expires <= monotonic:
+            tenant.dead = True
+    orphans = list(_orphans(step.shelf))
+    rescued = Rescued([], [], [], more=len(orphans) > limit)
+    for entry in orphans[:limit]:
+        take_back(step, entry, rescued, max_lost)
+    return rescued
+
+
+def _orphans(shelf: Shelf) -> Iterator[Entry]:
+    for tenant in shelf.sessions.values():
+        if tenant.dead:
+            yield from tenant.held.values()
+
+
+def take_back(step: Step, entry: Entry, rescued: Rescued, max_lost: int) -> None:
+    """Rescue one job. Its session's word of leaving spares it the loss."""
+    held = entry.held
+    if held is None:
+        return
+    if not held.session.left:
+        attempt = entry.failures + entry.lost + 1
+        step.note(entry, AttemptError(attempt, "lost", "WorkerLost", "its worker vanished"))
+        entry.lost += 1
+        if entry.lost >= max_lost and not held.cancel:
+            step.end_lease(entry)
+            step.finish(entry, State.FAILED, reason=Reason.LOST)
+            rescued.failed.append(entry.id)
+            return
+    line = rescued.returned if step.wait_or_cancel(entry, held) else rescued.cancelled
+    line.append(entry.id)
+
+
+# The exchange
+
+
+def exchange(
+    step: Step, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+) -> Reply:
+    """See `Backend.exchange`."""
+    tenant = alive(step.shelf, session_id)
+    if number == tenant.number and number > 0:
+        return repeated(step, tenant, want)
+    if number != tenant.number + 1:
+        raise OutOfOrder(f"exchange {number} after {tenant.number} of session {session_id}")
+    results: list[Settled] = [step.settle(tenant, one) for one in settlements]
+    step.shelf.promote(step.now, _PROMOTED)
+    reserving = Reserving(step.shelf, want, step.now)
+    deliveries = reserving.serve(tenant, number) if want.total > 0 else []
+    tenant.number, tenant.results = number, results
+    return Reply(results, deliveries, reserving.waiting(), next_due(step.shelf), step.now / 1e6)
+
+
+def repeated(step: Step, tenant: Tenant, want: Want) -> Reply:
+    """The same answer again."""
+    deliveries = [
+        delivery_of(entry, entry.held.token)
+        for entry in tenant.held.values()
+        if entry.held is not None and entry.held.number == tenant.number
+    ]
+    waiting = Reserving(step.shelf, want, step.now).waiting()
+    return Reply(list(tenant.results), deliveries, waiting, next_due(step.shelf), step.now / 1e6)
+
+
+def next_due(shelf: Shelf) -> float | None:
+    """The earliest due time still set aside, in seconds."""
+    entry = shelf.next_scheduled()
+    return None if entry is None else entry.due / 1e6
+
+
+# Operators
+
+
+def cancel(step: Step, job_id: str) -> Cancellation:
+    """See `Backend.cancel`."""
+    entry = step.shelf.jobs.get(job_id)
+    if entry is None:
+        raise JobNotFound(job_id)
+    if entry.state is not None:
+        return Cancellation.FINISHED
+    if entry.held is not None:
+        entry.held.cancel = True
+        return Cancellation.REQUESTED
+    step.finish(entry, State.CANCELLED)
+    return Cancellation.CANCELLED
+
+
+def matching(step: Step, which: JobFilter, after: str | None) -> Iterator[Entry]:
+    """What a filter means, newest enqueue first, from a page's `next` on."""
+    last = _place_of(after)
+    for seq, entry in reversed(step.shelf.by_seq.items()):
+        if (last is None or seq < last) and _matches(entry, which, step.now):
+            yield entry
+
+
+def _place_of(after: str | None) -> int | None:
+    if after is None:
+        return None
+    if after.isascii() and after.isdigit():
+        return int(after)
+    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")
+
+
+def _matches(entry: Entry, which: JobFilter, now: int) -> bool:
+    return (
+        (which.ids is None or entry.id in which.ids)
+        and (which.states is None or entry.state_at(now) in which.states)
+        and which.queue in (None, entry.queue)
+        and which.name in (None, entry.name)
+        and which.reason in (None, entry.reason)
+    )
+
+
+def page_of(entries: Iterator[Entry], limit: int) -> tuple[list[Entry], str | None]:
+    """The first `limit` of them, and where the next page begins."""
+    page: list[Entry] = []
+    for entry in entries:
+        if len(page) == limit:
+            return page, str(page[-1].seq) if page else None
+        page.append(entry)
+    return page, None
+
+
+def replay(step: Step, which: JobFilter, limit: int, after: str | None) -> Replayed:
+    """See `Backend.replay`."""
+    failed = (e for e in matching(step, which, after) if e.state is State.FAILED)
+    page, following = page_of(failed, limit)
+    replayed = Replayed([], [], following)
+    for entry in page:
+        key = entry.options.unique_key
+        holder = None if key is None else step.holder(entry.name, key)
+        if holder not in (None, entry.id):
+            replayed.held.append(entry.id)
+            continue
+        if holder is None:
+            step.take_key(entry)
+        begin_anew(step, entry)
+        replayed.ids.append(entry.id)
+    return replayed
+
+
+def begin_anew(step: Step, entry: Entry) -> None:
+    """Let a dead letter wait again: due now, counts begun anew, history kept."""
+    entry.state, entry.finished_at, entry.reason = None, None, None
+    entry.failures = entry.lost = 0
+    entry.due = step.now
+    step.shelf.stand(entry, step.now)
+    step.rung.add(entry.queue)
+
+
+def delete(step: Step, which: JobFilter, limit: int) -> list[str]:
+    """See `Backend.delete`."""
+    finished = (e for e in matching(step, which, None) if e.state in FINISHED)
+    page, _ = page_of(finished, limit)
+    for entry in page:
+        step.shelf.forget(entry)
+    return [entry.id for entry in page]
+
+
+def prune(step: Step, keep: Retention, limit: int) -> int:
+    """See `Backend.prune`."""
+    shelf, left = step.shelf, limit
+    for entry in [e for e in shelf.by_seq.values() if _outlived(e, keep, step.now)][:left]:
+        shelf.forget(entry)
+        left -= 1
+    if keep.completed_max is not None:
+        kept = [e for e in shelf.by_seq.values() if e.state in {State.COMPLETED, State.CANCELLED}]
+        kept.sort(key=lambda e: (e.finished_at or 0, e.seq))
+        for entry in kept[: min(left, max(0, len(kept) - keep.completed_max))]:
+            shelf.forget(entry)
+            left -= 1
+    for entry in shelf.by_seq.values():
+        if left and entry.result is not None and _older(entry, keep.results, step.now):
+            entry.result = None
+            left -= 1
+    return limit - left
+
+
+def _outlived(entry: Entry, keep: Retention, now: int) -> bool:
+    if entry.state is None:
+        return False
+    return _older(entry, keep.failed if entry.state is State.FAILED else keep.completed, now)
+
+
+def _older(entry: Entry, seconds: float | None, now: int) -> bool:
+    if seconds is None or entry.finished_at is None:
+        return False
+    return entry.finished_at < now - micros(seconds)
+
+
+# Schedules
+
+
+def fire(
+    step: Step,
+    name: str,
+    expected_last: float | None,
+    tick: float,
+    job: NewJob,
+    overlap: Overlap,
+) -> Fired:
+    """See `Backend.fire`."""
+    schedule = step.shelf.schedules.get(name)
+    if schedule is None:
+        return Fired("missing")
+    if schedule.paused:
+        return Fired("paused")
+    if schedule.last_tick != expected_last:
+        return Fired("moved")
+    stored: str | None = None
+    if schedule.last_job is None or makes_way(step, schedule.last_job, overlap):
+        (result,) = step.enqueue([job])
+        stored = result.id if result.outcome in {"created", "exists"} else None
+    step.shelf.schedules[name] = msgspec.structs.replace(
+        schedule, last_tick=tick, last_job=stored or schedule.last_job
+    )
+    return Fired("skipped") if stored is None else Fired("fired", stored)
+
+
+def makes_way(step: Step, last_job: str, overlap: Overlap) -> bool:
+    """Whether the schedule's previous job lets the next one in."""
+    entry = step.shelf.jobs.get(last_job)
+    if entry is None or entry.state is not None or overlap == "allow":
+        return True
+    if overlap == "cancel_previous":
+        cancel(step, last_job)
+        return True
+    started = entry.held is not None or entry.failures > 0
+    return overlap == "queue_one" and started

@@ -1,0 +1,110 @@
+"""Handing jobs out: the merge of lane heads, in the order of SPEC G15, exactly."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heapreplace
+
+from nimburion.backends.memory.entry import MICRO, Entry, Held, Shelf, Tenant, micros
+from nimburion.core.exchange import DEFAULT_TERMS, Lane, Want
+from nimburion.core.lease import Delivery, Token
+
+_WAITING = 64
+
+Head = tuple[int, int, int, int, int]
+"""Minus the level of its queue, minus its priority, due time, seq; and which lane it heads."""
+
+
+class Reserving:
+    """One request being served."""
+
+    def __init__(self, shelf: Shelf, want: Want, now: int) -> None:
+        self._shelf = shelf
+        self._want = want
+        self._now = now
+        self._ageing = micros(want.ageing)
+        self._caps = {
+            queue: terms.cap for queue, terms in want.queues.items() if terms.cap is not None
+        }
+
+    def serve(self, tenant: Tenant, number: int) -> list[Delivery]:
+        """Lease the first `total` of the merge, in rank order."""
+        chosen: list[Delivery] = []
+        lanes = self._want.lanes
+        heads = [head for n in range(len(lanes)) if (head := self._head(n)) is not None]
+        heapify(heads)
+        while heads and len(chosen) < self._want.total:
+            lane = lanes[heads[0][4]]
+            if not self._admits(lane):
+                heappop(heads)
+                continue
+            chosen.append(self._lease(lane, tenant, number))
+            following = self._head(heads[0][4])
+            if following is None:
+                heappop(heads)
+            else:
+                heapreplace(heads, following)
+        return chosen
+
+    def waiting(self) -> list[Lane]:
+        """Which of the lanes still hold jobs that could be handed out."""
+        found: list[Lane] = []
+        for lane in self._want.lanes:
+            if len(found) == _WAITING:
+                break
+            gate = self._shelf.gates.get(lane.name)
+            open_ = lane.queue not in self._shelf.paused and (gate is None or gate.room > 0)
+            if open_ and lane not in found and self._shelf.head((lane.queue, lane.name)):
+                found.append(lane)
+        return found
+
+    def _head(self, n: int) -> Head | None:
+        """The rank of the job that heads lane `n` now: it ages by itself, whatever is behind it."""
+        lane = self._want.lanes[n]
+        if lane.queue in self._shelf.paused:
+            return None
+        entry = self._shelf.head((lane.queue, lane.name))
+        if entry is None:
+            return None
+        level = self._want.queues.get(lane.queue, DEFAULT_TERMS).priority
+        if self._ageing and self._now > entry.due:
+            level += (self._now - entry.due) // self._ageing
+        return (-level, -entry.priority, entry.due, entry.seq, n)
+
+    def _admits(self, lane: Lane) -> bool:
+        """Whether the queue's cap and the name's gate let one more pass."""
+        if self._caps.get(lane.queue, 1) <= 0:
+            return False
+        gate = self._shelf.gates.get(lane.name)
+        return gate is None or gate.room > 0
+
+    def _lease(self, lane: Lane, tenant: Tenant, number: int) -> Delivery:
+        key = (lane.queue, lane.name)
+        entry = self._shelf.head(key)
+        assert entry is not None
+        self._shelf.take_head(key)
+        if lane.queue in self._caps:
+            self._caps[lane.queue] -= 1
+        gate = self._shelf.gates.get(lane.name)
+        if gate is not None:
+            gate.held += 1
+        entry.fence += 1
+        token = Token(entry.fence, self._want.nonce)
+        entry.held = Held(tenant, number, token, self._now, gated=gate is not None)
+        tenant.held[entry.seq] = entry
+        return delivery_of(entry, token)
+
+
+def delivery_of(entry: Entry, token: Token) -> Delivery:
+    """The job as a worker gets it."""
+    return Delivery(
+        entry.lease(token),
+        entry.name,
+        entry.queue,
+        entry.payload or b"",
+        entry.priority,
+        entry.failures,
+        entry.lost,
+        entry.due / MICRO,
+        entry.created_at / MICRO,
+        entry.options,
+    )

@@ -1,0 +1,6 @@
+"""For tests of applications: a clock to move by hand, assertions, a pytest plugin; and the contract
+suite that every store passes."""
+
+from nimburion.testing.clock import FakeClock
+
+__all__ = ["FakeClock"]

@@ -1,0 +1,81 @@
+"""A clock that moves only when a test moves it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from heapq import heappop, heappush
+
+_START = 1_750_000_000.0
+_BOOTED = 1_000.0
+
+
+class FakeClock:
+    """Time as a test wants it: `now` and `monotonic` stand still until `advance`.
+
+    Whoever sleeps on it wakes when their time has come; `advance` returns before they run, so give
+    the loop a turn (`await asyncio.sleep(0)`) to let them.
+
+    >>> clock = FakeClock()
+    >>> before = clock.now()
+    >>> clock.advance(90)
+    >>> clock.now() - before
+    90.0
+    """
+
+    def __init__(self, start: float = _START) -> None:
+        self._now = start
+        self._monotonic = _BOOTED
+        self._lock = threading.RLock()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = 0
+
+    def now(self) -> float:
+        """Wall time, epoch seconds."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Seconds since the host booted."""
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass, on both clocks, and wake whoever slept for no longer."""
+        if seconds < 0:
+            raise ValueError("time does not go backwards; step_wall moves the wall clock alone")
+        with self._lock:
+            self._now += seconds
+            self._monotonic += seconds
+            while self._sleepers and self._sleepers[0][0] <= self._monotonic:
+                _, _, sleeper = heappop(self._sleepers)
+                if not sleeper.get_loop().is_closed():
+                    sleeper.get_loop().call_soon_threadsafe(_wake, sleeper)
+
+    def advance_to(self, now: float) -> None:
+        """Advance until the wall clock shows `now`."""
+        self.advance(now - self._now)
+
+    def step_wall(self, seconds: float) -> None:
+        """Set the wall clock forward or back, as an operator or NTP does; monotonic time stays."""
+        self._now += seconds
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when somebody has advanced the clock by `seconds`."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._count += 1
+            heappush(self._sleepers, (self._monotonic + seconds, self._count, sleeper))
+        await sleeper
+
+    @property
+    def sleepers(self) -> int:
+        """How many sleep on it."""
+        with self._lock:
+            return sum(not sleeper.done() for _, _, sleeper in self._sleepers)
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
