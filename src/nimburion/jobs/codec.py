@@ -154,13 +154,18 @@ def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> b
 
 def check_payload(name: str, payload: bytes, limits: Limits) -> None:
     """`InvalidJob` when it is too large, or nests too deep."""
+    check_size(name, payload, limits)
+    if deeper_than(limits.nesting, payload):
+        raise InvalidJob(_too_deep(name, limits))
+
+
+def check_size(name: str, payload: bytes, limits: Limits) -> None:
+    """`InvalidJob` when it is too large."""
     if len(payload) > limits.payload:
         raise InvalidJob(
             f"job {name!r}: the payload is {len(payload)} bytes, over the limit of "
             f"{limits.payload}; store the data elsewhere and pass where it is"
         )
-    if deeper_than(limits.nesting, payload):
-        raise InvalidJob(_too_deep(name, limits))
 
 
 def _too_deep(name: str, limits: Limits) -> str:

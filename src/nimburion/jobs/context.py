@@ -13,6 +13,7 @@ from nimburion.core.lease import Delivery, Lease
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from nimburion.jobs.job import AnyJob
     from nimburion.jobs.terms import EnqueueOptions
 
 _log = logging.getLogger("nimburion.job")
@@ -37,7 +38,7 @@ class Named(Protocol):
 class Enqueuing(Protocol):
     """The way in, as a context uses it."""
 
-    async def enqueue(self, job: object, **options: Unpack[EnqueueOptions]) -> str:
+    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
         """Store one job; its id."""
         ...
 
@@ -64,14 +65,13 @@ class Context:
         "payload",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (made once per attempt: keywords cost)
         self,
         delivery: Delivery,
         handler: Named | None,
         now: Callable[[], float],
         sink: ProgressSink,
         deadline: float | None,
-        *,
         client: Enqueuing | None = None,
     ) -> None:
         self.delivery = delivery
@@ -177,7 +177,7 @@ class Context:
         if self.cancelled:
             raise Cancel("cancelled on request")
 
-    async def enqueue(self, job: object, **options: Unpack[EnqueueOptions]) -> str:
+    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
         """Store another job, as `processor.enqueue` does; tenant and correlation id are this
         job's, unless given."""
         if self._client is None:

@@ -119,6 +119,10 @@ class Call(msgspec.Struct):
     """A job of a function: its arguments, by name. Made by `function.job(…)`."""
 
 
+AnyJob = Job | Call
+"""What can be enqueued: an instance of a job class, or `function.job(…)`."""
+
+
 class JobFunction(Generic[CallP, P, R]):
     """A function that is also a job: call it as before, or make a job of it with `.job(…)`."""
 
@@ -211,8 +215,8 @@ def declaration_of(thing: object) -> Declaration | None:
 
 def declaration_of_job(job: object) -> Declaration:
     """The declaration of a job that is to be enqueued; `InvalidJob` says what to pass."""
-    found = declaration_of(type(job)) if isinstance(job, Job | Call) else None
-    if found is not None:
+    found = getattr(type(job), "__job__", None)
+    if isinstance(found, Declaration):
         return found
     if isinstance(job, JobFunction):
         hint = f"pass {job.__job__.name}.job(…), with its arguments"

@@ -1,0 +1,332 @@
+"""The way in: what an application asks of a store, without running anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol, Unpack, cast
+
+import msgspec
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import (
+    DuplicateJob,
+    InvalidJob,
+    JobConflict,
+    NotSupported,
+)
+from nimburion.core.events import Events, JobEnqueued
+from nimburion.core.ids import Entropy, JobIds
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.limits import check_name
+from nimburion.core.settings import Settings
+from nimburion.jobs.asking import Asking
+from nimburion.jobs.codec import check_size, encode_object
+from nimburion.jobs.context import CURRENT
+from nimburion.jobs.intake import Intake
+from nimburion.jobs.job import AnyJob, declaration_of_job
+from nimburion.jobs.middleware import Enqueueing, EnqueueMiddleware
+from nimburion.jobs.passage import Passage
+from nimburion.jobs.policy import Priority
+from nimburion.jobs.registry import Registry
+from nimburion.jobs.terms import NO_TERMS, EnqueueManyOptions, EnqueueOptions, Terms, terms_of
+
+__all__ = ["Client", "Joining", "Priority"]
+
+
+class Joining(Protocol):
+    """What a store offers whose capabilities say `joins_transaction`."""
+
+    async def enqueue_in(self, connection: object, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """As `enqueue`, inside the open transaction of this connection; the caller commits."""
+        ...
+
+
+class Client(Asking):
+    """Enqueues jobs and asks about them. Belongs to the event loop that opened it; `sync` of a
+    processor is for all other code.
+
+    The options of every `enqueue…` are keywords: `id`, `queue`, `priority` (0 to 9), `at` (a
+    datetime with a time zone), `after` (seconds or timedelta), `unique_key`, `unique_for`,
+    `on_duplicate` (`"reject"` or `"existing"`), `headers`, `tenant`, `correlation_id`,
+    `max_retries`, `timeout`, `connection`. Inside a handler, tenant and correlation id are those
+    of its job unless given.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        settings: Settings | None = None,
+        registry: Registry | None = None,
+        clock: Clock | None = None,
+        events: Events | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        super().__init__(
+            backend,
+            settings=settings,
+            registry=registry,
+            clock=clock,
+            events=events,
+            entropy=entropy,
+        )
+        self._ids = JobIds(self.clock.now, entropy)
+        self._limits = self.settings.limits
+        self._intake: Intake | None = None
+        self._intake_loop: asyncio.AbstractEventLoop | None = None
+        self._enqueue_layers: list[EnqueueMiddleware] = []
+
+    def sibling(self) -> Client:
+        """Another client on the same store, not open yet, for a loop of its own. Handlers, events
+        and enqueue middleware are shared."""
+        other = Client(
+            self.backend.sibling(),
+            settings=self.settings,
+            registry=self.registry,
+            clock=self.clock,
+            events=self.events,
+            entropy=self.entropy,
+        )
+        other._enqueue_layers = self._enqueue_layers
+        return other
+
+    # Enqueueing
+
+    def use_enqueue(self, middleware: EnqueueMiddleware) -> None:
+        """Wrap every enqueue in `async def middleware(enqueueing, call_next) -> id`; the first
+        used is outermost. See `nimburion.jobs.middleware.Enqueueing`."""
+        self._enqueue_layers.append(middleware)
+
+    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+        """Store one job; its id. When this returns, the job is as safe as the store is.
+
+        `InvalidJob`: an argument or option cannot be, nothing was stored. `JobConflict`: the id
+        belongs to another body. `DuplicateJob`: the unique key is held. `BackendUnavailable`: the
+        store did not answer for `enqueue_timeout` seconds; see its `job_id` and `outcome`.
+
+        ```python
+        job_id = await processor.enqueue(SendEmail(to="a@example.com", subject="Hi"), priority=7)
+        ```
+        """
+        job_id = options.pop("id", None)
+        terms = self._terms(options)
+        new = self._new_job(job, terms)
+        return await self._enqueue_one(job, _with_id(new, job_id) if job_id else new, terms)
+
+    async def enqueue_many(
+        self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
+    ) -> list[str]:
+        """Store these in one step, the options holding for each; their ids, in their order.
+
+        All or nothing (Redis: per slice of 500). `InvalidJob` names the one at fault, or says that
+        there are more than `limits.batch` (10,000).
+        """
+        terms = self._terms(options)
+        batch = list(jobs)
+        self._check_batch(len(batch))
+        new = self._new_jobs(batch, terms)
+        if not new:
+            return []
+        if not self._enqueue_layers:
+            return await self._store(new, terms)
+        passage = Passage(
+            self._enqueue_layers, lambda some: self._store(some, terms), self._limits, len(new)
+        )
+        return await passage.all(
+            [_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
+        )
+
+    async def enqueue_with_id(
+        self,
+        job: AnyJob,
+        job_id: str | None = None,
+        /,
+        **options: Unpack[EnqueueOptions],
+    ) -> str:
+        """`enqueue` with the caller's own id, which makes it safe to repeat; None: a new one."""
+        if job_id is not None:
+            options["id"] = job_id
+        return await self.enqueue(job, **options)
+
+    async def enqueue_with_priority(
+        self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """`enqueue` with a priority: `Priority.HIGH`, or 0 to 9, higher first."""
+        options["priority"] = priority
+        return await self.enqueue(job, **options)
+
+    async def enqueue_at(
+        self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """`enqueue` for a time, which must have a time zone. Never run before it, by the store's
+        clock."""
+        if at is None:
+            raise InvalidJob("enqueue_at needs a datetime with a time zone, not None")
+        options["at"] = at
+        return await self.enqueue(job, **options)
+
+    async def enqueue_after(
+        self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """`enqueue` for so many seconds (or a timedelta) from now, by the store's clock."""
+        if after is None:
+            raise InvalidJob("enqueue_after needs seconds or a timedelta, not None")
+        options["after"] = after
+        return await self.enqueue(job, **options)
+
+    async def enqueue_raw(
+        self,
+        name: str,
+        payload: bytes | Mapping[str, object],
+        **options: Unpack[EnqueueOptions],
+    ) -> str:
+        """Store a job by name, where its class or function is not at hand.
+
+        A dict becomes JSON. Bytes are stored as they are, looked at for their size only: what
+        does not fit is found by the worker. The queue is `default` unless given.
+        """
+        job_id = options.pop("id", None)
+        terms = self._terms(options)
+        new = NewJob(
+            id=check_name("job id", job_id) if job_id is not None else self._ids.new(),
+            name=check_name("job name", name),
+            queue=terms.queue or "default",
+            payload=self._raw_payload(name, payload),
+            priority=Priority.NORMAL.value if terms.priority is None else terms.priority,
+            at=terms.at,
+            after=terms.after,
+            options=terms.options,
+        )
+        return await self._enqueue_one(None, new, terms)
+
+    # Inside
+
+    def _opened(self) -> Intake:
+        self._check_open()
+        if self._intake is None or self._intake_loop is not self.loop:
+            self._intake = Intake(self.backend, self.clock, self.settings.enqueue_timeout)
+            self._intake_loop = self.loop
+        return self._intake
+
+    def _terms(self, options: EnqueueManyOptions) -> Terms:
+        """The options, checked, with what the running job hands on."""
+        current = CURRENT.get()
+        if current is not None:
+            for key, inherited in (
+                ("tenant", current.tenant),
+                ("correlation_id", current.correlation_id),
+            ):
+                if inherited is not None and options.get(key) is None:
+                    cast("dict[str, object]", options)[key] = inherited
+        return terms_of(self._limits, **options) if options else NO_TERMS
+
+    def _new_job(self, job: AnyJob, terms: Terms) -> NewJob:
+        return self._new_jobs([job], terms)[0]
+
+    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms) -> list[NewJob]:
+        """Jobs as the store takes them. Hot: one turn is a job of a bulk enqueue."""
+        new_id, limits = self._ids.new, self._limits
+        queue, priority, at, after = terms.queue, terms.priority, terms.at, terms.after
+        options = terms.options
+        new: list[NewJob] = []
+        try:
+            for job in jobs:
+                declaration = declaration_of_job(job)
+                new.append(
+                    NewJob(
+                        new_id(),
+                        declaration.name,
+                        queue or declaration.queue,
+                        declaration.encode(job, limits),
+                        declaration.policy.priority if priority is None else priority,
+                        at,
+                        after,
+                        options,
+                    )
+                )
+        except InvalidJob as error:
+            if len(jobs) == 1:
+                raise
+            raise InvalidJob(f"jobs[{len(new)}]: {error}") from error
+        return new
+
+    def _check_batch(self, count: int) -> None:
+        if count > self._limits.batch:
+            raise InvalidJob(
+                f"{count} jobs in one call, over the limit of {self._limits.batch}; "
+                "enqueue them in several calls"
+            )
+
+    def _raw_payload(self, name: str, payload: object) -> bytes:
+        if isinstance(payload, Mapping):
+            return encode_object(name, payload, self._limits)
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise InvalidJob(f"job {name!r}: the payload must be bytes or a dict, not {payload!r}")
+        check_size(name, raw := bytes(payload), self._limits)
+        return raw
+
+    async def _enqueue_one(self, job: object, new: NewJob, terms: Terms) -> str:
+        if not self._enqueue_layers:
+            return (await self._store([new], terms))[0]
+        passage = Passage(
+            self._enqueue_layers, lambda some: self._store(some, terms), self._limits, 1
+        )
+        return (await passage.all([_enqueueing(job, new)]))[0]
+
+    async def _store(self, jobs: list[NewJob], terms: Terms) -> list[str]:
+        intake = self._opened()
+        if terms.connection is not None:
+            results = await self._joining().enqueue_in(terms.connection, jobs)
+        elif len(jobs) == 1:
+            results = [await intake.store(jobs[0])]
+        else:
+            results = await intake.store_all(jobs)
+        ids = [_id_of(job, result) for job, result in zip(jobs, results, strict=True)]
+        if self.events:
+            self._tell(jobs, results)
+        return ids
+
+    def _joining(self) -> Joining:
+        if not self.backend.capabilities.joins_transaction:
+            raise NotSupported(
+                f"{self.backend.describe()} cannot enqueue inside a caller's transaction; "
+                "enqueue after the commit, without `connection`"
+            )
+        return cast("Joining", self.backend)
+
+    def _tell(self, jobs: list[NewJob], results: list[Enqueued]) -> None:
+        for job, result in zip(jobs, results, strict=True):
+            created = result.outcome == "created"
+            self.events.emit(JobEnqueued(result.id, job.name, job.queue, created))
+
+
+def _with_id(job: NewJob, job_id: str) -> NewJob:
+    return msgspec.structs.replace(job, id=check_name("job id", job_id))
+
+
+def _id_of(job: NewJob, result: Enqueued) -> str:
+    match result.outcome:
+        case "conflict":
+            raise JobConflict(job.id)
+        case "taken":
+            raise DuplicateJob(job.name, job.options.unique_key or "", result.id)
+        case _:
+            return result.id
+
+
+def _enqueueing(job: object, new: NewJob) -> Enqueueing:
+    return Enqueueing(
+        job=job,
+        id=new.id,
+        name=new.name,
+        queue=new.queue,
+        payload=new.payload,
+        priority=new.priority,
+        at=new.at,
+        after=new.after,
+        options=new.options,
+    )
