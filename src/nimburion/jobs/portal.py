@@ -1,0 +1,228 @@
+"""Enqueueing and asking from code that is not async.
+
+Calls are handed to the loop that owns the client, when it is open; else to a loop on a thread of
+its own, where a sibling of the client is opened on the first call. After a fork the child's first
+call opens anew: it never touches what its parent had open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillRunning
+from functools import partial
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from nimburion.core.errors import NotOpen, UseAwait
+from nimburion.jobs.client import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOOK_AGAIN = 1.0
+_CLOSE_WITHIN = 5.0
+
+
+class Synced(Generic[P, R]):
+    """A method of `SyncClient` that does what an async method of `Client` does, typed like it."""
+
+    def __init__(self, method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]) -> None:
+        self.method = method
+        self.__doc__ = method.__doc__
+        self.__name__ = method.__name__
+
+    @overload
+    def __get__(self, instance: None, owner: type[SyncClient]) -> Synced[P, R]: ...
+    @overload
+    def __get__(self, instance: SyncClient, owner: type[SyncClient]) -> Callable[P, R]: ...
+    def __get__(
+        self, instance: SyncClient | None, owner: type[SyncClient]
+    ) -> Synced[P, R] | Callable[P, R]:
+        if instance is None:
+            return self
+        call = partial(instance.call, self.method)
+        call.__doc__ = self.__doc__
+        return call
+
+
+class SyncClient:
+    """`processor.sync`: the methods of `Client`, blocking. Safe from any thread but that of the
+    loop which owns the processor: there it raises `UseAwait`.
+
+    ```python
+    job_id = processor.sync.enqueue(SendEmail(to="a@example.com", subject="Hi"))
+    ```
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._owner_process = os.getpid()
+        # By process: a child of a fork finds no portal of its own, and leaves its parent's alone.
+        self._portals: dict[int, _PortalOfProcess] = {}
+
+    enqueue = Synced(Client.enqueue)
+    enqueue_many = Synced(Client.enqueue_many)
+    enqueue_with_id = Synced(Client.enqueue_with_id)
+    enqueue_with_priority = Synced(Client.enqueue_with_priority)
+    enqueue_at = Synced(Client.enqueue_at)
+    enqueue_after = Synced(Client.enqueue_after)
+    enqueue_raw = Synced(Client.enqueue_raw)
+    get_status = Synced(Client.get_status)
+    wait = Synced(Client.wait)
+    cancel = Synced(Client.cancel)
+    queue_size = Synced(Client.queue_size)
+    pending_count = Synced(Client.pending_count)
+
+    def call(
+        self,
+        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run one async method of the client where it belongs, and wait for it."""
+        loop = self._owning_loop()
+        if loop is not None:
+            return _run_on(loop, partial(method, self._client, *args, **kwargs))
+        portal = self._portal().opened()
+        return _run_on(portal.loop, partial(method, portal.client, *args, **kwargs))
+
+    def close(self) -> None:
+        """Close what was opened for calls from outside a loop. Repeatable; a later call opens it
+        again. The processor itself is not touched."""
+        self._portal().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _owning_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that the client is open on, if it runs, in this very process."""
+        loop = self._client.loop
+        usable = loop is not None and loop.is_running() and os.getpid() == self._owner_process
+        return loop if usable else None
+
+    def _portal(self) -> _PortalOfProcess:
+        process = os.getpid()
+        found = self._portals.get(process)
+        if found is None:
+            # setdefault is atomic: of two threads that come first, both get the same one.
+            found = self._portals.setdefault(process, _PortalOfProcess(self._client))
+        return found
+
+
+class _PortalOfProcess:
+    """At most one portal, opened when first needed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._portal: _Portal | None = None
+
+    def opened(self) -> _Portal:
+        with self._lock:
+            if self._portal is None:
+                self._portal = _Portal(self._client.sibling())
+                atexit.register(self.close)
+            return self._portal
+
+    def close(self) -> None:
+        if os.getpid() != self._process:  # at the exit of a child: its parent's is not its own
+            return
+        with self._lock:
+            portal, self._portal = self._portal, None
+        if portal is not None:
+            atexit.unregister(self.close)
+            portal.close()
+
+
+class _Portal:
+    """A client on a loop on a thread of its own. Making one opens the client, or raises."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="nimburion-sync", daemon=True)
+        self._thread.start()
+        try:
+            _run_on(self.loop, client.open)
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        try:
+            _run_on(self.loop, self.client.close)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(_CLOSE_WITHIN)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            _cancel_all(self.loop)
+            self.loop.close()
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
+def _run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    """Run a coroutine on a loop of another thread; `UseAwait` when that is this very thread."""
+    if _running_loop() is loop:
+        raise UseAwait(
+            "this is the loop that the processor is open on, and waiting would stop it: "
+            "await the processor's own method instead of calling `sync`"
+        )
+    coroutine = make()
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # the loop was closed meanwhile
+        coroutine.close()
+        raise NotOpen("the loop that owned the processor has ended") from None
+    try:
+        return _result_of(future, loop)
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _result_of(future: Future[R], loop: asyncio.AbstractEventLoop) -> R:
+    """Its result, and no waiting for ever on a loop that is gone."""
+    while True:
+        try:
+            return future.result(_LOOK_AGAIN)
+        except StillRunning:
+            if future.done():  # a TimeoutError of the call itself
+                raise
+            if not loop.is_running():
+                raise NotOpen("the loop that owned the processor has ended") from None
