@@ -1,0 +1,264 @@
+"""One delivery from lookup to settlement: the spine.
+
+Whatever a handler does (return, raise, hang, be interrupted) ends here as one settlement, or as
+None where the lease was lost and nothing may be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+from nimburion.core.clock import Clock
+from nimburion.core.events import AttemptEnded, AttemptStarted, Events
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.limits import Limits
+from nimburion.core.settlement import Cancelled, Released, Settlement
+from nimburion.jobs import outcome as outcomes
+from nimburion.jobs.codec import UnstorableResult
+from nimburion.jobs.context import CURRENT, Context, Enqueuing
+from nimburion.jobs.middleware import Middleware, compose
+from nimburion.jobs.outcome import INTERRUPTED, NO_RESULT, Outcome, Raised, Succeeded, Withdrawn
+from nimburion.jobs.registry import Handler, Registry
+from nimburion.jobs.retry import decide
+from nimburion.jobs.threads import Call, Threads
+
+_log = logging.getLogger("nimburion.worker")
+
+Chain = Callable[[Context], Awaitable[object]]
+Report = Callable[[Lease, float, str], None]
+
+CANCELLED_ON_REQUEST = "cancelled on request"
+
+
+class Why(enum.Enum):
+    """Why an attempt was interrupted."""
+
+    STOP = "stop"
+    """The worker stops: give the job back, count nothing."""
+    CANCEL = "cancel"
+    """Somebody cancelled the job."""
+    LOST = "lost"
+    """The lease is gone: write nothing."""
+
+
+class Attempt:
+    """One try at one job, from the worker's side: what can be asked of it from outside."""
+
+    __slots__ = ("accounted", "call", "context", "delivery", "session_id", "task", "why")
+
+    def __init__(self, delivery: Delivery, session_id: str) -> None:
+        self.delivery = delivery
+        self.session_id = session_id
+        """The session that holds its lease."""
+        self.accounted = False
+        """Whether its settlement is on its way to the store."""
+        self.context: Context | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.call: Call | None = None
+        """The thread call of a `def` handler."""
+        self.why: Why | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether its lease is gone: nothing may be written about it."""
+        return self.why is Why.LOST
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether a thread still works on it, waited for or not."""
+        return self.call is not None and not self.call.finished
+
+    def interrupt(self, why: Why) -> None:
+        """Ask it to end. A coroutine is cancelled; a thread can only be told, and is waited for
+        unless the lease is lost."""
+        if self.lost:
+            return
+        self.why = why
+        if self.context is None:  # not begun: `perform` will see it
+            return
+        self.context.request_cancel()
+        if self.task is not None and (why is Why.LOST or not self.in_thread):
+            self.task.cancel()
+
+
+class Attempts:
+    """Performs attempts: knows handlers, middleware and policy, and nothing of slots or stores."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        middlewares: Sequence[Middleware],
+        *,
+        threads: Threads,
+        report: Report,
+        clock: Clock,
+        random: Random,
+        events: Events,
+        limits: Limits,
+        client: Enqueuing,
+    ) -> None:
+        self._registry = registry
+        self._middlewares = tuple(middlewares)
+        self._threads = threads
+        self._report = report
+        self._clock = clock
+        self._random = random
+        self._events = events
+        self._limits = limits
+        self._client = client
+        self._chains: dict[str, tuple[Handler, Chain]] = {}
+
+    async def perform(self, attempt: Attempt) -> Settlement | None:
+        """Run the handler and say what to write; None: nothing, the lease is lost."""
+        delivery = attempt.delivery
+        found = self._chains.get(delivery.name) or self._look_up(delivery.name)
+        if found is None or attempt.why is not None:
+            return self._not_begun(attempt)
+        handler, chain = found
+        context = self._open_context(attempt, handler)
+        if self._events:
+            return await self._performed_aloud(attempt, context, handler, chain)
+        outcome = await self._outcome(attempt, context, handler, chain)
+        if attempt.lost:
+            return None
+        return decide(delivery, outcome, handler.policy, self._random)
+
+    def _not_begun(self, attempt: Attempt) -> Settlement | None:
+        lease = attempt.delivery.lease
+        match attempt.why:
+            case Why.LOST:
+                return None
+            case Why.CANCEL:
+                return Cancelled(lease, CANCELLED_ON_REQUEST)
+            case Why.STOP | None:
+                return Released(lease)
+
+    async def _performed_aloud(
+        self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
+    ) -> Settlement | None:
+        """The same, told to whoever listens."""
+        delivery = attempt.delivery
+        started = self._clock.monotonic()
+        waited = max(0.0, self._clock.now() - delivery.due)
+        self._events.emit(
+            AttemptStarted(
+                delivery.lease.job_id, delivery.name, delivery.queue, delivery.attempt, waited
+            )
+        )
+        outcome = await self._outcome(attempt, context, handler, chain)
+        settlement = (
+            None if attempt.lost else decide(delivery, outcome, handler.policy, self._random)
+        )
+        self._events.emit(
+            AttemptEnded(
+                delivery.lease.job_id,
+                delivery.name,
+                delivery.queue,
+                delivery.attempt,
+                "lost" if settlement is None else type(settlement).__name__.lower(),
+                self._clock.monotonic() - started,
+                outcome.error.type if isinstance(outcome, Raised) else None,
+            )
+        )
+        return settlement
+
+    def _look_up(self, name: str) -> tuple[Handler, Chain] | None:
+        handler = self._registry.get(name)
+        if handler is None:
+            return None
+        innermost = self._async_call(handler) if handler.is_async else self._thread_call(handler)
+        self._chains[name] = found = (handler, compose(self._middlewares, innermost))
+        return found
+
+    def _async_call(self, handler: Handler) -> Chain:
+        decode, function = handler.decode, handler.call
+
+        async def call(context: Context) -> object:
+            context.job = job = decode(context.payload)
+            return await function(context, job)
+
+        return call
+
+    def _thread_call(self, handler: Handler) -> Chain:
+        decode, function, threads = handler.decode, handler.call, self._threads
+
+        async def call(context: Context) -> object:
+            context.job = job = decode(context.payload)
+            started = threads.start(function, context, job)
+            context.attempt_handle.call = started
+            return await started.future
+
+        return call
+
+    def _open_context(self, attempt: Attempt, handler: Handler) -> Context:
+        delivery = attempt.delivery
+        timeout = delivery.options.timeout or handler.policy.timeout
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        context = Context(
+            delivery, handler, self._clock.monotonic, self._report, deadline, self._client
+        )
+        context.attempt_handle = attempt
+        attempt.context = context
+        CURRENT.set(context)
+        return context
+
+    async def _outcome(
+        self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
+    ) -> Outcome:
+        try:
+            if context.deadline is None:
+                result = await chain(context)
+            else:
+                result = await self._within(context, chain)
+            return NO_RESULT if result is None else self._succeeded(handler, result, context)
+        except _TimedOut as late:
+            return outcomes.of_timeout(late.seconds, context.attempt)
+        except asyncio.CancelledError as cancelled:
+            return self._of_cancellation(attempt, cancelled)
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever it raised is an outcome
+            permanent = handler.policy.permanent
+            return outcomes.of_exception(raised, context.attempt, permanent, self._limits.error)
+
+    async def _within(self, context: Context, chain: Chain) -> object:
+        """The handler's value; `_TimedOut` when it has none before the deadline."""
+        seconds = context.remaining() or 0.0
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await chain(context)
+        except TimeoutError as error:
+            if limit.expired():
+                context.request_cancel()
+                raise _TimedOut(seconds) from error
+            raise
+
+    def _succeeded(self, handler: Handler, result: object, context: Context) -> Succeeded:
+        """A result that cannot be kept is no reason to do the work again."""
+        try:
+            return Succeeded(handler.encode_result(result))
+        except UnstorableResult as error:
+            _log.warning("the result of job %s is not kept: %s", context.job_id, error)
+            return NO_RESULT
+
+    def _of_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
+        match attempt.why:
+            case Why.CANCEL:
+                return Withdrawn(CANCELLED_ON_REQUEST)
+            case Why.STOP | Why.LOST:
+                return INTERRUPTED
+            case None:  # something inside the handler was cancelled: a failure like others
+                return Raised(
+                    outcomes.describe(
+                        raised, attempt.delivery.attempt, "failure", self._limits.error
+                    )
+                )
+
+
+class _TimedOut(Exception):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds

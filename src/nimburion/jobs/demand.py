@@ -1,0 +1,103 @@
+"""How much a worker asks for, and of what: lanes, caps and the prefetch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from nimburion.core.exchange import Lane, QueueTerms, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.lease import Delivery
+from nimburion.core.settings import QueueSettings, Settings
+from nimburion.jobs.registry import Registry
+
+MOST_HELD = 500
+PREFETCH_SECONDS = 0.020
+"""What is prefetched should be run in about this time."""
+
+_FULL_SET = 64
+"""Up to so many lanes are all named in every request."""
+
+_WEIGHT = 0.05
+
+
+class Prefetch:
+    """How many jobs to hold beyond those that run: a time budget, by the measured mean."""
+
+    __slots__ = ("_concurrency", "_mean", "size")
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._mean: float | None = None
+        self.size = 0
+        """0 while the mean is unknown or longer than the budget."""
+
+    def learn(self, seconds: float) -> None:
+        """An attempt took so long."""
+        mean = self._mean
+        self._mean = mean = seconds if mean is None else mean + _WEIGHT * (seconds - mean)
+        if mean > PREFETCH_SECONDS:
+            self.size = 0
+        else:
+            self.size = min(MOST_HELD, int(self._concurrency * PREFETCH_SECONDS / max(mean, 1e-6)))
+
+    def suspend(self) -> None:
+        """Hold nothing until another attempt has ended."""
+        self.size = 0
+
+
+class Demand:
+    """The lanes this worker serves and the terms it serves them on."""
+
+    def __init__(self, registry: Registry, settings: Settings, entropy: Entropy) -> None:
+        served = {queue.name: queue for queue in settings.queues}
+        self._queues = served or {name: QueueSettings(name) for name in registry.queues}
+        self._lanes = tuple(Lane(queue, name) for queue in self._queues for name in registry.names)
+        self._capped = {
+            name: queue.concurrency
+            for name, queue in self._queues.items()
+            if queue.concurrency is not None
+        }
+        self._terms = {name: QueueTerms(q.priority) for name, q in self._queues.items()}
+        self._taken: Counter[str] = Counter()
+        self._known = self._lanes
+        self._ageing = settings.ageing
+        self._entropy = entropy
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues it serves."""
+        return tuple(self._queues)
+
+    def want(self, total: int, *, everything: bool) -> Want:
+        """A request for `total` jobs: of all lanes, or of those last known not to be empty."""
+        lanes = self._lanes if everything or len(self._lanes) <= _FULL_SET else self._known
+        return Want(
+            total=total,
+            lanes=lanes,
+            queues=self._with_caps() if self._capped else self._terms,
+            ageing=self._ageing,
+            nonce=self._entropy(16),
+        )
+
+    def remember(self, waiting: Iterable[Lane]) -> None:
+        """The store said that these lanes still hold jobs."""
+        if len(self._lanes) > _FULL_SET:
+            self._known = tuple(waiting)
+
+    def take(self, delivery: Delivery) -> None:
+        """A job came in: it counts against its queue's concurrency."""
+        if self._capped:
+            self._taken[delivery.queue] += 1
+
+    def free(self, delivery: Delivery) -> None:
+        """It has left this worker."""
+        if self._capped:
+            self._taken[delivery.queue] -= 1
+
+    def _with_caps(self) -> dict[str, QueueTerms]:
+        capped = {
+            name: QueueTerms(self._queues[name].priority, max(0, most - self._taken[name]))
+            for name, most in self._capped.items()
+        }
+        return {**self._terms, **capped}

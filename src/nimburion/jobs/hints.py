@@ -1,0 +1,121 @@
+"""When it may be worth asking the store: a ring, a due time that has come, or a poll.
+
+A hint is never more than that: the exchange it leads to decides. So a missed ring costs at most one
+poll interval, and an idle worker makes less than one call a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError
+from nimburion.core.exchange import Reply
+from nimburion.core.service import Service, first_of
+
+_POLL = 1.0
+_IDLE_POLL = 2.0
+"""Where the store rings and nothing has come for a while."""
+
+_AFTER_ERROR = 1.0
+
+
+class Hints:
+    """Calls `on_hint` when there may be work; silent from then until `listen`."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        queues: tuple[str, ...],
+        clock: Clock,
+        on_hint: Callable[[], None],
+    ) -> None:
+        self._listener = _Listener(backend, queues, clock, on_hint)
+        self._due_watch = _DueWatch(clock, on_hint)
+
+    async def start(self) -> None:
+        """Begin to listen."""
+        await self._listener.start()
+        await self._due_watch.start()
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._listener.stop()
+        await self._due_watch.stop()
+
+    def listen(self) -> None:
+        """The last hint was taken up: from now on, a new one says something new."""
+        self._listener.taken.set()
+
+    def expect(self, reply: Reply, *, found: bool) -> None:
+        """Learn from an exchange: when the next job is due, and whether it is quiet."""
+        self._listener.quiet = not found
+        self._due_watch.expect(reply)
+
+
+class _Listener(Service):
+    """Waits for rings, with a poll behind them."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        queues: tuple[str, ...],
+        clock: Clock,
+        on_hint: Callable[[], None],
+    ) -> None:
+        super().__init__(clock)
+        self._backend = backend
+        self._queues = queues
+        self._on_hint = on_hint
+        self._rings = backend.capabilities.notifies
+        self.taken = asyncio.Event()
+        self.quiet = False
+
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            await first_of(self._wait(), self.stopping.wait())
+            self.taken.clear()
+            self._on_hint()
+            await first_of(self.taken.wait(), self.stopping.wait())
+
+    async def _wait(self) -> None:
+        timeout = _IDLE_POLL if self.quiet and self._rings else _POLL
+        try:
+            await self._backend.wait(self._queues, timeout)
+        except BackendError:
+            await self.clock.sleep(_AFTER_ERROR)
+
+
+class _DueWatch(Service):
+    """Wakes when the earliest scheduled job that the store told of is due."""
+
+    def __init__(self, clock: Clock, on_hint: Callable[[], None]) -> None:
+        super().__init__(clock)
+        self._on_hint = on_hint
+        self._due: float | None = None
+        self._changed = asyncio.Event()
+
+    def expect(self, reply: Reply) -> None:
+        """The store's earliest due time, as of this reply."""
+        if reply.next_due is None:
+            self._due = None
+            return
+        due = self.clock.monotonic() + max(0.0, reply.next_due - reply.now)
+        if self._due is None or abs(due - self._due) > 0.0005:
+            self._due = due
+            self._changed.set()
+
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            self._changed.clear()
+            if self._due is None:
+                await first_of(self._changed.wait(), self.stopping.wait())
+                continue
+            left = self._due - self.clock.monotonic()
+            if left > 0:
+                await first_of(self.clock.sleep(left), self._changed.wait(), self.stopping.wait())
+                continue
+            self._due = None
+            self._on_hint()

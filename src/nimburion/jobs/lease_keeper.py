@@ -1,0 +1,156 @@
+"""Keeps a session alive from a thread of its own, with a connection of its own.
+
+A handler that blocks the event loop therefore costs no lease. The keeper also knows how long this
+worker may believe in its leases: until the time to live has passed since the last beat that was
+answered was *sent*, less a margin; on the host's monotonic clock, so before the store gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError, SessionLost
+from nimburion.core.service import first_of
+from nimburion.core.session import Orders
+
+_log = logging.getLogger("nimburion.worker")
+
+_BEATS_PER_TTL = 4
+_MARGIN = 0.1
+
+
+class LeaseKeeper:
+    """Beats for one session.
+
+    `on_orders` gets the answer of each beat; `on_end` is called once, when the session is lost or
+    can no longer be believed in. Both are called on the keeper's own loop.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        session_id: str,
+        ttl: float,
+        clock: Clock,
+        *,
+        on_orders: Callable[[Orders], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._backend = backend
+        self._session_id = session_id
+        self._ttl = ttl
+        self._clock = clock
+        self._on_orders = on_orders
+        self._on_end = on_end
+        self.interval = ttl / _BEATS_PER_TTL
+        self._answered = clock.monotonic()
+        self.believed_until = self._answered + ttl * (1 - _MARGIN)
+        """Monotonic seconds; no later than the store's own expiry, whatever the store does."""
+        self.cautious_until = self._answered + self.interval
+        """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
+        outage) the others get one beat to show that they live."""
+        self.ended = False
+
+    async def keep(self, stopping: asyncio.Event) -> None:
+        """Beat until `stopping` is set or the session has ended."""
+        handle = self._backend.sibling()
+        try:
+            while not (stopping.is_set() or self.ended):
+                pause = await self._beat(handle)
+                await first_of(self._clock.sleep(pause), stopping.wait())
+        finally:
+            await handle.close()
+
+    async def _beat(self, handle: Backend) -> float:
+        """One beat; the seconds until the next."""
+        sent = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(max(0.05, min(self.interval, self.believed_until - sent))):
+                await handle.open()
+                orders = await handle.beat(self._session_id)
+        except SessionLost:
+            self._end("is lost: another worker rescued it")
+        except (BackendError, TimeoutError) as error:
+            return self._unanswered(error)
+        else:
+            self._confirm(sent)
+            self._on_orders(orders)
+        return self.interval
+
+    def _confirm(self, sent: float) -> None:
+        if sent - self._answered > 1.5 * self.interval:
+            self.cautious_until = self._clock.monotonic() + self.interval
+        self._answered = sent
+        self.believed_until = sent + self._ttl * (1 - _MARGIN)
+
+    def _unanswered(self, error: Exception) -> float:
+        left = self.believed_until - self._clock.monotonic()
+        _log.warning("a beat was not answered (%s); %.1f s left to believe", error, left)
+        if left <= 0:
+            self._end("could not be renewed in time")
+        return max(0.01, min(self.interval / 4, left))
+
+    def _end(self, how: str) -> None:
+        _log.error("session %s %s; its jobs are given up", self._session_id, how)
+        self.ended = True
+        self._on_end()
+
+
+class KeeperThread:
+    """A keeper on a thread: started and stopped from the worker's loop."""
+
+    def __init__(self, keeper: LeaseKeeper) -> None:
+        self._keeper = keeper
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._main, name="nimburion-lease-keeper", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+        self._ready.wait()
+
+    async def stop(self) -> None:
+        """Stop beating; returns when the thread has ended."""
+        if self._loop is not None and self._stopping is not None and self._thread.is_alive():
+            try:
+                self._loop.call_soon_threadsafe(self._stopping.set)
+            except RuntimeError:  # it has just ended by itself
+                _log.debug("the lease keeper had ended")
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _main(self) -> None:
+        asyncio.run(self._keep())
+
+    async def _keep(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._ready.set()
+        await self._keeper.keep(self._stopping)
+
+
+class KeeperTask:
+    """A keeper on the worker's own loop: for stores and clocks that live on one loop (tests)."""
+
+    def __init__(self, keeper: LeaseKeeper) -> None:
+        self._keeper = keeper
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._task = asyncio.create_task(self._keeper.keep(self._stopping))
+
+    async def stop(self) -> None:
+        """Stop beating."""
+        self._stopping.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)

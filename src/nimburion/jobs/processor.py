@@ -1,0 +1,325 @@
+"""What an application holds: the guide's `Processor`. Joins client, worker and housekeeping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any, Self, overload
+
+import msgspec
+
+from nimburion.backends import open_backend
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.errors import DefinitionError, NotOpen
+from nimburion.core.ids import Entropy
+from nimburion.core.lease import Lease
+from nimburion.core.settings import Config, Settings
+from nimburion.jobs.attempt import Attempts
+from nimburion.jobs.client import Client
+from nimburion.jobs.context import Context
+from nimburion.jobs.dead_letters import DeadLetters
+from nimburion.jobs.job import Job, JobFunction
+from nimburion.jobs.middleware import Middleware
+from nimburion.jobs.portal import SyncClient
+from nimburion.jobs.pruner import Pruner
+from nimburion.jobs.rescuer import Rescuer
+from nimburion.jobs.stepper import Stepper
+from nimburion.jobs.threads import Threads
+from nimburion.jobs.worker import Worker
+
+_log = logging.getLogger("nimburion.worker")
+
+RawHandler = Callable[[Context, bytes], Awaitable[object] | object]
+AnyDeclared = type[Job] | JobFunction[..., ..., Any]
+
+
+class Processor(Client):
+    """Enqueues jobs, registers their handlers and, when asked to, runs them.
+
+    ```python
+    processor = Processor(open_backend("memory://"))
+    processor.register(SendEmail)
+    async with processor:
+        await processor.enqueue(SendEmail(to="a@example.com", subject="Hi"))
+        await processor.drain()
+    ```
+
+    `settings` come from `nimburion.config`, or single ones as keywords (`concurrency=20`). `clock`,
+    `random` and `entropy` are for tests. A processor belongs to the event loop that opened it;
+    `processor.sync` is for all other code.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings | None = None,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        entropy: Entropy = os.urandom,
+        **single_settings: Any,
+    ) -> None:
+        chosen = msgspec.structs.replace(settings or Settings(), **single_settings)
+        super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)
+        self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
+        self._middlewares: list[Middleware] = []
+        self._stepper: Stepper | None = None
+        self._running: _Running | None = None
+        self.dead = DeadLetters(backend)
+        """The failed jobs: list, show, replay, purge."""
+        self.sync = SyncClient(self)
+        """The same methods for code that is not async."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """A processor as configured: `Processor.from_config(config.load())`."""
+        processor = cls(open_backend(config.jobs.url), config.jobs)
+        _log.info("settings: %s", config.source or "defaults (no file) and environment")
+        return processor
+
+    # What it can do
+
+    @overload
+    def register(self, job: str, handler: RawHandler, /, **policy: Any) -> None: ...
+
+    @overload
+    def register(self, job: AnyDeclared, /, *jobs: AnyDeclared) -> None: ...
+
+    def register(self, job: Any, /, *rest: Any, **policy: Any) -> None:
+        """Register typed jobs, `register(SendEmail, report)`, or a handler of raw bytes,
+        `register("send_email", handler)`, called as `handler(ctx, data)`.
+
+        A raw handler takes the policy of `@job` as keywords: `queue`, `max_retries`, `timeout` ...
+        `DefinitionError` where a name is taken by something else, or a worker runs already.
+        """
+        if self._running is not None:
+            raise DefinitionError("register jobs before the processor is started")
+        if not isinstance(job, str):
+            self.registry.add(job, *rest, **policy)
+        elif len(rest) == 1:
+            self.registry.add_raw(job, rest[0], **policy)
+        else:
+            raise DefinitionError(f"register({job!r}, handler) takes exactly one handler")
+
+    def use(self, middleware: Middleware) -> None:
+        """Wrap every run in `async def middleware(ctx, call_next)`; the first used is outermost."""
+        self._middlewares.append(middleware)
+
+    # Coming and going
+
+    async def open(self) -> None:
+        """Open the store, on this loop. Runs no job. Repeatable."""
+        if self.loop is None:
+            await super().open()
+            _log.info("store: %s", self.backend.describe())
+
+    async def close(self) -> None:
+        """Stop what runs and close the store. Repeatable."""
+        await self.stop()
+        if self._stepper is not None:
+            stepper, self._stepper = self._stepper, None
+            await stepper.close()
+        await super().close()
+
+    # Running jobs
+
+    async def start(self) -> None:
+        """Begin to run jobs in the background of this loop; returns at once. Repeatable."""
+        await self.open()
+        if self._running is None:
+            self._warn_of_unserved()
+            self._running = _Running(self)
+            await self._running.start()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Take no more jobs, hand back what has not started, let handlers finish for `grace`
+        seconds (default: the setting), interrupt and release the rest. Repeatable."""
+        if self._running is not None:
+            running = self._running
+            await running.stop(self.settings.grace if grace is None else grace)
+            self._running = None
+
+    async def run(self, *, signals: bool = True, owns_process: bool = False) -> None:
+        """A worker in this process: start, wait to be told to stop, stop.
+
+        `signals`: SIGTERM and SIGINT stop it, a second one at once; only on the main thread.
+        `owns_process`: where a `def` handler will not end, release its job as the last act and end
+        the process; else its session stays until it expires.
+        """
+        await self.start()
+        running = self._running
+        if running is None:
+            raise NotOpen("the processor was stopped before it had started")
+        async with AsyncExitStack() as stack:
+            if signals:
+                stack.callback(running.listen_to_signals())
+            await running.until_asked()
+            stuck = await running.wind_down(self.settings.grace)
+            if stuck and owns_process:
+                await self._end_process(running)
+            await running.leave(stuck)
+            self._running = None
+
+    async def process_one(self) -> bool:
+        """Run one due job here and now, with its middleware; False when none is due.
+
+        Promotes, rescues, reserves exactly one, runs it, settles it; no thread or task outlives
+        it. `NothingRegistered` when all that is due has no handler here.
+        """
+        return await self._open_stepper().step()
+
+    async def drain(self, *, advance: bool = False) -> int:
+        """Run due jobs, one after another, until none is left; the number of attempts.
+
+        With `advance`, and a fake clock, also what is scheduled: the clock moves to each due time.
+        """
+        return await self._open_stepper().drain(advance=advance)
+
+    # Inside
+
+    def make_attempts(
+        self, threads: Threads, report: Callable[[Lease, float, str], None]
+    ) -> Attempts:
+        """What performs attempts for a worker or a stepper of this processor."""
+        return Attempts(
+            self.registry,
+            self._middlewares,
+            threads=threads,
+            report=report,
+            clock=self.clock,
+            random=self._random,
+            events=self.events,
+            limits=self.settings.limits,
+            client=self,
+        )
+
+    def make_worker(self) -> Worker:
+        """A worker of this processor, not started."""
+        return Worker(
+            self.backend,
+            self.registry,
+            self.settings,
+            clock=self.clock,
+            entropy=self.entropy,
+            events=self.events,
+            threaded_keeper=isinstance(self.clock, SystemClock),
+        )
+
+    def make_housekeeping(self, worker: Worker) -> tuple[Rescuer, Pruner]:
+        """What every worker does for all of them."""
+        rescuer = Rescuer(
+            self.backend,
+            self.clock,
+            self._random,
+            self.events,
+            ttl=self.settings.session_ttl,
+            max_lost=self.settings.max_lost,
+            cautious_until=lambda: worker.tenure.keeper.cautious_until,
+        )
+        return rescuer, Pruner(self.backend, self.clock, self._random, self.settings)
+
+    def _open_stepper(self) -> Stepper:
+        self._check_open()
+        if self._stepper is None:
+            self._stepper = Stepper(
+                self.backend,
+                self.registry,
+                self.settings,
+                self.make_attempts,
+                clock=self.clock,
+                entropy=self.entropy,
+            )
+        return self._stepper
+
+    def _warn_of_unserved(self) -> None:
+        served = {queue.name for queue in self.settings.queues}
+        for handler in self.registry.handlers if served else ():
+            if handler.queue not in served:
+                _log.warning(
+                    "job %r goes to queue %r, which this worker does not serve (it serves %s)",
+                    handler.name,
+                    handler.queue,
+                    ", ".join(sorted(served)),
+                )
+
+    async def _end_process(self, running: _Running) -> None:
+        _log.warning("a handler does not end; its job is released and the process ends now")
+        await running.leave([])
+        await self.backend.close()
+        logging.shutdown()
+        os._exit(0)
+
+
+class _Running:
+    """A processor's worker, threads and housekeeping, from start to stop."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._loop = asyncio.get_running_loop()
+        self._threads = Threads(processor.settings.concurrency, self._loop)
+        self._worker = processor.make_worker()
+        self._services = processor.make_housekeeping(self._worker)
+        self._asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._gone = asyncio.Event()
+
+    async def start(self) -> None:
+        attempts = self._processor.make_attempts(self._threads, self._worker.report)
+        await self._worker.start(attempts)
+        for service in self._services:
+            await service.start()
+
+    def listen_to_signals(self) -> Callable[[], None]:
+        """Stop at SIGTERM and SIGINT; the returned function ends that."""
+        both = (signal.SIGTERM, signal.SIGINT)
+        for number in both:
+            self._loop.add_signal_handler(number, self._on_signal)
+
+        def restore() -> None:
+            for number in both:
+                self._loop.remove_signal_handler(number)
+
+        return restore
+
+    async def until_asked(self) -> None:
+        """Return when it should stop: asked to, or because the reserve loop has died."""
+        done = self._worker.done
+        if done is not None:
+            done.add_done_callback(lambda _: self._asked.set())
+        await self._asked.wait()
+
+    async def wind_down(self, grace: float) -> list[Lease]:
+        """Stop everything but the session; the leases of handlers that nobody could stop."""
+        self._asked.set()
+        self._worker.take_no_more()
+        for service in self._services:
+            await service.stop()
+        return await self._worker.stop(grace, self._hurry)
+
+    async def leave(self, stuck: list[Lease]) -> None:
+        """Close the session."""
+        await self._worker.leave(stuck)
+        self._threads.close()
+        self._gone.set()
+
+    async def stop(self, grace: float) -> None:
+        """Wind down and leave; where `run` waits, it does that."""
+        if self._asked.is_set():
+            await self._gone.wait()
+            return
+        self._asked.set()
+        await self.leave(await self.wind_down(grace))
+
+    def _on_signal(self) -> None:
+        if self._asked.is_set():
+            _log.warning("stopping now")
+            self._hurry.set()
+        else:
+            _log.info("stopping: no more jobs are taken; a second signal stops at once")
+            self._asked.set()

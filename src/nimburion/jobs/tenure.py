@@ -1,0 +1,118 @@
+"""One session of a worker, from open to close: the conveyor that uses it and the keeper that
+keeps it alive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError, NotOpen
+from nimburion.core.events import Events, SessionEnded, SessionOpened
+from nimburion.core.ids import Entropy, new_session_id
+from nimburion.core.lease import Lease
+from nimburion.core.session import Orders, Session
+from nimburion.core.settings import Settings
+from nimburion.jobs.conveyor import Conveyor
+from nimburion.jobs.lease_keeper import KeeperTask, KeeperThread, LeaseKeeper
+from nimburion.jobs.registry import Registry
+
+_CLOSE_PATIENCE = 5.0
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+
+
+class Tenure:
+    """A worker's time in the store under one session id. Opened once, closed once."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        session: Session,
+        clock: Clock,
+        events: Events,
+        *,
+        threaded: bool,
+        on_orders: Callable[[Orders], None],
+        on_end: Callable[[Tenure], None],
+    ) -> None:
+        self._backend = backend
+        self.session = session
+        self._clock = clock
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._on_orders = on_orders
+        self._on_end = on_end
+        self.conveyor = Conveyor(backend, session.id, clock, events)
+        self.keeper = LeaseKeeper(
+            backend,
+            session.id,
+            session.ttl,
+            clock,
+            on_orders=self._post_orders,
+            on_end=self._post_end,
+        )
+        self._runner = KeeperThread(self.keeper) if threaded else KeeperTask(self.keeper)
+
+    async def open(self) -> None:
+        """Open the session and begin to beat; asks until the store answers."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._backend.open_session(self.session)
+                break
+            except NotOpen:
+                raise
+            except BackendError:
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self._runner.start()
+        self._events.emit(SessionOpened(self.session.id))
+
+    async def close(self, running: Sequence[Lease] = ()) -> None:
+        """Stop beating and end the session; a store that does not answer is not waited for long
+        (the session then expires by itself)."""
+        self.conveyor.abandoned = True
+        await self._runner.stop()
+        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_PATIENCE
+        while True:
+            try:
+                await self._backend.close_session(self.session.id, running)
+                break
+            except BackendError:
+                if self._clock.monotonic() >= until:
+                    break
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        how = "lost" if self.keeper.ended else "closed"
+        self._events.emit(SessionEnded(self.session.id, how))
+
+    def _post_orders(self, orders: Orders) -> None:
+        if orders.cancel:
+            self._post(lambda: self._on_orders(orders))
+
+    def _post_end(self) -> None:
+        self.conveyor.abandoned = True
+        self._post(lambda: self._on_end(self))
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        """Call on the worker's loop, from whichever thread this is."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
+
+
+def new_session(registry: Registry, settings: Settings, entropy: Entropy) -> Session:
+    """What this process says of itself to the store."""
+    return Session(
+        id=new_session_id(entropy),
+        ttl=settings.session_ttl,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        owner=settings.owner,
+        queues=tuple(registry.queues),
+        names=tuple(registry.names),
+        limits=dict(registry.limits),
+    )

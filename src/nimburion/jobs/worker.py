@@ -1,0 +1,381 @@
+"""Slots and the reserve loop; knows no policy.
+
+The loop makes one exchange after another, each when there is a reason for it: something to settle,
+or room and a hint that there is work. What comes back starts at once while slots are free; the rest
+is held, at most what runs in about 20 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import OutOfOrder, SessionLost
+from nimburion.core.events import Events
+from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.service import first_of
+from nimburion.core.session import Orders
+from nimburion.core.settings import Settings
+from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
+from nimburion.jobs.attempt import CANCELLED_ON_REQUEST, Attempt, Attempts, Why
+from nimburion.jobs.conveyor import MOST_AT_ONCE
+from nimburion.jobs.demand import MOST_HELD, Demand, Prefetch
+from nimburion.jobs.hints import Hints
+from nimburion.jobs.registry import Registry
+from nimburion.jobs.tenure import Tenure, new_session
+
+_log = logging.getLogger("nimburion.worker")
+
+SUSPECT_AFTER = 2
+"""From so many losses on, a job runs alone: if it kills its worker, it takes nobody along."""
+
+_LATEST_SETTLE = 0.020
+_STALL = 0.25
+_UNWIND_PATIENCE = 1.0
+_AFTER_FAULT = 5.0
+_FLUSH_PATIENCE = 5.0
+
+
+class Worker:
+    """Runs jobs in this process until it is stopped. Used once."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        registry: Registry,
+        settings: Settings,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        events: Events,
+        threaded_keeper: bool,
+    ) -> None:
+        self._backend = backend
+        self._registry = registry
+        self._settings = settings
+        self._clock = clock
+        self._entropy = entropy
+        self._events = events
+        self._threaded_keeper = threaded_keeper
+        self._loop = asyncio.get_running_loop()
+        self._concurrency = settings.concurrency
+        self._demand = Demand(registry, settings, entropy)
+        self._prefetch = Prefetch(settings.concurrency)
+        self._hints = Hints(backend, self._demand.queues, clock, self._on_hint)
+        self._held: deque[Delivery] = deque()
+        self._suspects: deque[Delivery] = deque()
+        self._alone = False
+        self._running: set[Attempt] = set()
+        self._hinted = True
+        self._more = False
+        self._overdue = False
+        self._backstop: asyncio.TimerHandle | None = None
+        self._begun = 0
+        self._stall_watch: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._ended = False
+        self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._attempts: Attempts
+        self.tenure: Tenure
+
+    # Coming and going
+
+    async def start(self, attempts: Attempts) -> None:
+        """Open a session and begin to reserve."""
+        self._attempts = attempts
+        self.tenure = await self._open_tenure()
+        self._task = asyncio.create_task(self._run(), name="nimburion-worker")
+        await self._hints.start()
+
+    def take_no_more(self) -> None:
+        """From now on reserve nothing, and hand back what has not started."""
+        self._draining = True
+        self._give_back_held()
+        self._wake.set()
+
+    async def stop(self, grace: float, hurry: asyncio.Event) -> list[Lease]:
+        """Take no more, let what runs finish for `grace` seconds (or until `hurry`), interrupt it,
+        write everything down.
+
+        Returns the leases of handlers that are still running: nobody could stop them. The session
+        is still open; `leave` closes it.
+        """
+        self.take_no_more()
+        await self._hints.stop()
+        await self._until_quiet(grace, hurry)
+        for attempt in self._running:
+            attempt.interrupt(Why.STOP)
+        await self._until_quiet(_UNWIND_PATIENCE, hurry)
+        self._ended = True
+        self._wake.set()
+        if self._task is not None:
+            await self._flushed(self._task)
+        return self._stuck()
+
+    async def leave(self, running: list[Lease]) -> None:
+        """Close the session. `running` stay leased until it expires; all others are free."""
+        await self.tenure.close(running)
+
+    @property
+    def done(self) -> asyncio.Task[None] | None:
+        """The reserve loop; it ends early only by a fault of the engine."""
+        return self._task
+
+    def report(self, lease: Lease, fraction: float, message: str) -> None:
+        """Send a job's progress with the next exchange; from any thread."""
+        progress = Progressed(lease, fraction, message)
+        self._loop.call_soon_threadsafe(self._note_progress, progress)
+
+    # The loop
+
+    async def _run(self) -> None:
+        while not (self._ended and not self.tenure.conveyor.loaded):
+            await self._until_needed()
+            await self._turn()
+
+    async def _until_needed(self) -> None:
+        while not self._needed():
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _needed(self) -> bool:
+        """Whether there is a reason for an exchange now.
+
+        While plenty is held, settlements wait for company (but never longer than 20 ms): larger
+        batches cost less each.
+        """
+        conveyor = self.tenure.conveyor
+        if self._ended or conveyor.abandoned:
+            return True
+        if len(self._held) > self._prefetch.size // 2:
+            return self._overdue or len(conveyor.pending) >= self._batch()
+        return conveyor.loaded or ((self._hinted or self._more) and self._room() > 0)
+
+    async def _turn(self) -> None:
+        """One exchange, and what comes of it."""
+        want = self._want()
+        self._reset_reasons(want)
+        tenure = self.tenure
+        try:
+            reply = await tenure.conveyor.turn(want)
+        except (SessionLost, OutOfOrder):
+            await self._begin_anew()
+            return
+        if tenure.conveyor.abandoned:
+            await self._begin_anew()
+        else:
+            self._receive(reply, want)
+
+    def _want(self) -> Want:
+        total = min(self._room(), MOST_HELD)
+        if total <= 0:
+            return NOTHING
+        return self._demand.want(total, everything=self._hinted or not self._more)
+
+    def _reset_reasons(self, want: Want) -> None:
+        self._overdue = False
+        if self._backstop is not None:
+            self._backstop.cancel()
+            self._backstop = None
+        if want.total:
+            self._more = False
+            self._hinted = False
+            self._hints.listen()
+
+    def _receive(self, reply: Reply, want: Want) -> None:
+        for delivery in reply.deliveries:
+            self._demand.take(delivery)
+            line = self._suspects if delivery.lost >= SUSPECT_AFTER else self._held
+            line.append(delivery)
+        if want.total:
+            self._more = bool(reply.waiting)
+            self._demand.remember(reply.waiting)
+        self._hints.expect(reply, found=bool(reply.deliveries))
+        if self._draining:
+            self._give_back_held()
+        self._fill()
+
+    def _room(self) -> int:
+        """How many more jobs would be welcome."""
+        if self._draining or self._suspects or self._alone:
+            return 0
+        return self._concurrency + self._prefetch.size - len(self._running) - len(self._held)
+
+    def _batch(self) -> int:
+        return max(1, min(MOST_AT_ONCE, self._prefetch.size // 2))
+
+    # Attempts
+
+    def _fill(self) -> None:
+        """Start what may start."""
+        held, running = self._held, self._running
+        while held and len(running) < self._concurrency and not self._alone:
+            self._begin(held.popleft())
+        if held and self._stall_watch is None:
+            self._watch_for_stall()
+        if self._suspects and not running and not held:
+            self._alone = True
+            self._begin(self._suspects.popleft())
+
+    def _begin(self, delivery: Delivery) -> None:
+        self._begun += 1
+        attempt = Attempt(delivery, self.tenure.session.id)
+        self._running.add(attempt)
+        attempt.task = self._loop.create_task(self._perform(attempt))
+
+    async def _perform(self, attempt: Attempt) -> None:
+        started = self._clock.monotonic()
+        settlement: Settlement | None = Released(attempt.delivery.lease, _AFTER_FAULT)
+        try:
+            settlement = await self._attempts.perform(attempt)
+        except Exception:  # noqa: BLE001 - our own fault must not cost the job
+            _log.exception("a fault of the engine; job %s is given back", attempt.delivery.lease)
+        finally:
+            self._prefetch.learn(self._clock.monotonic() - started)
+            self._end(attempt, settlement)
+
+    def _end(self, attempt: Attempt, settlement: Settlement | None) -> None:
+        if settlement is not None:
+            attempt.accounted = True
+            self.tenure.conveyor.settle(settlement)
+        if attempt.in_thread and attempt.call is not None:
+            # The thread cannot be stopped: its slot is taken until it returns.
+            attempt.call.on_finish = lambda: self._vacate(attempt)
+            self._wake.set()
+        else:
+            self._vacate(attempt)
+
+    def _vacate(self, attempt: Attempt) -> None:
+        self._running.discard(attempt)
+        self._demand.free(attempt.delivery)
+        if not self._running:
+            self._alone = False
+            self._quiet.set()
+        if self._held or self._suspects:
+            self._fill()
+        if self._needed():
+            self._wake.set()
+        elif self._backstop is None and self.tenure.conveyor.pending:
+            self._backstop = self._loop.call_later(_LATEST_SETTLE, self._on_overdue)
+
+    # What others say
+
+    def _on_hint(self) -> None:
+        self._hinted = True
+        self._wake.set()
+
+    def _watch_for_stall(self) -> None:
+        self._stall_watch = self._loop.call_later(_STALL, self._on_stall_watch, self._begun)
+
+    def _on_stall_watch(self, begun: int) -> None:
+        """Give back what is held when long jobs have taken every slot: others could run it."""
+        self._stall_watch = None
+        if self._held and self._begun == begun:
+            self._prefetch.suspend()
+            self._give_back(self._held)
+        elif self._held:
+            self._watch_for_stall()
+
+    def _on_overdue(self) -> None:
+        self._overdue = True
+        self._wake.set()
+
+    def _note_progress(self, progress: Progressed) -> None:
+        self.tenure.conveyor.report(progress)
+        self._wake.set()
+
+    def _obey(self, orders: Orders) -> None:
+        """Cancel what somebody wants cancelled."""
+        asked = set(orders.cancel)
+        for attempt in self._running:
+            if attempt.delivery.lease in asked and attempt.why is None:
+                attempt.interrupt(Why.CANCEL)
+        for line in (self._held, self._suspects):
+            for delivery in [d for d in line if d.lease in asked]:
+                line.remove(delivery)
+                self._put_back(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
+
+    def _on_tenure_end(self, tenure: Tenure) -> None:
+        if tenure is self.tenure:
+            self._give_up()
+            self._wake.set()
+
+    # Sessions
+
+    async def _open_tenure(self) -> Tenure:
+        tenure = Tenure(
+            self._backend,
+            new_session(self._registry, self._settings, self._entropy),
+            self._clock,
+            self._events,
+            threaded=self._threaded_keeper,
+            on_orders=self._obey,
+            on_end=self._on_tenure_end,
+        )
+        await tenure.open()
+        return tenure
+
+    async def _begin_anew(self) -> None:
+        """The session is over: stop believing in what it held, and open another."""
+        self._give_up()
+        await self._until_quiet(_UNWIND_PATIENCE, asyncio.Event())
+        await self.tenure.close(self._stuck())
+        if not self._ended:
+            self.tenure = await self._open_tenure()
+            self._hinted = True
+
+    def _give_up(self) -> None:
+        for line in (self._held, self._suspects):
+            while line:
+                self._demand.free(line.popleft())
+        for attempt in self._running:
+            attempt.interrupt(Why.LOST)
+
+    # Stopping
+
+    def _give_back_held(self) -> None:
+        self._give_back(self._held)
+        self._give_back(self._suspects)
+
+    def _give_back(self, line: deque[Delivery]) -> None:
+        while line:
+            delivery = line.popleft()
+            self._put_back(delivery, Released(delivery.lease))
+
+    def _put_back(self, delivery: Delivery, settlement: Settlement) -> None:
+        self._demand.free(delivery)
+        self.tenure.conveyor.settle(settlement)
+        self._wake.set()
+
+    async def _until_quiet(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Return when nothing runs, after `seconds`, or at once when `hurry` is set."""
+        self._quiet.clear()
+        if self._running:
+            await first_of(self._clock.sleep(seconds), self._quiet.wait(), hurry.wait())
+
+    async def _flushed(self, task: asyncio.Task[None]) -> None:
+        """Wait until all is written; a store that does not answer is not waited for for ever."""
+        await first_of(self._clock.sleep(_FLUSH_PATIENCE), _ended(task))
+        self.tenure.conveyor.abandoned = True
+        self._wake.set()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def _stuck(self) -> list[Lease]:
+        """Leases of this session whose handlers are still running."""
+        session_id = self.tenure.session.id
+        return [
+            attempt.delivery.lease
+            for attempt in self._running
+            if attempt.session_id == session_id and not attempt.accounted
+        ]
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
