@@ -42,29 +42,45 @@ class Codec:
     """The payloads of jobs of one name. Built once; `DefinitionError` names a field that cannot
     travel."""
 
-    __slots__ = ("_decoder", "_traits", "name", "struct")
+    __slots__ = (
+        "_decoder",
+        "_is_plain",
+        "_may_be_deep",
+        "_may_be_odd",
+        "_with_times",
+        "fields",
+        "name",
+        "struct",
+    )
 
     def __init__(
         self, name: str, fields: Sequence[Field], base: type[msgspec.Struct] = msgspec.Struct
     ) -> None:
         self.name = name
-        self._traits = traits_of(name, fields)
+        self.fields = tuple(field.name for field in fields)
+        traits = traits_of(name, fields)
+        self._is_plain, self._may_be_deep = traits.plain, traits.deep
+        self._may_be_odd, self._with_times = traits.odd, traits.times
         self.struct = struct_of(name, fields, base)
         """The class of what `decode` answers."""
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=from_plain)
 
-    def encode(self, arguments: object, limits: Limits) -> bytes:
-        """The payload of a dict of the fields, or of a `struct`; `InvalidJob` when they do not
-        fit, naming field, expected type and what came."""
+    def encode(self, arguments: dict[str, Any], limits: Limits) -> bytes:
+        """The payload of these arguments; `InvalidJob` when they do not fit, naming field,
+        expected type and what came."""
         try:
-            plain = _to_builtins(arguments, builtin_types=_KEPT, enc_hook=to_plain)
-            _convert(plain, self.struct, builtin_types=_KEPT, dec_hook=from_plain)
-            if self._traits.odd:
+            if self._is_plain:
+                _convert(arguments, self.struct)
+                plain = arguments
+            else:
+                plain = _to_builtins(arguments, builtin_types=_KEPT, enc_hook=to_plain)
+                _convert(plain, self.struct, builtin_types=_KEPT, dec_hook=from_plain)
+            if self._may_be_odd:
                 refuse_odd(plain)
             payload = _encode(plain)
         except _MISFIT as error:
             raise InvalidJob(self._refusal(arguments, error)) from error
-        if len(payload) > limits.payload or self._traits.deep:
+        if self._may_be_deep or len(payload) > limits.payload:
             check_payload(self.name, payload, limits)
         return payload
 
@@ -74,14 +90,14 @@ class Codec:
             raise UnreadablePayload(_too_deep(self.name, limits))
         try:
             arguments = self._decoder.decode(payload)
-            if self._traits.times:
+            if self._with_times:
                 refuse_odd(_to_builtins(arguments, builtin_types=_KEPT, enc_hook=to_plain))
         except _MISFIT as error:
             text = f"the payload does not fit job {self.name!r}{_where(error)}"
             raise UnreadablePayload(text) from error
         return arguments
 
-    def _refusal(self, arguments: object, error: Exception) -> str:
+    def _refusal(self, arguments: dict[str, Any], error: Exception) -> str:
         """Where and why; tried field by field where the error does not say where."""
         if _AT.fullmatch(str(error)):
             return f"job {self.name!r}{_where(error)}"
@@ -90,18 +106,13 @@ class Codec:
         place = _dotted([field, *path] if field else path)
         return f"job {self.name!r}" + (f", field {place!r}: " if place else ": ") + _plainly(error)
 
-    def _field_at_fault(self, arguments: object, kind: type[Exception]) -> str | None:
+    def _field_at_fault(self, arguments: dict[str, Any], kind: type[Exception]) -> str | None:
         """The first field that by itself raises such an error on its way to JSON."""
-        for field in self.struct.__struct_fields__:
-            value = (
-                arguments.get(field)
-                if isinstance(arguments, dict)
-                else getattr(arguments, field, None)
-            )
+        for field, value in arguments.items():
             try:
                 _encode(_to_builtins(value, builtin_types=_KEPT, enc_hook=to_plain))
             except kind:
-                return str(field)
+                return field
         return None
 
 

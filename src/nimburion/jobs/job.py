@@ -75,7 +75,14 @@ class Declaration:
 
     def encode(self, job: object, limits: Limits) -> bytes:
         """The payload of a job of this declaration; `InvalidJob`."""
-        return self.codec.encode(job if isinstance(job, Call) else _members(job, self), limits)
+        codec = self._codec or self.codec
+        if isinstance(job, Call):
+            arguments = msgspec.structs.asdict(job)
+        else:
+            arguments = job.__dict__
+            if len(arguments) != len(codec.fields):
+                arguments = _members(job, codec)
+        return codec.encode(arguments, limits)
 
     def _make_codec(self) -> Codec:
         if isinstance(self.target, JobFunction):
@@ -243,13 +250,9 @@ def _make_dataclass(cls: type[Job], name: str) -> None:
         raise DefinitionError(f"job {name!r}: a field cannot be named 'process'")
 
 
-def _members(job: object, declaration: Declaration) -> dict[str, Any]:
-    """The fields of an instance of a job class, and nothing else that may hang on it."""
-    members = vars(job)
-    fields = declaration.codec.struct.__struct_fields__
-    if len(members) == len(fields):
-        return members
-    return {field: getattr(job, field) for field in fields if hasattr(job, field)}
+def _members(job: object, codec: Codec) -> dict[str, Any]:
+    """The arguments of a job, and nothing else that may hang on the instance."""
+    return {field: getattr(job, field) for field in codec.fields if hasattr(job, field)}
 
 
 def _checked_policy(name: str, options: PolicyOptions) -> Policy:

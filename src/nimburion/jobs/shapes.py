@@ -19,6 +19,18 @@ _DEEP = (
     inspect.TypedDictType,
     inspect.NamedTupleType,
 )
+_PLAIN = (
+    inspect.StrType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.BoolType,
+    inspect.NoneType,
+    inspect.EnumType,
+    inspect.LiteralType,
+    inspect.ListType,
+    inspect.DictType,
+    inspect.UnionType,
+)
 _CANNOT = (inspect.CustomType, inspect.RawType, inspect.ExtType)
 _ADVICE = (
     "use a str, number, bool, bytes, datetime, UUID, Decimal, enum, list, dict, dataclass, "
@@ -45,6 +57,8 @@ class Traits(NamedTuple):
     """Datetimes: text that needs a look after it was JSON."""
     deep: bool
     """Classes within, or anything: what may nest without an end."""
+    plain: bool
+    """Only text, numbers, enums and collections of them: values that are JSON as they are."""
 
 
 def traits_of(name: str, fields: Sequence[Field]) -> Traits:
@@ -54,6 +68,7 @@ def traits_of(name: str, fields: Sequence[Field]) -> Traits:
         odd=_any(nodes, *_ODD, inspect.CustomType),
         times=_any(nodes, inspect.DateTimeType),
         deep=_any(nodes, *_DEEP, inspect.CustomType),
+        plain=all(isinstance(node, _PLAIN) for node in nodes),
     )
 
 
