@@ -87,7 +87,7 @@ def duration(least: float, *, most: float = CENTURY, optional: bool = False) -> 
     """Seconds, or a text like `1h30m`."""
 
     def take(written: Written) -> float:
-        seconds = _seconds(written.value)
+        seconds = seconds_of(written.value)
         if not least <= seconds <= most:
             raise Unfit(f"at least {least:g} s" if seconds < least else f"at most {most:g} s")
         return seconds
@@ -165,7 +165,8 @@ def _without_quotes(value: object) -> str:
     return "without quotes" if isinstance(value, str) and value.isdecimal() else ""
 
 
-def _seconds(value: object) -> float:
+def seconds_of(value: object) -> float:
+    """A number of seconds, or a text like `1h30m`; `Unfit` for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _finite(value)
     if not isinstance(value, str) or not (match := _DURATION.fullmatch(value)) or not value:

@@ -1,0 +1,23 @@
+"""The command line. `main` is the console script; each command group is one file beside it.
+
+Exit codes: 0 done, 1 it did not work, 2 bad input (one line on standard error), 3 the store cannot
+be used, 4 no such job, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from nimburion.cli.endings import ending_of
+from nimburion.cli.root import root
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    given = list(arguments) if arguments is not None else None
+    try:
+        code = root.main(given, prog_name="nimburion", standalone_mode=False)
+    except BaseException as error:  # noqa: BLE001 (every ending has its code; bugs are re-raised)
+        code = ending_of(error)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,69 @@
+"""`nimburion config …`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.output import fields, show
+
+if TYPE_CHECKING:
+    from nimburion.core.settings import Config
+
+
+@click.group("config")
+def configuration() -> None:
+    """Check and show the configuration."""
+
+
+@configuration.command("check")
+@shared_options
+def check() -> None:
+    """Read the configuration and find its store, without opening it; exit code 2 if it is wrong."""
+    from nimburion.backends import open_backend
+
+    config = current().load()
+    store = open_backend(config.jobs.url).describe()
+    told = {"ok": True, "source": config.source, "store": store}
+    show(told, lambda: draw_check(config, store))
+
+
+def draw_check(config: Config, store: str) -> None:
+    """Which file, which store."""
+    click.echo("the configuration is right")
+    fields({"file": config.source or "none: defaults and environment", "store": store})
+
+
+@configuration.command("show")
+@shared_options
+def show_settings() -> None:
+    """Show every setting as it holds now; passwords are left out."""
+    config = current().load()
+    data: dict[str, object] = msgspec.to_builtins(config.jobs)
+    data["url"] = without_password(config.jobs.url)
+    show({"source": config.source, "jobs": data}, lambda: draw_settings(config, data))
+
+
+def draw_settings(config: Config, data: dict[str, object]) -> None:
+    """One line a setting."""
+    click.echo(f"file: {config.source or 'none: defaults and environment'}")
+    flat: dict[str, object] = {}
+    for key, value in data.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        for name, one in inner.items():
+            shown = "none" if one is None else one
+            flat[f"jobs.{key}.{name}".rstrip(".")] = shown
+    fields(flat)
+
+
+def without_password(url: str) -> str:
+    """The URL with `***` for its password."""
+    head, at, tail = url.rpartition("@")
+    if not at or "://" not in head:
+        return url
+    scheme, _, login = head.partition("://")
+    user, colon, _ = login.partition(":")
+    return f"{scheme}://{user}{':***' if colon else ''}@{tail}"

@@ -1,0 +1,75 @@
+"""How a command ends: the exit code of each error, and its one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+DONE, FAILED, BAD_INPUT, STORE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class Failed(click.ClickException):
+    """What was asked for did not work."""
+
+    exit_code = FAILED
+
+
+class BadInput(click.ClickException):
+    """What was asked for cannot be."""
+
+    exit_code = BAD_INPUT
+
+
+class NoStore(click.ClickException):
+    """The store cannot be used."""
+
+    exit_code = STORE
+
+
+def ending_of(error: BaseException) -> int:
+    """Say what happened in one line on standard error; the exit code. Bugs are re-raised."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return _quiet_pipe()
+    if isinstance(error, click.ClickException):
+        return _say(error.format_message(), error.exit_code)
+    code = _code_of(error)
+    if code is None:
+        raise error
+    return _say(str(error), code)
+
+
+def _code_of(error: BaseException) -> int | None:
+    """The code of one of our own errors; None for what is none of them."""
+    from nimburion.core import errors  # msgspec is not needed to print a help text
+
+    codes: list[tuple[type[errors.NimburionError], int]] = [
+        (errors.JobNotFound, NOT_FOUND),
+        (errors.BackendError, STORE),
+        (errors.ConfigurationError, BAD_INPUT),
+        (errors.InvalidJob, BAD_INPUT),
+        (errors.DefinitionError, BAD_INPUT),
+        (errors.NimburionError, FAILED),
+    ]
+    return next((code for kind, code in codes if isinstance(error, kind)), None)
+
+
+def _say(message: str, code: int) -> int:
+    from nimburion.cli.output import clean
+
+    line = clean(" ".join(message.split()))
+    click.echo(f"nimburion: {line}", err=True)
+    return code
+
+
+def _quiet_pipe() -> int:
+    """The reader of our output has gone (`… | head`): nobody is left to tell."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED

@@ -1,0 +1,80 @@
+"""`nimburion enqueue NAME`: the handler's code is not needed here."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from nimburion.cli.endings import BadInput
+from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.output import clean, show
+from nimburion.cli.parameters import Duration, Moment, PriorityWord
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.jobs.terms import EnqueueOptions
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--args",
+    "arguments",
+    metavar="JSON",
+    default="{}",
+    help='The arguments, a JSON object: \'{"to": "a@example.com"}\'; - reads standard input.',
+)
+@click.option("--queue", metavar="QUEUE", help="The queue; else `default`.")
+@click.option("--priority", type=PriorityWord(), help="0 to 9, or lowest to highest.")
+@click.option("--at", type=Moment(), metavar="TIME", help="Not before, like 2030-01-31T09:00Z.")
+@click.option("--in", "after", type=Duration(), help="Not before so long, like 30s or 1h30m.")
+@click.option("--id", "job_id", metavar="ID", help="Your own id: then repeating is safe.")
+@shared_options
+def enqueue(
+    *,
+    name: str,
+    arguments: str,
+    queue: str | None,
+    priority: int | None,
+    at: datetime | None,
+    after: float | None,
+    job_id: str | None,
+) -> None:
+    """Store a job by the name of its handler and print its id.
+
+    A worker that knows the name checks the arguments; here they must only be a JSON object.
+    """
+    if at is not None and after is not None:
+        raise BadInput("give --at or --in, not both")
+    payload = payload_of(sys.stdin.read() if arguments == "-" else arguments)
+    given = {"queue": queue, "priority": priority, "at": at, "after": after, "id": job_id}
+    options = cast(
+        "EnqueueOptions", {key: value for key, value in given.items() if value is not None}
+    )
+    stored = current().ask(lambda backend: store(backend, name, payload, options), may_create=True)
+    show({"id": stored, "name": name}, lambda: click.echo(clean(stored)))
+
+
+def payload_of(text: str) -> bytes:
+    """The bytes as given, once they are known to be a JSON object."""
+    import msgspec
+
+    try:
+        payload = text.encode()
+        found = msgspec.json.decode(payload)
+    except (UnicodeEncodeError, msgspec.DecodeError, RecursionError) as error:
+        raise BadInput(f"--args is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadInput('--args must be a JSON object, like \'{"to": "a@example.com"}\'')
+    return payload
+
+
+async def store(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
+    """Enqueue through a client, which checks names, size and options."""
+    from nimburion.jobs.client import Client
+
+    async with Client(backend, settings=current().load().jobs) as client:
+        return await client.enqueue_raw(name, payload, **options)

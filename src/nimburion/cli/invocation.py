@@ -1,0 +1,108 @@
+"""What one call of the command line was told about configuration, store and form of output."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from nimburion.cli.endings import BadInput, NoStore
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.core.settings import Config
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class Invocation:
+    """The options that every command takes; the last one given counts."""
+
+    def __init__(self) -> None:
+        self.config: str | None = None
+        self.store: str | None = None
+        self.as_json = False
+
+    def load(self) -> Config:
+        """The configuration, with `--store` over it."""
+        from nimburion import config
+
+        if self.store is None:
+            return config.load(self.config)
+        return config.load(self.config, jobs={"url": self.store})
+
+    def ask(self, question: Callable[[Backend], Awaitable[T]], *, may_create: bool = False) -> T:
+        """Open the store, ask it, close it. A store that is a file and is not there is only made
+        when it `may_create`: looking in the wrong folder must not leave an empty one."""
+        import asyncio  # a fifth of the start time: not for help texts
+
+        from nimburion.backends import open_backend
+
+        url = self.load().jobs.url
+        backend = open_backend(url)
+        if not backend.capabilities.shared:
+            raise BadInput(f"{url} lives inside one process; from here there is nothing to see")
+        if not may_create:
+            refuse_missing(url)
+        return asyncio.run(_asked(backend, question))
+
+
+def refuse_missing(url: str) -> None:
+    """Raise where the file of a SQLite store does not exist."""
+    path = url.removeprefix("sqlite:///").partition("?")[0]
+    if url.startswith("sqlite:///") and not Path(path).exists():
+        raise NoStore(f"there is no store {path}; enqueue a job first, or say which with --store")
+
+
+async def _asked(backend: Backend, question: Callable[[Backend], Awaitable[T]]) -> T:
+    try:
+        await backend.open()
+        return await question(backend)
+    finally:
+        await backend.close()
+
+
+def current() -> Invocation:
+    """The invocation of the command that runs."""
+    return click.get_current_context().ensure_object(Invocation)
+
+
+def shared_options(command: F) -> F:
+    """Add `--config`, `--store` and `--json`, kept in the `Invocation`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value:
+        setattr(ctx.ensure_object(Invocation), str(parameter.name), value)
+
+
+_OPTIONS = (
+    click.option(
+        "--config",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep,
+        help="Read this file instead of the usual one.",
+    ),
+    click.option(
+        "--store",
+        metavar="URL",
+        expose_value=False,
+        callback=_keep,
+        help="Use this store instead of the configured one, like sqlite:///jobs.db.",
+    ),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep,
+        help="Write JSON, for machines.",
+    ),
+)

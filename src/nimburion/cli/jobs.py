@@ -1,0 +1,159 @@
+"""`nimburion jobs …`: whatever its state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nimburion.cli.endings import FAILED, NOT_FOUND
+from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.output import clean, show
+from nimburion.cli.records import (
+    draw_records,
+    draw_whole_record,
+    record_as_data,
+)
+from nimburion.cli.selection import (
+    counted,
+    filter_options,
+    matching,
+    progress,
+    refuse_without,
+    selected,
+)
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import FINISHED, State
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.core.reading import JobFilter, Page
+
+UNFINISHED = frozenset(State) - FINISHED
+
+
+@click.group()
+def jobs() -> None:
+    """List, show, cancel and retry jobs."""
+
+
+@jobs.command("list")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(sorted(State)),
+    multiple=True,
+    help="Only in this state; several times for several.",
+)
+@filter_options
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--after", metavar="CURSOR", help="Go on where the page before ended.")
+@shared_options
+def list_jobs(
+    states: tuple[str, ...], queue: str | None, name: str | None, limit: int, after: str | None
+) -> None:
+    """List jobs, newest first."""
+    which = selected([State(word) for word in states], queue=queue, name=name)
+    page = current().ask(lambda backend: backend.list_jobs(which, limit=limit, after=after))
+    data = {"jobs": [record_as_data(record) for record in page.jobs], "next": page.next}
+    show(data, lambda: draw_page(page))
+
+
+def draw_page(page: Page) -> None:
+    """The table, and how to get the next one."""
+    draw_records(page.jobs, "no such jobs")
+    if page.next is not None:
+        click.echo(f"more: add --after {clean(page.next)}")
+
+
+@jobs.command("show")
+@click.argument("job_id", metavar="ID")
+@shared_options
+def show_job(job_id: str) -> None:
+    """Show everything about a job, payload and error history included."""
+    record = current().ask(lambda backend: backend.get(job_id))
+    show(record_as_data(record), lambda: draw_whole_record(record))
+
+
+@jobs.command("cancel")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(sorted(UNFINISHED)),
+    multiple=True,
+    help="Only in this state.",
+)
+@filter_options
+@click.option("--all", "everything", is_flag=True, help="Every unfinished job that matches.")
+@click.option("--yes", is_flag=True, help="Do it; without, only count.")
+@shared_options
+@click.pass_context
+def cancel_jobs(
+    ctx: click.Context,
+    *,
+    ids: tuple[str, ...],
+    states: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    everything: bool,
+    yes: bool,
+) -> None:
+    """Cancel jobs by id, or all that match (then --yes is needed).
+
+    A waiting job is cancelled at once. For one that runs, its worker is asked.
+    """
+    if ids:
+        outcomes = current().ask(lambda backend: cancel_each(backend, ids))
+    else:
+        chosen = [State(word) for word in states] or list(UNFINISHED)
+        which = selected(chosen, everything=everything or bool(states), queue=queue, name=name)
+        outcomes = current().ask(lambda backend: cancel_matching(backend, which, yes=yes))
+    show(outcomes, lambda: draw_outcomes(outcomes))
+    if "not found" in outcomes.values():
+        ctx.exit(NOT_FOUND)
+    if ids and "finished" in outcomes.values():
+        ctx.exit(FAILED)
+
+
+async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
+    """What became of each."""
+    outcomes: dict[str, str] = {}
+    with progress(len(ids), "cancelling") as bar:
+        for job_id in ids:
+            try:
+                outcomes[job_id] = (await backend.cancel(job_id)).value
+            except JobNotFound:
+                outcomes[job_id] = "not found"
+            bar.update(1)
+    return outcomes
+
+
+async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, str]:
+    """Cancel what matches now; jobs that end meanwhile are left as they are."""
+    ids = tuple([record.id async for record in matching(backend, which)])
+    refuse_without(yes, len(ids), "cancelled")
+    return await cancel_each(backend, ids)
+
+
+def draw_outcomes(outcomes: dict[str, str]) -> None:
+    """One line a job for a few, counts for many."""
+    if len(outcomes) <= 20:
+        for job_id, outcome in outcomes.items():
+            click.echo(f"{clean(job_id)}  {outcome}")
+    words = list(outcomes.values())
+    for outcome in sorted(set(words)):
+        click.echo(f"{counted(words.count(outcome))} {outcome}")
+    if not outcomes:
+        click.echo("no such jobs")
+
+
+@jobs.command("retry")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@shared_options
+@click.pass_context
+def retry_jobs(ctx: click.Context, ids: tuple[str, ...]) -> None:
+    """Make failed jobs pending again: the same as `dead replay ID...`."""
+    from nimburion.cli.dead import replay
+
+    ctx.invoke(replay, ids=ids)

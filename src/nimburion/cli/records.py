@@ -1,0 +1,111 @@
+"""Jobs as the command line shows them."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import click
+import msgspec
+
+from nimburion.cli.output import clean, clean_lines, fields, table, when
+from nimburion.core.job import JobRecord
+
+
+def record_as_data(record: JobRecord) -> dict[str, object]:
+    """A record for machines: times as epoch seconds, payload and result as JSON where they are."""
+    data: dict[str, object] = msgspec.to_builtins(record)
+    data["attempt"] = record.attempt
+    data["payload"] = bytes_as_data(record.payload)
+    data["result"] = bytes_as_data(record.result)
+    return data
+
+
+def bytes_as_data(content: bytes | None) -> object:
+    """The JSON value; `{"base64": …}` for bytes that are no JSON."""
+    if content is None:
+        return None
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return {"base64": base64.b64encode(content).decode()}
+
+
+def bytes_as_text(content: bytes | None) -> str | None:
+    """The text as it is stored; bytes that are no UTF-8 as escapes."""
+    return None if content is None else content.decode("utf-8", errors="backslashreplace")
+
+
+def draw_records(records: list[JobRecord], empty: str) -> None:
+    """One line a job."""
+    table(
+        ("id", "name", "queue", "state", "attempt", "priority", "due", "error"),
+        [
+            (
+                record.id,
+                record.name,
+                record.queue,
+                record.state.value,
+                record.attempt,
+                record.priority,
+                when(record.due),
+                short_error(record),
+            )
+            for record in records
+        ],
+        empty,
+    )
+
+
+def short_error(record: JobRecord) -> str | None:
+    """The latest error in a few words; the reason of a dead letter before it."""
+    error = record.error
+    said = f"{error.type}: {error.message}" if error and error.message else error and error.type
+    if record.state == "failed" and record.reason:
+        return f"{record.reason}: {said}" if said else record.reason
+    return said or record.reason
+
+
+def draw_record(record: JobRecord) -> None:
+    """Everything but payload and history."""
+    progress = record.progress
+    fields(
+        {
+            "id": record.id,
+            "name": record.name,
+            "queue": record.queue,
+            "state": record.state.value + (" (cancel asked)" if record.cancel_requested else ""),
+            "attempt": record.attempt,
+            "failures": record.failures or None,
+            "lost": record.lost or None,
+            "priority": record.priority,
+            "created": when(record.created_at),
+            "due": when(record.due),
+            "started": when(record.started_at),
+            "finished": when(record.finished_at),
+            "progress": progress and f"{progress.fraction:.0%} {progress.message}".rstrip(),
+            "reason": record.reason,
+            "error": short_error(record) if record.error else None,
+            "result": bytes_as_text(record.result),
+            "unique key": record.options.unique_key,
+            "tenant": record.options.tenant,
+            "correlation id": record.options.correlation_id,
+        }
+    )
+
+
+def draw_whole_record(record: JobRecord) -> None:
+    """Everything, payload and history included."""
+    draw_record(record)
+    if record.payload is not None:
+        click.echo(f"\npayload, {len(record.payload)} bytes:")
+        click.echo(clean_lines(bytes_as_text(record.payload) or ""))
+    for header, value in record.options.headers.items():
+        click.echo(f"header  {clean(header)}: {clean(value)}")
+    for error in record.history:
+        click.echo(
+            f"\nattempt {error.attempt}, {error.kind}, {when(error.at)}: "
+            f"{clean(error.type)}: {clean(error.message)}"
+        )
+        if error.traceback:
+            click.echo(clean_lines(error.traceback.rstrip()))

@@ -1,0 +1,71 @@
+"""The command `nimburion` itself: finds its commands by name and imports only the one that runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+
+import click
+
+from nimburion.cli.invocation import shared_options
+
+COMMANDS = MappingProxyType(
+    {
+        "worker": ("worker:worker", "Run jobs: nimburion worker MODULE:NAME."),
+        "enqueue": ("enqueue:enqueue", "Store a job by the name of its handler."),
+        "status": ("status:status", "Show where a job stands."),
+        "jobs": ("jobs:jobs", "List, show, cancel and retry jobs."),
+        "queues": ("queues:queues", "List, pause and resume queues."),
+        "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
+        "config": ("configuration:configuration", "Check and show the configuration."),
+        "demo": ("demo:demo", "Watch real jobs run, fail, retry and be rescued."),
+    }
+)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(f"nimburion.cli.{module}"), name)
+        return command
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: object) -> None:
+    if wanted:
+        from nimburion import __version__
+
+        click.echo(f"nimburion {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    name="nimburion",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+@shared_options
+def root() -> None:
+    """Background jobs: run them, enqueue them, look after them.
+
+    The store is --store, else what the configuration says, else SQLite in ./nimburion.db.
+    Every command takes --config, --store and --json.
+    """

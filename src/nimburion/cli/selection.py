@@ -1,0 +1,85 @@
+"""Which jobs a command is about, how many they are, and going through them in bounded steps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from nimburion.cli.endings import BadInput
+from nimburion.cli.invocation import current
+from nimburion.core.job import State
+from nimburion.core.reading import JobFilter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from click._termui_impl import ProgressBar
+
+    from nimburion.core.backend import Backend
+    from nimburion.core.job import JobRecord
+
+F = TypeVar("F", bound=Callable[..., object])
+STEP = 500
+
+
+def filter_options(command: F) -> F:
+    """Add `--queue` and `--name`."""
+    command = click.option("--queue", metavar="QUEUE", help="Only of this queue.")(command)
+    return click.option("--name", metavar="NAME", help="Only of this job name.")(command)
+
+
+def selected(
+    states: Collection[State] | None,
+    ids: Collection[str] = (),
+    *,
+    everything: bool = True,
+    **narrowed: str | None,
+) -> JobFilter:
+    """The filter that the arguments describe: ids, or filters, or everything if that is said."""
+    given = any(value is not None for value in narrowed.values())
+    if ids and given:
+        raise BadInput("give either ids or filters, not both")
+    if not ids and not given and not everything:
+        raise BadInput("say which: ids, a filter, or --all")
+    return JobFilter(
+        states=frozenset(states) if states else None,
+        ids=tuple(dict.fromkeys(ids)) or None,
+        **narrowed,
+    )
+
+
+async def matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
+    """Every job that matches, without its payload, newest first."""
+    after: str | None = None
+    while True:
+        page = await backend.list_jobs(which, limit=STEP, after=after)
+        for record in page.jobs:
+            yield record
+        after = page.next
+        if after is None:
+            return
+
+
+async def count_matching(backend: Backend, which: JobFilter) -> int:
+    """How many they are."""
+    return sum([1 async for _ in matching(backend, which)])
+
+
+def refuse_without(yes: bool, count: int, deed: str) -> None:  # noqa: FBT001 (the flag itself)
+    """Unless `--yes` was given, say how many it would be and that nothing was done."""
+    if not yes:
+        raise BadInput(f"{counted(count)} would be {deed}; nothing was done. Add --yes to do it")
+
+
+def counted(count: int, noun: str = "job") -> str:
+    """`1 job`, `12 jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def progress(count: int, label: str) -> ProgressBar[int]:
+    """A bar on standard error, if people look at it."""
+    hidden = current().as_json or not sys.stderr.isatty() or count <= STEP
+    return click.progressbar(length=count, label=label, file=sys.stderr, hidden=hidden)

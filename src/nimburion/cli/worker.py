@@ -1,0 +1,155 @@
+"""`nimburion worker MODULE:NAME`: run the jobs of an application until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from nimburion.cli.endings import BadInput, Failed
+from nimburion.cli.invocation import Invocation, current, shared_options
+from nimburion.cli.output import clean
+
+if TYPE_CHECKING:
+    from nimburion.core.settings import QueueSettings, Settings
+    from nimburion.jobs import Processor
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:NAME")
+@click.option("--queues", metavar="A,B", help="Serve only these queues.")
+@click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@shared_options
+def worker(target: str, queues: str | None, concurrency: int | None, log_level: str) -> None:
+    """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
+
+    NAME is a Processor in MODULE, or a function without arguments that makes one. The working
+    directory is looked in first. --config and --store are what `config.load()` in MODULE sees.
+    """
+    start_logging(log_level)
+    hand_on(current())
+    processor = find_processor(target)
+    check_store(processor, current())
+    processor.settings = adjusted(processor.settings, queues, concurrency)
+    loop_factory = fast_loop()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(serve(processor))
+
+
+async def serve(processor: Processor) -> None:
+    """Run until told to stop, then close the store."""
+    async with processor:
+        await processor.run(owns_process=True)
+
+
+def start_logging(level: str) -> None:
+    """One line an event on standard error; whoever runs us keeps the time, we say it too."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)-7s %(name)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class CleanFormatter(logging.Formatter):
+    """Writes out what would steer a terminal; line breaks only in tracebacks."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return clean(super().formatMessage(record))
+
+
+def hand_on(invocation: Invocation) -> None:
+    """Let `config.load()` in the application's module see `--config` and `--store`."""
+    if invocation.config is not None:
+        os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
+    if invocation.store is not None:
+        os.environ["NIMBURION_JOBS__URL"] = invocation.store
+
+
+def find_processor(target: str) -> Processor:
+    """Import the module and take the processor from it."""
+    from nimburion.jobs import Processor
+
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path:
+        raise BadInput(f"{target!r} is not of the form MODULE:NAME, like myapp.jobs:processor")
+    found = attribute(import_target(module_name), path)
+    if not isinstance(found, Processor) and not isinstance(found, type) and callable(found):
+        found = found()
+    if not isinstance(found, Processor):
+        kind = type(found).__name__
+        raise BadInput(f"{target} is a {kind}; a Processor is needed, or a function that makes one")
+    return found
+
+
+def import_target(name: str) -> object:
+    """The module; a missing one is bad input, an error inside it keeps its traceback."""
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 (sys.path holds text)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise BadInput(f"there is no module {name!r} here or on the path") from None
+        raise Failed(f"{name} cannot be imported: {error}") from error
+
+
+def attribute(found: object, path: str) -> object:
+    """Follow a dotted path; say what is near when it leads nowhere."""
+    for step in path.split("."):
+        if not hasattr(found, step):
+            near = difflib.get_close_matches(step, dir(found), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadInput(f"{getattr(found, '__name__', found)!s} has no {step!r}{hint}")
+        found = getattr(found, step)
+    return found
+
+
+def check_store(processor: Processor, invocation: Invocation) -> None:
+    """Refuse `--store` where the application names its own: it would be ignored in silence."""
+    if invocation.store is None:
+        return
+    from nimburion.backends import open_backend
+
+    wanted = open_backend(invocation.load().jobs.url).describe()
+    actual = processor.backend.describe()
+    if wanted != actual:
+        raise BadInput(f"the processor brings its own store ({actual}): leave out --store")
+
+
+def adjusted(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:
+    """The settings with the queues and concurrency of the command line over them."""
+    import msgspec
+
+    if queues is not None:
+        settings = msgspec.structs.replace(settings, queues=named_queues(settings, queues))
+    if concurrency is not None:
+        settings = msgspec.structs.replace(settings, concurrency=concurrency)
+    return settings
+
+
+def named_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
+    """These queues, each with its configured priority and concurrency."""
+    from nimburion.core.limits import check_name
+    from nimburion.core.settings import QueueSettings
+
+    configured = {queue.name: queue for queue in settings.queues}
+    names = dict.fromkeys(check_name("queue", name.strip()) for name in queues.split(","))
+    return tuple(configured.get(name, QueueSettings(name)) for name in names)
+
+
+def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed (extra `fast`); None: the standard one."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return None
+    return new_event_loop
