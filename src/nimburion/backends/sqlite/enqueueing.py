@@ -52,7 +52,7 @@ def values_of(db: Database, jobs: Sequence[NewJob]) -> Fields:
     now = db.now
     values: Fields = []
     for job in jobs:
-        due = micros(job.at) if job.at is not None else now + micros(job.after)
+        due = micros(job.at) if job.at is not None else now + max(0, micros(job.after))
         options = None if job.options is NO_OPTIONS else _encode(job.options).decode()
         values += (
             job.id, db.lane_of(job.queue, job.name), job.priority, due, now, options,

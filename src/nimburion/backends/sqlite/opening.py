@@ -33,7 +33,12 @@ def connect(path: Path) -> sqlite3.Connection:
         path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512
     )
     try:
-        for pragma in (f"cache_size=-{_CACHE}", "temp_store=MEMORY", "trusted_schema=OFF"):
+        for pragma in (
+            "page_size=2048",
+            f"cache_size=-{_CACHE}",
+            "temp_store=MEMORY",
+            "trusted_schema=OFF",
+        ):
             connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()

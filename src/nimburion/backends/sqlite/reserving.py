@@ -6,16 +6,17 @@ behind its head. So each lane is read from its front, a few jobs at a time, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heapreplace
 
 import msgspec
 
-from nimburion.backends.sqlite.database import MICRO, Database
+from nimburion.backends.sqlite.database import Database, micros
 from nimburion.core.exchange import DEFAULT_TERMS, Lane, Want
 from nimburion.core.session import Gate
 
-_LEAST = 4
-"""Jobs read of each lane at first, at the least."""
+_AHEAD = 2
+"""Jobs read of each lane at first, beyond its even share."""
 _WAITING = 64
 """Lanes a reply names at most."""
 
@@ -90,7 +91,7 @@ def choose(db: Database, want: Want, lanes: Lanes, gates: dict[str, Gate]) -> li
 class Room:
     """How many more may be handed out: in all, of a queue, and under the limit of a name."""
 
-    __slots__ = ("_names", "_queues", "taken", "total")
+    __slots__ = ("_names", "_queues", "bounded", "taken", "total")
 
     def __init__(self, want: Want, gates: dict[str, Gate]) -> None:
         self.total = want.total
@@ -98,20 +99,25 @@ class Room:
             queue: terms.cap for queue, terms in want.queues.items() if terms.cap is not None
         }
         self._names = {name: gate.limit - gate.held for name, gate in gates.items()}
+        self.bounded = bool(self._queues or self._names)
+        """Whether anything but the total bounds it."""
         self.taken: dict[str, int] = {}
+        """How many of each limited name."""
 
     def of(self, lane: Lane) -> int:
-        """How many more of this lane."""
-        room = self.total
-        if self._queues:
-            room = min(room, self._queues.get(lane.queue, room))
-        if self._names:
-            room = min(room, self._names.get(lane.name, room))
-        return max(0, room)
+        """How many more of this lane, but for the total."""
+        room = self._queues.get(lane.queue, self.total)
+        return max(0, min(room, self._names.get(lane.name, room), self.total))
 
-    def take(self, lane: Lane, count: int = 1) -> None:
-        """Note that so many are handed out."""
-        self.total -= count
+    def pass_one(self, lane: Lane) -> bool:
+        """Let one more of this lane pass, if there is room."""
+        if self.of(lane) == 0:
+            return False
+        self.take(lane, 1)
+        return True
+
+    def take(self, lane: Lane, count: int) -> None:
+        """Note that so many of this lane are handed out."""
         if lane.queue in self._queues:
             self._queues[lane.queue] -= count
         if lane.name in self._names and count:
@@ -122,77 +128,64 @@ class Room:
 class Line:
     """One lane, read from its front as far as the merge needs."""
 
-    __slots__ = ("_ahead", "_at", "_chunk", "_db", "_number", "_priority", "lane")
+    __slots__ = ("_db", "_number", "_place", "_priority")
 
-    def __init__(self, db: Database, number: int, lane: Lane, priority: int) -> None:
+    def __init__(self, db: Database, number: int, place: int, priority: int) -> None:
         self._db = db
         self._number = number
-        self.lane = lane
+        self._place = place
         self._priority = priority
-        self._ahead: list[Head] = []
-        self._at = 0
-        self._chunk = 0
 
-    def begin(self, ahead: list[Head], chunk: int) -> None:
-        """Take the first jobs of the lane, of which `chunk` were asked for."""
-        self._ahead, self._chunk = ahead, chunk
-
-    def next(self, place: int, ageing: int) -> Merged | None:
-        """The next job as the merge ranks it; None at the end of the lane."""
-        if self._at == len(self._ahead) and not self._read_on():
-            return None
-        rank, due, seq = self._ahead[self._at]
-        self._at += 1
-        level = self._priority
-        if ageing and self._db.now > due:
-            level += (self._db.now - due) // ageing
-        return (-level, rank, due, seq, place)
-
-    def _read_on(self) -> bool:
-        """Read more of the lane; each time twice as much."""
-        if len(self._ahead) < self._chunk:
-            return False
-        last = self._ahead[-1]
-        self._chunk *= 2
-        self._ahead = _line(self._db.value("reserve_more", self._number, *last, self._chunk))
-        self._at = 0
-        return bool(self._ahead)
+    def ranked(self, ahead: list[Head], chunk: int, ageing: int) -> Iterator[Merged]:
+        """The jobs of the lane as the merge ranks them, from `ahead` on, of which `chunk` were
+        asked for; each further reading asks for twice as many."""
+        now, priority, place = self._db.now, self._priority, self._place
+        while ahead:
+            for rank, due, seq in ahead:
+                age = (now - due) // ageing if ageing and now > due else 0
+                yield (-priority - age, rank, due, seq, place)
+            if len(ahead) < chunk:
+                return
+            chunk *= 2
+            ahead = _line(self._db.value("reserve_more", self._number, *ahead[-1], chunk))
 
 
 def merge(db: Database, want: Want, lanes: Lanes, room: Room) -> list[int]:
     """The first jobs of the merge of all lanes."""
-    ageing = round(want.ageing * MICRO)
-    lines = lines_of(db, want, lanes)
-    heap = [
-        head for place, line in enumerate(lines) if (head := line.next(place, ageing)) is not None
-    ]
-    heapify(heap)
+    served, heap, following = heads_of(db, want, lanes)
     chosen: list[int] = []
-    while heap and room.total > 0:
-        _, _, _, seq, place = heap[0]
-        line = lines[place]
-        if room.of(line.lane) == 0:
+    limit = room.total
+    while heap and len(chosen) < limit:
+        head = heap[0]
+        place = head[4]
+        if room.bounded and not room.pass_one(served[place]):
             heappop(heap)
             continue
-        chosen.append(seq)
-        room.take(line.lane)
-        following = line.next(place, ageing)
-        if following is None:
+        chosen.append(head[3])
+        after = next(following[place], None)
+        if after is None:
             heappop(heap)
         else:
-            heapreplace(heap, following)
+            heapreplace(heap, after)
     return chosen
 
 
-def lines_of(db: Database, want: Want, lanes: Lanes) -> list[Line]:
-    """The lanes that hold jobs, with their first ones."""
-    chunk = min(want.total, max(_LEAST, 2 * want.total // len(lanes)))
-    lines = []
+def heads_of(
+    db: Database, want: Want, lanes: Lanes
+) -> tuple[list[Lane], list[Merged], list[Iterator[Merged]]]:
+    """The lanes that hold jobs, a heap of their heads, and what follows each."""
+    ageing = micros(want.ageing)
+    chunk = min(want.total, want.total // len(lanes) + _AHEAD)
+    served: list[Lane] = []
+    heap: list[Merged] = []
+    following: list[Iterator[Merged]] = []
     for number, ahead in _heads(db.value("reserve_heads", _encode(list(lanes)).decode(), chunk)):
         if ahead:
             lane = lanes[number]
             priority = want.queues.get(lane.queue, DEFAULT_TERMS).priority
-            line = Line(db, number, lane, priority)
-            line.begin(ahead, chunk)
-            lines.append(line)
-    return lines
+            line = Line(db, number, len(served), priority)
+            served.append(lane)
+            following.append(line.ranked(ahead, chunk, ageing))
+            heap.append(next(following[-1]))
+    heapify(heap)
+    return served, heap, following
