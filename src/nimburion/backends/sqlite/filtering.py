@@ -28,14 +28,6 @@ def matching(
     return page, str(page[-1]) if page else after
 
 
-def finished_matching(db: Database, which: JobFilter, limit: int) -> list[int]:
-    """The seqs of up to `limit` finished jobs, in no order."""
-    if which.ids is not None:
-        return matching(db, which, limit, None)[0]
-    values = question(db, which, limit, None)[1]
-    return _seqs(db.value("list_finished", *values))
-
-
 def question(
     db: Database, which: JobFilter, limit: int, after: str | None
 ) -> tuple[str, list[object]]:

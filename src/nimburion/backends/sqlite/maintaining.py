@@ -9,7 +9,7 @@ import msgspec
 from nimburion.backends.sqlite import moves
 from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.enqueueing import holder_of
-from nimburion.backends.sqlite.filtering import finished_matching, matching
+from nimburion.backends.sqlite.filtering import matching
 from nimburion.backends.sqlite.moves import CANCELLED, COMPLETED, FAILED
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, Options, State
@@ -86,7 +86,7 @@ def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
     finished = FINISHED if which.states is None else which.states & FINISHED
     if not finished:
         return []
-    seqs = finished_matching(db, msgspec.structs.replace(which, states=finished), limit)
+    seqs, _ = matching(db, msgspec.structs.replace(which, states=finished), limit, None)
     listed = _encode(seqs).decode()
     ids = dict(db.run("job_ids", listed))
     forget(db, listed)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite import moves
-from nimburion.backends.sqlite.database import Database
+from nimburion.backends.sqlite.database import EVERY_QUEUE, Database
 from nimburion.backends.sqlite.moves import CANCELLED, FAILED, Counts, Held
 from nimburion.backends.sqlite.reserving import gates_of
 from nimburion.core.errors import SessionLost
@@ -64,6 +64,8 @@ def open_session(db: Database, session: Session) -> None:
             db.run("gate_set", name, session.limits[name])
         else:
             db.run("gate_drop", name)
+    if session.names:
+        db.ring([EVERY_QUEUE])  # others may wait for a limit that has changed
 
 
 def known(db: Database, session_id: str) -> Known | None:

@@ -219,6 +219,8 @@ class SQLiteBackend:
     async def open_session(self, session: Session) -> None:
         """See `Backend.open_session`."""
         await self._write(lambda db: sessions.open_session(db, session), durable=False)
+        if self._doorbell is not None:
+            self._doorbell.listen()
 
     async def exchange(
         self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
