@@ -234,10 +234,11 @@ class Shelf:
             heappop(line)
         return None
 
-    def take_head(self, lane: tuple[str, str]) -> None:
-        """Take the first of a lane out of the line."""
+    def take_head(self, lane: tuple[str, str]) -> Entry:
+        """Take the first of a lane, that `head` has just named, out of the line."""
         _, entry = heappop(self.lanes[lane])
         entry.place = None
+        return entry
 
     def next_scheduled(self) -> Entry | None:
         """The scheduled entry that is due first."""

@@ -21,6 +21,7 @@ class Reserving:
         self._shelf = shelf
         self._want = want
         self._now = now
+        self._lines = [(lane.queue, lane.name) for lane in want.lanes]
         self._ageing = micros(want.ageing)
         self._caps = {
             queue: terms.cap for queue, terms in want.queues.items() if terms.cap is not None
@@ -29,16 +30,16 @@ class Reserving:
     def serve(self, tenant: Tenant, number: int) -> list[Delivery]:
         """Lease the first `total` of the merge, in rank order."""
         chosen: list[Delivery] = []
-        lanes = self._want.lanes
-        heads = [head for n in range(len(lanes)) if (head := self._head(n)) is not None]
+        every = range(len(self._lines))
+        heads = [head for n in every if (head := self._head(n)) is not None]
         heapify(heads)
         while heads and len(chosen) < self._want.total:
-            lane = lanes[heads[0][4]]
-            if not self._admits(lane):
+            n = heads[0][4]
+            if not self._admits(*self._lines[n]):
                 heappop(heads)
                 continue
-            chosen.append(self._lease(lane, tenant, number))
-            following = self._head(heads[0][4])
+            chosen.append(self._lease(n, tenant, number))
+            following = self._head(n)
             if following is None:
                 heappop(heads)
             else:
@@ -59,32 +60,29 @@ class Reserving:
 
     def _head(self, n: int) -> Head | None:
         """The rank of the job that heads lane `n` now: it ages by itself, whatever is behind it."""
-        lane = self._want.lanes[n]
-        if lane.queue in self._shelf.paused:
+        line = self._lines[n]
+        if line[0] in self._shelf.paused:
             return None
-        entry = self._shelf.head((lane.queue, lane.name))
+        entry = self._shelf.head(line)
         if entry is None:
             return None
-        level = self._want.queues.get(lane.queue, DEFAULT_TERMS).priority
+        level = self._want.queues.get(line[0], DEFAULT_TERMS).priority
         if self._ageing and self._now > entry.due:
             level += (self._now - entry.due) // self._ageing
         return (-level, -entry.priority, entry.due, entry.seq, n)
 
-    def _admits(self, lane: Lane) -> bool:
+    def _admits(self, queue: str, name: str) -> bool:
         """Whether the queue's cap and the name's gate let one more pass."""
-        if self._caps.get(lane.queue, 1) <= 0:
+        if self._caps.get(queue, 1) <= 0:
             return False
-        gate = self._shelf.gates.get(lane.name)
+        gate = self._shelf.gates.get(name)
         return gate is None or gate.room > 0
 
-    def _lease(self, lane: Lane, tenant: Tenant, number: int) -> Delivery:
-        key = (lane.queue, lane.name)
-        entry = self._shelf.head(key)
-        assert entry is not None
-        self._shelf.take_head(key)
-        if lane.queue in self._caps:
-            self._caps[lane.queue] -= 1
-        gate = self._shelf.gates.get(lane.name)
+    def _lease(self, n: int, tenant: Tenant, number: int) -> Delivery:
+        entry = self._shelf.take_head(self._lines[n])
+        if entry.queue in self._caps:
+            self._caps[entry.queue] -= 1
+        gate = self._shelf.gates.get(entry.name)
         if gate is not None:
             gate.held += 1
         entry.fence += 1
