@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 _BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
@@ -34,13 +36,14 @@ class Clock(Protocol):
 class SystemClock:
     """The host's own clock."""
 
-    __slots__ = ()
+    __slots__ = ("monotonic", "now")
 
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.clock_gettime(_BOOT) if _BOOT is not None else time.monotonic()
+    def __init__(self) -> None:
+        # Bound once: both are read several times for every job.
+        self.now: Callable[[], float] = time.time
+        self.monotonic: Callable[[], float] = (
+            time.monotonic if _BOOT is None else partial(time.clock_gettime, _BOOT)
+        )
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
@@ -59,6 +60,7 @@ class Worker:
         self._registry = registry
         self._settings = settings
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._entropy = entropy
         self._events = events
         self._threaded_keeper = threaded_keeper
@@ -200,6 +202,10 @@ class Worker:
         self._hints.expect(reply, found=bool(reply.deliveries))
         if self._draining:
             self._give_back_held()
+        while len(self._suspects) > 1:
+            # If the one that runs kills this worker, those that wait here would share the blame.
+            delivery = self._suspects.pop()
+            self._put_back(delivery, Released(delivery.lease))
         self._fill()
 
     def _room(self) -> int:
@@ -228,17 +234,21 @@ class Worker:
         self._begun += 1
         attempt = Attempt(delivery, self.tenure.session.id)
         self._running.add(attempt)
-        attempt.task = self._loop.create_task(self._perform(attempt))
+        attempt.task = asyncio.Task(self._perform(attempt), loop=self._loop, name=delivery.name)
 
     async def _perform(self, attempt: Attempt) -> None:
-        started = self._clock.monotonic()
+        started = self._monotonic()
+        if started >= self.tenure.keeper.believed_until:
+            # This process slept (SIGSTOP, suspend): somebody else may have the job by now.
+            self._end(attempt, Released(attempt.delivery.lease))
+            return
         settlement: Settlement | None = Released(attempt.delivery.lease, _AFTER_FAULT)
         try:
             settlement = await self._attempts.perform(attempt)
         except Exception:  # noqa: BLE001 - our own fault must not cost the job
             _log.exception("a fault of the engine; job %s is given back", attempt.delivery.lease)
         finally:
-            self._prefetch.learn(self._clock.monotonic() - started)
+            self._prefetch.learn(self._monotonic() - started)
             self._end(attempt, settlement)
 
     def _end(self, attempt: Attempt, settlement: Settlement | None) -> None:
@@ -310,17 +320,20 @@ class Worker:
     # Sessions
 
     async def _open_tenure(self) -> Tenure:
-        tenure = Tenure(
-            self._backend,
-            new_session(self._registry, self._settings, self._entropy),
-            self._clock,
-            self._events,
-            threaded=self._threaded_keeper,
-            on_orders=self._obey,
-            on_end=self._on_tenure_end,
-        )
-        await tenure.open()
-        return tenure
+        while True:
+            tenure = Tenure(
+                self._backend,
+                new_session(self._registry, self._settings, self._entropy),
+                self._clock,
+                self._events,
+                threaded=self._threaded_keeper,
+                on_orders=self._obey,
+                on_end=self._on_tenure_end,
+            )
+            # `SessionLost`: it was opened, the answer got lost, and it was rescued since.
+            with suppress(SessionLost):
+                await tenure.open()
+                return tenure
 
     async def _begin_anew(self) -> None:
         """The session is over: stop believing in what it held, and open another."""
@@ -364,7 +377,7 @@ class Worker:
         """Wait until all is written; a store that does not answer is not waited for for ever."""
         await first_of(self._clock.sleep(_FLUSH_PATIENCE), _ended(task))
         self.tenure.conveyor.abandoned = True
-        self._wake.set()
+        task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     def _stuck(self) -> list[Lease]:
