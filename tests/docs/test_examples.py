@@ -1,0 +1,123 @@
+"""Every Python block of README and docs runs, page by page, and prints what the page says.
+
+The blocks of one page run in order in one namespace, on one event loop, in an empty folder.
+`python file=NAME` is written to that folder and imported from there; `yaml file=NAME` is written.
+A `text output` block is compared with what the block before it printed; `...` stands for anything.
+`python no-run` shows a signature and is counted.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import sys
+import types
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import Block, Page, every_page, parse
+from tests.house.tree import ROOT
+
+MOST_NOT_RUN = 5
+PAGES = [page for page in every_page() if any(block.runs for block in page.blocks)]
+_checker = doctest.OutputChecker()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory to import from; what was imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_the_examples_of_a_page_run(
+    page: Page, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await run_page(page, folder, capsys)
+
+
+async def run_page(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the blocks of a page; an output that differs is an assertion error."""
+    module = types.ModuleType("page_of_the_docs")
+    sys.modules[module.__name__] = module  # annotations are looked up there
+    try:
+        for block, following in pairwise([*page.blocks, None]):
+            assert block is not None
+            await run_block(page, block, module, folder)
+            printed = capsys.readouterr().out
+            if following is not None and following.is_output:
+                compare(page, following, printed)
+    finally:
+        del sys.modules[module.__name__]
+
+
+async def run_block(page: Page, block: Block, module: types.ModuleType, folder: Path) -> None:
+    """Write the block's file, or run the block."""
+    if block.file is not None:
+        (folder / block.file).write_text(block.text + "\n", encoding="utf-8")
+    elif block.runs:
+        source = "\n" * (block.line - 1) + block.text
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(source, page.name, "exec", flags=flags, dont_inherit=True)
+        result = eval(code, module.__dict__)
+        if inspect.isawaitable(result):
+            await result
+
+
+def compare(page: Page, expected: Block, printed: str) -> None:
+    """Fail where what was printed is not what the page says."""
+    same = _checker.check_output(expected.text + "\n", printed, doctest.ELLIPSIS)
+    assert same, (
+        f"{page.name}:{expected.line} says\n{expected.text}\nbut this was printed:\n{printed}"
+    )
+
+
+def test_few_blocks_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = [(page, block) for page in every_page() for block in page.blocks]
+    python = [(page, block) for page, block in blocks if block.words[:1] == ("python",)]
+    skipped = [f"{page.name}:{block.line}" for page, block in python if not block.runs]
+    with capsys.disabled():
+        print(f"\nPython blocks in the docs: {len(python)}, of which not run: {len(skipped)}")
+    assert len(skipped) <= MOST_NOT_RUN, skipped
+    assert len(python) > 3 * MOST_NOT_RUN
+
+
+def test_outputs_follow_what_prints_them() -> None:
+    stray = [
+        f"{page.name}:{after.line}"
+        for page in every_page()
+        for before, after in pairwise([None, *page.blocks])
+        if after is not None and after.is_output and (before is None or not before.runs)
+    ]
+    assert stray == []
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("```python\nawait nothing_there()\n```", NameError),
+        ("```python\nprint(1 + 1)\n```\n```text output\n3\n```", AssertionError),
+        ("```python file=planted.py\nx = 1\n```\n```python\nimport planted\nassert planted.x == 2\n```",
+         AssertionError),
+    ],
+)  # fmt: skip
+async def test_a_wrong_example_is_seen(
+    text: str, error: type[Exception], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(error):
+        await run_page(parse(ROOT / "planted.md", text), folder, capsys)
+
+
+async def test_a_right_example_passes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "```python\nimport asyncio\nawait asyncio.sleep(0)\nprint('a', 1)\n```\n```text output\na ...\n```"
+    await run_page(parse(ROOT / "planted.md", text), folder, capsys)
