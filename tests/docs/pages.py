@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,11 @@ class Block(NamedTuple):
         """The file it is the content of."""
         names = [word.removeprefix("file=") for word in self.words if word.startswith("file=")]
         return names[0] if names else None
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it is a shell script that the tests run."""
+        return self.words == ("sh", "run")
 
     @property
     def is_output(self) -> bool:
@@ -84,10 +90,10 @@ def parse(path: Path, text: str) -> Page:
     return Page(path, tuple(headings), tuple(blocks), tuple(LINK.findall("\n".join(prose))))
 
 
-def block_lines(lines: enumerate[str] | object, fence: str, where: str) -> list[str]:
+def block_lines(lines: Iterator[tuple[int, str]], fence: str, where: str) -> list[str]:
     """Read on to the end of a block."""
     body: list[str] = []
-    for _, line in lines:  # type: ignore[attr-defined]
+    for _, line in lines:
         if line.rstrip() == fence:
             return body
         body.append(line)

@@ -2,6 +2,7 @@
 
 The blocks of one page run in order in one namespace, on one event loop, in an empty folder.
 `python file=NAME` is written to that folder and imported from there; `yaml file=NAME` is written.
+`sh run` is run by bash.
 A `text output` block is compared with what the block before it printed; `...` stands for anything.
 `python no-run` shows a signature and is counted.
 """
@@ -9,8 +10,10 @@ A `text output` block is compared with what the block before it printed; `...` s
 from __future__ import annotations
 
 import ast
+import asyncio
 import doctest
 import inspect
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -65,6 +68,8 @@ async def run_block(page: Page, block: Block, module: types.ModuleType, folder: 
     """Write the block's file, or run the block."""
     if block.file is not None:
         (folder / block.file).write_text(block.text + "\n", encoding="utf-8")
+    elif block.is_command:
+        sys.stdout.write(await output_of(page, block, folder))
     elif block.runs:
         source = "\n" * (block.line - 1) + block.text
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -72,6 +77,22 @@ async def run_block(page: Page, block: Block, module: types.ModuleType, folder: 
         result = eval(code, module.__dict__)
         if inspect.isawaitable(result):
             await result
+
+
+async def output_of(page: Page, block: Block, folder: Path) -> str:
+    """Run a block of shell commands, as a reader would, and return what they print."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-euo", "pipefail", "-c", block.text),
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, errors = await process.communicate()
+    assert process.returncode == 0, f"{page.name}:{block.line}: {errors.decode()}"
+    return printed.decode()
 
 
 def compare(page: Page, expected: Block, printed: str) -> None:
@@ -87,7 +108,7 @@ def test_few_blocks_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     python = [(page, block) for page, block in blocks if block.words[:1] == ("python",)]
     skipped = [f"{page.name}:{block.line}" for page, block in python if not block.runs]
     with capsys.disabled():
-        print(f"\nPython blocks in the docs: {len(python)}, of which not run: {len(skipped)}")
+        sys.stdout.write(f"\nPython blocks in the docs: {len(python)}, not run: {len(skipped)}\n")
     assert len(skipped) <= MOST_NOT_RUN, skipped
     assert len(python) > 3 * MOST_NOT_RUN
 
@@ -97,20 +118,68 @@ def test_outputs_follow_what_prints_them() -> None:
         f"{page.name}:{after.line}"
         for page in every_page()
         for before, after in pairwise([None, *page.blocks])
-        if after is not None and after.is_output and (before is None or not before.runs)
+        if after is not None
+        and after.is_output
+        and (before is None or not (before.runs or before.is_command))
     ]
     assert stray == []
+
+
+UNKNOWN_NAME = """
+```python
+await nothing_there()
+```
+"""
+OTHER_OUTPUT = """
+```python
+print(1 + 1)
+```
+```text output
+3
+```
+"""
+OTHER_FILE = """
+```python file=planted.py
+x = 1
+```
+```python
+import planted
+assert planted.x == 2
+```
+"""
+FAILING_COMMAND = """
+```sh run
+nimburion no-such-command
+```
+"""
+RIGHT = """
+```python
+import asyncio
+await asyncio.sleep(0)
+print("a", 1)
+```
+```text output
+a ...
+```
+```sh run
+echo b
+```
+```text output
+b
+```
+"""
 
 
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("```python\nawait nothing_there()\n```", NameError),
-        ("```python\nprint(1 + 1)\n```\n```text output\n3\n```", AssertionError),
-        ("```python file=planted.py\nx = 1\n```\n```python\nimport planted\nassert planted.x == 2\n```",
-         AssertionError),
+        (UNKNOWN_NAME, NameError),
+        (OTHER_OUTPUT, AssertionError),
+        (OTHER_FILE, AssertionError),
+        (FAILING_COMMAND, AssertionError),
     ],
-)  # fmt: skip
+    ids=["name", "output", "file", "command"],
+)
 async def test_a_wrong_example_is_seen(
     text: str, error: type[Exception], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,5 +188,4 @@ async def test_a_wrong_example_is_seen(
 
 
 async def test_a_right_example_passes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "```python\nimport asyncio\nawait asyncio.sleep(0)\nprint('a', 1)\n```\n```text output\na ...\n```"
-    await run_page(parse(ROOT / "planted.md", text), folder, capsys)
+    await run_page(parse(ROOT / "planted.md", RIGHT), folder, capsys)

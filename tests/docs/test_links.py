@@ -1,4 +1,4 @@
-"""Every link inside the docs leads somewhere, every page is reached, every guide row has its place."""
+"""Every link inside the docs leads somewhere, every page is reached, every guide row is shown."""
 
 from __future__ import annotations
 
