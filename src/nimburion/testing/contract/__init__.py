@@ -1,0 +1,9 @@
+"""The contract of a store as a test suite: what passes it is a backend.
+
+Subclass `BackendContract`, say in one method how to open an empty store, and run pytest.
+"""
+
+from nimburion.testing.contract.stage import Stage, Worker
+from nimburion.testing.contract.suite import BackendContract
+
+__all__ = ["BackendContract", "Stage", "Worker"]

@@ -1,0 +1,200 @@
+"""Numbered exchanges: a lost reply strands nothing, and a repeat changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from nimburion.core.errors import OutOfOrder, SessionLost
+from nimburion.core.exchange import NOTHING
+from nimburion.core.job import State
+from nimburion.core.settlement import Completed, Failed, Retried, Settled, Settlement
+from nimburion.testing.contract.stage import OOPS, Stage, ids, soon
+
+
+class NumberedExchanges:
+    """The number of an exchange."""
+
+    async def test_the_first_number_is_one(self, stage: Stage) -> None:
+        worker = await stage.worker()
+        for wrong in (0, 2, -1):
+            with pytest.raises(OutOfOrder):
+                await stage.store.exchange(worker.id, wrong, [], NOTHING)
+        await stage.store.exchange(worker.id, 1, [], NOTHING)
+
+    async def test_a_repeat_brings_the_same_deliveries(self, stage: Stage) -> None:
+        """Same jobs, same order, same tokens; the reply that was lost strands nothing."""
+        await stage.add("a", "b", "c")
+        worker = await stage.worker()
+        want = worker.want(2)
+        first = await stage.store.exchange(worker.id, 1, [], want)
+        again = await stage.store.exchange(worker.id, 1, [], want)
+        assert again.deliveries == first.deliveries
+        assert ids(again.deliveries) == ["a", "b"]
+        assert (await stage.store.counts())[State.PENDING] == 1
+
+    async def test_a_repeat_keeps_rank_order(self, stage: Stage) -> None:
+        for n in range(6):
+            await stage.put(stage.job(f"{n}", priority=n, name=("mail", "post")[n % 2]))
+        worker = await stage.worker(names=("mail", "post"))
+        want = worker.want(6)
+        first = await stage.store.exchange(worker.id, 1, [], want)
+        again = await stage.store.exchange(worker.id, 1, [], want)
+        assert ids(first.deliveries) == ["5", "4", "3", "2", "1", "0"]
+        assert again.deliveries == first.deliveries
+
+    async def test_a_repeat_brings_the_same_results(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        one, other = [delivery.lease for delivery in await worker.take(2)]
+        batch: list[Settlement] = [Completed(one), Completed(one), Retried(other, 9.0, OOPS)]
+        first = await stage.store.exchange(worker.id, 2, batch, NOTHING)
+        again = await stage.store.exchange(worker.id, 2, batch, NOTHING)
+        assert first.results == again.results == [Settled.DONE, Settled.ALREADY, Settled.DONE]
+        assert (await stage.store.get("b")).failures == 1
+        assert len((await stage.store.get("b")).history) == 1
+
+    async def test_a_repeat_reserves_nothing_new(self, stage: Stage) -> None:
+        worker = await stage.worker()
+        want = worker.want(5)
+        assert (await stage.store.exchange(worker.id, 1, [], want)).deliveries == []
+        await stage.add("a")
+        assert (await stage.store.exchange(worker.id, 1, [], want)).deliveries == []
+        assert await stage.state("a") is State.PENDING
+
+    async def test_a_repeat_applies_nothing_that_it_carries_anew(self, stage: Stage) -> None:
+        """The number decides; what a repeat says is not looked at."""
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        delivery = await worker.take_one()
+        again = await stage.store.exchange(
+            worker.id, 1, [Failed(delivery.lease, "permanent", OOPS)], worker.want(5)
+        )
+        assert again.results == []
+        assert again.deliveries == [delivery]
+        assert await stage.state("a") is State.PROCESSING
+
+    async def test_a_repeat_speaks_of_the_moment(self, stage: Stage) -> None:
+        """`now`, `next_due` and `waiting` are those of the repeat."""
+        worker = await stage.worker()
+        want = worker.want(1)
+        await stage.store.exchange(worker.id, 1, [], want)
+        await stage.add("a")
+        await stage.put(stage.job("b", after=50.0))
+        stage.clock.advance(1.0)
+        again = await stage.store.exchange(worker.id, 1, [], want)
+        assert (again.now, again.next_due) == (stage.clock.now(), stage.clock.now() + 49.0)
+        assert again.waiting == [worker.lanes[0]]
+
+    async def test_a_repeat_after_a_cancel_brings_the_lease_all_the_same(
+        self, stage: Stage
+    ) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        want = worker.want(1)
+        first = await stage.store.exchange(worker.id, 1, [], want)
+        await stage.store.cancel("a")
+        again = await stage.store.exchange(worker.id, 1, [], want)
+        assert again.deliveries == first.deliveries
+
+    async def test_what_a_lost_reply_handed_out_can_be_settled_after_the_repeat(
+        self, stage: Stage
+    ) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        want = worker.want(1)
+        await stage.store.exchange(worker.id, 1, [], want)
+        (delivery,) = (await stage.store.exchange(worker.id, 1, [], want)).deliveries
+        reply = await stage.store.exchange(worker.id, 2, [Completed(delivery.lease)], NOTHING)
+        assert reply.results == [Settled.DONE]
+
+    async def test_a_number_before_the_last_is_out_of_order(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.exchange()
+        await worker.exchange()
+        with pytest.raises(OutOfOrder):
+            await stage.store.exchange(worker.id, 1, [], worker.want(1))
+        assert await stage.state("a") is State.PENDING
+
+    async def test_a_skipped_number_is_out_of_order_and_writes_nothing(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        with pytest.raises(OutOfOrder):
+            await stage.store.exchange(worker.id, 3, [Completed(lease)], worker.want(1))
+        assert await stage.state("a") is State.PROCESSING
+        assert await stage.state("b") is State.PENDING
+        assert await worker.settle(Completed(lease)) == [Settled.DONE]
+
+    async def test_each_session_counts_for_itself(self, stage: Stage) -> None:
+        first, second = await stage.worker(), await stage.worker()
+        await first.exchange()
+        await first.exchange()
+        await second.exchange()
+        assert (first.number, second.number) == (2, 1)
+
+    async def test_an_unknown_session_is_lost(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        with pytest.raises(SessionLost):
+            await stage.store.exchange("f" * 32, 1, [], worker.want(1))
+        assert await stage.state("a") is State.PENDING
+
+    async def test_a_repeat_after_the_rescue_is_lost(self, stage: Stage) -> None:
+        """Also the same number: what it handed out belongs to others by now."""
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.take_one()
+        await stage.lose(worker)
+        with pytest.raises(SessionLost):
+            await stage.store.exchange(worker.id, 1, [], worker.want(1))
+
+    async def test_a_call_that_was_cancelled_in_flight_can_be_repeated(self, stage: Stage) -> None:
+        """Whether or not it was applied, the repeat brings the job, and it runs once."""
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        want = worker.want(1)
+        call = asyncio.ensure_future(stage.store.exchange(worker.id, 1, [], want))
+        await asyncio.sleep(0)
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await soon(call)
+        reply = await soon(stage.store.exchange(worker.id, 1, [], want))
+        assert ids(reply.deliveries) == ["a"]
+        counts = await stage.store.counts()
+        assert (counts[State.PROCESSING], counts[State.PENDING]) == (1, 1)
+
+    async def test_a_settlement_that_was_cancelled_in_flight_can_be_repeated(
+        self, stage: Stage
+    ) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        batch = [Retried((await worker.take_one()).lease, 5.0, OOPS)]
+        call = asyncio.ensure_future(stage.store.exchange(worker.id, 2, batch, NOTHING))
+        await asyncio.sleep(0)
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await soon(call)
+        reply = await soon(stage.store.exchange(worker.id, 2, batch, NOTHING))
+        assert reply.results == [Settled.DONE]
+        assert (await stage.store.get("a")).failures == 1
+
+    async def test_an_overdue_session_may_still_exchange(self, stage: Stage) -> None:
+        """Nobody rescued it: its tokens count."""
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        stage.clock.advance(3_600.0)
+        reply = await worker.exchange(Completed(lease), want=worker.want(1))
+        assert (reply.results, ids(reply.deliveries)) == ([Settled.DONE], ["b"])
+
+    async def test_an_exchange_is_no_beat(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        stage.clock.advance(29.0)
+        await worker.take_one()
+        stage.clock.advance(1.0)
+        assert (await stage.store.rescue(10, max_lost=3)).returned == ["a"]

@@ -1,0 +1,283 @@
+"""Where a job may stand when somebody says something about it, and under which token they say it.
+
+These are the rows of the table of tokens: each builds one situation on an empty store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from nimburion.core.job import State
+from nimburion.core.lease import Lease, Token
+from nimburion.core.reading import JobFilter
+from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
+from nimburion.testing.contract.stage import OOPS, Stage, Worker
+
+Answer = Literal["done", "already", "stale", "SessionLost"]
+
+JOB = "the-job"
+
+
+class Said(msgspec.Struct, frozen=True):
+    """Who speaks, under which lease."""
+
+    worker: Worker
+    lease: Lease
+
+
+Builder = Callable[[Stage], Awaitable[Said]]
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """One row: where the job stands, whose token is sent, and what every settlement answers."""
+
+    state: str
+    token: str
+    answer: Answer
+    build: Builder
+
+    @property
+    def name(self) -> str:
+        """The row in a case's name."""
+        return f"{self.state}, {self.token}"
+
+
+async def _held(stage: Stage) -> Said:
+    await stage.add(JOB)
+    worker = await stage.worker()
+    return Said(worker, (await worker.take_one()).lease)
+
+
+async def _wanted_cancelled(stage: Stage) -> Said:
+    said = await _held(stage)
+    await stage.store.cancel(JOB)
+    return said
+
+
+async def _overdue(stage: Stage) -> Said:
+    said = await _held(stage)
+    stage.clock.advance(said.worker.session.ttl + 1.0)
+    return said
+
+
+def _other_half(lease: Lease) -> Lease:
+    turned = bytes(255 - byte for byte in lease.token.nonce)
+    return replace(lease, token=Token(lease.token.fence, turned))
+
+
+def _other_count(lease: Lease) -> Lease:
+    return replace(lease, token=Token(lease.token.fence + 1, lease.token.nonce))
+
+
+async def _held_other_half(stage: Stage) -> Said:
+    said = await _held(stage)
+    return Said(said.worker, _other_half(said.lease))
+
+
+async def _held_other_count(stage: Stage) -> Said:
+    said = await _held(stage)
+    return Said(said.worker, _other_count(said.lease))
+
+
+async def _held_by_another(stage: Stage) -> Said:
+    said = await _held(stage)
+    return Said(await stage.worker(), said.lease)
+
+
+async def _held_again(stage: Stage) -> Said:
+    said = await _retried(stage, delay=0.0)
+    await said.worker.take_one()
+    return said
+
+
+async def _held_again_by_another(stage: Stage) -> Said:
+    said = await _retried(stage, delay=0.0)
+    await (await stage.worker()).take_one()
+    return said
+
+
+async def _held_a_third_time(stage: Stage) -> Said:
+    said = await _held_again_settled(stage)
+    await said.worker.take_one()
+    return said
+
+
+async def _rescued(stage: Stage) -> Said:
+    said = await _held(stage)
+    await stage.lose(said.worker)
+    return said
+
+
+async def _rescued_and_held(stage: Stage) -> Said:
+    said = await _rescued(stage)
+    await (await stage.worker()).take_one()
+    return said
+
+
+async def _rescued_other_session(stage: Stage) -> Said:
+    """The worker came back under a new session, and still believes in its old lease."""
+    said = await _rescued(stage)
+    return Said(await stage.worker(), said.lease)
+
+
+async def _left(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.close(said.lease)
+    return said
+
+
+async def _closed(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.close()
+    return said
+
+
+async def _released(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.settle(Released(said.lease))
+    return said
+
+
+async def _snoozed(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.settle(Released(said.lease, 60.0))
+    return said
+
+
+async def _retried(stage: Stage, delay: float = 60.0) -> Said:
+    said = await _held(stage)
+    await said.worker.settle(Retried(said.lease, delay, OOPS))
+    return said
+
+
+async def _held_again_settled(stage: Stage) -> Said:
+    """Two deliveries, both settled; speaks under the first."""
+    said = await _retried(stage, delay=0.0)
+    await said.worker.settle(Retried((await said.worker.take_one()).lease, 0.0, OOPS))
+    return said
+
+
+async def _retried_other_half(stage: Stage) -> Said:
+    said = await _retried(stage)
+    return Said(said.worker, _other_half(said.lease))
+
+
+async def _completed(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.settle(Completed(said.lease, b"1"))
+    return said
+
+
+async def _completed_other_half(stage: Stage) -> Said:
+    said = await _completed(stage)
+    return Said(said.worker, _other_half(said.lease))
+
+
+async def _completed_older(stage: Stage) -> Said:
+    said = await _retried(stage, delay=0.0)
+    await said.worker.settle(Completed((await said.worker.take_one()).lease))
+    return said
+
+
+async def _failed(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.settle(Failed(said.lease, "permanent", OOPS))
+    return said
+
+
+async def _failed_other_count(stage: Stage) -> Said:
+    said = await _failed(stage)
+    return Said(said.worker, _other_count(said.lease))
+
+
+async def _replayed_and_held(stage: Stage) -> Said:
+    said = await _failed(stage)
+    await stage.store.replay(JobFilter(ids=(JOB,)), 10)
+    await said.worker.take_one()
+    await said.worker.settle()
+    return said
+
+
+async def _cancelled(stage: Stage) -> Said:
+    said = await _held(stage)
+    await said.worker.settle(Cancelled(said.lease, "why not"))
+    return said
+
+
+async def _cancelled_waiting(stage: Stage) -> Said:
+    said = await _released(stage)
+    await stage.store.cancel(JOB)
+    return said
+
+
+async def _forgotten(stage: Stage) -> Said:
+    said = await _completed(stage)
+    await stage.store.delete(JobFilter(ids=(JOB,)), 10)
+    return said
+
+
+async def _made_anew(stage: Stage) -> Said:
+    """Another job under the id of one that was forgotten; speaks of the first."""
+    said = await _forgotten(stage)
+    await stage.add(JOB)
+    return said
+
+
+async def _made_anew_and_held(stage: Stage) -> Said:
+    said = await _made_anew(stage)
+    await said.worker.take_one()
+    return said
+
+
+SITUATIONS = (
+    Situation("processing", "its own", "done", _held),
+    Situation("processing, cancel requested", "its own", "done", _wanted_cancelled),
+    Situation("processing, session overdue", "its own", "done", _overdue),
+    Situation("processing", "other random half", "stale", _held_other_half),
+    Situation("processing", "other counter", "stale", _held_other_count),
+    Situation("processing", "right, from another session", "stale", _held_by_another),
+    Situation("processing again", "the one that settled it", "already", _held_again),
+    Situation(
+        "processing at another", "the one that settled it", "already", _held_again_by_another
+    ),
+    Situation("processing again", "older than that", "stale", _held_a_third_time),
+    Situation("retrying", "the one that settled it", "already", _retried),
+    Situation("retrying", "older than that", "stale", _held_again_settled),
+    Situation("retrying", "other random half", "stale", _retried_other_half),
+    Situation("pending, released", "the one that settled it", "already", _released),
+    Situation("scheduled, snoozed", "the one that settled it", "already", _snoozed),
+    Situation("pending, rescued", "of the lost session", "SessionLost", _rescued),
+    Situation("pending, rescued", "lost, from a new session", "stale", _rescued_other_session),
+    Situation(
+        "processing at another, rescued", "of the lost session", "SessionLost", _rescued_and_held
+    ),
+    Situation("processing, session left", "its own", "SessionLost", _left),
+    Situation("pending, session closed", "of the closed session", "SessionLost", _closed),
+    Situation("completed", "the one that settled it", "already", _completed),
+    Situation("completed", "other random half", "stale", _completed_other_half),
+    Situation("completed", "older than that", "stale", _completed_older),
+    Situation("failed", "the one that settled it", "already", _failed),
+    Situation("failed", "other counter", "stale", _failed_other_count),
+    Situation("processing, replayed", "the one that failed it", "already", _replayed_and_held),
+    Situation("cancelled by its worker", "the one that settled it", "already", _cancelled),
+    Situation("cancelled while waiting", "the one that released it", "already", _cancelled_waiting),
+    Situation("forgotten", "the one that settled it", "stale", _forgotten),
+    Situation("new under an old id", "of the forgotten job", "stale", _made_anew),
+    Situation("new and processing", "of the forgotten job", "stale", _made_anew_and_held),
+)
+
+AFTER: dict[str, State] = {
+    "Completed": State.COMPLETED,
+    "Retried": State.RETRYING,
+    "Failed": State.FAILED,
+    "Released": State.PENDING,
+    "Cancelled": State.CANCELLED,
+    "Progressed": State.PROCESSING,
+}
+"""Where a settlement that is `done` leaves the job, ..."""
+AFTER_REQUEST = AFTER | {"Retried": State.CANCELLED, "Released": State.CANCELLED}
+"""... and where when a cancel was requested meanwhile."""

@@ -1,0 +1,79 @@
+"""The suite as one class: subclass it, say how to open your store, and run pytest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from nimburion.core.backend import Backend
+from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.enqueueing import Enqueueing
+from nimburion.testing.contract.exchanges import NumberedExchanges
+from nimburion.testing.contract.ordering import Ordering
+from nimburion.testing.contract.reserving import Reserving
+from nimburion.testing.contract.settling import Settling
+from nimburion.testing.contract.stage import Stage
+from nimburion.testing.contract.tokens import Tokens
+from nimburion.testing.contract.unique_keys import UniqueKeys
+
+
+class BackendContract(
+    Enqueueing,
+    UniqueKeys,
+    Reserving,
+    Ordering,
+    NumberedExchanges,
+    Settling,
+    Tokens,
+):
+    """Every promise of `nimburion.core.backend`, as cases.
+
+    A store proves itself with a subclass that opens it:
+
+        class TestMyStore(BackendContract):
+            async def open_handles(self, clock, count, tmp_path):
+                first = MyBackend(tmp_path / "jobs", clock=clock)
+                return [first, *(first.sibling() for _ in range(count - 1))]
+
+    Needs pytest and pytest-asyncio. The suite opens and closes the handles. A case is skipped only
+    where the store's `Capabilities` say that it cannot apply.
+    """
+
+    pytestmark = pytest.mark.asyncio
+
+    async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
+        """`count` handles on one new, empty store that lives by `clock`; open or not.
+
+        `tmp_path` is an empty folder of this case alone.
+        """
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def stage_of(self, count: int, tmp_path: Path) -> AsyncIterator[Stage]:
+        """A stage with so many handles on one empty store; all closed at the end."""
+        clock = FakeClock()
+        handles = await self.open_handles(clock, count, tmp_path)
+        assert len(handles) == count
+        try:
+            for handle in handles:
+                await handle.open()
+            yield Stage(clock, handles)
+        finally:
+            for handle in handles:
+                await handle.close()
+
+    @pytest_asyncio.fixture
+    async def stage(self, tmp_path: Path) -> AsyncIterator[Stage]:
+        """One handle on an empty store."""
+        async with self.stage_of(1, tmp_path) as stage:
+            yield stage
+
+    @pytest_asyncio.fixture
+    async def fleet(self, tmp_path: Path) -> AsyncIterator[Stage]:
+        """Eight handles on one empty store."""
+        async with self.stage_of(8, tmp_path) as stage:
+            yield stage

@@ -1,0 +1,71 @@
+"""Every settlement in every situation, under every token: who may write, and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nimburion.core.errors import JobNotFound, SessionLost
+from nimburion.core.job import JobRecord
+from nimburion.core.lease import Lease
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    Progressed,
+    Released,
+    Retried,
+    Settlement,
+)
+from nimburion.testing.contract.situations import (
+    AFTER,
+    AFTER_REQUEST,
+    JOB,
+    SITUATIONS,
+    Situation,
+)
+from nimburion.testing.contract.stage import OOPS, Stage
+
+SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
+    "Completed": lambda lease: Completed(lease, b'"late"'),
+    "Retried": lambda lease: Retried(lease, 0.0, OOPS),
+    "Failed": lambda lease: Failed(lease, "permanent", OOPS),
+    "Released": Released,
+    "Cancelled": lambda lease: Cancelled(lease, "late"),
+    "Progressed": lambda lease: Progressed(lease, 0.9, "late"),
+}
+
+
+class Tokens:
+    """Fences."""
+
+    @pytest.mark.parametrize("kind", SETTLEMENTS)
+    @pytest.mark.parametrize("situation", SITUATIONS, ids=[one.name for one in SITUATIONS])
+    async def test_a_settlement_writes_only_under_its_whole_token(
+        self, stage: Stage, situation: Situation, kind: str
+    ) -> None:
+        """`done` moves the job; every other answer leaves the whole record as it was."""
+        said = await situation.build(stage)
+        before = await read(stage)
+        settlement = SETTLEMENTS[kind](said.lease)
+        if situation.answer == "SessionLost":
+            with pytest.raises(SessionLost):
+                await said.worker.settle(settlement)
+        else:
+            assert await said.worker.settle(settlement) == [situation.answer]
+        after = await read(stage)
+        if situation.answer == "done":
+            ends = AFTER_REQUEST if "cancel requested" in situation.state else AFTER
+            assert after is not None
+            assert after.state is ends[kind]
+        else:
+            assert after == before
+
+
+async def read(stage: Stage) -> JobRecord | None:
+    """The job of the situation; None when it is forgotten."""
+    try:
+        return await stage.store.get(JOB)
+    except JobNotFound:
+        return None
