@@ -21,7 +21,7 @@ class Reserving:
         self._shelf = shelf
         self._want = want
         self._now = now
-        self._lines = [(lane.queue, lane.name) for lane in want.lanes]
+        self._lines = list(dict.fromkeys((lane.queue, lane.name) for lane in want.lanes))
         self._ageing = micros(want.ageing)
         self._caps = {
             queue: terms.cap for queue, terms in want.queues.items() if terms.cap is not None
