@@ -49,9 +49,10 @@ def meaning_of(error: sqlite3.Error, path: Path) -> BackendError:
         return BackendUnavailable(
             f"another process kept {path} locked; nothing was written", outcome="not applied"
         )
-    if code == sqlite3.SQLITE_FULL or _no_room(code, path):
+    if code == sqlite3.SQLITE_FULL or _cannot_grow(error):
         return StoreFull(
-            f"no room left for {path}; nothing was written. Free some space: it recovers by itself"
+            f"{path} cannot grow: the disk is full, or a quota or size limit is reached; nothing "
+            "was written. Make room, and it goes on by itself"
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
         return _unwritable(error, path)
@@ -68,14 +69,10 @@ def meaning_of(error: sqlite3.Error, path: Path) -> BackendError:
     return BackendUnavailable(f"{path}: {error}")
 
 
-def _no_room(code: int, path: Path) -> bool:
-    """Whether an I/O error comes from a full disk (SQLite does not always say so)."""
-    if code != sqlite3.SQLITE_IOERR:
-        return False
-    try:
-        return os.statvfs(path.parent).f_bavail == 0
-    except OSError:
-        return False
+def _cannot_grow(error: sqlite3.Error) -> bool:
+    """Whether a write was refused. SQLite says FULL for a full disk only, not for a quota."""
+    found: int = getattr(error, "sqlite_errorcode", 0)
+    return found in {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def _unwritable(error: sqlite3.Error, path: Path) -> BackendError:

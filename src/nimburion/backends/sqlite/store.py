@@ -156,7 +156,11 @@ class SQLiteBackend:
             self.path,
             lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
         )
-        await reader.start()
+        try:
+            await reader.start()
+        except BaseException:
+            await writer.stop()
+            raise
         self._bells, self._doorbell = bells, doorbell
         self._writer, self._reader = writer, reader
         self._pid = os.getpid()

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from random import Random
@@ -101,12 +102,23 @@ class DatabaseThread:
         try:
             self._serve(database)
         finally:
+            self._closing = True
             database.connection.close()
+            self._refuse_the_rest()
             self._tell(_resolve, self._ended)
 
     def _serve(self, database: Database) -> None:
         """Answer until told to end."""
         raise NotImplementedError
+
+    def _refuse_the_rest(self) -> None:
+        """Should the thread ever end by an error, leave nobody waiting."""
+        with suppress(Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is not None:
+                    call.error = NotOpen(f"{self._path} is closed; open it again")
+                    self._answer((call,))
 
     def _answer(self, calls: Iterable[Call[object]]) -> None:
         self._tell(_settle_all, calls)
@@ -231,7 +243,7 @@ class Writer(DatabaseThread):
         database.rung.clear()
         database.forget_lanes()
         if database.connection.in_transaction:
-            with translated(self._path):
+            with suppress(sqlite3.Error):  # it ends the transaction, whatever it says
                 database.connection.execute("ROLLBACK")
 
 
