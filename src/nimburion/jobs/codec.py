@@ -25,7 +25,7 @@ _KEPT = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, De
 _MISFIT = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError)
 _AT = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`", re.DOTALL)
 
-_encode = msgspec.json.Encoder(decimal_format="string").encode
+_encode = msgspec.json.Encoder(enc_hook=to_plain).encode
 _to_builtins = msgspec.to_builtins
 _convert = msgspec.convert
 

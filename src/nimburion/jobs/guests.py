@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from nimburion.jobs.scrutiny import refuse_odd
 
+_BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (list, list),
+    (dict, dict),
+)
 _FACE = ("model_dump", "model_validate_json", "__pydantic_serializer__")
 
 
@@ -18,11 +25,16 @@ def is_guest(kind: object) -> bool:
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
-    """Msgspec's `enc_hook`: a guest as plain JSON values, by alias. Else `TypeError`."""
-    if not is_guest(type(value)):
-        raise TypeError(f"{type(value).__qualname__} cannot travel as JSON")
-    refuse_odd(value.model_dump(warnings=False))
-    return value.model_dump(mode="json", by_alias=True, warnings=False)
+    """What msgspec does not know (`enc_hook`): a guest as plain JSON values, by alias; an instance
+    of a subclass of a built-in type (Markup, a NumPy float) as one of that type. Else `TypeError`.
+    """
+    if is_guest(type(value)):
+        refuse_odd(value.model_dump(warnings=False))
+        return value.model_dump(mode="json", by_alias=True, warnings=False)
+    for kind, plainly in _BASES:
+        if isinstance(value, kind):
+            return plainly(value)
+    raise TypeError(f"{type(value).__qualname__} cannot travel as JSON")
 
 
 def from_plain(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)

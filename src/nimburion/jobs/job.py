@@ -29,6 +29,7 @@ from typing import (
     Generic,
     ParamSpec,
     TypeVar,
+    Unpack,
     cast,
     dataclass_transform,
     overload,
@@ -56,9 +57,12 @@ class Declaration:
     __slots__ = ("_codec", "name", "options", "policy", "queue", "target")
 
     def __init__(
-        self, target: type[Job] | JobFunction[..., ..., Any], name: str, queue: str,
+        self,
+        target: type[Job] | JobFunction[..., ..., Any],
+        name: str,
+        queue: str,
         options: PolicyOptions,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.target = target
         self.name = checked_name("the name of a job", name)
         self.queue = checked_name("queue", queue)
@@ -104,7 +108,11 @@ class Job:
     __job__: Declaration
 
     def __init_subclass__(
-        cls, *, name: str | None = None, queue: str | None = None, **policy: Any
+        cls,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        **policy: Unpack[PolicyOptions],
     ) -> None:
         super().__init_subclass__()
         name = name if name is not None else _HUMP.sub("_", cls.__name__).lower()
@@ -132,6 +140,8 @@ AnyJob = Job | Call
 
 class JobFunction(Generic[CallP, P, R]):
     """A function that is also a job: call it as before, or make a job of it with `.job(…)`."""
+
+    __name__: str
 
     def __init__(
         self, function: Callable[CallP, R], name: str | None, queue: str, policy: PolicyOptions
@@ -196,21 +206,23 @@ def job(
 @overload
 def job(function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
 @overload
-def job(*, name: str | None = None, queue: str = "default", **policy: Any) -> Decorator: ...
+def job(
+    *, name: str | None = None, queue: str = "default", **policy: Unpack[PolicyOptions]
+) -> Decorator: ...
 def job(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
     queue: str = "default",
-    **policy: Any,
+    **policy: Unpack[PolicyOptions],
 ) -> Any:
     """Make a job of a typed function: `@job`, or `@job(queue="reports", timeout=60)`.
 
     The name is the function's own unless given; the other words are those of `Job`. A first
     parameter annotated `Context`, or named `ctx`, receives the context and is no argument.
     """
-    decorator = Decorator(name, queue, cast("PolicyOptions", policy))
+    decorator = Decorator(name, queue, policy)
     return decorator if function is None else decorator(function)
 
 

@@ -40,6 +40,8 @@ def refuse_odd(value: object) -> None:
             raise OddValue(f"a number must be finite, not {value}")
     elif kind is list or kind is tuple or kind is set or kind is frozenset:
         _refuse_odd_members(enumerate(value))  # type: ignore[arg-type]
+    elif isinstance(value, float):  # a subclass
+        refuse_odd(float(value))
     elif isinstance(value, datetime) and value.utcoffset() is None:
         raise OddValue(
             "a datetime must have a time zone: "

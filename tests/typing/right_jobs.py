@@ -1,0 +1,95 @@
+"""What users write and every type checker must accept."""
+# ruff: noqa: ANN401 (values of any type are what this is about)
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.jobs import Context, Job, Priority, Processor, job
+from nimburion.jobs.job import Call
+from nimburion.jobs.status import Status
+
+
+class SendEmail(Job, name="send_email", queue="default", max_retries=3, retry_backoff=1.0):
+    to: str
+    subject: str
+    body: str = ""
+    tags: list[str] = dataclasses.field(default_factory=list)
+
+    async def process(self, ctx: Context) -> str:
+        return self.to
+
+
+class Resize(Job, timeout=timedelta(minutes=1), retry_backoff=[1, 5, 60], permanent=(ValueError,)):
+    width: int
+
+    def process(self, ctx: Context) -> None:
+        ctx.progress(0.5, "half")
+
+
+class Untyped(Job):
+    word: str
+
+    async def process(self, ctx):  # type: ignore[no-untyped-def]
+        return self.word
+
+
+@job(queue="reports", timeout=60, concurrency=2)
+def generate_report(year: int, *, draft: bool = False) -> str:
+    return f"{year} {draft}"
+
+
+@job
+async def count(ctx: Context, first: int, second: int = 2) -> int:
+    return first + second
+
+
+assert_type(generate_report(2026, draft=True), str)
+assert_type(generate_report.job(2026, draft=True), Call)
+assert_type(count.job(1, second=3), Call)
+
+
+async def timing(ctx: Context, call_next: Callable[[Context], Awaitable[Any]]) -> Any:
+    return await call_next(ctx)
+
+
+processor = Processor(MemoryBackend())
+processor.register(SendEmail, generate_report, count)
+processor.use(timing)
+
+
+async def main() -> None:
+    async with processor:
+        assert_type(await processor.enqueue(SendEmail(to="a@example.com", subject="Hi")), str)
+        await processor.enqueue(
+            generate_report.job(2026, draft=True),
+            id="report-2026",
+            queue="slow",
+            priority=Priority.HIGH,
+            at=datetime.now(UTC),
+            unique_key="report",
+            unique_for=timedelta(hours=1),
+            on_duplicate="existing",
+            headers={"a": "b"},
+            tenant="acme",
+            correlation_id="c-1",
+            max_retries=1,
+            timeout=30,
+        )
+        assert_type(
+            await processor.enqueue_many([count.job(1), Resize(width=1)], priority=7), list[str]
+        )
+        await processor.enqueue_with_id(count.job(1), "own-id")
+        await processor.enqueue_with_priority(count.job(1), Priority.HIGH)
+        await processor.enqueue_at(count.job(1), datetime.now(UTC))
+        await processor.enqueue_after(count.job(1), 30, tenant="acme")
+        await processor.enqueue_raw("hook", b"{}", queue="hooks")
+        assert_type(await processor.get_status("x"), Status)
+
+
+def script() -> None:
+    assert_type(processor.sync.enqueue(SendEmail(to="a", subject="b"), priority=7), str)
+    assert_type(processor.sync.get_status("x"), Status)
+    processor.sync.wait("x", timeout=5)
