@@ -1,0 +1,142 @@
+"""What another process does with a store: `python -m tests.sqlite.actor VERB FILE [MORE ...]`.
+
+It prints one line for each thing that the store has acknowledged, and is killed by the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.errors import BackendError, NimburionError
+from nimburion.core.exchange import Lane, Want
+from nimburion.core.ids import new_session_id
+from nimburion.core.job import NewJob
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+
+LANES = (Lane("q", "n"),)
+
+
+def say(*words: object) -> None:
+    """Print a line that arrives at once."""
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+async def enqueue(store: SQLiteBackend, prefix: str, many: str, size: str) -> None:
+    """Enqueue `many` jobs by `size`; say each once it is acknowledged."""
+    for start in range(0, int(many), int(size)):
+        ids = [f"{prefix}-{n}" for n in range(start, start + int(size))]
+        await store.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
+        say(*ids)
+
+
+async def work(store: SQLiteBackend, total: str) -> None:
+    """Complete jobs until none is left; say each once its completion is acknowledged."""
+    session = new_session_id()
+    await store.open_session(Session(id=session, ttl=30.0, names=("n",)))
+    number = 0
+    settled: list[Completed] = []
+    while True:
+        number += 1
+        want = Want(int(total), LANES, nonce=os.urandom(16))
+        reply = await store.exchange(session, number, settled, want)
+        for one, result in zip(settled, reply.results, strict=True):
+            say(one.lease.job_id, result)
+        settled = [Completed(one.lease, one.lease.job_id.encode()) for one in reply.deliveries]
+        if not settled:
+            return
+
+
+async def wait(store: SQLiteBackend, queue: str) -> None:
+    """Wait for a ring; say that it waits, and that it was woken."""
+    waiting = asyncio.ensure_future(store.wait([queue], 3600.0))
+    await asyncio.sleep(0)
+    say("waiting")
+    await waiting
+    say("woken")
+
+
+async def fill(store: SQLiteBackend, limit: str) -> None:
+    """Write until no file may grow beyond `limit` bytes; then make room and go on."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), most))
+    stored = 0
+    try:
+        while stored < 100_000:
+            await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
+            stored += 1
+    except BackendError as error:
+        say(type(error).__name__, stored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
+    say("recovered", sum((await store.counts()).values()))
+
+
+async def nothing(store: SQLiteBackend) -> None:
+    """Only open it."""
+    say("opened", store.path)
+
+
+VERBS: dict[str, Callable[..., Awaitable[None]]] = {
+    "enqueue": enqueue,
+    "work": work,
+    "wait": wait,
+    "fill": fill,
+    "open": nothing,
+}
+
+
+async def main(verb: str, path: str, *more: str) -> None:
+    """Open the store and do it; an error of ours is said, not raised."""
+    store = SQLiteBackend(Path(path))
+    try:
+        await store.open()
+        await VERBS[verb](store, *more)
+    except NimburionError as error:
+        say(type(error).__name__, error)
+    finally:
+        await store.close()
+
+
+def forked(path: str) -> None:
+    """After a fork the handle refuses, and opens anew in the child's own loop."""
+    store = SQLiteBackend(Path(path))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(store.open())
+    loop.run_until_complete(store.enqueue([NewJob("before", "n", "q", b"")]))
+    child = os.fork()
+    if child == 0:
+        asyncio.run(in_child(store))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    loop.run_until_complete(store.enqueue([NewJob("after", "n", "q", b"")]))
+    say("parent", status, sum(loop.run_until_complete(store.counts()).values()))
+    loop.run_until_complete(store.close())
+    loop.close()
+
+
+async def in_child(store: SQLiteBackend) -> None:
+    """What the child of a fork sees."""
+    for call in (store.counts(), store.enqueue([NewJob("no", "n", "q", b"")])):
+        try:
+            await call
+        except NimburionError as error:
+            say(type(error).__name__, "fork" in str(error))
+    await store.open()
+    await store.enqueue([NewJob("child", "n", "q", b"")])
+    say("child", sum((await store.counts()).values()))
+    await store.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fork":
+        forked(sys.argv[2])
+    else:
+        asyncio.run(main(*sys.argv[1:]))
