@@ -48,13 +48,19 @@ class LeaseKeeper:
         self._on_orders = on_orders
         self._on_end = on_end
         self.interval = ttl / _BEATS_PER_TTL
-        self._answered = clock.monotonic()
-        self.believed_until = self._answered + ttl * (1 - _MARGIN)
+        self._answered = 0.0
+        self.believed_until = 0.0
         """Monotonic seconds; no later than the store's own expiry, whatever the store does."""
-        self.cautious_until = self._answered + self.interval
+        self.cautious_until = 0.0
         """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
         outage) the others get one beat to show that they live."""
         self.ended = False
+        self.begin(clock.monotonic())
+
+    def begin(self, sent: float) -> None:
+        """The session was opened by a call that was sent then."""
+        self._confirm(sent)
+        self.cautious_until = sent + self.interval
 
     async def keep(self, stopping: asyncio.Event) -> None:
         """Beat until `stopping` is set or the session has ended."""
@@ -76,6 +82,9 @@ class LeaseKeeper:
         except SessionLost:
             self._end("is lost: another worker rescued it")
         except (BackendError, TimeoutError) as error:
+            return self._unanswered(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, leases must not die in silence
+            _log.exception("a beat failed")
             return self._unanswered(error)
         else:
             self._confirm(sent)

@@ -4,13 +4,14 @@ keeps it alive."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
-from nimburion.core.errors import BackendError, NotOpen
+from nimburion.core.errors import BackendError, BackendUnavailable, StoreFull
 from nimburion.core.events import Events, SessionEnded, SessionOpened
 from nimburion.core.ids import Entropy, new_session_id
 from nimburion.core.lease import Lease
@@ -19,6 +20,8 @@ from nimburion.core.settings import Settings
 from nimburion.jobs.conveyor import Conveyor
 from nimburion.jobs.lease_keeper import KeeperTask, KeeperThread, LeaseKeeper
 from nimburion.jobs.registry import Registry
+
+_log = logging.getLogger("nimburion.worker")
 
 _CLOSE_PATIENCE = 5.0
 _FIRST_PAUSE = 0.05
@@ -58,17 +61,19 @@ class Tenure:
         self._runner = KeeperThread(self.keeper) if threaded else KeeperTask(self.keeper)
 
     async def open(self) -> None:
-        """Open the session and begin to beat; asks until the store answers."""
+        """Open the session and begin to beat. Asks again while the store does not answer or is
+        full; `SessionLost` when the session died before that was known here."""
         pause = _FIRST_PAUSE
         while True:
+            sent = self._clock.monotonic()
             try:
                 await self._backend.open_session(self.session)
                 break
-            except NotOpen:
-                raise
-            except BackendError:
+            except (BackendUnavailable, StoreFull) as error:
+                _log.warning("no session yet (%s); again in %.2f s", error, pause)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+        self.keeper.begin(sent)
         self._runner.start()
         self._events.emit(SessionOpened(self.session.id))
 

@@ -140,7 +140,12 @@ class Worker:
     async def _run(self) -> None:
         while not (self._ended and not self.tenure.conveyor.loaded):
             await self._until_needed()
-            await self._turn()
+            try:
+                await self._turn()
+            except Exception:  # noqa: BLE001 - the loop must not die; what it held runs again
+                _log.exception("an exchange failed; its session is given up")
+                self.tenure.conveyor.abandoned = True
+                await self._clock.sleep(_AFTER_FAULT)
 
     async def _until_needed(self) -> None:
         while not self._needed():
