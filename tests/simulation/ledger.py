@@ -1,0 +1,171 @@
+"""Sits at the store's door, sees every call that is applied, and checks what must always hold.
+
+The checks are those of a reader who trusts nobody: tokens, times and limits are compared with what
+was seen before, and after each call with what the store itself then says of the jobs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import SessionLost
+from nimburion.core.exchange import Reply
+from nimburion.core.job import NewJob, State
+from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.reading import JobFilter, Rescued
+from nimburion.core.settlement import (
+    Failed,
+    Progressed,
+    Released,
+    Retried,
+    Settled,
+    Settlement,
+)
+
+Answer = Any
+"""What an operation of the contract answers."""
+
+_PROCESSING = frozenset({State.PROCESSING})
+_HAIR = 1e-6
+"""Floating point seconds that are the same."""
+
+
+class Ledger:
+    """Applies calls on the store and keeps the record."""
+
+    def __init__(self, store: Backend, clock: Clock, limits: dict[str, int]) -> None:
+        self.store = store
+        self._clock = clock
+        self._limits = limits
+        self.counts: Counter[str] = Counter()
+        self.tokens: dict[str, list[Token]] = defaultdict(list)
+        """Every token that a job was ever handed out under, in order."""
+        self.due: dict[str, float] = {}
+        """No earlier may it be handed out."""
+        self.ended: dict[str, State] = {}
+        self.failures: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self._holder: dict[str, tuple[str, Lease]] = {}
+        """Who holds a job, as far as it is known here."""
+        self._replies: dict[tuple[str, int], Reply] = {}
+        self.orphans: list[Lease] = []
+        """Leases that were lost to a rescue: whoever settles under one must be refused."""
+
+    async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
+        """Make the call and check what it did."""
+        try:
+            answer = await getattr(self.store, name)(*args, **kwargs)
+        except SessionLost:
+            if name == "exchange":
+                self.counts["exchanges of lost sessions"] += 1
+                self.counts["stale settles refused"] += len(args[2])
+            raise
+        check = getattr(self, f"_after_{name}", None)
+        if check is not None:
+            await check(answer, *args)
+        return answer
+
+    # One for each operation that changes jobs
+
+    async def _after_enqueue(self, answer: list[Any], jobs: Sequence[NewJob]) -> None:
+        for enqueued, job in zip(answer, jobs, strict=True):
+            if enqueued.outcome == "created":
+                assert job.id not in self.due, f"{job.id} was created twice"
+                self.due[job.id] = job.due(self._clock.now())
+
+    async def _after_cancel(self, _: object, job_id: str) -> None:
+        await self._look_at(job_id)
+
+    async def _after_exchange(
+        self, reply: Reply, session: str, number: int, settlements: list[Settlement], _: object
+    ) -> None:
+        before = self._replies.setdefault((session, number), reply)
+        if before is not reply:
+            self.counts["repeated exchanges"] += 1
+            assert before.results == reply.results, f"exchange {number} answered otherwise"
+            assert _leases(before) == _leases(reply), f"exchange {number} handed out other jobs"
+            return
+        for settlement, result in zip(settlements, reply.results, strict=True):
+            await self._after_settlement(session, settlement, result)
+        for delivery in reply.deliveries:
+            await self._after_delivery(session, delivery)
+
+    async def _after_settlement(
+        self, session: str, settlement: Settlement, result: Settled
+    ) -> None:
+        lease = settlement.lease
+        job_id = lease.job_id
+        if result is not Settled.DONE:
+            self.counts["stale settles refused"] += result is Settled.STALE
+            return
+        assert self._holder.get(job_id) == (session, lease), f"{job_id}: not the holder's token"
+        if isinstance(settlement, Progressed):
+            return
+        assert job_id not in self.ended, f"{job_id} was settled after its end"
+        del self._holder[job_id]
+        if isinstance(settlement, Retried | Failed):
+            self.failures[job_id] += 1
+        if isinstance(settlement, Retried | Released) and settlement.delay is not None:
+            self.due[job_id] = self._clock.now() + settlement.delay
+        await self._look_at(job_id)
+
+    async def _after_delivery(self, session: str, delivery: Delivery) -> None:
+        lease, now = delivery.lease, self._clock.now()
+        job_id, known = lease.job_id, self.tokens[lease.job_id]
+        self.counts["deliveries"] += 1
+        assert job_id not in self.ended, f"{job_id} was handed out after its end"
+        assert job_id not in self._holder, f"{job_id} was handed out while held"
+        assert now >= self.due[job_id] - _HAIR, f"{job_id} came {self.due[job_id] - now} s early"
+        assert all(lease.token.fence > token.fence for token in known), f"{job_id}: fence fell"
+        assert all(lease.token.nonce != token.nonce for token in known), f"{job_id}: nonce again"
+        known.append(lease.token)
+        self._holder[job_id] = session, lease
+        await self._look_at_limit(delivery.name)
+
+    async def _after_rescue(self, rescued: Rescued, *_: object) -> None:
+        for job_id in (*rescued.returned, *rescued.failed, *rescued.cancelled):
+            self.counts["jobs rescued"] += 1
+            lease = self._holder.pop(job_id)[1]
+            self.orphans.append(lease)
+            self.lost[job_id] = (await self.store.get(job_id)).lost
+            await self._look_at(job_id)
+
+    async def _after_close_session(
+        self, _: object, session: str, running: Sequence[Lease] = ()
+    ) -> None:
+        kept = {lease.job_id for lease in running}
+        for job_id in [
+            job_id for job_id, (held_by, _) in self._holder.items() if held_by == session
+        ]:
+            if job_id not in kept:
+                _, lease = self._holder.pop(job_id)
+                self.orphans.append(lease)
+                self.counts["leases given back"] += 1
+            await self._look_at(job_id)
+
+    # What the store says itself
+
+    async def _look_at(self, job_id: str) -> None:
+        state = (await self.store.get(job_id)).state
+        before = self.ended.get(job_id)
+        if state.finished:
+            assert before in {None, state}, f"{job_id} ended as {before}, then as {state}"
+            self.ended[job_id] = state
+        else:
+            assert before is None, f"{job_id} had ended as {before} and is {state}"
+
+    async def _look_at_limit(self, name: str) -> None:
+        limit = self._limits.get(name)
+        if limit is not None:
+            which = JobFilter(states=_PROCESSING, name=name)
+            held = len((await self.store.list_jobs(which)).jobs)
+            assert held <= limit, f"{held} of {name!r} at once, {limit} are allowed"
+            self.counts["limits reached"] += held == limit
+
+
+def _leases(reply: Reply) -> list[Lease]:
+    return [delivery.lease for delivery in reply.deliveries]

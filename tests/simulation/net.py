@@ -1,0 +1,184 @@
+"""The way between simulated processes and their store: loses, delays, repeats."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from random import Random
+from typing import Any, cast
+
+from nimburion.core.backend import Backend, Capabilities
+from nimburion.core.errors import BackendUnavailable
+from tests.simulation.ledger import Ledger
+from tests.simulation.loop import Process, SimulatedLoop, elapse
+
+Answer = Any
+"""What an operation of the contract answers."""
+
+Arguments = Any
+
+_PATIENCE = 0.3
+"""Virtual seconds until a caller is told that there is no answer."""
+
+
+class Fault(enum.Enum):
+    """What may happen to a call, and how often, in a thousand calls of bad weather."""
+
+    REFUSED = "refused requests", 15
+    """Told at once that nothing was applied; true."""
+    REQUEST_LOST = "lost requests", 15
+    REPLY_LOST = "lost replies", 40
+    LATE = "late requests", 20
+    """The caller has given up when it arrives and is applied."""
+    REPEATED = "repeated requests", 25
+    """Applied and answered, and the same request arrives again later."""
+    SLOW = "slow answers", 30
+
+    def __init__(self, title: str, weight: int) -> None:
+        self.title = title
+        self.weight = weight
+
+
+class Net:
+    """One for the whole simulation. `weather`: 0.0 nothing ever happens, 1.0 as `Fault` says."""
+
+    def __init__(
+        self, loop: SimulatedLoop, random: Random, ledger: Ledger, weather: float = 1.0
+    ) -> None:
+        self.loop = loop
+        self.ledger = ledger
+        self.weather = weather
+        self.happened: Counter[str] = Counter()
+        self.cut_off: dict[str, float] = {}
+        """Until when a process does not reach the store, by its name."""
+        self._random = random
+
+    async def carry(
+        self, process: Process, name: str, args: Arguments, kwargs: Arguments
+    ) -> Answer:
+        """Make a call as the network lets it be made."""
+        if self.loop.over:
+            raise asyncio.CancelledError
+        if self.cut_off.get(process.name, 0.0) > self.loop.time():
+            self.happened["calls during outages"] += 1
+            await elapse(self._random.uniform(0.0, _PATIENCE))
+            raise BackendUnavailable("no route", outcome="not applied")
+        fault = self._draw()
+        if fault is Fault.REFUSED:
+            raise BackendUnavailable("refused", outcome="not applied")
+        reply: asyncio.Future[Any] = self.loop.create_future()
+
+        async def apply() -> Answer:
+            return await self.ledger.apply(name, args, kwargs)
+
+        # The request is on its way: it arrives also when its sender is killed meanwhile.
+        self.loop.detach(self._travel(fault, apply, reply))
+        return await reply
+
+    def _draw(self) -> Fault | None:
+        point = self._random.random() * 1000.0
+        for fault in Fault:
+            point -= fault.weight * self.weather
+            if point < 0:
+                self.happened[fault.title] += 1
+                return fault
+        return None
+
+    async def _travel(
+        self, fault: Fault | None, apply: Callable[[], Awaitable[Any]], reply: asyncio.Future[Any]
+    ) -> None:
+        await self._latency()
+        match fault:
+            case Fault.REQUEST_LOST:
+                await self._give_up(reply)
+            case Fault.REPLY_LOST:
+                await _outcome(apply)
+                await self._give_up(reply)
+            case Fault.LATE:
+                await self._give_up(reply)
+                await elapse(self._random.uniform(0.0, 2.0))
+                await _outcome(apply)
+            case Fault.REPEATED:
+                await self._answer(reply, await _outcome(apply))
+                await elapse(self._random.uniform(0.0, 2.0))
+                await _outcome(apply)
+            case Fault.SLOW:
+                await elapse(self._random.uniform(0.0, 1.0))
+                outcome = await _outcome(apply)
+                await elapse(self._random.uniform(0.0, 1.0))
+                await self._answer(reply, outcome)
+            case _:
+                await self._answer(reply, await _outcome(apply))
+
+    async def _latency(self) -> None:
+        await elapse(self._random.uniform(0.0001, 0.005))
+
+    async def _give_up(self, reply: asyncio.Future[Any]) -> None:
+        await elapse(_PATIENCE)
+        if not reply.done():
+            reply.set_exception(BackendUnavailable("no answer", outcome="unknown"))
+
+    async def _answer(self, reply: asyncio.Future[Any], outcome: tuple[bool, Any]) -> None:
+        await self._latency()
+        worked, what = outcome
+        if reply.done():
+            return
+        if worked:
+            reply.set_result(what)
+        else:
+            reply.set_exception(what)
+
+
+async def _outcome(apply: Callable[[], Awaitable[Any]]) -> tuple[bool, Any]:
+    try:
+        return True, await apply()
+    except Exception as error:  # noqa: BLE001 - it belongs to the caller
+        return False, error
+
+
+class Wire:
+    """A store handle as one simulated process has it: the contract, through the net."""
+
+    def __init__(self, net: Net, process: Process, handle: Backend) -> None:
+        self._net = net
+        self._process = process
+        self._handle = handle
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._handle.capabilities
+
+    def describe(self) -> str:
+        return self._handle.describe()
+
+    def sibling(self) -> Backend:
+        return wired(self._net, self._process, self._handle.sibling())
+
+    async def open(self) -> None:
+        await self._handle.open()
+
+    async def close(self) -> None:
+        await self._handle.close()
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        """A hint may miss, and may wake for nothing."""
+        luck = self._net._random.random()
+        if luck < 0.1 * self._net.weather:
+            await elapse(timeout * luck * 10)
+        elif luck < 0.2 * self._net.weather:
+            await elapse(timeout)
+        else:
+            await self._handle.wait(queues, timeout)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Answer:
+            return await self._net.carry(self._process, name, args, kwargs)
+
+        return call
+
+
+def wired(net: Net, process: Process, handle: Backend) -> Backend:
+    """The handle, through the net."""
+    return cast("Backend", Wire(net, process, handle))

@@ -1,0 +1,156 @@
+"""Single stories that a random simulation seldom meets, each in a few virtual seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import pytest
+
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import NewJob, State
+from nimburion.jobs.context import Context
+from tests.simulation.ledger import Ledger
+from tests.simulation.loop import PROCESS, SimulatedLoop, elapse, run
+from tests.simulation.world import TTL, Worker, World, within
+
+
+class Story(World):
+    """A calm world without a nemesis: the scenario is the only cause of trouble."""
+
+    async def enqueue(self, *jobs: NewJob) -> None:
+        """Put jobs into the store, past the net."""
+        self.payloads.update({job.id: job.payload for job in jobs})
+        await self.ledger.apply("enqueue", (jobs,), {})
+
+
+class KillersAmongOthers(Story):
+    """Jobs that kill their worker, whose handlers' names say so, and jobs that do nothing bad."""
+
+    async def behave(self, ctx: Context, worker: Worker) -> None:
+        await elapse(0.02)
+        if ctx.job_id.startswith("killer"):
+            self.kill(worker)
+            await elapse(1.0)
+
+    async def story(self) -> None:
+        await self.store.open()
+        self.hire()
+        ids = ["killer-a", *(f"innocent-{n}" for n in range(9)), "killer-b"]
+        self.random.shuffle(ids)
+        await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in ids))
+        await self.until_all_ended()
+        for job_id in ids:
+            job = await self.store.get(job_id)
+            guilty = job_id.startswith("killer")
+            expected = (State.FAILED, "lost") if guilty else (State.COMPLETED, None)
+            assert (job.state, job.reason) == expected, job_id
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_job_that_kills_its_workers_takes_nobody_along(seed: int) -> None:
+    loop = SimulatedLoop(Random(seed))
+    run(loop, KillersAmongOthers(loop, seed, concurrency=10).story())
+
+
+class OpenedAndRescued(Story):
+    """A session is opened, the answer is lost, and the outage outlives the session."""
+
+    async def story(self) -> None:
+        await self.store.open()
+        self.net.ledger = OpeningUnheard(self.ledger)  # type: ignore[assignment]
+        self.hire()
+        await elapse(2 * TTL)
+        await self.store.rescue(10, max_lost=3)
+        self.net.ledger = self.ledger
+        await self.enqueue(NewJob("a", "plain", "default", b"{}"))
+        await self.until_all_ended()
+
+
+class OpeningUnheard:
+    """Applies what it is asked, and never answers."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Make the call for nothing."""
+        if not await self._ledger.store.sessions():
+            await self._ledger.apply(name, args, kwargs)
+        raise BackendUnavailable("no answer", outcome="unknown")
+
+
+def test_a_session_that_died_before_it_was_known_is_replaced() -> None:
+    loop = SimulatedLoop(Random(1))
+    run(loop, OpenedAndRescued(loop, 1).story())
+
+
+class StopsWithoutStore(Story):
+    """The store goes away for good, and the worker is asked to stop so much later."""
+
+    def __init__(self, loop: SimulatedLoop, after: float) -> None:
+        super().__init__(loop, seed=1)
+        self._after = after
+
+    async def story(self) -> None:
+        await self.store.open()
+        worker = self.hire()
+        await self.enqueue(NewJob("a", "plain", "default", b"{}"))
+        await self.until_all_ended()
+        self.net.cut_off[worker.process.name] = float("inf")
+        await elapse(self._after)
+        worker.asked_to_stop.set()
+        await within(20.0, worker.task, "the worker does not stop")
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, TTL / 2, 2 * TTL, 5 * TTL, 20 * TTL])
+def test_a_worker_stops_also_when_its_store_is_gone(after: float) -> None:
+    loop = SimulatedLoop(Random(1))
+    run(loop, StopsWithoutStore(loop, after).story())
+
+
+class ResumesTooLate(Story):
+    """A worker is stopped as by SIGSTOP with jobs in hand, and goes on when they are lost."""
+
+    async def story(self) -> None:
+        await self.store.open()
+        first = self.hire()
+        await self.enqueue(*(NewJob(f"j-{n}", "plain", "default", b"{}") for n in range(6)))
+        while not self.ledger.counts["deliveries"]:
+            await elapse(0.001)
+        first.process.paused = True
+        self.hire()
+        await elapse(1.5 * TTL)
+        self.loop.resume(first.process)
+        await self.until_all_ended()
+        assert self.ledger.counts["jobs rescued"]
+        assert self.loop.faults == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_worker_that_slept_too_long_begins_nothing_that_it_lost(seed: int) -> None:
+    loop = SimulatedLoop(Random(seed))
+    run(loop, ResumesTooLate(loop, seed).story())
+
+
+def test_a_killed_process_runs_nothing_more() -> None:
+    loop = SimulatedLoop(Random(1))
+    seen: list[float] = []
+
+    async def live() -> None:
+        assert PROCESS.get() is not None
+        while True:
+            seen.append(loop.time())
+            await elapse(1.0)
+
+    async def story() -> None:
+        process = loop.begin("victim")
+        victim = loop.spawn(live(), process)
+        await elapse(2.5)
+        loop.kill(process)
+        await elapse(10.0)
+        assert seen == [0.0, 1.0, 2.0]
+        assert not victim.done()
+
+    run(loop, story())

@@ -1,0 +1,403 @@
+"""Workers, a producer and a nemesis around one store, all drawn from one seed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import (
+    BackendUnavailable,
+    Cancel,
+    DuplicateJob,
+    PermanentError,
+    Retry,
+    Snooze,
+)
+from nimburion.core.events import Event, SessionEnded
+from nimburion.core.exchange import NOTHING
+from nimburion.core.job import State
+from nimburion.core.session import Session
+from nimburion.core.settings import Settings
+from nimburion.core.settlement import Completed, Settled
+from nimburion.jobs import Processor
+from nimburion.jobs.context import Context
+from nimburion.jobs.lease_keeper import LeaseKeeper
+from tests.simulation.ledger import Ledger
+from tests.simulation.loop import SimulatedLoop, elapse
+from tests.simulation.net import Net, wired
+
+EPOCH = 1_800_000_000.0
+TTL = 2.0
+LIMITS = {"limited": 2}
+MAX_RETRIES = 2
+NAMES = ("plain", "limited", "timed")
+_STORM = 10.0
+"""Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
+_REST = 60.0
+"""... within so many."""
+
+
+class LocalClock:
+    """A clock of one process: wrong by a fixed amount, but as fast as the others."""
+
+    def __init__(self, loop: SimulatedLoop, wrong: float = 0.0, booted: float = 0.0) -> None:
+        self._loop = loop
+        self._wrong = wrong
+        self._booted = booted
+
+    def now(self) -> float:
+        return EPOCH + self._wrong + self._loop.time()
+
+    def monotonic(self) -> float:
+        return self._booted + self._loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await elapse(seconds)
+
+
+class Worker:
+    """One simulated worker process."""
+
+    def __init__(self, world: World, number: int) -> None:
+        loop, random = world.loop, world.random
+        self.process = loop.begin(f"worker-{number}")
+        self.asked_to_stop = asyncio.Event()
+        self.task = loop.spawn(self._main(world, random.randrange(2**32)), self.process)
+
+    async def _main(self, world: World, seed: int) -> None:
+        random = Random(seed)
+        self.processor = Processor(
+            wired(world.net, self.process, world.store.sibling()),
+            world.settings,
+            clock=LocalClock(world.loop, random.uniform(-3600, 3600), random.uniform(0, 1e6)),
+            random=Random(seed + 1),
+            entropy=Random(seed + 2).randbytes,
+        )
+        world.register(self.processor, self)
+        self.processor.events.subscribe(world.note)
+        await self.processor.start()
+        await self.asked_to_stop.wait()
+        await self.processor.stop()
+
+    @property
+    def keeper(self) -> LeaseKeeper:
+        """What its engine knows of its leases."""
+        assert self.processor._running is not None
+        return self.processor._running._worker.tenure.keeper
+
+
+class Run:
+    """One call of a handler."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._keeper = worker.keeper
+
+    @property
+    def believes(self) -> bool:
+        """Whether the engine may still act on the lease that it runs under."""
+        keeper = self._keeper
+        return not keeper.ended and keeper._clock.monotonic() < keeper.believed_until
+
+
+class World:
+    """A whole simulation. Everything in it follows from `seed`."""
+
+    def __init__(
+        self,
+        loop: SimulatedLoop,
+        seed: int,
+        *,
+        weather: float = 0.0,
+        jobs: int = 0,
+        concurrency: int = 3,
+    ) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.random = Random(seed)
+        self.clock = LocalClock(loop, booted=self.random.uniform(0, 1e6))
+        self.store = MemoryBackend(clock=self.clock)
+        self.ledger = Ledger(self.store, self.clock, LIMITS)
+        self.net = Net(loop, Random(seed ^ 0xBAD), self.ledger, weather)
+        self.counts: Counter[str] = Counter()
+        self.settings = Settings(
+            session_ttl=TTL,
+            grace=0.5,
+            concurrency=concurrency,
+            max_retries=MAX_RETRIES,
+            retry_backoff=0.2,
+            enqueue_timeout=1.0,
+        )
+        self.acknowledged: list[str] = []
+        self.payloads: dict[str, bytes] = {}
+        self.runs: Counter[str] = Counter()
+        self._job_count = jobs
+        self._at_work: dict[str, list[Run]] = {}
+        self.workers: list[Worker] = []
+        self._retired: list[Worker] = []
+        self._worker_count = 0
+
+    # The story
+
+    async def story(self) -> None:
+        """Faults for a while, then rest; at the end everything must be as it should."""
+        await self.store.open()
+        for _ in range(self.random.randint(3, 5)):
+            self.hire()
+        producer = self.loop.spawn(self._produce(), self.loop.begin("producer"))
+        await self._nemesis()
+        self.net.weather = 0.0
+        self.net.cut_off.clear()
+        await within(_REST, producer, "the producer does not end")
+        await self.until_all_ended()
+        for worker in self.workers:
+            worker.asked_to_stop.set()
+        for worker in (*self.workers, *self._retired):
+            await within(_REST, worker.task, f"{worker.process} does not stop")
+        await self.check_rest()
+
+    def hire(self) -> Worker:
+        """Start one more worker."""
+        self._worker_count += 1
+        self.workers.append(Worker(self, self._worker_count))
+        return self.workers[-1]
+
+    async def until_all_ended(self) -> None:
+        """Let time pass until no job is unfinished."""
+        until = self.loop.time() + _REST
+        while len(self.ledger.ended) < len(self.ledger.due):
+            assert self.loop.time() < until, f"not at rest: {await self._unfinished()}"
+            await elapse(0.25)
+
+    async def _unfinished(self) -> list[Any]:
+        page = await self.store.list_jobs(limit=1000)
+        return [job for job in page.jobs if not job.state.finished]
+
+    # The producer
+
+    async def _produce(self) -> None:
+        process = self.loop.begin("client")
+        client = Processor(
+            wired(self.net, process, self.store.sibling()),
+            self.settings,
+            clock=LocalClock(self.loop, wrong=-7200.0),
+            random=Random(self.seed + 3),
+            entropy=Random(self.seed + 4).randbytes,
+        )
+        random = Random(self.seed + 5)
+        async with client:
+            for number in range(self._job_count):
+                await elapse(random.expovariate(self._job_count / (_STORM * 0.7)))
+                await self._enqueue_one(client, random, f"job-{number}")
+                if self.acknowledged and random.random() < 0.08:
+                    await self._cancel_one(client, random.choice(self.acknowledged))
+
+    async def _enqueue_one(self, client: Processor, random: Random, job_id: str) -> None:
+        payload = b'{"n": %d}' % random.randrange(1000)
+        self.payloads[job_id] = payload
+        options: dict[str, Any] = {"id": job_id, "priority": random.randrange(10)}
+        if random.random() < 0.3:
+            options["after"] = random.uniform(0.0, 2.0)
+        if random.random() < 0.1:
+            options["unique_key"] = f"key-{random.randrange(3)}"
+        try:
+            stored = await client.enqueue_raw(random.choice(NAMES), payload, **options)
+            assert stored == job_id
+            self.acknowledged.append(job_id)
+        except BackendUnavailable:
+            self.counts["enqueues not acknowledged"] += 1
+        except DuplicateJob:
+            self.counts["unique keys taken"] += 1
+
+    async def _cancel_one(self, client: Processor, job_id: str) -> None:
+        try:
+            await client.cancel(job_id)
+            self.counts["cancels"] += 1
+        except BackendUnavailable:
+            self.counts["cancels without an answer"] += 1
+
+    # The nemesis
+
+    async def _nemesis(self) -> None:
+        random, until = Random(self.seed + 6), self.loop.time() + _STORM
+        while self.loop.time() < until:
+            await elapse(random.expovariate(0.8))
+            if not self.net.weather:
+                continue
+            victim = random.choice(self.workers)
+            match random.randrange(5):
+                case 0:
+                    self.kill(victim)
+                case 1 | 2:
+                    self.loop.detach(self._pause(victim, random.uniform(0.2, 3.0) * TTL))
+                case 3:
+                    self._retire(victim)
+                case 4:
+                    seconds = random.uniform(0.2, 2.5) * TTL
+                    self.net.cut_off[victim.process.name] = self.loop.time() + seconds
+                    self.counts["outages"] += 1
+            await self._settle_with_a_stolen_token(random)
+        for worker in (*self.workers, *self._retired):
+            self.loop.resume(worker.process)
+
+    def kill(self, worker: Worker) -> None:
+        """It is gone in this very moment; another takes its place."""
+        if worker in self.workers:
+            self.counts["kills"] += 1
+            self.workers.remove(worker)
+            self.loop.kill(worker.process)
+            self.hire()
+
+    async def _pause(self, worker: Worker, seconds: float) -> None:
+        if worker in self.workers and not worker.process.paused:
+            self.counts["pauses"] += 1
+            worker.process.paused = True
+            await elapse(seconds)
+            self.loop.resume(worker.process)
+
+    def _retire(self, worker: Worker) -> None:
+        """A deployment: it is asked to stop, its successor starts at once."""
+        self.counts["restarts"] += 1
+        self.workers.remove(worker)
+        self._retired.append(worker)
+        worker.asked_to_stop.set()
+        self.hire()
+
+    async def _settle_with_a_stolen_token(self, random: Random) -> None:
+        """What a zombie would send, from a session that lives."""
+        if not self.ledger.orphans:
+            return
+        lease = random.choice(self.ledger.orphans)
+        session = Session(id=random.randbytes(16).hex(), ttl=TTL)
+        await self.store.open_session(session)
+        reply = await self.store.exchange(session.id, 1, [Completed(lease)], NOTHING)
+        await self.store.close_session(session.id)
+        assert reply.results == [Settled.STALE], f"{lease} was lost, and settled: {reply.results}"
+        self.counts["stolen tokens refused"] += 1
+
+    # The handlers
+
+    def register(self, processor: Processor, worker: Worker) -> None:
+        """Give a worker its handlers."""
+
+        async def handle(ctx: Context, data: bytes) -> None:
+            async with self._watched(ctx, data, worker):
+                await self.behave(ctx, worker)
+
+        processor.register("plain", handle)
+        processor.register("limited", handle, concurrency=LIMITS["limited"])
+        processor.register("timed", handle, timeout=0.7)
+
+    @asynccontextmanager
+    async def _watched(self, ctx: Context, data: bytes, worker: Worker) -> AsyncIterator[None]:
+        """Two workers never believe at once that they hold a job."""
+        assert data == self.payloads[ctx.job_id]
+        at_work = self._at_work.setdefault(ctx.job_id, [])
+        run = Run(worker)
+        if not self.loop.over:
+            if not run.believes:
+                self.fail(f"{ctx.job_id} was begun on {worker.process} after its lease")
+            for rival in at_work:
+                if rival.believes:
+                    self.fail(f"{ctx.job_id} runs on {worker.process} and {rival.worker.process}")
+        at_work.append(run)
+        self.runs[ctx.job_id] += 1
+        try:
+            yield
+        finally:
+            at_work.remove(run)
+
+    async def behave(self, ctx: Context, worker: Worker) -> None:
+        """What a handler does."""
+        luck = Random(f"{self.seed} {ctx.job_id} {self.runs[ctx.job_id]}")
+        await elapse(luck.uniform(0.0, 0.05))
+        match luck.choices(range(10), weights=(50, 15, 7, 5, 8, 3, 2, 3, 3, 1.5))[0]:
+            case 1:
+                raise ValueError("as planned")
+            case 2:
+                raise Snooze(luck.uniform(0.0, 1.0))
+            case 3:
+                raise Retry("as planned", after=luck.uniform(0.0, 1.0))
+            case 4:
+                await self._take_long(ctx, luck.uniform(0.5, 2.5) * TTL)
+            case 5:
+                raise PermanentError("as planned")
+            case 6:
+                raise Cancel("as planned")
+            case 7:
+                await self._hold_on(luck.uniform(0.2, 1.5) * TTL)
+            case 8:
+                self.counts["cancelled by itself"] += 1
+                raise asyncio.CancelledError
+            case 9 if self.net.weather and not self.loop.over:
+                self.counts["handlers that killed"] += 1
+                self.kill(worker)
+                await asyncio.sleep(0)
+
+    async def _take_long(self, ctx: Context, seconds: float) -> None:
+        for step in range(4):
+            await elapse(seconds / 4)
+            ctx.progress(step / 4, "on its way")
+
+    async def _hold_on(self, seconds: float) -> None:
+        """Does not want to be cancelled."""
+        until = self.loop.time() + seconds
+        while self.loop.time() < until and not self.loop.over:
+            try:
+                await elapse(until - self.loop.time())
+            except asyncio.CancelledError:
+                self.counts["cancellations ignored"] += 1
+
+    # Looking
+
+    def note(self, event: Event) -> None:
+        """Count what workers tell of themselves."""
+        if isinstance(event, SessionEnded) and event.how == "lost":
+            self.counts["sessions lost"] += 1
+
+    def fail(self, what: str) -> None:
+        """A handler saw something that must not be; its exception alone would be a retry."""
+        self.loop.faults.append({"message": what})
+
+    async def check_rest(self) -> None:
+        """Look at everything once more when all have gone."""
+        ledger = self.ledger
+        jobs = {job.id: job for job in (await self.store.list_jobs(limit=10_000)).jobs}
+        assert set(self.acknowledged) <= jobs.keys(), "an acknowledged job is missing"
+        assert jobs.keys() == ledger.due.keys() == ledger.ended.keys()
+        for job_id, job in jobs.items():
+            assert job.state is ledger.ended[job_id]
+            assert job.failures == ledger.failures[job_id] <= MAX_RETRIES + 1
+            assert job.lost == ledger.lost[job_id] <= self.settings.max_lost
+            kept = self.payloads[job_id] if job.state is State.FAILED else None
+            assert (await self.store.get(job_id)).payload == kept
+        counts = await self.store.counts()
+        ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
+        assert ended == sum(counts.values()) == len(jobs)
+        assert await self.store.queues() == []
+        await self._check_gates()
+        assert self.loop.faults == []
+
+    async def _check_gates(self) -> None:
+        session = Session(id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS)
+        left = [info for info in await self.store.sessions() if info.running]
+        assert left == []
+        await self.store.open_session(session)
+        gates = (await self.store.beat(session.id)).gates
+        assert {name: gate.held for name, gate in gates.items()} == dict.fromkeys(LIMITS, 0)
+
+    def totals(self) -> Counter[str]:
+        """What was injected and what came of it, by kind."""
+        return self.net.happened + self.ledger.counts + self.counts
+
+
+async def within(seconds: float, task: asyncio.Task[None], otherwise: str) -> None:
+    """Wait for a task that must end in so many virtual seconds."""
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    assert done, otherwise
+    task.result()
