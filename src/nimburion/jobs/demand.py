@@ -70,11 +70,15 @@ class Demand:
         return tuple(self._queues)
 
     def want(self, total: int, *, everything: bool) -> Want:
-        """A request for `total` jobs: of all lanes, or of those last known not to be empty."""
+        """A request for `total` jobs: of all lanes, or of those last known not to be empty.
+
+        Not of queues whose concurrency is used up: the store would say that they hold more, and
+        the worker would ask again at once. What ends in them asks anew, with its settlement.
+        """
         lanes = self._lanes if everything or len(self._lanes) <= _FULL_SET else self._known
         return Want(
             total=total,
-            lanes=lanes,
+            lanes=self._with_room(lanes) if self._capped else lanes,
             queues=self._with_caps() if self._capped else self._terms,
             ageing=self._ageing,
             nonce=self._entropy(16),
@@ -94,6 +98,10 @@ class Demand:
         """It has left this worker."""
         if self._capped:
             self._taken[delivery.queue] -= 1
+
+    def _with_room(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
+        full = {name for name, most in self._capped.items() if self._taken[name] >= most}
+        return tuple(lane for lane in lanes if lane.queue not in full) if full else lanes
 
     def _with_caps(self) -> dict[str, QueueTerms]:
         capped = {
