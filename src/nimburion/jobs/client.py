@@ -115,7 +115,7 @@ class Client(Asking):
         job_id = options.pop("id", None)
         terms = self._terms(options)
         new = self._new_job(job, terms)
-        return await self._enqueue_one(job, _with_id(new, job_id) if job_id else new, terms)
+        return await self._enqueue_one(job, new if job_id is None else _with_id(new, job_id), terms)
 
     async def enqueue_many(
         self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
