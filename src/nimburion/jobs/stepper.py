@@ -21,6 +21,7 @@ from nimburion.core.reading import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Settlement
 from nimburion.jobs.attempt import Attempt, Attempts
+from nimburion.jobs.context import CURRENT
 from nimburion.jobs.demand import Demand
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.tenure import new_session
@@ -117,9 +118,11 @@ class Stepper:
     async def _run(self, delivery: Delivery) -> None:
         threads = Threads(1, asyncio.get_running_loop())
         attempt = Attempt(delivery, self._session_id or "")
+        outside = CURRENT.set(None)
         try:
             settlement = await self._make_attempts(threads, self._note_progress).perform(attempt)
         finally:
+            CURRENT.reset(outside)  # what the caller enqueues next is not this handler's
             threads.close()
             # A handler that overran its timeout is waited for: nothing outlives this call.
             await asyncio.get_running_loop().run_in_executor(None, threads.join)
