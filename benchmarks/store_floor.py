@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -202,7 +202,7 @@ async def pick(path: str, many: int) -> None:
     await store.close()
 
 
-SCENES: dict[str, Callable[[int], Awaitable[None]]] = {
+SCENES: dict[str, Callable[[int], Coroutine[None, None, None]]] = {
     "exchange": exchange_loop,
     "bulk": bulk,
     "pickup": pickup,

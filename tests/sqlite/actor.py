@@ -9,6 +9,7 @@ import asyncio
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -79,17 +80,11 @@ async def fill(store: SQLiteBackend, limit: str) -> None:
     say("recovered", sum((await store.counts()).values()))
 
 
-async def nothing(store: SQLiteBackend) -> None:
-    """Only open it."""
-    say("opened", store.path)
-
-
 VERBS: dict[str, Callable[..., Awaitable[None]]] = {
     "enqueue": enqueue,
     "work": work,
     "wait": wait,
     "fill": fill,
-    "open": nothing,
 }
 
 
@@ -135,8 +130,23 @@ async def in_child(store: SQLiteBackend) -> None:
     await store.close()
 
 
+async def open_as(path: str, user: str) -> None:
+    """Open the store as a user who may not write there."""
+    with tempfile.TemporaryDirectory() as folder:  # so that nothing is left to import
+        store = SQLiteBackend(Path(folder) / "jobs.db")
+        await store.open()
+        await store.close()
+    os.seteuid(int(user))
+    try:
+        await SQLiteBackend(path).open()
+    except NimburionError as error:
+        say(type(error).__name__, error)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "fork":
         forked(sys.argv[2])
+    elif sys.argv[1] == "open_as":
+        asyncio.run(open_as(*sys.argv[2:]))
     else:
         asyncio.run(main(*sys.argv[1:]))

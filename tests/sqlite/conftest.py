@@ -45,13 +45,12 @@ def start() -> Iterator[Start]:
     """Start an actor; whatever still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(verb: str, *more: object, user: int | None = None) -> subprocess.Popen[str]:
+    def start(verb: str, *more: object) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.sqlite.actor", verb, *map(str, more)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
-            user=user,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         )
         started.append(process)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -129,12 +128,17 @@ async def test_the_socket_of_a_killed_waiter_is_removed(path: Path, start: Start
     await store.open()
     waiter = start("wait", path, "q")
     assert line_of(waiter) == "waiting"
-    assert len(os.listdir(bells_of(path))) == 1
+    assert len(sockets(path)) == 1
     waiter.send_signal(signal.SIGKILL)
     waiter.wait()
     await store.enqueue([NewJob("a", "n", "q", b"")])
     await store.close()
-    assert os.listdir(bells_of(path)) == []
+    assert sockets(path) == []
+
+
+def sockets(path: Path) -> list[Path]:
+    """The sockets of those who wait."""
+    return list(bells_of(path).iterdir())
 
 
 def test_a_handle_refuses_after_a_fork_and_opens_anew(path: Path, start: Start) -> None:

@@ -18,6 +18,7 @@ from nimburion.core.errors import (
 )
 
 _PRIMARY = 0xFF
+_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def _unwritable(error: sqlite3.Error, path: Path) -> BackendError:
             f"folder {path.parent} does not exist; make it first", outcome="not applied"
         )
     for what in (path, path.parent):
-        if what.exists() and not os.access(what, os.W_OK):
+        if what.exists() and not os.access(what, os.W_OK, effective_ids=_EFFECTIVE):
             return StoreReadOnly(
                 f"{what} is not writable for this user; nothing was written. SQLite needs to write "
                 f"the file and its folder: change the owner or mode, or choose another place"

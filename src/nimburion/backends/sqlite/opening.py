@@ -33,12 +33,7 @@ def connect(path: Path) -> sqlite3.Connection:
         path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512
     )
     try:
-        for pragma in (
-            "page_size=2048",
-            f"cache_size=-{_CACHE}",
-            "temp_store=MEMORY",
-            "trusted_schema=OFF",
-        ):
+        for pragma in (f"cache_size=-{_CACHE}", "temp_store=MEMORY", "trusted_schema=OFF"):
             connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()
@@ -79,6 +74,8 @@ def prepare(
     patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
         done = migrate(connection, check_format(connection, path, migrations), migrations)
+        # Changes nothing, but fails where a file can only be read; BEGIN does not.
+        connection.execute("DELETE FROM meta WHERE 0")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
