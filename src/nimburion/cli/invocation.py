@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -52,8 +51,9 @@ class Invocation:
 
 def refuse_missing(url: str) -> None:
     """Raise where the file of a SQLite store does not exist."""
-    path = url.removeprefix("sqlite:///").partition("?")[0]
-    if url.startswith("sqlite:///") and not Path(path).exists():
+    from nimburion.backends.sqlite.place import path_of
+
+    if url.startswith("sqlite:///") and not (path := path_of(url)).exists():
         raise NoStore(f"there is no store {path}; enqueue a job first, or say which with --store")
 
 
