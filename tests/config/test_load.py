@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from nimburion import config
+from nimburion.backends import open_backend
 from nimburion.core.limits import Limits
 from nimburion.core.settings import QueueSettings, Settings
 
@@ -108,6 +109,13 @@ def test_a_store_can_be_written_in_several_ways(lines: str, url: str) -> None:
 def test_relative_paths_are_taken_from_the_working_directory(folder: Path) -> None:
     assert load_text("jobs: {url: 'sqlite:///data/../x.db'}").url == f"sqlite:///{folder}/x.db"
     assert load_text("jobs: {sqlite: {path: x.db}}").url == f"sqlite:///{folder}/x.db"
+
+
+@pytest.mark.parametrize("name", ["50%.db", "why?.db", "a#b.db", "%20.db", "two words.db"])
+def test_a_file_of_any_name_is_found_again(name: str, folder: Path) -> None:
+    url = load_text(f"jobs: {{sqlite: {{path: '{name}'}}}}").url
+    assert open_backend(url).describe() == f"SQLite {folder / name}"
+    assert load_text(f"jobs: {{url: '{url}'}}").url == url
 
 
 @pytest.mark.parametrize(

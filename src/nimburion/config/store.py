@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
@@ -114,10 +114,7 @@ def _sqlite_url(told: Told) -> str:
     _refuse_both(told, "path", "url")
     if "url" in told.values:
         return absolute(_own_url(told, "sqlite"))
-    path = str(told.values.get("path", DEFAULT_FILE))
-    if "?" in path or "#" in path or "%" in path:
-        raise told.wrong("path", "a path without ?, # and %")
-    return "sqlite:///" + absolute_path(path)
+    return sqlite_url(str(told.values.get("path", DEFAULT_FILE)))
 
 
 def _redis_url(told: Told) -> str:
@@ -197,7 +194,13 @@ def absolute(url: str) -> str:
     if scheme.lower() != "sqlite" or not rest or rest.startswith(":memory:"):
         return url
     path, mark, query = rest.partition("?")
-    return f"sqlite:///{absolute_path(path)}{mark}{query}"
+    return f"{sqlite_url(unquote(path))}{mark}{query}"
+
+
+def sqlite_url(path: str) -> str:
+    """The URL of a file; what would mean something else in a URL is escaped."""
+    escaped = absolute_path(path).translate({ord(one): f"%{ord(one):02X}" for one in "%?#"})
+    return f"sqlite:///{escaped}"
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
