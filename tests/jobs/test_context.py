@@ -12,7 +12,7 @@ from nimburion.core.job import Options
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.jobs import Cancel, Context, Processor, job
 from nimburion.jobs.errors import NotOpen
-from nimburion.jobs.middleware import Next, compose
+from nimburion.jobs.middleware import Middleware, Next, compose
 
 LEASE = Lease("j1", Token(7, bytes(16)))
 DELIVERY = Delivery(
@@ -126,9 +126,10 @@ async def test_the_first_middleware_is_outermost() -> None:
 
 
 def test_without_middleware_nothing_is_wrapped() -> None:
-    async def innermost(ctx: Context) -> None: ...
+    async def innermost(ctx: Context) -> object: ...
 
-    assert compose([], innermost) is innermost
+    none: list[Middleware] = []
+    assert compose(none, innermost) is innermost
 
 
 async def test_middleware_may_replace_the_payload_and_see_the_arguments() -> None:

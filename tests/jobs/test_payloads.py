@@ -254,7 +254,7 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 def test_a_type_that_cannot_travel_is_refused_at_registration(kind: Any, said: str) -> None:
     class Sample(Job):
         good: int
-        it: kind
+        it: kind  # pyright: ignore[reportInvalidTypeForm]
 
         def process(self, ctx: Any, /) -> None: ...
 

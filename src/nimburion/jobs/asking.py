@@ -40,12 +40,12 @@ class Asking:
         events: Events | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        self.backend = backend
-        self.settings = settings or Settings()
-        self.registry = registry or Registry(self.settings)
-        self.clock = clock or SystemClock()
-        self.events = events if events is not None else Events()
-        self.entropy = entropy
+        self.backend: Backend = backend
+        self.settings: Settings = settings or Settings()
+        self.registry: Registry = registry or Registry(self.settings)
+        self.clock: Clock = clock or SystemClock()
+        self.events: Events = events if events is not None else Events()
+        self.entropy: Entropy = entropy
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop it belongs to; None while it is not open."""
 

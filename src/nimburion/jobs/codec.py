@@ -56,12 +56,12 @@ class Codec:
     def __init__(
         self, name: str, fields: Sequence[Field], base: type[msgspec.Struct] = msgspec.Struct
     ) -> None:
-        self.name = name
-        self.fields = tuple(field.name for field in fields)
+        self.name: str = name
+        self.fields: tuple[str, ...] = tuple(field.name for field in fields)
         traits = traits_of(name, fields)
         self._is_plain, self._may_be_deep = traits.plain, traits.deep
         self._may_be_odd, self._with_times = traits.odd, traits.times
-        self.struct = struct_of(name, fields, base)
+        self.struct: Any = struct_of(name, fields, base)
         """The class of what `decode` answers."""
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=from_plain)
 

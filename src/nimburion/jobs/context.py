@@ -74,7 +74,7 @@ class Context:
         deadline: float | None,
         client: Enqueuing | None = None,
     ) -> None:
-        self.delivery = delivery
+        self.delivery: Delivery = delivery
         self._handler = handler
         self._now = now
         self._sink = sink
@@ -82,11 +82,11 @@ class Context:
         self._log: JobLog | None = None
         self.attempt_handle: Any = None
         """The engine's own view of the attempt."""
-        self.deadline = deadline
+        self.deadline: float | None = deadline
         """When the attempt times out, on the worker's monotonic clock; None: never."""
         self.payload: bytes = delivery.payload
         self.job: Any = None
-        self.cancelled = False
+        self.cancelled: bool = False
         """Whether somebody asked to cancel this job. An `async def` handler is cancelled as a
         task; a `def` handler looks here, or calls `raise_if_cancelled`."""
 

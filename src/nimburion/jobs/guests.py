@@ -49,8 +49,8 @@ def from_plain(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
 
 def _first_fault(error: ValueError) -> str:
     """Pydantic's first complaint, in one line and without its page of documentation."""
-    listed = getattr(error, "errors", None)
-    faults: Iterable[dict[str, Any]] = listed() if callable(listed) else ()
+    listed: Callable[[], Iterable[dict[str, Any]]] = getattr(error, "errors", tuple)
+    faults = listed()
     for fault in faults:
         where = ".".join(str(part) for part in fault.get("loc", ()))
         return f"{where}: {fault.get('msg')}" if where else str(fault.get("msg"))

@@ -63,11 +63,11 @@ class Declaration:
         queue: str,
         options: PolicyOptions,
     ) -> None:
-        self.target = target
-        self.name = checked_name("the name of a job", name)
-        self.queue = checked_name("queue", queue)
-        self.options = options
-        self.policy = _checked_policy(name, options)
+        self.target: type[Job] | JobFunction[..., ..., Any] = target
+        self.name: str = checked_name("the name of a job", name)
+        self.queue: str = checked_name("queue", queue)
+        self.options: PolicyOptions = options
+        self.policy: Policy = _checked_policy(name, options)
         self._codec: Codec | None = None
 
     @property
@@ -149,10 +149,14 @@ class JobFunction(Generic[CallP, P, R]):
         if isinstance(function, type) or not callable(function):
             raise DefinitionError(f"@job decorates functions, not {function!r}")
         functools.update_wrapper(self, function)
-        self.function = function
-        name = name if name is not None else getattr(function, "__name__", "")
-        self.__job__ = Declaration(self, name, queue, policy)
-        self.base = type("Call", (Call,), {"__job__": self.__job__, "__module__": __name__})
+        self.function: Callable[CallP, R] = function
+        own_name = str(getattr(function, "__name__", ""))
+        self.__job__: Declaration = Declaration(
+            self, own_name if name is None else name, queue, policy
+        )
+        self.base: type[Call] = type(
+            "Call", (Call,), {"__job__": self.__job__, "__module__": __name__}
+        )
         self._signature: Signature | None = None
 
     @property

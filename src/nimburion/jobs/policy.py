@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from random import Random
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
@@ -174,7 +174,7 @@ def _first(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _backoff_of(value: object) -> Backoff:
+def _backoff_of(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:
     if callable(value):
         return value
     if isinstance(value, list | tuple):
@@ -187,8 +187,10 @@ def _backoff_of(value: object) -> Backoff:
     )
 
 
-def _exceptions_of(value: object) -> tuple[type[BaseException], ...]:
-    kinds = value if isinstance(value, tuple) else (value,)
+def _exceptions_of(
+    value: type[BaseException] | tuple[type[BaseException], ...],
+) -> tuple[type[BaseException], ...]:
+    kinds: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise DefinitionError(f"permanent must hold exception classes, not {kind!r}")

@@ -32,9 +32,9 @@ class Synced(Generic[P, R]):
     """A method of `SyncClient` that does what an async method of `Client` does, typed like it."""
 
     def __init__(self, method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]) -> None:
-        self.method = method
-        self.__doc__ = method.__doc__
-        self.__name__ = method.__name__
+        self.method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]] = method
+        self.__doc__: str | None = method.__doc__
+        self.__name__: str = method.__name__
 
     @overload
     def __get__(self, instance: None, owner: type[SyncClient]) -> Synced[P, R]: ...

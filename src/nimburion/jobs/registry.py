@@ -55,16 +55,16 @@ class Handler:
         decode: Callable[[bytes], Any],
         limits: Limits,
     ) -> None:
-        self.name = name
-        self.queue = queue
+        self.name: str = name
+        self.queue: str = queue
         """The queue that its jobs go to, unless told otherwise."""
-        self.policy = policy
-        self.target = target
-        self.is_async = is_async(function)
+        self.policy: Policy = policy
+        self.target: Target = target
+        self.is_async: bool = is_async(function)
         """Whether `call` makes a coroutine; else it blocks."""
-        self.call = call
+        self.call: Callable[[Context, Any], Any] = call
         """Takes the context and what `decode` gave."""
-        self.decode = decode
+        self.decode: Callable[[bytes], Any] = decode
         """Payload to arguments; `UnreadablePayload`. A raw handler's payload stays as it is."""
         self._result = _result_codec(name, function) if policy.result else None
         self._result_limit = limits.result
@@ -87,7 +87,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._handlers: dict[str, Handler] = {}
-        self.get = self._handlers.get
+        self.get: Callable[[str], Handler | None] = self._handlers.get
         """The handler of a name; None when it is not registered."""
 
     def add(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
