@@ -11,10 +11,21 @@ import pytest_asyncio
 
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.cancelling import Cancelling
+from nimburion.testing.contract.dead_letters import Deleting, Replaying
 from nimburion.testing.contract.enqueueing import Enqueueing
 from nimburion.testing.contract.exchanges import NumberedExchanges
+from nimburion.testing.contract.gates import DeclaringLimits, Gates
 from nimburion.testing.contract.ordering import Ordering
+from nimburion.testing.contract.pausing import Pausing
+from nimburion.testing.contract.progress import Reporting
+from nimburion.testing.contract.promoting import Promoting
+from nimburion.testing.contract.pruning import Pruning
+from nimburion.testing.contract.reading import Reading
+from nimburion.testing.contract.rescuing import Rescuing
 from nimburion.testing.contract.reserving import Reserving
+from nimburion.testing.contract.schedules import Firing, Schedules
+from nimburion.testing.contract.sessions import Closing, Sessions
 from nimburion.testing.contract.settling import Settling
 from nimburion.testing.contract.stage import Stage
 from nimburion.testing.contract.tokens import Tokens
@@ -29,6 +40,21 @@ class BackendContract(
     NumberedExchanges,
     Settling,
     Tokens,
+    Sessions,
+    Closing,
+    Rescuing,
+    Promoting,
+    Gates,
+    DeclaringLimits,
+    Cancelling,
+    Reporting,
+    Replaying,
+    Deleting,
+    Pruning,
+    Reading,
+    Pausing,
+    Schedules,
+    Firing,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 

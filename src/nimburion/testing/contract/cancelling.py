@@ -1,0 +1,123 @@
+"""`cancel`: at once where a job waits, through its worker where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import State
+from nimburion.core.lease import Lease
+from nimburion.core.reading import Cancellation, JobFilter
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    Progressed,
+    Released,
+    Retried,
+    Settlement,
+)
+from nimburion.testing.contract.stage import OOPS, Stage
+
+AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
+    "completed": (Completed, State.COMPLETED),
+    "failed": (lambda lease: Failed(lease, "permanent", OOPS), State.FAILED),
+    "cancelled": (lambda lease: Cancelled(lease, "as you wish"), State.CANCELLED),
+    "retried": (lambda lease: Retried(lease, 5.0, OOPS), State.CANCELLED),
+    "released": (Released, State.CANCELLED),
+    "snoozed": (lambda lease: Released(lease, 5.0), State.CANCELLED),
+    "progressed": (lambda lease: Progressed(lease, 0.5), State.PROCESSING),
+}
+
+
+class Cancelling:
+    """`cancel`."""
+
+    async def test_an_unknown_job_is_not_found(self, stage: Stage) -> None:
+        with pytest.raises(JobNotFound) as caught:
+            await stage.store.cancel("nobody")
+        assert caught.value.job_id == "nobody"
+
+    async def test_a_waiting_job_ends_at_once(self, stage: Stage) -> None:
+        await stage.add("a")
+        stage.clock.advance(1.0)
+        assert await stage.store.cancel("a") is Cancellation.CANCELLED
+        record = await stage.store.get("a")
+        assert (record.state, record.payload) == (State.CANCELLED, None)
+        assert (record.finished_at, record.started_at) == (stage.clock.now(), None)
+        assert await (await stage.worker()).take() == []
+
+    async def test_cancelling_one_leaves_its_neighbours(self, stage: Stage) -> None:
+        await stage.add("a", "b", "c")
+        await stage.store.cancel("b")
+        taken = await (await stage.worker()).take(5)
+        assert [delivery.lease.job_id for delivery in taken] == ["a", "c"]
+
+    async def test_a_running_job_is_asked_through_its_worker(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        first, _ = await worker.take(2)
+        assert await stage.store.cancel("a") is Cancellation.REQUESTED
+        record = await stage.store.get("a")
+        assert (record.state, record.cancel_requested) == (State.PROCESSING, True)
+        assert (await worker.beat()).cancel == [first.lease]
+
+    async def test_asking_twice_asks_once(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.take_one()
+        assert await stage.store.cancel("a") is Cancellation.REQUESTED
+        assert await stage.store.cancel("a") is Cancellation.REQUESTED
+        assert len((await worker.beat()).cancel) == 1
+
+    async def test_every_beat_asks_until_the_lease_ends(self, stage: Stage) -> None:
+        """A worker that missed the first order hears the next."""
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await stage.store.cancel("a")
+        assert (await worker.beat()).cancel == (await worker.beat()).cancel == [lease]
+        await worker.settle(Cancelled(lease))
+        assert (await worker.beat()).cancel == []
+
+    async def test_only_the_worker_that_holds_it_is_asked(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker, other = await stage.worker(), await stage.worker()
+        await worker.take_one()
+        await stage.store.cancel("a")
+        assert (await other.beat()).cancel == []
+
+    @pytest.mark.parametrize("how", AFTER_A_REQUEST)
+    async def test_what_the_worker_says_after_a_request(self, stage: Stage, how: str) -> None:
+        """A completion or failure that comes first wins; whatever would wait again ends instead."""
+        settlement, state = AFTER_A_REQUEST[how]
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await stage.store.cancel("a")
+        await worker.settle(settlement(lease))
+        record = await stage.store.get("a")
+        assert (record.state, record.cancel_requested) == (state, state is State.PROCESSING)
+
+    async def test_a_retry_after_a_request_keeps_its_error(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await stage.store.cancel("a")
+        await worker.settle(Retried(lease, 5.0, OOPS))
+        record = await stage.store.get("a")
+        assert (record.failures, len(record.history), record.payload) == (1, 1, None)
+
+    async def test_a_request_ends_with_the_lease(self, stage: Stage) -> None:
+        """A dead letter that is replayed is wanted again."""
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await stage.store.cancel("a")
+        await worker.settle(Failed(lease, "permanent", OOPS))
+        await stage.store.replay(JobFilter(ids=("a",)), 10)
+        await worker.settle(Released((await worker.take_one()).lease))
+        record = await stage.store.get("a")
+        assert (record.state, record.cancel_requested) == (State.PENDING, False)

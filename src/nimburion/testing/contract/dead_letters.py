@@ -1,0 +1,183 @@
+"""Dead letters: kept whole, replayed once, deleted only when finished."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import AttemptError, State
+from nimburion.core.reading import EVERY_JOB, JobFilter, Replayed
+from nimburion.core.settlement import Completed, Failed, Retried, Settled
+from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.standing import STANDING
+
+ODD = b'{ "b":1.0 ,"a":"\\u00e4 \xc3\xa4",\n "a":2 }'
+"""JSON that nobody would write again in the same bytes."""
+
+
+async def bury(stage: Stage, *job_ids: str, reason: str = "permanent", **where: str) -> None:
+    """Let new jobs fail for good."""
+    name, queue = where.get("name", "mail"), where.get("queue", "default")
+    await stage.add(*job_ids, name=name, queue=queue)
+    worker = await stage.worker(names=(name,), queues=(queue,))
+    taken = await worker.take(len(job_ids))
+    await worker.settle(*(Failed(one.lease, reason, OOPS) for one in taken))
+    await worker.close()
+
+
+class Replaying:
+    """`replay`."""
+
+    async def test_a_replayed_job_is_pending_under_its_old_id(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        stage.clock.advance(100.0)
+        assert await stage.store.replay(JobFilter(ids=("a",)), 10) == Replayed(["a"], [], None)
+        record = await stage.store.get("a")
+        assert (record.state, record.reason, record.finished_at) == (State.PENDING, None, None)
+        assert record.due == stage.clock.now()
+
+    async def test_counts_begin_anew_and_the_history_stays(self, stage: Stage) -> None:
+        await stage.add("a")
+        lost = await stage.worker()
+        await lost.take_one()
+        await stage.lose(lost)
+        worker = await stage.worker()
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "exhausted", OOPS))
+        before = await stage.store.get("a")
+        assert (before.failures, before.lost, len(before.history)) == (2, 1, 3)
+        await stage.store.replay(EVERY_JOB, 10)
+        after = await stage.store.get("a")
+        assert (after.failures, after.lost, after.attempt) == (0, 0, 1)
+        assert after.history == before.history
+
+    async def test_the_payload_is_the_same_byte_for_byte(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", payload=ODD))
+        worker = await stage.worker()
+        await worker.settle(Failed((await worker.take_one()).lease, "unreadable", OOPS))
+        assert (await stage.store.get("a")).payload == ODD
+        await stage.store.replay(EVERY_JOB, 10)
+        assert (await worker.take_one()).payload == ODD
+
+    async def test_replaying_twice_does_nothing_the_second_time(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        await stage.store.replay(EVERY_JOB, 10)
+        assert await stage.store.replay(EVERY_JOB, 10) == Replayed([], [], None)
+        assert len(await (await stage.worker()).take(5)) == 1
+
+    @pytest.mark.parametrize("state", [s for s in STANDING if not s.startswith("failed")])
+    async def test_what_is_not_failed_is_passed_over(self, stage: Stage, state: str) -> None:
+        job_id = await STANDING[state](stage)
+        before = await stage.store.get(job_id)
+        assert await stage.store.replay(JobFilter(ids=(job_id,)), 10) == Replayed([], [], None)
+        assert await stage.store.get(job_id) == before
+
+    async def test_an_unknown_id_is_passed_over(self, stage: Stage) -> None:
+        assert await stage.store.replay(JobFilter(ids=("nobody",)), 10) == Replayed([], [], None)
+
+    async def test_states_that_are_not_failed_replay_nothing(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        which = JobFilter(states=frozenset({State.COMPLETED}))
+        assert (await stage.store.replay(which, 10)).ids == []
+
+    @pytest.mark.parametrize(
+        ("which", "expected"),
+        [
+            (EVERY_JOB, {"a", "b", "c", "d"}),
+            (JobFilter(queue="red"), {"b"}),
+            (JobFilter(name="post"), {"c"}),
+            (JobFilter(reason="lost"), {"d"}),
+            (JobFilter(ids=("a", "d", "nobody")), {"a", "d"}),
+            (JobFilter(states=frozenset({State.FAILED, State.PENDING}), queue="red"), {"b"}),
+            (JobFilter(name="post", queue="red"), set()),
+        ],
+        ids=["all", "queue", "name", "reason", "ids", "states", "no match"],
+    )
+    async def test_a_filter_chooses(
+        self, stage: Stage, which: JobFilter, expected: set[str]
+    ) -> None:
+        await bury(stage, "a")
+        await bury(stage, "b", queue="red")
+        await bury(stage, "c", name="post")
+        await bury(stage, "d", reason="lost")
+        assert set((await stage.store.replay(which, 10)).ids) == expected
+
+    async def test_the_bound_holds_and_the_cursor_goes_on(self, stage: Stage) -> None:
+        await bury(stage, "a", "b", "c", "d", "e")
+        seen: list[str] = []
+        after, calls = None, 0
+        while after is not None or not calls:
+            replayed = await stage.store.replay(EVERY_JOB, 2, after)
+            assert len(replayed.ids) <= 2
+            seen, after, calls = seen + replayed.ids, replayed.next, calls + 1
+        assert (sorted(seen), calls) == (["a", "b", "c", "d", "e"], 3)
+
+    async def test_a_replayed_job_is_fenced_from_its_old_token(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        old = (await worker.take_one()).lease
+        await worker.settle(Failed(old, "permanent", OOPS))
+        await stage.store.replay(EVERY_JOB, 10)
+        new = (await worker.take_one()).lease
+        assert new.token.fence > old.token.fence
+        assert await worker.settle(Completed(old)) != [Settled.DONE]
+        assert await stage.state("a") is State.PROCESSING
+
+    async def test_a_replayed_job_can_fail_and_be_replayed_again(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        for n in range(2, 5):
+            await stage.store.replay(EVERY_JOB, 10)
+            worker = await stage.worker()
+            error = AttemptError(1, "failure", "ValueError", f"try {n}")
+            await worker.settle(Failed((await worker.take_one()).lease, "exhausted", error))
+            record = await stage.store.get("a")
+            assert (record.failures, len(record.history), record.reason) == (1, n, "exhausted")
+
+
+class Deleting:
+    """`delete`."""
+
+    @pytest.mark.parametrize("state", STANDING)
+    async def test_only_what_is_finished_is_deleted(self, stage: Stage, state: str) -> None:
+        job_id = await STANDING[state](stage)
+        before = await stage.store.get(job_id)
+        deleted = await stage.store.delete(JobFilter(ids=(job_id,)), 10)
+        if before.state.finished:
+            assert deleted == [job_id]
+            with pytest.raises(JobNotFound):
+                await stage.store.get(job_id)
+        else:
+            assert deleted == []
+            assert await stage.store.get(job_id) == before
+
+    async def test_the_id_of_a_deleted_job_is_new_again(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        await stage.store.delete(EVERY_JOB, 10)
+        await stage.put(stage.job("a", payload=b"[]"))
+        record = await stage.store.get("a")
+        assert (record.state, record.history, record.failures) == (State.PENDING, [], 0)
+
+    async def test_the_bound_holds(self, stage: Stage) -> None:
+        await bury(stage, "a", "b", "c")
+        first = await stage.store.delete(EVERY_JOB, 2)
+        second = await stage.store.delete(EVERY_JOB, 2)
+        assert (len(first), len(second)) == (2, 1)
+        assert {*first, *second} == {"a", "b", "c"}
+        assert await stage.store.delete(EVERY_JOB, 2) == []
+
+    async def test_a_filter_chooses_what_is_deleted(self, stage: Stage) -> None:
+        await bury(stage, "a", reason="lost")
+        await bury(stage, "b")
+        await stage.add("c", "d")
+        await stage.store.cancel("d")
+        which = JobFilter(states=frozenset({State.FAILED, State.PENDING}), reason="lost")
+        assert await stage.store.delete(which, 10) == ["a"]
+        assert await stage.store.delete(JobFilter(states=frozenset({State.PENDING})), 10) == []
+        assert await stage.store.delete(EVERY_JOB, 10) != []
+        assert (await stage.store.list_jobs()).jobs[0].id == "c"
+
+    async def test_deleting_hands_nothing_out_again(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        await stage.add("b")
+        await stage.store.delete(EVERY_JOB, 10)
+        assert ids(await (await stage.worker()).take(5)) == ["b"]

@@ -1,0 +1,76 @@
+"""Progress: the attempt goes on, the lease stays, and only its holder may speak."""
+
+from __future__ import annotations
+
+from nimburion.core.job import Progress, State
+from nimburion.core.settlement import Completed, Progressed, Retried, Settled
+from nimburion.testing.contract.stage import OOPS, Stage
+
+
+class Reporting:
+    """`Progressed`."""
+
+    async def test_progress_is_read_as_it_was_said(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        assert (await stage.store.get("a")).progress is None
+        assert await worker.settle(Progressed(lease, 0.25, "a quärter")) == [Settled.DONE]
+        record = await stage.store.get("a")
+        assert record.progress == Progress(0.25, "a quärter")
+        assert (record.state, record.failures) == (State.PROCESSING, 0)
+
+    async def test_the_latest_word_counts(self, stage: Stage) -> None:
+        """Backwards too: it is what the job says, not what is checked."""
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await worker.settle(Progressed(lease, 0.9, "nearly"), Progressed(lease, 0.1))
+        assert (await stage.store.get("a")).progress == Progress(0.1, "")
+
+    async def test_progress_and_completion_may_go_together(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        results = await worker.settle(Progressed(lease, 1.0, "all"), Completed(lease))
+        assert results == [Settled.DONE, Settled.DONE]
+        record = await stage.store.get("a")
+        assert (record.state, record.progress) == (State.COMPLETED, Progress(1.0, "all"))
+
+    async def test_progress_after_the_completion_writes_nothing(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        results = await worker.settle(Completed(lease), Progressed(lease, 0.5))
+        assert results == [Settled.DONE, Settled.ALREADY]
+        assert (await stage.store.get("a")).progress is None
+
+    async def test_progress_of_a_lost_attempt_writes_nothing(self, stage: Stage) -> None:
+        """The new holder's word stays."""
+        await stage.add("a")
+        first = await stage.worker()
+        old = (await first.take_one()).lease
+        await stage.lose(first)
+        second = await stage.worker()
+        await second.settle(Progressed((await second.take_one()).lease, 0.1, "second"))
+        third = await stage.worker()
+        assert await third.settle(Progressed(old, 0.9, "first")) == [Settled.STALE]
+        assert (await stage.store.get("a")).progress == Progress(0.1, "second")
+
+    async def test_progress_is_no_settlement_of_the_lease(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await worker.settle(Progressed(lease, 0.5))
+        assert await worker.settle(Retried(lease, 5.0, OOPS)) == [Settled.DONE]
+
+    async def test_a_repeated_exchange_reports_once(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await worker.settle(Progressed(lease, 0.5))
+        again = await stage.store.exchange(
+            worker.id, worker.number, [Progressed(lease, 0.7)], worker.want(0)
+        )
+        assert again.results == [Settled.DONE]
+        assert (await stage.store.get("a")).progress == Progress(0.5, "")

@@ -1,0 +1,107 @@
+"""Never early: delays, retries and snoozes wait for the clock of the store."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.core.job import State
+from nimburion.core.reading import Promoted
+from nimburion.core.settlement import Released, Retried
+from nimburion.testing.contract.stage import OOPS, Stage, ids
+
+
+class Promoting:
+    """`promote` and delays."""
+
+    async def test_nothing_scheduled_promotes_nothing(self, stage: Stage) -> None:
+        await stage.add("a")
+        assert await stage.store.promote(10) == Promoted(0, None)
+
+    async def test_what_is_not_due_stays(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=10.0))
+        due = stage.clock.now() + 10.0
+        stage.clock.advance(9.999)
+        assert await stage.store.promote(10) == Promoted(0, due)
+        assert await stage.state("a") is State.SCHEDULED
+        assert await (await stage.worker()).take() == []
+
+    async def test_what_is_due_becomes_reservable(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=10.0))
+        stage.clock.advance(10.0)
+        assert await stage.store.promote(10) == Promoted(1, None)
+        assert await stage.store.promote(10) == Promoted(0, None)
+        assert ids(await (await stage.worker()).take()) == ["a"]
+
+    async def test_a_due_job_reads_as_pending_before_anybody_promotes_it(
+        self, stage: Stage
+    ) -> None:
+        """States follow the clock, not the sweeps."""
+        await stage.put(stage.job("a", after=10.0))
+        stage.clock.advance(10.0)
+        assert await stage.state("a") is State.PENDING
+        assert (await stage.store.counts())[State.PENDING] == 1
+        (queue,) = await stage.store.queues()
+        assert (queue.size, queue.scheduled) == (1, 0)
+
+    async def test_the_bound_holds_and_the_earliest_go_first(self, stage: Stage) -> None:
+        for after in (3.0, 1.0, 5.0, 2.0, 4.0):
+            await stage.put(stage.job(f"after-{after:.0f}", after=after))
+        start = stage.clock.now()
+        stage.clock.advance(5.0)
+        assert await stage.store.promote(2) == Promoted(2, start + 3.0)
+        assert await stage.store.promote(2) == Promoted(2, start + 5.0)
+        assert await stage.store.promote(2) == Promoted(1, None)
+
+    async def test_next_due_is_the_earliest_of_all_queues(self, stage: Stage) -> None:
+        start = stage.clock.now()
+        await stage.put(stage.job(after=30.0, queue="red"))
+        await stage.put(stage.job(after=20.0, queue="blue", name="post"))
+        assert await stage.store.promote(10) == Promoted(0, start + 20.0)
+
+    @pytest.mark.parametrize("how", ["retried", "snoozed"])
+    async def test_what_a_settlement_delays_is_never_early(self, stage: Stage, how: str) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        late = Retried(lease, 7.0, OOPS) if how == "retried" else Released(lease, 7.0)
+        await worker.settle(late)
+        stage.clock.advance(6.999)
+        await stage.store.promote(10)
+        assert await worker.take() == []
+        stage.clock.advance(0.001)
+        assert await stage.store.promote(10) == Promoted(1, None)
+        assert ids(await worker.take()) == ["a"]
+
+    async def test_a_retry_that_is_due_is_still_retrying(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.settle(Retried((await worker.take_one()).lease, 5.0, OOPS))
+        stage.clock.advance(5.0)
+        assert await stage.state("a") is State.RETRYING
+        await stage.store.promote(10)
+        assert await stage.state("a") is State.RETRYING
+
+    async def test_a_cancelled_job_is_not_promoted(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=5.0))
+        await stage.store.cancel("a")
+        assert await stage.store.promote(10) == Promoted(0, None)
+        stage.clock.advance(5.0)
+        assert await stage.store.promote(10) == Promoted(0, None)
+        assert await (await stage.worker()).take() == []
+
+    async def test_a_wall_clock_that_goes_back_makes_nothing_due(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=10.0))
+        stage.clock.step_wall(-3_600.0)
+        stage.clock.advance(10.0)
+        assert (await stage.store.promote(10)).count == 0
+        assert await (await stage.worker()).take() == []
+        stage.clock.step_wall(3_600.0)
+        assert ids(await (await stage.worker()).take()) == ["a"]
+
+    async def test_a_job_far_ahead_keeps_its_time(self, stage: Stage) -> None:
+        """A hundred years: no store may overflow."""
+        century = 100 * 365.25 * 86_400.0
+        await stage.put(stage.job("a", after=century))
+        due = stage.clock.now() + century
+        assert (await stage.store.get("a")).due == pytest.approx(due, abs=1e-3)
+        assert (await stage.store.promote(10)).next_due == pytest.approx(due, abs=1e-3)

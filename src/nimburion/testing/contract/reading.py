@@ -1,0 +1,220 @@
+"""Reading: whole records, stable pages, exact counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.core.errors import InvalidJob, JobNotFound
+from nimburion.core.job import State
+from nimburion.core.reading import JobFilter, QueueInfo
+from nimburion.core.settlement import Completed, Failed, Retried
+from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.standing import STANDING
+
+
+class Reading:
+    """`get`, `list_jobs`, `counts`, `queues`."""
+
+    async def test_an_unknown_id_is_not_found(self, stage: Stage) -> None:
+        with pytest.raises(JobNotFound) as caught:
+            await stage.store.get("nobody")
+        assert caught.value.job_id == "nobody"
+
+    @pytest.mark.parametrize("state", STANDING)
+    async def test_every_place_reads_as_its_state(self, stage: Stage, state: str) -> None:
+        """In `get`, `list_jobs`, `counts` and by the filter of states alike."""
+        job_id = await STANDING[state](stage)
+        expected = State(state.replace(",", "").split(maxsplit=1)[0])
+        record = await stage.store.get(job_id)
+        assert record.state is expected
+        assert (await stage.store.list_jobs(payloads=True)).jobs == [record]
+        assert (await stage.store.counts())[expected] == 1
+        assert sum((await stage.store.counts()).values()) == 1
+        for one in State:
+            page = await stage.store.list_jobs(JobFilter(states=frozenset({one})))
+            assert [job.id for job in page.jobs] == ([job_id] if one is expected else [])
+
+    @pytest.mark.parametrize("state", STANDING)
+    async def test_what_belongs_to_a_state_is_there_and_nothing_else(
+        self, stage: Stage, state: str
+    ) -> None:
+        record = await stage.store.get(await STANDING[state](stage))
+        finished = record.state.finished
+        assert (record.finished_at is not None) is finished
+        assert (record.session is not None) is (record.state is State.PROCESSING)
+        assert (record.payload is None) is (finished and record.state is not State.FAILED)
+        assert record.cancel_requested is (state == "processing, cancel requested")
+        assert (record.progress is not None) is (state == "processing, with progress")
+        assert (record.result is not None) is (record.state is State.COMPLETED)
+        untouched = {"pending", "scheduled", "cancelled while waiting"}
+        assert (record.started_at is None) is (state in untouched)
+
+    async def test_reading_changes_nothing(self, stage: Stage) -> None:
+        await stage.add("a")
+        await stage.put(stage.job("b", after=5.0))
+        stage.clock.advance(5.0)
+        before = (await stage.store.list_jobs(payloads=True)).jobs
+        for _ in range(2):
+            await stage.store.get("a")
+            await stage.store.counts()
+            await stage.store.queues()
+            await stage.store.sessions()
+        assert (await stage.store.list_jobs(payloads=True)).jobs == before
+        assert (await stage.store.promote(10)).count == 1
+
+    async def test_the_newest_enqueue_comes_first(self, stage: Stage) -> None:
+        """Whatever their times and priorities."""
+        await stage.put(stage.job("a", after=9.0))
+        await stage.put(stage.job("c", priority=9))
+        await stage.put(stage.job("b", at=1.0))
+        assert [job.id for job in (await stage.store.list_jobs()).jobs] == ["b", "c", "a"]
+
+    async def test_payloads_come_only_when_asked_for(self, stage: Stage) -> None:
+        await stage.add("a")
+        assert (await stage.store.list_jobs()).jobs[0].payload is None
+        assert (await stage.store.list_jobs(payloads=True)).jobs[0].payload == b"{}"
+
+    async def test_an_empty_store_has_one_empty_page(self, stage: Stage) -> None:
+        page = await stage.store.list_jobs()
+        assert (page.jobs, page.next) == ([], None)
+
+    @pytest.mark.parametrize("limit", [1, 3, 10, 11])
+    async def test_pages_have_no_gaps_and_no_doubles(self, stage: Stage, limit: int) -> None:
+        await stage.add(*(f"{n}" for n in range(10)))
+        seen: list[str] = []
+        after: str | None = None
+        while True:
+            page = await stage.store.list_jobs(limit=limit, after=after)
+            assert len(page.jobs) <= limit
+            seen += [job.id for job in page.jobs]
+            after = page.next
+            if after is None:
+                break
+        assert seen == [f"{n}" for n in reversed(range(10))]
+
+    async def test_a_page_that_is_just_full_is_the_last(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        assert (await stage.store.list_jobs(limit=2)).next is None
+
+    async def test_pages_are_stable_while_others_enqueue(self, stage: Stage) -> None:
+        await stage.add("a", "b", "c", "d")
+        first = await stage.store.list_jobs(limit=2)
+        await stage.add("e", "f")
+        second = await stage.store.list_jobs(limit=2, after=first.next)
+        assert [job.id for job in first.jobs + second.jobs] == ["d", "c", "b", "a"]
+
+    async def test_pages_are_stable_while_jobs_move(self, stage: Stage) -> None:
+        await stage.add("a", "b", "c", "d")
+        first = await stage.store.list_jobs(limit=2)
+        worker = await stage.worker()
+        for delivery in await worker.take(4):
+            await worker.settle(Completed(delivery.lease))
+        second = await stage.store.list_jobs(limit=2, after=first.next)
+        assert [job.id for job in second.jobs] == ["b", "a"]
+
+    async def test_pages_of_a_filter(self, stage: Stage) -> None:
+        for n in range(9):
+            await stage.put(stage.job(f"{n}", queue=("red", "blue", "red")[n % 3]))
+        first = await stage.store.list_jobs(JobFilter(queue="red"), limit=4)
+        second = await stage.store.list_jobs(JobFilter(queue="red"), limit=4, after=first.next)
+        assert [job.id for job in first.jobs + second.jobs] == ["8", "6", "5", "3", "2", "0"]
+        assert second.next is None
+
+    async def test_a_cursor_that_is_none_of_this_store_is_refused(self, stage: Stage) -> None:
+        await stage.add("a")
+        with pytest.raises(InvalidJob):
+            await stage.store.list_jobs(after="no cursor")
+
+    @pytest.mark.parametrize(
+        ("which", "expected"),
+        [
+            (JobFilter(), ["e", "d", "c", "b", "a"]),
+            (JobFilter(queue="red"), ["b"]),
+            (JobFilter(name="post"), ["c"]),
+            (JobFilter(name="post", queue="red"), []),
+            (JobFilter(reason="permanent"), ["d"]),
+            (JobFilter(ids=("a", "c", "nobody")), ["c", "a"]),
+            (JobFilter(ids=()), []),
+            (JobFilter(states=frozenset({State.PENDING})), ["c", "b"]),
+            (JobFilter(states=frozenset({State.FAILED, State.SCHEDULED})), ["e", "d"]),
+            (JobFilter(states=frozenset({State.PENDING}), ids=("a", "b")), ["b"]),
+            (JobFilter(states=frozenset(State)), ["e", "d", "c", "b", "a"]),
+            (JobFilter(states=frozenset()), []),
+            (JobFilter(queue="nowhere"), []),
+        ],
+    )
+    async def test_all_that_a_filter_says_must_hold(
+        self, stage: Stage, which: JobFilter, expected: list[str]
+    ) -> None:
+        await stage.put(stage.job("a", name="scan"))
+        await stage.put(stage.job("b", queue="red"))
+        await stage.put(stage.job("c", name="post"))
+        await stage.put(stage.job("d", name="dies"))
+        await stage.put(stage.job("e", after=60.0))
+        worker = await stage.worker(names=("scan", "dies"))
+        scan, dies = [delivery.lease for delivery in await worker.take(2)]
+        await worker.settle(
+            Retried(scan, 60.0, OOPS),
+            Failed(dies, "permanent", OOPS),
+        )
+        page = await stage.store.list_jobs(which)
+        assert [job.id for job in page.jobs] == expected
+
+    async def test_every_state_has_a_count(self, stage: Stage) -> None:
+        assert await stage.store.counts() == dict.fromkeys(State, 0)
+
+    async def test_counts_equal_a_walk(self, stage: Stage) -> None:
+        for build in STANDING.values():
+            await build(stage)
+        jobs = (await stage.store.list_jobs(limit=1_000)).jobs
+        walked = {state: sum(job.state is state for job in jobs) for state in State}
+        assert await stage.store.counts() == walked
+
+    async def test_counts_of_one_queue(self, stage: Stage) -> None:
+        await stage.add("a", "b", queue="red")
+        await stage.add("c", queue="blue")
+        worker = await stage.worker(queues=("red",))
+        await worker.settle(Completed((await worker.take_one()).lease))
+        counts = await stage.store.counts("red")
+        assert (counts[State.PENDING], counts[State.COMPLETED], len(counts)) == (1, 1, len(State))
+        assert sum((await stage.store.counts("nowhere")).values()) == 0
+
+    async def test_queues_tell_what_waits_and_what_runs(self, stage: Stage) -> None:
+        await stage.add("a", "b", "c")
+        stage.clock.advance(10.0)
+        await stage.put(stage.job("d", after=60.0))
+        await stage.add("e", queue="another")
+        worker = await stage.worker()
+        await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
+        await worker.take_one()
+        assert await stage.store.queues() == [
+            QueueInfo(
+                name="another", size=1, scheduled=0, processing=0, oldest_age=0.0, paused=False
+            ),
+            QueueInfo(
+                name="default", size=1, scheduled=2, processing=1, oldest_age=10.0, paused=False
+            ),
+        ]
+
+    async def test_a_queue_of_finished_jobs_is_not_listed(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.settle(Completed((await worker.take_one()).lease))
+        assert await stage.store.queues() == []
+
+    async def test_the_oldest_is_the_one_that_has_been_due_for_longest(self, stage: Stage) -> None:
+        """Not the first in line, nor the first enqueued."""
+        now = stage.clock.now()
+        await stage.put(stage.job(at=now - 5.0, priority=9))
+        await stage.put(stage.job(at=now - 50.0, priority=1, name="post"))
+        await stage.put(stage.job(at=now + 50.0))
+        (queue,) = await stage.store.queues()
+        assert (queue.oldest_age, queue.size, queue.scheduled) == (50.0, 2, 1)
+
+    async def test_a_queue_where_all_runs_has_no_age(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        stage.clock.advance(10.0)
+        await worker.take_one()
+        (queue,) = await stage.store.queues()
+        assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)

@@ -1,0 +1,238 @@
+"""Schedules: kept as they are, and each tick decided once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from nimburion.core.job import Options, State
+from nimburion.core.reading import EVERY_JOB, Fired, Overlap, ScheduleRecord
+from nimburion.core.settlement import Completed, Failed, Released, Retried, Settlement
+from nimburion.testing.contract.stage import OOPS, Stage
+
+NIGHTLY = ScheduleRecord(name="nightly", spec=b'{"cron": "0 2 * * *"}', owner="app")
+
+NOT_STARTED, STARTED, ENDED = "not started", "started", "ended"
+PREVIOUS = {
+    "pending": NOT_STARTED,
+    "scheduled": NOT_STARTED,
+    "released": NOT_STARTED,
+    "processing": STARTED,
+    "retrying": STARTED,
+    "completed": ENDED,
+    "failed": ENDED,
+    "cancelled": ENDED,
+    "forgotten": ENDED,
+}
+"""Where the schedule's previous job may stand, and what that means for the next."""
+OVERLAPS: dict[tuple[Overlap, str], Literal["fired", "skipped"]] = {
+    ("allow", NOT_STARTED): "fired",
+    ("allow", STARTED): "fired",
+    ("allow", ENDED): "fired",
+    ("skip", NOT_STARTED): "skipped",
+    ("skip", STARTED): "skipped",
+    ("skip", ENDED): "fired",
+    ("queue_one", NOT_STARTED): "skipped",
+    ("queue_one", STARTED): "fired",
+    ("queue_one", ENDED): "fired",
+    ("cancel_previous", NOT_STARTED): "fired",
+    ("cancel_previous", STARTED): "fired",
+    ("cancel_previous", ENDED): "fired",
+}
+
+
+async def fire(
+    stage: Stage, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
+) -> Fired:
+    """Decide a tick of the nightly schedule."""
+    return await stage.store.fire("nightly", expected, tick, stage.job(job_id), overlap)
+
+
+async def the_schedule(stage: Stage) -> ScheduleRecord:
+    """The only one."""
+    (schedule,) = await stage.store.list_schedules()
+    return schedule
+
+
+async def move_previous(stage: Stage, to: str) -> None:
+    """Bring the previous job, which is pending, to where it should stand."""
+    if to in {"pending", "scheduled"}:
+        return
+    if to in {"cancelled", "forgotten"}:
+        await stage.store.cancel("previous")
+        if to == "forgotten":
+            await stage.store.delete(EVERY_JOB, 10)
+        return
+    worker = await stage.worker()
+    lease = (await worker.take_one()).lease
+    settlements: dict[str, Settlement] = {
+        "released": Released(lease),
+        "retrying": Retried(lease, 60.0, OOPS),
+        "completed": Completed(lease),
+        "failed": Failed(lease, "permanent", OOPS),
+    }
+    if to in settlements:
+        await worker.settle(settlements[to])
+
+
+class Schedules:
+    """Keeping schedules."""
+
+    async def test_a_schedule_is_kept_as_it_is(self, stage: Stage) -> None:
+        spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4"} }'
+        record = ScheduleRecord(name="a", spec=spec, owner="me", paused=True, last_tick=7.25)
+        await stage.store.put_schedule(record)
+        assert await stage.store.list_schedules() == [record]
+
+    async def test_schedules_are_listed_by_name(self, stage: Stage) -> None:
+        for name in ("b", "c", "a"):
+            await stage.store.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
+        assert [one.name for one in await stage.store.list_schedules()] == ["a", "b", "c"]
+
+    async def test_putting_again_replaces_the_spec_and_keeps_what_happened(
+        self, stage: Stage
+    ) -> None:
+        """A deploy puts all its schedules; none may fire again or wake up by that."""
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, 100.0, "one")
+        await stage.store.pause_schedule("nightly", paused=True)
+        await stage.store.put_schedule(
+            ScheduleRecord(name="nightly", spec=b"{}", owner="other", last_tick=5.0)
+        )
+        assert await the_schedule(stage) == ScheduleRecord(
+            name="nightly", spec=b"{}", owner="other", paused=True, last_tick=100.0, last_job="one"
+        )
+
+    async def test_pausing_and_resuming(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        assert await stage.store.pause_schedule("nightly", paused=True) is True
+        assert (await the_schedule(stage)).paused is True
+        assert await stage.store.pause_schedule("nightly", paused=False) is True
+        assert (await the_schedule(stage)).paused is False
+
+    async def test_what_is_not_there_cannot_be_paused_or_deleted(self, stage: Stage) -> None:
+        assert await stage.store.pause_schedule("nobody", paused=True) is False
+        assert await stage.store.delete_schedule("nobody") is False
+
+    async def test_deleting(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        assert await stage.store.delete_schedule("nightly") is True
+        assert await stage.store.delete_schedule("nightly") is False
+        assert await stage.store.list_schedules() == []
+
+    async def test_a_schedule_that_is_put_anew_after_deleting_has_no_past(
+        self, stage: Stage
+    ) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, 100.0, "one")
+        await stage.store.delete_schedule("nightly")
+        await stage.store.put_schedule(NIGHTLY)
+        assert await the_schedule(stage) == NIGHTLY
+
+
+class Firing:
+    """`fire`."""
+
+    async def test_a_tick_stores_its_job_and_moves(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        assert await fire(stage, None, 100.0, "one") == Fired("fired", "one")
+        assert await stage.state("one") is State.PENDING
+        schedule = await the_schedule(stage)
+        assert (schedule.last_tick, schedule.last_job) == (100.0, "one")
+
+    async def test_ticks_follow_each_other(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, 100.0, "one")
+        assert await fire(stage, 100.0, 200.0, "two") == Fired("fired", "two")
+        assert (await the_schedule(stage)).last_tick == 200.0
+
+    @pytest.mark.parametrize("expected", [None, 99.0, 100.001, 200.0])
+    async def test_a_tick_that_somebody_else_decided_stores_nothing(
+        self, stage: Stage, expected: float | None
+    ) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, 100.0, "one")
+        before = await the_schedule(stage)
+        assert await fire(stage, expected, 200.0, "two") == Fired("moved")
+        assert await the_schedule(stage) == before
+        assert sum((await stage.store.counts()).values()) == 1
+
+    async def test_the_same_tick_fires_once(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        outcomes = [(await fire(stage, None, 100.0, f"{n}")).outcome for n in range(4)]
+        assert outcomes == ["fired", "moved", "moved", "moved"]
+
+    async def test_ticks_are_compared_exactly(self, stage: Stage) -> None:
+        tick = 1_750_000_000.1234567
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, tick, "one")
+        assert (await the_schedule(stage)).last_tick == tick
+        assert (await fire(stage, tick, tick + 60.0, "two")).outcome == "fired"
+
+    async def test_a_missing_schedule_fires_nothing(self, stage: Stage) -> None:
+        assert await fire(stage, None, 100.0, "one") == Fired("missing")
+        assert sum((await stage.store.counts()).values()) == 0
+
+    async def test_a_paused_schedule_fires_nothing_and_does_not_move(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await stage.store.pause_schedule("nightly", paused=True)
+        assert await fire(stage, None, 100.0, "one") == Fired("paused")
+        assert (await the_schedule(stage)).last_tick is None
+        assert sum((await stage.store.counts()).values()) == 0
+
+    @pytest.mark.parametrize("previous", PREVIOUS)
+    @pytest.mark.parametrize("overlap", ["allow", "skip", "queue_one", "cancel_previous"])
+    async def test_overlap_with_the_previous_job(
+        self, stage: Stage, overlap: Overlap, previous: str
+    ) -> None:
+        """The tick moves either way; `last_job` only with a new job."""
+        await stage.store.put_schedule(NIGHTLY)
+        after = 60.0 if previous == "scheduled" else 0.0
+        first = stage.job("previous", after=after)
+        await stage.store.fire("nightly", None, 100.0, first, "allow")
+        await move_previous(stage, previous)
+        expected = OVERLAPS[overlap, PREVIOUS[previous]]
+        fired = await fire(stage, 100.0, 200.0, "next", overlap)
+        assert fired == Fired(expected, "next" if expected == "fired" else None)
+        schedule = await the_schedule(stage)
+        assert schedule.last_tick == 200.0
+        assert schedule.last_job == ("next" if expected == "fired" else "previous")
+
+    async def test_cancel_previous_ends_what_waits(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, 100.0, "one")
+        await fire(stage, 100.0, 200.0, "two", "cancel_previous")
+        assert await stage.state("one") is State.CANCELLED
+        assert await stage.state("two") is State.PENDING
+
+    async def test_cancel_previous_asks_what_runs(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await fire(stage, None, 100.0, "one")
+        worker = await stage.worker()
+        await worker.take_one()
+        await fire(stage, 100.0, 200.0, "two", "cancel_previous")
+        assert (await stage.store.get("one")).cancel_requested is True
+
+    async def test_a_unique_key_that_is_taken_skips_the_tick(self, stage: Stage) -> None:
+        options = Options(unique_key="k")
+        await stage.put(stage.job("holder", options=options))
+        await stage.store.put_schedule(NIGHTLY)
+        job = stage.job("one", options=options)
+        assert await stage.store.fire("nightly", None, 100.0, job, "allow") == Fired("skipped")
+        schedule = await the_schedule(stage)
+        assert (schedule.last_tick, schedule.last_job) == (100.0, None)
+
+    async def test_a_job_that_is_there_already_counts_as_fired(self, stage: Stage) -> None:
+        """The same id and body: a scheduler that names its jobs by tick may repeat itself."""
+        await stage.add("one")
+        await stage.store.put_schedule(NIGHTLY)
+        assert await fire(stage, None, 100.0, "one") == Fired("fired", "one")
+        assert sum((await stage.store.counts()).values()) == 1
+
+    async def test_schedules_do_not_mix(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await stage.store.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
+        await fire(stage, None, 100.0, "one")
+        other, nightly = await stage.store.list_schedules()
+        assert (other.last_tick, nightly.last_tick) == (None, 100.0)
