@@ -41,7 +41,7 @@ def jobs() -> None:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(sorted(State)),
+    type=click.Choice(sorted(state.value for state in State)),
     multiple=True,
     help="Only in this state; several times for several.",
 )
@@ -80,7 +80,7 @@ def show_job(job_id: str) -> None:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(sorted(UNFINISHED)),
+    type=click.Choice(sorted(state.value for state in UNFINISHED)),
     multiple=True,
     help="Only in this state.",
 )

@@ -1,0 +1,77 @@
+"""Commands that change something: counts first, and many only with --yes."""
+
+from __future__ import annotations
+
+from tests.cli.conftest import CommandLine
+
+
+def states(nimburion: CommandLine) -> dict[str, str]:
+    """The state of every job."""
+    jobs = nimburion("jobs", "list", "--json", "--limit", "1000").data["jobs"]
+    return {job["id"]: job["state"] for job in jobs}
+
+
+def test_cancel_by_id(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", "b")
+    nimburion.fail("f", name="other")
+    call = nimburion("jobs", "cancel", "a", "f", "--json")
+    assert (call.code, call.data) == (1, {"a": "cancelled", "f": "finished"})
+    missing = nimburion("jobs", "cancel", "b", "x")
+    assert missing.code == 4
+    assert missing.out.splitlines() == [
+        "b  cancelled", "x  not found", "1 job cancelled", "1 job not found",
+    ]  # fmt: skip
+    assert states(nimburion) == {"a": "cancelled", "b": "cancelled", "f": "failed"}
+
+
+def test_cancel_all_that_match_needs_yes(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", "b", queue="mail")
+    nimburion.enqueue("c")
+    counted = nimburion("jobs", "cancel", "--queue", "mail")
+    assert (counted.code, counted.out) == (2, "")
+    assert counted.err == (
+        "nimburion: 2 jobs would be cancelled; nothing was done. Add --yes to do it\n"
+    )
+    assert set(states(nimburion).values()) == {"pending"}
+    assert nimburion("jobs", "cancel", "--queue", "mail", "--yes").code == 0
+    assert states(nimburion) == {"a": "cancelled", "b": "cancelled", "c": "pending"}
+    assert nimburion("jobs", "cancel", "--all", "--yes").out == "c  cancelled\n1 job cancelled\n"
+
+
+def test_retry_and_replay_by_id(nimburion: CommandLine) -> None:
+    nimburion.fail("f1", "f2", "f3")
+    assert nimburion("jobs", "retry", "f1").out == "1 job replayed\n"
+    assert nimburion("dead", "replay", "f2", "--json").data == {"replayed": ["f2"], "held": []}
+    again = nimburion("dead", "replay", "f2")
+    assert (again.code, again.out) == (1, "0 jobs replayed\n")
+    assert states(nimburion) == {"f1": "pending", "f2": "pending", "f3": "failed"}
+
+
+def test_replay_all_that_match_needs_yes(nimburion: CommandLine) -> None:
+    nimburion.fail("f1", "f2", queue="mail")
+    nimburion.fail("f3", name="other")
+    counted = nimburion("dead", "replay", "--queue", "mail")
+    assert counted.code == 2
+    assert "2 jobs would be replayed; nothing was done" in counted.err
+    assert nimburion("dead", "replay", "--queue", "mail", "--yes").out == "2 jobs replayed\n"
+    assert nimburion("dead", "replay", "--reason", "lost", "--yes").out == "0 jobs replayed\n"
+    assert nimburion("dead", "replay", "--all", "--yes").out == "1 job replayed\n"
+
+
+def test_purge_needs_yes_even_for_one(nimburion: CommandLine) -> None:
+    nimburion.fail("f1", "f2")
+    nimburion.enqueue("p")
+    counted = nimburion("dead", "purge", "f1")
+    assert counted.code == 2
+    assert "1 job would be purged for good; nothing was done" in counted.err
+    assert nimburion("dead", "purge", "f1", "p", "--yes", "--json").data == {"purged": 1}
+    assert states(nimburion) == {"f2": "failed", "p": "pending"}
+    assert nimburion("dead", "purge", "--all", "--yes").out == "1 job purged\n"
+
+
+def test_many_are_done_in_steps(nimburion: CommandLine) -> None:
+    ids = [f"f{number:04}" for number in range(1203)]
+    nimburion.fail(*ids)
+    assert nimburion("dead", "replay", "--all", "--yes").out == "1203 jobs replayed\n"
+    cancelled = nimburion("jobs", "cancel", "--all", "--yes")
+    assert cancelled.out == "1203 jobs cancelled\n"
