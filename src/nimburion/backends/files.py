@@ -7,6 +7,7 @@ locks and why it is atomic.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 
@@ -38,7 +39,7 @@ class Statements:
         except KeyError:
             raise LookupError(f"{self._package} has no statement {name!r}") from None
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._texts)
 
 

@@ -135,15 +135,16 @@ class Doorbell:
             self._leave(woken)
 
     def wake(self, queues: Collection[str]) -> None:
-        """These queues were rung."""
+        """These queues were rung. What nobody waits for is kept for the next who does."""
         self._rung.update(queues)
+        heard: set[str] = set()
         for woken, wanted in self._waiting.items():
-            if EVERY_QUEUE in self._rung or self._rung & wanted:
-                self._rung -= wanted
+            found = self._rung & {*wanted, EVERY_QUEUE}
+            if found:
+                heard |= found
                 if not woken.done():
                     woken.set_result(None)
-        if self._waiting:
-            self._rung.discard(EVERY_QUEUE)
+        self._rung -= heard
 
     def close(self) -> None:
         """Remove the socket, and the folder when it was the last."""

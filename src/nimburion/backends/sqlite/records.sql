@@ -25,6 +25,6 @@ SELECT
 FROM json_each(?1) AS x
 CROSS JOIN job AS j ON j.seq = x.value
 LEFT JOIN progress AS p ON p.seq = j.seq
-LEFT JOIN lease AS l ON j.state = 0 AND l.seq = j.seq
+LEFT JOIN lease AS l ON j.state = 0 AND l.session IN (SELECT n FROM session) AND l.seq = j.seq
 LEFT JOIN session AS s ON s.n = l.session
 ORDER BY j.seq DESC

@@ -87,7 +87,7 @@ CREATE TABLE unique_key (
     until INTEGER,                      -- NULL: until the job is finished
     PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX unique_key_seq ON unique_key (seq);
+CREATE INDEX unique_key_seq ON unique_key (seq) WHERE until IS NULL;
 
 CREATE TABLE session (
     n INTEGER PRIMARY KEY,

@@ -1,0 +1,101 @@
+"""Stores by URL: found, or refused with what to write instead."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends import ENTRY_POINTS, open_backend
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.errors import ConfigurationError
+from nimburion.testing.clock import FakeClock
+
+
+class Shop:
+    """Somebody else's store, as far as finding it goes."""
+
+    def __init__(self, url: str, options: dict[str, object]) -> None:
+        self.url = url
+        self.options = options
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> Shop:
+        return cls(url, options)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///jobs.db", "jobs.db"),
+        ("SQLite:///data/jobs.db", "data/jobs.db"),
+        ("sqlite:////srv/jobs.db", "/srv/jobs.db"),
+        ("sqlite:///with%20blank.db", "with blank.db"),
+    ],
+)
+def test_sqlite_urls(url: str, path: str) -> None:
+    store = open_backend(url)
+    assert isinstance(store, SQLiteBackend)
+    assert store.path == Path(path)
+    assert store.describe() == f"SQLite {Path(path).absolute()}"
+
+
+def test_memory_urls() -> None:
+    assert not open_backend("memory://").capabilities.durable
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("jobs.db", "is no URL of a store; write one like sqlite:///jobs.db"),
+        ("://x", "is no URL of a store"),
+        ("sqlite:jobs.db", "is no URL of a store"),
+        ("sqlite://jobs.db", "names no SQLite file"),
+        ("sqlite:///", "names no SQLite file"),
+        ("sqlite:///a.db?mode=ro", "names no SQLite file"),
+        ("sqlit:///jobs.db", "did you mean sqlite?"),
+        ("memroy://", "did you mean memory?"),
+        ("postgre://h/d", "did you mean postgres"),
+        ("mysql://h/d", r"Known here: memory, sqlite"),
+        ("redis://localhost", "not in this version yet; use sqlite:///FILE"),
+        ("postgresql://u:secret@h/d", "not in this version yet"),
+    ],
+)
+def test_what_is_wrong_is_said(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_backend(url)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_option_that_the_store_does_not_take() -> None:
+    with pytest.raises(ConfigurationError, match=r"store 'sqlite': .*colour"):
+        open_backend("sqlite:///jobs.db", colour="blue")
+
+
+def test_options_reach_the_store() -> None:
+    clock = FakeClock()
+    store = open_backend("sqlite:///jobs.db", clock=clock)
+    assert isinstance(store, SQLiteBackend)
+    assert store._clock is clock
+
+
+def test_a_password_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_backend("user:secret@host")
+    assert "secret" not in str(caught.value)
+
+
+def test_somebody_elses_store_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = metadata.EntryPoint("shop", f"{__name__}:Shop", ENTRY_POINTS)
+
+    def entry_points(*, group: str, name: str | None = None) -> list[metadata.EntryPoint]:
+        return [one for one in [entry] if group == ENTRY_POINTS and name in {None, one.name}]
+
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
+    store = open_backend("shop://corner", till=3)
+    assert isinstance(store, Shop)
+    assert (store.url, store.options) == ("shop://corner", {"till": 3})
+    with pytest.raises(ConfigurationError, match=r"did you mean shop\?.*memory, shop, sqlite"):
+        open_backend("shap://corner")
