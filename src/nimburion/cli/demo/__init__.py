@@ -13,15 +13,15 @@ from nimburion.cli.invocation import current, shared_options
 @click.command()
 @click.option(
     "--keep",
+    "folder",
     metavar="DIR",
-    type=click.Path(path_type=Path),
     help="Work in this folder, which must be empty or new, instead of a temporary one.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Other data, other faults.")
 @click.option("--plain", is_flag=True, help="Plain lines instead of a live view.")
 @shared_options
 @click.pass_context
-def demo(ctx: click.Context, keep: Path | None, seed: int, plain: bool) -> None:  # noqa: FBT001
+def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None:  # noqa: FBT001
     """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
 
     Needs nothing but this package: it starts its own workers, web service and mail server on this
@@ -32,6 +32,7 @@ def demo(ctx: click.Context, keep: Path | None, seed: int, plain: bool) -> None:
 
     if current().config or current().store:
         raise BadInput("the demo brings its own configuration and store; see --keep")
+    keep = None if folder is None else Path(folder)
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise BadInput(f"{keep} is not an empty folder")
     if not run_demo(keep, seed, plain=plain, as_json=current().as_json):
