@@ -1,0 +1,92 @@
+"""The reference pages name what the code has: no more, no less."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from nimburion import jobs
+from nimburion.core import events
+from nimburion.core.job import Reason, State
+from nimburion.core.limits import Limits
+from nimburion.core.settings import Settings
+from nimburion.jobs import errors
+from nimburion.jobs.policy import PolicyOptions
+from nimburion.jobs.status import Status
+from nimburion.jobs.terms import EnqueueOptions
+from tests.house.tree import ROOT
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def text_of(page: str) -> str:
+    return (REFERENCE / page).read_text(encoding="utf-8")
+
+
+def first_cells(page: str, *, under: str = "") -> list[str]:
+    """Return the code words in the first cells of the tables of a page, or of a part of it."""
+    text = text_of(page)
+    if under:
+        text = text.split(f"## {under}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    return [word for cell in cells for word in re.findall(r"`(\w+)[^`]*`", cell)]
+
+
+def test_the_errors_are_all_there() -> None:
+    assert sorted(first_cells("errors.md")) == sorted(errors.__all__)
+
+
+def test_the_states_and_reasons_are_all_there() -> None:
+    assert first_cells("states.md") == [*map(str, ORDER_OF_STATES), *map(str, Reason)]
+    assert set(ORDER_OF_STATES) == set(State)
+
+
+ORDER_OF_STATES = [
+    State.PENDING,
+    State.SCHEDULED,
+    State.PROCESSING,
+    State.RETRYING,
+    State.COMPLETED,
+    State.FAILED,
+    State.CANCELLED,
+]
+
+
+def test_the_events_are_there_with_their_fields() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text_of("events.md"), re.MULTILINE)
+    said = {name: re.findall(r"`(\w+)`", fields) for name, fields in rows}
+    known = {
+        kind.__name__: [field.name for field in msgspec.structs.fields(kind)]
+        for kind in events.Event.__subclasses__()
+    }
+    assert said == known
+
+
+def test_the_settings_and_limits_are_all_there() -> None:
+    settings = [field.name for field in msgspec.structs.fields(Settings)]
+    limits = [field.name for field in msgspec.structs.fields(Limits)]
+    assert first_cells("settings.md") == ["backend", *settings, *limits]
+
+
+def test_the_public_names_are_all_there() -> None:
+    assert set(first_cells("api.md", under="`nimburion.jobs`")) == set(jobs.__all__)
+
+
+def test_the_words_of_a_job_are_all_there() -> None:
+    words = {"name", "queue", *PolicyOptions.__annotations__}
+    assert set(first_cells("api.md", under="The words of a job")) == words
+
+
+def test_the_methods_of_a_processor_are_all_there() -> None:
+    section = text_of("api.md").split("## `Processor`\n")[1].split("\n## ")[0]
+    said = set(re.findall(r"`(?:Processor\.)?(\w+)", section))
+    inside = {"sibling", "make_attempts", "make_worker", "make_housekeeping"}
+    known = {name for name in dir(jobs.Processor) if not name.startswith("_")}
+    assert known - inside - said == set()
+
+
+def test_the_options_and_the_fields_of_a_status_are_all_there() -> None:
+    text = text_of("api.md")
+    for words in (EnqueueOptions.__annotations__, [f.name for f in msgspec.structs.fields(Status)]):
+        assert [word for word in words if f"`{word}`" not in text] == []
