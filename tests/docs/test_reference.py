@@ -9,8 +9,6 @@ import msgspec
 from nimburion import jobs
 from nimburion.core import events
 from nimburion.core.job import Reason, State
-from nimburion.core.limits import Limits
-from nimburion.core.settings import Settings
 from nimburion.jobs import errors
 from nimburion.jobs.policy import PolicyOptions
 from nimburion.jobs.status import Status
@@ -61,12 +59,6 @@ def test_the_events_are_there_with_their_fields() -> None:
         for kind in events.Event.__subclasses__()
     }
     assert said == known
-
-
-def test_the_settings_and_limits_are_all_there() -> None:
-    settings = [field.name for field in msgspec.structs.fields(Settings)]
-    limits = [field.name for field in msgspec.structs.fields(Limits)]
-    assert first_cells("settings.md") == ["backend", *settings, *limits]
 
 
 def test_the_public_names_are_all_there() -> None:

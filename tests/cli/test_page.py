@@ -1,0 +1,63 @@
+"""docs/reference/cli.md tells of every command, option and exit code, and of no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import click
+
+from nimburion.cli import endings
+from nimburion.cli.root import COMMANDS, root
+from tests.house.tree import ROOT
+
+PAGE = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+SHARED = {"--config", "--store", "--json"}
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, by its words."""
+    context = click.Context(root)
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
+        else:
+            yield name, command
+
+
+def options(command: click.Command) -> set[str]:
+    """The options of a command, in their long form."""
+    found = [one for one in command.params if isinstance(one, click.Option)]
+    return {option.opts[-1] for option in found}
+
+
+def test_every_command_is_on_the_page() -> None:
+    told = re.findall(r"^\| `nimburion ([a-z ]+?)(?: [A-Z].*?)?` \|", PAGE, re.MULTILINE)
+    assert told == [name for name, _ in commands()]
+
+
+def test_every_option_is_on_the_page() -> None:
+    told = re.findall(r"^\| `([a-z ]+)` \| `(--[a-z-]+)", PAGE, re.MULTILINE)
+    real = [(name, option) for name, one in commands() for option in options(one) - SHARED]
+    assert sorted(told) == sorted(real)
+
+
+def test_every_command_takes_the_shared_options() -> None:
+    assert [name for name, one in commands() if not options(one) >= SHARED] == []
+
+
+def test_every_exit_code_is_on_the_page() -> None:
+    told = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
+    names = ("DONE", "FAILED", "BAD_INPUT", "STORE", "NOT_FOUND", "INTERRUPTED")
+    assert told == [str(getattr(endings, name)) for name in names]
+
+
+def test_the_summaries_are_those_of_the_commands() -> None:
+    context = click.Context(root)
+    for name, (_, summary) in COMMANDS.items():
+        command = root.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert summary

@@ -1,0 +1,78 @@
+"""docs/reference/settings.md says of each setting what the code does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from nimburion.config.kinds import Kind
+from nimburion.config.scalars import scalar
+from nimburion.config.schema import COMING, JOBS, STORE_KEYS, Section, Series, Shape
+from nimburion.config.tree import Place, Written
+from nimburion.core.settings import QueueSettings, Settings
+from tests.house.tree import ROOT
+
+PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `([a-z_.\[\]]+)` \| (-|`[^`]*`) \| (.*?) \| (.+) \|$", re.MULTILINE)
+ROWS = {name: (default.strip("`"), allowed) for name, default, allowed, _ in ROW.findall(PAGE)}
+
+
+def kinds(shape: Shape, path: str) -> Iterator[tuple[str, Kind]]:
+    """Every setting and its kind."""
+    if isinstance(shape, Kind):
+        yield path, shape
+    elif isinstance(shape, Series):
+        yield from kinds(shape.each, f"{path}[]")
+    else:
+        for key, inner in shape.keys.items():
+            yield from kinds(inner, f"{path}.{key}".lstrip("."))
+
+
+KINDS = dict(kinds(JOBS, ""))
+
+
+def default_of(name: str) -> object:
+    """The default in `core.settings`."""
+    value: object = Settings()
+    if name.startswith("queues[]."):
+        value, name = QueueSettings("x"), name.removeprefix("queues[].")
+    for step in name.split("."):
+        value = getattr(value, step)
+    return value
+
+
+def test_the_table_lists_every_setting_in_order() -> None:
+    assert list(ROWS) == list(KINDS)
+
+
+def test_what_is_allowed_is_what_the_readers_allow() -> None:
+    assert {name: allowed for name, (_, allowed) in ROWS.items()} == {
+        name: kind.allowed for name, kind in KINDS.items()
+    }
+
+
+def test_the_defaults_are_those_of_the_code() -> None:
+    named_by_store = {name for name in ROWS if name.split(".")[0] in STORE_KEYS}
+    for name in ROWS.keys() - named_by_store - {"queues[].name"}:
+        written = ROWS[name][0]
+        value = KINDS[name].read(Written(scalar(written), Place("page"), written), (name,))
+        assert value == default_of(name), name
+
+
+def test_every_setting_of_the_code_can_be_written() -> None:
+    fields = {field.name for field in msgspec.structs.fields(Settings)}
+    assert JOBS.keys.keys() - STORE_KEYS.keys() | {"url"} == fields
+    queue = JOBS.keys["queues"]
+    limits = JOBS.keys["limits"]
+    assert isinstance(queue, Series)
+    assert isinstance(limits, Section)
+    assert set(queue.each.keys) == set(QueueSettings.__struct_fields__)
+    assert set(limits.keys) == set(Settings().limits.__struct_fields__)
+
+
+def test_sections_to_come_are_named() -> None:
+    told = re.search(r"later versions will read \(([^)]*)\)", PAGE)
+    assert told
+    assert set(re.findall(r"`(\w+)`", told[1])) == COMING
