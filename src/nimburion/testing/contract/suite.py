@@ -13,14 +13,18 @@ from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.cancelling import Cancelling
 from nimburion.testing.contract.dead_letters import Deleting, Replaying
+from nimburion.testing.contract.edges import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.enqueueing import Enqueueing
 from nimburion.testing.contract.exchanges import NumberedExchanges
 from nimburion.testing.contract.gates import DeclaringLimits, Gates
+from nimburion.testing.contract.limits_story import LimitsStory
+from nimburion.testing.contract.living import Living
 from nimburion.testing.contract.ordering import Ordering
 from nimburion.testing.contract.pausing import Pausing
 from nimburion.testing.contract.progress import Reporting
 from nimburion.testing.contract.promoting import Promoting
 from nimburion.testing.contract.pruning import Pruning
+from nimburion.testing.contract.racing import Racing
 from nimburion.testing.contract.reading import Reading
 from nimburion.testing.contract.rescuing import Rescuing
 from nimburion.testing.contract.reserving import Reserving
@@ -30,6 +34,7 @@ from nimburion.testing.contract.settling import Settling
 from nimburion.testing.contract.stage import Stage
 from nimburion.testing.contract.tokens import Tokens
 from nimburion.testing.contract.unique_keys import UniqueKeys
+from nimburion.testing.contract.waiting import Waiting
 
 
 class BackendContract(
@@ -55,6 +60,14 @@ class BackendContract(
     Pausing,
     Schedules,
     Firing,
+    Payloads,
+    Names,
+    Sizes,
+    Unstorables,
+    Living,
+    Waiting,
+    Racing,
+    LimitsStory,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 

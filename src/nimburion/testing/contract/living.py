@@ -1,0 +1,97 @@
+"""Coming and going: open, close, ping, migrate, siblings."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nimburion.core.backend import Backend, Capabilities
+from nimburion.core.job import Enqueued, State
+from nimburion.testing.contract.stage import Stage, ids
+
+
+class Living:
+    """Handles."""
+
+    async def test_it_says_what_it_can_do(self, stage: Stage) -> None:
+        can = stage.store.capabilities
+        assert isinstance(can, Capabilities)
+        assert can.atomic_batch is None or can.atomic_batch >= 1
+
+    async def test_it_describes_itself_in_one_line(self, stage: Stage) -> None:
+        line = stage.store.describe()
+        assert line == line.strip() != ""
+        assert len(line.splitlines()) == 1
+
+    async def test_it_answers(self, stage: Stage) -> None:
+        await stage.store.ping()
+
+    async def test_opening_again_does_nothing(self, stage: Stage) -> None:
+        await stage.add("a")
+        await stage.store.open()
+        assert await stage.state("a") is State.PENDING
+
+    async def test_migrating_an_up_to_date_store_changes_nothing(self, stage: Stage) -> None:
+        await stage.add("a")
+        before = (await stage.store.list_jobs(payloads=True)).jobs
+        for line in await stage.store.migrate():
+            assert isinstance(line, str)
+        assert (await stage.store.list_jobs(payloads=True)).jobs == before
+
+    async def test_a_handle_may_be_closed_twice_and_opened_again(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await stage.store.close()
+        await stage.store.close()
+        await stage.store.open()
+        assert (await stage.store.get("a")).session == worker.id
+        assert [info.id for info in await stage.store.sessions()] == [worker.id]
+        again = await stage.store.exchange(worker.id, 1, [], worker.want(1))
+        assert [one.lease for one in again.deliveries] == [lease]
+
+    async def test_handles_see_the_same_data(self, fleet: Stage) -> None:
+        await fleet.add("a")
+        for handle in fleet.handles:
+            assert (await handle.get("a")).state is State.PENDING
+            assert await handle.enqueue([fleet.job("a")]) == [Enqueued("a", "exists")]
+
+    async def test_closing_one_handle_leaves_the_others(self, fleet: Stage) -> None:
+        await fleet.handles[1].close()
+        await fleet.add("a")
+        assert ids(await (await fleet.worker(store=fleet.handles[2])).take()) == ["a"]
+
+    async def test_a_session_may_speak_through_any_handle(self, fleet: Stage) -> None:
+        """A worker beats through one of its own, on another thread."""
+        await fleet.add("a")
+        worker = await fleet.worker()
+        await worker.take_one()
+        await fleet.store.cancel("a")
+        orders = await fleet.handles[1].beat(worker.id)
+        assert [lease.job_id for lease in orders.cancel] == ["a"]
+
+    async def test_a_sibling_is_another_handle_on_the_same_data(self, stage: Stage) -> None:
+        await stage.add("a")
+        sibling = stage.store.sibling()
+        await sibling.open()
+        try:
+            assert (await sibling.get("a")).state is State.PENDING
+            await sibling.enqueue([stage.job("b")])
+        finally:
+            await sibling.close()
+        assert await stage.state("b") is State.PENDING
+
+    async def test_a_sibling_lives_on_a_loop_and_thread_of_its_own(self, stage: Stage) -> None:
+        worker = await stage.worker()
+        stage.clock.advance(worker.session.ttl + 1.0)
+
+        async def beat(sibling: Backend) -> None:
+            await sibling.open()
+            try:
+                await sibling.beat(worker.id)
+            finally:
+                await sibling.close()
+
+        sibling = stage.store.sibling()
+        await asyncio.to_thread(lambda: asyncio.run(beat(sibling)))
+        assert (await stage.store.rescue(10, max_lost=3)).returned == []
+        await worker.beat()

@@ -1,0 +1,360 @@
+"""Several at once: what is decided in the store is decided once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TypeVar
+
+import pytest
+
+from nimburion.core.backend import Backend
+from nimburion.core.errors import SessionLost
+from nimburion.core.exchange import NOTHING
+from nimburion.core.job import Options, State
+from nimburion.core.reading import EVERY_JOB, Cancellation, JobFilter, ScheduleRecord
+from nimburion.core.session import Gate
+from nimburion.core.settlement import Completed, Failed, Settled
+from nimburion.testing.contract.stage import OOPS, Stage, Worker, ids, soon
+
+T = TypeVar("T")
+
+RACERS = 32
+
+
+async def race(count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
+    """Let so many start in the same moment; what each came to."""
+    barrier = asyncio.Barrier(count)
+
+    async def one(n: int) -> T:
+        await barrier.wait()
+        return await run(n)
+
+    return await soon(asyncio.gather(*(one(n) for n in range(count))))
+
+
+def on_a_loop_of_its_own(run: Callable[[Worker], Coroutine[None, None, T]], worker: Worker) -> T:
+    """For a thread."""
+    return asyncio.run(run(worker))
+
+
+class Racing:
+    """Thirty-two callers over eight handles."""
+
+    def _handle(self, fleet: Stage, n: int) -> Backend:
+        return fleet.handles[n % len(fleet.handles)]
+
+    async def _workers(
+        self, fleet: Stage, count: int = RACERS, limits: dict[str, int] | None = None
+    ) -> list[Worker]:
+        return [
+            await fleet.worker(store=self._handle(fleet, n), limits=limits) for n in range(count)
+        ]
+
+    async def test_one_id_is_created_once(self, fleet: Stage) -> None:
+        results = await race(RACERS, lambda n: self._handle(fleet, n).enqueue([fleet.job("a")]))
+        outcomes = Counter(one.outcome for (one,) in results)
+        assert outcomes == {"created": 1, "exists": RACERS - 1}
+        assert sum((await fleet.store.counts()).values()) == 1
+
+    async def test_one_id_with_many_bodies_is_created_once(self, fleet: Stage) -> None:
+        results = await race(
+            RACERS,
+            lambda n: self._handle(fleet, n).enqueue([fleet.job("a", payload=b"%d" % n)]),
+        )
+        outcomes = Counter(one.outcome for (one,) in results)
+        assert outcomes == {"created": 1, "conflict": RACERS - 1}
+        (winner,) = [n for n, (one,) in enumerate(results) if one.outcome == "created"]
+        assert (await fleet.store.get("a")).payload == b"%d" % winner
+
+    async def test_one_unique_key_is_taken_once(self, fleet: Stage) -> None:
+        options = Options(unique_key="k")
+        results = await race(
+            RACERS,
+            lambda n: self._handle(fleet, n).enqueue([fleet.job(f"{n}", options=options)]),
+        )
+        outcomes = Counter(one.outcome for (one,) in results)
+        assert outcomes == {"created": 1, "taken": RACERS - 1}
+        (holder,) = {one.id for (one,) in results}
+        assert [job.id for job in (await fleet.store.list_jobs()).jobs] == [holder]
+
+    async def test_calls_that_overlap_in_other_orders_store_everything_once(
+        self, fleet: Stage
+    ) -> None:
+        """No deadlock, no half of a call."""
+        jobs = [
+            fleet.job(f"{n}", options=Options(unique_key=f"{n}", on_duplicate="existing"))
+            for n in range(60)
+        ]
+        turned = [jobs[shift:] + jobs[:shift] for shift in range(0, 60, 4)]
+        turned += [list(reversed(one)) for one in turned]
+        results = await race(len(turned), lambda n: self._handle(fleet, n).enqueue(turned[n]))
+        outcomes = Counter(one.outcome for call in results for one in call)
+        assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
+        assert (await fleet.store.counts())[State.PENDING] == 60
+
+    async def test_no_job_is_handed_out_twice(self, fleet: Stage) -> None:
+        """Promise 4, and every job is handed out."""
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(400)))
+        workers = await self._workers(fleet)
+        taken: list[str] = []
+        while replies := [
+            reply for reply in await race(RACERS, lambda n: workers[n].take(3)) if reply
+        ]:
+            taken += [job_id for reply in replies for job_id in ids(reply)]
+        assert len(taken) == len(set(taken)) == 400
+
+    async def test_one_job_goes_to_one_worker(self, fleet: Stage) -> None:
+        workers = await self._workers(fleet)
+        for _ in range(5):
+            await fleet.add()
+            replies = await race(RACERS, lambda n: workers[n].take(1))
+            assert sum(len(reply) for reply in replies) == 1
+
+    async def test_a_gate_lets_no_more_through_than_its_limit(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
+        workers = await self._workers(fleet, limits={"mail": 3})
+        replies = await race(RACERS, lambda n: workers[n].take(2))
+        assert sum(len(reply) for reply in replies) == 3
+        assert (await workers[0].beat()).gates == {"mail": Gate(3, 3)}
+
+    async def test_a_gate_that_is_set_while_jobs_are_taken_counts_them_all(
+        self, fleet: Stage
+    ) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
+        workers = await self._workers(fleet)
+
+        async def run(n: int) -> int:
+            if n == RACERS // 2:
+                await fleet.worker(store=self._handle(fleet, n), limits={"mail": 500})
+                return 0
+            return len(await workers[n].take(3))
+
+        taken = sum(await race(RACERS, run))
+        assert (await workers[0].beat()).gates == {"mail": Gate(500, taken)}
+
+    async def test_completing_and_reserving_at_once_leaves_the_gate_exact(
+        self, fleet: Stage
+    ) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
+        workers = await self._workers(fleet, limits={"mail": 8})
+        held = await race(RACERS, lambda n: workers[n].take(1))
+
+        async def run(n: int) -> int:
+            done = [Completed(one.lease) for one in held[n]]
+            reply = await workers[n].exchange(*done, want=workers[n].want(1))
+            return len(reply.deliveries)
+
+        taken = sum(await race(RACERS, run))
+        assert taken <= 8
+        assert (await workers[0].beat()).gates == {"mail": Gate(8, taken)}
+        counts = await fleet.store.counts()
+        assert (counts[State.PROCESSING], counts[State.COMPLETED]) == (taken, 8)
+
+    async def test_a_lost_job_is_rescued_once(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(40)))
+        for worker in await self._workers(fleet, 4):
+            await worker.take(10)
+        fleet.clock.advance(60.0)
+        replies = await race(RACERS, lambda n: self._handle(fleet, n).rescue(7, max_lost=3))
+        returned = [job_id for reply in replies for job_id in reply.returned]
+        assert len(returned) == len(set(returned)) == 40
+        assert {job.lost for job in (await fleet.store.list_jobs()).jobs} == {1}
+
+    @pytest.mark.parametrize("round_", range(4))
+    async def test_a_beat_against_a_rescue_has_one_winner(self, fleet: Stage, round_: int) -> None:
+        """Either it lives and keeps its jobs, or it is lost and they are back."""
+        await fleet.add("a")
+        worker = await fleet.worker(store=fleet.handles[0])
+        lease = (await worker.take_one()).lease
+        fleet.clock.advance(60.0)
+
+        async def run(n: int) -> bool:
+            if n % 2 == round_ % 2:
+                await self._handle(fleet, n + 1).rescue(10, max_lost=3)
+                return True
+            try:
+                await self._handle(fleet, n).beat(worker.id)
+            except SessionLost:
+                return False
+            return True
+
+        await race(RACERS, run)
+        if await fleet.state("a") is State.PROCESSING:
+            assert await worker.settle(Completed(lease)) == [Settled.DONE]
+        else:
+            assert (await fleet.store.get("a")).lost == 1
+            with pytest.raises(SessionLost):
+                await worker.settle(Completed(lease))
+
+    async def test_a_settlement_against_a_rescue_has_one_winner(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
+        workers = await self._workers(fleet, 16)
+        leases = [(await worker.take_one()).lease for worker in workers]
+        fleet.clock.advance(60.0)
+
+        async def run(n: int) -> list[Settled]:
+            if n % 2:
+                await self._handle(fleet, n).rescue(100, max_lost=3)
+                return []
+            try:
+                return await workers[n // 2].settle(Completed(leases[n // 2]))
+            except SessionLost:
+                return []
+
+        results = await race(RACERS, run)
+        for n, lease in enumerate(leases):
+            done = results[2 * n] == [Settled.DONE]
+            expected = State.COMPLETED if done else State.PENDING
+            assert await fleet.state(lease.job_id) is expected
+
+    async def test_a_repeat_that_overtakes_its_first_try_brings_the_same(
+        self, fleet: Stage
+    ) -> None:
+        """One number, sent through every handle at once: one exchange."""
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(50)))
+        worker = await fleet.worker()
+        want = worker.want(3)
+        replies = await race(
+            RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 1, [], want)
+        )
+        assert [reply.deliveries for reply in replies] == [replies[0].deliveries] * RACERS
+        assert (await fleet.store.counts())[State.PROCESSING] == 3
+
+    async def test_a_repeated_settlement_is_applied_once(self, fleet: Stage) -> None:
+        await fleet.add("a")
+        worker = await fleet.worker()
+        batch = [Failed((await worker.take_one()).lease, "permanent", OOPS)]
+        replies = await race(
+            RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 2, batch, NOTHING)
+        )
+        assert [reply.results for reply in replies] == [[Settled.DONE]] * RACERS
+        record = await fleet.store.get("a")
+        assert (record.failures, len(record.history)) == (1, 1)
+
+    async def test_one_tick_fires_once(self, fleet: Stage) -> None:
+        """Promise 8: however many schedulers run."""
+        await fleet.store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+
+        async def run(n: int) -> str:
+            fired = await self._handle(fleet, n).fire(
+                "nightly", None, 100.0, fleet.job(f"{n}"), "allow"
+            )
+            return fired.outcome
+
+        assert Counter(await race(RACERS, run)) == {"fired": 1, "moved": RACERS - 1}
+        assert sum((await fleet.store.counts()).values()) == 1
+
+    async def test_a_dead_letter_is_replayed_once(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
+        worker = await fleet.worker()
+        taken = await worker.take(20)
+        await worker.settle(*(Failed(one.lease, "permanent", OOPS) for one in taken))
+        replies = await race(RACERS, lambda n: self._handle(fleet, n).replay(EVERY_JOB, 100))
+        replayed = [job_id for reply in replies for job_id in reply.ids]
+        assert len(replayed) == len(set(replayed)) == 20
+
+    async def test_a_job_is_replayed_or_deleted(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
+        worker = await fleet.worker()
+        taken = await worker.take(16)
+        await worker.settle(*(Failed(one.lease, "permanent", OOPS) for one in taken))
+
+        async def run(n: int) -> list[str]:
+            which = JobFilter(ids=(f"{n // 2}",))
+            if n % 2:
+                return (await self._handle(fleet, n).replay(which, 1)).ids
+            return await self._handle(fleet, n // 2 + 1).delete(which, 1)
+
+        results = await race(RACERS, run)
+        for n in range(16):
+            assert len(results[2 * n] + results[2 * n + 1]) == 1
+        counts = await fleet.store.counts()
+        assert counts[State.PENDING] == sum(len(one) for one in results[1::2])
+        assert counts[State.FAILED] == 0
+
+    async def test_a_cancel_against_a_reservation_has_one_winner(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
+        workers = await self._workers(fleet, 16)
+
+        async def run(n: int) -> Cancellation | list[str]:
+            if n % 2:
+                return await self._handle(fleet, n).cancel(f"{n // 2}")
+            return ids(await workers[n // 2].take(1))
+
+        results = await race(RACERS, run)
+        taken = {job_id for one in results[0::2] for job_id in one}
+        for n, answer in enumerate(results[1::2]):
+            record = await fleet.store.get(f"{n}")
+            if answer is Cancellation.CANCELLED:
+                assert (record.state, record.id in taken) == (State.CANCELLED, False)
+            else:
+                assert (answer, record.cancel_requested) == (Cancellation.REQUESTED, True)
+                assert record.id in taken
+
+    async def test_a_cancel_against_a_completion_has_one_winner(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
+        workers = await self._workers(fleet, 16)
+        leases = [(await worker.take_one()).lease for worker in workers]
+
+        async def run(n: int) -> object:
+            if n % 2:
+                return await self._handle(fleet, n).cancel(leases[n // 2].job_id)
+            return await workers[n // 2].settle(Completed(leases[n // 2]))
+
+        results = await race(RACERS, run)
+        assert results[0::2] == [[Settled.DONE]] * 16
+        assert set(results[1::2]) <= {Cancellation.REQUESTED, Cancellation.FINISHED}
+        assert (await fleet.store.counts())[State.COMPLETED] == 16
+
+    async def test_promotions_at_once_move_each_job_once(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"{n}", after=5.0) for n in range(100)))
+        fleet.clock.advance(5.0)
+        replies = await race(RACERS, lambda n: self._handle(fleet, n).promote(9))
+        assert sum(reply.count for reply in replies) == 100
+        assert len(await (await fleet.worker()).take(500)) == 100
+
+    async def test_pages_have_no_doubles_while_others_enqueue(self, fleet: Stage) -> None:
+        await fleet.enqueue(*(fleet.job(f"old-{n}") for n in range(50)))
+
+        async def run(n: int) -> list[str]:
+            if n % 2:
+                await self._handle(fleet, n).enqueue([fleet.job(f"new-{n}")])
+                return []
+            seen: list[str] = []
+            after: str | None = None
+            while after is not None or not seen:
+                page = await self._handle(fleet, n).list_jobs(limit=7, after=after)
+                seen += [job.id for job in page.jobs]
+                after = page.next
+            return seen
+
+        for seen in (await race(RACERS, run))[0::2]:
+            assert len(seen) == len(set(seen))
+            assert {f"old-{n}" for n in range(50)} <= set(seen)
+
+    async def test_siblings_on_threads_of_their_own_share_the_work(self, stage: Stage) -> None:
+        await stage.enqueue(*(stage.job(f"{n}") for n in range(300)))
+        siblings = [stage.store.sibling() for _ in range(4)]
+        workers = [Worker(one, (await stage.worker()).session) for one in siblings]
+
+        async def drain(worker: Worker) -> list[str]:
+            await worker.store.open()
+            try:
+                taken: list[str] = []
+                while deliveries := await worker.take(5):
+                    taken += ids(deliveries)
+                    await worker.settle(*(Completed(one.lease) for one in deliveries))
+                return taken
+            finally:
+                await worker.store.close()
+
+        drained = await soon(
+            asyncio.gather(
+                *(asyncio.to_thread(on_a_loop_of_its_own, drain, one) for one in workers)
+            )
+        )
+        taken = [job_id for one in drained for job_id in one]
+        assert len(taken) == len(set(taken)) == 300
+        assert (await stage.store.counts())[State.COMPLETED] == 300
