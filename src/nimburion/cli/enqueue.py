@@ -11,7 +11,8 @@ import click
 from nimburion.cli.endings import BadInput
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show
-from nimburion.cli.parameters import Duration, Moment, PriorityWord
+from nimburion.cli.parameters import duration, moment
+from nimburion.cli.parameters import priority as priority_word
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -28,9 +29,15 @@ if TYPE_CHECKING:
     help='The arguments, a JSON object: \'{"to": "a@example.com"}\'; - reads standard input.',
 )
 @click.option("--queue", metavar="QUEUE", help="The queue; else `default`.")
-@click.option("--priority", type=PriorityWord(), help="0 to 9, or lowest to highest.")
-@click.option("--at", type=Moment(), metavar="TIME", help="Not before, like 2030-01-31T09:00Z.")
-@click.option("--in", "after", type=Duration(), help="Not before so long, like 30s or 1h30m.")
+@click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
+@click.option("--at", type=moment, metavar="TIME", help="Not before, like 2030-01-31T09:00Z.")
+@click.option(
+    "--in",
+    "after",
+    type=duration,
+    metavar="DURATION",
+    help="Not before so long, like 30s or 1h30m.",
+)
 @click.option("--id", "job_id", metavar="ID", help="Your own id: then repeating is safe.")
 @shared_options
 def enqueue(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar
@@ -82,4 +83,5 @@ def counted(count: int, noun: str = "job") -> str:
 def progress(count: int, label: str) -> ProgressBar[int]:
     """A bar on standard error, if people look at it."""
     hidden = current().as_json or not sys.stderr.isatty() or count <= STEP
-    return click.progressbar(length=count, label=label, file=sys.stderr, hidden=hidden)
+    file = io.StringIO() if hidden else sys.stderr
+    return click.progressbar(length=count, label=label, file=file)

@@ -107,7 +107,8 @@ class Demo:
     async def stop_workers(self) -> None:
         """SIGTERM: they finish what they have and leave."""
         codes = await self.crew.stop()
-        self.tell(f"the workers were told to stop, and ended with {' and '.join(map(str, codes))}")
+        ended = " and ".join(map(str, codes))
+        self.tell(f"what workers are left were told to stop; exit code {ended}")
         await self.look_again()
 
     async def until(self, reached: Callable[[], bool]) -> None:
