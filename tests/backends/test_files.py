@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.backends.files import Statements, check_header, migrations_of
-from nimburion.backends.sqlite.opening import PACKAGE, statements_of
+from nimburion.backends.sqlite.opening import MIGRATIONS, PACKAGE, statements_of
 
 HEADER = "-- What.\n-- Inputs: a\n-- Result: b\n-- Locks: c\n-- Atomic: d\n"
 
@@ -32,7 +32,7 @@ def test_a_header_that_leaves_something_out(label: str) -> None:
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
-    numbers = [number for number, _, _ in migrations_of(PACKAGE)]
+    numbers = [number for number, _, _ in migrations_of(PACKAGE, MIGRATIONS)]
     assert numbers == list(range(1, len(numbers) + 1))
 
 

@@ -59,10 +59,10 @@ def check_header(name: str, header: str) -> None:
             raise ValueError(f"{name}: its header must say '-- {label}: …'")
 
 
-def migrations_of(package: str) -> list[tuple[int, str, str]]:
-    """Number, name and text of each file `NNNN_name.sql` in the folder `migrations`, in order."""
+def migrations_of(package: str, folder: str) -> list[tuple[int, str, str]]:
+    """Number, name and text of each file `NNNN_name.sql` in a folder of the package, in order."""
     found = []
-    for file in resources.files(package).joinpath("migrations").iterdir():
+    for file in resources.files(package).joinpath(folder).iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
         if match:
             found.append((int(match[1]), match[2].replace("_", " "), body_of(file)))

@@ -4,7 +4,7 @@
 -- Locks: the file, for writing, from the BEGIN IMMEDIATE before it
 -- Atomic: one statement of a call that is applied whole or not at all
 UPDATE job
-SET state = 1, finished_at = ?1, payload = NULL, fence = ?4, nonce = ?5,
+SET state = 1, finished_at = ?1, payload = NULL, fence = ?4, settled = ?4, nonce = ?5,
     started_at = (
         SELECT l.at FROM lease AS l WHERE l.session = ?2 AND l.nonce = ?5 AND l.seq IN (
             SELECT value FROM json_each(?3)

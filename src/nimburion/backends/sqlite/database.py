@@ -9,6 +9,7 @@ from typing import Any
 
 from nimburion.backends.files import Statements
 from nimburion.core.clock import Clock
+from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import Lane
 
 MICRO = 1_000_000
@@ -20,7 +21,10 @@ Row = tuple[Any, ...]
 
 def micros(seconds: float) -> int:
     """Seconds as the file holds them: whole microseconds, the resolution of this store's clock."""
-    return round(seconds * MICRO)
+    try:
+        return round(seconds * MICRO)
+    except (ValueError, OverflowError) as error:
+        raise Unstorable(f"{seconds} seconds is no time that SQLite can hold") from error
 
 
 class Database:

@@ -1,6 +1,8 @@
--- The jobs with these places, in one row: each step of a statement gives up the interpreter lock and may wait long to get it back.
+-- The jobs with these places, in one row: each step of a statement gives up the interpreter lock
+-- and may wait long to get it back.
 -- Inputs: ?1 JSON array of seqs
--- Result: JSON: [[seq, id, lane, priority, failures, lost, due, created_at, fence, length of payload, options], …]; the payloads end to end
+-- Result: JSON: [[seq, id, lane, priority, failures, lost, due, created_at, fence, length of
+--   payload, options], …]; the payloads end to end
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
 SELECT

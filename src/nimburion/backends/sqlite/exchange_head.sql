@@ -1,6 +1,7 @@
 -- What an exchange must know before it begins.
 -- Inputs: ?1 session id
--- Result: n, number, results, left_at, dead_at, paused queues (JSON), gates (JSON: name, bound, held), earliest due time still ahead, whether a unique key is held; no row: no such session
+-- Result: n, number, results, left_at, dead_at, paused queues (JSON), gates (JSON: name, bound,
+--   held), earliest due time still ahead, whether a unique key is held; no row: no such session
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
 SELECT

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nimburion.backends.sqlite.place import is_folder
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,
@@ -78,12 +79,15 @@ def _cannot_grow(error: sqlite3.Error) -> bool:
 
 def _unwritable(error: sqlite3.Error, path: Path) -> BackendError:
     """A file that cannot be opened for writing: why, and what to do."""
-    if not path.parent.is_dir():
+    if os.access(path.parent.parent, os.X_OK, effective_ids=_EFFECTIVE) and not is_folder(
+        path.parent
+    ):
         return BackendUnavailable(
             f"folder {path.parent} does not exist; make it first", outcome="not applied"
         )
     for what in (path, path.parent):
-        if what.exists() and not os.access(what, os.W_OK, effective_ids=_EFFECTIVE):
+        seen = os.access(what, os.F_OK) or what == path.parent
+        if seen and not os.access(what, os.W_OK, effective_ids=_EFFECTIVE):
             return StoreReadOnly(
                 f"{what} is not writable for this user; nothing was written. SQLite needs to write "
                 f"the file and its folder: change the owner or mode, or choose another place"

@@ -3,4 +3,4 @@
 -- Result: fence, nonce, or no row
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
-SELECT fence, nonce FROM job WHERE seq = ?1 AND id = ?2
+SELECT settled, nonce FROM job WHERE seq = ?1 AND id = ?2

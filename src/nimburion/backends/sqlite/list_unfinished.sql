@@ -1,5 +1,6 @@
 -- Unfinished jobs that match; for when they are few.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL: any, for each of these), ?6 at most so many, ?7 now
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
+--   any, for each of these), ?6 at most so many, ?7 now
 -- Result: JSON array of seqs, newest first
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot

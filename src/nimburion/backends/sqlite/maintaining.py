@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nimburion.backends.sqlite import moves
-from nimburion.backends.sqlite.database import MICRO, Database
+from nimburion.backends.sqlite.database import MICRO, Database, micros
 from nimburion.backends.sqlite.enqueueing import holder_of
 from nimburion.backends.sqlite.filtering import matching
 from nimburion.backends.sqlite.moves import CANCELLED, COMPLETED, FAILED
@@ -76,7 +76,7 @@ def take_key_again(db: Database, job_id: str, lane: int, options: str | None) ->
     if holder is not None and holder != job_id:
         return False
     if holder is None:
-        until = None if asked.unique_for is None else db.now + round(asked.unique_for * MICRO)
+        until = None if asked.unique_for is None else db.now + micros(asked.unique_for)
         db.run("unique_take", name, asked.unique_key, job_id, until)
     return True
 
@@ -110,13 +110,11 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
         (FAILED, keep.failed),
     ):
         if seconds is not None and left > 0:
-            left -= forget_all(
-                db, db.value("prune_older", state, db.now - round(seconds * MICRO), left)
-            )
+            left -= forget_all(db, db.value("prune_older", state, db.now - micros(seconds), left))
     if keep.completed_max is not None and left > 0:
         left -= forget_all(db, db.value("prune_beyond", keep.completed_max, left))
     if keep.results is not None and left > 0:
-        left -= db.run("prune_results", db.now - round(keep.results * MICRO), left).rowcount
+        left -= db.run("prune_results", db.now - micros(keep.results), left).rowcount
     return limit - left
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite.database import MICRO, Database
+from nimburion.backends.sqlite.database import MICRO, Database, micros
 from nimburion.core.job import AttemptError
 
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
@@ -79,7 +79,7 @@ def wait_again(
 ) -> None:
     """Put a job that a session holds back: `delay` seconds from now, or into its old place."""
     end_lease(db, held)
-    due = None if delay is None else db.now + max(0, round(delay * MICRO))
+    due = None if delay is None else db.now + max(0, micros(delay))
     priority, due, failures = db.one(  # type: ignore[misc]
         "job_wait", held.seq, due, counts.failures, counts.lost, held.fence, nonce, held.at
     )

@@ -12,6 +12,7 @@ from nimburion.backends.sqlite.faults import is_busy
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 
 PACKAGE = "nimburion.backends.sqlite"
+MIGRATIONS = "migrations"
 OLDEST_SQLITE = (3, 37)
 BUSY_TIMEOUT = 5.0
 _CACHE = 64 * 1024
@@ -45,7 +46,7 @@ def open_writer(path: Path) -> tuple[sqlite3.Connection, list[str]]:
     """A connection that writes, on a file in the newest format; and what was done to get there."""
     connection = connect(path)
     try:
-        done = prepare(connection, path, migrations_of(PACKAGE))
+        done = prepare(connection, path, migrations_of(PACKAGE, MIGRATIONS))
         connection.execute("PRAGMA busy_timeout=0")  # the writer waits for its turn by itself
     except BaseException:
         connection.close()

@@ -54,7 +54,7 @@ def path_of(url: str) -> Path:
 
 def check_place(path: Path, *, mounts: Path = MOUNTS) -> None:
     """Raise `ConfigurationError` where SQLite's locks cannot be trusted, or nothing can be."""
-    if path.is_dir():
+    if is_folder(path):
         raise ConfigurationError(f"{path} is a folder; name a file in it")
     kind = file_system_of(path, mounts)
     if kind in NETWORKED:
@@ -62,6 +62,14 @@ def check_place(path: Path, *, mounts: Path = MOUNTS) -> None:
             f"{path} is on a network file system ({kind}), where SQLite's locks do not hold; "
             "put it on a local disk, or use a store with a server"
         )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of this name, as far as this user can see."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def file_system_of(path: Path, mounts: Path) -> str | None:

@@ -1,6 +1,7 @@
 -- Every queue that holds an unfinished job or is paused.
 -- Inputs: ?1 now
--- Result: by name: queue, due and waiting, not due, processing, earliest due time of those due, paused
+-- Result: by name: queue, due and waiting, not due, processing, earliest due time of those due,
+--   paused
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
 WITH standing AS (

@@ -1,6 +1,8 @@
 -- Whole records.
 -- Inputs: ?1 JSON array of seqs, ?2 whether with payloads, ?3 now
--- Result: newest first: id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at, reason, options, history (JSON array), fraction, message, session id, reserved at, cancel asked for, result, payload
+-- Result: newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
+--   finished_at, reason, options, history (JSON array), fraction, message, session id, reserved at,
+--   cancel asked for, result, payload
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
 SELECT

@@ -1,6 +1,7 @@
 -- Leases of sessions that are over.
 -- Inputs: ?1 at most so many
--- Result: session, seq, lane, fence, nonce, at, cancel, whether the session had left, job id, lost, failures
+-- Result: session, seq, lane, fence, nonce, at, cancel, whether the session had left, job id,
+--   lost, failures
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
 SELECT

@@ -1,4 +1,5 @@
--- End the sessions whose time is up: overdue, of another boot, or ahead of a clock that began anew.
+-- End the sessions whose time is up: overdue, of another boot, or ahead of a clock that began
+-- anew.
 -- Inputs: ?1 now, ?2 seconds since boot, ?3 boot id
 -- Result: the number of rows
 -- Locks: the file, for writing, from the BEGIN IMMEDIATE before it

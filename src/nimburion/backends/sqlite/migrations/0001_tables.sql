@@ -26,7 +26,8 @@ CREATE TABLE job (
     failures INTEGER NOT NULL DEFAULT 0,
     lost INTEGER NOT NULL DEFAULT 0,
     fence INTEGER NOT NULL DEFAULT 0,   -- of the latest delivery that ended
-    nonce BLOB,                         -- of the token that settled it; NULL: none did
+    settled INTEGER,                    -- the token that settled a delivery last: fence ...
+    nonce BLOB,                         -- ... and nonce; NULL: none did
     started_at INTEGER,
     finished_at INTEGER,
     reason TEXT,
