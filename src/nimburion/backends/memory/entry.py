@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from nimburion.core.errors import Unstorable
 from nimburion.core.job import (
     AttemptError,
     JobRecord,
@@ -24,9 +25,19 @@ MICRO = 1_000_000
 """Times are kept in whole microseconds, as on every store: what is equal here is equal there."""
 
 
+_FURTHEST = 2**63 / MICRO / 2
+"""Seconds; twice as many would fill the 64 bits that stores have for microseconds."""
+
+
 def micros(seconds: float) -> int:
     """Seconds in whole microseconds."""
     return round(seconds * MICRO)
+
+
+def check_time(seconds: float) -> None:
+    """Refuse what is no time, before anything of its call is applied."""
+    if not -_FURTHEST < seconds < _FURTHEST:
+        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
 
 
 class Held:

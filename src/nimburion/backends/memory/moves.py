@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nimburion.backends.memory.entry import MICRO, Entry, Held, Key, Shelf, Tenant, micros
+from nimburion.backends.memory.entry import (
+    MICRO,
+    Entry,
+    Held,
+    Key,
+    Shelf,
+    Tenant,
+    check_time,
+    micros,
+)
 from nimburion.core.job import AttemptError, Enqueued, NewJob, Progress, State
 from nimburion.core.lease import Token
 from nimburion.core.settlement import (
@@ -35,6 +44,7 @@ class Step:
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """See `Backend.enqueue`: first decide about all, then store all that are new."""
+        check_jobs(jobs)
         fresh: dict[str, NewJob] = {}
         keys: dict[tuple[str, str], str] = {}
         results = [self._decide(job, fresh, keys) for job in jobs]
@@ -186,6 +196,21 @@ class Step:
     def note(self, entry: Entry, error: AttemptError) -> None:
         """Add to the history, with the store's time."""
         entry.history.append(msgspec.structs.replace(error, at=self.now / MICRO))
+
+
+def check_jobs(jobs: Sequence[NewJob]) -> None:
+    """Refuse jobs whose times are none, before one of the call is stored."""
+    for job in jobs:
+        check_time(job.after if job.at is None else job.at)
+        if job.options.unique_for is not None:
+            check_time(job.options.unique_for)
+
+
+def check_settlements(settlements: Sequence[Settlement]) -> None:
+    """Refuse settlements whose delays are none, before one of the call is applied."""
+    for one in settlements:
+        if isinstance(one, Retried | Released) and one.delay is not None:
+            check_time(one.delay)
 
 
 def _refused(job: NewJob, result: Enqueued) -> Enqueued:

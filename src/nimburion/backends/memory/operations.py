@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from nimburion.backends.memory.entry import Entry, Limit, Shelf, Tenant, micros
-from nimburion.backends.memory.moves import Step
+from nimburion.backends.memory.moves import Step, check_jobs, check_settlements
 from nimburion.backends.memory.reserving import Reserving, delivery_of
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want
@@ -154,6 +154,7 @@ def exchange(
         return repeated(step, tenant, want)
     if number != tenant.number + 1:
         raise OutOfOrder(f"exchange {number} after {tenant.number} of session {session_id}")
+    check_settlements(settlements)
     results: list[Settled] = [step.settle(tenant, one) for one in settlements]
     step.shelf.promote(step.now, _PROMOTED)
     reserving = Reserving(step.shelf, want, step.now)
@@ -311,6 +312,7 @@ def fire(
     overlap: Overlap,
 ) -> Fired:
     """See `Backend.fire`."""
+    check_jobs([job])
     schedule = step.shelf.schedules.get(name)
     if schedule is None:
         return Fired("missing")
