@@ -1,0 +1,5 @@
+"""Asserts of the machinery are explained as those of tests."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.crash.stage")

@@ -1,0 +1,159 @@
+"""Starts, signals and ends the processes of a test, and waits for what they do, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.job import JobRecord, NewJob, State
+from nimburion.core.session import Session
+from tests.crash.actor import DIARY, FILE
+
+ROOT = Path(__file__).parent.parent.parent
+TTL = 1.0
+DEADLINE = 20.0
+
+
+class Stage:
+    """One folder with a store, a diary, and the processes that use them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = SQLiteBackend(folder / FILE)
+        self.jobs: list[str] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    async def __aenter__(self) -> Self:
+        await self.store.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        await self.store.close()
+
+    # Processes
+
+    def worker(self, crash_at: str | None = None, **terms: Any) -> subprocess.Popen[bytes]:
+        """Start a worker; `terms` are settings."""
+        return self._start("worker", crash_at, {"session_ttl": TTL, "grace": 10.0, **terms})
+
+    def producer(self, crash_at: str | None, name: str, ids: list[str]) -> subprocess.Popen[bytes]:
+        """Start a process that enqueues these and ends."""
+        return self._start("producer", crash_at, {"name": name, "ids": ids})
+
+    def _start(
+        self, verb: str, crash_at: str | None, terms: dict[str, Any]
+    ) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ)
+        if crash_at is not None:
+            environment["CRASH_AT"] = crash_at
+        command = [sys.executable, "-m", "tests.crash.actor", verb, str(self.folder)]
+        process = subprocess.Popen([*command, json.dumps(terms)], cwd=ROOT, env=environment)
+        self._processes.append(process)
+        return process
+
+    async def exit_code(self, process: subprocess.Popen[bytes], seconds: float = DEADLINE) -> int:
+        """How it ended; it must end within so many seconds."""
+        return await asyncio.to_thread(process.wait, seconds)
+
+    async def killed_itself(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for a process that reaches its crash point."""
+        assert await self.exit_code(process) == -signal.SIGKILL, "the crash point was not reached"
+
+    # Jobs
+
+    async def enqueue(self, name: str, count: int = 1, after: float = 0.0) -> list[str]:
+        """Store jobs; their ids."""
+        ids = [f"{name}-{n}" for n in range(count)]
+        jobs = [NewJob(one, name, "default", b"{}", after=after) for one in ids]
+        assert {result.outcome for result in await self.store.enqueue(jobs)} <= {"created"}
+        self.jobs += ids
+        return ids
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        """Ask again, at each ring and a few times a second, until it holds."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not await condition():
+                    await self.store.wait(["default"], 0.02)
+        except TimeoutError:
+            raise AssertionError(f"not within {DEADLINE} s: {what}; {self.diary()}") from None
+
+    async def until_noted(self, what: str, count: int = 1, **more: object) -> None:
+        """Wait for lines in the diary."""
+
+        async def noted() -> bool:
+            return len(self.noted(what, **more)) >= count
+
+        await self.until(noted, f"{count} times {what} {more}")
+
+    async def until_finished(self) -> None:
+        """Wait until nothing is unfinished."""
+
+        async def finished() -> bool:
+            counts = await self.store.counts()
+            return all(state.finished or not count for state, count in counts.items())
+
+        await self.until(finished, "every job has ended")
+
+    async def record(self, job_id: str) -> JobRecord:
+        """What the store says."""
+        return await self.store.get(job_id)
+
+    # Looking
+
+    def diary(self) -> list[dict[str, Any]]:
+        """What happened, in order. A killed process never leaves half a line: it is one write."""
+        path = self.folder / DIARY
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def noted(self, what: str, **more: object) -> list[dict[str, Any]]:
+        """The lines of that kind."""
+        wanted = {"what": what, **more}
+        return [line for line in self.diary() if wanted.items() <= line.items()]
+
+    async def check_all_completed(self, *, lost: int, handed_back: int = 0) -> None:
+        """Each job ended once, as completed. In all, workers were lost with a job in hand at most
+        `lost` times, and handed one back `handed_back` times."""
+        await self.until_finished()
+        counts = await self.store.counts()
+        assert counts[State.COMPLETED] == sum(counts.values()) == len(self.jobs)
+        records = [await self.record(job_id) for job_id in self.jobs]
+        assert {record.failures for record in records} == {0}
+        assert sum(record.lost for record in records) <= lost
+        assert await self.store.queues() == []
+        ends = Counter(line["job"] for line in self.noted("end"))
+        starts = Counter(line["job"] for line in self.noted("start"))
+        for record in records:
+            assert record.result is not None
+            fences = [line["fence"] for line in self.noted("start", job=record.id)]
+            assert fences == sorted(set(fences)), "a fence that does not rise"
+            assert int(record.result) in fences
+            assert 1 <= ends[record.id] <= starts[record.id] <= 1 + lost + handed_back
+        await self._check_gates()
+
+    async def _check_gates(self) -> None:
+        """A limit counts what is processing: nothing."""
+        name = self.jobs[0].partition("-")[0]
+        session = Session(id=os.urandom(16).hex(), names=(name,), limits={name: 1})
+        await self.store.open_session(session)
+        assert (await self.store.beat(session.id)).gates[name].held == 0
+        await self.store.close_session(session.id)
