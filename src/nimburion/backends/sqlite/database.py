@@ -33,6 +33,8 @@ class Database:
     __slots__ = (
         "_by_id",
         "_by_lane",
+        "_lanes_current",
+        "_latest_lane",
         "boot",
         "boot_id",
         "clock",
@@ -57,11 +59,14 @@ class Database:
         """The queues whose waiters are to be woken after the commit."""
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
+        self._latest_lane = 0
+        self._lanes_current = False
 
     def tick(self) -> None:
         """Note the time for the call that begins."""
         self.now = micros(self.clock.now())
         self.boot = self.clock.monotonic()
+        self._lanes_current = False
 
     def run(self, name: str, *values: object) -> sqlite3.Cursor:
         """Run the statement of this name."""
@@ -107,15 +112,22 @@ class Database:
         return found
 
     def known_lane(self, lane: Lane) -> int | None:
-        """The lane's number; None when no job was ever enqueued in it."""
-        return self._by_lane.get(lane) or self._find_lane(lane)
+        """The lane's number; None when no job was ever enqueued in it.
+
+        Workers ask for many lanes that never were: all of them together cost one look at the file.
+        """
+        found = self._by_lane.get(lane)
+        if found is None and not self._lanes_current:
+            self._lanes_current = True
+            self._read_new_lanes()
+            found = self._by_lane.get(lane)
+        return found
 
     def lane(self, number: int) -> Lane:
         """The lane with this number."""
         lane = self._by_id.get(number)
         if lane is None:
-            for found, queue, name in self.run("lane_all"):
-                self._note_lane(found, Lane(queue, name))
+            self._read_lanes()
             lane = self._by_id[number]
         return lane
 
@@ -123,6 +135,18 @@ class Database:
         """After a rollback: a lane added by it is there no more."""
         self._by_lane.clear()
         self._by_id.clear()
+        self._latest_lane = 0
+        self._lanes_current = False
+
+    def _read_new_lanes(self) -> None:
+        latest = self.value("lane_latest")
+        if latest != self._latest_lane:
+            self._read_lanes()
+            self._latest_lane = latest
+
+    def _read_lanes(self) -> None:
+        for number, queue, name in self.run("lane_all").fetchall():
+            self._note_lane(number, Lane(queue, name))
 
     def _find_lane(self, lane: Lane) -> int | None:
         row = self.one("lane_find", lane.queue, lane.name)
