@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
+from nimburion.core.service import Periodic
 from nimburion.jobs.context import Context
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import PROCESS, SimulatedLoop, elapse, run
-from tests.simulation.world import TTL, Worker, World, within
+from tests.simulation.world import TTL, LocalClock, Worker, World, within
 
 
 class Story(World):
@@ -134,6 +136,40 @@ def test_a_worker_that_slept_too_long_begins_nothing_that_it_lost(seed: int) -> 
     run(loop, ResumesTooLate(loop, seed).story())
 
 
+class OutageForAll(Story):
+    """The store does not answer anybody, for longer than sessions live, while jobs are running."""
+
+    def __init__(self, loop: SimulatedLoop, seed: int, seconds: float) -> None:
+        super().__init__(loop, seed)
+        self.settings = msgspec.structs.replace(self.settings, session_ttl=30.0)
+        self._seconds = seconds
+
+    async def behave(self, ctx: Context, worker: Worker) -> None:
+        await elapse(20.0)
+
+    async def story(self) -> None:
+        await self.store.open()
+        workers = [self.hire() for _ in range(3)]
+        ids = [f"j-{n}" for n in range(9)]
+        await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in ids))
+        while self.ledger.counts["deliveries"] < len(ids):
+            await elapse(0.1)
+        until = self.loop.time() + self._seconds
+        self.net.cut_off = {worker.process.name: until for worker in workers}
+        await self.until_all_ended(until - self.loop.time() + 120.0)
+        for job_id in ids:
+            job = await self.store.get(job_id)
+            assert (job.state, job.lost, job.failures) == (State.COMPLETED, 0, 0)
+
+
+@pytest.mark.parametrize("seconds", [15.0, 28.0, 31.0, 45.0, 90.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_outage_of_the_store_is_nobodys_loss(seed: int, seconds: float) -> None:
+    """Its workers lived: whoever is back first must not count their jobs as lost."""
+    loop = SimulatedLoop(Random(seed))
+    run(loop, OutageForAll(loop, seed, seconds).story())
+
+
 def test_a_killed_process_runs_nothing_more() -> None:
     loop = SimulatedLoop(Random(1))
     seen: list[float] = []
@@ -152,5 +188,31 @@ def test_a_killed_process_runs_nothing_more() -> None:
         await elapse(10.0)
         assert seen == [0.0, 1.0, 2.0]
         assert not victim.done()
+
+    run(loop, story())
+
+
+class Flaky(Periodic):
+    """Works every second time."""
+
+    def __init__(self, loop: SimulatedLoop) -> None:
+        super().__init__(LocalClock(loop), 1.0, Random(1))
+        self.ticks = 0
+
+    async def tick(self) -> None:
+        self.ticks += 1
+        if self.ticks % 2:
+            raise BackendUnavailable("hiccup")
+
+
+def test_a_service_that_worked_in_between_does_not_pause_longer_each_time() -> None:
+    loop = SimulatedLoop(Random(1))
+
+    async def story() -> None:
+        flaky = Flaky(loop)
+        await flaky.start()
+        await elapse(100.0)
+        await flaky.stop()
+        assert flaky.ticks > 80
 
     run(loop, story())

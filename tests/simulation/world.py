@@ -167,9 +167,9 @@ class World:
         self.workers.append(Worker(self, self._worker_count))
         return self.workers[-1]
 
-    async def until_all_ended(self) -> None:
+    async def until_all_ended(self, seconds: float = _REST) -> None:
         """Let time pass until no job is unfinished."""
-        until = self.loop.time() + _REST
+        until = self.loop.time() + seconds
         while len(self.ledger.ended) < len(self.ledger.due):
             assert self.loop.time() < until, f"not at rest: {await self._unfinished()}"
             await elapse(0.25)

@@ -64,6 +64,8 @@ class Service:
                 await self.run()
                 return
             except Exception as error:  # noqa: BLE001 - a loop must never die in silence
+                if self.failure is None:  # it has worked since
+                    pause = _FIRST_PAUSE
                 self.failure = error
                 self._log.exception("failed; again in %.1f s", pause)
                 await self.pause(pause)

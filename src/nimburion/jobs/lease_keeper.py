@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ _log = logging.getLogger("nimburion.worker")
 
 _BEATS_PER_TTL = 4
 _MARGIN = 0.1
+_SILENCE = 1.5
+"""So many intervals without an answer are more than a beat that was late."""
 
 
 class LeaseKeeper:
@@ -92,13 +95,16 @@ class LeaseKeeper:
         return self.interval
 
     def _confirm(self, sent: float) -> None:
-        if sent - self._answered > 1.5 * self.interval:
+        if sent - self._answered > _SILENCE * self.interval:
             self.cautious_until = self._clock.monotonic() + self.interval
         self._answered = sent
         self.believed_until = sent + self._ttl * (1 - _MARGIN)
 
     def _unanswered(self, error: Exception) -> float:
-        left = self.believed_until - self._clock.monotonic()
+        now = self._clock.monotonic()
+        left = self.believed_until - now
+        if now - self._answered > _SILENCE * self.interval:
+            self.cautious_until = math.inf
         _log.warning("a beat was not answered (%s); %.1f s left to believe", error, left)
         if left <= 0:
             self._end("could not be renewed in time")
@@ -107,6 +113,7 @@ class LeaseKeeper:
     def _end(self, how: str) -> None:
         _log.error("session %s %s; its jobs are given up", self._session_id, how)
         self.ended = True
+        self.cautious_until = math.inf
         self._on_end()
 
 

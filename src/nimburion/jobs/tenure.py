@@ -77,9 +77,10 @@ class Tenure:
         self._runner.start()
         self._events.emit(SessionOpened(self.session.id))
 
-    async def close(self, running: Sequence[Lease] = ()) -> None:
-        """Stop beating and end the session; a store that does not answer is not waited for long
-        (the session then expires by itself)."""
+    async def close(self, running: Sequence[Lease] = (), *, patiently: bool = False) -> None:
+        """Stop beating and end the session. A store that does not answer is not waited for long
+        (the session then expires by itself) unless `patiently`: where this worker goes on, its jobs
+        must not count as lost because the store was away."""
         self.conveyor.abandoned = True
         await self._runner.stop()
         pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_PATIENCE
@@ -87,8 +88,9 @@ class Tenure:
             try:
                 await self._backend.close_session(self.session.id, running)
                 break
-            except BackendError:
-                if self._clock.monotonic() >= until:
+            except BackendError as error:
+                waits = patiently and isinstance(error, BackendUnavailable)
+                if not waits and self._clock.monotonic() >= until:
                     break
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)

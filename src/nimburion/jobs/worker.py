@@ -344,7 +344,7 @@ class Worker:
         """The session is over: stop believing in what it held, and open another."""
         self._give_up()
         await self._until_quiet(_UNWIND_PATIENCE, asyncio.Event())
-        await self.tenure.close(self._stuck())
+        await self.tenure.close(self._stuck(), patiently=not self._ended)
         if not self._ended:
             self.tenure = await self._open_tenure()
             self._hinted = True
