@@ -16,7 +16,7 @@ PREFETCH_SECONDS = 0.020
 """What is prefetched should be run in about this time."""
 
 _FULL_SET = 64
-"""Up to so many lanes are all named in every request."""
+"""Up to so many lanes are all named in every request; a reply names at most so many."""
 
 _WEIGHT = 0.05
 
@@ -85,9 +85,11 @@ class Demand:
         )
 
     def remember(self, waiting: Iterable[Lane]) -> None:
-        """The store said that these lanes still hold jobs."""
+        """The store said that these lanes still hold jobs. A list as long as lists get may leave
+        some out: then all are asked for, so that none waits behind its place."""
         if len(self._lanes) > _FULL_SET:
-            self._known = tuple(waiting)
+            named = tuple(waiting)
+            self._known = named if len(named) < _FULL_SET else self._lanes
 
     def take(self, delivery: Delivery) -> None:
         """A job came in: it counts against its queue's concurrency."""

@@ -31,9 +31,10 @@ class Database:
     """Statements by name, the time of the call that runs, and the lanes met so far."""
 
     __slots__ = (
+        "_asked",
         "_by_id",
         "_by_lane",
-        "_lanes_current",
+        "_found",
         "_latest_lane",
         "boot",
         "boot_id",
@@ -60,13 +61,13 @@ class Database:
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
         self._latest_lane = 0
-        self._lanes_current = False
+        self._asked: tuple[Lane, ...] = ()
+        self._found: dict[int, Lane] = {}
 
     def tick(self) -> None:
         """Note the time for the call that begins."""
         self.now = micros(self.clock.now())
         self.boot = self.clock.monotonic()
-        self._lanes_current = False
 
     def run(self, name: str, *values: object) -> sqlite3.Cursor:
         """Run the statement of this name."""
@@ -111,17 +112,22 @@ class Database:
             self._note_lane(found, lane)
         return found
 
-    def known_lane(self, lane: Lane) -> int | None:
-        """The lane's number; None when no job was ever enqueued in it.
+    def lanes_of(self, asked: tuple[Lane, ...]) -> dict[int, Lane]:
+        """Those of the lanes in which a job was ever enqueued, by number.
 
-        Workers ask for many lanes that never were: all of them together cost one look at the file.
+        Workers ask for many that never were, and again and again for the same: so the file is
+        looked at once, and the answer to the very same request is kept until there is a new lane.
         """
-        found = self._by_lane.get(lane)
-        if found is None and not self._lanes_current:
-            self._lanes_current = True
-            self._read_new_lanes()
-            found = self._by_lane.get(lane)
-        return found
+        latest = self.value("lane_latest")
+        if latest != self._latest_lane:
+            self._read_lanes()
+            self._latest_lane = latest
+            self._asked = ()
+        if asked is not self._asked:
+            numbered = ((self._by_lane.get(lane), lane) for lane in asked)
+            self._found = {number: lane for number, lane in numbered if number is not None}
+            self._asked = asked
+        return self._found
 
     def lane(self, number: int) -> Lane:
         """The lane with this number."""
@@ -136,13 +142,7 @@ class Database:
         self._by_lane.clear()
         self._by_id.clear()
         self._latest_lane = 0
-        self._lanes_current = False
-
-    def _read_new_lanes(self) -> None:
-        latest = self.value("lane_latest")
-        if latest != self._latest_lane:
-            self._read_lanes()
-            self._latest_lane = latest
+        self._asked = ()
 
     def _read_lanes(self) -> None:
         for number, queue, name in self.run("lane_all").fetchall():

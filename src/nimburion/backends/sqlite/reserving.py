@@ -50,15 +50,15 @@ def reserve(
 
 def open_lanes(db: Database, want: Want, paused: frozenset[str], gates: dict[str, Gate]) -> Lanes:
     """The lanes asked for that exist and may be served, by number."""
-    lanes: Lanes = {}
-    for lane in want.lanes:
-        gate = gates.get(lane.name) if gates else None
-        if lane.queue in paused or (gate is not None and gate.held >= gate.limit):
-            continue
-        number = db.known_lane(lane)
-        if number is not None:
-            lanes[number] = lane
-    return lanes
+    lanes = db.lanes_of(want.lanes)
+    full = {name for name, gate in gates.items() if gate.held >= gate.limit}
+    if not paused and not full:
+        return lanes
+    return {
+        number: lane
+        for number, lane in lanes.items()
+        if lane.queue not in paused and lane.name not in full
+    }
 
 
 def gates_of(listed: str) -> dict[str, Gate]:
