@@ -19,6 +19,7 @@ from nimburion.testing.contract.exchanges import NumberedExchanges
 from nimburion.testing.contract.gates import DeclaringLimits, Gates
 from nimburion.testing.contract.limits_story import LimitsStory
 from nimburion.testing.contract.living import Living
+from nimburion.testing.contract.operators import Operators
 from nimburion.testing.contract.ordering import Ordering
 from nimburion.testing.contract.pausing import Pausing
 from nimburion.testing.contract.progress import Reporting
@@ -45,6 +46,7 @@ class BackendContract(
     NumberedExchanges,
     Settling,
     Tokens,
+    Operators,
     Sessions,
     Closing,
     Rescuing,

@@ -1,0 +1,142 @@
+"""Every operation that takes a job by its id or its turn, in every place where a job may stand."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from itertools import product
+
+import pytest
+from msgspec.structs import replace
+
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import NewJob
+from nimburion.core.reading import JobFilter, Retention
+from nimburion.testing.contract.stage import TTL, Stage
+from nimburion.testing.contract.standing import STANDING
+
+Operation = Callable[[Stage, str], Awaitable[str]]
+
+KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
+
+
+async def _reserve(stage: Stage, job_id: str) -> str:
+    taken = await (await stage.worker()).take(10)
+    return "handed out" if [one.lease.job_id for one in taken] == [job_id] else "nothing"
+
+
+async def _cancel(stage: Stage, job_id: str) -> str:
+    return await stage.store.cancel(job_id)
+
+
+async def _rescue(stage: Stage, job_id: str) -> str:
+    """After its session, where it has one, expired."""
+    stage.clock.advance(TTL)
+    rescued = await stage.store.rescue(10, max_lost=3)
+    for answer in ("returned", "cancelled", "failed"):
+        if job_id in getattr(rescued, answer):
+            return answer
+    return "nothing"
+
+
+async def _replay(stage: Stage, job_id: str) -> str:
+    replayed = await stage.store.replay(JobFilter(ids=(job_id,)), 10)
+    return "replayed" if replayed.ids == [job_id] else "nothing"
+
+
+async def _delete(stage: Stage, job_id: str) -> str:
+    deleted = await stage.store.delete(JobFilter(ids=(job_id,)), 10)
+    return "deleted" if deleted == [job_id] else "nothing"
+
+
+async def _prune(stage: Stage, _job_id: str) -> str:
+    stage.clock.advance(1.0)
+    return "pruned" if await stage.store.prune(KEEP_NOTHING, 10) else "nothing"
+
+
+def _same(job_id: str) -> NewJob:
+    return NewJob(job_id, "mail", "default", b"{}")
+
+
+async def _enqueue_same(stage: Stage, job_id: str) -> str:
+    (result,) = await stage.enqueue(_same(job_id))
+    return result.outcome
+
+
+async def _enqueue_other(stage: Stage, job_id: str) -> str:
+    (result,) = await stage.enqueue(replace(_same(job_id), payload=b"[]"))
+    return result.outcome
+
+
+OPERATIONS: dict[str, Operation] = {
+    "reserve": _reserve,
+    "cancel": _cancel,
+    "rescue": _rescue,
+    "replay": _replay,
+    "delete": _delete,
+    "prune": _prune,
+    "enqueue": _enqueue_same,
+    "enqueue another body": _enqueue_other,
+}
+
+_ENDED = ("completed", "failed", "cancelled")
+
+EXPECTED: dict[str, dict[str, tuple[str, str]]] = {
+    "reserve": {
+        "pending": ("handed out", "processing"),
+        "retrying, due": ("handed out", "processing"),
+    },
+    "cancel": {
+        "pending": ("cancelled", "cancelled"),
+        "scheduled": ("cancelled", "cancelled"),
+        "retrying": ("cancelled", "cancelled"),
+        "processing": ("requested", "processing"),
+    }
+    | {state: ("finished", state) for state in _ENDED},
+    "rescue": {
+        "processing": ("returned", "pending"),
+        "processing, cancel requested": ("cancelled", "cancelled"),
+    },
+    "replay": {"failed": ("replayed", "pending")},
+    "delete": dict.fromkeys(_ENDED, ("deleted", "forgotten")),
+    "prune": dict.fromkeys(_ENDED, ("pruned", "forgotten")),
+    "enqueue": {},
+    "enqueue another body": {},
+}
+"""Answer and state afterwards, by place or by its state; what is not here answers `OTHERWISE`
+and leaves the whole record as it was."""
+OTHERWISE = {"enqueue": "exists", "enqueue another body": "conflict"}
+
+
+def expected(operation: str, place: str) -> tuple[str, str]:
+    """What an operation answers to a job that stands there, and where it then stands."""
+    state = place.replace(",", "").split(maxsplit=1)[0]
+    table = EXPECTED[operation]
+    unchanged = (OTHERWISE.get(operation, "nothing"), state)
+    return table.get(place) or table.get(state) or unchanged
+
+
+class Operators:
+    """Operations by place."""
+
+    @pytest.mark.parametrize(("operation", "place"), list(product(OPERATIONS, STANDING)))
+    async def test_an_operation_does_what_the_place_allows(
+        self, stage: Stage, operation: str, place: str
+    ) -> None:
+        """Where it is not for such a job, the whole record stays as it was."""
+        job_id = await STANDING[place](stage)
+        before = await stage.store.get(job_id)
+        answer = await OPERATIONS[operation](stage, job_id)
+        try:
+            after = await stage.store.get(job_id)
+        except JobNotFound:
+            assert (answer, "forgotten") == expected(operation, place)
+            return
+        assert (answer, after.state) == expected(operation, place)
+        if answer in {"nothing", "exists", "conflict", "finished"}:
+            assert after == before
+
+    @pytest.mark.parametrize("operation", ["rescue", "replay", "delete", "prune"])
+    async def test_an_operation_on_a_job_that_is_not_there_does_nothing(
+        self, stage: Stage, operation: str
+    ) -> None:
+        assert await OPERATIONS[operation](stage, "nobody") == "nothing"

@@ -1,0 +1,116 @@
+"""The suite as a page for people: what is promised, by operation, state and token.
+
+python -m nimburion.testing.contract.reference docs/reference/contract-cases.md
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+
+from nimburion.testing.contract.operators import OPERATIONS, expected
+from nimburion.testing.contract.situations import AFTER, AFTER_REQUEST, SITUATIONS, Situation
+from nimburion.testing.contract.standing import STANDING
+from nimburion.testing.contract.suite import BackendContract
+from nimburion.testing.contract.tokens import SETTLEMENTS
+
+Case = tuple[str, str, int]
+"""Name, promise, and how many variants it runs in."""
+
+HEAD = """\
+# The contract, case by case
+
+What every store must pass, made from the suite `nimburion.testing.contract` itself: {functions}
+promises, {cases} cases with their variants. Do not edit: make it anew with
+
+    python -m nimburion.testing.contract.reference docs/reference/contract-cases.md
+"""
+
+SETTLED = """
+## Who may settle
+
+Rows: where the job stands, and the token that is sent. Columns: what is said about it. `→` names
+the state that follows; without one, the whole record stays as it was.
+"""
+
+OPERATED = """
+## Operations by state
+
+What an operation answers, and `→` the state that follows; without one, the whole record stays as
+it was.
+"""
+
+
+def contract_page() -> str:
+    """The whole page, as Markdown."""
+    groups = list(themes())
+    every = [case for _, cases in groups for case in cases]
+    head = HEAD.format(functions=len(every), cases=sum(count for *_, count in every))
+    parts = [head, SETTLED, token_table(), OPERATED, operation_table(), "\n## All cases\n"]
+    for title, cases in groups:
+        parts += [f"\n### {title}\n\n", *map(written, cases)]
+    return "".join(parts)
+
+
+def token_table() -> str:
+    """Settlements by situation."""
+    rows = [
+        [one.state, one.token, *(_answer(one, kind) for kind in SETTLEMENTS)] for one in SITUATIONS
+    ]
+    return table(["the job is", "the token is", *SETTLEMENTS], rows)
+
+
+def _answer(situation: Situation, kind: str) -> str:
+    if situation.answer != "done":
+        return situation.answer
+    after = AFTER_REQUEST if "cancel requested" in situation.state else AFTER
+    return f"done → {after[kind]}"
+
+
+def operation_table() -> str:
+    """Operations by place."""
+    rows = [
+        [place, *(_outcome(operation, place) for operation in OPERATIONS)] for place in STANDING
+    ]
+    return table(["the job is", *OPERATIONS], rows)
+
+
+def _outcome(operation: str, place: str) -> str:
+    answer, after = expected(operation, place)
+    return answer if place.startswith(after) else f"{answer} → {after}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def themes() -> Iterator[tuple[str, list[Case]]]:
+    """The groups of the suite in its own order: title, cases."""
+    for group in BackendContract.__bases__:
+        found = [case_of(name, one) for name, one in vars(group).items() if name[:5] == "test_"]
+        yield (group.__doc__ or group.__name__).strip().rstrip("."), found
+
+
+def case_of(name: str, function: Callable[..., object]) -> Case:
+    """One case function as the page shows it."""
+    marks = getattr(function, "pytestmark", [])
+    variants = [len(mark.args[1]) for mark in marks if mark.name == "parametrize"]
+    return name, inspect.getdoc(function) or "", prod(variants)
+
+
+def written(case: Case) -> str:
+    """One case as a list item."""
+    name, promise, count = case
+    said = name.removeprefix("test_").replace("_", " ").strip()
+    variants = f" ({count} variants)" if count > 1 else ""
+    more = f": {' '.join(promise.split())}" if promise else ""
+    return f"- {said}{variants}{more}\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(contract_page(), encoding="utf-8")
