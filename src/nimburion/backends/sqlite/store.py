@@ -20,6 +20,7 @@ from nimburion.backends.sqlite import (
     scheduling,
     sessions,
 )
+from nimburion.backends.sqlite.checkpointer import Checkpointer
 from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.doorbell import Bells, Doorbell, bells_of
 from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, path_of
@@ -148,6 +149,7 @@ class SQLiteBackend:
             self.path,
             lambda: self._open_writer(sql, boot),
             ring=ring,
+            checkpointer=Checkpointer(lambda: opening.connect(self.path)),
             random=self._random,
         )
         await writer.start()

@@ -22,6 +22,7 @@ from nimburion.backends.sqlite.faults import is_busy, translated
 from nimburion.core.errors import NotOpen
 
 if TYPE_CHECKING:
+    from nimburion.backends.sqlite.checkpointer import Checkpointer
     from nimburion.backends.sqlite.database import Database
 
 T = TypeVar("T")
@@ -154,22 +155,29 @@ class Writer(DatabaseThread):
         opening: Callable[[], Database],
         *,
         ring: Callable[[frozenset[str]], None],
+        checkpointer: Checkpointer,
         random: Random,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(name, path, opening)
         self._ring = ring
+        self._checkpointer = checkpointer
         self._random = random
         self._pause = pause
         self._synchronous = ""
 
     def _serve(self, database: Database) -> None:
-        more = True
-        while more:
-            group, more = self._gather()
-            if group:
-                self._commit(database, group)
-                self._answer(group)
+        self._checkpointer.start()
+        try:
+            more = True
+            while more:
+                group, more = self._gather()
+                if group:
+                    self._commit(database, group)
+                    self._answer(group)
+                    self._checkpointer.note(database.connection.total_changes)
+        finally:
+            self._checkpointer.stop()
 
     def _gather(self) -> tuple[list[Call[object]], bool]:
         """Everything that waits, at least one; and whether there will be more."""
