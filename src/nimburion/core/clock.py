@@ -8,9 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
-"""Linux. Elsewhere the monotonic clock serves, which does not count suspended time."""
-
 
 class Clock(Protocol):
     """What tells the time and lets it pass.
@@ -36,14 +33,24 @@ class Clock(Protocol):
 class SystemClock:
     """The host's own clock."""
 
-    __slots__ = ("monotonic", "now")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        # Bound once: both are read several times for every job.
-        self.now: Callable[[], float] = time.time
-        self.monotonic: Callable[[], float] = (
-            time.monotonic if _BOOT is None else partial(time.clock_gettime, _BOOT)
-        )
+    def now(self) -> float:
+        """Wall time."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Boot time where the system has it; else the monotonic clock, which does not count
+        suspended time."""
+        return _boot_seconds()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def _boot_clock() -> Callable[[], float]:
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic if boot is None else partial(time.clock_gettime, boot)
+
+
+_boot_seconds = _boot_clock()
