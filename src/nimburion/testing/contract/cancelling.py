@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
@@ -19,7 +20,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.stage import OOPS, Stage, Worker
 
 AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
     "completed": (Completed, State.COMPLETED),
@@ -30,6 +31,15 @@ AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
     "snoozed": (lambda lease: Released(lease, 5.0), State.CANCELLED),
     "progressed": (lambda lease: Progressed(lease, 0.5), State.PROCESSING),
 }
+
+
+async def wanted(stage: Stage) -> tuple[Worker, Lease]:
+    """A job `a` that runs, and whose cancel was requested."""
+    await stage.add("a")
+    worker = await stage.worker()
+    lease = (await worker.take_one()).lease
+    assert await stage.store.cancel("a") == "requested"
+    return worker, lease
 
 
 class Cancelling:
@@ -121,3 +131,39 @@ class Cancelling:
         await worker.settle(Released((await worker.take_one()).lease))
         record = await stage.store.get("a")
         assert (record.state, record.cancel_requested) == (State.PENDING, False)
+
+    async def test_a_waiting_retry_ends_at_once_and_keeps_its_history(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
+        failed_at = stage.clock.now()
+        assert await stage.store.cancel("a") == "cancelled"
+        record = await stage.store.get("a")
+        assert (record.failures, record.history) == (1, [replace(OOPS, at=failed_at)])
+        stage.clock.advance(60.0)
+        assert await worker.take() == []
+
+    async def test_a_release_that_ends_as_cancelled_counts_nothing(self, stage: Stage) -> None:
+        worker, lease = await wanted(stage)
+        await worker.settle(Released(lease))
+        record = await stage.store.get("a")
+        assert (record.failures, record.lost, record.history) == (0, 0, [])
+
+    async def test_the_token_of_a_cancelled_retry_is_remembered(self, stage: Stage) -> None:
+        worker, lease = await wanted(stage)
+        await worker.settle(Retried(lease, 60.0, OOPS))
+        assert await worker.settle(Retried(lease, 60.0, OOPS)) == ["already"]
+
+    async def test_a_report_of_progress_leaves_the_request(self, stage: Stage) -> None:
+        worker, lease = await wanted(stage)
+        assert await worker.settle(Progressed(lease, 0.5)) == ["done"]
+        assert (await worker.beat()).cancel == [lease]
+
+    async def test_the_other_jobs_of_the_worker_are_left_alone(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        _, b = [delivery.lease for delivery in await worker.take(2)]
+        await stage.store.cancel("a")
+        assert (await stage.store.get("b")).cancel_requested is False
+        await worker.settle(Released(b))
+        assert await stage.state("b") is State.PENDING

@@ -5,23 +5,25 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import AttemptError, State
+from nimburion.core.job import AttemptError, Options, State
 from nimburion.core.reading import EVERY_JOB, JobFilter, Replayed
 from nimburion.core.settlement import Completed, Failed, Retried, Settled
 from nimburion.testing.contract.stage import OOPS, Stage, ids
 from nimburion.testing.contract.standing import STANDING
 
+KEY = Options(unique_key="k")
 ODD = b'{ "b":1.0 ,"a":"\\u00e4 \xc3\xa4",\n "a":2 }'
 """JSON that nobody would write again in the same bytes."""
 
 
 async def bury(stage: Stage, *job_ids: str, reason: str = "permanent", **where: str) -> None:
-    """Let new jobs fail for good."""
+    """Let these jobs fail for good; those that are not there are enqueued."""
     name, queue = where.get("name", "mail"), where.get("queue", "default")
-    await stage.add(*job_ids, name=name, queue=queue)
+    await stage.enqueue(*(stage.job(one, name=name, queue=queue) for one in job_ids))
     worker = await stage.worker(names=(name,), queues=(queue,))
-    taken = await worker.take(len(job_ids))
-    await worker.settle(*(Failed(one.lease, reason, OOPS) for one in taken))
+    taken = [one.lease for one in await worker.take(100) if one.lease.job_id in job_ids]
+    assert len(taken) == len(job_ids)
+    await worker.settle(*(Failed(lease, reason, OOPS) for lease in taken))
     await worker.close()
 
 
@@ -132,6 +134,48 @@ class Replaying:
             await worker.settle(Failed((await worker.take_one()).lease, "exhausted", error))
             record = await stage.store.get("a")
             assert (record.failures, len(record.history), record.reason) == (1, n, "exhausted")
+
+    async def test_a_bounded_replay_goes_past_what_is_held(self, stage: Stage) -> None:
+        """Those whose key another job holds are told once, not met for ever."""
+        await stage.put(stage.job("b", options=KEY))
+        await bury(stage, "a", "b", "c")
+        await stage.put(stage.job("d", options=KEY))
+        found: list[Replayed] = [await stage.store.replay(EVERY_JOB, 1)]
+        while (after := found[-1].next) is not None:
+            found.append(await stage.store.replay(EVERY_JOB, 1, after))
+        assert len(found) == 3
+        assert sorted(job_id for one in found for job_id in one.ids) == ["a", "c"]
+        assert [job_id for one in found for job_id in one.held] == ["b"]
+
+    async def test_of_two_with_one_key_one_is_replayed(self, stage: Stage) -> None:
+        for job_id in ("a", "b"):
+            await stage.put(stage.job(job_id, options=KEY))
+            await bury(stage, job_id)
+        replayed = await stage.store.replay(EVERY_JOB, 10)
+        assert (len(replayed.ids), len(replayed.held)) == (1, 1)
+        assert {*replayed.ids, *replayed.held} == {"a", "b"}
+
+    async def test_a_replayed_job_is_due_now(self, stage: Stage) -> None:
+        """It stands behind those that were due before."""
+        await bury(stage, "a")
+        await stage.add("b")
+        stage.clock.advance(1.0)
+        await stage.store.replay(EVERY_JOB, 10)
+        assert ids(await (await stage.worker()).take(9)) == ["b", "a"]
+
+    async def test_a_replayed_job_keeps_its_place_in_lists(self, stage: Stage) -> None:
+        """And its enqueue order among those due at the same moment."""
+        await bury(stage, "a")
+        await stage.add("b")
+        await stage.store.replay(EVERY_JOB, 10)
+        assert [job.id for job in (await stage.store.list_jobs()).jobs] == ["b", "a"]
+        assert ids(await (await stage.worker()).take(9)) == ["a", "b"]
+
+    async def test_a_replayed_job_of_a_paused_queue_waits(self, stage: Stage) -> None:
+        await bury(stage, "a")
+        await stage.store.pause("default", paused=True)
+        assert (await stage.store.replay(EVERY_JOB, 10)).ids == ["a"]
+        assert await (await stage.worker()).take(9) == []
 
 
 class Deleting:

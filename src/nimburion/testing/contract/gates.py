@@ -183,6 +183,52 @@ class Gates:
             assert ids(reply.deliveries) == ["a"]
         assert await gate(worker) == Gate(2, 1)
 
+    async def test_a_repeat_gives_nothing_back_twice(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker(limits={"mail": 2})
+        first, _ = await worker.take(2)
+        for _ in range(3):
+            await stage.store.exchange(worker.id, 2, [Completed(first.lease)], worker.want(0))
+        assert await gate(worker) == Gate(2, 1)
+
+    async def test_a_bounded_rescue_gives_back_what_it_took(self, stage: Stage) -> None:
+        await stage.add("a", "b", "c")
+        watcher = await stage.worker(limits={"mail": 3}, ttl=300.0)
+        worker = await stage.worker(limits={"mail": 3})
+        await worker.take(3)
+        stage.clock.advance(30.0)
+        await stage.store.rescue(1, max_lost=3)
+        assert await gate(watcher) == Gate(3, 2)
+
+    async def test_a_retry_without_delay_takes_its_own_place_again(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker(limits={"mail": 1})
+        lease = (await worker.take_one()).lease
+        for _ in range(3):
+            reply = await worker.exchange(Retried(lease, 0.0, OOPS), want=worker.want(1))
+            assert ids(reply.deliveries) == ["a"]
+            lease = reply.deliveries[0].lease
+        assert await gate(worker) == Gate(1, 1)
+
+    async def test_a_busy_line_passes_the_gate_in_order_and_leaves_it_empty(
+        self, stage: Stage
+    ) -> None:
+        jobs = [stage.job() for _ in range(50)]
+        await stage.store.enqueue(jobs)
+        worker = await stage.worker(limits={"mail": 3})
+        held: list[Lease] = []
+        ran: list[str] = []
+        while True:
+            reply = await worker.exchange(*map(Completed, held), want=worker.want(10))
+            held = [delivery.lease for delivery in reply.deliveries]
+            assert len(held) <= 3
+            if not held:
+                break
+            ran += ids(reply.deliveries)
+        assert ran == [job.id for job in jobs]
+        assert await gate(worker) == Gate(3, 0)
+        assert (await stage.store.counts())[State.COMPLETED] == 50
+
 
 class DeclaringLimits:
     """The newest session's word about a limit counts."""
@@ -268,3 +314,12 @@ class DeclaringLimits:
         worker = await stage.worker(limits={"mail": 0})
         assert await worker.take(9) == []
         assert await stage.state("a") is State.PENDING
+
+    async def test_a_new_gate_counts_what_a_session_left_running(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        old = await stage.worker()
+        await old.close((await old.take_one()).lease)
+        new = await stage.worker(limits={"mail": 1}, ttl=300.0)
+        assert (await gate(new), await new.take(9)) == (Gate(1, 1), [])
+        await stage.lose(old)
+        assert await gate(new) == Gate(1, 0)

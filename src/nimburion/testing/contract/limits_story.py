@@ -39,6 +39,7 @@ class Fleet:
             assert reply.results == [Settled.DONE] * len(done)
             self.completed += len(done)
             held = self._begin(reply)
+            await asyncio.sleep(0)
         if held:
             await self._give_back(worker, held)
 

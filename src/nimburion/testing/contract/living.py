@@ -95,3 +95,14 @@ class Living:
         await asyncio.to_thread(lambda: asyncio.run(beat(sibling)))
         assert (await stage.store.rescue(10, max_lost=3)).returned == []
         await worker.beat()
+
+    async def test_a_handle_that_was_never_opened_can_be_closed(self, stage: Stage) -> None:
+        await stage.store.sibling().close()
+
+    async def test_a_session_outlives_the_handle_that_opened_it(self, stage: Stage) -> None:
+        sibling = stage.store.sibling()
+        await sibling.open()
+        worker = await stage.worker(store=sibling)
+        await sibling.close()
+        worker.store = stage.store
+        await worker.beat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nimburion.core.exchange import Lane, QueueTerms
 from nimburion.core.job import State
 from nimburion.core.settlement import Completed, Retried, Settled
 from nimburion.testing.contract.stage import OOPS, Stage, ids
@@ -85,3 +86,36 @@ class Pausing:
         await stage.store.pause("default", paused=True)
         again = await stage.store.exchange(worker.id, 1, [], want)
         assert again.deliveries == first.deliveries
+
+    async def test_what_is_rescued_while_it_is_paused_waits(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.take_one()
+        await stage.store.pause("default", paused=True)
+        assert (await stage.lose(worker)).returned == ["a"]
+        assert await (await stage.worker()).take(9) == []
+
+    async def test_its_lanes_are_not_waiting(self, stage: Stage) -> None:
+        await stage.add("a", queue="red")
+        await stage.add("b", queue="blue")
+        await stage.store.pause("red", paused=True)
+        worker = await stage.worker(queues=("red", "blue"))
+        reply = await worker.exchange(want=worker.want(0))
+        assert reply.waiting == [Lane("blue", "mail")]
+
+    async def test_its_jobs_age_all_the_same(self, stage: Stage) -> None:
+        await stage.add("a", queue="low")
+        await stage.store.pause("low", paused=True)
+        stage.clock.advance(130.0)
+        await stage.store.pause("low", paused=False)
+        await stage.add("b", queue="high")
+        worker = await stage.worker(queues=("low", "high"))
+        terms = {"high": QueueTerms(priority=1)}
+        assert ids(await worker.take(1, queues=terms, ageing=60.0)) == ["a"]
+
+    async def test_a_pause_outlives_the_sessions(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await stage.store.pause("default", paused=True)
+        await worker.close()
+        assert await (await stage.worker()).take(9) == []

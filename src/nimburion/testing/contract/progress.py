@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nimburion.core.job import Progress, State
 from nimburion.core.settlement import Completed, Progressed, Retried, Settled
+from nimburion.testing.contract.gates import ENDING
 from nimburion.testing.contract.stage import OOPS, Stage
 
 
@@ -74,3 +77,32 @@ class Reporting:
         )
         assert again.results == [Settled.DONE]
         assert (await stage.store.get("a")).progress == Progress(0.5, "")
+
+    @pytest.mark.parametrize("how", ENDING)
+    async def test_the_last_report_outlives_the_attempt(self, stage: Stage, how: str) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await worker.settle(Progressed(lease, 0.4, "so far"))
+        await worker.settle(ENDING[how](lease))
+        assert (await stage.store.get("a")).progress == Progress(0.4, "so far")
+
+    async def test_the_last_report_outlives_the_worker(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.settle(Progressed((await worker.take_one()).lease, 0.4))
+        await stage.lose(worker)
+        assert (await stage.store.get("a")).progress == Progress(0.4)
+
+    async def test_a_report_changes_nothing_else(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        before = await stage.store.get("a")
+        stage.clock.advance(1.0)
+        await worker.settle(Progressed(lease, 0.5))
+        after = await stage.store.get("a")
+        assert after.progress == Progress(0.5, "")
+        assert {f for f in after.__struct_fields__ if getattr(after, f) != getattr(before, f)} == {
+            "progress"
+        }

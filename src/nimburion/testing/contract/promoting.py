@@ -105,3 +105,49 @@ class Promoting:
         due = stage.clock.now() + century
         assert (await stage.store.get("a")).due == pytest.approx(due, abs=1e-3)
         assert (await stage.store.promote(10)).next_due == pytest.approx(due, abs=1e-3)
+
+    async def test_promoting_changes_nothing_that_can_be_read(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=5.0))
+        stage.clock.advance(5.0)
+        before = await stage.store.get("a")
+        await stage.store.promote(10)
+        assert await stage.store.get("a") == before
+
+    async def test_a_job_that_was_promoted_twice_is_there_once(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=5.0))
+        stage.clock.advance(5.0)
+        await stage.store.promote(10)
+        await stage.store.promote(10)
+        assert ids(await (await stage.worker()).take(10)) == ["a"]
+
+    async def test_a_snooze_can_be_repeated(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        for _ in range(3):
+            await worker.settle(Released((await worker.take_one()).lease, 10.0))
+            assert await worker.take() == []
+            stage.clock.advance(10.0)
+        assert (await worker.take_one()).attempt == 1
+
+    async def test_jobs_become_due_one_after_the_other(self, stage: Stage) -> None:
+        for n in range(5):
+            await stage.put(stage.job(f"{n}", after=float(n + 1)))
+        worker = await stage.worker(ttl=300.0)
+        for n in range(5):
+            stage.clock.advance(1.0)
+            assert ids(await worker.take(10)) == [f"{n}"]
+
+    @pytest.mark.parametrize("at", [0.0, 1.0, 4_102_444_800.0, 253_402_300_799.0])
+    async def test_any_time_from_1970_to_9999_can_be_kept(self, stage: Stage, at: float) -> None:
+        await stage.put(stage.job("a", at=at))
+        record = await stage.store.get("a")
+        assert record.due == pytest.approx(at, abs=1e-3)
+        assert record.state is (State.PENDING if at < stage.clock.now() else State.SCHEDULED)
+
+    async def test_a_thousand_jobs_due_at_once_come_in_order(self, stage: Stage) -> None:
+        jobs = [stage.job(after=1.0 + n / 1000) for n in range(1000)]
+        await stage.store.enqueue(jobs)
+        stage.clock.advance(5.0)
+        worker = await stage.worker()
+        taken = ids(await worker.take(500)) + ids(await worker.take(500))
+        assert taken == [job.id for job in jobs]

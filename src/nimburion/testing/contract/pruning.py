@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import State
+from nimburion.core.job import Enqueued, Options, State
 from nimburion.core.reading import Retention
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing.contract.stage import OOPS, Stage
 from nimburion.testing.contract.standing import STANDING
 
 FOREVER = Retention(completed=None, failed=None, results=None)
+A_MINUTE = Retention(completed=60.0, failed=60.0, results=60.0)
 NOTHING_KEPT = Retention(completed=0.0, completed_max=0, failed=0.0, results=0.0)
 
 
@@ -135,3 +136,29 @@ class Pruning:
         stage.clock.advance(3_600.0)
         await stage.store.prune(NOTHING_KEPT, 100)
         assert await stage.store.sessions() == []
+
+    async def test_age_is_counted_from_the_end(self, stage: Stage) -> None:
+        await stage.add("a")
+        stage.clock.advance(10_000.0)
+        worker = await stage.worker()
+        await worker.settle(Completed((await worker.take_one()).lease))
+        assert await stage.store.prune(A_MINUTE, 10) == 0
+
+    async def test_pruning_an_empty_store(self, stage: Stage) -> None:
+        assert await stage.store.prune(Retention(), 10) == 0
+
+    async def test_pruning_keeps_a_key_that_is_held_for_a_time(self, stage: Stage) -> None:
+        options = Options(unique_key="k", unique_for=1_000.0)
+        await stage.put(stage.job("a", options=options))
+        await stage.store.cancel("a")
+        stage.clock.advance(100.0)
+        assert await stage.store.prune(A_MINUTE, 10) == 1
+        assert await stage.enqueue(stage.job("b", options=options)) == [Enqueued("a", "taken")]
+        stage.clock.advance(900.0)
+        assert await stage.enqueue(stage.job("b", options=options)) == [Enqueued("b", "created")]
+
+    async def test_a_result_as_old_as_it_may_be_stays(self, stage: Stage) -> None:
+        await complete(stage, "a")
+        stage.clock.advance(49.0)
+        assert await stage.store.prune(Retention(results=50.0), 10) == 0
+        assert (await stage.store.get("a")).result == b"1"

@@ -12,6 +12,23 @@ from nimburion.testing.contract.stage import OOPS, Stage
 from nimburion.testing.contract.standing import STANDING
 
 
+async def ids_of(stage: Stage, which: JobFilter) -> list[str]:
+    """The ids a filter finds, in the order of the list."""
+    return [job.id for job in (await stage.store.list_jobs(which)).jobs]
+
+
+async def pages_of(stage: Stage, which: JobFilter, limit: int) -> list[list[str]]:
+    """All pages, as ids."""
+    pages: list[list[str]] = []
+    after: str | None = None
+    while True:
+        page = await stage.store.list_jobs(which, limit=limit, after=after)
+        pages.append([job.id for job in page.jobs])
+        after = page.next
+        if after is None:
+            return pages
+
+
 class Reading:
     """`get`, `list_jobs`, `counts`, `queues`."""
 
@@ -218,3 +235,37 @@ class Reading:
         await worker.take_one()
         (queue,) = await stage.store.queues()
         assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)
+
+    async def test_pages_go_on_when_the_last_seen_job_is_gone(self, stage: Stage) -> None:
+        await stage.add(*"abcd")
+        first = await stage.store.list_jobs(limit=2)
+        await stage.store.cancel("c")
+        await stage.store.delete(JobFilter(ids=("c",)), 10)
+        second = await stage.store.list_jobs(limit=2, after=first.next)
+        assert [job.id for job in second.jobs] == ["b", "a"]
+
+    async def test_a_filter_by_state_sees_that_time_has_passed(self, stage: Stage) -> None:
+        await stage.put(stage.job("a", after=5.0))
+        pending = JobFilter(states=frozenset({State.PENDING}))
+        assert await ids_of(stage, pending) == []
+        stage.clock.advance(5.0)
+        assert await ids_of(stage, pending) == ["a"]
+
+    async def test_pages_by_ids_hold_each_match_once(self, stage: Stage) -> None:
+        await stage.add(*"abcdef")
+        which = JobFilter(ids=("f", "b", "a", "d"))
+        assert await pages_of(stage, which, 3) == [["f", "d", "b"], ["a"]]
+
+    async def test_queues_stand_by_name(self, stage: Stage) -> None:
+        for queue in ("red", "blue", "Green", "a.b"):
+            await stage.add(queue=queue)
+        names = [info.name for info in await stage.store.queues()]
+        assert names == sorted(["red", "blue", "Green", "a.b"])
+
+    async def test_what_others_did_is_seen_through_every_handle(self, fleet: Stage) -> None:
+        await fleet.handles[1].enqueue([fleet.job("a")])
+        for handle in fleet.handles:
+            assert (await handle.get("a")).state is State.PENDING
+        await fleet.handles[2].cancel("a")
+        for handle in fleet.handles:
+            assert (await handle.get("a")).state is State.CANCELLED

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, State
+from nimburion.core.reading import JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried, Settled
 from nimburion.testing.contract.stage import OOPS, TTL, Stage, ids
 
@@ -196,3 +197,61 @@ class Rescuing:
         rescued = await stage.lose(worker)
         assert (rescued.returned, rescued.failed) == ([], [])
         assert (await stage.store.get("a")).state is State.COMPLETED
+
+    async def test_a_bound_that_is_just_enough_leaves_no_more(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        await worker.take(2)
+        stage.clock.advance(30.0)
+        assert (await stage.store.rescue(2, max_lost=3)).more is False
+
+    async def test_an_operator_cannot_tell_a_leftover_lease_from_a_lost_one(
+        self, stage: Stage
+    ) -> None:
+        """A lease that the bound left over still reads as processing, and can be cancelled."""
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        await worker.take(2)
+        stage.clock.advance(30.0)
+        (returned,) = (await stage.store.rescue(1, max_lost=3)).returned
+        (left,) = {"a", "b"} - {returned}
+        assert await stage.state(left) is State.PROCESSING
+        assert await stage.store.cancel(left) == "requested"
+        assert (await stage.store.rescue(10, max_lost=3)).cancelled == [left]
+
+    async def test_losses_begin_anew_after_a_replay(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.take_one()
+        await stage.lose(worker, max_lost=1)
+        await stage.store.replay(JobFilter(ids=("a",)), 10)
+        worker = await stage.worker()
+        await worker.take_one()
+        assert (await stage.lose(worker, max_lost=2)).returned == ["a"]
+        record = await stage.store.get("a")
+        assert (record.lost, len(record.history)) == (1, 2)
+
+    async def test_a_hundred_jobs_of_one_worker_come_back(self, stage: Stage) -> None:
+        jobs = [stage.job() for _ in range(100)]
+        await stage.store.enqueue(jobs)
+        worker = await stage.worker()
+        await worker.take(100)
+        assert len((await stage.lose(worker)).returned) == 100
+        assert ids(await (await stage.worker()).take(200)) == [job.id for job in jobs]
+
+    async def test_failures_are_no_losses(self, stage: Stage) -> None:
+        """Two budgets: four failures do not bring the first loss nearer to the last."""
+        await stage.add("a")
+        worker = await stage.worker()
+        for _ in range(4):
+            await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.take_one()
+        assert (await stage.lose(worker, max_lost=2)).returned == ["a"]
+
+    async def test_all_that_expired_go_in_one_call(self, stage: Stage) -> None:
+        await stage.add("a", "b", "c")
+        workers = [await stage.worker() for _ in range(3)]
+        for worker in workers:
+            await worker.take_one()
+        assert sorted((await stage.lose(workers[0])).returned) == ["a", "b", "c"]
+        assert await stage.store.sessions() == []

@@ -236,3 +236,37 @@ class Firing:
         await fire(stage, None, 100.0, "one")
         other, nightly = await stage.store.list_schedules()
         assert (other.last_tick, nightly.last_tick) == (None, 100.0)
+
+    async def test_a_skipped_tick_is_measured_by_the_last_job_that_was_stored(
+        self, stage: Stage
+    ) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await stage.store.fire("nightly", None, 60.0, stage.job("first"), "skip")
+        await stage.store.fire("nightly", 60.0, 120.0, stage.job("second"), "skip")
+        await stage.store.cancel("first")
+        fired = await stage.store.fire("nightly", 120.0, 180.0, stage.job("third"), "skip")
+        assert fired == Fired("fired", "third")
+
+    async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await stage.put(stage.job("holder", options=Options(unique_key="k")))
+        lenient = Options(unique_key="k", on_duplicate="existing")
+        job = stage.job("a", options=lenient)
+        fired = await stage.store.fire("nightly", None, 60.0, job, "allow")
+        assert fired == Fired("fired", "holder")
+        assert (await the_schedule(stage)).last_job == "holder"
+
+    async def test_a_tick_whose_id_has_another_body_passes(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await stage.put(stage.job("a", payload=b"[]"))
+        fired = await stage.store.fire("nightly", None, 60.0, stage.job("a"), "allow")
+        assert fired == Fired("skipped")
+        assert (await the_schedule(stage)).last_tick == 60.0
+        assert (await stage.store.get("a")).payload == b"[]"
+
+    async def test_the_other_rules_cancel_nothing(self, stage: Stage) -> None:
+        await stage.store.put_schedule(NIGHTLY)
+        await stage.store.fire("nightly", None, 60.0, stage.job("first"), "allow")
+        await stage.store.fire("nightly", 60.0, 120.0, stage.job("second"), "allow")
+        await stage.store.fire("nightly", 120.0, 180.0, stage.job("third"), "skip")
+        assert await stage.state("first") is State.PENDING

@@ -267,3 +267,30 @@ class Closing:
         await worker.close()
         assert await stage.state("a") is State.PENDING
         assert await stage.store.sessions() == []
+
+    async def test_leaving_with_a_lease_that_is_not_held_is_closing(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await worker.close(replace(lease, token=replace(lease.token, nonce=bytes(16))))
+        assert await stage.state("a") is State.PENDING
+        assert await stage.store.sessions() == []
+
+    async def test_what_a_session_left_may_be_cancelled(self, stage: Stage) -> None:
+        await stage.add("a")
+        worker = await stage.worker()
+        await worker.close((await worker.take_one()).lease)
+        assert await stage.store.cancel("a") == "requested"
+        rescued = await stage.lose(worker)
+        assert (rescued.returned, rescued.cancelled) == ([], ["a"])
+        assert await stage.state("a") is State.CANCELLED
+
+    async def test_two_sessions_of_one_host_and_process_are_two(self, stage: Stage) -> None:
+        """Identity is the id; host and process repeat."""
+        await stage.add("a", "b")
+        first, second = await stage.worker(), await stage.worker()
+        await first.take_one()
+        other = (await second.take_one()).lease
+        await first.close()
+        assert await second.settle(Released(other)) == ["done"]
+        assert len(await stage.store.sessions()) == 1

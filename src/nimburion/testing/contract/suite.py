@@ -34,6 +34,7 @@ from nimburion.testing.contract.sessions import Closing, Sessions
 from nimburion.testing.contract.settling import Settling
 from nimburion.testing.contract.stage import Stage
 from nimburion.testing.contract.tokens import Tokens
+from nimburion.testing.contract.traffic import Traffic
 from nimburion.testing.contract.unique_keys import UniqueKeys
 from nimburion.testing.contract.waiting import Waiting
 
@@ -69,6 +70,7 @@ class BackendContract(
     Living,
     Waiting,
     Racing,
+    Traffic,
     LimitsStory,
 ):
     """Every promise of `nimburion.core.backend`, as cases.

@@ -1,0 +1,77 @@
+"""Callers of different kinds at once: nothing is lost, and nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from nimburion.core.reading import EVERY_JOB, Cancellation, Retention
+from nimburion.testing.contract.racing import RACERS, race
+from nimburion.testing.contract.stage import Stage, ids
+
+
+class Traffic:
+    """Mixed callers."""
+
+    async def test_enqueueing_while_others_reserve_loses_nothing(self, fleet: Stage) -> None:
+        workers = [await fleet.worker(store=handle) for handle in fleet.handles]
+        taken: list[str] = []
+
+        async def run(n: int) -> None:
+            if n % 2:
+                for _ in range(25):
+                    await fleet.handles[n // 2].enqueue([fleet.job()])
+                    await asyncio.sleep(0)
+                return
+            while len(taken) < 200:
+                taken.extend(ids(await workers[n // 2].take(5)))
+                await asyncio.sleep(0)
+
+        await race(16, run)
+        assert len(taken) == len(set(taken)) == 200
+
+    async def test_one_cancel_wins(self, fleet: Stage) -> None:
+        await fleet.add("a")
+        answers = await race(RACERS, lambda n: fleet.handles[n % 8].cancel("a"))
+        assert Counter(answers) == {Cancellation.CANCELLED: 1, Cancellation.FINISHED: RACERS - 1}
+
+    async def test_every_record_is_deleted_or_pruned_once(self, fleet: Stage) -> None:
+        jobs = [fleet.job() for _ in range(60)]
+        await fleet.store.enqueue(jobs)
+        for job in jobs:
+            await fleet.store.cancel(job.id)
+        fleet.clock.advance(1.0)
+        keep = Retention(completed=0.0)
+
+        async def run(n: int) -> int:
+            if n % 2:
+                return await fleet.handles[n % 8].prune(keep, 3)
+            return len(await fleet.handles[n % 8].delete(EVERY_JOB, 3))
+
+        gone = 0
+        while found := sum(await race(16, run)):
+            gone += found
+        assert gone == 60
+        assert sum((await fleet.store.counts()).values()) == 0
+
+    async def test_after_a_pause_nothing_is_handed_out(self, fleet: Stage) -> None:
+        """From the moment that `pause` returns, whoever asks."""
+        await fleet.store.enqueue([fleet.job() for _ in range(100)])
+        workers = [await fleet.worker(store=handle) for handle in fleet.handles]
+        paused = asyncio.Event()
+        late: list[str] = []
+
+        async def run(n: int) -> None:
+            if n == len(workers):
+                await fleet.store.pause("default", paused=True)
+                paused.set()
+                return
+            for _ in range(10):
+                after = paused.is_set()
+                taken = ids(await workers[n].take(1))
+                late.extend(taken if after else ())
+                await asyncio.sleep(0)
+
+        await race(len(workers) + 1, run)
+        assert late == []
+        assert await workers[0].take(100) == []
