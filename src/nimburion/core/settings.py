@@ -3,6 +3,8 @@ environment and arguments; everything else only reads them. Durations are second
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from nimburion.core.limits import Limits
@@ -48,6 +50,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 1
     limits: Limits = Limits()
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """The settings by name; what may be a password in the URL is left out."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return list({**values, "url": _without_password(self.url)}.items())
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Settings({shown})"
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration as loaded."""
@@ -55,3 +66,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Settings = Settings()
     source: str | None = None
     """The absolute path of the file it came from; None: no file, defaults and environment."""
+
+
+def _without_password(url: str) -> str:
+    """`redis://user:secret@host` as `redis://user:…@host`."""
+    scheme, sep, rest = url.partition("://")
+    account, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    return f"{scheme}{sep}{account.partition(':')[0]}:…@{host}"

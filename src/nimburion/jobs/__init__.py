@@ -1,28 +1,50 @@
 """What applications import: jobs, the processor that enqueues and runs them, and their errors."""
 
 from nimburion.core.errors import (
+    BackendUnavailable,
     Cancel,
+    DefinitionError,
+    DuplicateJob,
+    InvalidJob,
+    JobConflict,
+    JobNotCompleted,
     JobNotFound,
+    LeaseLost,
+    NimburionError,
+    NothingRegistered,
     PermanentError,
     Retry,
     Snooze,
+    WaitTimeout,
 )
 from nimburion.core.job import State
 from nimburion.jobs.client import Priority
 from nimburion.jobs.context import Context
 from nimburion.jobs.job import Job, job
 from nimburion.jobs.processor import Processor
+from nimburion.jobs.status import Status
 
 __all__ = [
+    "BackendUnavailable",
     "Cancel",
     "Context",
+    "DefinitionError",
+    "DuplicateJob",
+    "InvalidJob",
     "Job",
+    "JobConflict",
+    "JobNotCompleted",
     "JobNotFound",
+    "LeaseLost",
+    "NimburionError",
+    "NothingRegistered",
     "PermanentError",
     "Priority",
     "Processor",
     "Retry",
     "Snooze",
     "State",
+    "Status",
+    "WaitTimeout",
     "job",
 ]

@@ -115,8 +115,9 @@ class Processor(Client):
 
     async def open(self) -> None:
         """Open the store, on this loop. Runs no job. Repeatable."""
-        if self.loop is None:
-            await super().open()
+        owner = self.loop
+        await super().open()
+        if self.loop is not owner:
             _log.info("store: %s", self.backend.describe())
 
     async def close(self) -> None:
