@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from itertools import cycle, islice
 from typing import Any
 
@@ -126,7 +126,7 @@ async def pickup_producer(url: str, jobs: int, every: float) -> dict[str, float]
 async def idle(url: str, seconds: float) -> dict[str, float]:
     """A worker with nothing to do: its CPU and its calls to the store."""
     backend = _Counted(open_backend(url))
-    processor = Processor(backend)  # type: ignore[arg-type]
+    processor = Processor(backend)
     processor.register(noop)
     async with processor:
         await processor.start()
@@ -169,7 +169,7 @@ async def _expect(processor: Processor, waiting: int) -> None:
         raise RuntimeError(f"{waiting} jobs were enqueued, the store has {stored}")
 
 
-SCENES: dict[str, Callable[..., Awaitable[Any]]] = {
+SCENES: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     scene.__name__: scene
     for scene in (
         enqueue_one,

@@ -32,7 +32,7 @@ class Ended(NamedTuple):
     err: str
 
     @property
-    def data(self) -> Any:  # noqa: ANN401 (JSON is anything)
+    def data(self) -> Any:
         """The JSON on standard output."""
         return json.loads(self.out)
 

@@ -369,7 +369,7 @@ async def test_wait_gives_up_after_its_timeout_and_the_job_goes_on(
 
 async def sleepers(clock: FakeClock, count: int, unless: asyncio.Task[Any] | None = None) -> None:
     async with asyncio.timeout(10):
-        while clock.sleepers < count and not (unless and unless.done()):  # noqa: ASYNC110
+        while clock.sleepers < count and not (unless and unless.done()):
             await asyncio.sleep(0)  # a turn of the loop, no pause
 
 
@@ -417,7 +417,7 @@ async def test_a_batch_goes_through_middleware_one_by_one_and_is_stored_in_one_s
     calls: list[int] = []
     store = processor.backend.enqueue
 
-    async def counted(jobs: Any) -> Any:  # noqa: ANN401
+    async def counted(jobs: Any) -> Any:
         calls.append(len(jobs))
         return await store(jobs)
 

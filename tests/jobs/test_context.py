@@ -106,7 +106,7 @@ async def test_a_context_without_a_processor_says_so() -> None:
 async def test_the_first_middleware_is_outermost() -> None:
     seen: list[str] = []
 
-    def named(name: str) -> Any:  # noqa: ANN401 (a middleware)
+    def named(name: str) -> Any:
         async def layer(ctx: Context, call_next: Next[Context]) -> object:
             seen.append(f"{name} in")
             result = await call_next(ctx)

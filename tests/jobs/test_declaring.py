@@ -1,5 +1,5 @@
 """Declaring jobs in both forms, and registering them."""
-# ruff: noqa: ANN401 (values of any type are what this is about)
+
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Arguments become payloads and come back the same; what does not fit is refused by field."""
-# ruff: noqa: ANN401 (values of any type are what this is about)
+
 
 import dataclasses
 import enum

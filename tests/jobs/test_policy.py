@@ -1,5 +1,5 @@
 """Policy: what a declaration may say, and the delays that follow from it."""
-# ruff: noqa: ANN401 (values of any type are what this is about)
+
 
 from __future__ import annotations
 

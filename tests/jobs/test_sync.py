@@ -45,7 +45,7 @@ def portals() -> int:
     return sum(thread.name == "nimburion-sync" for thread in threading.enumerate())
 
 
-def in_thread(call: Callable[[], Any]) -> Any:  # noqa: ANN401
+def in_thread(call: Callable[[], Any]) -> Any:
     """Call it on a thread of its own; what it returned, or raise what it raised."""
     outcome: list[Any] = []
 
@@ -133,7 +133,7 @@ async def test_on_the_owning_loop_it_says_to_await(processor: Processor) -> None
 async def test_from_another_thread_it_hands_over_to_the_owning_loop(processor: Processor) -> None:
     loops: list[object] = []
 
-    async def see(enqueueing: Any, call_next: Any) -> Any:  # noqa: ANN401
+    async def see(enqueueing: Any, call_next: Any) -> Any:
         loops.append(asyncio.get_running_loop())
         return await call_next(enqueueing)
 
@@ -184,7 +184,7 @@ def test_a_loop_that_ends_under_a_waiting_caller_sets_it_free(processor: Process
     loop = asyncio.new_event_loop()
     opened, blocked = threading.Event(), threading.Event()
 
-    async def block(enqueueing: Any, call_next: Any) -> Any:  # noqa: ANN401
+    async def block(enqueueing: Any, call_next: Any) -> Any:
         blocked.set()
         await asyncio.Event().wait()
 

@@ -1,5 +1,5 @@
 """What users write and every type checker must accept."""
-# ruff: noqa: ANN401 (values of any type are what this is about)
+
 
 import dataclasses
 from collections.abc import Awaitable, Callable

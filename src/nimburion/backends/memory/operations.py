@@ -303,7 +303,7 @@ def _older(entry: Entry, seconds: float | None, now: int) -> bool:
 # Schedules
 
 
-def fire(
+def fire(  # noqa: PLR0917 - as the contract has it
     step: Step,
     name: str,
     expected_last: float | None,

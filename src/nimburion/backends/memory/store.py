@@ -64,7 +64,7 @@ class MemoryBackend:
         self._shared = _Shared()
 
     @classmethod
-    def from_url(cls, url: str, **options: object) -> MemoryBackend:
+    def from_url(cls, _url: str, **options: object) -> MemoryBackend:
         """The store that `memory://` names: a new, empty one."""
         return cls(**options)  # type: ignore[arg-type]
 
