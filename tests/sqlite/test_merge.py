@@ -109,3 +109,15 @@ def rank(head: Waiting, want: Want, now: float) -> tuple[float, int, float, int]
     if want.ageing:
         level += int((now - head.due) // want.ageing)
     return (-level, *head.place)
+
+
+async def test_who_asks_for_no_lane_hears_of_none(store: SQLiteBackend) -> None:
+    await store.enqueue([NewJob("a", "a", "p", b"")])
+    await store.open_session(Session(id="s", names=("a",)))
+    asked = Want(1, (Lane("p", "a"),))
+    assert len((await store.exchange("s", 1, [], asked)).deliveries) == 1
+    await store.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
+    reply = await store.exchange("s", 2, [], Want(0))
+    assert (reply.deliveries, reply.waiting) == ([], [])
+    assert (await store.exchange("s", 3, [], asked)).waiting == []
+    assert (await store.exchange("s", 4, [], Want(0, asked.lanes))).waiting == []

@@ -61,7 +61,7 @@ class Database:
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
         self._latest_lane = 0
-        self._asked: tuple[Lane, ...] = ()
+        self._asked: tuple[Lane, ...] | None = None
         self._found: dict[int, Lane] = {}
 
     def tick(self) -> None:
@@ -122,7 +122,7 @@ class Database:
         if latest != self._latest_lane:
             self._read_lanes()
             self._latest_lane = latest
-            self._asked = ()
+            self._asked = None
         if asked is not self._asked:
             numbered = ((self._by_lane.get(lane), lane) for lane in asked)
             self._found = {number: lane for number, lane in numbered if number is not None}
@@ -142,7 +142,7 @@ class Database:
         self._by_lane.clear()
         self._by_id.clear()
         self._latest_lane = 0
-        self._asked = ()
+        self._asked = None
 
     def _read_lanes(self) -> None:
         for number, queue, name in self.run("lane_all").fetchall():
