@@ -1,0 +1,128 @@
+"""Assertions about what was enqueued, with messages that show what was instead."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from nimburion.core.job import JobRecord, Options
+from nimburion.core.reading import JobFilter
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.jobs.client import Client
+
+_SHOWN = 20
+_CUT = 200
+_MISSING = object()
+_OF_RECORD = frozenset(JobRecord.__struct_fields__) - {"options"}
+_OF_OPTIONS = frozenset(Options.__struct_fields__)
+
+
+async def assert_enqueued(where: Client | Backend, what: object, /, **fields: object) -> JobRecord:
+    """The newest job that is `what` and has these `fields`; an `AssertionError` that lists what was
+    enqueued instead, when there is none.
+
+    `where` is a processor, a client or a store. `what` is a name, a job class or function, or one
+    job: then its arguments must be the same too. `fields` are those of a `JobRecord` (`queue`,
+    `priority`, `state`, `due` …) and of its options (`tenant`, `unique_key`, `headers` …); any
+    other name is an argument of the job. Finished jobs count; but once a job has completed, its
+    arguments are not kept, and nothing that is said of them can hold.
+
+        await assert_enqueued(processor, SendEmail(to="a@example.com"), tenant="acme")
+        await assert_enqueued(processor, "send_email", to="a@example.com", queue="mails")
+    """
+    store = cast("Backend", getattr(where, "backend", where))
+    name, arguments = _described(what)
+    async for record in _every(store, JobFilter(name=name)):
+        if _has(record, arguments, fields):
+            return record
+    raise AssertionError(await _message(store, name, arguments, fields))
+
+
+def _described(what: object) -> tuple[str, Mapping[str, object]]:
+    """The name, and the arguments where one job is given."""
+    from nimburion.core.limits import Limits
+    from nimburion.jobs.job import JobFunction, declaration_of, declaration_of_job
+
+    if isinstance(what, str):
+        return what, {}
+    declared = declaration_of(what)
+    if declared is not None and isinstance(what, type | JobFunction):
+        return declared.name, {}
+    declared = declaration_of_job(what)
+    return declared.name, _arguments(declared.encode(what, Limits()))
+
+
+def _arguments(payload: bytes | None) -> Mapping[str, object]:
+    """The members of a payload; none where it is gone or no object."""
+    try:
+        return msgspec.json.decode(payload or b"{}", type=dict[str, object])
+    except msgspec.MsgspecError:
+        return {}
+
+
+async def _every(store: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
+    """All matching jobs, newest first."""
+    after: str | None = None
+    while True:
+        page = await store.list_jobs(which, after=after, payloads=True)
+        for record in page.jobs:
+            yield record
+        after = page.next
+        if after is None:
+            return
+
+
+def _has(record: JobRecord, arguments: Mapping[str, object], fields: Mapping[str, object]) -> bool:
+    given = _arguments(record.payload)
+    if arguments and given != arguments:
+        return False
+    return all(_field(record, given, name) == value for name, value in fields.items())
+
+
+def _field(record: JobRecord, arguments: Mapping[str, object], name: str) -> object:
+    if name in _OF_RECORD:
+        return getattr(record, name)
+    if name in _OF_OPTIONS:
+        return getattr(record.options, name)
+    return arguments.get(name, _MISSING)
+
+
+async def _message(
+    store: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
+) -> str:
+    wanted = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **fields}.items())
+    head = f"no job {name!r}{f' with {wanted}' if wanted else ''} was enqueued"
+    lines: list[str] = []
+    count = 0
+    async for record in _every(store, JobFilter()):
+        count += 1
+        if count <= _SHOWN:
+            lines.append(f"  {_shown(record)}")
+    if not count:
+        return f"{head}; nothing was"
+    more = [f"  … and {count - _SHOWN} more"] if count > _SHOWN else []
+    return "\n".join([f"{head}; newest first, there are:", *lines, *more])
+
+
+def _text(payload: bytes) -> str:
+    """A payload in one line that is not too long."""
+    text = payload.decode(errors="backslashreplace")
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return text if len(text) <= _CUT else text[: _CUT - 1] + "…"
+
+
+def _shown(record: JobRecord) -> str:
+    """One job in a line: what it is, and what was said beside its arguments."""
+    payload = "(arguments not kept)" if record.payload is None else _text(record.payload)
+    said = {
+        name: value
+        for name in Options.__struct_fields__
+        if (value := getattr(record.options, name)) != getattr(Options(), name)
+    }
+    options = "".join(f" {name}={value!r}" for name, value in said.items())
+    about = f"queue={record.queue!r} priority={record.priority}{options}"
+    return f"{record.name} {payload} {about} ({record.state})"
