@@ -168,7 +168,7 @@ def _seconds(at: int | None) -> float | None:
 class Tenant:
     """A session as the store has it."""
 
-    __slots__ = ("dead", "expires", "held", "left", "number", "opened_at", "results", "said")
+    __slots__ = ("died_at", "expires", "held", "left", "number", "opened_at", "results", "said")
 
     def __init__(self, said: Session, opened_at: int, expires: float) -> None:
         self.said = said
@@ -180,9 +180,14 @@ class Tenant:
         self.results: list[Settled] = []
         """... what that made of the settlements."""
         self.left = False
-        self.dead = False
+        self.died_at: int | None = None
         self.held: dict[int, Entry] = {}
         """What it holds, by seq."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it is over. Its id is remembered for a while, so that it never lives again."""
+        return self.died_at is not None
 
 
 class Limit:

@@ -27,6 +27,7 @@ from nimburion.core.settlement import Settled, Settlement
 
 _PROMOTED = 10_000
 _EVERY_QUEUE = "*"
+_TOMBSTONE = micros(86_400)
 
 
 # Sessions
@@ -103,14 +104,14 @@ def close_session(step: Step, session_id: str, running: Sequence[Lease]) -> None
     if tenant.held:
         tenant.left = True
     else:
-        tenant.dead = True
+        tenant.died_at = step.now
 
 
 def rescue(step: Step, limit: int, max_lost: int, monotonic: float) -> Rescued:
     """See `Backend.rescue`."""
     for tenant in step.shelf.sessions.values():
         if not tenant.dead and tenant.expires <= monotonic:
-            tenant.dead = True
+            tenant.died_at = step.now
     orphans = list(_orphans(step.shelf))
     rescued = Rescued([], [], [], more=len(orphans) > limit)
     for entry in orphans[:limit]:
@@ -272,6 +273,7 @@ def delete(step: Step, which: JobFilter, limit: int) -> list[str]:
 def prune(step: Step, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
     shelf, left = step.shelf, limit
+    forget_the_dead(shelf, step.now)
     for entry in [e for e in shelf.by_seq.values() if _outlived(e, keep, step.now)][:left]:
         shelf.forget(entry)
         left -= 1
@@ -286,6 +288,16 @@ def prune(step: Step, keep: Retention, limit: int) -> int:
             entry.result = None
             left -= 1
     return limit - left
+
+
+def forget_the_dead(shelf: Shelf, now: int) -> None:
+    """Drop sessions that died a day ago, and keys that are held no longer."""
+    for session_id, tenant in list(shelf.sessions.items()):
+        if tenant.died_at is not None and not tenant.held and tenant.died_at < now - _TOMBSTONE:
+            del shelf.sessions[session_id]
+    for key, held in list(shelf.keys.items()):
+        if held.until is not None and held.until <= now:
+            del shelf.keys[key]
 
 
 def _outlived(entry: Entry, keep: Retention, now: int) -> bool:
