@@ -19,10 +19,8 @@ from tests.sqlite.conftest import Start, assert_sound, line_of, said
 class Later(SystemClock):
     """The host's clock as it will be in two minutes: every session of today is overdue."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        boot = self.monotonic
-        self.monotonic = lambda: boot() + 120.0
+    def monotonic(self) -> float:
+        return super().monotonic() + 120.0
 
 
 async def test_four_enqueue_and_two_work_each_job_once(path: Path, start: Start) -> None:
