@@ -42,8 +42,11 @@ class Ledger:
         self._clock = clock
         self._limits = limits
         self.counts: Counter[str] = Counter()
+        self.violations: list[str] = []
         self.tokens: dict[str, list[Token]] = defaultdict(list)
         """Every token that a job was ever handed out under, in order."""
+        self._given: dict[tuple[str, Token], str] = {}
+        """To which session."""
         self.due: dict[str, float] = {}
         """No earlier may it be handed out."""
         self.ended: dict[str, State] = {}
@@ -58,6 +61,16 @@ class Ledger:
     async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
         """Make the call and check what it did."""
         try:
+            return await self._apply(name, args, kwargs)
+        except AssertionError as violation:
+            # Whoever made the call would take it for an error of the store.
+            self.violations.append(str(violation))
+            raise
+
+    async def _apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
+        if name == "exchange":
+            self._check_senders(args[0], args[2])
+        try:
             answer = await getattr(self.store, name)(*args, **kwargs)
         except SessionLost:
             if name == "exchange":
@@ -68,6 +81,12 @@ class Ledger:
         if check is not None:
             await check(answer, *args)
         return answer
+
+    def _check_senders(self, session: str, settlements: Sequence[Settlement]) -> None:
+        """A worker speaks of a lease only in the session that got it."""
+        for one in settlements:
+            lease = one.lease
+            assert self._given[lease.job_id, lease.token] == session, f"{lease} is of another"
 
     # One for each operation that changes jobs
 
@@ -123,6 +142,7 @@ class Ledger:
         assert all(lease.token.fence > token.fence for token in known), f"{job_id}: fence fell"
         assert all(lease.token.nonce != token.nonce for token in known), f"{job_id}: nonce again"
         known.append(lease.token)
+        self._given[job_id, lease.token] = session
         self._holder[job_id] = session, lease
         await self._look_at_limit(delivery.name)
 

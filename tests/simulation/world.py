@@ -171,6 +171,7 @@ class World:
         """Let time pass until no job is unfinished."""
         until = self.loop.time() + seconds
         while len(self.ledger.ended) < len(self.ledger.due):
+            assert self.ledger.violations == []
             assert self.loop.time() < until, f"not at rest: {await self._unfinished()}"
             await elapse(0.25)
 
@@ -330,7 +331,7 @@ class World:
             case 6:
                 raise Cancel("as planned")
             case 7:
-                await self._hold_on(luck.uniform(0.2, 1.5) * TTL)
+                await self.hold_on(luck.uniform(0.2, 1.5) * TTL)
             case 8:
                 self.counts["cancelled by itself"] += 1
                 raise asyncio.CancelledError
@@ -344,7 +345,7 @@ class World:
             await elapse(seconds / 4)
             ctx.progress(step / 4, "on its way")
 
-    async def _hold_on(self, seconds: float) -> None:
+    async def hold_on(self, seconds: float) -> None:
         """Does not want to be cancelled."""
         until = self.loop.time() + seconds
         while self.loop.time() < until and not self.loop.over:
@@ -381,6 +382,7 @@ class World:
         assert ended == sum(counts.values()) == len(jobs)
         assert await self.store.queues() == []
         await self._check_gates()
+        assert self.ledger.violations == []
         assert self.loop.faults == []
 
     async def _check_gates(self) -> None:

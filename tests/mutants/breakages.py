@@ -1,0 +1,328 @@
+"""One-line breakages of the product, and for each the tests that must see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEMORY = "tests/contract/test_memory.py::TestMemory::"
+SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
+SCENARIO = "tests/simulation/test_scenarios.py::"
+SIMULATION = "tests/simulation/test_simulation.py::"
+CONVEYOR = "tests/engine/test_conveyor.py::"
+WORKER = "tests/engine/test_worker.py::"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What to break: `original` stands exactly once in the file below `src/nimburion`."""
+
+    name: str
+    file: str
+    original: str
+    replacement: str
+    selection: tuple[str, ...]
+    """Arguments of pytest."""
+    deep: bool = False
+    """Too slow for every run."""
+
+
+MUTANTS = (
+    # Tokens
+    Mutant(
+        "token compare dropped (settle)",
+        "backends/sqlite/settling.py",
+        "if row is None or (row[3], row[4]) != (lease.token.fence, lease.token.nonce):",
+        "if row is None:",
+        (f"{SQLITE}test_a_settlement_writes_only_under_its_whole_token", "-k", "counter"),
+    ),
+    Mutant(
+        "token compare dropped (progress)",
+        "backends/memory/moves.py",
+        "or held.token != one.lease.token:",
+        "or (held.token != one.lease.token and not isinstance(one, Progressed)):",
+        (f"{MEMORY}test_a_settlement_writes_only_under_its_whole_token", "-k", "Progressed"),
+    ),
+    Mutant(
+        "token compare dropped (completions in bulk)",
+        "backends/sqlite/complete_jobs.sql",
+        "AND l.seq = s.value AND l.fence = ?4 AND l.nonce = ?5",
+        "AND l.seq = s.value",
+        (
+            f"{SQLITE}test_a_settlement_writes_only_under_its_whole_token",
+            "-k",
+            "other and Completed",
+        ),
+    ),
+    Mutant(
+        "random half of the token ignored",
+        "backends/memory/moves.py",
+        "or held.token != one.lease.token:",
+        "or held.token.fence != one.lease.token.fence:",
+        (f"{MEMORY}test_a_settlement_writes_only_under_its_whole_token", "-k", "random"),
+    ),
+    Mutant(
+        "fence does not rise",
+        "backends/memory/reserving.py",
+        "entry.fence += 1",
+        "entry.fence = 1",
+        (f"{MEMORY}test_the_fence_rises_with_every_delivery_of_a_job",),
+    ),
+    # Sessions and rescue
+    Mutant(
+        "rescue without expiry check",
+        "backends/sqlite/session_expire.sql",
+        "WHERE dead_at IS NULL AND (boot <> ?3 OR expires <= ?2 OR expires > ?2 + ttl + 1)",
+        "WHERE dead_at IS NULL AND (boot <> ?3 OR ?2 IS NOT NULL)",
+        (f"{SQLITE}test_a_live_session_is_left_alone",),
+    ),
+    Mutant(
+        "a rescued session lives on",
+        "backends/memory/operations.py",
+        "if tenant is None or tenant.dead or tenant.left:",
+        "if tenant is None or tenant.left:",
+        (f"{MEMORY}test_a_rescued_session_never_lives_again",),
+    ),
+    Mutant(
+        "`lost` not counted",
+        "backends/sqlite/sessions.py",
+        "_LOST = Counts(lost=1)",
+        "_LOST = Counts(lost=0)",
+        (f"{SQLITE}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
+    ),
+    Mutant(
+        "one loss too many allowed",
+        "backends/memory/operations.py",
+        "if entry.lost >= max_lost and not held.cancel:",
+        "if entry.lost > max_lost and not held.cancel:",
+        (f"{MEMORY}test_the_last_loss_makes_a_dead_letter",),
+    ),
+    # Time
+    Mutant(
+        "promote before due",
+        "backends/sqlite/moves.py",
+        'where = "ready_put" if due <= db.now else "scheduled_put"',
+        'where = "ready_put" if due <= db.now + 3600 * MICRO else "scheduled_put"',
+        (f"{SQLITE}test_what_a_settlement_delays_is_never_early",),
+    ),
+    Mutant(
+        "handed out before due",
+        "backends/memory/entry.py",
+        "if entry.due <= now:",
+        "if entry.due <= now + MICRO:",
+        (f"{SIMULATION}test_one_seed_is_the_same_each_time",),
+    ),
+    Mutant(
+        "local clock used",
+        "backends/sqlite/database.py",
+        "self.now = micros(self.clock.now())",
+        'self.now = micros(__import__("time").time())',
+        (f"{SQLITE}test_after_is_counted_from_now_on_the_clock_of_the_store",),
+    ),
+    Mutant(
+        "jitter comes early",
+        "jobs/policy.py",
+        "(1.0 + JITTER * random.random())",
+        "(1.0 - JITTER * random.random())",
+        ("tests/jobs/test_policy.py::test_jitter_only_adds_and_at_most_a_fifth",),
+    ),
+    # Limits
+    Mutant(
+        "limit off by one",
+        "backends/sqlite/reserving.py",
+        "{name: gate.limit - gate.held for name, gate in gates.items()}",
+        "{name: gate.limit - gate.held + 1 for name, gate in gates.items()}",
+        (f"{SQLITE}test_no_more_than_the_limit_in_one_reply",),
+    ),
+    Mutant(
+        "limit off by one over the fleet",
+        "backends/memory/entry.py",
+        "return max(0, self.limit - self.held)",
+        "return max(0, self.limit - self.held + 1)",
+        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+    ),
+    Mutant(
+        "rescue gives no place back",
+        "backends/memory/moves.py",
+        "if held.gated:",
+        "if held.gated and settled is not None:",
+        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+    ),
+    # Numbers
+    Mutant(
+        "exchange number ignored",
+        "backends/sqlite/exchanging.py",
+        "if number == head.number and number > 0:",
+        "if number == head.number and number < 0:",
+        (f"{SQLITE}test_a_repeat_brings_the_same_deliveries",),
+    ),
+    Mutant(
+        "any number accepted",
+        "backends/memory/operations.py",
+        "if number != tenant.number + 1:",
+        "if number < 0:",
+        (f"{MEMORY}test_a_number_before_the_last_is_out_of_order",),
+    ),
+    Mutant(
+        "repeats under a new number",
+        "jobs/conveyor.py",
+        "pause = min(2 * pause, _LONGEST_PAUSE)",
+        "self._number += 1",
+        (f"{CONVEYOR}test_an_unanswered_exchange_is_repeated_under_its_number",),
+    ),
+    Mutant(
+        "half of a bisected batch forgotten",
+        "jobs/conveyor.py",
+        "return await self._send(batch[half:], want)",
+        "return await self._send(batch[half + 1 :], want)",
+        (f"{CONVEYOR}test_one_bad_settlement_does_not_wedge_the_rest",),
+    ),
+    # Transactions, keys, payloads
+    Mutant(
+        "savepoint removed",
+        "backends/sqlite/threads.py",
+        "with translated(self._path), database.savepoint():",
+        "with translated(self._path):",
+        ("tests/sqlite/test_threads.py::test_what_a_failed_call_wrote_is_gone",),
+    ),
+    Mutant(
+        "unique key freed too early",
+        "backends/sqlite/moves.py",
+        "    due = None if delay is None else db.now + max(0, micros(delay))",
+        "    free_unique(db, held.seq, held.lane)\n"
+        "    due = None if delay is None else db.now + max(0, micros(delay))",
+        (f"{SQLITE}test_a_job_that_goes_on_keeps_its_key",),
+    ),
+    Mutant(
+        "another body accepted under a kept id",
+        "backends/memory/moves.py",
+        '"exists" if known == job.digest() else "conflict"',
+        '"exists" if known != b"" else "conflict"',
+        (f"{MEMORY}test_another_body_under_a_kept_id_is_a_conflict",),
+    ),
+    Mutant(
+        "dead-letter payload re-encoded",
+        "backends/memory/operations.py",
+        "entry.state, entry.finished_at, entry.reason = None, None, None",
+        "entry.state, entry.finished_at, entry.reason = None, None, None\n"
+        "    entry.payload = msgspec.json.format(entry.payload or b'{}', indent=0)",
+        (f"{MEMORY}test_the_payload_is_the_same_byte_for_byte",),
+    ),
+    Mutant(
+        "paused queue served",
+        "backends/memory/reserving.py",
+        "if line[0] in self._shelf.paused:",
+        "if line[0] in ():",
+        (f"{MEMORY}test_a_paused_queue_hands_out_nothing",),
+    ),
+    # The engine
+    Mutant(
+        "unknown name failed",
+        "jobs/attempt.py",
+        "            case Why.STOP | None:\n                return Released(lease)",
+        "            case Why.STOP | None:\n                return Cancelled(lease, 'unknown')",
+        ("tests/engine/test_attempt.py::test_an_unknown_name_is_given_back",),
+    ),
+    Mutant(
+        "one retry too few",
+        "jobs/retry.py",
+        "return Reason.EXHAUSTED if failures > max_retries else None",
+        "return Reason.EXHAUSTED if failures >= max_retries else None",
+        (f"{WORKER}test_a_failing_job_is_retried_then_becomes_a_dead_letter",),
+    ),
+    Mutant(
+        "one retry too many",
+        "jobs/retry.py",
+        "return Reason.EXHAUSTED if failures > max_retries else None",
+        "return Reason.EXHAUSTED if failures > max_retries + 1 else None",
+        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+    ),
+    Mutant(
+        "release counts a failure",
+        "jobs/retry.py",
+        "            return Released(delivery.lease)\n    assert_never",
+        "            return Retried(delivery.lease, 0.0, AttemptError(1, 'failure', 'Stopped'))\n"
+        "    assert_never",
+        (f"{WORKER}test_stop_interrupts_after_the_grace_and_counts_nothing",),
+    ),
+    Mutant(
+        "outcome kept after the lease was lost",
+        "jobs/attempt.py",
+        "None if attempt.lost else decide(delivery, outcome, handler.policy, self._random)",
+        "decide(delivery, outcome, handler.policy, self._random)",
+        (f"{SCENARIO}test_nothing_is_sent_under_a_lease_of_a_session_that_is_over",),
+    ),
+    Mutant(
+        "jobs begun after their lease",
+        "jobs/worker.py",
+        "if started >= self.tenure.keeper.believed_until:",
+        "if started < 0:",
+        (f"{SCENARIO}test_a_worker_that_slept_too_long_begins_nothing_that_it_lost",),
+    ),
+    Mutant(
+        "believes for ever",
+        "jobs/lease_keeper.py",
+        "self.believed_until = sent + self._ttl * (1 - _MARGIN)",
+        "self.believed_until = sent + self._ttl * 100",
+        (f"{SIMULATION}test_faults_break_no_promise[0]",),
+    ),
+    Mutant(
+        "suspects share the blame",
+        "jobs/worker.py",
+        "while len(self._suspects) > 1:",
+        "while len(self._suspects) > 100:",
+        (f"{SCENARIO}test_a_job_that_kills_its_workers_takes_nobody_along",),
+    ),
+    Mutant(
+        "stop waits for a store that is gone",
+        "jobs/worker.py",
+        "        task.cancel()\n        await asyncio.gather(task, return_exceptions=True)",
+        "        await asyncio.gather(task, return_exceptions=True)",
+        (f"{SCENARIO}test_a_worker_stops_also_when_its_store_is_gone",),
+    ),
+    Mutant(
+        "rescues while its own session is in doubt",
+        "jobs/rescuer.py",
+        "if self.clock.monotonic() < self._cautious_until():",
+        "if self.clock.monotonic() < 0:",
+        (f"{SCENARIO}test_an_outage_of_the_store_is_nobodys_loss",),
+    ),
+    Mutant(
+        "gives no session back after an outage",
+        "jobs/worker.py",
+        "patiently=not self._ended",
+        "patiently=False",
+        (f"{SCENARIO}test_an_outage_of_the_store_is_nobodys_loss",),
+    ),
+    Mutant(
+        "what was not started is not handed back",
+        "jobs/worker.py",
+        "        self._draining = True\n        self._give_back_held()",
+        "        self._draining = True",
+        (f"{SCENARIO}test_what_was_not_started_is_handed_back_at_stop",),
+    ),
+    Mutant(
+        "cancel not passed on",
+        "jobs/worker.py",
+        "attempt.interrupt(Why.CANCEL)",
+        "pass",
+        (f"{SCENARIO}test_a_cancel_reaches_a_running_job_with_the_next_beat",),
+    ),
+    # Real processes
+    Mutant(
+        "a job is settled before it is begun",
+        "jobs/worker.py",
+        "        started = self._monotonic()\n        if started",
+        "        self._end(attempt, Completed(attempt.delivery.lease))\n"
+        "        started = self._monotonic()\n        if started",
+        ("tests/crash/test_points.py", "-k", "settled or inside"),
+        deep=True,
+    ),
+    Mutant(
+        "the keeper lives on the worker's loop",
+        "jobs/processor.py",
+        "threaded_keeper=isinstance(self.clock, SystemClock)",
+        "threaded_keeper=False",
+        ("tests/crash/test_signals.py", "-k", "blocks_the_event_loop"),
+        deep=True,
+    ),
+)

@@ -1,0 +1,106 @@
+"""The tests are tested: each breakage of the product must turn them red.
+
+A mutant whose original text is not found exactly once fails here: whoever changes that line says
+anew what would break it, in `breakages.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.breakages import MUTANTS, Mutant
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "src" / "nimburion"
+TESTS_FAILED = 1
+"""pytest's exit code: tests ran and some failed; all else (no tests, no import) proves nothing."""
+
+
+def copy_of_the_product(where: Path) -> Path:
+    """Copy the source tree; its `nimburion` folder."""
+    copy = where / "src" / "nimburion"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def run(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with that source tree in the place of ours."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "COVERAGE_", "COV_"))
+    }
+    environment["PYTHONPATH"] = os.pathsep.join([str(source.parent), str(ROOT)])
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def pytest_on(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a selection of the tests on that source tree, up to the first failure."""
+    scratch = source.parent.parent / "scratch"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(scratch)]
+    options.append("--timeout=30")  # a mutant may hang; that is seen too
+    return run(source, "-m", "pytest", *options, *arguments)
+
+
+def break_it(mutant: Mutant, source: Path) -> None:
+    """Replace the line."""
+    path = source / mutant.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.original) == 1, f"{mutant.file}: the line is not there exactly once"
+    path.write_text(text.replace(mutant.original, mutant.replacement), encoding="utf-8")
+
+
+def assert_red(mutant: Mutant, where: Path) -> None:
+    """Break a copy and run the tests that must see it."""
+    source = copy_of_the_product(where)
+    break_it(mutant, source)
+    result = pytest_on(source, *mutant.selection)
+    assert result.returncode == TESTS_FAILED, f"{mutant.name} lives:\n{result.stdout[-3000:]}"
+
+
+def named(mutant: Mutant) -> str:
+    return mutant.name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if not m.deep], ids=named)
+def test_a_mutant_is_seen(mutant: Mutant, tmp_path: Path) -> None:
+    assert_red(mutant, tmp_path)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.deep], ids=named)
+def test_a_mutant_is_seen_by_a_slow_test(mutant: Mutant, tmp_path: Path) -> None:
+    assert_red(mutant, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_same_tests_are_green_on_an_unbroken_copy(tmp_path: Path) -> None:
+    source = copy_of_the_product(tmp_path)
+    found = run(source, "-c", "import nimburion; print(nimburion.__file__)")
+    assert Path(found.stdout.strip()).parent == source, "it would test something else"
+    chosen = sorted({m.selection[0] for m in MUTANTS if not m.deep})
+    result = pytest_on(source, *chosen)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_there_are_enough() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 15
