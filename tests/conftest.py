@@ -42,6 +42,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     counts = ", ".join(f"{store} {passed[store]}" for store in stores() if passed[store])
     terminalreporter.write_line(f"contract cases passed by store: {counts or 'none in this run'}")
+    for name, count in sorted(totals_of(terminalreporter).items()):
+        terminalreporter.write_line(f"{name}: {count}")
+
+
+def totals_of(terminalreporter: pytest.TerminalReporter) -> Counter[str]:
+    """Add up what tests recorded under names that hold the word `total`."""
+    totals: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        totals.update({name: int(n) for name, n in report.user_properties if " total" in name})
+    return totals
 
 
 def stores() -> list[str]:
