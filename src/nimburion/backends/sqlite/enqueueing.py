@@ -51,14 +51,24 @@ def values_of(db: Database, jobs: Sequence[NewJob]) -> Fields:
     """The columns of `job_add`, job after job."""
     now = db.now
     values: Fields = []
+    queue = name = None
+    lane = 0
     for job in jobs:
-        due = micros(job.at) if job.at is not None else now + max(0, micros(job.after))
+        if job.name != name or job.queue != queue:
+            queue, name = job.queue, job.name
+            lane = db.lane_of(queue, name)
         options = None if job.options is NO_OPTIONS else _encode(job.options).decode()
         values += (
-            job.id, db.lane_of(job.queue, job.name), job.priority, due, now, options,
-            job.digest(), job.payload,
+            job.id, lane, job.priority, due_of(job, now), now, options, job.digest(), job.payload
         )  # fmt: skip
     return values
+
+
+def due_of(job: NewJob, now: int) -> int:
+    """When a job is due, in microseconds."""
+    if job.at is not None:
+        return micros(job.at)
+    return now + max(0, micros(job.after)) if job.after else now
 
 
 def enqueue_carefully(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
