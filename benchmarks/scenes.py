@@ -73,7 +73,7 @@ async def drain(
     queues: int = 1,
     *,
     fill_first: bool = False,
-    look_every: float = 0.1,
+    look_every: float = 0.25,
 ) -> dict[str, float]:
     """One worker process, until `jobs` more are completed."""
     async with Processor(open_backend(url)) as processor:

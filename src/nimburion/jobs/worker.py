@@ -36,6 +36,9 @@ SUSPECT_AFTER = 2
 """From so many losses on, a job runs alone: if it kills its worker, it takes nobody along."""
 
 _LATEST_SETTLE = 0.020
+_REFILL = 8
+"""While more than an eighth of the prefetch is held, settlements wait for company: the larger a
+batch, the less each job costs (an eighth: 15-25 % less than a half, measured)."""
 _STALL = 0.25
 _UNWIND_PATIENCE = 1.0
 _AFTER_FAULT = 5.0
@@ -161,7 +164,7 @@ class Worker:
         conveyor = self.tenure.conveyor
         if self._ended or conveyor.abandoned:
             return True
-        if len(self._held) > self._prefetch.size // 2:
+        if len(self._held) > self._prefetch.size // _REFILL:
             return self._overdue or len(conveyor.pending) >= self._batch()
         return conveyor.loaded or ((self._hinted or self._more) and self._room() > 0)
 
@@ -220,7 +223,8 @@ class Worker:
         return self._concurrency + self._prefetch.size - len(self._running) - len(self._held)
 
     def _batch(self) -> int:
-        return max(1, min(MOST_AT_ONCE, self._prefetch.size // 2))
+        size = self._prefetch.size
+        return max(1, min(MOST_AT_ONCE, size - size // _REFILL))
 
     # Attempts
 

@@ -22,8 +22,8 @@ _WAITING = 64
 
 Head = tuple[int, int, int]
 """rank, due, seq."""
-Merged = tuple[int, int, int, int, int]
-"""minus the level of its queue, then rank, due and seq, then the place of its line."""
+Merged = tuple[int, int, int, int]
+"""minus the level of its queue, then rank, due and seq."""
 
 _encode = msgspec.json.Encoder().encode
 _heads = msgspec.json.Decoder(list[tuple[int, list[Head]]]).decode
@@ -82,7 +82,8 @@ def choose(db: Database, want: Want, lanes: Lanes, gates: dict[str, Gate]) -> li
         seqs = _seqs(db.value("reserve_one", number, room.of(lane)))
         room.take(lane, len(seqs))
     else:
-        seqs = merge(db, want, lanes, room)
+        sorted_ = None if room.bounded else merge_by_sorting(lines_of(db, want, lanes), room.total)
+        seqs = merge(lines_of(db, want, lanes), room) if sorted_ is None else sorted_
     for name, taken in room.taken.items():
         db.run("gate_take", name, taken)
     return seqs
@@ -128,64 +129,100 @@ class Room:
 class Line:
     """One lane, read from its front as far as the merge needs."""
 
-    __slots__ = ("_db", "_number", "_place", "_priority")
+    __slots__ = ("_ageing", "_ahead", "_chunk", "_db", "_number", "_priority", "_rank", "lane")
 
-    def __init__(self, db: Database, number: int, place: int, priority: int) -> None:
+    def __init__(  # noqa: PLR0917 - made a hundred times an exchange: keywords cost
+        self, db: Database, number: int, lane: Lane, want: Want, ahead: list[Head], chunk: int
+    ) -> None:
         self._db = db
         self._number = number
-        self._place = place
-        self._priority = priority
+        self.lane = lane
+        self._priority = want.queues.get(lane.queue, DEFAULT_TERMS).priority
+        self._ageing = micros(want.ageing)
+        self._ahead = ahead
+        self._rank = ahead[0][0]
+        self._chunk = chunk
 
-    def ranked(self, ahead: list[Head], chunk: int, ageing: int) -> Iterator[Merged]:
-        """The jobs of the lane as the merge ranks them, from `ahead` on, of which `chunk` were
-        asked for; each further reading asks for twice as many."""
-        now, priority, place = self._db.now, self._priority, self._place
-        while ahead:
-            for rank, due, seq in ahead:
-                age = (now - due) // ageing if ageing and now > due else 0
-                yield (-priority - age, rank, due, seq, place)
-            if len(ahead) < chunk:
-                return
-            chunk *= 2
-            ahead = _line(self._db.value("reserve_more", self._number, *ahead[-1], chunk))
+    @property
+    def level(self) -> bool:
+        """Whether all that was read is of one job priority: then it is in the merge's order."""
+        return self._ahead[-1][0] == self._rank
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the lane was read."""
+        return len(self._ahead) < self._chunk
+
+    def ranked(self) -> list[Merged]:
+        """What was read last, as the merge ranks it."""
+        now, ageing, priority = self._db.now, self._ageing, self._priority
+        return [
+            (-priority - ((now - due) // ageing if ageing and now > due else 0), rank, due, seq)
+            for rank, due, seq in self._ahead
+        ]
+
+    def read_on(self) -> bool:
+        """Read twice as much as before, behind it; False at the end of the lane."""
+        if self.ended:
+            return False
+        self._chunk *= 2
+        last = self._ahead[-1]
+        self._ahead = _line(self._db.value("reserve_more", self._number, *last, self._chunk))
+        return bool(self._ahead)
+
+    def every(self) -> Iterator[Merged]:
+        """All of the lane, as the merge ranks it."""
+        yield from self.ranked()
+        while self.read_on():
+            yield from self.ranked()
 
 
-def merge(db: Database, want: Want, lanes: Lanes, room: Room) -> list[int]:
-    """The first jobs of the merge of all lanes."""
-    served, heap, following = heads_of(db, want, lanes)
+def lines_of(db: Database, want: Want, lanes: Lanes) -> list[Line]:
+    """The lanes that hold jobs, with their first ones."""
+    chunk = min(want.total, want.total // len(lanes) + _AHEAD)
+    heads = _heads(db.value("reserve_heads", _encode(list(lanes)).decode(), chunk))
+    return [Line(db, n, lanes[n], want, ahead, chunk) for n, ahead in heads if ahead]
+
+
+def merge_by_sorting(lines: list[Line], limit: int) -> list[int] | None:
+    """The first jobs of the merge, where each line is in its order already: then the merge is a
+    sort, a quarter of the work. None where a line is not."""
+    ranked: list[Merged] = []
+    unread = lines
+    while unread:
+        if not all(line.level for line in unread):
+            return None
+        ends = []
+        for line in unread:
+            part = line.ranked()
+            ranked += part
+            if not line.ended:
+                ends.append((part[-1], line))
+        ranked.sort()
+        if len(ranked) > limit:
+            last = ranked[limit - 1]
+            ends = [(end, line) for end, line in ends if end < last]
+        unread = [line for _, line in ends if line.read_on()]
+    return [seq for _, _, _, seq in ranked[:limit]]
+
+
+def merge(lines: list[Line], room: Room) -> list[int]:
+    """The first jobs of the merge that caps and limits let pass. A line stands behind its head,
+    whatever comes after it."""
+    following = [line.every() for line in lines]
+    heap = [(next(jobs), place) for place, jobs in enumerate(following)]
+    heapify(heap)
     chosen: list[int] = []
     limit = room.total
     while heap and len(chosen) < limit:
-        head = heap[0]
-        place = head[4]
-        if room.bounded and not room.pass_one(served[place]):
+        (_, _, _, seq), place = heap[0]
+        if room.bounded and not room.pass_one(lines[place].lane):
             heappop(heap)
             continue
-        chosen.append(head[3])
+        chosen.append(seq)
         after = next(following[place], None)
         if after is None:
             heappop(heap)
         else:
-            heapreplace(heap, after)
+            heapreplace(heap, (after, place))
     return chosen
-
-
-def heads_of(
-    db: Database, want: Want, lanes: Lanes
-) -> tuple[list[Lane], list[Merged], list[Iterator[Merged]]]:
-    """The lanes that hold jobs, a heap of their heads, and what follows each."""
-    ageing = micros(want.ageing)
-    chunk = min(want.total, want.total // len(lanes) + _AHEAD)
-    served: list[Lane] = []
-    heap: list[Merged] = []
-    following: list[Iterator[Merged]] = []
-    for number, ahead in _heads(db.value("reserve_heads", _encode(list(lanes)).decode(), chunk)):
-        if ahead:
-            lane = lanes[number]
-            priority = want.queues.get(lane.queue, DEFAULT_TERMS).priority
-            line = Line(db, number, len(served), priority)
-            served.append(lane)
-            following.append(line.ranked(ahead, chunk, ageing))
-            heap.append(next(following[-1]))
-    heapify(heap)
-    return served, heap, following
