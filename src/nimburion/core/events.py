@@ -42,7 +42,7 @@ class AttemptEnded(Event, frozen=True):
     queue: str
     attempt: int
     outcome: str
-    """completed, retried, failed, released or cancelled."""
+    """completed, retried, failed, released, cancelled, or lost (the lease was)."""
     duration: float
     """Seconds."""
     error: str | None = None

@@ -16,7 +16,7 @@ from nimburion.core.clock import Clock
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import Limits
-from nimburion.core.settlement import Cancelled, Released, Settlement
+from nimburion.core.settlement import Cancelled, Failed, Released, Retried, Settlement
 from nimburion.jobs import outcome as outcomes
 from nimburion.jobs.codec import UnstorableResult
 from nimburion.jobs.context import CURRENT, Context, Enqueuing
@@ -123,9 +123,15 @@ class Attempts:
         if self._events:
             return await self._performed_aloud(attempt, context, handler, chain)
         outcome = await self._outcome(attempt, context, handler, chain)
+        return self._settled(attempt, outcome, handler)
+
+    def _settled(self, attempt: Attempt, outcome: Outcome, handler: Handler) -> Settlement | None:
         if attempt.lost:
             return None
-        return decide(delivery, outcome, handler.policy, self._random)
+        settlement = decide(attempt.delivery, outcome, handler.policy, self._random)
+        if isinstance(settlement, Retried | Failed):
+            _log_failure(attempt.delivery, settlement)
+        return settlement
 
     def _not_begun(self, attempt: Attempt) -> Settlement | None:
         lease = attempt.delivery.lease
@@ -150,9 +156,7 @@ class Attempts:
             )
         )
         outcome = await self._outcome(attempt, context, handler, chain)
-        settlement = (
-            None if attempt.lost else decide(delivery, outcome, handler.policy, self._random)
-        )
+        settlement = self._settled(attempt, outcome, handler)
         self._events.emit(
             AttemptEnded(
                 delivery.lease.job_id,
@@ -256,6 +260,25 @@ class Attempts:
                         raised, attempt.delivery.attempt, "failure", self._limits.error
                     )
                 )
+
+
+def _log_failure(delivery: Delivery, settlement: Retried | Failed) -> None:
+    """One line for the operator; the traceback is in the job's history."""
+    error = settlement.error
+    what = f"{error.type}: {error.message}".partition("\n")[0]
+    known = {"job_id": delivery.lease.job_id, "job_name": delivery.name, "queue": delivery.queue}
+    if isinstance(settlement, Retried):
+        _log.warning(
+            "job %s %s: attempt %d failed (%s); again in %.1f s",
+            *(delivery.name, delivery.lease.job_id, error.attempt, what, settlement.delay),
+            extra=known,
+        )
+    else:
+        _log.error(
+            "job %s %s: attempt %d failed (%s); it is a dead letter now (%s)",
+            *(delivery.name, delivery.lease.job_id, error.attempt, what, settlement.reason),
+            extra=known,
+        )
 
 
 class _TimedOut(Exception):

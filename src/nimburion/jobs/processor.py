@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import msgspec
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.errors import DefinitionError, NotOpen
+from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Lease
 from nimburion.core.settings import Config, Settings
@@ -65,7 +66,11 @@ class Processor(Client):
         entropy: Entropy = os.urandom,
         **single_settings: Any,
     ) -> None:
-        chosen = msgspec.structs.replace(settings or Settings(), **single_settings)
+        if isinstance(backend, str):
+            raise DefinitionError(
+                f"a processor takes a store, not a URL: Processor(open_backend({backend!r}))"
+            )
+        chosen = _chosen(settings or Settings(), single_settings)
         super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)
         self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
         self._middlewares: list[Middleware] = []
@@ -109,6 +114,8 @@ class Processor(Client):
 
     def use(self, middleware: Middleware) -> None:
         """Wrap every run in `async def middleware(ctx, call_next)`; the first used is outermost."""
+        if not callable(middleware):
+            raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._middlewares.append(middleware)
 
     # Coming and going
@@ -257,6 +264,20 @@ class Processor(Client):
         os._exit(0)
 
 
+def _chosen(settings: Settings, single: dict[str, Any]) -> Settings:
+    """The settings with single ones over them; a wrong name or type is a `ConfigurationError`."""
+    known = settings.__struct_fields__
+    for name in single.keys() - set(known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigurationError(f"there is no setting {name!r}{hint}")
+    asked = {name: getattr(settings, name) for name in known} | single
+    try:
+        return msgspec.convert(asked, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"a setting is wrong: {error}") from error
+
+
 class _Running:
     """A processor's worker, threads and housekeeping, from start to stop."""
 
@@ -273,8 +294,18 @@ class _Running:
     async def start(self) -> None:
         attempts = self._processor.make_attempts(self._threads, self._worker.report)
         await self._worker.start(attempts)
+        self._say_what_is_served()
         for service in self._services:
             await service.start()
+
+    def _say_what_is_served(self) -> None:
+        """What an operator wants to know first."""
+        _log.info(
+            "ready: %d at once; queues %s; jobs %s",
+            self._processor.settings.concurrency,
+            ", ".join(self._worker.queues) or "(none)",
+            ", ".join(self._processor.registry.names) or "(none is registered)",
+        )
 
     def listen_to_signals(self) -> Callable[[], None]:
         """Stop at SIGTERM and SIGINT; the returned function ends that."""

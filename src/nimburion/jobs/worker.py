@@ -90,6 +90,11 @@ class Worker:
         self._attempts: Attempts
         self.tenure: Tenure
 
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues it serves."""
+        return self._demand.queues
+
     # Coming and going
 
     async def start(self, attempts: Attempts) -> None:

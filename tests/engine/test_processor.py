@@ -1,0 +1,68 @@
+"""A processor says what is wrong with how it is made, and tells the operator what happens."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import ConfigurationError, DefinitionError
+from nimburion.core.settings import QueueSettings
+from nimburion.jobs import Processor, job
+from nimburion.testing import FakeClock
+
+
+@job(max_retries=1, retry_backoff=5)
+async def fail() -> None:
+    raise ValueError("no luck\nat all")
+
+
+def test_a_url_is_no_store() -> None:
+    with pytest.raises(DefinitionError, match="open_backend"):
+        Processor("sqlite:///jobs.db")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"concurency": 3}, "did you mean 'concurrency'"),
+        ({"concurrency": "three"}, "concurrency"),
+        ({"session_ttl": None}, "session_ttl"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Processor(MemoryBackend(), **settings)
+
+
+def test_what_cannot_wrap_a_run_is_no_middleware() -> None:
+    with pytest.raises(DefinitionError, match="middleware"):
+        Processor(MemoryBackend()).use(1)  # type: ignore[arg-type]
+
+
+async def test_failures_and_dead_letters_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with Processor(MemoryBackend(clock=clock), clock=clock) as processor:
+        processor.register(fail)
+        job_id = await processor.enqueue(fail.job())
+        await processor.drain(advance=True)
+    lines = [(r.levelno, r.getMessage()) for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [level for level, _ in lines] == [logging.WARNING, logging.ERROR]
+    assert lines[0][1].startswith(
+        f"job fail {job_id}: attempt 1 failed (ValueError: no luck); again"
+    )
+    assert lines[1][1].endswith("it is a dead letter now (exhausted)")
+
+
+async def test_a_worker_says_what_it_serves(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nimburion.worker")
+    served = (QueueSettings("mail"),)
+    async with Processor(MemoryBackend(), queues=served, concurrency=3) as processor:
+        processor.register(fail)
+        await processor.start()
+        await processor.stop()
+    said = "\n".join(caplog.messages)
+    assert "ready: 3 at once; queues mail; jobs fail" in said
+    assert "job 'fail' goes to queue 'default', which this worker does not serve" in said
