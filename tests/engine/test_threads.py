@@ -49,10 +49,11 @@ async def test_a_call_whose_waiter_is_gone_still_tells_when_it_ends() -> None:
     call = threads.start(gate.wait, 10)
     call.on_finish = over.set
     call.future.cancel()
-    assert not call.finished
+    finished = [call.finished]
     gate.set()
     await asyncio.wait_for(over.wait(), 10)
-    assert call.finished
+    finished.append(call.finished)
+    assert finished == [False, True]
     threads.close()
 
 
