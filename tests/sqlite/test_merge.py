@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,3 +122,18 @@ async def test_who_asks_for_no_lane_hears_of_none(store: SQLiteBackend) -> None:
     assert (reply.deliveries, reply.waiting) == ([], [])
     assert (await store.exchange("s", 3, [], asked)).waiting == []
     assert (await store.exchange("s", 4, [], Want(0, asked.lanes))).waiting == []
+
+
+@pytest.mark.parametrize("young", [7, 8], ids=["at the end of a reading", "inside one"])
+async def test_old_jobs_stand_behind_the_urgent_ones_of_their_lane(
+    store: SQLiteBackend, clock: FakeClock, young: int
+) -> None:
+    now = clock.now()
+    urgent = [NewJob(f"urgent-{n}", "a", "q", b"", 9, now - 1) for n in range(young)]
+    old = [NewJob(f"old-{n}", "a", "q", b"", 3, now - 1000) for n in range(30)]
+    await store.enqueue([*urgent, *old, NewJob("other", "b", "q", b"", 1, now)])
+    await store.open_session(Session(id="s", names=("a", "b")))
+    want = Want(10, (Lane("q", "a"), Lane("q", "b")), ageing=60.0)
+    reply = await store.exchange("s", 1, [], want)
+    handed = [delivery.lease.job_id for delivery in reply.deliveries]
+    assert handed == [job.id for job in [*urgent, *old]][:10]
