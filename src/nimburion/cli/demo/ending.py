@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -52,7 +54,15 @@ def draw_next(folder: Path, snapshot: Snapshot) -> None:
     failed = [record.id for record in snapshot.jobs.values() if record.state is State.FAILED]
     click.echo("\nwhat to try next:")
     click.echo(f"  cd {shlex.quote(os.fspath(folder))}")
-    click.echo("  nimburion dead list")
-    click.echo(f"  nimburion jobs show {failed[0] if failed else 'ID'}")
-    click.echo("  nimburion jobs list --state completed")
+    program = shlex.quote(_program())
+    click.echo(f"  {program} dead list")
+    click.echo(f"  {program} jobs show {failed[0] if failed else 'ID'}")
+    click.echo(f"  {program} jobs list --state completed")
     click.echo(f"and when you have seen enough: rm -r {shlex.quote(os.fspath(folder))}")
+
+
+def _program() -> str:
+    """How to call `nimburion` from a shell that knows nothing of our environment."""
+    return (
+        "nimburion" if shutil.which("nimburion") else str(Path(sys.executable).parent / "nimburion")
+    )
