@@ -200,7 +200,8 @@ def check_store(folder: Path) -> None:
     assert (dead["name"], dead["reason"]) == ("send_email", "unreadable")
     lost = [job for job in jobs if any(one["kind"] == "lost" for one in job["history"])]
     assert len(lost) >= 2
-    assert {job["state"] for job in lost} == {"completed"}
+    # The killed worker may have held the unreadable email too; everything else was run again.
+    assert {job["state"] for job in lost if job["id"] != dead["id"]} == {"completed"}
 
 
 @pytest.mark.slow
