@@ -1,6 +1,5 @@
 """Declaring jobs in both forms, and registering them."""
 
-
 from __future__ import annotations
 
 import asyncio

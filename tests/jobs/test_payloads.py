@@ -1,6 +1,5 @@
 """Arguments become payloads and come back the same; what does not fit is refused by field."""
 
-
 import dataclasses
 import enum
 import uuid

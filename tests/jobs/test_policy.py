@@ -1,6 +1,5 @@
 """Policy: what a declaration may say, and the delays that follow from it."""
 
-
 from __future__ import annotations
 
 import logging

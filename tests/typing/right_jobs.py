@@ -1,6 +1,5 @@
 """What users write and every type checker must accept."""
 
-
 import dataclasses
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
