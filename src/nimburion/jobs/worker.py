@@ -28,6 +28,7 @@ from nimburion.jobs.conveyor import MOST_AT_ONCE
 from nimburion.jobs.demand import MOST_HELD, Demand, Prefetch
 from nimburion.jobs.hints import Hints
 from nimburion.jobs.registry import Registry
+from nimburion.jobs.stall import StallWatch
 from nimburion.jobs.tenure import Tenure, new_session
 
 _log = logging.getLogger("nimburion.worker")
@@ -39,7 +40,6 @@ _LATEST_SETTLE = 0.020
 _REFILL = 8
 """While more than an eighth of the prefetch is held, settlements wait for company: the larger a
 batch, the less each job costs (an eighth: 15-25 % less than a half, measured)."""
-_STALL = 0.25
 _UNWIND_PATIENCE = 1.0
 _AFTER_FAULT = 5.0
 _FLUSH_PATIENCE = 5.0
@@ -80,8 +80,7 @@ class Worker:
         self._more = False
         self._overdue = False
         self._backstop: asyncio.TimerHandle | None = None
-        self._begun = 0
-        self._stall_watch: asyncio.TimerHandle | None = None
+        self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
         self._ended = False
         self._wake = asyncio.Event()
@@ -238,14 +237,14 @@ class Worker:
         held, running = self._held, self._running
         while held and len(running) < self._concurrency and not self._alone:
             self._begin(held.popleft())
-        if held and self._stall_watch is None:
-            self._watch_for_stall()
+        if held:
+            self._stall.watch()
         if self._suspects and not running and not held:
             self._alone = True
             self._begin(self._suspects.popleft())
 
     def _begin(self, delivery: Delivery) -> None:
-        self._begun += 1
+        self._stall.begun += 1
         attempt = Attempt(delivery, self.tenure.session.id)
         self._running.add(attempt)
         attempt.task = asyncio.Task(self._perform(attempt), loop=self._loop, name=delivery.name)
@@ -295,17 +294,10 @@ class Worker:
         self._hinted = True
         self._wake.set()
 
-    def _watch_for_stall(self) -> None:
-        self._stall_watch = self._loop.call_later(_STALL, self._on_stall_watch, self._begun)
-
-    def _on_stall_watch(self, begun: int) -> None:
-        """Give back what is held when long jobs have taken every slot: others could run it."""
-        self._stall_watch = None
-        if self._held and self._begun == begun:
-            self._prefetch.suspend()
-            self._give_back(self._held)
-        elif self._held:
-            self._watch_for_stall()
+    def _on_stall(self) -> None:
+        """Give back what is held behind long jobs: other workers could run it."""
+        self._prefetch.suspend()
+        self._give_back(self._held)
 
     def _on_overdue(self) -> None:
         self._overdue = True
