@@ -247,8 +247,8 @@ MUTANTS = (
     Mutant(
         "outcome kept after the lease was lost",
         "jobs/attempt.py",
-        "None if attempt.lost else decide(delivery, outcome, handler.policy, self._random)",
-        "decide(delivery, outcome, handler.policy, self._random)",
+        "        if attempt.lost:\n            return None",
+        "        if attempt.lost and attempt.task is None:\n            return None",
         (f"{SCENARIO}test_nothing_is_sent_under_a_lease_of_a_session_that_is_over",),
     ),
     Mutant(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
@@ -50,9 +50,13 @@ def simulate(seed: int, *, weather: float = 1.0, jobs: int = 20) -> Counter[str]
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
     """Thousands of expected warnings are of no use to anybody."""
-    logging.getLogger("nimburion").setLevel(logging.CRITICAL)
+    log = logging.getLogger("nimburion")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(before)
 
 
 def _many(seeds: range, record_property: Callable[[str, object], None]) -> None:
