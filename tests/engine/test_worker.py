@@ -244,7 +244,7 @@ async def test_cancel_reaches_a_running_coroutine(make: Make) -> None:
         started.set()
         await asyncio.Event().wait()
 
-    processor = make(endless, session_ttl=0.2)
+    processor = make(endless, session_ttl=2.0)
     await processor.start()
     job_id = await processor.enqueue(endless.job())
     await asyncio.wait_for(started.wait(), DEADLINE)
@@ -262,7 +262,7 @@ async def test_a_thread_can_poll_for_its_cancellation(make: Make) -> None:
             threading.Event().wait(0.001)
         ctx.raise_if_cancelled()
 
-    processor = make(polite, session_ttl=0.2)
+    processor = make(polite, session_ttl=2.0)
     await processor.start()
     job_id = await processor.enqueue(polite.job())
     await asyncio.to_thread(started.wait, DEADLINE)

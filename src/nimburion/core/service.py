@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
@@ -86,8 +87,17 @@ class Periodic(Service):
             spread = 1 + self._jitter * (2 * self._random.random() - 1)
             await self.pause(self.interval * spread)
             if not self.stopping.is_set():
-                await self.tick()
-                self.failure = None
+                await self._ticked()
+
+    async def _ticked(self) -> None:
+        """One turn; a store that fails it is asked again at the next, in one line of the log."""
+        try:
+            await self.tick()
+        except BackendError as error:
+            self.failure = error
+            self._log.warning("the store did not answer (%s); again in its turn", error)
+        else:
+            self.failure = None
 
     async def tick(self) -> None:
         """One turn."""

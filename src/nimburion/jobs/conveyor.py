@@ -82,6 +82,8 @@ class Conveyor:
         try:
             return await self._until_answered(batch, want)
         except Unstorable as error:
+            if not batch:
+                raise
             if len(batch) == 1:
                 return await self._until_answered([_instead_of(batch[0], error)], want)
             half = len(batch) // 2

@@ -303,7 +303,7 @@ class _Running:
         _log.info(
             "ready: %d at once; queues %s; jobs %s",
             self._processor.settings.concurrency,
-            ", ".join(self._worker.queues) or "(none)",
+            ", ".join(self._worker.demand.queues) or "(none)",
             ", ".join(self._processor.registry.names) or "(none is registered)",
         )
 

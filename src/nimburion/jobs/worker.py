@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from contextlib import suppress
 
@@ -68,10 +69,11 @@ class Worker:
         self._events = events
         self._threaded_keeper = threaded_keeper
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._concurrency = settings.concurrency
-        self._demand = Demand(registry, settings, entropy)
+        self.demand = Demand(registry, settings, entropy)
         self._prefetch = Prefetch(settings.concurrency)
-        self._hints = Hints(backend, self._demand.queues, clock, self._on_hint)
+        self._hints = Hints(backend, self.demand.queues, clock, self._on_hint)
         self._held: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
         self._alone = False
@@ -88,11 +90,6 @@ class Worker:
         self._task: asyncio.Task[None] | None = None
         self._attempts: Attempts
         self.tenure: Tenure
-
-    @property
-    def queues(self) -> tuple[str, ...]:
-        """The queues it serves."""
-        return self._demand.queues
 
     # Coming and going
 
@@ -140,7 +137,10 @@ class Worker:
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange; from any thread."""
         progress = Progressed(lease, fraction, message)
-        self._loop.call_soon_threadsafe(self._note_progress, progress)
+        if threading.get_ident() == self._thread:
+            self._note_progress(progress)  # at once: the settlement must not overtake it
+        else:
+            self._loop.call_soon_threadsafe(self._note_progress, progress)
 
     # The loop
 
@@ -168,8 +168,10 @@ class Worker:
         conveyor = self.tenure.conveyor
         if self._ended or conveyor.abandoned:
             return True
-        if len(self._held) > self._prefetch.size // _REFILL:
-            return self._overdue or len(conveyor.pending) >= self._batch()
+        prefetch = self._prefetch.size
+        if len(self._held) > prefetch // _REFILL:
+            full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
+            return self._overdue or len(conveyor.pending) >= full
         return conveyor.loaded or ((self._hinted or self._more) and self._room() > 0)
 
     async def _turn(self) -> None:
@@ -191,7 +193,7 @@ class Worker:
         total = min(self._room(), MOST_HELD)
         if total <= 0:
             return NOTHING
-        return self._demand.want(total, everything=self._hinted or not self._more)
+        return self.demand.want(total, everything=self._hinted or not self._more)
 
     def _reset_reasons(self, want: Want) -> None:
         self._overdue = False
@@ -205,12 +207,12 @@ class Worker:
 
     def _receive(self, reply: Reply, want: Want) -> None:
         for delivery in reply.deliveries:
-            self._demand.take(delivery)
+            self.demand.take(delivery)
             line = self._suspects if delivery.lost >= SUSPECT_AFTER else self._held
             line.append(delivery)
         if want.total:
             self._more = bool(reply.waiting)
-            self._demand.remember(reply.waiting)
+            self.demand.remember(reply.waiting)
         self._hints.expect(reply, found=bool(reply.deliveries))
         if self._draining:
             self._give_back_held()
@@ -225,10 +227,6 @@ class Worker:
         if self._draining or self._suspects or self._alone:
             return 0
         return self._concurrency + self._prefetch.size - len(self._running) - len(self._held)
-
-    def _batch(self) -> int:
-        size = self._prefetch.size
-        return max(1, min(MOST_AT_ONCE, size - size // _REFILL))
 
     # Attempts
 
@@ -277,7 +275,7 @@ class Worker:
 
     def _vacate(self, attempt: Attempt) -> None:
         self._running.discard(attempt)
-        self._demand.free(attempt.delivery)
+        self.demand.free(attempt.delivery)
         if not self._running:
             self._alone = False
             self._quiet.set()
@@ -353,15 +351,15 @@ class Worker:
     def _give_up(self) -> None:
         for line in (self._held, self._suspects):
             while line:
-                self._demand.free(line.popleft())
+                self.demand.free(line.popleft())
         for attempt in self._running:
             attempt.interrupt(Why.LOST)
 
     # Stopping
 
     def _give_back_held(self) -> None:
-        self._give_back(self._held)
-        self._give_back(self._suspects)
+        for line in (self._held, self._suspects):
+            self._give_back(line)
 
     def _give_back(self, line: deque[Delivery]) -> None:
         while line:
@@ -369,7 +367,7 @@ class Worker:
             self._put_back(delivery, Released(delivery.lease))
 
     def _put_back(self, delivery: Delivery, settlement: Settlement) -> None:
-        self._demand.free(delivery)
+        self.demand.free(delivery)
         self.tenure.conveyor.settle(settlement)
         self._wake.set()
 
