@@ -72,6 +72,14 @@ class Attempt:
         """Whether a thread still works on it, waited for or not."""
         return self.call is not None and not self.call.finished
 
+    def let_go(self) -> None:
+        """It is over: undo the circles of references, so that nothing of it is left for the
+        garbage collector (measured: a sixth of the engine's time)."""
+        if self.context is not None:
+            self.context.attempt_handle = None
+            self.context = None
+        self.task = None
+
     def interrupt(self, why: Why) -> None:
         """Ask it to end. A coroutine is cancelled; a thread can only be told, and is waited for
         unless the lease is lost."""

@@ -275,6 +275,7 @@ class Worker:
 
     def _vacate(self, attempt: Attempt) -> None:
         self._running.discard(attempt)
+        attempt.let_go()
         self.demand.free(attempt.delivery)
         if not self._running:
             self._alone = False

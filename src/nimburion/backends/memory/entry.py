@@ -15,6 +15,7 @@ from nimburion.core.job import (
     Options,
     Progress,
     State,
+    digest,
 )
 from nimburion.core.lease import Lease, Token
 from nimburion.core.reading import ScheduleRecord
@@ -107,7 +108,7 @@ class Entry:
         self.state: State | None = None
         """How it ended; None while it is unfinished."""
         self.reason: str | None = None
-        self.history: list[AttemptError] = []
+        self.history: tuple[AttemptError, ...] = ()
         self.progress: Progress | None = None
         self.result: bytes | None = None
         self.held: Held | None = None
@@ -120,7 +121,7 @@ class Entry:
         """What tells this body from another, also when the payload is gone."""
         if self.digest is not None or self.payload is None:
             return self.digest or b""
-        return NewJob(self.id, self.name, self.queue, self.payload).digest()
+        return digest(self.name, self.payload)
 
     def state_at(self, now: int) -> State:
         """Where it stands."""

@@ -195,7 +195,7 @@ class Step:
 
     def note(self, entry: Entry, error: AttemptError) -> None:
         """Add to the history, with the store's time."""
-        entry.history.append(msgspec.structs.replace(error, at=self.now / MICRO))
+        entry.history = (*entry.history, msgspec.structs.replace(error, at=self.now / MICRO))
 
 
 def check_jobs(jobs: Sequence[NewJob]) -> None:
