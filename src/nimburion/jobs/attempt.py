@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
@@ -202,7 +203,9 @@ class Attempts:
             context.job = job = decode(context.payload)
             started = threads.start(function, context, job)
             context.attempt_handle.call = started
-            return await started.future
+            value = await started.future
+            # A lambda or a wrapper around an `async def`: what it made has not run yet.
+            return await value if inspect.isawaitable(value) else value
 
         return call
 
@@ -231,7 +234,9 @@ class Attempts:
             return outcomes.of_timeout(late.seconds, context.attempt)
         except asyncio.CancelledError as cancelled:
             return self._of_cancellation(attempt, cancelled)
-        except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever it raised is an outcome
+        except (KeyboardInterrupt, GeneratorExit):  # not the handler's: the process or loop ends
+            raise
+        except BaseException as raised:  # noqa: BLE001 - whatever it raised is an outcome
             permanent = handler.policy.permanent
             return outcomes.of_exception(raised, context.attempt, permanent, self._limits.error)
 

@@ -131,7 +131,7 @@ class ResultCodec:
             return None
         try:
             encoded = msgspec.json.encode(value, enc_hook=to_plain)
-        except _MISFIT as error:
+        except Exception as error:  # what a guest's own code raises may be anything
             raise UnstorableResult(
                 f"the result of {self._name!r} cannot be kept: {_plainly(error)}; "
                 "return what JSON can carry, or declare result=False"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nimburion.core.errors import Cancel, NotOpen
 from nimburion.core.lease import Delivery, Lease
+from nimburion.jobs.outcome import MOST_WORDS, clean
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -163,10 +164,10 @@ class Context:
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Note how far the work has come, 0.0 to 1.0; the newest note goes out with the next call
-        to the store. Cheap: call it as often as you like."""
+        to the store, cut to 1024 bytes. Cheap: call it as often as you like."""
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
-        self._sink(self.delivery.lease, float(fraction), str(message))
+        self._sink(self.delivery.lease, float(fraction), clean(str(message), MOST_WORDS))
 
     def request_cancel(self) -> None:
         """Somebody wants this job cancelled: from now on `cancelled` is True."""

@@ -44,6 +44,9 @@ class Interrupted(NamedTuple):
 
 Outcome = Succeeded | Raised | Snoozed | Withdrawn | Interrupted
 
+MOST_WORDS = 1024
+"""Bytes of a reason to cancel, and of a message about progress."""
+
 NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
 
@@ -56,7 +59,7 @@ def of_exception(
         case Snooze():
             return Snoozed(raised.for_)
         case Cancel():
-            return Withdrawn(raised.reason)
+            return Withdrawn(clean(_message(raised.reason), MOST_WORDS))
         case Retry():
             return Raised(describe(raised, attempt, "failure", limit), raised.after)
         case UnreadablePayload():
@@ -93,7 +96,7 @@ def clean(text: str, limit: int) -> str:
     return (raw[:keep] + mark + raw[-keep:]).decode("utf-8", "ignore")
 
 
-def _message(raised: BaseException) -> str:
+def _message(raised: object) -> str:
     try:
         return str(raised)
     except Exception as error:  # noqa: BLE001 - a broken exception is still a failure
