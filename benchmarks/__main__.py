@@ -211,7 +211,7 @@ def main() -> None:
         texts.append(show(*TABLES[name](run)))
         print(texts[-1], flush=True)
     if asked.save:
-        stem = RESULTS / time.strftime("sqlite-%Y%m%d-%H%M")
+        stem = RESULTS / time.strftime("sqlite-%Y%m%d")
         stem.with_suffix(".md").write_text("\n".join(texts))
         stem.with_suffix(".json").write_text(json.dumps(run.raw, indent=1) + "\n")
 
