@@ -129,6 +129,11 @@ class Asking:
             raise NotOpen(
                 "open the processor first: `async with processor:`; or use `processor.sync`"
             )
+        if self.loop is not asyncio.get_running_loop():
+            raise NotOpen(
+                "the processor is open on another event loop: use `processor.sync` here; or open "
+                "it on this loop, where that one has ended"
+            )
 
     async def _record(self, job_id: str) -> JobRecord:
         self._check_open()

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import os
-import signal
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from random import Random
@@ -30,6 +30,7 @@ from nimburion.jobs.middleware import Middleware
 from nimburion.jobs.portal import SyncClient
 from nimburion.jobs.pruner import Pruner
 from nimburion.jobs.rescuer import Rescuer
+from nimburion.jobs.running import STOPPED_TOO_SOON, Running
 from nimburion.jobs.stepper import Stepper
 from nimburion.jobs.threads import Threads
 from nimburion.jobs.worker import Worker
@@ -75,7 +76,7 @@ class Processor(Client):
         self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
         self._middlewares: list[Middleware] = []
         self._stepper: Stepper | None = None
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self.dead = DeadLetters(backend)
         """The failed jobs: list, show, replay, purge."""
         self.sync = SyncClient(self)
@@ -113,7 +114,10 @@ class Processor(Client):
             raise DefinitionError(f"register({job!r}, handler) takes exactly one handler")
 
     def use(self, middleware: Middleware) -> None:
-        """Wrap every run in `async def middleware(ctx, call_next)`; the first used is outermost."""
+        """Wrap every run in `async def middleware(ctx, call_next)`; the first used is outermost.
+        `DefinitionError` where a worker runs already."""
+        if self._running is not None:
+            raise DefinitionError("use middleware before the processor is started")
         if not callable(middleware):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._middlewares.append(middleware)
@@ -140,21 +144,31 @@ class Processor(Client):
     async def start(self) -> None:
         """Begin to run jobs in the background of this loop; returns at once. Repeatable."""
         await self.open()
+        self._forget_if_orphaned()
         if self._running is None:
             self._warn_of_unserved()
-            self._running = _Running(self)
-            await self._running.start()
+            self._running = running = Running(self)
+            try:
+                await running.start()
+            except BaseException:
+                self._forget(running)
+                await running.stop(0.0)
+                raise
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no more jobs, hand back what has not started, let handlers finish for `grace`
         seconds (default: the setting), interrupt and release the rest. Repeatable."""
+        self._forget_if_orphaned()
         if self._running is not None:
             running = self._running
             await running.stop(self.settings.grace if grace is None else grace)
-            self._running = None
+            self._forget(running)
 
     async def run(self, *, signals: bool = True, owns_process: bool = False) -> None:
         """A worker in this process: start, wait to be told to stop, stop.
+
+        Cancelled, it stops at once: what runs is interrupted and given back. `NotOpen` when it is
+        stopped before it has started.
 
         `signals`: SIGTERM and SIGINT stop it, a second one at once; only on the main thread.
         `owns_process`: where a `def` handler will not end, release its job as the last act and end
@@ -163,16 +177,20 @@ class Processor(Client):
         await self.start()
         running = self._running
         if running is None:
-            raise NotOpen("the processor was stopped before it had started")
+            raise NotOpen(STOPPED_TOO_SOON)
         async with AsyncExitStack() as stack:
-            if signals:
+            if signals and threading.current_thread() is threading.main_thread():
                 stack.callback(running.listen_to_signals())
-            await running.until_asked()
+            try:
+                await running.until_asked()
+            except asyncio.CancelledError:
+                await self.stop(0.0)
+                raise
             stuck = await running.wind_down(self.settings.grace)
             if stuck and owns_process:
                 await self._end_process(running)
             await running.leave(stuck)
-            self._running = None
+            self._forget(running)
 
     async def process_one(self) -> bool:
         """Run one due job here and now, with its middleware; False when none is due.
@@ -245,6 +263,15 @@ class Processor(Client):
             )
         return self._stepper
 
+    def _forget(self, running: Running) -> None:
+        if self._running is running:
+            self._running = None
+
+    def _forget_if_orphaned(self) -> None:
+        """Its loop was closed under it: nothing of it runs, and its session expires by itself."""
+        if self._running is not None and self._running.orphaned:
+            self._running = None
+
     def _warn_of_unserved(self) -> None:
         served = {queue.name for queue in self.settings.queues}
         for handler in self.registry.handlers if served else ():
@@ -256,7 +283,7 @@ class Processor(Client):
                     ", ".join(sorted(served)),
                 )
 
-    async def _end_process(self, running: _Running) -> None:
+    async def _end_process(self, running: Running) -> None:
         _log.warning("a handler does not end; its job is released and the process ends now")
         await running.leave([])
         await self.backend.close()
@@ -276,82 +303,3 @@ def _chosen(settings: Settings, single: dict[str, Any]) -> Settings:
         return msgspec.convert(asked, Settings)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"a setting is wrong: {error}") from error
-
-
-class _Running:
-    """A processor's worker, threads and housekeeping, from start to stop."""
-
-    def __init__(self, processor: Processor) -> None:
-        self._processor = processor
-        self._loop = asyncio.get_running_loop()
-        self._threads = Threads(processor.settings.concurrency, self._loop)
-        self._worker = processor.make_worker()
-        self._services = processor.make_housekeeping(self._worker)
-        self._asked = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._gone = asyncio.Event()
-
-    async def start(self) -> None:
-        attempts = self._processor.make_attempts(self._threads, self._worker.report)
-        await self._worker.start(attempts)
-        self._say_what_is_served()
-        for service in self._services:
-            await service.start()
-
-    def _say_what_is_served(self) -> None:
-        """What an operator wants to know first."""
-        _log.info(
-            "ready: %d at once; queues %s; jobs %s",
-            self._processor.settings.concurrency,
-            ", ".join(self._worker.demand.queues) or "(none)",
-            ", ".join(self._processor.registry.names) or "(none is registered)",
-        )
-
-    def listen_to_signals(self) -> Callable[[], None]:
-        """Stop at SIGTERM and SIGINT; the returned function ends that."""
-        both = (signal.SIGTERM, signal.SIGINT)
-        for number in both:
-            self._loop.add_signal_handler(number, self._on_signal)
-
-        def restore() -> None:
-            for number in both:
-                self._loop.remove_signal_handler(number)
-
-        return restore
-
-    async def until_asked(self) -> None:
-        """Return when it should stop: asked to, or because the reserve loop has died."""
-        done = self._worker.done
-        if done is not None:
-            done.add_done_callback(lambda _: self._asked.set())
-        await self._asked.wait()
-
-    async def wind_down(self, grace: float) -> list[Lease]:
-        """Stop everything but the session; the leases of handlers that nobody could stop."""
-        self._asked.set()
-        self._worker.take_no_more()
-        for service in self._services:
-            await service.stop()
-        return await self._worker.stop(grace, self._hurry)
-
-    async def leave(self, stuck: list[Lease]) -> None:
-        """Close the session."""
-        await self._worker.leave(stuck)
-        self._threads.close()
-        self._gone.set()
-
-    async def stop(self, grace: float) -> None:
-        """Wind down and leave; where `run` waits, it does that."""
-        if self._asked.is_set():
-            await self._gone.wait()
-            return
-        self._asked.set()
-        await self.leave(await self.wind_down(grace))
-
-    def _on_signal(self) -> None:
-        if self._asked.is_set():
-            _log.warning("stopping now")
-            self._hurry.set()
-        else:
-            _log.info("stopping: no more jobs are taken; a second signal stops at once")
-            self._asked.set()

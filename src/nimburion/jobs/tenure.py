@@ -98,7 +98,9 @@ class Tenure:
         self._events.emit(SessionEnded(self.session.id, how))
 
     def _post_orders(self, orders: Orders) -> None:
-        if orders.cancel:
+        if self._loop.is_closed():  # nobody works under it any more: let it expire
+            self.keeper.ended = True
+        elif orders.cancel:
             self._post(lambda: self._on_orders(orders))
 
     def _post_end(self) -> None:

@@ -1,0 +1,129 @@
+"""A processor at work: its worker, threads and housekeeping, from start to stop.
+
+Starting, winding down and leaving each happen once, in this order, however many ask for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nimburion.core.errors import NotOpen
+from nimburion.core.lease import Lease
+from nimburion.core.service import first_of
+from nimburion.jobs.threads import Threads
+
+if TYPE_CHECKING:
+    from nimburion.jobs.processor import Processor
+
+_log = logging.getLogger("nimburion.worker")
+
+STOPPED_TOO_SOON = "the processor was stopped before it had started"
+
+
+class Running:
+    """A processor's worker, threads and housekeeping, from start to stop."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._loop = asyncio.get_running_loop()
+        self._threads = Threads(processor.settings.concurrency, self._loop)
+        self._worker = processor.make_worker()
+        self._services = processor.make_housekeeping(self._worker)
+        self._asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._decided = asyncio.Event()
+        """Whether the worker has started, or never will."""
+        self._winding: asyncio.Task[list[Lease]] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its loop is closed."""
+        return self._loop.is_closed()
+
+    async def start(self) -> None:
+        """Begin; `NotOpen` when it is stopped before the store has answered."""
+        attempts = self._processor.make_attempts(self._threads, self._worker.report)
+        try:
+            await first_of(self._worker.start(attempts), self._asked.wait())
+        finally:
+            self._decided.set()
+        if self._worker.done is None:
+            raise NotOpen(STOPPED_TOO_SOON)
+        if self._asked.is_set():
+            return
+        self._say_what_is_served()
+        for service in self._services:
+            await service.start()
+
+    def _say_what_is_served(self) -> None:
+        """What an operator wants to know first."""
+        _log.info(
+            "ready: %d at once; queues %s; jobs %s",
+            self._processor.settings.concurrency,
+            ", ".join(self._worker.demand.queues) or "(none)",
+            ", ".join(self._processor.registry.names) or "(none is registered)",
+        )
+
+    def listen_to_signals(self) -> Callable[[], None]:
+        """Stop at SIGTERM and SIGINT; the returned function ends that."""
+        both = (signal.SIGTERM, signal.SIGINT)
+        for number in both:
+            self._loop.add_signal_handler(number, self._on_signal)
+
+        def restore() -> None:
+            for number in both:
+                self._loop.remove_signal_handler(number)
+
+        return restore
+
+    async def until_asked(self) -> None:
+        """Return when it should stop: asked to, or because the reserve loop has died."""
+        done = self._worker.done
+        if done is not None:
+            done.add_done_callback(lambda _: self._asked.set())
+        await self._asked.wait()
+
+    async def wind_down(self, grace: float) -> list[Lease]:
+        """Stop everything but the session; the leases of handlers that nobody could stop. Done
+        once, with the grace of whoever asks first, and to the end even if the asker is gone."""
+        self._asked.set()
+        if self._winding is None:
+            self._winding = asyncio.create_task(self._wind_down(grace))
+        return await asyncio.shield(self._winding)
+
+    async def leave(self, stuck: list[Lease]) -> None:
+        """Close the session; once."""
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave(stuck))
+        await asyncio.shield(self._leaving)
+
+    async def stop(self, grace: float) -> None:
+        """Wind down and leave."""
+        await self.leave(await self.wind_down(grace))
+
+    async def _wind_down(self, grace: float) -> list[Lease]:
+        await self._decided.wait()
+        if self._worker.done is None:
+            return []
+        self._worker.take_no_more()
+        for service in self._services:
+            await service.stop()
+        return await self._worker.stop(grace, self._hurry)
+
+    async def _leave(self, stuck: list[Lease]) -> None:
+        if self._worker.done is not None:
+            await self._worker.leave(stuck)
+        self._threads.close()
+
+    def _on_signal(self) -> None:
+        if self._asked.is_set():
+            _log.warning("stopping now")
+            self._hurry.set()
+        else:
+            _log.info("stopping: no more jobs are taken; a second signal stops at once")
+            self._asked.set()
