@@ -309,7 +309,7 @@ class ReplayForgetsHistory(Inside):
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         replayed = await super().replay(which, limit, after)
         for job_id in replayed.ids:
-            self.shelf.jobs[job_id].history.clear()
+            self.shelf.jobs[job_id].history = ()
         return replayed
 
 
