@@ -71,7 +71,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._concurrency = settings.concurrency
-        self.demand = Demand(registry, settings, entropy)
+        self.demand: Demand = Demand(registry, settings, entropy)
         self._prefetch = Prefetch(settings.concurrency)
         self._hints = Hints(backend, self.demand.queues, clock, self._on_hint)
         self._held: deque[Delivery] = deque()
@@ -170,7 +170,8 @@ class Worker:
             return True
         prefetch = self._prefetch.size
         if len(self._held) > prefetch // _REFILL:
-            full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
+            # At least 1: with nothing to prefetch, an empty belt is no reason to turn it.
+            full = max(1, min(MOST_AT_ONCE, prefetch - prefetch // _REFILL))
             return self._overdue or len(conveyor.pending) >= full
         return conveyor.loaded or ((self._hinted or self._more) and self._room() > 0)
 
@@ -261,6 +262,8 @@ class Worker:
         finally:
             self._prefetch.learn(self._monotonic() - started)
             self._end(attempt, settlement)
+            if self._held and not self._prefetch.size:  # longer jobs than it was held for
+                self._give_back(self._held)
 
     def _end(self, attempt: Attempt, settlement: Settlement | None) -> None:
         if settlement is not None:
