@@ -160,17 +160,13 @@ class Worker:
             await self._wake.wait()
 
     def _needed(self) -> bool:
-        """Whether there is a reason for an exchange now.
-
-        While plenty is held, settlements wait for company (but never longer than 20 ms): larger
-        batches cost less each.
-        """
+        """Whether there is a reason for an exchange now. While plenty is held, settlements wait for
+        company (but never longer than 20 ms): larger batches cost less each."""
         conveyor = self.tenure.conveyor
         if self._ended or conveyor.abandoned:
             return True
         prefetch = self._prefetch.size
         if len(self._held) > prefetch // _REFILL:
-            # At least 1: with nothing to prefetch, an empty belt is no reason to turn it.
             full = max(1, min(MOST_AT_ONCE, prefetch - prefetch // _REFILL))
             return self._overdue or len(conveyor.pending) >= full
         return conveyor.loaded or ((self._hinted or self._more) and self._room() > 0)
