@@ -196,3 +196,22 @@ async def test_queue_priorities_rule_until_age_outweighs_them(clock: FakeClock) 
         await processor.enqueue(note.job("new low"), queue="low")
         await processor.drain()
     assert ran == ["old low", "high", "new low"]
+
+
+async def test_a_cancelled_step_gives_its_job_back_and_is_cancelled(processor: Processor) -> None:
+    began = asyncio.Event()
+
+    async def wait(_: Context, __: bytes) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    processor.register("wait", wait)
+    job_id = await processor.enqueue_raw("wait", b"{}")
+    draining = asyncio.create_task(processor.drain())
+    async with asyncio.timeout(10):
+        await began.wait()
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draining
+    status = await processor.get_status(job_id)
+    assert (status.state, status.failures) == (State.PENDING, 0)

@@ -12,6 +12,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Any
 
 from nimburion.core.clock import Clock
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
@@ -52,13 +53,13 @@ class Attempt:
     __slots__ = ("accounted", "call", "context", "delivery", "session_id", "task", "why")
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
-        self.delivery = delivery
-        self.session_id = session_id
+        self.delivery: Delivery = delivery
+        self.session_id: str = session_id
         """The session that holds its lease."""
-        self.accounted = False
+        self.accounted: bool = False
         """Whether its settlement is on its way to the store."""
         self.context: Context | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
         """The thread call of a `def` handler."""
         self.why: Why | None = None

@@ -20,8 +20,7 @@ from nimburion.core.lease import Delivery, Lease
 from nimburion.core.reading import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Settlement
-from nimburion.jobs.attempt import Attempt, Attempts
-from nimburion.jobs.context import CURRENT
+from nimburion.jobs.attempt import Attempt, Attempts, Why
 from nimburion.jobs.demand import Demand
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.tenure import new_session
@@ -116,13 +115,27 @@ class Stepper:
         return demand.want(1, everything=True)
 
     async def _run(self, delivery: Delivery) -> None:
+        """Run it and settle it. Where the caller is cancelled, the handler is interrupted and its
+        job given back first."""
         threads = Threads(1, asyncio.get_running_loop())
         attempt = Attempt(delivery, self._session_id or "")
-        outside = CURRENT.set(None)
+        attempts = self._make_attempts(threads, self._note_progress)
+        # A task of its own: what the caller enqueues next is not this handler's.
+        attempt.task = performing = asyncio.create_task(attempts.perform(attempt))
+        ending = asyncio.create_task(self._settle(performing, threads))
         try:
-            settlement = await self._make_attempts(threads, self._note_progress).perform(attempt)
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            attempt.interrupt(Why.STOP)
+            await asyncio.wait({ending})
+            raise
         finally:
-            CURRENT.reset(outside)  # what the caller enqueues next is not this handler's
+            attempt.let_go()
+
+    async def _settle(self, performing: asyncio.Task[Settlement | None], threads: Threads) -> None:
+        try:
+            settlement = await performing
+        finally:
             threads.close()
             # A handler that overran its timeout is waited for: nothing outlives this call.
             await asyncio.get_running_loop().run_in_executor(None, threads.join)
