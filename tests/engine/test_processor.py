@@ -66,3 +66,25 @@ async def test_a_worker_says_what_it_serves(caplog: pytest.LogCaptureFixture) ->
     said = "\n".join(caplog.messages)
     assert "ready: 3 at once; queues mail; jobs fail" in said
     assert "job 'fail' goes to queue 'default', which this worker does not serve" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("concurrency", 0),
+        ("session_ttl", float("nan")),
+        ("max_lost", 0),
+        ("timeout", 0),
+        ("grace", -1),
+        ("max_retries", -1),
+        ("keep_completed", -0.5),
+    ],
+)
+async def test_a_setting_out_of_its_bounds_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{name}' must be .*not {value!r}"):
+        Processor(MemoryBackend(), **{name: value})
+
+
+async def test_a_queue_with_no_room_for_a_job_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="queue 'mail' must be 1 or more, not 0"):
+        Processor(MemoryBackend(), queues=(QueueSettings("mail", concurrency=0),))

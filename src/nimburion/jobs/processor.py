@@ -37,6 +37,12 @@ from nimburion.jobs.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
+_OVER_ZERO = ("concurrency", "session_ttl", "max_lost", "timeout")
+_FROM_ZERO = (
+    *("grace", "max_retries", "retry_backoff", "retry_backoff_max", "ageing", "enqueue_timeout"),
+    *("keep_completed", "keep_completed_max", "keep_failed", "keep_results"),
+)
+
 RawHandler = Callable[[Context, bytes], Awaitable[object] | object]
 AnyDeclared = type[Job] | JobFunction[..., ..., Any]
 
@@ -77,9 +83,9 @@ class Processor(Client):
         self._middlewares: list[Middleware] = []
         self._stepper: Stepper | None = None
         self._running: Running | None = None
-        self.dead = DeadLetters(backend)
+        self.dead: DeadLetters = DeadLetters(backend)
         """The failed jobs: list, show, replay, purge."""
-        self.sync = SyncClient(self)
+        self.sync: SyncClient = SyncClient(self)
         """The same methods for code that is not async."""
 
     @classmethod
@@ -300,6 +306,23 @@ def _chosen(settings: Settings, single: dict[str, Any]) -> Settings:
         raise ConfigurationError(f"there is no setting {name!r}{hint}")
     asked = {name: getattr(settings, name) for name in known} | single
     try:
-        return msgspec.convert(asked, Settings)
+        chosen = msgspec.convert(asked, Settings)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"a setting is wrong: {error}") from error
+    _check_bounds(chosen)
+    return chosen
+
+
+def _check_bounds(settings: Settings) -> None:
+    """`ConfigurationError` for a number under which no worker could work."""
+    for names, least in ((_OVER_ZERO, "more than 0"), (_FROM_ZERO, "0 or more")):
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None and not (value > 0 or (value == 0 and names is _FROM_ZERO)):
+                raise ConfigurationError(f"the setting {name!r} must be {least}, not {value!r}")
+    for queue in settings.queues:
+        if queue.concurrency is not None and queue.concurrency < 1:
+            raise ConfigurationError(
+                f"the concurrency of queue {queue.name!r} must be 1 or more, "
+                f"not {queue.concurrency!r}; to serve it not at all, leave it out of `queues`"
+            )
