@@ -17,7 +17,7 @@ from huey import SqliteHuey
 from benchmarks.workload import PAYLOAD
 
 
-def _open(path: str) -> tuple[SqliteHuey, Any, Any]:
+def _open(path: str) -> tuple[SqliteHuey, Any, Any, list[float]]:
     huey = SqliteHuey("bench", filename=path)
     late: list[float] = []
 
@@ -28,13 +28,12 @@ def _open(path: str) -> tuple[SqliteHuey, Any, Any]:
     def pickup(sent: float) -> None:
         late.append((time.monotonic() - sent) * 1e3)
 
-    huey.late = late
-    return huey, noop, pickup
+    return huey, noop, pickup, late
 
 
 def enqueue_one(path: str, jobs: int) -> dict[str, float]:
     """One call after another."""
-    _, noop, _ = _open(path)
+    _, noop, _, _ = _open(path)
     started = time.perf_counter()
     for _ in range(jobs):
         noop(**PAYLOAD)
@@ -43,7 +42,7 @@ def enqueue_one(path: str, jobs: int) -> dict[str, float]:
 
 def drain(path: str, jobs: int, workers: int) -> dict[str, float]:
     """One consumer process, until nothing is left."""
-    huey, noop, _ = _open(path)
+    huey, noop, _, _ = _open(path)
     for _ in range(jobs):
         noop(**PAYLOAD)
     consumer = huey.create_consumer(workers=workers, worker_type="thread")
@@ -58,19 +57,19 @@ def drain(path: str, jobs: int, workers: int) -> dict[str, float]:
 
 def pickup_worker(path: str, jobs: int) -> dict[str, list[float]]:
     """Wait for jobs that another process enqueues."""
-    huey, _, _ = _open(path)
+    huey, _, _, late = _open(path)
     consumer = huey.create_consumer(workers=10, worker_type="thread")
     consumer.start()
     print("ready", file=sys.stderr, flush=True)
-    while len(huey.late) < jobs:
+    while len(late) < jobs:
         threading.Event().wait(0.05)
     consumer.stop(graceful=True)
-    return {"ms": huey.late}
+    return {"ms": late}
 
 
 def pickup_producer(path: str, jobs: int, every: float) -> dict[str, float]:
     """Enqueue one job every so many seconds."""
-    _, _, pickup = _open(path)
+    _, _, pickup, _ = _open(path)
     for _ in range(jobs):
         threading.Event().wait(every)
         pickup(time.monotonic())
@@ -79,7 +78,7 @@ def pickup_producer(path: str, jobs: int, every: float) -> dict[str, float]:
 
 def idle(path: str, seconds: float) -> dict[str, float]:
     """A consumer with nothing to do."""
-    huey, _, _ = _open(path)
+    huey, _, _, _ = _open(path)
     consumer = huey.create_consumer(workers=10, worker_type="thread")
     consumer.start()
     threading.Event().wait(5)

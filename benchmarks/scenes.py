@@ -13,10 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.workload import PAYLOAD, many_noops, noop
 from nimburion.backends import open_backend
+from nimburion.core.backend import Backend
 from nimburion.core.job import State
 from nimburion.jobs import Processor, job
 
@@ -126,7 +127,7 @@ async def pickup_producer(url: str, jobs: int, every: float) -> dict[str, float]
 async def idle(url: str, seconds: float) -> dict[str, float]:
     """A worker with nothing to do: its CPU and its calls to the store."""
     backend = _Counted(open_backend(url))
-    processor = Processor(backend)
+    processor = Processor(cast("Backend", backend))
     processor.register(noop)
     async with processor:
         await processor.start()

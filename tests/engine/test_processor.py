@@ -82,7 +82,8 @@ async def test_a_worker_says_what_it_serves(caplog: pytest.LogCaptureFixture) ->
 )
 async def test_a_setting_out_of_its_bounds_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"'{name}' must be .*not {value!r}"):
-        Processor(MemoryBackend(), **{name: value})
+        single: dict[str, Any] = {name: value}
+        Processor(MemoryBackend(), **single)
 
 
 async def test_a_queue_with_no_room_for_a_job_is_refused() -> None:

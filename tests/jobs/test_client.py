@@ -457,3 +457,14 @@ async def test_what_middleware_made_of_a_job_is_checked_too(processor: Processor
     with pytest.raises(InvalidJob, match="queue must be 1-128 characters"):
         await processor.enqueue(double.job(1))
     assert await processor.pending_count() == 0
+
+
+@pytest.mark.parametrize("after", [1e12, 1e300, timedelta.max])
+async def test_a_delay_that_no_calendar_holds_is_refused_before_it_is_stored(
+    after: float | timedelta,
+) -> None:
+    processor = Processor(MemoryBackend())
+    async with processor:
+        with pytest.raises(InvalidJob, match="after must be less than a century"):
+            await processor.enqueue_raw("far", b"{}", after=after)
+        assert await processor.pending_count() == 0

@@ -51,8 +51,9 @@ def refuse_unless_foreign(variable: str, path: tuple[str, ...], place: Place) ->
     """Raise for a variable that was meant as a setting."""
     if len(path) > 1:
         raise refusal(place, path, unknown_at(path))
-    meant = path[0].removeprefix("jobs_")
-    if meant in JOBS.keys and meant != path[0]:
+    (name,) = path or ("",)
+    meant = name.removeprefix("jobs_")
+    if meant in JOBS.keys and meant != name:
         right = f"{PREFIX}JOBS__{meant.upper()}"
         raise refusal(place, (), f"is not read; {variable} must be spelled {right}")
 

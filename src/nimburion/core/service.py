@@ -58,6 +58,9 @@ class Service:
         """Let `seconds` pass, or less when `stopping` is set meanwhile."""
         await first_of(self.clock.sleep(seconds), self.stopping.wait())
 
+    def _note(self, failure: BaseException | None) -> None:
+        self.failure = failure
+
     async def _supervise(self) -> None:
         pause = _FIRST_PAUSE
         while not self.stopping.is_set():
@@ -94,10 +97,10 @@ class Periodic(Service):
         try:
             await self.tick()
         except BackendError as error:
-            self.failure = error
+            self._note(error)
             self._log.warning("the store did not answer (%s); again in its turn", error)
         else:
-            self.failure = None
+            self._note(None)
 
     async def tick(self) -> None:
         """One turn."""

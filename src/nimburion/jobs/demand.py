@@ -29,7 +29,7 @@ class Prefetch:
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
         self._mean: float | None = None
-        self.size = 0
+        self.size: int = 0
         """0 while the mean is unknown or longer than the budget."""
 
     def learn(self, seconds: float) -> None:

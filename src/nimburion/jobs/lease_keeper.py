@@ -50,14 +50,14 @@ class LeaseKeeper:
         self._clock = clock
         self._on_orders = on_orders
         self._on_end = on_end
-        self.interval = ttl / _BEATS_PER_TTL
+        self.interval: float = ttl / _BEATS_PER_TTL
         self._answered = 0.0
-        self.believed_until = 0.0
+        self.believed_until: float = 0.0
         """Monotonic seconds; no later than the store's own expiry, whatever the store does."""
-        self.cautious_until = 0.0
+        self.cautious_until: float = 0.0
         """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
         outage) the others get one beat to show that they live."""
-        self.ended = False
+        self.ended: bool = False
         self.begin(clock.monotonic())
 
     def begin(self, sent: float) -> None:

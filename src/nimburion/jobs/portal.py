@@ -50,6 +50,13 @@ class Synced(Generic[P, R]):
         return call
 
 
+def _synced(
+    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+) -> Callable[[Callable[[SyncClient], None]], Synced[P, R]]:
+    """Put the async method, made blocking, in the place of what is decorated."""
+    return lambda _: Synced(method)
+
+
 class SyncClient:
     """`processor.sync`: the methods of `Client`, blocking. Safe from any thread but that of the
     loop which owns the processor: there it raises `UseAwait`.
@@ -65,18 +72,30 @@ class SyncClient:
         # By process: a child of a fork finds no portal of its own, and leaves its parent's alone.
         self._portals: dict[int, _PortalOfProcess] = {}
 
-    enqueue = Synced(Client.enqueue)
-    enqueue_many = Synced(Client.enqueue_many)
-    enqueue_with_id = Synced(Client.enqueue_with_id)
-    enqueue_with_priority = Synced(Client.enqueue_with_priority)
-    enqueue_at = Synced(Client.enqueue_at)
-    enqueue_after = Synced(Client.enqueue_after)
-    enqueue_raw = Synced(Client.enqueue_raw)
-    get_status = Synced(Client.get_status)
-    wait = Synced(Client.wait)
-    cancel = Synced(Client.cancel)
-    queue_size = Synced(Client.queue_size)
-    pending_count = Synced(Client.pending_count)
+    @_synced(Client.enqueue)
+    def enqueue(self) -> None: ...
+    @_synced(Client.enqueue_many)
+    def enqueue_many(self) -> None: ...
+    @_synced(Client.enqueue_with_id)
+    def enqueue_with_id(self) -> None: ...
+    @_synced(Client.enqueue_with_priority)
+    def enqueue_with_priority(self) -> None: ...
+    @_synced(Client.enqueue_at)
+    def enqueue_at(self) -> None: ...
+    @_synced(Client.enqueue_after)
+    def enqueue_after(self) -> None: ...
+    @_synced(Client.enqueue_raw)
+    def enqueue_raw(self) -> None: ...
+    @_synced(Client.get_status)
+    def get_status(self) -> None: ...
+    @_synced(Client.wait)
+    def wait(self) -> None: ...
+    @_synced(Client.cancel)
+    def cancel(self) -> None: ...
+    @_synced(Client.queue_size)
+    def queue_size(self) -> None: ...
+    @_synced(Client.pending_count)
+    def pending_count(self) -> None: ...
 
     def call(
         self,

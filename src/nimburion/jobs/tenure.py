@@ -49,8 +49,8 @@ class Tenure:
         self._loop = asyncio.get_running_loop()
         self._on_orders = on_orders
         self._on_end = on_end
-        self.conveyor = Conveyor(backend, session.id, clock, events)
-        self.keeper = LeaseKeeper(
+        self.conveyor: Conveyor = Conveyor(backend, session.id, clock, events)
+        self.keeper: LeaseKeeper = LeaseKeeper(
             backend,
             session.id,
             session.ttl,

@@ -61,6 +61,8 @@ class Terms(msgspec.Struct, frozen=True):
 
 NO_TERMS = Terms()
 
+_CENTURY = 100 * 365.25 * 86_400
+
 
 def terms_of(
     limits: Limits,
@@ -146,10 +148,12 @@ def _count_of(what: str, value: object) -> int:
 
 def _seconds_of(what: str, value: object) -> float:
     if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise InvalidJob(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+        value = value.total_seconds()
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise InvalidJob(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+    if value > _CENTURY:
+        raise InvalidJob(f"{what} must be less than a century, not {value!r} seconds")
+    return float(value)
 
 
 def _positive(what: str, value: object) -> float:

@@ -36,7 +36,7 @@ class Call:
         self._args = args
         self._context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = loop.create_future()
-        self.finished = False
+        self.finished: bool = False
         """Whether the function has returned or raised; set on the loop's thread."""
         self.on_finish: Callable[[], None] | None = None
         self.value: Any = None

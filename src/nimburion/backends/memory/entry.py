@@ -47,12 +47,12 @@ class Held:
     __slots__ = ("at", "cancel", "gated", "number", "session", "token")
 
     def __init__(self, session: Tenant, number: int, token: Token, at: int, *, gated: bool) -> None:
-        self.session = session
-        self.number = number
-        self.token = token
-        self.at = at
-        self.gated = gated
-        self.cancel = False
+        self.session: Tenant = session
+        self.number: int = number
+        self.token: Token = token
+        self.at: int = at
+        self.gated: bool = gated
+        self.cancel: bool = False
 
 
 Place = tuple[int, int, int]
@@ -89,22 +89,22 @@ class Entry:
     )
 
     def __init__(self, job: NewJob, seq: int, now: int) -> None:
-        self.id = job.id
-        self.name = job.name
-        self.queue = job.queue
+        self.id: str = job.id
+        self.name: str = job.name
+        self.queue: str = job.queue
         self.payload: bytes | None = job.payload
         self.digest: bytes | None = None
         """Set when the payload goes."""
-        self.priority = job.priority
+        self.priority: int = job.priority
         self.options: Options = job.options
-        self.seq = seq
-        self.due = micros(job.at) if job.at is not None else now + max(0, micros(job.after))
-        self.created_at = now
+        self.seq: int = seq
+        self.due: int = micros(job.at) if job.at is not None else now + max(0, micros(job.after))
+        self.created_at: int = now
         self.started_at: int | None = None
         self.finished_at: int | None = None
-        self.failures = 0
-        self.lost = 0
-        self.fence = 0
+        self.failures: int = 0
+        self.lost: int = 0
+        self.fence: int = 0
         self.state: State | None = None
         """How it ended; None while it is unfinished."""
         self.reason: str | None = None
@@ -172,15 +172,15 @@ class Tenant:
     __slots__ = ("died_at", "expires", "held", "left", "number", "opened_at", "results", "said")
 
     def __init__(self, said: Session, opened_at: int, expires: float) -> None:
-        self.said = said
-        self.opened_at = opened_at
-        self.expires = expires
+        self.said: Session = said
+        self.opened_at: int = opened_at
+        self.expires: float = expires
         """On the monotonic clock."""
-        self.number = 0
+        self.number: int = 0
         """Its latest exchange, and ..."""
         self.results: list[Settled] = []
         """... what that made of the settlements."""
-        self.left = False
+        self.left: bool = False
         self.died_at: int | None = None
         self.held: dict[int, Entry] = {}
         """What it holds, by seq."""
@@ -197,8 +197,8 @@ class Limit:
     __slots__ = ("held", "limit")
 
     def __init__(self, limit: int, held: int) -> None:
-        self.limit = limit
-        self.held = held
+        self.limit: int = limit
+        self.held: int = held
 
     @property
     def room(self) -> int:

@@ -36,8 +36,8 @@ class Step:
     __slots__ = ("now", "rung", "shelf")
 
     def __init__(self, shelf: Shelf, now: int) -> None:
-        self.shelf = shelf
-        self.now = now
+        self.shelf: Shelf = shelf
+        self.now: int = now
         self.rung: set[str] = set()
 
     # The way in

@@ -48,13 +48,13 @@ class Database:
     def __init__(
         self, connection: sqlite3.Connection, sql: Statements, clock: Clock, boot_id: str
     ) -> None:
-        self.connection = connection
-        self.sql = sql
-        self.clock = clock
-        self.boot_id = boot_id
-        self.now = 0
+        self.connection: sqlite3.Connection = connection
+        self.sql: Statements = sql
+        self.clock: Clock = clock
+        self.boot_id: str = boot_id
+        self.now: int = 0
         """The time of this call, in microseconds since 1970."""
-        self.boot = 0.0
+        self.boot: float = 0.0
         """The time of this call, in seconds since the host booted."""
         self.rung: set[str] = set()
         """The queues whose waiters are to be woken after the commit."""

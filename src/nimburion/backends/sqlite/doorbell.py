@@ -101,7 +101,7 @@ class Doorbell:
         self._socket: socket.socket | None = None
         self._waiting: dict[asyncio.Future[None], frozenset[str]] = {}
         self._rung: set[str] = set()
-        self.listening = False
+        self.listening: bool = False
 
     def listen(self) -> None:
         """Bind the socket, once; without one, only this process's own rings are heard."""

@@ -95,12 +95,12 @@ class Room:
     __slots__ = ("_names", "_queues", "bounded", "taken", "total")
 
     def __init__(self, want: Want, gates: dict[str, Gate]) -> None:
-        self.total = want.total
+        self.total: int = want.total
         self._queues = {
             queue: terms.cap for queue, terms in want.queues.items() if terms.cap is not None
         }
         self._names = {name: gate.limit - gate.held for name, gate in gates.items()}
-        self.bounded = bool(self._queues or self._names)
+        self.bounded: bool = bool(self._queues or self._names)
         """Whether anything but the total bounds it."""
         self.taken: dict[str, int] = {}
         """How many of each limited name."""
@@ -136,7 +136,7 @@ class Line:
     ) -> None:
         self._db = db
         self._number = number
-        self.lane = lane
+        self.lane: Lane = lane
         self._priority = want.queues.get(lane.queue, DEFAULT_TERMS).priority
         self._ageing = micros(want.ageing)
         self._ahead = ahead

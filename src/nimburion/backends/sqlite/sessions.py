@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -31,7 +31,7 @@ class Info(msgspec.Struct, frozen=True, omit_defaults=True):
     names: tuple[str, ...] = ()
 
 
-info_of = msgspec.json.Decoder(Info).decode
+info_of: Callable[[bytes | str], Info] = msgspec.json.Decoder(Info).decode
 
 
 class Known(NamedTuple):

@@ -83,7 +83,7 @@ class SQLiteBackend:
         entropy: Entropy = os.urandom,
         mounts: Path = MOUNTS,
     ) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 (jitter is no secret)
         self._entropy = entropy

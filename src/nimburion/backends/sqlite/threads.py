@@ -41,9 +41,9 @@ class Call(Generic[T]):
     def __init__(
         self, work: Callable[[Database], T], future: asyncio.Future[T], *, durable: bool
     ) -> None:
-        self.work = work
-        self.future = future
-        self.durable = durable
+        self.work: Callable[[Database], T] = work
+        self.future: asyncio.Future[T] = future
+        self.durable: bool = durable
         """Whether somebody asked for this, so that it must survive a power cut."""
         self.value: T | None = None
         self.error: BaseException | None = None

@@ -56,7 +56,7 @@ class MailServer:
 
     def __init__(self, folder: Path) -> None:
         self.port = 0
-        self.received = 0
+        self.received: int = 0
         self._folder = folder
 
     def serve(self) -> AbstractAsyncContextManager[None]:

@@ -22,8 +22,8 @@ class Fleet:
         self.workers = workers
         self.running: dict[str, Lease] = {}
         """What handlers run: from the reply that brought it to the call that settles it."""
-        self.most = 0
-        self.completed = 0
+        self.most: int = 0
+        self.completed: int = 0
 
     async def work(self, until: int) -> None:
         """Go on until so many are completed in all."""

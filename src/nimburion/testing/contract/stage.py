@@ -32,8 +32,8 @@ class Stage:
 
     def __init__(self, clock: FakeClock, handles: Sequence[Backend]) -> None:
         self.clock = clock
-        self.handles = list(handles)
-        self.store = self.handles[0]
+        self.handles: list[Backend] = list(handles)
+        self.store: Backend = self.handles[0]
         self._jobs = count(1)
         self._sessions = count(1)
 
@@ -109,7 +109,7 @@ class Worker:
     def __init__(self, store: Backend, session: Session) -> None:
         self.store = store
         self.session = session
-        self.number = 0
+        self.number: int = 0
 
     @property
     def id(self) -> str:

@@ -86,7 +86,7 @@ class BackendContract(
     where the store's `Capabilities` say that it cannot apply.
     """
 
-    pytestmark = pytest.mark.asyncio
+    pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
         """`count` handles on one new, empty store that lives by `clock`; open or not.
