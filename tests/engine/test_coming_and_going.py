@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, StoreReadOnly
 from nimburion.core.job import State
@@ -114,12 +116,14 @@ async def test_a_stop_from_elsewhere_and_the_run_it_ends_close_the_session_once(
     assert len(closed) == 1
 
 
-def test_a_processor_left_open_by_one_loop_works_on_the_next() -> None:
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_a_processor_left_open_by_one_loop_works_on_the_next(store: str, tmp_path: Path) -> None:
     @job
     async def double(n: int) -> int:
         return 2 * n
 
-    processor = Processor(MemoryBackend(), session_ttl=0.4)
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/jobs.db"}[store]
+    processor = Processor(open_backend(url), session_ttl=0.4)
     processor.register(double)
 
     async def work(n: int) -> int:

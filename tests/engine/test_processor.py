@@ -81,8 +81,8 @@ async def test_a_worker_says_what_it_serves(caplog: pytest.LogCaptureFixture) ->
     ],
 )
 async def test_a_setting_out_of_its_bounds_is_refused_by_name(name: str, value: Any) -> None:
+    single: dict[str, Any] = {name: value}
     with pytest.raises(ConfigurationError, match=f"'{name}' must be .*not {value!r}"):
-        single: dict[str, Any] = {name: value}
         Processor(MemoryBackend(), **single)
 
 

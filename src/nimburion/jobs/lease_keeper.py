@@ -110,6 +110,11 @@ class LeaseKeeper:
             self._end("could not be renewed in time")
         return max(0.01, min(self.interval / 4, left))
 
+    def give_up(self) -> None:
+        """Something is wrong with the keeper itself: nobody renews the session any more."""
+        if not self.ended:
+            self._end("is not renewed any more")
+
     def _end(self, how: str) -> None:
         _log.error("session %s %s; its jobs are given up", self._session_id, how)
         self.ended = True
@@ -144,7 +149,13 @@ class KeeperThread:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _main(self) -> None:
-        asyncio.run(self._keep())
+        try:
+            asyncio.run(self._keep())
+        except Exception:  # noqa: BLE001 - whoever waits for it must hear of it
+            _log.exception("the lease keeper failed")
+            self._keeper.give_up()
+        finally:
+            self._ready.set()
 
     async def _keep(self) -> None:
         self._loop = asyncio.get_running_loop()

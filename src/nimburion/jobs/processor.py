@@ -139,11 +139,13 @@ class Processor(Client):
 
     async def close(self) -> None:
         """Stop what runs and close the store. Repeatable."""
-        await self.stop()
-        if self._stepper is not None:
-            stepper, self._stepper = self._stepper, None
-            await stepper.close()
-        await super().close()
+        try:
+            await self.stop()
+            if self._stepper is not None:
+                stepper, self._stepper = self._stepper, None
+                await stepper.close()
+        finally:
+            await super().close()
 
     # Running jobs
 

@@ -267,12 +267,13 @@ class Worker:
             self.tenure.conveyor.settle(settlement)
         if attempt.in_thread and attempt.call is not None:
             # The thread cannot be stopped: its slot is taken until it returns.
-            attempt.call.on_finish = lambda: self._vacate(attempt)
+            attempt.call.on_finish = lambda: self._vacate(attempt, late=True)
             self._wake.set()
         else:
             self._vacate(attempt)
 
-    def _vacate(self, attempt: Attempt) -> None:
+    def _vacate(self, attempt: Attempt, *, late: bool = False) -> None:
+        self._hinted |= late  # its queue may have been at its cap: there may be more for it now
         self._running.discard(attempt)
         attempt.let_go()
         self.demand.free(attempt.delivery)

@@ -146,6 +146,15 @@ class Doorbell:
                     woken.set_result(None)
         self._rung -= heard
 
+    def abandon(self) -> None:
+        """Let go of the socket where the loop that watched it is gone."""
+        self._waiting.clear()
+        bell, self._socket = self._socket, None
+        if bell is not None:
+            bell.close()
+            with suppress(OSError):
+                self._path.unlink()
+
     def close(self) -> None:
         """Remove the socket, and the folder when it was the last."""
         for woken in self._waiting:

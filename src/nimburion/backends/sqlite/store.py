@@ -126,6 +126,7 @@ class SQLiteBackend:
     async def open(self) -> None:
         """Make or open the file, and bring it to this version's format. Repeatable."""
         async with self._changing:
+            self._let_go_of_a_dead_loop()
             if self._writer is not None and self._pid == os.getpid():
                 return
             check_place(self.path, mounts=self._mounts)
@@ -171,9 +172,21 @@ class SQLiteBackend:
         connection, self._done = opening.open_writer(self.path)
         return Database(connection, sql, self._clock, boot)
 
+    def _let_go_of_a_dead_loop(self) -> None:
+        """A loop that ended without `close` left threads behind that have nobody to answer."""
+        writer, reader = self._writer, self._reader
+        if writer is None or reader is None or self._pid != os.getpid() or not writer.orphaned:
+            return
+        self._writer = self._reader = None
+        writer.abandon()
+        reader.abandon()
+        if self._doorbell is not None:
+            self._doorbell.abandon()
+
     async def close(self) -> None:
         """Answer what was asked, and let go of the file. Repeatable."""
         async with self._changing:
+            self._let_go_of_a_dead_loop()
             writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
             if writer is None or reader is None or self._pid != os.getpid():
                 return

@@ -78,10 +78,19 @@ class DatabaseThread:
 
     async def stop(self) -> None:
         """Answer what was asked before, close the database, and end."""
+        self.abandon()
+        await asyncio.shield(self._ended)
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the loop that it answers to is gone: nobody closed the store before."""
+        return self._loop.is_closed()
+
+    def abandon(self) -> None:
+        """Let it end by itself; for when its loop is gone and cannot be told."""
         if not self._closing:
             self._closing = True
             self._calls.put(None)
-        await asyncio.shield(self._ended)
 
     async def call(self, work: Callable[[Database], T], *, durable: bool = False) -> T:
         """What `work` returns, run on this thread. Cancelling the wait does not undo the work."""
