@@ -10,7 +10,8 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.settings import QueueSettings
-from nimburion.jobs import Processor, job
+from nimburion.jobs import InvalidJob, Processor, job
+from nimburion.jobs.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 
 
@@ -40,6 +41,23 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
 def test_what_cannot_wrap_a_run_is_no_middleware() -> None:
     with pytest.raises(DefinitionError, match="middleware"):
         Processor(MemoryBackend()).use(1)  # type: ignore[arg-type]
+
+
+def test_what_cannot_wrap_an_enqueue_is_no_middleware() -> None:
+    with pytest.raises(DefinitionError, match="middleware"):
+        Processor(MemoryBackend()).use_enqueue(None)  # type: ignore[arg-type]
+
+
+async def test_a_payload_that_middleware_spoils_is_refused() -> None:
+    async def spoil(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
+        enqueueing.payload = "text"  # type: ignore[assignment]
+        return await call_next(enqueueing)  # type: ignore[no-any-return]
+
+    processor = Processor(MemoryBackend())
+    processor.use_enqueue(spoil)
+    async with processor:
+        with pytest.raises(InvalidJob, match="payload of type str"):
+            await processor.enqueue(fail.job())
 
 
 async def test_failures_and_dead_letters_are_logged(caplog: pytest.LogCaptureFixture) -> None:

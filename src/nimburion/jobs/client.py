@@ -13,6 +13,7 @@ import msgspec
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.errors import (
+    DefinitionError,
     DuplicateJob,
     InvalidJob,
     JobConflict,
@@ -99,6 +100,8 @@ class Client(Asking):
     def use_enqueue(self, middleware: EnqueueMiddleware) -> None:
         """Wrap every enqueue in `async def middleware(enqueueing, call_next) -> id`; the first
         used is outermost. See `nimburion.jobs.middleware.Enqueueing`."""
+        if not callable(middleware):
+            raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._enqueue_layers.append(middleware)
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:

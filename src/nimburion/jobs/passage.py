@@ -75,6 +75,11 @@ class Passage:
 
 def _checked(enqueueing: Enqueueing, limits: Limits) -> NewJob:
     """The job as the middleware left it; `InvalidJob` where that cannot be stored."""
+    if not isinstance(enqueueing.payload, bytes):
+        raise InvalidJob(
+            f"an enqueue middleware left a payload of type {type(enqueueing.payload).__name__}: "
+            "a payload is bytes"
+        )
     check_size(enqueueing.name, enqueueing.payload, limits)
     if enqueueing.priority not in range(10):
         raise InvalidJob(f"priority must be from 0 to 9, not {enqueueing.priority!r}")
