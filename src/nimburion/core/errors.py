@@ -116,7 +116,12 @@ class NotOpen(NimburionError):
 
 
 class LeaseLost(NimburionError):
-    """The job this attempt works on belongs to another worker now; nothing was written."""
+    """The job this attempt works on belongs to another worker now; nothing was written.
+
+    For completion inside a handler's own transaction. No store of this version has that: a handler
+    that lost its lease is cancelled, and its late settlement is logged and told as the event
+    `StaleSettlement`.
+    """
 
 
 class BackendError(NimburionError):
