@@ -26,6 +26,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.reading import (
     EVERY_JOB,
     Cancellation,
+    Finding,
     Fired,
     JobFilter,
     Overlap,
@@ -234,6 +235,12 @@ class Living(Protocol):
 
     async def ping(self) -> None:
         """Return when the store answers."""
+        ...
+
+    async def examine(self) -> list[Finding]:
+        """What an operator should know of an open store, in an order that stays the same: where
+        it is, what would be lost and when, room, speed, clock. Changes nothing. What the store
+        refuses meanwhile is not raised but said, as an `error`."""
         ...
 
     async def migrate(self) -> list[str]:

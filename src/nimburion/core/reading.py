@@ -7,6 +7,13 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.errors import (
+    BackendError,
+    FormatMismatch,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+)
 from nimburion.core.job import JobRecord, State
 
 
@@ -121,3 +128,38 @@ class Fired(msgspec.Struct, frozen=True):
     `moved`: `expected_last` did not hold, somebody else decided this tick. `paused`, `missing`:
     the schedule is; nothing was written."""
     job_id: str | None = None
+
+
+Verdict = Literal["good", "warning", "error"]
+"""Of a finding. `warning`: it works, and something may be lost or slow. `error`: it does not."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that an examination of a store found.
+
+    >>> Finding("disk", "warning", "300 MiB are free", "make room").verdict
+    'warning'
+    """
+
+    subject: str
+    """What was looked at, in one or two words: `durability`, `write lock`."""
+    verdict: Verdict
+    text: str
+    """One line: what was found, with its figures."""
+    advice: str = ""
+    """One line: what to do; empty where all is good."""
+
+
+_ADVICE: tuple[tuple[type[BackendError], str], ...] = (
+    (StoreFull, "make room; whoever waits goes on by itself"),
+    (StoreReadOnly, "let this user write there, or choose another store"),
+    (StoreCorrupt, "stop every process that uses it, and keep a copy before anything else"),
+    (FormatMismatch, "run the nimburion version that fits, or choose another store"),
+    (BackendError, "bring the store back or correct its address; workers go on by themselves"),
+)
+
+
+def finding_of(subject: str, error: BackendError) -> Finding:
+    """What a store refused, as an examination says it."""
+    advice = next(text for kind, text in _ADVICE if isinstance(error, kind))
+    return Finding(subject, "error", " ".join(str(error).split()), advice)

@@ -24,6 +24,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.reading import (
     EVERY_JOB,
     Cancellation,
+    Finding,
     Fired,
     JobFilter,
     Overlap,
@@ -93,6 +94,18 @@ class MemoryBackend:
 
     async def ping(self) -> None:
         """Answer."""
+
+    async def examine(self) -> list[Finding]:
+        """See `Backend.examine`."""
+        count = self._do(lambda step: len(step.shelf.jobs))
+        return [
+            Finding(
+                "durability",
+                "warning",
+                f"nothing is kept: with this process its {count} jobs are gone",
+                "for anything but tests use a store that lasts, like sqlite:///jobs.db",
+            )
+        ]
 
     async def migrate(self) -> list[str]:
         """Nothing to do."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 from nimburion.backends.files import Statements
 from nimburion.backends.sqlite import (
     enqueueing,
+    examining,
     exchanging,
     inspecting,
     maintaining,
@@ -35,6 +36,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.reading import (
     EVERY_JOB,
     Cancellation,
+    Finding,
     Fired,
     JobFilter,
     Overlap,
@@ -200,6 +202,18 @@ class SQLiteBackend:
     async def ping(self) -> None:
         """Return when the file can be read."""
         await self._read(lambda db: db.value("next_due"))
+
+    async def examine(self) -> list[Finding]:
+        """See `Backend.examine`. Takes the write lock once, to see that it is to be had; writes
+        nothing, and does not read the whole file."""
+        return [
+            *await self._read(lambda db: examining.examine(db, self.path, self._mounts)),
+            await examining.reading(self.ping, self._clock),
+            await examining.write_lock(self._take_the_lock, self._clock),
+        ]
+
+    async def _take_the_lock(self) -> None:
+        await self._write(lambda _: None, durable=False)
 
     async def migrate(self) -> list[str]:
         """What the opening did to bring the file to this version's format."""

@@ -25,6 +25,47 @@ class Living:
     async def test_it_answers(self, stage: Stage) -> None:
         await stage.store.ping()
 
+    async def test_it_says_in_words_what_an_operator_should_know(self, stage: Stage) -> None:
+        found = await stage.store.examine()
+        assert found
+        for one in found:
+            assert 1 <= len(one.subject.split()) <= 2
+            assert one.verdict in {"good", "warning", "error"}
+            assert one.text == one.text.strip() != ""
+            assert len(one.text.splitlines()) == 1
+            assert (one.advice == "") == (one.verdict == "good")
+            assert len(one.advice.splitlines()) <= 1
+
+    async def test_it_says_how_durable_it_is(self, stage: Stage) -> None:
+        (said,) = [one for one in await stage.store.examine() if one.subject == "durability"]
+        assert stage.store.capabilities.durable or said.verdict != "good"
+
+    async def test_examining_changes_nothing(self, stage: Stage) -> None:
+        """Not for jobs, nor for a worker in the middle of its work."""
+        await stage.add("a", "b", "c")
+        worker = await stage.worker()
+        lease = (await worker.take_one()).lease
+        await stage.store.cancel("b")
+        await stage.store.pause("other", paused=True)
+
+        async def everything() -> tuple[object, ...]:
+            store = stage.store
+            jobs = (await store.list_jobs(payloads=True)).jobs
+            return jobs, await store.counts(), await store.queues(), await store.sessions()
+
+        before = await everything()
+        await stage.store.examine()
+        assert await everything() == before
+        again = await stage.store.exchange(worker.id, 1, [], worker.want(1))
+        assert [one.lease for one in again.deliveries] == [lease]
+        assert ids(await worker.take()) == ["c"]
+
+    async def test_examining_again_looks_at_the_same(self, stage: Stage) -> None:
+        first = [one.subject for one in await stage.store.examine()]
+        await stage.add("a")
+        assert [one.subject for one in await stage.store.examine()] == first
+        assert len(first) == len(set(first))
+
     async def test_opening_again_does_nothing(self, stage: Stage) -> None:
         await stage.add("a")
         await stage.store.open()

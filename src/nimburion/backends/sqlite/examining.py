@@ -1,0 +1,193 @@
+"""What an operator should know of the file: place, room, durability, speed. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from nimburion.backends.sqlite.database import MICRO, Database
+from nimburion.backends.sqlite.faults import meaning_of
+from nimburion.backends.sqlite.opening import CHECKPOINT
+from nimburion.backends.sqlite.place import NETWORKED, file_system_of
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError
+from nimburion.core.reading import Finding, finding_of
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_PAGE = 4096
+_LOG = CHECKPOINT * _PAGE
+"""Bytes at which the writer itself empties the write-ahead log."""
+_LONG_LOG = 4 * _LOG
+_LITTLE_ROOM = _GIB
+_NO_ROOM = _LOG
+_BUILT = 1_704_067_200.0
+"""2024-01-01: a clock that shows less was never set."""
+_SLOW_READ = 0.02
+_SLOW_LOCK = 0.5
+_READS = 5
+_EFFECTIVE = os.access in os.supports_effective_ids
+
+
+def examine(db: Database, path: Path, mounts: Path) -> list[Finding]:
+    """All that is found on the reader's thread; what a look is refused becomes its finding."""
+    looks: dict[str, Callable[[], Finding]] = {
+        "file": lambda: _file(db, path),
+        "version": _version,
+        "format": lambda: _format(db),
+        "durability": lambda: _durability(db),
+        "folder": lambda: _folder(path, mounts),
+        "disk": lambda: _disk(path),
+        "log": lambda: _log(path),
+        "clock": lambda: _clock(db),
+        "integrity": lambda: _integrity(path),
+    }
+    return [_looked(subject, look, path) for subject, look in looks.items()]
+
+
+def _looked(subject: str, look: Callable[[], Finding], path: Path) -> Finding:
+    try:
+        return look()
+    except sqlite3.Error as error:
+        return finding_of(subject, meaning_of(error, path))
+    except OSError as error:
+        advice = "see that the file and its folder can be reached from here"
+        return Finding(subject, "error", f"cannot be looked at: {error}", advice)
+
+
+def _file(db: Database, path: Path) -> Finding:
+    page, pages, free = (
+        _pragma(db, name) for name in ("page_size", "page_count", "freelist_count")
+    )
+    spare = f", {size(page * free)} of them free for new jobs" if free else ""
+    return Finding("file", "good", f"{path.absolute()}, {size(page * pages)}{spare}")
+
+
+def _version() -> Finding:
+    return Finding("version", "good", f"SQLite {sqlite3.sqlite_version}")
+
+
+def _format(db: Database) -> Finding:
+    return Finding("format", "good", f"{_examined(db)[0]}, the one that this nimburion writes")
+
+
+def _durability(db: Database) -> Finding:
+    mode = _pragma(db, "journal_mode")
+    if mode == "wal":
+        text = (
+            "what callers ask for is on the disk when the call returns; what workers note may, "
+            "after a power cut, make jobs run again (write-ahead log, sync FULL and NORMAL)"
+        )
+        return Finding("durability", "good", text)
+    advice = "another program changed it; close and open the store to have it set right"
+    return Finding("durability", "error", f"journal mode is {mode}, not wal", advice)
+
+
+def _folder(path: Path, mounts: Path) -> Finding:
+    kind = file_system_of(path, mounts)
+    if kind in NETWORKED:
+        advice = "put the file on a local disk: SQLite's locks do not hold here"
+        return Finding("folder", "error", f"on a network file system ({kind})", advice)
+    for what in (path, path.parent):
+        if not os.access(what, os.W_OK, effective_ids=_EFFECTIVE):
+            advice = "change its owner or mode: SQLite writes the file and files beside it"
+            return Finding("folder", "error", f"{what} is not writable for this user", advice)
+    shown = f"on a local file system ({kind})" if kind else "on a file system of unknown kind"
+    return Finding("folder", "good", f"writable, {shown}")
+
+
+def _disk(path: Path) -> Finding:
+    free = shutil.disk_usage(path.parent).free
+    text = f"{size(free)} are free"
+    if free >= _LITTLE_ROOM:
+        return Finding("disk", "good", text)
+    if free >= _NO_ROOM:
+        return Finding("disk", "warning", text, f"make room: below {size(_NO_ROOM)} writes fail")
+    advice = f"make room at once: the write-ahead log alone may need {size(_LOG)}"
+    return Finding("disk", "error", text, advice)
+
+
+def _log(path: Path) -> Finding:
+    try:
+        length = path.with_name(f"{path.name}-wal").stat().st_size
+    except FileNotFoundError:
+        length = 0
+    text = f"the write-ahead log has {size(length)}"
+    if length <= _LONG_LOG:
+        return Finding("log", "good", text)
+    advice = (
+        "find who keeps a read open (a sqlite3 shell, a backup that hangs) and end it: until then "
+        "the log grows, and every read is slower"
+    )
+    return Finding("log", "warning", f"{text}, {size(_LOG)} are usual", advice)
+
+
+def _clock(db: Database) -> Finding:
+    now = db.now / MICRO
+    if now < _BUILT:
+        return Finding("clock", "error", "the clock of this host was never set", "set it, use NTP")
+    latest = (_examined(db)[1] or 0) / MICRO
+    if latest <= now + 1:
+        return Finding("clock", "good", "no job is from the future")
+    text = f"the latest job was stored {latest - now:.0f} s in the future: the clock was set back"
+    advice = "set it right and use NTP; until then jobs wait longer than they should"
+    return Finding("clock", "warning", text, advice)
+
+
+def _integrity(path: Path) -> Finding:
+    command = f'sqlite3 {path.absolute()} "PRAGMA quick_check"'
+    text = f"not checked, as that reads the whole file; this does it: {command}"
+    return Finding("integrity", "good", text)
+
+
+async def reading(ping: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
+    """How long a read takes, the way that a caller's does: the best of some."""
+    try:
+        took = min([await timed(ping, clock) for _ in range(_READS)])
+    except BackendError as error:
+        return finding_of("reading", error)
+    text = f"a read takes {1000 * took:.1f} ms"
+    if took < _SLOW_READ:
+        return Finding("reading", "good", text)
+    return Finding("reading", "warning", text, "see whether the disk or the host is overloaded")
+
+
+async def write_lock(take: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
+    """How long the lock that all who write share is waited for."""
+    try:
+        took = await timed(take, clock)
+    except BackendError as error:
+        return finding_of("write lock", error)
+    text = f"had after {1000 * took:.1f} ms"
+    if took < _SLOW_LOCK:
+        return Finding("write lock", "good", text)
+    advice = "find what else writes this file in long transactions, and end or shorten them"
+    return Finding("write lock", "warning", text, advice)
+
+
+async def timed(step: Callable[[], Awaitable[None]], clock: Clock) -> float:
+    """The seconds that a step takes."""
+    began = clock.monotonic()
+    await step()
+    return clock.monotonic() - began
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: `12.3 MiB`."""
+    for unit, length in (("GiB", _GIB), ("MiB", _MIB), ("KiB", _KIB)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _examined(db: Database) -> tuple[int, int | None]:
+    found = db.one("examined")
+    assert found is not None
+    return found[0], found[1]
+
+
+def _pragma(db: Database, name: str) -> Any:  # noqa: ANN401 (what SQLite gives)
+    return db.connection.execute(f"PRAGMA {name}").fetchone()[0]
