@@ -10,6 +10,7 @@ import msgspec
 from nimburion.core.errors import (
     BackendError,
     FormatMismatch,
+    NimburionError,
     StoreCorrupt,
     StoreFull,
     StoreReadOnly,
@@ -150,16 +151,17 @@ class Finding(msgspec.Struct, frozen=True):
     """One line: what to do; empty where all is good."""
 
 
-_ADVICE: tuple[tuple[type[BackendError], str], ...] = (
+_ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
     (StoreFull, "make room; whoever waits goes on by itself"),
     (StoreReadOnly, "let this user write there, or choose another store"),
     (StoreCorrupt, "stop every process that uses it, and keep a copy before anything else"),
     (FormatMismatch, "run the nimburion version that fits, or choose another store"),
     (BackendError, "bring the store back or correct its address; workers go on by themselves"),
+    (NimburionError, "correct what the configuration says of the store"),
 )
 
 
-def finding_of(subject: str, error: BackendError) -> Finding:
+def finding_of(subject: str, error: NimburionError) -> Finding:
     """What a store refused, as an examination says it."""
     advice = next(text for kind, text in _ADVICE if isinstance(error, kind))
     return Finding(subject, "error", " ".join(str(error).split()), advice)

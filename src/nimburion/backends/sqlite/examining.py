@@ -38,10 +38,10 @@ def examine(db: Database, path: Path, mounts: Path) -> list[Finding]:
         "file": lambda: _file(db, path),
         "version": _version,
         "format": lambda: _format(db),
-        "durability": lambda: _durability(db),
-        "folder": lambda: _folder(path, mounts),
-        "disk": lambda: _disk(path),
-        "log": lambda: _log(path),
+        "durability": lambda: durability(db),
+        "folder": lambda: folder(path, mounts),
+        "disk": lambda: disk(path),
+        "log": lambda: log(path),
         "clock": lambda: _clock(db),
         "integrity": lambda: _integrity(path),
     }
@@ -67,14 +67,31 @@ def _file(db: Database, path: Path) -> Finding:
 
 
 def _version() -> Finding:
-    return Finding("version", "good", f"SQLite {sqlite3.sqlite_version}")
+    text = f"SQLite {sqlite3.sqlite_version}"
+    if resets_safely(sqlite3.sqlite_version_info):
+        return Finding("version", "good", text)
+    text += (
+        ": very rarely, two checkpoints at once damage the file "
+        "(https://www.sqlite.org/wal.html#walresetbug)"
+    )
+    advice = "use a Python that brings SQLite 3.51.3 or newer, or a system package with that fix"
+    return Finding("version", "warning", text, advice)
+
+
+def resets_safely(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite has the repair of the WAL-reset bug, which is as old as the log."""
+    repaired = ((3, 44, 6), (3, 50, 7))
+    return version >= (3, 51, 3) or any(
+        version[:2] == one[:2] and version >= one for one in repaired
+    )
 
 
 def _format(db: Database) -> Finding:
     return Finding("format", "good", f"{_examined(db)[0]}, the one that this nimburion writes")
 
 
-def _durability(db: Database) -> Finding:
+def durability(db: Database) -> Finding:
+    """What would be lost, and when."""
     mode = _pragma(db, "journal_mode")
     if mode == "wal":
         text = (
@@ -82,11 +99,12 @@ def _durability(db: Database) -> Finding:
             "after a power cut, make jobs run again (write-ahead log, sync FULL and NORMAL)"
         )
         return Finding("durability", "good", text)
-    advice = "another program changed it; close and open the store to have it set right"
-    return Finding("durability", "error", f"journal mode is {mode}, not wal", advice)
+    text = f"no write-ahead log here (journal mode is {mode}): a power cut may damage the file"
+    return Finding("durability", "warning", text, "put the file on an ordinary local disk")
 
 
-def _folder(path: Path, mounts: Path) -> Finding:
+def folder(path: Path, mounts: Path) -> Finding:
+    """Whether the file may lie here, and this user may write it."""
     kind = file_system_of(path, mounts)
     if kind in NETWORKED:
         advice = "put the file on a local disk: SQLite's locks do not hold here"
@@ -99,7 +117,8 @@ def _folder(path: Path, mounts: Path) -> Finding:
     return Finding("folder", "good", f"writable, {shown}")
 
 
-def _disk(path: Path) -> Finding:
+def disk(path: Path) -> Finding:
+    """How much room there is."""
     free = shutil.disk_usage(path.parent).free
     text = f"{size(free)} are free"
     if free >= _LITTLE_ROOM:
@@ -110,7 +129,8 @@ def _disk(path: Path) -> Finding:
     return Finding("disk", "error", text, advice)
 
 
-def _log(path: Path) -> Finding:
+def log(path: Path) -> Finding:
+    """How long the write-ahead log has grown."""
     try:
         length = path.with_name(f"{path.name}-wal").stat().st_size
     except FileNotFoundError:
