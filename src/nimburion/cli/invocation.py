@@ -51,9 +51,11 @@ class Invocation:
 
 def refuse_missing(url: str) -> None:
     """Raise where the file of a SQLite store does not exist."""
+    if not url.startswith("sqlite:///"):
+        return
     from nimburion.backends.sqlite.place import path_of
 
-    if url.startswith("sqlite:///") and not (path := path_of(url)).exists():
+    if not (path := path_of(url)).exists():
         raise NoStore(f"there is no store {path}; enqueue a job first, or say which with --store")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -95,8 +96,8 @@ def durability(db: Database) -> Finding:
     mode = _pragma(db, "journal_mode")
     if mode == "wal":
         text = (
-            "what callers ask for is on the disk when the call returns; what workers note may, "
-            "after a power cut, make jobs run again (write-ahead log, sync FULL and NORMAL)"
+            "what callers ask for is synced before the call returns (WAL, FULL); what workers note "
+            "outlives them, and after a power cut those jobs may run again (NORMAL)"
         )
         return Finding("durability", "good", text)
     text = f"no write-ahead log here (journal mode is {mode}): a power cut may damage the file"
@@ -158,7 +159,7 @@ def _clock(db: Database) -> Finding:
 
 
 def _integrity(path: Path) -> Finding:
-    command = f'sqlite3 {path.absolute()} "PRAGMA quick_check"'
+    command = f"sqlite3 {shlex.quote(str(path.absolute()))} 'PRAGMA quick_check'"
     text = f"not checked, as that reads the whole file; this does it: {command}"
     return Finding("integrity", "good", text)
 

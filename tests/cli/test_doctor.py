@@ -1,0 +1,145 @@
+"""`nimburion doctor`: findings in words, and an exit code for scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.cli import doctor
+from nimburion.cli.root import root
+from nimburion.core.errors import StoreFull
+from nimburion.core.reading import Finding
+from nimburion.testing import FakeClock
+from tests.cli.conftest import CommandLine
+from tests.cli.test_processes import imported_by
+
+
+def findings(nimburion: CommandLine, *arguments: str) -> dict[str, tuple[str, str]]:
+    """Verdict and text, by subject."""
+    found = nimburion("doctor", "--json", *arguments).data["findings"]
+    return {one["subject"]: (one["verdict"], one["text"]) for one in found}
+
+
+def test_it_says_what_runs_here_and_which_store_it_is(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a")
+    (nimburion.folder / "config.yaml").write_text("jobs: {concurrency: 3}")
+    found = findings(nimburion)
+    assert found["configuration"] == ("good", f"{nimburion.folder}/config.yaml")
+    assert found["store"] == ("good", f"SQLite {nimburion.folder}/nimburion.db")
+    assert found["nimburion"][1].startswith("0.")
+    assert found["durability"][0] == found["write lock"][0] == found["local clock"][0] == "good"
+    assert "answer" not in found
+
+
+def test_it_prints_a_line_a_finding_and_what_to_do_below(nimburion: CommandLine) -> None:
+    ended = nimburion("doctor", "--store", "memory://")
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("warning  durability"))
+    column = lines[at].index("nothing is kept")
+    assert lines[at + 1] == " " * (column + 2) + (
+        "for anything but tests use a store that lasts, like sqlite:///jobs.db"
+    )
+    assert lines[-1] == "0 errors, 1 warning"
+    assert "\x1b" not in ended.out
+
+
+def test_a_warning_is_enough_for_code_1_when_strict(nimburion: CommandLine) -> None:
+    memory = "doctor", "--store", "memory://"
+    assert [nimburion(*memory).code, nimburion(*memory, "--strict").code] == [0, 1]
+    assert nimburion(*memory, "--strict", "--json").data["verdict"] == "warning"
+
+
+def test_a_store_that_is_not_there_is_an_error_and_is_not_made(nimburion: CommandLine) -> None:
+    ended = nimburion("doctor")
+    assert (ended.code, ended.err) == (1, "")
+    assert f"there is no store {nimburion.folder}/nimburion.db\n" in ended.out
+    assert list(nimburion.folder.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_read_is_an_error_in_one_line(nimburion: CommandLine) -> None:
+    Path("nimburion.db").write_bytes(b"this is no database at all, only a long enough text" * 99)
+    ended = nimburion("doctor")
+    assert (ended.code, ended.err) == (1, "")
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("error")]
+    assert "nimburion.db cannot be read" in line
+    assert nimburion("doctor", "--json").data["verdict"] == "error"
+
+
+def test_a_wrong_setting_is_bad_input_as_everywhere(nimburion: CommandLine) -> None:
+    (nimburion.folder / "config.yaml").write_text("jobs:\n  concurency: 3\n")
+    ended = nimburion("doctor")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+
+
+def test_what_would_steer_a_terminal_is_written_out(nimburion: CommandLine) -> None:
+    ended = nimburion("doctor", "--store", "sqlite:///a%1b[31m.db")
+    assert "a\\x1b[31m.db" in ended.out
+    assert "\x1b" not in ended.out
+
+
+def test_colours_are_for_terminals_that_want_them(
+    nimburion: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> str:
+        arguments = ["doctor", "--store", "memory://"]
+        return CliRunner().invoke(root, arguments, color=True).output
+
+    assert "\x1b[33mwarning" in seen()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert nimburion.folder.exists()
+    assert "\x1b" not in seen()
+
+
+class Silent(MemoryBackend):
+    """Opens never."""
+
+    async def open(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Full(MemoryBackend):
+    """Refuses even to be examined."""
+
+    async def examine(self) -> list[Finding]:
+        raise StoreFull("no room")
+
+
+async def test_a_store_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE", 0.0)
+    (found,) = await doctor.answers(Silent(), "memory://")
+    assert (found.subject, found.verdict, found.text) == ("answer", "error", "none within 0 s")
+    assert found.advice
+
+
+async def test_a_store_that_raises_is_a_finding() -> None:
+    (found,) = await doctor.answers(Full(), "memory://")
+    assert (found.subject, found.verdict, found.text) == ("answer", "error", "no room")
+    assert "make room" in found.advice
+
+
+def test_a_clock_that_steps_while_we_look() -> None:
+    clock = FakeClock()
+    wall, monotonic = clock.now(), clock.monotonic()
+    clock.advance(0.5)
+    assert doctor.local_clock(clock, wall, monotonic).verdict == "good"
+    clock.step_wall(-2)
+    found = doctor.local_clock(clock, wall, monotonic)
+    assert (found.verdict, found.text) == ("warning", "stepped by -2.0 s just now")
+
+
+def test_drivers_are_named_where_they_matter() -> None:
+    assert doctor.redis_driver("sqlite:///jobs.db") == []
+    (found,) = doctor.redis_driver("redis+sentinel://a,b/main")
+    assert "hiredis" in found.text
+
+
+def test_it_imports_the_store_and_nothing_to_run_jobs(tmp_path: Path) -> None:
+    modules = imported_by(tmp_path, "doctor", "--store", "memory://")
+    heavy = {"yaml", "rich", "sqlite3", "nimburion.jobs", "nimburion.scheduler", "uvloop"}
+    assert "nimburion.backends.memory" in modules
+    assert modules & heavy == set()
