@@ -28,6 +28,7 @@ from nimburion.jobs.attempt import CANCELLED_ON_REQUEST, Attempt, Attempts, Why
 from nimburion.jobs.conveyor import MOST_AT_ONCE
 from nimburion.jobs.demand import MOST_HELD, Demand, Prefetch
 from nimburion.jobs.hints import Hints
+from nimburion.jobs.reasons import Reasons
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.stall import StallWatch
 from nimburion.jobs.tenure import Tenure, new_session
@@ -37,7 +38,6 @@ _log = logging.getLogger("nimburion.worker")
 SUSPECT_AFTER = 2
 """From so many losses on, a job runs alone: if it kills its worker, it takes nobody along."""
 
-_LATEST_SETTLE = 0.020
 _REFILL = 8
 """While more than an eighth of the prefetch is held, settlements wait for company: the larger a
 batch, the less each job costs (an eighth: 15-25 % less than a half, measured)."""
@@ -73,19 +73,15 @@ class Worker:
         self._concurrency = settings.concurrency
         self.demand: Demand = Demand(registry, settings, entropy)
         self._prefetch = Prefetch(settings.concurrency)
-        self._hints = Hints(backend, self.demand.queues, clock, self._on_hint)
         self._held: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
         self._alone = False
         self._running: set[Attempt] = set()
-        self._hinted = True
-        self._more = False
-        self._overdue = False
-        self._backstop: asyncio.TimerHandle | None = None
+        self._reasons = Reasons(self._loop)
+        self._hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
         self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
         self._ended = False
-        self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._attempts: Attempts
@@ -104,7 +100,7 @@ class Worker:
         """From now on reserve nothing, and hand back what has not started."""
         self._draining = True
         self._give_back_held()
-        self._wake.set()
+        self._reasons.ring()
 
     async def stop(self, grace: float, hurry: asyncio.Event) -> list[Lease]:
         """Take no more, let what runs finish for `grace` seconds (or until `hurry`), interrupt it,
@@ -120,7 +116,7 @@ class Worker:
             attempt.interrupt(Why.STOP)
         await self._until_quiet(_UNWIND_PATIENCE, hurry)
         self._ended = True
-        self._wake.set()
+        self._reasons.ring()
         if self._task is not None:
             await self._flushed(self._task)
         return self._stuck()
@@ -146,7 +142,7 @@ class Worker:
 
     async def _run(self) -> None:
         while not (self._ended and not self.tenure.conveyor.loaded):
-            await self._until_needed()
+            await self._reasons.until(self._needed)
             try:
                 await self._turn()
             except Exception:  # noqa: BLE001 - the loop must not die; what it held runs again
@@ -154,27 +150,24 @@ class Worker:
                 self.tenure.conveyor.abandoned = True
                 await self._clock.sleep(_AFTER_FAULT)
 
-    async def _until_needed(self) -> None:
-        while not self._needed():
-            self._wake.clear()
-            await self._wake.wait()
-
     def _needed(self) -> bool:
         """Whether there is a reason for an exchange now. While plenty is held, settlements wait for
         company (but never longer than 20 ms): larger batches cost less each."""
-        conveyor = self.tenure.conveyor
+        conveyor, reasons = self.tenure.conveyor, self._reasons
         if self._ended or conveyor.abandoned:
             return True
         prefetch = self._prefetch.size
         if len(self._held) > prefetch // _REFILL:
             full = max(1, min(MOST_AT_ONCE, prefetch - prefetch // _REFILL))
-            return self._overdue or len(conveyor.pending) >= full
-        return conveyor.loaded or ((self._hinted or self._more) and self._room() > 0)
+            return reasons.overdue or len(conveyor.pending) >= full
+        return conveyor.loaded or ((reasons.hinted or reasons.more) and self._room() > 0)
 
     async def _turn(self) -> None:
         """One exchange, and what comes of it."""
         want = self._want()
-        self._reset_reasons(want)
+        self._reasons.begin(want)
+        if want.total:
+            self._hints.listen()
         tenure = self.tenure
         try:
             reply = await tenure.conveyor.turn(want)
@@ -190,17 +183,8 @@ class Worker:
         total = min(self._room(), MOST_HELD)
         if total <= 0:
             return NOTHING
-        return self.demand.want(total, everything=self._hinted or not self._more)
-
-    def _reset_reasons(self, want: Want) -> None:
-        self._overdue = False
-        if self._backstop is not None:
-            self._backstop.cancel()
-            self._backstop = None
-        if want.total:
-            self._more = False
-            self._hinted = False
-            self._hints.listen()
+        reasons = self._reasons
+        return self.demand.want(total, everything=reasons.hinted or not reasons.more)
 
     def _receive(self, reply: Reply, want: Want) -> None:
         for delivery in reply.deliveries:
@@ -208,7 +192,7 @@ class Worker:
             line = self._suspects if delivery.lost >= SUSPECT_AFTER else self._held
             line.append(delivery)
         if want.total:
-            self._more = bool(reply.waiting)
+            self._reasons.more = bool(reply.waiting)
             self.demand.remember(reply.waiting)
         self._hints.expect(reply, found=bool(reply.deliveries))
         if self._draining:
@@ -268,12 +252,14 @@ class Worker:
         if attempt.in_thread and attempt.call is not None:
             # The thread cannot be stopped: its slot is taken until it returns.
             attempt.call.on_finish = lambda: self._vacate(attempt, late=True)
-            self._wake.set()
+            self._reasons.ring()
         else:
             self._vacate(attempt)
 
     def _vacate(self, attempt: Attempt, *, late: bool = False) -> None:
-        self._hinted |= late  # its queue may have been at its cap: there may be more for it now
+        self._reasons.hinted |= (
+            late  # its queue may have been at its cap: there may be more for it now
+        )
         self._running.discard(attempt)
         attempt.let_go()
         self.demand.free(attempt.delivery)
@@ -283,28 +269,20 @@ class Worker:
         if self._held or self._suspects:
             self._fill()
         if self._needed():
-            self._wake.set()
-        elif self._backstop is None and self.tenure.conveyor.pending:
-            self._backstop = self._loop.call_later(_LATEST_SETTLE, self._on_overdue)
+            self._reasons.ring()
+        elif self.tenure.conveyor.pending:
+            self._reasons.hold_back()
 
     # What others say
-
-    def _on_hint(self) -> None:
-        self._hinted = True
-        self._wake.set()
 
     def _on_stall(self) -> None:
         """Give back what is held behind long jobs: other workers could run it."""
         self._prefetch.suspend()
         self._give_back(self._held)
 
-    def _on_overdue(self) -> None:
-        self._overdue = True
-        self._wake.set()
-
     def _note_progress(self, progress: Progressed) -> None:
         self.tenure.conveyor.report(progress)
-        self._wake.set()
+        self._reasons.ring()
 
     def _obey(self, orders: Orders) -> None:
         """Cancel what somebody wants cancelled."""
@@ -320,7 +298,7 @@ class Worker:
     def _on_tenure_end(self, tenure: Tenure) -> None:
         if tenure is self.tenure:
             self._give_up()
-            self._wake.set()
+            self._reasons.ring()
 
     # Sessions
 
@@ -347,7 +325,7 @@ class Worker:
         await self.tenure.close(self._stuck(), patiently=not self._ended)
         if not self._ended:
             self.tenure = await self._open_tenure()
-            self._hinted = True
+            self._reasons.hinted = True
 
     def _give_up(self) -> None:
         for line in (self._held, self._suspects):
@@ -370,7 +348,7 @@ class Worker:
     def _put_back(self, delivery: Delivery, settlement: Settlement) -> None:
         self.demand.free(delivery)
         self.tenure.conveyor.settle(settlement)
-        self._wake.set()
+        self._reasons.ring()
 
     async def _until_quiet(self, seconds: float, hurry: asyncio.Event) -> None:
         """Return when nothing runs, after `seconds`, or at once when `hurry` is set."""
