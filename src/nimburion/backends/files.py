@@ -23,15 +23,16 @@ class Statements:
         ValueError: a file whose header does not say what it must.
     """
 
-    __slots__ = ("_package", "_texts")
+    __slots__ = ("_headers", "_package", "_texts")
 
     def __init__(self, package: str) -> None:
         self._package = package
-        self._texts = {
-            file.name.rpartition(".")[0]: body_of(file)
-            for file in resources.files(package).iterdir()
-            if file.name.endswith(SUFFIXES)
-        }
+        self._headers: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+        for file in resources.files(package).iterdir():
+            if file.name.endswith(SUFFIXES):
+                name = file.name.rpartition(".")[0]
+                self._headers[name], self._texts[name] = split(file)
 
     def __getitem__(self, name: str) -> str:
         try:
@@ -42,14 +43,20 @@ class Statements:
     def __iter__(self) -> Iterator[str]:
         return iter(self._texts)
 
+    def said(self, name: str, label: str) -> str:
+        """What the header of a statement says behind a label, on that line; empty without it."""
+        found = re.search(rf"^--[ \t]*{label}:(.*)$", self._headers[name], re.MULTILINE)
+        return found[1].strip() if found else ""
 
-def body_of(file: Traversable) -> str:
-    """The text below the header."""
+
+def split(file: Traversable) -> tuple[str, str]:
+    """The header of a file, and the text below it."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     count = next((n for n, line in enumerate(lines) if not line.startswith("--")), len(lines))
-    check_header(file.name, "".join(lines[:count]))
-    return "".join(lines[count:]).strip()
+    header = "".join(lines[:count])
+    check_header(file.name, header)
+    return header, "".join(lines[count:]).strip()
 
 
 def check_header(name: str, header: str) -> None:
@@ -65,5 +72,5 @@ def migrations_of(package: str, folder: str) -> list[tuple[int, str, str]]:
     for file in resources.files(package).joinpath(folder).iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
         if match:
-            found.append((int(match[1]), match[2].replace("_", " "), body_of(file)))
+            found.append((int(match[1]), match[2].replace("_", " "), split(file)[1]))
     return sorted(found)

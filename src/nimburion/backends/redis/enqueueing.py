@@ -1,0 +1,118 @@
+"""The way in: what `enqueue.lua` and `look.lua` are asked, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from nimburion.backends.redis.records import body_of, key_field, meta_of
+from nimburion.core.job import Enqueued, NewJob
+
+SLICE = 500
+"""Jobs that one script stores: what `Capabilities.atomic_batch` says."""
+
+_OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
+_pack = msgspec.msgpack.Encoder().encode
+
+Answer = tuple[bytes, list[bytes | int]]
+"""A letter for each job; and by place who holds its unique key."""
+
+
+class Slice(NamedTuple):
+    """Jobs that are stored in one step, as the script takes them."""
+
+    metas: bytes
+    lanes: list[bytes]
+    bodies: list[bytes]
+    apart: list[bytes]
+
+    def arguments(self) -> list[bytes]:
+        """In their order."""
+        return [self.metas, b"%d" % len(self.lanes), *self.lanes, *self.bodies, *self.apart]
+
+
+def slice_of(jobs: Sequence[NewJob]) -> Slice:
+    """Pack up to 500 jobs.
+
+    Raises:
+        Unstorable: a time or a text that cannot be.
+    """
+    lanes: dict[tuple[str, str], int] = {}
+    metas, bodies, apart = [], [], []
+    for job in jobs:
+        lane = lanes.setdefault((job.queue, job.name), len(lanes) + 1)
+        metas.append(meta_of(job, lane))
+        body, payload = body_of(job)
+        bodies.append(body)
+        if payload is not None:
+            apart.append(payload)
+    names = [f"{queue}\0{name}".encode() for queue, name in lanes]
+    return Slice(b"".join(metas), names, bodies, apart)
+
+
+def slices_of(jobs: Sequence[NewJob]) -> list[Slice]:
+    """All of a call, each slice packed before the first is sent: bad data refuses the call."""
+    return [slice_of(jobs[at : at + SLICE]) for at in range(0, len(jobs), SLICE)]
+
+
+def results_of(jobs: Sequence[NewJob], answer: Answer) -> list[Enqueued]:
+    """What became of each."""
+    letters, told = answer
+    if letters.count(b"c") == len(jobs):
+        return [Enqueued(job.id, "created") for job in jobs]
+    rivals = dict(zip(told[::2], told[1::2], strict=True))
+    return [
+        Enqueued(_text(rivals.get(place)) or job.id, _OUTCOMES[chr(letter)])  # type: ignore[arg-type]
+        for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1)
+    ]
+
+
+def _text(value: bytes | int | None) -> str | None:
+    return value.decode() if isinstance(value, bytes) else None
+
+
+def questions_of(jobs: Sequence[NewJob]) -> list[bytes]:
+    """What `look.lua` is asked of a call that has more than one slice."""
+    asked: list[object] = []
+    for job in jobs:
+        asked += (job.id.encode(), job.digest(), key_field(job))
+    return [_pack(asked)]
+
+
+def foreseen(jobs: Sequence[NewJob], answer: Answer) -> list[Enqueued] | None:
+    """The answer to the whole call, if one of it is refused already; None: go on and store it."""
+    letters, told = answer
+    rivals = dict(zip(told[::2], told[1::2], strict=True))
+    bodies: dict[str, bytes] = {}
+    keys: dict[bytes, str] = {}
+    results = []
+    for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1):
+        results.append(_foresee(job, chr(letter), _text(rivals.get(place)), bodies, keys))
+    if all(result.outcome not in {"conflict", "taken"} for result in results):
+        return None
+    return [
+        result if result.outcome in {"conflict", "taken"} else Enqueued(job.id, "refused")
+        for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+def _foresee(
+    job: NewJob, letter: str, rival: str | None, bodies: dict[str, bytes], keys: dict[bytes, str]
+) -> Enqueued:
+    """One job, also in the light of earlier ones of its call."""
+    if letter in "ex":
+        return Enqueued(job.id, "exists" if letter == "e" else "conflict")
+    known = bodies.get(job.id)
+    if known is not None:
+        return Enqueued(job.id, "exists" if known == job.digest() else "conflict")
+    field = key_field(job)
+    rival = keys.get(field) or rival if field else None
+    if rival is not None:
+        lenient = job.options.on_duplicate == "existing"
+        return Enqueued(rival, "exists" if lenient else "taken")
+    bodies[job.id] = job.digest()
+    if field:
+        keys[field] = job.id
+    return Enqueued(job.id, "created")

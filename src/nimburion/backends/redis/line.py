@@ -1,0 +1,147 @@
+"""One connection to the server: one request at a time, made anew when it broke.
+
+A request is sent once. What became of one that got no answer is not guessed here: the error says
+what may be concluded, and whoever asked repeats it by its id, number or token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nimburion.backends.redis.faults import (
+    FAULTS,
+    breaks_connection,
+    is_elsewhere,
+    lacks_script,
+    meaning_of,
+    redirect_of,
+)
+from nimburion.backends.redis.servers import Servers
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+    from nimburion.backends.redis.scripts import Script
+
+Part = bytes | str | int
+
+
+class Line:
+    """A connection of one event loop. Connects when it is first used."""
+
+    def __init__(self, servers: Servers, where: str, timeout: float) -> None:
+        self._servers = servers
+        self._where = where
+        self._timeout = timeout
+        self._turn = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
+
+    async def call(self, *command: Part) -> Any:  # noqa: ANN401 - a reply is what the server says
+        """Send a command; its reply.
+
+        Raises:
+            BackendError: refused, or not answered; `faults.py` says which.
+        """
+        async with self._turn:
+            (reply,) = await self._ask([command])
+            return reply
+
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: Sequence[Part],
+        *then: tuple[Part, ...],
+    ) -> list[Any]:
+        """Run a script by its hash, and commands behind it in the same trip; the replies. A server
+        that does not know the script is given it, and all is asked again."""
+        count = b"%d" % len(keys)
+        async with self._turn:
+            replies = await self._ask(
+                [(b"EVALSHA", script.sha, count, *keys, *arguments), *then], may_lack=True
+            )
+            if replies is None:
+                replies = await self._ask(
+                    [(b"EVAL", script.text, count, *keys, *arguments), *then]
+                )
+            return replies or []
+
+    async def close(self) -> None:
+        """Hang up. Repeatable; the next request connects anew."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _ask(
+        self, commands: Sequence[tuple[Part, ...]], *, may_lack: bool = False
+    ) -> list[Any] | None:
+        """The replies; None when the first needs a script that the server lacks."""
+        sent = False
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection = await self._connected()
+                packed = (
+                    connection.pack_command(*commands[0])
+                    if len(commands) == 1
+                    else connection.pack_commands(commands)
+                )
+                sent = True
+                await connection.send_packed_command(packed, check_health=False)
+                replies = await _replies(connection, len(commands))
+        except (TimeoutError, *FAULTS) as error:
+            await self._after(error)
+            raise meaning_of(error, self._where, sent=sent) from error
+        except BaseException:  # cancelled with a reply on its way: the next would get it
+            await self.close()
+            raise
+        for reply in replies:
+            if isinstance(reply, Exception):
+                if may_lack and lacks_script(reply):
+                    return None
+                await self._after(reply)
+                raise meaning_of(reply, self._where, sent=True) from reply  # type: ignore[arg-type]
+        return replies
+
+    async def _connected(self) -> AbstractConnection:
+        """The connection, or a new one where it broke while it was idle."""
+        connection = self._connection
+        if connection is not None and connection.is_connected and not await _spoiled(connection):
+            return connection
+        await self.close()
+        self._connection = connection = await self._servers.connect()
+        return connection
+
+    async def _after(self, error: BaseException) -> None:
+        """Leave a connection that is of no use any more; look again for who takes writes."""
+        node = redirect_of(error)
+        if node is not None:
+            self._servers.moved(node)
+        elif is_elsewhere(error) or breaks_connection(error):
+            self._servers.doubt()
+        if is_elsewhere(error) or breaks_connection(error):
+            await self.close()
+
+
+async def _replies(connection: AbstractConnection, count: int) -> list[Any]:
+    """One reply each. An error that the server answered stands in its place: it is an answer, and
+    those behind it are still to be read."""
+    replies: list[Any] = []
+    for _ in range(count):
+        try:
+            replies.append(await connection.read_response(disconnect_on_error=False))
+        except FAULTS as error:
+            if breaks_connection(error):
+                raise
+            replies.append(error)
+    return replies
+
+
+async def _spoiled(connection: AbstractConnection) -> bool:
+    """Whether an idle connection has something to say: only that it has ended, as a rule."""
+    probe = getattr(connection, "can_read", None) or connection.can_read_destructive
+    try:
+        return bool(await probe())
+    except FAULTS:
+        return True

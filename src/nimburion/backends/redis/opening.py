@@ -1,0 +1,78 @@
+"""Opening a namespace: look at the server, pick the scripts it understands, check the format."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from nimburion.backends.redis.address import Address
+from nimburion.backends.redis.keys import Keys
+from nimburion.backends.redis.line import Line, Part
+from nimburion.backends.redis.ringing import Arm, Bell
+from nimburion.backends.redis.scripts import Script, Scripts
+from nimburion.backends.redis.servers import Servers
+from nimburion.backends.redis.vetting import Server, vet
+from nimburion.core.errors import FormatMismatch
+
+FORMAT = 1
+"""What this version writes. Workers of one format run together."""
+
+
+class Opened:
+    """A store that is open on one event loop: its connections, and what its server is."""
+
+    def __init__(self, address: Address, arm: Arm) -> None:
+        self.servers: Servers = Servers(address, timeout=address.timeout)
+        where = address.describe()
+        self.asks: Line = Line(self.servers, where, address.timeout)
+        """For all that is neither enqueued nor exchanged."""
+        self.enqueues: Line = Line(self.servers, where, address.timeout)
+        self.exchanges: Line = Line(self.servers, where, address.timeout)
+        keys = Keys(address.namespace)
+        self.bell: Bell = Bell(self.servers, keys.channel, arm)
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.pid: int = os.getpid()
+        self.server: Server
+        self._keys = keys
+        self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
+
+    async def start(self, address: Address) -> None:
+        """Look at the server and at the namespace.
+
+        Raises:
+            ConfigurationError: the server will not do.
+            FormatMismatch: the namespace was written by another version.
+            BackendUnavailable: no answer.
+        """
+        self.server = await vet(self.asks.call, address)
+        self._scripts = {
+            script.name: (script, self._keys.of(script.keys))
+            for script in Scripts(self.server.version)
+        }
+        (found,) = await self.run(self.asks, "open", [b"%d" % FORMAT])
+        if found > FORMAT:
+            raise FormatMismatch(
+                f"{address.describe()} has format {found}, this nimburion knows formats up to "
+                f"{FORMAT}; nothing was changed. Upgrade nimburion here (pip install --upgrade "
+                "nimburion)"
+            )
+
+    async def run(
+        self,
+        line: Line,
+        name: str,
+        arguments: Sequence[Part],
+        times: tuple[Part, Part] = (b"", b""),
+        then: Sequence[tuple[Part, ...]] = (),
+    ) -> list[Any]:
+        """Run a script: its reply, and those of the commands behind it."""
+        script, keys = self._scripts[name]
+        return await line.run(script, keys, [*times, *arguments], *then)
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self.bell.close()
+        for line in (self.exchanges, self.enqueues, self.asks):
+            await line.close()

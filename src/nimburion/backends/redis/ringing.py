@@ -1,0 +1,162 @@
+"""Hints: a connection that listens for rung queues, while somebody waits for them.
+
+A queue rings only when a worker of it has nothing to do: it then stands in the hash `bell`, put
+there by the exchange that found nothing, or by `wait` itself. Busy fleets publish nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from nimburion.backends.redis.servers import Servers
+from nimburion.core.errors import BackendError
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+_log = logging.getLogger("nimburion.backends.redis")
+
+EVERY_QUEUE = "*"
+_PATIENCE = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_SILENCE = 15.0
+"""Seconds without a word after which the server is asked whether it is still there."""
+
+Arm = Callable[[Collection[str]], Awaitable[None]]
+
+
+class Bell:
+    """The rings that one handle hears. Belongs to one event loop; listens from the first `wait`."""
+
+    def __init__(self, servers: Servers, channel: bytes, arm: Arm) -> None:
+        self._servers = servers
+        self.channel: bytes = channel
+        self._arm = arm
+        self._armed: set[str] = set()
+        """Queues that stand in the hash, as far as is known."""
+        self._rung: set[str] = set()
+        """Rings that nobody was waiting for."""
+        self._waiters: dict[asyncio.Future[None], frozenset[str]] = {}
+        self._subscribed = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
+
+    async def wait(
+        self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """Return when one of the queues rings, has rung since the last wait, or after `timeout`
+        seconds as `sleep` has them."""
+        await self._listen(min(timeout, _PATIENCE))
+        if self._heard(queues):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = frozenset(queues)
+        pause: asyncio.Future[None] | None = None
+        try:
+            await self._arm_all(queues)
+            pause = asyncio.ensure_future(sleep(timeout))
+            await asyncio.wait({waiter, pause}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._waiters[waiter]
+            if pause is not None:
+                pause.cancel()
+
+    def note_armed(self, queues: Iterable[str]) -> None:
+        """An exchange found nothing, and put these into the hash."""
+        if self._listening is not None:
+            self._armed.update(queues)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        task, self._listening = self._listening, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _listen(self, patience: float) -> None:
+        """Be subscribed, or give up after so many seconds: the poll behind the hints goes on."""
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._run(), name="nimburion-redis-bell")
+        if not self._subscribed.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._subscribed.wait(), patience)
+
+    def _heard(self, queues: Collection[str]) -> bool:
+        """Whether one of these has rung since it was last asked; forgets it."""
+        heard = self._rung.intersection((*queues, EVERY_QUEUE))
+        self._rung -= heard
+        return bool(heard)
+
+    async def _arm_all(self, queues: Collection[str]) -> None:
+        unarmed = [queue for queue in queues if queue not in self._armed]
+        if unarmed and self._subscribed.is_set():
+            with suppress(BackendError):
+                await self._arm(unarmed)
+                self._armed.update(unarmed)
+
+    def _ring(self, queues: Collection[str]) -> None:
+        every = EVERY_QUEUE in queues
+        if every:
+            self._armed.clear()
+        self._armed.difference_update(queues)
+        missed = set(queues)
+        for waiter, wanted in list(self._waiters.items()):
+            if every or not wanted.isdisjoint(queues):
+                missed -= wanted | {EVERY_QUEUE}
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._rung |= missed
+
+    async def _run(self) -> None:
+        """Listen, again after each failure. What rang meanwhile was missed: everybody looks."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._follow()
+            except (BackendError, RedisError, OSError, TimeoutError) as error:
+                _log.debug("no hints for now: %s", error)
+            if self._subscribed.is_set():
+                pause = _FIRST_PAUSE
+                self._subscribed.clear()
+                self._ring([EVERY_QUEUE])
+            self._servers.doubt()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _follow(self) -> None:
+        connection = await self._servers.connect()
+        try:
+            await connection.send_command("SUBSCRIBE", self.channel)
+            while True:
+                self._take(await _next_message(connection))
+        finally:
+            await connection.disconnect(nowait=True)
+
+    def _take(self, message: list[bytes]) -> None:
+        if message[0] == b"subscribe":
+            self._armed.clear()
+            self._subscribed.set()
+        elif message[0] == b"message":
+            self._ring(message[2].decode().split("\0"))
+
+
+async def _next_message(connection: AbstractConnection) -> list[bytes]:
+    """What comes next. A server that is silent for long is asked whether it is there."""
+    reading = asyncio.ensure_future(connection.read_response())
+    try:
+        done, _ = await asyncio.wait({reading}, timeout=_SILENCE)
+        if not done:
+            await connection.send_command("PING")
+            await asyncio.wait({reading}, timeout=_PATIENCE)
+        if not reading.done():
+            raise TimeoutError(f"no word within {_PATIENCE:g} s")
+        message: list[bytes] = reading.result()
+        return message
+    finally:
+        reading.cancel()

@@ -1,0 +1,250 @@
+"""The Redis store: also Valkey, behind Sentinel, or in a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from nimburion.backends.redis import durability, enqueueing, exchanging, sessions
+from nimburion.backends.redis.address import Address, parse
+from nimburion.backends.redis.line import Part
+from nimburion.backends.redis.opening import Opened
+from nimburion.backends.redis.records import micros, seconds_of
+from nimburion.core.backend import Capabilities
+from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.errors import NotOpen
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.lease import Lease
+from nimburion.core.reading import Promoted, Rescued
+from nimburion.core.session import Orders, Session
+from nimburion.core.settlement import Settlement
+
+CAPABILITIES = Capabilities(
+    durable=True,
+    notifies=True,
+    joins_transaction=False,
+    atomic_batch=enqueueing.SLICE,
+    shared=True,
+)
+_STEP = 500
+"""The most that one script moves."""
+
+
+class RedisBackend:
+    """A store in one Redis or Valkey server, Sentinel service or cluster.
+
+    All of its keys begin with `{namespace}:`, so that in a cluster they lie on one node.
+
+    Args:
+        url: where; see `docs/how-to/redis-in-production.md` for all forms.
+        namespace: what the keys begin with; also in the URL, as all of the following.
+        require_durable: refuse a server that would lose jobs, instead of warning.
+        durable_enqueue: `enqueue` returns when the job is on the server's disk.
+        timeout: seconds that connecting may take, and then each answer.
+        clock: tests pass theirs; else the server's own time counts.
+        entropy: unused here, taken so that every store is made alike.
+
+    >>> RedisBackend("redis://localhost:6379/0").capabilities.durable
+    True
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        namespace: str | None = None,
+        require_durable: bool | None = None,
+        durable_enqueue: bool | None = None,
+        timeout: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        self.address: Address = parse(url).using(
+            namespace=namespace,
+            require_durable=require_durable,
+            durable_enqueue=durable_enqueue,
+            timeout=timeout,
+        )
+        self._given = clock
+        self._clock = clock or SystemClock()
+        self._entropy = entropy
+        self._opened: Opened | None = None
+        self._changing = asyncio.Lock()
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> RedisBackend:
+        """The store that `redis://localhost:6379/0` names."""
+        return cls(url, **options)  # type: ignore[arg-type]
+
+    # --- coming and going ---
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As durable as the server is set up to be; a call is stored in slices of 500."""
+        return CAPABILITIES
+
+    def describe(self) -> str:
+        """Name the store."""
+        return self.address.describe()
+
+    def sibling(self) -> RedisBackend:
+        """Another handle on the same data, with connections of its own, not open yet."""
+        other = RedisBackend.__new__(RedisBackend)
+        other.address = self.address
+        other._given, other._clock, other._entropy = self._given, self._clock, self._entropy
+        other._opened, other._changing = None, asyncio.Lock()
+        return other
+
+    async def open(self) -> None:
+        """Connect, and check server and format. Repeatable."""
+        async with self._changing:
+            if self._is_here(self._opened):
+                return
+            opened = Opened(self.address, self._arm)
+            try:
+                await opened.start(self.address)
+            except BaseException:
+                await opened.close()
+                raise
+            self._opened = opened
+
+    async def close(self) -> None:
+        """Hang up. Repeatable."""
+        async with self._changing:
+            opened, self._opened = self._opened, None
+            if opened is not None and self._is_here(opened):
+                await opened.close()
+
+    async def ping(self) -> None:
+        """Return when the server answers."""
+        await self._here().asks.call("PING")
+
+    async def migrate(self) -> list[str]:
+        """There is one format so far: nothing to do but to look."""
+        await self.open()
+        return []
+
+    def _is_here(self, opened: Opened | None) -> bool:
+        """Whether it is open in this process, on this event loop."""
+        return (
+            opened is not None
+            and opened.pid == os.getpid()
+            and opened.loop is asyncio.get_running_loop()
+        )
+
+    def _here(self) -> Opened:
+        opened = self._opened
+        if opened is not None and opened.pid == os.getpid():
+            return opened
+        if opened is not None:
+            raise NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
+        raise NotOpen(f"{self.describe()} is not open; call open() first")
+
+    def _times(self) -> tuple[Part, Part]:
+        """The time of a test's clock; the server takes its own when it is told none."""
+        if self._given is None:
+            return b"", b""
+        return micros(self._given.now()), micros(self._given.monotonic())
+
+    async def _run(self, name: str, *arguments: Part) -> Any:  # noqa: ANN401 - a script's reply
+        opened = self._here()
+        (reply,) = await opened.run(opened.asks, name, arguments, self._times())
+        return reply
+
+    async def _arm(self, queues: Collection[str]) -> None:
+        opened = self._here()
+        channel = opened.bell.channel
+        pairs = [part for queue in queues for part in (queue, b"1")]
+        await opened.asks.call("HSET", channel, *pairs)
+
+    # --- the way in ---
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `Backend.enqueue`. Each 500 jobs are stored in one step; before the first of several
+        steps all are looked at."""
+        if not jobs:
+            return []
+        slices = enqueueing.slices_of(jobs)
+        if len(slices) > 1:
+            seen = await self._run("look", *enqueueing.questions_of(jobs))
+            refused = enqueueing.foreseen(jobs, seen)
+            if refused is not None:
+                return refused
+        results: list[Enqueued] = []
+        for at, one in enumerate(slices):
+            part = jobs[at * _STEP : (at + 1) * _STEP]
+            found = enqueueing.results_of(part, await self._store(one))
+            results += found
+            if any(one.outcome in {"conflict", "taken"} for one in found):
+                break
+        return results + [Enqueued(job.id, "refused") for job in jobs[len(results) :]]
+
+    async def _store(self, one: enqueueing.Slice) -> enqueueing.Answer:
+        opened = self._here()
+        then = [durability.flush_of(self.address)] if self.address.durable_enqueue else []
+        answer, *flushed = await opened.run(
+            opened.enqueues, "enqueue", one.arguments(), self._times(), then
+        )
+        durability.check_flushed(flushed, self.address)
+        return answer  # type: ignore[no-any-return]
+
+    # --- workers ---
+
+    async def open_session(self, session: Session) -> None:
+        """See `Backend.open_session`."""
+        answer = await self._run("open_session", *sessions.opening_of(session))
+        sessions.check_alive(answer, session.id)
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        """See `Backend.exchange`."""
+        opened = self._here()
+        arguments = exchanging.arguments_of(session_id, number, settlements, want)
+        (answer,) = await opened.run(opened.exchanges, "exchange", arguments, self._times())
+        reply = exchanging.reply_of(answer, session_id, number, want)
+        if want.total and not reply.waiting:
+            opened.bell.note_armed({lane.queue for lane in want.lanes})
+        return reply
+
+    async def beat(self, session_id: str) -> Orders:
+        """See `Backend.beat`."""
+        return sessions.orders_of(await self._run("beat", session_id), session_id)
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        """See `Backend.close_session`. Releases 500 a step."""
+        asked = sessions.closing_of(session_id, running, _STEP)
+        while await self._run("close_session", *asked) == b"more":
+            pass
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        """See `Backend.rescue`."""
+        answers = []
+        while limit > 0 or not answers:
+            step = min(limit, _STEP)
+            answer = await self._run("rescue", *sessions.rescuing_of(step, max_lost))
+            answers.append(answer)
+            limit -= step
+            if not answer[3]:
+                break
+        return sessions.rescued_of(answers)
+
+    async def promote(self, limit: int) -> Promoted:
+        """See `Backend.promote`."""
+        count, due = 0, b""
+        while True:
+            step = min(limit - count, _STEP)
+            moved, due = await self._run("promote", step)
+            count += moved
+            if moved < step or count >= limit:
+                break
+        next_due = seconds_of(int.from_bytes(due, "big")) if due else None
+        return Promoted(count, next_due)
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        """See `Backend.wait`."""
+        await self._here().bell.wait(queues, timeout, self._clock.sleep)
