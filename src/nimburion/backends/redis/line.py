@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nimburion.backends.redis.faults import (
     FAULTS,
     breaks_connection,
-    is_elsewhere,
+    moves_on,
     lacks_script,
     meaning_of,
     redirect_of,
@@ -101,7 +101,7 @@ class Line:
                 if may_lack and lacks_script(reply):
                     return None
                 await self._after(reply)
-                raise meaning_of(reply, self._where, sent=True) from reply  # type: ignore[arg-type]
+                raise meaning_of(reply, self._where, sent=True) from reply
         return replies
 
     async def _connected(self) -> AbstractConnection:
@@ -118,9 +118,9 @@ class Line:
         node = redirect_of(error)
         if node is not None:
             self._servers.moved(node)
-        elif is_elsewhere(error) or breaks_connection(error):
+        elif moves_on(error) or breaks_connection(error):
             self._servers.doubt()
-        if is_elsewhere(error) or breaks_connection(error):
+        if moves_on(error) or breaks_connection(error):
             await self.close()
 
 

@@ -31,6 +31,7 @@ _LEDGER = ("times", "layout", "lists", "bell", "lanes", "unique", "ledger")
 
 RECIPES = MappingProxyType(
     {
+        "open": Recipe(flags="allow-oom"),
         "enqueue": Recipe(("times", "layout", "lists", "bell", "lanes", "unique", "storing")),
         "look": Recipe(("times", "layout", "lists", "unique"), "no-writes"),
         "exchange": Recipe((*_LEDGER, "settling", "promoting", "reserving"), "allow-oom"),
