@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from nimburion.backends.redis.records import body_of, key_field, meta_of
+from nimburion.backends.redis.records import body_of, key_field, meta_of, pack_id, unpack_id
 from nimburion.core.job import Enqueued, NewJob
 
 SLICE = 500
 """Jobs that one script stores: what `Capabilities.atomic_batch` says."""
 
 _OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
-_pack = msgspec.msgpack.Encoder().encode
 
 Answer = tuple[bytes, list[bytes | int]]
 """A letter for each job; and by place who holds its unique key."""
@@ -64,21 +61,21 @@ def results_of(jobs: Sequence[NewJob], answer: Answer) -> list[Enqueued]:
         return [Enqueued(job.id, "created") for job in jobs]
     rivals = dict(zip(told[::2], told[1::2], strict=True))
     return [
-        Enqueued(_text(rivals.get(place)) or job.id, _OUTCOMES[chr(letter)])  # type: ignore[arg-type]
+        Enqueued(_holder(rivals.get(place)) or job.id, _OUTCOMES[chr(letter)])  # type: ignore[arg-type]
         for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1)
     ]
 
 
-def _text(value: bytes | int | None) -> str | None:
-    return value.decode() if isinstance(value, bytes) else None
+def _holder(value: bytes | int | None) -> str | None:
+    return unpack_id(value) if isinstance(value, bytes) else None
 
 
 def questions_of(jobs: Sequence[NewJob]) -> list[bytes]:
     """What `look.lua` is asked of a call that has more than one slice."""
-    asked: list[object] = []
+    asked: list[bytes] = []
     for job in jobs:
-        asked += (job.id.encode(), job.digest(), key_field(job))
-    return [_pack(asked)]
+        asked += (pack_id(job.id), job.digest(), key_field(job))
+    return asked
 
 
 def foreseen(jobs: Sequence[NewJob], answer: Answer) -> list[Enqueued] | None:
@@ -89,7 +86,7 @@ def foreseen(jobs: Sequence[NewJob], answer: Answer) -> list[Enqueued] | None:
     keys: dict[bytes, str] = {}
     results = []
     for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1):
-        results.append(_foresee(job, chr(letter), _text(rivals.get(place)), bodies, keys))
+        results.append(_foresee(job, chr(letter), _holder(rivals.get(place)), bodies, keys))
     if all(result.outcome not in {"conflict", "taken"} for result in results):
         return None
     return [

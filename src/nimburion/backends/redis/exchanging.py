@@ -18,6 +18,7 @@ from nimburion.backends.redis.records import (
     seq8,
     time8,
     token20,
+    unpack_id,
 )
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want
@@ -131,7 +132,7 @@ def deliveries_of(
     ):
         lane, created, flags, priority, length = _HEAD.unpack_from(body)
         at = _AFTER_ID + length
-        job_id = body[_AFTER_ID:at].decode()
+        job_id = unpack_id(body[_AFTER_ID:at])
         options = NO_OPTIONS
         if flags & (OPTIONS | KEY):
             options, at = options_of(body, at, flags)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis.records import encode_json, micros, seq8, token20
+from nimburion.backends.redis.records import encode_json, micros, seq8, token20, unpack_id
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token
@@ -57,7 +57,7 @@ def orders_of(answer: list[Any], session_id: str) -> Orders:
 
 def _lease_of(field: bytes, token: bytes, job_id: bytes) -> Lease:
     fence = int.from_bytes(token[:4], "big")
-    return Lease(job_id.decode(), Token(fence, token[4:]), int.from_bytes(field, "big"))
+    return Lease(unpack_id(job_id), Token(fence, token[4:]), int.from_bytes(field, "big"))
 
 
 def closing_of(session_id: str, running: Sequence[Lease], most: int) -> list[bytes]:
@@ -75,6 +75,6 @@ def rescuing_of(limit: int, max_lost: int) -> list[bytes]:
 def rescued_of(answers: Sequence[list[Any]]) -> Rescued:
     """What one or more calls of `rescue.lua` answered, together."""
     returned, failed, cancelled = (
-        [job_id.decode() for answer in answers for job_id in answer[place]] for place in range(3)
+        [unpack_id(job_id) for answer in answers for job_id in answer[place]] for place in range(3)
     )
     return Rescued(returned, failed, cancelled, more=bool(answers[-1][3]))

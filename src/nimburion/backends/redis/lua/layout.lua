@@ -18,6 +18,7 @@
 -- due     due 8 | seq 8 | lane 4 | rank 1 | letter 1 (S or T)
 -- held    session 4 | seq 8
 -- turn    n 4 | number 8 | ttl 8 | opened 8 | life 1 (a alive, l left, d dead) | died 8 | letters of the last results
+-- An id is text, or a UUID as NUL and its 16 bytes (see records.py).
 -- A token is fence 4 | nonce 16; `settled` is the one that settled the job last, or zeros.
 -- Letters of count: P ready, S set aside until due, R and T the same after a failure, L leased,
 -- C completed, F failed, X cancelled.
