@@ -12,6 +12,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.servers.fixtures"]
+
 hypothesis.settings.register_profile("quick", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     "deep", deadline=None, print_blob=True, max_examples=2_000, stateful_step_count=100

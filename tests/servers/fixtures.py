@@ -1,0 +1,120 @@
+"""Servers as fixtures: one of each kind a process, started when first asked for.
+
+They are shared. A test that stops, kills or configures a server starts one of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.servers.binaries import Binary, NoSuchServer
+from tests.servers.kinds import BINARIES, KINDS, Running, asked_for
+from tests.servers.server import Server
+
+ASKED = pytest.StashKey[tuple[str, ...]]()
+
+
+class Started:
+    """The servers that this process has started so far, by kind."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Running] = {}
+        self._stack = ExitStack()
+
+    def __getitem__(self, kind: str) -> Running:
+        """Return the server of this kind; the first time, start it."""
+        if kind not in self._running:
+            self._running[kind] = self._stack.enter_context(KINDS[kind]())
+        return self._running[kind]
+
+    def close(self) -> None:
+        """End them all."""
+        self._stack.close()
+
+
+@pytest.fixture(scope="session")
+def started_servers() -> Iterator[Started]:
+    """The servers of this process."""
+    started = Started()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def valkey(started_servers: Started) -> Server:
+    """Valkey from the wheel; it keeps what other tests left in it. Do not stop it."""
+    server = started_servers["valkey"]
+    assert isinstance(server, Server)
+    return server
+
+
+@pytest.fixture(params=KINDS)
+def redis_server(request: pytest.FixtureRequest, started_servers: Started) -> Running:
+    """Each kind of server that the run asks for, empty. Do not stop it."""
+    server = started_servers[request.param]
+    server.empty()
+    request.node.user_properties.append(("server", server.name))
+    return server
+
+
+@pytest.fixture(params=BINARIES)
+def redis_binary(request: pytest.FixtureRequest) -> Binary:
+    """Each server program that the run asks for, to start servers of one's own."""
+    binary = BINARIES[request.param]()
+    request.node.user_properties.append(("server", binary.name))
+    return binary
+
+
+# --- which of them run, and what is said of it ---------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Learn what the run asks for; what cannot be had ends it before it begins."""
+    try:
+        config.stash[ASKED] = asked_for()
+    except (ValueError, NoSuchServer) as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that run on servers; leave out the servers that the run does not ask for."""
+    asked = config.stash[ASKED]
+    programs = {kind.partition("-")[0] for kind in asked}
+    wanted = {"redis_server": {*asked}, "redis_binary": programs}
+    left_out = [item for item in items if not all(wants(item, *one) for one in wanted.items())]
+    for item in items:
+        if wanted.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def wants(item: pytest.Item, fixture: str, kinds: set[str]) -> bool:
+    """Tell whether a test's parameter for this fixture, if it has one, is among these."""
+    call = getattr(item, "callspec", None)
+    return call is None or fixture not in call.params or call.params[fixture] in kinds
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the servers that the run asks for."""
+    asked = config.stash[ASKED]
+    return "servers: " + ", ".join(
+        f"{kind} ({BINARIES[kind.partition('-')[0]]().name})" for kind in asked
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests passed on which server."""
+    passed = Counter(
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == "server"
+    )
+    counts = ", ".join(f"{server} {count}" for server, count in sorted(passed.items()))
+    terminalreporter.write_line(f"tests passed by server: {counts or 'none in this run'}")

@@ -1,0 +1,187 @@
+"""A TCP proxy whose connections can be cut, held up, delayed, or reset after so many bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Coroutine
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, Self
+
+Direction = Literal["requests", "replies"]
+
+NO_LINGER = struct.pack("ii", 1, 0)
+"""With this, closing a socket sends RST instead of FIN."""
+
+
+class Proxy:
+    """Stands before a server on a port of its own, in the loop of the test.
+
+    `delay` (seconds) holds back each chunk, in both directions. All may be changed while
+    connections are open.
+    """
+
+    def __init__(self, port: int, *, delay: float = 0.0) -> None:
+        self.target = port
+        self.delay = delay
+        self.port = 0
+        self.connections = 0
+        """How many were accepted so far."""
+        self._server: asyncio.Server | None = None
+        self._links: set[Link] = set()
+        self._limits: dict[Direction, int] = {}
+        self._passable = asyncio.Event()
+        self._passable.set()
+
+    @property
+    def url(self) -> str:
+        """The way to the server through this proxy."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def __aenter__(self) -> Self:
+        """Listen on a free port."""
+        await self.accept()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the port and every connection."""
+        self.refuse()
+        tasks = [link.task for link in self._links]
+        self.cut()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- what can go wrong ------------------------------------------------------------------------
+
+    def cut(self) -> int:
+        """Reset every open connection, at both ends; return how many."""
+        links = list(self._links)
+        for link in links:
+            link.reset()
+            link.task.cancel()
+        return len(links)
+
+    def refuse(self) -> None:
+        """Refuse new connections, until `accept`. Open ones stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def accept(self) -> None:
+        """Accept connections, again after `refuse`, on the same port."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def hole(self) -> None:
+        """Let nothing pass until `heal`, as a network that drops packets. Connecting works."""
+        self._passable.clear()
+
+    def heal(self) -> None:
+        """Let pass again; what was held up arrives late, as TCP would send it again."""
+        self._passable.set()
+
+    def reset_after(self, count: int, of: Direction = "replies") -> None:
+        """Let `count` more bytes in this direction pass, then reset their connection; once.
+
+        With 0 of the replies, the next request is carried out and its reply is lost; with 0 of the
+        requests, it never arrives.
+        """
+        self._limits[of] = count
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection to its end."""
+        self.connections += 1
+        link = Link(writer)
+        self._links.add(link)
+        try:
+            await self._passable.wait()
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            link.ends.append(back)
+            await link.carry(
+                self._pump(link, reader, back, "requests"),
+                self._pump(link, there, writer, "replies"),
+            )
+        except OSError:
+            link.reset()
+        finally:
+            link.close()
+            self._links.discard(link)
+
+    async def _pump(
+        self,
+        link: Link,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        direction: Direction,
+    ) -> None:
+        """Pass on what comes, until one side closes."""
+        with suppress(OSError):
+            while chunk := await reader.read(65_536):
+                await link.later(self.delay)
+                await self._passable.wait()
+                passed, is_last = self._pass(chunk, direction)
+                writer.write(passed)
+                await writer.drain()
+                if is_last:
+                    link.reset()
+                    return
+
+    def _pass(self, chunk: bytes, direction: Direction) -> tuple[bytes, bool]:
+        """Return how much of a chunk may pass, and whether the connection is then reset."""
+        limit = self._limits.get(direction)
+        if limit is None:
+            return chunk, False
+        if len(chunk) < limit:
+            self._limits[direction] = limit - len(chunk)
+            return chunk, False
+        del self._limits[direction]
+        return chunk[:limit], True
+
+
+class Link:
+    """One connection through the proxy: its ends, and the task that serves it."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[object] = task
+        self.ends = [writer]
+        self._never = asyncio.Event()
+
+    async def carry(self, *pumps: Coroutine[object, None, None]) -> None:
+        """Pump in both directions until one ends."""
+        tasks = [asyncio.ensure_future(pump) for pump in pumps]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def later(self, seconds: float) -> None:
+        """Come back after so many seconds."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._never.wait(), seconds)
+
+    def reset(self) -> None:
+        """Let both ends see a reset."""
+        for end in self.ends:
+            own: socket.socket | None = end.get_extra_info("socket")
+            if own is not None and own.fileno() >= 0:
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            end.transport.abort()
+
+    def close(self) -> None:
+        """Close both ends, after what was written."""
+        for end in self.ends:
+            end.close()

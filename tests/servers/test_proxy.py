@@ -1,0 +1,215 @@
+"""What the proxy does to a connection is what a client then meets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.servers.proxy import Proxy
+
+PATIENCE = 5.0
+"""Seconds in which what should come comes."""
+BRIEF = 0.05
+"""Seconds after which what should not come counts as not coming."""
+
+
+class Echo:
+    """A server that answers each chunk with itself, and remembers all it got."""
+
+    port = 0
+    got = b""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while chunk := await reader.read(1000):
+                self.got += chunk
+                writer.write(chunk)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[Echo]:
+    echo = Echo()
+    server = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
+    echo.port = server.sockets[0].getsockname()[1]
+    yield echo
+    server.close()
+
+
+@pytest.fixture
+async def proxy(echo: Echo) -> AsyncIterator[Proxy]:
+    async with Proxy(echo.port) as proxy:
+        yield proxy
+
+
+class Client:
+    """A connection to the proxy."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def say(self, words: bytes) -> None:
+        self.writer.write(words)
+
+    async def hear(self, count: int, patience: float = PATIENCE) -> bytes:
+        return await asyncio.wait_for(self.reader.readexactly(count), patience)
+
+
+@asynccontextmanager
+async def connected(proxy: Proxy) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    yield Client(reader, writer)
+    writer.close()
+
+
+async def test_it_passes_on_in_both_directions(proxy: Proxy) -> None:
+    async with connected(proxy) as one, connected(proxy) as other:
+        one.say(b"one")
+        other.say(b"other")
+        assert (await one.hear(3), await other.hear(5)) == (b"one", b"other")
+    assert proxy.connections == 2
+
+
+async def test_a_cut_connection_is_reset(proxy: Proxy) -> None:
+    async with connected(proxy) as client:
+        client.say(b"a")
+        await client.hear(1)
+        assert proxy.cut() == 1
+        with pytest.raises(ConnectionResetError):
+            await client.hear(1)
+    async with connected(proxy) as client:
+        client.say(b"b")
+        assert await client.hear(1) == b"b"
+
+
+async def test_a_hole_holds_up_until_it_is_healed(proxy: Proxy, echo: Echo) -> None:
+    async with connected(proxy) as client:
+        client.say(b"a")
+        await client.hear(1)
+        proxy.hole()
+        client.say(b"late")
+        with pytest.raises(TimeoutError):
+            await client.hear(4, BRIEF)
+        assert echo.got == b"a"
+        proxy.heal()
+        assert await client.hear(4) == b"late"
+
+
+async def test_one_connects_to_a_hole_and_hears_nothing(proxy: Proxy) -> None:
+    proxy.hole()
+    async with connected(proxy) as client:
+        client.say(b"a")
+        with pytest.raises(TimeoutError):
+            await client.hear(1, BRIEF)
+        proxy.heal()
+        assert await client.hear(1) == b"a"
+
+
+async def test_a_held_up_connection_can_be_cut(proxy: Proxy, echo: Echo) -> None:
+    async with connected(proxy) as client:
+        client.say(b"a")
+        await client.hear(1)
+        proxy.hole()
+        client.say(b"lost")
+        proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            await client.hear(1)
+        proxy.heal()
+    async with connected(proxy) as client:
+        client.say(b"b")
+        await client.hear(1)
+    assert echo.got == b"ab"
+
+
+async def test_a_delay_holds_back_both_ways(proxy: Proxy) -> None:
+    clock = asyncio.get_running_loop().time
+    async with connected(proxy) as client:
+        proxy.delay = BRIEF
+        began = clock()
+        client.say(b"a")
+        await client.hear(1)
+        assert 2 * BRIEF <= clock() - began < PATIENCE
+        proxy.delay = 0.0
+        client.say(b"b")
+        assert await client.hear(1, PATIENCE) == b"b"
+
+
+async def test_new_connections_are_refused_and_accepted_again(proxy: Proxy) -> None:
+    port = proxy.port
+    async with connected(proxy) as client:
+        client.say(b"a")
+        await client.hear(1)
+        proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        client.say(b"b")
+        assert await client.hear(1) == b"b"
+        await proxy.accept()
+        assert proxy.port == port
+    async with connected(proxy) as client:
+        client.say(b"c")
+        assert await client.hear(1) == b"c"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_the_reply_is_reset_after_so_many_bytes(proxy: Proxy, echo: Echo, count: int) -> None:
+    proxy.reset_after(count, of="replies")
+    async with connected(proxy) as client:
+        client.say(b"asked")
+        assert await client.hear(count) == b"asked"[:count]
+        with pytest.raises(ConnectionResetError):
+            await client.hear(1)
+    assert echo.got == b"asked"
+    async with connected(proxy) as client:
+        client.say(b"again")
+        assert await client.hear(5) == b"again"
+
+
+async def test_bytes_are_counted_over_chunks(proxy: Proxy) -> None:
+    proxy.reset_after(4, of="replies")
+    async with connected(proxy) as client:
+        client.say(b"abc")
+        assert await client.hear(3) == b"abc"
+        client.say(b"def")
+        assert await client.hear(1) == b"d"
+        with pytest.raises(ConnectionResetError):
+            await client.hear(1)
+
+
+async def test_a_request_can_be_lost_on_its_way(proxy: Proxy, echo: Echo) -> None:
+    proxy.reset_after(0, of="requests")
+    async with connected(proxy) as client:
+        client.say(b"lost")
+        with pytest.raises(ConnectionResetError):
+            await client.hear(1)
+    assert echo.got == b""
+
+
+async def test_without_a_server_a_connection_is_reset(proxy: Proxy) -> None:
+    async with Proxy(proxy.port) as second:
+        proxy.refuse()
+        async with connected(second) as client:
+            with pytest.raises(ConnectionResetError):
+                await client.hear(1)
+
+
+async def test_an_end_is_passed_on(echo: Echo, proxy: Proxy) -> None:
+    async with connected(proxy) as client:
+        client.writer.write_eof()
+        assert await asyncio.wait_for(client.reader.read(), PATIENCE) == b""
+
+
+async def test_leaving_it_closes_what_is_open(echo: Echo) -> None:
+    async with Proxy(echo.port) as proxy, connected(proxy) as client:
+        client.say(b"a")
+        await client.hear(1)
+        await proxy.__aexit__(None, None, None)
+        with pytest.raises(ConnectionResetError):
+            await client.hear(1)
