@@ -216,6 +216,8 @@ def _said_in_words(where: str, text: str) -> NimburionError:
         return ConfigurationError(
             f"{where}: the server has no such db; name one it has (databases)"
         )
+    if "cluster support disabled" in lower:
+        return ConfigurationError(f"{where}: the server is no node of a cluster; use redis://")
     if "not allowed in cluster mode" in lower:
         return ConfigurationError(f"{where}: a cluster has only db 0; use redis+cluster://")
     if lower.startswith(("err unknown command", "unknown command")):
