@@ -1,6 +1,6 @@
 -- Part of scripts that collect what they write.
 -- Inputs: lists
--- Result: push, push_two, each_part
+-- Result: push, push_two, each_part, gather
 -- Locks: none
 -- Atomic: part of its script
 local function push(list, value)
@@ -18,4 +18,19 @@ local function each_part(command, key, list)
   for first = 1, count, 2000 do
     redis.call(command, key, unpack(list, first, math.min(first + 1999, count)))
   end
+end
+
+-- The values of a hash for a list of fields that may be longer than one call takes.
+local function gather(key, fields)
+  local count = #fields
+  if count <= 2000 then
+    return count > 0 and redis.call('HMGET', key, unpack(fields)) or {}
+  end
+  local values = {}
+  for first = 1, count, 2000 do
+    for i, value in ipairs(redis.call('HMGET', key, unpack(fields, first, math.min(first + 1999, count)))) do
+      values[first + i - 1] = value
+    end
+  end
+  return values
 end

@@ -38,8 +38,8 @@ local function settle(session4, records, next_extra)
   for i = 1, total do
     fields[i] = string.sub(records, i * 29 - 27, i * 29 - 20)
   end
-  local leases = redis.call('HMGET', lease_key, unpack(fields))
-  local bodies = redis.call('HMGET', job_key, unpack(fields))
+  local leases = gather(lease_key, fields)
+  local bodies = gather(job_key, fields)
 
   local function extra()
     next_extra = next_extra + 1
