@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import msgspec
 
@@ -10,6 +11,7 @@ from nimburion import jobs
 from nimburion.core import events
 from nimburion.core.job import Reason, State
 from nimburion.jobs import errors
+from nimburion.jobs.health import Condition
 from nimburion.jobs.policy import PolicyOptions
 from nimburion.jobs.status import Status
 from nimburion.jobs.terms import EnqueueOptions
@@ -76,6 +78,12 @@ def test_the_methods_of_a_processor_are_all_there() -> None:
     inside = {"sibling", "make_attempts", "make_worker", "make_housekeeping"}
     known = {name for name in dir(jobs.Processor) if not name.startswith("_")}
     assert known - inside - said == set()
+
+
+def test_the_fields_and_states_of_health_are_all_there() -> None:
+    section = text_of("api.md").split("## `Health`, ")[1].split("\n## ")[0]
+    for word in (*get_args(Condition), *(f.name for f in msgspec.structs.fields(jobs.Health))):
+        assert f"`{word}`" in section
 
 
 def test_the_options_and_the_fields_of_a_status_are_all_there() -> None:

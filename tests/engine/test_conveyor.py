@@ -23,6 +23,7 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.jobs.conveyor import MOST_AT_ONCE, Conveyor
+from nimburion.jobs.reach import Reach
 
 
 class Clock(SystemClock):
@@ -70,7 +71,7 @@ def lease(job_id: str) -> Lease:
 
 
 def conveyor(store: Store, events: Events | None = None) -> Conveyor:
-    return Conveyor(store, "s", Clock(), events or Events())  # type: ignore[arg-type]
+    return Conveyor(store, "s", Clock(), events or Events(), Reach(Clock()))  # type: ignore[arg-type]
 
 
 async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:

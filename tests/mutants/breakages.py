@@ -9,6 +9,7 @@ SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
 CONVEYOR = "tests/engine/test_conveyor.py::"
+HEALTH = "tests/engine/test_health.py::"
 WORKER = "tests/engine/test_worker.py::"
 
 
@@ -306,6 +307,35 @@ MUTANTS = (
         "attempt.interrupt(Why.CANCEL)",
         "pass",
         (f"{SCENARIO}test_a_cancel_reaches_a_running_job_with_the_next_beat",),
+    ),
+    # Health
+    Mutant(
+        "a store that is lost is called degraded",
+        "jobs/reach.py",
+        "seen.failing or seen.answer < first for seen",
+        "seen.failing for seen",
+        (f"{HEALTH}test_a_store_that_answers_beats_only_is_degraded",),
+    ),
+    Mutant(
+        "an outage is logged with every call",
+        "jobs/reach.py",
+        "            if was_failing:\n                return",
+        "",
+        (f"{HEALTH}test_an_outage_is_two_lines_of_the_log_however_long",),
+    ),
+    Mutant(
+        "one way that works again hides the other",
+        "jobs/reach.py",
+        "if not was_failing or self.failing:",
+        "if not was_failing:",
+        (f"{HEALTH}test_a_store_that_answers_beats_only_is_degraded",),
+    ),
+    Mutant(
+        "health believes in a session that is over",
+        "jobs/health.py",
+        "worker.done is not None and not worker.tenure.over",
+        "worker.done is not None",
+        (f"{HEALTH}test_it_stops_believing_before_the_store_gives_its_jobs_away",),
     ),
     # Real processes
     Mutant(

@@ -93,12 +93,13 @@ class Periodic(Service):
                 await self._ticked()
 
     async def _ticked(self) -> None:
-        """One turn; a store that fails it is asked again at the next, in one line of the log."""
+        """One turn; a store that fails it is asked again at the next. Said once, until it works."""
         try:
             await self.tick()
         except BackendError as error:
+            level = logging.WARNING if self.failure is None else logging.DEBUG
+            self._log.log(level, "the store did not answer (%s); again in its turn", error)
             self._note(error)
-            self._log.warning("the store did not answer (%s); again in its turn", error)
         else:
             self._note(None)
 

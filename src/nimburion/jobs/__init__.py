@@ -20,6 +20,7 @@ from nimburion.core.errors import (
 from nimburion.core.job import State
 from nimburion.jobs.client import Priority
 from nimburion.jobs.context import Context
+from nimburion.jobs.health import Health
 from nimburion.jobs.job import Job, job
 from nimburion.jobs.processor import Processor
 from nimburion.jobs.status import Status
@@ -30,6 +31,7 @@ __all__ = [
     "Context",
     "DefinitionError",
     "DuplicateJob",
+    "Health",
     "InvalidJob",
     "Job",
     "JobConflict",

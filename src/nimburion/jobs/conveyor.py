@@ -24,6 +24,7 @@ from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Lease
 from nimburion.core.settlement import Failed, Progressed, Released, Settled, Settlement
 from nimburion.jobs.outcome import clean
+from nimburion.jobs.reach import Reach
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -38,11 +39,14 @@ _FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
 class Conveyor:
     """The settlements of one session on their way to the store, in order, each once."""
 
-    def __init__(self, backend: Consuming, session_id: str, clock: Clock, events: Events) -> None:
+    def __init__(
+        self, backend: Consuming, session_id: str, clock: Clock, events: Events, reach: Reach
+    ) -> None:
         self._backend = backend
         self.session_id = session_id
         self._clock = clock
         self._events = events
+        self._reach = reach
         self._number = 0
         self._progress: dict[Lease, Progressed] = {}
         self.pending: list[Settlement] = []
@@ -96,13 +100,16 @@ class Conveyor:
             try:
                 reply = await self._backend.exchange(self.session_id, self._number + 1, batch, want)
             except _FATAL:
+                self._reach.note_answer("exchange")
                 raise
             except BackendError as error:
+                self._reach.note_failure("exchange", error)
                 self._events.emit(StoreUnreachable(str(error)))
-                _log.warning("the store did not answer (%s); again in %.2f s", error, pause)
+                _log.debug("the store did not answer (%s); again in %.2f s", error, pause)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
+                self._reach.note_answer("exchange")
                 self._number += 1
                 self._report_stale(batch, reply)
                 return reply

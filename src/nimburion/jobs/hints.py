@@ -45,6 +45,11 @@ class Hints:
         await self._listener.stop()
         await self._due_watch.stop()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why rings are not heard, or due times not watched; the poll of exchanges goes on."""
+        return self._listener.failure or self._due_watch.failure
+
     def listen(self) -> None:
         """The last hint was taken up: from now on, a new one says something new."""
         self._listener.taken.set()
@@ -84,8 +89,11 @@ class _Listener(Service):
         timeout = _IDLE_POLL if self.quiet and self._rings else _POLL
         try:
             await self._backend.wait(self._queues, timeout)
-        except BackendError:
+        except BackendError as error:
+            self._note(error)
             await self.clock.sleep(_AFTER_ERROR)
+        else:
+            self._note(None)
 
 
 class _DueWatch(Service):

@@ -18,6 +18,7 @@ from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, SessionLost
 from nimburion.core.service import first_of
 from nimburion.core.session import Orders
+from nimburion.jobs.reach import Reach
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -40,6 +41,7 @@ class LeaseKeeper:
         session_id: str,
         ttl: float,
         clock: Clock,
+        reach: Reach,
         *,
         on_orders: Callable[[Orders], None],
         on_end: Callable[[], None],
@@ -48,6 +50,7 @@ class LeaseKeeper:
         self._session_id = session_id
         self._ttl = ttl
         self._clock = clock
+        self._reach = reach
         self._on_orders = on_orders
         self._on_end = on_end
         self.interval: float = ttl / _BEATS_PER_TTL
@@ -83,6 +86,7 @@ class LeaseKeeper:
                 await handle.open()
                 orders = await handle.beat(self._session_id)
         except SessionLost:
+            self._reach.note_answer("beat")
             self._end("is lost: another worker rescued it")
         except (BackendError, TimeoutError) as error:
             return self._unanswered(error)
@@ -90,6 +94,7 @@ class LeaseKeeper:
             _log.exception("a beat failed")
             return self._unanswered(error)
         else:
+            self._reach.note_answer("beat")
             self._confirm(sent)
             self._on_orders(orders)
         return self.interval
@@ -101,11 +106,12 @@ class LeaseKeeper:
         self.believed_until = sent + self._ttl * (1 - _MARGIN)
 
     def _unanswered(self, error: Exception) -> float:
+        self._reach.note_failure("beat", error)
         now = self._clock.monotonic()
         left = self.believed_until - now
         if now - self._answered > _SILENCE * self.interval:
             self.cautious_until = math.inf
-        _log.warning("a beat was not answered (%s); %.1f s left to believe", error, left)
+        _log.debug("a beat was not answered (%s); %.1f s left to believe", error, left)
         if left <= 0:
             self._end("could not be renewed in time")
         return max(0.01, min(self.interval / 4, left))

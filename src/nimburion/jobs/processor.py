@@ -25,6 +25,7 @@ from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.client import Client
 from nimburion.jobs.context import Context
 from nimburion.jobs.dead_letters import DeadLetters
+from nimburion.jobs.health import STOPPED, Health
 from nimburion.jobs.job import Job, JobFunction
 from nimburion.jobs.middleware import Middleware
 from nimburion.jobs.portal import SyncClient
@@ -199,6 +200,12 @@ class Processor(Client):
                 await self._end_process(running)
             await running.leave(stuck)
             self._forget(running)
+
+    def health(self) -> Health:
+        """How the worker here is, from what it knows itself: the store is not asked. On any
+        thread."""
+        running = self._running
+        return STOPPED if running is None or running.orphaned else running.health()
 
     async def process_one(self) -> bool:
         """Run one due job here and now, with its middleware; False when none is due.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import first_of
+from nimburion.jobs.health import Health, health_of
 from nimburion.jobs.threads import Threads
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class Running:
                 self._loop.remove_signal_handler(number)
 
         return restore
+
+    def health(self) -> Health:
+        """How the worker is, and what runs beside it."""
+        rescuer, pruner = self._services
+        failures = {"rescuer": rescuer.failure, "pruner": pruner.failure}
+        return health_of(self._worker, failures, stopping=self._asked.is_set())
 
     async def until_asked(self) -> None:
         """Return when it should stop: asked to, or because the reserve loop has died."""

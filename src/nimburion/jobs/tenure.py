@@ -19,6 +19,7 @@ from nimburion.core.session import Orders, Session
 from nimburion.core.settings import Settings
 from nimburion.jobs.conveyor import Conveyor
 from nimburion.jobs.lease_keeper import KeeperTask, KeeperThread, LeaseKeeper
+from nimburion.jobs.reach import Reach
 from nimburion.jobs.registry import Registry
 
 _log = logging.getLogger("nimburion.worker")
@@ -37,6 +38,7 @@ class Tenure:
         session: Session,
         clock: Clock,
         events: Events,
+        reach: Reach,
         *,
         threaded: bool,
         on_orders: Callable[[Orders], None],
@@ -46,19 +48,31 @@ class Tenure:
         self.session = session
         self._clock = clock
         self._events = events
+        self._reach = reach
         self._loop = asyncio.get_running_loop()
         self._on_orders = on_orders
         self._on_end = on_end
-        self.conveyor: Conveyor = Conveyor(backend, session.id, clock, events)
+        self.conveyor: Conveyor = Conveyor(backend, session.id, clock, events, reach)
         self.keeper: LeaseKeeper = LeaseKeeper(
             backend,
             session.id,
             session.ttl,
             clock,
+            reach,
             on_orders=self._post_orders,
             on_end=self._post_end,
         )
         self._runner = KeeperThread(self.keeper) if threaded else KeeperTask(self.keeper)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is reserved or settled under it any more."""
+        return self.keeper.ended or self.conveyor.abandoned
+
+    @property
+    def believed_for(self) -> float:
+        """Seconds for which its leases are still believed in, should the store stay silent."""
+        return max(0.0, self.keeper.believed_until - self._clock.monotonic())
 
     async def open(self) -> None:
         """Open the session and begin to beat. Asks again while the store does not answer or is
@@ -70,9 +84,11 @@ class Tenure:
                 await self._backend.open_session(self.session)
                 break
             except (BackendUnavailable, StoreFull) as error:
-                _log.warning("no session yet (%s); again in %.2f s", error, pause)
+                self._reach.note_failure("exchange", error)
+                _log.debug("no session yet (%s); again in %.2f s", error, pause)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+        self._reach.note_answer("exchange")
         self.keeper.begin(sent)
         self._runner.start()
         self._events.emit(SessionOpened(self.session.id))
@@ -89,6 +105,7 @@ class Tenure:
                 await self._backend.close_session(self.session.id, running)
                 break
             except BackendError as error:
+                self._reach.note_failure("exchange", error)
                 waits = patiently and isinstance(error, BackendUnavailable)
                 if not waits and self._clock.monotonic() >= until:
                     break

@@ -28,6 +28,7 @@ from nimburion.jobs.attempt import CANCELLED_ON_REQUEST, Attempt, Attempts, Why
 from nimburion.jobs.conveyor import MOST_AT_ONCE
 from nimburion.jobs.demand import MOST_HELD, Demand, Prefetch
 from nimburion.jobs.hints import Hints
+from nimburion.jobs.reach import Reach
 from nimburion.jobs.reasons import Reasons
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.stall import StallWatch
@@ -71,6 +72,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._concurrency = settings.concurrency
+        self.reach: Reach = Reach(clock)
+        self.failure: BaseException | None = None
+        """A fault of the engine, until an exchange works again."""
         self.demand: Demand = Demand(registry, settings, entropy)
         self._prefetch = Prefetch(settings.concurrency)
         self._held: deque[Delivery] = deque()
@@ -78,7 +82,7 @@ class Worker:
         self._alone = False
         self._running: set[Attempt] = set()
         self._reasons = Reasons(self._loop)
-        self._hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
+        self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
         self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
         self._ended = False
@@ -94,7 +98,7 @@ class Worker:
         self._attempts = attempts
         self.tenure = await self._open_tenure()
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
-        await self._hints.start()
+        await self.hints.start()
 
     def take_no_more(self) -> None:
         """From now on reserve nothing, and hand back what has not started."""
@@ -110,7 +114,7 @@ class Worker:
         is still open; `leave` closes it.
         """
         self.take_no_more()
-        await self._hints.stop()
+        await self.hints.stop()
         await self._until_quiet(grace, hurry)
         for attempt in self._running:
             attempt.interrupt(Why.STOP)
@@ -130,6 +134,16 @@ class Worker:
         """The reserve loop; it ends early only by a fault of the engine."""
         return self._task
 
+    @property
+    def running(self) -> int:
+        """How many handlers run."""
+        return len(self._running)
+
+    @property
+    def held(self) -> int:
+        """How many jobs are reserved and have not begun."""
+        return len(self._held) + len(self._suspects)
+
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange; from any thread."""
         progress = Progressed(lease, fraction, message)
@@ -145,7 +159,9 @@ class Worker:
             await self._reasons.until(self._needed)
             try:
                 await self._turn()
-            except Exception:  # noqa: BLE001 - the loop must not die; what it held runs again
+                self.failure = None
+            except Exception as error:  # noqa: BLE001 - the loop must not die; its jobs run again
+                self.failure = error
                 _log.exception("an exchange failed; its session is given up")
                 self.tenure.conveyor.abandoned = True
                 await self._clock.sleep(_AFTER_FAULT)
@@ -167,7 +183,7 @@ class Worker:
         want = self._want()
         self._reasons.begin(want)
         if want.total:
-            self._hints.listen()
+            self.hints.listen()
         tenure = self.tenure
         try:
             reply = await tenure.conveyor.turn(want)
@@ -194,7 +210,7 @@ class Worker:
         if want.total:
             self._reasons.more = bool(reply.waiting)
             self.demand.remember(reply.waiting)
-        self._hints.expect(reply, found=bool(reply.deliveries))
+        self.hints.expect(reply, found=bool(reply.deliveries))
         if self._draining:
             self._give_back_held()
         while len(self._suspects) > 1:
@@ -309,6 +325,7 @@ class Worker:
                 new_session(self._registry, self._settings, self._entropy),
                 self._clock,
                 self._events,
+                self.reach,
                 threaded=self._threaded_keeper,
                 on_orders=self._obey,
                 on_end=self._on_tenure_end,

@@ -1,0 +1,98 @@
+"""Whether the store can be used, by what became of the calls of one worker.
+
+A worker has two ways to its store: that of its exchanges, and that of its beats, on another thread
+and connection. One of them may fail alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from itertools import count
+from typing import Literal
+
+from nimburion.core.clock import Clock
+
+_log = logging.getLogger("nimburion.worker")
+
+Way = Literal["exchange", "beat"]
+
+
+class _Seen:
+    """What became of the calls of one way."""
+
+    __slots__ = ("answer", "failing")
+
+    def __init__(self) -> None:
+        self.answer: int = 0
+        """The number of the latest answer."""
+        self.failing: int | None = None
+        """The number of the first failure after it."""
+
+
+class Reach:
+    """Notes answers and failures, from any thread; logs once when failures begin, and once when all
+    are over."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._numbers = count(1)
+        self._ways: dict[Way, _Seen] = {"exchange": _Seen(), "beat": _Seen()}
+        self._answered: float | None = None
+        self._failing_since = 0.0
+        self.error: str | None = None
+        """The latest failure, in one line; None while nothing fails."""
+
+    def note_answer(self, way: Way) -> None:
+        """A call was answered; that its content is refused is an answer too."""
+        with self._lock:
+            seen, was_failing = self._ways[way], self.failing
+            seen.answer, seen.failing = next(self._numbers), None
+            self._answered = now = self._clock.monotonic()
+            if not was_failing or self.failing:
+                return
+            self.error = None
+        _log.warning("the store can be used again, after %.1f s", now - self._failing_since)
+
+    def note_failure(self, way: Way, error: BaseException) -> None:
+        """A call was not answered, or the store could not do it; it will be asked again."""
+        with self._lock:
+            seen, was_failing = self._ways[way], self.failing
+            seen.failing = seen.failing or next(self._numbers)
+            self.error = described(error)
+            if was_failing:
+                return
+            self._failing_since = self._clock.monotonic()
+        _log.warning(
+            "the store cannot be used (%s); it is asked again, and what runs goes on for as long "
+            "as its leases can be believed in",
+            described(error),
+        )
+
+    @property
+    def failing(self) -> bool:
+        """Whether the latest call of any way failed."""
+        return any(seen.failing for seen in self._ways.values())
+
+    @property
+    def lost(self) -> bool:
+        """Whether no way brought an answer since calls began to fail."""
+        first = min((seen.failing for seen in self._ways.values() if seen.failing), default=None)
+        return first is not None and all(
+            seen.failing or seen.answer < first for seen in self._ways.values()
+        )
+
+    @property
+    def silent_for(self) -> float | None:
+        """Seconds since a call was last answered; None when none ever was."""
+        if self._answered is None:
+            return None
+        return max(0.0, self._clock.monotonic() - self._answered)
+
+
+def described(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return " ".join(str(error).split()) or type(error).__name__
