@@ -234,6 +234,16 @@ def _of_strangers(error: BaseException, place: Place, address: Address) -> str |
         return f"what answers at {place} is no Redis ({error}); correct host and port"
     lost = isinstance(error, driver.ConnectionError | OSError | EOFError)
     if lost and "max number of clients" not in str(error):
-        hint = "" if address.tls or isinstance(place, str) else " If it speaks TLS, use rediss://"
-        return f"{place} hung up without an answer. Is it a Redis server?{hint}"
+        return f"{place} hung up without an answer. {_guess(place, address)}"
     return None
+
+
+def _guess(place: Place, address: Address) -> str:
+    """Why somebody might hang up at once."""
+    if isinstance(place, str):
+        return "Is it a Redis server?"
+    if address.tls is None:
+        return "Is it a Redis server? If it speaks TLS, use rediss://"
+    if address.tls.cert is None:
+        return "If it asks for our certificate, set tls_cert and tls_key"
+    return "Does it accept our certificate?"

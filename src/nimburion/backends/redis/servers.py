@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -49,12 +50,7 @@ class Servers:
             BackendUnavailable: nobody answers, or nobody takes writes just now; `not applied`.
             ConfigurationError: the address or its password is wrong; the message says what to do.
         """
-        try:
-            async with asyncio.timeout(self._timeout):
-                return (await self._search.find(self._timeout)).connection
-        except TimeoutError as error:
-            problem = f"{self._address.describe()}: no server for writes in {self._timeout:g} s"
-            raise BackendUnavailable(problem, outcome="not applied") from error
+        return (await self._search.find(self._timeout)).connection
 
     def doubt(self) -> None:
         """Believe no more where the server is: the next `connect` looks again."""
@@ -131,15 +127,17 @@ _NAMED = frozenset({"single", "unix"})
 Way = Callable[[], Awaitable[Call]]
 
 
-async def _first(ways: Iterable[Way]) -> Call | list[BackendUnavailable]:
+async def _first(ways: Iterable[Way], within: float) -> Call | list[BackendUnavailable]:
     """What the first way that works leads to, else why none did."""
     problems: list[BackendUnavailable] = []
-    for way in ways:
-        try:
-            return await way()
-        except BackendUnavailable as error:
-            problems.append(error)
-    return problems
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            for way in ways:
+                try:
+                    return await way()
+                except BackendUnavailable as error:
+                    problems.append(error)
+    return problems or [BackendUnavailable(f"no answer within {within:g} s")]
 
 
 def _nobody(address: Address, problems: Sequence[BackendUnavailable]) -> BackendUnavailable:
@@ -177,7 +175,7 @@ class Sentinel:
         known, self._primary = self._primary, None
         ways: list[Way] = [partial(self._at, known, share)] if known else []
         ways += [partial(self._through, sentinel, share) for sentinel in self._sentinels]
-        found = await _first(ways)
+        found = await _first(ways, within)
         if isinstance(found, Call):
             return found
         if all(isinstance(problem, _NoSuchService) for problem in found):
@@ -255,7 +253,7 @@ class Cluster:
         known, self._owner = self._owner, None
         ways: list[Way] = [partial(self._at, known, share)] if known else []
         ways += [partial(self._through, node, share) for node in asked]
-        found = await _first(ways)
+        found = await _first(ways, within)
         if isinstance(found, Call):
             return found
         raise _nobody(self._address, found)
