@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nimburion.backends.redis.records import body_of, key_field, meta_of, pack_id, unpack_id
+from nimburion.backends.redis.records import OPTIONS, body_of, key_field, meta_of, pack_id, unpack_id
 from nimburion.core.job import Enqueued, NewJob
 
 SLICE = 500
 """Jobs that one script stores: what `Capabilities.atomic_batch` says."""
 
+_PLAIN = ~OPTIONS
+"""Flags of a body that `enqueue_one.lua` does not take."""
 _OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
 
 Answer = tuple[bytes, list[bytes | int]]
@@ -47,6 +49,24 @@ def slice_of(jobs: Sequence[NewJob]) -> Slice:
             apart.append(payload)
     names = [f"{queue}\0{name}".encode() for queue, name in lanes]
     return Slice(b"".join(metas), names, bodies, apart)
+
+
+def alone(job: NewJob) -> list[bytes] | None:
+    """What `enqueue_one.lua` takes; None for a job that needs more than that.
+
+    Raises:
+        Unstorable: a time or a text that cannot be.
+    """
+    body, _ = body_of(job)
+    if body[0] & _PLAIN:
+        return None
+    lane, queue = f"{job.queue}\0{job.name}".encode(), job.queue.encode()
+    return [meta_of(job, 0)[2:], lane, queue, pack_id(job.id), body]
+
+
+def result_of(job: NewJob, letter: bytes) -> list[Enqueued]:
+    """What became of one."""
+    return [Enqueued(job.id, _OUTCOMES[letter.decode()])]  # type: ignore[arg-type]
 
 
 def slices_of(jobs: Sequence[NewJob]) -> list[Slice]:

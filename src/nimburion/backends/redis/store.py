@@ -168,6 +168,8 @@ class RedisBackend:
         steps all are looked at."""
         if not jobs:
             return []
+        if len(jobs) == 1 and (plain := enqueueing.alone(jobs[0])) is not None:
+            return enqueueing.result_of(jobs[0], await self._write("enqueue_one", plain))
         slices = enqueueing.slices_of(jobs)
         if len(slices) > 1:
             seen = await self._run("look", *enqueueing.questions_of(jobs))
@@ -177,20 +179,21 @@ class RedisBackend:
         results: list[Enqueued] = []
         for at, one in enumerate(slices):
             part = jobs[at * _STEP : (at + 1) * _STEP]
-            found = enqueueing.results_of(part, await self._store(one))
+            found = enqueueing.results_of(part, await self._write("enqueue", one.arguments()))
             results += found
             if any(one.outcome in {"conflict", "taken"} for one in found):
                 break
         return results + [Enqueued(job.id, "refused") for job in jobs[len(results) :]]
 
-    async def _store(self, one: enqueueing.Slice) -> enqueueing.Answer:
+    async def _write(self, script: str, arguments: Sequence[Part]) -> Any:  # noqa: ANN401
+        """Store new jobs; with `durable_enqueue`, wait until they are on the disk."""
         opened = self._here()
         then = [durability.flush_of(self.address)] if self.address.durable_enqueue else []
         answer, *flushed = await opened.run(
-            opened.enqueues, "enqueue", one.arguments(), self._times(), then
+            opened.enqueues, script, arguments, self._times(), then
         )
         durability.check_flushed(flushed, self.address)
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     # --- workers ---
 
