@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hiredis import pack_command
+
 from nimburion.backends.redis.faults import (
     FAULTS,
     breaks_connection,
-    moves_on,
     lacks_script,
     meaning_of,
+    moves_on,
     redirect_of,
 )
 from nimburion.backends.redis.servers import Servers
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from nimburion.backends.redis.scripts import Script
 
 Part = bytes | str | int
+
+
+class _NoScript(Exception):
+    """The server was restarted, or told to forget its scripts. Nothing was written."""
 
 
 class Line:
@@ -59,14 +65,10 @@ class Line:
         that does not know the script is given it, and all is asked again."""
         count = b"%d" % len(keys)
         async with self._turn:
-            replies = await self._ask(
-                [(b"EVALSHA", script.sha, count, *keys, *arguments), *then], may_lack=True
-            )
-            if replies is None:
-                replies = await self._ask(
-                    [(b"EVAL", script.text, count, *keys, *arguments), *then]
-                )
-            return replies or []
+            try:
+                return await self._ask([(b"EVALSHA", script.sha, count, *keys, *arguments), *then])
+            except _NoScript:
+                return await self._ask([(b"EVAL", script.text, count, *keys, *arguments), *then])
 
     async def close(self) -> None:
         """Hang up. Repeatable; the next request connects anew."""
@@ -74,19 +76,13 @@ class Line:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _ask(
-        self, commands: Sequence[tuple[Part, ...]], *, may_lack: bool = False
-    ) -> list[Any] | None:
-        """The replies; None when the first needs a script that the server lacks."""
+    async def _ask(self, commands: Sequence[tuple[Part, ...]]) -> list[Any]:
+        """The reply to each; `_NoScript` when one names a script that the server lacks."""
         sent = False
         try:
             async with asyncio.timeout(self._timeout):
                 connection = await self._connected()
-                packed = (
-                    connection.pack_command(*commands[0])
-                    if len(commands) == 1
-                    else connection.pack_commands(commands)
-                )
+                packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
                 sent = True
                 await connection.send_packed_command(packed, check_health=False)
                 replies = await _replies(connection, len(commands))
@@ -98,8 +94,8 @@ class Line:
             raise
         for reply in replies:
             if isinstance(reply, Exception):
-                if may_lack and lacks_script(reply):
-                    return None
+                if lacks_script(reply):
+                    raise _NoScript
                 await self._after(reply)
                 raise meaning_of(reply, self._where, sent=True) from reply
         return replies

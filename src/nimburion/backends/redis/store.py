@@ -54,7 +54,7 @@ class RedisBackend:
 
     def __init__(
         self,
-        url: str = "redis://localhost:6379/0",
+        url: str | Address = "redis://localhost:6379/0",
         *,
         namespace: str | None = None,
         require_durable: bool | None = None,
@@ -63,7 +63,8 @@ class RedisBackend:
         clock: Clock | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        self.address: Address = parse(url).using(
+        address = url if isinstance(url, Address) else parse(url)
+        self.address: Address = address.using(
             namespace=namespace,
             require_durable=require_durable,
             durable_enqueue=durable_enqueue,
@@ -93,11 +94,7 @@ class RedisBackend:
 
     def sibling(self) -> RedisBackend:
         """Another handle on the same data, with connections of its own, not open yet."""
-        other = RedisBackend.__new__(RedisBackend)
-        other.address = self.address
-        other._given, other._clock, other._entropy = self._given, self._clock, self._entropy
-        other._opened, other._changing = None, asyncio.Lock()
-        return other
+        return RedisBackend(self.address, clock=self._given, entropy=self._entropy)
 
     async def open(self) -> None:
         """Connect, and check server and format. Repeatable."""
@@ -189,9 +186,7 @@ class RedisBackend:
         """Store new jobs; with `durable_enqueue`, wait until they are on the disk."""
         opened = self._here()
         then = [durability.flush_of(self.address)] if self.address.durable_enqueue else []
-        answer, *flushed = await opened.run(
-            opened.enqueues, script, arguments, self._times(), then
-        )
+        answer, *flushed = await opened.run(opened.enqueues, script, arguments, self._times(), then)
         durability.check_flushed(flushed, self.address)
         return answer
 
@@ -226,7 +221,7 @@ class RedisBackend:
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         """See `Backend.rescue`."""
-        answers = []
+        answers: list[list[Any]] = []
         while limit > 0 or not answers:
             step = min(limit, _STEP)
             answer = await self._run("rescue", *sessions.rescuing_of(step, max_lost))
