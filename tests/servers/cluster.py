@@ -14,13 +14,25 @@ SLOTS = 16_384
 
 
 class Cluster:
-    """Nodes that share the slots evenly; no replicas. The first holds the lowest slots."""
+    """Nodes that share the slots evenly; no replicas. The first holds the lowest slots.
+
+    A node that is away for `node_timeout` (seconds) counts as failed, and with it the cluster.
+    """
 
     def __init__(
-        self, binary: Binary, *lines: str, nodes: int = 3, appendonly: bool = False
+        self,
+        binary: Binary,
+        *lines: str,
+        nodes: int = 3,
+        appendonly: bool = False,
+        node_timeout: float = 1.5,
     ) -> None:
         self.binary = binary
-        own = ("cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-node-timeout 1500")
+        own = (
+            "cluster-enabled yes",
+            "cluster-config-file nodes.conf",
+            f"cluster-node-timeout {node_timeout * 1000:.0f}",
+        )
         self.nodes = [Server(binary, *own, *lines, appendonly=appendonly) for _ in range(nodes)]
 
     @property

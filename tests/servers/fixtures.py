@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.servers.binaries import Binary, NoSuchServer
-from tests.servers.kinds import BINARIES, KINDS, Running, asked_for
+from tests.servers.kinds import BINARIES, KINDS, Running, asked_for, program_of
 from tests.servers.server import Server
 
 ASKED = pytest.StashKey[tuple[str, ...]]()
@@ -83,8 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that run on servers; leave out the servers that the run does not ask for."""
     asked = config.stash[ASKED]
-    programs = {kind.partition("-")[0] for kind in asked}
-    wanted = {"redis_server": {*asked}, "redis_binary": programs}
+    wanted = {"redis_server": {*asked}, "redis_binary": {*map(program_of, asked)}}
     left_out = [item for item in items if not all(wants(item, *one) for one in wanted.items())]
     for item in items:
         if wanted.keys() & set(getattr(item, "fixturenames", ())):
@@ -103,9 +102,8 @@ def wants(item: pytest.Item, fixture: str, kinds: set[str]) -> bool:
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the servers that the run asks for."""
     asked = config.stash[ASKED]
-    return "servers: " + ", ".join(
-        f"{kind} ({BINARIES[kind.partition('-')[0]]().name})" for kind in asked
-    )
+    programs = ", ".join(BINARIES[name]().name for name in dict.fromkeys(map(program_of, asked)))
+    return f"servers: {', '.join(asked)} ({programs})"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from tests.servers.binaries import redis62_binary, redis_binary, valkey_binary
+from tests.servers.binaries import Binary, redis62_binary, redis_binary, valkey_binary
 from tests.servers.cluster import Cluster
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server
@@ -54,17 +54,19 @@ class Running(Protocol):
         """Close it."""
 
 
+# Those that tests share take nobody for dead because the machine is busy.
 KINDS: Mapping[str, Callable[[], Running]] = {
     "valkey": lambda: Server(valkey_binary()),
-    "valkey-cluster": lambda: Cluster(valkey_binary()),
-    "valkey-sentinel": lambda: SentinelTrio(valkey_binary()),
+    "valkey-cluster": lambda: Cluster(valkey_binary(), node_timeout=15),
+    "valkey-sentinel": lambda: SentinelTrio(valkey_binary(), down_after=15),
     "redis": lambda: Server(redis_binary()),
     "redis-tls": lambda: Server(redis_binary(), tls=True),
-    "redis-cluster": lambda: Cluster(redis_binary()),
-    "redis-sentinel": lambda: SentinelTrio(redis_binary()),
+    "redis-cluster": lambda: Cluster(redis_binary(), node_timeout=15),
+    "redis-sentinel": lambda: SentinelTrio(redis_binary(), down_after=15),
     "redis62": lambda: Server(redis62_binary()),
 }
 
+FROM_THE_WHEEL = "valkey,valkey-cluster,valkey-sentinel"
 BINARIES = {"valkey": valkey_binary, "redis": redis_binary, "redis62": redis62_binary}
 
 
@@ -73,12 +75,22 @@ def asked_for() -> tuple[str, ...]:
 
     `ValueError` for a kind that does not exist, `NoSuchServer` for one that is not on this machine.
     """
-    named = os.environ.get("NB_TEST_SERVERS", "valkey").split(",")
+    named = os.environ.get("NB_TEST_SERVERS", FROM_THE_WHEEL).split(",")
     if unknown := set(named) - KINDS.keys():
         known = ", ".join(KINDS)
         raise ValueError(
             f"NB_TEST_SERVERS: no kind {', '.join(sorted(unknown))}; there are {known}"
         )
     for kind in named:
-        BINARIES[kind.partition("-")[0]]()
+        BINARIES[program_of(kind)]()
     return tuple(kind for kind in KINDS if kind in named)
+
+
+def program_of(kind: str) -> str:
+    """Return the name of the program that a kind of server runs."""
+    return kind.partition("-")[0]
+
+
+def programs_asked_for() -> dict[str, Binary]:
+    """Return the server programs of the kinds that this run asks for, by name."""
+    return {name: BINARIES[name]() for name in map(program_of, asked_for())}

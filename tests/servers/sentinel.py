@@ -66,7 +66,9 @@ class SentinelTrio:
         """The URL for `RedisBackend`: every sentinel, and the name of what they watch."""
         who = f":{self.password}@" if self.password else ""
         addresses = ",".join(sentinel.address for sentinel in self.sentinels)
-        return f"redis+sentinel://{who}{addresses}/{self.service}/0"
+        own = self.sentinel_password
+        more = f"?sentinel_password={own}" if own else ""
+        return f"redis+sentinel://{who}{addresses}/{self.service}/0{more}"
 
     def start(self) -> None:
         """Start all, and wait until every sentinel knows the others and every replica."""

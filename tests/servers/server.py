@@ -56,7 +56,6 @@ class Server:
         self.folder = Path(self._temporary.name)
         self.certificates = make_certificates(self.folder) if tls else None
         self._process: subprocess.Popen[bytes] | None = None
-        self._configured = False
         self._lines = [
             f"appendonly {'yes' if appendonly else 'no'}",
             f"maxmemory {maxmemory}",
@@ -90,11 +89,11 @@ class Server:
         who = f"{user or ''}:{password}@" if password else ""
         if self.certificates is None:
             return f"redis://{who}{self.address}/0"
-        return f"rediss://{who}{self.address}/0?ssl_ca_certs={self.certificates.authority}"
+        return f"rediss://{who}{self.address}/0?tls_ca={self.certificates.authority}"
 
     @property
     def socket(self) -> Path:
-        """The Unix socket on which it listens too."""
+        """The Unix socket on which it listens too, unless it has TLS: `unix://{socket}?db=0`."""
         return self.folder / "socket"
 
     @property
@@ -117,17 +116,10 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it has loaded its data and answers."""
         assert not self.runs, "it runs already"
-        for last in (*[False] * (TRIES - 1), True):
-            self._configure()
-            self._spawn()
-            try:
-                until(self._answers, f"{self.name} answers on port {self.port}")
-                return
-            except ServerFailed:
-                if last or "Address already in use" not in self.log:
-                    raise
-                self.port = free_port()
-                self._configured = False
+        if self._process is None:
+            self._find_its_port()
+        else:
+            self._run()
 
     def stop(self) -> None:
         """Ask it to end (SIGTERM: what it has written to its append-only file is synced)."""
@@ -211,18 +203,33 @@ class Server:
         assert self._process is not None, "it was not started"
         return self._process
 
+    def _find_its_port(self) -> None:
+        """Start for the first time, on another port when somebody was faster."""
+        for last in (*[False] * (TRIES - 1), True):
+            self._configure()
+            try:
+                self._run()
+                return
+            except ServerFailed:
+                if last or "Address already in use" not in self.log:
+                    raise
+                self.port = free_port()
+
     def _configure(self) -> None:
-        """Write the configuration, once: later the server itself may have rewritten it."""
-        if not self._configured:
-            text = "\n".join([*self._listening(), *self._lines, ""])
-            (self.folder / "conf").write_text(text)
-            self._configured = True
+        """Write the configuration. Not at later starts: the server itself may have rewritten it."""
+        text = "\n".join([*self._listening(), *self._lines, ""])
+        (self.folder / "conf").write_text(text)
 
     def _listening(self) -> list[str]:
         lines = ["bind 127.0.0.1", f"dir {self.folder}", "unixsocketperm 700"]
         if self.certificates is None:
             return [*lines, f"port {self.port}", f"unixsocket {self.socket}"]
         return [*lines, "port 0", f"tls-port {self.port}", *tls_lines(self.certificates)]
+
+    def _run(self) -> None:
+        """Start the process and wait for its answer."""
+        self._spawn()
+        until(self._answers, f"{self.name} answers on port {self.port}")
 
     def _spawn(self) -> None:
         with (self.folder / "log").open("ab") as log:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from nimburion.backends.redis.address import parse
 from tests.servers.binaries import Binary, NoSuchServer, redis62_binary, valkey_binary
+from tests.servers.cluster import Cluster
 from tests.servers.kinds import KINDS, Running, asked_for
+from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
 
 
@@ -26,6 +29,12 @@ def setting(server: Server, name: str) -> str:
 def test_each_kind_answers_and_is_empty(redis_server: Running) -> None:
     assert redis_server.ask("PING") is True
     assert redis_server.ask("DBSIZE") == 0
+
+
+def test_the_store_reads_the_url_of_each_kind(redis_server: Running) -> None:
+    shape = {Server: "single", Cluster: "cluster", SentinelTrio: "sentinel"}[type(redis_server)]
+    address = parse(redis_server.url)
+    assert (address.kind, bool(address.tls)) == (shape, redis_server.name.endswith("TLS"))
 
 
 def test_the_url_leads_to_it(redis_binary: Binary) -> None:
@@ -169,6 +178,13 @@ def test_a_server_that_is_not_here_is_refused(kind: str, monkeypatch: pytest.Mon
     monkeypatch.delenv("NB_TEST_REDIS", raising=False)
     monkeypatch.delenv("NB_TEST_REDIS62", raising=False)
     with pytest.raises(NoSuchServer, match="redis-server"):
+        asked_for()
+
+
+def test_a_machine_without_a_wheel_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NB_TEST_SERVERS", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    with pytest.raises(NoSuchServer, match=r"s390x.*NB_TEST_SERVERS=redis"):
         asked_for()
 
 

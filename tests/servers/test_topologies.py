@@ -88,6 +88,7 @@ def test_a_cluster_node_that_was_killed_comes_back(redis_binary: Binary) -> None
 # --- Sentinel -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redis_binary", ["valkey", "redis"], indirect=True)  # 6.2 takes 30 s
 def test_a_replica_takes_the_place_of_a_killed_primary(redis_binary: Binary) -> None:
     with SentinelTrio(redis_binary, replicas=2) as trio:
@@ -138,7 +139,7 @@ def test_tls_is_the_only_way_in(redis_server: Running) -> None:
 def test_the_certificate_is_checked_against_the_authority(redis_server: Running) -> None:
     server = of_type(Server, redis_server)
     with (
-        redis.Redis.from_url(server.url) as knows,
+        server.client() as knows,
         server.client(ssl_ca_certs=None) as doubts,
     ):
         assert knows.ping() is True
