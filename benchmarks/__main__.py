@@ -1,4 +1,4 @@
-"""`python -m benchmarks [TABLE ...] [--repeat N] [--save]`: run the scenes, print the tables."""
+"""`python -m benchmarks [redis] [TABLE ...] [--repeat N] [--save]`: run scenes, print tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import platform
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,8 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import Rows, at, ratio, spread, table
+
 RESULTS = Path(__file__).parent / "results"
-Rows = list[list[str]]
 
 
 class Run:
@@ -159,26 +159,9 @@ def fresh() -> Iterator[str]:
         yield str(Path(folder) / "bench.db")
 
 
-def spread(values: list[float]) -> str:
-    """Median (minimum-maximum)."""
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
-
-
-def ratio(ours: list[float], theirs: list[float]) -> str:
-    """The median of the ratios, pair by pair."""
-    return f"{statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}"
-
-
-def at(values: list[float], percent: int) -> float:
-    """A percentile."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
 def show(title: str, rows: Rows) -> str:
-    """A Markdown table."""
-    head = ["", "nimburion", "beside", "", "ratio"]
-    lines = [head, ["---"] * 5, *rows]
-    return f"### {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    """A table of ours beside another."""
+    return table(title, ["", "nimburion", "beside", "", "ratio"], rows)
 
 
 def heading() -> str:
@@ -196,6 +179,10 @@ def heading() -> str:
 
 def main() -> None:
     """Run what was asked for."""
+    if sys.argv[1:2] == ["redis"]:
+        from benchmarks.redis.main import main as beside_others
+
+        sys.exit(beside_others(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--repeat", type=int, default=3)

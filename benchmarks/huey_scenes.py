@@ -14,7 +14,7 @@ from typing import Any
 
 from huey import SqliteHuey
 
-from benchmarks.workload import PAYLOAD
+from benchmarks.payload import PAYLOAD
 
 
 def _open(path: str) -> tuple[SqliteHuey, Any, Any, list[float]]:

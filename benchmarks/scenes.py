@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine
 from itertools import cycle, islice
 from typing import Any, cast
 
-from benchmarks.workload import PAYLOAD, many_noops, noop
+from benchmarks.payload import PAYLOAD
+from benchmarks.workload import many_noops, noop
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
 from nimburion.core.job import State

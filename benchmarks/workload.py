@@ -6,12 +6,6 @@ from typing import Any
 
 from nimburion.jobs import job
 
-PAYLOAD = {
-    "to": "somebody@example.com",
-    "subject": "Your weekly report is ready",
-    "body": "x" * 180,
-}
-
 
 @job(queue="bench")
 async def noop(to: str, subject: str, body: str) -> None:
