@@ -1,0 +1,23 @@
+"""Run one scene of one peer and print what came out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from importlib import import_module
+
+from benchmarks.peers.scenes import SCENES
+
+
+def main() -> None:
+    """`python -m benchmarks.peers NAME SCENE '{"argument": ...}'`."""
+    name, scene, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    peer = import_module(f"benchmarks.peers.{name}_peer").PEER()
+    with asyncio.Runner(loop_factory=peer.loop_factory) as runner:
+        printed = runner.run(SCENES[scene](peer, **arguments))
+    print(json.dumps(printed))
+
+
+if __name__ == "__main__":
+    main()

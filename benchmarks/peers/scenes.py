@@ -1,0 +1,199 @@
+"""The scenes, the same for every peer. Each has a fresh server to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.payload import PAYLOAD
+from benchmarks.peers.meter import Meter, Reading, foreign, per_job
+from benchmarks.peers.peer import Peer, Spent, settled, stopwatch
+from benchmarks.peers.workers import Workers
+
+PATIENCE = 20.0
+"""Seconds after which a drain is measured as far as it came."""
+LOOK_EVERY = 0.1
+Look = tuple[int, Reading]
+
+
+async def enqueue_one(peer: Peer, jobs: int) -> dict[str, float]:
+    """One call after another."""
+    return await _enqueue(peer, jobs, peer.one_by_one("noop", jobs), timed=jobs - 1)
+
+
+async def enqueue_bulk(peer: Peer, jobs: int) -> dict[str, float]:
+    """The peer's own bulk call, or a hundred single calls at once."""
+    return await _enqueue(peer, jobs, peer.in_bulk("noop", jobs), timed=jobs)
+
+
+async def enqueue_together(peer: Peer, jobs: int, producers: int) -> dict[str, float]:
+    """Many tasks of one process, each one awaited call after another."""
+    return await _enqueue(peer, jobs, _together(peer, jobs, producers), timed=jobs)
+
+
+async def memory(peer: Peer, jobs: int) -> dict[str, float]:
+    """Bytes of the server's memory for each job that waits."""
+    meter = Meter(peer.wire)
+    before = meter.read()
+    async with _connected(peer):  # connections need memory too: read before and after them
+        await peer.in_bulk("noop", jobs)
+        await _expect(peer, jobs)
+    await asyncio.sleep(0.2)
+    after = meter.read()
+    return {"bytes": (after.memory - before.memory) / jobs, "foreign": foreign(before, after)}
+
+
+async def drain(
+    peer: Peer, jobs: int, processes: int = 1, kind: str = "noop", stay: int = 0
+) -> dict[str, float]:
+    """Workers that start on a full queue, until only the `stay` jobs that are too many are left."""
+    async with _connected(peer):
+        await peer.in_bulk(kind, jobs + stay)
+        await _expect(peer, jobs + stay)
+        with Workers(peer.workers(processes)) as workers:
+            looks = await _watch(peer, Meter(peer.wire, workers), workers, jobs, stay)
+    (less, a), (more, b) = _steady(looks, jobs)
+    done, seconds = more - less, b.at - a.at
+    return {
+        "rate": done / seconds,
+        "client_us": (b.workers - a.workers) / done * 1e6,
+        **per_job(a, b, done),
+        "seconds": seconds,
+    }
+
+
+async def pickup(peer: Peer, jobs: int, every: float) -> dict[str, Any]:
+    """From before the call to the start of the handler in a worker that was idle, milliseconds."""
+    warm = 20
+    async with _connected(peer):
+        with Workers(peer.workers(1)) as workers:
+            await peer.paced(1, 0.0)
+            await _noted(peer, 1, workers)
+            await peer.paced(warm, every)
+            await _noted(peer, 1 + warm, workers)
+            await asyncio.sleep(1)
+            meter = Meter(peer.wire, workers)
+            before = meter.read()
+            await peer.paced(jobs, every)
+            noted = await _noted(peer, 1 + warm + jobs, workers)
+            after = meter.read()
+    return {"ms": noted[1 + warm :], **per_job(before, after, jobs)}
+
+
+async def idle(peer: Peer, seconds: float) -> dict[str, float]:
+    """A worker that has run one job and has nothing more to do."""
+    async with _connected(peer):
+        with Workers(peer.workers(1)) as workers:
+            await peer.paced(1, 0.0)
+            await _noted(peer, 1, workers)
+            await asyncio.sleep(5)
+            meter = Meter(peer.wire, workers)
+            before = meter.read()
+            await asyncio.sleep(seconds)
+            after = meter.read()
+            workers.check()
+    span = after.at - before.at
+    return {
+        "requests": (after.requests - before.requests) / span,
+        "commands": (after.commands - before.commands) / span,
+        "client_percent": (after.workers - before.workers) / span * 100,
+        "server_percent": (after.server - before.server) / span * 100,
+        "foreign": foreign(before, after),
+    }
+
+
+@asynccontextmanager
+async def _connected(peer: Peer) -> AsyncIterator[None]:
+    await peer.open()
+    yield
+    await peer.close()
+
+
+async def _enqueue(
+    peer: Peer, jobs: int, work: Coroutine[Any, Any, Spent], timed: int
+) -> dict[str, float]:
+    async with _connected(peer):
+        meter = Meter(peer.wire)
+        before = meter.read()
+        spent = await work
+        after = meter.read()
+        await _expect(peer, jobs)
+    return {
+        "rate": timed / spent.clock,
+        "client_us": spent.cpu / timed * 1e6,
+        **per_job(before, after, jobs),
+    }
+
+
+async def _together(peer: Peer, jobs: int, producers: int) -> Spent:
+    async def produce() -> None:
+        for _ in range(jobs // producers):
+            await settled(peer.enqueue("noop", PAYLOAD))
+
+    with stopwatch() as spent:
+        await asyncio.gather(*(produce() for _ in range(producers)))
+    return spent
+
+
+async def _watch(peer: Peer, meter: Meter, workers: Workers, jobs: int, stay: int) -> list[Look]:
+    """Looks at the store's counts, each with a reading, until the jobs are done."""
+    looks: list[Look] = []
+    deadline: float | None = None
+    started = time.perf_counter()
+    while not looks or looks[-1][0] < jobs:
+        await asyncio.sleep(LOOK_EVERY)
+        done = jobs + stay - await peer.left()
+        looks.append((done, meter.read()))
+        now = time.perf_counter()
+        if deadline is None and done > 0:
+            deadline = now + PATIENCE
+        if now > (deadline or started + PATIENCE):
+            if done > jobs // 5:
+                break
+            raise RuntimeError(f"{done} of {jobs} jobs were done in {now - started:.0f} s")
+        workers.check()
+    return looks
+
+
+def _steady(looks: list[Look], jobs: int) -> tuple[Look, Look]:
+    """From a tenth of the work (every process has started) to the last look that saw some left."""
+    some = [look for look in looks if look[0] >= jobs / 10]
+    unfinished = [look for look in some if look[0] < jobs]
+    if len(unfinished) < 2:
+        raise RuntimeError(f"{jobs} jobs are too few to measure: done before the second look")
+    return unfinished[0], unfinished[-1]
+
+
+async def _expect(peer: Peer, jobs: int) -> None:
+    stored = await peer.left()
+    if stored != jobs:
+        raise RuntimeError(f"{jobs} jobs were enqueued, the store has {stored}")
+
+
+async def _noted(peer: Peer, many: int, workers: Workers) -> list[float]:
+    """The milliseconds that handlers wrote down, once there are so many."""
+    path = Path(peer.setting.notes)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        noted = read(path)
+        if len(noted) >= many:
+            return noted
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(noted)} of {many} jobs were picked up")
+        workers.check()
+        await asyncio.sleep(0.05)
+
+
+def read(path: Path) -> list[float]:
+    """The numbers of a file, one a line; none while there is no file."""
+    return [float(line) for line in path.read_text().split()] if path.exists() else []
+
+
+SCENES: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
+    scene.__name__: scene
+    for scene in (enqueue_one, enqueue_bulk, enqueue_together, memory, drain, pickup, idle)
+}

@@ -1,0 +1,34 @@
+"""What a scene tells the peer's module, in all of the peer's processes: by environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The server, default or best setting, and the file that pickups are noted in."""
+
+    url: str
+    best: bool
+    notes: str
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or "127.0.0.1"
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 6379
+
+
+def setting(environment: Mapping[str, str] = os.environ) -> Setting:
+    """What this process was told."""
+    return Setting(
+        url=environment["BENCH_URL"],
+        best=environment.get("BENCH_BEST") == "1",
+        notes=environment.get("BENCH_NOTES", os.devnull),
+    )
