@@ -1,0 +1,1 @@
+"""`python3 dev.py bench redis`: ourselves beside nine other job systems on one Redis."""
