@@ -42,7 +42,7 @@ local function wait_again(field, lease, lane, counts, due8, settled)
   mark(lane.queue)
 end
 
--- End a job: write down how. `past`: due 8, started 8, counts 6, fence 4, settled 20 as one string.
+-- End a job: write down how. `past`: due 8, started 8, counts 6, fence 4, settled 20 as one string; `reason`: may be nil.
 local function finish(field, body, lane, letter, past, reason)
   local flags, ends = string.byte(body, 21), head_end(body)
   local dead = letter == 'F'
@@ -54,7 +54,7 @@ local function finish(field, body, lane, letter, past, reason)
   end
   push_two(put_job, field, string.sub(body, 1, 12) .. string.sub(past, 1, 8) .. string.char(flags + FINISHED)
     .. string.sub(body, 22, ends) .. letter .. string.sub(past, 9, 16) .. now8 .. string.sub(past, 17, 46)
-    .. struct.pack('>I2', #reason) .. reason .. kept)
+    .. (reason and struct.pack('>I2', #reason) .. reason or NO_REASON) .. kept)
   lane[letter] = lane[letter] + 1
   if dead then
     push_two(put_dead, (struct.unpack('>I8', field)), field)

@@ -1,5 +1,5 @@
 -- Open a session; its word about limits counts from now on.
--- Keys: n session turn alive gate running bell
+-- Keys: n session sessions turn alive gate running bell
 -- Inputs: ARGV[3] id, [4] ttl in microseconds, [5] what it says of itself (JSON), [6] MessagePack: [name, limit or false, ...]
 -- Result: 'opened', 'beaten' (it was open: this is a beat), or 'lost'
 -- Locks: none
@@ -15,6 +15,7 @@ end
 local n4 = struct.pack('>I4', redis.call('HINCRBY', n_key, 'session', 1))
 redis.call('HSET', turn_key, ARGV[3], n4 .. string.rep('\0', 8) .. struct.pack('>I8', tonumber(ARGV[4])) .. now8 .. 'a'
   .. string.rep('\0', 8))
+redis.call('HSET', sessions_key, n4, ARGV[3])
 redis.call('HSET', session_key, ARGV[3], ARGV[5])
 redis.call('ZADD', alive_key, alive_now + tonumber(ARGV[4]), ARGV[3])
 local limits = cmsgpack.unpack(ARGV[6])

@@ -8,7 +8,7 @@ local function take_back(field, lease, counts)
   local lane = lane_of(string.sub(lease, 50, 53))
   end_lease(field, lease, lane)
   if string.byte(lease, 41) == 49 then
-    finish(field, redis.call('HGET', job_key, field), lane, 'X', past_of(lease, counts), '')
+    finish(field, redis.call('HGET', job_key, field), lane, 'X', past_of(lease, counts))
     return false
   end
   wait_again(field, lease, lane, counts)

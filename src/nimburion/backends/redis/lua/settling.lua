@@ -54,7 +54,7 @@ local function settle(session4, records, next_extra)
   local function wait_or_cancel(field, lease, body, lane, counts, delay, token)
     end_lease(field, lease, lane)
     if string.byte(lease, 41) == 49 then
-      finish(field, body, lane, 'X', past_of(lease, counts, token), '')
+      finish(field, body, lane, 'X', past_of(lease, counts, token))
     else
       wait_again(field, lease, lane, counts, delay and time8(now + delay), token)
     end
@@ -85,7 +85,7 @@ local function settle(session4, records, next_extra)
         local counts = string.sub(lease, 42, 47)
         if kind == 99 or kind == 67 then -- c, C
           end_lease(field, lease, lane)
-          finish(field, body, lane, 'C', past_of(lease, counts, token), '')
+          finish(field, body, lane, 'C', past_of(lease, counts, token))
           if first then
             push_two(results, field, first)
           end
