@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.simulation.ledger", "tests.simulation.world")
+pytest.register_assert_rewrite(
+    "tests.simulation.ledger", "tests.simulation.storms", "tests.simulation.world"
+)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
 from nimburion.core.errors import (
     BackendUnavailable,
     Cancel,
@@ -40,6 +42,15 @@ _STORM = 10.0
 """Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
 _REST = 60.0
 """... within so many."""
+
+
+Make = Callable[[Clock], Backend]
+"""A new, empty store that lives by that clock."""
+
+
+def in_memory(clock: Clock) -> Backend:
+    """The written reference."""
+    return MemoryBackend(clock=clock)
 
 
 class LocalClock:
@@ -116,12 +127,13 @@ class World:
         weather: float = 0.0,
         jobs: int = 0,
         concurrency: int = 3,
+        make: Make = in_memory,
     ) -> None:
         self.loop = loop
         self.seed = seed
         self.random = Random(seed)
         self.clock = LocalClock(loop, booted=self.random.uniform(0, 1e6))
-        self.store = MemoryBackend(clock=self.clock)
+        self.store = make(self.clock)
         self.ledger = Ledger(self.store, self.clock, LIMITS)
         self.net = Net(loop, Random(seed ^ 0xBAD), self.ledger, weather)
         self.counts: Counter[str] = Counter()

@@ -1,0 +1,133 @@
+"""Real stores below the simulated net, and time that waits for them.
+
+A real store needs a real event loop: it runs in another thread, and each call holds the simulated
+loop, and with it the virtual time, until the store has answered. So a simulation follows from its
+seed alone, whatever the store takes, and two stores that keep the same contract play it alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from nimburion.core.backend import Backend, Capabilities
+from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
+from tests.simulation.loop import elapse
+
+T = TypeVar("T")
+
+Answer = Any
+"""What an operation of the contract answers."""
+
+_PATIENCE = 20.0
+"""Real seconds within which a store must answer."""
+
+_ANSWERS = (SessionLost, OutOfOrder, JobNotFound)
+"""Errors that say something of the store's data. All others are trouble, which only the simulated
+net may make: from the store it would pass for simulated trouble."""
+
+_RINGS = frozenset(
+    {"enqueue", "rescue", "promote", "close_session", "open_session", "cancel", "replay", "pause"}
+)
+"""What may bring work to somebody; an exchange may when it settles something."""
+
+
+class Elsewhere:
+    """An event loop in a thread of its own, and the handles that live on it.
+
+    with Elsewhere() as elsewhere:
+        store = elsewhere.store(SQLiteBackend("jobs.db"))
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="elsewhere")
+        self._handles: list[Backend] = []
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close what is open, those of killed processes too, and end the thread."""
+        try:
+            for handle in self._handles:
+                self.do(handle.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_PATIENCE)
+            self._loop.close()
+
+    def store(self, handle: Backend) -> Backend:
+        """The handle, to be used from a simulated loop."""
+        self._handles.append(handle)
+        return cast("Backend", Standing(self, handle))
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it over there; whoever calls stands still until it is done."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+
+    async def wait(self, timeout: float) -> None:
+        """Wait on this side, in virtual time, for a ring of any queue: a hint may be for nothing.
+        How stores ring is tested elsewhere."""
+        ring: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(ring)
+        pause = asyncio.ensure_future(elapse(timeout))
+        try:
+            await asyncio.wait({ring, pause}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waiters.remove(ring)
+            pause.cancel()
+
+    def ring(self) -> None:
+        """Wake all who wait, in the order in which they came."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Standing:
+    """A handle of a real store, as simulated processes have it."""
+
+    def __init__(self, elsewhere: Elsewhere, handle: Backend) -> None:
+        self._elsewhere = elsewhere
+        self._handle = handle
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._handle.capabilities
+
+    def describe(self) -> str:
+        return self._handle.describe()
+
+    def sibling(self) -> Backend:
+        return self._elsewhere.store(self._handle.sibling())
+
+    async def wait(self, _: Collection[str], timeout: float) -> None:
+        await self._elsewhere.wait(timeout)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        operation = getattr(self._handle, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Answer:
+            try:
+                answer = self._elsewhere.do(operation(*args, **kwargs))
+            except _ANSWERS:
+                raise
+            except Exception as error:
+                raise AssertionError(f"the store failed at {name}: {error!r}") from error
+            if name in _RINGS or (name == "exchange" and args[2]):
+                self._elsewhere.ring()
+            return answer
+
+        return call

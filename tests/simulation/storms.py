@@ -1,0 +1,57 @@
+"""Simulations from a seed, one or many, and what must have happened in them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from random import Random
+
+from tests.simulation.loop import SimulatedLoop, run
+from tests.simulation.world import Make, World, in_memory
+
+MUST_HAPPEN = (
+    "lost requests",
+    "lost replies",
+    "late requests",
+    "repeated requests",
+    "repeated exchanges",
+    "calls during outages",
+    "kills",
+    "pauses",
+    "sessions lost",
+    "jobs rescued",
+    "stale settles refused",
+    "stolen tokens refused",
+)
+
+
+def simulate(
+    seed: int, *, weather: float = 1.0, jobs: int = 20, make: Make = in_memory
+) -> Counter[str]:
+    """One simulation from beginning to end; what was injected, and what came of it."""
+    loop = SimulatedLoop(Random(seed ^ 0x5EED))
+    world = World(loop, seed, weather=weather, jobs=jobs, make=make)
+    try:
+        run(loop, world.story())
+    except BaseException as error:
+        error.add_note(
+            f"simulation seed {seed}; again with: SIMULATION_SEED={seed} "
+            "python3 dev.py test tests/simulation -k one_seed"
+        )
+        raise
+    return world.totals()
+
+
+def sum_of(storms: Iterable[Counter[str]]) -> Counter[str]:
+    """The totals of many; none of what must happen may be missing."""
+    totals: Counter[str] = Counter()
+    for one in storms:
+        totals += one
+    assert [kind for kind in MUST_HAPPEN if not totals[kind]] == []
+    return totals
+
+
+def asked_seed() -> int:
+    """The seed that the environment names."""
+    return int(os.environ.get("SIMULATION_SEED", "1"))
