@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -60,7 +61,8 @@ def draw_settings(config: Config, data: dict[str, object]) -> None:
 
 
 def without_password(url: str) -> str:
-    """The URL with `***` for its password."""
+    """The URL with `***` for its passwords."""
+    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1***", url)
     head, at, tail = url.rpartition("@")
     if not at or "://" not in head:
         return url

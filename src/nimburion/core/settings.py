@@ -3,6 +3,7 @@ environment and arguments; everything else only reads them. Durations are second
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -69,7 +70,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _without_password(url: str) -> str:
-    """`redis://user:secret@host` as `redis://user:…@host`."""
+    """`redis://user:secret@host` as `redis://user:…@host`; options that are passwords alike."""
+    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1…", url)
     scheme, sep, rest = url.partition("://")
     account, at, host = rest.rpartition("@")
     if not at:
