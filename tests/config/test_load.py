@@ -11,6 +11,10 @@ import pytest
 
 from nimburion import config
 from nimburion.backends import open_backend
+from nimburion.backends.redis import address
+from nimburion.backends.redis.address import Address, Login, Node, Tls, parse
+from nimburion.config.schema import STORES, Section
+from nimburion.config.store import SCHEMES
 from nimburion.core.limits import Limits
 from nimburion.core.settings import QueueSettings, Settings
 
@@ -96,11 +100,23 @@ def test_the_guides_queues_load_unchanged(folder: Path) -> None:
         ("{redis: {password: 0123}}", "redis://:0123@localhost:6379/0"),
         ("{redis: {username: u, password: 'p@/:'}}", "redis://u:p%40%2F%3A@localhost:6379/0"),
         ("redis: {url: 'rediss://u:p@cache/1'}", "rediss://u:p@cache/1"),
+        ("redis: {url: 'unix:///run/r.sock?db=1'}", "unix:///run/r.sock?db=1"),
+        ("redis: {url: 'redis+cluster://a,b', namespace: shop}",
+         "redis+cluster://a,b?namespace=shop"),
+        ("{backend: redis, url: 'rediss+sentinel://a,b/jobs'}", "rediss+sentinel://a,b/jobs"),
+        ("redis: {url: 'redis://a?db=1', timeout: 500ms, require_durable: true}",
+         "redis://a?db=1&require_durable=true&timeout=0.5"),
+        ("redis: {addr: a, namespace: 'shop:1', durable_enqueue: false}",
+         "redis://a:6379/0?namespace=shop:1&durable_enqueue=false"),
+        ("redis: {addr: a, tls: true, tls_ca: '/c a.pem', tls_verify: ca}",
+         "rediss://a:6379/0?tls_ca=/c%20a.pem&tls_verify=ca"),
+        ("redis: {url: 'rediss://a', tls_cert: /c, tls_key: /k}",
+         "rediss://a?tls_cert=/c&tls_key=/k"),
         ("{backend: postgres, postgres: {url: 'postgresql://h/d'}}", "postgresql://h/d"),
         ("postgres: {addr: h, username: u, database: d}", "postgresql://u@h:5432/d"),
         ("{backend: postgres, url: 'postgres://h/d'}", "postgres://h/d"),
     ],
-)
+)  # fmt: skip
 def test_a_store_can_be_written_in_several_ways(lines: str, url: str) -> None:
     indented = lines.replace("\n", "\n  ")
     assert load_text(f"jobs:\n  {indented}").url == url
@@ -109,6 +125,46 @@ def test_a_store_can_be_written_in_several_ways(lines: str, url: str) -> None:
 def test_relative_paths_are_taken_from_the_working_directory(folder: Path) -> None:
     assert load_text("jobs: {url: 'sqlite:///data/../x.db'}").url == f"sqlite:///{folder}/x.db"
     assert load_text("jobs: {sqlite: {path: x.db}}").url == f"sqlite:///{folder}/x.db"
+
+
+def test_files_of_redis_are_taken_from_the_working_directory(folder: Path) -> None:
+    url = load_text("jobs: {redis: {tls: true, tls_ca: 'ca & co.pem'}}").url
+    assert url == f"rediss://localhost:6379/0?tls_ca={folder}/ca%20%26%20co.pem"
+    assert parse(url).tls == Tls(ca=f"{folder}/ca & co.pem")
+
+
+def test_every_url_that_the_section_makes_is_understood() -> None:
+    section = {
+        "addr": "cache:7000", "username": "u%", "password": "p@/:?#%ä", "db": 3, "tls": True,
+        "tls_ca": "/ca", "tls_cert": "/cert", "tls_key": "/key", "tls_verify": "ca",
+        "namespace": "shop:1", "require_durable": True, "durable_enqueue": True,
+        "timeout": timedelta(seconds=1.5),
+    }  # fmt: skip
+    assert parse(config.load(jobs={"redis": section}).jobs.url) == Address(
+        kind="single",
+        nodes=(Node("cache", 7000),),
+        db=3,
+        login=Login("u%", "p@/:?#%ä"),
+        tls=Tls(ca="/ca", cert="/cert", key="/key", verify="ca"),
+        namespace="shop:1",
+        require_durable=True,
+        durable_enqueue=True,
+        timeout=1.5,
+    )
+    redis = STORES["redis"]
+    assert isinstance(redis, Section)
+    assert section.keys() | {"url"} == redis.keys.keys()
+
+
+def test_settings_show_no_password() -> None:
+    url = "redis+sentinel://:hunter2@a/jobs?sentinel_password=hunter2&db=1"
+    assert load_text(f"jobs: {{url: '{url}'}}").url == url
+    assert "hunter2" not in repr(config.load())
+    assert "&db=1" in repr(config.load())
+
+
+def test_the_schemes_of_redis_are_those_of_its_store() -> None:
+    assert set(SCHEMES["redis"]) == address.SCHEMES.keys()
 
 
 @pytest.mark.parametrize("name", ["50%.db", "why?.db", "a#b.db", "%20.db", "two words.db"])

@@ -123,16 +123,16 @@ def text(*, secret: bool = False) -> Kind:
     return Kind("a text", take, secret=secret)
 
 
-def name() -> Kind:
-    """What queues and applications may be called."""
+def name(longest: int = 128) -> Kind:
+    """What queues, applications and namespaces may be called."""
 
     def take(written: Written) -> str:
         value = written.text if written.text is not None else written.value
-        if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value):
+        if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value) or len(value) > longest:
             raise Unfit
         return value
 
-    return Kind("1-128 characters of A-Z a-z 0-9 _ . : -", take)
+    return Kind(f"1-{longest} characters of A-Z a-z 0-9 _ . : -", take)
 
 
 def choice(*words: str) -> Kind:

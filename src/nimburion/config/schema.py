@@ -43,6 +43,14 @@ STORES: Mapping[str, Shape] = MappingProxyType(
                 "password": text(secret=True),
                 "db": whole(0, 1_000_000),
                 "tls": flag(),
+                "tls_ca": text(),
+                "tls_cert": text(),
+                "tls_key": text(),
+                "tls_verify": choice("full", "ca", "none"),
+                "namespace": name(64),
+                "require_durable": flag(),
+                "durable_enqueue": flag(),
+                "timeout": duration(0.001, most=3600),
             }
         ),
         "postgres": Section(

@@ -20,11 +20,25 @@ SCHEMES = MappingProxyType(
     {
         "memory": ("memory",),
         "sqlite": ("sqlite",),
-        "redis": ("redis", "rediss", "valkey", "valkeys"),
+        "redis": (
+            "redis",
+            "rediss",
+            "valkey",
+            "valkeys",
+            "unix",
+            "redis+sentinel",
+            "rediss+sentinel",
+            "redis+cluster",
+            "rediss+cluster",
+        ),
         "postgres": ("postgresql", "postgres"),
     }
 )
 _ADDRESSES = frozenset({"url", "addr", "path"})
+_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout")
+_TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
+"""Settings of Redis that are options of its URL, by the same names."""
+_FILES = frozenset({"tls_ca", "tls_cert", "tls_key"})
 _log = logging.getLogger("nimburion.config")
 
 Values = Mapping[str, object]
@@ -120,9 +134,34 @@ def _sqlite_url(told: Told) -> str:
 def _redis_url(told: Told) -> str:
     if "url" in told.values and "://" in str(told.values["url"]):
         _refuse_all(told, "url", ("addr", "username", "password", "db", "tls"))
-        return _own_url(told, "redis")
+        return _with_options(told, _own_url(told, "redis"))
     scheme = "rediss" if told.values.get("tls") else "redis"
-    return f"{scheme}://{_login(told)}{_address(told, 6379)}/{told.values.get('db', 0)}"
+    for option in _TLS_OPTIONS:
+        if option in told.values and scheme == "redis":
+            raise told.wrong(option, "is for TLS; set tls: true too")
+    place = f"{_login(told)}{_address(told, 6379)}/{told.values.get('db', 0)}"
+    return _with_options(told, f"{scheme}://{place}")
+
+
+def _with_options(told: Told, url: str) -> str:
+    """The URL with the settings that stand in its query, each in one place only."""
+    _, mark, query = url.partition("?")
+    there = {pair.partition("=")[0] for pair in query.split("&")}
+    pairs = []
+    for option in (*_OPTIONS, *_TLS_OPTIONS):
+        if option in told.values:
+            if option in there:
+                raise told.wrong(option, "url says it already; keep one of them")
+            pairs.append(f"{option}={_as_option(option, told.values[option])}")
+    return f"{url}{'&' if mark else '?'}{'&'.join(pairs)}" if pairs else url
+
+
+def _as_option(option: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return quote(absolute_path(str(value)) if option in _FILES else str(value), safe="/:")
 
 
 def _postgres_url(told: Told) -> str:
@@ -146,7 +185,7 @@ _URLS: Mapping[str, Callable[[Told], str]] = MappingProxyType(
 def _own_url(told: Told, name: str) -> str:
     url = str(told.values["url"])
     if _scheme(url) not in SCHEMES[name]:
-        schemes = " or ".join(f"{scheme}://" for scheme in SCHEMES[name])
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES[name])
         raise told.wrong("url", f"expected a URL that begins with {schemes}")
     return url
 
