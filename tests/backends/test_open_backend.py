@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from nimburion.backends import ENTRY_POINTS, open_backend
+from nimburion.backends import ENTRY_POINTS, SCHEMES, open_backend
+from nimburion.backends.redis import RedisBackend, address
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.errors import ConfigurationError
 from nimburion.testing.clock import FakeClock
@@ -41,6 +43,44 @@ def test_sqlite_urls(url: str, path: str) -> None:
     assert store.describe() == f"SQLite {Path(path).absolute()}"
 
 
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("redis://localhost", "Redis localhost:6379/0"),
+        ("VALKEYS://u:secret@localhost/1", "Redis localhost:6379/1 (TLS)"),
+        ("unix:///run/redis.sock", "Redis socket /run/redis.sock, db 0"),
+        ("redis+sentinel://a,b/jobs", 'Redis Sentinel service "jobs"/0 via a:26379, b:26379'),
+        ("rediss+cluster://a", "Redis Cluster via a:6379 (TLS)"),
+    ],
+)
+def test_redis_urls(url: str, line: str) -> None:
+    store = open_backend(url)
+    assert isinstance(store, RedisBackend)
+    assert store.describe() == line
+
+
+def test_every_scheme_of_redis_leads_to_its_store() -> None:
+    assert {
+        scheme for scheme, place in SCHEMES.items() if place.endswith(":RedisBackend")
+    } == address.SCHEMES.keys()
+
+
+def test_options_reach_the_redis_store() -> None:
+    store = open_backend("redis://localhost?namespace=one", namespace="two", timeout=2.0)
+    assert isinstance(store, RedisBackend)
+    assert (store.address.namespace, store.address.timeout) == ("two", 2.0)
+    with pytest.raises(ConfigurationError, match="namespace: expected"):
+        open_backend("redis://localhost", namespace="{}")
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("nimburion.backends.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigurationError, match=r"'redis'.*pip install 'nimburion\[redis\]'"):
+        open_backend("redis://localhost")
+
+
 def test_memory_urls() -> None:
     assert not open_backend("memory://").capabilities.durable
 
@@ -57,8 +97,11 @@ def test_memory_urls() -> None:
         ("sqlit:///jobs.db", "did you mean sqlite?"),
         ("memroy://", "did you mean memory?"),
         ("postgre://h/d", "did you mean postgres"),
-        ("mysql://h/d", r"Known here: memory, sqlite"),
-        ("redis://localhost", "not in this version yet; use sqlite:///FILE"),
+        ("mysql://h/d", r"Known here: memory, redis, redis+cluster, redis+sentinel"),
+        ("redi://h", "did you mean redis"),
+        ("redis://u:secret@", "redis://…: a host is missing"),
+        ("redis+sentinel://h", "the name of the service is missing"),
+        ("postgres://h/d", "not in this version yet; use sqlite:///FILE"),
         ("postgresql://u:secret@h/d", "not in this version yet"),
     ],
 )
@@ -97,5 +140,5 @@ def test_somebody_elses_store_by_entry_point(monkeypatch: pytest.MonkeyPatch) ->
     store = open_backend("shop://corner", till=3)
     assert isinstance(store, Shop)
     assert (store.url, store.options) == ("shop://corner", {"till": 3})
-    with pytest.raises(ConfigurationError, match=r"did you mean shop\?.*memory, shop, sqlite"):
+    with pytest.raises(ConfigurationError, match=r"did you mean shop\?.*memory, .*, shop, sqlite"):
         open_backend("shap://corner")

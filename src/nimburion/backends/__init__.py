@@ -13,6 +13,7 @@ from nimburion.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
+    from types import ModuleType
 
 ENTRY_POINTS = "nimburion.backends"
 """Third-party stores: an entry point of this group, named as the scheme, whose object has
@@ -22,21 +23,36 @@ SCHEMES = MappingProxyType(
     {
         "memory": "nimburion.backends.memory:MemoryBackend",
         "sqlite": "nimburion.backends.sqlite:SQLiteBackend",
+        **dict.fromkeys(
+            (
+                "redis",
+                "rediss",
+                "valkey",
+                "valkeys",
+                "unix",
+                "redis+sentinel",
+                "rediss+sentinel",
+                "redis+cluster",
+                "rediss+cluster",
+            ),
+            "nimburion.backends.redis:RedisBackend",
+        ),
     }
 )
-COMING = frozenset({"redis", "rediss", "valkey", "valkeys", "postgresql", "postgres"})
+COMING = frozenset({"postgresql", "postgres"})
 
 Factory = Callable[..., Backend]
 
 
 def open_backend(url: str, **options: object) -> Backend:
-    """A store by its URL, not open yet: `sqlite:///jobs.db`, `memory://`.
+    """A store by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`, `memory://`.
 
     `sqlite:///jobs.db` is relative to the working directory, `sqlite:////srv/jobs.db` absolute.
     `options` are the keyword arguments of the store's class.
 
     Raises:
-        ConfigurationError: no such scheme, or an option that the store does not take.
+        ConfigurationError: no such scheme, a URL or an option that the store does not take, or its
+            package is not installed.
 
     >>> open_backend("sqlite:///jobs.db").capabilities.durable
     True
@@ -63,11 +79,25 @@ def factory_of(scheme: str) -> Factory:
     """What makes a store from a URL of this scheme."""
     if scheme in SCHEMES:
         module, _, name = SCHEMES[scheme].partition(":")
-        return cast("Factory", getattr(import_module(module), name).from_url)
+        return cast("Factory", getattr(loaded(module), name).from_url)
     for entry in installed():
         if entry.name == scheme:
             return cast("Factory", entry.load().from_url)
     raise ConfigurationError(unknown(scheme))
+
+
+def loaded(module: str) -> ModuleType:
+    """One of our stores; its driver may be an extra that is not installed."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as missing:
+        package, extra = missing.name or "", module.rpartition(".")[2]
+        if package.partition(".")[0] == "nimburion":
+            raise
+        raise ConfigurationError(
+            f"this store needs {package!r}, which is not installed; pip install "
+            f"'nimburion[{extra}]'"
+        ) from missing
 
 
 def installed() -> EntryPoints:

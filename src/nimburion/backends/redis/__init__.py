@@ -1,1 +1,5 @@
-"""The Redis and Valkey store."""
+"""The Redis and Valkey store: many hosts, one server, Sentinel's primary or a cluster."""
+
+from nimburion.backends.redis.store import RedisBackend
+
+__all__ = ["RedisBackend"]
