@@ -31,7 +31,7 @@ from nimburion.core.errors import (
     StoreReadOnly,
     Unstorable,
 )
-from tests.servers import Binary, Server
+from tests.servers import Binary, Cluster, Server
 from tests.servers.waiting import until
 
 WRITE = "return redis.call('SET', KEYS[1], '1')"
@@ -248,6 +248,40 @@ async def test_rights_that_are_missing(redis_binary: Binary) -> None:
                 meaning = said(error)
                 assert isinstance(meaning, ConfigurationError)
                 assert advice in str(meaning)
+
+
+async def test_a_cluster_whose_slots_lie_elsewhere_or_move(redis_binary: Binary) -> None:
+    with Cluster(redis_binary) as cluster:
+        slot = cluster.slot_of("{n}:a")
+        owner = cluster.owner_of(slot)
+        other = cluster.other_than(owner)
+        for key in ("{n}:a", "{n}:b"):
+            owner.ask("SET", key, "1")
+        write = ("EVAL", WRITE)
+        async with connected(owner) as here, connected(other) as there:
+            moved = await fault(there, *write, 1, "{n}:a")
+            crossed = await fault(here, *write, 2, "{n}:a", "{m}:a")
+            cluster.open_slot(slot, owner, other)
+            asks = await fault(here, *write, 1, "{n}:new")
+            cluster.move_keys(slot, owner, other, 1)
+            again = await fault(here, *write, 2, "{n}:a", "{n}:b")
+            cluster.move_keys(slot, owner, other)
+            cluster.hand_slot(slot, owner, other)
+            for node in cluster.nodes:
+                node.ask("CLUSTER", "DELSLOTS", slot)
+            down = await fault(there, *write, 1, "{n}:a")
+    codes = [code_of(error) for error in (moved, asks, again, down)]
+    half_moved = "TRYAGAIN" if redis_binary.version >= (7,) else "ASK"
+    assert codes == ["MOVED", "ASK", half_moved, "CLUSTERDOWN"]
+    assert redirect_of(moved) == Node("127.0.0.1", owner.port)
+    for error in (moved, asks, again, down):
+        assert moves_on(error)
+        assert not breaks_connection(error)
+        meaning = said(error)
+        assert isinstance(meaning, BackendUnavailable)
+        assert meaning.outcome == "not applied"
+    assert code_of(crossed) == "CROSSSLOT"
+    assert type(said(crossed)) is BackendError
 
 
 async def test_what_cannot_be_sent(redis_binary: Binary) -> None:

@@ -15,7 +15,7 @@ from redis.asyncio.connection import AbstractConnection
 from nimburion.backends.redis.address import Node, parse
 from nimburion.backends.redis.servers import Servers
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
-from tests.servers import Binary, Cluster, Proxy, SentinelTrio, Server, valkey_binary
+from tests.servers import Binary, Cluster, Proxy, Running, SentinelTrio, Server, valkey_binary
 from tests.servers.certificates import Certificates, make_certificates, sign
 from tests.servers.waiting import free_port
 
@@ -41,8 +41,8 @@ async def port_of(servers: Servers) -> int:
     """The port of the server that is found, which must take a write."""
     async with connected(servers) as connection:
         assert await ask(connection, "SET", "{nimburion}:there", "1") == b"OK"
-        (_, port) = await ask(connection, "CONFIG", "GET", "port")
-        return int(port)
+        _, port = await ask(connection, "CONFIG", "GET", "port")
+        return int(port) or int((await ask(connection, "CONFIG", "GET", "tls-port"))[1])
 
 
 async def refused(url: str, *, timeout: float = 5.0) -> NimburionError:
@@ -70,6 +70,11 @@ async def misconfigured(url: str) -> str:
     error = await refused(url)
     assert isinstance(error, ConfigurationError)
     return str(error)
+
+
+async def test_each_kind_of_server_takes_a_write(redis_server: Running) -> None:
+    """With TLS, behind Sentinel and in a cluster too, where the run asks for these."""
+    assert await port_of(Servers(parse(redis_server.url))) > 0
 
 
 # --- one server -----------------------------------------------------------------------------------
