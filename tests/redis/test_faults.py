@@ -359,6 +359,8 @@ def test_where_moved_points_to() -> None:
     assert redirect_of(driver.MovedError("3999 127.0.0.1:6381")) == Node("127.0.0.1", 6381)
     assert redirect_of(driver.MovedError("3999 [::1]:6381")) == Node("::1", 6381)
     assert redirect_of(driver.MovedError("3999 :6381")) == Node("", 6381)
+    plain = driver.ResponseError("MOVED 3999 127.0.0.1:6381")  # as redis-py 5 has it
+    assert redirect_of(plain) == Node("127.0.0.1", 6381)
     assert redirect_of(driver.AskError("3999 127.0.0.1:6381")) is None
 
 

@@ -99,9 +99,10 @@ def breaks_connection(error: BaseException) -> bool:
 
 def redirect_of(error: BaseException) -> Node | None:
     """Where `MOVED` points to. The host is empty where the server means its own."""
-    if isinstance(error, driver.MovedError):
-        return Node(error.host.strip("[]"), error.port)
-    return None
+    if code_of(error) != "MOVED":
+        return None
+    host, _, port = str(error).split()[-1].rpartition(":")
+    return Node(host.strip("[]"), int(port))
 
 
 def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
