@@ -11,6 +11,7 @@ from nimburion.backends.redis.records import (
     key_field,
     meta_of,
     pack_id,
+    refusing,
     unpack_id,
 )
 from nimburion.core.job import Enqueued, NewJob
@@ -39,6 +40,7 @@ class Slice(NamedTuple):
         return [self.metas, b"%d" % len(self.lanes), *self.lanes, *self.bodies, *self.apart]
 
 
+@refusing
 def slice_of(jobs: Sequence[NewJob]) -> Slice:
     """Pack up to 500 jobs.
 
@@ -58,6 +60,7 @@ def slice_of(jobs: Sequence[NewJob]) -> Slice:
     return Slice(b"".join(metas), names, bodies, apart)
 
 
+@refusing
 def alone(job: NewJob) -> list[bytes] | None:
     """What `enqueue_one.lua` takes; None for a job that needs more than that.
 
@@ -97,6 +100,7 @@ def _holder(value: bytes | int | None) -> str | None:
     return unpack_id(value) if isinstance(value, bytes) else None
 
 
+@refusing
 def questions_of(jobs: Sequence[NewJob]) -> list[bytes]:
     """What `look.lua` is asked of a call that has more than one slice."""
     asked: list[bytes] = []

@@ -14,6 +14,8 @@ from nimburion.backends.redis.records import (
     decode_options,
     encode_json,
     micros,
+    reason_of,
+    refusing,
     seconds_of,
     seq8,
     time8,
@@ -39,9 +41,12 @@ _RESULTS = {100: Settled.DONE, 97: Settled.ALREADY, 115: Settled.STALE}
 _HEAD = struct.Struct(">IQ8xBB16xB")
 _TOLD = struct.Struct(">QQIIH")
 _AFTER_ID = _HEAD.size
+_MOST = (1 << 53) - 1
+"""No number is larger: up to here Lua's numbers are exact."""
 _pack = msgspec.msgpack.Encoder().encode
 
 
+@refusing
 def arguments_of(
     session_id: str, number: int, settlements: Sequence[Settlement], want: Want
 ) -> list[bytes]:
@@ -50,7 +55,8 @@ def arguments_of(
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
     """
-    records, extras = [], []
+    records: list[bytes] = []
+    extras: list[bytes] = []
     for one in settlements:
         kind, more = _settlement(one)
         records.append(kind + seq8(one.lease.ref) + token20(one.lease))
@@ -58,7 +64,7 @@ def arguments_of(
             extras += more
     return [
         session_id.encode(),
-        number.to_bytes(8, "big", signed=False),
+        min(max(0, number), _MOST).to_bytes(8, "big"),
         want.nonce,
         want_of(want),
         b"".join(records),
@@ -74,11 +80,11 @@ def _settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
         case Retried():
             return b"r", (time8(max(0, micros(one.delay))), encode_json(one.error))
         case Failed():
-            return b"f", (one.reason.encode(), encode_json(one.error))
+            return b"f", (reason_of(one.reason), encode_json(one.error))
         case Released():
             return (b"l", ()) if one.delay is None else (b"s", (time8(max(0, micros(one.delay))),))
         case Cancelled():
-            return b"x", (one.reason.encode(),)
+            return b"x", (reason_of(one.reason),)
         case Progressed():
             return b"p", (struct.pack(">d", one.fraction) + one.message.encode(),)
 
@@ -125,7 +131,7 @@ def deliveries_of(
     told: bytes, bodies: list[bytes], nonce: bytes, lanes: list[bytes]
 ) -> list[Delivery]:
     """What was handed out, in rank order."""
-    names = _names_of(lanes)
+    names = names_of(lanes)
     deliveries = []
     for (due, seq, fence, failures, lost), body in zip(
         _TOLD.iter_unpack(told), bodies, strict=True
@@ -165,7 +171,7 @@ def options_of(body: bytes, at: int, flags: int) -> tuple[Options, int]:
     return options, at
 
 
-def _names_of(lanes: list[bytes]) -> dict[int, tuple[str, str]]:
+def names_of(lanes: list[bytes]) -> dict[int, tuple[str, str]]:
     """Queue and name by the number of the lane."""
     names = {}
     for number, full in zip(lanes[::2], lanes[1::2], strict=True):

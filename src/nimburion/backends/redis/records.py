@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import NO_OPTIONS, NewJob, Options
 from nimburion.core.lease import Lease
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MICRO = 1_000_000
 OPTIONS, KEY, APART, FINISHED, LENIENT = 1, 2, 4, 8, 16
@@ -25,12 +31,27 @@ _FRONT = struct.Struct(">BB16sB")
 _META = struct.Struct(">HBc8s")
 _TOKEN = struct.Struct(">I16s")
 _MOST_FENCES = 1 << 32
+_LONGEST_REASON = (1 << 16) - 2
 _SEQ = struct.Struct(">Q")
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 encode_json = msgspec.json.Encoder().encode
 decode_options = msgspec.json.Decoder(Options).decode
+
+
+def refusing(pack: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that packs what is to be stored raise `Unstorable` for text that has no
+    bytes (a lone surrogate)."""
+
+    @wraps(pack)
+    def packing(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return pack(*args, **kwargs)
+        except UnicodeEncodeError as error:
+            raise Unstorable(f"Redis cannot hold this: {error}") from error
+
+    return packing
 
 
 def micros(seconds: float) -> int:
@@ -73,6 +94,19 @@ def unpack_id(packed: bytes) -> str:
     return f"{text[2:10]}-{text[10:14]}-{text[14:18]}-{text[18:22]}-{text[22:]}"
 
 
+def asked_id(job_id: str) -> bytes:
+    """An id as the store has it; one that no store can hold is nobody's."""
+    try:
+        return pack_id(job_id)
+    except UnicodeEncodeError:
+        return b""
+
+
+def asked_text(text: str) -> bytes:
+    """A name as the store has it; of one that no store can hold there is nothing."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def meta_of(job: NewJob, lane: int) -> bytes:
     """Where a new job is to stand: its lane by place in the call, its rank, and when it is due."""
     if job.at is None:
@@ -103,6 +137,18 @@ def _options_of(options: Options) -> tuple[int, bytes]:
         middle += len(key).to_bytes(1, "big") + key
         middle += _NEVER if span is None else time8(max(0, micros(span)))
     return flags, middle
+
+
+def reason_of(text: str) -> bytes:
+    """Why a job ended, as it is stored.
+
+    Raises:
+        Unstorable: it is too long.
+    """
+    reason = text.encode()
+    if len(reason) > _LONGEST_REASON:
+        raise Unstorable(f"a reason has at most {_LONGEST_REASON} bytes, not {len(reason)}")
+    return reason
 
 
 def key_field(job: NewJob) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis.records import encode_json, micros, seq8, token20, unpack_id
+from nimburion.backends.redis.records import encode_json, micros, refusing, seq8, token20, unpack_id
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token
@@ -18,6 +18,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _LOSS = AttemptError(0, "lost", "WorkerLost", "its worker vanished")
 
 
+@refusing
 def opening_of(session: Session) -> list[bytes]:
     """What `open_session.lua` takes."""
     limits: list[object] = []
