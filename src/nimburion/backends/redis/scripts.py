@@ -28,6 +28,7 @@ class Recipe(NamedTuple):
 
 
 _LEDGER = ("times", "layout", "lists", "bell", "lanes", "unique", "ledger")
+_SEEKING = ("times", "layout", "lists", "lanes", "seeking")
 
 RECIPES = MappingProxyType(
     {
@@ -41,6 +42,22 @@ RECIPES = MappingProxyType(
         "close_session": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "rescue": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "promote": Recipe(("times", "lists", "bell", "lanes", "promoting"), "allow-oom"),
+        "cancel": Recipe((*_LEDGER, "cancelling"), "allow-oom"),
+        "pause": Recipe(("bell",), "allow-oom"),
+        "replay": Recipe((*_LEDGER, "seeking"), "allow-oom"),
+        "delete": Recipe((*_SEEKING, "forgetting"), "allow-oom"),
+        "prune": Recipe(("times", "layout", "lists", "lanes", "forgetting"), "allow-oom"),
+        "find": Recipe(flags="no-writes"),
+        "get": Recipe((*_SEEKING, "telling"), "no-writes"),
+        "list": Recipe((*_SEEKING, "telling"), "no-writes"),
+        "counts": Recipe(("times", "lanes", "counting"), "no-writes"),
+        "queues": Recipe(("times", "layout", "lists", "lanes", "counting"), "no-writes"),
+        "sessions": Recipe(("times", "layout", "lists"), "no-writes"),
+        "put_schedule": Recipe(),
+        "pause_schedule": Recipe(flags="allow-oom"),
+        "delete_schedule": Recipe(flags="allow-oom"),
+        "schedules": Recipe(flags="no-writes"),
+        "fire": Recipe((*_LEDGER, "cancelling", "storing")),
     }
 )
 """By operation."""

@@ -9,17 +9,19 @@ from typing import Any
 
 from nimburion.backends.redis import durability, enqueueing, exchanging, sessions
 from nimburion.backends.redis.address import Address, parse
+from nimburion.backends.redis.examining import findings
 from nimburion.backends.redis.line import Part
 from nimburion.backends.redis.opening import Opened
+from nimburion.backends.redis.operating import Operating
 from nimburion.backends.redis.records import micros, seconds_of
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.errors import NotOpen
+from nimburion.core.errors import BackendError, ConfigurationError, NotOpen
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.lease import Lease
-from nimburion.core.reading import Promoted, Rescued
+from nimburion.core.reading import Finding, Promoted, Rescued, finding_of
 from nimburion.core.session import Orders, Session
 from nimburion.core.settlement import Settlement
 
@@ -34,7 +36,7 @@ _STEP = 500
 """The most that one script moves."""
 
 
-class RedisBackend:
+class RedisBackend(Operating):
     """A store in one Redis or Valkey server, Sentinel service or cluster.
 
     All of its keys begin with `{namespace}:`, so that in a cluster they lie on one node.
@@ -119,6 +121,13 @@ class RedisBackend:
     async def ping(self) -> None:
         """Return when the server answers."""
         await self._here().asks.call("PING")
+
+    async def examine(self) -> list[Finding]:
+        """See `Backend.examine`."""
+        try:
+            return await findings(self._here().asks.call, self.address, self._clock)
+        except (BackendError, ConfigurationError) as error:
+            return [finding_of("server", error)]
 
     async def migrate(self) -> list[str]:
         """There is one format so far: nothing to do but to look."""

@@ -28,6 +28,7 @@ local OPTIONS, KEY, APART, FINISHED, LENIENT = 1, 2, 4, 8, 16
 local NEVER8 = string.rep('\255', 8)
 local FRESH = string.rep('\0', 6)
 local NOTHING20 = string.rep('\0', 20)
+local NO_TIME = string.rep('\0', 8)
 local NO_REASON = '\255\255'
 local BLOCK = 500
 

@@ -1,0 +1,15 @@
+-- Cancel one job.
+-- Keys: id job
+-- Inputs: ARGV[3] id
+-- Result: cancelled, requested (it runs: its worker is told with the next beat), finished, or missing
+-- Locks: none
+-- Atomic: one script
+local field = redis.call('HGET', id_key, ARGV[3])
+if not field then
+  return 'missing'
+end
+local answer = cancel(field, redis.call('HGET', job_key, field))
+write_ledger()
+count_lanes()
+ring()
+return answer
