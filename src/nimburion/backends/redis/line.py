@@ -43,6 +43,8 @@ class Line:
         self._timeout = timeout
         self._turn = asyncio.Lock()
         self._connection: AbstractConnection | None = None
+        self.connections: int = 0
+        """How many there were so far: the same number, the same server without a break."""
 
     async def call(self, *command: Part) -> Any:  # noqa: ANN401 - a reply is what the server says
         """Send a command; its reply.
@@ -79,9 +81,9 @@ class Line:
     async def _ask(self, commands: Sequence[tuple[Part, ...]]) -> list[Any]:
         """The reply to each; `_NoScript` when one names a script that the server lacks."""
         sent = False
+        connection = await self._connected()  # it has a time of its own, and says why it took it
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await self._connected()
                 packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
                 sent = True
                 await connection.send_packed_command(packed, check_health=False)
@@ -107,6 +109,7 @@ class Line:
             return connection
         await self.close()
         self._connection = connection = await self._servers.connect()
+        self.connections += 1
         return connection
 
     async def _after(self, error: BaseException) -> None:
