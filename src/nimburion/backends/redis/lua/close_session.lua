@@ -10,13 +10,13 @@ if not turn or string.sub(turn, 29, 29) == 'd' then
 end
 local session4, running, most = string.sub(turn, 1, 4), {}, tonumber(ARGV[5])
 for at = 1, #ARGV[4], 28 do
-  running[string.sub(ARGV[4], at, at + 7)] = string.sub(ARGV[4], at + 8, at + 27)
+  running[string.sub(ARGV[4], at, at + 27)] = true
 end
 local kept, released, more = 0, 0, false
 for _, member in ipairs(redis.call('ZRANGEBYLEX', held_key, '[' .. session4, after(session4))) do
   local field = string.sub(member, 5)
   local lease = redis.call('HGET', lease_key, field)
-  if running[field] == string.sub(lease, 5, 24) then
+  if running[field .. string.sub(lease, 5, 24)] then
     kept = kept + 1
   elseif released == most then
     more = true
