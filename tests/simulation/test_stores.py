@@ -1,4 +1,4 @@
-"""The same storms on real stores.
+"""The same storms on real stores: SQLite, and each server that the run asks for.
 
 Virtual time waits for the store (see `elsewhere.py`), so a seed goes there as it goes in memory,
 kill by kill: beside all that the ledger checks, the totals must be the same.
@@ -17,10 +17,14 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.settlement import Settlement
+from tests.servers.kinds import BINARIES, Running
 from tests.simulation.elsewhere import Elsewhere
 from tests.simulation.storms import MUST_HAPPEN, asked_seed, simulate, sum_of
 from tests.simulation.world import Make, in_memory
@@ -101,3 +105,25 @@ class TestSQLite(Storms):
         with tempfile.TemporaryDirectory(prefix="nb-simulation-", dir=where) as folder:
             numbers = count()
             yield lambda clock: SQLiteBackend(Path(folder) / f"{next(numbers)}.db", clock=clock)
+
+
+@pytest.fixture
+def on_a_server(redis_server: Running) -> Make:
+    """The server, emptied each time."""
+
+    def make(clock: Clock) -> Backend:
+        redis_server.empty()
+        return RedisBackend(redis_server.url, clock=clock)
+
+    return make
+
+
+@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
+class TestRedis(Storms):
+    @pytest.fixture
+    def make(self, on_a_server: Make) -> Make:
+        return on_a_server
+
+
+def test_one_seed_goes_as_in_memory_however_the_server_is_reached(on_a_server: Make) -> None:
+    play_as_in_memory(asked_seed(), on_a_server)
