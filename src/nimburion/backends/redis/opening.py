@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from nimburion.backends.redis import durability
 from nimburion.backends.redis.address import Address
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.redis.line import Line, Part
@@ -70,6 +71,10 @@ class Opened:
         """Run a script: its reply, and those of the commands behind it."""
         script, keys = self._scripts[name]
         return await line.run(script, keys, [*times, *arguments], *then)
+
+    def flush(self, address: Address) -> list[durability.Command]:
+        """The commands behind a write that wait until it is on the disk."""
+        return durability.flush_by(*self._scripts["flush"], address)
 
     async def close(self) -> None:
         """Hang up."""

@@ -35,6 +35,7 @@ RECIPES = MappingProxyType(
         "open": Recipe(flags="allow-oom"),
         "enqueue": Recipe(("times", "layout", "lists", "bell", "lanes", "unique", "storing")),
         "enqueue_one": Recipe(("times",)),
+        "flush": Recipe(flags="allow-oom"),
         "look": Recipe(("times", "layout", "lists", "unique"), "no-writes"),
         "exchange": Recipe((*_LEDGER, "settling", "promoting", "reserving"), "allow-oom"),
         "open_session": Recipe(("times", "bell"), "allow-oom"),

@@ -16,7 +16,12 @@ from nimburion.backends.redis.operating import Operating
 from nimburion.backends.redis.records import micros, seconds_of
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.errors import BackendError, ConfigurationError, NotOpen
+from nimburion.core.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigurationError,
+    NotOpen,
+)
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, NewJob
@@ -183,21 +188,35 @@ class RedisBackend(Operating):
             if refused is not None:
                 return refused
         results: list[Enqueued] = []
+        trips: set[int] = set()
         for at, one in enumerate(slices):
             part = jobs[at * _STEP : (at + 1) * _STEP]
-            found = enqueueing.results_of(part, await self._write("enqueue", one.arguments()))
+            is_last = at == len(slices) - 1
+            answer = await self._write("enqueue", one.arguments(), flush=is_last)
+            trips.add(self._here().enqueues.connections)
+            found = enqueueing.results_of(part, answer)
             results += found
             if any(one.outcome in {"conflict", "taken"} for one in found):
                 break
+        else:
+            self._check_one_server(trips)
         return results + [Enqueued(job.id, "refused") for job in jobs[len(results) :]]
 
-    async def _write(self, script: str, arguments: Sequence[Part]) -> Any:  # noqa: ANN401
+    async def _write(self, script: str, arguments: Sequence[Part], *, flush: bool = True) -> Any:  # noqa: ANN401 - a script's reply
         """Store new jobs; with `durable_enqueue`, wait until they are on the disk."""
-        opened = self._here()
-        then = [durability.flush_of(self.address)] if self.address.durable_enqueue else []
+        opened, flush = self._here(), flush and self.address.durable_enqueue
+        then = opened.flush(self.address) if flush else ()
         answer, *flushed = await opened.run(opened.enqueues, script, arguments, self._times(), then)
-        durability.check_flushed(flushed, self.address)
+        if flush:
+            durability.check_flushed(flushed, self.address)
         return answer
+
+    def _check_one_server(self, connections: Collection[int]) -> None:
+        """The last of several slices was flushed for all of them: that holds where they went over
+        one connection. Else a server that forgot the first may stand between."""
+        if self.address.durable_enqueue and len(connections) > 1:
+            problem = "the connection was lost between slices; the first may not be on the disk"
+            raise BackendUnavailable(f"{self.describe()}: {problem}")
 
     # --- workers ---
 
