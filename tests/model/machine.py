@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from hypothesis import strategies as st
@@ -42,6 +43,8 @@ Answer = Any
 QUEUES = ("red", "blue")
 NAMES = ("mail", "report", "scan")
 LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
+PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
+"""The last is so large that stores may keep it apart from the rest."""
 SESSIONS = tuple(f"{n:032x}" for n in range(5))
 SCHEDULES = ("nightly", "hourly")
 TTL = 30.0
@@ -448,12 +451,10 @@ def _new_job(luck: Random) -> NewJob:
     same = Random(number)  # mostly the same body under the same id; else a conflict
     plain = luck.random() < 0.6
     return NewJob(
-        id=f"job-{number}",
+        id=f"job-{number}" if number % 3 else str(UUID(int=number)),  # stores may pack a UUID
         name=same.choice(NAMES),
         queue=luck.choice(QUEUES),
-        payload=luck.choice(
-            (b"{}", b'{"\xc3\xa9": "\\u0000"}') if luck.random() < 0.05 else (b"{}",)
-        ),
+        payload=same.choice(PAYLOADS) if luck.random() < 0.95 else luck.choice(PAYLOADS),
         priority=luck.randint(4, 6),
         # Multiples of a quarter second are the same number in floats and in microseconds.
         after=0.0 if luck.random() < 0.7 else luck.randint(1, 200) / 4,

@@ -1,4 +1,4 @@
-"""Every store against the memory store. A new store is one line in `STORES`."""
+"""Every store against the memory store. A new store is one more test."""
 
 from __future__ import annotations
 
@@ -11,15 +11,37 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
+from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from tests.model.machine import Twins
+from tests.servers.kinds import BINARIES, Running
 
 PARTS = 3
 """Each makes as many examples as the profile says: 100 of 50 steps, deep 2,000 of 100."""
 
 _IN_MEMORY = Path("/dev/shm")
+
+
+def compare(make: Callable[[FakeClock], Backend], remove: Callable[[], None]) -> None:
+    """Let hypothesis look for calls that the store which `make` makes anew each time answers
+    otherwise than the memory store does."""
+
+    class Pair(Twins):
+        def make_subject(self, clock: FakeClock) -> Backend:
+            return make(clock)
+
+        def remove_subject(self) -> None:
+            remove()
+
+    try:
+        run_state_machine_as_test(Pair, settings=hypothesis.settings())
+    finally:
+        remove()
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 class Files:
@@ -41,28 +63,13 @@ class Files:
             self.folder = None
 
 
-def sqlite(files: Files, clock: FakeClock) -> Backend:
-    return SQLiteBackend(files.new() / "jobs.db", clock=clock)
-
-
-STORES: dict[str, Callable[[Files, FakeClock], Backend]] = {"sqlite": sqlite}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("name", STORES)
-def test_it_answers_as_the_memory_store_does(name: str, part: int) -> None:
+def test_sqlite_answers_as_the_memory_store_does(part: int) -> None:
     files = Files()
+    compare(lambda clock: SQLiteBackend(files.new() / "jobs.db", clock=clock), files.remove)
 
-    class Pair(Twins):
-        def make_subject(self, clock: FakeClock) -> Backend:
-            return STORES[name](files, clock)
 
-        def remove_subject(self) -> None:
-            files.remove()
-
-    try:
-        run_state_machine_as_test(Pair, settings=hypothesis.settings())
-    finally:
-        files.remove()
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
+def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int) -> None:
+    compare(lambda clock: RedisBackend(redis_server.url, clock=clock), redis_server.empty)
