@@ -149,8 +149,33 @@ async def test_safe_settings_are_not_warned_of(
     safe: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await vetted(f"{safe.url}?require_durable=true&durable_enqueue=true")
+        await vetted(f"{safe.url}?require_durable=true")
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("version", "fsync", "believed"),
+    [
+        ("redis_version:7.4.9\nvalkey_version:9.1.2", "everysec", False),
+        ("redis_version:7.4.9\nvalkey_version:9.1.2", "always", True),
+        ("redis_version:7.4.1", "everysec", False),
+        ("redis_version:8.0.2", "everysec", True),
+    ],
+)
+async def test_servers_whose_word_on_syncing_is_not_believed(
+    version: str, fsync: str, believed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def send(*command: Any) -> Any:
+        return (
+            f"{version}\naof_enabled:1".encode() if command == ("INFO",) else [b"", fsync.encode()]
+        )
+
+    with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
+        await vet(send, parse("redis://a?durable_enqueue=true"))
+    assert [line for line in caplog.messages if "answers WAITAOF before its sync" in line] == (
+        caplog.messages
+    )
+    assert len(caplog.messages) == (0 if believed else 1)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it can tell that a write is on the disk."""
         return self.version >= WAITAOF_SINCE
 
+    @property
+    def waits_for_sync(self) -> bool:
+        """Whether WAITAOF means what it says under `everysec`. Redis 7.4, and every Valkey so far,
+        answers when the write is with the operating system (redis/redis#13793)."""
+        return self.fsync == "always" or (self.product == "Redis" and self.version >= (8, 0))
+
 
 class Doubt(msgspec.Struct, frozen=True):
     """Why jobs are not safe, and what to do."""
@@ -73,6 +79,8 @@ async def vet(send: Send, address: Address) -> Server:
         if address.require_durable:
             problem = f"{where}: require_durable, but {doubt.text}. {doubt.advice}"
             raise ConfigurationError(problem)
+        _warn_once(where, f"{doubt.text}. {doubt.advice}")
+    if address.durable_enqueue and (doubt := flush_doubt(server)) is not None:
         _warn_once(where, f"{doubt.text}. {doubt.advice}")
     return server
 
@@ -136,6 +144,17 @@ def durability_doubt(server: Server) -> Doubt | None:
             "CONFIG SET appendfsync everysec, then CONFIG REWRITE",
         )
     return None
+
+
+def flush_doubt(server: Server) -> Doubt | None:
+    """What `durable_enqueue` does not keep on some servers."""
+    if server.waits_for_sync:
+        return None
+    return Doubt(
+        f"{server.name} answers WAITAOF before its sync, unless it syncs with each write: "
+        "durable_enqueue then keeps jobs when the server dies, not when its host does",
+        "CONFIG SET appendfsync always, then CONFIG REWRITE; or use Redis 8",
+    )
 
 
 def eviction_doubt(server: Server) -> Doubt | None:
