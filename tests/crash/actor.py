@@ -1,4 +1,6 @@
-"""A worker or a producer in a process of its own: `python -m tests.crash.actor VERB FOLDER TERMS`.
+"""A worker or a producer in a process of its own:
+
+    python -m tests.crash.actor VERB FOLDER URL TERMS
 
 With `CRASH_AT` in the environment it kills itself there, by SIGKILL. Only this file reads it; the
 product knows nothing of it.
@@ -14,11 +16,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from nimburion.backends import open_backend
+from nimburion.backends.redis import RedisBackend, line
+from nimburion.backends.redis.line import Line, Part
+from nimburion.backends.redis.scripts import Script
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.database import Database
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
@@ -31,7 +37,6 @@ from nimburion.jobs.conveyor import Conveyor
 
 Answer = Any
 
-FILE = "jobs.db"
 DIARY = "diary.jsonl"
 
 
@@ -48,10 +53,11 @@ def arm(point: str) -> None:
     kind, _, detail = point.partition(" ")
     {
         "statement": lambda: _die_after_statement(detail),
+        "script": lambda: _die_after_script(detail),
+        "unheard": lambda: _die_unheard(detail),
         "reserved": lambda: _die_after_call("exchange", lambda reply, _: bool(reply.deliveries)),
         "settled": lambda: _die_after_call("exchange", lambda _, args: _completes(args)),
         "rescued": lambda: _die_after_call("rescue", lambda rescued, _: bool(rescued.returned)),
-        "promoted": lambda: _die_after_call("promote", lambda promoted, _: promoted.count > 0),
         "enqueued": lambda: _die_after_call("enqueue", lambda *_: True),
         "before": lambda: setattr(Attempts, "perform", lambda *_: die()),
         "inside": lambda: None,  # the handler looks itself
@@ -65,20 +71,25 @@ def _completes(args: tuple[Any, ...]) -> bool:
 
 def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The store has committed, but nobody hears of it."""
-    original: Callable[..., Awaitable[Any]] = getattr(SQLiteBackend, name)
+    for store in (SQLiteBackend, RedisBackend):
+        setattr(store, name, _dying(getattr(store, name), when))
 
+
+def _dying(
+    original: Callable[..., Awaitable[Any]], when: Callable[[Any, tuple[Any, ...]], bool]
+) -> Callable[..., Awaitable[Any]]:
     @wraps(original)
-    async def call(self: SQLiteBackend, *args: Any, **kwargs: Any) -> Answer:
+    async def call(self: object, *args: Any, **kwargs: Any) -> Answer:
         answer = await original(self, *args, **kwargs)
         if when(answer, args):
             die()
         return answer
 
-    setattr(SQLiteBackend, name, call)
+    return call
 
 
 def _die_after_statement(name: str) -> None:
-    """In the middle of a transaction."""
+    """In the middle of a transaction of SQLite."""
     original = Database.run
 
     def run(self: Database, statement: str, *values: object) -> Answer:
@@ -88,6 +99,51 @@ def _die_after_statement(name: str) -> None:
         return cursor
 
     Database.run = run  # type: ignore[assignment, method-assign]
+
+
+def _die_after_script(name: str) -> None:
+    """Behind one script of several that a call to Redis takes."""
+    _around_script(name, lambda _: None, die)
+
+
+def _die_unheard(what: str) -> None:
+    """With a request on its way to Redis, before its answer is read."""
+    name, fits = _REQUESTS[what]
+
+    def die_with_the_next_request(arguments: Sequence[Part]) -> None:
+        if fits(arguments):
+            line._replies = lambda *_: die()  # type: ignore[assignment]
+
+    _around_script(name, die_with_the_next_request, lambda: None)
+
+
+_SETTLEMENTS = 6
+"""Where they stand among the arguments of an exchange."""
+
+_REQUESTS: dict[str, tuple[str, Callable[[Sequence[Part]], bool]]] = {
+    "enqueue": ("enqueue", lambda _: True),
+    "reserve": ("exchange", lambda arguments: not arguments[_SETTLEMENTS]),
+    "settle": ("exchange", lambda arguments: bool(arguments[_SETTLEMENTS])),
+}
+
+
+def _around_script(
+    name: str, before: Callable[[Sequence[Part]], None], after: Callable[[], None]
+) -> None:
+    original = Line.run
+
+    async def run(
+        self: Line, script: Script, keys: Sequence[bytes], arguments: Sequence[Part], *then: Any
+    ) -> list[Any]:
+        if script.name != name:
+            return await original(self, script, keys, arguments, *then)
+        await self.call("SCRIPT", "LOAD", script.text)  # so that the first try is applied
+        before(arguments)
+        replies = await original(self, script, keys, arguments, *then)
+        after()
+        return replies
+
+    Line.run = run  # type: ignore[method-assign]
 
 
 # What it does
@@ -109,9 +165,9 @@ class Diary:
             os.close(descriptor)
 
 
-async def worker(folder: Path, diary: Diary, terms: dict[str, Any]) -> None:
+async def worker(folder: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
     """Run jobs until told to stop."""
-    processor = Processor(SQLiteBackend(folder / FILE), Settings(**terms))
+    processor = Processor(open_backend(url), Settings(**terms))
     Handlers(folder, diary, processor.settings.session_ttl).register(processor)
 
     def hear(event: Event) -> None:
@@ -124,9 +180,9 @@ async def worker(folder: Path, diary: Diary, terms: dict[str, Any]) -> None:
     diary.note("left")
 
 
-async def producer(folder: Path, diary: Diary, terms: dict[str, Any]) -> None:
+async def producer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
     """Enqueue jobs by id."""
-    store = SQLiteBackend(folder / FILE)
+    store = open_backend(url)
     await store.open()
     jobs = [NewJob(job_id, terms["name"], "default", b"{}") for job_id in terms["ids"]]
     await store.enqueue(jobs)
@@ -191,11 +247,11 @@ class Handlers:
 def main() -> None:
     """Do what the command line says."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    verb, folder, terms = sys.argv[1:]
+    verb, folder, url, terms = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         arm(os.environ["CRASH_AT"])
     act = {"worker": worker, "producer": producer}[verb]
-    asyncio.run(act(Path(folder), Diary(Path(folder)), json.loads(terms)))
+    asyncio.run(act(Path(folder), url, Diary(Path(folder)), json.loads(terms)))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends import open_backend
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.session import Session
-from tests.crash.actor import DIARY, FILE
+from tests.crash.actor import DIARY
 
 ROOT = Path(__file__).parent.parent.parent
 TTL = 1.0
@@ -25,11 +25,12 @@ DEADLINE = 20.0
 
 
 class Stage:
-    """One folder with a store, a diary, and the processes that use them."""
+    """A store, a folder with a diary, and the processes that use them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
-        self.store = SQLiteBackend(folder / FILE)
+        self.url = url
+        self.store = open_backend(url)
         self.jobs: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -64,7 +65,7 @@ class Stage:
         environment = dict(os.environ)
         if crash_at is not None:
             environment["CRASH_AT"] = crash_at
-        command = [sys.executable, "-m", "tests.crash.actor", verb, str(self.folder)]
+        command = [sys.executable, "-m", "tests.crash.actor", verb, str(self.folder), self.url]
         process = subprocess.Popen([*command, json.dumps(terms)], cwd=ROOT, env=environment)
         self._processes.append(process)
         return process

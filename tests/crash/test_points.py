@@ -2,70 +2,106 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from nimburion.core.job import State
 from tests.crash.stage import Stage
+from tests.servers.kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 
-IN_A_WORKER = (
-    "statement reserve_lease",
-    "statement exchange_note",
-    "reserved",
-    "before",
-    "inside",
-    "after",
-    "statement complete_jobs",
-    "statement complete_leases",
-    "settled",
-)
+
+class Points:
+    """Those that every store has; a store is a subclass with a fixture `stage`, and its own."""
+
+    @pytest.mark.parametrize("point", ["reserved", "before", "inside", "after", "settled"])
+    async def test_a_worker_dies(self, point: str, stage: Stage) -> None:
+        await a_worker_dies(stage, point)
+
+    async def test_a_worker_dies_when_it_has_rescued(self, stage: Stage) -> None:
+        await a_worker_dies_while_it_rescues(stage, "rescued")
+
+    async def test_a_producer_dies_when_it_has_enqueued(self, stage: Stage) -> None:
+        await a_producer_dies(stage, "enqueued", stored={5})
 
 
-@pytest.mark.parametrize("point", IN_A_WORKER)
-async def test_a_worker_dies(point: str, tmp_path: Path) -> None:
-    async with Stage(tmp_path) as stage:
-        await stage.enqueue("quick", 5)
-        await stage.killed_itself(stage.worker(point, concurrency=5))
-        stage.worker()
-        await stage.check_all_completed(lost=5)
+class TestSQLite(Points):
+    @pytest.fixture
+    def stage(self, sqlite_stage: Stage) -> Stage:
+        return sqlite_stage
 
+    @pytest.mark.parametrize(
+        "statement", ["reserve_lease", "exchange_note", "complete_jobs", "complete_leases"]
+    )
+    async def test_a_worker_dies_within_an_exchange(self, statement: str, stage: Stage) -> None:
+        await a_worker_dies(stage, f"statement {statement}")
 
-@pytest.mark.parametrize("point", ["statement promote_copy", "statement promote_drop"])
-async def test_a_worker_dies_while_it_promotes(point: str, tmp_path: Path) -> None:
-    async with Stage(tmp_path) as stage:
+    @pytest.mark.parametrize("statement", ["promote_copy", "promote_drop"])
+    async def test_a_worker_dies_while_it_promotes(self, statement: str, stage: Stage) -> None:
         await stage.enqueue("quick", 5, after=0.5)
-        await stage.killed_itself(stage.worker(point))
+        await stage.killed_itself(stage.worker(f"statement {statement}"))
         stage.worker()
         await stage.check_all_completed(lost=0)
 
+    @pytest.mark.parametrize("statement", ["session_expire", "rescue_leases", "history_add"])
+    async def test_a_worker_dies_while_it_rescues(self, statement: str, stage: Stage) -> None:
+        await a_worker_dies_while_it_rescues(stage, f"statement {statement}")
 
-@pytest.mark.parametrize(
-    "point",
-    ["statement session_expire", "statement rescue_leases", "statement history_add", "rescued"],
-)
-async def test_a_worker_dies_while_it_rescues(point: str, tmp_path: Path) -> None:
-    async with Stage(tmp_path) as stage:
-        await stage.enqueue("hanging", 3)
-        victim = stage.worker()
-        await stage.until_noted("start", 3)
-        victim.kill()
-        await stage.killed_itself(stage.worker(point))
-        stage.worker()
-        # The one that rescued them may have taken them itself before it died.
-        await stage.check_all_completed(lost=6)
+    @pytest.mark.parametrize("statement", ["job_last", "ready_add_new"])
+    async def test_a_producer_dies(self, statement: str, stage: Stage) -> None:
+        await a_producer_dies(stage, f"statement {statement}", stored={0})
 
 
-@pytest.mark.parametrize("point", ["statement job_last", "statement ready_add_new", "enqueued"])
-async def test_a_producer_dies(point: str, tmp_path: Path) -> None:
-    """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
-    async with Stage(tmp_path) as stage:
-        ids = [f"quick-{n}" for n in range(5)]
-        await stage.killed_itself(stage.producer(point, "quick", ids))
-        stored = sum((await stage.store.counts()).values())
-        assert stored == (5 if point == "enqueued" else 0)
+@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
+class TestRedis(Points):
+    """A script is one step, so there are points before its answer and between two scripts only."""
+
+    @pytest.fixture
+    def stage(self, redis_stage: Stage) -> Stage:
+        return redis_stage
+
+    @pytest.mark.parametrize("request_", ["reserve", "settle"])
+    async def test_a_worker_dies_before_the_answer(self, request_: str, stage: Stage) -> None:
+        await a_worker_dies(stage, f"unheard {request_}")
+
+    async def test_a_producer_dies_before_the_answer(self, stage: Stage) -> None:
+        await a_producer_dies(stage, "unheard enqueue", stored={0, 5})
+
+    async def test_a_producer_dies_between_two_scripts(self, stage: Stage) -> None:
+        ids = [f"quick-{n}" for n in range(1100)]
+        await stage.killed_itself(stage.producer("script enqueue", "quick", ids))
+        assert (await stage.store.counts())[State.PENDING] == 500
         assert await stage.exit_code(stage.producer(None, "quick", ids)) == 0
-        stage.jobs = ids
-        stage.worker()
-        await stage.check_all_completed(lost=0)
+        jobs = (await stage.store.list_jobs(limit=2000)).jobs
+        assert sorted(job.id for job in jobs) == sorted(ids)
+
+
+async def a_worker_dies(stage: Stage, point: str) -> None:
+    """With some of five jobs in hand."""
+    await stage.enqueue("quick", 5)
+    await stage.killed_itself(stage.worker(point, concurrency=5))
+    stage.worker()
+    await stage.check_all_completed(lost=5)
+
+
+async def a_worker_dies_while_it_rescues(stage: Stage, point: str) -> None:
+    """With the jobs of another one, which was killed, on their way back."""
+    await stage.enqueue("hanging", 3)
+    victim = stage.worker()
+    await stage.until_noted("start", 3)
+    victim.kill()
+    await stage.killed_itself(stage.worker(point))
+    stage.worker()
+    # The one that rescued them may have taken them itself before it died.
+    await stage.check_all_completed(lost=6)
+
+
+async def a_producer_dies(stage: Stage, point: str, stored: set[int]) -> None:
+    """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
+    ids = [f"quick-{n}" for n in range(5)]
+    await stage.killed_itself(stage.producer(point, "quick", ids))
+    assert sum((await stage.store.counts()).values()) in stored
+    assert await stage.exit_code(stage.producer(None, "quick", ids)) == 0
+    stage.jobs = ids
+    stage.worker()
+    await stage.check_all_completed(lost=0)

@@ -1,0 +1,25 @@
+"""A stage on each store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.stage import Stage
+from tests.servers.kinds import Running
+
+
+@pytest.fixture
+async def sqlite_stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    """One file."""
+    async with Stage(tmp_path, f"sqlite:///{tmp_path}/jobs.db") as stage:
+        yield stage
+
+
+@pytest.fixture
+async def redis_stage(tmp_path: Path, redis_server: Running) -> AsyncIterator[Stage]:
+    """A server, which is not what dies here."""
+    async with Stage(tmp_path, redis_server.url) as stage:
+        yield stage
