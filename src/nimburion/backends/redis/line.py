@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiredis import pack_command
 
+from nimburion.backends.redis.dialing import hang_up
 from nimburion.backends.redis.faults import (
     FAULTS,
     breaks_connection,
@@ -43,6 +44,7 @@ class Line:
         self._timeout = timeout
         self._turn = asyncio.Lock()
         self._connection: AbstractConnection | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self.connections: int = 0
         """How many there were so far: the same number, the same server without a break."""
 
@@ -76,7 +78,9 @@ class Line:
         """Hang up. Repeatable; the next request connects anew."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.disconnect(nowait=True)
+            if self._transport is not None and self._transport.get_write_buffer_size():
+                self._transport.abort()  # what the server has not taken yet must not follow later
+            await hang_up(connection)
 
     async def _ask(self, commands: Sequence[tuple[Part, ...]]) -> list[Any]:
         """The reply to each; `_NoScript` when one names a script that the server lacks."""
@@ -104,11 +108,14 @@ class Line:
 
     async def _connected(self) -> AbstractConnection:
         """The connection, or a new one where it broke while it was idle."""
-        connection = self._connection
-        if connection is not None and connection.is_connected and not await _spoiled(connection):
-            return connection
+        connection, transport = self._connection, self._transport
+        if connection is not None and connection.is_connected:
+            was_reset = transport is None or transport.is_closing()
+            if not was_reset and not await _spoiled(connection):
+                return connection
         await self.close()
         self._connection = connection = await self._servers.connect()
+        self._transport = _transport_of(connection)
         self.connections += 1
         return connection
 
@@ -144,3 +151,10 @@ async def _spoiled(connection: AbstractConnection) -> bool:
         return bool(await probe())
     except FAULTS:
         return True
+
+
+def _transport_of(connection: AbstractConnection) -> asyncio.WriteTransport:
+    """What is below; the driver shows it to nobody, and forgets it when a request is given up."""
+    writer: asyncio.StreamWriter | None = connection._writer  # noqa: SLF001
+    assert writer is not None, "it is connected"
+    return writer.transport

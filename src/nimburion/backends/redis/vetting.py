@@ -80,8 +80,9 @@ async def vet(send: Send, address: Address) -> Server:
             problem = f"{where}: require_durable, but {doubt.text}. {doubt.advice}"
             raise ConfigurationError(problem)
         _warn_once(where, f"{doubt.text}. {doubt.advice}")
-    if address.durable_enqueue and (doubt := flush_doubt(server)) is not None:
-        _warn_once(where, f"{doubt.text}. {doubt.advice}")
+    unsynced = flush_doubt(server) if address.durable_enqueue else None
+    if unsynced is not None:
+        _warn_once(where, f"{unsynced.text}. {unsynced.advice}")
     return server
 
 
