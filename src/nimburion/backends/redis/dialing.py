@@ -34,6 +34,7 @@ Role = Literal["primary", "replica", "sentinel", "unknown"]
 _ROLES: Mapping[bytes, Role] = {b"master": "primary", b"slave": "replica", b"sentinel": "sentinel"}
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 """Seconds of silence, seconds between probes, probes: a dead peer is known after 45 s."""
+_LEAVE = 0.5
 _NO_TLS_THERE = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF")
 
 
@@ -52,7 +53,7 @@ class Call(msgspec.Struct, frozen=True):
 
     async def close(self) -> None:
         """Hang up."""
-        await self.connection.disconnect(nowait=True)
+        await hang_up(self.connection)
 
 
 async def dial(
@@ -70,11 +71,28 @@ async def dial(
             await connection.connect()  # type: ignore[no-untyped-call]
             return await _greeted(connection)
     except FAULTS as error:
-        await connection.disconnect(nowait=True)
+        await hang_up(connection)
         raise why_not(error, place, address, within) from error
     except BaseException:
-        await connection.disconnect(nowait=True)
+        await hang_up(connection)
         raise
+
+
+async def hang_up(connection: AbstractConnection) -> None:
+    """End a connection, and forget what waits to be sent. TLS takes leave of the server, for which
+    this waits a moment at most."""
+    writer = connection._writer  # noqa: SLF001 - the driver shows it to nobody
+    await connection.disconnect(nowait=True)
+    if writer is None:
+        return
+    try:
+        if not writer.transport.get_write_buffer_size():
+            async with asyncio.timeout(_LEAVE):
+                await writer.wait_closed()
+    except (TimeoutError, OSError):
+        pass
+    finally:
+        writer.transport.abort()
 
 
 def _connection(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from nimburion.backends.redis.dialing import hang_up
 from nimburion.backends.redis.servers import Servers
 from nimburion.core.errors import BackendError
 
@@ -136,7 +137,7 @@ class Bell:
             while True:
                 self._take(await _next_message(connection))
         finally:
-            await connection.disconnect(nowait=True)
+            await hang_up(connection)
 
     def _take(self, message: list[bytes]) -> None:
         if message[0] == b"subscribe":
