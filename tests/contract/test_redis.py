@@ -1,0 +1,24 @@
+"""The Redis store keeps the contract, on each kind of server that the run is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.redis.store import RedisBackend
+from nimburion.core.backend import Backend
+from nimburion.testing import FakeClock
+from nimburion.testing.contract import BackendContract
+from tests.servers.kinds import Running
+
+
+class TestRedis(BackendContract):
+    url: str
+
+    @pytest.fixture(autouse=True)
+    def _on_an_empty_server(self, redis_server: Running) -> None:
+        self.url = redis_server.url
+
+    async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
+        return [RedisBackend(self.url, clock=clock) for _ in range(count)]
