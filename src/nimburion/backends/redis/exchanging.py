@@ -43,6 +43,8 @@ _TOLD = struct.Struct(">QQIIH")
 _AFTER_ID = _HEAD.size
 _MOST = (1 << 53) - 1
 """No number is larger: up to here Lua's numbers are exact."""
+_MOST_PLACES = (1 << 16) - 1
+"""A lease says its place in the reply in two bytes."""
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -98,7 +100,7 @@ def want_of(want: Want) -> bytes:
         queue: (terms.priority, False if terms.cap is None else terms.cap)
         for queue, terms in want.queues.items()
     }
-    return _pack((want.total, micros(want.ageing), lanes, queues))
+    return _pack((min(want.total, _MOST_PLACES), micros(want.ageing), lanes, queues))
 
 
 def reply_of(answer: list[Any], session_id: str, number: int, want: Want) -> Reply:

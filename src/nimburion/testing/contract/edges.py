@@ -208,6 +208,16 @@ class Sizes:
         assert ids(await worker.take(500)) == [job.id for job in jobs[:500]]
         assert len(await worker.take(500)) == 200
 
+    async def test_ten_thousand_jobs_in_one_reply(self, stage: Stage) -> None:
+        jobs = [stage.job() for _ in range(10_000)]
+        await stage.store.enqueue(jobs)
+        worker = await stage.worker()
+        for settlement in (Released, Completed):
+            taken = await worker.take(10_000)
+            assert ids(taken) == [job.id for job in jobs]
+            done = await worker.settle(*(settlement(delivery.lease) for delivery in taken))
+            assert done == [Settled.DONE] * len(jobs)
+
     async def test_a_long_history_is_kept_whole(self, stage: Stage) -> None:
         await stage.add("a")
         worker = await stage.worker()

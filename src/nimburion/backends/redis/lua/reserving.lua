@@ -219,7 +219,7 @@ end
 
 -- How many of these jobs fit a reply together, at least one; and their bodies, payloads behind them.
 local function bodies_of(fields)
-  local bodies = redis.call('HMGET', job_key, unpack(fields))
+  local bodies = gather(job_key, fields)
   local bytes = 0
   for i = 1, #fields do
     local body = bodies[i]
@@ -262,7 +262,7 @@ local function hand_out(session4, number8, nonce, chosen, lanes)
   end
   local count, bodies = bodies_of(fields)
   cut_to(count, chosen, bodies, lanes)
-  local states = redis.call('HLEN', state_key) > 0 and redis.call('HMGET', state_key, unpack(fields, 1, count)) or {}
+  local states = redis.call('HLEN', state_key) > 0 and gather(state_key, fields) or {}
   local tail = number8 .. now8 .. '0'
   local fresh = session4 .. '\0\0\0\1' .. nonce .. tail .. FRESH
   local told, leases, held, forget = {}, {}, {}, {}
@@ -286,7 +286,7 @@ local function hand_out(session4, number8, nonce, chosen, lanes)
     lane.L = lane.L + 1
     push_two(held, 0, session4 .. field)
   end
-  redis.call('ZREM', ready_key, unpack(chosen))
+  each_part('ZREM', ready_key, chosen)
   each_part('HSET', lease_key, leases)
   each_part('ZADD', held_key, held)
   each_part('HDEL', state_key, forget)
