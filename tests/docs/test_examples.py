@@ -4,7 +4,8 @@ The blocks of one page run in order in one namespace, on one event loop, in an e
 `python file=NAME` is written to that folder and imported from there; `yaml file=NAME` is written.
 `sh run` is run by bash.
 A `text output` block is compared with what the block before it printed; `...` stands for anything.
-`python no-run` shows a signature and is counted.
+`python no-run` shows a signature and is counted. Where a page names a Redis server, the tests' own
+one takes its place.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import pytest
 
 from tests.docs.pages import Block, Page, every_page, parse
 from tests.house.tree import ROOT
+from tests.servers import Server
 
 MOST_NOT_RUN = 2
 PAGES = [page for page in every_page() if any(block.runs for block in page.blocks)]
+REDIS = "redis://localhost:6379/0"
 _checker = doctest.OutputChecker()
 
 
@@ -44,9 +47,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 async def test_the_examples_of_a_page_run(
-    page: Page, folder: Path, capsys: pytest.CaptureFixture[str]
+    page: Page, folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
+    if any(block.runs and REDIS in block.text for block in page.blocks):
+        server: Server = request.getfixturevalue("valkey")
+        server.empty()
+        page = with_server(page, server.url)
     await run_page(page, folder, capsys)
+
+
+def with_server(page: Page, url: str) -> Page:
+    """The page, with another server in its examples."""
+    blocks = [block._replace(text=block.text.replace(REDIS, url)) for block in page.blocks]
+    return page._replace(blocks=tuple(blocks))
 
 
 async def run_page(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
