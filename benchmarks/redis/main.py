@@ -81,8 +81,8 @@ def heading(binary: Binary, peers: list[Subject], repeat: int) -> str:
     return (
         f"Commit {commit}, {time.strftime('%Y-%m-%d %H:%M')}, Python {platform.python_version()}, "
         f"{binary.name} on loopback (nothing saved unless said), redis-py {version('redis')}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. {', '.join(named)}.\n\n"
-        f"Median (minimum-maximum) of {repeat} runs in turn; no-op jobs with about 250 bytes. "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. {', '.join(named) or 'No peers'}.\n\n"
+        f"Median (minimum-maximum) of {repeat} runs in turn; no-op jobs with 250 bytes. "
         "default: no setting but the URL and the number of processes, logs at warning. best: the "
         "fastest setting known (benchmarks/peers). ratio: nimburion at its default beside it. "
         f"!: in a run, other programs used more than {LOUD} of a core.\n"

@@ -26,7 +26,7 @@ class Subject:
         return self.drain[best] * DRAIN_SECONDS * processes
 
 
-OURS = Subject("nimburion", "nimburion", "enqueue_many of 1,000", (50_000, 60_000), 200_000)
+OURS = Subject("nimburion", "nimburion", "enqueue_many of 1,000", (70_000, 80_000), 200_000)
 BARE = Subject("bare", "bare LPUSH", "gather of 100", (0, 0), 50_000)
 PEERS = {
     peer.name: peer

@@ -71,10 +71,13 @@ def drain(rounds: Rounds, peers: list[Subject]) -> list[str]:
                 one = shots[subject, best, many]
                 row += [figure(rounds, one, "rate"), versus(rounds, shots[OURS, False, many], one)]
                 row += [figure(rounds, one, "client_us", 1), figure(rounds, one, "server_us", 1)]
-            rows.append([*row, figure(rounds, shots[subject, best, 1], "requests", 2)])
+            alone, beside = shots[subject, best, 1], shots[subject, best, 2]
+            row += [versus(rounds, beside, alone, "client_us")]
+            rows.append([*row, figure(rounds, alone, "requests", 3)])
     columns = ["process, jobs/s", "ratio", "worker CPU µs a job", "server CPU µs a job"]
     head = ["", "", f"1 {columns[0]}", *columns[1:], "2 processes, jobs/s", *columns[1:]]
-    return [table("Redis, drain", [*head, "requests a job (1 process)"], rows)]
+    head += ["worker CPU, 2 against 1", "requests a job, 1 process"]
+    return [table("Redis, drain", head, rows)]
 
 
 def burn(rounds: Rounds, peers: list[Subject]) -> list[str]:
@@ -142,9 +145,9 @@ def idle(rounds: Rounds, peers: list[Subject]) -> list[str]:
 
 
 def memory(rounds: Rounds, peers: list[Subject]) -> list[str]:
-    """Memory: what the server needs for each of 20,000 jobs that wait."""
+    """Memory: what the server needs for each of 50,000 jobs that wait."""
     shots = {
-        (s, b): shot(s, "memory", b, jobs=20_000) for s, b in producers(peers) if s is not BARE
+        (s, b): shot(s, "memory", b, jobs=50_000) for s, b in producers(peers) if s is not BARE
     }
     rounds.run([*shots.values()], repeat=1)
     rows = [
@@ -196,9 +199,9 @@ def marked(rounds: Rounds, one: Shot, text: str) -> str:
     return f"{text} !" if rounds.is_loud(one) else text
 
 
-def versus(rounds: Rounds, a: Shot, b: Shot) -> str:
-    """The ratio of two rates, run by run; nothing beside itself."""
-    ours, theirs = rounds.values(a, "rate"), rounds.values(b, "rate")
+def versus(rounds: Rounds, a: Shot, b: Shot, name: str = "rate") -> str:
+    """The ratio of two figures, run by run; nothing beside itself."""
+    ours, theirs = rounds.values(a, name), rounds.values(b, name)
     return ratio(ours, theirs) if ours and theirs and a != b else ""
 
 
