@@ -38,6 +38,7 @@ def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         for command in commands:
             server.ask(*command)  # it raises what the server refuses
+        server.stop()  # a killed one would leave the child that writes its snapshot
 
 
 # --- URLs -----------------------------------------------------------------------------------------
