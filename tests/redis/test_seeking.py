@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nimburion.backends.redis.line import Part
+from nimburion.backends.redis.seeking import FEW
 from nimburion.backends.redis.store import RedisBackend
 from nimburion.core.errors import InvalidJob, JobNotFound, Unstorable
 from nimburion.core.job import NewJob, Options, State
@@ -115,6 +116,33 @@ async def test_a_filter_finds_the_few_among_the_many(stage: Stage, store: Counti
     await fill(stage, 1_400)
     few += await fill(stage, 2, queue="red")
     assert await listed(store, JobFilter(queue="red"), limit=2) == few[::-1]
+
+
+async def test_unfinished_jobs_are_found_without_looking_at_the_others(
+    stage: Stage, store: Counting
+) -> None:
+    await fill(stage, 2_000)
+    await end(stage, 2_000)
+    order = sorted(STANDING, key=lambda name: name.startswith("processing"))  # else they get lost
+    ids = [await STANDING[name](stage) for name in order]
+    store.ran.clear()
+    for state in (State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING):
+        found = await store.list_jobs(JobFilter(states=frozenset({state})))
+        assert {job.state for job in found.jobs} == {state}
+    assert store.ran == {"unfinished": 4, "list": 4}
+    waiting = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING})
+    unfinished = [one for one in reversed(ids) if not (await store.get(one)).state.finished]
+    assert await listed(store, JobFilter(states=waiting), limit=2) == unfinished
+
+
+async def test_of_many_unfinished_jobs_the_newest_are_found_first(
+    stage: Stage, store: Counting
+) -> None:
+    ids = await fill(stage, FEW + 1)
+    store.ran.clear()
+    page = await store.list_jobs(JobFilter(states=frozenset({State.PENDING})))
+    assert [job.id for job in page.jobs] == ids[:-101:-1]
+    assert store.ran == {"unfinished": 1, "list": 1}
 
 
 async def test_more_ids_than_one_script_takes(stage: Stage, store: Counting) -> None:

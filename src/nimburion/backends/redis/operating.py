@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from nimburion.backends.redis import inspecting, maintaining, scheduling
 from nimburion.backends.redis.line import Part
 from nimburion.backends.redis.records import asked_id, asked_text
-from nimburion.backends.redis.seeking import STEP, Walk
-from nimburion.core.job import JobRecord, NewJob, State
+from nimburion.backends.redis.seeking import FEW, LETTERS, STEP, Walk, fields_of
+from nimburion.core.job import FINISHED, JobRecord, NewJob, State
 from nimburion.core.reading import (
     EVERY_JOB,
     Cancellation,
@@ -97,14 +97,22 @@ class Operating(ABC):
         *,
         deletes: bool = False,
     ) -> Walk:
-        """The way through the jobs of a filter."""
-        if which.ids is None:
-            return Walk(which, states, after, deletes=deletes)
-        asked, given = sorted({asked_id(one) for one in which.ids}), []
+        """The way through the jobs of a filter: those that it names, or the unfinished ones where
+        only these are meant and they are few, or all."""
+        given: Iterable[bytes] | None = None
+        if which.ids is not None:
+            given = await self._find(which.ids)
+        elif states and states.isdisjoint(FINISHED):
+            letters = "".join(LETTERS[state] for state in states)
+            given = fields_of(await self._run("unfinished", letters, FEW))
+        return Walk(which, states, after, given=given, deletes=deletes)
+
+    async def _find(self, ids: Collection[str]) -> list[bytes]:
+        """Where jobs lie, those that there are."""
+        asked, found = sorted({asked_id(one) for one in ids}), []
         for at in range(0, len(asked), STEP):
-            given += await self._run("find", *asked[at : at + STEP])
-        found = (field for field in given if field is not None)
-        return Walk(which, states, after, given=found, deletes=deletes)
+            found += await self._run("find", *asked[at : at + STEP])
+        return [field for field in found if field is not None]
 
     # --- readers ---
 

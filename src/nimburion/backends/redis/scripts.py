@@ -49,6 +49,7 @@ RECIPES = MappingProxyType(
         "delete": Recipe((*_SEEKING, "forgetting"), "allow-oom"),
         "prune": Recipe(("times", "layout", "lists", "lanes", "forgetting"), "allow-oom"),
         "find": Recipe(flags="no-writes"),
+        "unfinished": Recipe(("lists",), "no-writes"),
         "get": Recipe((*_SEEKING, "telling"), "no-writes"),
         "list": Recipe((*_SEEKING, "telling"), "no-writes"),
         "counts": Recipe(("times", "lanes", "counting"), "no-writes"),

@@ -13,6 +13,8 @@ from nimburion.core.reading import JobFilter
 
 STEP = 500
 """Jobs that one script looks at."""
+FEW = 5_000
+"""Unfinished jobs that are gathered and sorted, rather than looked for among all."""
 LETTERS: Mapping[State, str] = MappingProxyType(
     {
         State.PENDING: "P",
@@ -40,7 +42,7 @@ class Walk:
         which: the filter.
         states: what its states come to for this operation; None: any.
         after: the cursor behind which to begin.
-        given: where the jobs lie that the filter names by their ids; None where it names none.
+        given: the fields of all that may be meant; None where these are not known.
         deletes: whether jobs that are picked are taken out, so that only finished ones are meant.
 
     Raises:
@@ -95,6 +97,13 @@ def field_of(after: str | None) -> bytes:
 def cursor_of(field: bytes) -> str:
     """The `next` of a page that ends with this job."""
     return str(int.from_bytes(field, "big"))
+
+
+def fields_of(joined: bytes | None) -> list[bytes] | None:
+    """What `unfinished.lua` answered, apart; None where they were too many."""
+    if joined is None:
+        return None
+    return [joined[at : at + 8] for at in range(0, len(joined), 8)]
 
 
 def filter_of(which: JobFilter, states: frozenset[State] | None) -> bytes | None:

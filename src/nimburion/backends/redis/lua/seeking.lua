@@ -73,17 +73,14 @@ local function standing_of(body, lease, state)
   return due > now and 'S' or 'P'
 end
 
-local function is_meant(filter, body, letter, reason)
-  local letters, queue, name, why = filter[1], filter[2], filter[3], filter[4]
+local function is_of_lane(body, queue, name)
   local lane = lane_of(string.sub(body, 1, 4))
-  return not (letters and not string.find(letters, letter, 1, true))
-    and not (queue and lane.queue ~= queue)
-    and not (name and lane.name ~= name)
-    and not (why and reason ~= why)
+  return not (queue and lane.queue ~= queue) and not (name and lane.name ~= name)
 end
 
 local function seek(visit)
   local filter, next_fields = cmsgpack.unpack(ARGV[5]), places[ARGV[3]]
+  local letters, queue, name, why = filter[1], filter[2], filter[3], filter[4]
   local on, last, looked = ARGV[4], false, 0
   for _ = 1, 8 do
     local fields
@@ -93,9 +90,11 @@ local function seek(visit)
       local body, enough, leaves = bodies[i], false, false
       if body then
         looked = looked + 1
-        local letter, reason = standing_of(body, leases[i], states[i])
-        if is_meant(filter, body, letter, reason) then
-          enough, leaves = visit(field, body, letter, leases[i] or states[i])
+        if is_of_lane(body, queue, name) then
+          local letter, reason = standing_of(body, leases[i], states[i])
+          if not (letters and not string.find(letters, letter, 1, true)) and not (why and reason ~= why) then
+            enough, leaves = visit(field, body, letter, leases[i] or states[i])
+          end
         end
       end
       if not leaves then
