@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from importlib import import_module
 
@@ -12,6 +13,7 @@ from benchmarks.peers.scenes import SCENES
 
 def main() -> None:
     """`python -m benchmarks.peers NAME SCENE '{"argument": ...}'`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the workers go with us
     name, scene, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     peer = import_module(f"benchmarks.peers.{name}_peer").PEER()
     with asyncio.Runner(loop_factory=peer.loop_factory) as runner:

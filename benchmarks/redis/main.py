@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> int:
         interpreter(peer.name)
         node_modules(peer.name)
     binary = server_program()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     said = heading(binary, peers, asked.repeat)
     print(said)
     failed: list[str] = []
@@ -78,13 +80,14 @@ def heading(binary: Binary, peers: list[Subject], repeat: int) -> str:
     commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     named = [line for peer in peers for line in versions(peer.name) if is_named(line, peer)]
     named += ["bullmq==6.7.0"] * any(peer.name == "bullmq" for peer in peers)
+    beside = ", ".join(named) or "no peers"
     return (
         f"Commit {commit}, {time.strftime('%Y-%m-%d %H:%M')}, Python {platform.python_version()}, "
         f"{binary.name} on loopback (nothing saved unless said), redis-py {version('redis')}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. {', '.join(named) or 'No peers'}.\n\n"
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. Beside: {beside}.\n\n"
         f"Median (minimum-maximum) of {repeat} runs in turn; no-op jobs with 250 bytes. "
         "default: no setting but the URL and the number of processes, logs at warning. best: the "
-        "fastest setting known (benchmarks/peers). ratio: nimburion at its default beside it. "
+        "fastest setting known (benchmarks/peers). ratio: nimburion at its default against it. "
         f"!: in a run, other programs used more than {LOUD} of a core.\n"
     )
 

@@ -119,16 +119,26 @@ def play(binary: Binary, one: Shot) -> dict[str, Any]:
         }
         command = [interpreter(name), "-m", "benchmarks.peers", name, one.scene]
         command.append(json.dumps(dict(one.arguments)))
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **told},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        printed: dict[str, Any] = json.loads(output_of(command, told).splitlines()[-1])
+    return printed
+
+
+def output_of(command: list[str], told: dict[str, str]) -> str:
+    """What a scene's process prints. It is asked to end, not killed: its workers end with it."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **told},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        printed, complained = process.communicate(timeout=TIMEOUT)
+    except BaseException:
+        process.terminate()
+        process.communicate()
+        raise
+    if process.returncode:
+        raise RuntimeError(complained[-3000:] or f"ended with {process.returncode}")
     return printed

@@ -206,7 +206,9 @@ def versus(rounds: Rounds, a: Shot, b: Shot, name: str = "rate") -> str:
 
 
 def against(rounds: Rounds, shots: dict[tuple[Subject, bool], Shot], subject: Subject) -> str:
-    """Ours at the default against the better of a subject's settings."""
+    """Ours at the default against the better of a subject's settings; a bare write's default."""
+    if subject is BARE:
+        shots = {key: one for key, one in shots.items() if not key[1]}
     theirs = [shots[subject, best] for best, _ in SETTINGS if (subject, best) in shots]
     measured = [one for one in theirs if rounds.values(one, "rate")]
     if subject is OURS or not measured:
