@@ -33,6 +33,7 @@ from nimburion.core.session import Orders, Session
 from nimburion.core.settlement import Completed, Progressed, Released, Retried, Settled, Settlement
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
+from nimburion.testing.contract.dead_letters import ODD
 from nimburion.testing.contract.situations import SITUATIONS
 
 
@@ -428,7 +429,7 @@ BREAKAGES = [
     Breakage(ComparesIdsOnly, "another_body_under_a_finished_id_is_a_conflict"),
     Breakage(CancelsWhatRuns, "a_running_job_is_asked_through_its_worker"),
     Breakage(ReplayForgetsHistory, "counts_begin_anew_and_the_history_stays"),
-    Breakage(DeadLetterWrittenAnew, "the_payload_is_the_same_byte_for_byte"),
+    Breakage(DeadLetterWrittenAnew, "the_payload_is_the_same_byte_for_byte", (ODD,)),
     Breakage(PrunesOneTooMany, "the_bound_holds_and_less_means_that_nothing_is_left"),
     Breakage(PausesNothing, "a_paused_queue_hands_out_nothing"),
     Breakage(FiresWithoutComparing, "the_same_tick_fires_once"),

@@ -14,6 +14,8 @@ from nimburion.testing.contract.standing import STANDING
 KEY = Options(unique_key="k")
 ODD = b'{ "b":1.0 ,"a":"\\u00e4 \xc3\xa4",\n "a":2 }'
 """JSON that nobody would write again in the same bytes."""
+LARGE = b'"' + b"x" * 100_000 + b'"'
+"""So large that a store may keep it apart from the rest of the job."""
 
 
 async def bury(stage: Stage, *job_ids: str, reason: str = "permanent", **where: str) -> None:
@@ -53,13 +55,16 @@ class Replaying:
         assert (after.failures, after.lost, after.attempt) == (0, 0, 1)
         assert after.history == before.history
 
-    async def test_the_payload_is_the_same_byte_for_byte(self, stage: Stage) -> None:
-        await stage.put(stage.job("a", payload=ODD))
+    @pytest.mark.parametrize("payload", [ODD, LARGE], ids=["odd", "large"])
+    async def test_the_payload_is_the_same_byte_for_byte(
+        self, stage: Stage, payload: bytes
+    ) -> None:
+        await stage.put(stage.job("a", payload=payload))
         worker = await stage.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "unreadable", OOPS))
-        assert (await stage.store.get("a")).payload == ODD
+        assert (await stage.store.get("a")).payload == payload
         await stage.store.replay(EVERY_JOB, 10)
-        assert (await worker.take_one()).payload == ODD
+        assert (await worker.take_one()).payload == payload
 
     async def test_replaying_twice_does_nothing_the_second_time(self, stage: Stage) -> None:
         await bury(stage, "a")
