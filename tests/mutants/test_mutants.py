@@ -1,7 +1,7 @@
 """The tests are tested: each breakage of the product must turn them red.
 
 A mutant whose original text is not found exactly once fails here: whoever changes that line says
-anew what would break it, in `breakages.py`.
+anew what would break it, in `breakages.py` or `redis_breakages.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.breakages import MUTANTS, Mutant
+from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
+from tests.mutants.mutant import Mutant
+from tests.mutants.redis_breakages import REDIS_MUTANTS
 
 ROOT = Path(__file__).parent.parent.parent
+MUTANTS = (*ENGINE_MUTANTS, *REDIS_MUTANTS)
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1
 """pytest's exit code: tests ran and some failed; all else (no tests, no import) proves nothing."""
@@ -38,6 +41,7 @@ def run(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     }
     environment["PYTHONPATH"] = os.pathsep.join([str(source.parent), str(ROOT)])
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment["NB_TEST_SERVERS"] = "valkey"  # one is enough to see what is wrong with a script
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

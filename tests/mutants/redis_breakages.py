@@ -1,0 +1,270 @@
+"""Breakages of the Redis store's scripts."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+REDIS = "tests/contract/test_redis.py::TestRedis::"
+CLOCKS = "tests/redis/test_clocks.py"
+LUA = "backends/redis/lua/"
+
+_HELD = "string.sub(lease, 1, 24) == session4 .. token"
+
+REDIS_MUTANTS = (
+    # Tokens
+    Mutant(
+        "Redis: token compare dropped (settle)",
+        f"{LUA}settling.lua",
+        _HELD,
+        "string.sub(lease, 1, 4) == session4",
+        (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "counter"),
+    ),
+    Mutant(
+        "Redis: token compare dropped (progress)",
+        f"{LUA}settling.lua",
+        _HELD,
+        f"(kind == 112 or {_HELD})",
+        (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "Progressed"),
+    ),
+    Mutant(
+        "Redis: random half of the token ignored",
+        f"{LUA}settling.lua",
+        _HELD,
+        "string.sub(lease, 1, 8) == session4 .. string.sub(token, 1, 4)",
+        (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "half"),
+    ),
+    Mutant(
+        "Redis: session compare dropped",
+        f"{LUA}settling.lua",
+        _HELD,
+        "string.sub(lease, 5, 24) == token",
+        (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "another"),
+    ),
+    Mutant(
+        "Redis: fence does not rise",
+        f"{LUA}reserving.lua",
+        "(struct.unpack('>I4', state, 7)) + 1)",
+        "(struct.unpack('>I4', state, 7)))",
+        (f"{REDIS}test_the_fence_rises_with_every_delivery_of_a_job",),
+    ),
+    Mutant(
+        "Redis: a replay begins the fences anew",
+        f"{LUA}replay.lua",
+        "string.sub(body, at + 23, at + 26)",
+        "'\\0\\0\\0\\0'",
+        (f"{REDIS}test_a_replayed_job_is_fenced_from_its_old_token",),
+    ),
+    # Numbers
+    Mutant(
+        "Redis: a repeat reserves anew",
+        f"{LUA}exchange.lua",
+        "  told, bodies = repeated()\n  lanes = open_lanes(want)",
+        "  lanes = open_lanes(want)\n"
+        "  told, bodies = hand_out(session4, number8, nonce, choose(lanes, want), lanes)",
+        (f"{REDIS}test_a_repeat_brings_the_same_deliveries",),
+    ),
+    Mutant(
+        "Redis: a repeat settles anew",
+        f"{LUA}exchange.lua",
+        "  letters = string.sub(turn, 38)",
+        "  letters = settle(session4, ARGV[7], 8)",
+        (f"{REDIS}test_a_repeat_brings_the_same_results",),
+    ),
+    Mutant(
+        "Redis: any number accepted",
+        f"{LUA}exchange.lua",
+        "elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then",
+        "elseif (struct.unpack('>I8', number8)) == 0 then",
+        (f"{REDIS}test_a_number_before_the_last_is_out_of_order",),
+    ),
+    # Sessions and rescue
+    Mutant(
+        "Redis: rescue without expiry check",
+        f"{LUA}rescue.lua",
+        "alive_key, '-inf', alive_now, 'LIMIT'",
+        "alive_key, '-inf', '+inf', 'LIMIT'",
+        (f"{REDIS}test_a_live_session_is_left_alone",),
+    ),
+    Mutant(
+        "Redis: a rescued session lives on",
+        f"{LUA}beat.lua",
+        "if not turn or string.sub(turn, 29, 29) ~= 'a' then",
+        "if not turn then",
+        (f"{REDIS}test_a_rescued_session_never_lives_again",),
+    ),
+    Mutant(
+        "Redis: what a bounded rescue left is forgotten",
+        f"{LUA}rescue.lua",
+        "  if more then\n    break\n  end\n  redis.call('ZREM', orphan_key, orphan)",
+        "  redis.call('ZREM', orphan_key, orphan)",
+        (f"{REDIS}test_the_bound_holds_and_says_that_there_is_more",),
+    ),
+    Mutant(
+        "Redis: `lost` not counted",
+        f"{LUA}rescue.lua",
+        "lost = lost + 1",
+        "lost = lost + 0",
+        (f"{REDIS}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
+    ),
+    Mutant(
+        "Redis: one loss too many allowed",
+        f"{LUA}rescue.lua",
+        "lost >= max_lost",
+        "lost > max_lost",
+        (f"{REDIS}test_the_last_loss_makes_a_dead_letter",),
+    ),
+    Mutant(
+        "Redis: the expiry of a session that left counts as a loss",
+        f"{LUA}rescue.lua",
+        "string.sub(orphan, 5) == 'l'",
+        "string.sub(orphan, 5) == 'd'",
+        (f"{REDIS}test_the_expiry_of_a_session_that_left_counts_no_loss",),
+    ),
+    Mutant(
+        "Redis: what still runs is released at the close",
+        f"{LUA}close_session.lua",
+        "if running[field .. string.sub(lease, 5, 24)] then",
+        "if running[field] then",
+        (f"{REDIS}test_what_still_runs_stays_leased_and_the_session_has_left",),
+    ),
+    # Time
+    Mutant(
+        "Redis: promote before due",
+        f"{LUA}promoting.lua",
+        "'(' .. time8(now + 1)",
+        "'(' .. time8(now + 3600000000)",
+        (f"{REDIS}test_what_a_settlement_delays_is_never_early",),
+    ),
+    Mutant(
+        "Redis: time from the caller believed",
+        "backends/redis/store.py",
+        "        if self._given is None:\n            return",
+        "        if (given := self._clock) is not None:\n"
+        "            return micros(given.now()), micros(given.now())\n"
+        "        if self._given is None:\n            return",
+        (CLOCKS,),
+    ),
+    # Limits, caps, order
+    Mutant(
+        "Redis: limit off by one",
+        f"{LUA}reserving.lua",
+        "- net_of(name))",
+        "- net_of(name) + 1)",
+        (f"{REDIS}test_no_more_than_the_limit_in_one_reply",),
+    ),
+    Mutant(
+        "Redis: rescue gives no place back",
+        f"{LUA}rescue.lua",
+        "write_ledger()\ncount_lanes()",
+        "write_ledger()",
+        (f"{REDIS}test_rescue_gives_places_back",),
+    ),
+    Mutant(
+        "Redis: a settled job frees its place one exchange late",
+        f"{LUA}reserving.lua",
+        "- net_of(name))",
+        ")",
+        (f"{REDIS}test_a_busy_line_passes_the_gate_in_order_and_leaves_it_empty",),
+    ),
+    Mutant(
+        "Redis: cap ignored",
+        f"{LUA}reserving.lua",
+        "if not (cap and cap <= 0) and not (room and room <= 0) then",
+        "if not (room and room <= 0) then",
+        (f"{REDIS}test_a_queue_cap_spans_the_lanes_of_the_queue",),
+    ),
+    Mutant(
+        "Redis: ageing ignored",
+        f"{LUA}reserving.lua",
+        "if ageing > 0 and now > due then",
+        "if ageing > 0 and now < due then",
+        (f"{REDIS}test_a_head_ages_one_level_for_each_whole_span",),
+    ),
+    Mutant(
+        "Redis: paused queue served",
+        f"{LUA}reserving.lua",
+        "redis.call('HEXISTS', paused_key, queue) == 1",
+        "redis.call('HEXISTS', paused_key, queue) == 2",
+        (f"{REDIS}test_a_paused_queue_hands_out_nothing",),
+    ),
+    Mutant(
+        "Redis: a full gate rings nobody when it opens",
+        f"{LUA}lanes.lua",
+        "          mark_all()",
+        "          mark(lane_of)",
+        (f"{REDIS}test_wait_wakes_for",),
+    ),
+    # Unique keys, ids
+    Mutant(
+        "Redis: unique key freed too early",
+        f"{LUA}settling.lua",
+        "      wait_again(field, lease, lane, counts,",
+        "      if has(body, KEY) then free_key(body, lane.name) end\n"
+        "      wait_again(field, lease, lane, counts,",
+        (f"{REDIS}test_a_job_that_goes_on_keeps_its_key",),
+    ),
+    Mutant(
+        "Redis: unique key not freed",
+        f"{LUA}unique.lua",
+        "    redis.call('HDEL', unique_key, field)\n    return true",
+        "    return true",
+        (f"{REDIS}test_the_end_of_its_job_frees_the_key",),
+    ),
+    Mutant(
+        "Redis: the end of an old holder frees the key of the new one",
+        f"{LUA}unique.lua",
+        " and string.sub(entry, 9) == id_of(body) then",
+        " then",
+        (f"{REDIS}test_the_end_of_an_old_holder_frees_nothing_of_the_new_one",),
+    ),
+    Mutant(
+        "Redis: another body accepted under a kept id",
+        f"{LUA}enqueue_one.lua",
+        "and 'e' or 'x'",
+        "and 'e' or 'e'",
+        (f"{REDIS}test_another_body_under_a_kept_id_is_a_conflict",),
+    ),
+    Mutant(
+        "Redis: what stands beside a conflict is stored anyway",
+        f"{LUA}storing.lua",
+        "refused = refused or letter == 'x' or letter == 't'",
+        "refused = refused or letter == 't'",
+        (f"{REDIS}test_one_conflict_refuses_the_whole_call",),
+    ),
+    # Operators and schedules
+    Mutant(
+        "Redis: a request to cancel is forgotten when the attempt ends",
+        f"{LUA}settling.lua",
+        "    if string.byte(lease, 41) == 49 then",
+        "    if string.byte(lease, 41) == 50 then",
+        (f"{REDIS}test_what_the_worker_says_after_a_request",),
+    ),
+    Mutant(
+        "Redis: a request to cancel is forgotten at the rescue",
+        f"{LUA}returning.lua",
+        "  if string.byte(lease, 41) == 49 then",
+        "  if string.byte(lease, 41) == 50 then",
+        (f"{REDIS}test_a_cancel_that_was_requested_ends_the_job",),
+    ),
+    Mutant(
+        "Redis: a worker is asked to cancel what another holds",
+        f"{LUA}beat.lua",
+        "if lease and string.sub(lease, 1, 4) == session4 then",
+        "if lease then",
+        (f"{REDIS}test_only_the_worker_that_holds_it_is_asked",),
+    ),
+    Mutant(
+        "Redis: a tick is decided twice",
+        f"{LUA}fire.lua",
+        " ~= ARGV[4] then",
+        " == '-' then",
+        (f"{REDIS}test_a_tick_that_somebody_else_decided_stores_nothing",),
+    ),
+    Mutant(
+        "Redis: a payload that lies apart is dropped with its failure",
+        f"{LUA}ledger.lua",
+        "  elseif has(body, APART) then",
+        "  end\n  if has(body, APART) then",
+        (f"{REDIS}test_the_payload_is_the_same_byte_for_byte",),
+    ),
+)
