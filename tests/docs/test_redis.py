@@ -15,6 +15,7 @@ from nimburion.core.errors import ConfigurationError
 from tests.docs.pages import Page, every_page, read
 from tests.house.tree import PACKAGE, ROOT
 from tests.servers import Binary, Server
+from tests.servers.waiting import until
 
 PRODUCTION = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 REFERENCE = read(ROOT / "docs" / "reference" / "redis-keys.md")
@@ -38,7 +39,14 @@ def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         for command in commands:
             server.ask(*command)  # it raises what the server refuses
-        server.stop()  # a killed one would leave the child that writes its snapshot
+            until(lambda: writes_nothing(server), f"{command} is done")
+
+
+def writes_nothing(server: Server) -> bool:
+    """Whether no child of it writes a file, which would outlive it."""
+    with server.client() as client:
+        told = client.info("persistence")
+    return not (told["rdb_bgsave_in_progress"] or told["aof_rewrite_in_progress"])
 
 
 # --- URLs -----------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ async def runs_jobs(live: Live) -> None:
             await processor.enqueue(greet.job(name), id=name)
         assert await processor.queue_size("greetings") == 3
         assert await processor.drain() == 4
-        assert await processor.wait("Bob", timeout=live.patience) == "Hello Bob"
+        assert await processor.wait("Bob", timeout=PATIENCE) == "Hello Bob"
         assert (await processor.get_status("Bob")).failures == 1
         assert [one.id async for one in processor.dead.list()] == ["nobody"]
         assert await processor.dead.replay("nobody") == ["nobody"]
@@ -106,7 +106,7 @@ async def settles(live: Live) -> None:
         Released(leases[2], 0.001),
         Cancelled(leases[3], "no more"),
     )
-    await until_async(lambda: promoted(live, "back"), live)
+    await until_async(lambda: promoted(live, "back"))
     (lease,) = [one.lease for one in await worker.take(10)]
     await live.store.cancel("back")
     assert [one.job_id for one in (await live.store.beat(worker.id)).cancel] == ["back"]
@@ -130,7 +130,7 @@ async def rescues(live: Live) -> None:
             found = await live.store.rescue(500, max_lost=max_lost)
             return bool(found.returned or found.failed)
 
-        await until_async(rescued, live)
+        await until_async(rescued)
     assert await live.stage.state("lost") is State.FAILED
 
 
@@ -173,7 +173,7 @@ async def prunes(live: Live) -> None:
     """Everything that is finished, with its results."""
     await live.store.prune(Retention(completed=None, completed_max=1, results=0.0), 500)
     keep = Retention(completed=0.0, failed=0.0, results=0.0)
-    await until_async(lambda: nothing_finished(live, keep), live)
+    await until_async(lambda: nothing_finished(live, keep))
     await live.store.delete(JobFilter(ids=("to-wait",)), 1)
 
 
@@ -219,9 +219,9 @@ def told_by(server: Server, question: Callable[[redis.Redis], Any]) -> list[dict
         return list(question(client))
 
 
-async def until_async(holds: Callable[[], Awaitable[bool]], live: Live) -> None:
+async def until_async(holds: Callable[[], Awaitable[bool]]) -> None:
     """Ask again and again until it holds."""
-    async with asyncio.timeout(live.patience):
+    async with asyncio.timeout(PATIENCE):
         while not await holds():
             await asyncio.sleep(0)
 
@@ -234,10 +234,10 @@ STEPS = (
     rescues,
     cancels_and_pauses,
     fires,
-    rings,
     is_examined,
     is_known,
     prunes,
+    rings,
 )
 
 
@@ -248,7 +248,7 @@ async def everything(
     *,
     after_each: Callable[[], object] = lambda: None,
 ) -> None:
-    """Do it all; what should soon be true has `patience` seconds."""
+    """Do it all; at the end a ring must come within `patience` seconds."""
     live = Live(url, servers, patience)
     try:
         await live.store.open()

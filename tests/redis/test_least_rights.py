@@ -115,7 +115,7 @@ def login_of_watchers(watchers: Sequence[Server]) -> str:
     return f"?sentinel_username={USER}&sentinel_password={PASSWORD}" if watchers else ""
 
 
-@pytest.mark.parametrize("left_out", [[], LEFT_OUT], ids=["all", "what works but …"])
+@pytest.mark.parametrize("left_out", [[], LEFT_OUT], ids=["all", "least"])
 async def test_a_worker_has_enough_rights(valkey: Server, left_out: list[str]) -> None:
     valkey.empty()
     with user([valkey], [word for word in RIGHTS if word.removeprefix("+") not in left_out]):
