@@ -22,6 +22,7 @@ from nimburion.backends.redis.faults import (
     redirect_of,
 )
 from nimburion.backends.redis.servers import Servers
+from nimburion.core.errors import BackendUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -45,6 +46,8 @@ class Line:
         self._turn = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._transport: asyncio.WriteTransport | None = None
+        self.proven: bool = False
+        """Set when the server was reached and found fit by the settings it has."""
         self.connections: int = 0
         """How many there were so far: the same number, the same server without a break."""
 
@@ -114,10 +117,20 @@ class Line:
             if not was_reset and not await _spoiled(connection):
                 return connection
         await self.close()
-        self._connection = connection = await self._servers.connect()
+        self._connection = connection = await self._dial()
         self._transport = _transport_of(connection)
         self.connections += 1
         return connection
+
+    async def _dial(self) -> AbstractConnection:
+        """Connect. What was right and is refused now (a password that was changed, a server that
+        is another one) may be right again: whoever asks is to ask again, as in any outage."""
+        try:
+            return await self._servers.connect()
+        except ConfigurationError as error:
+            if not self.proven:
+                raise
+            raise BackendUnavailable(str(error), outcome="not applied") from error
 
     async def _after(self, error: BaseException) -> None:
         """Leave a connection that is of no use any more; look again for who takes writes."""

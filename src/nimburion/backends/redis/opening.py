@@ -59,6 +59,8 @@ class Opened:
                 f"{FORMAT}; nothing was changed. Upgrade nimburion here (pip install --upgrade "
                 "nimburion)"
             )
+        for line in (self.asks, self.enqueues, self.exchanges):
+            line.proven = True
 
     async def run(
         self,

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
+from redis import exceptions as driver
 
 from nimburion.backends.redis.dialing import hang_up
 from nimburion.backends.redis.servers import Servers
-from nimburion.core.errors import BackendError
+from nimburion.core.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -28,6 +28,8 @@ _PATIENCE = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _SILENCE = 15.0
 """Seconds without a word after which the server is asked whether it is still there."""
+
+_OUTAGES = (BackendUnavailable, OSError, EOFError, driver.ConnectionError, driver.TimeoutError)
 
 Arm = Callable[[Collection[str]], Awaitable[None]]
 
@@ -46,6 +48,7 @@ class Bell:
         self._waiters: dict[asyncio.Future[None], frozenset[str]] = {}
         self._subscribed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
+        self._said = ""
 
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
@@ -120,8 +123,8 @@ class Bell:
         while True:
             try:
                 await self._follow()
-            except (BackendError, RedisError, OSError, TimeoutError) as error:
-                _log.debug("no hints for now: %s", error)
+            except Exception as error:  # noqa: BLE001 - a loop in the background must not end
+                self._note(error)
             if self._subscribed.is_set():
                 pause = _FIRST_PAUSE
                 self._subscribed.clear()
@@ -129,6 +132,19 @@ class Bell:
             self._servers.doubt()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _note(self, error: Exception) -> None:
+        """An outage is said by those who need the server; what keeps only rings away is said here,
+        once."""
+        if isinstance(error, _OUTAGES) or str(error) == self._said:
+            _log.debug("no rings for now: %s", error)
+            return
+        self._said = str(error)
+        _log.warning(
+            "queues are not heard to ring (%s); a job that waits for an idle worker begins when "
+            "that looks again, each second or two",
+            error,
+        )
 
     async def _follow(self) -> None:
         connection = await self._servers.connect()
@@ -143,6 +159,7 @@ class Bell:
         if message[0] == b"subscribe":
             self._armed.clear()
             self._subscribed.set()
+            self._said = ""
         elif message[0] == b"message":
             self._ring(message[2].decode().split("\0"))
 
