@@ -1,0 +1,46 @@
+"""A run holds the tests of the servers that it asks for, no others, and says what ran."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.house.tree import ROOT
+
+
+def pytest_of(kinds: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on this folder, for these kinds of servers."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "NB_TEST_SERVERS": kinds},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def collected(kinds: str, *arguments: str) -> set[str]:
+    """The kinds that stand in the names of the tests that pytest would run here."""
+    listed = pytest_of(kinds, "--collect-only", *arguments, "tests/servers/test_servers.py")
+    assert listed.returncode == 0, listed.stdout
+    names = [line for line in listed.stdout.splitlines() if "test_each_kind" in line]
+    return {name.partition("[")[2].rstrip("]") for name in names}
+
+
+def test_only_the_kinds_that_are_asked_for_are_collected() -> None:
+    assert collected("valkey-cluster,valkey", "-m", "server") == {"valkey", "valkey-cluster"}
+    assert collected("valkey", "-m", "not server") == set()
+
+
+def test_a_kind_that_does_not_exist_ends_the_run() -> None:
+    ended = pytest_of("garnet", "tests/servers")
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert ended.stderr.startswith("ERROR: NB_TEST_SERVERS: no kind garnet")
+
+
+def test_a_run_says_on_which_server_how_many_tests_passed() -> None:
+    ended = pytest_of("valkey", "-k", "each_kind", "tests/servers/test_servers.py")
+    assert ended.returncode == 0, ended.stdout
+    assert "tests passed by server: Valkey 9" in ended.stdout
