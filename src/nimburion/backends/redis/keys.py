@@ -13,7 +13,7 @@ KEYS = MappingProxyType(
         "lanes": "hash: number -> queue NUL name",
         "job": "hash: seq -> all that is known of a job but what moves (see layout.lua)",
         "payload": "hash: seq -> a payload too large to lie in job",
-        "id": "hash: id -> seq",
+        "id": "hash: id -> seq, without its first two bytes",
         "state": "hash: seq -> counts of a waiting job that was leased before",
         "ready": "sorted set: places in the line, in byte order",
         "due": "sorted set: jobs set aside until they are due, in byte order",

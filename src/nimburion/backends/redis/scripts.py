@@ -33,24 +33,26 @@ _SEEKING = ("times", "layout", "lists", "lanes", "seeking")
 RECIPES = MappingProxyType(
     {
         "open": Recipe(flags="allow-oom"),
-        "enqueue": Recipe(("times", "layout", "lists", "bell", "lanes", "unique", "storing")),
-        "enqueue_one": Recipe(("times",)),
+        "enqueue": Recipe(
+            ("times", "layout", "lists", "bell", "lanes", "unique", "ids", "storing")
+        ),
+        "enqueue_one": Recipe(("times", "ids")),
         "flush": Recipe(flags="allow-oom"),
-        "look": Recipe(("times", "layout", "lists", "unique"), "no-writes"),
+        "look": Recipe(("times", "layout", "lists", "unique", "ids"), "no-writes"),
         "exchange": Recipe((*_LEDGER, "settling", "promoting", "reserving"), "allow-oom"),
         "open_session": Recipe(("times", "bell"), "allow-oom"),
         "beat": Recipe(("times", "layout", "lists"), "allow-oom"),
         "close_session": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "rescue": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "promote": Recipe(("times", "lists", "bell", "lanes", "promoting"), "allow-oom"),
-        "cancel": Recipe((*_LEDGER, "cancelling"), "allow-oom"),
+        "cancel": Recipe((*_LEDGER, "ids", "cancelling"), "allow-oom"),
         "pause": Recipe(("bell",), "allow-oom"),
         "replay": Recipe((*_LEDGER, "seeking"), "allow-oom"),
         "delete": Recipe((*_SEEKING, "forgetting"), "allow-oom"),
         "prune": Recipe(("times", "layout", "lists", "lanes", "forgetting"), "allow-oom"),
-        "find": Recipe(flags="no-writes"),
+        "find": Recipe(("ids",), "no-writes"),
         "unfinished": Recipe(("lists",), "no-writes"),
-        "get": Recipe((*_SEEKING, "telling"), "no-writes"),
+        "get": Recipe((*_SEEKING, "ids", "telling"), "no-writes"),
         "list": Recipe((*_SEEKING, "telling"), "no-writes"),
         "counts": Recipe(("times", "lanes", "counting"), "no-writes"),
         "queues": Recipe(("times", "layout", "lists", "lanes", "counting"), "no-writes"),
@@ -59,7 +61,7 @@ RECIPES = MappingProxyType(
         "pause_schedule": Recipe(flags="allow-oom"),
         "delete_schedule": Recipe(flags="allow-oom"),
         "schedules": Recipe(flags="no-writes"),
-        "fire": Recipe((*_LEDGER, "cancelling", "storing")),
+        "fire": Recipe((*_LEDGER, "ids", "cancelling", "storing")),
     }
 )
 """By operation."""

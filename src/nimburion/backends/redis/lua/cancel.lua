@@ -4,7 +4,7 @@
 -- Result: cancelled, requested (it runs: its worker is told with the next beat), finished, or missing
 -- Locks: none
 -- Atomic: one script
-local field = redis.call('HGET', id_key, ARGV[3])
+local field = field_of(ARGV[3])
 if not field then
   return 'missing'
 end

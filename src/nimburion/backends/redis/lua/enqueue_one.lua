@@ -6,7 +6,7 @@
 -- Locks: none
 -- Atomic: one script; a server that is full refuses it before it begins
 local body = ARGV[7]
-local known = redis.call('HGET', id_key, ARGV[6])
+local known = field_of(ARGV[6])
 if known then
   return string.sub(redis.call('HGET', job_key, known), 23, 38) == string.sub(body, 3, 18) and 'e' or 'x'
 end
@@ -27,7 +27,7 @@ end
 
 local field = struct.pack('>I8', redis.call('HINCRBY', n_key, 'seq', 1))
 redis.call('HSET', job_key, field, number .. now8 .. due8 .. body)
-redis.call('HSET', id_key, ARGV[6], field)
+redis.call('HSET', id_key, ARGV[6], short(field))
 if micros8(due8, 1) <= now then
   redis.call('ZADD', ready_key, 0, number .. string.sub(meta, 1, 1) .. due8 .. field)
   redis.call('HINCRBY', count_key, number .. 'P', 1)

@@ -4,4 +4,4 @@
 -- Result: a field or nil for each
 -- Locks: none
 -- Atomic: one script that writes nothing
-return redis.call('HMGET', id_key, unpack(ARGV, 3))
+return fields_of(ARGV, 3)

@@ -19,7 +19,7 @@ end
 
 -- Whether the schedule's previous job lets the next one in.
 local function makes_way(id, overlap)
-  local field = redis.call('HGET', id_key, id)
+  local field = field_of(id)
   local body = field and redis.call('HGET', job_key, field)
   if not body or has(body, FINISHED) or overlap == 'allow' then
     return true

@@ -4,7 +4,7 @@
 -- Result: {} where there is none, or {names of lanes, what telling.lua tells}
 -- Locks: none
 -- Atomic: one script that writes nothing
-local field = redis.call('HGET', id_key, ARGV[3])
+local field = field_of(ARGV[3])
 if not field then
   return {}
 end

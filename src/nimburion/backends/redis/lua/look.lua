@@ -12,7 +12,7 @@ end
 local letters, told = {}, {}
 for first = 1, total, 1000 do
   local last = math.min(first + 999, total)
-  local known = redis.call('HMGET', id_key, unpack(ids, first, last))
+  local known = fields_of(ids, first, last)
   for i = first, last do
     local field, key = known[i - first + 1], ARGV[3 * i + 2]
     letters[i] = 'c'

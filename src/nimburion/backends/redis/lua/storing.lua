@@ -39,7 +39,7 @@ local function decide(names, metas, first)
   for i = 1, count do
     ids[i] = body_id(ARGV[first + i - 1])
   end
-  local known = redis.call('HMGET', id_key, unpack(ids))
+  local known = fields_of(ids)
   for i = 1, count do
     local blob, id, letter = ARGV[first + i - 1], ids[i], 'c'
     if known[i] then
@@ -130,7 +130,7 @@ local function store(names, metas, first)
       seq = seq + 1
       local field = struct.pack('>I8', seq)
       push_two(jobs, field, stand.front .. blob)
-      push_two(ids, body_id(blob), field)
+      push_two(ids, body_id(blob), short(field))
       if stand.ready then
         push_two(ready, 0, stand.place .. field)
         stand.lane.P = stand.lane.P + 1
