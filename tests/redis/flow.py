@@ -27,7 +27,6 @@ from tests.crash.stage import Stage
 
 PATIENCE = 40.0
 AT_ONCE = 4
-SETTINGS = {"session_ttl": 10.0, "concurrency": 10}
 BOUND = 2.0
 """Seconds before a server's death: what was acknowledged earlier must be there afterwards."""
 
@@ -36,18 +35,20 @@ Record = Callable[[str, object], None]
 
 @asynccontextmanager
 async def flowing(
-    folder: Path, url: str, *, jobs: int, workers: int = 2, **settings: Any
+    folder: Path, url: str, *, jobs: int, per_second: int = 1_000, load: int = 0, ttl: float = 10.0
 ) -> AsyncIterator[Flow]:
-    """A stream of so many jobs that has begun, and workers that run them. Leaving it waits until
-    all is done; the account is then `flow.result`."""
+    """A stream of jobs that has begun, and two workers that run them. Leaving it lets the stream
+    end, with `jobs` of them at least, and waits until all is done; the account is then
+    `flow.result`. `load`: bytes of each payload; `ttl`: seconds that a worker's session lives."""
     async with Stage(folder, url) as stage:
-        flow = Flow(stage)
-        processes = [stage.worker(**SETTINGS | settings) for _ in range(workers)]
+        flow = Flow(stage, per_second, b"{%b}" % (b" " * load))
+        processes = [stage.worker(session_ttl=ttl, concurrency=10) for _ in range(2)]
         flow.workers = [process.pid for process in processes]
         pouring = asyncio.create_task(flow.pour(jobs))
         try:
             await flow.until_every_worker_goes_on(since=0.0)
             yield flow
+            flow.may_end = True
             await pouring
             flow.result = await flow.account()
         finally:
@@ -59,8 +60,9 @@ async def flowing(
 class Flow:
     """A steady stream of jobs into the store of a stage."""
 
-    def __init__(self, stage: Stage, *, per_second: float = 1_000.0) -> None:
+    def __init__(self, stage: Stage, per_second: int, payload: bytes) -> None:
         self.stage = stage
+        self._payload = payload
         self.acknowledged: dict[str, float] = {}
         """When each was, on the clock of this host."""
         self.refused: Counter[str] = Counter()
@@ -71,17 +73,18 @@ class Flow:
         self._pace = AT_ONCE / per_second
         self._numbers = count()
         self._never = asyncio.Event()
+        self.may_end = False
         self.workers: list[int] = []
         """The ids of their processes."""
         self.result: Account
 
     async def pour(self, jobs: int) -> None:
-        """Enqueue so many."""
+        """Enqueue so many, and more until they may end."""
         async with self._client:
             await asyncio.gather(*(self._pour(jobs) for _ in range(AT_ONCE)))
 
     async def _pour(self, jobs: int) -> None:
-        while (number := next(self._numbers)) < jobs:
+        while (number := next(self._numbers)) < jobs or not self.may_end:
             due = time.monotonic() + self._pace
             await self._enqueue(f"quick-{number}")
             await self.pass_time(due - time.monotonic())
@@ -91,7 +94,7 @@ class Flow:
         async with asyncio.timeout(PATIENCE):
             while job_id not in self.acknowledged:
                 try:
-                    await self._client.enqueue_raw("quick", b"{}", id=job_id)
+                    await self._client.enqueue_raw("quick", self._payload, id=job_id)
                     self.acknowledged[job_id] = time.monotonic()
                 except (BackendUnavailable, StoreFull) as error:
                     self.refused[type(error).__name__] += 1

@@ -28,8 +28,8 @@ async def test_clients_are_killed_and_scripts_forgotten(
 ) -> None:
     killed = 0
     with Server(redis_binary) as server:
-        async with flowing(tmp_path, server.url, jobs=3_000) as flow:
-            while len(flow.acknowledged) < 2_500:
+        async with flowing(tmp_path, server.url, jobs=2_000) as flow:
+            while len(flow.acknowledged) < 1_500:
                 server.ask("SCRIPT", "FLUSH")
                 killed += server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
                 killed += server.ask("CLIENT", "KILL", "TYPE", "pubsub")
@@ -37,7 +37,7 @@ async def test_clients_are_killed_and_scripts_forgotten(
         unknown = met(server, "NOSCRIPT")
     record_property("Redis connections killed by the server, in total", killed)
     record_property("scripts that the server had forgotten, in total", unknown)
-    assert killed > 50
+    assert killed > 30
     assert unknown > 10
     flow.result.check()
     assert flow.result.sessions_lost == 0
@@ -46,8 +46,8 @@ async def test_clients_are_killed_and_scripts_forgotten(
 async def test_it_becomes_a_replica_for_a_while(tmp_path: Path, redis_binary: Binary) -> None:
     """Of a primary that is not there, so that it keeps its data."""
     with Server(redis_binary) as server:
-        async with flowing(tmp_path, server.url, jobs=2_000) as flow:
-            await flow.until_acknowledged(500)
+        async with flowing(tmp_path, server.url, jobs=1_000, per_second=500) as flow:
+            await flow.until_acknowledged(300)
             server.ask("REPLICAOF", "127.0.0.1", free_port())
             await flow.pass_time(1.0)
             server.ask("REPLICAOF", "NO", "ONE")
@@ -60,7 +60,7 @@ async def test_it_becomes_a_replica_for_a_while(tmp_path: Path, redis_binary: Bi
 async def test_it_takes_its_time_to_load(tmp_path: Path, redis_binary: Binary) -> None:
     """It listens, and answers that it is loading."""
     with Server(redis_binary, "key-load-delay 60", appendonly=True) as server:
-        async with flowing(tmp_path, server.url, jobs=2_000) as flow:
+        async with flowing(tmp_path, server.url, jobs=1_500) as flow:
             await flow.until_acknowledged(1_000)
             await asyncio.to_thread(server.restart)
         assert met(server, "LOADING")
@@ -76,7 +76,7 @@ async def test_the_network_drops_delays_and_cuts(
     cut = resets = 0
     async with Proxy(valkey.port) as proxy:
         url = f"{proxy.url}?timeout=0.5"
-        async with flowing(tmp_path, url, jobs=1_500, session_ttl=20.0) as flow:
+        async with flowing(tmp_path, url, jobs=1_000, per_second=500, ttl=20.0) as flow:
             for n in range(4):
                 proxy.hole()
                 await flow.pass_time(0.8)
@@ -105,8 +105,8 @@ async def test_it_hangs_for_longer_than_sessions_live(
 ) -> None:
     """Workers stop believing in their leases, and what they hold may run again; nothing else."""
     with Server(redis_binary) as server:
-        async with flowing(tmp_path, server.url, jobs=2_000, session_ttl=1.0) as flow:
-            await flow.until_acknowledged(500)
+        async with flowing(tmp_path, server.url, jobs=1_000, per_second=500, ttl=1.0) as flow:
+            await flow.until_acknowledged(300)
             server.pause()
             await flow.pass_time(2.5)
             server.resume()

@@ -31,7 +31,7 @@ async def test_killed_and_started_again(
             pause = await flow.until_every_worker_goes_on(since=time.monotonic())
     flow.result.tell(record_property, f"{redis_binary.name}, killed and started")
     assert pause < GOES_ON
-    assert len(flow.acknowledged) == 5_000
+    assert len(flow.acknowledged) >= 5_000
     assert flow.held_up
     flow.result.check(flow.result.younger_than(killed - BOUND))
 
@@ -42,8 +42,8 @@ async def test_killed_while_its_disk_hangs_it_forgets_its_last_seconds(
     """What it forgets was answered: jobs, deliveries, settlements. Workers that know more than
     their server drop what they hold, and go on with what it knows."""
     with Server(redis_binary, "appendfsync everysec", appendonly=True) as server:
-        async with flowing(tmp_path, server.url, jobs=6_000) as flow:
-            await flow.until_acknowledged(2_500)
+        async with flowing(tmp_path, server.url, jobs=2_000) as flow:
+            await flow.until_acknowledged(1_500)
             with StuckDisk(server) as disk:
                 await flow.until(lambda: sync_hangs(server), "a sync hangs")
                 await flow.pass_time(1.5)

@@ -1,0 +1,78 @@
+"""Sentinel puts a replica in the place of a primary that dies or hangs, while jobs flow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.redis.flow import BOUND, Record, flowing
+from tests.servers import Binary, SentinelTrio
+
+pytestmark = pytest.mark.slow
+
+GOES_ON = 5.0
+"""Seconds after the promotion in which every worker goes on by itself."""
+
+
+async def test_the_primary_is_killed(
+    tmp_path: Path, redis_binary: Binary, record_property: Record
+) -> None:
+    with SentinelTrio(redis_binary, appendonly=True) as trio:
+        async with flowing(tmp_path, f"{trio.url}?timeout=2", jobs=2_000) as flow:
+            await flow.until_acknowledged(1_500)
+            former = await asyncio.to_thread(trio.kill_primary)
+            killed = time.monotonic()
+            await asyncio.to_thread(trio.wait_for_another, former)
+            promoted = time.monotonic()
+            pause = await flow.until_every_worker_goes_on(since=promoted)
+    flow.result.tell(record_property, f"{redis_binary.name}, primary killed")
+    record_property("ms from its death to a promotion, in total", round(1000 * (promoted - killed)))
+    record_property("ms from there until every worker went on, in total", round(1000 * pause))
+    assert pause < GOES_ON
+    assert flow.held_up
+    flow.result.check(flow.result.younger_than(killed - BOUND))
+
+
+async def test_the_primary_is_killed_while_its_replica_lags(
+    tmp_path: Path, redis_binary: Binary, record_property: Record
+) -> None:
+    """Replication is asynchronous. The jobs are large, so that what the replica does not read
+    fills the buffers between them, and stays with the primary."""
+    with SentinelTrio(redis_binary, appendonly=True) as trio:
+        url = f"{trio.url}?timeout=2"
+        async with flowing(tmp_path, url, jobs=1_500, load=30_000) as flow:
+            await flow.until_acknowledged(1_000)
+            replica = next(server for server in trio.data if server is not trio.primary)
+            replica.pause()
+            await flow.pass_time(1.2)
+            former = await asyncio.to_thread(trio.kill_primary)
+            killed = time.monotonic()
+            replica.resume()
+            await asyncio.to_thread(trio.wait_for_another, former)
+            pause = await flow.until_every_worker_goes_on(since=time.monotonic())
+    flow.result.tell(record_property, f"{redis_binary.name}, primary killed 1.2 s ahead")
+    assert flow.result.lost, "the replica was not behind"
+    assert pause < GOES_ON
+    flow.result.check(flow.result.younger_than(killed - BOUND))
+
+
+async def test_the_primary_hangs_and_comes_back_as_a_replica(
+    tmp_path: Path, redis_binary: Binary, record_property: Record
+) -> None:
+    """It wakes up and takes itself for the primary still. Nobody who has met the new one writes
+    there, and what it was sent before it hung is void."""
+    with SentinelTrio(redis_binary, appendonly=True) as trio:
+        async with flowing(tmp_path, f"{trio.url}?timeout=1", jobs=1_000) as flow:
+            await flow.until_acknowledged(500)
+            former = trio.primary
+            former.pause()
+            hung = time.monotonic()
+            await asyncio.to_thread(trio.wait_for_another, former)
+            await flow.until_every_worker_goes_on(since=time.monotonic())
+            former.resume()
+            await asyncio.to_thread(trio.settle)
+    flow.result.tell(record_property, f"{redis_binary.name}, primary hung")
+    flow.result.check(flow.result.younger_than(hung - BOUND))

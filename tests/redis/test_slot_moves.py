@@ -1,0 +1,87 @@
+"""The slot of a namespace moves to another node of a cluster, and nodes die, while jobs flow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.redis.flow import BOUND, Flow, Record, flowing
+from tests.servers import Binary, Cluster
+
+pytestmark = pytest.mark.slow
+
+GOES_ON = 5.0
+SLOT_KEY = "{nimburion}:n"
+
+
+@asynccontextmanager
+async def flowing_through(cluster: Cluster, folder: Path, jobs: int) -> AsyncIterator[Flow]:
+    async with flowing(folder, f"{cluster.url}?timeout=2", jobs=jobs) as flow:
+        yield flow
+
+
+async def test_the_slot_moves_there_and_back(
+    tmp_path: Path, redis_binary: Binary, record_property: Record
+) -> None:
+    """Key by key, as administrators move slots: while it moves, nothing of the namespace can be
+    asked for anywhere, and everybody waits."""
+    with Cluster(redis_binary) as cluster:
+        slot = cluster.slot_of(SLOT_KEY)
+        home = cluster.owner_of(slot)
+        async with flowing_through(cluster, tmp_path, 1_000) as flow:
+            pauses, moved = [], 0
+            for target in (cluster.other_than(home), home):
+                await flow.until_acknowledged(len(flow.acknowledged) + 300)
+                moved += await asyncio.to_thread(cluster.move_slot, slot, target)
+                pauses.append(await flow.until_every_worker_goes_on(since=time.monotonic()))
+        met = refusals(cluster)
+    flow.result.tell(record_property, f"{redis_binary.name}, slot moved twice")
+    record_property("keys moved with their slot, in total", moved)
+    for code, number in met.items():
+        record_property(f"{code} while a slot moved, in total", number)
+    record_property("longest, ms until every worker went on, in total", round(1000 * max(pauses)))
+    assert moved > 10
+    assert met["MOVED"]
+    assert max(pauses) < GOES_ON
+    flow.result.check()
+    assert flow.result.sessions_lost == 0
+
+
+def refusals(cluster: Cluster) -> dict[str, int]:
+    """How often nodes have answered that a key is elsewhere, or on its way."""
+    found = dict.fromkeys(("MOVED", "ASK", "TRYAGAIN"), 0)
+    for node in cluster.nodes:
+        with node.client() as client:
+            said = client.info("errorstats")
+        for code in found:
+            found[code] += int(said.get(f"errorstat_{code}", {"count": 0})["count"])
+    return found
+
+
+async def test_nodes_die(tmp_path: Path, redis_binary: Binary, record_property: Record) -> None:
+    """One that has nothing of the namespace: nobody notices, once the cluster may go on without
+    its slots. The one that has: everybody waits until it is back."""
+    lines = ("cluster-require-full-coverage no", "appendfsync everysec")
+    with Cluster(redis_binary, *lines, appendonly=True) as cluster:
+        owner = cluster.owner_of(cluster.slot_of(SLOT_KEY))
+        bystander = cluster.other_than(owner)
+        async with flowing_through(cluster, tmp_path, 1_500) as flow:
+            await flow.until_acknowledged(500)
+            bystander.kill()
+            await flow.until_acknowledged(1_000)
+            assert flow.held_up == 0, "a node died that has nothing of it"
+            await asyncio.to_thread(owner.kill)
+            killed = time.monotonic()
+            await flow.pass_time(1.0)
+            await asyncio.to_thread(owner.start)
+            pause = await flow.until_every_worker_goes_on(since=time.monotonic())
+            bystander.start()
+    flow.result.tell(record_property, f"{redis_binary.name}, node of a cluster killed")
+    assert pause < GOES_ON
+    assert flow.held_up
+    flow.result.check(flow.result.younger_than(killed - BOUND))
