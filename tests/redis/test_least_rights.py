@@ -19,6 +19,7 @@ from tests.redis.everything import PATIENCE, everything, greet, told_by
 from tests.servers import Binary, Cluster, Running, SentinelTrio, Server
 
 PAGE = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
+LUA = ROOT / "src" / "nimburion" / "backends" / "redis" / "lua"
 USER, PASSWORD = "nimburion", "PASSWORD"
 SOON = 0.5
 """Seconds after which a ring that was refused counts as not coming."""
@@ -180,15 +181,42 @@ def names(word: str, refused: set[str]) -> bool:
     return any(one.startswith("{nimburion}:") for one in refused)
 
 
-def test_the_page_gives_what_the_scripts_call() -> None:
-    called = {
-        found
-        for file in (ROOT / "src/nimburion/backends/redis/lua").glob("*.lua")
-        for found in re.findall(r"(?:redis\.call|each_part)\('([A-Z]+)'", file.read_text("utf-8"))
-    }
-    asked = {"evalsha", "eval", "info", "ping"}
+async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary) -> None:
+    """Before a script stops in its middle: nothing can take back what it had written."""
+    begun = [{"{nimburion}:n"}, set()]
+    with Server(redis_binary) as server:
+        for word in [*(f"+{command}" for command in commands_in("open.lua")), "&{nimburion}:bell"]:
+            server.empty()
+            with user([server], [one for one in RIGHTS if one != word]):
+                with pytest.raises(ConfigurationError, match="this user may not"):
+                    await opened_and_closed(as_user(server.url))
+                assert names(word, refusals([server]))
+            assert set(map(bytes.decode, server.ask("KEYS", "*"))) in begun
+
+
+async def opened_and_closed(url: str) -> None:
+    store = open_backend(url)
+    try:
+        await store.open()
+    finally:
+        await store.close()
+
+
+def commands_in(*scripts: str) -> set[str]:
+    """Every command in these scripts: what stands in capitals, but for options."""
+    texts = [(LUA / script).read_text(encoding="utf-8") for script in scripts]
+    words = {word.lower() for text in texts for word in re.findall(r"'([A-Z]{3,})'", text)}
+    return words - {"limit", "withscores"}
+
+
+def test_opening_tries_every_command_of_every_script() -> None:
+    others = sorted({file.name for file in LUA.glob("*.lua")} - {"open.lua"})
+    assert commands_in("open.lua") == commands_in(*others) | {"hsetnx"}
+
+
+def test_the_page_gives_what_scripts_and_store_call() -> None:
     given = {word[1:] for word in NEEDED if word[0] == "+"}
-    assert given == {one.lower() for one in called} | asked | set(LEFT_OUT)
+    assert given == commands_in("open.lua") | {"evalsha", "eval", "info", "ping"} | {*LEFT_OUT}
 
 
 def test_the_page_says_what_is_missing_without_some() -> None:
