@@ -58,7 +58,7 @@ def syncing_thread(pid: int) -> int:
         int(task.name): (task / "comm").read_text().strip()
         for task in Path(f"/proc/{pid}/task").iterdir()
     }
-    return next(thread for thread, name in names.items() if name == "bio_aof")
+    return next(thread for thread, name in names.items() if name.startswith("bio_aof"))
 
 
 def ptrace(request: int, thread: int) -> None:
