@@ -72,4 +72,6 @@ def test_sqlite_answers_as_the_memory_store_does(part: int) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int) -> None:
-    compare(lambda clock: RedisBackend(redis_server.url, clock=clock), redis_server.empty)
+    compare(
+        lambda clock: RedisBackend(redis_server.url, clock=clock, timeout=30.0), redis_server.empty
+    )

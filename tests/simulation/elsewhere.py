@@ -22,7 +22,7 @@ T = TypeVar("T")
 Answer = Any
 """What an operation of the contract answers."""
 
-_PATIENCE = 20.0
+_PATIENCE = 30.0
 """Real seconds within which a store must answer."""
 
 _ANSWERS = (SessionLost, OutOfOrder, JobNotFound)

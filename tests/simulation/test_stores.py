@@ -113,7 +113,7 @@ def on_a_server(redis_server: Running) -> Make:
 
     def make(clock: Clock) -> Backend:
         redis_server.empty()
-        return RedisBackend(redis_server.url, clock=clock)
+        return RedisBackend(redis_server.url, clock=clock, timeout=30.0)
 
     return make
 
