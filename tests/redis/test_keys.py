@@ -17,7 +17,7 @@ async def test_every_key_is_described(valkey: Server) -> None:
     with valkey.client(decode_responses=True) as client:
 
         def look() -> None:
-            found.update({key: KINDS[client.type(key)] for key in client.scan_iter()})
+            found.update({key: KINDS[str(client.type(key))] for key in client.scan_iter()})
 
         await everything(valkey.url, [valkey], after_each=look)
     told = {f"{{nimburion}}:{name}": text.partition(":")[0] for name, text in KEYS.items()}

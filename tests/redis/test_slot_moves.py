@@ -54,7 +54,7 @@ async def test_the_slot_moves_there_and_back(
 
 def refusals(cluster: Cluster) -> dict[str, int]:
     """How often nodes have answered that a key is elsewhere, or on its way."""
-    found = dict.fromkeys(("MOVED", "ASK", "TRYAGAIN"), 0)
+    found: dict[str, int] = dict.fromkeys(("MOVED", "ASK", "TRYAGAIN"), 0)
     for node in cluster.nodes:
         with node.client() as client:
             said = client.info("errorstats")

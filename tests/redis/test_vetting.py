@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -354,8 +354,7 @@ def info_of(server: servers.Server) -> bytes:
     """What it says of itself, raw."""
     with server.client() as client:
         client.set_response_callback("INFO", lambda reply, **_: reply)
-        reply: bytes = client.execute_command("INFO")
-    return reply
+        return cast("bytes", client.execute_command("INFO"))
 
 
 async def test_a_clock_that_is_off(stock: servers.Server) -> None:

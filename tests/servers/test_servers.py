@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 
 from nimburion.backends.redis.address import parse
 from tests.servers.binaries import Binary, NoSuchServer, redis62_binary, valkey_binary
@@ -120,7 +121,7 @@ def test_a_user_may_what_it_may(redis_binary: Binary) -> None:
         redis.Redis.from_url(server.url_for("reader", "pw")) as client,
     ):
         assert client.ping() is True
-        with pytest.raises(redis.exceptions.NoPermissionError):
+        with pytest.raises(NoPermissionError):
             client.set("a", "b")
 
 

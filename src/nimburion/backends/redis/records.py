@@ -36,8 +36,8 @@ _SEQ = struct.Struct(">Q")
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-encode_json = msgspec.json.Encoder().encode
-decode_options = msgspec.json.Decoder(Options).decode
+encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
+decode_options: Callable[[bytes], Options] = msgspec.json.Decoder(Options).decode
 
 
 def refusing(pack: Callable[P, T]) -> Callable[P, T]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from redis import exceptions as driver
 
@@ -174,7 +174,6 @@ async def _next_message(connection: AbstractConnection) -> list[bytes]:
             await asyncio.wait({reading}, timeout=_PATIENCE)
         if not reading.done():
             raise TimeoutError(f"no word within {_PATIENCE:g} s")
-        message: list[bytes] = reading.result()
-        return message
+        return cast("list[bytes]", reading.result())
     finally:
         reading.cancel()
