@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from nimburion.backends import open_backend
-from nimburion.backends.redis import RedisBackend, line
+from nimburion.backends.redis import RedisBackend
 from nimburion.backends.redis.line import Line, Part
+from nimburion.backends.redis.wire import Wire
 from nimburion.backends.redis.scripts import Script
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.database import Database
@@ -112,9 +113,14 @@ def _die_unheard(what: str) -> None:
 
     def die_with_the_next_request(arguments: Sequence[Part]) -> None:
         if fits(arguments):
-            line._replies = lambda *_: die()  # type: ignore[assignment]
+            Wire.ask = _send_and_die  # type: ignore[assignment, method-assign]
 
     _around_script(name, die_with_the_next_request, lambda: None)
+
+
+def _send_and_die(wire: Wire, packed: bytes, *_: object) -> None:
+    wire.send(packed)
+    die()
 
 
 _SETTLEMENTS = 6

@@ -28,8 +28,8 @@ async def test_clients_are_killed_and_scripts_forgotten(
 ) -> None:
     killed = 0
     with Server(redis_binary) as server:
-        async with flowing(tmp_path, server.url, jobs=2_000) as flow:
-            while len(flow.acknowledged) < 1_500:
+        async with flowing(tmp_path, server.url, jobs=3_000) as flow:
+            while len(flow.acknowledged) < 1_500 or killed <= 30:
                 server.ask("SCRIPT", "FLUSH")
                 killed += server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
                 killed += server.ask("CLIENT", "KILL", "TYPE", "pubsub")

@@ -115,12 +115,9 @@ async def test_cut_while_idle_it_costs_nothing(proxy: Proxy) -> None:
 
 async def until_hung_up(line: Line) -> None:
     """The news of it has come to our loop."""
-    assert line._connection is not None
-    writer = line._connection._writer
-    assert writer is not None
+    assert line._wire is not None
     async with asyncio.timeout(5):
-        while not writer.is_closing():
-            await asyncio.sleep(0)
+        await line._wire.lost
 
 
 async def test_reset_after_any_number_of_bytes_it_says_what_may_be_concluded(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hiredis import pack_command
 
-from nimburion.backends.redis.dialing import hang_up
 from nimburion.backends.redis.faults import (
     FAULTS,
     breaks_connection,
@@ -22,11 +21,10 @@ from nimburion.backends.redis.faults import (
     redirect_of,
 )
 from nimburion.backends.redis.servers import Servers
+from nimburion.backends.redis.wire import Wire
 from nimburion.core.errors import BackendUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
-
     from nimburion.backends.redis.scripts import Script
 
 Part = bytes | str | int
@@ -44,8 +42,7 @@ class Line:
         self._where = where
         self._timeout = timeout
         self._turn = asyncio.Lock()
-        self._connection: AbstractConnection | None = None
-        self._transport: asyncio.WriteTransport | None = None
+        self._wire: Wire | None = None
         self.proven: bool = False
         """Set when the server was reached and found fit by the settings it has."""
         self.connections: int = 0
@@ -79,22 +76,20 @@ class Line:
 
     async def close(self) -> None:
         """Hang up. Repeatable; the next request connects anew."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if self._transport is not None and self._transport.get_write_buffer_size():
-                self._transport.abort()  # what the server has not taken yet must not follow later
-            await hang_up(connection)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
 
     async def _ask(self, commands: Sequence[tuple[Part, ...]]) -> list[Any]:
         """The reply to each; `_NoScript` when one names a script that the server lacks."""
+        wire = self._wire
+        if wire is None or not wire.is_alive:
+            wire = await self._connected()  # it has a time of its own, and says why it took it
         sent = False
-        connection = await self._connected()  # it has a time of its own, and says why it took it
         try:
-            async with asyncio.timeout(self._timeout):
-                packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
-                sent = True
-                await connection.send_packed_command(packed, check_health=False)
-                replies = await _replies(connection, len(commands))
+            packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
+            sent = True
+            replies = await wire.ask(packed, len(commands), self._timeout)
         except (TimeoutError, *FAULTS) as error:
             await self._after(error)
             raise meaning_of(error, self._where, sent=sent) from error
@@ -109,24 +104,18 @@ class Line:
                 raise meaning_of(reply, self._where, sent=True) from reply
         return replies
 
-    async def _connected(self) -> AbstractConnection:
-        """The connection, or a new one where it broke while it was idle."""
-        connection, transport = self._connection, self._transport
-        if connection is not None and connection.is_connected:
-            was_reset = transport is None or transport.is_closing()
-            if not was_reset and not await _spoiled(connection):
-                return connection
+    async def _connected(self) -> Wire:
+        """A new connection, instead of one that broke."""
         await self.close()
-        self._connection = connection = await self._dial()
-        self._transport = _transport_of(connection)
+        self._wire = wire = await self._dial()
         self.connections += 1
-        return connection
+        return wire
 
-    async def _dial(self) -> AbstractConnection:
+    async def _dial(self) -> Wire:
         """Connect. What was right and is refused now (a password that was changed, a server that
         is another one) may be right again: whoever asks is to ask again, as in any outage."""
         try:
-            return await self._servers.connect()
+            return Wire(await self._servers.connect())
         except ConfigurationError as error:
             if not self.proven:
                 raise
@@ -141,33 +130,3 @@ class Line:
             self._servers.doubt()
         if moves_on(error) or breaks_connection(error):
             await self.close()
-
-
-async def _replies(connection: AbstractConnection, count: int) -> list[Any]:
-    """One reply each. An error that the server answered stands in its place: it is an answer, and
-    those behind it are still to be read."""
-    replies: list[Any] = []
-    for _ in range(count):
-        try:
-            replies.append(await connection.read_response(disconnect_on_error=False))
-        except FAULTS as error:
-            if breaks_connection(error):
-                raise
-            replies.append(error)
-    return replies
-
-
-async def _spoiled(connection: AbstractConnection) -> bool:
-    """Whether an idle connection has something to say: only that it has ended, as a rule."""
-    probe = getattr(connection, "can_read", None) or connection.can_read_destructive
-    try:
-        return bool(await probe())
-    except FAULTS:
-        return True
-
-
-def _transport_of(connection: AbstractConnection) -> asyncio.WriteTransport:
-    """What is below; the driver shows it to nobody, and forgets it when a request is given up."""
-    writer: asyncio.StreamWriter | None = connection._writer  # noqa: SLF001
-    assert writer is not None, "it is connected"
-    return writer.transport

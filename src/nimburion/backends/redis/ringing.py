@@ -10,16 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
 
+from hiredis import pack_command
 from redis import exceptions as driver
 
-from nimburion.backends.redis.dialing import hang_up
 from nimburion.backends.redis.servers import Servers
+from nimburion.backends.redis.wire import Wire
 from nimburion.core.errors import BackendError, BackendUnavailable
-
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
 
 _log = logging.getLogger("nimburion.backends.redis")
 
@@ -28,6 +25,7 @@ _PATIENCE = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _SILENCE = 15.0
 """Seconds without a word after which the server is asked whether it is still there."""
+_PING = pack_command((b"PING",))
 
 _OUTAGES = (BackendUnavailable, OSError, EOFError, driver.ConnectionError, driver.TimeoutError)
 
@@ -147,33 +145,32 @@ class Bell:
         )
 
     async def _follow(self) -> None:
-        connection = await self._servers.connect()
+        wire = Wire(await self._servers.connect(), self._take)
         try:
-            await connection.send_command("SUBSCRIBE", self.channel)
-            while True:
-                self._take(await _next_message(connection))
-        finally:
-            await hang_up(connection)
-
-    def _take(self, message: list[bytes]) -> None:
-        if message[0] == b"subscribe":
+            asked = pack_command((b"SUBSCRIBE", self.channel))  # type: ignore[arg-type]
+            (reply,) = await wire.ask(asked, 1, _PATIENCE)
+            if isinstance(reply, Exception):
+                raise reply
             self._armed.clear()
             self._subscribed.set()
             self._said = ""
-        elif message[0] == b"message":
+            await _until_lost(wire)
+        finally:
+            await wire.close()
+
+    def _take(self, message: list[bytes]) -> None:
+        if message[0] == b"message":
             self._ring(message[2].decode().split("\0"))
 
 
-async def _next_message(connection: AbstractConnection) -> list[bytes]:
-    """What comes next. A server that is silent for long is asked whether it is there."""
-    reading = asyncio.ensure_future(connection.read_response())
-    try:
-        done, _ = await asyncio.wait({reading}, timeout=_SILENCE)
-        if not done:
-            await connection.send_command("PING")
-            await asyncio.wait({reading}, timeout=_PATIENCE)
-        if not reading.done():
-            raise TimeoutError(f"no word within {_PATIENCE:g} s")
-        return cast("list[bytes]", reading.result())
-    finally:
-        reading.cancel()
+async def _until_lost(wire: Wire) -> None:
+    """Return when the connection is lost. A server that is silent for long is asked whether it is
+    there."""
+    while wire.is_alive:
+        words = wire.words
+        await asyncio.wait({wire.lost}, timeout=_SILENCE)
+        if wire.words == words and wire.is_alive:
+            wire.send(_PING)
+            await asyncio.wait({wire.lost}, timeout=_PATIENCE)
+            if wire.words == words:
+                raise TimeoutError(f"no word within {_PATIENCE:g} s")
