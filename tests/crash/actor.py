@@ -24,8 +24,8 @@ from typing import Any
 from nimburion.backends import open_backend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.redis.line import Line, Part
-from nimburion.backends.redis.wire import Wire
 from nimburion.backends.redis.scripts import Script
+from nimburion.backends.redis.wire import Wire
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.database import Database
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
@@ -139,13 +139,13 @@ def _around_script(
     original = Line.run
 
     async def run(
-        self: Line, script: Script, keys: Sequence[bytes], arguments: Sequence[Part], *then: Any
+        self: Line, script: Script, keys: Sequence[bytes], arguments: Sequence[Part], **more: Any
     ) -> list[Any]:
         if script.name != name:
-            return await original(self, script, keys, arguments, *then)
+            return await original(self, script, keys, arguments, **more)
         await self.call("SCRIPT", "LOAD", script.text)  # so that the first try is applied
         before(arguments)
-        replies = await original(self, script, keys, arguments, *then)
+        replies = await original(self, script, keys, arguments, **more)
         after()
         return replies
 

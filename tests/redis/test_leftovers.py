@@ -15,7 +15,7 @@ from tests.model.machine import Twins
 from tests.servers import Server
 
 OF_NO_JOB = {"bell", "count", "gate", "lane", "lanes", "meta", "n", "paused", "running"}
-OF_NO_JOB |= {"schedule", "void"}
+OF_NO_JOB |= {"schedule", "void", "ring0", "ring1", "ring2", "ring3"}
 """Keys that grow with lanes, names, queues and schedules; `void` with runs of forgotten jobs."""
 EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nimburion.backends.redis.keys import RINGS
 from nimburion.backends.redis.line import Part
 from nimburion.backends.redis.seeking import FEW
 from nimburion.backends.redis.store import RedisBackend
@@ -238,7 +239,8 @@ async def test_nothing_is_left_of_what_was_forgotten(
     with pytest.raises(JobNotFound):
         await store.get(large.id)
     assert worker.id not in {one.id for one in await store.sessions()}
-    assert names_of(redis_server) == {"meta", "n", "lane", "lanes", "count", "running", "void"}
+    left = {"meta", "n", "lane", "lanes", "count", "running", "void"}
+    assert names_of(redis_server) == left | {f"ring{n}" for n in range(RINGS)}
     assert set((await store.counts()).values()) == {0}
 
 

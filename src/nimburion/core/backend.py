@@ -55,6 +55,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     """The most jobs of one enqueue call that are stored in one step; None: all of them."""
     shared: bool = True
     """Other processes can open the same data."""
+    patient: bool = False
+    """`exchange` waits for a job for as long as `Want.patience` says, and the store has `hurry`:
+    a job then begins one round trip sooner than by `wait`."""
 
 
 class Producing(Protocol):
@@ -123,6 +126,14 @@ class Consuming(Protocol):
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         """Return when one of the queues is rung, or after `timeout` seconds. A hint: it may wake
         for nothing and it may miss; a poll stands behind it."""
+        ...
+
+
+class Patient(Protocol):
+    """What a store offers besides, whose capabilities say `patient`."""
+
+    def hurry(self) -> None:
+        """Let the exchange that waits answer now. A hint: it may come too late, or not arrive."""
         ...
 
 

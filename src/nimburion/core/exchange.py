@@ -43,6 +43,9 @@ class Want(msgspec.Struct, frozen=True):
     ageing: float = 60.0
     nonce: bytes = bytes(16)
     """16 fresh random bytes: the random half of the tokens of this reply."""
+    patience: float = 0.0
+    """Seconds that the answer may wait, in a `patient` store, while there is nothing to hand out.
+    A hint: it may come at once, and does where settlements are written."""
 
 
 NOTHING = Want(total=0)

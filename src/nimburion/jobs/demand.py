@@ -69,8 +69,9 @@ class Demand:
         """The queues it serves."""
         return tuple(self._queues)
 
-    def want(self, total: int, *, everything: bool) -> Want:
-        """A request for `total` jobs: of all lanes, or of those last known not to be empty.
+    def want(self, total: int, *, everything: bool, patience: float = 0.0) -> Want:
+        """A request for `total` jobs: of all lanes, or of those last known not to be empty. The
+        answer may wait for `patience` seconds.
 
         Not of queues whose concurrency is used up: the store would say that they hold more, and
         the worker would ask again at once. What ends in them asks anew, with its settlement.
@@ -82,6 +83,7 @@ class Demand:
             queues=self._with_caps() if self._capped else self._terms,
             ageing=self._ageing,
             nonce=self._entropy(16),
+            patience=patience,
         )
 
     def remember(self, waiting: Iterable[Lane]) -> None:

@@ -7,6 +7,7 @@ poll interval, and an idle worker makes less than one call a second.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from nimburion.core.backend import Backend
@@ -51,8 +52,13 @@ class Hints:
         return self._listener.failure or self._due_watch.failure
 
     def listen(self) -> None:
-        """The last hint was taken up: from now on, a new one says something new."""
+        """The last hint was taken up, or there was none yet: a new one says something new."""
         self._listener.taken.set()
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until the earliest due time that the store told of."""
+        return self._due_watch.left
 
     def expect(self, reply: Reply, *, found: bool) -> None:
         """Learn from an exchange: when the next job is due, and whether it is quiet."""
@@ -76,14 +82,17 @@ class _Listener(Service):
         self._on_hint = on_hint
         self._rings = backend.capabilities.notifies
         self.taken = asyncio.Event()
+        if not backend.capabilities.patient:
+            self.taken.set()
         self.quiet = False
 
     async def run(self) -> None:
         while not self.stopping.is_set():
+            if not self.taken.is_set():
+                await first_of(self.taken.wait(), self.stopping.wait())
             await first_of(self._wait(), self.stopping.wait())
             self.taken.clear()
             self._on_hint()
-            await first_of(self.taken.wait(), self.stopping.wait())
 
     async def _wait(self) -> None:
         timeout = _IDLE_POLL if self.quiet and self._rings else _POLL
@@ -104,6 +113,11 @@ class _DueWatch(Service):
         self._on_hint = on_hint
         self._due: float | None = None
         self._changed = asyncio.Event()
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return math.inf if self._due is None else self._due - self.clock.monotonic()
 
     def expect(self, reply: Reply) -> None:
         """The store's earliest due time, as of this reply."""

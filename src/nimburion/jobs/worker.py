@@ -28,6 +28,7 @@ from nimburion.jobs.attempt import CANCELLED_ON_REQUEST, Attempt, Attempts, Why
 from nimburion.jobs.conveyor import MOST_AT_ONCE
 from nimburion.jobs.demand import MOST_HELD, Demand, Prefetch
 from nimburion.jobs.hints import Hints
+from nimburion.jobs.patience import Patience
 from nimburion.jobs.reach import Reach
 from nimburion.jobs.reasons import Reasons
 from nimburion.jobs.registry import Registry
@@ -83,6 +84,7 @@ class Worker:
         self._running: set[Attempt] = set()
         self._reasons = Reasons(self._loop)
         self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
+        self._patience = Patience(backend)
         self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
         self._ended = False
@@ -105,6 +107,7 @@ class Worker:
         self._draining = True
         self._give_back_held()
         self._reasons.ring()
+        self._patience.end()
 
     async def stop(self, grace: float, hurry: asyncio.Event) -> list[Lease]:
         """Take no more, let what runs finish for `grace` seconds (or until `hurry`), interrupt it,
@@ -121,6 +124,7 @@ class Worker:
         await self._until_quiet(_UNWIND_PATIENCE, hurry)
         self._ended = True
         self._reasons.ring()
+        self._patience.end()
         if self._task is not None:
             await self._flushed(self._task)
         return self._stuck()
@@ -176,13 +180,19 @@ class Worker:
         if len(self._held) > prefetch // _REFILL:
             full = max(1, min(MOST_AT_ONCE, prefetch - prefetch // _REFILL))
             return reasons.overdue or len(conveyor.pending) >= full
-        return conveyor.loaded or ((reasons.hinted or reasons.more) and self._room() > 0)
+        may_find = reasons.hinted or reasons.more or (self._idle and self._patience.offered)
+        return conveyor.loaded or (may_find and self._room() > 0)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether it has nothing to do but to wait for jobs of its lanes."""
+        return not (self._running or self._held) and bool(self.demand.queues)
 
     async def _turn(self) -> None:
         """One exchange, and what comes of it."""
         want = self._want()
         self._reasons.begin(want)
-        if want.total:
+        if want.total and not want.patience:
             self.hints.listen()
         tenure = self.tenure
         try:
@@ -199,8 +209,9 @@ class Worker:
         total = min(self._room(), MOST_HELD)
         if total <= 0:
             return NOTHING
-        reasons = self._reasons
-        return self.demand.want(total, everything=reasons.hinted or not reasons.more)
+        everything = self._reasons.hinted or not self._reasons.more
+        patience = self._patience.until(self.hints.due_in) if self._idle else 0.0
+        return self.demand.want(total, everything=everything, patience=patience)
 
     def _receive(self, reply: Reply, want: Want) -> None:
         for delivery in reply.deliveries:
@@ -315,6 +326,7 @@ class Worker:
         if tenure is self.tenure:
             self._give_up()
             self._reasons.ring()
+            self._patience.end()
 
     # Sessions
 

@@ -100,7 +100,8 @@ def want_of(want: Want) -> bytes:
         queue: (terms.priority, False if terms.cap is None else terms.cap)
         for queue, terms in want.queues.items()
     }
-    return _pack((min(want.total, _MOST_PLACES), micros(want.ageing), lanes, queues))
+    total, waits = min(want.total, _MOST_PLACES), want.patience > 0
+    return _pack((total, micros(want.ageing), lanes, queues, waits))
 
 
 def reply_of(answer: list[Any], session_id: str, number: int, want: Want) -> Reply:

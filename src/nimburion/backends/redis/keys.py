@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import MappingProxyType
 
+RINGS = 4
+"""Streams on which workers wait; a ring wakes those of one."""
+
 KEYS = MappingProxyType(
     {
         "meta": "hash: format",
@@ -42,6 +45,7 @@ KEYS = MappingProxyType(
         "paused": "hash: queue",
         "schedule": "hash: name -> schedule",
         "bell": "hash: queues whose workers have nothing to do; also the channel that rings them",
+        **{f"ring{n}": "stream: the last ring of a fourth of all queues" for n in range(RINGS)},
     }
 )
 """What each key is, by its name behind the tag."""
@@ -50,12 +54,14 @@ KEYS = MappingProxyType(
 class Keys:
     """The keys of one namespace."""
 
-    __slots__ = ("_names", "channel")
+    __slots__ = ("_names", "channel", "rings")
 
     def __init__(self, namespace: str) -> None:
         self._names = {name: f"{{{namespace}}}:{name}".encode() for name in KEYS}
         self.channel: bytes = self._names["bell"]
         """On which queues are rung."""
+        self.rings: tuple[bytes, ...] = self.of(f"ring{n}" for n in range(RINGS))
+        """Streams that ring for those who wait in an exchange."""
 
     def of(self, names: Iterable[str]) -> tuple[bytes, ...]:
         """The keys of these names, in their order."""

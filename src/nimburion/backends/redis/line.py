@@ -63,16 +63,22 @@ class Line:
         script: Script,
         keys: Sequence[bytes],
         arguments: Sequence[Part],
-        *then: tuple[Part, ...],
+        *,
+        ahead: Sequence[tuple[Part, ...]] = (),
+        then: Sequence[tuple[Part, ...]] = (),
+        patience: float = 0.0,
     ) -> list[Any]:
-        """Run a script by its hash, and commands behind it in the same trip; the replies. A server
-        that does not know the script is given it, and all is asked again."""
+        """Run a script by its hash, with commands ahead of it and behind it in the same trip; the
+        replies. They may wait for `patience` seconds more than others. A server that does not know
+        the script is given it, and all is asked again."""
         count = b"%d" % len(keys)
         async with self._turn:
             try:
-                return await self._ask([(b"EVALSHA", script.sha, count, *keys, *arguments), *then])
+                known = (b"EVALSHA", script.sha, count, *keys, *arguments)
+                return await self._ask([*ahead, known, *then], patience)
             except _NoScript:
-                return await self._ask([(b"EVAL", script.text, count, *keys, *arguments), *then])
+                told = (b"EVAL", script.text, count, *keys, *arguments)
+                return await self._ask([*ahead, told, *then], patience)
 
     async def close(self) -> None:
         """Hang up. Repeatable; the next request connects anew."""
@@ -80,7 +86,7 @@ class Line:
         if wire is not None:
             await wire.close()
 
-    async def _ask(self, commands: Sequence[tuple[Part, ...]]) -> list[Any]:
+    async def _ask(self, commands: Sequence[tuple[Part, ...]], patience: float = 0.0) -> list[Any]:
         """The reply to each; `_NoScript` when one names a script that the server lacks."""
         wire = self._wire
         if wire is None or not wire.is_alive:
@@ -89,7 +95,7 @@ class Line:
         try:
             packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
             sent = True
-            replies = await wire.ask(packed, len(commands), self._timeout)
+            replies = await wire.ask(packed, len(commands), self._timeout + patience)
         except (TimeoutError, *FAULTS) as error:
             await self._after(error)
             raise meaning_of(error, self._where, sent=sent) from error

@@ -11,6 +11,7 @@ from nimburion.backends.redis import durability
 from nimburion.backends.redis.address import Address
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.redis.line import Line, Part
+from nimburion.backends.redis.parking import Command, Parking
 from nimburion.backends.redis.ringing import Arm, Bell
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.servers import Servers
@@ -33,6 +34,7 @@ class Opened:
         self.exchanges: Line = Line(self.servers, where, address.timeout)
         keys = Keys(address.namespace)
         self.bell: Bell = Bell(self.servers, keys.channel, arm)
+        self.parking: Parking = Parking(keys.rings, self.exchanges, self.asks)
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.pid: int = os.getpid()
         self.server: Server
@@ -68,11 +70,15 @@ class Opened:
         name: str,
         arguments: Sequence[Part],
         times: tuple[Part, Part] = (b"", b""),
-        then: Sequence[tuple[Part, ...]] = (),
+        *,
+        ahead: Sequence[Command] = (),
+        then: Sequence[Command] = (),
+        patience: float = 0.0,
     ) -> list[Any]:
-        """Run a script: its reply, and those of the commands behind it."""
+        """Run a script: its reply, between those of the commands ahead of it and behind it."""
         script, keys = self._scripts[name]
-        return await line.run(script, keys, [*times, *arguments], *then)
+        asked = [*times, *arguments]
+        return await line.run(script, keys, asked, ahead=ahead, then=then, patience=patience)
 
     def flush(self, address: Address) -> list[durability.Command]:
         """The commands behind a write that wait until it is on the disk."""
@@ -81,5 +87,6 @@ class Opened:
     async def close(self) -> None:
         """Hang up."""
         await self.bell.close()
+        await self.parking.close()
         for line in (self.exchanges, self.enqueues, self.asks):
             await line.close()

@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
+
 from nimburion.backends.redis import durability, enqueueing, exchanging, sessions
 from nimburion.backends.redis.address import Address, parse
 from nimburion.backends.redis.examining import findings
@@ -36,7 +38,9 @@ CAPABILITIES = Capabilities(
     joins_transaction=False,
     atomic_batch=enqueueing.SLICE,
     shared=True,
+    patient=True,
 )
+_ON_A_CLOCK = msgspec.structs.replace(CAPABILITIES, patient=False)
 _STEP = 500
 """The most that one script moves."""
 
@@ -92,8 +96,9 @@ class RedisBackend(Operating):
 
     @property
     def capabilities(self) -> Capabilities:
-        """As durable as the server is set up to be; a call is stored in slices of 500."""
-        return CAPABILITIES
+        """As durable as the server is set up to be; a call is stored in slices of 500. On a test's
+        clock it is not patient: the server waits by its own."""
+        return CAPABILITIES if self._given is None else _ON_A_CLOCK
 
     def describe(self) -> str:
         """Name the store."""
@@ -206,7 +211,9 @@ class RedisBackend(Operating):
         """Store new jobs; with `durable_enqueue`, wait until they are on the disk."""
         opened, flush = self._here(), flush and self.address.durable_enqueue
         then = opened.flush(self.address) if flush else ()
-        answer, *flushed = await opened.run(opened.enqueues, script, arguments, self._times(), then)
+        answer, *flushed = await opened.run(
+            opened.enqueues, script, arguments, self._times(), then=then
+        )
         if flush:
             durability.check_flushed(flushed, self.address)
         return answer
@@ -231,11 +238,33 @@ class RedisBackend(Operating):
         """See `Backend.exchange`."""
         opened = self._here()
         arguments = exchanging.arguments_of(session_id, number, settlements, want)
+        if want.patience > 0:
+            answer = await self._patiently(arguments, want, 0 if settlements else want.patience)
+            return exchanging.reply_of(answer, session_id, number, want)
         (answer,) = await opened.run(opened.exchanges, "exchange", arguments, self._times())
         reply = exchanging.reply_of(answer, session_id, number, want)
         if want.total and not reply.waiting:
             opened.bell.note_armed({lane.queue for lane in want.lanes})
         return reply
+
+    async def _patiently(self, arguments: Sequence[Part], want: Want, patience: float) -> Any:  # noqa: ANN401 - a script's reply
+        """An exchange of a worker that has nothing to do: behind a wait, where it may wait."""
+        opened = self._here()
+        ahead = opened.parking.ahead([lane.queue for lane in want.lanes], patience)
+        line, times = opened.exchanges, self._times()
+        try:
+            answers = await opened.run(
+                line, "exchange", arguments, times, ahead=ahead, patience=patience
+            )
+        finally:
+            opened.parking.leave()
+        opened.parking.note(ahead, answers[:-1])
+        return answers[-1]
+
+    def hurry(self) -> None:
+        """See `Patient.hurry`."""
+        if self._opened is not None:
+            self._opened.parking.hurry()
 
     async def beat(self, session_id: str) -> Orders:
         """See `Backend.beat`."""

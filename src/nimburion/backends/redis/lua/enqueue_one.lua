@@ -1,5 +1,5 @@
 -- Enqueue one job that asks for no unique key and whose payload lies with it: what enqueue.lua does, at half the cost.
--- Keys: n lane lanes job id ready due count bell
+-- Keys: n lane lanes job id ready due count
 -- Inputs: ARGV[3] meta: rank 1 | mode 1 | value 8 (see storing.lua), [4] full lane name, [5] queue, [6] id,
 --   [7] the body without its first 20 bytes
 -- Result: c created, e exists, x conflict
@@ -35,7 +35,6 @@ else
   redis.call('ZADD', due_key, 0, due8 .. field .. number .. string.sub(meta, 1, 1) .. 'S')
   redis.call('HINCRBY', count_key, number .. 'S', 1)
 end
-if redis.call('HDEL', bell_key, ARGV[5]) == 1 then
-  redis.call('PUBLISH', bell_key, ARGV[5])
-end
+mark(ARGV[5])
+ring()
 return 'c'

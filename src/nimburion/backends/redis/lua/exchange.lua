@@ -1,5 +1,5 @@
 -- Exchange: settle what is done, promote what became due, reserve what may run.
--- Keys: turn lanes bell
+-- Keys: turn lanes
 -- Inputs: ARGV[3] session id, [4] exchange number 8, [5] nonce 16, [6] want (MessagePack, see reserving.lua),
 --   [7] settlements (see settling.lua), [8...] what they need besides
 -- Result: {'lost'} · {'order', last number} · {'done', letters, nonce, now 8, next due 8 or '', told of the deliveries
@@ -66,7 +66,7 @@ if #waiting == 0 and want[1] > 0 then
     armed[asked[i]] = true
   end
   for queue in pairs(armed) do
-    redis.call('HSET', bell_key, queue, '1')
+    redis.call('HSET', bell_key, want[5] and queue .. '\0' or queue, '1')
   end
 end
 local named = {}

@@ -1,5 +1,5 @@
 -- Open: see that this user may do all that scripts do; then the format of the namespace, a new one gets ours.
--- Keys: meta n ready bell
+-- Keys: meta n ready bell ring0 ring1 ring2 ring3
 -- Inputs: ARGV[3] our format
 -- Result: the format that it has
 -- Locks: none
@@ -27,8 +27,13 @@ for _, command in ipairs({ 'ZRANGE', 'ZREVRANGE', 'ZRANGEBYSCORE', 'ZREVRANGEBYS
   redis.call(command, ready_key, 1, 0)
 end
 redis.call('TIME')
+redis.call('XREAD', 'COUNT', 1, 'STREAMS', ring0_key, '0-0')
+redis.call('XREVRANGE', ring0_key, '+', '-', 'COUNT', 1)
 redis.call('DEL', bell_key)
 redis.call('PUBLISH', bell_key, '*')
+for _, stream in ipairs({ ring0_key, ring1_key, ring2_key, ring3_key }) do
+  redis.call('XADD', stream, 'MAXLEN', 1, '*', '', '')
+end
 
 redis.call('HSETNX', meta_key, 'format', ARGV[3])
 return tonumber(redis.call('HGET', meta_key, 'format'))

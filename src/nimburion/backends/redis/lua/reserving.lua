@@ -1,6 +1,7 @@
 -- Part of exchange: hand jobs out, in the order of SPEC G15, exactly.
 -- Keys: job payload state ready lease held lane paused gate running
--- Inputs: want = {total, ageing in microseconds, [full lane name, queue, name, ...], {queue: {priority, cap or false}}}
+-- Inputs: want = {total, ageing in microseconds, [full lane name, queue, name, ...], {queue: {priority, cap or false}},
+--   whether the next exchange waits on the streams}
 -- Result: open_lanes(want) -> what may be served of it; choose(lanes, want) -> members of ready in rank order;
 --   hand_out(...) leases them; waiting_of(lanes) -> the places in `want` of lanes that hold more
 -- Locks: none
