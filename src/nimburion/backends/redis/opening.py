@@ -71,14 +71,21 @@ class Opened:
         arguments: Sequence[Part],
         times: tuple[Part, Part] = (b"", b""),
         *,
+        more_keys: Sequence[bytes] = (),
         ahead: Sequence[Command] = (),
         then: Sequence[Command] = (),
         patience: float = 0.0,
     ) -> list[Any]:
         """Run a script: its reply, between those of the commands ahead of it and behind it."""
         script, keys = self._scripts[name]
-        asked = [*times, *arguments]
-        return await line.run(script, keys, asked, ahead=ahead, then=then, patience=patience)
+        return await line.run(
+            script,
+            [*keys, *more_keys],
+            [*times, *arguments],
+            ahead=ahead,
+            then=then,
+            patience=patience,
+        )
 
     def flush(self, address: Address) -> list[durability.Command]:
         """The commands behind a write that wait until it is on the disk."""

@@ -38,7 +38,7 @@ class Parking:
         seconds (0: not at all); on a new connection, which rings there were."""
         if self._connection != self._exchanges.connections:
             self._seen.clear()
-        streams = tuple({self._rings[ring_of(queue)]: None for queue in queues})
+        streams = tuple({self.ring_of(queue): None for queue in queues})
         if any(stream not in self._seen for stream in streams):
             return [("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in streams]
         if patience <= 0 or not streams:
@@ -57,6 +57,10 @@ class Parking:
             else:
                 for stream, entries in answer or ():
                     self._seen[stream] = entries[-1][0]
+
+    def ring_of(self, queue: str) -> bytes:
+        """The stream that rings for a queue."""
+        return self._rings[ring_of(queue)]
 
     def leave(self) -> None:
         """The exchange is over: nobody waits."""

@@ -36,7 +36,7 @@ RECIPES = MappingProxyType(
         "enqueue": Recipe(
             ("times", "layout", "lists", "bell", "lanes", "unique", "ids", "storing")
         ),
-        "enqueue_one": Recipe(("times", "bell", "ids")),
+        "enqueue_one": Recipe(("times",)),
         "flush": Recipe(flags="allow-oom"),
         "look": Recipe(("times", "layout", "lists", "unique", "ids"), "no-writes"),
         "exchange": Recipe((*_LEDGER, "settling", "promoting", "reserving"), "allow-oom"),

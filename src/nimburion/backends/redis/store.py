@@ -185,7 +185,9 @@ class RedisBackend(Operating):
         if not jobs:
             return []
         if len(jobs) == 1 and (plain := enqueueing.alone(jobs[0])) is not None:
-            return enqueueing.result_of(jobs[0], await self._write("enqueue_one", plain))
+            ring = self._here().parking.ring_of(jobs[0].queue)
+            answer = await self._write("enqueue_one", plain, more_keys=[ring])
+            return enqueueing.result_of(jobs[0], answer)
         slices = enqueueing.slices_of(jobs)
         if len(slices) > 1:
             seen = await self._run("look", *enqueueing.questions_of(jobs))
@@ -207,12 +209,19 @@ class RedisBackend(Operating):
             self._check_one_server(trips)
         return results + [Enqueued(job.id, "refused") for job in jobs[len(results) :]]
 
-    async def _write(self, script: str, arguments: Sequence[Part], *, flush: bool = True) -> Any:  # noqa: ANN401 - a script's reply
+    async def _write(
+        self,
+        script: str,
+        arguments: Sequence[Part],
+        *,
+        more_keys: Sequence[bytes] = (),
+        flush: bool = True,
+    ) -> Any:  # noqa: ANN401 - a script's reply
         """Store new jobs; with `durable_enqueue`, wait until they are on the disk."""
         opened, flush = self._here(), flush and self.address.durable_enqueue
         then = opened.flush(self.address) if flush else ()
         answer, *flushed = await opened.run(
-            opened.enqueues, script, arguments, self._times(), then=then
+            opened.enqueues, script, arguments, self._times(), more_keys=more_keys, then=then
         )
         if flush:
             durability.check_flushed(flushed, self.address)
