@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 from nimburion.core.backend import Backend, Patient
@@ -15,9 +16,9 @@ class Patience:
 
     __slots__ = ("_store", "offered")
 
-    def __init__(self, backend: Backend) -> None:
-        self.offered: bool = backend.capabilities.patient
-        """Whether the store can wait."""
+    def __init__(self, backend: Backend, queues: Collection[str]) -> None:
+        self.offered: bool = backend.capabilities.patient and bool(queues)
+        """Whether the store can wait, and there is something to wait for."""
         self._store = cast("Patient", backend)
 
     def until(self, due_in: float) -> float:

@@ -84,7 +84,7 @@ class Worker:
         self._running: set[Attempt] = set()
         self._reasons = Reasons(self._loop)
         self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
-        self._patience = Patience(backend)
+        self._patience = Patience(backend, self.demand.queues)
         self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
         self._ended = False
@@ -180,13 +180,8 @@ class Worker:
         if len(self._held) > prefetch // _REFILL:
             full = max(1, min(MOST_AT_ONCE, prefetch - prefetch // _REFILL))
             return reasons.overdue or len(conveyor.pending) >= full
-        may_find = reasons.hinted or reasons.more or (self._idle and self._patience.offered)
+        may_find = reasons.hinted or reasons.more or (self._patience.offered and not self._running)
         return conveyor.loaded or (may_find and self._room() > 0)
-
-    @property
-    def _idle(self) -> bool:
-        """Whether it has nothing to do but to wait for jobs of its lanes."""
-        return not (self._running or self._held) and bool(self.demand.queues)
 
     async def _turn(self) -> None:
         """One exchange, and what comes of it."""
@@ -210,7 +205,7 @@ class Worker:
         if total <= 0:
             return NOTHING
         everything = self._reasons.hinted or not self._reasons.more
-        patience = self._patience.until(self.hints.due_in) if self._idle else 0.0
+        patience = 0.0 if self._running else self._patience.until(self.hints.due_in)
         return self.demand.want(total, everything=everything, patience=patience)
 
     def _receive(self, reply: Reply, want: Want) -> None:
@@ -387,7 +382,7 @@ class Worker:
 
     async def _flushed(self, task: asyncio.Task[None]) -> None:
         """Wait until all is written; a store that does not answer is not waited for for ever."""
-        await first_of(self._clock.sleep(_FLUSH_PATIENCE), _ended(task))
+        await first_of(self._clock.sleep(_FLUSH_PATIENCE), asyncio.wait({task}))
         self.tenure.conveyor.abandoned = True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -400,7 +395,3 @@ class Worker:
             for attempt in self._running
             if attempt.session_id == session_id and not attempt.accounted
         ]
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait({task})
