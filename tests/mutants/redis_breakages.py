@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 REDIS = "tests/contract/test_redis.py::TestRedis::"
+PARKING = "tests/redis/test_parking.py::"
 CLOCKS = "tests/redis/test_clocks.py"
 LUA = "backends/redis/lua/"
 
@@ -266,5 +267,34 @@ REDIS_MUTANTS = (
         "  elseif has(body, APART) then",
         "  end\n  if has(body, APART) then",
         (f"{REDIS}test_the_payload_is_the_same_byte_for_byte",),
+    ),
+    # Waiting in an exchange
+    Mutant(
+        "Redis: nobody is told that an exchange will wait",
+        f"{LUA}exchange.lua",
+        "want[5] and queue .. '\\0' or queue",
+        "queue",
+        (f"{PARKING}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
+    ),
+    Mutant(
+        "Redis: a bulk call rings another stream",
+        f"{LUA}bell.lua",
+        "RINGS[sum % #RINGS + 1]",
+        "RINGS[(sum + 1) % #RINGS + 1]",
+        (f"{PARKING}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
+    ),
+    Mutant(
+        "Redis: a ring that was seen ends the next wait too",
+        "backends/redis/parking.py",
+        "self._seen[stream] = entries[-1][0]",
+        "pass",
+        (f"{PARKING}test_a_ring_ends_one_wait",),
+    ),
+    Mutant(
+        "Redis: a settlement waits with its exchange",
+        "backends/redis/store.py",
+        "0 if settlements else want.patience",
+        "want.patience",
+        (f"{PARKING}test_what_is_settled_is_not_held_up",),
     ),
 )

@@ -109,9 +109,12 @@ async def test_a_job_ends_the_wait_whatever_its_queue_is_called(redis_server: Ru
     async with opened(redis_server.url) as other:
         for name in names:
             async with idle(redis_server.url, name) as hand:
-                exchange = await waiting(redis_server, hand.exchange(name))
-                await other.enqueue([mail(f"to {name}", name)])
-                assert await ids_of(exchange) == [f"to {name}"]
+                for which in (["alone"], ["first", "second"]):  # each has a script of its own
+                    exchange = await waiting(redis_server, hand.exchange(name))
+                    ids = [f"{one} of {name}" for one in which]
+                    await other.enqueue([mail(one, name) for one in ids])
+                    assert await ids_of(exchange) == ids
+                    await hand.ready(name)
 
 
 async def test_each_queue_of_several_ends_the_wait(redis_server: Running) -> None:
@@ -156,9 +159,23 @@ async def test_what_is_settled_is_not_held_up(redis_server: Running) -> None:
 
 async def test_it_answers_when_its_patience_ends(redis_server: Running) -> None:
     async with idle(redis_server.url, "a") as hand:
-        began = time.monotonic()
-        assert not (await hand.exchange("a", patience=0.2)).deliveries
-        assert time.monotonic() - began >= 0.15
+        await waits(hand)
+
+
+async def test_a_ring_ends_one_wait(redis_server: Running) -> None:
+    """Else an idle worker would ask as fast as it can."""
+    async with idle(redis_server.url, "a") as hand:
+        await hand.store.enqueue([mail("1", "a")])
+        (delivery,) = (await hand.exchange("a")).deliveries
+        await hand.exchange("a", settling=(Completed(delivery.lease),))
+        await waits(hand)
+        await waits(hand)
+
+
+async def waits(hand: Hand) -> None:
+    began = time.monotonic()
+    assert not (await hand.exchange("a", patience=0.2)).deliveries
+    assert time.monotonic() - began >= 0.15
 
 
 async def test_hurry_ends_the_wait_also_before_it_began(redis_server: Running) -> None:
