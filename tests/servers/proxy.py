@@ -76,7 +76,7 @@ class Proxy:
     async def accept(self) -> None:
         """Accept connections, again after `refuse`, on the same port."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._begin, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     def hole(self) -> None:
@@ -97,11 +97,18 @@ class Proxy:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection to its end."""
-        self.connections += 1
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection in a task of ours: of its own, asyncio cannot bear that it is
+        cancelled."""
         link = Link(writer)
+        self.connections += 1
+        link.task = asyncio.create_task(self._serve(link, reader, writer))
         self._links.add(link)
+
+    async def _serve(
+        self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve one connection to its end."""
         try:
             await self._passable.wait()
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
@@ -150,10 +157,9 @@ class Proxy:
 class Link:
     """One connection through the proxy: its ends, and the task that serves it."""
 
+    task: asyncio.Task[None]
+
     def __init__(self, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task: asyncio.Task[object] = task
         self.ends = [writer]
         self._never = asyncio.Event()
 
