@@ -12,7 +12,8 @@ import pytest
 from nimburion import config
 from nimburion.backends import open_backend
 from nimburion.backends.redis import address
-from nimburion.backends.redis.address import Address, Login, Node, Tls, parse
+from nimburion.backends.redis.address import Address, Tls, parse
+from nimburion.backends.urls import Login, Node
 from nimburion.config.schema import STORES, Section
 from nimburion.config.store import SCHEMES
 from nimburion.core.limits import Limits
