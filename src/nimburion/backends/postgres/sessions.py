@@ -36,6 +36,12 @@ def opening_of(session: Session) -> list[Any]:
     ]
 
 
+def check_alive(alive: object, session_id: str) -> None:
+    """Raise `SessionLost` when that is what the server said."""
+    if not alive:
+        raise SessionLost(session_id)
+
+
 def orders_of(rows: list[Any], session_id: str) -> Orders:
     """What `beat_1` answered.
 
