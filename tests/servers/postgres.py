@@ -295,8 +295,10 @@ def _signal(pid: int, what: signal.Signals) -> None:
 
 
 def _is_there(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody asked for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -107,6 +107,10 @@ class Link:
         except (*FAULTS, TimeoutError):
             hang_up(call.driver)
 
+    async def pause(self, seconds: float) -> None:
+        """Let so much time pass."""
+        await self._sleep(seconds)
+
     def drop(self) -> None:
         """Hang up at once; the next call connects anew."""
         if self._call is not None:
