@@ -115,9 +115,7 @@ class Operating(ABC):
             limit + 1,
         )
         seqs = [seq for (seq,) in found]
-        rows = await self._ask(
-            "SELECT * FROM nb.get_1($1, $2, $3)", now, seqs[:limit], payloads
-        )
+        rows = await self._ask("SELECT * FROM nb.get_1($1, $2, $3)", now, seqs[:limit], payloads)
         return inspecting.page_of(rows, seqs, limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
@@ -185,5 +183,3 @@ class Operating(ABC):
         if fired.job_id is not None:
             self._ring([job.queue])
         return fired
-
-
