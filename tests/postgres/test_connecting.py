@@ -19,6 +19,7 @@ from nimburion.core.errors import (
 from tests.servers.binaries import Binary
 from tests.servers.kinds import RunningPostgres
 from tests.servers.postgres import PostgresServer
+from tests.servers.waiting import until
 
 
 @pytest.fixture
@@ -254,12 +255,8 @@ async def seen_sleeping(server: RunningPostgres) -> None:
 
 
 async def seen(server: RunningPostgres, asked: str) -> None:
-    async with asyncio.timeout(20):
-        while not server.ask(asked):
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(until, lambda: bool(server.ask(asked)), asked)
 
 
 async def wait_until_closed(link: Link) -> None:
-    async with asyncio.timeout(20):
-        while link.is_open:
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(until, lambda: not link.is_open, "the link is closed")

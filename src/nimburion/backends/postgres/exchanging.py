@@ -76,7 +76,9 @@ def settlements_of(settlements: Sequence[Settlement]) -> Sequence[Any]:
         results = [one.result for one in settlements]  # type: ignore[union-attr]
         return [None, *named, results if any(results) else None, None, None, None]
     told = [_settlement(one) for one in settlements]
-    bodies, delays, texts, fractions = (list(part) for part in zip(*(r for _, r in told), strict=True))
+    bodies, delays, texts, fractions = (
+        list(part) for part in zip(*(r for _, r in told), strict=True)
+    )
     return ["".join(kind for kind, _ in told), *named, bodies, delays, texts, fractions]
 
 

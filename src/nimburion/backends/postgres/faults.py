@@ -111,8 +111,8 @@ def _answered(code: str, error: Exception, where: str, *, sent: bool) -> Nimburi
 
 
 def _text_of(error: Exception) -> str:
-    """What the server said, in one line, with what it added."""
-    parts = (str(error), getattr(error, "detail", None), getattr(error, "hint", None))
+    """What the server said, in one line. Without its detail, which may show what the job holds."""
+    parts = (getattr(error, "message", None) or str(error), getattr(error, "hint", None))
     return " ".join(" ".join(part.split()) for part in parts if part)
 
 
