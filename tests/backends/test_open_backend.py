@@ -97,12 +97,12 @@ def test_memory_urls() -> None:
         ("sqlit:///jobs.db", "did you mean sqlite?"),
         ("memroy://", "did you mean memory?"),
         ("postgre://h/d", "did you mean postgres"),
-        ("mysql://h/d", r"Known here: memory, redis, redis+cluster, redis+sentinel"),
+        ("mysql://h/d", "Known here: memory, postgres, postgresql, redis, redis+cluster"),
         ("redi://h", "did you mean redis"),
         ("redis://u:secret@", "redis://…: a host is missing"),
         ("redis+sentinel://h", "the name of the service is missing"),
-        ("postgres://h/d", "not in this version yet; use sqlite:///FILE"),
-        ("postgresql://u:secret@h/d", "not in this version yet"),
+        ("postgresql://u:secret@h:x/d", "postgresql://…: a port must be a whole number"),
+        ("postgresql://u:secret@h/d?shema=a", "did you mean schema?"),
     ],
 )
 def test_what_is_wrong_is_said(url: str, said: str) -> None:
