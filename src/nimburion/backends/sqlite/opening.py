@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nimburion.backends.files import migrations_of
-from nimburion.backends.sqlite.faults import is_busy
+from nimburion.backends.sqlite.faults import is_busy, translated
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 
 PACKAGE = "nimburion.backends.sqlite"
@@ -24,14 +24,21 @@ Migration = tuple[int, str, str]
 """Number, name and statements."""
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection as every thread needs it: write-ahead log, no transaction of the driver's."""
+def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
+    """A connection as every thread needs it: write-ahead log, no transaction of the driver's.
+
+    `for_handler`: the driver begins one with the first write, and any thread may use it.
+    """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise ConfigurationError(
             f"this Python has SQLite {sqlite3.sqlite_version}; nimburion needs 3.37 or newer"
         )
     connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512
+        path,
+        timeout=BUSY_TIMEOUT,
+        isolation_level="IMMEDIATE" if for_handler else None,
+        check_same_thread=not for_handler,
+        cached_statements=512,
     )
     try:
         for pragma in (
@@ -57,6 +64,12 @@ def open_writer(path: Path) -> tuple[sqlite3.Connection, list[str]]:
         connection.close()
         raise
     return connection, done
+
+
+def connect_for_handler(path: Path) -> sqlite3.Connection:
+    """A connection for a handler's rows. `StoreReadOnly` and the like are said here."""
+    with translated(path):
+        return connect(path, for_handler=True)
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
