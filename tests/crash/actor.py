@@ -13,10 +13,12 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from nimburion.backends.redis.line import Line, Part
 from nimburion.backends.redis.scripts import Script
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.database import Database
+from nimburion.backends.sqlite.transactions import OwnTransaction
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.job import NewJob
+from nimburion.core.joining import Lent
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Context, Processor
@@ -38,6 +42,8 @@ from nimburion.jobs.conveyor import Conveyor
 Answer = Any
 
 DIARY = "diary.jsonl"
+EFFECT = "INSERT INTO effect (job) VALUES (?)"
+"""What a job, or the one that enqueues it, writes beside it."""
 
 
 def die() -> None:
@@ -51,7 +57,7 @@ def die() -> None:
 def arm(point: str) -> None:
     """Make this process die at that point."""
     kind, _, detail = point.partition(" ")
-    {
+    points: dict[str, Callable[[], object]] = {
         "statement": lambda: _die_after_statement(detail),
         "script": lambda: _die_after_script(detail),
         "unheard": lambda: _die_unheard(detail),
@@ -60,9 +66,13 @@ def arm(point: str) -> None:
         "rescued": lambda: _die_after_call("rescue", lambda rescued, _: bool(rescued.returned)),
         "enqueued": lambda: _die_after_call("enqueue", lambda *_: True),
         "before": lambda: setattr(Attempts, "perform", lambda *_: die()),
-        "inside": lambda: None,  # the handler looks itself
+        "inside": lambda: None,  # the handler looks itself, and so for the next two
+        "rows": lambda: None,
+        "bought": lambda: None,
+        "committed": _die_after_commit,
         "after": lambda: setattr(Conveyor, "settle", lambda *_: die()),
-    }[kind]()
+    }
+    points[kind]()
 
 
 def _completes(args: tuple[Any, ...]) -> bool:
@@ -73,6 +83,17 @@ def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> 
     """The store has committed, but nobody hears of it."""
     for store in (SQLiteBackend, RedisBackend):
         setattr(store, name, _dying(getattr(store, name), when))
+
+
+def _die_after_commit() -> None:
+    """A handler's transaction is committed, but its worker never says so."""
+    original = OwnTransaction.commit
+
+    async def commit(self: OwnTransaction) -> None:
+        await original(self)
+        die()
+
+    OwnTransaction.commit = commit  # type: ignore[method-assign]
 
 
 def _dying(
@@ -190,6 +211,22 @@ async def producer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> No
     await store.close()
 
 
+async def buyer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
+    """Write a row and enqueue a job, in one transaction of its own."""
+    store = SQLiteBackend.from_url(url)
+    await store.open()
+    crash_at = os.environ.get("CRASH_AT")
+    with closing(sqlite3.connect(store.path)) as connection:
+        connection.execute(EFFECT, ("quick-0",))
+        await store.enqueue_in(Lent(connection), [NewJob("quick-0", "quick", "default", b"{}")])
+        if crash_at == "rows":
+            die()
+        connection.commit()
+        if crash_at == "bought":
+            die()
+    await store.close()
+
+
 class Handlers:
     """They note when they begin and end. On the first delivery of a job (fence 1) some never end,
     so that something must happen to the worker; on later ones all are quick."""
@@ -202,7 +239,10 @@ class Handlers:
 
     def register(self, processor: Processor) -> None:
         """Give them to a processor, each under its own name."""
-        for handler in (self.quick, self.patient, self.hanging, self.stubborn, self.blocking):
+        for handler in (
+            *(self.quick, self.patient, self.hanging, self.stubborn, self.blocking),
+            *(self.paying,),
+        ):
             processor.register(handler.__name__, handler)
 
     async def quick(self, ctx: Context, _: bytes) -> int:
@@ -218,6 +258,15 @@ class Handlers:
         while not (self._folder / f"go-{ctx.fence}").exists():
             await asyncio.to_thread(self._never.wait, 0.01)
         return self._note(ctx, "end")
+
+    async def paying(self, ctx: Context, _: bytes) -> None:
+        """Writes a row in the transaction that completes its job."""
+        self._note(ctx, "start")
+        async with ctx.transaction() as connection:
+            connection.execute(EFFECT, (ctx.job_id,))
+            if os.environ.get("CRASH_AT") == "rows":
+                die()
+        self._note(ctx, "end")
 
     async def hanging(self, ctx: Context, _: bytes) -> int:
         """Waits for what never comes."""
@@ -250,7 +299,7 @@ def main() -> None:
     verb, folder, url, terms = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         arm(os.environ["CRASH_AT"])
-    act = {"worker": worker, "producer": producer}[verb]
+    act = {"worker": worker, "producer": producer, "buyer": buyer}[verb]
     asyncio.run(act(Path(folder), url, Diary(Path(folder)), json.loads(terms)))
 
 

@@ -176,7 +176,8 @@ class Django:
     async def _leave(self, error: BaseException | None) -> None:
         atomic, self._atomic = self._atomic, None
         if atomic is not None:
-            await self.lent.run(lambda: atomic.__exit__(error and type(error), error, None))
+            kind = None if error is None else type(error)
+            await self.lent.run(lambda: atomic.__exit__(kind, error, None))
 
     def _inner(self) -> object:
         wrapper = self._wrapper

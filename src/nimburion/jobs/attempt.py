@@ -282,7 +282,6 @@ class Attempts:
                     )
                 )
 
-
     def _of_loss(self, attempt: Attempt, lost: LeaseLost) -> Outcome:
         """Its own transaction found that the job is another's: there is nothing to write."""
         if lost.job_id == attempt.delivery.lease.job_id:

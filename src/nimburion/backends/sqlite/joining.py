@@ -7,7 +7,6 @@ of its own: rows are read as plain tuples and text as `str` whatever they are.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,27 +101,44 @@ class Joining:
         _, rung = await self.use(door, lambda db: complete(db, session_id, completed))
         return rung
 
+    async def begin_on(self, door: Door) -> None:
+        """Have a transaction open for a handler, also where its driver would not begin one."""
+        await door.begin()
+        await self._on_inner(door, self._begin_on)
+
     async def use(self, door: Door, work: Callable[[Database], T]) -> tuple[T, set[str]]:
         """What `work` returns, done inside the caller's transaction, and the queues it rings."""
+        return await self._on_inner(door, lambda connection: self._work_on(connection, work))
+
+    async def _on_inner(self, door: Door, work: Callable[[sqlite3.Connection], T]) -> T:
         inner = await door.inner()
         if isinstance(inner, sqlite3.Connection):
-            return await door.lent.run(lambda: self._work_on(inner, work))
+            return await door.lent.run(lambda: work(inner))
         if type(inner).__module__.startswith("aiosqlite"):
             # It has no public way to run a function on the thread that owns the connection.
-            return await _on_its_thread(inner, lambda raw: self._work_on(raw, work))
+            return await _on_its_thread(inner, work)
         raise NotJoinable(f"{shown(inner)} is no connection to this store: SQLite {self.path}")
+
+    def _begin_on(self, connection: sqlite3.Connection) -> None:
+        with self.translated(), _plain_text(connection):
+            check_file(self._database(connection), self.path)
+            if _commits_each(connection):
+                connection.execute("BEGIN IMMEDIATE")
 
     def _work_on(
         self, connection: sqlite3.Connection, work: Callable[[Database], T]
     ) -> tuple[T, set[str]]:
-        guest = cast("sqlite3.Connection", Guest(connection))
-        database = Database(guest, self._sql, self._clock, self._boot_id)
+        database = self._database(connection)
         with self.translated(), _plain_text(connection):
             check_file(database, self.path)
             begin(connection)
             database.run("join_lock")
             database.tick()
             return work(database), database.rung
+
+    def _database(self, connection: sqlite3.Connection) -> Database:
+        guest = cast("sqlite3.Connection", Guest(connection))
+        return Database(guest, self._sql, self._clock, self._boot_id)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -163,7 +179,7 @@ def complete(db: Database, session_id: str, completed: Completed) -> None:
 def check_file(db: Database, path: Path) -> None:
     """Raise `NotJoinable` unless the connection's main database is the store's file."""
     opened = db.value("join_file")
-    if opened and os.path.samefile(opened, path):
+    if opened and path.samefile(opened):
         return
     raise NotJoinable(
         f"the connection is to {opened or 'a database in memory'}, but this store is "
@@ -174,11 +190,16 @@ def check_file(db: Database, path: Path) -> None:
 
 def begin(connection: sqlite3.Connection) -> None:
     """Have a transaction open; the driver begins one by itself only where it is to write."""
-    if connection.in_transaction:
-        return
-    if connection.isolation_level is None or getattr(connection, "autocommit", -1) is True:
+    if _commits_each(connection):
         raise not_begun("this sqlite3 connection", 'execute("BEGIN IMMEDIATE") first')
-    connection.execute("BEGIN IMMEDIATE")
+    if not connection.in_transaction:
+        connection.execute("BEGIN IMMEDIATE")
+
+
+def _commits_each(connection: sqlite3.Connection) -> bool:
+    """Whether each statement would be committed by itself."""
+    by_hand = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
+    return by_hand and not connection.in_transaction
 
 
 @contextmanager
@@ -193,5 +214,5 @@ def _plain_text(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 async def _on_its_thread(inner: Any, work: Callable[[sqlite3.Connection], T]) -> T:  # noqa: ANN401
-    result: T = await inner._execute(lambda: work(inner._conn))
+    result: T = await inner._execute(lambda: work(inner._conn))  # noqa: SLF001
     return result

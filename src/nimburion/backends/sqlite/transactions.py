@@ -41,7 +41,11 @@ class LentTransaction:
 
     async def begin(self) -> object:
         """See `nimburion.core.joining.Transaction`."""
-        await self._door.begin()
+        try:
+            await self._joining.begin_on(self._door)
+        except BaseException:
+            await self._door.rollback()
+            raise
         return self._door.lent.connection
 
     async def complete(self, session_id: str, completed: Completed) -> None:
