@@ -214,7 +214,8 @@ class Django:
             engine = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
             settings.configure(DATABASES={"default": engine}, USE_TZ=True)
             django.setup()
-        connections.settings["default"]["NAME"] = str(self.path)
+        databases: Any = connections.settings
+        databases["default"]["NAME"] = str(self.path)
         await self._thread.run(self._connect)
 
     def _connect(self) -> None:
@@ -229,7 +230,7 @@ class Django:
         given.cursor().execute(INSERT)
 
     async def begin(self) -> None:
-        self._atomic = transaction.atomic()
+        self._atomic: Any = transaction.atomic()
         await self._thread.run(self._atomic.__enter__)
 
     async def insert(self) -> None:

@@ -112,8 +112,8 @@ class Alchemy:
         await self.lent.run(self._outer.rollback)
 
     def _inner(self) -> object:
-        found = self._outer.connection
-        connection = found() if callable(found) else self._outer
+        found: Any = self._outer.connection
+        connection: Any = found() if callable(found) else self._outer
         if not connection.in_transaction():
             connection.begin()
         return connection.connection.driver_connection

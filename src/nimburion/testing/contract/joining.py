@@ -30,7 +30,7 @@ class Open:
     """A transaction on a connection of the store's own, as a caller would have one."""
 
     def __init__(self, stage: Stage) -> None:
-        self.store = joined(stage)
+        self.store: JoiningStore = joined(stage)
         self.transaction: Transaction = self.store.transaction(None)
         self.lent: Lent = Lent(None)
 
