@@ -101,8 +101,8 @@ def test_memory_urls() -> None:
         ("redi://h", "did you mean redis"),
         ("redis://u:secret@", "redis://…: a host is missing"),
         ("redis+sentinel://h", "the name of the service is missing"),
-        ("postgres://h/d", "not in this version yet; use sqlite:///FILE"),
-        ("postgresql://u:secret@h/d", "not in this version yet"),
+        ("postgresql://u:secret@h:x/d", "postgresql://…: a port must be a whole number"),
+        ("postgresql://u:secret@h/d?shema=a", "did you mean schema?"),
     ],
 )
 def test_what_is_wrong_is_said(url: str, said: str) -> None:

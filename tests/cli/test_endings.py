@@ -31,7 +31,7 @@ BAD_INPUT = [
     (("dead", "list", "--reason", "bad"), "Invalid value for '--reason'"),
     (("jobs", "cancel"), "say which: ids, a filter, or --all"),
     (("queues", "pause", "a b"), "queue must be 1-128 characters"),
-    (("--store", "postgres://h", "status", "x"), "store 'postgres' is not in this version yet"),
+    (("--store", "postgres://h:x", "status", "x"), "postgres://…: a port must be a whole number"),
     (("--store", "redis://", "status", "x"), "redis://…: a host is missing"),
     (("--store", "sqllite:///x", "status", "x"), "no store 'sqllite'; did you mean sqlite?"),
     (("--store", "x.db", "status", "x"), "load(): jobs.url: expected a URL like"),

@@ -11,8 +11,10 @@ import pytest
 
 from nimburion import config
 from nimburion.backends import open_backend
+from nimburion.backends.postgres import address as postgres
 from nimburion.backends.redis import address
-from nimburion.backends.redis.address import Address, Login, Node, Tls, parse
+from nimburion.backends.redis.address import Address, Tls, parse
+from nimburion.backends.urls import Login, Node
 from nimburion.config.schema import STORES, Section
 from nimburion.config.store import SCHEMES
 from nimburion.core.limits import Limits
@@ -115,6 +117,12 @@ def test_the_guides_queues_load_unchanged(folder: Path) -> None:
         ("{backend: postgres, postgres: {url: 'postgresql://h/d'}}", "postgresql://h/d"),
         ("postgres: {addr: h, username: u, database: d}", "postgresql://u@h:5432/d"),
         ("{backend: postgres, url: 'postgres://h/d'}", "postgres://h/d"),
+        ("postgres: {url: 'postgresql://a,b/d?schema=x', timeout: 500ms, pooler: 'yes'}",
+         "postgresql://a,b/d?schema=x&pooler=yes&timeout=0.5"),
+        ("postgres: {database: d, schema: jobs, prefix: a_, connections: 8}",
+         "postgresql://localhost:5432/d?schema=jobs&prefix=a_&connections=8"),
+        ("postgres: {addr: h, sslmode: verify-full, sslrootcert: '/c a.pem'}",
+         "postgresql://h:5432/?sslmode=verify-full&sslrootcert=/c%20a.pem"),
     ],
 )  # fmt: skip
 def test_a_store_can_be_written_in_several_ways(lines: str, url: str) -> None:
@@ -156,6 +164,29 @@ def test_every_url_that_the_section_makes_is_understood() -> None:
     assert section.keys() | {"url"} == redis.keys.keys()
 
 
+def test_every_url_that_the_section_of_postgres_makes_is_understood() -> None:
+    section = {
+        "addr": "db:7000", "username": "u%", "password": "p@/:?#%ä", "database": "a b",
+        "schema": "jobs", "prefix": "a_", "sslmode": "verify-ca", "sslrootcert": "/ca",
+        "sslcert": "/cert", "sslkey": "/key", "connections": 7, "pooler": "no",
+        "timeout": timedelta(seconds=1.5),
+    }  # fmt: skip
+    assert postgres.parse(config.load(jobs={"postgres": section}).jobs.url) == postgres.Address(
+        nodes=(Node("db", 7000),),
+        login=Login("u%", "p@/:?#%ä"),
+        database="a b",
+        schema="jobs",
+        prefix="a_",
+        tls=postgres.Tls(sslmode="verify-ca", sslrootcert="/ca", sslcert="/cert", sslkey="/key"),
+        connections=7,
+        pooler="no",
+        timeout=1.5,
+    )
+    told = STORES["postgres"]
+    assert isinstance(told, Section)
+    assert section.keys() | {"url"} == told.keys.keys()
+
+
 def test_settings_show_no_password() -> None:
     url = "redis+sentinel://:hunter2@a/jobs?sentinel_password=hunter2&db=1"
     assert load_text(f"jobs: {{url: '{url}'}}").url == url
@@ -163,8 +194,9 @@ def test_settings_show_no_password() -> None:
     assert "&db=1" in repr(config.load())
 
 
-def test_the_schemes_of_redis_are_those_of_its_store() -> None:
+def test_the_schemes_of_servers_are_those_of_their_stores() -> None:
     assert set(SCHEMES["redis"]) == address.SCHEMES.keys()
+    assert set(SCHEMES["postgres"]) == {*postgres.SCHEMES}
 
 
 @pytest.mark.parametrize("name", ["50%.db", "why?.db", "a#b.db", "%20.db", "two words.db"])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimburion.backends.redis.address import SCHEMES, Address, Login, Node, Tls, parse
+from nimburion.backends.redis.address import SCHEMES, Address, Tls, parse
+from nimburion.backends.urls import Login, Node
 from nimburion.core.errors import ConfigurationError
 
 LOCAL = (Node("localhost", 6379),)

@@ -12,7 +12,6 @@ import pytest
 from redis import exceptions as driver
 from redis.asyncio.connection import Connection
 
-from nimburion.backends.redis.address import Node
 from nimburion.backends.redis.faults import (
     breaks_connection,
     code_of,
@@ -21,6 +20,7 @@ from nimburion.backends.redis.faults import (
     moves_on,
     redirect_of,
 )
+from nimburion.backends.urls import Node
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from redis.asyncio.connection import AbstractConnection
 
-from nimburion.backends.redis.address import Node, parse
+from nimburion.backends.redis.address import parse
 from nimburion.backends.redis.servers import Servers
+from nimburion.backends.urls import Node
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
 from tests.servers import Binary, Cluster, Proxy, Running, SentinelTrio, Server, valkey_binary
 from tests.servers.certificates import Certificates, make_certificates, sign

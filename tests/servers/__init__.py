@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers for tests and benchmarks: on free ports, in folders that go away.
+"""Real Redis, Valkey and PostgreSQL servers for tests: on free ports, in folders that go away.
 
 with Server(valkey_binary(), appendonly=True) as server:
     server.ask("SET", "a", "b")
@@ -9,7 +9,10 @@ with Server(valkey_binary(), appendonly=True) as server:
 
 from tests.servers.binaries import Binary, redis62_binary, redis_binary, valkey_binary
 from tests.servers.cluster import Cluster
-from tests.servers.kinds import KINDS, Running, asked_for
+from tests.servers.kinds import KINDS, Running, RunningPostgres, asked_for
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import PostgresServer
+from tests.servers.postgres_programs import pgbouncer_binary, postgres_binary
 from tests.servers.proxy import Proxy
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
@@ -18,12 +21,17 @@ __all__ = [
     "KINDS",
     "Binary",
     "Cluster",
+    "PgBouncer",
+    "PostgresServer",
     "Proxy",
     "Running",
+    "RunningPostgres",
     "SentinelTrio",
     "Server",
     "ServerFailed",
     "asked_for",
+    "pgbouncer_binary",
+    "postgres_binary",
     "redis62_binary",
     "redis_binary",
     "valkey_binary",

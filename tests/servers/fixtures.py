@@ -8,11 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from tests.servers.binaries import Binary, NoSuchServer
-from tests.servers.kinds import BINARIES, KINDS, Running, asked_for, program_of
+from tests.servers.kinds import (
+    BINARIES,
+    KINDS,
+    POSTGRES_KINDS,
+    PROGRAMS,
+    REDIS_KINDS,
+    Kept,
+    Running,
+    RunningPostgres,
+    asked_for,
+    program_of,
+)
 from tests.servers.server import Server
 
 ASKED = pytest.StashKey[tuple[str, ...]]()
@@ -22,10 +34,10 @@ class Started:
     """The servers that this process has started so far, by kind."""
 
     def __init__(self) -> None:
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, Kept] = {}
         self._stack = ExitStack()
 
-    def __getitem__(self, kind: str) -> Running:
+    def __getitem__(self, kind: str) -> Kept:
         """Return the server of this kind; the first time, start it."""
         if kind not in self._running:
             self._running[kind] = self._stack.enter_context(KINDS[kind]())
@@ -52,9 +64,23 @@ def valkey(started_servers: Started) -> Server:
     return server
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=REDIS_KINDS)
 def redis_server(request: pytest.FixtureRequest, started_servers: Started) -> Running:
-    """Each kind of server that the run asks for, empty. Do not stop it."""
+    """Each kind of Redis server that the run asks for, empty. Do not stop it."""
+    server: Running = emptied(request, started_servers)
+    return server
+
+
+@pytest.fixture(params=POSTGRES_KINDS)
+def postgres_server(request: pytest.FixtureRequest, started_servers: Started) -> RunningPostgres:
+    """Each kind of PostgreSQL server that the run asks for, with an empty database. Do not stop
+    it."""
+    server: RunningPostgres = emptied(request, started_servers)
+    return server
+
+
+def emptied(request: pytest.FixtureRequest, started_servers: Started) -> Any:
+    """The shared server of the kind that the parameter names."""
     server = started_servers[request.param]
     server.empty()
     request.node.user_properties.append(("server", server.name))
@@ -63,8 +89,19 @@ def redis_server(request: pytest.FixtureRequest, started_servers: Started) -> Ru
 
 @pytest.fixture(params=BINARIES)
 def redis_binary(request: pytest.FixtureRequest) -> Binary:
-    """Each server program that the run asks for, to start servers of one's own."""
-    binary = BINARIES[request.param]()
+    """Each Redis program that the run asks for, to start servers of one's own."""
+    return noted(request)
+
+
+@pytest.fixture(params=[name for name in PROGRAMS if name.startswith("postgres")])
+def postgres_binary(request: pytest.FixtureRequest) -> Binary:
+    """Each PostgreSQL program that the run asks for, to start servers of one's own."""
+    return noted(request)
+
+
+def noted(request: pytest.FixtureRequest) -> Binary:
+    """The program that the parameter names; the run's last words count it."""
+    binary = PROGRAMS[request.param]()
     request.node.user_properties.append(("server", binary.name))
     return binary
 
@@ -83,7 +120,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that run on servers; leave out the servers that the run does not ask for."""
     asked = config.stash[ASKED]
-    wanted = {"redis_server": {*asked}, "redis_binary": {*map(program_of, asked)}}
+    kinds, programs = {*asked}, {*map(program_of, asked)}
+    wanted = dict.fromkeys(("redis_server", "postgres_server"), kinds)
+    wanted |= dict.fromkeys(("redis_binary", "postgres_binary"), programs)
     left_out = [item for item in items if not all(wants(item, *one) for one in wanted.items())]
     for item in items:
         if wanted.keys() & set(getattr(item, "fixturenames", ())):
@@ -102,7 +141,7 @@ def wants(item: pytest.Item, fixture: str, kinds: set[str]) -> bool:
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the servers that the run asks for."""
     asked = config.stash[ASKED]
-    programs = ", ".join(BINARIES[name]().name for name in dict.fromkeys(map(program_of, asked)))
+    programs = ", ".join(PROGRAMS[name]().name for name in dict.fromkeys(map(program_of, asked)))
     return f"servers: {', '.join(asked)} ({programs})"
 
 

@@ -1,22 +1,30 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
-The variable NB_TEST_SERVERS names them, with commas between; without it, those from the wheel run.
+The variable NB_TEST_SERVERS names them, with commas between; without it, those from wheels run.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from tests.servers.binaries import Binary, redis62_binary, redis_binary, valkey_binary
 from tests.servers.cluster import Cluster
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import PostgresServer
+from tests.servers.postgres_programs import (
+    pgbouncer_binary,
+    postgres15_binary,
+    postgres17_binary,
+    postgres_binary,
+)
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server
 
 
-class Running(Protocol):
+class Kept(Protocol):
     """What every kind has; its URL is all that a store needs."""
 
     @property
@@ -26,7 +34,7 @@ class Running(Protocol):
 
     @property
     def url(self) -> str:
-        """The URL for `RedisBackend`."""
+        """The URL for the store."""
         ...
 
     def start(self) -> None:
@@ -34,9 +42,6 @@ class Running(Protocol):
 
     def empty(self) -> None:
         """Delete all data."""
-
-    def ask(self, *command: str | bytes | float) -> Any:
-        """Send one command to a server that takes writes; return the reply."""
 
     def close(self) -> None:
         """End it and remove all that it kept."""
@@ -54,8 +59,34 @@ class Running(Protocol):
         """Close it."""
 
 
+class Running(Kept, Protocol):
+    """A kind of Redis server."""
+
+    def ask(self, *command: str | bytes | float) -> Any:
+        """Send one command to a server that takes writes; return the reply."""
+
+
+class RunningPostgres(Kept, Protocol):
+    """A kind of PostgreSQL server, or what stands before one. `url` changes with `empty`."""
+
+    @property
+    def database(self) -> str:
+        """The name of the database that `url` leads to."""
+        ...
+
+    def url_for(self, user: str, password: str = "", database: str | None = None) -> str:
+        """The URL with which this user comes in."""
+        ...
+
+    def ask(
+        self, statement: str, parameters: Sequence[Any] = (), *, database: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement as superuser on the server itself; its rows."""
+        ...
+
+
 # Those that tests share take nobody for dead because the machine is busy.
-KINDS: Mapping[str, Callable[[], Running]] = {
+REDIS_KINDS: Mapping[str, Callable[[], Running]] = {
     "valkey": lambda: Server(valkey_binary()),
     "valkey-cluster": lambda: Cluster(valkey_binary(), node_timeout=15),
     "valkey-sentinel": lambda: SentinelTrio(valkey_binary(), down_after=15),
@@ -66,8 +97,42 @@ KINDS: Mapping[str, Callable[[], Running]] = {
     "redis62": lambda: Server(redis62_binary()),
 }
 
-FROM_THE_WHEEL = "valkey,valkey-cluster,valkey-sentinel"
-BINARIES = {"valkey": valkey_binary, "redis": redis_binary, "redis62": redis62_binary}
+_SERIALIZABLE = "default_transaction_isolation=serializable"
+
+POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
+    "postgres": lambda: PostgresServer(postgres_binary()),
+    "postgres-serializable": lambda: PostgresServer(
+        postgres_binary(), _SERIALIZABLE, name="serializable"
+    ),
+    "postgres15": lambda: PostgresServer(postgres15_binary()),
+    "postgres17": lambda: PostgresServer(postgres17_binary()),
+    "pgbouncer": lambda: PgBouncer(pgbouncer_binary(), PostgresServer(postgres_binary())),
+    "pgbouncer-unprepared": lambda: PgBouncer(
+        pgbouncer_binary(), PostgresServer(postgres_binary()), "max_prepared_statements = 0"
+    ),
+    "pgbouncer-serializable": lambda: PgBouncer(
+        pgbouncer_binary(), PostgresServer(postgres_binary(), _SERIALIZABLE, name="serializable")
+    ),
+}
+"""`pgbouncer-unprepared` is what every PgBouncer before 1.21 is, and others until 1.24 are."""
+
+KINDS: Mapping[str, Callable[[], Kept]] = {**REDIS_KINDS, **POSTGRES_KINDS}
+
+FROM_WHEELS = "valkey,valkey-cluster,valkey-sentinel,postgres"
+BINARIES = {
+    "valkey": valkey_binary,
+    "redis": redis_binary,
+    "redis62": redis62_binary,
+}
+"""The programs of the kinds of Redis."""
+
+PROGRAMS = {
+    **BINARIES,
+    "postgres": postgres_binary,
+    "postgres15": postgres15_binary,
+    "postgres17": postgres17_binary,
+    "pgbouncer": pgbouncer_binary,
+}
 
 
 def asked_for() -> tuple[str, ...]:
@@ -75,14 +140,14 @@ def asked_for() -> tuple[str, ...]:
 
     `ValueError` for a kind that does not exist, `NoSuchServer` for one that is not on this machine.
     """
-    named = os.environ.get("NB_TEST_SERVERS", FROM_THE_WHEEL).split(",")
+    named = os.environ.get("NB_TEST_SERVERS", FROM_WHEELS).split(",")
     if unknown := set(named) - KINDS.keys():
         known = ", ".join(KINDS)
         raise ValueError(
             f"NB_TEST_SERVERS: no kind {', '.join(sorted(unknown))}; there are {known}"
         )
     for kind in named:
-        BINARIES[program_of(kind)]()
+        PROGRAMS[program_of(kind)]()
     return tuple(kind for kind in KINDS if kind in named)
 
 
@@ -93,4 +158,4 @@ def program_of(kind: str) -> str:
 
 def programs_asked_for() -> dict[str, Binary]:
     """Return the server programs of the kinds that this run asks for, by name."""
-    return {name: BINARIES[name]() for name in map(program_of, asked_for())}
+    return {name: PROGRAMS[name]() for name in map(program_of, asked_for())}

@@ -11,7 +11,7 @@ from redis.exceptions import NoPermissionError
 from nimburion.backends.redis.address import parse
 from tests.servers.binaries import Binary, NoSuchServer, redis62_binary, valkey_binary
 from tests.servers.cluster import Cluster
-from tests.servers.kinds import KINDS, Running, asked_for
+from tests.servers.kinds import REDIS_KINDS, Running, asked_for
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
 
@@ -158,7 +158,7 @@ def test_the_wheel_speaks_no_tls() -> None:
 
 def test_a_run_asks_for_the_wheel_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NB_TEST_SERVERS", raising=False)
-    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey"}
+    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey", "postgres"}
 
 
 def test_a_run_asks_for_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_kind_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) 
         asked_for()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("valkey")])
+@pytest.mark.parametrize("kind", [kind for kind in REDIS_KINDS if not kind.startswith("valkey")])
 def test_a_server_that_is_not_here_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NB_TEST_SERVERS", kind)
     monkeypatch.setenv("PATH", "")

@@ -37,15 +37,16 @@ SCHEMES = MappingProxyType(
             ),
             "nimburion.backends.redis:RedisBackend",
         ),
+        **dict.fromkeys(("postgresql", "postgres"), "nimburion.backends.postgres:PostgresBackend"),
     }
 )
-COMING = frozenset({"postgresql", "postgres"})
 
 Factory = Callable[..., Backend]
 
 
 def open_backend(url: str, **options: object) -> Backend:
-    """A store by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`, `memory://`.
+    """A store by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`,
+    `postgresql://localhost/app`, `memory://`.
 
     `sqlite:///jobs.db` is relative to the working directory, `sqlite:////srv/jobs.db` absolute.
     `options` are the keyword arguments of the store's class.
@@ -109,10 +110,8 @@ def installed() -> EntryPoints:
 
 def unknown(scheme: str) -> str:
     """Say that there is no such store, and what is nearest."""
-    if scheme in COMING:
-        return f"store {scheme!r} is not in this version yet; use sqlite:///FILE or memory://"
     known = sorted({*SCHEMES, *(entry.name for entry in installed())})
-    near = difflib.get_close_matches(scheme, [*known, *COMING], n=2, cutoff=0.5)
+    near = difflib.get_close_matches(scheme, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return (
         f"no store {scheme!r}; {hint}Known here: {', '.join(known)}. A store of another package "

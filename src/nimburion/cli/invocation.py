@@ -33,9 +33,16 @@ class Invocation:
             return config.load(self.config)
         return config.load(self.config, jobs={"url": self.store})
 
-    def ask(self, question: Callable[[Backend], Awaitable[T]], *, may_create: bool = False) -> T:
-        """Open the store, ask it, close it. A store that is a file and is not there is only made
-        when it `may_create`: looking in the wrong folder must not leave an empty one."""
+    def ask(
+        self,
+        question: Callable[[Backend], Awaitable[T]],
+        *,
+        may_create: bool = False,
+        unopened: bool = False,
+    ) -> T:
+        """Open the store, unless asked `unopened`, ask it, close it. A store that is a file and is
+        not there is only made when it `may_create`: looking in the wrong folder must not leave an
+        empty one."""
         import asyncio  # a fifth of the start time: not for help texts
 
         from nimburion.backends import open_backend
@@ -46,7 +53,7 @@ class Invocation:
             raise BadInput(f"{url} lives inside one process; from here there is nothing to see")
         if not may_create:
             refuse_missing(url)
-        return asyncio.run(_asked(backend, question))
+        return asyncio.run(_asked(backend, question, unopened=unopened))
 
 
 def refuse_missing(url: str) -> None:
@@ -59,9 +66,12 @@ def refuse_missing(url: str) -> None:
         raise NoStore(f"there is no store {path}; enqueue a job first, or say which with --store")
 
 
-async def _asked(backend: Backend, question: Callable[[Backend], Awaitable[T]]) -> T:
+async def _asked(
+    backend: Backend, question: Callable[[Backend], Awaitable[T]], *, unopened: bool
+) -> T:
     try:
-        await backend.open()
+        if not unopened:
+            await backend.open()
         return await question(backend)
     finally:
         await backend.close()

@@ -18,6 +18,7 @@ COMMANDS = MappingProxyType(
         "queues": ("queues:queues", "List, pause and resume queues."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
         "config": ("configuration:configuration", "Check and show the configuration."),
+        "migrate": ("migrate:migrate", "Bring the store's tables up to date; say what is missing."),
         "doctor": ("doctor:doctor", "Examine the store and this side of it; say what to do."),
         "demo": ("demo:demo", "Watch real jobs run, fail, retry and be rescued."),
     }

@@ -60,6 +60,17 @@ STORES: Mapping[str, Shape] = MappingProxyType(
                 "username": text(),
                 "password": text(secret=True),
                 "database": text(),
+                "schema": name(40),
+                "prefix": name(20),
+                "sslmode": choice(
+                    "disable", "allow", "prefer", "require", "verify-ca", "verify-full"
+                ),
+                "sslrootcert": text(),
+                "sslcert": text(),
+                "sslkey": text(),
+                "connections": whole(1, 1000),
+                "pooler": choice("auto", "yes", "no"),
+                "timeout": duration(0.001, most=3600),
             }
         ),
     }

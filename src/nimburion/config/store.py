@@ -35,10 +35,14 @@ SCHEMES = MappingProxyType(
     }
 )
 _ADDRESSES = frozenset({"url", "addr", "path"})
-_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout")
 _TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
+_REDIS_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout", *_TLS_OPTIONS)
 """Settings of Redis that are options of its URL, by the same names."""
-_FILES = frozenset({"tls_ca", "tls_cert", "tls_key"})
+_POSTGRES_OPTIONS = (
+    "schema", "prefix", "sslmode", "sslrootcert", "sslcert", "sslkey", "connections", "pooler",
+    "timeout",
+)  # fmt: skip
+_FILES = frozenset({"tls_ca", "tls_cert", "tls_key", "sslrootcert", "sslcert", "sslkey"})
 _log = logging.getLogger("nimburion.config")
 
 Values = Mapping[str, object]
@@ -134,21 +138,21 @@ def _sqlite_url(told: Told) -> str:
 def _redis_url(told: Told) -> str:
     if "url" in told.values and "://" in str(told.values["url"]):
         _refuse_all(told, "url", ("addr", "username", "password", "db", "tls"))
-        return _with_options(told, _own_url(told, "redis"))
+        return _with_options(told, _own_url(told, "redis"), _REDIS_OPTIONS)
     scheme = "rediss" if told.values.get("tls") else "redis"
     for option in _TLS_OPTIONS:
         if option in told.values and scheme == "redis":
             raise told.wrong(option, "is for TLS; set tls: true too")
     place = f"{_login(told)}{_address(told, 6379)}/{told.values.get('db', 0)}"
-    return _with_options(told, f"{scheme}://{place}")
+    return _with_options(told, f"{scheme}://{place}", _REDIS_OPTIONS)
 
 
-def _with_options(told: Told, url: str) -> str:
+def _with_options(told: Told, url: str, options: tuple[str, ...]) -> str:
     """The URL with the settings that stand in its query, each in one place only."""
     _, mark, query = url.partition("?")
     there = {pair.partition("=")[0] for pair in query.split("&")}
     pairs = []
-    for option in (*_OPTIONS, *_TLS_OPTIONS):
+    for option in options:
         if option in told.values:
             if option in there:
                 raise told.wrong(option, "url says it already; keep one of them")
@@ -167,9 +171,10 @@ def _as_option(option: str, value: object) -> str:
 def _postgres_url(told: Told) -> str:
     if "url" in told.values and "://" in str(told.values["url"]):
         _refuse_all(told, "url", ("addr", "username", "password", "database"))
-        return _own_url(told, "postgres")
+        return _with_options(told, _own_url(told, "postgres"), _POSTGRES_OPTIONS)
     database = quote(str(told.values.get("database", "")), safe="")
-    return f"postgresql://{_login(told)}{_address(told, 5432)}/{database}"
+    place = f"{_login(told)}{_address(told, 5432)}/{database}"
+    return _with_options(told, f"postgresql://{place}", _POSTGRES_OPTIONS)
 
 
 _URLS: Mapping[str, Callable[[Told], str]] = MappingProxyType(

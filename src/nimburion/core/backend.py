@@ -245,8 +245,14 @@ class Living(Protocol):
         refuses meanwhile is not raised but said, as an `error`."""
         ...
 
+    async def plan(self) -> list[str]:
+        """What `migrate` would do now, in words, without doing it; empty: nothing. The store need
+        not be open; close it afterwards. `FormatMismatch` when its format is too new."""
+        ...
+
     async def migrate(self) -> list[str]:
-        """Bring the store's format up to date; what was done, in words."""
+        """Bring the store's format up to date; what was done, in words. The store need not be open;
+        close it afterwards. Any number may do it at once, while others work."""
         ...
 
 

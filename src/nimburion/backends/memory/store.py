@@ -107,6 +107,10 @@ class MemoryBackend:
             )
         ]
 
+    async def plan(self) -> list[str]:
+        """Nothing."""
+        return []
+
     async def migrate(self) -> list[str]:
         """Nothing to do."""
         return []

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from ipaddress import AddressValueError, IPv6Address
 from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 
-from nimburion.backends.redis.options import (
+from nimburion.backends.options import (
     Options,
-    Verify,
     Wrong,
     pairs_of,
     read_flag,
-    read_namespace,
     read_seconds,
     read_text,
-    read_verify,
     unquoted,
     whole,
 )
+from nimburion.backends.redis.options import ELSEWHERE, Verify, read_namespace, read_verify
+from nimburion.backends.urls import Login, Node, login_of, node_of, parts_of
 from nimburion.core.errors import ConfigurationError
 
 NAMESPACE = "nimburion"
@@ -31,29 +28,7 @@ PORT, SENTINEL_PORT = 6379, 26379
 
 Kind = Literal["single", "unix", "sentinel", "cluster"]
 
-_LONGEST, _HIGHEST_DB = 4096, 1_000_000
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-
-class Node(msgspec.Struct, frozen=True):
-    """A server's host and port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class Login(msgspec.Struct, frozen=True):
-    """Who asks. Without a user name the server takes the password for its `default` user."""
-
-    username: str | None = None
-    password: str | None = None
-
-    def __repr__(self) -> str:
-        return "Login(…)"
+_HIGHEST_DB = 1_000_000
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,17 +171,17 @@ def parse(url: str) -> Address:
 
 
 def _address(scheme: Scheme, rest: str) -> Address:
-    authority, path, query = _parts(rest)
+    authority, path, query = parts_of(rest)
     login, _, hosts = authority.rpartition("@")
     service, db = _service_and_db(scheme, path)
-    options = Options(pairs_of(query))
+    options = Options(pairs_of(query), ELSEWHERE)
     address = Address(
         kind=scheme.kind,
         nodes=_nodes(hosts, scheme),
         path=_socket(hosts, path) if scheme.kind == "unix" else "",
         service=service,
         db=_db(scheme, db, options),
-        login=_login(login),
+        login=login_of(login),
         sentinel_login=_sentinel_login(scheme, options),
         tls=_tls(scheme, options),
     )
@@ -228,62 +203,12 @@ def _with_options(address: Address, options: Options) -> Address:
 # --- the parts ------------------------------------------------------------------------------------
 
 
-def _parts(rest: str) -> tuple[str, str, str]:
-    """Authority, path with its slash, query. Refuses what would tear a password apart."""
-    if len(rest) > _LONGEST:
-        raise Wrong(f"longer than {_LONGEST} characters")
-    if not rest.isascii() or not rest.isprintable():
-        raise Wrong("only printable ASCII may stand in a URL; write others as %XX of their UTF-8")
-    if _BAD_ESCAPE.search(rest):
-        raise Wrong("a % must be followed by two hexadecimal digits; % itself is written %25")
-    place, _, query = rest.partition("?")
-    authority, slash, path = place.partition("/")
-    if "#" in rest or "@" in path + query or authority.count("@") > 1:
-        raise Wrong("inside user, password, path and options, write @ / ? # as %40 %2F %3F %23")
-    return authority, slash + path, query
-
-
-def _login(text: str) -> Login:
-    user, colon, password = text.partition(":")
-    if colon and not password:
-        raise Wrong("an empty password; leave the colon out where there is none")
-    return Login(unquoted(user) or None, unquoted(password) or None)
-
-
 def _nodes(hosts: str, scheme: Scheme) -> tuple[Node, ...]:
     if scheme.kind == "unix":
         return ()
     default = SENTINEL_PORT if scheme.kind == "sentinel" else PORT
     texts = [hosts] if scheme.kind == "single" else hosts.split(",")
-    return tuple(dict.fromkeys(_node(one, default, scheme) for one in texts))
-
-
-def _node(text: str, default_port: int, scheme: Scheme) -> Node:
-    match = re.fullmatch(r"(\[[^]]*\]|[^:]*)(?::(.*))?", text)
-    host = unquoted(match[1]) if match else ""
-    if not host:
-        raise Wrong(f"a host is missing; expected something like {scheme.example}")
-    if not _HOST.fullmatch(host) and not _is_ipv6(host):
-        raise Wrong("a host must be a name, an IPv4 address or an IPv6 address in []")
-    port = default_port if match is None or match[2] is None else _port(match[2])
-    return Node(host.strip("[]").lower(), port)
-
-
-def _port(text: str) -> int:
-    """Shown in the refusal only when it is a number: else it may be a password without a host."""
-    number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
-    if not 1 <= number <= 65535:
-        found = f", found {text}" if number else ""
-        raise Wrong(f"a port must be a whole number from 1 to 65535{found}")
-    return number
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        IPv6Address(host.removeprefix("[").removesuffix("]"))
-    except AddressValueError:
-        return False
-    return host.startswith("[") and host.endswith("]")
+    return tuple(dict.fromkeys(node_of(one, default, scheme.example) for one in texts))
 
 
 def _socket(hosts: str, path: str) -> str:

@@ -20,8 +20,9 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from nimburion.backends.redis.address import Address, Login, Node, Tls
+from nimburion.backends.redis.address import Address, Tls
 from nimburion.backends.redis.faults import FAULTS, code_of, meaning_of
+from nimburion.backends.urls import Login, Node
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
 
 CLIENT_NAME = "nimburion"

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from redis import exceptions as driver
 
-from nimburion.backends.redis.address import Node
+from nimburion.backends.urls import Node
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,

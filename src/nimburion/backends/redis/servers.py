@@ -15,9 +15,10 @@ from typing import Any, Protocol
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
 
-from nimburion.backends.redis.address import Address, Kind, Node
+from nimburion.backends.redis.address import Address, Kind
 from nimburion.backends.redis.dialing import Call, Place, dial, why_not
 from nimburion.backends.redis.faults import FAULTS
+from nimburion.backends.urls import Node
 from nimburion.core.errors import BackendUnavailable, ConfigurationError
 
 _MOST_REASONS = 3

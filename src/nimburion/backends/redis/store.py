@@ -134,6 +134,10 @@ class RedisBackend(Operating):
         except (BackendError, ConfigurationError) as error:
             return [finding_of("server", error)]
 
+    async def plan(self) -> list[str]:
+        """There is one format so far: nothing, when it is that."""
+        return await self.migrate()
+
     async def migrate(self) -> list[str]:
         """There is one format so far: nothing to do but to look."""
         await self.open()

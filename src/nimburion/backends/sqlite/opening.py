@@ -6,6 +6,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from nimburion.backends.files import migrations_of
@@ -153,16 +154,35 @@ def names_of(migrations: Sequence[Migration]) -> set[str]:
     return set(re.findall(r"^CREATE (?:TABLE|INDEX) (\w+)", text, re.MULTILINE))
 
 
+def plan(path: Path) -> list[str]:
+    """What opening would do to bring the file to the newest format, in words.
+
+    Raises:
+        FormatMismatch: written by a newer version, or by something else.
+    """
+    migrations = migrations_of(PACKAGE, MIGRATIONS)
+    if not path.exists():
+        return [said(one) for one in migrations]
+    with translated(path), closing(connect(path)) as connection:
+        found = check_format(connection, path, migrations)
+    return [said(one) for one in migrations if one[0] > found]
+
+
+def said(migration: Migration) -> str:
+    """One step in words."""
+    return f"format {migration[0]}: {migration[1]}"
+
+
 def migrate(
     connection: sqlite3.Connection, found: int, migrations: Sequence[Migration]
 ) -> list[str]:
     """Run what is missing, inside the caller's transaction."""
     done = []
-    for number, name, text in migrations:
-        if number > found:
-            for statement in statements_of(text):
+    for one in migrations:
+        if one[0] > found:
+            for statement in statements_of(one[2]):
                 connection.execute(statement)
-            done.append(f"format {number}: {name}")
+            done.append(said(one))
     if done:
         connection.execute(
             "INSERT INTO meta (name, value) VALUES ('format', ?1) "

@@ -223,6 +223,10 @@ class SQLiteBackend:
     async def _take_the_lock(self) -> None:
         await self._write(lambda _: None, durable=False)
 
+    async def plan(self) -> list[str]:
+        """What opening would do to the file."""
+        return await asyncio.to_thread(opening.plan, self.path)
+
     async def migrate(self) -> list[str]:
         """What the opening did to bring the file to this version's format."""
         await self.open()

@@ -74,6 +74,7 @@ class Living:
     async def test_migrating_an_up_to_date_store_changes_nothing(self, stage: Stage) -> None:
         await stage.add("a")
         before = (await stage.store.list_jobs(payloads=True)).jobs
+        assert await stage.store.plan() == []
         for line in await stage.store.migrate():
             assert isinstance(line, str)
         assert (await stage.store.list_jobs(payloads=True)).jobs == before

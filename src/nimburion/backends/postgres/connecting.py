@@ -1,0 +1,226 @@
+"""Links to the database: one that mends itself, and a few of them for many callers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from nimburion.backends.postgres.address import Address
+from nimburion.backends.postgres.dialing import Call, Seen, dial, hang_up
+from nimburion.backends.postgres.faults import (
+    FAULTS,
+    asks_to_repeat,
+    breaks_connection,
+    meaning_of,
+)
+from nimburion.backends.urls import Node
+from nimburion.core.errors import BackendUnavailable, NimburionError, StoreReadOnly
+
+REPEATS = 20
+"""How often a call that others were in the way of is tried."""
+_PAUSE = 0.002
+"""Seconds before the second try; it doubles, up to 64 times that."""
+_COMMITTED = "read committed"
+
+Rows = list[Any]
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Link:
+    """One connection that is made when it is needed, and anew after it broke.
+
+    A call is one statement and one transaction, at READ COMMITTED whatever the server's default.
+    It is sent once: what the server answers with `repeat` (a deadlock) is sent again, as nothing
+    was written; when the answer is lost, `BackendUnavailable` says `unknown`.
+
+    Statements are prepared once a connection. Where something like PgBouncer lends us a connection
+    for a transaction, each call brings its statement along instead, in the same trip. One call at
+    a time; others wait in turn.
+    """
+
+    def __init__(self, address: Address, sleep: Sleep) -> None:
+        self.address: Address = address
+        self._where = address.describe()
+        self._sleep = sleep
+        self._call: Call | None = None
+        self._statements: dict[str, Any] = {}
+        self._turn = asyncio.Lock()
+        self._last: Node | None = None
+
+    @property
+    def seen(self) -> Seen:
+        """What the last connection said of its server. Connect first."""
+        assert self._call is not None, "not connected yet"
+        return self._call.seen
+
+    @property
+    def driver(self) -> Any:  # noqa: ANN401 - the driver's own connection
+        """The driver's own connection, for what is not a call: LISTEN, scripts."""
+        assert self._call is not None, "not connected yet"
+        return self._call.driver
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as anybody knows."""
+        return self._call is not None and not self._call.driver.is_closed()
+
+    async def connect(self) -> None:
+        """Connect, unless it is."""
+        async with self._turn:
+            await self._connected()
+
+    async def rows(self, statement: str, *arguments: Any) -> Rows:
+        """Run one statement; its rows.
+
+        Raises:
+            BackendUnavailable: with what may be concluded.
+            BackendError: what else the server refuses, as `faults` says it.
+        """
+        async with self._turn:
+            pause = _PAUSE
+            for is_last in (*[False] * (REPEATS - 1), True):
+                try:
+                    return await self._once(statement, arguments)
+                except FAULTS as error:
+                    self._check(error)
+                    if is_last or not asks_to_repeat(error):
+                        raise meaning_of(error, self._where, sent=True) from error
+                await self._sleep(pause)
+                pause = min(2 * pause, 64 * _PAUSE)
+        raise AssertionError("the last try returns or raises")
+
+    async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
+        """Run one statement; the first value of its first row."""
+        return (await self.rows(statement, *arguments))[0][0]
+
+    async def close(self) -> None:
+        """Hang up."""
+        call, self._call = self._call, None
+        self._statements.clear()
+        if call is None or call.driver.is_closed():
+            return
+        try:
+            async with asyncio.timeout(1):
+                await call.driver.close()
+        except (*FAULTS, TimeoutError):
+            hang_up(call.driver)
+
+    async def pause(self, seconds: float) -> None:
+        """Let so much time pass."""
+        await self._sleep(seconds)
+
+    def drop(self) -> None:
+        """Hang up at once; the next call connects anew."""
+        if self._call is not None:
+            hang_up(self._call.driver)
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    async def _once(self, statement: str, arguments: tuple[Any, ...]) -> Rows:
+        call = await self._connected()
+        try:
+            async with asyncio.timeout(self.address.timeout):
+                if call.seen.pooled and call.seen.isolation != _COMMITTED:
+                    async with call.driver.transaction(isolation="read_committed"):
+                        return await self._fetch(call, statement, arguments)
+                return await self._fetch(call, statement, arguments)
+        except (TimeoutError, asyncio.CancelledError):
+            hang_up(call.driver)  # its answer would be taken for that of the next call
+            raise
+
+    async def _fetch(self, call: Call, statement: str, arguments: tuple[Any, ...]) -> Rows:
+        prepared = self._statements.get(statement)
+        if prepared is None:
+            name = "" if call.seen.pooled else f"nimburion_{len(self._statements)}"
+            prepared = await call.driver.prepare(statement, name=name)
+            self._statements[statement] = prepared
+        rows: Rows = await prepared.fetch(*arguments)
+        return rows
+
+    async def _connected(self) -> Call:
+        if self._call is None or self._call.driver.is_closed():
+            self._statements.clear()
+            self._call = await reach(self.address, first=self._last)
+            self._last = self._call.node
+            await self._settle_in(self._call)
+        return self._call
+
+    async def _settle_in(self, call: Call) -> None:
+        """Set what a connection of our own may keep."""
+        if call.seen.pooled or call.seen.isolation == _COMMITTED:
+            return
+        try:
+            async with asyncio.timeout(self.address.timeout):
+                await call.driver.execute(f"SET default_transaction_isolation = '{_COMMITTED}'")
+        except FAULTS as error:
+            hang_up(call.driver)
+            raise meaning_of(error, self._where, sent=False) from error
+
+    def _check(self, error: Exception) -> None:
+        if breaks_connection(error):
+            self.drop()
+
+
+async def reach(address: Address, *, first: Node | None = None) -> Call:
+    """Connect to the first server that will do, beginning with `first`.
+
+    Raises:
+        BackendUnavailable: none of them; nothing was written.
+        ConfigurationError: one refuses us in a way that waiting does not mend.
+    """
+    nodes: list[Node | None] = sorted(address.nodes, key=lambda node: node != first) or [None]
+    problems: list[NimburionError] = []
+    for node in nodes:
+        try:
+            return await dial(address, node)
+        except (BackendUnavailable, StoreReadOnly) as problem:
+            problems.append(problem)
+    if len(problems) == 1:
+        raise problems[0]
+    told = "; ".join(str(one).removeprefix(f"{address.describe()}: ") for one in problems)
+    raise BackendUnavailable(f"{address.describe()}: {told}", outcome="not applied") from problems[
+        -1
+    ]
+
+
+class Links:
+    """A few links for many callers, each made when all others are busy."""
+
+    def __init__(self, address: Address, sleep: Sleep) -> None:
+        self._address = address
+        self._sleep = sleep
+        self._idle: list[Link] = []
+        self._all: list[Link] = []
+        self._room = asyncio.Semaphore(address.connections)
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[Link]:
+        """A link for as long as the block lasts; the one that was used last, if any is idle."""
+        async with self._room:
+            link = self._idle.pop() if self._idle else self._another()
+            try:
+                yield link
+            finally:
+                self._idle.append(link)
+
+    async def rows(self, statement: str, *arguments: Any) -> Rows:
+        """As `Link.rows`, on any of them."""
+        async with self.one() as link:
+            return await link.rows(statement, *arguments)
+
+    async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
+        """As `Link.value`, on any of them."""
+        async with self.one() as link:
+            return await link.value(statement, *arguments)
+
+    async def close(self) -> None:
+        """Hang up, all of them."""
+        for link in self._all:
+            await link.close()
+
+    def _another(self) -> Link:
+        link = Link(self._address, self._sleep)
+        self._all.append(link)
+        return link

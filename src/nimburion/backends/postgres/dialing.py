@@ -1,0 +1,206 @@
+"""Connecting to one server, and why it did not work."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from typing import Any, cast
+from urllib.parse import urlencode
+
+import asyncpg
+import msgspec
+
+from nimburion.backends.postgres.address import Address, Tls
+from nimburion.backends.postgres.faults import FAULTS, code_of, meaning_of
+from nimburion.backends.urls import Node
+from nimburion.core.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    NimburionError,
+    StoreReadOnly,
+)
+
+Driver = Any
+"""The driver's connection: `asyncpg.Connection`."""
+OLDEST = 150_000
+"""The `server_version_num` of the oldest server that the tests run on."""
+
+_LOOK = """SELECT pg_backend_pid(), current_setting('server_version_num')::int4,
+    current_setting('default_transaction_isolation'), pg_is_in_recovery(),
+    current_setting('transaction_read_only')"""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What a connection says of the server at its other end."""
+
+    version: int
+    """`server_version_num`."""
+    pooled: bool
+    """Somebody stands between who lends us another connection for each transaction."""
+    isolation: str
+    """Of transactions that do not say it themselves."""
+    standby: bool
+    read_only: bool
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A connection, and what it leads to."""
+
+    driver: Driver
+    node: Node | None
+    seen: Seen
+
+
+async def dial(address: Address, node: Node | None) -> Call:
+    """Connect to one server within the address's timeout, and look at it.
+
+    Raises:
+        BackendUnavailable: it cannot be reached, or takes no writes just now; nothing was written.
+        StoreReadOnly: it was set up to take no writes.
+        ConfigurationError: it does not let us in, or is too old.
+    """
+    driver: Driver = None
+    try:
+        async with asyncio.timeout(address.timeout):
+            driver = await asyncpg.connect(**_options(address, node))
+            call = Call(driver, node, await _look(driver, address))
+            check(call.seen, address)
+            return call
+    except FAULTS as error:
+        hang_up(driver)
+        raise why_not(error, node, address) from error
+    except BaseException:
+        hang_up(driver)
+        raise
+
+
+def hang_up(driver: Driver) -> None:
+    """End a connection at once; what it was doing is undone or done without us."""
+    if driver is not None and not driver.is_closed():
+        driver.terminate()
+
+
+def _options(address: Address, node: Node | None) -> dict[str, Any]:
+    """The driver keeps no statements of its own: we do, as what stands between may not."""
+    options: dict[str, Any] = {
+        "dsn": _dsn(address.tls),
+        "user": address.login.username,
+        "password": address.login.password,
+        "database": address.database,
+        "timeout": address.timeout,
+        "statement_cache_size": 0,
+        "server_settings": {"application_name": address.application_name},
+        "target_session_attrs": "any",
+    }
+    return options if node is None else options | {"host": node.host, "port": node.port}
+
+
+def _dsn(tls: Tls) -> str:
+    """The driver takes the files of TLS only in a URL."""
+    named = {name: getattr(tls, name) for name in tls.__struct_fields__}
+    return "postgresql://?" + urlencode({name: one for name, one in named.items() if one})
+
+
+async def _look(driver: Driver, address: Address) -> Seen:
+    statement = await driver.prepare(_LOOK, name="")
+    row = await statement.fetchrow()
+    pid, version, isolation, standby, read_only = row
+    pooled = pid != driver.get_server_pid() if address.pooler == "auto" else address.pooler == "yes"
+    return Seen(version, pooled, isolation, standby, read_only == "on")
+
+
+def check(seen: Seen, address: Address) -> None:
+    """Refuse a server that will not do."""
+    where, target = address.describe(), address.target or "read-write"
+    if seen.version < OLDEST:
+        raise ConfigurationError(
+            f"{where}: the server is PostgreSQL {seen.version // 10_000}; nimburion needs "
+            f"{OLDEST // 10_000} or newer"
+        )
+    if target in {"primary", "read-write"} and seen.standby:
+        raise BackendUnavailable(
+            f"{where}: the server is a standby and takes no writes; name the primary, or all of "
+            "them with commas between",
+            outcome="not applied",
+        )
+    if target == "read-write" and seen.read_only:
+        raise StoreReadOnly(
+            f"{where}: this database or role was set to take no writes "
+            "(default_transaction_read_only); nothing was written"
+        )
+    if target in {"standby", "read-only"} and not (seen.standby or seen.read_only):
+        problem = f"{where}: the server takes writes, but target_session_attrs is {target}"
+        raise BackendUnavailable(problem, outcome="not applied")
+
+
+# --- why it did not work --------------------------------------------------------------------------
+
+
+def why_not(error: Exception, node: Node | None, address: Address) -> NimburionError:
+    """What kept us from connecting, and what to do about it."""
+    where = address.describe()
+    place = str(node) if node else "the server"
+    if code_of(error):
+        return _of_pooler(error, where) or meaning_of(error, where, sent=False)
+    problem = (
+        _of_tls(error, place)
+        or _of_network(error, place)
+        or _of_silence(error, place, address)
+        or _of_strangers(error, place)
+    )
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return ConfigurationError(f"{where}: {error}")
+    if problem is None:
+        return meaning_of(error, where, sent=False)
+    return BackendUnavailable(f"{where}: {problem}", outcome="not applied")
+
+
+def _of_pooler(error: Exception, where: str) -> NimburionError | None:
+    """PgBouncer refuses everything with the code of a broken protocol."""
+    text = str(error)
+    if code_of(error) != "08P01":
+        return None
+    if "no such database" in text:
+        return ConfigurationError(f"{where}: the pooler has no such database ({text})")
+    if "auth" in text or "no such user" in text:
+        return ConfigurationError(f"{where}: the pooler does not let us in ({text})")
+    return None
+
+
+def _of_tls(error: Exception, place: str) -> str | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.rstrip(".")
+        return f"the certificate of {place} is not accepted: {why}; see sslrootcert and sslmode"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS with {place} failed: {error.reason or error}"
+    if "rejected SSL upgrade" in str(error):
+        return f"{place} does not speak TLS; let it, or leave sslmode out"
+    return None
+
+
+def _of_network(error: Exception, place: str) -> str | None:
+    number, text = getattr(error, "errno", None), str(error)
+    if isinstance(error, socket.gaierror):
+        return f"the name of {place} is not known ({error.strerror}); correct the host"
+    if number == errno.ECONNREFUSED or f"Errno {errno.ECONNREFUSED}]" in text:
+        return f"nothing listens at {place}; start the server, or correct host and port"
+    if number in {errno.ENOENT, errno.ENOTSOCK}:
+        return f"there is no socket or file for {place} ({text}); start the server, or correct it"
+    if number in {errno.EACCES, errno.EPERM}:
+        return f"this user may not connect to {place}; see the mode of the socket, or the firewall"
+    if number in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
+        return f"there is no way to {place} in the network ({cast('OSError', error).strerror})"
+    return None
+
+
+def _of_silence(error: Exception, place: str, address: Address) -> str | None:
+    if not isinstance(error, TimeoutError):
+        return None
+    return f"no answer from {place} within {address.timeout:g} s"
+
+
+def _of_strangers(error: Exception, place: str) -> str | None:
+    lost = isinstance(error, ConnectionError | asyncpg.InterfaceError | asyncpg.InternalClientError)
+    return f"{place} hung up: is it a PostgreSQL server? ({error})" if lost else None

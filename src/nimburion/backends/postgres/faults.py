@@ -1,0 +1,196 @@
+"""What the server, the driver and the network say, in the words of the contract.
+
+A server's error carries a code of five characters, SQLSTATE; its first two are the class. As each
+of our calls is one transaction, an error that the server answers with means that nothing was
+written, but for those where it ended the connection: that can happen between the commit and the
+answer.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import asyncpg
+
+from nimburion.core.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigurationError,
+    FormatMismatch,
+    NimburionError,
+    StoreCorrupt,
+    StoreFull,
+    Unstorable,
+)
+
+FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What may come out of a connection: catch these, and raise `meaning_of` them. `TimeoutError` and
+errors of TLS are among them, as they are `OSError`s."""
+
+_CUT_OFF = frozenset({"57P01", "57P02", "57P04", "40003"})
+"""The server ended the connection, also with class 08: nobody knows whether it was applied."""
+_REPEAT = frozenset({"40001", "40P01"})
+_MOVED_ON = frozenset({"25006", "57P03"})
+
+_PASSING: Mapping[str, str] = MappingProxyType(
+    {
+        "25006": "it takes no writes: a standby, or a primary that was demoted",
+        "57P03": "it is starting, stopping, or a standby that takes no connections yet",
+        "57014": "the call was cancelled there (statement_timeout, or somebody did)",
+        "55P03": "a lock was not to be had in time (lock_timeout)",
+        "53300": "it has as many connections as it takes (max_connections)",
+        "53200": "the server is out of memory",
+        "25P03": "the transaction was idle for too long",
+        "25P04": "the transaction took too long (transaction_timeout)",
+        "57P05": "the session was idle for too long (idle_session_timeout)",
+        "40001": "other transactions were in the way again and again",
+        "40P01": "other transactions were in the way again and again",
+        "58030": "it could not read or write its files; see its log",
+    }
+)
+"""Codes that say: later. Nothing was written."""
+
+_ABOUT_DATA = frozenset({"22", "23", "54"})
+
+
+def code_of(error: BaseException) -> str:
+    """SQLSTATE; empty for what no server said."""
+    if isinstance(error, asyncpg.PostgresError):
+        return error.sqlstate or "XX000"
+    return ""
+
+
+def asks_to_repeat(error: BaseException) -> bool:
+    """Whether the same call may succeed at once: a deadlock or a failed serialization."""
+    return code_of(error) in _REPEAT
+
+
+def breaks_connection(error: BaseException) -> bool:
+    """Whether the connection is of no use any more, or leads to a server that is of none."""
+    code = code_of(error)
+    if code:
+        return code in _CUT_OFF | _MOVED_ON or code.startswith("08") or "FATAL" in _severity(error)
+    return not isinstance(error, asyncpg.DataError)
+
+
+def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
+    """The error of the contract that says the same.
+
+    `where` names the store, as `Address.describe` does. `sent`: at least a part of the request had
+    left, so that without an answer nobody knows whether it was applied.
+    """
+    code = code_of(error)
+    if code:
+        return _answered(code, error, where, sent=sent)
+    if isinstance(error, asyncpg.DataError):
+        return Unstorable(f"PostgreSQL cannot hold this: {error}")
+    return _unanswered(error, where, sent=sent)
+
+
+def _severity(error: BaseException) -> str:
+    return getattr(error, "severity_en", None) or getattr(error, "severity", None) or ""
+
+
+# --- the server answered --------------------------------------------------------------------------
+
+
+def _answered(code: str, error: Exception, where: str, *, sent: bool) -> NimburionError:
+    text = _text_of(error)
+    if code in _ANSWERS:
+        return _ANSWERS[code](where, text)
+    if code in _CUT_OFF or code.startswith("08"):
+        return _cut_off(where, text, sent=sent)
+    if code in _PASSING:
+        problem = f"{where}: {_PASSING[code]}; nothing was written. The server said: {text}"
+        return BackendUnavailable(problem, outcome="not applied")
+    if code[:2] in _ABOUT_DATA:
+        return Unstorable(f"PostgreSQL cannot hold this: {text}")
+    return BackendError(f"{where}: the server refused ({code}): {text[:500]}")
+
+
+def _text_of(error: Exception) -> str:
+    """What the server said, in one line. Without its detail, which may show what the job holds."""
+    parts = (getattr(error, "message", None) or str(error), getattr(error, "hint", None))
+    return " ".join(" ".join(part.split()) for part in parts if part)
+
+
+def _cut_off(where: str, text: str, *, sent: bool) -> NimburionError:
+    if not sent:
+        problem = f"{where}: the connection was refused ({text}); nothing was written"
+        return BackendUnavailable(problem, outcome="not applied")
+    return BackendUnavailable(
+        f"{where}: the server ended the connection ({text}); it may have been applied or not"
+    )
+
+
+def _lacking(where: str, text: str) -> NimburionError:
+    return FormatMismatch(
+        f"{where}: what nimburion keeps there is missing or of another version ({text}); run: "
+        "nimburion migrate up"
+    )
+
+
+def _damaged(where: str, text: str) -> NimburionError:
+    return StoreCorrupt(
+        f"{where}: the server cannot read its data ({text}); nothing was changed. Stop every "
+        "process that uses it and keep a copy of its folder before anything else"
+    )
+
+
+def _full(where: str, text: str) -> NimburionError:
+    return StoreFull(
+        f"{where}: the server's disk is full ({text}); nothing was written. Make room, and it goes "
+        "on by itself"
+    )
+
+
+def _no_right(where: str, text: str) -> NimburionError:
+    return ConfigurationError(
+        f"{where}: this role may not do that ({text}); let its owner grant it, or run: nimburion "
+        "migrate up as a role that owns the schema"
+    )
+
+
+def _not_let_in(where: str, text: str) -> NimburionError:
+    return ConfigurationError(
+        f"{where}: the server does not let us in ({text}); correct user and password, or its "
+        "pg_hba.conf"
+    )
+
+
+def _no_database(where: str, text: str) -> NimburionError:
+    return ConfigurationError(
+        f"{where}: no such database ({text}); create it (CREATE DATABASE …), or correct the name"
+    )
+
+
+_ANSWERS: Mapping[str, Callable[[str, str], NimburionError]] = MappingProxyType(
+    {
+        "53100": _full,
+        "42501": _no_right,
+        "28P01": _not_let_in,
+        "28000": _not_let_in,
+        "3D000": _no_database,
+        **dict.fromkeys(("42P01", "42883", "3F000", "42703", "42704"), _lacking),
+        **dict.fromkeys(("XX001", "XX002", "58P01"), _damaged),
+    }
+)
+
+
+# --- nobody answered ------------------------------------------------------------------------------
+
+
+def _unanswered(error: Exception, where: str, *, sent: bool) -> NimburionError:
+    if isinstance(error, TimeoutError):
+        problem = "no answer in time"
+    elif isinstance(error, ssl.SSLError):
+        problem = f"TLS failed ({error})"
+    elif isinstance(error, asyncpg.InterfaceError | OSError):
+        problem = f"the connection was lost ({str(error) or type(error).__name__})"
+    else:
+        problem = f"what came back is no answer of PostgreSQL ({error})"
+    if sent:
+        return BackendUnavailable(f"{where}: {problem}; it may have been applied or not")
+    return BackendUnavailable(f"{where}: {problem}; nothing was written", outcome="not applied")

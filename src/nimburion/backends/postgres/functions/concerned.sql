@@ -1,0 +1,37 @@
+-- Lock the limits that an exchange may change, and keep new ones from being made meanwhile.
+-- Inputs: the time; the session; seqs that it settles; queues and names that are asked for; floors by
+--   lane
+-- Result: NULL without any limit; else the names that are locked: of jobs that it settles, of lanes
+--   asked for that hold jobs, and of jobs that are to be promoted. An idle fleet must not queue up at
+--   a limit
+-- Locks: the tables `gate` and `paused` in ROW SHARE; gates, in the order of their names
+-- Atomic: held until the transaction ends; who reads a limit then reads its latest state
+CREATE OR REPLACE FUNCTION nb.concerned_1(
+    p_now int8, p_session int4, p_seqs int8[], p_queues text[], p_names text[], p_floor_lanes int4[],
+    p_floors int8[]
+) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    concerned text[];
+BEGIN
+    LOCK TABLE nb.gate, nb.paused IN ROW SHARE MODE;
+    IF NOT EXISTS (SELECT FROM nb.gate) THEN
+        RETURN NULL;
+    END IF;
+    concerned := ARRAY(
+        SELECT a.name FROM nb.lease l JOIN nb.lane a ON a.id = l.lane
+        WHERE l.session = p_session AND l.seq = ANY (p_seqs)
+        UNION
+        SELECT a.name FROM nb.scheduled s JOIN nb.lane a ON a.id = s.lane WHERE s.due <= p_now
+        UNION
+        SELECT w.name FROM unnest(p_queues, p_names) AS w (queue, name)
+        JOIN nb.lane a ON a.queue = w.queue AND a.name = w.name
+        LEFT JOIN unnest(p_floor_lanes, p_floors) AS f (lane, floor) ON f.lane = a.id
+        WHERE EXISTS (
+            SELECT FROM nb.ready r
+            WHERE r.lane = a.id AND r.due >= coalesce(f.floor, -9223372036854775808)
+        )
+    );
+    PERFORM FROM nb.gate WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
+    RETURN concerned;
+END $$;

@@ -1,0 +1,30 @@
+-- Forget finished jobs for good.
+-- Inputs: the time or NULL; the filter as `seek_1`; at most so many
+-- Result: their ids
+-- Locks: the rows it deletes
+-- Atomic: one transaction; a job whose end was deleted or replayed meanwhile is passed over
+CREATE OR REPLACE FUNCTION nb.delete_1(
+    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_limit int4
+) RETURNS SETOF bytea
+LANGUAGE plpgsql AS $$
+DECLARE
+    now int8 := nb.clock_1(p_now);
+    one record;
+    job_id bytea;
+BEGIN
+    FOR one IN
+        SELECT * FROM nb.seek_1(now, p_states, p_queue, p_name, p_reason, p_ids, 9223372036854775807, p_limit)
+    LOOP
+        IF one.letter = 'F' THEN
+            DELETE FROM nb.dead d WHERE d.seq = one.seq;
+            CONTINUE WHEN NOT FOUND;
+            DELETE FROM nb.job j WHERE j.seq = one.seq RETURNING j.id INTO job_id;
+            PERFORM nb.forget_1(ARRAY[one.seq], 3::int2);
+        ELSE
+            DELETE FROM nb.done d WHERE d.seq = one.seq RETURNING d.id INTO job_id;
+            CONTINUE WHEN NOT FOUND;
+            DELETE FROM nb.result r WHERE r.seq = one.seq;
+        END IF;
+        RETURN NEXT job_id;
+    END LOOP;
+END $$;

@@ -1,0 +1,28 @@
+-- Every queue that holds an unfinished job or is paused.
+-- Inputs: the time
+-- Result: rows: queue, due and not processing, waiting for their time, processing, the earliest due
+--   time of those due (NULL: none), whether it is paused
+-- Locks: none; reads a snapshot
+-- Atomic: one statement
+CREATE OR REPLACE FUNCTION nb.queues_1(p_now int8) RETURNS TABLE (
+    queue text, size int8, scheduled int8, processing int8, oldest int8, paused bool
+)
+LANGUAGE sql STABLE AS $$
+    WITH unfinished AS (
+        SELECT r.lane, count(*) AS due, 0::int8 AS later, 0::int8 AS held, min(r.due) AS oldest
+        FROM nb.ready r GROUP BY r.lane
+        UNION ALL
+        SELECT s.lane, count(*) FILTER (WHERE s.due <= p_now), count(*) FILTER (WHERE s.due > p_now), 0,
+            min(s.due) FILTER (WHERE s.due <= p_now)
+        FROM nb.scheduled s GROUP BY s.lane
+        UNION ALL
+        SELECT l.lane, 0, 0, count(*), NULL FROM nb.lease l GROUP BY l.lane
+    )
+    SELECT coalesce(q.queue, p.queue), coalesce(q.due, 0), coalesce(q.later, 0), coalesce(q.held, 0),
+        q.oldest, p.queue IS NOT NULL
+    FROM (
+        SELECT a.queue, CAST(sum(u.due) AS int8) AS due, CAST(sum(u.later) AS int8) AS later,
+            CAST(sum(u.held) AS int8) AS held, min(u.oldest) AS oldest
+        FROM unfinished u JOIN nb.lane a ON a.id = u.lane GROUP BY a.queue
+    ) q FULL JOIN nb.paused p ON p.queue = q.queue
+$$;

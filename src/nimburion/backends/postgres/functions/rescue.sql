@@ -1,0 +1,64 @@
+-- Take back jobs of sessions that expired.
+-- Inputs: the time or NULL, the time that sessions live by or NULL; at most so many jobs; at how many
+--   losses a job fails; the history entry of a loss, before and behind the number of the attempt
+-- Result: a row for each job: its id, and r: waits again, f: failed, c: cancelled; then one without an
+--   id whose letter is m when there is more, with the queues to ring
+-- Locks: the numbers of the sessions, those that are in the middle of an exchange are passed over;
+--   all limits, by name; unique keys; then places, those that another holds are passed over
+-- Atomic: that a session expired is tested by the update that ends it, so a beat comes before or after
+CREATE OR REPLACE FUNCTION nb.rescue_1(
+    p_now int8, p_mono int8, p_limit int4, p_max_lost int4, p_before text, p_behind text
+) RETURNS TABLE (id bytea, letter text, rung text[])
+LANGUAGE plpgsql
+SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+DECLARE
+    now int8 := nb.clock_1(p_now);
+    one record;
+    held nb.lease;
+    so_far nb.past;
+    ended int4[];
+    counted int4 := 0;
+BEGIN
+    letter := '';
+    FOR one IN
+        SELECT s.n, s.id FROM nb.session s
+        WHERE s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now) ORDER BY s.n
+    LOOP
+        IF pg_try_advisory_xact_lock(hashtextextended(one.id, 7041)) THEN
+            UPDATE nb.session s SET dead_at = now
+            WHERE s.n = one.n AND s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now);
+        END IF;
+    END LOOP;
+    PERFORM nb.lock_gates_1();
+    FOR one IN
+        SELECT l.session, l.seq, s.left_at FROM nb.session s JOIN nb.lease l ON l.session = s.n
+        WHERE s.dead_at IS NOT NULL AND NOT s.over
+        ORDER BY l.session, l.seq LIMIT p_limit + 1 FOR UPDATE OF l SKIP LOCKED
+    LOOP
+        counted := counted + 1;
+        IF counted > p_limit THEN
+            letter := 'm';
+            EXIT;
+        END IF;
+        DELETE FROM nb.lease l WHERE l.session = one.session AND l.seq = one.seq RETURNING * INTO held;
+        ended := ended || held.lane;
+        so_far := nb.end_lease_1(now, held, CASE WHEN one.left_at IS NULL THEN
+            convert_to(p_before || (held.failures + held.lost + 1) || p_behind, 'UTF8') END);
+        SELECT j.id INTO id FROM nb.job j WHERE j.seq = one.seq;
+        IF one.left_at IS NULL AND so_far.lost >= p_max_lost AND NOT held.cancel THEN
+            PERFORM nb.bury_1(now, so_far, 'lost');
+            letter := 'f';
+        ELSE
+            SELECT CASE WHEN w.waits THEN 'r' ELSE 'c' END INTO letter
+            FROM nb.wait_again_1(now, held, so_far) w;
+        END IF;
+        RETURN NEXT;
+        letter := '';
+    END LOOP;
+    PERFORM nb.open_gate_1(ended);
+    UPDATE nb.session s SET over = true WHERE s.dead_at IS NOT NULL AND NOT s.over
+        AND NOT EXISTS (SELECT FROM nb.lease l WHERE l.session = s.n);
+    id := NULL;
+    rung := ARRAY(SELECT DISTINCT a.queue FROM nb.lane a WHERE a.id = ANY (ended));
+    RETURN NEXT;
+END $$;

@@ -1,0 +1,45 @@
+-- Lease the first jobs of lanes to a session, and hand them out.
+-- Inputs: the time; the session, its exchange and its nonce; the ageing span; the lanes as
+--   `open_lines_1` answers them; how many of each
+-- Result: rows of kind 1, a job each, in the order of the merge
+-- Locks: the rows it takes out of the lines; those that another holds are passed over
+-- Atomic: one statement moves them
+CREATE OR REPLACE FUNCTION nb.take_1(
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
+    p_homes int4[], p_groups int4[], p_ranks int2[], p_levels int8[], p_floors int8[], p_counts int4[]
+) RETURNS SETOF nb.reply
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY
+    WITH t AS (
+        DELETE FROM nb.ready r WHERE r.ctid = ANY (ARRAY(
+            SELECT f.ctid FROM unnest(p_ids, p_floors, p_counts) AS w (id, floor, most),
+            LATERAL (
+                SELECT r.ctid FROM nb.ready r WHERE r.lane = w.id AND r.due >= w.floor
+                ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
+            ) f
+        )) RETURNING r.lane, r.due, r.seq, r.tried
+    ), m AS (
+        SELECT t.*, w.home, w.rank, w.grp, max(ARRAY[
+                -w.level - CASE WHEN p_ageing > 0 AND p_now > t.due THEN (p_now - t.due) / p_ageing ELSE 0 END,
+                w.rank, t.due, t.seq
+            ]) OVER (PARTITION BY w.grp ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
+        FROM t JOIN unnest(p_ids, p_homes, p_groups, p_ranks, p_levels) AS w (id, home, grp, rank, level)
+            ON w.id = t.lane
+    ), x AS (
+        SELECT m.*, coalesce(p.fence, 0) + 1 AS fence, coalesce(p.failures, 0) AS failures,
+            coalesce(p.lost, 0) AS lost, coalesce(p.noted, 0::int2) AS noted, p.settled,
+            CAST(row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq) AS int4) AS place
+        FROM m LEFT JOIN nb.past p ON p.seq = CASE WHEN m.tried > 0 THEN m.seq END
+    ), l AS (
+        INSERT INTO nb.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
+            noted, nonce, settled)
+        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, x.fence, x.failures, x.lost,
+            x.tried, x.noted, p_nonce, x.settled
+        FROM x
+    )
+    SELECT 1, x.seq, x.due, j.created, j.lane, x.fence, x.failures, x.lost, j.id, j.options, j.payload,
+        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::int4[], NULL::int4[], NULL::int8[]
+    FROM x JOIN nb.job j ON j.seq = x.seq
+    ORDER BY x.place;
+END $$;

@@ -1,0 +1,46 @@
+"""What operators do: what the functions are asked, and what they answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nimburion.backends.postgres.records import micros, unpack_id
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import FINISHED, State
+from nimburion.core.reading import Cancellation, JobFilter, Replayed, Retention
+
+_FAILED = frozenset({State.FAILED})
+
+
+def cancellation_of(answer: str, job_id: str) -> Cancellation:
+    """What `cancel_1` answered.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    if answer == "missing":
+        raise JobNotFound(job_id)
+    return Cancellation(answer)
+
+
+def failed_of(which: JobFilter) -> frozenset[State]:
+    """The states that a replay takes jobs from."""
+    return _FAILED if which.states is None else which.states & _FAILED
+
+
+def finished_of(which: JobFilter) -> frozenset[State]:
+    """The states that a delete takes jobs from."""
+    return FINISHED if which.states is None else which.states & FINISHED
+
+
+def replayed_of(rows: list[Any], limit: int) -> Replayed:
+    """What `replay_1` answered; with `limit` looked at, there may be more."""
+    ids = [unpack_id(job_id) for _, job_id, replayed, _ in rows if replayed]
+    held = [unpack_id(job_id) for _, job_id, replayed, _ in rows if not replayed]
+    return Replayed(ids, held, str(rows[-1][0]) if rows and len(rows) >= limit else None)
+
+
+def pruning_of(keep: Retention) -> list[Any]:
+    """What `prune_1` takes before its bound."""
+    spans = (keep.completed, keep.failed, keep.results)
+    return [*(None if one is None else micros(one) for one in spans), keep.completed_max]

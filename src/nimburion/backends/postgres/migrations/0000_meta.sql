@@ -1,0 +1,14 @@
+-- What tells which format the tables have, and which store this is: one row.
+-- Inputs: `nb.` stands for the schema and the prefix of the store
+-- Result: none
+-- Locks: what it makes
+-- Atomic: runs in the transaction that also writes the new format number
+CREATE TABLE nb.meta (
+    one bool PRIMARY KEY DEFAULT true CHECK (one),
+    format int4 NOT NULL,
+    oldest int4 NOT NULL,               -- the oldest format whose nimburion can still work here
+    functions text NOT NULL,            -- a digest of their texts
+    identity text NOT NULL              -- random: tells this store from others
+);
+INSERT INTO nb.meta (format, oldest, functions, identity)
+VALUES (0, 0, '', replace(CAST(gen_random_uuid() AS text), '-', ''));

@@ -1,0 +1,167 @@
+"""Hints: which queues ring, told to other processes by NOTIFY and heard by LISTEN.
+
+A process tells of a queue at most once each 5 ms, in a transaction of its own after the one that
+made the work: a NOTIFY takes a lock that all commits of a database share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+
+from nimburion.backends.postgres.connecting import Link, Links
+from nimburion.backends.postgres.naming import named
+from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
+
+_log = logging.getLogger("nimburion.backends.postgres")
+
+EVERY_QUEUE = "*"
+_SPACING = 0.005
+_PATIENCE = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_CHECK = 15.0
+"""Seconds after which the listening connection is asked whether it is there."""
+_MOST = 7_000
+"""Bytes of names that one NOTIFY carries."""
+_TELL = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+
+
+class Bell:
+    """The rings that one handle makes and hears. Belongs to one event loop; listens from the first
+    `wait`."""
+
+    def __init__(self, listener: Link, tellers: Links) -> None:
+        self._listener = listener
+        self._tellers = tellers
+        self._channel = named("nb.ring", listener.address).replace('"', "")
+        self._me = secrets.token_hex(4)
+        self._rung: set[str] = set()
+        """Rings that nobody was waiting for."""
+        self._waiters: dict[asyncio.Future[None], frozenset[str]] = {}
+        self._untold: set[str] = set()
+        self._telling: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._heard_of = asyncio.Event()
+        self._given_up = False
+
+    # --- ringing ---
+
+    def ring(self, queues: Collection[str]) -> None:
+        """Wake who waits for one of these here, and tell the others soon."""
+        if not queues:
+            return
+        self._wake(queues)
+        self._untold.update(queues)
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell(), name="nimburion-postgres-ring")
+
+    async def _tell(self) -> None:
+        try:
+            while self._untold:
+                queues, self._untold = self._untold, set()
+                text = "\n".join((self._me, *sorted(queues)))
+                if len(text) > _MOST:
+                    text = f"{self._me}\n{EVERY_QUEUE}"
+                with suppress(BackendError):
+                    await self._tellers.rows(_TELL, self._channel, text)
+                await asyncio.sleep(_SPACING)
+        finally:
+            self._telling = None
+
+    # --- hearing ---
+
+    async def wait(
+        self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """Return when one of the queues rings, has rung since the last wait, or after `timeout`
+        seconds as `sleep` has them."""
+        await self._listen(min(timeout, _PATIENCE))
+        heard = self._rung.intersection((*queues, EVERY_QUEUE))
+        self._rung -= heard
+        if heard:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = frozenset(queues)
+        pause = asyncio.ensure_future(sleep(timeout))
+        try:
+            await asyncio.wait({waiter, pause}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._waiters[waiter]
+            pause.cancel()
+
+    def _wake(self, queues: Collection[str]) -> None:
+        every = EVERY_QUEUE in queues
+        missed = set(queues)
+        for waiter, wanted in list(self._waiters.items()):
+            if every or not wanted.isdisjoint(queues):
+                missed -= wanted | {EVERY_QUEUE}
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._rung |= missed
+
+    async def _listen(self, patience: float) -> None:
+        """Be listening, or give up after so many seconds: the poll behind the hints goes on."""
+        if self._listening is None and not self._given_up:
+            self._listening = asyncio.create_task(self._run(), name="nimburion-postgres-bell")
+        if not self._heard_of.is_set() and not self._given_up:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._heard_of.wait(), patience)
+
+    async def _run(self) -> None:
+        """Listen, again after each failure. What rang meanwhile was missed: everybody looks."""
+        pause = _FIRST_PAUSE
+        while not self._given_up:
+            try:
+                await self._follow()
+            except (BackendUnavailable, OSError, EOFError) as error:
+                _log.debug("no rings for now: %s", error)
+            except (BackendError, ConfigurationError) as error:
+                _log.warning("queues are not heard to ring (%s); workers look by themselves", error)
+            if self._heard_of.is_set() and not self._given_up:
+                pause = _FIRST_PAUSE
+                self._heard_of.clear()
+                self._wake([EVERY_QUEUE])
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _follow(self) -> None:
+        link = self._listener
+        await link.connect()
+        if link.seen.pooled:
+            self._given_up = True
+            self._heard_of.set()
+            await link.close()
+            return
+        gone = asyncio.Event()
+        link.driver.add_termination_listener(lambda _: gone.set())
+        async with asyncio.timeout(link.address.timeout):
+            await link.driver.add_listener(self._channel, self._hear)
+        self._heard_of.set()
+        try:
+            while not gone.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(gone.wait(), _CHECK)
+                if not gone.is_set():
+                    await link.rows("SELECT 1")
+        finally:
+            link.drop()
+
+    def _hear(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
+        teller, *queues = text.split("\n")
+        if teller != self._me:
+            self._wake(queues)
+
+    async def close(self) -> None:
+        """Tell what is untold, and stop listening."""
+        if self._telling is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._telling), 1.0)
+        for task in (self._telling, self._listening):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._telling = self._listening = None

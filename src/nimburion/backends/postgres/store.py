@@ -1,0 +1,266 @@
+"""The PostgreSQL store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from nimburion.backends.postgres import enqueueing, exchanging, migrating, sessions
+from nimburion.backends.postgres.address import Address, parse
+from nimburion.backends.postgres.connecting import Link, Links
+from nimburion.backends.postgres.naming import named
+from nimburion.backends.postgres.operating import Operating
+from nimburion.backends.postgres.records import micros, time_of
+from nimburion.backends.postgres.ringing import EVERY_QUEUE, Bell
+from nimburion.core.backend import Capabilities
+from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.errors import BackendError, NotOpen
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.lease import Lease
+from nimburion.core.reading import Finding, Promoted, Rescued, finding_of
+from nimburion.core.session import Orders, Session
+from nimburion.core.settlement import Settlement
+
+CAPABILITIES = Capabilities(
+    durable=True, notifies=True, joins_transaction=False, atomic_batch=None, shared=True
+)
+
+
+def _call(function: str, count: int) -> str:
+    """The statement that calls a function of ours with so many arguments."""
+    places = ", ".join(f"${n}" for n in range(1, count + 1))
+    return f"SELECT * FROM nb.{function}({places})"  # noqa: S608 - names of ours
+
+
+_ENQUEUE = _call("enqueue_1", 15)
+_EXCHANGE = _call("exchange_1", 22)
+_OPEN_SESSION = _call("open_session_1", 7)
+_CLOSE_SESSION = _call("close_session_1", 5)
+_RESCUE = _call("rescue_1", 6)
+
+
+class PostgresBackend(Operating):
+    """A store in one PostgreSQL database: a schema of its own, beside whatever else is there.
+
+    Args:
+        url: where; see `docs/how-to/postgres-in-production.md` for all forms.
+        schema: where its tables are; also in the URL, as all of the following.
+        prefix: what their names begin with.
+        timeout: seconds that connecting may take, and then each answer.
+        clock: tests pass theirs; else the server's own time counts.
+        entropy: unused here, taken so that every store is made alike.
+
+    >>> PostgresBackend("postgresql://localhost/app").capabilities.durable
+    True
+    """
+
+    def __init__(
+        self,
+        url: str | Address = "postgresql://localhost",
+        *,
+        schema: str | None = None,
+        prefix: str | None = None,
+        timeout: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        address = url if isinstance(url, Address) else parse(url)
+        self.address: Address = address.using(schema=schema, prefix=prefix, timeout=timeout)
+        self._given = clock
+        self._clock = clock or SystemClock()
+        self._entropy = entropy
+        self._opened: Opened | None = None
+        self._changing = asyncio.Lock()
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> PostgresBackend:
+        """The store that `postgresql://localhost/app` names."""
+        return cls(url, **options)  # type: ignore[arg-type]
+
+    # --- coming and going ---
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        return CAPABILITIES
+
+    def describe(self) -> str:
+        """Name the store."""
+        return self.address.describe()
+
+    def sibling(self) -> PostgresBackend:
+        """Another handle on the same data, with connections of its own, not open yet."""
+        return PostgresBackend(self.address, clock=self._given, entropy=self._entropy)
+
+    async def open(self) -> None:
+        """Connect, and check server and format. Repeatable."""
+        async with self._changing:
+            if self._is_here(self._opened):
+                return
+            opened = Opened(self.address)
+            try:
+                await opened.start()
+            except BaseException:
+                await opened.close()
+                raise
+            self._opened = opened
+
+    async def close(self) -> None:
+        """Hang up. Repeatable."""
+        async with self._changing:
+            opened, self._opened = self._opened, None
+            if opened is not None and self._is_here(opened):
+                await opened.close()
+
+    async def ping(self) -> None:
+        """Return when the server answers."""
+        await self._ask("SELECT 1")
+
+    async def examine(self) -> list[Finding]:
+        """See `Backend.examine`."""
+        try:
+            ((fsync,),) = await self._ask("SELECT current_setting('fsync')")
+            return [Finding("durability", "good", f"fsync is {fsync}")]
+        except BackendError as error:
+            return [finding_of("server", error)]
+
+    async def migrate(self) -> list[str]:
+        """Bring tables and functions up to date."""
+        link = Link(self.address, asyncio.sleep)
+        try:
+            return await migrating.migrate(link, self.address, migrating.wanted())
+        finally:
+            await link.close()
+
+    def _is_here(self, opened: Opened | None) -> bool:
+        """Whether it is open in this process, on this event loop."""
+        return (
+            opened is not None
+            and opened.pid == os.getpid()
+            and opened.loop is asyncio.get_running_loop()
+        )
+
+    def _here(self) -> Opened:
+        opened = self._opened
+        if opened is not None and opened.pid == os.getpid():
+            return opened
+        if opened is not None:
+            raise NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
+        raise NotOpen(f"{self.describe()} is not open; call open() first")
+
+    def _now(self) -> int | None:
+        """The time of a test's clock; the server takes its own when it is told none."""
+        return None if self._given is None else micros(self._given.now())
+
+    def _mono(self) -> int | None:
+        return None if self._given is None else micros(self._given.monotonic())
+
+    async def _time(self) -> int:
+        return micros(time.time()) if self._given is None else micros(self._given.now())
+
+    async def _lifetime(self) -> int:
+        return micros(time.time()) if self._given is None else micros(self._given.monotonic())
+
+    async def _ask(self, statement: str, *arguments: Any) -> list[Any]:
+        return await self._here().asks.rows(named(statement, self.address), *arguments)
+
+    def _ring(self, queues: Collection[str]) -> None:
+        self._here().bell.ring(queues)
+
+    # --- the way in ---
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `Backend.enqueue`."""
+        if not jobs:
+            return []
+        ((letters, holders),) = await self._ask(
+            _ENQUEUE, self._now(), *enqueueing.arguments_of(jobs)
+        )
+        results = enqueueing.results_of(jobs, letters, holders)
+        if letters is None or "c" in letters:
+            self._ring({job.queue for job in jobs})
+        return results
+
+    # --- workers ---
+
+    async def open_session(self, session: Session) -> None:
+        """See `Backend.open_session`."""
+        asked = sessions.opening_of(session)
+        ((alive,),) = await self._ask(_OPEN_SESSION, self._now(), self._mono(), *asked)
+        sessions.check_alive(alive, session.id)
+        self._ring([EVERY_QUEUE])
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        """See `Backend.exchange`."""
+        opened = self._here()
+        arguments = exchanging.arguments_of(session_id, number, settlements, want)
+        rows = await opened.exchanges.rows(
+            opened.exchange, self._now(), *arguments, *exchanging.NO_FLOORS
+        )
+        rung = exchanging.rung_of(rows[-1])
+        reply = exchanging.reply_of(rows, session_id, number, want)
+        opened.bell.ring(rung)
+        return reply
+
+    async def beat(self, session_id: str) -> Orders:
+        """See `Backend.beat`."""
+        statement = "SELECT * FROM nb.beat_1($1, $2)"
+        return sessions.orders_of(await self._ask(statement, self._mono(), session_id), session_id)
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        """See `Backend.close_session`."""
+        asked = sessions.closing_of(session_id, running)
+        ((rung,),) = await self._ask(_CLOSE_SESSION, self._now(), *asked)
+        self._ring(rung)
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        """See `Backend.rescue`."""
+        asked = sessions.rescuing_of(limit, max_lost)
+        rows = await self._ask(_RESCUE, self._now(), self._mono(), *asked)
+        self._ring(rows[-1][2])
+        return sessions.rescued_of(rows)
+
+    async def promote(self, limit: int) -> Promoted:
+        """See `Backend.promote`."""
+        statement = """SELECT p.moved, p.next_due, ARRAY(
+            SELECT DISTINCT queue FROM nb.lane WHERE id = ANY (p.lanes)
+        ) FROM nb.promote_1(nb.clock_1($1), $2, -9223372036854775808) p"""
+        ((moved, next_due, rung),) = await self._ask(statement, self._now(), limit)
+        self._ring(rung)
+        return Promoted(moved, time_of(next_due))
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        """See `Backend.wait`."""
+        await self._here().bell.wait(queues, timeout, self._clock.sleep)
+
+
+class Opened:
+    """A store that is open on one event loop: its connections."""
+
+    def __init__(self, address: Address) -> None:
+        self.address: Address = address
+        self.asks: Links = Links(address, asyncio.sleep)
+        """For all that is not exchanged."""
+        self.exchanges: Link = Link(address, asyncio.sleep)
+        self.bell: Bell = Bell(Link(address, asyncio.sleep), self.asks)
+        self.exchange: str = named(_EXCHANGE, address)
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.pid: int = os.getpid()
+
+    async def start(self) -> None:
+        """Look at the server and at the format."""
+        async with self.asks.one() as link:
+            await migrating.open_format(link, self.address, migrating.wanted())
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self.bell.close()
+        await self.exchanges.close()
+        await self.asks.close()

@@ -1,0 +1,24 @@
+"""The PostgreSQL store keeps the contract, on each kind of server that the run is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.postgres.store import PostgresBackend
+from nimburion.core.backend import Backend
+from nimburion.testing import FakeClock
+from nimburion.testing.contract import BackendContract
+from tests.servers.kinds import RunningPostgres
+
+
+class TestPostgres(BackendContract):
+    url: str
+
+    @pytest.fixture(autouse=True)
+    def _on_an_empty_database(self, postgres_server: RunningPostgres) -> None:
+        self.url = postgres_server.url
+
+    async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
+        return [PostgresBackend(self.url, clock=clock) for _ in range(count)]

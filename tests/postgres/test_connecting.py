@@ -1,0 +1,262 @@
+"""A link mends itself, says what may be concluded, and works through a pooler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nimburion.backends.postgres.address import Address, parse
+from nimburion.backends.postgres.connecting import Link, Links
+from nimburion.core.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    FormatMismatch,
+    StoreReadOnly,
+    Unstorable,
+)
+from tests.servers.binaries import Binary
+from tests.servers.kinds import RunningPostgres
+from tests.servers.postgres import PostgresServer
+from tests.servers.waiting import until
+
+
+@pytest.fixture
+async def link(postgres_server: RunningPostgres) -> AsyncIterator[Link]:
+    made = Link(parse(postgres_server.url), asyncio.sleep)
+    yield made
+    await made.close()
+
+
+async def test_it_connects_by_itself_and_asks(link: Link) -> None:
+    before = link.is_open
+    assert await link.value("SELECT $1::int8 + 1", 41) == 42
+    assert (before, link.is_open) == (False, True)
+    assert [
+        tuple(row) for row in await link.rows("SELECT * FROM unnest($1::text[])", ["a", "b"])
+    ] == [
+        ("a",),
+        ("b",),
+    ]
+
+
+async def test_it_sees_a_pooler(link: Link, postgres_server: RunningPostgres) -> None:
+    await link.connect()
+    assert link.seen.pooled is ("PgBouncer" in postgres_server.name)
+    assert not link.seen.standby
+
+
+async def test_a_call_is_read_committed_whatever_the_default(link: Link) -> None:
+    asked = "SELECT current_setting('transaction_isolation')"
+    assert await link.value(asked) == "read committed"
+    assert await link.value(asked) == "read committed"
+
+
+async def test_many_links_share_few_connections_of_a_pooler(
+    postgres_server: RunningPostgres,
+) -> None:
+    links = [Link(parse(postgres_server.url), asyncio.sleep) for _ in range(8)]
+    asked = [f"SELECT $1::int4 + {n}" for n in range(6)]
+    for _ in range(3):
+        found = await asyncio.gather(*(one.value(text, 1) for one in links for text in asked))
+        assert found == [1 + n for _ in links for n in range(6)]
+    for one in links:
+        await one.close()
+
+
+async def test_it_is_known_by_name(link: Link, postgres_server: RunningPostgres) -> None:
+    await link.connect()
+    named = postgres_server.ask(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nimburion'"
+    )
+    assert named[0][0] >= 1
+
+
+async def test_a_killed_connection_leaves_it_open_what_became_of_the_call(
+    link: Link, postgres_server: RunningPostgres
+) -> None:
+    await link.connect()
+    call = asyncio.create_task(link.rows("SELECT pg_sleep(20)"))
+    await seen_sleeping(postgres_server)
+    postgres_server.ask(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ 'sleep.20' "
+        "AND pid <> pg_backend_pid()"
+    )
+    with pytest.raises(BackendUnavailable, match="may have been applied") as caught:
+        await call
+    assert caught.value.outcome == "unknown"
+    assert await link.value("SELECT 1") == 1
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for(
+    postgres_server: RunningPostgres,
+) -> None:
+    link = Link(parse(postgres_server.url).using(timeout=0.5), asyncio.sleep)
+    with pytest.raises(BackendUnavailable, match="no answer in time") as caught:
+        await link.rows("SELECT pg_sleep(20)")
+    assert caught.value.outcome == "unknown"
+    assert await link.value("SELECT 1") == 1
+    await link.close()
+
+
+async def test_a_cancelled_call_leaves_a_link_that_works(
+    link: Link, postgres_server: RunningPostgres
+) -> None:
+    call = asyncio.create_task(link.rows("SELECT pg_sleep(20)"))
+    await seen_sleeping(postgres_server)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await link.value("SELECT 1") == 1
+
+
+async def test_what_cannot_be_held_is_unstorable(link: Link) -> None:
+    for value in ("a\0b", "\ud800", 5):
+        with pytest.raises(Unstorable):
+            await link.rows("SELECT $1::text", value)
+    assert await link.value("SELECT 1") == 1
+
+
+async def test_missing_tables_name_the_command(link: Link) -> None:
+    with pytest.raises(FormatMismatch, match="nimburion migrate up"):
+        await link.rows("SELECT * FROM nimburion.job")
+
+
+async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
+    postgres_server.ask("CREATE TABLE pair (n int PRIMARY KEY, times int NOT NULL DEFAULT 0)")
+    postgres_server.ask("INSERT INTO pair VALUES (1), (2)")
+    for name, (first, second) in {"up": (1, 2), "down": (2, 1)}.items():
+        postgres_server.ask(
+            f"CREATE FUNCTION {name}() RETURNS void LANGUAGE plpgsql AS $$ BEGIN "
+            f"UPDATE pair SET times = times + 1 WHERE n = {first}; PERFORM pg_sleep(0.05); "
+            f"UPDATE pair SET times = times + 1 WHERE n = {second}; END $$"
+        )
+    links = [Link(parse(postgres_server.url), asyncio.sleep) for _ in range(2)]
+    for _ in range(3):
+        await asyncio.gather(links[0].rows("SELECT up()"), links[1].rows("SELECT down()"))
+    assert postgres_server.ask("SELECT times FROM pair") == [(6,), (6,)]
+    for one in links:
+        await one.close()
+
+
+async def test_links_are_made_when_needed_and_used_again(postgres_server: RunningPostgres) -> None:
+    links = Links(parse(postgres_server.url).using(connections=2), asyncio.sleep)
+    assert await asyncio.gather(*(links.value("SELECT $1::int4", n) for n in range(20))) == [
+        *range(20)
+    ]
+    async with links.one() as first, links.one() as second:
+        assert first is not second
+    async with links.one() as again:
+        assert again is first
+    await links.close()
+
+
+# --- servers of one's own -----------------------------------------------------------------------
+
+
+async def test_a_restarted_server_is_found_again(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary) as server:
+        link = Link(parse(server.url), asyncio.sleep)
+        assert await link.value("SELECT 1") == 1
+        server.stop_immediately()
+        await wait_until_closed(link)
+        with pytest.raises(BackendUnavailable, match="nothing listens") as caught:
+            await link.value("SELECT 1")
+        assert caught.value.outcome == "not applied"
+        server.start()
+        assert await link.value("SELECT 1") == 1
+        await link.close()
+
+
+async def test_of_several_servers_the_one_that_takes_writes(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary) as server, server.follower() as standby:
+        hosts = f"127.0.0.1:{standby.port},127.0.0.1:{server.port}"
+        link = Link(parse(f"postgresql://postgres@{hosts}/postgres"), asyncio.sleep)
+        await link.rows("CREATE TABLE kept ()")
+        await seen(standby, "SELECT 1 WHERE to_regclass('kept') IS NOT NULL")
+        await asyncio.to_thread(server.kill)
+        await wait_until_closed(link)
+        with pytest.raises(BackendUnavailable, match=r"nothing listens.*standby"):
+            await link.rows("SELECT 1")
+        await asyncio.to_thread(standby.promote)
+        assert await link.rows("SELECT * FROM kept") == []
+        await link.close()
+        alone = Link(parse(standby.url), asyncio.sleep)
+        assert await alone.value("SELECT 1") == 1
+        await alone.close()
+
+
+async def test_a_server_that_takes_no_writes_is_said_to(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary) as server, server.follower() as standby:
+        link = Link(parse(standby.url), asyncio.sleep)
+        with pytest.raises(BackendUnavailable, match="is a standby and takes no writes"):
+            await link.connect()
+        reading = Link(parse(f"{standby.url}?target_session_attrs=any"), asyncio.sleep)
+        assert await reading.value("SELECT 1") == 1
+        with pytest.raises(BackendUnavailable, match="takes no writes") as caught:
+            await reading.rows("CREATE TABLE x ()")
+        assert caught.value.outcome == "not applied"
+        await reading.close()
+        server.ask("ALTER ROLE postgres SET default_transaction_read_only = on")
+        with pytest.raises(StoreReadOnly, match="set to take no writes"):
+            await Link(parse(server.url), asyncio.sleep).connect()
+
+
+async def test_who_is_not_let_in_is_told_why(postgres_binary: Binary) -> None:
+    hba = ["host all reader 127.0.0.1/32 scram-sha-256", "host all nobody 127.0.0.1/32 reject"]
+    with PostgresServer(postgres_binary, "max_connections=4", hba=hba) as server:
+        server.ask("CREATE ROLE reader LOGIN PASSWORD 'right'")
+        await refused(parse(server.url_for("reader", "wrong")), "does not let us in.*password")
+        await refused(parse(server.url_for("nobody")), "does not let us in")
+        await refused(parse(server.url_for("stranger")), "does not let us in")
+        await refused(parse(server.url_for("postgres", database="nothing")), "no such database")
+        await refused(parse(f"{server.url}?sslmode=require"), "does not speak TLS")
+        await refused(
+            parse(f"{server.url}?sslrootcert=/no&sslmode=verify-full"), "/no|No such file"
+        )
+
+
+async def test_nobody_there_is_said_in_one_line() -> None:
+    with pytest.raises(BackendUnavailable, match="there is no socket"):
+        await Link(parse("postgresql:///x?host=/nowhere"), asyncio.sleep).connect()
+    with pytest.raises(BackendUnavailable, match=r"name of .* is not known"):
+        await Link(parse("postgresql://no.such.host.invalid/x"), asyncio.sleep).connect()
+
+
+async def test_a_server_that_hangs_is_given_up(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary) as server:
+        link = Link(parse(server.url).using(timeout=0.5), asyncio.sleep)
+        await link.connect()
+        server.pause()
+        with pytest.raises(BackendUnavailable, match="no answer in time"):
+            await link.rows("SELECT 1")
+        with pytest.raises(BackendUnavailable, match="no answer from"):
+            await link.rows("SELECT 1")
+        server.resume()
+        assert await link.value("SELECT 1") == 1
+        await link.close()
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+async def refused(address: Address, match: str) -> None:
+    with pytest.raises((ConfigurationError, BackendUnavailable), match=match) as caught:
+        await Link(address, asyncio.sleep).connect()
+    assert "\n" not in str(caught.value)
+
+
+async def seen_sleeping(server: RunningPostgres) -> None:
+    await seen(
+        server,
+        "SELECT 1 FROM pg_stat_activity WHERE query ~ 'sleep.20' AND pid <> pg_backend_pid()",
+    )
+
+
+async def seen(server: RunningPostgres, asked: str) -> None:
+    await asyncio.to_thread(until, lambda: bool(server.ask(asked)), asked)
+
+
+async def wait_until_closed(link: Link) -> None:
+    await asyncio.to_thread(until, lambda: not link.is_open, "the link is closed")

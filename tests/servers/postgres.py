@@ -1,0 +1,304 @@
+"""One PostgreSQL server, from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import psycopg
+
+from tests.servers.binaries import Binary
+from tests.servers.nobody import folder, reachable, who
+from tests.servers.server import TRIES, ServerFailed
+from tests.servers.waiting import free_port, until
+
+OWNER = "postgres"
+"""The superuser; it needs no password unless the server asks everybody for one."""
+QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=off")
+"""For servers whose data nobody will miss."""
+
+
+class PostgresServer:
+    """A server on a free loopback port, with its data in a temporary folder.
+
+    Folder and port stay the same over `stop`, `kill` and `start`; `close` ends the server and
+    removes the folder. Nothing is synced unless `durable`. `settings` are lines of
+    `postgresql.conf`; `hba` are lines that stand first in `pg_hba.conf`; behind them everybody
+    comes in without a password. As root, the server runs as nobody.
+    """
+
+    def __init__(
+        self,
+        binary: Binary,
+        *settings: str,
+        durable: bool = False,
+        hba: Sequence[str] = (),
+        name: str = "",
+    ) -> None:
+        self.binary = binary
+        self.port = free_port()
+        self.name = binary.name + (f" {name}" if name else "")
+        self.database = OWNER
+        """Where `url` leads to; `empty` makes a new one."""
+        self._temporary = folder()
+        self.folder = Path(self._temporary.name)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._hba = hba
+        self._databases = 0
+        self._settings = [
+            "shared_buffers=64MB",
+            "max_connections=120",
+            "listen_addresses=127.0.0.1",
+            "autovacuum_naptime=5s",
+            *(() if durable else QUICK),
+            *settings,
+        ]
+
+    # --- where it is ----------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The URL for `PostgresBackend`."""
+        return self.url_for(OWNER)
+
+    def url_for(self, user: str, password: str = "", database: str | None = None) -> str:
+        """The URL with which this user comes in."""
+        who_ = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+        return f"postgresql://{who_}@127.0.0.1:{self.port}/{database or self.database}"
+
+    @property
+    def socket(self) -> Path:
+        """The folder of its Unix socket."""
+        return self.folder
+
+    @property
+    def data(self) -> Path:
+        """The folder that holds its data."""
+        return self.folder / "data"
+
+    @property
+    def log(self) -> str:
+        """All that it has written to its log."""
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster that runs, or of the last one that ran."""
+        return self._started.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether the postmaster is there."""
+        return self._process is not None and self._process.poll() is None
+
+    # --- its life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections. The first time, make its data."""
+        assert not self.runs, "it runs already"
+        first = not self.data.exists()
+        if first:
+            self._make_data()
+        for last in (*[False] * (TRIES - 1 if first else 0), True):
+            try:
+                self._run()
+                return
+            except ServerFailed:
+                if last or "Address already in use" not in self.log:
+                    raise
+                self.port = free_port()
+
+    def stop(self) -> None:
+        """Ask it to end (SIGINT: clients are cut, the data is written)."""
+        self._end(signal.SIGINT)
+
+    def stop_immediately(self) -> None:
+        """End it without a checkpoint (SIGQUIT): it recovers from its log when it starts."""
+        self._end(signal.SIGQUIT)
+
+    def kill(self) -> None:
+        """End the postmaster at once (SIGKILL); its children notice."""
+        children = self._children()
+        self._started.kill()
+        self._started.wait()
+        for pid in children:
+            _signal(pid, signal.SIGKILL)
+        until(lambda: not any(map(_is_there, children)), "the server's children are gone")
+
+    def restart(self) -> None:
+        """Stop it and start it again, with the same port and folder."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Let it hang, with every process it has (SIGSTOP)."""
+        for pid in (self.pid, *self._children()):
+            _signal(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        for pid in (self.pid, *self._children()):
+            _signal(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and remove its folder."""
+        if self.runs:
+            self.resume()
+            self.kill()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it and remove its folder."""
+        self.close()
+
+    # --- talking to it --------------------------------------------------------------------------
+
+    def ask(
+        self, statement: str, parameters: Sequence[Any] = (), *, database: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement as superuser on a connection of its own; its rows."""
+        with psycopg.connect(
+            self.url_for(OWNER, database=database), autocommit=True, connect_timeout=10
+        ) as connection:
+            cursor = connection.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def empty(self) -> None:
+        """Put a new empty database in the place of the one before."""
+        before, self._databases = self.database, self._databases + 1
+        self.database = f"jobs_{self._databases}"
+        self.ask(f"CREATE DATABASE {self.database} TEMPLATE template0", database=OWNER)
+        if before != OWNER:
+            self.ask(f"DROP DATABASE {before} WITH (FORCE)", database=OWNER)
+
+    def follower(self, *settings: str) -> PostgresServer:
+        """A standby of this server, not started yet."""
+        one = PostgresServer(self.binary, *settings, name="standby")
+        self.run_tool(
+            "pg_basebackup", "-D", str(one.data), "-R", "-X", "stream", "-c", "fast",
+            "-d", self.url_for(OWNER), "--no-sync",
+        )  # fmt: skip
+        return one
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self.ask("SELECT pg_promote()", database=OWNER)
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "it was not started"
+        return self._process
+
+    def _make_data(self) -> None:
+        self.run_tool(
+            "initdb", "-U", OWNER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
+            "-D", str(self.data),
+        )  # fmt: skip
+        hba = self.data / "pg_hba.conf"
+        hba.write_text("\n".join([*self._hba, hba.read_text()]))
+
+    def run_tool(self, program: str, *arguments: str) -> str:
+        """Run a program that came with the server, as the server's user; what it printed."""
+        ran = subprocess.run(
+            [str(self._program(program)), *arguments],
+            cwd=self.folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            **who(),
+        )
+        if ran.returncode != 0:
+            raise ServerFailed(f"{program} failed: {ran.stderr[-2000:]}")
+        return ran.stdout
+
+    def _program(self, name: str) -> Path:
+        return reachable(self.binary.path).with_name(name)
+
+    def _run(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(self._program("postgres")),
+                    *("-D", str(self.data), "-p", str(self.port), "-k", str(self.folder)),
+                    *(part for line in self._settings for part in ("-c", line)),
+                ],
+                cwd=self.folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **who(),
+            )
+        until(self._answers, f"{self.name} takes connections on port {self.port}")
+
+    def _answers(self) -> bool:
+        """Tell whether this very server answers, not another one on the same port."""
+        if not self.runs:
+            raise ServerFailed(f"{self.name} ended at its start:\n{self.log[-2000:]}")
+        file = self.data / "postmaster.pid"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return (
+            len(lines) > 7
+            and lines[0] == str(self.pid)
+            and lines[7].strip() in {"ready", "standby"}
+        )
+
+    def _end(self, how: signal.Signals) -> None:
+        self.resume()
+        self._started.send_signal(how)
+        self._started.wait(timeout=20)
+
+    def _children(self) -> list[int]:
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        if path.exists():
+            return [int(pid) for pid in path.read_text().split()]
+        found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
+
+def environment() -> Mapping[str, str]:
+    """Ours, without what would lead PostgreSQL's programs elsewhere."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return {**ours, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _signal(pid: int, what: signal.Signals) -> None:
+    try:
+        os.kill(pid, what)
+    except ProcessLookupError:
+        return
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody asked for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

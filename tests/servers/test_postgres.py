@@ -1,0 +1,77 @@
+"""PostgreSQL servers start, end in every way, and leave nothing; a pooler stands before one."""
+
+from __future__ import annotations
+
+import os
+
+import psycopg
+import pytest
+
+from tests.servers.binaries import Binary, NoSuchServer
+from tests.servers.kinds import POSTGRES_KINDS, RunningPostgres, asked_for
+from tests.servers.postgres import PostgresServer
+from tests.servers.server import ServerFailed
+
+
+def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres) -> None:
+    with psycopg.connect(postgres_server.url, prepare_threshold=None) as connection:
+        found = connection.execute("SELECT current_database(), count(*) FROM pg_stat_user_tables")
+        assert found.fetchone() == (postgres_server.database, 0)
+    postgres_server.ask("CREATE TABLE left_over ()")
+    postgres_server.empty()
+    assert postgres_server.ask("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
+
+
+def test_the_data_outlives_every_end(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary, durable=True) as server:
+        server.ask("CREATE TABLE kept (n int)")
+        for n, end in enumerate((server.stop, server.stop_immediately, server.kill)):
+            server.ask("INSERT INTO kept VALUES (%s)", (n,))
+            end()
+            assert not server.runs
+            server.start()
+        assert server.ask("SELECT n FROM kept ORDER BY n") == [(0,), (1,), (2,)]
+        pid, folder = server.pid, server.folder
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_standby_follows_and_takes_over(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary) as server, server.follower() as standby:
+        assert standby.ask("SELECT pg_is_in_recovery()") == [(True,)]
+        server.kill()
+        standby.promote()
+        assert standby.ask("SELECT pg_is_in_recovery()") == [(False,)]
+
+
+def test_it_asks_for_a_password_where_told(postgres_binary: Binary) -> None:
+    hba = ["host all reader 127.0.0.1/32 scram-sha-256"]
+    with PostgresServer(postgres_binary, hba=hba) as server:
+        server.ask("CREATE ROLE reader LOGIN PASSWORD 'open sesame'")
+        with psycopg.connect(server.url_for("reader", "open sesame")) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(server.url_for("reader"))
+
+
+def test_a_setting_that_does_not_exist_shows_the_log(postgres_binary: Binary) -> None:
+    server = PostgresServer(postgres_binary, "no_such_setting=1")
+    with pytest.raises(ServerFailed, match=r"(?s)ended at its start.*no_such_setting"), server:
+        pass
+    assert not server.folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["postgres15", "postgres17", "pgbouncer"])
+def test_a_server_that_is_not_here_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NB_TEST_SERVERS", kind)
+    monkeypatch.setenv(f"NB_TEST_{kind.upper()}", "/nowhere/program")
+    with pytest.raises(NoSuchServer, match="/nowhere/program"):
+        asked_for()
+
+
+def test_every_kind_of_postgres_has_its_url() -> None:
+    assert {kind.rstrip("0123456789").partition("-")[0] for kind in POSTGRES_KINDS} == {
+        "postgres",
+        "pgbouncer",
+    }
