@@ -16,7 +16,8 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from nimburion.backends.doors import Door, door_of, not_begun, shown
+from nimburion.backends.doors import Door, door_of
+from nimburion.backends.drivers import not_begun, shown
 from nimburion.backends.files import Statements
 from nimburion.backends.sqlite.database import Database
 from nimburion.backends.sqlite.doorbell import Chime

@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from nimburion.backends.doors import Door, Plain, door_of
+from nimburion.backends.doors import Door, door_of
+from nimburion.backends.drivers import Plain
 from nimburion.backends.sqlite.joining import Joining
 from nimburion.backends.sqlite.opening import connect_for_handler
 from nimburion.core.clock import Clock
