@@ -77,7 +77,8 @@ async def enqueue_in(
     """See `nimburion.core.backend.Joining`."""
     if not jobs:
         return []
-    door = await opened(joint, lent)
+    door = door_of(lent)
+    await check_inner(joint, door)
     letters, holders = await joint.call(door, _ENQUEUE, now, *packed(jobs))
     found = [one and bytes.fromhex(one) for one in msgspec.json.decode(holders or "[]")]
     return enqueueing.results_of(jobs, letters, found)
@@ -97,13 +98,11 @@ def packed(jobs: Sequence[NewJob]) -> tuple[str, bytes]:
     return encode_json(fields).decode(), b"".join(payloads)
 
 
-async def opened(joint: Joint, lent: Lent) -> Door:
-    """The caller's connection, if it can be one to this store."""
-    door = door_of(lent)
+async def check_inner(joint: Joint, door: Door) -> None:
+    """Raise `NotJoinable` where the connection cannot be one to this store."""
     inner = await door.inner()
     if type(inner).__module__.partition(".")[0] not in _DRIVERS:
         raise NotJoinable(f"{shown(inner)} is no connection to this store: {joint.where}")
-    return door
 
 
 async def complete_in(joint: Joint, door: Door, now: int | None, told: tuple[object, ...]) -> str:
@@ -128,9 +127,14 @@ class LentTransaction:
 
     async def begin(self) -> object:
         """See `nimburion.core.joining.Transaction`."""
-        door = await opened(self._joint, self._lent)
+        door = door_of(self._lent)
         with translated(self._joint.where):
             await door.begin()
+            try:
+                await check_inner(self._joint, door)
+            except BaseException:
+                await door.rollback()
+                raise
         self._door = door
         return self._lent.connection
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
-from pathlib import Path
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import aiosqlite
 import django
@@ -21,104 +18,19 @@ from sqlalchemy.ext import asyncio as alchemy_asyncio
 from nimburion.jobs import Processor
 from nimburion.jobs.job import AnyJob
 from nimburion.jobs.terms import EnqueueOptions
-
-INSERT = "INSERT INTO account (owner) VALUES ('Ada')"
-
-
-class Application(Protocol):
-    """What a test asks of a driver."""
-
-    connection: Any
-    is_async: bool
-    """Whether its connections belong to the loop, so that `async def` handlers use them."""
-
-    async def open(self) -> None:
-        """Connect; nothing is begun."""
-        ...
-
-    async def begin(self) -> None:
-        """What an application does before it writes."""
-        ...
-
-    async def insert(self) -> None:
-        """Write a row."""
-        ...
-
-    async def enqueue(
-        self, processor: Processor, job: AnyJob, **options: Unpack[EnqueueOptions]
-    ) -> str:
-        """Enqueue a job in the same transaction."""
-        ...
-
-    def connected(self) -> AbstractContextManager[Any]:
-        """A connection for the thread of a `def` handler."""
-        ...
-
-    def write_on(self, connection: Any) -> Any:
-        """Write a row, in a handler; awaitable where the driver is async."""
-        ...
-
-    async def commit(self) -> None: ...
-
-    async def rollback(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-class OfThread:
-    """Drivers that block; here used on the loop's thread."""
-
-    is_async = False
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.connection: Any = None
-
-    async def begin(self) -> None:
-        """It begins by itself."""
-
-    async def insert(self) -> None:
-        self.connection.execute(INSERT)
-
-    async def enqueue(
-        self, processor: Processor, job: AnyJob, **options: Unpack[EnqueueOptions]
-    ) -> str:
-        options["connection"] = self.connection
-        return await processor.enqueue(job, **options)
-
-    def connect(self) -> Any:
-        """A new connection."""
-        raise NotImplementedError
-
-    def connected(self) -> AbstractContextManager[Any]:
-        return closing(self.connect())
-
-    def write_on(self, connection: Any) -> Any:
-        connection.execute(INSERT)
-
-    async def open(self) -> None:
-        self.connection = self.connect()
-
-    async def commit(self) -> None:
-        self.connection.commit()
-
-    async def rollback(self) -> None:
-        self.connection.rollback()
-
-    async def close(self) -> None:
-        self.connection.close()
+from tests.joining.driving import INSERT, Awaited, OfThread, Thread
 
 
 class Sqlite3(OfThread):
     def connect(self) -> Any:
-        return sqlite3.connect(self.path)
+        return sqlite3.connect(self.where)
 
 
 class Sqlite3ByHand(OfThread):
     """Says BEGIN and COMMIT itself."""
 
     def connect(self) -> Any:
-        return sqlite3.connect(self.path, isolation_level=None)
+        return sqlite3.connect(self.where, isolation_level=None)
 
     async def begin(self) -> None:
         self.connection.execute("BEGIN IMMEDIATE")
@@ -128,9 +40,9 @@ class Sqlite3ByHand(OfThread):
 
 
 class AlchemyConnection(OfThread):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self._engine = sqlalchemy.create_engine(f"sqlite:///{where}")
 
     def connect(self) -> Any:
         return self._engine.connect()
@@ -156,33 +68,14 @@ class AlchemyScopedSession(AlchemyConnection):
         return orm.scoped_session(orm.sessionmaker(self._engine))
 
 
-class Awaited(OfThread):
-    is_async = True
-
-    def write_on(self, connection: Any) -> Any:
-        return connection.execute(INSERT)
-
-    async def insert(self) -> None:
-        await self.write_on(self.connection)
-
-    async def commit(self) -> None:
-        await self.connection.commit()
-
-    async def rollback(self) -> None:
-        await self.connection.rollback()
-
-    async def close(self) -> None:
-        await self.connection.close()
-
-
 class Aiosqlite(Awaited):
     async def open(self) -> None:
-        self.connection = await aiosqlite.connect(self.path)
+        self.connection = await aiosqlite.connect(self.where)
 
 
 class AsyncAlchemyConnection(Awaited):
     async def open(self) -> None:
-        self._engine = alchemy_asyncio.create_async_engine(f"sqlite+aiosqlite:///{self.path}")
+        self._engine = alchemy_asyncio.create_async_engine(f"sqlite+aiosqlite:///{self.where}")
         self.connection = await self._engine.connect()
 
     def write_on(self, connection: Any) -> Any:
@@ -195,8 +88,16 @@ class AsyncAlchemyConnection(Awaited):
 
 class AsyncAlchemySession(AsyncAlchemyConnection):
     async def open(self) -> None:
-        self._engine = alchemy_asyncio.create_async_engine(f"sqlite+aiosqlite:///{self.path}")
+        self._engine = alchemy_asyncio.create_async_engine(f"sqlite+aiosqlite:///{self.where}")
         self.connection = alchemy_asyncio.AsyncSession(self._engine)
+
+
+def configure_django() -> None:
+    """As a settings.py would, once a process; the files come later."""
+    if not settings.configured:
+        engine = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+        settings.configure(DATABASES={"default": engine}, USE_TZ=True)
+        django.setup()
 
 
 class Django:
@@ -204,24 +105,21 @@ class Django:
 
     is_async = False
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: str) -> None:
+        self.where = where
         self.connection: Any = None
         self._thread = Thread()
 
     async def open(self) -> None:
-        if not settings.configured:
-            engine = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-            settings.configure(DATABASES={"default": engine}, USE_TZ=True)
-            django.setup()
+        configure_django()
         databases: Any = connections.settings
-        databases["default"]["NAME"] = str(self.path)
+        databases["default"]["NAME"] = self.where
         await self._thread.run(self._connect)
 
     def _connect(self) -> None:
         self.connection = connections["default"]  # one a thread
         self.connection.close()
-        self.connection.settings_dict["NAME"] = str(self.path)
+        self.connection.settings_dict["NAME"] = self.where
 
     def connected(self) -> AbstractContextManager[Any]:
         return closing(connection)  # what each application imports
@@ -255,28 +153,15 @@ class Django:
         self._thread.end()
 
 
-class Thread:
-    """One thread that does what it is told, in order."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-
-    async def run(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    def end(self) -> None:
-        self._pool.shutdown()
-
-
 class ThroughSync(Sqlite3):
     """sqlite3 on a thread of its own, whose connection nobody else may touch."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
         self._thread = Thread()
 
     async def open(self) -> None:
-        self.connection = await self._thread.run(lambda: sqlite3.connect(self.path))
+        self.connection = await self._thread.run(lambda: sqlite3.connect(self.where))
 
     async def insert(self) -> None:
         await self._thread.run(lambda: self.connection.execute(INSERT))
@@ -299,7 +184,7 @@ class ThroughSync(Sqlite3):
         self._thread.end()
 
 
-SQLITE: tuple[Callable[[Path], Any], ...] = (
+SQLITE: tuple[Callable[[str], Any], ...] = (
     Sqlite3,
     Sqlite3ByHand,
     ThroughSync,
@@ -313,13 +198,13 @@ SQLITE: tuple[Callable[[Path], Any], ...] = (
 )
 
 
-def make_table(path: Path) -> None:
+def make_table(where: str) -> None:
     """The application's own table."""
-    with closing(sqlite3.connect(path)) as connection, connection:
+    with closing(sqlite3.connect(where)) as connection, connection:
         connection.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, owner TEXT)")
 
 
-def accounts(path: Path) -> int:
+def accounts(where: str) -> int:
     """How many rows everybody can see."""
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(where)) as connection:
         return int(connection.execute("SELECT count(*) FROM account").fetchone()[0])
