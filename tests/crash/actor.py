@@ -9,6 +9,7 @@ product knows nothing of it.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -21,15 +22,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import psycopg
 
 from nimburion.backends import open_backend
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres import joining as postgres_joining
 from nimburion.backends.redis import RedisBackend, line
 from nimburion.backends.redis.line import Line, Part
 from nimburion.backends.redis.scripts import Script
 from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite import transactions as sqlite_transactions
 from nimburion.backends.sqlite.database import Database
-from nimburion.backends.sqlite.transactions import OwnTransaction
+from nimburion.backends.sqlite.place import path_of
+from nimburion.core.backend import Joining
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.job import NewJob
 from nimburion.core.joining import Lent
@@ -42,7 +49,7 @@ from nimburion.jobs.conveyor import Conveyor
 Answer = Any
 
 DIARY = "diary.jsonl"
-EFFECT = "INSERT INTO effect (job) VALUES (?)"
+EFFECT = "INSERT INTO effect (job) VALUES ('{job}')"
 """What a job, or the one that enqueues it, writes beside it."""
 
 
@@ -69,7 +76,8 @@ def arm(point: str) -> None:
         "inside": lambda: None,  # the handler looks itself, and so for the next two
         "rows": lambda: None,
         "bought": lambda: None,
-        "committed": _die_after_commit,
+        "completed": lambda: _die_around_commit(before=True),
+        "committed": lambda: _die_around_commit(before=False),
         "after": lambda: setattr(Conveyor, "settle", lambda *_: die()),
     }
     points[kind]()
@@ -81,19 +89,23 @@ def _completes(args: tuple[Any, ...]) -> bool:
 
 def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The store has committed, but nobody hears of it."""
-    for store in (SQLiteBackend, RedisBackend):
+    for store in (SQLiteBackend, RedisBackend, PostgresBackend):
         setattr(store, name, _dying(getattr(store, name), when))
 
 
-def _die_after_commit() -> None:
-    """A handler's transaction is committed, but its worker never says so."""
-    original = OwnTransaction.commit
+def _die_around_commit(*, before: bool) -> None:
+    """A handler's transaction is complete but not committed, or its worker never says that it is."""
+    for kind in (sqlite_transactions.OwnTransaction, postgres_joining.OwnTransaction):
+        setattr(kind, "commit", _dying_at(kind.commit, before=before))
 
-    async def commit(self: OwnTransaction) -> None:
-        await original(self)
+
+def _dying_at(original: Callable[..., Awaitable[None]], *, before: bool) -> Callable[..., Any]:
+    async def commit(self: object) -> None:
+        if not before:
+            await original(self)
         die()
 
-    OwnTransaction.commit = commit  # type: ignore[method-assign]
+    return commit
 
 
 def _dying(
@@ -213,12 +225,14 @@ async def producer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> No
 
 async def buyer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
     """Write a row and enqueue a job, in one transaction of its own."""
-    store = SQLiteBackend.from_url(url)
+    store = open_backend(url)
     await store.open()
     crash_at = os.environ.get("CRASH_AT")
-    with closing(sqlite3.connect(store.path)) as connection:
-        connection.execute(EFFECT, ("quick-0",))
-        await store.enqueue_in(Lent(connection), [NewJob("quick-0", "quick", "default", b"{}")])
+    connection: Any = sqlite3.connect(path_of(url)) if "sqlite" in url else psycopg.connect(url)
+    with closing(connection):
+        connection.execute(EFFECT.format(job="quick-0"))
+        jobs = [NewJob("quick-0", "quick", "default", b"{}")]
+        await cast("Joining", store).enqueue_in(Lent(connection), jobs)
         if crash_at == "rows":
             die()
         connection.commit()
@@ -263,7 +277,9 @@ class Handlers:
         """Writes a row in the transaction that completes its job."""
         self._note(ctx, "start")
         async with ctx.transaction() as connection:
-            connection.execute(EFFECT, (ctx.job_id,))
+            written = connection.execute(EFFECT.format(job=ctx.job_id))
+            if inspect.isawaitable(written):
+                await written
             if os.environ.get("CRASH_AT") == "rows":
                 die()
         self._note(ctx, "end")
