@@ -128,11 +128,13 @@ async def test_what_cannot_be_serialized_is_to_be_run_again(
     store: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     """The other has made the line of these jobs since this transaction began to see."""
+    transaction = connection.transaction(isolation="repeatable_read")
+    await transaction.start()
+    await connection.execute(ROW)
+    await store.enqueue([NewJob("other", "n", "q", b"{}")])
     with pytest.raises(BackendUnavailable, match="run all of it again") as unavailable:
-        async with connection.transaction(isolation="repeatable_read"):
-            await connection.execute(ROW)
-            await store.enqueue([NewJob("other", "n", "q", b"{}")])
-            await store.enqueue_in(Lent(connection), [JOB])
+        await store.enqueue_in(Lent(connection), [JOB])
+    await transaction.rollback()
     assert unavailable.value.outcome == "not applied"
     async with connection.transaction(isolation="repeatable_read"):
         await store.enqueue_in(Lent(connection), [JOB])
