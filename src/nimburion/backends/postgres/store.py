@@ -11,13 +11,15 @@ from typing import Any
 from nimburion.backends.postgres import enqueueing, exchanging, joining, migrating, sessions
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
+from nimburion.backends.postgres.examining import findings
 from nimburion.backends.postgres.naming import named
 from nimburion.backends.postgres.operating import Operating
 from nimburion.backends.postgres.records import micros, time_of
 from nimburion.backends.postgres.ringing import EVERY_QUEUE, Bell
+from nimburion.backends.postgres.upgrading import Upgrading
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.errors import BackendError, NotOpen
+from nimburion.core.errors import BackendError, ConfigurationError, NotOpen
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, NewJob
@@ -45,7 +47,7 @@ _CLOSE_SESSION = _call("close_session_1", 5)
 _RESCUE = _call("rescue_1", 6)
 
 
-class PostgresBackend(Operating):
+class PostgresBackend(Operating, Upgrading):
     """A store in one PostgreSQL database: a schema of its own, beside whatever else is there.
 
     Args:
@@ -53,6 +55,8 @@ class PostgresBackend(Operating):
         schema: where its tables are; also in the URL, as all of the following.
         prefix: what their names begin with.
         timeout: seconds that connecting may take, and then each answer.
+        connections: the most for callers.
+        pooler: whether PgBouncer or the like stands between: `auto` finds out, `yes`, `no`.
         clock: tests pass theirs; else the server's own time counts.
         entropy: unused here, taken so that every store is made alike.
 
@@ -67,11 +71,15 @@ class PostgresBackend(Operating):
         schema: str | None = None,
         prefix: str | None = None,
         timeout: float | None = None,
+        connections: int | None = None,
+        pooler: str | None = None,
         clock: Clock | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
         address = url if isinstance(url, Address) else parse(url)
-        self.address: Address = address.using(schema=schema, prefix=prefix, timeout=timeout)
+        self.address: Address = address.using(
+            schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
+        )
         self._given = clock
         self._clock = clock or SystemClock()
         self._entropy = entropy
@@ -125,18 +133,10 @@ class PostgresBackend(Operating):
     async def examine(self) -> list[Finding]:
         """See `Backend.examine`."""
         try:
-            ((fsync,),) = await self._ask("SELECT current_setting('fsync')")
-            return [Finding("durability", "good", f"fsync is {fsync}")]
-        except BackendError as error:
+            async with self._here().asks.one() as link:
+                return await findings(link, self.address, migrating.wanted(), self._clock)
+        except (BackendError, ConfigurationError) as error:
             return [finding_of("server", error)]
-
-    async def migrate(self) -> list[str]:
-        """Bring tables and functions up to date."""
-        link = Link(self.address, asyncio.sleep)
-        try:
-            return await migrating.migrate(link, self.address, migrating.wanted())
-        finally:
-            await link.close()
 
     def _is_here(self, opened: Opened | None) -> bool:
         """Whether it is open in this process, on this event loop."""
