@@ -95,8 +95,9 @@ def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> 
 
 def _die_around_commit(*, before: bool) -> None:
     """A handler's transaction is complete but not committed, or its worker never says that it is."""
+    name = "commit"
     for kind in (sqlite_transactions.OwnTransaction, postgres_joining.OwnTransaction):
-        setattr(kind, "commit", _dying_at(kind.commit, before=before))
+        setattr(kind, name, _dying_at(getattr(kind, name), before=before))
 
 
 def _dying_at(original: Callable[..., Awaitable[None]], *, before: bool) -> Callable[..., Any]:
