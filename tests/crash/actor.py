@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,7 +22,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from asyncpg.prepared_stmt import PreparedStatement
+
 from nimburion.backends import open_backend
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend, line
 from nimburion.backends.redis.line import Line, Part
 from nimburion.backends.redis.scripts import Script
@@ -71,7 +75,7 @@ def _completes(args: tuple[Any, ...]) -> bool:
 
 def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The store has committed, but nobody hears of it."""
-    for store in (SQLiteBackend, RedisBackend):
+    for store in (SQLiteBackend, RedisBackend, PostgresBackend):
         setattr(store, name, _dying(getattr(store, name), when))
 
 
@@ -107,7 +111,14 @@ def _die_after_script(name: str) -> None:
 
 
 def _die_unheard(what: str) -> None:
-    """With a request on its way to Redis, before its answer is read."""
+    """With a request on its way to the server, before its answer is read."""
+    _unheard_by_redis(what)
+    _unheard_by_postgres(what)
+
+
+def _unheard_by_redis(what: str) -> None:
+    if what not in _REQUESTS:
+        return
     name, fits = _REQUESTS[what]
 
     def die_with_the_next_request(arguments: Sequence[Part]) -> None:
@@ -144,6 +155,37 @@ def _around_script(
         return replies
 
     Line.run = run  # type: ignore[method-assign]
+
+
+_CALLS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
+    "enqueue": ("enqueue_1", lambda _: True),
+    "reserve": ("exchange_1", lambda arguments: arguments[_SEQS] is None),
+    "settle": ("exchange_1", lambda arguments: arguments[_SEQS] is not None),
+    "rescue": ("rescue_1", lambda _: True),
+}
+_SEQS = 4
+"""Where the jobs that are settled stand among the arguments of an exchange."""
+
+
+def _unheard_by_postgres(what: str) -> None:
+    function, fits = _CALLS[what]
+    original = PreparedStatement.fetch
+
+    async def fetch(self: Any, *arguments: Any, **more: Any) -> Answer:
+        if f"{function}(" in self.get_query().replace('"', "") and fits(arguments):
+            transport = self._connection._transport
+            transport.pause_reading()
+            _die_when_it_answers(transport.get_extra_info("socket"))
+        return await original(self, *arguments, **more)
+
+    PreparedStatement.fetch = fetch
+
+
+def _die_when_it_answers(line_: Any) -> None:
+    """Nobody reads there, so that what comes stays where it is."""
+    if select.select([line_], [], [], 0.0)[0]:
+        die()
+    asyncio.get_running_loop().call_later(0.001, _die_when_it_answers, line_)
 
 
 # What it does
