@@ -288,7 +288,7 @@ class Handlers:
 
 def main() -> None:
     """Do what the command line says."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(process)d %(levelname)s:%(name)s:%(message)s")
     verb, folder, url, terms = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         arm(os.environ["CRASH_AT"])

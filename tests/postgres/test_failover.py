@@ -31,8 +31,8 @@ async def test_the_primary_is_killed_while_its_standby_lags(
         PostgresServer(postgres_binary, durable=True) as primary,
         following(primary) as standby,
     ):
-        async with flowing(tmp_path, url_of(primary, standby), jobs=1_500) as flow:
-            await flow.until_acknowledged(500)
+        async with flowing(tmp_path, url_of(primary, standby), jobs=1_000) as flow:
+            await flow.until_more(100)
             cut_off(standby)
             behind = time.monotonic()
             await flow.pass_time(0.8)
@@ -52,8 +52,8 @@ async def test_the_primary_is_killed_and_its_standby_was_waited_for(
         following(primary, "fsync=on") as standby,
     ):
         wait_for_standbys(primary)
-        async with flowing(tmp_path, url_of(primary, standby), jobs=1_500) as flow:
-            await flow.until_acknowledged(500)
+        async with flowing(tmp_path, url_of(primary, standby), jobs=1_000) as flow:
+            await flow.until_more(100)
             killed = time.monotonic()
             pause = await fail_over(primary, standby, flow)
     flow.result.tell(record_property, f"{postgres_binary.name}, synchronous primary killed")
