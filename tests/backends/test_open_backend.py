@@ -97,7 +97,7 @@ def test_memory_urls() -> None:
         ("sqlit:///jobs.db", "did you mean sqlite?"),
         ("memroy://", "did you mean memory?"),
         ("postgre://h/d", "did you mean postgres"),
-        ("mysql://h/d", r"Known here: memory, redis, redis+cluster, redis+sentinel"),
+        ("mysql://h/d", "Known here: memory, postgres, postgresql, redis, redis+cluster"),
         ("redi://h", "did you mean redis"),
         ("redis://u:secret@", "redis://…: a host is missing"),
         ("redis+sentinel://h", "the name of the service is missing"),

@@ -51,7 +51,17 @@ def is_referenced(path: Path) -> bool:
     words = words_of(PACKAGE / "backends" / store)
     if path.parent.name == "migrations":
         return "migrations" in words
+    if path.parent.name == "functions":
+        return is_called(path, words)
     return path.name in words or path.stem in words
+
+
+def is_called(path: Path, words: set[str]) -> bool:
+    """Tell whether Python or another function of the server calls this one, by its format."""
+    others = [other.read_text(encoding="utf-8") for other in path.parent.glob("*.sql")]
+    others.remove(path.read_text(encoding="utf-8"))
+    name = re.compile(rf"\b{path.stem}_\d+\b")
+    return any(name.search(text) for text in [*others, *words])
 
 
 def test_each_statement_has_its_header() -> None:

@@ -71,18 +71,18 @@ class Link:
         async with self._turn:
             await self._connected()
 
-    async def rows(self, statement: str, *arguments: Any) -> Rows:
-        """Run one statement; its rows.
+    async def rows(self, statement: str, *arguments: Any, extra: float = 0.0) -> Rows:
+        """Run one statement; its rows. A large one may take `extra` seconds above the timeout.
 
         Raises:
             BackendUnavailable: with what may be concluded.
             BackendError: what else the server refuses, as `faults` says it.
         """
+        within, pause = self.address.timeout + extra, _PAUSE
         async with self._turn:
-            pause = _PAUSE
             for is_last in (*[False] * (REPEATS - 1), True):
                 try:
-                    return await self._once(statement, arguments)
+                    return await self._once(statement, arguments, within)
                 except FAULTS as error:
                     self._check(error)
                     if is_last or not asks_to_repeat(error):
@@ -118,10 +118,10 @@ class Link:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    async def _once(self, statement: str, arguments: tuple[Any, ...]) -> Rows:
+    async def _once(self, statement: str, arguments: tuple[Any, ...], within: float) -> Rows:
         call = await self._connected()
         try:
-            async with asyncio.timeout(self.address.timeout):
+            async with asyncio.timeout(within):
                 if call.seen.pooled and call.seen.isolation != _COMMITTED:
                     async with call.driver.transaction(isolation="read_committed"):
                         return await self._fetch(call, statement, arguments)
@@ -205,10 +205,10 @@ class Links:
             finally:
                 self._idle.append(link)
 
-    async def rows(self, statement: str, *arguments: Any) -> Rows:
+    async def rows(self, statement: str, *arguments: Any, extra: float = 0.0) -> Rows:
         """As `Link.rows`, on any of them."""
         async with self.one() as link:
-            return await link.rows(statement, *arguments)
+            return await link.rows(statement, *arguments, extra=extra)
 
     async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """As `Link.value`, on any of them."""

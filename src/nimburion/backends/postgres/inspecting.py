@@ -1,4 +1,4 @@
-"""Reading: what the functions that write nothing are asked, and records made of what they answer."""
+"""Reading: what functions that write nothing are asked, and records made of their answers."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from nimburion.backends.postgres import enqueueing, inspecting, maintaining, scheduling
-from nimburion.backends.postgres.records import asked_id, asked_text
+from nimburion.backends.postgres.records import asked_id, asked_text, unpack_id
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.reading import (
     EVERY_JOB,
@@ -71,7 +71,7 @@ class Operating(ABC):
             *inspecting.filter_of(which, maintaining.finished_of(which)),
             limit,
         )
-        return [inspecting.unpack_id(row[0]) for row in rows]
+        return [unpack_id(row[0]) for row in rows]
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         """See `Backend.pause`."""

@@ -71,7 +71,7 @@ def closing_of(session_id: str, running: Sequence[Lease]) -> list[Any]:
 
 
 def rescuing_of(limit: int, max_lost: int) -> list[Any]:
-    """What `rescue_1` takes behind the times. It knows the number of each attempt, and puts it in."""
+    """What `rescue_1` takes behind the times. It puts the number of each attempt in."""
     before, after = encode_json(_LOSS).decode().split('"attempt":0', 1)
     return [limit, max_lost, before + '"attempt":', after]
 
