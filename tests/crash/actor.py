@@ -9,30 +9,39 @@ product knows nothing of it.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import os
 import select
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from nimburion.backends import open_backend
 from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres import joining as postgres_joining
 from nimburion.backends.redis import RedisBackend, line
 from nimburion.backends.redis.line import Line, Part
 from nimburion.backends.redis.scripts import Script
 from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite import transactions as sqlite_transactions
 from nimburion.backends.sqlite.database import Database
+from nimburion.backends.sqlite.place import path_of
+from nimburion.core.backend import Joining
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.job import NewJob
+from nimburion.core.joining import Lent
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Context, Processor
@@ -42,6 +51,8 @@ from nimburion.jobs.conveyor import Conveyor
 Answer = Any
 
 DIARY = "diary.jsonl"
+EFFECT = "INSERT INTO effect (job) VALUES ('{job}')"
+"""What a job, or the one that enqueues it, writes beside it."""
 
 
 def die() -> None:
@@ -55,7 +66,7 @@ def die() -> None:
 def arm(point: str) -> None:
     """Make this process die at that point."""
     kind, _, detail = point.partition(" ")
-    {
+    points: dict[str, Callable[[], object]] = {
         "statement": lambda: _die_after_statement(detail),
         "script": lambda: _die_after_script(detail),
         "unheard": lambda: _die_unheard(detail),
@@ -64,9 +75,14 @@ def arm(point: str) -> None:
         "rescued": lambda: _die_after_call("rescue", lambda rescued, _: bool(rescued.returned)),
         "enqueued": lambda: _die_after_call("enqueue", lambda *_: True),
         "before": lambda: setattr(Attempts, "perform", lambda *_: die()),
-        "inside": lambda: None,  # the handler looks itself
+        "inside": lambda: None,  # the handler looks itself, and so for the next two
+        "rows": lambda: None,
+        "bought": lambda: None,
+        "completed": lambda: _die_around_commit(before=True),
+        "committed": lambda: _die_around_commit(before=False),
         "after": lambda: setattr(Conveyor, "settle", lambda *_: die()),
-    }[kind]()
+    }
+    points[kind]()
 
 
 def _completes(args: tuple[Any, ...]) -> bool:
@@ -77,6 +93,22 @@ def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> 
     """The store has committed, but nobody hears of it."""
     for store in (SQLiteBackend, RedisBackend, PostgresBackend):
         setattr(store, name, _dying(getattr(store, name), when))
+
+
+def _die_around_commit(*, before: bool) -> None:
+    """A handler's transaction is complete but not committed, or its worker never says that it is."""
+    name = "commit"
+    for kind in (sqlite_transactions.OwnTransaction, postgres_joining.OwnTransaction):
+        setattr(kind, name, _dying_at(getattr(kind, name), before=before))
+
+
+def _dying_at(original: Callable[..., Awaitable[None]], *, before: bool) -> Callable[..., Any]:
+    async def commit(self: object) -> None:
+        if not before:
+            await original(self)
+        die()
+
+    return commit
 
 
 def _dying(
@@ -232,6 +264,24 @@ async def producer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> No
     await store.close()
 
 
+async def buyer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
+    """Write a row and enqueue a job, in one transaction of its own."""
+    store = open_backend(url)
+    await store.open()
+    crash_at = os.environ.get("CRASH_AT")
+    connection: Any = sqlite3.connect(path_of(url)) if "sqlite" in url else psycopg.connect(url)
+    with closing(connection):
+        connection.execute(EFFECT.format(job="quick-0"))
+        jobs = [NewJob("quick-0", "quick", "default", b"{}")]
+        await cast("Joining", store).enqueue_in(Lent(connection), jobs)
+        if crash_at == "rows":
+            die()
+        connection.commit()
+        if crash_at == "bought":
+            die()
+    await store.close()
+
+
 class Handlers:
     """They note when they begin and end. On the first delivery of a job (fence 1) some never end,
     so that something must happen to the worker; on later ones all are quick."""
@@ -244,7 +294,10 @@ class Handlers:
 
     def register(self, processor: Processor) -> None:
         """Give them to a processor, each under its own name."""
-        for handler in (self.quick, self.patient, self.hanging, self.stubborn, self.blocking):
+        for handler in (
+            *(self.quick, self.patient, self.hanging, self.stubborn, self.blocking),
+            *(self.paying,),
+        ):
             processor.register(handler.__name__, handler)
 
     async def quick(self, ctx: Context, _: bytes) -> int:
@@ -260,6 +313,17 @@ class Handlers:
         while not (self._folder / f"go-{ctx.fence}").exists():
             await asyncio.to_thread(self._never.wait, 0.01)
         return self._note(ctx, "end")
+
+    async def paying(self, ctx: Context, _: bytes) -> None:
+        """Writes a row in the transaction that completes its job."""
+        self._note(ctx, "start")
+        async with ctx.transaction() as connection:
+            written = connection.execute(EFFECT.format(job=ctx.job_id))
+            if inspect.isawaitable(written):
+                await written
+            if os.environ.get("CRASH_AT") == "rows":
+                die()
+        self._note(ctx, "end")
 
     async def hanging(self, ctx: Context, _: bytes) -> int:
         """Waits for what never comes."""
@@ -288,11 +352,15 @@ class Handlers:
 
 def main() -> None:
     """Do what the command line says."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(process)d %(levelname)s:%(name)s:%(message)s")
+    logging.basicConfig(
+        level=logging.WARNING,
+        stream=sys.stderr,
+        format="%(asctime)s %(process)d %(levelname)s:%(name)s:%(message)s",
+    )
     verb, folder, url, terms = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         arm(os.environ["CRASH_AT"])
-    act = {"worker": worker, "producer": producer}[verb]
+    act = {"worker": worker, "producer": producer, "buyer": buyer}[verb]
     asyncio.run(act(Path(folder), url, Diary(Path(folder)), json.loads(terms)))
 
 

@@ -26,9 +26,7 @@ async def redis_stage(tmp_path: Path, redis_server: Running) -> AsyncIterator[St
 
 
 @pytest.fixture
-async def postgres_stage(
-    tmp_path: Path, postgres_server: RunningPostgres
-) -> AsyncIterator[Stage]:
-    """The same with PostgreSQL."""
+async def postgres_stage(tmp_path: Path, postgres_server: RunningPostgres) -> AsyncIterator[Stage]:
+    """A server, which is not what dies here."""
     async with Stage(tmp_path, postgres_server.url) as stage:
         yield stage

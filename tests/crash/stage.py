@@ -59,6 +59,10 @@ class Stage:
         """Start a process that enqueues these and ends."""
         return self._start("producer", crash_at, {"name": name, "ids": ids})
 
+    def buyer(self, crash_at: str | None) -> subprocess.Popen[bytes]:
+        """Start a process that writes a row and enqueues its job, in one transaction."""
+        return self._start("buyer", crash_at, {})
+
     def _start(
         self, verb: str, crash_at: str | None, terms: dict[str, Any]
     ) -> subprocess.Popen[bytes]:

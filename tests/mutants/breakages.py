@@ -10,6 +10,7 @@ SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
 CONVEYOR = "tests/engine/test_conveyor.py::"
 HEALTH = "tests/engine/test_health.py::"
+JOINING = "tests/sqlite/test_joining.py::"
 WORKER = "tests/engine/test_worker.py::"
 
 MUTANTS = (
@@ -339,5 +340,55 @@ MUTANTS = (
         "threaded_keeper=False",
         ("tests/crash/test_signals.py", "-k", "TestSQLite and blocks_the_event_loop"),
         deep=True,
+    ),
+    # Transactions of callers and handlers
+    Mutant(
+        "a handler's commit does not complete its job",
+        "backends/sqlite/joining.py",
+        "if settle_one(db, head.n, completed) is not Settled.DONE:",
+        "if not head.n:",
+        (f"{SQLITE}test_a_completion_is_seen_by_nobody_before_the_commit",),
+    ),
+    Mutant(
+        "a lost lease commits",
+        "backends/sqlite/joining.py",
+        "if settle_one(db, head.n, completed) is not Settled.DONE:",
+        "if settle_one(db, head.n, completed) is Settled.ALREADY:",
+        (f"{SQLITE}test_the_whole_token_is_compared",),
+    ),
+    Mutant(
+        "another file is joined",
+        "backends/sqlite/joining.py",
+        "if opened and path.samefile(opened):",
+        "if opened or path:",
+        (f"{JOINING}test_a_database_in_memory_is_refused",),
+    ),
+    Mutant(
+        "statements that commit each are joined",
+        "backends/sqlite/joining.py",
+        "return by_hand and not connection.in_transaction",
+        "return False",
+        (f"{JOINING}test_a_connection_that_commits_each_statement_is_refused",),
+    ),
+    Mutant(
+        "the lock of a handler never expires",
+        "backends/sqlite/transactions.py",
+        "self._loop.call_soon_threadsafe(self._watch_the_time)",
+        "pass",
+        (f"{JOINING}test_so_does_a_def_handler",),
+    ),
+    Mutant(
+        "a handler commits by itself",
+        "backends/sqlite/transactions.py",
+        'allowed = self._ending or what == "ROLLBACK"',
+        "allowed = True",
+        (f"{JOINING}test_a_handler_cannot_commit_by_itself",),
+    ),
+    Mutant(
+        "a joined enqueue rings nobody",
+        "backends/sqlite/joining.py",
+        "self.watch.add(created, rung)",
+        "pass",
+        (f"{JOINING}test_who_waits_is_woken_though_nobody_tells_of_the_commit",),
     ),
 )

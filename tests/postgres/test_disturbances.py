@@ -15,7 +15,8 @@ from tests.crash.flow import Flow, Record, flowing
 from tests.servers.binaries import Binary
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
-from tests.servers.postgres_programs import pgbouncer_binary, postgres_binary as from_wheel
+from tests.servers.postgres_programs import pgbouncer_binary
+from tests.servers.postgres_programs import postgres_binary as from_wheel
 from tests.servers.proxy import Proxy
 
 pytestmark = pytest.mark.slow

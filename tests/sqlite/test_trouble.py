@@ -226,11 +226,23 @@ async def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM job").fetchone() == (1,)
 
 
-async def test_somebody_elses_database_is_refused(path: Path) -> None:
+async def test_a_database_whose_names_are_taken_is_refused_and_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE person (name TEXT)")
-    with pytest.raises(FormatMismatch, match="not one of nimburion"):
+        connection.execute("CREATE TABLE job (title TEXT)")
+    with pytest.raises(FormatMismatch, match=r"not one of nimburion.*\(job\)"):
         await SQLiteBackend(path).open()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("job",)]
+
+
+async def test_a_database_of_the_application_gets_our_tables_beside_its_own(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE person (name TEXT)")
+        connection.execute("INSERT INTO person VALUES ('Ada')")
+    await made(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM person").fetchall() == [("Ada",)]
+        assert connection.execute("SELECT count(*) FROM job").fetchone() == (1,)
 
 
 async def test_opening_a_new_file_says_what_it_did(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The contract of a store: six narrow protocols, and `Backend`, their union.
+"""The contract of a store: six narrow protocols, and `Backend`, their union; and a seventh,
+`Joining`, for stores that can be part of a caller's own transaction.
 
 Rules that hold for every operation, on every store:
 
@@ -22,6 +23,7 @@ import msgspec
 
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.joining import Lent, Transaction
 from nimburion.core.lease import Lease
 from nimburion.core.reading import (
     EVERY_JOB,
@@ -50,7 +52,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     notifies: bool
     """`wait` wakes for jobs that other processes enqueue, not only by timeout."""
     joins_transaction: bool
-    """Can enqueue and complete inside a caller's own transaction."""
+    """Can enqueue and complete inside a caller's own transaction: is a `Joining` too."""
     atomic_batch: int | None
     """The most jobs of one enqueue call that are stored in one step; None: all of them."""
     shared: bool = True
@@ -256,3 +258,22 @@ class Living(Protocol):
 
 class Backend(Producing, Consuming, Maintaining, Inspecting, Scheduling, Living, Protocol):
     """A whole store."""
+
+
+class Joining(Protocol):
+    """What a store has beside `Backend` where its capabilities say `joins_transaction`.
+
+    Whatever happens in a caller's transaction is visible to nobody else before its commit, and
+    never happened after its rollback. `NotJoinable` where the connection is of no driver that the
+    store knows, not of this store's own database, or has no transaction open.
+    """
+
+    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """As `enqueue`, inside the transaction of this connection, which the caller commits. The
+        queues are rung after the commit. A refused call writes nothing and leaves the transaction
+        usable; so does every error but `BackendUnavailable`, after which it must be rolled back."""
+        ...
+
+    def transaction(self, lent: Lent | None) -> Transaction:
+        """A transaction to complete a job in: on this connection, or on one of the store's own."""
+        ...

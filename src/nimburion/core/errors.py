@@ -14,6 +14,7 @@ NimburionError
 ├── UseAwait                  processor.sync was called on the processor's own loop
 ├── NotOpen                   a processor or store was used before open or after close
 ├── LeaseLost                 this worker does not own that job any more
+├── NotJoinable               this connection's transaction cannot be joined (also a ValueError)
 └── BackendError              the store; the driver's own error is the __cause__
     ├── BackendUnavailable    no answer; `.outcome` says what may be concluded
     ├── StoreFull             no room: nothing was written
@@ -22,6 +23,7 @@ NimburionError
     ├── FormatMismatch        written by another version of nimburion
     ├── Unstorable            this data cannot be stored, by anyone, ever: nothing was written
     ├── SessionLost           the session expired and was rescued; its id never lives again
+    ├── TransactionExpired    a handler's own transaction took too long and was rolled back
     ├── OutOfOrder            an exchange number that is neither the next nor the last
     └── NotSupported          this store cannot do that
 
@@ -116,12 +118,25 @@ class NotOpen(NimburionError):
 
 
 class LeaseLost(NimburionError):
-    """The job this attempt works on belongs to another worker now; nothing was written.
+    """The job this attempt works on belongs to another worker now, or has ended; nothing was
+    written.
 
-    For completion inside a handler's own transaction. No store of this version has that: a handler
-    that lost its lease is cancelled, and its late settlement is logged and told as the event
-    `StaleSettlement`.
+    Raised where a handler completes its job in its own transaction, which is rolled back. All other
+    handlers that lose their lease are cancelled, and a late settlement is logged and told as the
+    event `StaleSettlement`.
     """
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"this worker does not hold job {job_id} any more: the transaction was rolled back, "
+            "and whoever holds the job now does its work"
+        )
+        self.job_id = job_id
+
+
+class NotJoinable(NimburionError, ValueError):
+    """This connection's transaction cannot be joined: it is of an unknown driver or of another
+    database, or no transaction is open. The message says which; nothing was written."""
 
 
 class BackendError(NimburionError):
@@ -169,6 +184,11 @@ class SessionLost(BackendError):
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session {session_id} is not alive in this store; open a new one")
         self.session_id = session_id
+
+
+class TransactionExpired(BackendError):
+    """A handler's own transaction held the store's write lock for too long and was rolled back;
+    nothing was written. Do slow work before the first write."""
 
 
 class OutOfOrder(BackendError):

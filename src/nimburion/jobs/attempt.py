@@ -15,10 +15,11 @@ from random import Random
 from typing import Any
 
 from nimburion.core.clock import Clock
+from nimburion.core.errors import LeaseLost
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import Limits
-from nimburion.core.settlement import Cancelled, Failed, Released, Retried, Settlement
+from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.jobs import outcome as outcomes
 from nimburion.jobs.codec import UnstorableResult
 from nimburion.jobs.context import CURRENT, Context, Enqueuing
@@ -133,9 +134,13 @@ class Attempts:
         if self._events:
             return await self._performed_aloud(attempt, context, handler, chain)
         outcome = await self._outcome(attempt, context, handler, chain)
-        return self._settled(attempt, outcome, handler)
+        return self._settled(attempt, outcome, handler, context)
 
-    def _settled(self, attempt: Attempt, outcome: Outcome, handler: Handler) -> Settlement | None:
+    def _settled(
+        self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
+    ) -> Settlement | None:
+        if context.completed:
+            return _completed_before(attempt.delivery, outcome)
         if attempt.lost:
             return None
         settlement = decide(attempt.delivery, outcome, handler.policy, self._random)
@@ -166,7 +171,7 @@ class Attempts:
             )
         )
         outcome = await self._outcome(attempt, context, handler, chain)
-        settlement = self._settled(attempt, outcome, handler)
+        settlement = self._settled(attempt, outcome, handler, context)
         self._events.emit(
             AttemptEnded(
                 delivery.lease.job_id,
@@ -235,6 +240,8 @@ class Attempts:
             return outcomes.of_timeout(late.seconds, context.attempt)
         except asyncio.CancelledError as cancelled:
             return self._of_cancellation(attempt, cancelled)
+        except LeaseLost as lost:
+            return self._of_loss(attempt, lost)
         except (KeyboardInterrupt, GeneratorExit):  # not the handler's: the process or loop ends
             raise
         except BaseException as raised:  # noqa: BLE001 - whatever it raised is an outcome
@@ -274,6 +281,28 @@ class Attempts:
                         raised, attempt.delivery.attempt, "failure", self._limits.error
                     )
                 )
+
+    def _of_loss(self, attempt: Attempt, lost: LeaseLost) -> Outcome:
+        """Its own transaction found that the job is another's: there is nothing to write."""
+        if lost.job_id == attempt.delivery.lease.job_id:
+            _log.warning("%s", lost)
+            attempt.why = Why.LOST
+            return INTERRUPTED
+        error = outcomes.describe(lost, attempt.delivery.attempt, "failure", self._limits.error)
+        return Raised(error)
+
+
+def _completed_before(delivery: Delivery, outcome: Outcome) -> Settlement:
+    """The handler's own transaction completed the job. Said once more, the store answers `already`
+    and writes nothing."""
+    if not isinstance(outcome, Succeeded):
+        _log.warning(
+            "job %s was completed by its own transaction; what its handler did afterwards ended "
+            "badly (%s) and changes nothing",
+            delivery.lease.job_id,
+            outcome.error.message if isinstance(outcome, Raised) else type(outcome).__name__,
+        )
+    return Completed(delivery.lease)
 
 
 def _log_failure(delivery: Delivery, settlement: Retried | Failed) -> None:

@@ -6,11 +6,11 @@ import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol, Unpack, cast
+from typing import Unpack, cast
 
 import msgspec
 
-from nimburion.core.backend import Backend
+from nimburion.core.backend import Backend, Joining
 from nimburion.core.clock import Clock
 from nimburion.core.errors import (
     DefinitionError,
@@ -22,6 +22,7 @@ from nimburion.core.errors import (
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.joining import Lent, Transaction
 from nimburion.core.limits import check_name
 from nimburion.core.settings import Settings
 from nimburion.jobs.asking import Asking
@@ -35,15 +36,7 @@ from nimburion.jobs.policy import Priority
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.terms import NO_TERMS, EnqueueManyOptions, EnqueueOptions, Terms, terms_of
 
-__all__ = ["Client", "Joining", "Priority"]
-
-
-class Joining(Protocol):
-    """What a store offers whose capabilities say `joins_transaction`."""
-
-    async def enqueue_in(self, connection: object, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """As `enqueue`, inside the open transaction of this connection; the caller commits."""
-        ...
+__all__ = ["Client", "Priority"]
 
 
 class Client(Asking):
@@ -283,7 +276,7 @@ class Client(Asking):
     async def _store(self, jobs: list[NewJob], terms: Terms) -> list[str]:
         intake = self._opened()
         if terms.connection is not None:
-            results = await self._joining().enqueue_in(terms.connection, jobs)
+            results = await self._joining().enqueue_in(_lent(terms.connection), jobs)
         elif len(jobs) == 1:
             results = [await intake.store(jobs[0])]
         else:
@@ -293,11 +286,16 @@ class Client(Asking):
             self._tell(jobs, results)
         return ids
 
+    def make_transaction(self, connection: object) -> Transaction:
+        """What a handler's own transaction is made of; see `Context.transaction`."""
+        return self._joining().transaction(None if connection is None else _lent(connection))
+
     def _joining(self) -> Joining:
         if not self.backend.capabilities.joins_transaction:
             raise NotSupported(
-                f"{self.backend.describe()} cannot enqueue inside a caller's transaction; "
-                "enqueue after the commit, without `connection`"
+                f"{self.backend.describe()} cannot be part of a caller's transaction; enqueue "
+                "after the commit, without `connection`, and let the handler's return complete "
+                "its job"
             )
         return cast("Joining", self.backend)
 
@@ -309,6 +307,10 @@ class Client(Asking):
 
 def _with_id(job: NewJob, job_id: str) -> NewJob:
     return msgspec.structs.replace(job, id=check_name("job id", job_id))
+
+
+def _lent(connection: object) -> Lent:
+    return connection if isinstance(connection, Lent) else Lent(connection)
 
 
 def _id_of(job: NewJob, result: Enqueued) -> str:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nimburion.core.errors import Cancel, NotOpen
 from nimburion.core.lease import Delivery, Lease
 from nimburion.jobs.outcome import MOST_WORDS, clean
+from nimburion.jobs.transaction import HandlerTransaction
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from nimburion.core.joining import Transaction
     from nimburion.jobs.job import AnyJob
     from nimburion.jobs.terms import EnqueueOptions
 
@@ -43,6 +45,10 @@ class Enqueuing(Protocol):
         """Store one job; its id."""
         ...
 
+    def make_transaction(self, connection: object) -> Transaction:
+        """What a handler's own transaction is made of."""
+        ...
+
 
 class Context:
     """One attempt, from delivery to settlement.
@@ -60,6 +66,7 @@ class Context:
         "_sink",
         "attempt_handle",
         "cancelled",
+        "completed",
         "deadline",
         "delivery",
         "job",
@@ -90,6 +97,8 @@ class Context:
         self.cancelled: bool = False
         """Whether somebody asked to cancel this job. An `async def` handler is cancelled as a
         task; a `def` handler looks here, or calls `raise_if_cancelled`."""
+        self.completed: bool = False
+        """Whether a transaction of the handler has completed the job: whatever follows, it is."""
 
     @property
     def job_id(self) -> str:
@@ -184,6 +193,25 @@ class Context:
         if self._client is None:
             raise NotOpen("this context has no processor to enqueue with")
         return await self._client.enqueue(job, **options)
+
+    def transaction(self, connection: object = None) -> HandlerTransaction:
+        """Write rows and complete this job in one commit, so that its effect happens exactly once.
+
+        ```python
+        async with ctx.transaction() as conn:  # with ctx.transaction() in a `def` handler
+            conn.execute("UPDATE account SET balance = balance + ?", (self.amount,))
+        ```
+
+        `connection`: one of your own to the store's database, begun here if need be, and committed
+        here; without, the store opens one (SQLite: a `sqlite3.Connection`). An error inside rolls
+        back, and the attempt fails as always. What the handler returns afterwards is not kept: the
+        job has ended. `LeaseLost`: another worker has the job by now; nothing was kept.
+        `NotSupported`: this store has no transactions. `NotJoinable`: the connection does not fit.
+        `TransactionExpired`: on SQLite, nobody else could write for five seconds.
+        """
+        if self._client is None:
+            raise NotOpen("this context has no processor, and so no store to write to")
+        return HandlerTransaction(self, self._client.make_transaction, connection)
 
     def __repr__(self) -> str:
         return f"<Context {self.name} {self.job_id} attempt {self.attempt}>"

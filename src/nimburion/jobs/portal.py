@@ -12,19 +12,16 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as StillRunning
 from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from nimburion.core.errors import NotOpen, UseAwait
 from nimburion.jobs.client import Client
+from nimburion.jobs.lending import LentByThread, call_on
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LOOK_AGAIN = 1.0
 _CLOSE_WITHIN = 5.0
 
 
@@ -104,11 +101,14 @@ class SyncClient:
         **kwargs: P.kwargs,
     ) -> R:
         """Run one async method of the client where it belongs, and wait for it."""
+        lent = None
+        if kwargs.get("connection") is not None:  # of this thread, as a rule: used here alone
+            kwargs["connection"] = lent = LentByThread(kwargs["connection"])
         loop = self._owning_loop()
         if loop is not None:
-            return _run_on(loop, partial(method, self._client, *args, **kwargs))
+            return call_on(loop, partial(method, self._client, *args, **kwargs), lent)
         portal = self._portal().opened()
-        return _run_on(portal.loop, partial(method, portal.client, *args, **kwargs))
+        return call_on(portal.loop, partial(method, portal.client, *args, **kwargs), lent)
 
     def close(self) -> None:
         """Close what was opened for calls from outside a loop. Repeatable; a later call opens it
@@ -176,7 +176,7 @@ class _Portal:
         self._thread = threading.Thread(target=self._run, name="nimburion-sync", daemon=True)
         self._thread.start()
         try:
-            _run_on(self.loop, client.open)
+            call_on(self.loop, client.open)
         except BaseException:
             self._stop()
             raise
@@ -184,7 +184,7 @@ class _Portal:
     def close(self) -> None:
         """Close the client and end the thread."""
         try:
-            _run_on(self.loop, self.client.close)
+            call_on(self.loop, self.client.close)
         finally:
             self._stop()
 
@@ -206,42 +206,3 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     for task in tasks:
         task.cancel()
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-
-
-def _run_on(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
-    """Run a coroutine on a loop of another thread; `UseAwait` when that is this very thread."""
-    if _running_loop() is loop:
-        raise UseAwait(
-            "this is the loop that the processor is open on, and waiting would stop it: "
-            "await the processor's own method instead of calling `sync`"
-        )
-    coroutine = make()
-    try:
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # the loop was closed meanwhile
-        coroutine.close()
-        raise NotOpen("the loop that owned the processor has ended") from None
-    try:
-        return _result_of(future, loop)
-    except BaseException:
-        future.cancel()
-        raise
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _result_of(future: Future[R], loop: asyncio.AbstractEventLoop) -> R:
-    """Its result, and no waiting for ever on a loop that is gone."""
-    while True:
-        try:
-            return future.result(_LOOK_AGAIN)
-        except StillRunning:
-            if future.done():  # a TimeoutError of the call itself
-                raise
-            if not loop.is_running():
-                raise NotOpen("the loop that owned the processor has ended") from None

@@ -83,7 +83,7 @@ def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
     """
     code = code_of(error)
     if code:
-        return _answered(code, error, where, sent=sent)
+        return answered(code, error, where, sent=sent)
     if isinstance(error, asyncpg.DataError):
         return Unstorable(f"PostgreSQL cannot hold this: {error}")
     return _unanswered(error, where, sent=sent)
@@ -96,7 +96,8 @@ def _severity(error: BaseException) -> str:
 # --- the server answered --------------------------------------------------------------------------
 
 
-def _answered(code: str, error: Exception, where: str, *, sent: bool) -> NimburionError:
+def answered(code: str, error: Exception, where: str, *, sent: bool) -> NimburionError:
+    """What a code of the server's means, whichever driver brings it."""
     text = _text_of(error)
     if code in _ANSWERS:
         return _ANSWERS[code](where, text)

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
+from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.backends.postgres.naming import named
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
@@ -29,6 +30,15 @@ _MOST = 7_000
 _TELL = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
+def channel_of(address: Address) -> str:
+    """What the processes of one store tell each other on.
+
+    >>> channel_of(Address(schema="jobs", prefix="a_"))
+    'jobs.a_ring'
+    """
+    return named("nb.ring", address).replace('"', "")
+
+
 class Bell:
     """The rings that one handle makes and hears. Belongs to one event loop; listens from the first
     `wait`."""
@@ -36,7 +46,7 @@ class Bell:
     def __init__(self, listener: Link, tellers: Links) -> None:
         self._listener = listener
         self._tellers = tellers
-        self._channel = named("nb.ring", listener.address).replace('"', "")
+        self._channel = channel_of(listener.address)
         self._me = secrets.token_hex(4)
         self._rung: set[str] = set()
         """Rings that nobody was waiting for."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from nimburion.backends.postgres import enqueueing, exchanging, migrating, sessions
+from nimburion.backends.postgres import enqueueing, exchanging, joining, migrating, sessions
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.backends.postgres.examining import findings
@@ -23,13 +23,14 @@ from nimburion.core.errors import BackendError, ConfigurationError, NotOpen
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.joining import Lent, Transaction
 from nimburion.core.lease import Lease
 from nimburion.core.reading import Finding, Promoted, Rescued, finding_of
 from nimburion.core.session import Orders, Session
 from nimburion.core.settlement import Settlement
 
 CAPABILITIES = Capabilities(
-    durable=True, notifies=True, joins_transaction=False, atomic_batch=None, shared=True
+    durable=True, notifies=True, joins_transaction=True, atomic_batch=None, shared=True
 )
 
 
@@ -186,6 +187,15 @@ class PostgresBackend(Operating, Upgrading):
             self._ring({job.queue for job in jobs})
         return results
 
+    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `nimburion.core.backend.Joining`."""
+        return await joining.enqueue_in(self._here().joint, lent, jobs, self._now())
+
+    def transaction(self, lent: Lent | None) -> Transaction:
+        """See `nimburion.core.backend.Joining`. One of the store's own gives an
+        `asyncpg.Connection`."""
+        return joining.transaction_of(self._here().joint, lent, self._now)
+
     # --- workers ---
 
     async def open_session(self, session: Session) -> None:
@@ -248,6 +258,9 @@ class Opened:
         self.address: Address = address
         self.asks: Links = Links(address, asyncio.sleep)
         """For all that is not exchanged."""
+        self.lends: Links = Links(address, asyncio.sleep)
+        """For handlers' own transactions: one that waits for another link holds none of these."""
+        self.joint: joining.Joint = joining.Joint(address, "", self.lends)
         self.exchanges: Link = Link(address, asyncio.sleep)
         self.bell: Bell = Bell(Link(address, asyncio.sleep), self.asks)
         self.exchange: str = named(_EXCHANGE, address)
@@ -257,10 +270,12 @@ class Opened:
     async def start(self) -> None:
         """Look at the server and at the format."""
         async with self.asks.one() as link:
-            await migrating.open_format(link, self.address, migrating.wanted())
+            standing = await migrating.open_format(link, self.address, migrating.wanted())
+        self.joint = joining.Joint(self.address, standing.identity, self.lends)
 
     async def close(self) -> None:
         """Hang up."""
         await self.bell.close()
         await self.exchanges.close()
         await self.asks.close()
+        await self.lends.close()

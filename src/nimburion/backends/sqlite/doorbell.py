@@ -198,6 +198,25 @@ class Doorbell:
                 self._rung |= read(self._socket.recv(_LARGEST))
 
 
+class Chime:
+    """Rings everybody, this process included. For the loop's thread."""
+
+    def __init__(self, bells: Bells, doorbell: Doorbell) -> None:
+        self._bells = bells
+        self._doorbell = doorbell
+
+    def ring(self, queues: Collection[str]) -> None:
+        """Wake who waits for one of these queues."""
+        if queues:
+            self._bells.ring(queues)
+            if self._doorbell.listening:
+                self._doorbell.wake(queues)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._bells.close()
+
+
 def written(queues: Collection[str]) -> bytes:
     """A message: queue names by line; empty for all of them."""
     if EVERY_QUEUE in queues:

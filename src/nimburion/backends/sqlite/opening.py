@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -25,14 +26,21 @@ Migration = tuple[int, str, str]
 """Number, name and statements."""
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection as every thread needs it: write-ahead log, no transaction of the driver's."""
+def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
+    """A connection as every thread needs it: write-ahead log, no transaction of the driver's.
+
+    `for_handler`: the driver begins one with the first write, and any thread may use it.
+    """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise ConfigurationError(
             f"this Python has SQLite {sqlite3.sqlite_version}; nimburion needs 3.37 or newer"
         )
     connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512
+        path,
+        timeout=BUSY_TIMEOUT,
+        isolation_level="IMMEDIATE" if for_handler else None,
+        check_same_thread=not for_handler,
+        cached_statements=512,
     )
     try:
         for pragma in (
@@ -60,6 +68,12 @@ def open_writer(path: Path) -> tuple[sqlite3.Connection, list[str]]:
     return connection, done
 
 
+def connect_for_handler(path: Path) -> sqlite3.Connection:
+    """A connection for a handler's rows. `StoreReadOnly` and the like are said here."""
+    with translated(path):
+        return connect(path, for_handler=True)
+
+
 def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that only reads."""
     connection = connect(path)
@@ -75,9 +89,11 @@ def prepare(
     Raises:
         FormatMismatch: written by a newer version, or by something else.
     """
-    check_format(connection, path, migrations)
+    current = check_format(connection, path, migrations) == migrations[-1][0]
     patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
     connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT}")
+    if current and is_locked(connection):
+        return []
     patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
         done = migrate(connection, check_format(connection, path, migrations), migrations)
@@ -91,17 +107,36 @@ def prepare(
     return done
 
 
+def is_locked(connection: sqlite3.Connection) -> bool:
+    """Whether somebody writes just now: it may be the caller, who enqueues inside a transaction
+    and would wait for itself."""
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):
+            raise
+        return True
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
+    connection.execute("ROLLBACK")
+    return False
+
+
 def check_format(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
 ) -> int:
-    """The format of the file; 0 for a new one."""
+    """The format of the file; 0 for a new one, and for one that only has tables of others: an
+    application keeps its rows beside its jobs, so that one commit can cover both."""
     newest = migrations[-1][0]
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
-    if not tables:
-        return 0
-    if not {"meta", "job", "lane"} <= tables:
+    found_names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if not {"meta", "job", "lane"} <= found_names:
+        taken = sorted(found_names & names_of(migrations))
+        if not taken:
+            return 0
         raise FormatMismatch(
-            f"{path} is a SQLite database, but not one of nimburion; choose another file"
+            f"{path} is a SQLite database, but not one of nimburion, and has tables or indexes "
+            f"that nimburion would need the names of ({', '.join(taken)}); choose another file"
         )
     row = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
     found = int(row[0]) if row else 0
@@ -111,6 +146,12 @@ def check_format(
             "changed. Upgrade nimburion here (pip install --upgrade nimburion)"
         )
     return found
+
+
+def names_of(migrations: Sequence[Migration]) -> set[str]:
+    """The tables and indexes that the migrations make."""
+    text = "".join(text for _, _, text in migrations)
+    return set(re.findall(r"^CREATE (?:TABLE|INDEX) (\w+)", text, re.MULTILINE))
 
 
 def plan(path: Path) -> list[str]:

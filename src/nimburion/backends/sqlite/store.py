@@ -23,15 +23,18 @@ from nimburion.backends.sqlite import (
 )
 from nimburion.backends.sqlite.checkpointer import Checkpointer
 from nimburion.backends.sqlite.database import MICRO, Database
-from nimburion.backends.sqlite.doorbell import Bells, Doorbell, bells_of
+from nimburion.backends.sqlite.doorbell import Bells, Chime, Doorbell, bells_of
+from nimburion.backends.sqlite.joining import Joining
 from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, path_of
 from nimburion.backends.sqlite.threads import Reader, Writer
+from nimburion.backends.sqlite.transactions import transaction_of
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import NotOpen
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.joining import Lent, Transaction
 from nimburion.core.lease import Lease
 from nimburion.core.reading import (
     EVERY_JOB,
@@ -54,7 +57,7 @@ from nimburion.core.settlement import Settlement
 T = TypeVar("T")
 
 CAPABILITIES = Capabilities(
-    durable=True, notifies=True, joins_transaction=False, atomic_batch=None, shared=True
+    durable=True, notifies=True, joins_transaction=True, atomic_batch=None, shared=True
 )
 
 
@@ -96,6 +99,7 @@ class SQLiteBackend:
         self._reader: Reader | None = None
         self._doorbell: Doorbell | None = None
         self._bells: Bells | None = None
+        self._joining: Joining | None = None
         self._changing = asyncio.Lock()
         self._done: list[str] = []
 
@@ -167,6 +171,8 @@ class SQLiteBackend:
             await writer.stop()
             raise
         self._bells, self._doorbell = bells, doorbell
+        chime = Chime(Bells(folder, self._name), doorbell)
+        self._joining = Joining(self.path, sql, self._clock, boot, reader=reader, chime=chime)
         self._writer, self._reader = writer, reader
         self._pid = os.getpid()
 
@@ -192,6 +198,8 @@ class SQLiteBackend:
             writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
             if writer is None or reader is None or self._pid != os.getpid():
                 return
+            if self._joining is not None:
+                await self._joining.close()
             if self._doorbell is not None:
                 self._doorbell.close()
             await reader.stop()
@@ -234,6 +242,11 @@ class SQLiteBackend:
             raise self._not_open()
         return await self._reader.call(work)
 
+    def _joined(self) -> Joining:
+        if self._joining is None or self._writer is None or self._pid != os.getpid():
+            raise self._not_open()
+        return self._joining
+
     def _not_open(self) -> NotOpen:
         if self._writer is not None:
             return NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
@@ -250,6 +263,15 @@ class SQLiteBackend:
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""
         return await self._write(lambda db: maintaining.cancel(db, job_id))
+
+    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `nimburion.core.backend.Joining`."""
+        return await self._joined().enqueue_in(lent, jobs)
+
+    def transaction(self, lent: Lent | None) -> Transaction:
+        """See `nimburion.core.backend.Joining`. One of the store's own gives a
+        `sqlite3.Connection`."""
+        return transaction_of(self._joined(), lent, self._clock)
 
     # --- workers ---
 

@@ -17,6 +17,7 @@ from nimburion.testing.contract.edges import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.enqueueing import Enqueueing
 from nimburion.testing.contract.exchanges import NumberedExchanges
 from nimburion.testing.contract.gates import DeclaringLimits, Gates
+from nimburion.testing.contract.joining import JoiningCompletions, JoiningEnqueues
 from nimburion.testing.contract.limits_story import LimitsStory
 from nimburion.testing.contract.living import Living
 from nimburion.testing.contract.operators import Operators
@@ -72,6 +73,8 @@ class BackendContract(
     Racing,
     Traffic,
     LimitsStory,
+    JoiningEnqueues,
+    JoiningCompletions,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 
