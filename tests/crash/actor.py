@@ -96,7 +96,7 @@ def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> 
 
 
 def _die_around_commit(*, before: bool) -> None:
-    """A handler's transaction is complete but not committed, or its worker never says that it is."""
+    """A handler's transaction is complete and not committed, or its worker never says so."""
     name = "commit"
     for kind in (sqlite_transactions.OwnTransaction, postgres_joining.OwnTransaction):
         setattr(kind, name, _dying_at(getattr(kind, name), before=before))
