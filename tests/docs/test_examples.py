@@ -26,10 +26,13 @@ import pytest
 from tests.docs.pages import Block, Page, every_page, parse
 from tests.house.tree import ROOT
 from tests.servers import Server
+from tests.servers.kinds import RunningPostgres
 
 MOST_NOT_RUN = 2
 PAGES = [page for page in every_page() if any(block.runs for block in page.blocks)]
 REDIS = "redis://localhost:6379/0"
+POSTGRES = "://localhost/app"
+"""Behind the scheme, in which SQLAlchemy names the driver."""
 _checker = doctest.OutputChecker()
 
 
@@ -53,12 +56,16 @@ async def test_the_examples_of_a_page_run(
         server: Server = request.getfixturevalue("valkey")
         server.empty()
         page = with_server(page, server.url)
+    if any(block.runs and POSTGRES in block.text for block in page.blocks):
+        postgres: RunningPostgres = request.getfixturevalue("started_servers")["postgres"]
+        postgres.empty()
+        page = with_server(page, postgres.url.removeprefix("postgresql"), POSTGRES)
     await run_page(page, folder, capsys)
 
 
-def with_server(page: Page, url: str) -> Page:
+def with_server(page: Page, url: str, written: str = REDIS) -> Page:
     """The page, with another server in its examples."""
-    blocks = [block._replace(text=block.text.replace(REDIS, url)) for block in page.blocks]
+    blocks = [block._replace(text=block.text.replace(written, url)) for block in page.blocks]
     return page._replace(blocks=tuple(blocks))
 
 

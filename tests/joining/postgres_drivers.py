@@ -35,7 +35,8 @@ class PsycopgAutocommit(OfThread):
     """Says BEGIN itself, and has rows of another shape."""
 
     def connect(self) -> Any:
-        return psycopg.connect(self.where, autocommit=True, row_factory=dict_row)
+        shape: Any = dict_row
+        return psycopg.connect(self.where, autocommit=True, row_factory=shape)
 
     async def begin(self) -> None:
         self.connection.execute("BEGIN")

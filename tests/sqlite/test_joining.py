@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,12 @@ async def test_a_closed_connection_says_so(store: SQLiteBackend, path: Path) -> 
 
 
 async def test_a_connection_of_another_thread_says_so(store: SQLiteBackend, path: Path) -> None:
-    connection = await asyncio.to_thread(sqlite3.connect, path)
-    with pytest.raises(NotJoinable, match="same thread"):
-        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as thread:
+        connection = await loop.run_in_executor(thread, sqlite3.connect, path)
+        with pytest.raises(NotJoinable, match="same thread"):
+            await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        await loop.run_in_executor(thread, connection.close)
 
 
 async def test_a_transaction_that_read_too_early_is_told_how_to_begin(

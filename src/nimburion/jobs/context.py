@@ -203,10 +203,11 @@ class Context:
         ```
 
         `connection`: one of your own to the store's database, begun here if need be, and committed
-        here; without, the store opens one (SQLite: a `sqlite3.Connection`). An error inside rolls
-        back, and the attempt fails as always. What the handler returns afterwards is not kept: the
-        job has ended. `LeaseLost`: another worker has the job by now; nothing was kept.
-        `NotSupported`: this store has no transactions. `NotJoinable`: the connection does not fit.
+        here; without, the store opens one (a `sqlite3.Connection`; on PostgreSQL an
+        `asyncpg.Connection`). An error inside rolls back, and the attempt fails as always. What the
+        handler returns afterwards is not kept: the job has ended. `LeaseLost`: another worker has
+        the job by now; nothing was kept. `NotSupported`: this store has no transactions.
+        `NotJoinable`: the connection does not fit.
         `TransactionExpired`: on SQLite, nobody else could write for five seconds.
         """
         if self._client is None:
