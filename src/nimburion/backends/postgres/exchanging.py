@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from nimburion.backends.postgres.records import (
@@ -62,6 +63,7 @@ def settlements_of(settlements: Sequence[Settlement]) -> Sequence[Any]:
     """Settlements as arrays; without letters where each completes another job."""
     if not settlements:
         return _NOTHING
+    plain = all(type(one) is Completed for one in settlements)
     leases = [one.lease for one in settlements]
     seqs = [seq_of(lease.ref) for lease in leases]
     named = [
@@ -70,9 +72,9 @@ def settlements_of(settlements: Sequence[Settlement]) -> Sequence[Any]:
         [int4(lease.token.fence) for lease in leases],
         [lease.token.nonce for lease in leases],
     ]
-    if all(type(one) is Completed for one in settlements) and len(set(seqs)) == len(seqs):
+    if plain and len(set(seqs)) == len(seqs):
         results = [one.result for one in settlements]  # type: ignore[union-attr]
-        return [None, *named, None if not any(results) else results, None, None, None]
+        return [None, *named, results if any(results) else None, None, None, None]
     told = [_settlement(one) for one in settlements]
     bodies, delays, texts, fractions = (
         list(part) for part in zip(*(r for _, r in told), strict=True)
@@ -148,6 +150,7 @@ def deliveries_of(rows: list[Any], said: Any) -> list[Delivery]:  # noqa: ANN401
         )
     }
     del rows[-1]
+    rows.sort(key=_place)
     deliveries = []
     for _, seq, due, created, lane, fence, failures, lost, job_id, options, payload, *_ in rows:
         queue, name, priority = names[lane]
@@ -173,5 +176,7 @@ def rung_of(said: Any) -> list[str]:  # noqa: ANN401 - a row
     lanes = said["lanes"] or ()
     return [queue for lane, queue in zip(lanes, said["queues"] or (), strict=True) if lane is None]
 
+
+_place = itemgetter(0)
 
 NO_FLOORS: tuple[Any, ...] = ([], [], EVER)

@@ -33,11 +33,12 @@ def finished_of(which: JobFilter) -> frozenset[State]:
     return FINISHED if which.states is None else which.states & FINISHED
 
 
-def replayed_of(rows: list[Any], limit: int) -> Replayed:
-    """What `replay_1` answered; with `limit` looked at, there may be more."""
-    ids = [unpack_id(job_id) for _, job_id, replayed, _ in rows if replayed]
-    held = [unpack_id(job_id) for _, job_id, replayed, _ in rows if not replayed]
-    return Replayed(ids, held, str(rows[-1][0]) if rows and len(rows) >= limit else None)
+def replayed_of(rows: list[Any]) -> Replayed:
+    """What `replay_1` answered; its last row says whether there are more."""
+    ids = [unpack_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
+    held = [unpack_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
+    more = len(rows) > 1 and rows[-1][1] is None
+    return Replayed(ids, held, str(rows[-2][0]) if more else None)
 
 
 def pruning_of(keep: Retention) -> list[Any]:

@@ -58,10 +58,10 @@ class Operating(ABC):
             self._now(),
             *inspecting.filter_of(which, maintaining.failed_of(which)),
             inspecting.seq_of(after),
-            limit + 1,
+            limit,
         )
-        self._ring({row[3] for row in rows if row[2]})
-        return maintaining.replayed_of(rows, limit)
+        self._ring({queue for _, job_id, replayed, queue in rows if job_id and replayed})
+        return maintaining.replayed_of(rows)
 
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""

@@ -5,7 +5,9 @@
 -- Atomic: each try is one step; a job slips through only by moving, so that the loop ends
 CREATE OR REPLACE FUNCTION nb.cancel_1(p_now int8, p_id bytea, OUT answer text, OUT rung text)
 LANGUAGE plpgsql
-SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
+SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
+SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
     now int8 := nb.clock_1(p_now);
     body record;

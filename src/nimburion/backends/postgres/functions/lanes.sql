@@ -11,8 +11,10 @@ BEGIN
     FOR attempt IN 1..2 LOOP
         SELECT array_agg(l.id ORDER BY w.place) INTO found_ids
         FROM unnest(p_queues, p_names, p_ranks) WITH ORDINALITY AS w (queue, name, rank, place)
-        LEFT JOIN nb.lane l
-            ON l.queue = w.queue AND l.name = w.name AND l.rank = w.rank AND NOT l.late;
+        LEFT JOIN LATERAL (
+            SELECT l.id FROM nb.lane l
+            WHERE l.queue = w.queue AND l.name = w.name AND l.rank = w.rank AND NOT l.late OFFSET 0
+        ) l ON true;
         EXIT WHEN array_position(found_ids, NULL) IS NULL;
         INSERT INTO nb.lane (queue, name, rank)
         SELECT DISTINCT * FROM unnest(p_queues, p_names, p_ranks) ORDER BY 1, 2, 3

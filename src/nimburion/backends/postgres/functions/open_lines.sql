@@ -21,7 +21,9 @@ BEGIN
             l.rank, w.level, coalesce(f.floor, -9223372036854775808) AS floor, g.bound - g.held AS room
         FROM unnest(p_queues, p_names, p_levels, p_caps) WITH ORDINALITY
             AS w (queue, name, level, cap, place)
-        JOIN nb.lane l ON l.queue = w.queue AND l.name = w.name
+        CROSS JOIN LATERAL (
+            SELECT * FROM nb.lane l WHERE l.queue = w.queue AND l.name = w.name OFFSET 0
+        ) l
         LEFT JOIN nb.lane h ON l.late AND h.queue = l.queue AND h.name = l.name AND h.rank = l.rank
             AND NOT h.late
         LEFT JOIN unnest(p_floor_lanes, p_floors) AS f (lane, floor) ON f.lane = l.id

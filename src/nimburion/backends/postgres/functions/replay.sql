@@ -1,7 +1,7 @@
 -- Make failed jobs pending again.
 -- Inputs: the time or NULL; the filter and its bounds as `seek_1`
--- Result: a row for each that was looked at: seq, id, whether it is pending now; newest first. And its
---   queue
+-- Result: a row for each that was looked at: seq, id, whether it is pending now, and its queue; newest
+--   first. One more without an id when more are left
 -- Locks: the dead letters, those that another holds are passed over; their unique keys
 -- Atomic: one transaction; who deletes the row of a dead letter is the one who replays it
 CREATE OR REPLACE FUNCTION nb.replay_1(
@@ -12,6 +12,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := nb.clock_1(p_now);
     one record;
+    looked int4 := 0;
 BEGIN
     FOR one IN
         SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
@@ -21,8 +22,14 @@ BEGIN
             AND (p_ids IS NULL OR j.id = ANY (p_ids))
             AND (p_queue IS NULL OR a.queue = p_queue) AND (p_name IS NULL OR a.name = p_name)
             AND (p_reason IS NULL OR d.reason = p_reason)
-        ORDER BY d.seq DESC LIMIT p_limit FOR UPDATE OF d SKIP LOCKED
+        ORDER BY d.seq DESC LIMIT p_limit + 1 FOR UPDATE OF d SKIP LOCKED
     LOOP
+        looked := looked + 1;
+        IF looked > p_limit THEN
+            id := NULL;
+            RETURN NEXT;
+            EXIT;
+        END IF;
         seq := one.seq;
         id := one.id;
         queue := one.queue;

@@ -3,8 +3,8 @@
 --   losses a job fails; the history entry of a loss, before and behind the number of the attempt
 -- Result: a row for each job: its id, and r: waits again, f: failed, c: cancelled; then one without an
 --   id whose letter is m when there is more, with the queues to ring
--- Locks: the numbers of the sessions, those that are in the middle of an exchange are passed over;
---   all limits, by name; unique keys; then places, those that another holds are passed over
+-- Locks: the numbers of the sessions, in the order in which they were opened; all limits, by name;
+--   unique keys; then places, those that another holds are passed over
 -- Atomic: that a session expired is tested by the update that ends it, so a beat comes before or after
 CREATE OR REPLACE FUNCTION nb.rescue_1(
     p_now int8, p_mono int8, p_limit int4, p_max_lost int4, p_before text, p_behind text
@@ -24,10 +24,9 @@ BEGIN
         SELECT s.n, s.id FROM nb.session s
         WHERE s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now) ORDER BY s.n
     LOOP
-        IF pg_try_advisory_xact_lock(hashtextextended(one.id, 7041)) THEN
-            UPDATE nb.session s SET dead_at = now
-            WHERE s.n = one.n AND s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now);
-        END IF;
+        PERFORM pg_advisory_xact_lock(hashtextextended(one.id, 7041));
+        UPDATE nb.session s SET dead_at = now
+        WHERE s.n = one.n AND s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now);
     END LOOP;
     PERFORM nb.lock_gates_1();
     FOR one IN

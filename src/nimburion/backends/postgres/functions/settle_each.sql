@@ -1,5 +1,5 @@
 -- Apply settlements one after the other.
--- Inputs: as `settle_1`, each an array but for the letters, which are one text
+-- Inputs: as `settle_1`, each an array but for the letters, which are one text (NULL: all completed)
 -- Result: a letter for each: done, already, stale; the lanes whose leases ended; the lanes to ring
 -- Locks: the jobs' own rows; their unique keys, one after the other
 -- Atomic: of the caller's transaction
@@ -14,7 +14,7 @@ DECLARE
     letter_list text[] := '{}';
 BEGIN
     FOR g IN
-        SELECT * FROM unnest(string_to_array(p_kinds, NULL), p_seqs, p_ids, p_fences, p_nonces, p_delays,
+        SELECT * FROM unnest(string_to_array(coalesce(p_kinds, repeat('c', cardinality(p_seqs))), NULL), p_seqs, p_ids, p_fences, p_nonces, p_delays,
             p_texts, p_bodies, p_fractions)
             AS u (kind, seq, id, fence, nonce, delay, said, body, fraction)
     LOOP

@@ -1,7 +1,7 @@
 -- Lease the first jobs of lanes to a session, and hand them out.
 -- Inputs: the time; the session, its exchange and its nonce; the ageing span; the lanes as
 --   `open_lines_1` answers them; how many of each
--- Result: rows of kind 1, a job each, in the order of the merge
+-- Result: a row for each job; its kind is its place in the merge
 -- Locks: the rows it takes out of the lines; those that another holds are passed over
 -- Atomic: one statement moves them
 CREATE OR REPLACE FUNCTION nb.take_1(
@@ -24,13 +24,18 @@ BEGIN
                 -w.level - CASE WHEN p_ageing > 0 AND p_now > t.due THEN (p_now - t.due) / p_ageing ELSE 0 END,
                 w.rank, t.due, t.seq
             ]) OVER (PARTITION BY w.grp ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM t JOIN unnest(p_ids, p_homes, p_groups, p_ranks, p_levels) AS w (id, home, grp, rank, level)
-            ON w.id = t.lane
+        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS line) n,
+        LATERAL (
+            SELECT p_homes[n.line] AS home, p_groups[n.line] AS grp, p_ranks[n.line] AS rank,
+                p_levels[n.line] AS level
+        ) w
     ), x AS (
         SELECT m.*, coalesce(p.fence, 0) + 1 AS fence, coalesce(p.failures, 0) AS failures,
             coalesce(p.lost, 0) AS lost, coalesce(p.noted, 0::int2) AS noted, p.settled,
             CAST(row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq) AS int4) AS place
-        FROM m LEFT JOIN nb.past p ON p.seq = CASE WHEN m.tried > 0 THEN m.seq END
+        FROM m LEFT JOIN LATERAL (
+            SELECT * FROM nb.past p WHERE m.tried > 0 AND p.seq = m.seq OFFSET 0
+        ) p ON true
     ), l AS (
         INSERT INTO nb.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
             noted, nonce, settled)
@@ -38,8 +43,7 @@ BEGIN
             x.tried, x.noted, p_nonce, x.settled
         FROM x
     )
-    SELECT 1, x.seq, x.due, j.created, j.lane, x.fence, x.failures, x.lost, j.id, j.options, j.payload,
+    SELECT x.place, x.seq, x.due, j.created, j.lane, x.fence, x.failures, x.lost, j.id, j.options, j.payload,
         NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::int4[], NULL::int4[], NULL::int8[]
-    FROM x JOIN nb.job j ON j.seq = x.seq
-    ORDER BY x.place;
+    FROM x, LATERAL (SELECT * FROM nb.job j WHERE j.seq = x.seq OFFSET 0) j;
 END $$;

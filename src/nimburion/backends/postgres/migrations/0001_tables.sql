@@ -29,7 +29,7 @@ CREATE TABLE nb.job (
     payload bytea NOT NULL
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
-    autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
 );
 
 -- An unfinished job stands in exactly one of these three. Rows of the first two are never updated.
@@ -41,7 +41,7 @@ CREATE TABLE nb.ready (
     PRIMARY KEY (lane, due, seq)
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000,
-    autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
 );
 CREATE TABLE nb.scheduled (
     due int8 NOT NULL,
@@ -51,7 +51,7 @@ CREATE TABLE nb.scheduled (
     PRIMARY KEY (due, seq)
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
-    autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
 );
 CREATE TABLE nb.lease (
     seq int8 NOT NULL,
@@ -73,7 +73,7 @@ CREATE TABLE nb.lease (
 ) WITH (
     fillfactor = 90,
     autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000,
-    autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
 );
 CREATE INDEX lease_cancel ON nb.lease (session) WHERE cancel;
 
@@ -90,7 +90,7 @@ CREATE TABLE nb.past (
 ) WITH (
     fillfactor = 70,
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
-    autovacuum_vacuum_cost_delay = 0
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0
 );
 CREATE TABLE nb.attempt_error (
     seq int8 NOT NULL,
@@ -167,7 +167,7 @@ CREATE TABLE nb.unique_key (
     PRIMARY KEY (name, key)
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
-    autovacuum_vacuum_cost_delay = 0
+    vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0
 );
 
 CREATE TABLE nb.session (
@@ -181,7 +181,8 @@ CREATE TABLE nb.session (
     id text COLLATE "C" NOT NULL UNIQUE,
     names text[] NOT NULL,
     info text NOT NULL                  -- JSON: what the worker says of itself
-) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0);
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
 -- One row an exchange, of which the latest two are kept: a row updated a thousand times a second
 -- would grow a chain that every look-up walks while an old snapshot is held.
 CREATE TABLE nb.turn (
@@ -190,12 +191,14 @@ CREATE TABLE nb.turn (
     nonce bytea NOT NULL,
     results text NOT NULL,              -- one letter a settlement: done, already, stale
     PRIMARY KEY (session, number)
-) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
 CREATE TABLE nb.gate (
     name text COLLATE "C" PRIMARY KEY,
     bound int4 NOT NULL,
     held int4 NOT NULL
-) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
 CREATE TABLE nb.paused (
     queue text COLLATE "C" PRIMARY KEY
 );
@@ -208,7 +211,8 @@ CREATE TABLE nb.schedule (
     last_job bytea
 );
 
--- A row of the answer of an exchange: a job that is handed out (kind 1), what is said besides (0), or
+-- A row of the answer of an exchange: a job that is handed out (its place, from 1), what is said besides
+-- (0), or
 -- why there is no answer (below 0).
 CREATE TYPE nb.reply AS (
     kind int4, seq int8, due int8, created int8, lane int4, fence int4, failures int4, lost int4,
