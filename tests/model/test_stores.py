@@ -17,6 +17,7 @@ from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from tests.model.machine import Twins
+from tests.postgres.emptying import forget_all
 from tests.servers.kinds import BINARIES, Running, RunningPostgres
 
 PARTS = 3
@@ -84,5 +85,5 @@ def test_postgres_answers_as_the_memory_store_does(
 ) -> None:
     compare(
         lambda clock: PostgresBackend(postgres_server.url, clock=clock, timeout=30.0),
-        postgres_server.empty,
+        lambda: forget_all(postgres_server),
     )

@@ -25,6 +25,7 @@ from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.settlement import Settlement
+from tests.postgres.emptying import forget_all
 from tests.servers.kinds import BINARIES, Running, RunningPostgres
 from tests.simulation.elsewhere import Elsewhere
 from tests.simulation.storms import MUST_HAPPEN, asked_seed, simulate, sum_of
@@ -132,7 +133,7 @@ class TestPostgres(Storms):
         """The server, emptied each time."""
 
         def make(clock: Clock) -> Backend:
-            postgres_server.empty()
+            forget_all(postgres_server)
             return PostgresBackend(postgres_server.url, clock=clock, timeout=30.0)
 
         return make
