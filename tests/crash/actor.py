@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import os
+import select
 import signal
 import sqlite3
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import psycopg
+from asyncpg.prepared_stmt import PreparedStatement
 
 from nimburion.backends import open_backend
 from nimburion.backends.postgres import PostgresBackend
@@ -142,7 +144,14 @@ def _die_after_script(name: str) -> None:
 
 
 def _die_unheard(what: str) -> None:
-    """With a request on its way to Redis, before its answer is read."""
+    """With a request on its way to the server, before its answer is read."""
+    _unheard_by_redis(what)
+    _unheard_by_postgres(what)
+
+
+def _unheard_by_redis(what: str) -> None:
+    if what not in _REQUESTS:
+        return
     name, fits = _REQUESTS[what]
 
     def die_with_the_next_request(arguments: Sequence[Part]) -> None:
@@ -184,6 +193,37 @@ def _around_script(
         return replies
 
     Line.run = run  # type: ignore[method-assign]
+
+
+_CALLS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
+    "enqueue": ("enqueue_1", lambda _: True),
+    "reserve": ("exchange_1", lambda arguments: arguments[_SEQS] is None),
+    "settle": ("exchange_1", lambda arguments: arguments[_SEQS] is not None),
+    "rescue": ("rescue_1", lambda _: True),
+}
+_SEQS = 4
+"""Where the jobs that are settled stand among the arguments of an exchange."""
+
+
+def _unheard_by_postgres(what: str) -> None:
+    function, fits = _CALLS[what]
+    original = PreparedStatement.fetch
+
+    async def fetch(self: Any, *arguments: Any, **more: Any) -> Answer:
+        if f"{function}(" in self.get_query().replace('"', "") and fits(arguments):
+            transport = self._connection._transport
+            transport.pause_reading()
+            _die_when_it_answers(transport.get_extra_info("socket"))
+        return await original(self, *arguments, **more)
+
+    PreparedStatement.fetch = fetch
+
+
+def _die_when_it_answers(line_: Any) -> None:
+    """Nobody reads there, so that what comes stays where it is."""
+    if select.select([line_], [], [], 0.0)[0]:
+        die()
+    asyncio.get_running_loop().call_later(0.001, _die_when_it_answers, line_)
 
 
 # What it does
@@ -318,7 +358,11 @@ class Handlers:
 
 def main() -> None:
     """Do what the command line says."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING,
+        stream=sys.stderr,
+        format="%(asctime)s %(process)d %(levelname)s:%(name)s:%(message)s",
+    )
     verb, folder, url, terms = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         arm(os.environ["CRASH_AT"])

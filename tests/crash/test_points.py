@@ -76,6 +76,24 @@ class TestRedis(Points):
         assert sorted(job.id for job in jobs) == sorted(ids)
 
 
+class TestPostgres(Points):
+    """A function is one transaction; the server ends it with us or without us."""
+
+    @pytest.fixture
+    def stage(self, postgres_stage: Stage) -> Stage:
+        return postgres_stage
+
+    @pytest.mark.parametrize("request_", ["reserve", "settle"])
+    async def test_a_worker_dies_before_the_answer(self, request_: str, stage: Stage) -> None:
+        await a_worker_dies(stage, f"unheard {request_}")
+
+    async def test_a_worker_dies_while_it_rescues(self, stage: Stage) -> None:
+        await a_worker_dies_while_it_rescues(stage, "unheard rescue")
+
+    async def test_a_producer_dies_before_the_answer(self, stage: Stage) -> None:
+        await a_producer_dies(stage, "unheard enqueue", stored={0, 5})
+
+
 async def a_worker_dies(stage: Stage, point: str) -> None:
     """With some of five jobs in hand."""
     await stage.enqueue("quick", 5)

@@ -106,3 +106,9 @@ class TestRedis(Signals):
     @pytest.fixture
     def stage(self, redis_stage: Stage) -> Stage:
         return redis_stage
+
+
+class TestPostgres(Signals):
+    @pytest.fixture
+    def stage(self, postgres_stage: Stage) -> Stage:
+        return postgres_stage

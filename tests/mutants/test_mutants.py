@@ -1,7 +1,7 @@
 """The tests are tested: each breakage of the product must turn them red.
 
 A mutant whose original text is not found exactly once fails here: whoever changes that line says
-anew what would break it, in `breakages.py` or `redis_breakages.py`.
+anew what would break it, in `breakages.py`, `redis_breakages.py` or `postgres_breakages.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,25 @@ import pytest
 
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
 from tests.mutants.mutant import Mutant
+from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
+from tests.servers.fixtures import Started
+from tests.servers.kinds import BORROWED
+from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).parent.parent.parent
-MUTANTS = (*ENGINE_MUTANTS, *REDIS_MUTANTS)
+MUTANTS = (*ENGINE_MUTANTS, *REDIS_MUTANTS, *POSTGRES_MUTANTS)
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1
 """pytest's exit code: tests ran and some failed; all else (no tests, no import) proves nothing."""
+
+
+@pytest.fixture(autouse=True)
+def _one_server_for_all(started_servers: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL takes longer to start than a test to run."""
+    server = started_servers["postgres"]
+    assert isinstance(server, PostgresServer)
+    monkeypatch.setenv(BORROWED, str(server.port))
 
 
 def copy_of_the_product(where: Path) -> Path:
@@ -41,7 +53,7 @@ def run(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     }
     environment["PYTHONPATH"] = os.pathsep.join([str(source.parent), str(ROOT)])
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    environment["NB_TEST_SERVERS"] = "valkey"  # one is enough to see what is wrong with a script
+    environment["NB_TEST_SERVERS"] = "valkey,postgres"  # enough to see what is wrong with a script
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from tests.redis.flow import Flow, Record, flowing
+from tests.crash.flow import Flow, Record, flowing
 from tests.servers import Binary, Proxy, Server
 from tests.servers.waiting import free_port
 

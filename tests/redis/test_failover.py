@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.redis.flow import BOUND, Record, flowing
+from tests.crash.flow import BOUND, Record, flowing
 from tests.servers import Binary, SentinelTrio, Server
 from tests.servers.sentinel import role_of
 

@@ -8,8 +8,8 @@ import pytest
 
 from nimburion.core.errors import JobNotFound, StoreFull
 from nimburion.core.job import NewJob, State
+from tests.crash.flow import Record
 from tests.crash.stage import Stage
-from tests.redis.flow import Record
 from tests.servers import Binary, Server
 
 pytestmark = pytest.mark.slow

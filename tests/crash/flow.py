@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nimburion.backends import open_backend
-from nimburion.core.errors import BackendError, BackendUnavailable, StoreFull
+from nimburion.core.errors import BackendError, BackendUnavailable, StoreFull, StoreReadOnly
 from nimburion.core.job import State
 from nimburion.core.settings import Settings
 from nimburion.jobs.client import Client
@@ -96,7 +96,7 @@ class Flow:
                 try:
                     await self._client.enqueue_raw("quick", self._payload, id=job_id)
                     self.acknowledged[job_id] = time.monotonic()
-                except (BackendUnavailable, StoreFull) as error:
+                except (BackendUnavailable, StoreFull, StoreReadOnly) as error:
                     self.refused[type(error).__name__] += 1
                     await self.pass_time(0.02)
         self.held_up += time.monotonic() - began > 0.5
@@ -120,6 +120,10 @@ class Flow:
     async def until_acknowledged(self, jobs: int) -> None:
         """Wait until so many are."""
         await self.until(lambda: len(self.acknowledged) >= jobs, f"{jobs} jobs are acknowledged")
+
+    async def until_more(self, jobs: int) -> None:
+        """Wait until so many more are."""
+        await self.until_acknowledged(len(self.acknowledged) + jobs)
 
     async def until_every_worker_goes_on(self, *, since: float) -> float:
         """Wait until each has begun a job after `since`; how long after that was for the last."""

@@ -1,0 +1,234 @@
+"""Breakages of the PostgreSQL store's functions."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
+SQL = "backends/postgres/functions/"
+
+_SETTLED_UNDER = f"{POSTGRES}test_a_settlement_writes_only_under_its_whole_token"
+_WHOLE = "WHERE session = p_session AND seq = p_seq AND fence = p_fence AND nonce = p_nonce"
+_DELETED = f"DELETE FROM nb.lease\n        {_WHOLE}"
+_NOTED = f"SET noted = noted | 2\n        {_WHOLE}"
+
+
+def _without(part: str, text: str) -> str:
+    """The text without a condition."""
+    return text.replace(f" AND {part}", "").replace(f"{part} AND ", "")
+
+
+POSTGRES_MUTANTS = (
+    # Tokens
+    Mutant(
+        "PostgreSQL: counter of the token ignored",
+        f"{SQL}settle.sql",
+        _DELETED,
+        _without("fence = p_fence", _DELETED),
+        (_SETTLED_UNDER, "-k", "counter"),
+    ),
+    Mutant(
+        "PostgreSQL: random half of the token ignored",
+        f"{SQL}settle.sql",
+        _DELETED,
+        _without("nonce = p_nonce", _DELETED),
+        (_SETTLED_UNDER, "-k", "half"),
+    ),
+    Mutant(
+        "PostgreSQL: session compare dropped",
+        f"{SQL}settle.sql",
+        _DELETED,
+        _without("session = p_session", _DELETED),
+        (_SETTLED_UNDER, "-k", "another"),
+    ),
+    Mutant(
+        "PostgreSQL: token compare dropped (progress)",
+        f"{SQL}settle.sql",
+        _NOTED,
+        _without("fence = p_fence", _without("nonce = p_nonce", _NOTED)),
+        (_SETTLED_UNDER, "-k", "Progressed"),
+    ),
+    Mutant(
+        "PostgreSQL: fence does not rise",
+        f"{SQL}take.sql",
+        "coalesce(p.fence, 0) + 1 AS fence",
+        "coalesce(p.fence, 0) AS fence",
+        (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
+    ),
+    Mutant(
+        "PostgreSQL: a replay begins the fences anew",
+        f"{SQL}replay.sql",
+        "SET due = now, failures = 0,",
+        "SET due = now, fence = 0, failures = 0,",
+        (f"{POSTGRES}test_a_replayed_job_is_fenced_from_its_old_token",),
+    ),
+    # Numbers
+    Mutant(
+        "PostgreSQL: any number accepted",
+        f"{SQL}exchange.sql",
+        "is_new := p_number = coalesce(before.number, 0) + 1;",
+        "is_new := p_number <> coalesce(before.number, 0);",
+        (f"{POSTGRES}test_a_number_before_the_last_is_out_of_order",),
+    ),
+    Mutant(
+        "PostgreSQL: a repeat answers nothing of its results",
+        f"{SQL}exchange.sql",
+        "        letters := before.results;",
+        "        letters := '';",
+        (f"{POSTGRES}test_a_repeat_brings_the_same_results",),
+    ),
+    Mutant(
+        "PostgreSQL: a repeat hands out nothing",
+        f"{SQL}repeat.sql",
+        "l.number = p_number",
+        "l.number > p_number",
+        (f"{POSTGRES}test_a_repeat_brings_the_same_deliveries",),
+    ),
+    # Sessions and rescue
+    Mutant(
+        "PostgreSQL: rescue without expiry check",
+        f"{SQL}rescue.sql",
+        "WHERE s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now) ORDER BY s.n",
+        "WHERE s.dead_at IS NULL ORDER BY s.n",
+        (f"{POSTGRES}test_a_live_session_is_left_alone",),
+        deep=True,  # the update behind it looks again: both must be broken
+    ),
+    Mutant(
+        "PostgreSQL: a rescued session lives on",
+        f"{SQL}beat.sql",
+        "WHERE s.id = p_id AND s.left_at IS NULL AND s.dead_at IS NULL",
+        "WHERE s.id = p_id AND s.left_at IS NULL",
+        (f"{POSTGRES}test_a_rescued_session_never_lives_again",),
+    ),
+    Mutant(
+        "PostgreSQL: what a bounded rescue left is forgotten",
+        f"{SQL}rescue.sql",
+        "AND NOT EXISTS (SELECT FROM nb.lease l WHERE l.session = s.n);",
+        ";",
+        (f"{POSTGRES}test_the_bound_holds_and_says_that_there_is_more",),
+    ),
+    Mutant(
+        "PostgreSQL: `lost` not counted",
+        f"{SQL}end_lease.sql",
+        "so_far.lost := so_far.lost + 1;",
+        "so_far.lost := so_far.lost;",
+        (f"{POSTGRES}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
+    ),
+    Mutant(
+        "PostgreSQL: one loss too many allowed",
+        f"{SQL}rescue.sql",
+        "so_far.lost >= p_max_lost",
+        "so_far.lost > p_max_lost",
+        (f"{POSTGRES}test_the_last_loss_makes_a_dead_letter",),
+    ),
+    Mutant(
+        "PostgreSQL: the expiry of a session that left counts as a loss",
+        f"{SQL}rescue.sql",
+        "CASE WHEN one.left_at IS NULL THEN\n",
+        "CASE WHEN true THEN\n",
+        (f"{POSTGRES}test_the_expiry_of_a_session_that_left_counts_no_loss",),
+    ),
+    Mutant(
+        "PostgreSQL: what still runs is released at the close",
+        f"{SQL}close_session.sql",
+        "WHERE r.seq = l.seq AND r.fence",
+        "WHERE r.seq = l.seq + 1 AND r.fence",
+        (f"{POSTGRES}test_what_still_runs_stays_leased_and_the_session_has_left",),
+    ),
+    # Time
+    Mutant(
+        "PostgreSQL: promote before due",
+        f"{SQL}promote.sql",
+        "s.due >= p_floor AND s.due <= p_now",
+        "s.due >= p_floor AND s.due <= p_now + 3600000000",
+        (f"{POSTGRES}test_earliest_first_and_no_more_than_asked",),
+        deep=True,
+    ),
+    # Limits, caps, order
+    Mutant(
+        "PostgreSQL: limit off by one",
+        f"{SQL}open_lines.sql",
+        "g.bound - g.held AS room",
+        "g.bound - g.held + 1 AS room",
+        (f"{POSTGRES}test_no_more_than_the_limit_in_one_reply",),
+    ),
+    Mutant(
+        "PostgreSQL: a lease that ends gives no place back",
+        f"{SQL}open_gate.sql",
+        "held = g.held - f.places",
+        "held = g.held",
+        (f"{POSTGRES}test_rescue_gives_places_back",),
+    ),
+    Mutant(
+        "PostgreSQL: cap ignored",
+        f"{SQL}merge_bounded.sql",
+        "CONTINUE WHEN queue_room[q] <= 0 OR name_room[n] <= 0;",
+        "CONTINUE WHEN name_room[n] <= 0;",
+        (f"{POSTGRES}test_a_queue_cap_spans_the_lanes_of_the_queue",),
+    ),
+    Mutant(
+        "PostgreSQL: ageing ignored",
+        f"{SQL}merge.sql",
+        "WHEN p_ageing > 0 AND p_now > c.due",
+        "WHEN p_ageing > 0 AND p_now < c.due",
+        (f"{POSTGRES}test_a_head_ages_one_level_for_each_whole_span",),
+    ),
+    Mutant(
+        "PostgreSQL: paused queue served",
+        f"{SQL}open_lines.sql",
+        "WHERE NOT EXISTS (SELECT FROM nb.paused p WHERE p.queue = w.queue)",
+        "WHERE true",
+        (f"{POSTGRES}test_a_paused_queue_hands_out_nothing",),
+    ),
+    # Unique keys, ids
+    Mutant(
+        "PostgreSQL: unique key not freed",
+        f"{SQL}free_key.sql",
+        "u.seq = p_seq AND u.until IS NULL",
+        "u.seq = p_seq AND false",
+        (f"{POSTGRES}test_the_end_of_its_job_frees_the_key",),
+    ),
+    Mutant(
+        "PostgreSQL: the end of an old holder frees the key of the new one",
+        f"{SQL}free_key.sql",
+        "u.key = p_key AND u.seq = p_seq AND",
+        "u.key = p_key AND",
+        (f"{POSTGRES}test_the_end_of_an_old_holder_frees_nothing_of_the_new_one",),
+    ),
+    Mutant(
+        "PostgreSQL: another body accepted under a kept id",
+        f"{SQL}enqueue_each.sql",
+        "CASE WHEN known = g.digest THEN 'e' ELSE 'x' END",
+        "'e'",
+        (f"{POSTGRES}test_another_body_under_a_kept_id_is_a_conflict",),
+    ),
+    Mutant(
+        "PostgreSQL: what stands beside a conflict is stored anyway",
+        f"{SQL}enqueue_each.sql",
+        "        PERFORM nb.unstore_1(seqs);\n",
+        "",
+        (f"{POSTGRES}test_one_conflict_refuses_the_whole_call",),
+    ),
+    # Operators and schedules
+    Mutant(
+        "PostgreSQL: a request to cancel is forgotten when the attempt ends",
+        f"{SQL}wait_again.sql",
+        "waits := NOT p_lease.cancel;",
+        "waits := true;",
+        (f"{POSTGRES}test_what_the_worker_says_after_a_request",),
+    ),
+    Mutant(
+        "PostgreSQL: a worker is asked to cancel what another holds",
+        f"{SQL}beat.sql",
+        "WHERE l.session = me.n AND l.cancel;",
+        "WHERE l.cancel;",
+        (f"{POSTGRES}test_only_the_worker_that_holds_it_is_asked",),
+    ),
+    Mutant(
+        "PostgreSQL: a tick is decided twice",
+        f"{SQL}fire.sql",
+        "WHEN kept.last_tick IS DISTINCT FROM p_expected THEN 'moved'",
+        "WHEN false THEN 'moved'",
+        (f"{POSTGRES}test_a_tick_that_somebody_else_decided_stores_nothing",),
+    ),
+)

@@ -1,0 +1,155 @@
+"""The claim and the settlement go by indexes, whatever the planner believes of the tables.
+
+What PostgreSQL knows of a table is minutes old, and a line of jobs fills and empties in seconds. The
+plans here are those of the statements inside the functions, as they were executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.exchange import Lane, Reply, Want
+from nimburion.core.lease import Delivery
+from nimburion.core.job import NewJob
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+from tests.servers.binaries import Binary
+from tests.servers.postgres import PostgresServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+JOBS = 200_000
+AT_ONCE = 50
+OFTEN = 8
+"""PostgreSQL plans a statement of a function anew five times, and then, as a rule, once for all."""
+MOST_BLOCKS = 60
+"""Pages of 8 KiB that the way of a job through one exchange may touch."""
+SESSION = "5e" * 16
+LARGE = frozenset(
+    {"job", "ready", "scheduled", "lease", "past", "unique_key", "turn", "done", "result"}
+)
+"""Tables that grow; it does not matter how others are read."""
+
+_EXPLAIN = """
+    LOAD 'auto_explain';
+    SET auto_explain.log_min_duration = 0;
+    SET auto_explain.log_nested_statements = on;
+    SET auto_explain.log_analyze = on;
+    SET auto_explain.log_buffers = on;
+    SET auto_explain.log_timing = off;
+    SET auto_explain.log_format = json;
+    SET auto_explain.log_level = notice;
+"""
+_FILL = """
+WITH n AS (
+    SELECT nextval(pg_get_serial_sequence('nimburion.job', 'seq')) AS seq,
+        CAST(extract(epoch FROM clock_timestamp()) * 1e6 AS int8) - %(jobs)s + n AS due
+    FROM generate_series(1, %(jobs)s) n
+), j AS (
+    INSERT INTO nimburion.job (seq, due, created, lane, id, digest, payload)
+    SELECT seq, due, due, (SELECT min(id) FROM nimburion.lane), convert_to('fill-' || seq, 'UTF8'),
+        '\\x00', '{}'
+    FROM n
+    RETURNING seq, due, lane
+)
+INSERT INTO nimburion.ready (due, seq, lane, tried) SELECT due, seq, lane, 0 FROM j
+"""
+
+
+class Explained:
+    """A worker, and the plans of all that its exchanges made the server do."""
+
+    def __init__(self, store: PostgresBackend) -> None:
+        self._store = store
+        self._number = 0
+        self._told: list[str] = []
+        self.held: Sequence[Delivery] = ()
+
+    async def listen(self) -> None:
+        """Let the server tell its plans from now on."""
+        link = self._store._here().exchanges
+        await link.connect()
+        await link.driver.execute(_EXPLAIN)
+        link.driver.add_log_listener(lambda _, said: self._told.append(said.message))
+
+    async def exchange(self) -> list[Any]:
+        """Settle what was handed out, and take as many; the plans."""
+        self._told.clear()
+        self._number += 1
+        done = [Completed(one.lease) for one in self.held]
+        want = Want(AT_ONCE, (Lane("default", "quick"),), nonce=os.urandom(16))
+        reply: Reply = await self._store.exchange(SESSION, self._number, done, want)
+        assert len(reply.deliveries) == AT_ONCE
+        self.held = reply.deliveries
+        return [json.loads(text[text.index("{") :])["Plan"] for text in self._told if "{" in text]
+
+
+@pytest.fixture
+async def server(postgres_binary: Binary) -> AsyncIterator[PostgresServer]:
+    """It learns of its tables only what a test lets it learn."""
+    with PostgresServer(postgres_binary, "autovacuum=off") as server:
+        yield server
+
+
+@pytest.fixture
+async def worker(server: PostgresServer) -> AsyncIterator[Explained]:
+    store = PostgresBackend(server.url)
+    await store.open()
+    await store.enqueue([NewJob("first", "quick", "default", b"{}")])
+    await store.open_session(Session(id=SESSION, names=("quick",)))
+    server.ask("ANALYZE")
+    worker = Explained(store)
+    await worker.listen()
+    yield worker
+    await store.close()
+
+
+async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Explained) -> None:
+    """With what was true of empty tables; with what is true; and when most of it is not there any
+    more."""
+    server.ask(_FILL, {"jobs": JOBS})
+    await check(worker, "the statistics are those of empty tables")
+    server.ask("ANALYZE")
+    await check(worker, "the statistics are new")
+    server.ask("DELETE FROM nimburion.ready WHERE seq % 10 <> 0")
+    server.ask(
+        "DELETE FROM nimburion.job WHERE seq % 10 <> 0 AND NOT seq IN (SELECT seq FROM nimburion.lease)"
+    )
+    await check(worker, "nine of ten are gone and not vacuumed", most=None)
+    await check(worker, "nine of ten are gone")
+
+
+async def check(worker: Explained, when: str, most: int | None = MOST_BLOCKS) -> None:
+    """Let it work for a while, and look at each plan."""
+    for n in range(OFTEN):
+        plans = await worker.exchange()
+        assert len(plans) > 4, "nothing was explained"
+        read = [one for plan in plans for one in nodes_of(plan) if is_of_large(one)]
+        whole = [one["Relation Name"] for one in read if one["Node Type"] == "Seq Scan"]
+        assert whole == [], f"read from end to end, when {when}"
+        blocks = max(blocks_of(plan) for plan in plans) / AT_ONCE
+        assert most is None or n == 0 or blocks < most, f"{blocks} pages a job, when {when}"
+
+
+def nodes_of(plan: Any) -> Iterator[Any]:
+    """A plan's node, and all below it."""
+    yield plan
+    for one in plan.get("Plans", ()):
+        yield from nodes_of(one)
+
+
+def is_of_large(node: Any) -> bool:
+    """Of one of these, or of a day of it."""
+    name: str = node.get("Relation Name", "")
+    return name in LARGE or name.startswith(("done_", "result_"))
+
+
+def blocks_of(plan: Any) -> int:
+    """Pages that were touched in all; of the statement that calls the function, all of them."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
