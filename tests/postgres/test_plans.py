@@ -15,8 +15,8 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, Reply, Want
-from nimburion.core.lease import Delivery
 from nimburion.core.job import NewJob
+from nimburion.core.lease import Delivery
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from tests.servers.binaries import Binary

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis.flow import BOUND, Account, Flow, Record, flowing
+from tests.crash.flow import BOUND, Account, Flow, Record, flowing
 from tests.servers import Binary, Proxy, Server
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
