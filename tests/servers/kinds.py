@@ -1,6 +1,7 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
-The variable NB_TEST_SERVERS names them, with commas between; without it, those from wheels run.
+The variable NB_TEST_SERVERS names them, with commas between; without it, one from each wheel runs.
+NB_TEST_DEALT names some of them that deal the contract's cases out: each runs on one of these.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
 
 KINDS: Mapping[str, Callable[[], Kept]] = {**REDIS_KINDS, **POSTGRES_KINDS}
 
-FROM_WHEELS = "valkey,valkey-cluster,valkey-sentinel,postgres"
+FROM_WHEELS = "valkey,postgres"
 BINARIES = {
     "valkey": valkey_binary,
     "redis": redis_binary,
@@ -159,6 +160,12 @@ def asked_for() -> tuple[str, ...]:
         )
     for kind in named:
         PROGRAMS[program_of(kind)]()
+    return tuple(kind for kind in KINDS if kind in named)
+
+
+def dealt() -> tuple[str, ...]:
+    """Return the kinds that deal the contract's cases out among themselves."""
+    named = os.environ.get("NB_TEST_DEALT", "").split(",")
     return tuple(kind for kind in KINDS if kind in named)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+
+import pytest
 
 from tests.house.tree import ROOT
 
@@ -32,6 +35,32 @@ def collected(kinds: str, *arguments: str) -> set[str]:
 def test_only_the_kinds_that_are_asked_for_are_collected() -> None:
     assert collected("valkey-cluster,valkey", "-m", "server") == {"valkey", "valkey-cluster"}
     assert collected("valkey", "-m", "not server") == set()
+
+
+def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {case for _, case in cases("valkey")}
+    monkeypatch.setenv("NB_TEST_DEALT", KINDS)
+    dealt = cases(KINDS)
+    assert {kind for kind, _ in dealt} == {*KINDS.split(",")}
+    assert sorted(case for _, case in dealt) == sorted(alone)
+
+
+KINDS = "valkey,valkey-cluster,valkey-sentinel"
+
+
+def cases(kinds: str) -> list[tuple[str, str]]:
+    """Some cases of the contract that would run: the kind, and the rest of the name."""
+    tests = "tests/contract/test_redis.py::TestRedis::"
+    some = [
+        f"{tests}test_a_settlement_writes_only_under_its_whole_token",
+        f"{tests}test_a_delay_that_is_no_time_is_refused",
+    ]
+    listed = pytest_of(kinds, "--collect-only", *some).stdout
+    found = [
+        re.match(r".*\[(valkey(?:-cluster|-sentinel)?)\b(.*)\]", line)
+        for line in listed.splitlines()
+    ]
+    return [(one[1], one[2]) for one in found if one]
 
 
 def test_a_kind_that_does_not_exist_ends_the_run() -> None:
