@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ LOUD = 0.25
 """Cores that something else used, above which a run does not count as clean."""
 TRIES = 3
 TIMEOUT = 150
+FEWEST = 12
+"""Jobs in a scene, however small."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Shot:
         """With so many times the jobs."""
         arguments = dict(self.arguments)
         if "jobs" in arguments:
-            arguments["jobs"] = max(4, round(float(arguments["jobs"]) * times))
+            arguments["jobs"] = max(FEWEST, round(float(arguments["jobs"]) * times))
         return replace(self, arguments=tuple(arguments.items()))
 
 
@@ -86,7 +89,7 @@ class Rounds:
             for number, one in enumerate(playing):
                 print(f"{turn + 1}.{number + 1}/{len(playing)} {one}", end=" ", file=sys.stderr)
                 best = self._quietest(one)
-                print(f"foreign {best['foreign']:.2f}" if best else "FAILED", file=sys.stderr)
+                print(in_short(best) if best else "FAILED", file=sys.stderr, flush=True)
                 if best:
                     self.kept.setdefault(one, []).append(best)
 
@@ -126,6 +129,14 @@ class Rounds:
             return None
         printed: dict[str, Any] = record["printed"]
         return printed
+
+
+def in_short(printed: dict[str, Any]) -> str:
+    """The figures of a run on one line; of milliseconds the middle one."""
+    shown = {name: value for name, value in printed.items() if isinstance(value, float)}
+    if "ms" in printed:
+        shown["ms"] = statistics.median(printed["ms"])
+    return ", ".join(f"{name} {value:,.5g}" for name, value in shown.items())
 
 
 def play(family: Family, binary: Binary, one: Shot) -> dict[str, Any]:
