@@ -17,6 +17,9 @@ from benchmarks.peers.workers import Workers
 PATIENCE = 20.0
 """Seconds after which a drain is measured as far as it came."""
 LOOK_EVERY = 0.1
+LOOKING = 0.03
+"""The part of the time that goes into counting, at most: a long table is not counted in no time."""
+LONGEST_PAUSE = 1.0
 PART = 200_000
 """Jobs that are enqueued at once where many are run before the measuring."""
 Look = tuple[int, Reading]
@@ -171,13 +174,16 @@ async def _together(peer: Peer, jobs: int, producers: int) -> Spent:
 async def watch(peer: Peer, meter: Meter, workers: Workers, jobs: int, stay: int) -> list[Look]:
     """Looks at the store's counts, each with a reading, until the jobs are done."""
     looks: list[Look] = []
+    pause = LOOK_EVERY
     deadline: float | None = None
     started = time.perf_counter()
     while not looks or looks[-1][0] < jobs:
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(pause)
+        began = time.perf_counter()
         done = jobs + stay - await peer.left()
         looks.append((done, meter.read()))
         now = time.perf_counter()
+        pause = max(LOOK_EVERY, min(LONGEST_PAUSE, (now - began) / LOOKING))
         if deadline is None and done > 0:
             deadline = now + PATIENCE
         if now > (deadline or started + PATIENCE):
