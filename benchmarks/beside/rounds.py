@@ -87,7 +87,11 @@ class Rounds:
         playing = [one for one in shots if one.subject.takes_part(one.scene, one.best)]
         for turn in range(repeat or self.repeat):
             for number, one in enumerate(playing):
-                print(f"{turn + 1}.{number + 1}/{len(playing)} {one}", end=" ", file=sys.stderr)
+                print(
+                    f"{turn + 1}.{number + 1}/{len(playing)} {one.sized(self.size.jobs)}",
+                    end=" ",
+                    file=sys.stderr,
+                )
                 best = self._quietest(one)
                 print(in_short(best) if best else "FAILED", file=sys.stderr, flush=True)
                 if best:
