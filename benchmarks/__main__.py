@@ -1,4 +1,4 @@
-"""`python -m benchmarks [redis] [TABLE ...] [--repeat N] [--save]`: run scenes, print tables."""
+"""`python -m benchmarks [redis|postgres] [TABLE ...] [--repeat N] [--save]`: print tables."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.beside.family import Family
+from benchmarks.beside.main import Tables
+from benchmarks.beside.main import main as beside_others
 from benchmarks.report import Rows, at, ratio, spread, table
 
 RESULTS = Path(__file__).parent / "results"
@@ -177,12 +181,17 @@ def heading() -> str:
     )
 
 
+def chosen(name: str) -> tuple[Family, Tables]:
+    """A kind of server, and its tables."""
+    family: Family = import_module(f"benchmarks.{name}.family").FAMILY
+    tables: Tables = import_module(f"benchmarks.{name}.tables").TABLES
+    return family, tables
+
+
 def main() -> None:
     """Run what was asked for."""
-    if sys.argv[1:2] == ["redis"]:
-        from benchmarks.redis.main import main as beside_others
-
-        sys.exit(beside_others(sys.argv[2:]))
+    if sys.argv[1:2] in (["redis"], ["postgres"]):
+        sys.exit(beside_others(*chosen(sys.argv[1]), sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--repeat", type=int, default=3)

@@ -6,46 +6,46 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from benchmarks.peers.wire import Wire
+from benchmarks.peers.figures import Figures
 from benchmarks.peers.workers import TICK, Workers
+
+
+class Told(Protocol):
+    """A connection to the server."""
+
+    def figures(self) -> Figures: ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Everything at one moment; times in seconds, memory in bytes."""
+    """Everything at one moment; times in seconds."""
 
     at: float
     machine: float
     here: float
     workers: float
-    server: float
-    commands: int
-    requests: int
-    memory: int
+    server: Figures
 
 
 class Meter:
     """Takes readings of this process, the workers and the server."""
 
-    def __init__(self, wire: Wire, workers: Workers | None = None) -> None:
+    def __init__(self, wire: Told, workers: Workers | None = None) -> None:
         self._wire = wire
         self._workers = workers
 
     def read(self) -> Reading:
         """Now. The wire's own questions are not counted."""
-        asked = self._wire.asked
-        info = self._wire.info()
+        server = self._wire.figures()
         own = os.times()
         return Reading(
             at=time.perf_counter(),
             machine=machine(),
             here=own.user + own.system + own.children_user + own.children_system,
             workers=self._workers.cpu() if self._workers else 0.0,
-            server=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
-            commands=int(info["total_commands_processed"]) - asked,
-            requests=int(info["total_reads_processed"]) - asked,
-            memory=int(info["used_memory"]),
+            server=server,
         )
 
 
@@ -58,15 +58,17 @@ def machine() -> float:
 
 def foreign(a: Reading, b: Reading) -> float:
     """Cores that something else kept busy between two readings."""
-    ours = (b.here - a.here) + (b.workers - a.workers) + (b.server - a.server)
+    ours = (b.here - a.here) + (b.workers - a.workers) + (b.server.cpu - a.server.cpu)
     return max(0.0, (b.machine - a.machine - ours) / (b.at - a.at))
 
 
 def per_job(a: Reading, b: Reading, jobs: int) -> dict[str, float]:
     """What the server and the machine say of so many jobs between two readings."""
     return {
-        "server_us": (b.server - a.server) / jobs * 1e6,
-        "commands": (b.commands - a.commands) / jobs,
-        "requests": (b.requests - a.requests) / jobs,
+        "server_us": (b.server.cpu - a.server.cpu) / jobs * 1e6,
+        "commands": (b.server.commands - a.server.commands) / jobs,
+        "requests": (b.server.requests - a.server.requests) / jobs,
+        "transactions": (b.server.transactions - a.server.transactions) / jobs,
+        "wal": (b.server.wal - a.server.wal) / jobs,
         "foreign": foreign(a, b),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.payload import PAYLOAD
+from benchmarks.peers.postgres_wire import PostgresWire
 from benchmarks.peers.setting import setting
 from benchmarks.peers.wire import Wire
 
@@ -39,7 +40,28 @@ class Peer:
 
     def __init__(self) -> None:
         self.setting = setting()
-        self.wire = Wire(self.setting.host, self.setting.port)
+        self._wire: Wire | PostgresWire | None = None
+
+    @property
+    def wire(self) -> Wire:
+        """The plain connection to a Redis."""
+        if self._wire is None:
+            self._wire = Wire(self.setting.host, self.setting.port)
+        assert isinstance(self._wire, Wire)
+        return self._wire
+
+    @property
+    def postgres(self) -> PostgresWire:
+        """The plain connection to a PostgreSQL."""
+        if self._wire is None:
+            self._wire = PostgresWire(self.setting)
+        assert isinstance(self._wire, PostgresWire)
+        return self._wire
+
+    @property
+    def told(self) -> Wire | PostgresWire:
+        """The plain connection to whichever it is."""
+        return self.wire if self.setting.scheme == "redis" else self.postgres
 
     @property
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -70,7 +92,7 @@ class Peer:
         """The commands that start so many worker processes."""
         raise NotImplementedError
 
-    # What BullMQ does in Node
+    # What peers in Node do there
 
     async def one_by_one(self, kind: str, jobs: int) -> Spent:
         """One call after another, the first one not timed."""
@@ -96,6 +118,11 @@ class Peer:
         for number in range(jobs):
             await asyncio.sleep(max(0.0, start + number * every - time.monotonic()))
             await settled(self.enqueue("pickup", {"sent": time.monotonic()}))
+
+
+def at_work(name: str) -> list[str]:
+    """The command for a worker that is a `work` of the peer's module."""
+    return [PYTHON, "-m", "benchmarks.peers.at_work", name]
 
 
 async def settled(called: Awaitable[object] | object) -> bool:

@@ -15,6 +15,8 @@ class Setting:
     url: str
     best: bool
     notes: str
+    server: int
+    """The server's process."""
 
     @property
     def host(self) -> str:
@@ -22,7 +24,21 @@ class Setting:
 
     @property
     def port(self) -> int:
-        return urlsplit(self.url).port or 6379
+        port = urlsplit(self.url).port
+        assert port is not None, "the benchmark's server has a port of its own"
+        return port
+
+    @property
+    def scheme(self) -> str:
+        return urlsplit(self.url).scheme
+
+    @property
+    def user(self) -> str:
+        return urlsplit(self.url).username or ""
+
+    @property
+    def database(self) -> str:
+        return urlsplit(self.url).path.removeprefix("/")
 
 
 def setting(environment: Mapping[str, str] = os.environ) -> Setting:
@@ -31,4 +47,5 @@ def setting(environment: Mapping[str, str] = os.environ) -> Setting:
         url=environment["BENCH_URL"],
         best=environment.get("BENCH_BEST") == "1",
         notes=environment.get("BENCH_NOTES", os.devnull),
+        server=int(environment.get("BENCH_SERVER", "0")),
     )

@@ -1,9 +1,11 @@
-"""One plain connection to the server, for its figures and the lengths of keys. No library."""
+"""One plain connection to a Redis, for its figures and the lengths of keys. No library."""
 
 from __future__ import annotations
 
 import socket
 from typing import Any
+
+from benchmarks.peers.figures import Figures
 
 
 class Refused(Exception):
@@ -26,6 +28,17 @@ class Wire:
         request = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(b"*%d\r\n%b" % (len(parts), request))
         return self._read()
+
+    def figures(self) -> Figures:
+        """What the server counts; these questions are not counted."""
+        asked = self.asked
+        info = self.info()
+        return Figures(
+            cpu=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
+            commands=int(info["total_commands_processed"]) - asked,
+            requests=int(info["total_reads_processed"]) - asked,
+            memory=int(info["used_memory"]),
+        )
 
     def info(self) -> dict[str, str]:
         """INFO, every section, as one table."""

@@ -6,7 +6,9 @@ Under `~/.cache/nimburion-bench`, or the folder that NIMBURION_BENCH_CACHE names
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,9 +53,13 @@ def node_modules(peer: str) -> str:
 
 
 def versions(peer: str) -> list[str]:
-    """The lines of this peer's requirements, such as `celery==5.7.0`."""
+    """What this peer was made from, such as `celery==5.7.0`."""
     wanted = REQUIREMENTS / f"{peer}.txt"
-    return wanted.read_text().split() if wanted.exists() else []
+    if wanted.exists():
+        return [line for line in wanted.read_text().split("\n") if "==" in line]
+    package = REQUIREMENTS / f"{peer}.json"
+    named = json.loads(package.read_text())["dependencies"] if package.exists() else {}
+    return [f"{name}=={version}" for name, version in named.items()]
 
 
 def _is_made(folder: Path, wanted: Path) -> bool:
@@ -74,12 +80,31 @@ def _begin(folder: Path) -> None:
 def _make_environment(folder: Path, wanted: Path) -> None:
     python = str(folder / "bin" / "python")
     uv = shutil.which("uv")
+    version = _version(wanted)
     if uv:
-        _must([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder)])
+        which = version or sys.executable
+        _must([uv, "venv", "--quiet", "--allow-existing", "--python", which, str(folder)])
         _must([uv, "pip", "install", "--quiet", "--python", python, "-r", str(wanted)])
         return
-    _must([sys.executable, "-m", "venv", str(folder)])
+    _must([_python(version), "-m", "venv", str(folder)])
     _must([python, "-m", "pip", "install", "--quiet", "--no-input", "-r", str(wanted)])
+
+
+def _version(wanted: Path) -> str:
+    """The Python that the first line of the requirements asks for; "" for ours."""
+    found = re.match(r"# Python (\d+\.\d+)", wanted.read_text())
+    return found[1] if found else ""
+
+
+def _python(version: str) -> str:
+    """A program of this version: ours, on PATH, or one that pyenv keeps."""
+    if not version or sys.version.startswith(f"{version}."):
+        return sys.executable
+    kept = Path.home() / ".pyenv" / "versions"
+    for one in (shutil.which(f"python{version}"), *kept.glob(f"{version}.*/bin/python")):
+        if one and subprocess.run([one, "--version"], check=False).returncode == 0:
+            return str(one)
+    raise SystemExit(f"this needs Python {version} on PATH: or leave the peer out with --peers")
 
 
 def _finish(folder: Path, wanted: Path) -> None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.redis.environments import ROOT, interpreter, node_modules
-from benchmarks.redis.subjects import Subject
+from benchmarks.beside.environments import ROOT, interpreter, node_modules
+from benchmarks.beside.family import Family
+from benchmarks.beside.subjects import Subject
 from tests.servers.binaries import Binary
-from tests.servers.server import Server
 
 LOUD = 0.25
 """Cores that something else used, above which a run does not count as clean."""
 TRIES = 3
 TIMEOUT = 150
+FEWEST = 12
+"""Jobs in a scene, however small."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,22 @@ class Shot:
     scene: str
     best: bool = False
     arguments: tuple[tuple[str, int | float | str], ...] = ()
-    append_only: bool = False
+    condition: str = ""
+    """Of the server; each family has its own."""
+    limit: int = TIMEOUT
+    """Seconds after which it is given up."""
 
     def __str__(self) -> str:
         words = [self.subject.title, self.scene, "best" if self.best else "default"]
         words += [f"{name}={value}" for name, value in self.arguments]
-        return " ".join(words + ["append-only"] * self.append_only)
+        return " ".join([*words, self.condition]).strip()
+
+    def sized(self, times: float) -> Shot:
+        """With so many times the jobs."""
+        arguments = dict(self.arguments)
+        if "jobs" in arguments:
+            arguments["jobs"] = max(FEWEST, round(float(arguments["jobs"]) * times))
+        return replace(self, arguments=tuple(arguments.items()))
 
 
 def shot(subject: Subject, scene: str, best: bool = False, **arguments: Any) -> Shot:
@@ -43,25 +56,44 @@ def shot(subject: Subject, scene: str, best: bool = False, **arguments: Any) -> 
     return Shot(subject, scene, best, tuple(arguments.items()))
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large scenes are, where the command line says so."""
+
+    jobs: float = 1.0
+    """Times as many jobs as a scene names."""
+    kept: int = 1_000_000
+    """Completed jobs that are kept."""
+    minutes: float = 2.0
+    """Of full flow."""
+
+
 @dataclass
 class Rounds:
     """Everything that was measured, and how."""
 
+    family: Family
     binary: Binary
     repeat: int
     patient: bool = True
     """Whether to try again when something else used the machine."""
+    size: Size = field(default_factory=Size)
     raw: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[Shot, list[dict[str, Any]]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
     def run(self, shots: list[Shot], repeat: int | None = None) -> None:
         """All of them in turn, A B C A B C ..., so that noise meets all alike."""
+        playing = [one for one in shots if one.subject.takes_part(one.scene, one.best)]
         for turn in range(repeat or self.repeat):
-            for number, one in enumerate(shots):
-                print(f"{turn + 1}.{number + 1}/{len(shots)} {one}", end=" ", file=sys.stderr)
+            for number, one in enumerate(playing):
+                print(
+                    f"{turn + 1}.{number + 1}/{len(playing)} {one.sized(self.size.jobs)}",
+                    end=" ",
+                    file=sys.stderr,
+                )
                 best = self._quietest(one)
-                print(f"foreign {best['foreign']:.2f}" if best else "FAILED", file=sys.stderr)
+                print(in_short(best) if best else "FAILED", file=sys.stderr, flush=True)
                 if best:
                     self.kept.setdefault(one, []).append(best)
 
@@ -89,12 +121,12 @@ class Rounds:
             "subject": one.subject.name,
             "scene": one.scene,
             "best": one.best,
-            "append_only": one.append_only,
+            "condition": one.condition,
             **dict(one.arguments),
         }
         self.raw.append(record)
         try:
-            record["printed"] = play(self.binary, one)
+            record["printed"] = play(self.family, self.binary, one.sized(self.size.jobs))
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             record["error"] = str(error)
             self.failed.append(f"{one}: {str(error).strip().splitlines()[-1]}")
@@ -103,15 +135,24 @@ class Rounds:
         return printed
 
 
-def play(binary: Binary, one: Shot) -> dict[str, Any]:
+def in_short(printed: dict[str, Any]) -> str:
+    """The figures of a run on one line; of milliseconds the middle one."""
+    shown = {name: value for name, value in printed.items() if isinstance(value, float)}
+    if "ms" in printed:
+        shown["ms"] = statistics.median(printed["ms"])
+    return ", ".join(f"{name} {value:,.5g}" for name, value in shown.items())
+
+
+def play(family: Family, binary: Binary, one: Shot) -> dict[str, Any]:
     """Start a server, run the scene in the subject's environment, and read what it prints."""
     with (
-        Server(binary, appendonly=one.append_only) as server,
+        family.serve(binary, one.condition) as server,
         tempfile.TemporaryDirectory(prefix="nimburion-bench-") as folder,
     ):
         name = one.subject.name
         told = {
             "BENCH_URL": server.url,
+            "BENCH_SERVER": str(server.pid),
             "BENCH_BEST": str(int(one.best)),
             "BENCH_NOTES": str(Path(folder) / "notes"),
             "NODE_PATH": node_modules(name),
@@ -119,11 +160,11 @@ def play(binary: Binary, one: Shot) -> dict[str, Any]:
         }
         command = [interpreter(name), "-m", "benchmarks.peers", name, one.scene]
         command.append(json.dumps(dict(one.arguments)))
-        printed: dict[str, Any] = json.loads(output_of(command, told).splitlines()[-1])
+        printed: dict[str, Any] = json.loads(output_of(command, told, one.limit).splitlines()[-1])
     return printed
 
 
-def output_of(command: list[str], told: dict[str, str]) -> str:
+def output_of(command: list[str], told: dict[str, str], limit: int) -> str:
     """What a scene's process prints. It is asked to end, not killed: its workers end with it."""
     process = subprocess.Popen(
         command,
@@ -134,7 +175,7 @@ def output_of(command: list[str], told: dict[str, str]) -> str:
         text=True,
     )
     try:
-        printed, complained = process.communicate(timeout=TIMEOUT)
+        printed, complained = process.communicate(timeout=limit)
     except BaseException:
         process.terminate()
         process.communicate()
