@@ -119,7 +119,9 @@ class Operating(ABC):
             limit + 1,
         )
         seqs = [seq for (seq,) in found]
-        rows = await self._ask("SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, seqs[:limit], payloads)
+        rows = await self._ask(
+            "SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, seqs[:limit], payloads
+        )
         return inspecting.page_of(rows, seqs, limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
