@@ -283,6 +283,7 @@ class Opened:
         """Look at the server and at the format."""
         async with self.asks.one() as link:
             await migrating.open_format(link, self.address, migrating.wanted())
+            await link.rows(self.named("SELECT nb.days_1()"))
 
     async def close(self) -> None:
         """Hang up."""
