@@ -88,6 +88,7 @@ class Operating(ABC):
         asked = maintaining.pruning_of(keep)
         statement = "SELECT nb.prune_1($1, $2, $3, $4, $5, $6)"
         ((count,),) = await self._ask(statement, self._now(), *asked, limit)
+        await self._ask("SELECT nb.days_1()")
         return int(count)
 
     # --- readers ---

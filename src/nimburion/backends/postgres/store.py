@@ -296,6 +296,7 @@ class Opened:
         """Look at the server and at the format."""
         async with self.asks.one() as link:
             standing = await migrating.open_format(link, self.address, migrating.wanted())
+            await link.rows(self.named("SELECT nb.days_1()"))
         self.joint = joining.Joint(self.address, standing.identity, self.lends)
 
     async def close(self) -> None:
