@@ -1,7 +1,7 @@
 """The claim and the settlement go by indexes, whatever the planner believes of the tables.
 
-What PostgreSQL knows of a table is minutes old, and a line of jobs fills and empties in seconds. The
-plans here are those of the statements inside the functions, as they were executed.
+What PostgreSQL knows of a table is minutes old, and a line of jobs fills and empties in seconds.
+The plans here are those of the statements inside the functions, as they were executed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, Reply, Want
-from nimburion.core.lease import Delivery
 from nimburion.core.job import NewJob
+from nimburion.core.lease import Delivery
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from tests.servers.binaries import Binary
@@ -119,7 +119,8 @@ async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Expl
     await check(worker, "the statistics are new")
     server.ask("DELETE FROM nimburion.ready WHERE seq % 10 <> 0")
     server.ask(
-        "DELETE FROM nimburion.job WHERE seq % 10 <> 0 AND NOT seq IN (SELECT seq FROM nimburion.lease)"
+        "DELETE FROM nimburion.job WHERE seq % 10 <> 0 "
+        "AND NOT seq IN (SELECT seq FROM nimburion.lease)"
     )
     await check(worker, "nine of ten are gone and not vacuumed", most=None)
     await check(worker, "nine of ten are gone")
