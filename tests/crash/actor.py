@@ -210,7 +210,7 @@ def _unheard_by_postgres(what: str) -> None:
             _die_when_it_answers(transport.get_extra_info("socket"))
         return await original(self, *arguments, **more)
 
-    PreparedStatement.fetch = fetch
+    PreparedStatement.fetch = fetch  # type: ignore[method-assign]
 
 
 def _die_when_it_answers(line_: Any) -> None:
