@@ -79,7 +79,7 @@ def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int
     )
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2))])
 def test_postgres_answers_as_the_memory_store_does(
     postgres_server: RunningPostgres, part: int
 ) -> None:

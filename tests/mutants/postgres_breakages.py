@@ -50,7 +50,7 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: fence does not rise",
-        f"{SQL}take.sql",
+        f"{SQL}exchange.sql",
         "coalesce(p.fence, 0) + 1 AS fence",
         "coalesce(p.fence, 0) AS fence",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
@@ -66,8 +66,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: any number accepted",
         f"{SQL}exchange.sql",
-        "is_new := p_number = coalesce(before.number, 0) + 1;",
-        "is_new := p_number <> coalesce(before.number, 0);",
+        "(before.number IS NULL OR p_number <> before.number)",
+        "(before.number IS NULL OR p_number > before.number)",
         (f"{POSTGRES}test_a_number_before_the_last_is_out_of_order",),
     ),
     Mutant(

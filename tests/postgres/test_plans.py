@@ -1,7 +1,7 @@
 """The claim and the settlement go by indexes, whatever the planner believes of the tables.
 
-What PostgreSQL knows of a table is minutes old, and a line of jobs fills and empties in seconds. The
-plans here are those of the statements inside the functions, as they were executed.
+What PostgreSQL knows of a table is minutes old, and a line of jobs fills and empties in seconds.
+The plans here are those of the statements inside the functions, as they were executed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _EXPLAIN = """
 _FILL = """
 WITH n AS (
     SELECT nextval(pg_get_serial_sequence('nimburion.job', 'seq')) AS seq,
-        CAST(extract(epoch FROM clock_timestamp()) * 1e6 AS int8) - %(jobs)s + n AS due
-    FROM generate_series(1, %(jobs)s) n
+        CAST(extract(epoch FROM clock_timestamp()) * 1e6 AS int8) - JOBS + n AS due
+    FROM generate_series(1, JOBS) n
 ), j AS (
     INSERT INTO nimburion.job (seq, due, created, lane, id, digest, payload)
     SELECT seq, due, due, (SELECT min(id) FROM nimburion.lane), convert_to('fill-' || seq, 'UTF8'),
@@ -113,13 +113,14 @@ async def worker(server: PostgresServer) -> AsyncIterator[Explained]:
 async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Explained) -> None:
     """With what was true of empty tables; with what is true; and when most of it is not there any
     more."""
-    server.ask(_FILL, {"jobs": JOBS})
+    server.ask(_FILL.replace("JOBS", str(JOBS)))
     await check(worker, "the statistics are those of empty tables")
     server.ask("ANALYZE")
     await check(worker, "the statistics are new")
     server.ask("DELETE FROM nimburion.ready WHERE seq % 10 <> 0")
     server.ask(
-        "DELETE FROM nimburion.job WHERE seq % 10 <> 0 AND NOT seq IN (SELECT seq FROM nimburion.lease)"
+        "DELETE FROM nimburion.job WHERE seq % 10 <> 0 "
+        "AND NOT seq IN (SELECT seq FROM nimburion.lease)"
     )
     await check(worker, "nine of ten are gone and not vacuumed", most=None)
     await check(worker, "nine of ten are gone")

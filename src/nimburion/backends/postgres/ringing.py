@@ -56,6 +56,7 @@ class Bell:
         self._listening: asyncio.Task[None] | None = None
         self._heard_of = asyncio.Event()
         self._given_up = False
+        self._said = False
 
     # --- ringing ---
 
@@ -129,13 +130,19 @@ class Bell:
             except (BackendUnavailable, OSError, EOFError) as error:
                 _log.debug("no rings for now: %s", error)
             except (BackendError, ConfigurationError) as error:
-                _log.warning("queues are not heard to ring (%s); workers look by themselves", error)
+                self._say(error)
             if self._heard_of.is_set() and not self._given_up:
                 pause = _FIRST_PAUSE
                 self._heard_of.clear()
                 self._wake([EVERY_QUEUE])
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _say(self, error: Exception) -> None:
+        """Once, until they are heard again: it may last."""
+        if not self._said:
+            self._said = True
+            _log.warning("queues are not heard to ring (%s); workers look by themselves", error)
 
     async def _follow(self) -> None:
         link = self._listener
@@ -150,6 +157,7 @@ class Bell:
         async with asyncio.timeout(link.address.timeout):
             await link.driver.add_listener(self._channel, self._hear)
         self._heard_of.set()
+        self._said = False
         try:
             while not gone.is_set():
                 with suppress(TimeoutError):

@@ -55,7 +55,7 @@ class PostgresBackend(Operating, Upgrading):
     """A store in one PostgreSQL database: a schema of its own, beside whatever else is there.
 
     Args:
-        url: where; see `docs/how-to/postgres-in-production.md` for all forms.
+        url: where; see `docs/how-to/postgresql-in-production.md` for all forms.
         schema: where its tables are; also in the URL, as all of the following.
         prefix: what their names begin with.
         timeout: seconds that connecting may take, and then each answer.
