@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 
 import pytest
@@ -47,7 +48,7 @@ class TestPostgres(Together):
     async def elsewhere(
         self, where: str, postgres_server: RunningPostgres
     ) -> AsyncIterator[Processor]:
-        name = f"{postgres_server.database}_elsewhere"
+        name = f"{postgres_server.database}_elsewhere_{secrets.token_hex(4)}"
         postgres_server.ask(f'CREATE DATABASE "{name}"')
         url = where.replace(f"/{postgres_server.database}", f"/{name}")
         async with Processor(PostgresBackend(url)) as made:

@@ -19,7 +19,6 @@ DECLARE
     ended int4[];
     counted int4 := 0;
 BEGIN
-    letter := '';
     FOR one IN
         SELECT s.n, s.id FROM nb.session s
         WHERE s.dead_at IS NULL AND s.expires <= coalesce(p_mono, now) ORDER BY s.n
@@ -32,13 +31,9 @@ BEGIN
     FOR one IN
         SELECT l.session, l.seq, s.left_at FROM nb.session s JOIN nb.lease l ON l.session = s.n
         WHERE s.dead_at IS NOT NULL AND NOT s.over
-        ORDER BY l.session, l.seq LIMIT p_limit + 1 FOR UPDATE OF l SKIP LOCKED
+        ORDER BY l.session, l.seq LIMIT p_limit FOR UPDATE OF l SKIP LOCKED
     LOOP
         counted := counted + 1;
-        IF counted > p_limit THEN
-            letter := 'm';
-            EXIT;
-        END IF;
         DELETE FROM nb.lease l WHERE l.session = one.session AND l.seq = one.seq RETURNING * INTO held;
         ended := ended || held.lane;
         so_far := nb.end_lease_1(now, held, CASE WHEN one.left_at IS NULL THEN
@@ -52,12 +47,14 @@ BEGIN
             FROM nb.wait_again_1(now, held, so_far) w;
         END IF;
         RETURN NEXT;
-        letter := '';
     END LOOP;
     PERFORM nb.open_gate_1(ended);
     UPDATE nb.session s SET over = true WHERE s.dead_at IS NOT NULL AND NOT s.over
         AND NOT EXISTS (SELECT FROM nb.lease l WHERE l.session = s.n);
     id := NULL;
+    letter := CASE WHEN counted = p_limit AND EXISTS (
+        SELECT FROM nb.session s JOIN nb.lease l ON l.session = s.n WHERE s.dead_at IS NOT NULL AND NOT s.over
+    ) THEN 'm' ELSE '' END;
     rung := ARRAY(SELECT DISTINCT a.queue FROM nb.lane a WHERE a.id = ANY (ended));
     RETURN NEXT;
 END $$;
