@@ -6,7 +6,7 @@ from nimburion.backends.redis.keys import KEYS
 from tests.redis.everything import everything
 from tests.servers import Server
 
-KINDS = {"hash": "hash", "zset": "sorted set"}
+KINDS = {"hash": "hash", "zset": "sorted set", "stream": "stream"}
 GONE_AFTER_A_STEP = {"cancel", "held", "lease", "orphan", "paused", "schedule", "state"}
 """Keys that hold what a step begins and ends."""
 
