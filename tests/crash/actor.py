@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from nimburion.backends import open_backend
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres.connecting import Link
 from nimburion.backends.redis import RedisBackend, line
 from nimburion.backends.redis.line import Line, Part
 from nimburion.backends.redis.scripts import Script
@@ -55,6 +57,7 @@ def arm(point: str) -> None:
         "statement": lambda: _die_after_statement(detail),
         "script": lambda: _die_after_script(detail),
         "unheard": lambda: _die_unheard(detail),
+        "unread": lambda: _die_unread(detail),
         "reserved": lambda: _die_after_call("exchange", lambda reply, _: bool(reply.deliveries)),
         "settled": lambda: _die_after_call("exchange", lambda _, args: _completes(args)),
         "rescued": lambda: _die_after_call("rescue", lambda rescued, _: bool(rescued.returned)),
@@ -71,7 +74,7 @@ def _completes(args: tuple[Any, ...]) -> bool:
 
 def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The store has committed, but nobody hears of it."""
-    for store in (SQLiteBackend, RedisBackend):
+    for store in (SQLiteBackend, RedisBackend, PostgresBackend):
         setattr(store, name, _dying(getattr(store, name), when))
 
 
@@ -125,6 +128,30 @@ _REQUESTS: dict[str, tuple[str, Callable[[Sequence[Part]], bool]]] = {
     "reserve": ("exchange", lambda arguments: not arguments[_SETTLEMENTS]),
     "settle": ("exchange", lambda arguments: bool(arguments[_SETTLEMENTS])),
 }
+
+
+_CALLS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
+    "enqueue": ("enqueue_", lambda _: True),
+    "reserve": ("exchange_", lambda arguments: not arguments[4]),
+    "settle": ("exchange_", lambda arguments: bool(arguments[4])),
+}
+
+
+def _die_unread(what: str) -> None:
+    """With a call on its way to PostgreSQL, before its answer is read."""
+    name, fits = _CALLS[what]
+    original = Link._fetch
+
+    async def fetch(self: Link, call: Any, statement: str, arguments: tuple[Any, ...]) -> Answer:
+        if name not in statement or not fits(arguments):
+            return await original(self, call, statement, arguments)
+        prepared = await call.driver.prepare(statement)
+        sending = asyncio.ensure_future(prepared.fetch(*arguments))
+        await asyncio.wait({sending}, timeout=0)
+        die()
+        return None
+
+    Link._fetch = fetch  # type: ignore[method-assign]
 
 
 def _around_script(

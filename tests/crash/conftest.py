@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.stage import Stage
-from tests.servers.kinds import Running
+from tests.servers.kinds import Running, RunningPostgres
 
 
 @pytest.fixture
@@ -22,4 +22,11 @@ async def sqlite_stage(tmp_path: Path) -> AsyncIterator[Stage]:
 async def redis_stage(tmp_path: Path, redis_server: Running) -> AsyncIterator[Stage]:
     """A server, which is not what dies here."""
     async with Stage(tmp_path, redis_server.url) as stage:
+        yield stage
+
+
+@pytest.fixture
+async def postgres_stage(tmp_path: Path, postgres_server: RunningPostgres) -> AsyncIterator[Stage]:
+    """A server, which is not what dies here."""
+    async with Stage(tmp_path, postgres_server.url) as stage:
         yield stage

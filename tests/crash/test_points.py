@@ -76,6 +76,22 @@ class TestRedis(Points):
         assert sorted(job.id for job in jobs) == sorted(ids)
 
 
+@pytest.mark.parametrize("postgres_server", ["postgres"], indirect=True)
+class TestPostgres(Points):
+    """A function is one transaction: it is applied or not, whenever its caller dies."""
+
+    @pytest.fixture
+    def stage(self, postgres_stage: Stage) -> Stage:
+        return postgres_stage
+
+    @pytest.mark.parametrize("request_", ["reserve", "settle"])
+    async def test_a_worker_dies_before_the_answer(self, request_: str, stage: Stage) -> None:
+        await a_worker_dies(stage, f"unread {request_}")
+
+    async def test_a_producer_dies_before_the_answer(self, stage: Stage) -> None:
+        await a_producer_dies(stage, "unread enqueue", stored={0, 5})
+
+
 async def a_worker_dies(stage: Stage, point: str) -> None:
     """With some of five jobs in hand."""
     await stage.enqueue("quick", 5)

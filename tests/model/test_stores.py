@@ -11,12 +11,13 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from tests.model.machine import Twins
-from tests.servers.kinds import BINARIES, Running
+from tests.servers.kinds import BINARIES, Running, RunningPostgres
 
 PARTS = 3
 """Each makes as many examples as the profile says: 100 of 50 steps, deep 2,000 of 100."""
@@ -74,4 +75,15 @@ def test_sqlite_answers_as_the_memory_store_does(part: int) -> None:
 def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int) -> None:
     compare(
         lambda clock: RedisBackend(redis_server.url, clock=clock, timeout=30.0), redis_server.empty
+    )
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("postgres_server", ["postgres"], indirect=True)
+def test_postgres_answers_as_the_memory_store_does(
+    postgres_server: RunningPostgres, part: int
+) -> None:
+    compare(
+        lambda clock: PostgresBackend(postgres_server.url, clock=clock, timeout=30.0),
+        postgres_server.empty,
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
@@ -24,7 +25,7 @@ from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.settlement import Settlement
-from tests.servers.kinds import BINARIES, Running
+from tests.servers.kinds import BINARIES, Running, RunningPostgres
 from tests.simulation.elsewhere import Elsewhere
 from tests.simulation.storms import MUST_HAPPEN, asked_seed, simulate, sum_of
 from tests.simulation.world import Make, in_memory
@@ -127,3 +128,16 @@ class TestRedis(Storms):
 
 def test_one_seed_goes_as_in_memory_however_the_server_is_reached(on_a_server: Make) -> None:
     play_as_in_memory(asked_seed(), on_a_server)
+
+
+@pytest.mark.parametrize("postgres_server", ["postgres"], indirect=True)
+class TestPostgres(Storms):
+    @pytest.fixture
+    def make(self, postgres_server: RunningPostgres) -> Make:
+        """The database, emptied each time."""
+
+        def make(clock: Clock) -> Backend:
+            postgres_server.empty()
+            return PostgresBackend(postgres_server.url, clock=clock, timeout=30.0)
+
+        return make
