@@ -9,6 +9,7 @@ substitute: they bound other things. Who may not mount one sees the same error f
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.core.errors import JobNotFound, StoreFull
-from nimburion.core.job import NewJob
+from nimburion.core.job import NewJob, State
 from tests.crash.flow import Record
 from tests.crash.stage import Stage
 from tests.servers.binaries import Binary
@@ -58,14 +59,14 @@ def make_room(disk: Path) -> None:
 
 
 async def fill(stage: Stage) -> str:
-    """Enqueue until the store is full; the id of the job that it refused."""
+    """Enqueue until the store is full; the id of a job that it refused."""
     while True:
-        job_id = f"quick-{len(stage.jobs)}"
+        ids = [f"patient-{len(stage.jobs) + n}" for n in range(10)]
         try:
-            await stage.store.enqueue([NewJob(job_id, "quick", "default", PAYLOAD)])
+            await stage.store.enqueue([NewJob(one, "patient", "default", PAYLOAD) for one in ids])
         except StoreFull:
-            return job_id
-        stage.jobs.append(job_id)
+            return ids[0]
+        stage.jobs += ids
 
 
 async def test_it_takes_no_more_and_goes_on_when_there_is_room(
@@ -74,15 +75,19 @@ async def test_it_takes_no_more_and_goes_on_when_there_is_room(
     with small_disk() as disk, PostgresServer(postgres_binary) as server:
         on_a_disk(server, disk)
         async with Stage(tmp_path, server.url) as stage:
-            await stage.enqueue("quick")
+            await stage.enqueue("patient")
             worker = stage.worker(session_ttl=20.0)
-            await stage.until_noted("end")
+            await stage.until_noted("start")
             refused = await fill(stage)
             make_room(disk)
+            (stage.folder / "go-1").touch()
             with pytest.raises(JobNotFound):
                 await stage.store.get(refused)
             assert sum((await stage.store.counts()).values()) == len(stage.jobs) > 300
-            await stage.check_all_completed(lost=0)
+            await stage.until_finished()
+            assert (await stage.store.counts())[State.COMPLETED] == len(stage.jobs)
+            begun = Counter(line["job"] for line in stage.noted("start"))
+            assert begun == Counter(stage.jobs), "lost, or run twice"
             assert worker.poll() is None
         server.close()
     record_property(
