@@ -37,6 +37,7 @@ class Announcing:
         self._declared = declared
         self._said: set[str] = set()
         self._refused: set[str] = set()
+        self._read: dict[str, tuple[bytes | None, Spec | None]] = {}
 
     def begin(self) -> None:
         """From now on what this code says is the newest word."""
@@ -52,7 +53,10 @@ class Announcing:
                 changed = True
             self._said.add(name)
         for record in records:
-            if is_over(record, now) and record.name not in self._declared:
+            spec = self._spec_of(record)
+            if record.name in self._declared or spec is None:
+                continue
+            if is_over(record, spec, now):
                 _log.info("schedule %r is deleted: nobody declares it any more", record.name)
                 changed |= await self._store.delete_schedule(record.name)
         return changed
@@ -60,7 +64,7 @@ class Announcing:
     def _to_put(
         self, own: Declared, kept: ScheduleRecord | None, now: float
     ) -> ScheduleRecord | None:
-        spec = None if kept is None else _readable(kept)
+        spec = None if kept is None else self._spec_of(kept)
         if kept is not None and spec is not None and self._is_anothers(kept, spec, now):
             return None
         turn = max(_TURN, _TURN_PER_SCHEDULE * len(self._declared))
@@ -75,7 +79,8 @@ class Announcing:
     def _is_anothers(self, kept: ScheduleRecord, spec: Spec, now: float) -> bool:
         """Whether another application declares it now: its name is taken."""
         taken = kept.owner not in {"", self._owner} and (spec.declared_until or 0.0) > now
-        if taken and own_first(self._refused, kept.name):
+        if taken and kept.name not in self._refused:
+            self._refused.add(kept.name)
             _log.error(
                 "schedule %r belongs to the application %r in this store, and is not fired for "
                 "%r; give one of them another name",
@@ -85,31 +90,30 @@ class Announcing:
             )
         return taken
 
+    def _spec_of(self, record: ScheduleRecord) -> Spec | None:
+        """None: this version cannot read it. What has not changed is not read twice."""
+        encoded, spec = self._read.get(record.name, (None, None))
+        if encoded != record.spec:
+            try:
+                spec = spec_of(record.spec)
+            except DefinitionError:
+                spec = None
+            self._read[record.name] = record.spec, spec
+        return spec
+
     def _record(self, name: str, spec: Spec, since: float, until: float) -> ScheduleRecord:
         spec = msgspec.structs.replace(spec, since=since, declared_until=until)
         return ScheduleRecord(name=name, spec=spec.encoded(), owner=self._owner)
 
 
-def own_first(seen: set[str], name: str) -> bool:
-    """Whether this is the first time; remembers it."""
-    first = name not in seen
-    seen.add(name)
-    return first
-
-
-def is_over(record: ScheduleRecord, now: float) -> bool:
+def is_over(record: ScheduleRecord, spec: Spec, now: float) -> bool:
     """Whether nobody has declared it for 30 days, or its last tick was so long ago."""
-    spec = _readable(record)
-    if spec is None:
-        return False
     if spec.declared_until is not None:
         return spec.declared_until < now - KEPT
     last = max(record.last_tick or 0.0, spec.since)
-    return last < now - KEPT and spec.timetable().after(last) is None
-
-
-def _readable(record: ScheduleRecord) -> Spec | None:
+    if last >= now - KEPT:
+        return False
     try:
-        return spec_of(record.spec)
-    except DefinitionError:
-        return None
+        return spec.timetable().after(last) is None
+    except DefinitionError:  # another version wrote it, and knows what it means
+        return False

@@ -11,10 +11,9 @@ from nimburion.core.errors import BackendError, DefinitionError
 from nimburion.core.reading import ScheduleRecord
 from nimburion.core.service import Service, first_of
 from nimburion.core.settings import Config, SchedulerSettings
-from nimburion.jobs.job import Job, JobFunction
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.announcing import Announcing
-from nimburion.scheduler.declaring import Compute, Declared, ScheduleOptions, Template, declared
+from nimburion.scheduler.declaring import Declared, ScheduleOptions, Template, declared
 from nimburion.scheduler.firing import Firing, created_at
 from nimburion.scheduler.roster import Entry, Roster
 from nimburion.scheduler.schedules import Schedules
@@ -30,7 +29,7 @@ _LAZY_LOOK = 15.0
 _AT_ONCE = 64
 _AFTER_ERROR = 1.0
 
-Decorated = TypeVar("Decorated", bound="type[Job] | JobFunction[..., ..., object] | Compute")
+Decorated = TypeVar("Decorated")
 
 
 class Scheduler(Service):
