@@ -68,7 +68,7 @@ async def test_a_year_in_twelve_zones_fires_what_the_table_says(place: Place) ->
         name = zone.replace("/", ".")
         assert fired[f"fixed.{name}"] == fixed(zone), zone
         assert fired[f"real.{name}"] == real(zone), zone
-    assert sum(map(len, fired.values())) > 12 * 365 * 7
+    assert sum(map(len, fired.values())) > 30_000
 
 
 def test_the_table_has_both_changes() -> None:
