@@ -68,7 +68,7 @@ NOT_YET = "more are not in this version yet; start more workers"
         ("jobs: {queues: {a: 1}}",
          "1: jobs.queues: expected a list of maps of name, priority, concurrency; found a map"),
         ("jobs: 3", f"1: jobs: expected a map of {', '.join(JOBS.keys)}; found a number"),
-        ("[1]", "1: expected a map of jobs; found a list"),
+        ("[1]", "1: expected a map of jobs, scheduler; found a list"),
         ("jobs: {limits: {payload: 1GB}}",
          "1: jobs.limits.payload: expected bytes, or a text like 256KiB, 1MiB, found '1GB'"),
         ("concurrency: 3", "1: concurrency: no such section; did you mean jobs.concurrency?"),
