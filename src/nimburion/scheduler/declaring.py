@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict, cast, get_args
 
 import msgspec
 
@@ -155,7 +155,7 @@ def checked(name: object) -> str:
 def _compute_of(template: object) -> Compute | None:
     """The function that computes jobs; None where the template is a job."""
     is_job = isinstance(template, JobFunction | type) or declaration_of(template) is not None
-    return template if callable(template) and not is_job else None
+    return cast("Compute", template) if callable(template) and not is_job else None
 
 
 def _job_of(template: object) -> Any:  # noqa: ANN401 (prepare says what is no job)

@@ -43,7 +43,7 @@ class Expression:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text: str = text
         self.fields: tuple[Field, ...] = _fields_of(text)
         minute, hour, self._day, month, self._weekday = self.fields
         self._minutes, self._hours, self._months = minute.numbers, hour.numbers, month.numbers

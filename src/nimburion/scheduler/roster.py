@@ -21,16 +21,16 @@ class Entry:
     __slots__ = ("base", "due", "guessed", "last_tick", "name", "record", "spec", "table")
 
     def __init__(self, record: ScheduleRecord, spec: Spec, table: Timetable) -> None:
-        self.name = record.name
-        self.spec = spec
-        self.table = table
-        self.guessed = False
+        self.name: str = record.name
+        self.spec: Spec = spec
+        self.table: Timetable = table
+        self.guessed: bool = False
         """Somebody else decided the last tick; that `last_tick` is theirs is a guess."""
         self.read(record)
 
     def read(self, record: ScheduleRecord) -> None:
         """Take over what the store says."""
-        self.record = record
+        self.record: ScheduleRecord = record
         self.last_tick: float | None = record.last_tick
         self.base: float = max(record.last_tick or 0.0, self.spec.since)
         self.guessed = False

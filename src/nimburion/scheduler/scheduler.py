@@ -48,7 +48,7 @@ class Scheduler(Service):
         self, processor: Processor, *, timezone: str = "UTC", in_workers: bool = True
     ) -> None:
         super().__init__(processor.clock)
-        self.processor = processor
+        self.processor: Processor = processor
         self.timezone: str = zone_of(timezone).key
         self.schedules: Schedules = Schedules(processor, timezone)
         """All schedules of the store: list, add, pause, remove them."""

@@ -45,8 +45,8 @@ class CronTrigger:
     """Ticks when a cron expression comes true in a time zone."""
 
     def __init__(self, expression: Expression, zone: ZoneInfo) -> None:
-        self.expression = expression
-        self.zone = zone
+        self.expression: Expression = expression
+        self.zone: ZoneInfo = zone
         self.text: str = expression.text.strip()
 
     def after(self, instant: int) -> int | None:
@@ -61,8 +61,8 @@ class IntervalTrigger:
     def __init__(self, seconds: int, anchor: int = 0) -> None:
         if not SHORTEST <= seconds <= LONGEST:
             raise DefinitionError(f"an interval must be 1 second to 366 days, not {seconds} s")
-        self.seconds = seconds
-        self.anchor = anchor
+        self.seconds: int = seconds
+        self.anchor: int = anchor
         self.text: str = f"@every {_spelled(seconds)}"
 
     def after(self, instant: int) -> int | None:
@@ -74,7 +74,7 @@ class OnceTrigger:
     """Ticks once."""
 
     def __init__(self, at: datetime) -> None:
-        self.at = epoch_of("the time of a one-off schedule", at)
+        self.at: int = epoch_of("the time of a one-off schedule", at)
         self.text: str = f"@at {at.isoformat()}"
 
     def after(self, instant: int) -> int | None:
@@ -100,9 +100,9 @@ class Timetable:
     """A trigger between a first and a last instant."""
 
     def __init__(self, trigger: Trigger, start: int | None = None, end: int | None = None) -> None:
-        self.trigger = trigger
-        self.start = start
-        self.end = end
+        self.trigger: Trigger = trigger
+        self.start: int | None = start
+        self.end: int | None = end
 
     def after(self, instant: float) -> int | None:
         """The first tick after that instant; not before `start`, and before `end`."""
