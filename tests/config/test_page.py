@@ -9,9 +9,9 @@ import msgspec
 
 from nimburion.config.kinds import Kind
 from nimburion.config.scalars import scalar
-from nimburion.config.schema import COMING, JOBS, STORE_KEYS, Section, Series, Shape
+from nimburion.config.schema import COMING, JOBS, SCHEDULER, STORE_KEYS, Section, Series, Shape
 from nimburion.config.tree import Place, Written
-from nimburion.core.settings import QueueSettings, Settings
+from nimburion.core.settings import QueueSettings, SchedulerSettings, Settings, TaskSettings
 from tests.house.tree import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
@@ -30,12 +30,20 @@ def kinds(shape: Shape, path: str) -> Iterator[tuple[str, Kind]]:
             yield from kinds(inner, f"{path}.{key}".lstrip("."))
 
 
-KINDS = dict(kinds(JOBS, ""))
+KINDS = {**dict(kinds(JOBS, "")), **dict(kinds(SCHEDULER, "scheduler"))}
+REQUIRED = {"queues[].name"} | {
+    f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")
+}
 
 
 def default_of(name: str) -> object:
     """The default in `core.settings`."""
     value: object = Settings()
+    if name.startswith("scheduler.tasks[]."):
+        value = TaskSettings(name="x", cron="@daily", job_name="x")
+        name = name.removeprefix("scheduler.tasks[].")
+    elif name.startswith("scheduler."):
+        value, name = SchedulerSettings(), name.removeprefix("scheduler.")
     if name.startswith("queues[]."):
         value, name = QueueSettings("x"), name.removeprefix("queues[].")
     for step in name.split("."):
@@ -55,7 +63,7 @@ def test_what_is_allowed_is_what_the_readers_allow() -> None:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     named_by_store = {name for name in ROWS if name.split(".")[0] in STORE_KEYS}
-    for name in ROWS.keys() - named_by_store - {"queues[].name"}:
+    for name in ROWS.keys() - named_by_store - REQUIRED - {"scheduler.tasks[].timezone"}:
         written = ROWS[name][0]
         value = KINDS[name].read(Written(scalar(written), Place("page"), written), (name,))
         assert value == default_of(name), name

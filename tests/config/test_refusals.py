@@ -35,6 +35,8 @@ def refused(text: str | bytes) -> str:
 
 FROM_1 = "a whole number from 1 to 10000"
 SECONDS = "seconds, or a text like 30s, 5m, 1h30m, 90d"
+NOT_READ = "not in this version yet; remove the section (this version reads: jobs, scheduler)"
+OVERLAPS = "allow, skip, queue_one, cancel_previous"
 NOT_YET = "more are not in this version yet; start more workers"
 
 
@@ -68,13 +70,19 @@ NOT_YET = "more are not in this version yet; start more workers"
         ("jobs: {queues: {a: 1}}",
          "1: jobs.queues: expected a list of maps of name, priority, concurrency; found a map"),
         ("jobs: 3", f"1: jobs: expected a map of {', '.join(JOBS.keys)}; found a number"),
-        ("[1]", "1: expected a map of jobs; found a list"),
+        ("[1]", "1: expected a map of jobs, scheduler; found a list"),
         ("jobs: {limits: {payload: 1GB}}",
          "1: jobs.limits.payload: expected bytes, or a text like 256KiB, 1MiB, found '1GB'"),
         ("concurrency: 3", "1: concurrency: no such section; did you mean jobs.concurrency?"),
         ("job: {}", "1: job: no such setting; did you mean jobs?"),
-        ("scheduler: {}",
-         "1: scheduler: not in this version yet; remove the section (this version reads: jobs)"),
+        ("server: {}",
+         f"1: server: {NOT_READ}"),
+        ("scheduler: {tasks: [{name: a, cron: '@daily'}]}",
+         "1: scheduler.tasks[0]: job_name is missing"),
+        ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, payload: '[]'}]}",
+         "1: scheduler.tasks[0].payload: expected a map, or a JSON object as a text, found '[]'"),
+        ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, overlap: x}]}",
+         f"1: scheduler.tasks[0].overlap: expected one of {OVERLAPS}, found 'x'"),
         ("jobs: {concurrency: 1}\njobs: {}",
          "2: jobs: this key stands here twice; the first is in line 1"),
         ("jobs: &a {}\n",

@@ -93,41 +93,26 @@ def named(mutant: Mutant) -> str:
     return mutant.name
 
 
-QUICK = [
-    m
-    for m in MUTANTS
-    if not (m.deep or "backends/redis" in m.file or "backends/postgres" in m.file)
-]
-"""Those of the stores that need a server are for the deep run: each starts one."""
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=named)
 def test_the_line_of_each_mutant_is_there(mutant: Mutant) -> None:
     text = (ROOT / "src" / "nimburion" / mutant.file).read_text(encoding="utf-8")
     assert text.count(mutant.original) == 1, f"{mutant.file}: the line is not there exactly once"
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("mutant", QUICK, ids=named)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=named)
 def test_a_mutant_is_seen(mutant: Mutant, tmp_path: Path) -> None:
     assert_red(mutant, tmp_path)
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m not in QUICK], ids=named)
-def test_a_mutant_is_seen_in_the_deep_run(mutant: Mutant, tmp_path: Path) -> None:
-    assert_red(mutant, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_the_same_tests_are_green_on_an_unbroken_copy(tmp_path: Path) -> None:
     source = copy_of_the_product(tmp_path)
     found = run(source, "-c", "import nimburion; print(nimburion.__file__)")
     assert Path(found.stdout.strip()).parent == source, "it would test something else"
-    chosen = sorted({m.selection[0] for m in QUICK})
+    chosen = sorted({m.selection[0] for m in MUTANTS if not m.deep})
     result = pytest_on(source, *chosen)
     assert result.returncode == 0, result.stdout[-3000:]
 

@@ -32,7 +32,7 @@ from tests.simulation.storms import MUST_HAPPEN, asked_seed, simulate, sum_of
 from tests.simulation.world import Make, in_memory
 
 SEEDS_EACH = 20
-PARTS = 2
+PARTS = 1
 DEEP_PARTS = 50
 
 _MEMORY = Path("/dev/shm")  # nobody cuts the power here, so no file needs a disk

@@ -13,6 +13,7 @@ from nimburion.cli.output import fields, show
 
 if TYPE_CHECKING:
     from nimburion.core.settings import Config
+    from nimburion.jobs import Processor
 
 
 @click.group("config")
@@ -25,11 +26,21 @@ def configuration() -> None:
 def check() -> None:
     """Read the configuration and find its store, without opening it; exit code 2 if it is wrong."""
     from nimburion.backends import open_backend
+    from nimburion.jobs import Processor
 
     config = current().load()
-    store = open_backend(config.jobs.url).describe()
-    told = {"ok": True, "source": config.source, "store": store}
-    show(told, lambda: draw_check(config, store))
+    store = open_backend(config.jobs.url)
+    check_tasks(config, Processor(store, config.jobs))
+    described = store.describe()
+    told = {"ok": True, "source": config.source, "store": described}
+    show(told, lambda: draw_check(config, described))
+
+
+def check_tasks(config: Config, processor: Processor) -> None:
+    """Read the expressions and time zones of the configured schedules."""
+    from nimburion.scheduler import Scheduler
+
+    Scheduler.from_config(processor, config)
 
 
 def draw_check(config: Config, store: str) -> None:
@@ -45,18 +56,21 @@ def show_settings() -> None:
     config = current().load()
     data: dict[str, object] = msgspec.to_builtins(config.jobs)
     data["url"] = without_password(config.jobs.url)
-    show({"source": config.source, "jobs": data}, lambda: draw_settings(config, data))
+    scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
+    told = {"source": config.source, "jobs": data, "scheduler": scheduler}
+    show(told, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
 
 
-def draw_settings(config: Config, data: dict[str, object]) -> None:
+def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> None:
     """One line a setting."""
     click.echo(f"file: {config.source or 'none: defaults and environment'}")
     flat: dict[str, object] = {}
-    for key, value in data.items():
-        inner = value if isinstance(value, dict) else {"": value}
-        for name, one in inner.items():
-            shown = "none" if one is None else one
-            flat[f"jobs.{key}.{name}".rstrip(".")] = shown
+    for section, data in sections.items():
+        for key, value in data.items():
+            inner = value if isinstance(value, dict) else {"": value}
+            for name, one in inner.items():
+                shown = "none" if one is None else one
+                flat[f"{section}.{key}.{name}".rstrip(".")] = shown
     fields(flat)
 
 

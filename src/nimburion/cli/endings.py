@@ -52,6 +52,7 @@ def _code_of(error: BaseException) -> int | None:
 
     codes: list[tuple[type[errors.NimburionError], int]] = [
         (errors.JobNotFound, NOT_FOUND),
+        (errors.ScheduleNotFound, NOT_FOUND),
         (errors.BackendError, STORE),
         (errors.ConfigurationError, BAD_INPUT),
         (errors.InvalidJob, BAD_INPUT),

@@ -16,6 +16,7 @@ COMMANDS = MappingProxyType(
         "status": ("status:status", "Show where a job stands."),
         "jobs": ("jobs:jobs", "List, show, cancel and retry jobs."),
         "queues": ("queues:queues", "List, pause and resume queues."),
+        "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
         "config": ("configuration:configuration", "Check and show the configuration."),
         "migrate": ("migrate:migrate", "Bring the store's tables up to date; say what is missing."),

@@ -40,6 +40,7 @@ def worker(target: str, queues: str | None, concurrency: int | None, log_level: 
     hand_on(current())
     processor = find_processor(target)
     check_store(processor, current())
+    add_scheduler(processor, current())
     processor.settings = adjusted(processor.settings, queues, concurrency)
     loop_factory = fast_loop()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -123,6 +124,22 @@ def check_store(processor: Processor, invocation: Invocation) -> None:
     actual = processor.backend.describe()
     if wanted != actual:
         raise BadInput(f"the processor brings its own store ({actual}): leave out --store")
+
+
+def add_scheduler(processor: Processor, invocation: Invocation) -> None:
+    """Every worker is a scheduler too, so that none can be forgotten. The application's own, or
+    one for what is configured and what was added by hand."""
+    from nimburion.scheduler import Scheduler
+
+    settings = invocation.load().scheduler
+    if not settings.enabled:
+        processor.companions[:] = [
+            one for one in processor.companions if not isinstance(one, Scheduler)
+        ]
+        return
+    own = next((one for one in processor.companions if isinstance(one, Scheduler)), None)
+    scheduler = own or Scheduler(processor, timezone=settings.timezone)
+    scheduler.add_tasks(settings)
 
 
 def adjusted(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:

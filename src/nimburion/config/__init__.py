@@ -19,9 +19,23 @@ from nimburion.config.store import absolute_path, store_url, without_superseded
 from nimburion.config.tree import Place, Written, nested, overlay, part, refusal
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.limits import Limits
-from nimburion.core.settings import Config, QueueSettings, Settings
+from nimburion.core.settings import (
+    Config,
+    QueueSettings,
+    SchedulerSettings,
+    Settings,
+    TaskSettings,
+)
 
-__all__ = ["Config", "ConfigurationError", "QueueSettings", "Settings", "load"]
+__all__ = [
+    "Config",
+    "ConfigurationError",
+    "QueueSettings",
+    "SchedulerSettings",
+    "Settings",
+    "TaskSettings",
+    "load",
+]
 
 FILE = "config.yaml"
 LARGEST = 256 * 1024
@@ -46,8 +60,10 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
         read_arguments(arguments),
     ):
         tree = with_layer(tree, layer)
-    jobs = jobs_settings(tree)
-    return Config(jobs=jobs, source=absolute_path(file) if file is not None else None)
+    jobs, scheduler = jobs_settings(tree), scheduler_settings(tree)
+    return Config(
+        jobs=jobs, scheduler=scheduler, source=absolute_path(file) if file is not None else None
+    )
 
 
 def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
@@ -111,3 +127,14 @@ def jobs_settings(tree: Written) -> Settings:
     if "limits" in values:
         values["limits"] = Limits(**cast("dict[str, int]", values["limits"]))
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def scheduler_settings(tree: Written) -> SchedulerSettings:
+    """The section `scheduler`, checked but for its expressions and time zones."""
+    read = read_section(ROOT, tree, ())
+    values = dict(cast("dict[str, object]", read.get("scheduler", {})))
+    tasks = cast("list[dict[str, object]]", values.pop("tasks", []))
+    return SchedulerSettings(
+        **values,  # type: ignore[arg-type]
+        tasks=tuple(TaskSettings(**task) for task in tasks),  # type: ignore[arg-type]
+    )

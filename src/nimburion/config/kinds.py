@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -155,6 +156,35 @@ def flag() -> Kind:
         return written.value
 
     return Kind("true or false", take)
+
+
+def json_object() -> Kind:
+    """A map of anything, or its JSON as a text; kept as JSON."""
+
+    def take(written: Written) -> str:
+        if isinstance(written.value, dict):
+            return json.dumps(_plain(written), ensure_ascii=False, allow_nan=False)
+        try:
+            found = json.loads(written.value) if isinstance(written.value, str) else None
+        except (ValueError, RecursionError):
+            raise Unfit("no JSON") from None
+        if not isinstance(found, dict):
+            raise Unfit
+        return str(written.value)
+
+    return Kind("a map, or a JSON object as a text", take)
+
+
+def _plain(written: Written) -> object:
+    """What was written, without its places."""
+    value = written.value
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Unfit("JSON has no infinite numbers")
+    return value
 
 
 def _or_none(allowed: str, optional: bool) -> str:  # noqa: FBT001 (an adjective of the kind)

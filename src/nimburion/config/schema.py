@@ -8,7 +8,18 @@ from types import MappingProxyType
 
 import msgspec
 
-from nimburion.config.kinds import Kind, choice, duration, flag, name, only, size, text, whole
+from nimburion.config.kinds import (
+    Kind,
+    choice,
+    duration,
+    flag,
+    json_object,
+    name,
+    only,
+    size,
+    text,
+    whole,
+)
 from nimburion.config.tree import Path, Written, kind_of, refusal
 
 
@@ -125,9 +136,27 @@ JOBS = Section(
     }
 )
 
-ROOT = Section({"jobs": JOBS})
+TASK = Section(
+    {
+        "name": name(100),
+        "cron": text(),
+        "queue": name(),
+        "job_name": name(),
+        "payload": json_object(),
+        "timezone": text(),
+        "misfire_policy": choice("fire_once", "skip", "catch_up"),
+        "overlap": choice("allow", "skip", "queue_one", "cancel_previous"),
+        "priority": whole(0, 9),
+        "enabled": flag(),
+    },
+    required=frozenset({"name", "cron", "job_name"}),
+)
 
-COMING = frozenset({"scheduler", "server", "management", "telemetry"})
+SCHEDULER = Section({"enabled": flag(), "timezone": text(), "tasks": Series(TASK, unique="name")})
+
+ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER})
+
+COMING = frozenset({"server", "management", "telemetry"})
 """Sections that later versions will read. Refused until then: none is ignored in silence."""
 
 
@@ -192,7 +221,7 @@ def read_series(series: Series, written: Written, path: Path) -> list[dict[str, 
 def unknown(key: str, known: Iterable[str], path: Path = ()) -> str:
     """Say that there is no such key, and what was probably meant."""
     if not path and key in COMING:
-        return "not in this version yet; remove the section (this version reads: jobs)"
+        return "not in this version yet; remove the section (this version reads: jobs, scheduler)"
     names = list(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     if near:

@@ -8,6 +8,7 @@ NimburionError
 ├── JobConflict               this id already belongs to another body
 ├── DuplicateJob              the unique key is held by another job
 ├── JobNotFound               no record of that id
+├── ScheduleNotFound          no schedule of that name
 ├── JobNotCompleted           wait(): the job ended, but not as completed
 ├── WaitTimeout               wait(): it has not ended in time (also a TimeoutError)
 ├── NothingRegistered         drain(), process_one(): work is due, but none that is known here
@@ -89,6 +90,14 @@ class JobNotFound(NimburionError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id!r} in this store: never enqueued here, or pruned since")
         self.job_id = job_id
+
+
+class ScheduleNotFound(NimburionError):
+    """There is no schedule of this name in this store."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no schedule {name!r} in this store")
+        self.name = name
 
 
 class JobNotCompleted(NimburionError):

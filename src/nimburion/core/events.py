@@ -76,6 +76,19 @@ class SessionEnded(Event, frozen=True):
     how: str
 
 
+class TickDecided(Event, frozen=True):
+    """This process decided a tick of a schedule."""
+
+    schedule: str
+    tick: float
+    """The nominal time, epoch seconds."""
+    outcome: str
+    """`fired`, or `skipped` by the overlap rule or a unique key."""
+    job_id: str | None
+    late: float
+    """Seconds after the nominal time."""
+
+
 class StoreUnreachable(Event, frozen=True):
     """The store did not answer; asked again with backoff."""
 

@@ -61,10 +61,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({shown})"
 
 
+class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A schedule of the configuration: one of `scheduler.tasks`."""
+
+    name: str
+    cron: str
+    """A cron expression, a macro, or an interval like `@every 5m`."""
+    job_name: str
+    queue: str = "default"
+    payload: str = "{}"
+    """A JSON object."""
+    timezone: str | None = None
+    """None: the scheduler's."""
+    misfire_policy: str = "fire_once"
+    overlap: str = "allow"
+    priority: int = 5
+    enabled: bool = True
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The section `scheduler` of the configuration."""
+
+    enabled: bool = True
+    """Whether workers run the scheduler."""
+    timezone: str = "UTC"
+    """Of schedules that name none."""
+    tasks: tuple[TaskSettings, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration as loaded."""
 
     jobs: Settings = Settings()
+    scheduler: SchedulerSettings = SchedulerSettings()
     source: str | None = None
     """The absolute path of the file it came from; None: no file, defaults and environment."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Unpack, cast
 
@@ -198,6 +198,27 @@ class Client(Asking):
             options=terms.options,
         )
         return await self._enqueue_one(None, new, terms)
+
+    # For what stores jobs by other operations
+
+    def prepare(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
+        """A job as a store takes it, checked like `enqueue` does, with a new id; nothing is
+        stored. `InvalidJob`."""
+        return self._new_job(job, self._terms(options))
+
+    async def pass_through(
+        self, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
+    ) -> str:
+        """Let the enqueue middleware see a job that `store` stores by an operation of its own; the
+        id that comes back."""
+        if not self._enqueue_layers:
+            return await store(new)
+
+        async def one(jobs: list[NewJob]) -> list[str]:
+            return [await store(jobs[0])]
+
+        passage = Passage(self._enqueue_layers, one, self._limits, 1)
+        return (await passage.all([_enqueueing(job, new)]))[0]
 
     # Inside
 

@@ -20,6 +20,7 @@ from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Lease
+from nimburion.core.service import Service
 from nimburion.core.settings import Config, Settings
 from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.client import Client
@@ -84,6 +85,8 @@ class Processor(Client):
         self._middlewares: list[Middleware] = []
         self._stepper: Stepper | None = None
         self._running: Running | None = None
+        self.companions: list[Service] = []
+        """What is started and stopped with the worker; see `accompany`."""
         self.dead: DeadLetters = DeadLetters(backend)
         """The failed jobs: list, show, replay, purge."""
         self.sync: SyncClient = SyncClient(self)
@@ -129,6 +132,13 @@ class Processor(Client):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._middlewares.append(middleware)
 
+    def accompany(self, service: Service) -> None:
+        """Start and stop this with the worker, as a `Scheduler` asks for. `DefinitionError` where
+        a worker runs already."""
+        if self._running is not None:
+            raise DefinitionError("make a scheduler before the processor is started")
+        self.companions.append(service)
+
     # Coming and going
 
     async def open(self) -> None:
@@ -142,6 +152,8 @@ class Processor(Client):
         """Stop what runs and close the store. Repeatable."""
         try:
             await self.stop()
+            for companion in self.companions:
+                await companion.stop()
             if self._stepper is not None:
                 stepper, self._stepper = self._stepper, None
                 await stepper.close()

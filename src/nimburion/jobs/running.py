@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
-from nimburion.core.service import first_of
+from nimburion.core.service import Service, first_of
 from nimburion.jobs.health import Health, health_of
 from nimburion.jobs.threads import Threads
 
@@ -33,7 +33,8 @@ class Running:
         self._loop = asyncio.get_running_loop()
         self._threads = Threads(processor.settings.concurrency, self._loop)
         self._worker = processor.make_worker()
-        self._services = processor.make_housekeeping(self._worker)
+        self._housekeeping = processor.make_housekeeping(self._worker)
+        self._services: tuple[Service, ...] = (*processor.companions, *self._housekeeping)
         self._asked = asyncio.Event()
         self._hurry = asyncio.Event()
         self._decided = asyncio.Event()
@@ -84,8 +85,7 @@ class Running:
 
     def health(self) -> Health:
         """How the worker is, and what runs beside it."""
-        rescuer, pruner = self._services
-        failures = {"rescuer": rescuer.failure, "pruner": pruner.failure}
+        failures = {type(one).__name__.lower(): one.failure for one in self._services}
         return health_of(self._worker, failures, stopping=self._asked.is_set())
 
     async def until_asked(self) -> None:

@@ -1,0 +1,233 @@
+"""`nimburion schedules …`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+from zoneinfo import ZoneInfo
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.output import clean, fields, show, table, when
+from nimburion.cli.parameters import duration
+from nimburion.cli.parameters import priority as priority_word
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.scheduler import ScheduleInfo, Schedules
+
+T = TypeVar("T")
+
+
+@click.group()
+def schedules() -> None:
+    """List, add, pause and remove schedules; explain cron expressions."""
+
+
+@schedules.command("list")
+@click.option("--ticks", type=click.IntRange(0, 100), default=5, help="Coming ticks to show.")
+@shared_options
+def list_schedules(ticks: int) -> None:
+    """List schedules: whether they are active, their coming ticks, how the last job ended."""
+    found = ask(lambda schedules: schedules.list(ticks))
+    show(msgspec.to_builtins(found), lambda: draw_schedules(found))
+
+
+@schedules.command("show")
+@click.argument("name", metavar="NAME")
+@shared_options
+def show_schedule(name: str) -> None:
+    """Show everything about a schedule."""
+    found = ask(lambda schedules: schedules.get(name, 5))
+    show(msgspec.to_builtins(found), lambda: draw_schedule(found))
+
+
+@schedules.command("add")
+@click.argument("name", metavar="NAME")
+@click.argument("when_", metavar="WHEN")
+@click.argument("job", metavar="JOB")
+@click.option("--args", "arguments", metavar="JSON", default="{}", help="The job's arguments.")
+@click.option("--queue", metavar="QUEUE", default="default", help="The queue; else `default`.")
+@click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
+@click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
+@click.option("--misfire", metavar="POLICY", help="skip, fire_once (default) or catch_up.")
+@click.option("--overlap", metavar="RULE", help="allow, skip, queue_one or cancel_previous.")
+@click.option("--jitter", type=duration, metavar="DURATION", help="Spread the jobs over so long.")
+@shared_options
+def add(
+    *,
+    name: str,
+    when_: str,
+    job: str,
+    arguments: str,
+    queue: str,
+    priority: int | None,
+    tz: str | None,
+    misfire: str | None,
+    overlap: str | None,
+    jitter: float | None,
+) -> None:
+    """Add a schedule, or change one that was added before. WHEN is a cron expression, a macro like
+    @daily, @every 5m, or @at 2030-01-31T09:00Z; JOB is the name of a handler.
+
+    Every scheduler of the store fires it.
+    """
+    said = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
+    options = {key: value for key, value in said.items() if value is not None}
+    level = 5 if priority is None else priority
+    found = ask(
+        lambda schedules: schedules.add(
+            name, when_, job, arguments, queue=queue, priority=level, **options
+        ),
+        may_create=True,
+    )
+    show(msgspec.to_builtins(found), lambda: draw_schedule(found))
+
+
+@schedules.command("pause")
+@click.argument("name", metavar="NAME")
+@shared_options
+def pause(name: str) -> None:
+    """Fire no tick of a schedule until it is resumed."""
+    ask(lambda schedules: schedules.pause(name))
+    say(name, "paused")
+
+
+@schedules.command("resume")
+@click.argument("name", metavar="NAME")
+@shared_options
+def resume(name: str) -> None:
+    """Fire its ticks again from now on; those of the pause are not made up."""
+    ask(lambda schedules: schedules.resume(name))
+    say(name, "resumed")
+
+
+@schedules.command("remove")
+@click.argument("name", metavar="NAME")
+@shared_options
+def remove(name: str) -> None:
+    """Forget a schedule; refused while code that runs declares it."""
+    ask(lambda schedules: schedules.remove(name))
+    say(name, "removed")
+
+
+@schedules.command("run")
+@click.argument("name", metavar="NAME")
+@shared_options
+def run(name: str) -> None:
+    """Enqueue its job now, beside its ticks, and print the id."""
+    job_id = ask(lambda schedules: schedules.run_now(name))
+    show({"schedule": name, "id": job_id}, lambda: click.echo(clean(job_id)))
+
+
+@schedules.command("history")
+@click.argument("name", metavar="NAME")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, help="At most so many.")
+@shared_options
+def history(name: str, limit: int) -> None:
+    """List the latest jobs of a schedule that are kept, newest first."""
+    from nimburion.cli.records import draw_records, record_as_data
+
+    found = list(ask(lambda schedules: schedules.history(name, limit)))
+    data = [record_as_data(record) for record in found]
+    show(data, lambda: draw_records(found, "no job of this schedule is kept"))
+
+
+@schedules.command("next")
+@click.argument("when_", metavar="WHEN")
+@click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
+@click.option("--count", type=click.IntRange(1, 1000), default=5, help="So many ticks.")
+@shared_options
+def next_ticks(when_: str, tz: str | None, count: int) -> None:
+    """Explain a cron expression, and list its next ticks; no store is asked."""
+    from nimburion.scheduler.trigger import Timetable, trigger_of
+    from nimburion.scheduler.words import explained
+    from nimburion.scheduler.zones import zone_of
+
+    zone = zone_of(tz or current().load().scheduler.timezone)
+    trigger = trigger_of(when_, zone)
+    coming = Timetable(trigger).between(time.time(), float("inf"))
+    ticks = [tick for tick, _ in zip(coming, range(count), strict=False)]
+    said = explained(trigger)
+    data = {"when": trigger.text, "timezone": zone.key, "explanation": said, "ticks": ticks}
+    show(data, lambda: draw_ticks(said, ticks, zone))
+
+
+def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
+    """One line a tick, on the clocks of the zone."""
+    click.echo(explanation)
+    for tick in ticks:
+        click.echo(f"{datetime.fromtimestamp(tick, zone):%a %Y-%m-%d %H:%M:%S %z}")
+    if not ticks:
+        click.echo("no tick is left")
+
+
+def draw_schedules(found: list[ScheduleInfo]) -> None:
+    """One line a schedule, and its coming ticks below."""
+    table(
+        ("name", "when", "zone", "job", "owner", "condition", "last tick", "last job", "next"),
+        [
+            (
+                one.name,
+                one.trigger,
+                one.timezone,
+                one.job or "(computed)",
+                one.owner or "(by hand)",
+                one.condition,
+                when(one.last_tick),
+                one.last_state,
+                in_zone(one.next_ticks[0], one.timezone) if one.next_ticks else None,
+            )
+            for one in found
+        ],
+        "there is no schedule",
+    )
+
+
+def draw_schedule(one: ScheduleInfo) -> None:
+    """One line a fact."""
+    fields(
+        {
+            "name": one.name,
+            "when": one.trigger,
+            "which is": one.explanation,
+            "job": one.job or "(computed)",
+            "queue": one.queue,
+            "owner": one.owner or "(by hand)",
+            "condition": one.condition,
+            "misfire": one.misfire,
+            "overlap": one.overlap,
+            "last tick": when(one.last_tick),
+            "last job": one.last_job,
+            "its state": one.last_state,
+            "next": ", ".join(in_zone(tick, one.timezone) for tick in one.next_ticks) or None,
+        }
+    )
+
+
+def in_zone(tick: int, timezone: str) -> str:
+    """A tick on the clocks of its schedule."""
+    return f"{datetime.fromtimestamp(tick, ZoneInfo(timezone)):%Y-%m-%d %H:%M:%S %z}"
+
+
+def say(name: str, done: str) -> None:
+    """What was done."""
+    show({"schedule": name, "done": done}, lambda: click.echo(f"{clean(name)} is {done}"))
+
+
+def ask(question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False) -> T:
+    """Ask the schedules of the store."""
+
+    async def asked(backend: Backend) -> T:
+        from nimburion.jobs.client import Client
+        from nimburion.scheduler import Schedules
+
+        config = current().load()
+        client = Client(backend, settings=config.jobs)
+        return await question(Schedules(client, config.scheduler.timezone))
+
+    return current().ask(asked, may_create=may_create)

@@ -1,0 +1,157 @@
+"""The five fields of a cron expression: what may stand in each, and what it means.
+
+An error names the field by its place and its name, shows what stands there, and says what may.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError
+
+LAST = -1
+"""As the number of a weekday in its month: the last one."""
+
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+_NUMBER = re.compile(r"[0-9]{1,4}")
+_NTH = re.compile(r"([^#]+)#([0-9]{1,4})")
+_LAST_WEEKDAY = re.compile(r"([0-9]{1,4}|[A-Z]{3})L")
+
+
+class FieldKind(msgspec.Struct, frozen=True):
+    """One of the five: its name, its numbers, and words for some of them."""
+
+    place: int
+    name: str
+    least: int
+    most: int
+    words: tuple[str, ...] = ()
+    """The first stands for 1 in months, for 0 in weekdays."""
+    first_word: int = 0
+
+
+MINUTE = FieldKind(1, "minute", 0, 59)
+HOUR = FieldKind(2, "hour", 0, 23)
+DAY = FieldKind(3, "day of month", 1, 31)
+MONTH = FieldKind(4, "month", 1, 12, _MONTHS, 1)
+WEEKDAY = FieldKind(5, "day of week", 0, 7, _WEEKDAYS)
+KINDS = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
+
+
+class Field(msgspec.Struct, frozen=True):
+    """What one field lets through."""
+
+    text: str
+    numbers: tuple[int, ...]
+    """In rising order; Sunday is 0."""
+    last_day: bool = False
+    """`L` among the days of the month."""
+    last_workday: bool = False
+    """`LW`: the last Monday to Friday of the month."""
+    nth: frozenset[tuple[int, int]] = frozenset()
+    """`1#2`, the second Monday: (weekday, which); which is `LAST` for `1L`."""
+
+    @property
+    def starred(self) -> bool:
+        """Whether it begins with `*`, which is what cron's rules turn on."""
+        return self.text.startswith("*")
+
+
+def parse_field(kind: FieldKind, text: str) -> Field:
+    """Read a field, in capitals. `DefinitionError` says where and what is allowed."""
+    numbers: set[int] = set()
+    nth: set[tuple[int, int]] = set()
+    specials: set[str] = set()
+    for term in text.split(","):
+        if kind is DAY and term in {"L", "LW"}:
+            specials.add(term)
+        elif kind is WEEKDAY and (one := _nth_weekday(term, text)) is not None:
+            nth.add(one)
+        else:
+            numbers.update(_numbers(kind, term, text))
+    if kind is WEEKDAY:
+        numbers = {number % 7 for number in numbers}
+    return Field(
+        text,
+        tuple(sorted(numbers)),
+        last_day="L" in specials,
+        last_workday="LW" in specials,
+        nth=frozenset(nth),
+    )
+
+
+def _nth_weekday(term: str, text: str) -> tuple[int, int] | None:
+    """`1#2`, `FRI#1`, `5L`; None for anything else."""
+    if match := _LAST_WEEKDAY.fullmatch(term):
+        return _number(WEEKDAY, match[1], text) % 7, LAST
+    if "#" not in term:
+        return None
+    match = _NTH.fullmatch(term)
+    if match is None or not 1 <= int(match[2]) <= 5:
+        raise wrong(WEEKDAY, text, f"{term!r} must be a day, # and 1 to 5, like 1#2 or FRI#1")
+    return _number(WEEKDAY, match[1], text) % 7, int(match[2])
+
+
+def _numbers(kind: FieldKind, term: str, text: str) -> range:
+    """`*`, `7`, `1-5`, and each of them with `/step`."""
+    span, slash, step_text = term.partition("/")
+    step = _step(kind, step_text, text) if slash else 1
+    if span == "*":
+        return range(kind.least, _highest(kind) + 1, step)
+    first_text, dash, last_text = span.partition("-")
+    first = _number(kind, first_text, text)
+    if dash:
+        return range(first, _range_end(kind, first, last_text, text) + 1, step)
+    return range(first, (_highest(kind) if slash else first) + 1, step)
+
+
+def _highest(kind: FieldKind) -> int:
+    """7 is Sunday again: a step over the whole week must not meet it twice."""
+    return 6 if kind is WEEKDAY else kind.most
+
+
+def _range_end(kind: FieldKind, first: int, last_text: str, text: str) -> int:
+    last = _number(kind, last_text, text)
+    if kind is WEEKDAY and last == 0 and first > 0:
+        last = 7  # FRI-SUN
+    if last < first:
+        high, low = _highest(kind), kind.least
+        raise wrong(kind, text, f"the range runs backwards; write {first}-{high},{low}-{last}")
+    return last
+
+
+def _step(kind: FieldKind, step_text: str, text: str) -> int:
+    longest = kind.most - kind.least
+    if not _NUMBER.fullmatch(step_text) or not 1 <= int(step_text) <= longest:
+        raise wrong(kind, text, f"the step behind / must be 1 to {longest}, not {step_text!r}")
+    return int(step_text)
+
+
+def _number(kind: FieldKind, word: str, text: str) -> int:
+    if word in kind.words:
+        return kind.words.index(word) + kind.first_word
+    if not _NUMBER.fullmatch(word) or not kind.least <= int(word) <= kind.most:
+        raise wrong(kind, text, f"{word!r} is none of {_allowed(kind)}{_hint(word)}")
+    return int(word)
+
+
+def _allowed(kind: FieldKind) -> str:
+    numbers = f"{kind.least}-{kind.most}"
+    return f"{numbers}, {kind.words[0]}-{kind.words[-1]}" if kind.words else numbers
+
+
+def _hint(word: str) -> str:
+    if word == "?":
+        return "; for any value write *"
+    if word in {"L", "LW"}:
+        return "; L and LW stand among the days of the month, 5L is the last Friday"
+    return ""
+
+
+def wrong(kind: FieldKind, text: str, problem: str) -> DefinitionError:
+    """The one form of all errors about a field."""
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return DefinitionError(f"field {kind.place} ({kind.name}) {shown!r}: {problem}")

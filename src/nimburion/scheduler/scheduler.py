@@ -1,0 +1,220 @@
+"""Turns ticks into jobs. Any number of these may run: each tick makes one job, and none is led."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar, Unpack, cast, overload
+
+from nimburion.core.errors import BackendError, DefinitionError
+from nimburion.core.reading import ScheduleRecord
+from nimburion.core.service import Service, first_of
+from nimburion.core.settings import Config, SchedulerSettings
+from nimburion.jobs.processor import Processor
+from nimburion.scheduler.announcing import Announcing
+from nimburion.scheduler.declaring import Declared, ScheduleOptions, Template, declared
+from nimburion.scheduler.firing import Firing, created_at
+from nimburion.scheduler.roster import Entry, Roster
+from nimburion.scheduler.schedules import Schedules
+from nimburion.scheduler.tasks import declared_task
+from nimburion.scheduler.timing import StoreTime
+from nimburion.scheduler.trigger import When
+from nimburion.scheduler.zones import zone_of
+
+_LOOK = 5.0
+"""Seconds between two looks at what is in the store."""
+_LAZY_LOOK = 15.0
+"""The same, where there is no schedule at all."""
+_AT_ONCE = 64
+_AFTER_ERROR = 1.0
+
+Decorated = TypeVar("Decorated")
+
+
+class Scheduler(Service):
+    """Fires the schedules that are declared here, and those that were added by hand.
+
+    ```python
+    scheduler = Scheduler(processor)
+    scheduler.schedule("0 2 * * *", DailyReport(), timezone="Europe/Rome")
+    ```
+
+    It starts and stops with the processor's worker, or by `start` and `stop`. Schedules that name
+    no time zone are in `timezone` (UTC). With `in_workers=False` only `start` starts it.
+    """
+
+    def __init__(
+        self, processor: Processor, *, timezone: str = "UTC", in_workers: bool = True
+    ) -> None:
+        super().__init__(processor.clock)
+        self.processor: Processor = processor
+        self.timezone: str = zone_of(timezone).key
+        self.schedules: Schedules = Schedules(processor, timezone)
+        """All schedules of the store: list, add, pause, remove them."""
+        self._declared: dict[str, Declared] = {}
+        self._time = StoreTime(processor.clock, partial(created_at, processor))
+        self._firing = Firing(processor, self._declared, self._time)
+        self._announcing = Announcing(processor.backend, processor.settings.owner, self._declared)
+        self._roster = Roster()
+        self._looked: float | None = None
+        if in_workers:
+            processor.accompany(self)
+
+    @classmethod
+    def from_config(cls, processor: Processor, config: Config) -> Scheduler:
+        """A scheduler as configured: with the time zone and the tasks of its section."""
+        settings = config.scheduler
+        scheduler = cls(processor, timezone=settings.timezone, in_workers=settings.enabled)
+        scheduler.add_tasks(settings)
+        return scheduler
+
+    # What it fires
+
+    @overload
+    def schedule(self, when: When, job: Template, /, **options: Unpack[ScheduleOptions]) -> str: ...
+    @overload
+    def schedule(
+        self, when: When, /, **options: Unpack[ScheduleOptions]
+    ) -> Callable[[Decorated], Decorated]: ...
+    def schedule(
+        self, when: When, job: object = None, /, **options: Unpack[ScheduleOptions]
+    ) -> object:
+        """Enqueue `job` at each tick; the schedule's name. Without `job`: a decorator.
+
+        `when` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job` is a
+        job, a class or function of jobs without arguments, or a function that makes the job from
+        the nominal time. `DefinitionError` says what cannot be, and where; also for a name that is
+        taken here, or when it runs already.
+        """
+        if job is None:
+            return partial(self._decorate, when, options)
+        own = declared(self.processor, when, job, self.timezone, options)
+        return self._declare(own)
+
+    def add_tasks(self, settings: SchedulerSettings) -> None:
+        """Declare the tasks of the configuration, but for those whose names are taken here: the
+        code has declared them already."""
+        for task in settings.tasks:
+            if task.name in self._declared:
+                continue
+            self._declare(declared_task(self.processor, task, settings.timezone))
+
+    @property
+    def names(self) -> list[str]:
+        """The schedules that are declared here."""
+        return list(self._declared)
+
+    # Coming and going
+
+    async def start(self) -> None:
+        """Begin to fire in the background of this loop; returns at once. Repeatable."""
+        if self.running:
+            return
+        await self.processor.open()
+        self._warn_of_unknown_jobs()
+        self._announcing.begin()
+        self._looked = None
+        await super().start()
+
+    async def run(self) -> None:
+        """Fire until `stop` is called. A store that does not answer is asked again."""
+        while not self.stopping.is_set():
+            try:
+                await self.fire_due()
+            except BackendError as error:
+                if self.failure is None:
+                    self._log.warning("the store did not answer (%s); asked again", error)
+                self._note(error)
+                self._looked = None
+                await self.pause(_AFTER_ERROR)
+            else:
+                self._note(None)
+                await self._until_next()
+
+    # Firing
+
+    async def fire_due(self) -> int:
+        """Decide every tick that is due, here and now; how many this process decided. For tests:
+        nothing runs between two calls."""
+        await self._look()
+        decided = 0
+        while due := self._take(_AT_ONCE):
+            results = await asyncio.gather(*map(self._firing.decide, due), return_exceptions=True)
+            for entry in due:
+                self._roster.put_back(entry)
+            decided += _count(results)
+        return decided
+
+    @property
+    def next_due(self) -> int | None:
+        """When the next tick of all is, epoch seconds, as of the last look at the store."""
+        return self._roster.next_due
+
+    def _take(self, most: int) -> list[Entry]:
+        due = self._roster.due(self._time.now())
+        return [entry for entry, _ in zip(due, range(most), strict=False)]
+
+    async def _look(self) -> None:
+        """Read what is in the store, when it is time to."""
+        now = self.clock.monotonic()
+        if self._looked is not None and now - self._looked < self._pace:
+            return
+        store = self.processor.backend
+        records = await store.list_schedules()
+        if await self._announcing.tidy(records, self._time.now()):
+            records = await store.list_schedules()
+        self._roster.read([record for record in records if self._is_ours(record)])
+        self._looked = now
+
+    @property
+    def _pace(self) -> float:
+        return _LOOK if self._roster.entries or self._declared else _LAZY_LOOK
+
+    def _is_ours(self, record: ScheduleRecord) -> bool:
+        """Declared here, or added by hand."""
+        if record.owner:
+            return record.name in self._declared and (record.owner == self.processor.settings.owner)
+        return True
+
+    async def _until_next(self) -> None:
+        due = self.next_due
+        wait = self._pace if due is None else min(self._pace, due - self._time.now())
+        if wait > 0:
+            await first_of(self.clock.sleep(wait), self.stopping.wait())
+
+    # Declaring
+
+    def _decorate(self, when: When, options: ScheduleOptions, template: Decorated) -> Decorated:
+        self.schedule(when, cast("Template", template), **options)
+        return template
+
+    def _declare(self, own: Declared) -> str:
+        if self.running:
+            raise DefinitionError("declare schedules before the scheduler is started")
+        if own.name in self._declared:
+            raise DefinitionError(
+                f"there is a schedule {own.name!r} already; give this one another name="
+            )
+        self._declared[own.name] = own
+        return own.name
+
+    def _warn_of_unknown_jobs(self) -> None:
+        known = set(self.processor.registry.names)
+        for own in self._declared.values():
+            if own.spec.job and known and own.spec.job not in known:
+                self._log.warning(
+                    "schedule %r makes jobs %r, which are not registered here",
+                    own.name,
+                    own.spec.job,
+                )
+
+
+def _count(results: Iterable[bool | BaseException]) -> int:
+    """How many ticks were decided; the first error is raised once all have ended."""
+    decided = 0
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        decided += result
+    return decided

@@ -1,0 +1,230 @@
+"""All schedules of a store: read them, add some by hand, pause, resume, remove, run now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
+from nimburion.core.job import JobRecord, NewJob, State
+from nimburion.core.reading import JobFilter, ScheduleRecord
+from nimburion.jobs.client import Client
+from nimburion.scheduler.declaring import checked, spec_from
+from nimburion.scheduler.spec import NAME_HEADER, TICK_HEADER, Spec, spec_of, spelled
+from nimburion.scheduler.tasks import raw_job
+from nimburion.scheduler.trigger import When
+from nimburion.scheduler.words import explained
+
+Condition = Literal["active", "paused", "disabled", "inactive", "over", "unreadable"]
+"""`disabled`: its code says `enabled=False`. `inactive`: nobody who runs declares it. `over`: no
+tick is left. `unreadable`: of another version of nimburion."""
+
+_PAGE = 500
+_MOST_LOOKED_AT = 20_000
+
+
+class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One schedule, as read. Times are epoch seconds."""
+
+    name: str
+    condition: Condition
+    trigger: str
+    explanation: str
+    timezone: str
+    owner: str
+    """The application that declares it; empty: added by hand."""
+    job: str
+    """Empty where the job is computed."""
+    queue: str
+    next_ticks: list[int]
+    last_tick: float | None
+    last_job: str | None
+    last_state: State | None = None
+    """How the last job stands; None: there was none, or it is forgotten."""
+    misfire: str
+    overlap: str
+
+
+class Schedules:
+    """The schedules of a client's store, whoever declared them."""
+
+    def __init__(self, client: Client, timezone: str = "UTC") -> None:
+        self._client = client
+        self._timezone = timezone
+
+    async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
+        """All of them, by name, with so many coming ticks."""
+        records = await self._client.backend.list_schedules()
+        return [await self._told(record, ticks) for record in records]
+
+    async def get(self, name: str, ticks: int = 5) -> ScheduleInfo:
+        """One of them. `ScheduleNotFound`."""
+        return await self._told(await self._record(name), ticks)
+
+    async def add(
+        self,
+        name: str,
+        when: When,
+        job_name: str,
+        payload: str = "{}",
+        *,
+        queue: str = "default",
+        priority: int = 5,
+        **options: Any,
+    ) -> ScheduleInfo:
+        """Add a schedule by hand, or change one that was added by hand. Every scheduler of the
+        store fires it. `options` are `timezone`, `misfire`, `overlap`, `jitter`, `start`, `end` and
+        so on. `DefinitionError` for what cannot be, and for a name that code declares."""
+        job = raw_job(self._client, job_name, queue, payload, priority)
+        spec = spec_from(when, self._timezone, job, **options)
+        kept = await self._kept(checked(name))
+        if kept is not None and kept.owner:
+            raise DefinitionError(f"schedule {name!r} is declared by the code of {kept.owner!r}")
+        await self._put(name, spec)
+        return await self.get(name)
+
+    async def pause(self, name: str) -> None:
+        """Fire no tick until it is resumed. `ScheduleNotFound`."""
+        if not await self._client.backend.pause_schedule(name, paused=True):
+            raise ScheduleNotFound(name)
+
+    async def resume(self, name: str) -> None:
+        """Fire its ticks from now on; those of the pause are not made up. `ScheduleNotFound`."""
+        record = await self._record(name)
+        if record.paused:
+            since = msgspec.structs.replace(spec_of(record.spec), since=self._now())
+            put = msgspec.structs.replace(record, spec=since.encoded())
+            await self._client.backend.put_schedule(put)
+            await self._client.backend.pause_schedule(name, paused=False)
+
+    async def remove(self, name: str) -> None:
+        """Forget it. `DefinitionError` while code that runs declares it: it would come back.
+        `ScheduleNotFound`."""
+        record = await self._record(name)
+        if record.owner and _condition(record, self._now()) not in {"inactive", "unreadable"}:
+            raise DefinitionError(
+                f"schedule {name!r} is declared by the code of {record.owner!r}, which runs: "
+                "pause it, or take it out of the code"
+            )
+        await self._client.backend.delete_schedule(name)
+
+    async def run_now(self, name: str) -> str:
+        """Enqueue its job here and now, beside its ticks; the job's id. `ScheduleNotFound`;
+        `DefinitionError` where the job is computed."""
+        spec = spec_of((await self._record(name)).spec)
+        if spec.payload is None:
+            raise DefinitionError(f"the job of {name!r} is computed by its code, not known here")
+        job = self._extra_job(name, spec)
+        await self._client.backend.enqueue([job])
+        return job.id
+
+    async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
+        """Its latest jobs that are kept, newest first. `ScheduleNotFound`."""
+        spec = spec_of((await self._record(name)).spec)
+        found: list[JobRecord] = []
+        after: str | None = None
+        for _ in range(_MOST_LOOKED_AT // _PAGE):
+            which = JobFilter(name=spec.job or None)
+            page = await self._client.backend.list_jobs(which, limit=_PAGE, after=after)
+            found += _of_schedule(page.jobs, name)
+            after = page.next
+            if after is None or len(found) >= limit:
+                break
+        return found[:limit]
+
+    # Inside
+
+    def _now(self) -> float:
+        return self._client.clock.now()
+
+    async def _kept(self, name: str) -> ScheduleRecord | None:
+        records = await self._client.backend.list_schedules()
+        return next((record for record in records if record.name == name), None)
+
+    async def _record(self, name: str) -> ScheduleRecord:
+        record = await self._kept(name)
+        if record is None:
+            raise ScheduleNotFound(name)
+        return record
+
+    async def _put(self, name: str, spec: Spec) -> None:
+        since = msgspec.structs.replace(spec, since=self._now())
+        await self._client.backend.put_schedule(ScheduleRecord(name=name, spec=since.encoded()))
+
+    async def _told(self, record: ScheduleRecord, ticks: int) -> ScheduleInfo:
+        now = self._now()
+        state = None
+        if record.last_job is not None:
+            try:
+                state = (await self._client.backend.get(record.last_job)).state
+            except JobNotFound:
+                state = None
+        return _info(record, now, ticks, state)
+
+    def _extra_job(self, name: str, spec: Spec) -> NewJob:
+        now = self._now()
+        headers = {**spec.options.headers, NAME_HEADER: name, TICK_HEADER: spelled(now)}
+        return NewJob(
+            f"{name}:now:{int(now * 1000)}",
+            spec.job,
+            spec.queue,
+            (spec.payload or "{}").encode(),
+            spec.priority,
+            options=msgspec.structs.replace(spec.options, headers=headers),
+        )
+
+
+def _info(record: ScheduleRecord, now: float, ticks: int, state: State | None) -> ScheduleInfo:
+    spec, condition = _spec_or_stub(record), _condition(record, now)
+    readable = condition != "unreadable"
+    table = spec.timetable() if readable else None
+    return ScheduleInfo(
+        name=record.name,
+        condition=condition,
+        trigger=spec.trigger,
+        explanation=explained(table.trigger) if table else "of another version of nimburion",
+        timezone=spec.timezone,
+        owner=record.owner,
+        job=spec.job,
+        queue=spec.queue,
+        next_ticks=coming(spec, max(now, spec.since), ticks) if readable else [],
+        last_tick=record.last_tick,
+        last_job=record.last_job,
+        last_state=state,
+        misfire=spec.misfire,
+        overlap=spec.overlap,
+    )
+
+
+def coming(spec: Spec, after: float, count: int) -> list[int]:
+    """The next ticks of a schedule."""
+    ticks: Iterable[int] = spec.timetable().between(after, float("inf"))
+    return [tick for tick, _ in zip(ticks, range(count), strict=False)]
+
+
+def _condition(record: ScheduleRecord, now: float) -> Condition:
+    try:
+        spec = spec_of(record.spec)
+        left = coming(spec, max(now, spec.since), 1)
+    except DefinitionError:
+        return "unreadable"
+    if spec.declared_until is not None and spec.declared_until < now:
+        return "inactive"
+    if record.paused:
+        return "paused"
+    if not spec.enabled:
+        return "disabled"
+    return "active" if left else "over"
+
+
+def _spec_or_stub(record: ScheduleRecord) -> Spec:
+    try:
+        return spec_of(record.spec)
+    except DefinitionError:
+        return Spec(trigger="?", job="?")
+
+
+def _of_schedule(jobs: Iterable[JobRecord], name: str) -> list[JobRecord]:
+    return [job for job in jobs if job.options.headers.get(NAME_HEADER) == name]

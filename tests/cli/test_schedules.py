@@ -1,0 +1,114 @@
+"""`nimburion schedules`: what it says, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.core.reading import ScheduleRecord
+from nimburion.scheduler.spec import Spec
+from tests.cli.conftest import CommandLine
+
+FAR = 4_000_000_000.0
+
+
+def declare(nimburion: CommandLine) -> None:
+    """A schedule as running code has declared it."""
+    spec = Spec(trigger="0 2 * * *", job="report", declared_until=FAR)
+    record = ScheduleRecord(name="coded", spec=spec.encoded(), owner="shop")
+    nimburion.store(lambda backend: backend.put_schedule(record))
+
+
+def test_next_explains_and_lists(nimburion: CommandLine) -> None:
+    told = nimburion("schedules", "next", "30 2 * * *", "--tz", "Europe/Rome", "--count", "2")
+    first, *ticks = told.out.splitlines()
+    assert first == "At 02:30 every day, Europe/Rome"
+    assert len(ticks) == 2
+    data = nimburion("schedules", "next", "@every 5m", "--json").data
+    assert data["explanation"] == "Every 5 minutes"
+    assert data["ticks"][1] - data["ticks"][0] == 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("0 25 * * *",), "field 2 (hour) '25'"),
+        (("@daily", "--tz", "Europe/Roma"), "did you mean 'Europe/Rome'"),
+        (("* * * * * *",), "6 fields"),
+    ],
+)
+def test_next_refuses_what_cannot_be(
+    nimburion: CommandLine, arguments: tuple[str, ...], problem: str
+) -> None:
+    told = nimburion("schedules", "next", *arguments)
+    assert told.code == 2
+    assert problem in told.err
+
+
+def test_the_life_of_a_schedule_by_hand(nimburion: CommandLine) -> None:
+    added = nimburion(
+        "schedules", "add", "tidy", "@every 5m", "clean", "--args", '{"a": 1}', "--json"
+    )
+    assert (added.code, added.data["condition"], added.data["job"]) == (0, "active", "clean")
+    changed = nimburion("schedules", "add", "tidy", "@hourly", "clean", "--overlap", "skip")
+    assert "@hourly" in changed.out
+    assert nimburion("schedules", "pause", "tidy").out == "tidy is paused\n"
+    (listed,) = nimburion("schedules", "list", "--json").data
+    assert (listed["condition"], len(listed["next_ticks"])) == ("paused", 5)
+    assert nimburion("schedules", "resume", "tidy").code == 0
+    job_id = nimburion("schedules", "run", "tidy").out.strip()
+    (made,) = nimburion("schedules", "history", "tidy", "--json").data
+    assert (made["id"], made["name"]) == (job_id, "clean")
+    assert "tidy" in nimburion("schedules", "show", "tidy").out
+    assert nimburion("schedules", "remove", "tidy").code == 0
+    assert "there is no schedule" in nimburion("schedules", "list").out
+
+
+@pytest.mark.parametrize("deed", ["pause", "resume", "remove", "run", "history", "show"])
+def test_what_is_not_there(nimburion: CommandLine, deed: str) -> None:
+    declare(nimburion)
+    told = nimburion("schedules", deed, "nobody")
+    assert (told.code, told.err) == (
+        4,
+        "nimburion: there is no schedule 'nobody' in this store\n",
+    )
+
+
+def test_what_code_declares_is_paused_not_removed(nimburion: CommandLine) -> None:
+    declare(nimburion)
+    told = nimburion("schedules", "remove", "coded")
+    assert told.code == 2
+    assert "pause it" in told.err
+    assert nimburion("schedules", "add", "coded", "@daily", "x").code == 2
+    assert nimburion("schedules", "pause", "coded").code == 0
+    assert "shop" in nimburion("schedules", "list").out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a b", "@daily", "x"),
+        ("a", "@daily", "x", "--args", "[1]"),
+        ("a", "@daily", "x", "--args", "{"),
+        ("a", "@daily", "x", "--misfire", "later"),
+        ("a", "@daily", "x", "--tz", "Mars"),
+        ("a", "@daily", "x y"),
+    ],
+)
+def test_add_refuses_what_cannot_be(nimburion: CommandLine, arguments: tuple[str, ...]) -> None:
+    told = nimburion("schedules", "add", *arguments)
+    assert told.code == 2
+    assert told.err.count("\n") == 1
+
+
+def test_config_check_reads_the_expressions(nimburion: CommandLine) -> None:
+    config = nimburion.folder / "config.yaml"
+    config.write_text(
+        "scheduler:\n  tasks:\n    - {name: a, cron: 0 26 * * *, job_name: x, payload: {k: [1]}}\n"
+    )
+    told = nimburion("config", "check")
+    assert told.code == 2
+    assert "scheduler task 'a'" in told.err
+    config.write_text(config.read_text().replace("26", "6"))
+    assert nimburion("config", "check").code == 0
+    shown = nimburion("config", "show", "--json").data["scheduler"]
+    assert shown["tasks"][0]["payload"] == '{"k": [1]}'

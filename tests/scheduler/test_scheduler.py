@@ -1,0 +1,552 @@
+"""Schedulers on a store: one job per tick, and every policy as it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, ScheduleNotFound
+from nimburion.core.events import Event, TickDecided
+from nimburion.core.job import State
+from nimburion.core.reading import Fired
+from nimburion.core.settings import SchedulerSettings, TaskSettings
+from nimburion.jobs import Processor, job
+from nimburion.jobs.middleware import Enqueueing
+from nimburion.scheduler import Scheduler
+from nimburion.scheduler.declaring import ScheduleOptions
+from tests.scheduler.conftest import Place, Report
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+
+
+def each_minute(**options: object) -> Callable[[Scheduler], object]:
+    """Declares `report` each minute."""
+    return lambda scheduler: scheduler.schedule("* * * * *", Report(), **options)  # type: ignore[call-overload]
+
+
+def at(*times: str) -> list[str]:
+    """The ids of the ticks at these times of the first day."""
+    return [f"report:2026-01-{one}:00Z" for one in times]
+
+
+# One job per tick
+
+
+async def test_a_tick_makes_one_job_that_says_where_it_comes_from(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute(queue="reports", priority=7, tenant="acme"))
+    assert await scheduler.fire_due() == 0
+    place.at(59.9)
+    assert await scheduler.fire_due() == 0
+    place.at(60)
+    assert await scheduler.fire_due() == 1
+    assert await scheduler.fire_due() == 0
+    (made,) = await place.jobs()
+    assert made.id == "report:2026-01-01T00:01:00Z"
+    assert (made.queue, made.priority, made.options.tenant) == ("reports", 7, "acme")
+    assert made.payload == b'{"kind":"daily"}'
+    assert made.options.headers == {
+        "nimburion-schedule": "report",
+        "nimburion-tick": "2026-01-01T00:01:00Z",
+    }
+
+
+async def test_five_schedulers_make_one_job_per_tick(place: Place) -> None:
+    crew = [await place.scheduler(each_minute()) for _ in range(5)]
+    decided = 0
+    for minute in range(31):
+        place.at(minute * MINUTE + 0.5)
+        for scheduler in (*crew[minute % 5 :], *crew[: minute % 5]):
+            decided += await scheduler.fire_due()
+    ids = await place.ids()
+    assert len(ids) == len(set(ids)) == decided == 30
+
+
+async def test_a_scheduler_that_slept_makes_no_second_job(place: Place) -> None:
+    """It believes in what it read long ago; the store does not."""
+    sleeper, other = [await place.scheduler(each_minute()) for _ in range(2)]
+    await sleeper.fire_due()
+    await other.fire_due()
+    for minute in range(1, 4):
+        place.at(minute * MINUTE)
+        assert await other.fire_due() == 1
+    assert await sleeper.fire_due() == 0
+    assert len(await place.ids()) == 3
+
+
+async def test_an_answer_that_got_lost_is_asked_for_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    place.at(60)
+    backend = scheduler.processor.backend
+    real = backend.fire
+
+    async def applied_and_lost(*arguments: object) -> Fired:
+        await real(*arguments)  # type: ignore[arg-type]
+        raise BackendUnavailable("cut")
+
+    monkeypatch.setattr(backend, "fire", applied_and_lost)
+    with pytest.raises(BackendUnavailable):
+        await scheduler.fire_due()
+    monkeypatch.setattr(backend, "fire", real)
+    assert await scheduler.fire_due() == 0
+    place.at(120)
+    assert await scheduler.fire_due() == 1
+    assert await place.ids() == at("01T00:01", "01T00:02")
+
+
+async def test_a_restart_fires_nothing_twice(place: Place) -> None:
+    first = await place.scheduler(each_minute())
+    await first.fire_due()
+    place.at(60)
+    await first.fire_due()
+    second = await place.scheduler(each_minute())
+    assert await second.fire_due() == 0
+    assert len(await place.ids()) == 1
+
+
+async def test_a_new_schedule_makes_up_for_nothing(place: Place) -> None:
+    place.at(DAY)
+    scheduler = await place.scheduler(each_minute(misfire="catch_up"))
+    assert await scheduler.fire_due() == 0
+
+
+async def test_a_changed_schedule_replays_nothing(place: Place) -> None:
+    old = await place.scheduler(lambda one: one.schedule("@yearly", Report(), name="report"))
+    await old.fire_due()
+    place.at(200 * DAY)
+    new = await place.scheduler(each_minute(misfire="catch_up"))
+    assert await new.fire_due() == 0
+    place.at(200 * DAY + MINUTE)
+    assert await new.fire_due() == 1
+
+
+# Missed ticks
+
+
+async def down_for(place: Place, seconds: float, **options: object) -> list[str]:
+    """Fire the first minute, stop everything, come back; what was fired then."""
+    before = await place.scheduler(each_minute(**options))
+    await before.fire_due()
+    place.at(60)
+    await before.fire_due()
+    place.at(60 + seconds)
+    after = await place.scheduler(each_minute(**options))
+    await after.fire_due()
+    return (await place.ids())[1:]
+
+
+async def test_what_is_at_most_a_minute_late_is_fired_by_every_policy(place: Place) -> None:
+    assert await down_for(place, 61, misfire="skip") == at("01T00:02")
+
+
+async def test_skip_passes_by_what_was_missed(place: Place) -> None:
+    assert await down_for(place, 600.5, misfire="skip") == at("01T00:11")
+
+
+async def test_fire_once_fires_the_latest_that_was_missed(place: Place) -> None:
+    assert await down_for(place, 600.5) == at("01T00:10", "01T00:11")
+
+
+async def test_fire_once_without_grace_fires_one(place: Place) -> None:
+    assert await down_for(place, 600.5, misfire_grace=0) == at("01T00:11")
+
+
+async def test_catch_up_fires_all_in_order(place: Place) -> None:
+    wanted = at(*(f"01T00:{minute:02}" for minute in range(2, 12)))
+    assert await down_for(place, 600.5, misfire="catch_up") == wanted
+
+
+async def test_catch_up_goes_back_as_far_as_its_window(place: Place) -> None:
+    found = await down_for(place, 600.5, misfire="catch_up", catch_up_window=180)
+    assert found == at("01T00:09", "01T00:10", "01T00:11")
+
+
+async def test_a_year_of_missed_seconds_costs_nothing(place: Place) -> None:
+    def declare(one: Scheduler) -> None:
+        one.schedule("@every 1s", Report())
+        one.schedule("@every 1s", Report(), name="skips", misfire="skip", misfire_grace=2)
+
+    before = await place.scheduler(declare)
+    await before.fire_due()
+    place.at(365 * DAY + 0.5)
+    after = await place.scheduler(declare)
+    assert await after.fire_due() == 1 + 60 + 2
+
+
+# Overlap, pause, jitter, bounds
+
+
+async def test_overlap_is_decided_with_the_tick(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute(overlap="skip"))
+    told: list[Event] = []
+    scheduler.processor.events.subscribe(told.append)
+    await scheduler.fire_due()
+    for minute in (1, 2):
+        place.at(minute * MINUTE)
+        assert await scheduler.fire_due() == 1
+    assert await place.ids() == at("01T00:01")
+    ticks = [(one.tick % 3600, one.outcome) for one in told if isinstance(one, TickDecided)]
+    assert ticks == [(60.0, "fired"), (120.0, "skipped")]
+    await scheduler.processor.drain()
+    place.at(180)
+    await scheduler.fire_due()
+    assert await place.ids() == at("01T00:01", "01T00:03")
+
+
+async def test_a_pause_is_not_made_up_for(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute(misfire="catch_up"))
+    await scheduler.fire_due()
+    await scheduler.schedules.pause("report")
+    place.at(10 * MINUTE)
+    assert await scheduler.fire_due() == 0
+    await scheduler.schedules.resume("report")
+    place.at(11 * MINUTE)
+    assert await scheduler.fire_due() == 1
+
+
+async def test_a_pause_holds_at_once_and_over_a_restart(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    place.at(58)
+    await scheduler.fire_due()
+    await scheduler.schedules.pause("report")
+    place.at(60)
+    assert await scheduler.fire_due() == 0
+    again = await place.scheduler(each_minute())
+    assert await again.fire_due() == 0
+    (info,) = await again.schedules.list()
+    assert info.condition == "paused"
+
+
+async def test_jitter_is_the_same_whoever_fires_and_only_later(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute(jitter=30))
+    await scheduler.fire_due()
+    for minute in range(1, 9):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    late = [made.due % 60 for made in await place.jobs()]
+    assert all(0 <= one < 30 for one in late)
+    assert len(set(late)) == 8
+
+
+async def test_start_and_end_bound_the_ticks(place: Place) -> None:
+    begin = datetime(2026, 1, 1, 0, 2, tzinfo=UTC)
+    options = {"start": begin, "end": begin + timedelta(minutes=2)}
+    scheduler = await place.scheduler(each_minute(**options))
+    for minute in range(7):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    assert await place.ids() == at("01T00:02", "01T00:03")
+    (info,) = await scheduler.schedules.list()
+    assert info.condition == "over"
+
+
+async def test_once_is_once(place: Place) -> None:
+    when = datetime(2026, 1, 1, 0, 5, tzinfo=UTC)
+    scheduler = await place.scheduler(lambda one: one.schedule(when, Report()))
+    for minute in range(0, 20, 5):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    assert await place.ids() == at("01T00:05")
+
+
+async def test_what_is_disabled_is_declared_and_not_fired(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute(enabled=False))
+    await scheduler.fire_due()
+    place.at(60)
+    assert await scheduler.fire_due() == 0
+    (info,) = await scheduler.schedules.list()
+    assert info.condition == "disabled"
+
+
+# What is computed
+
+
+async def test_arguments_may_be_computed_from_the_nominal_time(place: Place) -> None:
+    def report_of(tick: datetime) -> Report:
+        return Report(kind=f"{tick:%H:%M %Z}")
+
+    scheduler = await place.scheduler(
+        lambda one: one.schedule("* * * * *", report_of, timezone="Europe/Rome", priority=9)
+    )
+    await scheduler.fire_due()
+    place.at(61.5)
+    await scheduler.fire_due()
+    (made,) = await place.jobs()
+    assert made.id == "report_of:2026-01-01T00:01:00Z"
+    assert (made.payload, made.priority) == (b'{"kind":"01:01 CET"}', 9)
+
+
+async def test_only_who_declares_a_computed_job_fires_it(place: Place) -> None:
+    mine = await place.scheduler(
+        lambda one: one.schedule("* * * * *", lambda _: Report(), name="report")
+    )
+    other = await place.scheduler(owner="other")
+    await mine.fire_due()
+    place.at(60)
+    assert await other.fire_due() == 0
+    assert await mine.fire_due() == 1
+
+
+async def test_one_that_cannot_be_computed_does_not_stop_the_others(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: datetime) -> Report:
+        raise ZeroDivisionError
+
+    def declare(one: Scheduler) -> None:
+        one.schedule("* * * * *", broken)
+        one.schedule("* * * * *", Report())
+
+    scheduler = await place.scheduler(declare)
+    await scheduler.fire_due()
+    place.at(60)
+    assert await scheduler.fire_due() == 1
+    assert "schedule 'broken'" in caplog.text
+    assert await place.ids() == at("01T00:01")
+
+
+async def test_the_enqueue_middleware_sees_each_tick(place: Place) -> None:
+    async def stamp(enqueueing: Enqueueing, call_next: Callable[[Enqueueing], object]) -> object:
+        enqueueing.add_headers(stamp="yes")
+        return await call_next(enqueueing)  # type: ignore[misc]
+
+    scheduler = await place.scheduler(each_minute())
+    scheduler.processor.use_enqueue(stamp)
+    await scheduler.fire_due()
+    place.at(60)
+    assert await scheduler.fire_due() == 1
+    assert (await place.jobs())[0].options.headers["stamp"] == "yes"
+
+
+# Who declares it
+
+
+async def test_what_nobody_declares_rests_and_is_kept_for_30_days(place: Place) -> None:
+    first = await place.scheduler(each_minute())
+    await first.fire_due()
+    place.at(60)
+    await first.fire_due()
+    other = await place.scheduler(owner="other")
+    place.at(DAY)
+    assert await other.fire_due() == 0
+    (info,) = await other.schedules.list()
+    assert (info.condition, info.last_job) == ("inactive", at("01T00:01")[0])
+    place.at(29 * DAY)
+    await other.fire_due()
+    assert len(await other.schedules.list()) == 1
+    place.at(31 * DAY)
+    await other.fire_due()
+    assert await other.schedules.list() == []
+
+
+async def test_while_one_half_declares_it_it_is_active(place: Place) -> None:
+    """A rolling deploy: the new code has dropped it, the old code still runs."""
+    old, new = await place.scheduler(each_minute()), await place.scheduler()
+    await old.fire_due()
+    for minute in range(1, 40):
+        place.at(minute * MINUTE)
+        await new.fire_due()
+        assert await old.fire_due() == 1
+    assert (await new.schedules.get("report")).condition == "active"
+
+
+async def test_the_newest_declaration_counts(place: Place) -> None:
+    old = await place.scheduler(each_minute())
+    await old.fire_due()
+    new = await place.scheduler(lambda one: one.schedule("@hourly", Report()))
+    await new.fire_due()
+    place.at(10 * MINUTE)
+    assert await old.fire_due() == 0
+    assert (await old.schedules.get("report")).trigger == "@hourly"
+
+
+async def test_two_applications_do_not_share_a_name(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await place.scheduler(each_minute(), owner="first")
+    second = await place.scheduler(lambda one: one.schedule("@hourly", Report()), owner="second")
+    await first.fire_due()
+    await second.fire_due()
+    assert "belongs to the application 'first'" in caplog.text
+    assert (await second.schedules.get("report")).owner == "first"
+    place.at(60)
+    assert await second.fire_due() == 0
+    assert await first.fire_due() == 1
+
+
+async def test_a_store_that_forgot_everything_is_told_again(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    await place.store.open()
+    await place.store.delete_schedule("report")
+    place.at(30)
+    await scheduler.fire_due()
+    place.at(60)
+    assert await scheduler.fire_due() == 1
+
+
+# By hand
+
+
+async def test_what_is_added_by_hand_is_fired_by_everyone(place: Place) -> None:
+    scheduler = await place.scheduler(owner="any")
+    added = await scheduler.schedules.add(
+        "tidy", "@every 5m", "report", '{"kind": "tidy"}', queue="low", overlap="skip"
+    )
+    assert (added.condition, added.owner, added.overlap) == ("active", "", "skip")
+    await scheduler.fire_due()
+    place.at(300)
+    assert await scheduler.fire_due() == 1
+    (made,) = await place.jobs()
+    assert (made.id, made.queue) == ("tidy:2026-01-01T00:05:00Z", "low")
+    await scheduler.schedules.remove("tidy")
+    place.at(600)
+    assert await scheduler.fire_due() == 0
+    with pytest.raises(ScheduleNotFound):
+        await scheduler.schedules.get("tidy")
+
+
+async def test_what_code_declares_is_neither_replaced_nor_removed_by_hand(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    with pytest.raises(DefinitionError, match="declared by the code of 'nimburion'"):
+        await scheduler.schedules.add("report", "@hourly", "report")
+    with pytest.raises(DefinitionError, match="pause it"):
+        await scheduler.schedules.remove("report")
+    place.at(DAY)
+    await scheduler.schedules.remove("report")
+
+
+async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    place.at(60)
+    await scheduler.fire_due()
+    extra = await scheduler.schedules.run_now("report")
+    assert extra == "report:now:1767225660000"
+    kept = await scheduler.schedules.history("report")
+    assert [one.id for one in kept] == [extra, *at("01T00:01")]
+    await scheduler.processor.drain()
+    info = await scheduler.schedules.get("report")
+    assert (info.last_tick, info.last_state) == (1_767_225_660.0, State.COMPLETED)
+
+
+async def test_what_this_version_cannot_read_is_left_alone(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    from nimburion.core.reading import ScheduleRecord
+
+    await place.store.open()
+    await place.store.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
+    await place.store.put_schedule(
+        ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
+    )
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    place.at(60)
+    assert await scheduler.fire_due() == 1
+    conditions = {one.name: one.condition for one in await scheduler.schedules.list()}
+    assert conditions == {"future": "unreadable", "odd": "unreadable", "report": "active"}
+    assert "schedule 'future' is not fired here" in caplog.text
+
+
+# Declaring
+
+
+def a_scheduler() -> Scheduler:
+    from nimburion.backends.memory import MemoryBackend
+
+    return Scheduler(Processor(MemoryBackend()))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"misfire": "later"}, "misfire must be one of skip, fire_once, catch_up, not 'later'"),
+        ({"overlap": "queue"}, "overlap must be one of"),
+        ({"timezone": "Mars"}, "there is no time zone"),
+        ({"name": "a b"}, "the name of a schedule must be"),
+        ({"name": "a" * 101}, "at most 100 characters"),
+        ({"jitter": -1}, "jitter must be seconds or a timedelta"),
+        ({"start": datetime(2026, 1, 1)}, "start must be a datetime with a time zone"),  # noqa: DTZ001
+        ({"priority": 11}, "priority must be from 0 to 9"),
+        ({"queue": "a b"}, "queue must be"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_it_is_declared(
+    options: ScheduleOptions, problem: str
+) -> None:
+    with pytest.raises(DefinitionError, match=problem):
+        a_scheduler().schedule("@daily", Report(), **options)
+
+
+def test_what_is_no_job_is_refused() -> None:
+    with pytest.raises(DefinitionError, match="is no job"):
+        a_scheduler().schedule("@daily", 7)  # type: ignore[call-overload]
+
+
+def test_a_name_is_declared_once() -> None:
+    scheduler = a_scheduler()
+    assert scheduler.schedule("@daily", Report()) == "report"
+    with pytest.raises(DefinitionError, match="give this one another name="):
+        scheduler.schedule("@hourly", Report())
+    assert scheduler.schedule("@hourly", Report(), name="hourly") == "hourly"
+
+
+def test_the_form_of_a_decorator() -> None:
+    scheduler = a_scheduler()
+
+    @scheduler.schedule("@hourly")
+    @job
+    def clean_up() -> None: ...
+
+    @scheduler.schedule("@daily", name="computed")
+    def for_day(tick: datetime) -> Report:
+        return Report(kind=f"{tick:%A}")
+
+    scheduler.schedule("@weekly")(Report)
+    assert scheduler.names == ["clean_up", "computed", "report"]
+    assert for_day(datetime(2026, 1, 1, tzinfo=UTC)).kind == "Thursday"
+    clean_up()
+
+
+def test_tasks_of_the_configuration() -> None:
+    scheduler = a_scheduler()
+    task = TaskSettings(name="t", cron="0 2 * * *", job_name="report", payload='{"kind": "x"}')
+    scheduler.add_tasks(SchedulerSettings(tasks=(task,)))
+    assert scheduler.names == ["t"]
+    wrong = TaskSettings(name="w", cron="0 26 * * *", job_name="report")
+    with pytest.raises(DefinitionError, match=r"scheduler task 'w': .* field 2 \(hour\) '26'"):
+        scheduler.add_tasks(SchedulerSettings(tasks=(wrong,)))
+
+
+# Coming and going
+
+
+async def test_it_starts_and_stops_with_the_worker(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    processor = scheduler.processor
+    await processor.start()
+    assert scheduler.running
+    with pytest.raises(DefinitionError, match="before the scheduler is started"):
+        scheduler.schedule("@daily", Report(), name="late")
+    with pytest.raises(DefinitionError, match="before the processor is started"):
+        Scheduler(processor)
+    await processor.stop(0.0)
+    assert not scheduler.running
+
+
+async def test_alone_it_runs_without_a_worker(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.start()
+    await scheduler.start()
+    await scheduler.stop()
+    await scheduler.stop()
+    await scheduler.processor.close()
+    with pytest.raises(NotOpen):
+        await scheduler.processor.pending_count()
