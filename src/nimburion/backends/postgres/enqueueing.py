@@ -47,6 +47,25 @@ def arguments_of(jobs: Sequence[NewJob]) -> list[Any]:
     ]
 
 
+@refusing
+def alone(job: NewJob) -> list[Any] | None:
+    """What `enqueue_one_1` takes behind the time; None for a job that needs more than that."""
+    options = None if job.options is NO_OPTIONS else options_text(job.options)
+    if job.at is not None or job.after or job.options.unique_key is not None:
+        return None
+    packed = pack_id(job.id)
+    return [
+        text_of(job.queue),
+        text_of(job.name),
+        9 - job.priority,
+        packed,
+        job.digest(),
+        job.payload,
+        options,
+        ended_since([packed]),
+    ]
+
+
 def _times_of(jobs: Sequence[NewJob]) -> tuple[list[int | None] | None, list[int] | None]:
     """When each is due, and after how long; None where none says so."""
     ats = afters = None

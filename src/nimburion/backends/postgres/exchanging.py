@@ -7,7 +7,6 @@ from operator import itemgetter
 from typing import Any
 
 from nimburion.backends.postgres.records import (
-    EVER,
     MICRO,
     encode_json,
     int4,
@@ -41,6 +40,8 @@ _DONE = Settled.DONE
 _WAITING = 64
 """Lanes a reply names at most."""
 _NOTHING: tuple[None, ...] = (None,) * 9
+
+_place = itemgetter(0)
 
 Rest = tuple[bytes | None, int | None, str | None, float | None]
 """Result or error, delay, reason or message, fraction."""
@@ -175,8 +176,3 @@ def rung_of(said: Any) -> list[str]:  # noqa: ANN401 - a row
     """The queues that an exchange rings."""
     lanes = said["lanes"] or ()
     return [queue for lane, queue in zip(lanes, said["queues"] or (), strict=True) if lane is None]
-
-
-_place = itemgetter(0)
-
-NO_FLOORS: tuple[Any, ...] = ([], [], EVER)

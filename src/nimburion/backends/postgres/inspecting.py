@@ -124,7 +124,7 @@ def counts_of(rows: list[Any]) -> dict[State, int]:
     return counts
 
 
-def queues_of(rows: list[Any], now: int) -> list[QueueInfo]:
+def queues_of(rows: list[Any]) -> list[QueueInfo]:
     """What `queues_1` answered, by name."""
     queues = [
         QueueInfo(
@@ -132,10 +132,10 @@ def queues_of(rows: list[Any], now: int) -> list[QueueInfo]:
             size=size,
             scheduled=scheduled,
             processing=processing,
-            oldest_age=0.0 if oldest is None else max(0, now - oldest) / MICRO,
+            oldest_age=max(0, age or 0) / MICRO,
             paused=paused,
         )
-        for name, size, scheduled, processing, oldest, paused in rows
+        for name, size, scheduled, processing, age, paused in rows
     ]
     return sorted(queues, key=lambda queue: queue.name)
 

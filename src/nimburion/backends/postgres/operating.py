@@ -39,6 +39,10 @@ class Operating(ABC):
         """The time of a test's clock."""
 
     @abstractmethod
+    def _mono(self) -> int | None:
+        """The time of a test's clock that sessions live by."""
+
+    @abstractmethod
     def _ring(self, queues: Collection[str]) -> None:
         """Ring queues."""
 
@@ -84,6 +88,7 @@ class Operating(ABC):
         asked = maintaining.pruning_of(keep)
         statement = "SELECT nb.prune_1($1, $2, $3, $4, $5, $6)"
         ((count,),) = await self._ask(statement, self._now(), *asked, limit)
+        await self._ask("SELECT nb.days_1()")
         return int(count)
 
     # --- readers ---
@@ -91,8 +96,8 @@ class Operating(ABC):
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
         rows = await self._ask(
-            "SELECT * FROM nb.get_1($1, nb.find_1(ARRAY[$2]::bytea[]), true)",
-            await self._time(),
+            "SELECT * FROM nb.get_1(nb.time_1($1), nb.find_1(ARRAY[$2]::bytea[]), true)",
+            self._now(),
             asked_id(job_id),
         )
         return inspecting.record_of(rows, job_id)
@@ -106,41 +111,35 @@ class Operating(ABC):
         payloads: bool = False,
     ) -> Page:
         """See `Backend.list_jobs`."""
-        now = await self._time()
+        now = self._now()
         found = await self._ask(
-            "SELECT seq FROM nb.seek_1($1, $2, $3, $4, $5, $6, $7, $8)",
+            "SELECT seq FROM nb.seek_1(nb.time_1($1), $2, $3, $4, $5, $6, $7, $8)",
             now,
             *inspecting.filter_of(which, which.states),
             inspecting.seq_of(after),
             limit + 1,
         )
         seqs = [seq for (seq,) in found]
-        rows = await self._ask("SELECT * FROM nb.get_1($1, $2, $3)", now, seqs[:limit], payloads)
+        rows = await self._ask(
+            "SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, seqs[:limit], payloads
+        )
         return inspecting.page_of(rows, seqs, limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
         asked = None if queue is None else asked_text(queue)
-        statement = "SELECT * FROM nb.counts_1($1, $2)"
-        return inspecting.counts_of(await self._ask(statement, await self._time(), asked))
+        statement = "SELECT * FROM nb.counts_1(nb.time_1($1), $2)"
+        return inspecting.counts_of(await self._ask(statement, self._now(), asked))
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
-        now = await self._time()
-        return inspecting.queues_of(await self._ask("SELECT * FROM nb.queues_1($1)", now), now)
+        statement = "SELECT * FROM nb.queues_1(nb.time_1($1))"
+        return inspecting.queues_of(await self._ask(statement, self._now()))
 
     async def sessions(self) -> list[SessionInfo]:
         """See `Backend.sessions`."""
-        statement = "SELECT * FROM nb.sessions_1($1)"
-        return inspecting.sessions_of(await self._ask(statement, await self._lifetime()))
-
-    @abstractmethod
-    async def _time(self) -> int:
-        """The store's time."""
-
-    @abstractmethod
-    async def _lifetime(self) -> int:
-        """The time that sessions live by."""
+        statement = "SELECT * FROM nb.sessions_1(nb.time_1($1))"
+        return inspecting.sessions_of(await self._ask(statement, self._mono()))
 
     # --- schedules ---
 

@@ -12,6 +12,7 @@ from nimburion.backends.postgres import enqueueing, exchanging, joining, migrati
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.backends.postgres.examining import findings
+from nimburion.backends.postgres.floors import Floors
 from nimburion.backends.postgres.naming import named
 from nimburion.backends.postgres.operating import Operating
 from nimburion.backends.postgres.records import micros, time_of
@@ -40,7 +41,10 @@ def _call(function: str, count: int) -> str:
     return f"SELECT * FROM nb.{function}({places})"  # noqa: S608 - names of ours
 
 
+_A_SECOND = 1000
+"""Jobs that a busy server may take a second for, beyond its time."""
 _ENQUEUE = _call("enqueue_1", 15)
+_ENQUEUE_ONE = "SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _EXCHANGE = _call("exchange_1", 22)
 _OPEN_SESSION = _call("open_session_1", 7)
 _CLOSE_SESSION = _call("close_session_1", 5)
@@ -161,14 +165,9 @@ class PostgresBackend(Operating, Upgrading):
     def _mono(self) -> int | None:
         return None if self._given is None else micros(self._given.monotonic())
 
-    async def _time(self) -> int:
-        return micros(time.time()) if self._given is None else micros(self._given.now())
-
-    async def _lifetime(self) -> int:
-        return micros(time.time()) if self._given is None else micros(self._given.monotonic())
-
     async def _ask(self, statement: str, *arguments: Any) -> list[Any]:
-        return await self._here().asks.rows(named(statement, self.address), *arguments)
+        opened = self._here()
+        return await opened.asks.rows(opened.named(statement), *arguments)
 
     def _ring(self, queues: Collection[str]) -> None:
         self._here().bell.ring(queues)
@@ -179,8 +178,13 @@ class PostgresBackend(Operating, Upgrading):
         """See `Backend.enqueue`."""
         if not jobs:
             return []
-        ((letters, holders),) = await self._ask(
-            _ENQUEUE, self._now(), *enqueueing.arguments_of(jobs)
+        if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
+            self._ring([jobs[0].queue])
+            return [Enqueued(jobs[0].id, "created")]
+        opened = self._here()
+        asked, extra = enqueueing.arguments_of(jobs), len(jobs) / _A_SECOND
+        ((letters, holders),) = await opened.asks.rows(
+            opened.named(_ENQUEUE), self._now(), *asked, extra=extra
         )
         results = enqueueing.results_of(jobs, letters, holders)
         if letters is None or "c" in letters:
@@ -195,6 +199,14 @@ class PostgresBackend(Operating, Upgrading):
         """See `nimburion.core.backend.Joining`. One of the store's own gives an
         `asyncpg.Connection`."""
         return joining.transaction_of(self._here().joint, lent, self._now)
+
+    async def _enqueue_one(self, job: NewJob) -> bool:
+        """Store a job in the way most of them go; False when it is not one of these."""
+        asked = enqueueing.alone(job)
+        if asked is None:
+            return False
+        ((stored,),) = await self._ask(_ENQUEUE_ONE, self._now(), *asked)
+        return bool(stored)
 
     # --- workers ---
 
@@ -211,12 +223,16 @@ class PostgresBackend(Operating, Upgrading):
         """See `Backend.exchange`."""
         opened = self._here()
         arguments = exchanging.arguments_of(session_id, number, settlements, want)
+        await opened.exchanges.connect()
+        floors = opened.floors.asked(opened.exchanges.driver)
+        extra = (len(settlements) + want.total) / _A_SECOND
         rows = await opened.exchanges.rows(
-            opened.exchange, self._now(), *arguments, *exchanging.NO_FLOORS
+            opened.exchange, self._now(), *arguments, *floors, extra=extra
         )
-        rung = exchanging.rung_of(rows[-1])
+        said = rows[-1]
         reply = exchanging.reply_of(rows, session_id, number, want)
-        opened.bell.ring(rung)
+        opened.floors.note(said)
+        opened.bell.ring(exchanging.rung_of(said))
         return reply
 
     async def beat(self, session_id: str) -> Orders:
@@ -263,14 +279,24 @@ class Opened:
         self.joint: joining.Joint = joining.Joint(address, "", self.lends)
         self.exchanges: Link = Link(address, asyncio.sleep)
         self.bell: Bell = Bell(Link(address, asyncio.sleep), self.asks)
+        self.floors: Floors = Floors(time.monotonic)
         self.exchange: str = named(_EXCHANGE, address)
+        self._named: dict[str, str] = {}
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.pid: int = os.getpid()
+
+    def named(self, statement: str) -> str:
+        """A statement with the names of this store."""
+        found = self._named.get(statement)
+        if found is None:
+            found = self._named[statement] = named(statement, self.address)
+        return found
 
     async def start(self) -> None:
         """Look at the server and at the format."""
         async with self.asks.one() as link:
             standing = await migrating.open_format(link, self.address, migrating.wanted())
+            await link.rows(self.named("SELECT nb.days_1()"))
         self.joint = joining.Joint(self.address, standing.identity, self.lends)
 
     async def close(self) -> None:

@@ -29,7 +29,7 @@ BEGIN
         LEFT JOIN unnest(p_floor_lanes, p_floors) AS f (lane, floor) ON f.lane = a.id
         WHERE EXISTS (
             SELECT FROM nb.ready r
-            WHERE r.lane = a.id AND r.due >= coalesce(f.floor, -9223372036854775808)
+            WHERE r.lane = a.id AND (r.due >= f.floor OR f.floor IS NULL OR a.late OR f.floor > p_now)
         )
     );
     PERFORM FROM nb.gate WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;

@@ -75,7 +75,7 @@ BEGIN
     SELECT * INTO promoted
     FROM nb.promote_1(now, CASE WHEN is_new THEN 10000 ELSE 0 END, p_scheduled_floor);
     SELECT * INTO lines
-    FROM nb.open_lines_1(p_queues, p_names, p_levels, p_caps, locked, p_floor_lanes, p_floors);
+    FROM nb.open_lines_1(now, p_queues, p_names, p_levels, p_caps, locked, p_floor_lanes, p_floors);
     IF NOT is_new THEN
         RETURN QUERY SELECT * FROM nb.repeat_1(me, p_number);
         handed := FOUND;

@@ -12,11 +12,6 @@ DECLARE
     last record;
 BEGIN
     SELECT * INTO h FROM nb.horizon WHERE what = p_what FOR UPDATE;
-    IF p_what = 'result' THEN  -- the results of what is forgotten are forgotten with it
-        SELECT CASE WHEN (c.finished, c.seq) > (h.finished, h.seq) THEN c.finished ELSE h.finished END AS finished,
-            CASE WHEN (c.finished, c.seq) > (h.finished, h.seq) THEN c.seq ELSE h.seq END AS seq
-        INTO h FROM nb.horizon c WHERE c.what = 'completed';
-    END IF;
     IF p_before IS NULL OR p_limit <= 0 OR (p_before, 0) <= (h.finished, h.seq) THEN
         RETURN 0;
     END IF;

@@ -8,6 +8,9 @@ CREATE OR REPLACE FUNCTION nb.promote_1(
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET jit TO off AS $$
 BEGIN
+    IF p_floor > p_now THEN  -- the clock was set back
+        p_floor := -9223372036854775808;
+    END IF;
     moved := 0;
     SELECT s.due INTO next_due FROM nb.scheduled s WHERE s.due >= p_floor ORDER BY s.due, s.seq LIMIT 1;
     IF next_due IS NULL OR next_due > p_now OR p_limit <= 0 THEN

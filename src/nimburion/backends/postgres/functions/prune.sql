@@ -17,6 +17,8 @@ BEGIN
     DELETE FROM nb.turn t WHERE NOT EXISTS (SELECT FROM nb.session s WHERE s.n = t.session AND NOT s.over);
     DELETE FROM nb.unique_key u WHERE u.until <= now;
     room := room - nb.pass_1('completed', now - p_completed, room);
+    UPDATE nb.horizon r SET finished = c.finished, seq = c.seq FROM nb.horizon c  -- results go with it
+    WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished, c.seq) > (r.finished, r.seq);
     FOR one IN
         SELECT d.seq FROM nb.dead d WHERE d.finished < now - p_failed
         ORDER BY d.finished, d.seq LIMIT room FOR UPDATE SKIP LOCKED
@@ -30,5 +32,11 @@ BEGIN
         room := room - nb.prune_beyond_1(p_most, room);
     END IF;
     room := room - nb.pass_1('result', now - p_results, room);
+    DELETE FROM nb.done_other d WHERE d.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM nb.done_other o, nb.horizon h
+        WHERE h.what = 'completed' AND o.finished < h.finished LIMIT 10000));
+    DELETE FROM nb.result_other d WHERE d.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM nb.result_other o, nb.horizon h
+        WHERE h.what = 'result' AND o.finished < h.finished LIMIT 10000));
     RETURN p_limit - room;
 END $$;

@@ -136,9 +136,8 @@ CREATE TABLE nb.done (
     message text
 ) PARTITION BY RANGE (finished);
 CREATE INDEX done_id ON nb.done (id);
-CREATE INDEX done_seq ON nb.done USING brin (seq) WITH (pages_per_range = 32, autosummarize = on);
-CREATE INDEX done_finished ON nb.done USING brin (finished)
-    WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX done_seq ON nb.done USING brin (seq) WITH (pages_per_range = 32);
+CREATE INDEX done_finished ON nb.done USING brin (finished) WITH (pages_per_range = 32);
 CREATE TABLE nb.done_other PARTITION OF nb.done DEFAULT;
 
 CREATE TABLE nb.result (
