@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
@@ -28,8 +29,10 @@ JOBS = 200_000
 AT_ONCE = 50
 OFTEN = 8
 """PostgreSQL plans a statement of a function anew five times, and then, as a rule, once for all."""
-MOST_BLOCKS = 60
+MOST_BLOCKS = 40
 """Pages of 8 KiB that the way of a job through one exchange may touch."""
+LONG = 200
+"""Exchanges while an old snapshot is held."""
 SESSION = "5e" * 16
 LARGE = frozenset(
     {"job", "ready", "scheduled", "lease", "past", "unique_key", "turn", "done", "result"}
@@ -124,6 +127,19 @@ async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Expl
     )
     await check(worker, "nine of ten are gone and not vacuumed", most=None)
     await check(worker, "nine of ten are gone")
+
+
+async def test_an_old_snapshot_makes_no_exchange_slower(
+    server: PostgresServer, worker: Explained
+) -> None:
+    """Nothing that was deleted can be removed while it is held; what is dead is not read again."""
+    server.ask(_FILL.replace("JOBS", str(JOBS)))
+    with psycopg.connect(server.url) as report:
+        report.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        report.execute("SELECT FROM nimburion.ready LIMIT 1")
+        needed = [max(map(blocks_of, await worker.exchange())) for _ in range(LONG)]
+    early, late = needed[LONG // 10], needed[-1]
+    assert late < 1.1 * early < MOST_BLOCKS * AT_ONCE, f"{early} pages at first, {late} later"
 
 
 async def check(worker: Explained, when: str, most: int | None = MOST_BLOCKS) -> None:

@@ -130,7 +130,7 @@ POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
 
 KINDS: Mapping[str, Callable[[], Kept]] = {**REDIS_KINDS, **POSTGRES_KINDS}
 
-FROM_WHEELS = "valkey,postgres"
+FROM_WHEELS = "valkey"
 BINARIES = {
     "valkey": valkey_binary,
     "redis": redis_binary,
