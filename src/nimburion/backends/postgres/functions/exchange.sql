@@ -75,7 +75,7 @@ BEGIN
     SELECT * INTO promoted
     FROM nb.promote_1(now, CASE WHEN is_new THEN 10000 ELSE 0 END, p_scheduled_floor);
     SELECT * INTO lines
-    FROM nb.open_lines_1(now, p_queues, p_names, p_levels, p_caps, locked, p_floor_lanes, p_floors);
+    FROM nb.open_lines_1(now, p_queues, p_names, p_levels, locked, p_floor_lanes, p_floors);
     IF NOT is_new THEN
         RETURN QUERY SELECT * FROM nb.repeat_1(me, p_number);
         handed := FOUND;
@@ -83,8 +83,8 @@ BEGIN
         IF p_total <= 0 OR lines.ids IS NULL THEN
             NULL;
         ELSIF cardinality(lines.ids) = 1 THEN  -- nothing to merge: as `take_1`, in fewer steps
-            most := LEAST(p_total, coalesce(p_caps[lines.groups[1]], p_total),
-                coalesce(lines.rooms[1], p_total));
+            most := GREATEST(0, LEAST(p_total, coalesce(p_caps[lines.groups[1]], p_total),
+                coalesce(lines.rooms[1], p_total)));
             RETURN QUERY
             WITH t AS (
                 DELETE FROM nb.ready r WHERE r.ctid = ANY (ARRAY(
