@@ -1,6 +1,6 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
-The variable NB_TEST_SERVERS names them, with commas between; without it, Valkey from its wheel runs.
+The variable NB_TEST_SERVERS names them, with commas between; without it, that of Valkey's wheel.
 NB_TEST_DEALT names some of them that deal the contract's cases out: each runs on one of these.
 """
 
