@@ -196,7 +196,7 @@ class PostgresServer:
         with psycopg.connect(
             self.url_for(OWNER, database=database), autocommit=True, connect_timeout=10
         ) as connection:
-            cursor = connection.execute(statement, parameters or None)
+            cursor = connection.execute(statement.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
 
     def empty(self) -> None:
