@@ -23,7 +23,7 @@ from nimburion.jobs.client import Client
 from nimburion.jobs.errors import InvalidJob, JobNotFound, NotOpen, UseAwait, WaitTimeout
 from nimburion.jobs.portal import SyncClient, Synced
 
-LIVING = {"open", "close"}
+LIVING = {"open", "close", "pass_through"}
 """Of the loop that owns the processor alone."""
 
 

@@ -158,7 +158,7 @@ def test_the_wheel_speaks_no_tls() -> None:
 
 def test_a_run_asks_for_the_wheel_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NB_TEST_SERVERS", raising=False)
-    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey", "postgres"}
+    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey"}
 
 
 def test_a_run_asks_for_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
