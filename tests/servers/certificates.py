@@ -8,6 +8,8 @@ from pathlib import Path
 
 KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
 SERVER = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+USAGE = "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"
+"""Python 3.13 asks for it."""
 
 
 @dataclass(frozen=True)
@@ -31,5 +33,6 @@ def make_certificates(folder: Path) -> Certificates:
 def sign(name: str, certificate: Path, key: Path, *more: str) -> None:
     """Make a key and a certificate for it; without a signer it signs itself."""
     files = ["-keyout", str(key), "-out", str(certificate)]
-    command = ["openssl", "req", "-x509", "-days", "2", *KEY, *files, "-subj", f"/CN={name}", *more]
+    command = ["openssl", "req", "-x509", "-days", "2", *KEY, *files, "-subj", f"/CN={name}"]
+    command += ["-addext", USAGE, *more]
     subprocess.run(command, check=True, capture_output=True)
