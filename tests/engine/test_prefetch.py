@@ -6,7 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import msgspec
+import pytest
+
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.backend import Capabilities
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import State
 from nimburion.core.settlement import Settlement
@@ -61,3 +65,36 @@ async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> N
             await asyncio.sleep(0)
         assert (await store.counts())[State.PROCESSING] == 2
         assert store.exchanges - before <= 2
+
+
+class Elsewhere(MemoryBackend):
+    """Says that another process does its work."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return msgspec.structs.replace(super().capabilities, remote=True)
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, MemoryBackend])
+async def test_twice_what_an_exchange_brings_is_held_of_a_store_in_another_process(
+    kind: type[MemoryBackend],
+) -> None:
+    clock = FakeClock()
+    store = kind(clock=clock)
+    processor = Processor(store, clock=clock, concurrency=10, session_ttl=1e6)
+    most = 0
+
+    async def handle(_: Context, data: bytes) -> None:
+        nonlocal most
+        most = max(most, processor.health().held)
+
+    processor.register("job", handle)
+    async with processor, asyncio.timeout(30), AsyncExitStack() as stack:
+        stack.push_async_callback(processor.stop, 0)
+        for _ in range(3_000):
+            await processor.enqueue_raw("job", b"{}")
+        await processor.start()
+        while (await store.counts())[State.COMPLETED] < 3_000:
+            await asyncio.sleep(0)
+    assert 400 < most <= 1_000
+    assert (most > 500) is (kind is Elsewhere)

