@@ -52,6 +52,18 @@ async def test_a_tick_makes_one_job_that_says_where_it_comes_from(place: Place) 
     }
 
 
+async def test_many_that_are_due_at_once_are_all_decided_at_once(place: Place) -> None:
+    def declare(scheduler: Scheduler) -> None:
+        for n in range(200):
+            scheduler.schedule("* * * * *", Report(), name=f"report-{n}")
+
+    scheduler = await place.scheduler(declare)
+    assert await scheduler.fire_due() == 0
+    for minute in (1, 2):
+        place.at(minute * MINUTE)
+        assert await scheduler.fire_due() == 200
+
+
 async def test_five_schedulers_make_one_job_per_tick(place: Place) -> None:
     crew = [await place.scheduler(each_minute()) for _ in range(5)]
     decided = 0

@@ -153,7 +153,7 @@ class Scheduler(Service):
 
     def _take(self, most: int) -> list[Entry]:
         due = self._roster.due(self._time.now())
-        return [entry for entry, _ in zip(due, range(most), strict=False)]
+        return [entry for _, entry in zip(range(most), due, strict=False)]
 
     async def _look(self) -> None:
         """Read what is in the store, when it is time to."""
