@@ -80,7 +80,6 @@ class _Listener(Service):
         self._backend = backend
         self._queues = queues
         self._on_hint = on_hint
-        self._rings = backend.capabilities.notifies
         self.taken = asyncio.Event()
         if not backend.capabilities.patient:
             self.taken.set()
@@ -95,7 +94,8 @@ class _Listener(Service):
             self._on_hint()
 
     async def _wait(self) -> None:
-        timeout = _IDLE_POLL if self.quiet and self._rings else _POLL
+        rings = self._backend.capabilities.notifies
+        timeout = _IDLE_POLL if self.quiet and rings else _POLL
         try:
             await self._backend.wait(self._queues, timeout)
         except BackendError as error:

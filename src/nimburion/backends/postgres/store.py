@@ -8,6 +8,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
+
 from nimburion.backends.postgres import enqueueing, exchanging, joining, migrating, sessions
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
@@ -38,6 +40,8 @@ CAPABILITIES = Capabilities(
     shared=True,
     remote=True,
 )
+BEHIND_A_POOLER = msgspec.structs.replace(CAPABILITIES, notifies=False)
+"""PgBouncer lends a connection for a transaction: nobody can listen on one."""
 
 
 def _call(function: str, count: int) -> str:
@@ -104,8 +108,10 @@ class PostgresBackend(Operating, Upgrading):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
-        return CAPABILITIES
+        """What it can do. Behind a pooler nothing is heard of other processes: known when open."""
+        opened = self._opened
+        pooled = self.address.pooler == "yes" if opened is None else opened.pooled
+        return BEHIND_A_POOLER if pooled else CAPABILITIES
 
     def describe(self) -> str:
         """Name the store."""
@@ -285,6 +291,7 @@ class Opened:
         self.exchanges: Link = Link(address, asyncio.sleep)
         self.bell: Bell = Bell(Link(address, asyncio.sleep), self.asks)
         self.floors: Floors = Floors(time.monotonic)
+        self.pooled: bool = False
         self.exchange: str = named(_EXCHANGE, address)
         self._named: dict[str, str] = {}
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
@@ -301,6 +308,7 @@ class Opened:
         """Look at the server and at the format."""
         async with self.asks.one() as link:
             standing = await migrating.open_format(link, self.address, migrating.wanted())
+            self.pooled = link.seen.pooled
             await link.rows(self.named("SELECT nb.days_1()"))
         self.joint = joining.Joint(self.address, standing.identity, self.lends)
 
