@@ -82,6 +82,12 @@ BEGIN
     ELSE
         IF p_total <= 0 OR lines.ids IS NULL THEN
             NULL;
+        ELSIF nb.has_large_1() THEN
+            RETURN QUERY SELECT * FROM nb.take_bounded_1(now, me, p_number, p_nonce, p_ageing, lines.ids,
+                lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors,
+                nb.look_1(p_total, now, p_ageing, lines.ids, lines.groups, lines.ranks, lines.levels,
+                    lines.floors, lines.rooms, p_queues, p_names, p_caps));
+            handed := FOUND;
         ELSIF cardinality(lines.ids) = 1 THEN  -- nothing to merge: as `take_1`, in fewer steps
             most := GREATEST(0, LEAST(p_total, coalesce(p_caps[lines.groups[1]], p_total),
                 coalesce(lines.rooms[1], p_total)));
