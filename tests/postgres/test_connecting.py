@@ -217,6 +217,22 @@ async def test_who_is_not_let_in_is_told_why(postgres_binary: Binary) -> None:
         )
 
 
+@pytest.mark.parametrize("mode", ["", "?sslmode=prefer", "?sslmode=disable"])
+async def test_what_is_no_postgresql_is_said_to_be_none(mode: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = Link(parse(f"postgresql://127.0.0.1:{port}/x{mode}"), asyncio.sleep)
+        with pytest.raises(BackendUnavailable, match="PostgreSQL server") as caught:
+            await link.connect()
+    assert "\n" not in str(caught.value)
+    assert "TLS" not in str(caught.value)
+
+
 async def test_nobody_there_is_said_in_one_line() -> None:
     with pytest.raises(BackendUnavailable, match="there is no socket"):
         await Link(parse("postgresql:///x?host=/nowhere"), asyncio.sleep).connect()

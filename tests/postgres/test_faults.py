@@ -7,12 +7,15 @@ import ssl
 import asyncpg
 import pytest
 
+from nimburion.backends.postgres.address import Address
+from nimburion.backends.postgres.dialing import why_not
 from nimburion.backends.postgres.faults import (
     asks_to_repeat,
     breaks_connection,
     code_of,
     meaning_of,
 )
+from nimburion.backends.urls import Node
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,
@@ -123,3 +126,32 @@ def test_its_hint_stands_in_the_line_and_its_detail_does_not() -> None:
         {"S": "ERROR", "C": "42501", "M": "permission\ndenied", "D": "(1, secret)", "H": "Hint."}
     )
     assert "(permission denied Hint.)" in str(meaning_of(error, "h", sent=True))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+    ],
+)
+def test_words_of_the_driver_about_itself_are_not_repeated(error: Exception) -> None:
+    meant = meaning_of(error, "PostgreSQL h/d", sent=True)
+    assert str(meant) == (
+        "PostgreSQL h/d: the connection was lost in the middle of an answer; it may have been "
+        "applied or not"
+    )
+    begun = why_not(error, Node("h", 1), Address())
+    assert "h:1 hung up: it restarts, or is no PostgreSQL server" in str(begun)
+    assert "switch" not in str(begun)
+    assert "another operation" not in str(begun)
+
+
+def test_who_must_come_by_tls_is_told_how() -> None:
+    error = said("28000", 'no pg_hba.conf entry for host "h", user "u", no encryption')
+    assert "add sslmode=require" in str(meaning_of(error, "h", sent=False))
+    assert "sslmode" not in str(meaning_of(said("28P01"), "h", sent=False))
+
+
+def test_a_right_that_lacks_names_the_command_for_the_owner() -> None:
+    assert "migrate up --grant ROLE" in str(meaning_of(said("42501"), "h", sent=False))

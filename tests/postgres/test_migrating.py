@@ -64,6 +64,15 @@ async def test_an_empty_database_gets_its_tables_when_a_store_opens(
     assert await open_format(link, address, FIRST) == found
 
 
+async def test_a_name_that_is_taken_is_said_and_left_alone(link: Link, address: Address) -> None:
+    await link.connect()
+    await link.driver.execute("CREATE SCHEMA nimburion; CREATE TABLE nimburion.thing (mine int)")
+    with pytest.raises(ConfigurationError, match='"thing" already exists.*schema.*prefix'):
+        await open_format(link, address, FIRST)
+    assert await link.rows("SELECT mine FROM nimburion.thing") == []
+    assert await standing(link, address) == NOTHING
+
+
 async def test_a_plan_says_what_is_missing_and_changes_nothing(
     link: Link, address: Address
 ) -> None:

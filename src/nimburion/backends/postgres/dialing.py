@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from nimburion.backends.postgres.address import Address, Tls
-from nimburion.backends.postgres.faults import FAULTS, code_of, meaning_of
+from nimburion.backends.postgres.faults import FAULTS, code_of, is_cut_short, meaning_of
 from nimburion.backends.urls import Node
 from nimburion.core.errors import (
     BackendUnavailable,
@@ -27,6 +27,12 @@ Driver = Any
 OLDEST = 150_000
 """The `server_version_num` of the oldest server that the tests run on."""
 
+_HUNG_UP = (
+    ConnectionError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 _LOOK = """SELECT pg_backend_pid(), current_setting('server_version_num')::int4,
     current_setting('default_transaction_isolation'), pg_is_in_recovery(),
     current_setting('transaction_read_only')"""
@@ -142,10 +148,10 @@ def why_not(error: Exception, node: Node | None, address: Address) -> NimburionE
     """What kept us from connecting, and what to do about it."""
     where = address.describe()
     place = str(node) if node else "the server"
-    if code_of(error):
+    if code_of(error) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
         return _of_pooler(error, where) or meaning_of(error, where, sent=False)
     problem = (
-        _of_tls(error, place)
+        _of_tls(error, place, address.tls)
         or _of_network(error, place)
         or _of_silence(error, place, address)
         or _of_strangers(error, place)
@@ -169,12 +175,14 @@ def _of_pooler(error: Exception, where: str) -> NimburionError | None:
     return None
 
 
-def _of_tls(error: Exception, place: str) -> str | None:
+def _of_tls(error: Exception, place: str, tls: Tls) -> str | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
         return f"the certificate of {place} is not accepted: {why}; see sslrootcert and sslmode"
     if isinstance(error, ssl.SSLError):
         return f"TLS with {place} failed: {error.reason or error}"
+    if "rejected SSL upgrade" in str(error) and tls.sslmode in {None, "allow", "prefer"}:
+        return f"{place} does not answer like a PostgreSQL server; correct host and port"
     if "rejected SSL upgrade" in str(error):
         return f"{place} does not speak TLS; let it, or leave sslmode out"
     return None
@@ -198,9 +206,11 @@ def _of_network(error: Exception, place: str) -> str | None:
 def _of_silence(error: Exception, place: str, address: Address) -> str | None:
     if not isinstance(error, TimeoutError):
         return None
-    return f"no answer from {place} within {address.timeout:g} s"
+    return f"no answer from {place} within {address.timeout:g} s; is it a PostgreSQL server, and up?"
 
 
 def _of_strangers(error: Exception, place: str) -> str | None:
-    lost = isinstance(error, ConnectionError | asyncpg.InterfaceError | asyncpg.InternalClientError)
-    return f"{place} hung up: is it a PostgreSQL server? ({error})" if lost else None
+    if not isinstance(error, _HUNG_UP):
+        return None
+    words = "in the middle of an answer" if is_cut_short(error) else str(error)
+    return f"{place} hung up: it restarts, or is no PostgreSQL server ({words})"

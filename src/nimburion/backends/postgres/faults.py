@@ -52,6 +52,7 @@ _PASSING: Mapping[str, str] = MappingProxyType(
 )
 """Codes that say: later. Nothing was written."""
 
+_ASKS_FOR_TLS = "; if it lets in only who comes by TLS, add sslmode=require to the URL"
 _ABOUT_DATA = frozenset({"22", "23", "54"})
 
 
@@ -87,6 +88,14 @@ def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
     if isinstance(error, asyncpg.DataError):
         return Unstorable(f"PostgreSQL cannot hold this: {error}")
     return _unanswered(error, where, sent=sent)
+
+
+def is_cut_short(error: BaseException) -> bool:
+    """Whether a connection ended while the driver was reading; its words are then about itself."""
+    text = str(error)
+    return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError) and (
+        "cannot switch to" in text or "another operation" in text
+    )
 
 
 def _severity(error: BaseException) -> str:
@@ -149,15 +158,15 @@ def _full(where: str, text: str) -> NimburionError:
 
 def _no_right(where: str, text: str) -> NimburionError:
     return ConfigurationError(
-        f"{where}: this role may not do that ({text}); let its owner grant it, or run: nimburion "
-        "migrate up as a role that owns the schema"
+        f"{where}: this role may not do that ({text}); let the owner of the schema run: nimburion "
+        "migrate up --grant ROLE, for this one"
     )
 
 
 def _not_let_in(where: str, text: str) -> NimburionError:
     return ConfigurationError(
         f"{where}: the server does not let us in ({text}); correct user and password, or its "
-        "pg_hba.conf"
+        f"pg_hba.conf{_ASKS_FOR_TLS if 'no encryption' in text else ''}"
     )
 
 
@@ -188,6 +197,8 @@ def _unanswered(error: Exception, where: str, *, sent: bool) -> NimburionError:
         problem = "no answer in time"
     elif isinstance(error, ssl.SSLError):
         problem = f"TLS failed ({error})"
+    elif is_cut_short(error):
+        problem = "the connection was lost in the middle of an answer"
     elif isinstance(error, asyncpg.InterfaceError | OSError):
         problem = f"the connection was lost ({str(error) or type(error).__name__})"
     else:

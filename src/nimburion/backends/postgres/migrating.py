@@ -31,6 +31,8 @@ _THERE = """SELECT EXISTS (
     WHERE n.nspname = $1 AND c.relname = $2)"""
 """Reads the rows: `to_regclass` may not see yet what was made while we waited for our turn."""
 _LOCKED_OUT = frozenset({"55P03", "40P01", "40001"})
+_TAKEN = frozenset({"42P07", "42710", "42723"})
+"""A table, a type or a function of that name is there."""
 _MADE = re.compile(r"^CREATE (?:TABLE|VIEW|SEQUENCE) (nb\.\w+)", re.MULTILINE)
 
 Migration = tuple[int, str, str]
@@ -184,6 +186,11 @@ async def migrate(
 
 def refusal(error: Exception, address: Address) -> Exception:
     """Why it did not work: as a rule, a right that lacks."""
+    if code_of(error) in _TAKEN:
+        return ConfigurationError(
+            f"{address.describe()}: a name that the store needs is taken there by something else "
+            f"({error}); nothing was changed. Name another `schema`, or a `prefix` for its tables"
+        )
     if code_of(error) != "42501":
         return meaning_of(error, address.describe(), sent=True)
     return ConfigurationError(
