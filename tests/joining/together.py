@@ -102,6 +102,7 @@ class Together:
         job_id = await run_one(app, processor, fail=fail)
         status = await processor.get_status(job_id)
         assert status.state is state, status.error
+        assert status.result == (None if fail else 7)
         assert accounts() == (0 if fail else 1)
 
     async def test_a_handler_that_lost_its_job_keeps_nothing(
@@ -131,12 +132,14 @@ async def run_one(app: Application, processor: Processor, *, fail: bool) -> str:
     async def pay(ctx: Context, _: bytes) -> None:
         async with ctx.transaction(app.connection) as connection:
             await app.write_on(connection)
+            ctx.set_result(7)
             if fail:
                 raise ValueError("no money")
 
     def pay_on_its_thread(ctx: Context, _: bytes) -> None:
         with app.connected() as connection, ctx.transaction(connection) as same:
             assert same is connection
+            ctx.set_result(7)
             write(same)
 
     processor.register("pay", pay if app.is_async else pay_on_its_thread, max_retries=0)

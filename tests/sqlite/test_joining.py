@@ -436,3 +436,68 @@ async def test_after_one_that_expired_the_next_has_its_turn(
     assert await processor.drain() == 2
     assert (await processor.get_status(job_id)).state is State.COMPLETED
     assert rows(path) == 1
+
+
+# Results
+
+
+async def test_a_result_that_is_set_inside_is_there_with_the_commit(
+    processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[object] = []
+
+    async def pay(ctx: Context, _: bytes) -> dict[str, int]:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            ctx.set_result({"paid": 1})
+        seen.append((await processor.get_status(ctx.job_id)).result)
+        return {"paid": 2}
+
+    status = await run(processor, pay)
+    assert (status.state, status.result, seen) == (State.COMPLETED, {"paid": 1}, [{"paid": 1}])
+    assert not caplog.records
+
+
+async def test_what_a_handler_returns_after_its_transaction_is_not_kept_and_said(
+    processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> int:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+        ctx.set_result(2)
+        return 3
+
+    status = await run(processor, pay)
+    assert (status.state, status.result) == (State.COMPLETED, None)
+    late, returned = [record.getMessage() for record in caplog.records]
+    assert "set_result comes too late" in late
+    assert "Call ctx.set_result(...) inside the block" in returned
+
+
+async def test_a_result_that_cannot_be_kept_undoes_nothing(
+    processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> object:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            ctx.set_result("x" * 1024 * 1024)
+        return None
+
+    status = await run(processor, pay)
+    assert (status.state, status.result, rows(path)) == (State.COMPLETED, None, 1)
+    assert "is not kept" in caplog.text
+
+
+async def test_without_a_transaction_a_set_result_stands_for_none(processor: Processor) -> None:
+    def set_only(ctx: Context, _: bytes) -> None:
+        ctx.set_result([1])
+
+    assert (await run(processor, set_only)).result == [1]
+
+
+async def test_without_a_transaction_what_is_returned_goes_first(processor: Processor) -> None:
+    def both(ctx: Context, _: bytes) -> list[int]:
+        ctx.set_result([1])
+        return [2]
+
+    assert (await run(processor, both)).result == [2]

@@ -140,7 +140,7 @@ class Attempts:
         self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
     ) -> Settlement | None:
         if context.completed:
-            return _completed_before(attempt.delivery, outcome)
+            return _completed_before(context, outcome)
         if attempt.lost:
             return None
         settlement = decide(attempt.delivery, outcome, handler.policy, self._random)
@@ -235,7 +235,9 @@ class Attempts:
                 result = await chain(context)
             else:
                 result = await self._within(context, chain)
-            return NO_RESULT if result is None else self._succeeded(handler, result, context)
+            if result is not None:
+                return self._succeeded(handler, result, context)
+            return NO_RESULT if context.result is None else Succeeded(context.encoded_result())
         except _TimedOut as late:
             return outcomes.of_timeout(late.seconds, context.attempt)
         except asyncio.CancelledError as cancelled:
@@ -292,10 +294,18 @@ class Attempts:
         return Raised(error)
 
 
-def _completed_before(delivery: Delivery, outcome: Outcome) -> Settlement:
+def _completed_before(context: Context, outcome: Outcome) -> Settlement:
     """The handler's own transaction completed the job. Said once more, the store answers `already`
     and writes nothing."""
-    if not isinstance(outcome, Succeeded):
+    delivery = context.delivery
+    if isinstance(outcome, Succeeded):
+        if outcome.result is not None and context.result is None:
+            _log.warning(
+                "job %s was completed by its own transaction: what its handler returned is not "
+                "kept. Call ctx.set_result(...) inside the block",
+                delivery.lease.job_id,
+            )
+    else:
         _log.warning(
             "job %s was completed by its own transaction; what its handler did afterwards ended "
             "badly (%s) and changes nothing",

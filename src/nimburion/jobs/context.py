@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nimburion.core.errors import Cancel, NotOpen
 from nimburion.core.lease import Delivery, Lease
+from nimburion.jobs.codec import UnstorableResult
 from nimburion.jobs.outcome import MOST_WORDS, clean
 from nimburion.jobs.transaction import HandlerTransaction
 
@@ -35,6 +36,10 @@ class Named(Protocol):
     @property
     def name(self) -> str:
         """The name of its jobs."""
+        ...
+
+    def encode_result(self, value: object) -> bytes | None:
+        """What to keep of a result."""
         ...
 
 
@@ -71,6 +76,7 @@ class Context:
         "delivery",
         "job",
         "payload",
+        "result",
     )
 
     def __init__(  # noqa: PLR0917 (made once per attempt: keywords cost)
@@ -99,6 +105,8 @@ class Context:
         task; a `def` handler looks here, or calls `raise_if_cancelled`."""
         self.completed: bool = False
         """Whether a transaction of the handler has completed the job: whatever follows, it is."""
+        self.result: object = None
+        """What `set_result` was told."""
 
     @property
     def job_id(self) -> str:
@@ -178,6 +186,29 @@ class Context:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
         self._sink(self.delivery.lease, float(fraction), clean(str(message), MOST_WORDS))
 
+    def set_result(self, value: object) -> None:
+        """The result of this job, for a handler whose transaction completes it: say it inside the
+        block, and the commit that completes the job stores it. What the handler returns comes too
+        late there; elsewhere it counts before this, unless it is None."""
+        if self.completed:
+            _log.warning(
+                "job %s: set_result comes too late, the job is completed; call it inside the "
+                "block of ctx.transaction()",
+                self.job_id,
+            )
+            return
+        self.result = value
+
+    def encoded_result(self) -> bytes | None:
+        """What is kept of it. A result that cannot be is no reason to do the work again."""
+        if self.result is None or self._handler is None:
+            return None
+        try:
+            return self._handler.encode_result(self.result)
+        except UnstorableResult as error:
+            _log.warning("the result of job %s is not kept: %s", self.job_id, error)
+            return None
+
     def request_cancel(self) -> None:
         """Somebody wants this job cancelled: from now on `cancelled` is True."""
         self.cancelled = True
@@ -204,8 +235,9 @@ class Context:
 
         `connection`: one of your own to the store's database, begun here if need be, and committed
         here; without, the store opens one (a `sqlite3.Connection`; on PostgreSQL an
-        `asyncpg.Connection`). An error inside rolls back, and the attempt fails as always. What the
-        handler returns afterwards is not kept: the job has ended. `LeaseLost`: another worker has
+        `asyncpg.Connection`). An error inside rolls back, and the attempt fails as always. A result
+        is stored by the same commit where `set_result` was called inside; what the handler returns
+        afterwards is not kept, as the job has ended. `LeaseLost`: another worker has
         the job by now; nothing was kept. `NotSupported`: this store has no transactions.
         `NotJoinable`: the connection does not fit.
         `TransactionExpired`: on SQLite, nobody else could write for five seconds.

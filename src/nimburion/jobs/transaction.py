@@ -89,7 +89,7 @@ class HandlerTransaction:
             return
         context = self._context
         try:
-            completed = Completed(context.delivery.lease)
+            completed = Completed(context.delivery.lease, context.encoded_result())
             await transaction.complete(context.attempt_handle.session_id, completed)
             await transaction.commit()
         except BaseException:
