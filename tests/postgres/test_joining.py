@@ -112,6 +112,32 @@ async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.C
     assert (third.name, third.payload) == ("m", b"[]")
 
 
+@pytest.mark.parametrize("at", [None, 1.0])
+async def test_the_first_job_of_a_name_keeps_nobody_waiting(
+    store: PostgresBackend, connection: asyncpg.Connection, at: float | None
+) -> None:
+    """What stands for queue and name is made beside the caller's transaction, not in it."""
+    async with asyncio.timeout(DEADLINE):
+        await connection.execute("BEGIN")
+        await store.enqueue_in(Lent(connection), [NewJob("a", "new", "q", b"{}", at=at)])
+        await store.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
+        other = await store.enqueue_in(Lent(connection), [NewJob("c", "new", "q", b"{}")])
+        assert [one.outcome for one in other] == ["created"]
+        await connection.execute("ROLLBACK")
+    assert (await store.counts())[State.PENDING] == 1
+    assert (await store.get("b")).name == "new"
+
+
+@pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
+async def test_a_name_that_came_after_its_snapshot_is_no_hindrance(
+    store: PostgresBackend, connection: asyncpg.Connection, level: Any
+) -> None:
+    async with connection.transaction(isolation=level):
+        await connection.execute(ROW)
+        results = await store.enqueue_in(Lent(connection), [NewJob("a", "new", "q", b"{}")])
+    assert [one.outcome for one in results] == ["created"]
+
+
 @pytest.mark.parametrize("level", ["read_committed", "repeatable_read", "serializable"])
 async def test_any_isolation_will_do(
     store: PostgresBackend, connection: asyncpg.Connection, level: Any

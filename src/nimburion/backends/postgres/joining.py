@@ -38,6 +38,10 @@ _COMPLETE = "SELECT nb.complete_in_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _PAYLOADS = 6
 """Where they stand among the arguments of an enqueue; before them ids and digests."""
 _ANOTHER_STORE = "!"
+_NEW_LANE = "?"
+_LANES = "SELECT nb.new_lanes_1($1, $2, $3, $4)"
+_ATS = 8
+"""Where times stand among the arguments of an enqueue; its first three name the lanes."""
 _DRIVERS = frozenset({"asyncpg", "psycopg", "psycopg2", "pg8000"})
 _WRAPPERS = frozenset({*_DRIVERS, "sqlalchemy", "django"})
 
@@ -47,9 +51,10 @@ Now = Callable[[], int | None]
 class Joint:
     """What an open store knows that transactions are joined with."""
 
-    def __init__(self, address: Address, identity: str, lends: Links) -> None:
+    def __init__(self, address: Address, identity: str, lends: Links, asks: Links) -> None:
         self.address: Address = address
         self.identity: str = identity
+        self.asks: Links = asks
         self.lends: Links = lends
         self.channel: str = channel_of(address)
 
@@ -79,15 +84,20 @@ async def enqueue_in(
         return []
     door = door_of(lent)
     await check_inner(joint, door)
-    letters, holders = await joint.call(door, _ENQUEUE, now, *packed(jobs))
+    fields = enqueueing.arguments_of(jobs)
+    lanes, late = fields[:3], fields[_ATS] is not None
+    told = packed(fields)
+    letters, holders = await joint.call(door, _ENQUEUE, now, *told)
+    if letters == _NEW_LANE:
+        await joint.asks.rows(named(_LANES, joint.address), *lanes, late)
+        letters, holders = await joint.call(door, _ENQUEUE, now, *told)
     found = [one and bytes.fromhex(one) for one in msgspec.json.decode(holders or "[]")]
     return enqueueing.results_of(jobs, letters, found)
 
 
-def packed(jobs: Sequence[NewJob]) -> tuple[str, bytes]:
+def packed(fields: list[Any]) -> tuple[str, bytes]:
     """The arguments of an enqueue as one text, and the payloads end to end."""
-    fields = enqueueing.arguments_of(jobs)
-    payloads: list[bytes] = fields[_PAYLOADS]
+    fields, payloads = fields.copy(), fields[_PAYLOADS]
     begin, places = 1, []
     for payload in payloads:
         places.append((begin, len(payload)))

@@ -287,7 +287,7 @@ class Opened:
         """For all that is not exchanged."""
         self.lends: Links = Links(address, asyncio.sleep)
         """For handlers' own transactions: one that waits for another link holds none of these."""
-        self.joint: joining.Joint = joining.Joint(address, "", self.lends)
+        self.joint: joining.Joint = joining.Joint(address, "", self.lends, self.asks)
         self.exchanges: Link = Link(address, asyncio.sleep)
         self.bell: Bell = Bell(Link(address, asyncio.sleep), self.asks)
         self.floors: Floors = Floors(time.monotonic)
@@ -310,7 +310,7 @@ class Opened:
             standing = await migrating.open_format(link, self.address, migrating.wanted())
             self.pooled = link.seen.pooled
             await link.rows(self.named("SELECT nb.days_1()"))
-        self.joint = joining.Joint(self.address, standing.identity, self.lends)
+        self.joint = joining.Joint(self.address, standing.identity, self.lends, self.asks)
 
     async def close(self) -> None:
         """Hang up."""

@@ -2,7 +2,9 @@
 -- Inputs: the time or NULL; the identity of the store that is meant; the channel of its rings; as a
 --   JSON array, the arguments of `enqueue_1` behind the time, ids and digests as hexadecimal digits and
 --   in the place of the payloads where each begins (from 1) and how long it is; the payloads end to end
--- Result: as `enqueue_1`, the holders as a JSON array; the letter ! alone: this is another store
+-- Result: as `enqueue_1`, the holders as a JSON array; the letter ! alone: this is another store; ? alone:
+--   a lane is new, nothing was done: to be made by `new_lanes_1` in a transaction of its own, or others
+--   who enqueue in it would wait for the end of this one. Not where this one could not see it then
 -- Locks: as `enqueue_1`, until the caller's transaction ends
 -- Atomic: of the caller's transaction; a refused call has written nothing
 CREATE OR REPLACE FUNCTION nb.enqueue_in_1(
@@ -15,6 +17,17 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM nb.meta WHERE identity = p_identity) THEN
         letters := '!';
+        RETURN;
+    END IF;
+    IF current_setting('transaction_isolation') = 'read committed' AND EXISTS (
+        SELECT FROM unnest(nb.texts_1(f -> 0), nb.texts_1(f -> 1), CAST(nb.texts_1(f -> 2) AS int2[]))
+            AS w (queue, name, rank), generate_series(0, CASE WHEN f ->> 8 IS NULL THEN 0 ELSE 1 END) n
+        WHERE NOT EXISTS (
+            SELECT FROM nb.lane l WHERE l.queue = w.queue AND l.name = w.name AND l.rank = w.rank
+                AND l.late = (n = 1)
+        )
+    ) THEN
+        letters := '?';
         RETURN;
     END IF;
     SELECT e.letters, e.holders INTO found FROM nb.enqueue_1(
