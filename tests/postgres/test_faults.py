@@ -131,7 +131,9 @@ def test_its_hint_stands_in_the_line_and_its_detail_does_not() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        asyncpg.InternalClientError(
+            "cannot switch to state 12; another operation (2) is in progress"
+        ),
         asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
     ],
 )

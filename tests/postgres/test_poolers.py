@@ -59,4 +59,3 @@ async def test_a_worker_finds_what_another_process_enqueued(
         await asyncio.wait_for(done.wait(), DEADLINE)
         await other.close()
         await worker.stop()
-

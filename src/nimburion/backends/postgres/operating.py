@@ -96,7 +96,7 @@ class Operating(ABC):
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
         rows = await self._ask(
-            "SELECT * FROM nb.get_1(nb.time_1($1), nb.find_1(ARRAY[$2]::bytea[]), true)",
+            "SELECT * FROM nb.get_1(nb.time_1($1), ARRAY[$2]::bytea[], true)",
             self._now(),
             asked_id(job_id),
         )
@@ -113,17 +113,15 @@ class Operating(ABC):
         """See `Backend.list_jobs`."""
         now = self._now()
         found = await self._ask(
-            "SELECT seq FROM nb.seek_1(nb.time_1($1), $2, $3, $4, $5, $6, $7, $8)",
+            "SELECT seq, id FROM nb.seek_1(nb.time_1($1), $2, $3, $4, $5, $6, $7, $8)",
             now,
             *inspecting.filter_of(which, which.states),
             inspecting.seq_of(after),
             limit + 1,
         )
-        seqs = [seq for (seq,) in found]
-        rows = await self._ask(
-            "SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, seqs[:limit], payloads
-        )
-        return inspecting.page_of(rows, seqs, limit)
+        ids = [packed for _, packed in found[:limit]]
+        rows = await self._ask("SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, ids, payloads)
+        return inspecting.page_of(rows, [seq for seq, _ in found], limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""

@@ -1,9 +1,9 @@
 -- Whole records.
--- Inputs: the time or NULL; the seqs; whether payloads are wanted
+-- Inputs: the time; the ids; whether payloads are wanted
 -- Result: a row each, newest first, as `records.py` reads it
 -- Locks: none; reads a snapshot
 -- Atomic: one statement
-CREATE OR REPLACE FUNCTION nb.get_1(p_now int8, p_seqs int8[], p_payloads bool) RETURNS TABLE (
+CREATE OR REPLACE FUNCTION nb.get_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
     seq int8, letter text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
     lost int4, due int8, created int8, started int8, finished int8, reason text, cancel bool,
     holder text, options text, history_at int8[], history bytea[], fraction float8, message text,
@@ -20,6 +20,6 @@ LANGUAGE sql STABLE AS $$
             AND h.what = 'result' AND (s.finished, s.seq) > (h.finished, h.seq) LIMIT 1)
     FROM nb.record r JOIN nb.lane a ON a.id = r.lane
     LEFT JOIN nb.progress p ON p.seq = r.seq AND r.noted & 2 > 0
-    WHERE r.seq = ANY (p_seqs)
+    WHERE r.id = ANY (p_ids)
     ORDER BY r.seq DESC
 $$;

@@ -136,8 +136,8 @@ CREATE TABLE nb.done (
     message text
 ) PARTITION BY RANGE (finished);
 CREATE INDEX done_id ON nb.done (id);
-CREATE INDEX done_seq ON nb.done USING brin (seq) WITH (pages_per_range = 32);
-CREATE INDEX done_finished ON nb.done USING brin (finished) WITH (pages_per_range = 32);
+CREATE INDEX done_seq ON nb.done USING brin (seq) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX done_finished ON nb.done USING brin (finished) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE nb.done_other PARTITION OF nb.done DEFAULT;
 
 CREATE TABLE nb.result (
@@ -219,8 +219,9 @@ CREATE TYPE nb.reply AS (
     ranks int2[], heads_of int4[], waiting int4[], heads int8[]
 );
 
--- Every job that is kept, as the operations read it: `place` is `w`aiting, `l`eased, or the end.
-CREATE VIEW nb.record AS
+-- Jobs as the operations read them: `place` is `w`aiting, `l`eased, or the end. First those whose body
+-- is kept, then those that are history, then all.
+CREATE VIEW nb.record_whole AS
 SELECT j.seq, j.id, j.lane, j.payload, coalesce(l.due, p.due, j.due) AS due, j.created,
     coalesce(l.at, p.started) AS started, d.finished, d.reason,
     CASE WHEN d.seq IS NOT NULL THEN 'f' WHEN l.seq IS NOT NULL THEN 'l' ELSE 'w' END AS place,
@@ -234,13 +235,14 @@ LEFT JOIN nb.dead d ON d.seq = j.seq
 LEFT JOIN LATERAL (
     SELECT l.*, s.id AS holder FROM nb.session s JOIN nb.lease l ON l.session = s.n AND l.seq = j.seq
     WHERE NOT s.over LIMIT 1
-) l ON true
-UNION ALL
-SELECT d.seq, d.id, d.lane, NULL, d.due, d.created, d.started, d.finished, d.reason,
-    CASE d.state WHEN 1 THEN 'c' ELSE 'x' END, d.failures, d.lost, 0::int2, false, NULL,
-    d.options, d.history_at, d.history, d.fraction, d.message
+) l ON true;
+CREATE VIEW nb.record_done AS
+SELECT d.seq, d.id, d.lane, CAST(NULL AS bytea) AS payload, d.due, d.created, d.started, d.finished, d.reason,
+    CASE d.state WHEN 1 THEN 'c' ELSE 'x' END AS place, d.failures, d.lost, 0::int2 AS noted,
+    false AS cancel, CAST(NULL AS text) AS holder, d.options, d.history_at, d.history, d.fraction, d.message
 FROM nb.done d, nb.horizon h
 WHERE h.what = 'completed' AND (d.finished, d.seq) > (h.finished, h.seq);
+CREATE VIEW nb.record AS SELECT * FROM nb.record_whole UNION ALL SELECT * FROM nb.record_done;
 
 -- For people who read SQL.
 CREATE VIEW nb.jobs AS
