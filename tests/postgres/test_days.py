@@ -1,4 +1,4 @@
-"""The days of history: made ahead of time, dropped when forgotten, by a role that may make nothing."""
+"""The days of history: made ahead, dropped when forgotten, by a role that may make nothing."""
 
 from __future__ import annotations
 

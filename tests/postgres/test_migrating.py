@@ -67,7 +67,7 @@ async def test_an_empty_database_gets_its_tables_when_a_store_opens(
 async def test_a_name_that_is_taken_is_said_and_left_alone(link: Link, address: Address) -> None:
     await link.connect()
     await link.driver.execute("CREATE SCHEMA nimburion; CREATE TABLE nimburion.thing (mine int)")
-    with pytest.raises(ConfigurationError, match='"thing" already exists.*schema.*prefix'):
+    with pytest.raises(ConfigurationError, match=r'"thing" already exists.*schema.*prefix'):
         await open_format(link, address, FIRST)
     assert await link.rows("SELECT mine FROM nimburion.thing") == []
     assert await standing(link, address) == NOTHING

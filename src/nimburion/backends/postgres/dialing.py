@@ -206,9 +206,7 @@ def _of_network(error: Exception, place: str) -> str | None:
 def _of_silence(error: Exception, place: str, address: Address) -> str | None:
     if not isinstance(error, TimeoutError):
         return None
-    return (
-        f"no answer from {place} within {address.timeout:g} s; is it a PostgreSQL server, and up?"
-    )
+    return f"no answer from {place} within {address.timeout:g} s: is it up, and PostgreSQL?"
 
 
 def _of_strangers(error: Exception, place: str) -> str | None:
