@@ -31,7 +31,8 @@ class Floors:
         self._known: dict[int | None, int] = {}
         """By lane; None: among what is scheduled."""
         self._candidates: dict[int | None, int] = {}
-        """Floors that hold once all transactions before `_after` are over."""
+        """Floors that hold once all transactions before `_after` are over: those that may have read
+        an earlier clock."""
         self._after: int | None = None
         self._now = EVER
 
@@ -49,7 +50,8 @@ class Floors:
         if now < self._now:
             self._forget()
         self._now = now
-        bound = now if next_due is None else min(now, next_due)
+        sure = now - said["fence"]
+        bound = sure if next_due is None else min(sure, next_due)
         heads: dict[int | None, int] = {
             lane: bound if due is None else min(bound, due)
             for lane, due in zip(said["heads_of"] or (), said["heads"] or (), strict=True)

@@ -19,6 +19,7 @@ SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO of
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
+    early int8;
     now int8;
     me int4;
     before record;
@@ -37,6 +38,7 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true),
         pg_advisory_xact_lock(hashtextextended(p_session, 7041));
+    early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before we have a number
     now := nb.clock_1(p_now);
     SELECT s.n INTO me FROM nb.session s
     WHERE s.id = p_session AND s.dead_at IS NULL AND s.left_at IS NULL;
@@ -130,5 +132,5 @@ BEGIN
     END IF;
     RETURN NEXT nb.summary_1(now, promoted.next_due, nonce, letters, rung, handed,
         CASE WHEN is_new THEN lines.homes ELSE nb.lanes_of_1(me, p_number) END, locked, p_names, lines.ids,
-        lines.groups, lines.floors, seen_xmin);
+        lines.groups, lines.floors, seen_xmin, CASE WHEN p_now IS NULL THEN early END);
 END $$;

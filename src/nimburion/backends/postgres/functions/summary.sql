@@ -2,9 +2,11 @@
 -- Inputs: the time; the next due time; nonce and letters of the exchange; lanes to ring; whether jobs
 --   were handed out, and lanes that they are of; the names whose limits are locked, NULL without any;
 --   the names asked for; open lanes as `open_lines_1`
---   answers them; the oldest transaction that ran before the lines were read
+--   answers them; the oldest transaction that ran before the lines were read; the
+--   time when this one had no number yet, or NULL
 -- Result: a row of kind 0: seq is the time, due the next due time, id the nonce, options the letters;
---   `since` and `created` tell which transactions ran before and after; the lanes of the jobs handed
+--   once `since`, the first transaction that ran when the lines were read, is `created` at least, all
+--   are over that took a time more than `fence` before that of this one; the lanes of the jobs handed
 --   out (numbers, queues, names, ranks), queues to ring in front (number NULL); which of those asked
 --   for still hold jobs; and the first due time of each open lane
 -- Locks: none; reads snapshots
@@ -12,7 +14,7 @@
 CREATE OR REPLACE FUNCTION nb.summary_1(
     p_now int8, p_next_due int8, p_nonce bytea, p_letters text, p_rung int4[], p_handed bool,
     p_homes int4[], p_locked text[], p_names text[], p_ids int4[], p_groups int4[], p_floors int8[],
-    p_since int8
+    p_since int8, p_early int8
 ) RETURNS nb.reply
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -45,6 +47,7 @@ BEGIN
         LEFT JOIN nb.gate g ON p_locked IS NOT NULL AND g.name = p_names[w.grp]
         WHERE w.due IS NOT NULL AND coalesce(g.bound - g.held, 1) > 0;
     END IF;
-    said.created := CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS int8);
+    said.created := CAST(CAST(pg_current_xact_id() AS text) AS int8) + 1;
+    said.fence := CASE WHEN p_early < p_now THEN LEAST(p_now - p_early, 2000000000) ELSE 0 END;
     RETURN said;
 END $$;
