@@ -24,6 +24,9 @@ from nimburion.core.reading import (
 )
 from nimburion.core.session import SessionInfo
 
+_LARGE = 60.0
+"""Seconds that what reads much of a long history may take, beyond the timeout."""
+
 
 class Operating(ABC):
     """Operations of `Maintaining`, `Inspecting` and `Scheduling`, and `cancel`."""
@@ -31,8 +34,8 @@ class Operating(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def _ask(self, statement: str, *arguments: Any) -> list[Any]:
-        """Run a statement: its rows."""
+    async def _ask(self, statement: str, *arguments: Any, extra: float = 0.0) -> list[Any]:
+        """Run a statement: its rows. It may take `extra` seconds above the timeout."""
 
     @abstractmethod
     def _now(self) -> int | None:
@@ -87,7 +90,7 @@ class Operating(ABC):
         """See `Backend.prune`."""
         asked = maintaining.pruning_of(keep)
         statement = "SELECT nb.prune_1($1, $2, $3, $4, $5, $6)"
-        ((count,),) = await self._ask(statement, self._now(), *asked, limit)
+        ((count,),) = await self._ask(statement, self._now(), *asked, limit, extra=_LARGE)
         await self._ask("SELECT nb.days_1()")
         return int(count)
 
@@ -118,6 +121,7 @@ class Operating(ABC):
             *inspecting.filter_of(which, which.states),
             inspecting.seq_of(after),
             limit + 1,
+            extra=_LARGE,
         )
         ids = [packed for _, packed in found[:limit]]
         rows = await self._ask("SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, ids, payloads)
@@ -127,7 +131,7 @@ class Operating(ABC):
         """See `Backend.counts`."""
         asked = None if queue is None else asked_text(queue)
         statement = "SELECT * FROM nb.counts_1(nb.time_1($1), $2)"
-        return inspecting.counts_of(await self._ask(statement, self._now(), asked))
+        return inspecting.counts_of(await self._ask(statement, self._now(), asked, extra=_LARGE))
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""

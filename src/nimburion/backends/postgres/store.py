@@ -176,9 +176,9 @@ class PostgresBackend(Operating, Upgrading):
     def _mono(self) -> int | None:
         return None if self._given is None else micros(self._given.monotonic())
 
-    async def _ask(self, statement: str, *arguments: Any) -> list[Any]:
+    async def _ask(self, statement: str, *arguments: Any, extra: float = 0.0) -> list[Any]:
         opened = self._here()
-        return await opened.asks.rows(opened.named(statement), *arguments)
+        return await opened.asks.rows(opened.named(statement), *arguments, extra=extra)
 
     def _ring(self, queues: Collection[str]) -> None:
         self._here().bell.ring(queues)

@@ -32,6 +32,7 @@ BEGIN
         room := room - nb.prune_beyond_1(p_most, room);
     END IF;
     room := room - nb.pass_1('result', now - p_results, room);
+    PERFORM nb.tally_1(now, 20000);
     DELETE FROM nb.done_other d WHERE d.ctid = ANY (ARRAY(
         SELECT o.ctid FROM nb.done_other o, nb.horizon h
         WHERE h.what = 'completed' AND o.finished < h.finished LIMIT 10000));

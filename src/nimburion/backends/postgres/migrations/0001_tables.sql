@@ -157,6 +157,22 @@ CREATE TABLE nb.horizon (
 ) WITH (fillfactor = 50);
 INSERT INTO nb.horizon VALUES ('completed', -9223372036854775808, 0), ('result', -9223372036854775808, 0);
 
+-- How many jobs of a lane ended so from one moment to another, counted once by `tally_1`; and up to when
+-- the next time, once all transactions up to `xid` are over.
+CREATE TABLE nb.tally (
+    since int8 NOT NULL,                -- at it and after
+    upto int8 NOT NULL,                 -- before it
+    lane int4 NOT NULL,
+    state int2 NOT NULL,
+    number int8 NOT NULL,
+    PRIMARY KEY (upto, lane, state)
+);
+CREATE TABLE nb.mark (
+    upto int8 NOT NULL,
+    xid int8 NOT NULL
+) WITH (fillfactor = 50);
+INSERT INTO nb.mark VALUES (-9223372036854775808, 9223372036854775807);
+
 CREATE TABLE nb.unique_key (
     name text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
