@@ -36,6 +36,8 @@ DECLARE
     head int8;
     most int4;
     lines record;
+    seqs int8[];
+    any_tried bool;
     ids int4[];
     homes int4[];
     ranks int2[];
@@ -83,13 +85,16 @@ BEGIN
         IF p_kinds IS NULL THEN
             settled := nb.settle_plain_1(now, me.n, p_seqs, p_fences, p_nonces, p_bodies);
             letters := repeat('d', cardinality(p_seqs));
+            IF settled.keyed IS NOT NULL THEN
+                rung := nb.free_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
+            END IF;
         ELSE
             settled := nb.settle_each_1(now, me.n, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
                 p_delays, p_texts, p_fractions);
             letters := settled.letters;
+            rung := settled.rung;
             next_due := (nb.promote_1(now, 10000, p_scheduled_floor)).next_due;
         END IF;
-        rung := settled.rung;
         IF locked IS NOT NULL THEN
             rung := rung || nb.open_gate_1(settled.ended);
         END IF;
@@ -118,28 +123,36 @@ BEGIN
         SELECT r.due INTO head FROM nb.ready r WHERE r.lane = lane.id AND r.due >= floor
         ORDER BY r.due, r.seq LIMIT 1;
         IF head IS NOT NULL AND most > 0 THEN
-            RETURN QUERY
             WITH t AS (
                 DELETE FROM nb.ready r WHERE r.ctid = ANY (ARRAY(
                     SELECT r.ctid FROM nb.ready r WHERE r.lane = lane.id AND r.due >= floor
                     ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                )) RETURNING r.due, r.seq, r.tried
-            ), x AS (
-                SELECT t.*, CASE WHEN t.tried > 0 THEN nb.past_of_1(t.seq) END AS p FROM t
+                )) RETURNING r.due, r.seq, r.tried,
+                    CASE WHEN r.tried > 0 THEN nb.past_of_1(r.seq) END AS p
             ), l AS (
                 INSERT INTO nb.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
                     noted, nonce, settled)
-                SELECT x.seq, x.due, now, p_number, me.n, lane.home, 1, coalesce((x.p).fence, 0) + 1,
-                    coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.tried,
-                    coalesce((x.p).noted, 0::int2), p_nonce, (x.p).settled
-                FROM x
+                SELECT t.seq, t.due, now, p_number, me.n, lane.home, 1, coalesce((t.p).fence, 0) + 1,
+                    coalesce((t.p).failures, 0), coalesce((t.p).lost, 0), t.tried,
+                    coalesce((t.p).noted, 0::int2), p_nonce, (t.p).settled
+                FROM t
             )
-            SELECT 1, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,
-                coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), j.id, j.options, j.payload, NULL::int8,
-                NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
-                NULL::int8[]
-            FROM x, LATERAL (SELECT * FROM nb.job j WHERE j.seq = x.seq OFFSET 0) j;
-            handed := FOUND;
+            SELECT array_agg(t.seq), bool_or(t.tried > 0) INTO seqs, any_tried FROM t;
+            IF any_tried THEN
+                RETURN QUERY
+                SELECT 1, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
+                    j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
+                    NULL::int4[], NULL::int4[], NULL::int8[]
+                FROM nb.lease l, LATERAL (SELECT * FROM nb.job j WHERE j.seq = l.seq OFFSET 0) j
+                WHERE l.session = me.n AND l.seq = ANY (seqs);
+            ELSIF seqs IS NOT NULL THEN
+                RETURN QUERY
+                SELECT 1, j.seq, j.due, j.created, j.lane, 1, 0, 0, j.id, j.options,
+                    j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
+                    NULL::int4[], NULL::int4[], NULL::int8[]
+                FROM nb.job j WHERE j.seq = ANY (seqs);
+            END IF;
+            handed := seqs IS NOT NULL;
             SELECT r.due INTO head FROM nb.ready r WHERE r.lane = lane.id AND r.due >= floor
             ORDER BY r.due, r.seq LIMIT 1;
         END IF;
