@@ -51,8 +51,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: fence does not rise",
         f"{SQL}exchange.sql",
-        "coalesce(p.fence, 0) + 1 AS fence",
-        "coalesce(p.fence, 0) AS fence",
+        "SELECT 1, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,",
+        "SELECT 1, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0),",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
     Mutant(
@@ -66,14 +66,14 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: any number accepted",
         f"{SQL}exchange.sql",
-        "(before.number IS NULL OR p_number <> before.number)",
-        "(before.number IS NULL OR p_number > before.number)",
+        "(me.number IS NULL OR p_number <> me.number)",
+        "(me.number IS NULL OR p_number > me.number)",
         (f"{POSTGRES}test_a_number_before_the_last_is_out_of_order",),
     ),
     Mutant(
         "PostgreSQL: a repeat answers nothing of its results",
         f"{SQL}exchange.sql",
-        "        letters := before.results;",
+        "        letters := me.results;",
         "        letters := '';",
         (f"{POSTGRES}test_a_repeat_brings_the_same_results",),
     ),

@@ -89,9 +89,13 @@ class _Listener(Service):
         while not self.stopping.is_set():
             if not self.taken.is_set():
                 await first_of(self.taken.wait(), self.stopping.wait())
-            await first_of(self._wait(), self.stopping.wait())
-            self.taken.clear()
-            self._on_hint()
+            await first_of(self._hint(), self.stopping.wait())
+
+    async def _hint(self) -> None:
+        """Wait and pass it on in the same step: each step of the loop is a part of a job's way."""
+        await self._wait()
+        self.taken.clear()
+        self._on_hint()
 
     async def _wait(self) -> None:
         rings = self._backend.capabilities.notifies

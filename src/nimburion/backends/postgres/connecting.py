@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,10 +40,12 @@ class Link:
     a time; others wait in turn.
     """
 
-    def __init__(self, address: Address, sleep: Sleep) -> None:
+    def __init__(self, address: Address, sleep: Sleep, settings: Sequence[str] = ()) -> None:
         self.address: Address = address
         self._where = address.describe()
         self._sleep = sleep
+        self._settings = settings
+        """What a connection of our own is set to. Where connections are lent, who calls sets it."""
         self._call: Call | None = None
         self._statements: dict[str, Any] = {}
         self._turn = asyncio.Lock()
@@ -149,11 +151,14 @@ class Link:
 
     async def _settle_in(self, call: Call) -> None:
         """Set what a connection of our own may keep."""
-        if call.seen.pooled or call.seen.isolation == _COMMITTED:
+        settings = list(self._settings)
+        if call.seen.isolation != _COMMITTED:
+            settings.append(f"default_transaction_isolation = '{_COMMITTED}'")
+        if call.seen.pooled or not settings:
             return
         try:
             async with asyncio.timeout(self.address.timeout):
-                await call.driver.execute(f"SET default_transaction_isolation = '{_COMMITTED}'")
+                await call.driver.execute("; ".join(f"SET {one}" for one in settings))
         except FAULTS as error:
             hang_up(call.driver)
             raise meaning_of(error, self._where, sent=False) from error

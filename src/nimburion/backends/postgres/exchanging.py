@@ -35,13 +35,21 @@ from nimburion.core.settlement import (
     Settlement,
 )
 
+NOT_ALL_HELD = "NB001"
+"""The code of the server's answer when completions were asked for at once and not all are held."""
 _RESULTS = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _DONE = Settled.DONE
 _WAITING = 64
 """Lanes a reply names at most."""
 _NOTHING: tuple[None, ...] = (None,) * 9
 
-_place = itemgetter(0)
+_place = itemgetter(0, 2, 1)
+"""In the reply; what came out of one lane has one place, and stands there by due time and seq."""
+
+
+def _ref(one: Settlement) -> int:
+    return seq_of(one.lease.ref)
+
 
 Rest = tuple[bytes | None, int | None, str | None, float | None]
 """Result or error, delay, reason or message, fraction."""
@@ -49,22 +57,30 @@ Rest = tuple[bytes | None, int | None, str | None, float | None]
 
 @refusing
 def arguments_of(
-    session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    session_id: str,
+    number: int,
+    settlements: Sequence[Settlement],
+    want: Want,
+    *,
+    one_by_one: bool = False,
 ) -> list[Any]:
-    """What the function takes behind the time, in its order, but for the floors.
+    """What the function takes behind the time, in its order, but for the floors. `one_by_one`: not
+    all of what is completed is held, says the server.
 
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
     """
     number = number if 0 <= number < 1 << 62 else -1
-    return [session_id, number, *settlements_of(settlements), *want_of(want)]
+    return [session_id, number, *settlements_of(settlements, one_by_one=one_by_one), *want_of(want)]
 
 
-def settlements_of(settlements: Sequence[Settlement]) -> Sequence[Any]:
-    """Settlements as arrays; without letters where each completes another job."""
+def settlements_of(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
+    """Settlements as arrays; without letters, and by seq, where each completes another job."""
     if not settlements:
         return _NOTHING
-    plain = all(type(one) is Completed for one in settlements)
+    plain = not one_by_one and all(type(one) is Completed for one in settlements)
+    if plain:
+        settlements = sorted(settlements, key=_ref)
     leases = [one.lease for one in settlements]
     seqs = [seq_of(lease.ref) for lease in leases]
     named = [
@@ -174,5 +190,4 @@ def deliveries_of(rows: list[Any], said: Any) -> list[Delivery]:  # noqa: ANN401
 
 def rung_of(said: Any) -> list[str]:  # noqa: ANN401 - a row
     """The queues that an exchange rings."""
-    lanes = said["lanes"] or ()
-    return [queue for lane, queue in zip(lanes, said["queues"] or (), strict=True) if lane is None]
+    return said["rung"] or []

@@ -1,7 +1,8 @@
 """Hints: which queues ring, told to other processes by NOTIFY and heard by LISTEN.
 
-A process tells of a queue at most once each 5 ms, in a transaction of its own after the one that
-made the work: a NOTIFY takes a lock that all commits of a database share.
+A NOTIFY takes a lock that all notifying commits of a server share, and holds it until its commit is
+flushed. So a process tells of a queue at most once each 5 ms: with the transaction that makes the
+work when it was quiet before, else in one of its own.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class Bell:
     def __init__(self, listener: Link, tellers: Links) -> None:
         self._listener = listener
         self._tellers = tellers
-        self._channel = channel_of(listener.address)
+        self.channel: str = channel_of(listener.address)
         self._me = secrets.token_hex(4)
         self._rung: set[str] = set()
         """Rings that nobody was waiting for."""
         self._waiters: dict[asyncio.Future[None], frozenset[str]] = {}
         self._untold: set[str] = set()
+        self._offered = -_SPACING
+        """When a call was let ring in its own transaction last."""
         self._telling: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._heard_of = asyncio.Event()
@@ -60,24 +63,36 @@ class Bell:
 
     # --- ringing ---
 
-    def ring(self, queues: Collection[str]) -> None:
-        """Wake who waits for one of these here, and tell the others soon."""
+    def offered(self, queues: Collection[str]) -> str | None:
+        """What a call may notify in the transaction that makes the work, which saves a trip; None
+        while others are told so often anyway."""
+        now = asyncio.get_running_loop().time()
+        if self._telling is not None or now < self._offered + _SPACING:
+            return None
+        self._offered = now
+        return self._text(queues)
+
+    def ring(self, queues: Collection[str], *, told: bool = False) -> None:
+        """Wake who waits for one of these here, and tell the others soon, unless they were told."""
         if not queues:
             return
         self._wake(queues)
+        if told:
+            return
         self._untold.update(queues)
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell(), name="nimburion-postgres-ring")
+
+    def _text(self, queues: Collection[str]) -> str:
+        text = "\n".join((self._me, *sorted(queues)))
+        return text if len(text) <= _MOST else f"{self._me}\n{EVERY_QUEUE}"
 
     async def _tell(self) -> None:
         try:
             while self._untold:
                 queues, self._untold = self._untold, set()
-                text = "\n".join((self._me, *sorted(queues)))
-                if len(text) > _MOST:
-                    text = f"{self._me}\n{EVERY_QUEUE}"
                 with suppress(BackendError):
-                    await self._tellers.rows(_TELL, self._channel, text)
+                    await self._tellers.rows(_TELL, self.channel, self._text(queues))
                 await asyncio.sleep(_SPACING)
         finally:
             self._telling = None
@@ -97,8 +112,9 @@ class Bell:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = frozenset(queues)
         pause = asyncio.ensure_future(sleep(timeout))
+        pause.add_done_callback(lambda _: _wakened(waiter))
         try:
-            await asyncio.wait({waiter, pause}, return_when=asyncio.FIRST_COMPLETED)
+            await waiter
         finally:
             del self._waiters[waiter]
             pause.cancel()
@@ -109,8 +125,7 @@ class Bell:
         for waiter, wanted in list(self._waiters.items()):
             if every or not wanted.isdisjoint(queues):
                 missed -= wanted | {EVERY_QUEUE}
-                if not waiter.done():
-                    waiter.set_result(None)
+                _wakened(waiter)
         self._rung |= missed
 
     async def _listen(self, patience: float) -> None:
@@ -155,7 +170,7 @@ class Bell:
         gone = asyncio.Event()
         link.driver.add_termination_listener(lambda _: gone.set())
         async with asyncio.timeout(link.address.timeout):
-            await link.driver.add_listener(self._channel, self._hear)
+            await link.driver.add_listener(self.channel, self._hear)
         self._heard_of.set()
         self._said = False
         try:
@@ -183,3 +198,8 @@ class Bell:
                 with suppress(asyncio.CancelledError):
                     await task
         self._telling = self._listening = None
+
+
+def _wakened(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -14,6 +14,7 @@ from nimburion.backends.postgres import enqueueing, exchanging, joining, migrati
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.backends.postgres.examining import findings
+from nimburion.backends.postgres.faults import code_of
 from nimburion.backends.postgres.floors import Floors
 from nimburion.backends.postgres.naming import named
 from nimburion.backends.postgres.operating import Operating
@@ -53,8 +54,24 @@ def _call(function: str, count: int) -> str:
 _A_SECOND = 1000
 """Jobs that a busy server may take a second for, beyond its time."""
 _ENQUEUE = _call("enqueue_1", 15)
-_ENQUEUE_ONE = "SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_ENQUEUE_ONE = """SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
+    CASE WHEN $11::text IS NULL THEN false
+        WHEN pg_try_advisory_xact_lock(hashtextextended($10, 7043))
+            THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
+"""Rings with the commit. Who notifies holds up all others that do until its commit is flushed, so
+only one at a time may; the others ring behind theirs."""
 _EXCHANGE = _call("exchange_1", 22)
+_EXCHANGE_POOLED = _call("exchange_pooled_1", 22)
+_PLANNING = (
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "enable_material = off",
+    "jit = off",
+    "plan_cache_mode = force_generic_plan",
+)
+"""For the link of the exchanges: what `exchange_pooled_1` sets for each call."""
 _OPEN_SESSION = _call("open_session_1", 7)
 _CLOSE_SESSION = _call("close_session_1", 5)
 _RESCUE = _call("rescue_1", 6)
@@ -190,7 +207,6 @@ class PostgresBackend(Operating, Upgrading):
         if not jobs:
             return []
         if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
-            self._ring([jobs[0].queue])
             return [Enqueued(jobs[0].id, "created")]
         opened = self._here()
         asked, extra = enqueueing.arguments_of(jobs), len(jobs) / _A_SECOND
@@ -207,7 +223,11 @@ class PostgresBackend(Operating, Upgrading):
         asked = enqueueing.alone(job)
         if asked is None:
             return False
-        ((stored,),) = await self._ask(_ENQUEUE_ONE, self._now(), *asked)
+        bell = self._here().bell
+        ring = bell.offered([job.queue])
+        ((stored, rung),) = await self._ask(_ENQUEUE_ONE, self._now(), *asked, bell.channel, ring)
+        if stored:
+            bell.ring([job.queue], told=rung)
         return bool(stored)
 
     async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
@@ -233,13 +253,15 @@ class PostgresBackend(Operating, Upgrading):
     ) -> Reply:
         """See `Backend.exchange`."""
         opened = self._here()
-        arguments = exchanging.arguments_of(session_id, number, settlements, want)
         await opened.exchanges.connect()
-        floors = opened.floors.asked(opened.exchanges.driver)
-        extra = (len(settlements) + want.total) / _A_SECOND
-        rows = await opened.exchanges.rows(
-            opened.exchange, self._now(), *arguments, *floors, extra=extra
-        )
+        try:
+            rows = await opened.exchange(self._now(), session_id, number, settlements, want)
+        except BackendError as error:
+            if error.__cause__ is None or code_of(error.__cause__) != exchanging.NOT_ALL_HELD:
+                raise
+            rows = await opened.exchange(
+                self._now(), session_id, number, settlements, want, one_by_one=True
+            )
         said = rows[-1]
         reply = exchanging.reply_of(rows, session_id, number, want)
         opened.floors.note(said)
@@ -288,11 +310,10 @@ class Opened:
         self.lends: Links = Links(address, asyncio.sleep)
         """For handlers' own transactions: one that waits for another link holds none of these."""
         self.joint: joining.Joint = joining.Joint(address, "", self.lends, self.asks)
-        self.exchanges: Link = Link(address, asyncio.sleep)
+        self.exchanges: Link = Link(address, asyncio.sleep, _PLANNING)
         self.bell: Bell = Bell(Link(address, asyncio.sleep), self.asks)
         self.floors: Floors = Floors(time.monotonic)
         self.pooled: bool = False
-        self.exchange: str = named(_EXCHANGE, address)
         self._named: dict[str, str] = {}
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.pid: int = os.getpid()
@@ -303,6 +324,26 @@ class Opened:
         if found is None:
             found = self._named[statement] = named(statement, self.address)
         return found
+
+    async def exchange(
+        self,
+        now: int | None,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        want: Want,
+        *,
+        one_by_one: bool = False,
+    ) -> list[Any]:
+        """The rows of `exchange_1`."""
+        link = self.exchanges
+        arguments = exchanging.arguments_of(
+            session_id, number, settlements, want, one_by_one=one_by_one
+        )
+        call = _EXCHANGE_POOLED if link.seen.pooled else _EXCHANGE
+        floors = self.floors.asked(link.driver)
+        extra = (len(settlements) + want.total) / _A_SECOND
+        return await link.rows(self.named(call), now, *arguments, *floors, extra=extra)
 
     async def start(self) -> None:
         """Look at the server and at the format."""

@@ -5,8 +5,7 @@
 --   what lets a claim pass by what lies before its floor
 -- Atomic: reads a clock
 CREATE OR REPLACE FUNCTION nb.clock_1(p_now int8) RETURNS int8
-LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_current_xact_id();
-    RETURN coalesce(p_now, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8));
-END $$;
+LANGUAGE sql AS $$
+    SELECT CASE WHEN pg_current_xact_id() IS NOT NULL
+        THEN coalesce(p_now, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8)) END
+$$;

@@ -1,10 +1,9 @@
--- Lock the limits that an exchange may change, and keep new ones from being made meanwhile.
+-- Lock the limits that an exchange may change, where there are any.
 -- Inputs: the time; the session; seqs that it settles; queues and names that are asked for; floors by
 --   lane
--- Result: NULL without any limit; else the names that are locked: of jobs that it settles, of lanes
---   asked for that hold jobs, and of jobs that are to be promoted. An idle fleet must not queue up at
---   a limit
--- Locks: the tables `gate` and `paused` in ROW SHARE; gates, in the order of their names
+-- Result: the names that are locked: of jobs that it settles, of lanes asked for that hold jobs, and of
+--   jobs that are to be promoted. An idle fleet must not queue up at a limit
+-- Locks: gates, in the order of their names. The caller holds the table, so that no new one is made
 -- Atomic: held until the transaction ends; who reads a limit then reads its latest state
 CREATE OR REPLACE FUNCTION nb.concerned_1(
     p_now int8, p_session int4, p_seqs int8[], p_queues text[], p_names text[], p_floor_lanes int4[],
@@ -14,10 +13,6 @@ LANGUAGE plpgsql AS $$
 DECLARE
     concerned text[];
 BEGIN
-    LOCK TABLE nb.gate, nb.paused IN ROW SHARE MODE;
-    IF NOT EXISTS (SELECT FROM nb.gate) THEN
-        RETURN NULL;
-    END IF;
     concerned := ARRAY(
         SELECT a.name FROM nb.lease l JOIN nb.lane a ON a.id = l.lane
         WHERE l.session = p_session AND l.seq = ANY (p_seqs)

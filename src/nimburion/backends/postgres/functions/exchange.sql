@@ -4,7 +4,14 @@
 --   asked for, side by side: queues, names, levels, caps; lanes and, side by side, due times before
 --   which nothing stands in them, and the same of what is scheduled
 -- Result: a row for each job handed out, whose kind is its place; then one of kind 0 that says all else,
---   or one of kind -1: the session is not alive; or of kind -2: another number is due, the last is seq
+--   or one of kind -1: the session is not alive; or of kind -2: another number is due, the last is
+--   seq. Of kind 0: seq is the time, due the next due time, id the nonce, options the letters;
+--   once `since`, the first transaction that ran when the lines were read, is `created` at least, all
+--   are over that took a time more than `fence` before that of this one; the lanes that jobs handed out
+--   can be of (numbers, queues, names, ranks); queues to ring; which of those asked for still hold
+--   jobs; and the first due time of each open lane. It fails with NB001 when completions without
+--   letters are not all of leases that are held. Where a payload ever lay apart from its row (in it are
+--   2 KB at most), a reply brings 16 MiB of them at most
 -- Locks: the session's own number; gates by name; unique keys; then places
 -- Atomic: one transaction. Its commit is not waited for: a server that crashes may forget it, and
 --   then jobs are repeated, and none is lost
@@ -14,123 +21,201 @@ CREATE OR REPLACE FUNCTION nb.exchange_1(
     p_fractions float8[], p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[],
     p_levels int8[], p_caps int4[], p_floor_lanes int4[], p_floors int8[], p_scheduled_floor int8
 ) RETURNS SETOF nb.reply
-LANGUAGE plpgsql
-SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
-SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
-SET plan_cache_mode TO force_generic_plan AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     early int8;
     now int8;
-    me int4;
-    before record;
-    locked text[];
-    most int4;
-    handed bool := false;
-    settled record;
-    promoted record;
-    lines record;
-    seen_xmin int8;
+    me record;
     is_new bool;
-    is_plain bool := false;
-    rung int4[];
-    letters text := '';
     nonce bytea := p_nonce;
+    letters text := '';
+    locked text[];
+    settled record;
+    rung int4[];
+    next_due int8;
+    lane record;
+    place int4;
+    floor int8;
+    head int8;
+    most int4;
+    lines record;
+    seqs int8[];
+    any_tried bool;
+    ids int4[];
+    homes int4[];
+    ranks int2[];
+    queues text[];
+    names text[];
+    heads int8[];
+    waiting int4[];
+    handed bool := false;
+    counts int4[];
 BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true),
-        pg_advisory_xact_lock(hashtextextended(p_session, 7041));
+    IF set_config('synchronous_commit', 'off', true) IS NULL
+        OR pg_advisory_xact_lock(hashtextextended(p_session, 7041)) IS NULL
+    THEN  -- never: an IF costs less than a statement
+        RETURN;
+    END IF;
+    LOCK TABLE nb.gate, nb.paused IN ROW SHARE MODE;
     early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before we have a number
     now := nb.clock_1(p_now);
-    SELECT s.n INTO me FROM nb.session s
+    SELECT s.n, t.number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS since,
+        EXISTS (SELECT FROM nb.gate) AS limited, EXISTS (SELECT FROM nb.paused) AS pausing, (
+            SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('nb.job' AS regclass)
+        ) AS large, (
+            SELECT z.due FROM nb.scheduled z
+            WHERE z.due >= CASE WHEN p_scheduled_floor <= now THEN p_scheduled_floor ELSE -9223372036854775808 END
+            ORDER BY z.due, z.seq LIMIT 1
+        ) AS next_due
+    INTO me
+    FROM nb.session s LEFT JOIN LATERAL (
+        SELECT * FROM nb.turn t WHERE t.session = s.n ORDER BY t.number DESC LIMIT 1
+    ) t ON true
     WHERE s.id = p_session AND s.dead_at IS NULL AND s.left_at IS NULL;
     IF NOT FOUND THEN
         RETURN NEXT nb.word_1(-1, 0);
         RETURN;
     END IF;
-    SELECT t.number, t.results, t.nonce INTO before FROM nb.turn t
-    WHERE t.session = me ORDER BY t.number DESC LIMIT 1;
-    is_new := p_number = coalesce(before.number, 0) + 1;
-    IF NOT is_new AND (before.number IS NULL OR p_number <> before.number) THEN
-        RETURN NEXT nb.word_1(-2, coalesce(before.number, 0));
+    is_new := p_number = coalesce(me.number, 0) + 1;
+    IF NOT is_new AND (me.number IS NULL OR p_number <> me.number) THEN
+        RETURN NEXT nb.word_1(-2, coalesce(me.number, 0));
         RETURN;
     END IF;
-    locked := nb.concerned_1(now, me, p_seqs, p_queues, p_names, p_floor_lanes, p_floors);
+    next_due := me.next_due;
+    IF me.limited THEN
+        locked := nb.concerned_1(now, me.n, p_seqs, p_queues, p_names, p_floor_lanes, p_floors);
+    END IF;
     IF NOT is_new THEN
-        letters := before.results;
-        nonce := before.nonce;
+        letters := me.results;
+        nonce := me.nonce;
     ELSIF p_seqs IS NOT NULL THEN
         IF p_kinds IS NULL THEN
-            SELECT *, repeat('d', cardinality(p_seqs)) AS letters INTO settled
-            FROM nb.settle_plain_1(now, me, p_seqs, p_fences, p_nonces, p_bodies);
-            is_plain := settled.settled;
+            settled := nb.settle_plain_1(now, me.n, p_seqs, p_fences, p_nonces, p_bodies);
+            letters := repeat('d', cardinality(p_seqs));
+            IF settled.keyed IS NOT NULL THEN
+                rung := nb.free_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
+            END IF;
+        ELSE
+            settled := nb.settle_each_1(now, me.n, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
+                p_delays, p_texts, p_fractions);
+            letters := settled.letters;
+            rung := settled.rung;
+            next_due := (nb.promote_1(now, 10000, p_scheduled_floor)).next_due;
         END IF;
-        IF NOT is_plain THEN
-            SELECT * INTO settled FROM nb.settle_each_1(now, me, p_kinds, p_seqs, p_ids, p_fences,
-                p_nonces, p_bodies, p_delays, p_texts, p_fractions);
-        END IF;
-        letters := settled.letters;
-        rung := settled.rung;
         IF locked IS NOT NULL THEN
             rung := rung || nb.open_gate_1(settled.ended);
         END IF;
     END IF;
-    seen_xmin := CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS int8);
-    SELECT * INTO promoted
-    FROM nb.promote_1(now, CASE WHEN is_new THEN 10000 ELSE 0 END, p_scheduled_floor);
-    SELECT * INTO lines
-    FROM nb.open_lines_1(now, p_queues, p_names, p_levels, locked, p_floor_lanes, p_floors);
-    IF NOT is_new THEN
-        RETURN QUERY SELECT * FROM nb.repeat_1(me, p_number);
-        handed := FOUND;
-    ELSE
-        IF p_total <= 0 OR lines.ids IS NULL THEN
-            NULL;
-        ELSIF nb.has_large_1() THEN
-            RETURN QUERY SELECT * FROM nb.take_bounded_1(now, me, p_number, p_nonce, p_ageing, lines.ids,
-                lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors,
-                nb.look_1(p_total, now, p_ageing, lines.ids, lines.groups, lines.ranks, lines.levels,
-                    lines.floors, lines.rooms, p_queues, p_names, p_caps));
-            handed := FOUND;
-        ELSIF cardinality(lines.ids) = 1 THEN  -- nothing to merge: as `take_1`, in fewer steps
-            most := GREATEST(0, LEAST(p_total, coalesce(p_caps[lines.groups[1]], p_total),
-                coalesce(lines.rooms[1], p_total)));
-            RETURN QUERY
+    IF is_new AND next_due <= now THEN
+        next_due := (nb.promote_1(now, 10000, p_scheduled_floor)).next_due;
+    END IF;
+    IF is_new AND NOT me.limited AND NOT me.pausing AND NOT me.large AND cardinality(p_queues) BETWEEN 1 AND 64 THEN
+        SELECT count(*) AS many, min(l.id) AS id, min(coalesce(l.home, l.id)) AS home, min(l.rank) AS rank,
+            bool_or(l.late) AS late, min(l.queue) AS queue, min(l.name) AS name
+        INTO lane FROM nb.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names);
+        IF lane.many = 1 THEN
+            FOR i IN 1..cardinality(p_queues) LOOP
+                IF p_queues[i] = lane.queue AND p_names[i] = lane.name THEN
+                    place := i;
+                END IF;
+            END LOOP;
+        END IF;
+    END IF;
+    IF place IS NOT NULL THEN  -- one lane: what is done below, in fewer steps
+        floor := p_floors[array_position(p_floor_lanes, lane.id)];
+        IF lane.late OR floor > now OR floor IS NULL THEN
+            floor := -9223372036854775808;
+        END IF;
+        most := LEAST(p_total, p_caps[place]);
+        SELECT r.due INTO head FROM nb.ready r WHERE r.lane = lane.id AND r.due >= floor
+        ORDER BY r.due, r.seq LIMIT 1;
+        IF head IS NOT NULL AND most > 0 THEN
             WITH t AS (
                 DELETE FROM nb.ready r WHERE r.ctid = ANY (ARRAY(
-                    SELECT r.ctid FROM nb.ready r WHERE r.lane = lines.ids[1] AND r.due >= lines.floors[1]
+                    SELECT r.ctid FROM nb.ready r WHERE r.lane = lane.id AND r.due >= floor
                     ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                )) RETURNING r.due, r.seq, r.tried
-            ), x AS (
-                SELECT t.*, coalesce(p.fence, 0) + 1 AS fence, coalesce(p.failures, 0) AS failures,
-                    coalesce(p.lost, 0) AS lost, coalesce(p.noted, 0::int2) AS noted, p.settled,
-                    CAST(row_number() OVER (ORDER BY t.due, t.seq) AS int4) AS place
-                FROM t LEFT JOIN LATERAL (
-                    SELECT * FROM nb.past p WHERE t.tried > 0 AND p.seq = t.seq OFFSET 0
-                ) p ON true
+                )) RETURNING r.due, r.seq, r.tried,
+                    CASE WHEN r.tried > 0 THEN nb.past_of_1(r.seq) END AS p
             ), l AS (
                 INSERT INTO nb.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
                     noted, nonce, settled)
-                SELECT x.seq, x.due, now, p_number, me, lines.homes[1], x.place, x.fence, x.failures, x.lost,
-                    x.tried, x.noted, p_nonce, x.settled
-                FROM x
+                SELECT t.seq, t.due, now, p_number, me.n, lane.home, 1, coalesce((t.p).fence, 0) + 1,
+                    coalesce((t.p).failures, 0), coalesce((t.p).lost, 0), t.tried,
+                    coalesce((t.p).noted, 0::int2), p_nonce, (t.p).settled
+                FROM t
             )
-            SELECT x.place, x.seq, x.due, j.created, j.lane, x.fence, x.failures, x.lost, j.id, j.options, j.payload,
-                NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::int4[], NULL::int4[], NULL::int8[]
-            FROM x, LATERAL (SELECT * FROM nb.job j WHERE j.seq = x.seq OFFSET 0) j;
-            handed := FOUND;
-        ELSE
-            RETURN QUERY SELECT * FROM nb.take_1(now, me, p_number, p_nonce, p_ageing, lines.ids,
-                lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors,
-                nb.look_1(p_total, now, p_ageing, lines.ids, lines.groups, lines.ranks, lines.levels,
-                    lines.floors, lines.rooms, p_queues, p_names, p_caps));
-            handed := FOUND;
+            SELECT array_agg(t.seq), bool_or(t.tried > 0) INTO seqs, any_tried FROM t;
+            IF any_tried THEN
+                RETURN QUERY
+                SELECT 1, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
+                    j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
+                    NULL::int4[], NULL::int4[], NULL::int8[]
+                FROM nb.lease l, LATERAL (SELECT * FROM nb.job j WHERE j.seq = l.seq OFFSET 0) j
+                WHERE l.session = me.n AND l.seq = ANY (seqs);
+            ELSIF seqs IS NOT NULL THEN
+                RETURN QUERY
+                SELECT 1, j.seq, j.due, j.created, j.lane, 1, 0, 0, j.id, j.options,
+                    j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
+                    NULL::int4[], NULL::int4[], NULL::int8[]
+                FROM nb.job j WHERE j.seq = ANY (seqs);
+            END IF;
+            handed := seqs IS NOT NULL;
+            SELECT r.due INTO head FROM nb.ready r WHERE r.lane = lane.id AND r.due >= floor
+            ORDER BY r.due, r.seq LIMIT 1;
         END IF;
-        IF handed AND locked IS NOT NULL THEN
-            PERFORM nb.fill_gates_1(me, p_number);
+        ids := ARRAY[lane.id];
+        heads := ARRAY[head];
+        IF head IS NOT NULL THEN
+            waiting := ARRAY[place];
         END IF;
-        INSERT INTO nb.turn (session, number, nonce, results) VALUES (me, p_number, p_nonce, letters);
-        DELETE FROM nb.turn t WHERE t.session = me AND t.number = p_number - 2;
+        IF handed THEN
+            homes := ARRAY[lane.home];
+            ranks := ARRAY[lane.rank];
+            queues := ARRAY[lane.queue];
+            names := ARRAY[lane.name];
+        END IF;
+    ELSIF cardinality(p_queues) > 0 OR NOT is_new THEN
+        lines := nb.open_lines_1(now, p_queues, p_names, p_levels, locked, p_floor_lanes, p_floors);
+        ids := lines.ids;
+        heads := nb.heads_1(ids, lines.floors);
+        IF NOT is_new THEN
+            RETURN QUERY SELECT * FROM nb.repeat_1(me.n, p_number);
+            IF FOUND THEN
+                SELECT * INTO homes, ranks, queues, names FROM nb.lanes_of_1(me.n, p_number);
+            END IF;
+        ELSIF p_total > 0 AND array_remove(heads, NULL) <> '{}' THEN
+            counts := nb.look_1(p_total, now, p_ageing, ids, lines.groups, lines.ranks, lines.levels,
+                lines.floors, lines.rooms, p_queues, p_names, p_caps);
+            IF me.large THEN
+                RETURN QUERY SELECT * FROM nb.take_bounded_1(now, me.n, p_number, p_nonce, p_ageing, ids,
+                    lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts);
+            ELSE
+                RETURN QUERY SELECT * FROM nb.take_1(now, me.n, p_number, p_nonce, p_ageing, ids,
+                    lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts);
+            END IF;
+            IF FOUND THEN
+                homes := lines.homes;
+                ranks := lines.ranks;
+                queues := lines.queues;
+                names := lines.names;
+                heads := nb.heads_1(ids, lines.floors);
+                IF locked IS NOT NULL THEN
+                    PERFORM nb.fill_gates_1(me.n, p_number);
+                END IF;
+            END IF;
+        END IF;
+        waiting := nb.waiting_1(lines.groups, heads, me.limited, p_names);
     END IF;
-    RETURN NEXT nb.summary_1(now, promoted.next_due, nonce, letters, rung, handed,
-        CASE WHEN is_new THEN lines.homes ELSE nb.lanes_of_1(me, p_number) END, locked, p_names, lines.ids,
-        lines.groups, lines.floors, seen_xmin, CASE WHEN p_now IS NULL THEN early END);
+    IF is_new THEN
+        WITH old AS (
+            DELETE FROM nb.turn t WHERE t.session = me.n AND t.number = p_number - 2
+        )
+        INSERT INTO nb.turn (session, number, nonce, results) VALUES (me.n, p_number, p_nonce, letters);
+    END IF;
+    RETURN NEXT CAST(ROW(
+        0, now, next_due, pg_current_xact_id()::text::int8 + 1, NULL,
+        CASE WHEN p_now IS NULL THEN LEAST(now - early, 2000000000) ELSE 0 END, NULL, NULL, nonce,
+        letters, NULL, me.since, homes, queues, names, ranks,
+        CASE WHEN rung IS NOT NULL THEN nb.queues_of_1(rung) END, ids, waiting, heads
+    ) AS nb.reply);
 END $$;

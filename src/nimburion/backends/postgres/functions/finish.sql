@@ -12,15 +12,13 @@ DECLARE
     body record;
 BEGIN
     DELETE FROM nb.job WHERE seq = p_past.seq
-    RETURNING seq, lane, id, digest, created, unique_key, options INTO STRICT body;
+    RETURNING seq, lane, id, digest, created, unique_key, options,
+        CASE WHEN p_past.noted > 0 THEN nb.kept_1(seq, p_past.noted) END AS kept INTO STRICT body;
     INSERT INTO nb.done (seq, due, created, started, finished, lane, failures, lost, state, id, digest,
         settled, reason, options, history_at, history, fraction, message)
     VALUES (body.seq, p_past.due, body.created, p_past.started, p_now, body.lane, p_past.failures,
         p_past.lost, p_state, body.id, body.digest, p_past.settled, p_reason, body.options,
-        CASE WHEN p_past.noted & 1 > 0 THEN (SELECT array_agg(at ORDER BY n) FROM nb.attempt_error WHERE seq = body.seq) END,
-        CASE WHEN p_past.noted & 1 > 0 THEN (SELECT array_agg(e.body ORDER BY n) FROM nb.attempt_error e WHERE seq = body.seq) END,
-        CASE WHEN p_past.noted & 2 > 0 THEN (SELECT fraction FROM nb.progress WHERE seq = body.seq) END,
-        CASE WHEN p_past.noted & 2 > 0 THEN (SELECT message FROM nb.progress WHERE seq = body.seq) END);
+        (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message);
     IF p_result IS NOT NULL THEN
         INSERT INTO nb.result (seq, finished, body) VALUES (body.seq, p_now, p_result);
     END IF;

@@ -13,8 +13,8 @@ BEGIN
             ON b.queue = a.queue AND b.name = a.name AND b.rank = a.rank AND b.late
         WHERE a.id = p_lane;
         EXIT WHEN FOUND;
-        INSERT INTO nb.lane (queue, name, rank, late)
-        SELECT queue, name, rank, true FROM nb.lane WHERE id = p_lane
+        INSERT INTO nb.lane (queue, name, rank, late, home)
+        SELECT queue, name, rank, true, id FROM nb.lane WHERE id = p_lane
         ON CONFLICT DO NOTHING;
     END LOOP;
     RETURN late_id;

@@ -30,20 +30,20 @@ BEGIN
                 p_levels[n.line] AS level
         ) w
     ), x AS (
-        SELECT m.*, coalesce(p.fence, 0) + 1 AS fence, coalesce(p.failures, 0) AS failures,
-            coalesce(p.lost, 0) AS lost, coalesce(p.noted, 0::int2) AS noted, p.settled,
+        SELECT m.*, CASE WHEN m.tried > 0 THEN nb.past_of_1(m.seq) END AS p,
             CAST(row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq) AS int4) AS place
-        FROM m LEFT JOIN LATERAL (
-            SELECT * FROM nb.past p WHERE m.tried > 0 AND p.seq = m.seq OFFSET 0
-        ) p ON true
+        FROM m
     ), l AS (
         INSERT INTO nb.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
             noted, nonce, settled)
-        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, x.fence, x.failures, x.lost,
-            x.tried, x.noted, p_nonce, x.settled
+        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, coalesce((x.p).fence, 0) + 1,
+            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.tried,
+            coalesce((x.p).noted, 0::int2), p_nonce, (x.p).settled
         FROM x
     )
-    SELECT x.place, x.seq, x.due, j.created, j.lane, x.fence, x.failures, x.lost, j.id, j.options, j.payload,
-        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::int4[], NULL::int4[], NULL::int8[]
+    SELECT x.place, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,
+        coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), j.id, j.options, j.payload,
+        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
+        NULL::int8[]
     FROM x, LATERAL (SELECT * FROM nb.job j WHERE j.seq = x.seq OFFSET 0) j;
 END $$;

@@ -31,14 +31,10 @@ BEGIN
                 p_levels[n.line] AS level
         ) w
     ), x AS (
-        SELECT m.*, coalesce(p.fence, 0) + 1 AS fence, coalesce(p.failures, 0) AS failures,
-            coalesce(p.lost, 0) AS lost, coalesce(p.noted, 0::int2) AS noted, p.settled,
+        SELECT m.*, CASE WHEN m.tried > 0 THEN nb.past_of_1(m.seq) END AS p,
             CAST(row_number() OVER o AS int4) AS place, j.created, j.lane AS at_first, j.id, j.options,
             j.payload, sum(octet_length(j.payload)) OVER o AS bytes
         FROM m, LATERAL (SELECT * FROM nb.job j WHERE j.seq = m.seq OFFSET 0) j
-        LEFT JOIN LATERAL (
-            SELECT * FROM nb.past p WHERE m.tried > 0 AND p.seq = m.seq OFFSET 0
-        ) p ON true
         WINDOW o AS (ORDER BY m.worst, m.rank, m.due, m.seq)
     ), b AS (
         INSERT INTO nb.ready (due, seq, lane, tried)
@@ -46,11 +42,14 @@ BEGIN
     ), l AS (
         INSERT INTO nb.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
             noted, nonce, settled)
-        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, x.fence, x.failures, x.lost,
-            x.tried, x.noted, p_nonce, x.settled
+        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, coalesce((x.p).fence, 0) + 1,
+            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.tried,
+            coalesce((x.p).noted, 0::int2), p_nonce, (x.p).settled
         FROM x WHERE x.bytes <= 16777216 OR x.place = 1
     )
-    SELECT x.place, x.seq, x.due, x.created, x.at_first, x.fence, x.failures, x.lost, x.id, x.options, x.payload,
-        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::int4[], NULL::int4[], NULL::int8[]
+    SELECT x.place, x.seq, x.due, x.created, x.at_first, coalesce((x.p).fence, 0) + 1,
+        coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.id, x.options, x.payload,
+        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
+        NULL::int8[]
     FROM x WHERE x.bytes <= 16777216 OR x.place = 1;
 END $$;

@@ -6,5 +6,5 @@
 CREATE OR REPLACE FUNCTION nb.word_1(p_kind int4, p_number int8) RETURNS nb.reply
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CAST(ROW(p_kind, p_number, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL, NULL, NULL, NULL, NULL) AS nb.reply)
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS nb.reply)
 $$;

@@ -13,6 +13,7 @@ CREATE TABLE nb.lane (
     name text COLLATE "C" NOT NULL,
     rank int2 NOT NULL,                 -- 9 - priority
     late bool NOT NULL DEFAULT false,
+    home int4,                          -- of a late one: the lane it belongs to
     UNIQUE (queue, name, rank, late)
 );
 
@@ -232,8 +233,11 @@ CREATE TABLE nb.schedule (
 CREATE TYPE nb.reply AS (
     kind int4, seq int8, due int8, created int8, lane int4, fence int4, failures int4, lost int4,
     id bytea, options text, payload bytea, since int8, lanes int4[], queues text[], names text[],
-    ranks int2[], heads_of int4[], waiting int4[], heads int8[]
+    ranks int2[], rung text[], heads_of int4[], waiting int4[], heads int8[]
 );
+
+-- What was noted of a job besides its body.
+CREATE TYPE nb.kept AS (history_at int8[], history bytea[], fraction float8, message text);
 
 -- Jobs as the operations read them: `place` is `w`aiting, `l`eased, or the end. First those whose body
 -- is kept, then those that are history, then all.
