@@ -246,16 +246,16 @@ class Client(Asking):
 
     def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms) -> list[NewJob]:
         """Jobs as the store takes them. Hot: one turn is a job of a bulk enqueue."""
-        new_id, limits = self._ids.new, self._limits
+        ids, limits = self._ids.many(len(jobs)), self._limits
         queue, priority, at, after = terms.queue, terms.priority, terms.at, terms.after
         options = terms.options
         new: list[NewJob] = []
         try:
-            for job in jobs:
+            for job, job_id in zip(jobs, ids, strict=True):
                 declaration = declaration_of_job(job)
                 new.append(
                     NewJob(
-                        new_id(),
+                        job_id,
                         declaration.name,
                         queue or declaration.queue,
                         declaration.encode(job, limits),
