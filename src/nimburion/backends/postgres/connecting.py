@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.dialing import Call, Seen, dial, hang_up
@@ -24,7 +24,10 @@ _PAUSE = 0.002
 """Seconds before the second try; it doubles, up to 64 times that."""
 _COMMITTED = "read committed"
 
+T = TypeVar("T")
 Rows = list[Any]
+Parts = Callable[[], Iterator[Sequence[Any]]]
+"""Begins to pack the arguments of one statement after another."""
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -78,18 +81,18 @@ class Link:
             BackendUnavailable: with what may be concluded.
             BackendError: what else the server refuses, as `faults` says it.
         """
-        within, pause = self.address.timeout + extra, _PAUSE
-        async with self._turn:
-            for is_last in (*[False] * (REPEATS - 1), True):
-                try:
-                    return await self._once(statement, arguments, within)
-                except FAULTS as error:
-                    self._check(error)
-                    if is_last or not asks_to_repeat(error):
-                        raise meaning_of(error, self._where, sent=True) from error
-                await self._sleep(pause)
-                pause = min(2 * pause, 64 * _PAUSE)
-        raise AssertionError("the last try returns or raises")
+        return await self._tried(
+            lambda call: self._alone(call, statement, arguments), self.address.timeout + extra
+        )
+
+    async def agreed(self, statement: str, parts: Parts, *, extra: float = 0.0) -> bool:
+        """Run a statement that answers yes or no with each of these arguments, all in one
+        transaction; no: one answered so, and nothing was written. Each is packed while the server
+        is at the one before. What packing raises, and the errors of `rows`: nothing was written.
+        """
+        return await self._tried(
+            lambda call: self._in_turn(call, statement, parts()), self.address.timeout + extra
+        )
 
     async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """Run one statement; the first value of its first row."""
@@ -118,19 +121,70 @@ class Link:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    async def _once(self, statement: str, arguments: tuple[Any, ...], within: float) -> Rows:
+    async def _tried(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
+        """Ask, and again where others were in the way."""
+        pause = _PAUSE
+        async with self._turn:
+            for is_last in (*[False] * (REPEATS - 1), True):
+                try:
+                    return await self._once(ask, within)
+                except FAULTS as error:
+                    self._check(error)
+                    if is_last or not asks_to_repeat(error):
+                        raise meaning_of(error, self._where, sent=True) from error
+                await self._sleep(pause)
+                pause = min(2 * pause, 64 * _PAUSE)
+        raise AssertionError("the last try returns or raises")
+
+    async def _once(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
         call = await self._connected()
         try:
             async with asyncio.timeout(within):
-                if call.seen.pooled and call.seen.isolation != _COMMITTED:
-                    async with call.driver.transaction(isolation="read_committed"):
-                        return await self._fetch(call, statement, arguments)
-                return await self._fetch(call, statement, arguments)
+                return await ask(call)
         except (TimeoutError, asyncio.CancelledError):
             hang_up(call.driver)  # its answer would be taken for that of the next call
             raise
 
-    async def _fetch(self, call: Call, statement: str, arguments: tuple[Any, ...]) -> Rows:
+    async def _alone(self, call: Call, statement: str, arguments: Sequence[Any]) -> Rows:
+        if call.seen.pooled and call.seen.isolation != _COMMITTED:
+            async with call.driver.transaction(isolation="read_committed"):
+                return await self._fetch(call, statement, arguments)
+        return await self._fetch(call, statement, arguments)
+
+    async def _in_turn(self, call: Call, statement: str, parts: Iterator[Sequence[Any]]) -> bool:
+        transaction = call.driver.transaction(isolation="read_committed")
+        begun = asyncio.ensure_future(transaction.start())
+        await asyncio.sleep(0)  # it is sent
+        try:
+            try:
+                first = next(parts)
+            finally:
+                await begun
+            agreed = await self._each(call, statement, first, parts)
+        except (TimeoutError, asyncio.CancelledError):
+            raise  # the connection is given up
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await (transaction.commit() if agreed else transaction.rollback())
+        return agreed
+
+    async def _each(
+        self, call: Call, statement: str, first: Sequence[Any], parts: Iterator[Sequence[Any]]
+    ) -> bool:
+        arguments: Sequence[Any] | None = first
+        while arguments is not None:
+            answer = asyncio.ensure_future(self._fetch(call, statement, arguments))
+            await asyncio.sleep(0)  # it is sent
+            try:
+                arguments = next(parts, None)
+            finally:
+                ((agreed,),) = await answer
+            if not agreed:
+                return False
+        return True
+
+    async def _fetch(self, call: Call, statement: str, arguments: Sequence[Any]) -> Rows:
         prepared = self._statements.get(statement)
         if prepared is None:
             name = "" if call.seen.pooled else f"nimburion_{len(self._statements)}"
@@ -209,6 +263,11 @@ class Links:
         """As `Link.rows`, on any of them."""
         async with self.one() as link:
             return await link.rows(statement, *arguments, extra=extra)
+
+    async def agreed(self, statement: str, parts: Parts, *, extra: float = 0.0) -> bool:
+        """As `Link.agreed`, on any of them."""
+        async with self.one() as link:
+            return await link.agreed(statement, parts, extra=extra)
 
     async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """As `Link.value`, on any of them."""
