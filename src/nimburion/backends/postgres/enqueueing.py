@@ -19,7 +19,7 @@ from nimburion.backends.postgres.records import (
 from nimburion.core.job import NO_OPTIONS, Enqueued, NewJob, digests
 
 ALONE = 500
-"""Jobs of a call that is one statement. A larger one is several, each packed while the last runs."""
+"""Jobs of a call that is one statement. A larger one is several, packed while the last runs."""
 
 _FIRST = 125
 _GROWTH = 2.5
