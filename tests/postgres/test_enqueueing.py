@@ -16,6 +16,7 @@ from nimburion.core.job import NewJob, State
 from nimburion.core.lease import Delivery
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.jobs import InvalidJob, Processor, job
 from tests.servers.kinds import RunningPostgres
 
 MANY = 1_200
@@ -117,3 +118,21 @@ async def test_what_cannot_be_stored_at_the_end_refuses_the_call(store: Postgres
         await store.enqueue([*jobs, bad])
     assert (await store.counts())[State.PENDING] == 0
     assert {one.outcome for one in await store.enqueue(jobs)} == {"created"}
+
+
+@job(queue="letters")
+async def letter(to: str) -> None: ...
+
+
+async def test_a_job_that_cannot_be_at_the_end_refuses_the_call(store: PostgresBackend) -> None:
+    """Jobs of one call are made while the first of them are being stored."""
+    async with Processor(store) as processor:
+        jobs = [letter.job(to=f"{n}@example.com") for n in range(MANY)]
+        odd = letter.job(to=7)  # type: ignore[call-arg, arg-type, unused-ignore]
+        with pytest.raises(InvalidJob, match=rf"jobs\[{MANY}\].*to"):
+            await processor.enqueue_many([*jobs, odd])
+        assert (await store.counts())[State.PENDING] == 0
+        ids = await processor.enqueue_many(jobs)
+        page = await store.list_jobs(limit=MANY, payloads=True)
+    found = [(one.id, one.payload) for one in reversed(page.jobs)]
+    assert found == [(one, b'{"to":"%d@example.com"}' % n) for n, one in enumerate(ids)]

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from nimburion.backends.postgres.records import (
+    NotPlain,
     ended_since,
     micros,
     options_text,
@@ -52,12 +53,9 @@ def arguments_of(jobs: Sequence[NewJob]) -> list[Any]:
     ]
 
 
-def is_plain(jobs: Sequence[NewJob]) -> bool:
-    """Whether none of them says more than what it is."""
-    return all(
-        job.options is NO_OPTIONS and job.at is None and not job.after and len(job.id) == 36
-        for job in jobs
-    )
+def is_plain(job: NewJob) -> bool:
+    """Whether it says no more than what it is."""
+    return job.options is NO_OPTIONS and job.at is None and not job.after
 
 
 def parts_of(jobs: Sequence[NewJob]) -> Iterator[list[Any]]:
@@ -65,7 +63,7 @@ def parts_of(jobs: Sequence[NewJob]) -> Iterator[list[Any]]:
 
     Raises:
         Unstorable: a text that cannot be.
-        NotOurs: an id is not of our making.
+        NotPlain: `enqueue_1` is to be asked.
     """
     start, size = 0, len(jobs) if len(jobs) <= ALONE else _FIRST
     while start < len(jobs):
@@ -75,6 +73,8 @@ def parts_of(jobs: Sequence[NewJob]) -> Iterator[list[Any]]:
 
 @refusing
 def _part_of(jobs: Sequence[NewJob]) -> list[Any]:
+    if not all(map(is_plain, jobs)):
+        raise NotPlain
     named, places = _lanes_of(jobs)
     ids = [job.id for job in jobs]
     least, greatest = pack_id(min(ids)), pack_id(max(ids))

@@ -31,8 +31,8 @@ encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 decode_options: Callable[[str], Options] = msgspec.json.Decoder(Options).decode
 
 
-class NotOurs(Exception):
-    """An id that is not of our making."""
+class NotPlain(Exception):
+    """A job that says more than what it is, or has an id that is not of our making."""
 
 
 def refusing(pack: Callable[P, T]) -> Callable[P, T]:
@@ -95,11 +95,11 @@ def pack_uuids(job_ids: Sequence[str]) -> bytes:
     """Ids as the store has them, end to end.
 
     Raises:
-        NotOurs: one of them is no UUIDv7.
+        NotPlain: one of them is no UUIDv7.
     """
     lines = "\n".join(job_ids)
     if not _OURS.fullmatch(lines):
-        raise NotOurs
+        raise NotPlain
     return bytes.fromhex("00" + lines.replace("-", "").replace("\n", "00"))
 
 

@@ -15,7 +15,7 @@ from nimburion.backends.postgres.examining import findings
 from nimburion.backends.postgres.floors import Floors
 from nimburion.backends.postgres.naming import named
 from nimburion.backends.postgres.operating import Operating
-from nimburion.backends.postgres.records import NotOurs, micros, time_of
+from nimburion.backends.postgres.records import NotPlain, micros, time_of
 from nimburion.backends.postgres.ringing import EVERY_QUEUE, Bell
 from nimburion.backends.postgres.upgrading import Upgrading
 from nimburion.core.backend import Capabilities
@@ -37,6 +37,7 @@ CAPABILITIES = Capabilities(
     atomic_batch=None,
     shared=True,
     remote=True,
+    gradual=True,
 )
 
 
@@ -187,7 +188,7 @@ class PostgresBackend(Operating, Upgrading):
         if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
             self._ring([jobs[0].queue])
             return [Enqueued(jobs[0].id, "created")]
-        if enqueueing.is_plain(jobs) and await self._enqueue_plain(jobs):
+        if enqueueing.is_plain(jobs[0]) and await self._enqueue_plain(jobs):
             self._ring({job.queue for job in jobs})
             return enqueueing.results_of(jobs, None, None)
         opened = self._here()
@@ -221,7 +222,7 @@ class PostgresBackend(Operating, Upgrading):
                 )
             (part,) = enqueueing.parts_of(jobs)
             ((stored,),) = await opened.asks.rows(statement, now, *part, extra=extra)
-        except NotOurs:
+        except NotPlain:
             return False
         return bool(stored)
 
