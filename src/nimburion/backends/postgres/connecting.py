@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from nimburion.backends.postgres.address import Address
@@ -15,6 +15,7 @@ from nimburion.backends.postgres.faults import (
     breaks_connection,
     meaning_of,
 )
+from nimburion.backends.postgres.watching import Watch
 from nimburion.backends.urls import Node
 from nimburion.core.errors import BackendUnavailable, NimburionError, StoreReadOnly
 
@@ -50,6 +51,7 @@ class Link:
         self._call: Call | None = None
         self._statements: dict[str, Any] = {}
         self._turn = asyncio.Lock()
+        self._watch = Watch()
         self._last: Node | None = None
 
     @property
@@ -101,6 +103,7 @@ class Link:
     async def close(self) -> None:
         """Hang up."""
         call, self._call = self._call, None
+        self._watch.stop()
         self._statements.clear()
         if call is None or call.driver.is_closed():
             return
@@ -139,7 +142,7 @@ class Link:
     async def _once(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
         call = await self._connected()
         try:
-            async with asyncio.timeout(within):
+            with self._watch.within(within):
                 return await ask(call)
         except (TimeoutError, asyncio.CancelledError):
             hang_up(call.driver)  # its answer would be taken for that of the next call
@@ -153,8 +156,7 @@ class Link:
 
     async def _in_turn(self, call: Call, statement: str, parts: Iterator[Sequence[Any]]) -> bool:
         transaction = call.driver.transaction(isolation="read_committed")
-        begun = asyncio.ensure_future(transaction.start())
-        await asyncio.sleep(0)  # it is sent
+        begun = await _sent(transaction.start())
         try:
             try:
                 first = next(parts)
@@ -164,7 +166,8 @@ class Link:
         except (TimeoutError, asyncio.CancelledError):
             raise  # the connection is given up
         except BaseException:
-            await transaction.rollback()
+            with suppress(*FAULTS):
+                await transaction.rollback()
             raise
         await (transaction.commit() if agreed else transaction.rollback())
         return agreed
@@ -174,8 +177,7 @@ class Link:
     ) -> bool:
         arguments: Sequence[Any] | None = first
         while arguments is not None:
-            answer = asyncio.ensure_future(self._fetch(call, statement, arguments))
-            await asyncio.sleep(0)  # it is sent
+            answer = await _sent(self._fetch(call, statement, arguments))
             try:
                 arguments = next(parts, None)
             finally:
@@ -217,6 +219,14 @@ class Link:
             self.drop()
 
 
+async def _sent(asking: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """What answers a question that is on its way. Nobody may be there to hear of its failure."""
+    answer = asyncio.ensure_future(asking)
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.sleep(0)
+    return answer
+
+
 async def reach(address: Address, *, first: Node | None = None) -> Call:
     """Connect to the first server that will do, beginning with `first`.
 
@@ -252,17 +262,19 @@ class Links:
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Link]:
         """A link for as long as the block lasts; the one that was used last, if any is idle."""
-        async with self._room:
-            link = self._idle.pop() if self._idle else self._another()
-            try:
-                yield link
-            finally:
-                self._idle.append(link)
+        link = await self._borrowed()
+        try:
+            yield link
+        finally:
+            self._give_back(link)
 
     async def rows(self, statement: str, *arguments: Any, extra: float = 0.0) -> Rows:
         """As `Link.rows`, on any of them."""
-        async with self.one() as link:
+        link = await self._borrowed()
+        try:
             return await link.rows(statement, *arguments, extra=extra)
+        finally:
+            self._give_back(link)
 
     async def agreed(self, statement: str, parts: Parts, *, extra: float = 0.0) -> bool:
         """As `Link.agreed`, on any of them."""
@@ -278,6 +290,14 @@ class Links:
         """Hang up, all of them."""
         for link in self._all:
             await link.close()
+
+    async def _borrowed(self) -> Link:
+        await self._room.acquire()
+        return self._idle.pop() if self._idle else self._another()
+
+    def _give_back(self, link: Link) -> None:
+        self._idle.append(link)
+        self._room.release()
 
     def _another(self) -> Link:
         link = Link(self._address, self._sleep)
