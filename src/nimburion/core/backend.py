@@ -62,6 +62,9 @@ class Capabilities(msgspec.Struct, frozen=True):
     a job then begins one round trip sooner than by `wait`."""
     remote: bool = False
     """Its work is done by another process: a worker should have jobs to run while it answers."""
+    gradual: bool = False
+    """`enqueue` looks at the last jobs of a large call while the first are being stored: they may
+    be made as they are looked at, and what that raises refuses the call."""
 
 
 class Producing(Protocol):

@@ -7,6 +7,7 @@ the fraction of that millisecond (§6.2, method 3), then 62 random bits.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Callable
 
@@ -15,6 +16,12 @@ Entropy = Callable[[int], bytes]
 
 _TICKS_PER_MS = 4096
 _BUFFERED = 256
+_FEW = 4
+_PLACES = (*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36))
+"""Of the digits of an id, in its text."""
+_VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab89ab89ab89ab")
+_LOW_BITS = 0x3FFF_FFFF_FFFF_FFFF
+_VARIANT = 0x8000_0000_0000_0000
 
 
 class JobIds:
@@ -46,9 +53,34 @@ class JobIds:
             start = 8 * self._used
             self._used += 1
             low = int.from_bytes(self._buffer[start : start + 8], "big")
-        high = (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
-        text = f"{high:016x}{(low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000:016x}"
+        text = f"{_high(tick):016x}{low & _LOW_BITS | _VARIANT:016x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    def many(self, count: int) -> list[str]:
+        """So many new ids, rising. As `new`, in a third of the time for each."""
+        if count < _FEW:
+            return [self.new() for _ in range(count)]
+        with self._lock:
+            tick = max(int(self._now() * 1000 * _TICKS_PER_MS), self._last + 1)
+            self._last = tick + count - 1
+        return _texts(range(tick, tick + count), self._entropy(8 * count))
+
+
+def _texts(ticks: range, random: bytes) -> list[str]:
+    """The ids of these ticks, written column by column: the same digit of all of them at once."""
+    high = struct.pack(f">{len(ticks)}Q", *[_high(tick) for tick in ticks]).hex().encode()
+    low = random.hex().encode()
+    text = bytearray(b"-") * (36 * len(ticks))
+    for place, at in enumerate(_PLACES):
+        text[at::36] = (high if place < 16 else low)[place % 16 :: 16]
+    text[19::36] = low[0::16].translate(_VARIANTS)
+    ids = text.decode()
+    return [ids[start : start + 36] for start in range(0, len(ids), 36)]
+
+
+def _high(tick: int) -> int:
+    """The half of an id that says when it was made."""
+    return (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
 
 
 def new_session_id(entropy: Entropy = os.urandom) -> str:

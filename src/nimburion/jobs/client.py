@@ -26,6 +26,7 @@ from nimburion.core.joining import Lent, Transaction
 from nimburion.core.limits import check_name
 from nimburion.core.settings import Settings
 from nimburion.jobs.asking import Asking
+from nimburion.jobs.batch import Batch
 from nimburion.jobs.codec import check_size, encode_object
 from nimburion.jobs.context import CURRENT
 from nimburion.jobs.intake import Intake
@@ -124,11 +125,11 @@ class Client(Asking):
         terms = self._terms(options)
         batch = list(jobs)
         self._check_batch(len(batch))
-        new = self._new_jobs(batch, terms)
-        if not new:
+        if not batch:
             return []
         if not self._enqueue_layers:
-            return await self._store(new, terms)
+            return await self._store(self._gradually(batch, terms), terms)
+        new = self._new_jobs(batch, terms)
         passage = Passage(
             self._enqueue_layers, lambda some: self._store(some, terms), self._limits, len(new)
         )
@@ -244,18 +245,25 @@ class Client(Asking):
     def _new_job(self, job: AnyJob, terms: Terms) -> NewJob:
         return self._new_jobs([job], terms)[0]
 
-    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms) -> list[NewJob]:
-        """Jobs as the store takes them. Hot: one turn is a job of a bulk enqueue."""
-        new_id, limits = self._ids.new, self._limits
+    def _gradually(self, jobs: Sequence[AnyJob], terms: Terms) -> Sequence[NewJob]:
+        """Jobs as the store takes them, made while it stores if it can do with that."""
+        if terms.connection is not None or not self.backend.capabilities.gradual:
+            return self._new_jobs(jobs, terms)
+        return Batch(len(jobs), lambda start, stop: self._new_jobs(jobs[start:stop], terms, start))
+
+    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms, start: int = 0) -> list[NewJob]:
+        """Jobs as the store takes them, of which the first is the one at `start` of its call. Hot:
+        one turn is a job of a bulk enqueue."""
+        ids, limits = self._ids.many(len(jobs)), self._limits
         queue, priority, at, after = terms.queue, terms.priority, terms.at, terms.after
         options = terms.options
         new: list[NewJob] = []
         try:
-            for job in jobs:
+            for job, job_id in zip(jobs, ids, strict=True):
                 declaration = declaration_of_job(job)
                 new.append(
                     NewJob(
-                        new_id(),
+                        job_id,
                         declaration.name,
                         queue or declaration.queue,
                         declaration.encode(job, limits),
@@ -266,9 +274,9 @@ class Client(Asking):
                     )
                 )
         except InvalidJob as error:
-            if len(jobs) == 1:
+            if len(jobs) == 1 and not start:
                 raise
-            raise InvalidJob(f"jobs[{len(new)}]: {error}") from error
+            raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
         return new
 
     def _check_batch(self, count: int) -> None:
@@ -294,7 +302,7 @@ class Client(Asking):
         )
         return (await passage.all([_enqueueing(job, new)]))[0]
 
-    async def _store(self, jobs: list[NewJob], terms: Terms) -> list[str]:
+    async def _store(self, jobs: Sequence[NewJob], terms: Terms) -> list[str]:
         intake = self._opened()
         if terms.connection is not None:
             results = await self._joining().enqueue_in(_lent(terms.connection), jobs)
@@ -320,7 +328,7 @@ class Client(Asking):
             )
         return cast("Joining", self.backend)
 
-    def _tell(self, jobs: list[NewJob], results: list[Enqueued]) -> None:
+    def _tell(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
         for job, result in zip(jobs, results, strict=True):
             created = result.outcome == "created"
             self.events.emit(JobEnqueued(result.id, job.name, job.queue, created))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.dialing import Call, Seen, dial, hang_up
@@ -15,6 +15,7 @@ from nimburion.backends.postgres.faults import (
     breaks_connection,
     meaning_of,
 )
+from nimburion.backends.postgres.watching import Watch
 from nimburion.backends.urls import Node
 from nimburion.core.errors import BackendUnavailable, NimburionError, StoreReadOnly
 
@@ -24,7 +25,10 @@ _PAUSE = 0.002
 """Seconds before the second try; it doubles, up to 64 times that."""
 _COMMITTED = "read committed"
 
+T = TypeVar("T")
 Rows = list[Any]
+Parts = Callable[[], Iterator[Sequence[Any]]]
+"""Begins to pack the arguments of one statement after another."""
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -49,6 +53,7 @@ class Link:
         self._call: Call | None = None
         self._statements: dict[str, Any] = {}
         self._turn = asyncio.Lock()
+        self._watch = Watch()
         self._last: Node | None = None
 
     @property
@@ -80,18 +85,18 @@ class Link:
             BackendUnavailable: with what may be concluded.
             BackendError: what else the server refuses, as `faults` says it.
         """
-        within, pause = self.address.timeout + extra, _PAUSE
-        async with self._turn:
-            for is_last in (*[False] * (REPEATS - 1), True):
-                try:
-                    return await self._once(statement, arguments, within)
-                except FAULTS as error:
-                    self._check(error)
-                    if is_last or not asks_to_repeat(error):
-                        raise meaning_of(error, self._where, sent=True) from error
-                await self._sleep(pause)
-                pause = min(2 * pause, 64 * _PAUSE)
-        raise AssertionError("the last try returns or raises")
+        return await self._tried(
+            lambda call: self._alone(call, statement, arguments), self.address.timeout + extra
+        )
+
+    async def agreed(self, statement: str, parts: Parts, *, extra: float = 0.0) -> bool:
+        """Run a statement that answers yes or no with each of these arguments, all in one
+        transaction; no: one answered so, and nothing was written. Each is packed while the server
+        is at the one before. What packing raises, and the errors of `rows`: nothing was written.
+        """
+        return await self._tried(
+            lambda call: self._in_turn(call, statement, parts()), self.address.timeout + extra
+        )
 
     async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """Run one statement; the first value of its first row."""
@@ -100,6 +105,7 @@ class Link:
     async def close(self) -> None:
         """Hang up."""
         call, self._call = self._call, None
+        self._watch.stop()
         self._statements.clear()
         if call is None or call.driver.is_closed():
             return
@@ -120,19 +126,69 @@ class Link:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    async def _once(self, statement: str, arguments: tuple[Any, ...], within: float) -> Rows:
+    async def _tried(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
+        """Ask, and again where others were in the way."""
+        pause = _PAUSE
+        async with self._turn:
+            for is_last in (*[False] * (REPEATS - 1), True):
+                try:
+                    return await self._once(ask, within)
+                except FAULTS as error:
+                    self._check(error)
+                    if is_last or not asks_to_repeat(error):
+                        raise meaning_of(error, self._where, sent=True) from error
+                await self._sleep(pause)
+                pause = min(2 * pause, 64 * _PAUSE)
+        raise AssertionError("the last try returns or raises")
+
+    async def _once(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
         call = await self._connected()
         try:
-            async with asyncio.timeout(within):
-                if call.seen.pooled and call.seen.isolation != _COMMITTED:
-                    async with call.driver.transaction(isolation="read_committed"):
-                        return await self._fetch(call, statement, arguments)
-                return await self._fetch(call, statement, arguments)
+            with self._watch.within(within):
+                return await ask(call)
         except (TimeoutError, asyncio.CancelledError):
             hang_up(call.driver)  # its answer would be taken for that of the next call
             raise
 
-    async def _fetch(self, call: Call, statement: str, arguments: tuple[Any, ...]) -> Rows:
+    async def _alone(self, call: Call, statement: str, arguments: Sequence[Any]) -> Rows:
+        if call.seen.pooled and call.seen.isolation != _COMMITTED:
+            async with call.driver.transaction(isolation="read_committed"):
+                return await self._fetch(call, statement, arguments)
+        return await self._fetch(call, statement, arguments)
+
+    async def _in_turn(self, call: Call, statement: str, parts: Iterator[Sequence[Any]]) -> bool:
+        transaction = call.driver.transaction(isolation="read_committed")
+        begun = await _sent(transaction.start())
+        try:
+            try:
+                first = next(parts)
+            finally:
+                await begun
+            agreed = await self._each(call, statement, first, parts)
+        except (TimeoutError, asyncio.CancelledError):
+            raise  # the connection is given up
+        except BaseException:
+            with suppress(*FAULTS):
+                await transaction.rollback()
+            raise
+        await (transaction.commit() if agreed else transaction.rollback())
+        return agreed
+
+    async def _each(
+        self, call: Call, statement: str, first: Sequence[Any], parts: Iterator[Sequence[Any]]
+    ) -> bool:
+        arguments: Sequence[Any] | None = first
+        while arguments is not None:
+            answer = await _sent(self._fetch(call, statement, arguments))
+            try:
+                arguments = next(parts, None)
+            finally:
+                ((agreed,),) = await answer
+            if not agreed:
+                return False
+        return True
+
+    async def _fetch(self, call: Call, statement: str, arguments: Sequence[Any]) -> Rows:
         prepared = self._statements.get(statement)
         if prepared is None:
             name = "" if call.seen.pooled else f"nimburion_{len(self._statements)}"
@@ -166,6 +222,14 @@ class Link:
     def _check(self, error: Exception) -> None:
         if breaks_connection(error):
             self.drop()
+
+
+async def _sent(asking: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """What answers a question that is on its way. Nobody may be there to hear of its failure."""
+    answer = asyncio.ensure_future(asking)
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.sleep(0)
+    return answer
 
 
 async def reach(address: Address, *, first: Node | None = None) -> Call:
@@ -203,17 +267,24 @@ class Links:
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Link]:
         """A link for as long as the block lasts; the one that was used last, if any is idle."""
-        async with self._room:
-            link = self._idle.pop() if self._idle else self._another()
-            try:
-                yield link
-            finally:
-                self._idle.append(link)
+        link = await self._borrowed()
+        try:
+            yield link
+        finally:
+            self._give_back(link)
 
     async def rows(self, statement: str, *arguments: Any, extra: float = 0.0) -> Rows:
         """As `Link.rows`, on any of them."""
-        async with self.one() as link:
+        link = await self._borrowed()
+        try:
             return await link.rows(statement, *arguments, extra=extra)
+        finally:
+            self._give_back(link)
+
+    async def agreed(self, statement: str, parts: Parts, *, extra: float = 0.0) -> bool:
+        """As `Link.agreed`, on any of them."""
+        async with self.one() as link:
+            return await link.agreed(statement, parts, extra=extra)
 
     async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """As `Link.value`, on any of them."""
@@ -224,6 +295,14 @@ class Links:
         """Hang up, all of them."""
         for link in self._all:
             await link.close()
+
+    async def _borrowed(self) -> Link:
+        await self._room.acquire()
+        return self._idle.pop() if self._idle else self._another()
+
+    def _give_back(self, link: Link) -> None:
+        self._idle.append(link)
+        self._room.release()
 
     def _another(self) -> Link:
         link = Link(self._address, self._sleep)

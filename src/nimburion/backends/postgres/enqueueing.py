@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from nimburion.backends.postgres.records import (
+    NotPlain,
     ended_since,
     micros,
     options_text,
     pack_id,
+    pack_uuids,
     refusing,
     text_of,
     unpack_id,
 )
-from nimburion.core.job import NO_OPTIONS, Enqueued, NewJob
+from nimburion.core.job import NO_OPTIONS, Enqueued, NewJob, digests
+
+ALONE = 500
+"""Jobs of a call that is one statement. A larger one is several, packed while the last runs."""
+
+_FIRST = 125
+_GROWTH = 2.5
+"""To pack takes less than half as long as to store."""
+_MOST = 2_000
 
 _OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
 
@@ -26,25 +37,69 @@ def arguments_of(jobs: Sequence[NewJob]) -> list[Any]:
     Raises:
         Unstorable: a time or a text that cannot be.
     """
-    lanes: dict[tuple[str, str, int], int] = {}
-    places = [
-        lanes.setdefault((job.queue, job.name, 9 - job.priority), len(lanes) + 1) for job in jobs
-    ]
+    named, places = _lanes_of(jobs)
     ids = [pack_id(job.id) for job in jobs]
     plain = all(job.options is NO_OPTIONS or job.options == NO_OPTIONS for job in jobs)
     return [
-        [text_of(queue) for queue, _, _ in lanes],
-        [text_of(name) for _, name, _ in lanes],
-        [rank for _, _, rank in lanes],
+        *named,
         places,
         ids,
-        [job.digest() for job in jobs],
+        digests(jobs),
         [job.payload for job in jobs],
         None if plain else [options_text(job.options) for job in jobs],
         *_times_of(jobs),
         *((None, None, None) if plain else _keys_of(jobs)),
         ended_since(ids),
     ]
+
+
+def is_plain(job: NewJob) -> bool:
+    """Whether it says no more than what it is."""
+    return job.options is NO_OPTIONS and job.at is None and not job.after
+
+
+def parts_of(jobs: Sequence[NewJob]) -> Iterator[list[Any]]:
+    """What `enqueue_plain_1` takes behind the time, part by part, each packed when it is asked for.
+
+    Raises:
+        Unstorable: a text that cannot be.
+        NotPlain: `enqueue_1` is to be asked.
+    """
+    start, size = 0, len(jobs) if len(jobs) <= ALONE else _FIRST
+    while start < len(jobs):
+        yield _part_of(jobs[start : start + size])
+        start, size = start + size, min(int(size * _GROWTH), _MOST)
+
+
+@refusing
+def _part_of(jobs: Sequence[NewJob]) -> list[Any]:
+    if not all(map(is_plain, jobs)):
+        raise NotPlain
+    named, places = _lanes_of(jobs)
+    ids = [job.id for job in jobs]
+    least, greatest = pack_id(min(ids)), pack_id(max(ids))
+    payloads = [job.payload for job in jobs]
+    return [
+        *named,
+        None if len(named[0]) == 1 else places,
+        pack_uuids(ids),
+        b"".join(digests(jobs)),
+        least,
+        greatest,
+        b"".join(payloads),
+        [0, *accumulate(map(len, payloads))],
+        ended_since([least]),
+    ]
+
+
+def _lanes_of(jobs: Sequence[NewJob]) -> tuple[tuple[list[str], list[str], list[int]], list[int]]:
+    """The lanes (queues, names, ranks), and by job in which of them it stands, from 1."""
+    lanes: dict[tuple[str, str, int], int] = {}
+    places = [
+        lanes.setdefault((job.queue, job.name, 9 - job.priority), len(lanes) + 1) for job in jobs
+    ]
+    queues, names, ranks = zip(*lanes, strict=True)
+    return ([*map(text_of, queues)], [*map(text_of, names)], [*ranks]), places
 
 
 @refusing

@@ -24,9 +24,15 @@ ALWAYS = (1 << 63) - 1
 _FURTHEST = 1 << 62
 _MOST = (1 << 31) - 1
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_OURS = re.compile(r"(?:(?:^|\n)[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})+")
+_DAY = 86_400 * MICRO
 
 encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 decode_options: Callable[[str], Options] = msgspec.json.Decoder(Options).decode
+
+
+class NotPlain(Exception):
+    """A job that says more than what it is, or has an id that is not of our making."""
 
 
 def refusing(pack: Callable[P, T]) -> Callable[P, T]:
@@ -85,6 +91,18 @@ def pack_id(job_id: str) -> bytes:
     return job_id.encode()
 
 
+def pack_uuids(job_ids: Sequence[str]) -> bytes:
+    """Ids as the store has them, end to end.
+
+    Raises:
+        NotPlain: one of them is no UUIDv7.
+    """
+    lines = "\n".join(job_ids)
+    if not _OURS.fullmatch(lines):
+        raise NotPlain
+    return bytes.fromhex("00" + lines.replace("-", "").replace("\n", "00"))
+
+
 def unpack_id(packed: bytes) -> str:
     """The text of an id."""
     if packed[0]:
@@ -137,7 +155,8 @@ def options_of(text: str | None) -> Options:
 
 
 def ended_since(packed: Sequence[bytes]) -> int:
-    """Since when a job of one of these ids can have ended: ours say when they were made."""
+    """Since when a job of one of these ids can have ended: ours say when they were made, by a clock
+    that is not the server's, but less than a day from it."""
     if not all(len(one) == 17 and one[0] == 0 and one[7] >> 4 == 7 for one in packed):
         return EVER
-    return int.from_bytes(min(packed)[1:7], "big") * 1000
+    return int.from_bytes(min(packed)[1:7], "big") * 1000 - _DAY

@@ -13,7 +13,7 @@ DECLARE
     ended nb.done;
     job_id bytea;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended('nb.tally_1', 7043));
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('nb.tally_1', 7044));
     PERFORM FROM nb.horizon WHERE what = 'completed' FOR SHARE;
     FOR one IN
         SELECT * FROM nb.seek_1(now, p_states, p_queue, p_name, p_reason, p_ids, 9223372036854775807, p_limit)

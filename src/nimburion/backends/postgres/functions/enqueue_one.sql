@@ -33,7 +33,11 @@ BEGIN
         RETURN false;
     END IF;
     INSERT INTO nb.ready (due, seq, lane, tried) VALUES (now, new_seq, at_lane, 0);
-    IF EXISTS (SELECT FROM nb.done d WHERE d.id = p_id AND d.finished >= p_since) THEN
+    -- The upper bound leaves out the days that are made ahead: to begin to look at one costs 2 µs.
+    IF EXISTS (
+        SELECT FROM nb.done d
+        WHERE d.id = p_id AND d.finished >= p_since AND d.finished < now + 86400000000
+    ) THEN
         PERFORM nb.unstore_1(ARRAY[new_seq]);
         RETURN false;
     END IF;

@@ -10,7 +10,7 @@ DECLARE
     kept int8;
     pruned int4;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended('nb.tally_1', 7043));
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('nb.tally_1', 7044));
     SELECT * INTO h FROM nb.horizon WHERE what = 'completed';
     SELECT sum(e.number) INTO kept FROM nb.ended_counts_1(NULL) e;
     IF kept <= p_most OR p_limit <= 0 THEN

@@ -12,7 +12,7 @@ DECLARE
     first int8;
     counted int8 := 0;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(hashtextextended('nb.tally_1', 7043)) THEN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('nb.tally_1', 7044)) THEN
         RETURN 0;
     END IF;
     SELECT * INTO STRICT next FROM nb.mark;
