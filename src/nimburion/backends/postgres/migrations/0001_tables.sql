@@ -227,9 +227,9 @@ CREATE TABLE nb.schedule (
     last_job bytea
 );
 
--- A row of the answer of an exchange: a job that is handed out (its place, from 1), what is said besides
--- (0), or
--- why there is no answer (below 0).
+-- A row of the answer of an exchange: a job that is handed out (its place, from 1; what comes out of one
+-- lane shares one, and stands there by due time and seq), what is said besides (0), or why there is no
+-- answer (below 0).
 CREATE TYPE nb.reply AS (
     kind int4, seq int8, due int8, created int8, lane int4, fence int4, failures int4, lost int4,
     id bytea, options text, payload bytea, since int8, lanes int4[], queues text[], names text[],
