@@ -394,7 +394,6 @@ async def test_two_applications_do_not_share_a_name(
 async def test_a_store_that_forgot_everything_is_told_again(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
-    await place.store.open()
     await place.store.delete_schedule("report")
     place.at(30)
     await scheduler.fire_due()
@@ -453,7 +452,6 @@ async def test_what_this_version_cannot_read_is_left_alone(
 ) -> None:
     from nimburion.core.reading import ScheduleRecord
 
-    await place.store.open()
     await place.store.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
     await place.store.put_schedule(
         ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
