@@ -87,6 +87,43 @@ async def test_a_scheduler_that_slept_makes_no_second_job(place: Place) -> None:
     assert len(await place.ids()) == 3
 
 
+async def test_who_was_always_second_is_first_when_the_first_is_gone(place: Place) -> None:
+    first, second = [
+        await place.scheduler(lambda one: one.schedule("@every 1s", Report())) for _ in range(2)
+    ]
+    await second.fire_due()
+    for second_ in (1, 2, 3):
+        place.at(second_)
+        assert await first.fire_due() == 1
+        assert await second.fire_due() == 0
+    place.at(4)
+    assert await second.fire_due() == 1
+
+
+async def test_who_is_far_behind_asks_what_was_decided(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not lose a thousand ticks, one by one."""
+    declare = lambda one: one.schedule("@every 1s", Report(), misfire="catch_up")  # noqa: E731
+    first, behind = [await place.scheduler(declare) for _ in range(2)]
+    await behind.fire_due()
+    place.at(4.5)
+    backend = behind.processor.backend
+    real, asked = backend.fire, list[float]()
+
+    async def fire(name: str, expected: float | None, tick: float, *more: object) -> Fired:
+        await first.fire_due()
+        asked.append(tick)
+        return await real(name, expected, tick, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backend, "fire", fire)
+    assert await behind.fire_due() == 0
+    assert len(asked) == 2
+    place.at(5)
+    monkeypatch.undo()
+    assert await behind.fire_due() == 1
+
+
 async def test_an_answer_that_got_lost_is_asked_for_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from nimburion.jobs.client import Client
 from nimburion.scheduler.declaring import checked, spec_from
 from nimburion.scheduler.spec import NAME_HEADER, TICK_HEADER, Spec, spec_of, spelled
 from nimburion.scheduler.tasks import raw_job
+from nimburion.scheduler.timing import StoreTime
 from nimburion.scheduler.trigger import When
 from nimburion.scheduler.words import explained
 
@@ -53,6 +54,7 @@ class Schedules:
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
         self._timezone = timezone
+        self._time = StoreTime(client.clock, client.backend, client.entropy)
 
     async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
         """All of them, by name, with so many coming ticks."""
@@ -82,7 +84,8 @@ class Schedules:
         kept = await self._kept(checked(name))
         if kept is not None and kept.owner:
             raise DefinitionError(f"schedule {name!r} is declared by the code of {kept.owner!r}")
-        await self._put(name, spec)
+        put = ScheduleRecord(name=name, spec=await self._from_now(spec))
+        await self._client.backend.put_schedule(put)
         return await self.get(name)
 
     async def pause(self, name: str) -> None:
@@ -94,8 +97,7 @@ class Schedules:
         """Fire its ticks from now on; those of the pause are not made up. `ScheduleNotFound`."""
         record = await self._record(name)
         if record.paused:
-            since = msgspec.structs.replace(spec_of(record.spec), since=self._now())
-            put = msgspec.structs.replace(record, spec=since.encoded())
+            put = msgspec.structs.replace(record, spec=await self._from_now(spec_of(record.spec)))
             await self._client.backend.put_schedule(put)
             await self._client.backend.pause_schedule(name, paused=False)
 
@@ -137,7 +139,7 @@ class Schedules:
     # Inside
 
     def _now(self) -> float:
-        return self._client.clock.now()
+        return self._time.now()
 
     async def _kept(self, name: str) -> ScheduleRecord | None:
         records = await self._client.backend.list_schedules()
@@ -149,9 +151,10 @@ class Schedules:
             raise ScheduleNotFound(name)
         return record
 
-    async def _put(self, name: str, spec: Spec) -> None:
-        since = msgspec.structs.replace(spec, since=self._now())
-        await self._client.backend.put_schedule(ScheduleRecord(name=name, spec=since.encoded()))
+    async def _from_now(self, spec: Spec) -> bytes:
+        """The schedule as it is stored; ticks up to now, by the store's clock, are none of it."""
+        await self._time.learn()
+        return msgspec.structs.replace(spec, since=self._now()).encoded()
 
     async def _told(self, record: ScheduleRecord, ticks: int) -> ScheduleInfo:
         now = self._now()
