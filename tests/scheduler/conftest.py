@@ -52,6 +52,7 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     request.node.user_properties.append(("server", server.name))
     return server.url
 
+
 BEGIN = 1_767_225_600.0
 """2026-01-01 00:00 UTC."""
 

@@ -1,8 +1,8 @@
 """What the store's clock shows, as far as it is known here.
 
 The store's time rules, because every scheduler and every due time has it in common. It is asked
-for before the first tick, once a minute, and when the host's clock was set; in between it goes on
-with the host's monotonic clock, which nobody sets.
+for before the first tick, every five minutes, and when the host's clock was set; in between it
+goes on with the host's monotonic clock, which nobody sets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nimburion.core.session import Session
 
 _log = logging.getLogger("nimburion.scheduler")
 
-_EACH = 60.0
+_EACH = 300.0
 _NOTEWORTHY = 0.01
 _STEP = 0.5
 _LOUD = 5.0
