@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -11,11 +12,13 @@ from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, 
 from nimburion.core.events import Event, TickDecided
 from nimburion.core.job import State
 from nimburion.core.reading import Fired
+from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Processor, job
 from nimburion.jobs.middleware import Enqueueing
 from nimburion.scheduler import Scheduler
 from nimburion.scheduler.declaring import ScheduleOptions
+from nimburion.testing.contract.stage import Worker
 from tests.scheduler.conftest import Place, Report
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -177,15 +180,18 @@ async def test_a_changed_schedule_replays_nothing(place: Place) -> None:
 
 
 async def down_for(place: Place, seconds: float, **options: object) -> list[str]:
-    """Fire the first minute, stop everything, come back; what was fired then."""
-    before = await place.scheduler(each_minute(**options))
-    await before.fire_due()
-    place.at(60)
-    await before.fire_due()
+    """A fleet of three fires the first minute, is down, and comes back, all three at once; what
+    was fired then."""
+    fleet = [await place.scheduler(each_minute(**options)) for _ in range(3)]
+    for minute in (0, 1):
+        place.at(minute * MINUTE)
+        await asyncio.gather(*(one.fire_due() for one in fleet))
     place.at(60 + seconds)
-    after = await place.scheduler(each_minute(**options))
-    await after.fire_due()
-    return (await place.ids())[1:]
+    fleet = [await place.scheduler(each_minute(**options)) for _ in range(3)]
+    decided = await asyncio.gather(*(one.fire_due() for one in fleet))
+    found = (await place.ids())[1:]
+    assert sum(decided) == len(found)
+    return found
 
 
 async def test_what_is_at_most_a_minute_late_is_fired_by_every_policy(place: Place) -> None:
@@ -244,6 +250,55 @@ async def test_overlap_is_decided_with_the_tick(place: Place) -> None:
     place.at(180)
     await scheduler.fire_due()
     assert await place.ids() == at("01T00:01", "01T00:03")
+
+
+@pytest.mark.parametrize(
+    ("overlap", "states"),
+    [
+        ("allow", [State.PENDING, State.PENDING]),
+        ("skip", [State.PENDING]),
+        ("queue_one", [State.PENDING]),
+        ("cancel_previous", [State.CANCELLED, State.PENDING]),
+    ],
+)
+async def test_a_tick_while_the_previous_job_waits(
+    place: Place, overlap: str, states: list[State]
+) -> None:
+    scheduler = await place.scheduler(each_minute(overlap=overlap))
+    for minute in (0, 1, 2):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    assert [one.state for one in await place.jobs()] == states
+
+
+@pytest.mark.parametrize(
+    ("overlap", "minutes", "cancelled"),
+    [
+        ("allow", [1, 2, 3], False),
+        ("skip", [1], False),
+        ("queue_one", [1, 2], False),
+        ("cancel_previous", [1, 2, 3], True),
+    ],
+)
+async def test_ticks_while_the_previous_job_runs(
+    place: Place,
+    overlap: str,
+    minutes: list[int],
+    cancelled: bool,  # noqa: FBT001 (a column of the table)
+) -> None:
+    """It runs from the first tick on; the second finds it running, the third the second's."""
+    scheduler = await place.scheduler(each_minute(overlap=overlap))
+    for minute in (0, 1):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    worker = Worker(place.store, Session(id="0" * 32, queues=("default",), names=("report",)))
+    await place.store.open_session(worker.session)
+    running = (await worker.take_one()).lease
+    for minute in (2, 3):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    assert await place.ids() == at(*(f"01T00:0{minute}" for minute in minutes))
+    assert (await place.store.get(running.job_id)).cancel_requested is cancelled
 
 
 async def test_a_pause_is_not_made_up_for(place: Place) -> None:
