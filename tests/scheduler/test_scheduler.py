@@ -109,6 +109,7 @@ async def test_who_is_far_behind_asks_what_was_decided(
     """And does not lose a thousand ticks, one by one."""
     declare = lambda one: one.schedule("@every 1s", Report(), misfire="catch_up")  # noqa: E731
     first, behind = [await place.scheduler(declare) for _ in range(2)]
+    place.at(1)
     await behind.fire_due()
     place.at(4.5)
     backend = behind.processor.backend
@@ -167,8 +168,10 @@ async def test_a_new_schedule_makes_up_for_nothing(place: Place) -> None:
 
 
 async def test_a_changed_schedule_replays_nothing(place: Place) -> None:
-    old = await place.scheduler(lambda one: one.schedule("@yearly", Report(), name="report"))
+    old = await place.scheduler(lambda one: one.schedule("@daily", Report()))
     await old.fire_due()
+    place.at(DAY)
+    assert await old.fire_due() == 1
     place.at(200 * DAY)
     new = await place.scheduler(each_minute(misfire="catch_up"))
     assert await new.fire_due() == 0
@@ -284,7 +287,7 @@ async def test_ticks_while_the_previous_job_runs(
     place: Place,
     overlap: str,
     minutes: list[int],
-    cancelled: bool,  # noqa: FBT001 (a column of the table)
+    cancelled: bool,
 ) -> None:
     """It runs from the first tick on; the second finds it running, the third the second's."""
     scheduler = await place.scheduler(each_minute(overlap=overlap))
