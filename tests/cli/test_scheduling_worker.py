@@ -17,6 +17,7 @@ from nimburion.core.job import State
 from nimburion.jobs import Processor
 from nimburion.scheduler import Scheduler
 from tests.cli.test_processes import APPLICATION, PATIENCE, worker
+from tests.scheduler.conftest import Report
 from tests.servers.waiting import until
 
 TASKS = """
@@ -78,7 +79,7 @@ def test_one_scheduler_is_added_for_what_is_configured(tmp_path: Path) -> None:
 def test_the_applications_own_takes_the_configured_tasks_too(tmp_path: Path) -> None:
     processor = Processor(MemoryBackend())
     own = Scheduler(processor)
-    own.schedule("@daily", lambda _: 1, name="own")
+    own.schedule("@daily", lambda _: Report(), name="own")
     add_scheduler(processor, configured(tmp_path, "true"))
     assert schedulers(processor) == [own]
     assert own.names == ["own", "sum"]
@@ -86,7 +87,7 @@ def test_the_applications_own_takes_the_configured_tasks_too(tmp_path: Path) -> 
 
 def test_none_runs_where_it_is_switched_off(tmp_path: Path) -> None:
     processor = Processor(MemoryBackend())
-    Scheduler(processor).schedule("@daily", lambda _: 1, name="own")
+    Scheduler(processor).schedule("@daily", lambda _: Report(), name="own")
     add_scheduler(processor, configured(tmp_path, "false"))
     assert schedulers(processor) == []
 
