@@ -81,6 +81,9 @@ NOT_YET = "more are not in this version yet; start more workers"
          "1: scheduler.tasks[0]: job_name is missing"),
         ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, payload: '[]'}]}",
          "1: scheduler.tasks[0].payload: expected a map, or a JSON object as a text, found '[]'"),
+        ("scheduler:\n  timezone: Europe/Roma",
+         "2: scheduler.timezone: expected an IANA time zone, found 'Europe/Roma'"
+         + " (did you mean 'Europe/Rome'?)"),
         ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, overlap: x}]}",
          f"1: scheduler.tasks[0].overlap: expected one of {OVERLAPS}, found 'x'"),
         ("jobs: {concurrency: 1}\njobs: {}",

@@ -626,7 +626,9 @@ def test_tasks_of_the_configuration() -> None:
     scheduler.add_tasks(SchedulerSettings(tasks=(task,)))
     assert scheduler.names == ["t"]
     wrong = TaskSettings(name="w", cron="0 26 * * *", job_name="report")
-    with pytest.raises(DefinitionError, match=r"scheduler task 'w': .* field 2 \(hour\) '26'"):
+    with pytest.raises(
+        DefinitionError, match=r"scheduler task 'w': .* field 2 \(hour\), column 3, '26'"
+    ):
         scheduler.add_tasks(SchedulerSettings(tasks=(wrong,)))
 
 

@@ -144,9 +144,9 @@ def history(name: str, limit: int) -> None:
 @shared_options
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
     """Explain a cron expression, and list its next ticks; no store is asked."""
+    from nimburion.core.timezones import zone_of
     from nimburion.scheduler.trigger import Timetable, trigger_of
     from nimburion.scheduler.words import explained
-    from nimburion.scheduler.zones import zone_of
 
     zone = zone_of(tz or current().load().scheduler.timezone)
     trigger = trigger_of(when_, zone)

@@ -13,11 +13,11 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.limits import check_name
 from nimburion.core.reading import Overlap
+from nimburion.core.timezones import zone_of
 from nimburion.jobs.client import Client
 from nimburion.jobs.job import AnyJob, Job, JobFunction, declaration_of
 from nimburion.scheduler.spec import LONGEST_NAME, Misfire, Spec
 from nimburion.scheduler.trigger import When, epoch_of, trigger_of
-from nimburion.scheduler.zones import zone_of
 
 Compute = Callable[[datetime], AnyJob]
 """Makes the job of a tick from its nominal time, which stands in the schedule's time zone."""

@@ -10,11 +10,11 @@ from nimburion.core.errors import BackendError, InvalidJob, Unstorable
 from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.reading import Fired
+from nimburion.core.timezones import zone_of
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.declaring import Declared
 from nimburion.scheduler.roster import Entry
 from nimburion.scheduler.spec import ticked
-from nimburion.scheduler.zones import zone_of
 
 if TYPE_CHECKING:
     from nimburion.scheduler.timing import StoreTime

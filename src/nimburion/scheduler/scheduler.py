@@ -11,6 +11,7 @@ from nimburion.core.errors import BackendError, DefinitionError
 from nimburion.core.reading import ScheduleRecord
 from nimburion.core.service import Service, first_of
 from nimburion.core.settings import Config, SchedulerSettings
+from nimburion.core.timezones import zone_of
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.announcing import Announcing
 from nimburion.scheduler.declaring import Declared, ScheduleOptions, Template, declared
@@ -20,7 +21,6 @@ from nimburion.scheduler.schedules import Schedules
 from nimburion.scheduler.tasks import declared_task
 from nimburion.scheduler.timing import StoreTime
 from nimburion.scheduler.trigger import When
-from nimburion.scheduler.zones import zone_of
 
 _LOOK = 5.0
 """Seconds between two looks at what is in the store."""
