@@ -154,6 +154,8 @@ def test_the_first_tick_after_a_monday(text: str, expected: str) -> None:
         ("* * * * * *", "6 fields; libraries disagree"),
         ("0 0 * * * * 2030", "7 fields; libraries disagree"),
         ("* * * *", "4 fields instead of five"),
+        ("every 5m", "month day-of-week; did you mean @every 5m?"),
+        ("Daily", "; did you mean @daily?"),
         ("", "0 fields instead of five"),
         ("@reboot", "a fleet has no boot to follow"),
         ("@fortnightly", "known are @yearly"),

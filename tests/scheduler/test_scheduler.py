@@ -16,7 +16,7 @@ from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Processor, job
 from nimburion.jobs.middleware import Enqueueing
-from nimburion.scheduler import Scheduler
+from nimburion.scheduler import Scheduler, history
 from nimburion.scheduler.declaring import ScheduleOptions
 from nimburion.testing.contract.stage import Worker
 from tests.scheduler.conftest import Place, Report
@@ -542,6 +542,28 @@ async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> N
     assert (info.last_tick, info.last_state) == (1_767_225_660.0, State.COMPLETED)
 
 
+async def test_history_finds_the_jobs_of_ticks_behind_many_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = await place.scheduler(each_minute())
+    for minute in range(4):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    monkeypatch.setattr(history, "_MOST_LOOKED_AT", 20)
+    await scheduler.processor.enqueue_many([Report(kind=f"{n}") for n in range(30)])
+    found = await scheduler.schedules.history("report", 2)
+    assert [one.id for one in found] == at("01T00:03", "01T00:02")
+    assert len(await scheduler.schedules.history("report")) == 3
+
+
+async def test_what_would_never_tick_is_not_added(place: Place) -> None:
+    scheduler = await place.scheduler()
+    with pytest.raises(DefinitionError, match="would never tick: @at 2025-12-31T23:59:59"):
+        await scheduler.schedules.add("late", "@at 2025-12-31T23:59:59Z", "report")
+    await scheduler.schedules.add("soon", "@at 2026-01-01T00:00:01Z", "report")
+    assert [one.name for one in await scheduler.schedules.list()] == ["soon"]
+
+
 async def test_what_this_version_cannot_read_is_left_alone(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -576,7 +598,10 @@ def a_scheduler() -> Scheduler:
         ({"overlap": "queue"}, "overlap must be one of"),
         ({"timezone": "Mars"}, "there is no time zone"),
         ({"name": "a b"}, "the name of a schedule must be"),
-        ({"name": "a" * 101}, "at most 100 characters"),
+        (
+            {"name": "a" * 101},
+            "must be 1-100 characters of A-Z a-z 0-9 _ . : -, not 101 characters",
+        ),
         ({"jitter": -1}, "jitter must be seconds or a timedelta"),
         ({"start": datetime(2026, 1, 1)}, "start must be a datetime with a time zone"),  # noqa: DTZ001
         ({"priority": 11}, "priority must be from 0 to 9"),

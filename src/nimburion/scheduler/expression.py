@@ -121,7 +121,8 @@ def _fields_of(text: str) -> tuple[Field, ...]:
     words = _macro(text.strip(), shown) if text.lstrip().startswith("@") else text
     terms = list(_WORD.finditer(words))
     if len(terms) != len(KINDS):
-        raise DefinitionError(f"cron expression {shown}: {_wrong_count(len(terms))}")
+        hint = _at_sign(words)
+        raise DefinitionError(f"cron expression {shown}: {_wrong_count(len(terms))}{hint}")
     try:
         return tuple(
             parse_field(Spot(kind, term[0].upper(), term.start() + 1))
@@ -129,6 +130,13 @@ def _fields_of(text: str) -> tuple[Field, ...]:
         )
     except DefinitionError as error:
         raise DefinitionError(f"cron expression {shown}: {error}") from None
+
+
+def _at_sign(words: str) -> str:
+    """A hint where only that is missing."""
+    word = words.strip().lower()
+    forgotten = f"@{word}" in MACROS or word.startswith("every ")
+    return f"; did you mean @{word[:30]}?" if forgotten else ""
 
 
 def _macro(word: str, shown: str) -> str:

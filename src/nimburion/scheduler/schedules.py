@@ -9,9 +9,10 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
 from nimburion.core.job import JobRecord, NewJob, State
-from nimburion.core.reading import JobFilter, ScheduleRecord
+from nimburion.core.reading import ScheduleRecord
 from nimburion.jobs.client import Client
 from nimburion.scheduler.declaring import checked, spec_from
+from nimburion.scheduler.history import history_of
 from nimburion.scheduler.spec import NAME_HEADER, TICK_HEADER, Spec, spec_of, spelled
 from nimburion.scheduler.tasks import raw_job
 from nimburion.scheduler.timing import StoreTime
@@ -21,9 +22,6 @@ from nimburion.scheduler.words import explained
 Condition = Literal["active", "paused", "disabled", "inactive", "over", "unreadable"]
 """`disabled`: its code says `enabled=False`. `inactive`: nobody who runs declares it. `over`: no
 tick is left. `unreadable`: of another version of nimburion."""
-
-_PAGE = 500
-_MOST_LOOKED_AT = 20_000
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +83,8 @@ class Schedules:
         if kept is not None and kept.owner:
             raise DefinitionError(f"schedule {name!r} is declared by the code of {kept.owner!r}")
         put = ScheduleRecord(name=name, spec=await self._from_now(spec))
+        if not coming(spec, self._now(), 1):
+            raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
         await self._client.backend.put_schedule(put)
         return await self.get(name)
 
@@ -124,17 +124,8 @@ class Schedules:
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Its latest jobs that are kept, newest first. `ScheduleNotFound`."""
-        spec = spec_of((await self._record(name)).spec)
-        found: list[JobRecord] = []
-        after: str | None = None
-        for _ in range(_MOST_LOOKED_AT // _PAGE):
-            which = JobFilter(name=spec.job or None)
-            page = await self._client.backend.list_jobs(which, limit=_PAGE, after=after)
-            found += _of_schedule(page.jobs, name)
-            after = page.next
-            if after is None or len(found) >= limit:
-                break
-        return found[:limit]
+        record = await self._record(name)
+        return await history_of(self._client.backend, record, spec_of(record.spec), limit)
 
     # Inside
 
@@ -227,7 +218,3 @@ def _spec_or_stub(record: ScheduleRecord) -> Spec:
         return spec_of(record.spec)
     except DefinitionError:
         return Spec(trigger="?", job="?")
-
-
-def _of_schedule(jobs: Iterable[JobRecord], name: str) -> list[JobRecord]:
-    return [job for job in jobs if job.options.headers.get(NAME_HEADER) == name]
