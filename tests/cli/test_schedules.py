@@ -31,9 +31,10 @@ def test_next_explains_and_lists(nimburion: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("0 25 * * *",), "field 2 (hour) '25'"),
+        (("0 25 * * *",), "field 2 (hour), column 3, '25'"),
         (("@daily", "--tz", "Europe/Roma"), "did you mean 'Europe/Rome'"),
         (("* * * * * *",), "6 fields"),
+        (("0", "9", "*", "*", "MON-FRI"), 'put WHEN in quotes, like "30 9 * * MON-FRI"'),
     ],
 )
 def test_next_refuses_what_cannot_be(
@@ -42,6 +43,12 @@ def test_next_refuses_what_cannot_be(
     told = nimburion("schedules", "next", *arguments)
     assert told.code == 2
     assert problem in told.err
+
+
+def test_a_group_without_a_command_shows_its_help(nimburion: CommandLine) -> None:
+    told = nimburion("schedules")
+    assert told.code == 2
+    assert "\n  run      Enqueue its job now, beside its ticks" in told.err
 
 
 def test_the_life_of_a_schedule_by_hand(nimburion: CommandLine) -> None:
@@ -107,7 +114,10 @@ def test_config_check_reads_the_expressions(nimburion: CommandLine) -> None:
     )
     told = nimburion("config", "check")
     assert told.code == 2
-    assert "scheduler task 'a'" in told.err
+    assert told.err == (
+        "nimburion: config.yaml:3: scheduler task 'a': cron expression '0 26 * * *': "
+        "field 2 (hour), column 3, '26': '26' is none of 0-23\n"
+    )
     config.write_text(config.read_text().replace("26", "6"))
     assert nimburion("config", "check").code == 0
     shown = nimburion("config", "show", "--json").data["scheduler"]

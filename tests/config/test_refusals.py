@@ -35,6 +35,10 @@ def refused(text: str | bytes) -> str:
 
 FROM_1 = "a whole number from 1 to 10000"
 SECONDS = "seconds, or a text like 30s, 5m, 1h30m, 90d"
+ROMA = (
+    "2: scheduler.timezone: expected an IANA time zone, found 'Europe/Roma' "
+    "(did you mean 'Europe/Rome'?)"
+)
 NOT_READ = "not in this version yet; remove the section (this version reads: jobs, scheduler)"
 OVERLAPS = "allow, skip, queue_one, cancel_previous"
 NOT_YET = "more are not in this version yet; start more workers"
@@ -81,6 +85,8 @@ NOT_YET = "more are not in this version yet; start more workers"
          "1: scheduler.tasks[0]: job_name is missing"),
         ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, payload: '[]'}]}",
          "1: scheduler.tasks[0].payload: expected a map, or a JSON object as a text, found '[]'"),
+        ("scheduler:\n  timezone: Europe/Roma",
+         ROMA),
         ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, overlap: x}]}",
          f"1: scheduler.tasks[0].overlap: expected one of {OVERLAPS}, found 'x'"),
         ("jobs: {concurrency: 1}\njobs: {}",

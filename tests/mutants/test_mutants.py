@@ -1,7 +1,7 @@
 """The tests are tested: each breakage of the product must turn them red.
 
 A mutant whose original text is not found exactly once fails here: whoever changes that line says
-anew what would break it, in `breakages.py`, `redis_breakages.py` or `postgres_breakages.py`.
+anew what would break it, in the file of `…breakages.py` that holds the mutant.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
+from tests.mutants.scheduler_breakages import SCHEDULER_MUTANTS
 from tests.servers.fixtures import Started
 from tests.servers.kinds import BORROWED
 from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).parent.parent.parent
-MUTANTS = (*ENGINE_MUTANTS, *REDIS_MUTANTS, *POSTGRES_MUTANTS)
+MUTANTS = (*ENGINE_MUTANTS, *SCHEDULER_MUTANTS, *REDIS_MUTANTS, *POSTGRES_MUTANTS)
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1
 """pytest's exit code: tests ran and some failed; all else (no tests, no import) proves nothing."""

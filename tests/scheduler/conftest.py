@@ -1,19 +1,60 @@
-"""Schedulers on one store, and a clock that the test moves."""
+"""Schedulers on one store of each kind, and a clock that the test moves."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
 from nimburion.core.job import JobRecord
 from nimburion.core.reading import JobFilter
 from nimburion.jobs import Job, Processor
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
+from tests.servers.fixtures import ASKED, Started
+
+SERVERS = ("valkey", "postgres")
+"""One of each family; that the others do the same is the contract's business."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run on each kind of store that the run asks for; on memory where no processes share it."""
+    if "kind" in metafunc.fixturenames:
+        asked = [kind for kind in SERVERS if kind in metafunc.config.stash[ASKED]]
+        kinds: list[Any] = [pytest.param(kind, marks=pytest.mark.server) for kind in asked]
+        memory = ["memory"] if "place" in metafunc.fixturenames else []
+        metafunc.parametrize("kind", [*memory, "sqlite", *kinds], indirect=True)
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of store."""
+    return str(request.param)
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store of this kind."""
+    if kind == "memory":
+        return "memory://"
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path}/jobs.db"
+    started: Started = request.getfixturevalue("started_servers")
+    server = started[kind]
+    server.empty()
+    request.node.user_properties.append(("server", server.name))
+    return server.url
+
+
+BEGIN = 1_767_225_600.0
+"""2026-01-01 00:00 UTC."""
 
 
 class Report(Job, name="report"):
@@ -28,16 +69,28 @@ class Report(Job, name="report"):
 class Place:
     """A store, its clock, and as many schedulers as a test asks for."""
 
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self.clock = FakeClock(1_767_225_600.0)  # 2026-01-01 00:00 UTC
-        self.store = MemoryBackend(clock=self.clock)
+    def __init__(self, url: str, stack: AsyncExitStack) -> None:
+        self.clock = FakeClock(BEGIN)
+        self.store: Backend = open_backend(url, clock=self.clock)
+        self._url = url
         self._stack = stack
 
+    def sibling(self) -> Backend:
+        """The same store, as another process has it."""
+        if isinstance(self.store, MemoryBackend):
+            return self.store.sibling()
+        return open_backend(self._url, clock=self.clock)
+
     async def scheduler(
-        self, declare: Callable[[Scheduler], object] = lambda _: None, **settings: Any
+        self,
+        declare: Callable[[Scheduler], object] = lambda _: None,
+        *,
+        clock: Clock | None = None,
+        **settings: Any,
     ) -> Scheduler:
-        """A scheduler of its own process, open, that declares something."""
-        processor = Processor(self.store.sibling(), clock=self.clock, **settings)
+        """A scheduler of its own process, open, that declares something. `clock` is its host's,
+        where that is not the store's."""
+        processor = Processor(self.sibling(), clock=clock or self.clock, **settings)
         processor.register(Report)
         scheduler = Scheduler(processor)
         declare(scheduler)
@@ -46,7 +99,6 @@ class Place:
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs that are kept, oldest first."""
-        await self.store.open()
         found: list[JobRecord] = []
         after: str | None = None
         while True:
@@ -62,11 +114,14 @@ class Place:
 
     def at(self, seconds: float) -> None:
         """Let the clock show so many seconds after the beginning."""
-        self.clock.advance_to(1_767_225_600.0 + seconds)
+        self.clock.advance_to(BEGIN + seconds)
 
 
 @pytest.fixture
-async def place() -> AsyncIterator[Place]:
+async def place(url: str) -> AsyncIterator[Place]:
     """An empty store."""
     async with AsyncExitStack() as stack:
-        yield Place(stack)
+        place = Place(url, stack)
+        await place.store.open()
+        stack.push_async_callback(place.store.close)
+        yield place

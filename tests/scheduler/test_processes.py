@@ -7,9 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -17,10 +16,9 @@ from nimburion.backends import open_backend
 from nimburion.core.job import JobRecord
 from nimburion.core.reading import JobFilter
 from tests.house.tree import ROOT
-from tests.servers import Server
 from tests.servers.waiting import until
 
-SECONDS, DEEP_SECONDS = 8, 120
+SECONDS, DEEP_SECONDS = 15, 120
 COUNT = 5
 
 
@@ -52,17 +50,6 @@ class Crew:
     def kill_all(self) -> None:
         """End what is left."""
         self.signal(signal.SIGKILL, *range(COUNT))
-
-
-@pytest.fixture(params=["sqlite", "valkey"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty store that processes share."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/jobs.db"
-    else:
-        server: Server = request.getfixturevalue("valkey")
-        server.empty()
-        yield server.url
 
 
 async def jobs_of(url: str) -> list[JobRecord]:

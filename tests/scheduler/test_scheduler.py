@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -11,11 +12,13 @@ from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, 
 from nimburion.core.events import Event, TickDecided
 from nimburion.core.job import State
 from nimburion.core.reading import Fired
+from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Processor, job
 from nimburion.jobs.middleware import Enqueueing
-from nimburion.scheduler import Scheduler
+from nimburion.scheduler import Scheduler, history
 from nimburion.scheduler.declaring import ScheduleOptions
+from nimburion.testing.contract.stage import Worker
 from tests.scheduler.conftest import Place, Report
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -87,6 +90,44 @@ async def test_a_scheduler_that_slept_makes_no_second_job(place: Place) -> None:
     assert len(await place.ids()) == 3
 
 
+async def test_who_was_always_second_is_first_when_the_first_is_gone(place: Place) -> None:
+    first, second = [
+        await place.scheduler(lambda one: one.schedule("@every 1s", Report())) for _ in range(2)
+    ]
+    await second.fire_due()
+    for second_ in (1, 2, 3):
+        place.at(second_)
+        assert await first.fire_due() == 1
+        assert await second.fire_due() == 0
+    place.at(4)
+    assert await second.fire_due() == 1
+
+
+async def test_who_is_far_behind_asks_what_was_decided(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not lose a thousand ticks, one by one."""
+    declare = lambda one: one.schedule("@every 1s", Report(), misfire="catch_up")  # noqa: E731
+    first, behind = [await place.scheduler(declare) for _ in range(2)]
+    place.at(1)
+    await behind.fire_due()
+    place.at(4.5)
+    backend = behind.processor.backend
+    real, asked = backend.fire, list[float]()
+
+    async def fire(name: str, expected: float | None, tick: float, *more: object) -> Fired:
+        await first.fire_due()
+        asked.append(tick)
+        return await real(name, expected, tick, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backend, "fire", fire)
+    assert await behind.fire_due() == 0
+    assert len(asked) == 2
+    place.at(5)
+    monkeypatch.undo()
+    assert await behind.fire_due() == 1
+
+
 async def test_an_answer_that_got_lost_is_asked_for_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,8 +168,10 @@ async def test_a_new_schedule_makes_up_for_nothing(place: Place) -> None:
 
 
 async def test_a_changed_schedule_replays_nothing(place: Place) -> None:
-    old = await place.scheduler(lambda one: one.schedule("@yearly", Report(), name="report"))
+    old = await place.scheduler(lambda one: one.schedule("@daily", Report()))
     await old.fire_due()
+    place.at(DAY)
+    assert await old.fire_due() == 1
     place.at(200 * DAY)
     new = await place.scheduler(each_minute(misfire="catch_up"))
     assert await new.fire_due() == 0
@@ -140,15 +183,18 @@ async def test_a_changed_schedule_replays_nothing(place: Place) -> None:
 
 
 async def down_for(place: Place, seconds: float, **options: object) -> list[str]:
-    """Fire the first minute, stop everything, come back; what was fired then."""
-    before = await place.scheduler(each_minute(**options))
-    await before.fire_due()
-    place.at(60)
-    await before.fire_due()
+    """A fleet of three fires the first minute, is down, and comes back, all three at once; what
+    was fired then."""
+    fleet = [await place.scheduler(each_minute(**options)) for _ in range(3)]
+    for minute in (0, 1):
+        place.at(minute * MINUTE)
+        await asyncio.gather(*(one.fire_due() for one in fleet))
     place.at(60 + seconds)
-    after = await place.scheduler(each_minute(**options))
-    await after.fire_due()
-    return (await place.ids())[1:]
+    fleet = [await place.scheduler(each_minute(**options)) for _ in range(3)]
+    decided = await asyncio.gather(*(one.fire_due() for one in fleet))
+    found = (await place.ids())[1:]
+    assert sum(decided) == len(found)
+    return found
 
 
 async def test_what_is_at_most_a_minute_late_is_fired_by_every_policy(place: Place) -> None:
@@ -207,6 +253,55 @@ async def test_overlap_is_decided_with_the_tick(place: Place) -> None:
     place.at(180)
     await scheduler.fire_due()
     assert await place.ids() == at("01T00:01", "01T00:03")
+
+
+@pytest.mark.parametrize(
+    ("overlap", "states"),
+    [
+        ("allow", [State.PENDING, State.PENDING]),
+        ("skip", [State.PENDING]),
+        ("queue_one", [State.PENDING]),
+        ("cancel_previous", [State.CANCELLED, State.PENDING]),
+    ],
+)
+async def test_a_tick_while_the_previous_job_waits(
+    place: Place, overlap: str, states: list[State]
+) -> None:
+    scheduler = await place.scheduler(each_minute(overlap=overlap))
+    for minute in (0, 1, 2):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    assert [one.state for one in await place.jobs()] == states
+
+
+@pytest.mark.parametrize(
+    ("overlap", "minutes", "cancelled"),
+    [
+        ("allow", [1, 2, 3], False),
+        ("skip", [1], False),
+        ("queue_one", [1, 2], False),
+        ("cancel_previous", [1, 2, 3], True),
+    ],
+)
+async def test_ticks_while_the_previous_job_runs(
+    place: Place,
+    overlap: str,
+    minutes: list[int],
+    cancelled: bool,
+) -> None:
+    """It runs from the first tick on; the second finds it running, the third the second's."""
+    scheduler = await place.scheduler(each_minute(overlap=overlap))
+    for minute in (0, 1):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    worker = Worker(place.store, Session(id="0" * 32, queues=("default",), names=("report",)))
+    await place.store.open_session(worker.session)
+    running = (await worker.take_one()).lease
+    for minute in (2, 3):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    assert await place.ids() == at(*(f"01T00:0{minute}" for minute in minutes))
+    assert (await place.store.get(running.job_id)).cancel_requested is cancelled
 
 
 async def test_a_pause_is_not_made_up_for(place: Place) -> None:
@@ -394,7 +489,6 @@ async def test_two_applications_do_not_share_a_name(
 async def test_a_store_that_forgot_everything_is_told_again(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
-    await place.store.open()
     await place.store.delete_schedule("report")
     place.at(30)
     await scheduler.fire_due()
@@ -448,12 +542,33 @@ async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> N
     assert (info.last_tick, info.last_state) == (1_767_225_660.0, State.COMPLETED)
 
 
+async def test_history_finds_the_jobs_of_ticks_behind_many_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = await place.scheduler(each_minute())
+    for minute in range(4):
+        place.at(minute * MINUTE)
+        await scheduler.fire_due()
+    monkeypatch.setattr(history, "_MOST_LOOKED_AT", 20)
+    await scheduler.processor.enqueue_many([Report(kind=f"{n}") for n in range(30)])
+    found = await scheduler.schedules.history("report", 2)
+    assert [one.id for one in found] == at("01T00:03", "01T00:02")
+    assert len(await scheduler.schedules.history("report")) == 3
+
+
+async def test_what_would_never_tick_is_not_added(place: Place) -> None:
+    scheduler = await place.scheduler()
+    with pytest.raises(DefinitionError, match="would never tick: @at 2025-12-31T23:59:59"):
+        await scheduler.schedules.add("late", "@at 2025-12-31T23:59:59Z", "report")
+    await scheduler.schedules.add("soon", "@at 2026-01-01T00:00:01Z", "report")
+    assert [one.name for one in await scheduler.schedules.list()] == ["soon"]
+
+
 async def test_what_this_version_cannot_read_is_left_alone(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     from nimburion.core.reading import ScheduleRecord
 
-    await place.store.open()
     await place.store.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
     await place.store.put_schedule(
         ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
@@ -483,7 +598,10 @@ def a_scheduler() -> Scheduler:
         ({"overlap": "queue"}, "overlap must be one of"),
         ({"timezone": "Mars"}, "there is no time zone"),
         ({"name": "a b"}, "the name of a schedule must be"),
-        ({"name": "a" * 101}, "at most 100 characters"),
+        (
+            {"name": "a" * 101},
+            "must be 1-100 characters of A-Z a-z 0-9 _ . : -, not 101 characters",
+        ),
         ({"jitter": -1}, "jitter must be seconds or a timedelta"),
         ({"start": datetime(2026, 1, 1)}, "start must be a datetime with a time zone"),  # noqa: DTZ001
         ({"priority": 11}, "priority must be from 0 to 9"),
@@ -533,7 +651,9 @@ def test_tasks_of_the_configuration() -> None:
     scheduler.add_tasks(SchedulerSettings(tasks=(task,)))
     assert scheduler.names == ["t"]
     wrong = TaskSettings(name="w", cron="0 26 * * *", job_name="report")
-    with pytest.raises(DefinitionError, match=r"scheduler task 'w': .* field 2 \(hour\) '26'"):
+    with pytest.raises(
+        DefinitionError, match=r"scheduler task 'w': .* field 2 \(hour\), column 3, '26'"
+    ):
         scheduler.add_tasks(SchedulerSettings(tasks=(wrong,)))
 
 

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo, available_timezones
 import pytest
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.timezones import zone_of
 from nimburion.scheduler.trigger import Timetable, trigger_of
-from nimburion.scheduler.zones import zone_of
 from tests.scheduler.oracle import AROUND, EXPRESSIONS, Change, changes, ticks_around
 
 ROME = "Europe/Rome"

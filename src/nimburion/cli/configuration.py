@@ -12,7 +12,7 @@ from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import fields, show
 
 if TYPE_CHECKING:
-    from nimburion.core.settings import Config
+    from nimburion.core.settings import Config, TaskSettings
     from nimburion.jobs import Processor
 
 
@@ -57,8 +57,16 @@ def show_settings() -> None:
     data: dict[str, object] = msgspec.to_builtins(config.jobs)
     data["url"] = without_password(config.jobs.url)
     scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
+    scheduler["tasks"] = [task_as_data(task) for task in config.scheduler.tasks]
     told = {"source": config.source, "jobs": data, "scheduler": scheduler}
     show(told, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
+
+
+def task_as_data(task: TaskSettings) -> dict[str, object]:
+    """A task as it may be written."""
+    data: dict[str, object] = msgspec.to_builtins(task)
+    del data["place"]
+    return data
 
 
 def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> None:

@@ -38,6 +38,9 @@ def ending_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return _quiet_pipe()
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        click.echo(str(error), err=True)  # the help text, which has many lines
+        return BAD_INPUT
     if isinstance(error, click.ClickException):
         return _say(error.format_message(), error.exit_code)
     code = _code_of(error)

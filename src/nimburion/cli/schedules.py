@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Quoting(click.Command):
+    """A command that takes an expression, which shells take apart."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            hint = 'too many arguments; put WHEN in quotes, like "30 9 * * MON-FRI"'
+            raise click.UsageError(hint, ctx) from None
+
+
 @click.group()
 def schedules() -> None:
     """List, add, pause and remove schedules; explain cron expressions."""
@@ -46,7 +59,7 @@ def show_schedule(name: str) -> None:
     show(msgspec.to_builtins(found), lambda: draw_schedule(found))
 
 
-@schedules.command("add")
+@schedules.command("add", cls=Quoting)
 @click.argument("name", metavar="NAME")
 @click.argument("when_", metavar="WHEN")
 @click.argument("job", metavar="JOB")
@@ -88,31 +101,25 @@ def add(
     show(msgspec.to_builtins(found), lambda: draw_schedule(found))
 
 
-@schedules.command("pause")
-@click.argument("name", metavar="NAME")
-@shared_options
-def pause(name: str) -> None:
-    """Fire no tick of a schedule until it is resumed."""
-    ask(lambda schedules: schedules.pause(name))
-    say(name, "paused")
+def changing(verb: str, done: str, text: str) -> None:
+    """Add a command that does one thing to a schedule and says so."""
+
+    @schedules.command(verb, help=text)
+    @click.argument("name", metavar="NAME")
+    @shared_options
+    def change(name: str) -> None:
+        ask(lambda schedules: getattr(schedules, verb)(name))
+        told = {"schedule": name, "done": done}
+        show(told, lambda: click.echo(f"{clean(name)} is {done}"))
 
 
-@schedules.command("resume")
-@click.argument("name", metavar="NAME")
-@shared_options
-def resume(name: str) -> None:
-    """Fire its ticks again from now on; those of the pause are not made up."""
-    ask(lambda schedules: schedules.resume(name))
-    say(name, "resumed")
-
-
-@schedules.command("remove")
-@click.argument("name", metavar="NAME")
-@shared_options
-def remove(name: str) -> None:
-    """Forget a schedule; refused while code that runs declares it."""
-    ask(lambda schedules: schedules.remove(name))
-    say(name, "removed")
+changing("pause", "paused", "Fire no tick of a schedule until it is resumed.")
+changing(
+    "resume",
+    "resumed",
+    "Fire its ticks again from now on; those of the pause are not made up.",
+)
+changing("remove", "removed", "Forget a schedule; refused while code that runs declares it.")
 
 
 @schedules.command("run")
@@ -137,16 +144,16 @@ def history(name: str, limit: int) -> None:
     show(data, lambda: draw_records(found, "no job of this schedule is kept"))
 
 
-@schedules.command("next")
+@schedules.command("next", cls=Quoting)
 @click.argument("when_", metavar="WHEN")
 @click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
 @click.option("--count", type=click.IntRange(1, 1000), default=5, help="So many ticks.")
 @shared_options
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
     """Explain a cron expression, and list its next ticks; no store is asked."""
+    from nimburion.core.timezones import zone_of
     from nimburion.scheduler.trigger import Timetable, trigger_of
     from nimburion.scheduler.words import explained
-    from nimburion.scheduler.zones import zone_of
 
     zone = zone_of(tz or current().load().scheduler.timezone)
     trigger = trigger_of(when_, zone)
@@ -212,11 +219,6 @@ def draw_schedule(one: ScheduleInfo) -> None:
 def in_zone(tick: int, timezone: str) -> str:
     """A tick on the clocks of its schedule."""
     return f"{datetime.fromtimestamp(tick, ZoneInfo(timezone)):%Y-%m-%d %H:%M:%S %z}"
-
-
-def say(name: str, done: str) -> None:
-    """What was done."""
-    show({"schedule": name, "done": done}, lambda: click.echo(f"{clean(name)} is {done}"))
 
 
 def ask(question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False) -> T:

@@ -134,7 +134,19 @@ def scheduler_settings(tree: Written) -> SchedulerSettings:
     read = read_section(ROOT, tree, ())
     values = dict(cast("dict[str, object]", read.get("scheduler", {})))
     tasks = cast("list[dict[str, object]]", values.pop("tasks", []))
+    places = places_of_tasks(tree)
     return SchedulerSettings(
         **values,  # type: ignore[arg-type]
-        tasks=tuple(TaskSettings(**task) for task in tasks),  # type: ignore[arg-type]
+        tasks=tuple(
+            TaskSettings(**task, place=place)  # type: ignore[arg-type]
+            for task, place in zip(tasks, places, strict=True)
+        ),
     )
+
+
+def places_of_tasks(tree: Written) -> list[str]:
+    """Where the expression of each task is written: who reads it later can say so."""
+    tasks = part(part(tree, "scheduler"), "tasks")
+    written = tasks.value if tasks is not None and isinstance(tasks.value, list) else []
+    found = [part(task, "cron") for task in written]
+    return ["" if cron is None else str(cron.place) for cron in found]

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from nimburion.config.tree import Path, Written, kind_of, refusal
+from nimburion.core.errors import DefinitionError
 from nimburion.core.limits import NAME_PATTERN
 
 CENTURY = 36_525 * 86_400.0
@@ -122,6 +123,22 @@ def text(*, secret: bool = False) -> Kind:
         return value
 
     return Kind("a text", take, secret=secret)
+
+
+def zone() -> Kind:
+    """The IANA name of a time zone."""
+    spelled = text()
+
+    def take(written: Written) -> object:
+        from nimburion.core.timezones import hint_for, zone_of  # only where one is named
+
+        found = str(spelled.take(written))
+        try:
+            return zone_of(found).key
+        except DefinitionError:
+            raise Unfit(hint_for(found)) from None
+
+    return Kind("an IANA time zone", take)
 
 
 def name(longest: int = 128) -> Kind:

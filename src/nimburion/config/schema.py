@@ -19,6 +19,7 @@ from nimburion.config.kinds import (
     size,
     text,
     whole,
+    zone,
 )
 from nimburion.config.tree import Path, Written, kind_of, refusal
 
@@ -143,7 +144,7 @@ TASK = Section(
         "queue": name(),
         "job_name": name(),
         "payload": json_object(),
-        "timezone": text(),
+        "timezone": zone(),
         "misfire_policy": choice("fire_once", "skip", "catch_up"),
         "overlap": choice("allow", "skip", "queue_one", "cancel_previous"),
         "priority": whole(0, 9),
@@ -152,7 +153,7 @@ TASK = Section(
     required=frozenset({"name", "cron", "job_name"}),
 )
 
-SCHEDULER = Section({"enabled": flag(), "timezone": text(), "tasks": Series(TASK, unique="name")})
+SCHEDULER = Section({"enabled": flag(), "timezone": zone(), "tasks": Series(TASK, unique="name")})
 
 ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER})
 

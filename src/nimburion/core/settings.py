@@ -77,6 +77,8 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     overlap: str = "allow"
     priority: int = 5
     enabled: bool = True
+    place: str = ""
+    """Where its expression is written, for messages: `config.yaml:12`."""
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

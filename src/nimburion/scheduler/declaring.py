@@ -11,13 +11,13 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NewJob
-from nimburion.core.limits import check_name
+from nimburion.core.limits import NAME_PATTERN
 from nimburion.core.reading import Overlap
+from nimburion.core.timezones import zone_of
 from nimburion.jobs.client import Client
 from nimburion.jobs.job import AnyJob, Job, JobFunction, declaration_of
 from nimburion.scheduler.spec import LONGEST_NAME, Misfire, Spec
 from nimburion.scheduler.trigger import When, epoch_of, trigger_of
-from nimburion.scheduler.zones import zone_of
 
 Compute = Callable[[datetime], AnyJob]
 """Makes the job of a tick from its nominal time, which stands in the schedule's time zone."""
@@ -143,13 +143,13 @@ def with_job(spec: Spec, job: NewJob) -> Spec:
 
 def checked(name: object) -> str:
     """A name of a schedule; `DefinitionError` says what is allowed."""
-    try:
-        found = check_name("the name of a schedule", name)
-    except InvalidJob as error:
-        raise DefinitionError(str(error)) from None
-    if len(found) > LONGEST_NAME:
-        raise DefinitionError(f"the name of a schedule has at most {LONGEST_NAME} characters")
-    return found
+    if isinstance(name, str) and len(name) <= LONGEST_NAME and NAME_PATTERN.fullmatch(name):
+        return name
+    shown = ascii(name) if len(str(name)) <= LONGEST_NAME else f"{len(str(name))} characters"
+    raise DefinitionError(
+        f"the name of a schedule must be 1-{LONGEST_NAME} characters of A-Z a-z 0-9 _ . : -, "
+        f"not {shown}"
+    )
 
 
 def _compute_of(template: object) -> Compute | None:

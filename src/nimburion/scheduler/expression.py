@@ -6,14 +6,16 @@ What clocks do when they change is none of its business: see `zones`.
 from __future__ import annotations
 
 import calendar
+import re
 from bisect import bisect_right
 from datetime import datetime
 from types import MappingProxyType
 
 from nimburion.core.errors import DefinitionError
-from nimburion.scheduler.fields import KINDS, LAST, Field, parse_field, wrong
+from nimburion.scheduler.fields import KINDS, LAST, Field, Spot, parse_field
 
 LONGEST = 256
+_WORD = re.compile(r"\S+")
 MACROS = MappingProxyType(
     {
         "@yearly": "0 0 1 1 *",
@@ -52,11 +54,8 @@ class Expression:
         self._both = self._day.starred or self._weekday.starred
         self._layouts: dict[tuple[int, int], tuple[int, ...]] = {}
         if not any(self._days(year, month) for year in _EVERY_CALENDAR for month in self._months):
-            kind = KINDS[2]
-            raise DefinitionError(
-                f"cron expression {text!r}: "
-                f"{wrong(kind, self._day.text, 'no such day in these months, in no year')}"
-            )
+            problem = self._day.spot.wrong("no such day in these months, in no year")
+            raise DefinitionError(f"cron expression {text!a}: {problem}")
 
     def after(self, local: datetime) -> datetime | None:
         """The first time after `local`, both without a time zone; None: not before year 10000."""
@@ -119,16 +118,25 @@ def _fields_of(text: str) -> tuple[Field, ...]:
     if len(text) > LONGEST:
         raise DefinitionError(f"a cron expression of more than {LONGEST} characters")
     shown = ascii(text)
-    words = text.strip()
-    if words.startswith("@"):
-        words = _macro(words, shown)
-    terms = words.upper().split()
+    words = _macro(text.strip(), shown) if text.lstrip().startswith("@") else text
+    terms = list(_WORD.finditer(words))
     if len(terms) != len(KINDS):
-        raise DefinitionError(f"cron expression {shown}: {_wrong_count(len(terms))}")
+        hint = _at_sign(words)
+        raise DefinitionError(f"cron expression {shown}: {_wrong_count(len(terms))}{hint}")
     try:
-        return tuple(parse_field(kind, term) for kind, term in zip(KINDS, terms, strict=True))
+        return tuple(
+            parse_field(Spot(kind, term[0].upper(), term.start() + 1))
+            for kind, term in zip(KINDS, terms, strict=True)
+        )
     except DefinitionError as error:
         raise DefinitionError(f"cron expression {shown}: {error}") from None
+
+
+def _at_sign(words: str) -> str:
+    """A hint where only that is missing."""
+    word = words.strip().lower()
+    forgotten = f"@{word}" in MACROS or word.startswith("every ")
+    return f"; did you mean @{word[:30]}?" if forgotten else ""
 
 
 def _macro(word: str, shown: str) -> str:

@@ -1,11 +1,13 @@
 """The five fields of a cron expression: what may stand in each, and what it means.
 
-An error names the field by its place and its name, shows what stands there, and says what may.
+An error names the field by its place and its name, the column of what is wrong, and says what may
+stand there.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import msgspec
 
@@ -41,10 +43,25 @@ WEEKDAY = FieldKind(5, "day of week", 0, 7, _WEEKDAYS)
 KINDS = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
 
 
+class Spot(msgspec.Struct, frozen=True):
+    """A field in its expression, or a term of it; for messages."""
+
+    kind: FieldKind
+    text: str
+    column: int
+    """Of its first character in the expression, from 1."""
+
+    def wrong(self, problem: str) -> DefinitionError:
+        """The one form of all errors about a field."""
+        shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        where = f"field {self.kind.place} ({self.kind.name}), column {self.column}"
+        return DefinitionError(f"{where}, {shown!a}: {problem}")
+
+
 class Field(msgspec.Struct, frozen=True):
     """What one field lets through."""
 
-    text: str
+    spot: Spot
     numbers: tuple[int, ...]
     """In rising order; Sunday is 0."""
     last_day: bool = False
@@ -55,27 +72,32 @@ class Field(msgspec.Struct, frozen=True):
     """`1#2`, the second Monday: (weekday, which); which is `LAST` for `1L`."""
 
     @property
+    def text(self) -> str:
+        """As it stands in the expression, in capitals."""
+        return self.spot.text
+
+    @property
     def starred(self) -> bool:
         """Whether it begins with `*`, which is what cron's rules turn on."""
         return self.text.startswith("*")
 
 
-def parse_field(kind: FieldKind, text: str) -> Field:
+def parse_field(spot: Spot) -> Field:
     """Read a field, in capitals. `DefinitionError` says where and what is allowed."""
     numbers: set[int] = set()
     nth: set[tuple[int, int]] = set()
     specials: set[str] = set()
-    for term in text.split(","):
-        if kind is DAY and term in {"L", "LW"}:
-            specials.add(term)
-        elif kind is WEEKDAY and (one := _nth_weekday(term, text)) is not None:
+    for term in _terms(spot):
+        if spot.kind is DAY and term.text in {"L", "LW"}:
+            specials.add(term.text)
+        elif spot.kind is WEEKDAY and (one := _nth_weekday(term)) is not None:
             nth.add(one)
         else:
-            numbers.update(_numbers(kind, term, text))
-    if kind is WEEKDAY:
+            numbers.update(_numbers(term))
+    if spot.kind is WEEKDAY:
         numbers = {number % 7 for number in numbers}
     return Field(
-        text,
+        spot,
         tuple(sorted(numbers)),
         last_day="L" in specials,
         last_workday="LW" in specials,
@@ -83,28 +105,37 @@ def parse_field(kind: FieldKind, text: str) -> Field:
     )
 
 
-def _nth_weekday(term: str, text: str) -> tuple[int, int] | None:
+def _terms(spot: Spot) -> Iterator[Spot]:
+    """What stands between the commas."""
+    column = spot.column
+    for text in spot.text.split(","):
+        yield Spot(spot.kind, text, column)
+        column += len(text) + 1
+
+
+def _nth_weekday(term: Spot) -> tuple[int, int] | None:
     """`1#2`, `FRI#1`, `5L`; None for anything else."""
-    if match := _LAST_WEEKDAY.fullmatch(term):
-        return _number(WEEKDAY, match[1], text) % 7, LAST
-    if "#" not in term:
+    if match := _LAST_WEEKDAY.fullmatch(term.text):
+        return _number(match[1], term) % 7, LAST
+    if "#" not in term.text:
         return None
-    match = _NTH.fullmatch(term)
+    match = _NTH.fullmatch(term.text)
     if match is None or not 1 <= int(match[2]) <= 5:
-        raise wrong(WEEKDAY, text, f"{term!r} must be a day, # and 1 to 5, like 1#2 or FRI#1")
-    return _number(WEEKDAY, match[1], text) % 7, int(match[2])
+        raise term.wrong("must be a day, # and 1 to 5, like 1#2 or FRI#1")
+    return _number(match[1], term) % 7, int(match[2])
 
 
-def _numbers(kind: FieldKind, term: str, text: str) -> range:
+def _numbers(term: Spot) -> range:
     """`*`, `7`, `1-5`, and each of them with `/step`."""
-    span, slash, step_text = term.partition("/")
-    step = _step(kind, step_text, text) if slash else 1
+    kind = term.kind
+    span, slash, step_text = term.text.partition("/")
+    step = _step(step_text, term) if slash else 1
     if span == "*":
         return range(kind.least, _highest(kind) + 1, step)
     first_text, dash, last_text = span.partition("-")
-    first = _number(kind, first_text, text)
+    first = _number(first_text, term)
     if dash:
-        return range(first, _range_end(kind, first, last_text, text) + 1, step)
+        return range(first, _range_end(first, last_text, term) + 1, step)
     return range(first, (_highest(kind) if slash else first) + 1, step)
 
 
@@ -113,28 +144,29 @@ def _highest(kind: FieldKind) -> int:
     return 6 if kind is WEEKDAY else kind.most
 
 
-def _range_end(kind: FieldKind, first: int, last_text: str, text: str) -> int:
-    last = _number(kind, last_text, text)
-    if kind is WEEKDAY and last == 0 and first > 0:
+def _range_end(first: int, last_text: str, term: Spot) -> int:
+    last = _number(last_text, term)
+    if term.kind is WEEKDAY and last == 0 and first > 0:
         last = 7  # FRI-SUN
     if last < first:
-        high, low = _highest(kind), kind.least
-        raise wrong(kind, text, f"the range runs backwards; write {first}-{high},{low}-{last}")
+        high, low = _highest(term.kind), term.kind.least
+        raise term.wrong(f"the range runs backwards; write {first}-{high},{low}-{last}")
     return last
 
 
-def _step(kind: FieldKind, step_text: str, text: str) -> int:
-    longest = kind.most - kind.least
+def _step(step_text: str, term: Spot) -> int:
+    longest = term.kind.most - term.kind.least
     if not _NUMBER.fullmatch(step_text) or not 1 <= int(step_text) <= longest:
-        raise wrong(kind, text, f"the step behind / must be 1 to {longest}, not {step_text!r}")
+        raise term.wrong(f"the step behind / must be 1 to {longest}, not {step_text!a}")
     return int(step_text)
 
 
-def _number(kind: FieldKind, word: str, text: str) -> int:
+def _number(word: str, term: Spot) -> int:
+    kind = term.kind
     if word in kind.words:
         return kind.words.index(word) + kind.first_word
     if not _NUMBER.fullmatch(word) or not kind.least <= int(word) <= kind.most:
-        raise wrong(kind, text, f"{word!r} is none of {_allowed(kind)}{_hint(word)}")
+        raise term.wrong(f"{word!a} is none of {_allowed(kind)}{_hint(word)}")
     return int(word)
 
 
@@ -149,9 +181,3 @@ def _hint(word: str) -> str:
     if word in {"L", "LW"}:
         return "; L and LW stand among the days of the month, 5L is the last Friday"
     return ""
-
-
-def wrong(kind: FieldKind, text: str, problem: str) -> DefinitionError:
-    """The one form of all errors about a field."""
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    return DefinitionError(f"field {kind.place} ({kind.name}) {shown!r}: {problem}")

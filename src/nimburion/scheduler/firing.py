@@ -6,15 +6,15 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from nimburion.core.errors import BackendError, InvalidJob, JobNotFound, Unstorable
+from nimburion.core.errors import BackendError, InvalidJob, Unstorable
 from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.reading import Fired
+from nimburion.core.timezones import zone_of
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.declaring import Declared
 from nimburion.scheduler.roster import Entry
 from nimburion.scheduler.spec import ticked
-from nimburion.scheduler.zones import zone_of
 
 if TYPE_CHECKING:
     from nimburion.scheduler.timing import StoreTime
@@ -31,6 +31,8 @@ class Firing:
         self._processor = processor
         self._declared = declared
         self._time = time
+        self.behind: bool = False
+        """Others have decided what this process knows nothing of: look soon."""
 
     async def decide(self, entry: Entry) -> bool:
         """Decide the tick of an entry that is due; whether this process did. A store that does not
@@ -58,7 +60,6 @@ class Firing:
 
         try:
             job, new = self._job_of(entry, tick)
-            sent = self._time.local()
             await self._processor.pass_through(job, new, fire)
         except BackendError as error:
             if not isinstance(error, Unstorable):
@@ -70,7 +71,6 @@ class Firing:
             return None
         if not answer:
             return None
-        await self._time.learn(answer[0], sent)
         self._tell(new, answer[0])
         return answer[0]
 
@@ -92,21 +92,21 @@ class Firing:
                 _log.debug("%s: tick %d %s, %.3f s late", entry.name, tick, fired.outcome, late)
                 events = self._processor.events
                 events.emit(TickDecided(entry.name, tick, fired.outcome, fired.job_id, late))
-            case "moved" if not entry.guessed:
-                # Somebody else was first, most probably with the same tick.
-                entry.decide(tick, guessed=True)
+            case "moved":
+                self._lose(entry, tick)
             case _:
                 entry.rest()
+
+    def _lose(self, entry: Entry, tick: int) -> None:
+        """Somebody else was first, most probably with the same tick. Who loses twice and has more
+        to decide is far behind, and reads what was decided rather than to lose each tick."""
+        was_guessed = entry.guessed
+        entry.decide(tick, guessed=True)
+        if was_guessed and entry.due is not None and entry.due <= self._time.now():
+            entry.rest()
+            self.behind = True
 
     def _tell(self, new: NewJob, fired: Fired) -> None:
         if fired.outcome == "fired" and fired.job_id is not None:
             told = JobEnqueued(fired.job_id, new.name, new.queue, created=True)
             self._processor.events.emit(told)
-
-
-async def created_at(processor: Processor, job_id: str) -> float | None:
-    """When the store says that a job came, by its own clock."""
-    try:
-        return (await processor.backend.get(job_id)).created_at
-    except JobNotFound:
-        return None

@@ -11,21 +11,23 @@ from nimburion.core.errors import BackendError, DefinitionError
 from nimburion.core.reading import ScheduleRecord
 from nimburion.core.service import Service, first_of
 from nimburion.core.settings import Config, SchedulerSettings
+from nimburion.core.timezones import zone_of
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.announcing import Announcing
 from nimburion.scheduler.declaring import Declared, ScheduleOptions, Template, declared
-from nimburion.scheduler.firing import Firing, created_at
+from nimburion.scheduler.firing import Firing
 from nimburion.scheduler.roster import Entry, Roster
 from nimburion.scheduler.schedules import Schedules
 from nimburion.scheduler.tasks import declared_task
 from nimburion.scheduler.timing import StoreTime
 from nimburion.scheduler.trigger import When
-from nimburion.scheduler.zones import zone_of
 
 _LOOK = 5.0
 """Seconds between two looks at what is in the store."""
 _LAZY_LOOK = 15.0
 """The same, where there is no schedule at all."""
+_SOON = 0.5
+"""The same, where others are ahead of us."""
 _AT_ONCE = 64
 _AFTER_ERROR = 1.0
 
@@ -53,7 +55,7 @@ class Scheduler(Service):
         self.schedules: Schedules = Schedules(processor, timezone)
         """All schedules of the store: list, add, pause, remove them."""
         self._declared: dict[str, Declared] = {}
-        self._time = StoreTime(processor.clock, partial(created_at, processor))
+        self._time = StoreTime(processor.clock, processor.backend, processor.entropy)
         self._firing = Firing(processor, self._declared, self._time)
         self._announcing = Announcing(processor.backend, processor.settings.owner, self._declared)
         self._roster = Roster()
@@ -160,15 +162,18 @@ class Scheduler(Service):
         now = self.clock.monotonic()
         if self._looked is not None and now - self._looked < self._pace:
             return
+        await self._time.learn()
         store = self.processor.backend
         records = await store.list_schedules()
         if await self._announcing.tidy(records, self._time.now()):
             records = await store.list_schedules()
         self._roster.read([record for record in records if self._is_ours(record)])
-        self._looked = now
+        self._looked, self._firing.behind = now, False
 
     @property
     def _pace(self) -> float:
+        if self._firing.behind:
+            return _SOON
         return _LOOK if self._roster.entries or self._declared else _LAZY_LOOK
 
     def _is_ours(self, record: ScheduleRecord) -> bool:

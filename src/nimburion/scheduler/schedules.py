@@ -9,20 +9,19 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
 from nimburion.core.job import JobRecord, NewJob, State
-from nimburion.core.reading import JobFilter, ScheduleRecord
+from nimburion.core.reading import ScheduleRecord
 from nimburion.jobs.client import Client
 from nimburion.scheduler.declaring import checked, spec_from
+from nimburion.scheduler.history import history_of
 from nimburion.scheduler.spec import NAME_HEADER, TICK_HEADER, Spec, spec_of, spelled
 from nimburion.scheduler.tasks import raw_job
+from nimburion.scheduler.timing import StoreTime
 from nimburion.scheduler.trigger import When
 from nimburion.scheduler.words import explained
 
 Condition = Literal["active", "paused", "disabled", "inactive", "over", "unreadable"]
 """`disabled`: its code says `enabled=False`. `inactive`: nobody who runs declares it. `over`: no
 tick is left. `unreadable`: of another version of nimburion."""
-
-_PAGE = 500
-_MOST_LOOKED_AT = 20_000
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +52,7 @@ class Schedules:
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
         self._timezone = timezone
+        self._time = StoreTime(client.clock, client.backend, client.entropy)
 
     async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
         """All of them, by name, with so many coming ticks."""
@@ -82,7 +82,10 @@ class Schedules:
         kept = await self._kept(checked(name))
         if kept is not None and kept.owner:
             raise DefinitionError(f"schedule {name!r} is declared by the code of {kept.owner!r}")
-        await self._put(name, spec)
+        put = ScheduleRecord(name=name, spec=await self._from_now(spec))
+        if not coming(spec, self._now(), 1):
+            raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
+        await self._client.backend.put_schedule(put)
         return await self.get(name)
 
     async def pause(self, name: str) -> None:
@@ -94,8 +97,7 @@ class Schedules:
         """Fire its ticks from now on; those of the pause are not made up. `ScheduleNotFound`."""
         record = await self._record(name)
         if record.paused:
-            since = msgspec.structs.replace(spec_of(record.spec), since=self._now())
-            put = msgspec.structs.replace(record, spec=since.encoded())
+            put = msgspec.structs.replace(record, spec=await self._from_now(spec_of(record.spec)))
             await self._client.backend.put_schedule(put)
             await self._client.backend.pause_schedule(name, paused=False)
 
@@ -122,22 +124,13 @@ class Schedules:
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Its latest jobs that are kept, newest first. `ScheduleNotFound`."""
-        spec = spec_of((await self._record(name)).spec)
-        found: list[JobRecord] = []
-        after: str | None = None
-        for _ in range(_MOST_LOOKED_AT // _PAGE):
-            which = JobFilter(name=spec.job or None)
-            page = await self._client.backend.list_jobs(which, limit=_PAGE, after=after)
-            found += _of_schedule(page.jobs, name)
-            after = page.next
-            if after is None or len(found) >= limit:
-                break
-        return found[:limit]
+        record = await self._record(name)
+        return await history_of(self._client.backend, record, spec_of(record.spec), limit)
 
     # Inside
 
     def _now(self) -> float:
-        return self._client.clock.now()
+        return self._time.now()
 
     async def _kept(self, name: str) -> ScheduleRecord | None:
         records = await self._client.backend.list_schedules()
@@ -149,9 +142,10 @@ class Schedules:
             raise ScheduleNotFound(name)
         return record
 
-    async def _put(self, name: str, spec: Spec) -> None:
-        since = msgspec.structs.replace(spec, since=self._now())
-        await self._client.backend.put_schedule(ScheduleRecord(name=name, spec=since.encoded()))
+    async def _from_now(self, spec: Spec) -> bytes:
+        """The schedule as it is stored; ticks up to now, by the store's clock, are none of it."""
+        await self._time.learn()
+        return msgspec.structs.replace(spec, since=self._now()).encoded()
 
     async def _told(self, record: ScheduleRecord, ticks: int) -> ScheduleInfo:
         now = self._now()
@@ -224,7 +218,3 @@ def _spec_or_stub(record: ScheduleRecord) -> Spec:
         return spec_of(record.spec)
     except DefinitionError:
         return Spec(trigger="?", job="?")
-
-
-def _of_schedule(jobs: Iterable[JobRecord], name: str) -> list[JobRecord]:
-    return [job for job in jobs if job.options.headers.get(NAME_HEADER) == name]

@@ -31,7 +31,8 @@ def declared_task(client: Client, task: TaskSettings, timezone: str) -> Declared
         )
         return Declared(checked(task.name), spec)
     except (DefinitionError, InvalidJob) as error:
-        raise DefinitionError(f"scheduler task {task.name!r}: {error}") from error
+        where = f"{task.place}: " if task.place else ""
+        raise DefinitionError(f"{where}scheduler task {task.name!r}: {error}") from error
 
 
 def raw_job(client: Client, name: str, queue: str, payload: str, priority: int) -> NewJob:

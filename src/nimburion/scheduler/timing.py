@@ -1,53 +1,81 @@
 """What the store's clock shows, as far as it is known here.
 
-A job that is fired too soon waits in the store for its tick, so a clock that is fast does no harm;
-one that is slow would fire late. The store dates each job that it takes: that tells how far the
-clock here is off.
+The store's time rules, because every scheduler and every due time has it in common. It is asked
+for before the first tick, every five minutes, and when the host's clock was set; in between it
+goes on with the host's monotonic clock, which nobody sets.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
+from nimburion.core.backend import Consuming
 from nimburion.core.clock import Clock
-from nimburion.core.reading import Fired
+from nimburion.core.exchange import NOTHING
+from nimburion.core.ids import Entropy
+from nimburion.core.session import Session
 
 _log = logging.getLogger("nimburion.scheduler")
 
-_EACH = 60.0
+_EACH = 300.0
 _NOTEWORTHY = 0.01
+_STEP = 0.5
 _LOUD = 5.0
 
 
 class StoreTime:
-    """The local clock, corrected by what the store said last."""
+    """The host's clock, corrected by the store's."""
 
-    def __init__(self, clock: Clock, created_at: Callable[[str], Awaitable[float | None]]) -> None:
+    def __init__(self, clock: Clock, store: Consuming, entropy: Entropy) -> None:
         self._clock = clock
-        self._created_at = created_at
-        self._off = 0.0
-        self._learned = float("-inf")
+        self._store = store
+        self._entropy = entropy
+        self._learned: float | None = None
+        self._host_ahead = 0.0
+        self._ahead = 0.0
+        """Seconds that the clock on the wall, the host's and the store's, is ahead of the
+        monotonic one."""
 
     def now(self) -> float:
-        """The store's time, epoch seconds."""
-        return self._clock.now() + self._off
+        """The store's time, epoch seconds; the host's until `learn` was called."""
+        if self._learned is None:
+            return self._clock.now()
+        return self._clock.monotonic() + self._ahead
 
-    def local(self) -> float:
-        """This host's time."""
-        return self._clock.now()
+    async def learn(self) -> None:
+        """Ask the store for its time, where that is due. `BackendError`."""
+        if not self._is_due():
+            return
+        sent = self._clock.now(), self._clock.monotonic()
+        told = await self._told()
+        answered = self._clock.monotonic()
+        took = answered - sent[1]
+        self._host_ahead = sent[0] - sent[1]
+        off = told - (sent[0] + took / 2) if told else 0.0
+        doubt = max(_NOTEWORTHY, took / 2)
+        self._warn(off)
+        self._ahead = self._host_ahead + (off if abs(off) > doubt else 0.0)
+        self._learned = answered
 
-    async def learn(self, fired: Fired, sent: float) -> None:
-        """Look once a minute how a job that was sent at `sent` is dated."""
-        if fired.job_id is None or self._clock.monotonic() - self._learned < _EACH:
-            return
-        answered = self._clock.now()
-        created = await self._created_at(fired.job_id)
-        if created is None or answered < sent:
-            return
-        self._learned = self._clock.monotonic()
-        off = created - (sent + answered) / 2
-        doubt = max(_NOTEWORTHY, (answered - sent) / 2)
-        self._off = off if abs(off) > doubt else 0.0
-        if abs(self._off) > _LOUD:
-            _log.warning("the clock of this host is %.1f s off that of the store", -self._off)
+    def _is_due(self) -> bool:
+        now = self._clock.monotonic()
+        if self._learned is None or now - self._learned >= _EACH:
+            return True
+        return abs(self._clock.now() - now - self._host_ahead) > _STEP
+
+    async def _told(self) -> float:
+        """What time it is there: an exchange says it, within a session that asks for nothing."""
+        session = Session(id=self._entropy(16).hex())
+        await self._store.open_session(session)
+        try:
+            return (await self._store.exchange(session.id, 1, [], NOTHING)).now
+        finally:
+            await self._store.close_session(session.id)
+
+    def _warn(self, off: float) -> None:
+        was_loud = abs(self._ahead - self._host_ahead) > _LOUD
+        if abs(off) > _LOUD and not (was_loud and self._learned is not None):
+            _log.warning(
+                "the clock of this host is %.1f s off that of the store; ticks follow the store's",
+                -off,
+            )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -121,14 +122,17 @@ class Timetable:
 
     def latest(self, after: float, until: float) -> int | None:
         """The last tick in (after, until], without going through all of them."""
+        found = self.last(1, until, after)
+        return found[0] if found else None
+
+    def last(self, count: int, until: float, after: float = 0.0) -> list[int]:
+        """The last so many ticks in (after, until], in order, without going through all of them."""
         reach = 120.0
         while True:
             begin = max(after, until - reach)
-            found: int | None = None
-            for found in self.between(begin, until):  # noqa: B007 (the last one is wanted)
-                pass
-            if found is not None or begin <= after:
-                return found
+            found = deque(self.between(begin, until), maxlen=count)
+            if len(found) == count or begin <= after:
+                return list(found)
             reach *= 2
 
 

@@ -8,11 +8,9 @@ what they show twice comes twice.
 
 from __future__ import annotations
 
-import difflib
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
-from nimburion.core.errors import DefinitionError
 from nimburion.scheduler.expression import Expression
 
 _REACH = 25 * 3600
@@ -20,17 +18,6 @@ _REACH = 25 * 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCAL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (of times on the wall)
 _SECOND = timedelta(seconds=1)
-
-
-def zone_of(name: str) -> ZoneInfo:
-    """The zone of an IANA name, like `Europe/Rome`. `DefinitionError` names the nearest one."""
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError):
-        near = difflib.get_close_matches(str(name), sorted(available_timezones()), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; write it like 'Europe/Rome', or 'UTC'"
-    shown = ascii(str(name)[:60])
-    raise DefinitionError(f"there is no time zone {shown}{hint}")
 
 
 def instant_after(expression: Expression, zone: ZoneInfo, after: int) -> int | None:

@@ -1,0 +1,248 @@
+"""One-line breakages of the scheduler, and for each the test that must see it."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+SCHEDULER = "tests/scheduler/test_scheduler.py::"
+TIMING = "tests/scheduler/test_timing.py::"
+EXPRESSIONS = "tests/scheduler/test_expressions.py::"
+ZONES = "tests/scheduler/test_zones.py::"
+WORKER = "tests/cli/test_scheduling_worker.py::"
+ON_MEMORY = ("-k", "memory")
+
+SCHEDULER_MUTANTS = (
+    # One job per tick
+    Mutant(
+        "the id of a tick's job is not that of the tick",
+        "scheduler/spec.py",
+        "        id=job_id(name, tick),\n",
+        "",
+        (f"{SCHEDULER}test_arguments_may_be_computed_from_the_nominal_time", *ON_MEMORY),
+    ),
+    Mutant(
+        "a job runs before its tick",
+        "scheduler/spec.py",
+        "        at=tick + spread(name, tick, jitter),\n",
+        "",
+        (f"{SCHEDULER}test_jitter_is_the_same_whoever_fires_and_only_later", *ON_MEMORY),
+    ),
+    Mutant(
+        "who lost rests",
+        "scheduler/firing.py",
+        "        entry.decide(tick, guessed=True)\n",
+        "        entry.rest() if was_guessed else entry.decide(tick, guessed=True)\n",
+        (
+            f"{SCHEDULER}test_who_was_always_second_is_first_when_the_first_is_gone",
+            *ON_MEMORY,
+        ),
+    ),
+    Mutant(
+        "who is far behind loses each tick",
+        "scheduler/firing.py",
+        "            entry.rest()\n            self.behind = True",
+        "            pass",
+        (f"{SCHEDULER}test_who_is_far_behind_asks_what_was_decided", *ON_MEMORY),
+    ),
+    Mutant(
+        "who is far behind looks at leisure",
+        "scheduler/scheduler.py",
+        "        if self._firing.behind:",
+        "        if self._firing.behind is None:",
+        (f"{SCHEDULER}test_who_is_far_behind_asks_what_was_decided", *ON_MEMORY),
+    ),
+    Mutant(
+        "the sixty-fifth tick is lost",
+        "scheduler/scheduler.py",
+        "for _, entry in zip(range(most), due, strict=False)",
+        "for entry, _ in zip(due, range(most), strict=False)",
+        (f"{SCHEDULER}test_many_that_are_due_at_once_are_all_decided_at_once", *ON_MEMORY),
+    ),
+    Mutant(
+        "one that cannot be computed stops all",
+        "scheduler/firing.py",
+        "        except Exception:  # noqa: BLE001 (one schedule must not stop the others)",
+        "        except OSError:",
+        (f"{SCHEDULER}test_one_that_cannot_be_computed_does_not_stop_the_others", *ON_MEMORY),
+    ),
+    # Missed ticks
+    Mutant(
+        "a new schedule makes up for the past",
+        "scheduler/roster.py",
+        "max(record.last_tick or 0.0, self.spec.since)",
+        "max(record.last_tick or 0.0, self.spec.since - 3600)",
+        (f"{SCHEDULER}test_a_new_schedule_makes_up_for_nothing", *ON_MEMORY),
+    ),
+    Mutant(
+        "a changed schedule replays",
+        "scheduler/roster.py",
+        "max(record.last_tick or 0.0, self.spec.since)",
+        "record.last_tick or self.spec.since",
+        (f"{SCHEDULER}test_a_changed_schedule_replays_nothing", *ON_MEMORY),
+    ),
+    Mutant(
+        "skip fires what was missed",
+        "scheduler/misfire.py",
+        'if spec.misfire == "fire_once" and base < missed_until:',
+        "if base < missed_until:",
+        (f"{SCHEDULER}test_skip_passes_by_what_was_missed", *ON_MEMORY),
+    ),
+    Mutant(
+        "fire_once fires the first that was missed",
+        "scheduler/misfire.py",
+        "missed = table.latest(base, missed_until)",
+        "missed = table.after(base)",
+        (f"{SCHEDULER}test_fire_once_fires_the_latest_that_was_missed", *ON_MEMORY),
+    ),
+    Mutant(
+        "catch_up knows no window",
+        "scheduler/misfire.py",
+        "begin = max(base, now - max(spec.grace, spec.window))",
+        "begin = base",
+        (f"{SCHEDULER}test_catch_up_goes_back_as_far_as_its_window", *ON_MEMORY),
+    ),
+    Mutant(
+        "no tick is missed by its grace",
+        "scheduler/misfire.py",
+        "missed_until = max(base, now - spec.grace)",
+        "missed_until = max(base, now)",
+        (f"{SCHEDULER}test_what_is_at_most_a_minute_late_is_fired_by_every_policy", *ON_MEMORY),
+    ),
+    Mutant(
+        "a pause is made up for",
+        "scheduler/schedules.py",
+        "spec=await self._from_now(spec_of(record.spec))",
+        "spec=record.spec",
+        (f"{SCHEDULER}test_a_pause_is_not_made_up_for", *ON_MEMORY),
+    ),
+    # Bounds
+    Mutant(
+        "the end ticks too",
+        "scheduler/trigger.py",
+        "tick >= self.end",
+        "tick > self.end",
+        (f"{EXPRESSIONS}test_a_timetable_begins_and_ends",),
+    ),
+    Mutant(
+        "the start does not tick",
+        "scheduler/trigger.py",
+        "whole = max(whole, self.start - 1)",
+        "whole = max(whole, self.start)",
+        (f"{EXPRESSIONS}test_a_timetable_begins_and_ends",),
+    ),
+    # Whose they are
+    Mutant(
+        "what nobody declares is fired",
+        "scheduler/scheduler.py",
+        "return record.name in self._declared and (record.owner == self.processor.settings.owner)",
+        "return True",
+        (f"{SCHEDULER}test_what_nobody_declares_rests_and_is_kept_for_30_days", *ON_MEMORY),
+    ),
+    Mutant(
+        "what nobody declares is deleted at once",
+        "scheduler/announcing.py",
+        "return spec.declared_until < now - KEPT",
+        "return spec.declared_until < now",
+        (f"{SCHEDULER}test_what_nobody_declares_rests_and_is_kept_for_30_days", *ON_MEMORY),
+    ),
+    Mutant(
+        "an old process undoes the newest declaration",
+        "scheduler/announcing.py",
+        "(new and spec.body() != own.spec)",
+        "spec.body() != own.spec",
+        (f"{SCHEDULER}test_the_newest_declaration_counts", *ON_MEMORY),
+    ),
+    Mutant(
+        "another application's name is taken over",
+        "scheduler/announcing.py",
+        'taken = kept.owner not in {"", self._owner} and (spec.declared_until or 0.0) > now',
+        "taken = False",
+        (f"{SCHEDULER}test_two_applications_do_not_share_a_name", *ON_MEMORY),
+    ),
+    Mutant(
+        "a scheduler is not to be switched off",
+        "cli/worker.py",
+        "    if not settings.enabled:\n",
+        "    if not settings:\n",
+        (f"{WORKER}test_none_runs_where_it_is_switched_off",),
+    ),
+    # Clocks
+    Mutant(
+        "the host's clock is believed",
+        "scheduler/timing.py",
+        "(off if abs(off) > doubt else 0.0)",
+        "(off if abs(off) > 10_000 else 0.0)",
+        (f"{TIMING}test_one_that_is_off_does_the_others_no_harm", *ON_MEMORY),
+    ),
+    Mutant(
+        "a clock that is set is not noticed",
+        "scheduler/timing.py",
+        "return abs(self._clock.now() - now - self._host_ahead) > _STEP",
+        "return False",
+        (f"{TIMING}test_the_clock_of_a_host_that_is_set_with_its_store_is_followed", *ON_MEMORY),
+    ),
+    Mutant(
+        "the store is asked for its time once",
+        "scheduler/timing.py",
+        "if self._learned is None or now - self._learned >= _EACH:",
+        "if self._learned is None:",
+        (f"{TIMING}test_the_clock_of_the_store_that_is_set_is_followed", *ON_MEMORY),
+    ),
+    Mutant(
+        "the way there takes no time",
+        "scheduler/timing.py",
+        "off = told - (sent[0] + took / 2) if told else 0.0",
+        "off = told - sent[0] if told else 0.0",
+        (f"{TIMING}test_half_of_the_round_trip_is_the_way_there",),
+    ),
+    Mutant(
+        "a skipped time is lost",
+        "scheduler/zones.py",
+        "    return (_change(zone, second, first),) if expression.fixed else ()  # skipped",
+        "    return ()",
+        (f"{ZONES}test_a_time_that_is_skipped_runs_once_right_after_the_gap",),
+    ),
+    Mutant(
+        "a time that comes twice runs twice",
+        "scheduler/zones.py",
+        "return (first,) if expression.fixed else (first, second)",
+        "return (first, second)",
+        (f"{ZONES}test_a_time_that_comes_twice_runs_at_the_first",),
+    ),
+    Mutant(
+        "real time that comes twice runs once",
+        "scheduler/zones.py",
+        "return (first,) if expression.fixed else (first, second)",
+        "return (first,)",
+        (f"{ZONES}test_a_star_follows_real_time",),
+    ),
+    Mutant(
+        "a change of clocks right ahead is not seen",
+        "scheduler/zones.py",
+        "if not then.fold and then.utcoffset() == offset:",
+        "if not then.fold:",
+        (f"{ZONES}test_a_time_that_is_skipped_runs_once_right_after_the_gap",),
+    ),
+    # Expressions
+    Mutant(
+        "day of month and day of week: either, always",
+        "scheduler/expression.py",
+        "return in_month and in_week if self._both else in_month or in_week",
+        "return in_month or in_week",
+        (f"{EXPRESSIONS}test_the_first_tick_after_a_monday",),
+    ),
+    Mutant(
+        "what never comes true is declared",
+        "scheduler/expression.py",
+        "for year in _EVERY_CALENDAR for month in self._months)",
+        "for year in _EVERY_CALENDAR for month in self._months) and not self._months",
+        (f"{EXPRESSIONS}test_what_is_refused_points_at_the_field",),
+    ),
+    Mutant(
+        "a leap day on a Monday is not waited for",
+        "scheduler/expression.py",
+        "_MONTHS_AHEAD = 12 * 41",
+        "_MONTHS_AHEAD = 12 * 8",
+        (f"{EXPRESSIONS}test_the_first_tick_after_a_monday",),
+    ),
+)
