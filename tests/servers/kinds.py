@@ -1,7 +1,7 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
-The variable NB_TEST_SERVERS names them, with commas between; without it, that of Valkey's wheel.
-NB_TEST_DEALT names some of them that deal the contract's cases out: each runs on one of these.
+The variable NB_TEST_SERVERS names them, with commas between; without it, those that come as wheels.
+NB_TEST_DEALT names some of them that deal the tests out: each runs on one of these.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Running(Kept, Protocol):
 
 
 class RunningPostgres(Kept, Protocol):
-    """A kind of PostgreSQL server, or what stands before one. `url` changes with `empty`."""
+    """A kind of PostgreSQL server, or what stands before one. `url` changes with `empty` and
+    `forget`."""
 
     @property
     def database(self) -> str:
@@ -84,6 +85,9 @@ class RunningPostgres(Kept, Protocol):
     ) -> list[tuple[Any, ...]]:
         """Run one statement as superuser on the server itself; its rows."""
         ...
+
+    def forget(self) -> None:
+        """Make the tables of a store as they were when they were made, if they were."""
 
 
 # Those that tests share take nobody for dead because the machine is busy.
@@ -130,7 +134,7 @@ POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
 
 KINDS: Mapping[str, Callable[[], Kept]] = {**REDIS_KINDS, **POSTGRES_KINDS}
 
-FROM_WHEELS = "valkey"
+FROM_WHEELS = "valkey,postgres"
 BINARIES = {
     "valkey": valkey_binary,
     "redis": redis_binary,
@@ -164,7 +168,7 @@ def asked_for() -> tuple[str, ...]:
 
 
 def dealt() -> tuple[str, ...]:
-    """Return the kinds that deal the contract's cases out among themselves."""
+    """Return the kinds that deal the tests out among themselves."""
     named = os.environ.get("NB_TEST_DEALT", "").split(",")
     return tuple(kind for kind in KINDS if kind in named)
 

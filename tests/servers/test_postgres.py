@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
 
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.job import NewJob
 from tests.servers.binaries import Binary, NoSuchServer
 from tests.servers.kinds import POSTGRES_KINDS, RunningPostgres, asked_for
 from tests.servers.postgres import PostgresServer
@@ -20,6 +24,42 @@ def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres
     postgres_server.ask("CREATE TABLE left_over ()")
     postgres_server.empty()
     assert postgres_server.ask("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
+
+
+async def test_a_kept_store_is_as_new(postgres_store: RunningPostgres) -> None:
+    postgres_store.ask("DROP SCHEMA IF EXISTS nimburion CASCADE")
+    async with opened(postgres_store.url):
+        new = state_of(postgres_store)
+    for body in (b"{}", b'{"a": "%s"}' % (b"long" * 400_000)):
+        postgres_store.forget()
+        async with opened(postgres_store.url) as store:
+            assert state_of(postgres_store) == new
+            await store.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
+            await store.pause("q", paused=True)
+            assert state_of(postgres_store) != new
+        postgres_store.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
+    postgres_store.forget()
+    assert state_of(postgres_store) == new
+
+
+def state_of(server: RunningPostgres) -> dict[str, object]:
+    """All that a store holds: rows of its tables, and where its sequences are."""
+    made = server.ask(
+        "SELECT CAST(oid AS regclass)::text, relkind FROM pg_class"
+        " WHERE relnamespace = to_regnamespace('nimburion') AND relkind IN ('r', 'S')"
+    )
+    asked = {"r": "SELECT CAST(t AS text) FROM {} t", "S": "SELECT last_value, is_called FROM {}"}
+    return {name: server.ask(asked[kind].format(name)) for name, kind in made}
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[PostgresBackend]:
+    store = PostgresBackend(url)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def test_the_data_outlives_every_end(postgres_binary: Binary) -> None:
