@@ -8,19 +8,24 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from itertools import cycle, islice
 from typing import Any, cast
+from zoneinfo import ZoneInfo
 
 from benchmarks.payload import PAYLOAD
 from benchmarks.workload import many_noops, noop
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
+from nimburion.core.events import TickDecided
 from nimburion.core.job import State
 from nimburion.jobs import Processor, job
+from nimburion.scheduler import Scheduler
+from nimburion.scheduler.trigger import Trigger, trigger_of
 
 _BATCH = 1_000
 
@@ -139,6 +144,57 @@ async def idle(url: str, seconds: float) -> dict[str, float]:
     return {"cpu_percent": 100 * cpu / seconds, "calls_per_second": calls / seconds}
 
 
+async def schedules(url: str, count: int, seconds: float) -> dict[str, float]:
+    """A scheduler with many schedules, each once an hour in its own minute: its CPU, and how late
+    their ticks are. What it takes to declare them comes before."""
+    processor = Processor(open_backend(url))
+    processor.register(noop)
+    scheduler = Scheduler(processor)
+    for number in range(count):
+        scheduler.schedule(f"{number % 60} * * * *", noop.job(**PAYLOAD), name=f"schedule-{number}")
+    late: list[float] = []
+    processor.events.subscribe(
+        lambda event: late.append(event.late) if isinstance(event, TickDecided) else None
+    )
+    async with processor:
+        begun = time.perf_counter()
+        await scheduler.fire_due()
+        declaring = time.perf_counter() - begun
+        await scheduler.start()
+        await asyncio.sleep(5)
+        late.clear()
+        cpu = time.process_time()
+        await asyncio.sleep(seconds)
+        cpu = time.process_time() - cpu
+        await scheduler.stop()
+    return {
+        "cpu_percent": 100 * cpu / seconds,
+        "ticks": len(late),
+        "median_ms": 1000 * statistics.median(late),
+        "worst_ms": 1000 * max(late),
+        "declaring_s": declaring,
+    }
+
+
+async def next_tick(url: str, expression: str, zone: str) -> dict[str, float]:  # noqa: ARG001
+    """Microseconds to compute the next tick, a year of them one after another; best of five."""
+    trigger = trigger_of(expression, ZoneInfo(zone))
+    rounds = [_a_year_of(trigger) for _ in range(5)]
+    return {"microseconds": 1e6 * min(rounds)}
+
+
+def _a_year_of(trigger: Trigger) -> float:
+    begin = tick = 1_767_225_600
+    end, count = begin + 365 * 86_400, 0
+    started = time.perf_counter()
+    while tick < end and count < 20_000:
+        found = trigger.after(tick)
+        if found is None:
+            break
+        tick, count = found, count + 1
+    return (time.perf_counter() - started) / count
+
+
 class _Counted:
     """A store that counts the calls made to it."""
 
@@ -182,6 +238,8 @@ SCENES: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
         pickup_worker,
         pickup_producer,
         idle,
+        schedules,
+        next_tick,
     )
 }
 

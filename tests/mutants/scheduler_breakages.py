@@ -148,9 +148,16 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "an old process undoes the newest declaration",
         "scheduler/announcing.py",
-        "(new and spec.body() != own.spec)",
+        "(own.name not in self._said and spec.body() != own.spec)",
         "spec.body() != own.spec",
         (f"{SCHEDULER}test_the_newest_declaration_counts", *ON_MEMORY),
+    ),
+    Mutant(
+        "ten thousand are said again at once",
+        "scheduler/announcing.py",
+        "again[:_AGAIN_AT_ONCE]",
+        "again",
+        (f"{SCHEDULER}test_what_is_said_again_is_said_a_few_at_a_time", *ON_MEMORY),
     ),
     Mutant(
         "another application's name is taken over",

@@ -11,7 +11,7 @@ import pytest
 from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, ScheduleNotFound
 from nimburion.core.events import Event, TickDecided
 from nimburion.core.job import State
-from nimburion.core.reading import Fired
+from nimburion.core.reading import Fired, ScheduleRecord
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Processor, job
@@ -486,6 +486,34 @@ async def test_two_applications_do_not_share_a_name(
     assert await first.fire_due() == 1
 
 
+async def test_what_is_said_again_is_said_a_few_at_a_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ticks that are due wait for it."""
+
+    def declare(one: Scheduler) -> None:
+        for number in range(450):
+            one.schedule("@yearly", Report(), name=f"report-{number}")
+
+    scheduler = await place.scheduler(declare)
+    backend = scheduler.processor.backend
+    real, put = backend.put_schedule, list[str]()
+
+    async def put_schedule(record: ScheduleRecord) -> None:
+        put.append(record.name)
+        await real(record)
+
+    monkeypatch.setattr(backend, "put_schedule", put_schedule)
+    counts = []
+    for seconds in (0, 30, 61, 66, 71, 76):
+        place.at(seconds)
+        put.clear()
+        await scheduler.fire_due()
+        counts.append(len(set(put)))
+    assert counts == [450, 0, 200, 200, 50, 0]
+    assert {one.condition for one in await scheduler.schedules.list(0)} == {"active"}
+
+
 async def test_a_store_that_forgot_everything_is_told_again(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
@@ -567,8 +595,6 @@ async def test_what_would_never_tick_is_not_added(place: Place) -> None:
 async def test_what_this_version_cannot_read_is_left_alone(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from nimburion.core.reading import ScheduleRecord
-
     await place.store.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
     await place.store.put_schedule(
         ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')

@@ -7,8 +7,11 @@ put.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +29,10 @@ KEPT = 30 * 86_400.0
 _TURN = 60.0
 _TURN_PER_SCHEDULE = 0.05
 _TURNS = 3
+_AGAIN_AT_ONCE = 200
+_AT_ONCE = 64
+
+T = TypeVar("T")
 
 
 class Announcing:
@@ -46,35 +53,33 @@ class Announcing:
     async def tidy(self, records: list[ScheduleRecord], now: float) -> bool:
         """Put what must be put, delete what is over; whether anything was."""
         kept = {record.name: record for record in records}
-        changed = False
-        for name, own in self._declared.items():
-            if (put := self._to_put(own, kept.get(name), now)) is not None:
-                await self._store.put_schedule(put)
-                changed = True
-            self._said.add(name)
-        for record in records:
-            spec = self._spec_of(record)
-            if record.name in self._declared or spec is None:
-                continue
-            if is_over(record, spec, now):
-                _log.info("schedule %r is deleted: nobody declares it any more", record.name)
-                changed |= await self._store.delete_schedule(record.name)
-        return changed
+        to_put = self._to_put(kept, now)
+        over = [record.name for record in records if self._is_over(record, now)]
+        await in_groups(self._store.put_schedule, to_put)
+        await in_groups(self._store.delete_schedule, over)
+        self._said.update(self._declared)
+        for name in over:
+            _log.info("schedule %r is deleted: nobody declares it any more", name)
+        return bool(to_put or over)
 
-    def _to_put(
-        self, own: Declared, kept: ScheduleRecord | None, now: float
-    ) -> ScheduleRecord | None:
-        spec = None if kept is None else self._spec_of(kept)
-        if kept is not None and spec is not None and self._is_anothers(kept, spec, now):
-            return None
+    def _to_put(self, kept: Mapping[str, ScheduleRecord], now: float) -> list[ScheduleRecord]:
+        """What is new or was changed, and some of what must be said again: the ticks that are due
+        wait meanwhile."""
         turn = max(_TURN, _TURN_PER_SCHEDULE * len(self._declared))
         until = now + _TURNS * turn
-        new = own.name not in self._said
-        if kept is None or spec is None or (new and spec.body() != own.spec):
-            return self._record(own.name, own.spec, now, until)
-        if spec.declared_until is None or spec.declared_until < until - turn:
-            return self._record(own.name, spec, spec.since, until)
-        return None
+        news: list[ScheduleRecord] = []
+        again: list[tuple[float, ScheduleRecord]] = []
+        for own in self._declared.values():
+            record = kept.get(own.name)
+            spec = None if record is None else self._spec_of(record)
+            if record is not None and spec is not None and self._is_anothers(record, spec, now):
+                continue
+            if spec is None or (own.name not in self._said and spec.body() != own.spec):
+                news.append(self._record(own.name, own.spec, now, until))
+            elif (said := spec.declared_until or 0.0) < until - turn:
+                again.append((said, self._record(own.name, spec, spec.since, until)))
+        again.sort(key=itemgetter(0))
+        return news + [record for _, record in again[:_AGAIN_AT_ONCE]]
 
     def _is_anothers(self, kept: ScheduleRecord, spec: Spec, now: float) -> bool:
         """Whether another application declares it now: its name is taken."""
@@ -90,6 +95,10 @@ class Announcing:
             )
         return taken
 
+    def _is_over(self, record: ScheduleRecord, now: float) -> bool:
+        spec = self._spec_of(record)
+        return record.name not in self._declared and spec is not None and is_over(record, spec, now)
+
     def _spec_of(self, record: ScheduleRecord) -> Spec | None:
         """None: this version cannot read it. What has not changed is not read twice."""
         encoded, spec = self._read.get(record.name, (None, None))
@@ -104,6 +113,12 @@ class Announcing:
     def _record(self, name: str, spec: Spec, since: float, until: float) -> ScheduleRecord:
         spec = msgspec.structs.replace(spec, since=since, declared_until=until)
         return ScheduleRecord(name=name, spec=spec.encoded(), owner=self._owner)
+
+
+async def in_groups(deed: Callable[[T], Awaitable[object]], to: Sequence[T]) -> None:
+    """Do it to all of them, some at once: stores write them together."""
+    for first in range(0, len(to), _AT_ONCE):
+        await asyncio.gather(*map(deed, to[first : first + _AT_ONCE]))
 
 
 def is_over(record: ScheduleRecord, spec: Spec, now: float) -> bool:
