@@ -79,6 +79,7 @@ def settlements_of(settlements: Sequence[Settlement], *, one_by_one: bool) -> Se
     if not settlements:
         return _NOTHING
     plain = not one_by_one and all(type(one) is Completed for one in settlements)
+    plain = plain and len({*map(_ref, settlements)}) == len(settlements)
     if plain:
         settlements = sorted(settlements, key=_ref)
     leases = [one.lease for one in settlements]
@@ -89,7 +90,7 @@ def settlements_of(settlements: Sequence[Settlement], *, one_by_one: bool) -> Se
         [int4(lease.token.fence) for lease in leases],
         [lease.token.nonce for lease in leases],
     ]
-    if plain and len(set(seqs)) == len(seqs):
+    if plain:
         results = [one.result for one in settlements]  # type: ignore[union-attr]
         return [None, *named, results if any(results) else None, None, None, None]
     told = [_settlement(one) for one in settlements]

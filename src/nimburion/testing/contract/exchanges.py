@@ -45,6 +45,13 @@ class NumberedExchanges:
         assert ids(first.deliveries) == ["5", "4", "3", "2", "1", "0"]
         assert again.deliveries == first.deliveries
 
+    async def test_results_stand_in_the_order_of_the_settlements(self, stage: Stage) -> None:
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        one, other = [delivery.lease for delivery in await worker.take(2)]
+        results = await worker.settle(Completed(other), Completed(other), Completed(one))
+        assert results == [Settled.DONE, Settled.ALREADY, Settled.DONE]
+
     async def test_a_repeat_brings_the_same_results(self, stage: Stage) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()

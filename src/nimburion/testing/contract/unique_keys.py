@@ -57,6 +57,15 @@ class UniqueKeys:
         assert await stage.enqueue(keyed("b", LENIENT)) == [Enqueued("a", "exists")]
         assert sum((await stage.store.counts()).values()) == 1
 
+    async def test_in_a_refused_call_a_job_that_would_exist_is_named_itself(
+        self, stage: Stage
+    ) -> None:
+        await stage.put(keyed("a"))
+        await stage.add("kept")
+        bad = stage.job("kept", payload=b"[]")
+        results = await stage.enqueue(keyed("b", LENIENT), bad)
+        assert results == [Enqueued("b", "refused"), Enqueued("kept", "conflict")]
+
     async def test_the_second_job_says_what_happens_on_a_duplicate(self, stage: Stage) -> None:
         await stage.put(keyed("a", LENIENT))
         assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]

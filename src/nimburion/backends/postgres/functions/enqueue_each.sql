@@ -57,8 +57,10 @@ BEGIN
     END IF;
     IF letter_list && ARRAY['x', 't'] THEN
         PERFORM nb.unstore_1(seqs);
-        SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place)
-        INTO letter_list FROM unnest(letter_list) WITH ORDINALITY AS a (l, place);
+        SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
+            array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)
+        INTO letter_list, holders
+        FROM unnest(letter_list, holders) WITH ORDINALITY AS a (l, holder, place);
     END IF;
     DELETE FROM nb.unique_key WHERE seq = 0
         AND (name, key) IN (SELECT p_names[u.lane], u.key FROM unnest(p_lanes, p_keys) AS u (lane, key));
