@@ -17,8 +17,8 @@ class TestPostgres(BackendContract):
     url: str
 
     @pytest.fixture(autouse=True)
-    def _on_an_empty_database(self, postgres_server: RunningPostgres) -> None:
-        self.url = postgres_server.url
+    def _on_an_empty_store(self, postgres_store: RunningPostgres) -> None:
+        self.url = postgres_store.url
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
         return [PostgresBackend(self.url, clock=clock) for _ in range(count)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -66,14 +66,14 @@ def valkey(started_servers: Started) -> Server:
     return server
 
 
-@pytest.fixture(params=REDIS_KINDS)
+@pytest.fixture
 def redis_server(request: pytest.FixtureRequest, started_servers: Started) -> Running:
     """Each kind of Redis server that the run asks for, empty. Do not stop it."""
     server: Running = emptied(request, started_servers)
     return server
 
 
-@pytest.fixture(params=POSTGRES_KINDS)
+@pytest.fixture
 def postgres_server(request: pytest.FixtureRequest, started_servers: Started) -> RunningPostgres:
     """Each kind of PostgreSQL server that the run asks for, with an empty database. Do not stop
     it."""
@@ -81,21 +81,36 @@ def postgres_server(request: pytest.FixtureRequest, started_servers: Started) ->
     return server
 
 
+@pytest.fixture
+def postgres_store(request: pytest.FixtureRequest, started_servers: Started) -> RunningPostgres:
+    """As `postgres_server`, but with the empty tables of a store, once one was opened there: making
+    them is most of what a new store costs. Do not change them."""
+    server: RunningPostgres = noted_server(request, started_servers)
+    server.forget()
+    return server
+
+
 def emptied(request: pytest.FixtureRequest, started_servers: Started) -> Any:
     """The shared server of the kind that the parameter names."""
-    server = started_servers[request.param]
+    server = noted_server(request, started_servers)
     server.empty()
+    return server
+
+
+def noted_server(request: pytest.FixtureRequest, started_servers: Started) -> Any:
+    """The same, as it is; the run's last words count it."""
+    server = started_servers[request.param]
     request.node.user_properties.append(("server", server.name))
     return server
 
 
-@pytest.fixture(params=BINARIES)
+@pytest.fixture
 def redis_binary(request: pytest.FixtureRequest) -> Binary:
     """Each Redis program that the run asks for, to start servers of one's own."""
     return noted(request)
 
 
-@pytest.fixture(params=[name for name in PROGRAMS if name.startswith("postgres")])
+@pytest.fixture
 def postgres_binary(request: pytest.FixtureRequest) -> Binary:
     """Each PostgreSQL program that the run asks for, to start servers of one's own."""
     return noted(request)
@@ -119,23 +134,53 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+EACH: Mapping[str, Iterable[str]] = {
+    "redis_server": REDIS_KINDS,
+    "redis_binary": BINARIES,
+    "postgres_server": POSTGRES_KINDS,
+    "postgres_store": POSTGRES_KINDS,
+    "postgres_binary": [name for name in PROGRAMS if name.startswith("postgres")],
+}
+"""The fixtures with which a test runs once for each server or program that the run asks for."""
+NONE = "none of those that the run asks for"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make the tests for the servers that the run asks for, and no others: they are many."""
+    named = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    for name, asked in in_this_run(metafunc.config).items():
+        if name in metafunc.fixturenames and name not in named:
+            metafunc.parametrize(name, asked or [NONE], indirect=True)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that run on servers; leave out the servers that the run does not ask for."""
-    asked = config.stash[ASKED]
-    kinds, programs = {*asked}, {*map(program_of, asked)}
-    wanted = dict.fromkeys(("redis_server", "postgres_server"), kinds)
-    wanted |= dict.fromkeys(("redis_binary", "postgres_binary"), programs)
-    left_out = [
-        item
-        for item in items
-        if is_dealt_elsewhere(item, dealt()) or not all(wants(item, *one) for one in wanted.items())
-    ]
+    """Mark the tests that run on servers; leave out those that the run does not ask for."""
+    asked, among = in_this_run(config), dealt()
+    left_out = {item for item in items if not wants(item, asked) or is_dealt_elsewhere(item, among)}
     for item in items:
-        if wanted.keys() & set(getattr(item, "fixturenames", ())):
+        if EACH.keys() & {*getattr(item, "fixturenames", ())}:
             item.add_marker("server")
     if left_out:
         items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=list(left_out))
+
+
+def in_this_run(config: pytest.Config) -> dict[str, list[str]]:
+    """For each of those fixtures, the servers or programs that the run asks for."""
+    kinds = config.stash[ASKED]
+    programs = {*map(program_of, kinds)}
+    return {
+        name: [one for one in every if one in (programs if name.endswith("binary") else kinds)]
+        for name, every in EACH.items()
+    }
+
+
+def wants(item: pytest.Item, asked: Mapping[str, Sequence[str]]) -> bool:
+    """Tell whether the servers that a test is for are among these."""
+    call = getattr(item, "callspec", None)
+    return call is None or all(
+        call.params[name] in asked[name] for name in EACH.keys() & call.params.keys()
+    )
 
 
 def is_dealt_elsewhere(item: pytest.Item, among: tuple[str, ...]) -> bool:
@@ -150,10 +195,10 @@ def is_dealt_elsewhere(item: pytest.Item, among: tuple[str, ...]) -> bool:
     return kinds[0] != among[zlib.crc32(case) % len(among)]
 
 
-def wants(item: pytest.Item, fixture: str, kinds: set[str]) -> bool:
-    """Tell whether a test's parameter for this fixture, if it has one, is among these."""
+def has_none(item: pytest.Item) -> bool:
+    """Tell whether the run asks for none of the servers that a test is for."""
     call = getattr(item, "callspec", None)
-    return call is None or fixture not in call.params or call.params[fixture] in kinds
+    return call is not None and NONE in call.params.values()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -68,7 +68,8 @@ class Running(Kept, Protocol):
 
 
 class RunningPostgres(Kept, Protocol):
-    """A kind of PostgreSQL server, or what stands before one. `url` changes with `empty`."""
+    """A kind of PostgreSQL server, or what stands before one. `url` changes with `empty` and
+    `forget`."""
 
     @property
     def database(self) -> str:
@@ -84,6 +85,9 @@ class RunningPostgres(Kept, Protocol):
     ) -> list[tuple[Any, ...]]:
         """Run one statement as superuser on the server itself; its rows."""
         ...
+
+    def forget(self) -> None:
+        """Make the tables of a store as they were when they were made, if they were."""
 
 
 # Those that tests share take nobody for dead because the machine is busy.

@@ -119,6 +119,10 @@ class PgBouncer:
         """Put a new empty database in the place of the one before."""
         self.server.empty()
 
+    def forget(self) -> None:
+        """Leave the tables of a store as they were made."""
+        self.server.forget()
+
     # --- steps ----------------------------------------------------------------------------------
 
     def _configure(self) -> None:

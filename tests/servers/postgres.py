@@ -37,6 +37,26 @@ BEGIN
 END $$"""
 """Five times as fast as a new database."""
 
+_FORGET = """
+DO $$ DECLARE
+    used text;
+BEGIN
+    SET LOCAL lock_timeout = '5s';
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    SELECT string_agg(CAST(oid AS regclass)::text, ', ') INTO used FROM pg_class
+    WHERE relnamespace = to_regnamespace('nimburion') AND relkind = 'r'
+        AND relname NOT IN ('meta', 'horizon') AND pg_relation_size(oid) > 0;
+    IF used IS NOT NULL THEN
+        EXECUTE format('TRUNCATE %s RESTART IDENTITY', used);
+    END IF;
+    IF to_regclass('nimburion.horizon') IS NOT NULL THEN
+        UPDATE nimburion.horizon SET finished = -9223372036854775808, seq = 0
+        WHERE finished > -9223372036854775808;
+    END IF;
+END $$"""
+"""Ten times as fast as tables and functions made anew."""
+
 
 class PostgresServer:
     """A server on a free loopback port, with its data in a temporary folder.
@@ -59,10 +79,12 @@ class PostgresServer:
         self.port = free_port()
         self.name = binary.name + (f" {name}" if name else "")
         self.database = OWNER
-        """Where `url` leads to; `empty` makes a new one."""
+        """Where `url` leads to; `empty` and `forget` make new ones."""
+        self._swept = OWNER
         self._temporary = folder()
         self.folder = Path(self._temporary.name)
         self._names = "jobs"
+        self._kept = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._hba = hba
         self._databases = 0
@@ -202,6 +224,7 @@ class PostgresServer:
     def empty(self) -> None:
         """Delete all that is in the database, and cut who is connected; the first time, and where
         that does not work, put a new database in its place."""
+        self.database = self._swept
         if self.database == OWNER:
             self._renew()
         try:
@@ -209,9 +232,18 @@ class PostgresServer:
         except psycopg.Error:
             self._renew()
 
+    def forget(self) -> None:
+        """Lead `url` to a database of its own in which the tables of a store, once made, stay;
+        delete all that is in them, and cut who is connected."""
+        if not self._kept:
+            self._kept = f"{self._names}_kept"
+            self.ask(f"CREATE DATABASE {self._kept} TEMPLATE template0", database=OWNER)
+        self.database = self._kept
+        self.ask(_FORGET)
+
     def _renew(self) -> None:
-        before, self._databases = self.database, self._databases + 1
-        self.database = f"{self._names}_{self._databases}"
+        before, self._databases = self._swept, self._databases + 1
+        self.database = self._swept = f"{self._names}_{self._databases}"
         self.ask(f"CREATE DATABASE {self.database} TEMPLATE template0", database=OWNER)
         if before != OWNER:
             self.ask(f"DROP DATABASE {before} WITH (FORCE)", database=OWNER)
@@ -318,8 +350,8 @@ class BorrowedPostgres(PostgresServer):
 
     def close(self) -> None:
         """Leave nothing there."""
-        if self.database != OWNER:
-            self.ask(f"DROP DATABASE {self.database} WITH (FORCE)", database=OWNER)
+        for one in {self._swept, self._kept} - {OWNER, ""}:
+            self.ask(f"DROP DATABASE {one} WITH (FORCE)", database=OWNER)
         super().close()
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
 
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.job import NewJob
 from tests.servers.binaries import Binary, NoSuchServer
 from tests.servers.kinds import POSTGRES_KINDS, RunningPostgres, asked_for
 from tests.servers.postgres import PostgresServer
@@ -20,6 +24,41 @@ def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres
     postgres_server.ask("CREATE TABLE left_over ()")
     postgres_server.empty()
     assert postgres_server.ask("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
+
+
+_STATE = """SELECT relname, CASE WHEN relkind = 'S'
+    THEN coalesce(pg_sequence_last_value(oid), 0) ELSE pg_relation_size(oid) END
+FROM pg_class WHERE relnamespace = 'nimburion'::regnamespace AND relkind IN ('r', 'S', 'v', 'p')
+ORDER BY relname"""
+
+
+async def test_a_kept_store_is_as_new(postgres_store: RunningPostgres) -> None:
+    """Its tables hold no byte, its sequences begin, what is behind the horizon is behind none."""
+    postgres_store.ask("DROP SCHEMA IF EXISTS nimburion CASCADE")
+    async with opened(postgres_store.url):
+        new = postgres_store.ask(_STATE)
+        horizon = postgres_store.ask("SELECT * FROM nimburion.horizon")
+    for _ in range(2):
+        postgres_store.forget()
+        async with opened(postgres_store.url) as store:
+            assert postgres_store.ask(_STATE) == new
+            await store.enqueue([NewJob(one, "a", "q", b"{}") for one in "xyz"])
+            await store.pause("q", paused=True)
+            assert postgres_store.ask(_STATE) != new
+        postgres_store.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
+    postgres_store.forget()
+    assert postgres_store.ask(_STATE) == new
+    assert postgres_store.ask("SELECT * FROM nimburion.horizon") == horizon
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[PostgresBackend]:
+    store = PostgresBackend(url)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def test_the_data_outlives_every_end(postgres_binary: Binary) -> None:
