@@ -21,4 +21,4 @@ class TestPostgres(BackendContract):
         self.url = postgres_store.url
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
-        return [PostgresBackend(self.url, clock=clock) for _ in range(count)]
+        return [PostgresBackend(self.url, clock=clock, timeout=30.0) for _ in range(count)]

@@ -39,17 +39,24 @@ END $$"""
 
 _FORGET = """
 DO $$ DECLARE
-    used text;
+    ours regnamespace := to_regnamespace('nimburion');
+    one record;
 BEGIN
     SET LOCAL lock_timeout = '5s';
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid();
-    SELECT string_agg(CAST(oid AS regclass)::text, ', ') INTO used FROM pg_class
-    WHERE relnamespace = to_regnamespace('nimburion') AND relkind = 'r'
-        AND relname NOT IN ('meta', 'horizon') AND pg_relation_size(oid) > 0;
-    IF used IS NOT NULL THEN
-        EXECUTE format('TRUNCATE %s RESTART IDENTITY', used);
-    END IF;
+    FOR one IN
+        SELECT CAST(oid AS regclass) AS name, pg_relation_size(oid) AS size FROM pg_class
+        WHERE relnamespace = ours AND relkind = 'r' AND relname NOT IN ('meta', 'horizon')
+            AND pg_relation_size(oid) > 0
+    LOOP
+        IF one.size > 1000000 THEN
+            EXECUTE format('TRUNCATE %s', one.name);
+        ELSE
+            EXECUTE format('DELETE FROM %s', one.name);
+        END IF;
+    END LOOP;
+    PERFORM setval(oid, 1, false) FROM pg_class WHERE relnamespace = ours AND relkind = 'S';
     IF to_regclass('nimburion.horizon') IS NOT NULL THEN
         UPDATE nimburion.horizon SET finished = -9223372036854775808, seq = 0
         WHERE finished > -9223372036854775808;
@@ -92,7 +99,6 @@ class PostgresServer:
             "shared_buffers=64MB",
             "max_connections=120",
             "listen_addresses=127.0.0.1",
-            "autovacuum_naptime=5s",
             *(() if durable else QUICK),
             *settings,
         ]
