@@ -20,18 +20,19 @@ class TestPostgres(Together):
     transactions = LentTransaction
 
     @pytest.fixture
-    def where(self, postgres_server: RunningPostgres) -> str:
-        postgres_server.ask(
-            "CREATE TABLE account (id int GENERATED ALWAYS AS IDENTITY, owner text)",
-            database=postgres_server.database,
+    def where(self, postgres_store: RunningPostgres) -> str:
+        postgres_store.ask(
+            "DROP TABLE IF EXISTS account;"
+            " CREATE TABLE account (id int GENERATED ALWAYS AS IDENTITY, owner text)",
+            database=postgres_store.database,
         )
-        return postgres_server.url
+        return postgres_store.url
 
     @pytest.fixture
-    def accounts(self, postgres_server: RunningPostgres) -> Count:
+    def accounts(self, postgres_store: RunningPostgres) -> Count:
         def count() -> int:
-            ((rows,),) = postgres_server.ask(
-                "SELECT count(*) FROM account", database=postgres_server.database
+            ((rows,),) = postgres_store.ask(
+                "SELECT count(*) FROM account", database=postgres_store.database
             )
             return int(rows)
 
@@ -46,11 +47,11 @@ class TestPostgres(Together):
 
     @pytest.fixture
     async def elsewhere(
-        self, where: str, postgres_server: RunningPostgres
+        self, where: str, postgres_store: RunningPostgres
     ) -> AsyncIterator[Processor]:
-        name = f"{postgres_server.database}_elsewhere_{secrets.token_hex(4)}"
-        postgres_server.ask(f'CREATE DATABASE "{name}"')
-        url = where.replace(f"/{postgres_server.database}", f"/{name}")
+        name = f"{postgres_store.database}_elsewhere_{secrets.token_hex(4)}"
+        postgres_store.ask(f'CREATE DATABASE "{name}"')
+        url = where.replace(f"/{postgres_store.database}", f"/{name}")
         async with Processor(PostgresBackend(url)) as made:
             yield made
 

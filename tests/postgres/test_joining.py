@@ -26,10 +26,13 @@ JOB = NewJob("a", "n", "q", b"{}")
 
 
 @pytest.fixture
-def server(postgres_server: RunningPostgres) -> RunningPostgres:
+def server(postgres_store: RunningPostgres) -> RunningPostgres:
     """A server whose database has a table of the application."""
-    postgres_server.ask("CREATE TABLE account (n int)", database=postgres_server.database)
-    return postgres_server
+    postgres_store.ask(
+        "DROP TABLE IF EXISTS account; CREATE TABLE account (n int)",
+        database=postgres_store.database,
+    )
+    return postgres_store
 
 
 @pytest.fixture

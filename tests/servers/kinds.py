@@ -1,6 +1,6 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
-The variable NB_TEST_SERVERS names them, with commas between; without it, that of Valkey's wheel.
+The variable NB_TEST_SERVERS names them, with commas between; without it, those that come as wheels.
 NB_TEST_DEALT names some of them that deal the contract's cases out: each runs on one of these.
 """
 
@@ -134,7 +134,7 @@ POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
 
 KINDS: Mapping[str, Callable[[], Kept]] = {**REDIS_KINDS, **POSTGRES_KINDS}
 
-FROM_WHEELS = "valkey"
+FROM_WHEELS = "valkey,postgres"
 BINARIES = {
     "valkey": valkey_binary,
     "redis": redis_binary,
