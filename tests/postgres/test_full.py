@@ -69,6 +69,7 @@ async def fill(stage: Stage) -> str:
         stage.jobs += ids
 
 
+@pytest.mark.wide
 async def test_it_takes_no_more_and_goes_on_when_there_is_room(
     tmp_path: Path, postgres_binary: Binary, record_property: Record
 ) -> None:

@@ -129,6 +129,7 @@ async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Expl
     await check(worker, "nine of ten are gone")
 
 
+@pytest.mark.wide
 async def test_an_old_snapshot_makes_no_exchange_slower(
     server: PostgresServer, worker: Explained
 ) -> None:

@@ -55,6 +55,7 @@ async def test_stopped_immediately_and_started_again(
     flow.result.check(flow.result.younger_than(stopped - BOUND))
 
 
+@pytest.mark.wide
 async def test_connections_are_ended_at_random(
     tmp_path: Path, postgres_binary: Binary, record_property: Record
 ) -> None:
@@ -68,6 +69,7 @@ async def test_connections_are_ended_at_random(
     assert flow.result.sessions_lost == 0
 
 
+@pytest.mark.wide
 async def test_the_kernel_kills_a_backend(
     tmp_path: Path, postgres_binary: Binary, record_property: Record
 ) -> None:

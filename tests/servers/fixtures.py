@@ -147,7 +147,7 @@ NONE = "none of those that the run asks for"
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the tests for the servers that the run asks for, and no others: they are many."""
-    named = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    named = named_by(metafunc.definition)
     for name, asked in in_this_run(metafunc.config).items():
         if name in metafunc.fixturenames and name not in named:
             metafunc.parametrize(name, asked or [NONE], indirect=True)
@@ -156,7 +156,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that run on servers; leave out those that the run does not ask for."""
     asked, among = in_this_run(config), dealt()
-    left_out = {item for item in items if not wants(item, asked) or is_dealt_elsewhere(item, among)}
+    left_out = {
+        item for item in items if not wants(item, asked) or is_dealt_elsewhere(item, among, asked)
+    }
     for item in items:
         if EACH.keys() & {*getattr(item, "fixturenames", ())}:
             item.add_marker("server")
@@ -183,22 +185,24 @@ def wants(item: pytest.Item, asked: Mapping[str, Sequence[str]]) -> bool:
     )
 
 
-def is_dealt_elsewhere(item: pytest.Item, among: tuple[str, ...]) -> bool:
-    """Tell whether a case of the contract runs on another one of the kinds that share it out."""
-    parameters = getattr(item, "callspec", None)
-    if not among or parameters is None or item.path.parent.name != "contract":
-        return False
-    kinds = [kind for kind in map(str, parameters.params.values()) if kind in among]
-    if not kinds:
-        return False
-    case = item.name.replace(kinds[0], "", 1).encode()
-    return kinds[0] != among[zlib.crc32(case) % len(among)]
-
-
-def has_none(item: pytest.Item) -> bool:
-    """Tell whether the run asks for none of the servers that a test is for."""
+def is_dealt_elsewhere(
+    item: pytest.Item, among: Sequence[str], asked: Mapping[str, Sequence[str]]
+) -> bool:
+    """Tell whether a test runs on another one of the servers that share the tests out."""
     call = getattr(item, "callspec", None)
-    return call is not None and NONE in call.params.values()
+    for name in EACH.keys() & (call.params.keys() if call else set()):
+        ours = {*map(program_of, among)} if name.endswith("binary") else {*among}
+        players = [one for one in asked[name] if one in ours]
+        mine = call.params[name]
+        case = item.name.replace(mine, "", 1).encode()
+        if mine in players and mine != players[zlib.crc32(case) % len(players)]:
+            return name not in named_by(item)
+    return False
+
+
+def named_by(item: pytest.Item) -> set[str]:
+    """The fixtures for which a test names servers itself."""
+    return {mark.args[0] for mark in item.iter_markers("parametrize")}
 
 
 def pytest_report_header(config: pytest.Config) -> str:

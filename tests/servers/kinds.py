@@ -1,7 +1,7 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
 The variable NB_TEST_SERVERS names them, with commas between; without it, those that come as wheels.
-NB_TEST_DEALT names some of them that deal the contract's cases out: each runs on one of these.
+NB_TEST_DEALT names some of them that deal the tests out: each runs on one of these.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def asked_for() -> tuple[str, ...]:
 
 
 def dealt() -> tuple[str, ...]:
-    """Return the kinds that deal the contract's cases out among themselves."""
+    """Return the kinds that deal the tests out among themselves."""
     named = os.environ.get("NB_TEST_DEALT", "").split(",")
     return tuple(kind for kind in KINDS if kind in named)
 
