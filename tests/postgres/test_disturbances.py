@@ -19,7 +19,7 @@ from tests.servers.postgres_programs import pgbouncer_binary
 from tests.servers.postgres_programs import postgres_binary as from_wheel
 from tests.servers.proxy import Proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.wide]
+pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(180)]
 
 BOTH_WAYS: tuple[Literal["requests", "replies"], ...] = ("requests", "replies")
 

@@ -17,7 +17,7 @@ from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 from tests.servers.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.wide]
+pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(180)]
 
 GOES_ON = 5.0
 """Seconds after the promotion in which every worker goes on by itself."""

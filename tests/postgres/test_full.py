@@ -24,7 +24,7 @@ from tests.servers.binaries import Binary
 from tests.servers.nobody import NOBODY, folder
 from tests.servers.postgres import PostgresServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOM, MORE = "16m", "64m"
 """An empty database takes 8 MB of it."""

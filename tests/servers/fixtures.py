@@ -190,7 +190,9 @@ def is_dealt_elsewhere(
 ) -> bool:
     """Tell whether a test runs on another one of the servers that share the tests out."""
     call = getattr(item, "callspec", None)
-    for name in EACH.keys() & (call.params.keys() if call else set()):
+    if call is None:
+        return False
+    for name in EACH.keys() & call.params.keys():
         ours = {*map(program_of, among)} if name.endswith("binary") else {*among}
         players = [one for one in asked[name] if one in ours]
         mine = call.params[name]

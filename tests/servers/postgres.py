@@ -92,6 +92,7 @@ class PostgresServer:
         self.folder = Path(self._temporary.name)
         self._names = "jobs"
         self._kept = ""
+        self._forgetting: psycopg.Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._hba = hba
         self._databases = 0
@@ -192,6 +193,8 @@ class PostgresServer:
 
     def close(self) -> None:
         """End it and remove its folder."""
+        if self._forgetting is not None:
+            self._forgetting.close()
         if self.runs:
             self.resume()
             self.kill()
@@ -241,11 +244,13 @@ class PostgresServer:
     def forget(self) -> None:
         """Lead `url` to a database of its own in which the tables of a store, once made, stay;
         delete all that is in them, and cut who is connected."""
-        if not self._kept:
+        if self._forgetting is None:
             self._kept = f"{self._names}_kept"
             self.ask(f"CREATE DATABASE {self._kept} TEMPLATE template0", database=OWNER)
+            url = self.url_for(OWNER, database=self._kept)
+            self._forgetting = psycopg.connect(url, autocommit=True, connect_timeout=10)
         self.database = self._kept
-        self.ask(_FORGET)
+        self._forgetting.execute(_FORGET)
 
     def _renew(self) -> None:
         before, self._databases = self._swept, self._databases + 1

@@ -11,6 +11,8 @@ import pytest
 
 from tests.house.tree import ROOT
 
+pytestmark = pytest.mark.timeout(180)  # it runs pytest, which reads all tests, again and again
+
 
 def pytest_of(kinds: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest on this folder, for these kinds of servers."""
