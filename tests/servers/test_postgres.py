@@ -54,7 +54,7 @@ def state_of(server: RunningPostgres) -> dict[str, object]:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[PostgresBackend]:
-    store = PostgresBackend(url)
+    store = PostgresBackend(url, timeout=30.0)
     await store.open()
     try:
         yield store
