@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,15 +21,17 @@ from tests.model.machine import Twins
 from tests.postgres.emptying import forget_all
 from tests.servers.kinds import BINARIES, Running, RunningPostgres
 
-PARTS = 3
+PARTS: list[Any] = [0, *(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2))]
 """Each makes as many examples as the profile says: 100 of 50 steps, deep 2,000 of 100."""
 
 _IN_MEMORY = Path("/dev/shm")
 
 
-def compare(make: Callable[[FakeClock], Backend], remove: Callable[[], None]) -> None:
+def compare(
+    make: Callable[[FakeClock], Backend], remove: Callable[[], None], *, share: float = 1.0
+) -> None:
     """Let hypothesis look for calls that the store which `make` makes anew each time answers
-    otherwise than the memory store does."""
+    otherwise than the memory store does, in that share of the usual number of examples."""
 
     class Pair(Twins):
         def make_subject(self, clock: FakeClock) -> Backend:
@@ -37,8 +40,10 @@ def compare(make: Callable[[FakeClock], Backend], remove: Callable[[], None]) ->
         def remove_subject(self) -> None:
             remove()
 
+    usual = hypothesis.settings()
+    examples = hypothesis.settings(usual, max_examples=round(share * usual.max_examples))
     try:
-        run_state_machine_as_test(Pair, settings=hypothesis.settings())
+        run_state_machine_as_test(Pair, settings=examples)
     finally:
         remove()
 
@@ -65,13 +70,13 @@ class Files:
             self.folder = None
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", PARTS)
 def test_sqlite_answers_as_the_memory_store_does(part: int) -> None:
     files = Files()
     compare(lambda clock: SQLiteBackend(files.new() / "jobs.db", clock=clock), files.remove)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int) -> None:
     compare(
@@ -79,11 +84,12 @@ def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int
     )
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2))])
+@pytest.mark.parametrize("part", PARTS)
 def test_postgres_answers_as_the_memory_store_does(
     postgres_server: RunningPostgres, part: int
 ) -> None:
     compare(
         lambda clock: PostgresBackend(postgres_server.url, clock=clock, timeout=30.0),
         lambda: forget_all(postgres_server),
+        share=0.4,
     )

@@ -48,7 +48,7 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/jobs.db"
     started: Started = request.getfixturevalue("started_servers")
     server = started[kind]
-    server.empty()
+    (server.empty if kind == "valkey" else server.forget)()
     request.node.user_properties.append(("server", server.name))
     return server.url
 

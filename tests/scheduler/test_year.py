@@ -46,8 +46,20 @@ def real(zone: str) -> set[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.parametrize("url", ["memory://"])
 async def test_a_year_in_twelve_zones_fires_what_the_table_says(place: Place) -> None:
+    await fire_for_a_year(place)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(1800)
+async def test_so_it_does_on_every_store(place: Place) -> None:
+    await fire_for_a_year(place)
+
+
+async def fire_for_a_year(place: Place) -> None:
+    """Let a scheduler fire two schedules a zone, and compare the ticks with the table."""
+
     def declare(one: Scheduler) -> None:
         for zone in ZONES:
             name = zone.replace("/", ".")

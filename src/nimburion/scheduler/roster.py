@@ -72,7 +72,7 @@ class Roster:
         for record in records:
             entry = known.get(record.name)
             if entry is None or entry.record.spec != record.spec:
-                entry = _entry_of(record)
+                entry = _entry_of(record, entry)
             elif entry.record != record or entry.guessed or entry.due is None:
                 entry.read(record)
             if entry is not None:
@@ -102,10 +102,12 @@ class Roster:
             heappush(self._line, (entry.due, entry.name))
 
 
-def _entry_of(record: ScheduleRecord) -> Entry | None:
+def _entry_of(record: ScheduleRecord, before: Entry | None) -> Entry | None:
+    """An entry; one that was only said again keeps its timetable, which is dear to make."""
     try:
         spec = spec_of(record.spec)
-        return Entry(record, spec, spec.timetable())
+        same = before is not None and before.spec.timing == spec.timing
+        return Entry(record, spec, before.table if before and same else spec.timetable())
     except DefinitionError as error:
         _log.error("schedule %r is not fired here: %s", record.name, error)
         return None

@@ -55,6 +55,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """What was declared, without the times at which it was."""
         return msgspec.structs.replace(self, since=0.0, declared_until=None)
 
+    @property
+    def timing(self) -> tuple[str, str, int | None, int | None]:
+        """What its timetable is made of."""
+        return self.trigger, self.timezone, self.start, self.end
+
     def timetable(self) -> Timetable:
         """When it ticks. `DefinitionError` for a trigger or a time zone that cannot be."""
         trigger = trigger_of(self.trigger, zone_of(self.timezone), self.start or 0)

@@ -149,6 +149,16 @@ class Cancelling:
         record = await stage.store.get("a")
         assert (record.failures, record.lost, record.history) == (0, 0, [])
 
+    async def test_what_would_have_waited_and_is_cancelled_keeps_its_due_time(
+        self, stage: Stage
+    ) -> None:
+        worker, lease = await wanted(stage)
+        due = (await stage.store.get("a")).due
+        stage.clock.advance(5.0)
+        await worker.settle(Released(lease, 60.0))
+        record = await stage.store.get("a")
+        assert (record.state, record.due) == (State.CANCELLED, due)
+
     async def test_the_token_of_a_cancelled_retry_is_remembered(self, stage: Stage) -> None:
         worker, lease = await wanted(stage)
         await worker.settle(Retried(lease, 60.0, OOPS))

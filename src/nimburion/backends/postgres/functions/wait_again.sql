@@ -14,6 +14,7 @@ BEGIN
             CAST(CASE WHEN p_past.failures > 0 THEN 2 ELSE 1 END AS int2));
         rung := CASE WHEN p_past.due <= p_now THEN p_lease.lane END;
     ELSE
+        p_past.due := p_lease.due;  -- it never waited for another time
         rung := nb.finish_1(p_now, p_past, 3::int2, NULL, NULL);
     END IF;
 END $$;
