@@ -47,10 +47,10 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if kind == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.db"
     started: Started = request.getfixturevalue("started_servers")
-    server = started[kind]
+    server: Any = started[kind]
     (server.empty if kind == "valkey" else server.forget)()
     request.node.user_properties.append(("server", server.name))
-    return server.url
+    return str(server.url)
 
 
 BEGIN = 1_767_225_600.0
