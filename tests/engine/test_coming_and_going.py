@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,9 +12,18 @@ import pytest
 
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, StoreReadOnly
+from nimburion.core.errors import (
+    BackendUnavailable,
+    DefinitionError,
+    NotOpen,
+    SessionLost,
+    StoreReadOnly,
+)
+from nimburion.core.events import Event, SessionEnded
+from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import State
 from nimburion.core.session import Session
+from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor, job
 from nimburion.jobs.context import Context
 
@@ -28,6 +38,20 @@ class Unanswering(MemoryBackend):
         raise BackendUnavailable("away")
 
     asked = False
+
+
+class Forgetting(MemoryBackend):
+    """Says once, to an exchange, that the session was rescued."""
+
+    forgets = True
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        if settlements and self.forgets:
+            self.forgets = False
+            raise SessionLost(session_id)
+        return await super().exchange(session_id, number, settlements, want)
 
 
 class ReadOnly(MemoryBackend):
@@ -172,3 +196,25 @@ async def test_middleware_that_would_come_too_late_is_refused() -> None:
         await processor.start()
         with pytest.raises(DefinitionError, match="before the processor is started"):
             processor.use(lambda ctx, call_next: call_next(ctx))
+
+
+async def test_a_session_that_an_exchange_finds_over_ends_as_lost() -> None:
+    processor = Processor(Forgetting())
+    ended: list[str] = []
+    again = asyncio.Event()
+
+    def note(event: Event) -> None:
+        if isinstance(event, SessionEnded):
+            ended.append(event.how)
+            again.set()
+
+    async def handle(_: Context, data: bytes) -> None: ...
+
+    processor.register("job", handle)
+    processor.events.subscribe(note)
+    async with processor, asyncio.timeout(DEADLINE):
+        await processor.enqueue_raw("job", b"{}")
+        await processor.start()
+        await again.wait()
+        await processor.stop()
+    assert ended == ["lost", "closed"]

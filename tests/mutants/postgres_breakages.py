@@ -51,8 +51,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: fence does not rise",
         f"{SQL}exchange.sql",
-        "SELECT 1, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,",
-        "SELECT 1, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0),",
+        "lane.home, 1, coalesce((t.p).fence, 0) + 1,",
+        "lane.home, 1, coalesce((t.p).fence, 0),",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
     Mutant(

@@ -156,9 +156,9 @@ def test_the_wheel_speaks_no_tls() -> None:
 # --- what a run asks for -----------------------------------------------------------------------
 
 
-def test_a_run_asks_for_the_wheel_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_asks_for_the_wheels_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NB_TEST_SERVERS", raising=False)
-    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey"}
+    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey", "postgres"}
 
 
 def test_a_run_asks_for_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

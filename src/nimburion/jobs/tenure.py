@@ -62,6 +62,8 @@ class Tenure:
             on_orders=self._post_orders,
             on_end=self._post_end,
         )
+        self.lost: bool = False
+        """Its store said so to an exchange, before the keeper heard of it."""
         self._runner = KeeperThread(self.keeper) if threaded else KeeperTask(self.keeper)
 
     @property
@@ -111,7 +113,7 @@ class Tenure:
                     break
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        how = "lost" if self.keeper.ended else "closed"
+        how = "lost" if self.lost or self.keeper.ended else "closed"
         self._events.emit(SessionEnded(self.session.id, how))
 
     def _post_orders(self, orders: Orders) -> None:

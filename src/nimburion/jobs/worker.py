@@ -194,6 +194,7 @@ class Worker:
         try:
             reply = await tenure.conveyor.turn(want)
         except (SessionLost, OutOfOrder):
+            tenure.lost = True
             await self._begin_anew()
             return
         if tenure.conveyor.abandoned:

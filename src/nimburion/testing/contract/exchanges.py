@@ -45,7 +45,7 @@ class NumberedExchanges:
         assert ids(first.deliveries) == ["5", "4", "3", "2", "1", "0"]
         assert again.deliveries == first.deliveries
 
-    async def test_results_stand_in_the_order_of_the_settlements(self, stage: Stage) -> None:
+    async def test_a_lease_settled_twice_in_one_call_changes_no_order(self, stage: Stage) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         one, other = [delivery.lease for delivery in await worker.take(2)]
