@@ -210,7 +210,8 @@ def _unheard_by_postgres(what: str) -> None:
     original = PreparedStatement.fetch
 
     async def fetch(self: Any, *arguments: Any, **more: Any) -> Answer:
-        if f"{function}(" in self.get_query().replace('"', "") and fits(arguments):
+        query = self.get_query().replace('"', "").replace("_pooled", "")
+        if f"{function}(" in query and fits(arguments):
             transport = self._connection._transport
             transport.pause_reading()
             _die_when_it_answers(transport.get_extra_info("socket"))

@@ -179,5 +179,7 @@ async def test_the_worker_itself_may_make_none(
         psycopg.connect(postgres_server.url_for(ROLE)) as worker,
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
-        worker.execute("SELECT nimburion.make_day_1('nimburion.done', %s)", [today() + timedelta(9)])
+        worker.execute(
+            "SELECT nimburion.make_day_1('nimburion.done', %s)", [today() + timedelta(9)]
+        )
     assert len(asked.days()) == 4

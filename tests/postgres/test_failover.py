@@ -39,7 +39,6 @@ async def test_the_primary_is_killed_while_its_standby_lags(
             pause = await fail_over(primary, standby, flow)
     flow.result.tell(record_property, f"{postgres_binary.name}, primary killed 0.8 s ahead")
     assert pause < GOES_ON
-    assert flow.held_up
     assert flow.result.lost, "the standby was not behind"
     flow.result.check(flow.result.younger_than(behind - BOUND))
 

@@ -121,7 +121,7 @@ async def test_the_first_job_of_a_name_keeps_nobody_waiting(
 ) -> None:
     """What stands for queue and name is made beside the caller's transaction, not in it."""
     async with asyncio.timeout(DEADLINE):
-        await connection.execute("BEGIN")
+        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         await store.enqueue_in(Lent(connection), [NewJob("a", "new", "q", b"{}", at=at)])
         await store.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
         other = await store.enqueue_in(Lent(connection), [NewJob("c", "new", "q", b"{}")])
@@ -238,7 +238,7 @@ async def test_two_callers_with_one_id_make_one_job(
 ) -> None:
     """The second waits for the first to commit, and then finds its job."""
     other = await asyncpg.connect(server.url, statement_cache_size=0)
-    first, second = connection.transaction(), other.transaction()
+    first, second = (one.transaction(isolation="read_committed") for one in (connection, other))
     await first.start()
     await second.start()
     await store.enqueue_in(Lent(connection), [JOB])

@@ -78,7 +78,7 @@ class PgBouncer:
     def stop(self) -> None:
         """End the pooler: every client is cut."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGINT)  # SIGTERM waits for clients to leave
         self._process.wait(timeout=20)
 
     def close(self) -> None:
