@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psycopg
+
 from tests.servers.binaries import Binary
 from tests.servers.nobody import folder, who
 from tests.servers.postgres import OWNER, PostgresServer, environment
@@ -118,12 +120,23 @@ class PgBouncer:
     def empty(self) -> None:
         """Put a new empty database in the place of the one before."""
         self.server.empty()
+        until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     def forget(self) -> None:
         """Leave the tables of a store as they were made."""
         self.server.forget()
+        until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     # --- steps ----------------------------------------------------------------------------------
+
+    def _leads_through(self) -> bool:
+        """Whether a client gets an answer; not from a connection that it does not know is cut."""
+        try:
+            with psycopg.connect(self.url, connect_timeout=5) as client:
+                client.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def _configure(self) -> None:
         lines = [
