@@ -15,7 +15,9 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import (
     BackendUnavailable,
     DefinitionError,
+    NimburionError,
     NotOpen,
+    OutOfOrder,
     SessionLost,
     StoreReadOnly,
 )
@@ -41,7 +43,11 @@ class Unanswering(MemoryBackend):
 
 
 class Forgetting(MemoryBackend):
-    """Says once, to an exchange, that the session was rescued."""
+    """Answers one exchange with an error that ends the session."""
+
+    def __init__(self, error: type[NimburionError]) -> None:
+        super().__init__()
+        self.error = error
 
     forgets = True
 
@@ -50,7 +56,7 @@ class Forgetting(MemoryBackend):
     ) -> Reply:
         if settlements and self.forgets:
             self.forgets = False
-            raise SessionLost(session_id)
+            raise self.error(session_id)
         return await super().exchange(session_id, number, settlements, want)
 
 
@@ -198,8 +204,11 @@ async def test_middleware_that_would_come_too_late_is_refused() -> None:
             processor.use(lambda ctx, call_next: call_next(ctx))
 
 
-async def test_a_session_that_an_exchange_finds_over_ends_as_lost() -> None:
-    processor = Processor(Forgetting())
+@pytest.mark.parametrize(("error", "how"), [(SessionLost, "lost"), (OutOfOrder, "closed")])
+async def test_a_session_is_lost_when_an_exchange_is_told_so(
+    error: type[NimburionError], how: str
+) -> None:
+    processor = Processor(Forgetting(error))
     ended: list[str] = []
     again = asyncio.Event()
 
@@ -217,4 +226,4 @@ async def test_a_session_that_an_exchange_finds_over_ends_as_lost() -> None:
         await processor.start()
         await again.wait()
         await processor.stop()
-    assert ended == ["lost", "closed"]
+    assert ended == [how, "closed"]

@@ -193,8 +193,9 @@ class Worker:
         tenure = self.tenure
         try:
             reply = await tenure.conveyor.turn(want)
-        except (SessionLost, OutOfOrder):
-            tenure.lost = True
+        except (SessionLost, OutOfOrder) as error:
+            # An abandoned conveyor says so too, whose session its store may still believe in.
+            tenure.lost = isinstance(error, SessionLost) and not tenure.conveyor.abandoned
             await self._begin_anew()
             return
         if tenure.conveyor.abandoned:
