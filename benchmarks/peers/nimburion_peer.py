@@ -1,7 +1,7 @@
 """Ourselves. `python -m benchmarks.peers.nimburion_peer` is the worker at its default.
 
 Default: the standard event loop. Best: uvloop (the extra `fast`), as `nimburion worker` takes it.
-Done: the store's counts.
+Left: what the store says of its queues.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from benchmarks.peers import handlers
 from benchmarks.peers.peer import PYTHON, Peer
 from benchmarks.peers.setting import setting
 from nimburion.backends import open_backend
-from nimburion.core.job import State
 from nimburion.jobs import Processor, job
-
-UNFINISHED = (State.PENDING, State.PROCESSING, State.RETRYING, State.SCHEDULED)
 
 
 @job(queue="bench")
@@ -67,8 +64,8 @@ class Nimburion(Peer):
             await self.processor.enqueue_many([KINDS[kind].job(**PAYLOAD) for _ in many])
 
     async def left(self) -> int:
-        counts = await self.processor.backend.counts()
-        return sum(counts[state] for state in UNFINISHED)
+        queues = await self.processor.backend.queues()
+        return sum(one.size + one.scheduled + one.processing for one in queues)
 
     def workers(self, processes: int) -> list[list[str]]:
         command = [PYTHON, "-m", "benchmarks.peers.nimburion_peer"]
