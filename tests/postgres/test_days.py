@@ -112,7 +112,8 @@ async def test_days_that_are_forgotten_whole_are_dropped(
     for day in (kept, *forgotten):
         asked.make(day)
         asked.end(f"of-{day}", day)
-    span = 86_400.0 * 4 + 3600
+    morning = datetime(kept.year, kept.month, kept.day, 6, tzinfo=UTC)
+    span = (datetime.now(UTC) - morning).total_seconds()
     while await store.prune(Retention(completed=span, failed=None, results=span), 2):
         pass
     assert asked.days()[0] == asked.days("result")[0] == kept
