@@ -15,6 +15,7 @@ from nimburion.core.limits import Limits
 from nimburion.core.reading import Cancellation
 from nimburion.core.settings import Settings
 from nimburion.jobs import Context, Job, PermanentError, Priority, Processor, State, job
+from nimburion.jobs.client import Client
 from nimburion.jobs.errors import (
     DuplicateJob,
     InvalidJob,
@@ -468,3 +469,19 @@ async def test_a_delay_that_no_calendar_holds_is_refused_before_it_is_stored(
         with pytest.raises(InvalidJob, match="after must be less than a century"):
             await processor.enqueue_raw("far", b"{}", after=after)
         assert await processor.pending_count() == 0
+
+
+async def test_a_client_that_is_opened_anew_does_not_go_on_with_old_randomness() -> None:
+    """After a fork it would stand in the ids of two processes."""
+    drawn: list[int] = []
+
+    def entropy(count: int) -> bytes:
+        drawn.append(count)
+        return bytes([len(drawn)]) * count
+
+    client = Client(MemoryBackend(), entropy=entropy)
+    ids = []
+    for _ in range(2):
+        async with client:
+            ids += [await client.enqueue_raw("n", b"{}") for _ in range(2)]
+    assert [one[-2:] for one in ids] == ["01", "01", "02", "02"]

@@ -89,6 +89,15 @@ class Client(Asking):
         other._enqueue_layers = self._enqueue_layers
         return other
 
+    async def open(self) -> None:
+        """Open the store, on this loop. Repeatable. `NotOpen` when another loop has it open."""
+        owner = self.loop
+        await super().open()
+        if (
+            self.loop is not owner
+        ):  # what randomness is left may be in other processes too, by a fork
+            self._ids = JobIds(self.clock.now, self.entropy)
+
     # Enqueueing
 
     def use_enqueue(self, middleware: EnqueueMiddleware) -> None:
@@ -189,7 +198,8 @@ class Client(Asking):
         job_id = options.pop("id", None)
         terms = self._terms(options)
         new = NewJob(
-            id=check_name("job id", job_id) if job_id is not None else self._ids.new(),
+            id=self._ids.new() if job_id is None else check_name("job id", job_id),
+            fresh=job_id is None,
             name=check_name("job name", name),
             queue=terms.queue or "default",
             payload=self._raw_payload(name, payload),
@@ -271,6 +281,7 @@ class Client(Asking):
                         at,
                         after,
                         options,
+                        fresh=True,
                     )
                 )
         except InvalidJob as error:
@@ -295,6 +306,13 @@ class Client(Asking):
         return raw
 
     async def _enqueue_one(self, job: object, new: NewJob, terms: Terms) -> str:
+        """Hot: a plain job goes the shortest way."""
+        if not self._enqueue_layers and terms.connection is None:
+            result = await self._opened().store(new)
+            job_id = _id_of(new, result)
+            if self.events:
+                self._tell([new], [result])
+            return job_id
         if not self._enqueue_layers:
             return (await self._store([new], terms))[0]
         passage = Passage(
@@ -335,7 +353,7 @@ class Client(Asking):
 
 
 def _with_id(job: NewJob, job_id: str) -> NewJob:
-    return msgspec.structs.replace(job, id=check_name("job id", job_id))
+    return msgspec.structs.replace(job, id=check_name("job id", job_id), fresh=False)
 
 
 def _lent(connection: object) -> Lent:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
+
 from nimburion.core.backend import Producing
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.watch import Watch
 
 MOST_AT_ONCE = 500
 """Callers that share one call to the store."""
@@ -40,6 +43,7 @@ class Intake:
         self._backend = backend
         self._clock = clock
         self._timeout = timeout
+        self._watch = Watch()
         self._busy = False
         self._waiting: list[_Waiter] = []
         self._task: asyncio.Task[None] | None = None
@@ -71,11 +75,12 @@ class Intake:
                     raise _unavailable(error, jobs, outcome) from error
             await self._clock.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            jobs = [msgspec.structs.replace(job, fresh=False) for job in jobs]
 
     async def _asked(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """One call. A store that neither answers nor fails is given up a little after the time."""
         try:
-            async with asyncio.timeout(self._timeout + _GRACE):
+            with self._watch.within(self._timeout + _GRACE):
                 return await self._backend.enqueue(jobs)
         except TimeoutError as error:
             raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error

@@ -15,14 +15,14 @@ from nimburion.backends.postgres.faults import (
     breaks_connection,
     meaning_of,
 )
-from nimburion.backends.postgres.watching import Watch
 from nimburion.backends.urls import Node
 from nimburion.core.errors import BackendUnavailable, NimburionError, StoreReadOnly
+from nimburion.core.watch import Watch
 
 REPEATS = 20
 """How often a call that others were in the way of is tried."""
-_PAUSE = 0.002
-"""Seconds before the second try; it doubles, up to 64 times that."""
+_PAUSES = (*(0.002 * 2 ** min(n, 6) for n in range(REPEATS - 1)), None)
+"""Seconds behind each try; there is none behind the last."""
 _COMMITTED = "read committed"
 
 T = TypeVar("T")
@@ -128,17 +128,15 @@ class Link:
 
     async def _tried(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
         """Ask, and again where others were in the way."""
-        pause = _PAUSE
         async with self._turn:
-            for is_last in (*[False] * (REPEATS - 1), True):
+            for pause in _PAUSES:
                 try:
                     return await self._once(ask, within)
                 except FAULTS as error:
                     self._check(error)
-                    if is_last or not asks_to_repeat(error):
+                    if pause is None or not asks_to_repeat(error):
                         raise meaning_of(error, self._where, sent=True) from error
                 await self._sleep(pause)
-                pause = min(2 * pause, 64 * _PAUSE)
         raise AssertionError("the last try returns or raises")
 
     async def _once(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:

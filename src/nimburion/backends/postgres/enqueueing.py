@@ -117,7 +117,7 @@ def alone(job: NewJob) -> list[Any] | None:
         job.digest(),
         job.payload,
         options,
-        ended_since([packed]),
+        None if job.fresh else ended_since([packed]),
     ]
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nimburion.backends.postgres.watching import Watch
+from nimburion.core.watch import Watch
 
 LONG = 60.0
 SOON = 0.005
@@ -51,6 +51,24 @@ async def test_after_a_wait_nothing_is_cancelled() -> None:
         pass
     asyncio.get_running_loop().call_later(3 * SOON, rung.set)
     await rung.wait()
+
+
+async def test_each_of_many_waits_has_its_own_time() -> None:
+    watch, rung, ended = Watch(), asyncio.Event(), list[str]()
+
+    async def waiting(name: str, seconds: float) -> None:
+        try:
+            with watch.within(seconds):
+                await rung.wait()
+            ended.append(f"{name} went on")
+        except TimeoutError:
+            ended.append(f"{name} took too long")
+            if name == "second":
+                rung.set()
+
+    await asyncio.gather(waiting("long", LONG), waiting("second", 3 * SOON), waiting("first", SOON))
+    assert ended == ["first took too long", "second took too long", "long went on"]
+    watch.stop()
 
 
 async def test_who_cancels_is_heard() -> None:
