@@ -121,7 +121,9 @@ class Client(Asking):
         job_id = options.pop("id", None)
         terms = self._terms(options)
         new = self._new_job(job, terms)
-        return await self._enqueue_one(job, new if job_id is None else _with_id(new, job_id), terms)
+        if job_id is not None:
+            new = _with_id(new, job_id)
+        return await self._enqueue_one(job, new, terms)
 
     async def enqueue_many(
         self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
@@ -252,43 +254,37 @@ class Client(Asking):
                     cast("dict[str, object]", options)[key] = inherited
         return terms_of(self._limits, **options) if options else NO_TERMS
 
-    def _new_job(self, job: AnyJob, terms: Terms) -> NewJob:
-        return self._new_jobs([job], terms)[0]
+    def _new_job(self, job: AnyJob, terms: Terms, job_id: str | None = None) -> NewJob:
+        """A job as the store takes it, with a new id. Hot: once for each job of a bulk enqueue."""
+        declaration = declaration_of_job(job)
+        priority = terms.priority
+        return NewJob(
+            job_id or self._ids.new(),
+            declaration.name,
+            terms.queue or declaration.queue,
+            declaration.encode(job, self._limits),
+            declaration.policy.priority if priority is None else priority,
+            terms.at,
+            terms.after,
+            terms.options,
+            fresh=True,
+        )
+
+    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms, start: int = 0) -> list[NewJob]:
+        """Jobs as the store takes them, of which the first is the one at `start` of its call."""
+        new: list[NewJob] = []
+        try:
+            for job, job_id in zip(jobs, self._ids.many(len(jobs)), strict=True):
+                new.append(self._new_job(job, terms, job_id))
+        except InvalidJob as error:
+            raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
+        return new
 
     def _gradually(self, jobs: Sequence[AnyJob], terms: Terms) -> Sequence[NewJob]:
         """Jobs as the store takes them, made while it stores if it can do with that."""
         if terms.connection is not None or not self.backend.capabilities.gradual:
             return self._new_jobs(jobs, terms)
         return Batch(len(jobs), lambda start, stop: self._new_jobs(jobs[start:stop], terms, start))
-
-    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms, start: int = 0) -> list[NewJob]:
-        """Jobs as the store takes them, of which the first is the one at `start` of its call. Hot:
-        one turn is a job of a bulk enqueue."""
-        ids, limits = self._ids.many(len(jobs)), self._limits
-        queue, priority, at, after = terms.queue, terms.priority, terms.at, terms.after
-        options = terms.options
-        new: list[NewJob] = []
-        try:
-            for job, job_id in zip(jobs, ids, strict=True):
-                declaration = declaration_of_job(job)
-                new.append(
-                    NewJob(
-                        job_id,
-                        declaration.name,
-                        queue or declaration.queue,
-                        declaration.encode(job, limits),
-                        declaration.policy.priority if priority is None else priority,
-                        at,
-                        after,
-                        options,
-                        fresh=True,
-                    )
-                )
-        except InvalidJob as error:
-            if len(jobs) == 1 and not start:
-                raise
-            raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
-        return new
 
     def _check_batch(self, count: int) -> None:
         if count > self._limits.batch:

@@ -26,6 +26,7 @@ _PAUSES = (*(0.002 * 2 ** min(n, 6) for n in range(REPEATS - 1)), None)
 _COMMITTED = "read committed"
 
 T = TypeVar("T")
+W = TypeVar("W")
 Rows = list[Any]
 Parts = Callable[[], Iterator[Sequence[Any]]]
 """Begins to pack the arguments of one statement after another."""
@@ -85,18 +86,16 @@ class Link:
             BackendUnavailable: with what may be concluded.
             BackendError: what else the server refuses, as `faults` says it.
         """
-        return await self._tried(
-            lambda call: self._alone(call, statement, arguments), self.address.timeout + extra
-        )
+        within = self.address.timeout + extra
+        return await self._tried(within, self._alone, statement, arguments)
 
     async def agreed(self, statement: str, parts: Parts, *, extra: float = 0.0) -> bool:
         """Run a statement that answers yes or no with each of these arguments, all in one
         transaction; no: one answered so, and nothing was written. Each is packed while the server
         is at the one before. What packing raises, and the errors of `rows`: nothing was written.
         """
-        return await self._tried(
-            lambda call: self._in_turn(call, statement, parts()), self.address.timeout + extra
-        )
+        within = self.address.timeout + extra
+        return await self._tried(within, self._in_turn, statement, parts)
 
     async def value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """Run one statement; the first value of its first row."""
@@ -126,12 +125,14 @@ class Link:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    async def _tried(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
+    async def _tried(
+        self, within: float, ask: Callable[[Call, str, W], Awaitable[T]], statement: str, what: W
+    ) -> T:
         """Ask, and again where others were in the way."""
         async with self._turn:
             for pause in _PAUSES:
                 try:
-                    return await self._once(ask, within)
+                    return await self._once(within, ask, statement, what)
                 except FAULTS as error:
                     self._check(error)
                     if pause is None or not asks_to_repeat(error):
@@ -139,11 +140,13 @@ class Link:
                 await self._sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    async def _once(self, ask: Callable[[Call], Awaitable[T]], within: float) -> T:
+    async def _once(
+        self, within: float, ask: Callable[[Call, str, W], Awaitable[T]], statement: str, what: W
+    ) -> T:
         call = await self._connected()
         try:
             with self._watch.within(within):
-                return await ask(call)
+                return await ask(call, statement, what)
         except (TimeoutError, asyncio.CancelledError):
             hang_up(call.driver)  # its answer would be taken for that of the next call
             raise
@@ -154,7 +157,8 @@ class Link:
                 return await self._fetch(call, statement, arguments)
         return await self._fetch(call, statement, arguments)
 
-    async def _in_turn(self, call: Call, statement: str, parts: Iterator[Sequence[Any]]) -> bool:
+    async def _in_turn(self, call: Call, statement: str, begin: Parts) -> bool:
+        parts = begin()
         transaction = call.driver.transaction(isolation="read_committed")
         begun = await _sent(transaction.start())
         try:

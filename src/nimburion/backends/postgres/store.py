@@ -55,10 +55,10 @@ def _call(function: str, count: int) -> str:
 _A_SECOND = 1000
 """Jobs that a busy server may take a second for, beyond its time."""
 _ENQUEUE = _call("enqueue_1", 15)
-_ENQUEUE_ONE = """SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
-    CASE WHEN $11::text IS NULL THEN false
-        WHEN pg_try_advisory_xact_lock(hashtextextended($10, 7043))
-            THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
+_ENQUEUE_ONE = "SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
+_ENQUEUE_ONE_RINGING = """SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
+    CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, 7043))
+        THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
 """Rings with the commit. Who notifies holds up all others that do until its commit is flushed, so
 only one at a time may; the others ring behind theirs."""
 _ENQUEUE_PLAIN = _call("enqueue_plain_1", 12)
@@ -230,7 +230,12 @@ class PostgresBackend(Operating, Upgrading):
             return False
         bell = self._here().bell
         ring = bell.offered([job.queue])
-        ((stored, rung),) = await self._ask(_ENQUEUE_ONE, self._now(), *asked, bell.channel, ring)
+        if ring is None:
+            answer = await self._ask(_ENQUEUE_ONE, self._now(), *asked)
+        else:
+            asked += bell.channel, ring
+            answer = await self._ask(_ENQUEUE_ONE_RINGING, self._now(), *asked)
+        ((stored, rung),) = answer
         if stored:
             bell.ring([job.queue], told=rung)
         return bool(stored)
