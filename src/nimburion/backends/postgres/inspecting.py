@@ -8,16 +8,8 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.postgres.records import (
-    ALWAYS,
-    MICRO,
-    asked_id,
-    asked_text,
-    options_of,
-    seconds_of,
-    time_of,
-    unpack_id,
-)
+from nimburion.backends.packing import MICRO, asked_id, unpack_id
+from nimburion.backends.postgres.records import ALWAYS, asked_text, options_of, seconds_of, time_of
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.reading import JobFilter, Page, QueueInfo

@@ -15,12 +15,13 @@ import msgspec
 
 from nimburion.backends.doors import Door, door_of
 from nimburion.backends.drivers import Row, shown
+from nimburion.backends.packing import encode_json, pack_id
 from nimburion.backends.postgres import enqueueing
 from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.connecting import Links
 from nimburion.backends.postgres.faults import FAULTS, answered, meaning_of
 from nimburion.backends.postgres.naming import named
-from nimburion.backends.postgres.records import encode_json, int4, pack_id, seq_of
+from nimburion.backends.postgres.records import int4, seq_of
 from nimburion.backends.postgres.ringing import channel_of
 from nimburion.core.errors import (
     BackendUnavailable,

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.packing import MICRO, unpack_id
 from nimburion.backends.redis.exchanging import names_of, options_of
-from nimburion.backends.redis.records import FINISHED, MICRO, seconds_of, unpack_id
+from nimburion.backends.redis.records import FINISHED, seconds_of
 from nimburion.backends.redis.seeking import LETTERS, cursor_of
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
