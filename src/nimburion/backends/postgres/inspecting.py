@@ -138,13 +138,7 @@ def sessions_of(rows: list[Any]) -> list[SessionInfo]:
 
 
 def _session_of(said: Session, opened: int, life: int, gone: object, running: int) -> SessionInfo:
-    return SessionInfo(
-        id=said.id,
-        host=said.host,
-        pid=said.pid,
-        owner=said.owner,
-        queues=said.queues,
-        names=said.names,
+    return said.as_read(
         opened_at=seconds_of(opened),
         expires_in=life / MICRO,
         left=bool(gone),
