@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.reading import Retention
-from tests.postgres.test_least_rights import ROLE
+from tests.postgres.roles import WORKER, opened_by_worker
 from tests.servers.kinds import RunningPostgres
 
 pytestmark = pytest.mark.parametrize(
@@ -24,15 +24,8 @@ FOREVER = Retention(completed=None, failed=None, results=None)
 
 @pytest.fixture
 async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    if not postgres_server.ask("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)):
-        postgres_server.ask(f"CREATE ROLE {ROLE} LOGIN")
-    owner = PostgresBackend(postgres_server.url)
-    await owner.migrate()
-    await owner.grant(ROLE)
-    made = PostgresBackend(postgres_server.url_for(ROLE))
-    await made.open()
-    yield made
-    await made.close()
+    async with opened_by_worker(postgres_server) as made:
+        yield made
 
 
 @pytest.fixture
@@ -167,7 +160,7 @@ async def test_two_at_once_do_not_wait_for_each_other(
         assert gone not in asked.days()
         first.commit()
     assert gone in asked.days()
-    stores = [PostgresBackend(postgres_server.url_for(ROLE)) for _ in range(4)]
+    stores = [PostgresBackend(postgres_server.url_for(WORKER)) for _ in range(4)]
     await asyncio.gather(*(one.open() for one in stores))
     await asyncio.gather(*(one.close() for one in stores))
     assert len(asked.days()) == 4
@@ -177,7 +170,7 @@ async def test_the_worker_itself_may_make_none(
     store: PostgresBackend, asked: Asked, postgres_server: RunningPostgres
 ) -> None:
     with (
-        psycopg.connect(postgres_server.url_for(ROLE)) as worker,
+        psycopg.connect(postgres_server.url_for(WORKER)) as worker,
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         worker.execute(

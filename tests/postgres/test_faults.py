@@ -15,14 +15,17 @@ from nimburion.backends.postgres.faults import (
     code_of,
     meaning_of,
 )
+from nimburion.backends.postgres.joining import meaning_in_transaction
 from nimburion.backends.urls import Node
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,
     ConfigurationError,
     FormatMismatch,
+    NotJoinable,
     StoreCorrupt,
     StoreFull,
+    StoreReadOnly,
     Unstorable,
 )
 
@@ -76,6 +79,31 @@ def test_a_connection_that_is_ended_leaves_it_open(sqlstate: str) -> None:
         meant = meaning_of(said(sqlstate), "PostgreSQL h/d", sent=sent)
         assert isinstance(meant, BackendUnavailable)
         assert meant.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind", "words"),
+    [
+        ("42883", NotJoinable, "one commit cannot cover both"),
+        ("42P01", NotJoinable, "one commit cannot cover both"),
+        ("3F000", NotJoinable, "one commit cannot cover both"),
+        ("42501", NotJoinable, "may not enqueue to"),
+        ("25P02", NotJoinable, "has failed already"),
+        ("25006", StoreReadOnly, "takes no writes"),
+        ("40001", BackendUnavailable, "run all of it again"),
+        ("40P01", BackendUnavailable, "run all of it again"),
+    ],
+)
+def test_a_callers_transaction_hears_what_to_do_with_it(
+    sqlstate: str, kind: type[Exception], words: str
+) -> None:
+    error = said(sqlstate, "it said {so}")
+    meant = meaning_in_transaction(error, "PostgreSQL {h}", at_commit=True)
+    assert type(meant) is kind
+    assert words in str(meant)
+    assert "PostgreSQL {h}" in str(meant)
+    assert "(it said {so})" in str(meant)
+    assert getattr(meant, "outcome", "not applied") == "not applied"
 
 
 @pytest.mark.parametrize(

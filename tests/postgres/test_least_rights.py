@@ -14,9 +14,9 @@ from nimburion.core.reading import JobFilter, Retention, ScheduleRecord
 from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.stage import Stage
+from tests.postgres.roles import WORKER, opened_by_worker
 from tests.servers.kinds import RunningPostgres
 
-ROLE = "worker_of_tests"
 FAILED = JobFilter(states=frozenset({State.FAILED}))
 
 pytestmark = pytest.mark.parametrize(
@@ -26,15 +26,8 @@ pytestmark = pytest.mark.parametrize(
 
 @pytest.fixture
 async def store(postgres_server: RunningPostgres) -> AsyncIterator[Backend]:
-    if not postgres_server.ask("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)):
-        postgres_server.ask(f"CREATE ROLE {ROLE} LOGIN")
-    owner = PostgresBackend(postgres_server.url)
-    await owner.migrate()
-    await owner.grant(ROLE)
-    made = PostgresBackend(postgres_server.url_for(ROLE))
-    await made.open()
-    yield made
-    await made.close()
+    async with opened_by_worker(postgres_server) as made:
+        yield made
 
 
 @job(queue="greetings", max_retries=1, retry_backoff=0, concurrency=2)
@@ -101,4 +94,4 @@ async def test_it_is_examined(store: Backend) -> None:
 
 async def test_it_may_make_nothing(store: Backend, postgres_server: RunningPostgres) -> None:
     with pytest.raises(ConfigurationError, match="may not make the tables"):
-        await PostgresBackend(postgres_server.url_for(ROLE), schema="other").open()
+        await PostgresBackend(postgres_server.url_for(WORKER), schema="other").open()

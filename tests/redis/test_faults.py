@@ -394,9 +394,23 @@ def test_too_many_clients_were_not_heard() -> None:
     assert breaks_connection(error)
 
 
-def test_protected_mode_is_a_matter_of_configuration() -> None:
-    error = driver.ResponseError("DENIED Redis is running in protected mode because …")
-    assert isinstance(said(error), ConfigurationError)
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("OOM", StoreFull, "the server's memory is full"),
+        ("MISCONF", StoreReadOnly, "cannot save to its disk"),
+        ("WRONGTYPE", StoreCorrupt, "holds something else"),
+        ("BUSY", BackendUnavailable, "a script that does not end"),
+        ("NOSCRIPT", BackendUnavailable, "has forgotten our scripts"),
+        ("DENIED", ConfigurationError, "in protected mode"),
+    ],
+)
+def test_each_code_has_words_of_its_own(code: str, kind: type[Exception], words: str) -> None:
+    meaning = meaning_of(driver.ResponseError(f"{code} it said {{so}}"), "Redis {h}", sent=True)
+    assert type(meaning) is kind
+    assert str(meaning).startswith("Redis {h}: ")
+    assert words in str(meaning)
+    assert getattr(meaning, "outcome", "not applied") == "not applied"
 
 
 def test_an_unknown_command_is_a_matter_of_configuration() -> None:

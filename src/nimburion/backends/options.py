@@ -67,6 +67,11 @@ def pairs_of(query: str) -> dict[str, str]:
     return pairs
 
 
+def given_of(**values: object) -> Options:
+    """What code gives instead of a URL's options; None: not given."""
+    return Options({name: str(value) for name, value in values.items() if value is not None})
+
+
 def read_flag(text: str) -> bool:
     """True or false."""
     if text.lower() not in {"true", "false"}:

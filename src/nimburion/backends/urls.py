@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import AddressValueError, IPv6Address
 
 import msgspec
 
 from nimburion.backends.options import Wrong, unquoted
+from nimburion.core.errors import ConfigurationError
 
 _LONGEST = 4096
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
@@ -32,6 +35,21 @@ class Login(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "Login(…)"
+
+
+@contextmanager
+def checked(what: str) -> Iterator[None]:
+    """Raise `ConfigurationError` for what is wrong with the URL or its options; `what` names it."""
+    try:
+        yield
+    except Wrong as wrong:
+        raise ConfigurationError(f"{what}: {wrong}") from None
+
+
+def scheme_of(url: str, default: str) -> tuple[str, str]:
+    """The word before `://`, or this one where there is none; and the rest."""
+    word, found, rest = url.partition("://")
+    return (word.lower(), rest) if found else (default, url)
 
 
 def parts_of(rest: str) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ import click
 from nimburion.cli.endings import BadInput
 from nimburion.cli.invocation import current
 from nimburion.core.job import State
+from nimburion.core.paging import every_job
 from nimburion.core.reading import JobFilter
 
 if TYPE_CHECKING:
@@ -52,16 +53,9 @@ def selected(
     )
 
 
-async def matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
+def matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
     """Every job that matches, without its payload, newest first."""
-    after: str | None = None
-    while True:
-        page = await backend.list_jobs(which, limit=STEP, after=after)
-        for record in page.jobs:
-            yield record
-        after = page.next
-        if after is None:
-            return
+    return every_job(backend, which, step=STEP)
 
 
 async def count_matching(backend: Backend, which: JobFilter) -> int:

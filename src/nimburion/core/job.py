@@ -135,7 +135,9 @@ class NewJob(msgspec.Struct, frozen=True):
 
 def digest(name: str, payload: bytes) -> bytes:
     """The digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
-    return hashlib.blake2b(b"%b\0%b" % (name.encode(), payload), digest_size=16).digest()
+    body = _begun(name)
+    body.update(payload)
+    return body.digest()
 
 
 def digests(jobs: Sequence[NewJob]) -> list[bytes]:
@@ -145,11 +147,16 @@ def digests(jobs: Sequence[NewJob]) -> list[bytes]:
     for job in jobs:
         name = begun.get(job.name)
         if name is None:
-            name = begun[job.name] = hashlib.blake2b(job.name.encode() + b"\0", digest_size=16)
+            name = begun[job.name] = _begun(job.name)
         body = name.copy()
         body.update(job.payload)
         made.append(body.digest())
     return made
+
+
+def _begun(name: str) -> hashlib.blake2b:
+    """The digest of a body as far as its name goes; the payload comes next."""
+    return hashlib.blake2b(name.encode() + b"\0", digest_size=16)
 
 
 class Enqueued(msgspec.Struct, frozen=True):

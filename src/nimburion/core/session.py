@@ -25,6 +25,23 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Fleet-wide concurrency by job name. For every name of `names` the newest session's word
     counts: a limit here sets the gate, none takes it away."""
 
+    def as_read(
+        self, *, opened_at: float, expires_in: float, left: bool, running: int
+    ) -> SessionInfo:
+        """What it said of itself, with what the store knows of it."""
+        return SessionInfo(
+            id=self.id,
+            host=self.host,
+            pid=self.pid,
+            owner=self.owner,
+            queues=self.queues,
+            names=self.names,
+            opened_at=opened_at,
+            expires_in=expires_in,
+            left=left,
+            running=running,
+        )
+
 
 class Gate(msgspec.Struct, frozen=True, gc=False):
     """A limit and how much of it is taken."""

@@ -9,6 +9,7 @@ import msgspec
 from nimburion.core.backend import Backend
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import JobRecord, State
+from nimburion.core.paging import every_job
 from nimburion.core.reading import JobFilter
 
 _STEP = 500
@@ -26,7 +27,7 @@ class DeadLetters:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def list(
+    def list(
         self,
         *,
         queue: str | None = None,
@@ -34,14 +35,7 @@ class DeadLetters:
         reason: str | None = None,
     ) -> AsyncIterator[JobRecord]:
         """All that match, newest enqueue first, read page by page."""
-        which, after = self._filter(queue, name, reason), None
-        while True:
-            page = await self._backend.list_jobs(which, after=after, payloads=True)
-            for record in page.jobs:
-                yield record
-            after = page.next
-            if after is None:
-                return
+        return every_job(self._backend, self._filter(queue, name, reason), payloads=True)
 
     async def show(self, job_id: str) -> JobRecord:
         """One of them. `JobNotFound` where there is no failed job of that id."""

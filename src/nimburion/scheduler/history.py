@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from nimburion.core.backend import Inspecting
 from nimburion.core.errors import DefinitionError
 from nimburion.core.job import JobRecord
+from nimburion.core.paging import every_job
 from nimburion.core.reading import JobFilter, ScheduleRecord
 from nimburion.scheduler.spec import NAME_HEADER, Spec, job_id
 
@@ -25,7 +26,7 @@ async def history_of(
     """
     found: dict[str, JobRecord] = {}
     looked_at = 0
-    async for job in _pages(store, JobFilter(name=spec.job or None)):
+    async for job in every_job(store, JobFilter(name=spec.job or None), step=_PAGE):
         looked_at += 1
         if job.options.headers.get(NAME_HEADER) == record.name:
             found[job.id] = job
@@ -47,16 +48,6 @@ async def _of_ticks(
     ticks = table.last(limit, record.last_tick or 0.0)
     ids = [job_id(record.name, tick) for tick in ticks]
     for first in range(0, len(ids), _PAGE):
-        async for job in _pages(store, JobFilter(ids=tuple(ids[first : first + _PAGE]))):
+        which = JobFilter(ids=tuple(ids[first : first + _PAGE]))
+        async for job in every_job(store, which, step=_PAGE):
             yield job
-
-
-async def _pages(store: Inspecting, which: JobFilter) -> AsyncIterator[JobRecord]:
-    after: str | None = None
-    while True:
-        page = await store.list_jobs(which, limit=_PAGE, after=after)
-        for job in page.jobs:
-            yield job
-        after = page.next
-        if after is None:
-            return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from nimburion.core.job import JobRecord, Options
+from nimburion.core.paging import every_job
 from nimburion.core.reading import JobFilter
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
     """
     store = cast("Backend", getattr(where, "backend", where))
     name, arguments = _described(what)
-    async for record in _every(store, JobFilter(name=name)):
+    async for record in every_job(store, JobFilter(name=name), payloads=True):
         if _has(record, arguments, fields):
             return record
     raise AssertionError(await _message(store, name, arguments, fields))
@@ -64,18 +65,6 @@ def _arguments(payload: bytes | None) -> Mapping[str, object]:
         return {}
 
 
-async def _every(store: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
-    """All matching jobs, newest first."""
-    after: str | None = None
-    while True:
-        page = await store.list_jobs(which, after=after, payloads=True)
-        for record in page.jobs:
-            yield record
-        after = page.next
-        if after is None:
-            return
-
-
 def _has(record: JobRecord, arguments: Mapping[str, object], fields: Mapping[str, object]) -> bool:
     given = _arguments(record.payload)
     if arguments and given != arguments:
@@ -98,7 +87,7 @@ async def _message(
     head = f"no job {name!r}{f' with {wanted}' if wanted else ''} was enqueued"
     lines: list[str] = []
     count = 0
-    async for record in _every(store, JobFilter()):
+    async for record in every_job(store, payloads=True):
         count += 1
         if count <= _SHOWN:
             lines.append(f"  {_shown(record)}")

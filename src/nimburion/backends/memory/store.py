@@ -263,13 +263,7 @@ class MemoryBackend:
 
         def sessions(step: Step) -> list[SessionInfo]:
             return [
-                SessionInfo(
-                    id=tenant.said.id,
-                    host=tenant.said.host,
-                    pid=tenant.said.pid,
-                    owner=tenant.said.owner,
-                    queues=tenant.said.queues,
-                    names=tenant.said.names,
+                tenant.said.as_read(
                     opened_at=tenant.opened_at / 1e6,
                     expires_in=tenant.expires - monotonic,
                     left=tenant.left,

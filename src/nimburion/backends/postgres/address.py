@@ -11,13 +11,23 @@ from nimburion.backends.options import (
     Options,
     Wrong,
     cut,
+    given_of,
     pairs_of,
     read_seconds,
     read_text,
     unquoted,
     whole,
 )
-from nimburion.backends.urls import Login, Node, login_of, node_of, parts_of, port_of
+from nimburion.backends.urls import (
+    Login,
+    Node,
+    checked,
+    login_of,
+    node_of,
+    parts_of,
+    port_of,
+    scheme_of,
+)
 from nimburion.core.errors import ConfigurationError
 
 SCHEMA = "nimburion"
@@ -100,18 +110,11 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: one of them is not what it can be.
         """
-        given = {
-            "schema": schema,
-            "prefix": prefix,
-            "timeout": timeout,
-            "connections": connections,
-            "pooler": pooler,
-        }
-        texts = {name: str(value) for name, value in given.items() if value is not None}
-        try:
-            return _with_options(self, Options(texts))
-        except Wrong as wrong:
-            raise ConfigurationError(f"{self.describe()}: {wrong}") from None
+        given = given_of(
+            schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
+        )
+        with checked(self.describe()):
+            return _with_options(self, given)
 
 
 def parse(url: str) -> Address:
@@ -132,14 +135,11 @@ def parse(url: str) -> Address:
     >>> parse("postgresql://app:secret@one,two:5433/shop?schema=jobs").describe()
     'PostgreSQL one:5432, two:5433/shop, schema "jobs"'
     """
-    word, found, rest = url.partition("://")
-    word, rest = (word.lower(), rest) if found else ("postgresql", url)
+    word, rest = scheme_of(url, "postgresql")
     if word not in SCHEMES:
         raise ConfigurationError("not the URL of a PostgreSQL store; it begins with postgresql://")
-    try:
+    with checked(f"{word}://…"):
         return _address(rest)
-    except Wrong as wrong:
-        raise ConfigurationError(f"{word}://…: {wrong}") from None
 
 
 def _address(rest: str) -> Address:

@@ -6,16 +6,14 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
+from nimburion.backends.packing import micros, pack_id, unpack_id
 from nimburion.backends.postgres.records import (
     NotPlain,
     ended_since,
-    micros,
     options_text,
-    pack_id,
     pack_uuids,
     refusing,
     text_of,
-    unpack_id,
 )
 from nimburion.core.job import NO_OPTIONS, Enqueued, NewJob, digests
 

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
+from nimburion.backends.packing import MICRO, encode_json, micros, pack_id, unpack_id
 from nimburion.backends.postgres.records import (
-    MICRO,
-    encode_json,
     int4,
-    micros,
     options_of,
-    pack_id,
     refusing,
     seconds_of,
     seq_of,
     text_of,
     time_of,
-    unpack_id,
 )
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import DEFAULT_TERMS, Reply, Want

@@ -9,14 +9,14 @@ answer.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import asyncpg
 
+from nimburion.backends.meanings import Meaning, not_applied, saying, unanswered
 from nimburion.core.errors import (
     BackendError,
-    BackendUnavailable,
     ConfigurationError,
     FormatMismatch,
     NimburionError,
@@ -113,8 +113,9 @@ def answered(code: str, error: Exception, where: str, *, sent: bool) -> Nimburio
     if code in _CUT_OFF or code.startswith("08"):
         return _cut_off(where, text, sent=sent)
     if code in _PASSING:
-        problem = f"{where}: {_PASSING[code]}; nothing was written. The server said: {text}"
-        return BackendUnavailable(problem, outcome="not applied")
+        return not_applied(
+            f"{where}: {_PASSING[code]}; nothing was written. The server said: {text}"
+        )
     if code[:2] in _ABOUT_DATA:
         return Unstorable(f"PostgreSQL cannot hold this: {text}")
     return BackendError(f"{where}: the server refused ({code}): {text[:500]}")
@@ -127,40 +128,8 @@ def _text_of(error: Exception) -> str:
 
 
 def _cut_off(where: str, text: str, *, sent: bool) -> NimburionError:
-    if not sent:
-        problem = f"{where}: the connection was refused ({text}); nothing was written"
-        return BackendUnavailable(problem, outcome="not applied")
-    return BackendUnavailable(
-        f"{where}: the server ended the connection ({text}); it may have been applied or not"
-    )
-
-
-def _lacking(where: str, text: str) -> NimburionError:
-    return FormatMismatch(
-        f"{where}: what nimburion keeps there is missing or of another version ({text}); run: "
-        "nimburion migrate up"
-    )
-
-
-def _damaged(where: str, text: str) -> NimburionError:
-    return StoreCorrupt(
-        f"{where}: the server cannot read its data ({text}); nothing was changed. Stop every "
-        "process that uses it and keep a copy of its folder before anything else"
-    )
-
-
-def _full(where: str, text: str) -> NimburionError:
-    return StoreFull(
-        f"{where}: the server's disk is full ({text}); nothing was written. Make room, and it goes "
-        "on by itself"
-    )
-
-
-def _no_right(where: str, text: str) -> NimburionError:
-    return ConfigurationError(
-        f"{where}: this role may not do that ({text}); let the owner of the schema run: nimburion "
-        "migrate up --grant ROLE, for this one"
-    )
+    problem = "the server ended the connection" if sent else "the connection was refused"
+    return unanswered(where, f"{problem} ({text})", sent=sent)
 
 
 def _not_let_in(where: str, text: str) -> NimburionError:
@@ -170,19 +139,35 @@ def _not_let_in(where: str, text: str) -> NimburionError:
     )
 
 
-def _no_database(where: str, text: str) -> NimburionError:
-    return ConfigurationError(
-        f"{where}: no such database ({text}); create it (CREATE DATABASE …), or correct the name"
-    )
-
-
-_ANSWERS: Mapping[str, Callable[[str, str], NimburionError]] = MappingProxyType(
+_lacking = saying(
+    FormatMismatch,
+    "{where}: what nimburion keeps there is missing or of another version ({said}); run: nimburion "
+    "migrate up",
+)
+_damaged = saying(
+    StoreCorrupt,
+    "{where}: the server cannot read its data ({said}); nothing was changed. Stop every process "
+    "that uses it and keep a copy of its folder before anything else",
+)
+_ANSWERS: Mapping[str, Meaning] = MappingProxyType(
     {
-        "53100": _full,
-        "42501": _no_right,
+        "53100": saying(
+            StoreFull,
+            "{where}: the server's disk is full ({said}); nothing was written. Make room, and it "
+            "goes on by itself",
+        ),
+        "42501": saying(
+            ConfigurationError,
+            "{where}: this role may not do that ({said}); let the owner of the schema run: "
+            "nimburion migrate up --grant ROLE, for this one",
+        ),
         "28P01": _not_let_in,
         "28000": _not_let_in,
-        "3D000": _no_database,
+        "3D000": saying(
+            ConfigurationError,
+            "{where}: no such database ({said}); create it (CREATE DATABASE …), or correct the "
+            "name",
+        ),
         **dict.fromkeys(("42P01", "42883", "3F000", "42703", "42704"), _lacking),
         **dict.fromkeys(("XX001", "XX002", "58P01"), _damaged),
     }
@@ -203,6 +188,4 @@ def _unanswered(error: Exception, where: str, *, sent: bool) -> NimburionError:
         problem = f"the connection was lost ({str(error) or type(error).__name__})"
     else:
         problem = f"what came back is no answer of PostgreSQL ({error})"
-    if sent:
-        return BackendUnavailable(f"{where}: {problem}; it may have been applied or not")
-    return BackendUnavailable(f"{where}: {problem}; nothing was written", outcome="not applied")
+    return unanswered(where, problem, sent=sent)

@@ -8,16 +8,8 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.postgres.records import (
-    ALWAYS,
-    MICRO,
-    asked_id,
-    asked_text,
-    options_of,
-    seconds_of,
-    time_of,
-    unpack_id,
-)
+from nimburion.backends.packing import MICRO, asked_id, unpack_id
+from nimburion.backends.postgres.records import ALWAYS, asked_text, options_of, seconds_of, time_of
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.reading import JobFilter, Page, QueueInfo
@@ -146,13 +138,7 @@ def sessions_of(rows: list[Any]) -> list[SessionInfo]:
 
 
 def _session_of(said: Session, opened: int, life: int, gone: object, running: int) -> SessionInfo:
-    return SessionInfo(
-        id=said.id,
-        host=said.host,
-        pid=said.pid,
-        owner=said.owner,
-        queues=said.queues,
-        names=said.names,
+    return said.as_read(
         opened_at=seconds_of(opened),
         expires_in=life / MICRO,
         left=bool(gone),

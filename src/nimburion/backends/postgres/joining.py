@@ -15,12 +15,14 @@ import msgspec
 
 from nimburion.backends.doors import Door, door_of
 from nimburion.backends.drivers import Row, shown
+from nimburion.backends.meanings import Meaning, not_applied, saying
+from nimburion.backends.packing import encode_json, pack_id
 from nimburion.backends.postgres import enqueueing
 from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.connecting import Links
 from nimburion.backends.postgres.faults import FAULTS, answered, meaning_of
 from nimburion.backends.postgres.naming import named
-from nimburion.backends.postgres.records import encode_json, int4, pack_id, seq_of
+from nimburion.backends.postgres.records import int4, seq_of
 from nimburion.backends.postgres.ringing import channel_of
 from nimburion.core.errors import (
     BackendUnavailable,
@@ -251,8 +253,10 @@ def meaning_in_transaction(
     """The error of the contract that says the same; None for what is no driver's."""
     code = code_in(error)
     if code:
-        said = _MEANINGS.get(code)
-        return said(where, error) if said else answered(code, error, where, sent=at_commit)
+        meaning = _MEANINGS.get(code)
+        if meaning:
+            return meaning(where, str(error))
+        return answered(code, error, where, sent=at_commit)
     if isinstance(error, FAULTS):
         return meaning_of(error, where, sent=at_commit)
     if type(error).__module__.partition(".")[0] not in _WRAPPERS:
@@ -272,47 +276,33 @@ def code_in(error: BaseException | None) -> str:
     return ""
 
 
-def _abroad(where: str, error: Exception) -> NimburionError:
-    return NotJoinable(
-        f"the connection is to a database without the tables and functions of {where} ({error}): "
-        "one commit cannot cover both. Open the store on the database that holds your tables"
-    )
-
-
-def _no_right(where: str, error: Exception) -> NimburionError:
-    return NotJoinable(
-        f"the role of this connection may not enqueue to {where} ({error}); grant it what a worker "
-        "needs: nimburion migrate up --grant ROLE"
-    )
-
-
-def _failed_already(where: str, error: Exception) -> NimburionError:
-    return NotJoinable(
-        f"{where}: this transaction has failed already ({error}); roll it back first"
-    )
-
-
-def _takes_no_writes(where: str, error: Exception) -> NimburionError:
-    return StoreReadOnly(
-        f"{where}: this transaction takes no writes ({error}); nothing was written"
-    )
-
-
-def _in_the_way(where: str, error: Exception) -> NimburionError:
-    return BackendUnavailable(
-        f"{where}: other transactions were in the way ({error}); roll this one back, and run all "
-        "of it again",
-        outcome="not applied",
-    )
-
-
-_MEANINGS: Mapping[str, Callable[[str, Exception], NimburionError]] = MappingProxyType(
+_abroad = saying(
+    NotJoinable,
+    "the connection is to a database without the tables and functions of {where} ({said}): one "
+    "commit cannot cover both. Open the store on the database that holds your tables",
+)
+_in_the_way = saying(
+    not_applied,
+    "{where}: other transactions were in the way ({said}); roll this one back, and run all of it "
+    "again",
+)
+_MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     {
         **dict.fromkeys(("42883", "42P01", "3F000"), _abroad),
         **dict.fromkeys(("40001", "40P01"), _in_the_way),
-        "42501": _no_right,
-        "25P02": _failed_already,
-        "25006": _takes_no_writes,
+        "42501": saying(
+            NotJoinable,
+            "the role of this connection may not enqueue to {where} ({said}); grant it what a "
+            "worker needs: nimburion migrate up --grant ROLE",
+        ),
+        "25P02": saying(
+            NotJoinable,
+            "{where}: this transaction has failed already ({said}); roll it back first",
+        ),
+        "25006": saying(
+            StoreReadOnly,
+            "{where}: this transaction takes no writes ({said}); nothing was written",
+        ),
     }
 )
 """Codes that mean something else inside a caller's transaction than in one of ours."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nimburion.backends.postgres.records import micros, unpack_id
+from nimburion.backends.packing import micros, unpack_id
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, State
 from nimburion.core.reading import Cancellation, JobFilter, Replayed, Retention

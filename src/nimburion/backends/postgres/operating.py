@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
 
+from nimburion.backends.packing import asked_id, unpack_id
 from nimburion.backends.postgres import enqueueing, inspecting, maintaining, scheduling
-from nimburion.backends.postgres.records import asked_id, asked_text, unpack_id
+from nimburion.backends.postgres.records import asked_text
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.reading import (
     EVERY_JOB,

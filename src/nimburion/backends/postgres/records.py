@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import msgspec
 
+from nimburion.backends.packing import MICRO, Refusing, encode_json
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import NO_OPTIONS, Options
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-MICRO = 1_000_000
 EVER = -(1 << 63)
 """Before all times."""
 ALWAYS = (1 << 63) - 1
 """After all times, and behind all seqs."""
 
-_FURTHEST = 1 << 62
 _MOST = (1 << 31) - 1
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _OURS = re.compile(r"(?:(?:^|\n)[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})+")
 _DAY = 86_400 * MICRO
 
-encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
+refusing: Refusing = Refusing("PostgreSQL")
 decode_options: Callable[[str], Options] = msgspec.json.Decoder(Options).decode
 
 
 class NotPlain(Exception):
     """A job that says more than what it is, or has an id that is not of our making."""
-
-
-def refusing(pack: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that packs what is to be stored raise `Unstorable` for text that has no
-    bytes (a lone surrogate)."""
-
-    @wraps(pack)
-    def packing(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return pack(*args, **kwargs)
-        except UnicodeEncodeError as error:
-            raise Unstorable(f"PostgreSQL cannot hold this: {error}") from error
-
-    return packing
-
-
-def micros(seconds: float) -> int:
-    """Seconds in whole microseconds, the resolution of the store's clock.
-
-    Raises:
-        Unstorable: no time or span that can be stored.
-    """
-    try:
-        whole = round(seconds * MICRO)
-    except (ValueError, OverflowError):
-        whole = _FURTHEST
-    if not -_FURTHEST < whole < _FURTHEST:
-        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
-    return whole
 
 
 def seconds_of(whole: int) -> float:
@@ -84,13 +48,6 @@ def seq_of(ref: int | str) -> int:
     return ref if isinstance(ref, int) and 0 < ref <= ALWAYS else 0
 
 
-def pack_id(job_id: str) -> bytes:
-    """An id as the store has it. A UUID, which ours are, takes 17 bytes instead of 36."""
-    if len(job_id) == 36 and _UUID.fullmatch(job_id):
-        return b"\0" + bytes.fromhex(job_id.replace("-", ""))
-    return job_id.encode()
-
-
 def pack_uuids(job_ids: Sequence[str]) -> bytes:
     """Ids as the store has them, end to end.
 
@@ -101,22 +58,6 @@ def pack_uuids(job_ids: Sequence[str]) -> bytes:
     if not _OURS.fullmatch(lines):
         raise NotPlain
     return bytes.fromhex("00" + lines.replace("-", "").replace("\n", "00"))
-
-
-def unpack_id(packed: bytes) -> str:
-    """The text of an id."""
-    if packed[0]:
-        return packed.decode()
-    text = packed.hex()
-    return f"{text[2:10]}-{text[10:14]}-{text[14:18]}-{text[18:22]}-{text[22:]}"
-
-
-def asked_id(job_id: str) -> bytes:
-    """An id as the store has it; one that no store can hold is nobody's."""
-    try:
-        return pack_id(job_id)
-    except UnicodeEncodeError:
-        return b""
 
 
 def asked_text(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nimburion.backends.postgres.records import pack_id, refusing, text_of, unpack_id
+from nimburion.backends.packing import pack_id, unpack_id
+from nimburion.backends.postgres.records import refusing, text_of
 from nimburion.core.reading import Fired, ScheduleRecord
 
 

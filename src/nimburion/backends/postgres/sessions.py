@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nimburion.backends.postgres.records import (
-    encode_json,
-    int4,
-    micros,
-    refusing,
-    seq_of,
-    text_of,
-    unpack_id,
-)
+from nimburion.backends.packing import encode_json, micros, unpack_id
+from nimburion.backends.postgres.records import int4, refusing, seq_of, text_of
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.packing import micros
 from nimburion.backends.postgres import enqueueing, exchanging, joining, migrating, sessions
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
@@ -18,7 +19,7 @@ from nimburion.backends.postgres.faults import code_of
 from nimburion.backends.postgres.floors import Floors
 from nimburion.backends.postgres.naming import named
 from nimburion.backends.postgres.operating import Operating
-from nimburion.backends.postgres.records import NotPlain, micros, time_of
+from nimburion.backends.postgres.records import NotPlain, time_of
 from nimburion.backends.postgres.ringing import EVERY_QUEUE, Bell
 from nimburion.backends.postgres.upgrading import Upgrading
 from nimburion.core.backend import Capabilities

@@ -11,6 +11,7 @@ import msgspec
 from nimburion.backends.options import (
     Options,
     Wrong,
+    given_of,
     pairs_of,
     read_flag,
     read_seconds,
@@ -19,7 +20,7 @@ from nimburion.backends.options import (
     whole,
 )
 from nimburion.backends.redis.options import ELSEWHERE, Verify, read_namespace, read_verify
-from nimburion.backends.urls import Login, Node, login_of, node_of, parts_of
+from nimburion.backends.urls import Login, Node, checked, login_of, node_of, parts_of, scheme_of
 from nimburion.core.errors import ConfigurationError
 
 NAMESPACE = "nimburion"
@@ -95,17 +96,14 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: one of them is not what it can be.
         """
-        given = {
-            "namespace": namespace,
-            "require_durable": require_durable,
-            "durable_enqueue": durable_enqueue,
-            "timeout": timeout,
-        }
-        texts = {name: str(value) for name, value in given.items() if value is not None}
-        try:
-            return _with_options(self, Options(texts))
-        except Wrong as wrong:
-            raise ConfigurationError(f"{self.describe()}: {wrong}") from None
+        given = given_of(
+            namespace=namespace,
+            require_durable=require_durable,
+            durable_enqueue=durable_enqueue,
+            timeout=timeout,
+        )
+        with checked(self.describe()):
+            return _with_options(self, given)
 
 
 class Scheme(msgspec.Struct, frozen=True):
@@ -159,15 +157,12 @@ def parse(url: str) -> Address:
     >>> parse("redis+sentinel://a,b:26380/jobs/2?namespace=shop").describe()
     'Redis Sentinel service "jobs"/2 via a:26379, b:26380, namespace "shop"'
     """
-    word, found, rest = url.partition("://")
-    word, rest = (word.lower(), rest) if found else ("redis", url)
+    word, rest = scheme_of(url, "redis")
     if word not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
         raise ConfigurationError(f"not the URL of a Redis store; these begin with {known}")
-    try:
+    with checked(f"{word}://…"):
         return _address(SCHEMES[word], rest)
-    except Wrong as wrong:
-        raise ConfigurationError(f"{word}://…: {wrong}") from None
 
 
 def _address(scheme: Scheme, rest: str) -> Address:

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nimburion.backends.redis.records import (
-    OPTIONS,
-    body_of,
-    key_field,
-    meta_of,
-    pack_id,
-    refusing,
-    unpack_id,
-)
+from nimburion.backends.packing import pack_id, unpack_id
+from nimburion.backends.redis.records import OPTIONS, body_of, key_field, meta_of, refusing
 from nimburion.core.job import Enqueued, NewJob
 
 SLICE = 500

@@ -8,19 +8,17 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.packing import encode_json, micros, unpack_id
 from nimburion.backends.redis.records import (
     KEY,
     OPTIONS,
     decode_options,
-    encode_json,
-    micros,
     reason_of,
     refusing,
     seconds_of,
     seq8,
     time8,
     token20,
-    unpack_id,
 )
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want

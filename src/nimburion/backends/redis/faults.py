@@ -7,15 +7,15 @@ a sentence of its own, and redis-py drops the word of some; `code_of` finds it a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from redis import exceptions as driver
 
+from nimburion.backends.meanings import Meaning, not_applied, saying, unanswered
 from nimburion.backends.urls import Node
 from nimburion.core.errors import (
     BackendError,
-    BackendUnavailable,
     ConfigurationError,
     NimburionError,
     StoreCorrupt,
@@ -125,32 +125,10 @@ def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
 def _answered(code: str, error: Exception, where: str) -> NimburionError:
     text = _TRAILER.sub("", str(error))
     if code in _ELSEWHERE:
-        problem = f"{where}: {_ELSEWHERE[code]}; nothing was written"
-        return BackendUnavailable(problem, outcome="not applied")
+        return not_applied(f"{where}: {_ELSEWHERE[code]}; nothing was written")
     if code in _ANSWERS:
         return _ANSWERS[code](where, text)
     return _said_in_words(where, text)
-
-
-def _full(where: str, _: str) -> NimburionError:
-    return StoreFull(
-        f"{where}: the server's memory is full (maxmemory); nothing was written. Raise maxmemory "
-        "(CONFIG SET maxmemory) or prune what is kept; then it goes on by itself"
-    )
-
-
-def _cannot_save(where: str, _: str) -> NimburionError:
-    return StoreReadOnly(
-        f"{where}: the server cannot save to its disk and refuses writes; nothing was written. See "
-        "its log, make room on its disk or mend its rights; then it goes on by itself"
-    )
-
-
-def _wrong_type(where: str, _: str) -> NimburionError:
-    return StoreCorrupt(
-        f"{where}: a key of this namespace holds something else; nothing was repaired. The "
-        "namespace is used by another program too: choose another one (?namespace=NAME)"
-    )
 
 
 def _not_logged_in(where: str, text: str) -> NimburionError:
@@ -174,38 +152,39 @@ def _no_right(where: str, text: str) -> NimburionError:
     return ConfigurationError(f"{where}: this user may not {grant}")
 
 
-def _busy(where: str, _: str) -> NimburionError:
-    return BackendUnavailable(
-        f"{where}: the server is held by a script that does not end; nothing was written. SCRIPT "
-        "KILL ends it",
-        outcome="not applied",
-    )
-
-
-def _no_script(where: str, _: str) -> NimburionError:
-    return BackendUnavailable(
-        f"{where}: the server has forgotten our scripts; nothing was written", outcome="not applied"
-    )
-
-
-def _protected(where: str, _: str) -> NimburionError:
-    return ConfigurationError(
-        f"{where}: the server is in protected mode and answers only its own host; give it a "
-        "password and set that here, or set protected-mode no"
-    )
-
-
-_ANSWERS: Mapping[str, Callable[[str, str], NimburionError]] = MappingProxyType(
+_ANSWERS: Mapping[str, Meaning] = MappingProxyType(
     {
-        "OOM": _full,
-        "MISCONF": _cannot_save,
-        "WRONGTYPE": _wrong_type,
+        "OOM": saying(
+            StoreFull,
+            "{where}: the server's memory is full (maxmemory); nothing was written. Raise "
+            "maxmemory (CONFIG SET maxmemory) or prune what is kept; then it goes on by itself",
+        ),
+        "MISCONF": saying(
+            StoreReadOnly,
+            "{where}: the server cannot save to its disk and refuses writes; nothing was written. "
+            "See its log, make room on its disk or mend its rights; then it goes on by itself",
+        ),
+        "WRONGTYPE": saying(
+            StoreCorrupt,
+            "{where}: a key of this namespace holds something else; nothing was repaired. The "
+            "namespace is used by another program too: choose another one (?namespace=NAME)",
+        ),
         "NOAUTH": _not_logged_in,
         "WRONGPASS": _not_logged_in,
         "NOPERM": _no_right,
-        "BUSY": _busy,
-        "NOSCRIPT": _no_script,
-        "DENIED": _protected,
+        "BUSY": saying(
+            not_applied,
+            "{where}: the server is held by a script that does not end; nothing was written. "
+            "SCRIPT KILL ends it",
+        ),
+        "NOSCRIPT": saying(
+            not_applied, "{where}: the server has forgotten our scripts; nothing was written"
+        ),
+        "DENIED": saying(
+            ConfigurationError,
+            "{where}: the server is in protected mode and answers only its own host; give it a "
+            "password and set that here, or set protected-mode no",
+        ),
     }
 )
 
@@ -236,14 +215,11 @@ def _said_in_words(where: str, text: str) -> NimburionError:
 
 def _unanswered(error: Exception, where: str, *, sent: bool) -> NimburionError:
     if "max number of clients" in str(error):
-        problem = f"{where}: the server has as many clients as it takes (maxclients)"
-        return BackendUnavailable(problem, outcome="not applied")
+        return not_applied(f"{where}: the server has as many clients as it takes (maxclients)")
     if isinstance(error, TimeoutError | driver.TimeoutError):
         problem = "no answer in time"
     elif isinstance(error, driver.InvalidResponse):
         problem = f"what came back is no answer of Redis ({error})"
     else:
         problem = f"the connection was lost ({str(error) or type(error).__name__})"
-    if sent:
-        return BackendUnavailable(f"{where}: {problem}; it may have been applied or not")
-    return BackendUnavailable(f"{where}: {problem}; nothing was written", outcome="not applied")
+    return unanswered(where, problem, sent=sent)

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.packing import MICRO, unpack_id
 from nimburion.backends.redis.exchanging import names_of, options_of
-from nimburion.backends.redis.records import FINISHED, MICRO, seconds_of, unpack_id
+from nimburion.backends.redis.records import FINISHED, seconds_of
 from nimburion.backends.redis.seeking import LETTERS, cursor_of
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
@@ -167,21 +168,12 @@ def queues_of(answer: list[Any]) -> list[QueueInfo]:
 def sessions_of(answer: list[Any]) -> list[SessionInfo]:
     """What `sessions.lua` answered, oldest first."""
     rows = sorted(_rows(answer, 5), key=lambda row: row[1][:4])
-    return [_session_of(*row) for row in rows]
+    return [_session_of(*row) for _, *row in rows]
 
 
-def _session_of(
-    session_id: bytes, turn: bytes, info: bytes, expires: bytes, running: int
-) -> SessionInfo:
+def _session_of(turn: bytes, info: bytes, expires: bytes, running: int) -> SessionInfo:
     opened, life = _TURN.unpack(turn)
-    said = _session(info)
-    return SessionInfo(
-        id=session_id.decode(),
-        host=said.host,
-        pid=said.pid,
-        owner=said.owner,
-        queues=said.queues,
-        names=said.names,
+    return _session(info).as_read(
         opened_at=seconds_of(opened),
         expires_in=int(expires) / MICRO,
         left=life == b"l",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nimburion.backends.redis.records import micros, unpack_id
+from nimburion.backends.packing import micros, unpack_id
 from nimburion.backends.redis.seeking import cursor_of
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, State

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from nimburion.backends.packing import asked_id
 from nimburion.backends.redis import inspecting, maintaining, scheduling
 from nimburion.backends.redis.line import Part
-from nimburion.backends.redis.records import asked_id, asked_text
+from nimburion.backends.redis.records import asked_text
 from nimburion.backends.redis.seeking import FEW, LETTERS, STEP, Walk, fields_of
 from nimburion.core.job import FINISHED, JobRecord, NewJob, State
 from nimburion.core.reading import (

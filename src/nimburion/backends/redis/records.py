@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import msgspec
 
+from nimburion.backends.packing import MICRO, Refusing, encode_json, micros, pack_id
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import NO_OPTIONS, NewJob, Options
 from nimburion.core.lease import Lease
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-MICRO = 1_000_000
 OPTIONS, KEY, APART, FINISHED, LENIENT = 1, 2, 4, 8, 16
 """Flags of a body."""
 INLINE = 4 * 1024
@@ -25,7 +19,6 @@ INLINE = 4 * 1024
 does not move their payloads about."""
 
 _SIGN = 1 << 63
-_FURTHEST = _SIGN // 2
 _NEVER = b"\xff" * 8
 _FRONT = struct.Struct(">BB16sB")
 _META = struct.Struct(">HBc8s")
@@ -34,39 +27,8 @@ _MOST_FENCES = 1 << 32
 _LONGEST_REASON = (1 << 16) - 2
 _SEQ = struct.Struct(">Q")
 
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
+refusing: Refusing = Refusing("Redis")
 decode_options: Callable[[bytes], Options] = msgspec.json.Decoder(Options).decode
-
-
-def refusing(pack: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that packs what is to be stored raise `Unstorable` for text that has no
-    bytes (a lone surrogate)."""
-
-    @wraps(pack)
-    def packing(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return pack(*args, **kwargs)
-        except UnicodeEncodeError as error:
-            raise Unstorable(f"Redis cannot hold this: {error}") from error
-
-    return packing
-
-
-def micros(seconds: float) -> int:
-    """Seconds in whole microseconds, the resolution of the store's clock.
-
-    Raises:
-        Unstorable: no time or span that can be stored.
-    """
-    try:
-        whole = round(seconds * MICRO)
-    except (ValueError, OverflowError):
-        whole = _SIGN
-    if not -_FURTHEST < whole < _FURTHEST:
-        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
-    return whole
 
 
 def time8(whole: int) -> bytes:
@@ -77,29 +39,6 @@ def time8(whole: int) -> bytes:
 def seconds_of(biased: int) -> float:
     """The seconds that 8 such bytes, read as a number, stand for."""
     return (biased - _SIGN) / MICRO
-
-
-def pack_id(job_id: str) -> bytes:
-    """An id as the store has it. A UUID, which ours are, takes 17 bytes instead of 36."""
-    if len(job_id) == 36 and _UUID.fullmatch(job_id):
-        return b"\0" + bytes.fromhex(job_id.replace("-", ""))
-    return job_id.encode()
-
-
-def unpack_id(packed: bytes) -> str:
-    """The text of an id."""
-    if packed[0]:
-        return packed.decode()
-    text = packed.hex()
-    return f"{text[2:10]}-{text[10:14]}-{text[14:18]}-{text[18:22]}-{text[22:]}"
-
-
-def asked_id(job_id: str) -> bytes:
-    """An id as the store has it; one that no store can hold is nobody's."""
-    try:
-        return pack_id(job_id)
-    except UnicodeEncodeError:
-        return b""
 
 
 def asked_text(text: str) -> bytes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from nimburion.backends.packing import pack_id, unpack_id
 from nimburion.backends.redis.enqueueing import slice_of
-from nimburion.backends.redis.records import asked_text, pack_id, refusing, unpack_id
+from nimburion.backends.redis.records import asked_text, refusing
 from nimburion.core.job import NewJob
 from nimburion.core.reading import Fired, Overlap, ScheduleRecord
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis.records import encode_json, micros, refusing, seq8, token20, unpack_id
+from nimburion.backends.packing import encode_json, micros, unpack_id
+from nimburion.backends.redis.records import refusing, seq8, token20
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token

@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.packing import micros
 from nimburion.backends.redis import durability, enqueueing, exchanging, sessions
 from nimburion.backends.redis.address import Address, parse
 from nimburion.backends.redis.examining import findings
 from nimburion.backends.redis.line import Part
 from nimburion.backends.redis.opening import Opened
 from nimburion.backends.redis.operating import Operating
-from nimburion.backends.redis.records import micros, seconds_of
+from nimburion.backends.redis.records import seconds_of
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import (

@@ -8,6 +8,7 @@ import msgspec
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.job import JobRecord, State
+from nimburion.core.paging import every_job
 from nimburion.core.session import SessionInfo
 
 
@@ -39,15 +40,9 @@ NOTHING = Snapshot({}, [])
 
 async def look(backend: Inspecting) -> Snapshot:
     """Read all jobs and sessions."""
-    jobs: dict[str, JobRecord] = {}
-    after: str | None = None
-    while True:
-        page = await backend.list_jobs(limit=500, after=after)
-        jobs.update((record.id, record) for record in page.jobs)
-        after = page.next
-        if after is None:
-            oldest_first = dict(reversed(jobs.items()))
-            return Snapshot(oldest_first, await backend.sessions())
+    jobs = {record.id: record async for record in every_job(backend, step=500)}
+    oldest_first = dict(reversed(jobs.items()))
+    return Snapshot(oldest_first, await backend.sessions())
 
 
 def changes(before: Snapshot, now: Snapshot) -> list[str]:

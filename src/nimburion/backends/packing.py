@@ -1,0 +1,78 @@
+"""Ids, times and objects as every store of servers packs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from nimburion.core.errors import Unstorable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MICRO = 1_000_000
+
+_FURTHEST = 1 << 62
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
+
+
+class Refusing:
+    """Lets a function that packs what is to be stored raise `Unstorable` for text that has no
+    bytes (a lone surrogate)."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+
+    def __call__(self, pack: Callable[P, T]) -> Callable[P, T]:
+        @wraps(pack)
+        def packing(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return pack(*args, **kwargs)
+            except UnicodeEncodeError as error:
+                raise Unstorable(f"{self._server} cannot hold this: {error}") from error
+
+        return packing
+
+
+def micros(seconds: float) -> int:
+    """Seconds in whole microseconds, the resolution of the store's clock.
+
+    Raises:
+        Unstorable: no time or span that can be stored.
+    """
+    try:
+        whole = round(seconds * MICRO)
+    except (ValueError, OverflowError):
+        whole = _FURTHEST
+    if not -_FURTHEST < whole < _FURTHEST:
+        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
+    return whole
+
+
+def pack_id(job_id: str) -> bytes:
+    """An id as the store has it. A UUID, which ours are, takes 17 bytes instead of 36."""
+    if len(job_id) == 36 and _UUID.fullmatch(job_id):
+        return b"\0" + bytes.fromhex(job_id.replace("-", ""))
+    return job_id.encode()
+
+
+def unpack_id(packed: bytes) -> str:
+    """The text of an id."""
+    if packed[0]:
+        return packed.decode()
+    text = packed.hex()
+    return f"{text[2:10]}-{text[10:14]}-{text[14:18]}-{text[18:22]}-{text[22:]}"
+
+
+def asked_id(job_id: str) -> bytes:
+    """An id as the store has it; one that no store can hold is nobody's."""
+    try:
+        return pack_id(job_id)
+    except UnicodeEncodeError:
+        return b""

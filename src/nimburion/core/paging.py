@@ -1,0 +1,23 @@
+"""Going through all the jobs that a store lists, however many pages they fill."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from nimburion.core.backend import Inspecting
+from nimburion.core.job import JobRecord
+from nimburion.core.reading import EVERY_JOB, JobFilter
+
+
+async def every_job(
+    store: Inspecting, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
+) -> AsyncIterator[JobRecord]:
+    """Every job that matches, newest enqueue first; `step` of them are read at a time."""
+    after: str | None = None
+    while True:
+        page = await store.list_jobs(which, limit=step, after=after, payloads=payloads)
+        for record in page.jobs:
+            yield record
+        after = page.next
+        if after is None:
+            return
