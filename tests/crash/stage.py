@@ -125,10 +125,10 @@ class Stage:
     # Looking
 
     def diary(self) -> list[dict[str, Any]]:
-        """What happened, in order. A killed process never leaves half a line: it is one write."""
+        """What happened, in order. A line is one write; the last may still be on its way."""
         path = self.folder / DIARY
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def noted(self, what: str, **more: object) -> list[dict[str, Any]]:
         """The lines of that kind."""
