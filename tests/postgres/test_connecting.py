@@ -152,6 +152,28 @@ async def test_links_are_made_when_needed_and_used_again(postgres_server: Runnin
     await links.close()
 
 
+@pytest.mark.parametrize("given", [False, True])
+async def test_who_no_longer_waits_for_a_link_keeps_none(*, given: bool) -> None:
+    """Cancelled while it waits, and just when it was given one."""
+    links = Links(parse("postgresql://127.0.0.1/x").using(connections=1), asyncio.sleep)
+
+    async def borrowing() -> Link:
+        async with links.one() as link:
+            return link
+
+    async with links.one() as only:
+        first, second = asyncio.create_task(borrowing()), asyncio.create_task(borrowing())
+        await asyncio.sleep(0)
+        if not given:
+            first.cancel()
+            await asyncio.wait([first])
+    first.cancel()
+    async with asyncio.timeout(10):
+        assert await second is only
+    assert first.cancelled()
+    assert await borrowing() is only
+
+
 # --- servers of one's own -----------------------------------------------------------------------
 
 

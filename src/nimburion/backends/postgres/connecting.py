@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -129,7 +130,8 @@ class Link:
         self, within: float, ask: Callable[[Call, str, W], Awaitable[T]], statement: str, what: W
     ) -> T:
         """Ask, and again where others were in the way."""
-        async with self._turn:
+        await self._turn.acquire()
+        try:
             for pause in _PAUSES:
                 try:
                     return await self._once(within, ask, statement, what)
@@ -138,6 +140,8 @@ class Link:
                     if pause is None or not asks_to_repeat(error):
                         raise meaning_of(error, self._where, sent=True) from error
                 await self._sleep(pause)
+        finally:
+            self._turn.release()
         raise AssertionError("the last try returns or raises")
 
     async def _once(
@@ -264,7 +268,7 @@ class Links:
         self._sleep = sleep
         self._idle: list[Link] = []
         self._all: list[Link] = []
-        self._room = asyncio.Semaphore(address.connections)
+        self._waiting: deque[asyncio.Future[Link]] = deque()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Link]:
@@ -277,7 +281,7 @@ class Links:
 
     async def rows(self, statement: str, *arguments: Any, extra: float = 0.0) -> Rows:
         """As `Link.rows`, on any of them."""
-        link = await self._borrowed()
+        link = self._idle.pop() if self._idle else await self._borrowed()
         try:
             return await link.rows(statement, *arguments, extra=extra)
         finally:
@@ -299,14 +303,25 @@ class Links:
             await link.close()
 
     async def _borrowed(self) -> Link:
-        await self._room.acquire()
-        return self._idle.pop() if self._idle else self._another()
+        if self._idle:
+            return self._idle.pop()
+        if len(self._all) < self._address.connections:
+            self._all.append(link := Link(self._address, self._sleep))
+            return link
+        waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():  # it was given one just before
+                self._give_back(waiter.result())
+            raise
 
     def _give_back(self, link: Link) -> None:
+        """Hand it to who has waited longest."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(link)
+                return
         self._idle.append(link)
-        self._room.release()
-
-    def _another(self) -> Link:
-        link = Link(self._address, self._sleep)
-        self._all.append(link)
-        return link

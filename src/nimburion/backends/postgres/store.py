@@ -229,14 +229,14 @@ class PostgresBackend(Operating, Upgrading):
         asked = enqueueing.alone(job)
         if asked is None:
             return False
-        bell = self._here().bell
+        opened = self._here()
+        bell, statement = opened.bell, _ENQUEUE_ONE
         ring = bell.offered([job.queue])
-        if ring is None:
-            answer = await self._ask(_ENQUEUE_ONE, self._now(), *asked)
-        else:
+        if ring is not None:
+            statement = _ENQUEUE_ONE_RINGING
             asked += bell.channel, ring
-            answer = await self._ask(_ENQUEUE_ONE_RINGING, self._now(), *asked)
-        ((stored, rung),) = answer
+        rows = await opened.asks.rows(opened.named(statement), self._now(), *asked)
+        ((stored, rung),) = rows
         if stored:
             bell.ring([job.queue], told=rung)
         return bool(stored)
