@@ -198,7 +198,7 @@ def _steady(looks: list[Look], jobs: int) -> tuple[Look, Look]:
     """From a tenth of the work (every process has started) to the last look that saw some left."""
     some = [look for look in looks if look[0] >= jobs / 10]
     unfinished = [look for look in some if look[0] < jobs]
-    if len(unfinished) < 2:
+    if len({done for done, _ in unfinished}) < 2:
         raise RuntimeError(f"{jobs} jobs are too few to measure: done before the second look")
     return unfinished[0], unfinished[-1]
 

@@ -48,7 +48,7 @@ FAMILY = Family(
             Subject(
                 "oban", "Oban (Python)", "enqueue_many of 1,000", (2_500, 5_000), one_jobs=3_000
             ),
-            Subject("chancy", "Chancy", "push_many of 1,000", (40, 6_000), one_jobs=3_000),
+            Subject("chancy", "Chancy", "push_many of 1,000", (400, 6_000), one_jobs=3_000),
             Subject(
                 "saq_postgres",
                 "SAQ (PostgreSQL)",
