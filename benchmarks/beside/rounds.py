@@ -128,8 +128,8 @@ class Rounds:
         try:
             record["printed"] = play(self.family, self.binary, one.sized(self.size.jobs))
         except (RuntimeError, subprocess.TimeoutExpired) as error:
-            record["error"] = str(error)
-            self.failed.append(f"{one}: {str(error).strip().splitlines()[-1]}")
+            record["error"] = str(error).strip().splitlines()[-1]  # what is above names folders
+            self.failed.append(f"{one}: {record['error']}")
             return None
         printed: dict[str, Any] = record["printed"]
         return printed

@@ -18,7 +18,6 @@ class Store:
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
-        self.fresh: list[list[bool]] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
@@ -27,7 +26,6 @@ class Store:
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         self.calls.append([job.id for job in jobs])
-        self.fresh.append([job.fresh for job in jobs])
         self.entered.set()
         await self.gate.wait()
         if self.faults:
@@ -157,18 +155,6 @@ async def test_an_unanswered_call_is_repeated_by_id(clock: FakeClock) -> None:
     await settled(task, clock)
     assert (await task).outcome == "created"
     assert store.calls == [["a"]] * 3
-
-
-@pytest.mark.parametrize("outcome", ["unknown", "not applied"])
-async def test_what_is_asked_for_again_is_not_fresh(clock: FakeClock, outcome: str) -> None:
-    store = Store()
-    store.faults = [BackendUnavailable("gone", outcome=outcome)]  # type: ignore[arg-type]
-    way = intake(store, clock)
-    fresh = NewJob("a", "n", "q", b"{}", fresh=True)
-    task = asyncio.create_task(way.store(fresh))
-    await settled(task, clock)
-    await way.store_all([fresh, new("b")])
-    assert store.fresh == [[True], [False], [True, False]]
 
 
 async def test_a_store_that_says_nothing_is_given_up(clock: FakeClock) -> None:

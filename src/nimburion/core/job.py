@@ -120,9 +120,6 @@ class NewJob(msgspec.Struct, frozen=True):
     after: float = 0.0
     """... this many seconds from now, by the store's clock. `at` wins."""
     options: Options = NO_OPTIONS
-    fresh: bool = False
-    """Its id was made for this call and no store was ever asked for it: one may leave out to look
-    whether it knows it. Not kept."""
 
     def due(self, now: float) -> float:
         """The second it is due, given the store's time."""

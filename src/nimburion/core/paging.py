@@ -12,7 +12,11 @@ from nimburion.core.reading import EVERY_JOB, JobFilter
 async def every_job(
     store: Inspecting, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
 ) -> AsyncIterator[JobRecord]:
-    """Every job that matches, newest enqueue first; `step` of them are read at a time."""
+    """Every job that matches, newest enqueue first; `step` of them are read at a time.
+
+    Each page is one reading: what is enqueued meanwhile is not among them, and what ends or moves
+    may be left out. Without `payloads` each payload is empty. Raises what `list_jobs` does.
+    """
     after: str | None = None
     while True:
         page = await store.list_jobs(which, limit=step, after=after, payloads=payloads)

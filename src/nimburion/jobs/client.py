@@ -93,9 +93,8 @@ class Client(Asking):
         """Open the store, on this loop. Repeatable. `NotOpen` when another loop has it open."""
         owner = self.loop
         await super().open()
-        if (
-            self.loop is not owner
-        ):  # what randomness is left may be in other processes too, by a fork
+        if self.loop is not owner:
+            # What is left of the old ones' randomness may be in another process too, by a fork.
             self._ids = JobIds(self.clock.now, self.entropy)
 
     # Enqueueing
@@ -201,7 +200,6 @@ class Client(Asking):
         terms = self._terms(options)
         new = NewJob(
             id=self._ids.new() if job_id is None else check_name("job id", job_id),
-            fresh=job_id is None,
             name=check_name("job name", name),
             queue=terms.queue or "default",
             payload=self._raw_payload(name, payload),
@@ -267,7 +265,6 @@ class Client(Asking):
             terms.at,
             terms.after,
             terms.options,
-            fresh=True,
         )
 
     def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms, start: int = 0) -> list[NewJob]:
@@ -349,7 +346,7 @@ class Client(Asking):
 
 
 def _with_id(job: NewJob, job_id: str) -> NewJob:
-    return msgspec.structs.replace(job, id=check_name("job id", job_id), fresh=False)
+    return msgspec.structs.replace(job, id=check_name("job id", job_id))
 
 
 def _lent(connection: object) -> Lent:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
-
 from nimburion.core.backend import Producing
 from nimburion.core.clock import Clock
+from nimburion.core.deadlines import Deadlines
 from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.watch import Watch
 
 MOST_AT_ONCE = 500
 """Callers that share one call to the store."""
@@ -43,7 +41,7 @@ class Intake:
         self._backend = backend
         self._clock = clock
         self._timeout = timeout
-        self._watch = Watch()
+        self._deadlines = Deadlines()
         self._busy = False
         self._waiting: list[_Waiter] = []
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +76,6 @@ class Intake:
     ) -> list[Enqueued]:
         """Ask until it is answered; one call may have been applied before."""
         pause, outcome = _FIRST_PAUSE, _NOT_APPLIED
-        jobs = [msgspec.structs.replace(job, fresh=False) for job in jobs]
         while True:
             if error.outcome != "not applied":
                 outcome = "unknown"
@@ -94,7 +91,7 @@ class Intake:
     async def _asked(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """One call. A store that neither answers nor fails is given up a little after the time."""
         try:
-            with self._watch.within(self._timeout + _GRACE):
+            with self._deadlines.within(self._timeout + _GRACE):
                 return await self._backend.enqueue(jobs)
         except TimeoutError as error:
             raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error

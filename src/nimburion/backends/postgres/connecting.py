@@ -17,8 +17,8 @@ from nimburion.backends.postgres.faults import (
     meaning_of,
 )
 from nimburion.backends.urls import Node
+from nimburion.core.deadlines import Deadlines
 from nimburion.core.errors import BackendUnavailable, NimburionError, StoreReadOnly
-from nimburion.core.watch import Watch
 
 REPEATS = 20
 """How often a call that others were in the way of is tried."""
@@ -55,7 +55,7 @@ class Link:
         self._call: Call | None = None
         self._statements: dict[str, Any] = {}
         self._turn = asyncio.Lock()
-        self._watch = Watch()
+        self._deadlines = Deadlines()
         self._last: Node | None = None
 
     @property
@@ -105,7 +105,7 @@ class Link:
     async def close(self) -> None:
         """Hang up."""
         call, self._call = self._call, None
-        self._watch.stop()
+        self._deadlines.stop()
         self._statements.clear()
         if call is None or call.driver.is_closed():
             return
@@ -149,7 +149,7 @@ class Link:
     ) -> T:
         call = await self._connected()
         try:
-            with self._watch.within(within):
+            with self._deadlines.within(within):
                 return await ask(call, statement, what)
         except (TimeoutError, asyncio.CancelledError):
             hang_up(call.driver)  # its answer would be taken for that of the next call

@@ -115,7 +115,7 @@ def alone(job: NewJob) -> list[Any] | None:
         job.digest(),
         job.payload,
         options,
-        None if job.fresh else ended_since([packed]),
+        ended_since([packed]),
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import JobNotFound
-from nimburion.core.ids import JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, Options, State
 from nimburion.core.settlement import Cancelled, Completed, Failed, Settlement
 from nimburion.testing.contract.stage import OOPS, Stage, ids
@@ -43,39 +42,6 @@ class Enqueueing:
             created_at=now,
             options=options,
         )
-
-    @pytest.mark.parametrize("many", [1, 3])
-    async def test_a_fresh_job_is_stored_like_any_other(self, stage: Stage, many: int) -> None:
-        options = Options(headers={"trace": "1"})
-        jobs = [
-            stage.job(new_id, payload=b'{"n":1}', priority=9, options=options, fresh=True)
-            for new_id in JobIds(stage.clock.now).many(many)
-        ]
-        assert await stage.enqueue(*jobs) == [Enqueued(job.id, "created") for job in jobs]
-        now = stage.clock.now()
-        assert await stage.store.get(jobs[-1].id) == JobRecord(
-            id=jobs[-1].id,
-            name="mail",
-            queue="default",
-            state=State.PENDING,
-            priority=9,
-            payload=b'{"n":1}',
-            due=now,
-            created_at=now,
-            options=options,
-        )
-
-    async def test_what_was_fresh_once_exists_afterwards(self, stage: Stage) -> None:
-        """Waiting, and when it has ended."""
-        new_id = JobIds(stage.clock.now).new()
-        await stage.enqueue(stage.job(new_id, fresh=True))
-        again = stage.job(new_id)
-        assert await stage.enqueue(again) == [Enqueued(new_id, "exists")]
-        worker = await stage.worker()
-        await worker.settle(*[Completed(one.lease) for one in await worker.take(1)])
-        assert await stage.enqueue(again) == [Enqueued(new_id, "exists")]
-        assert (await stage.enqueue(stage.job(new_id, payload=b"[]")))[0].outcome == "conflict"
-        assert await worker.take(1) == []
 
     async def test_results_stand_in_the_order_of_the_jobs(self, stage: Stage) -> None:
         await stage.add("b")

@@ -48,11 +48,10 @@ class Stage:
         at: float | None = None,
         after: float = 0.0,
         options: Options = NO_OPTIONS,
-        fresh: bool = False,
     ) -> NewJob:
         """A new job; ids count up."""
         job_id = job_id or f"job-{next(self._jobs)}"
-        return NewJob(job_id, name, queue, payload, priority, at, after, options, fresh)
+        return NewJob(job_id, name, queue, payload, priority, at, after, options)
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
         """One call."""
