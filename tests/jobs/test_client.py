@@ -165,6 +165,14 @@ async def test_a_wrong_argument_names_job_field_and_types(processor: Processor) 
         await processor.enqueue(SendEmail(to=5))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_wrong_argument_of_many_names_its_place(processor: Processor, place: int) -> None:
+    jobs = [SendEmail(to="a@example.com") for _ in range(place)]
+    with pytest.raises(InvalidJob, match=rf"jobs\[{place}\]: job 'send_email', field 'to'"):
+        await processor.enqueue_many([*jobs, SendEmail(to=5)])  # type: ignore[arg-type]
+    assert sum((await processor.backend.counts()).values()) == 0
+
+
 async def test_the_same_id_with_another_body_is_a_conflict(processor: Processor) -> None:
     await processor.enqueue(double.job(1), id="own")
     with pytest.raises(JobConflict) as refused:

@@ -21,5 +21,7 @@ async def opened_by_worker(server: RunningPostgres) -> AsyncIterator[PostgresBac
     await owner.grant(WORKER)
     made = PostgresBackend(server.url_for(WORKER))
     await made.open()
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
