@@ -14,6 +14,7 @@ import ast
 import asyncio
 import doctest
 import inspect
+import logging
 import os
 import sys
 import types
@@ -48,6 +49,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.fixture
+def logger_of_jobs() -> Iterator[logging.Logger]:
+    """The logger that examples add handlers to, and what it was like is what it will be."""
+    logger = logging.getLogger("nimburion.job")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield logger
+    logger.handlers, logger.level, logger.propagate = before
+    logger.setLevel(logger.level)  # forgets what it knew of its levels
+
+
+@pytest.mark.usefixtures("logger_of_jobs")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 async def test_the_examples_of_a_page_run(
     page: Page, folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest

@@ -458,6 +458,11 @@ async def test_a_result_that_is_set_inside_is_there_with_the_commit(
     assert not caplog.records
 
 
+def says_its_job(record: logging.LogRecord) -> bool:
+    """As all records of this logger do."""
+    return (record.name, vars(record).get("job_name")) == ("nimburion.job", "pay")
+
+
 async def test_what_a_handler_returns_after_its_transaction_is_not_kept_and_said(
     processor: Processor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -471,6 +476,7 @@ async def test_what_a_handler_returns_after_its_transaction_is_not_kept_and_said
     assert (status.state, status.result) == (State.COMPLETED, None)
     late, returned = [record.getMessage() for record in caplog.records]
     assert "set_result comes too late" in late
+    assert says_its_job(caplog.records[0])
     assert "Call ctx.set_result(...) inside the block" in returned
 
 
@@ -486,6 +492,7 @@ async def test_a_result_that_cannot_be_kept_undoes_nothing(
     status = await run(processor, pay)
     assert (status.state, status.result, rows(path)) == (State.COMPLETED, None, 1)
     assert "is not kept" in caplog.text
+    assert says_its_job(caplog.records[0])
 
 
 async def test_without_a_transaction_a_set_result_stands_for_none(processor: Processor) -> None:

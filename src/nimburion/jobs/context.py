@@ -191,7 +191,7 @@ class Context:
         block, and the commit that completes the job stores it. What the handler returns comes too
         late there; elsewhere it counts before this, unless it is None."""
         if self.completed:
-            _log.warning(
+            self.log.warning(
                 "job %s: set_result comes too late, the job is completed; call it inside the "
                 "block of ctx.transaction()",
                 self.job_id,
@@ -206,7 +206,7 @@ class Context:
         try:
             return self._handler.encode_result(self.result)
         except UnstorableResult as error:
-            _log.warning("the result of job %s is not kept: %s", self.job_id, error)
+            self.log.warning("the result of job %s is not kept: %s", self.job_id, error)
             return None
 
     def request_cancel(self) -> None:
