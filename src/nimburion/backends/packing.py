@@ -1,4 +1,4 @@
-"""Ids, times and objects as every store of servers packs them."""
+"""Ids, times and objects as the stores on a server pack them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Deadlines:
         self._rings_at = math.inf
 
     def within(self, seconds: float) -> Wait:
-        """The block that this opens may take so long.
+        """The block that this opens may take so long; then what it waits for is cancelled, and
+        `TimeoutError` leaves it. Only in a task.
 
         >>> async def answer() -> str:
         ...     with Deadlines().within(5.0):

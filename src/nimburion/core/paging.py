@@ -14,8 +14,9 @@ async def every_job(
 ) -> AsyncIterator[JobRecord]:
     """Every job that matches, newest enqueue first; `step` of them are read at a time.
 
-    Each page is one reading: what is enqueued meanwhile is not among them, and what ends or moves
-    may be left out. Without `payloads` each payload is empty. Raises what `list_jobs` does.
+    Each page is one reading: what is enqueued meanwhile is not among them, and what changes its
+    state meanwhile may be left out where `which` asks for states. Without `payloads` the payload of
+    each is None. Raises what `list_jobs` does.
     """
     after: str | None = None
     while True:

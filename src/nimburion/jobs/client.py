@@ -299,13 +299,6 @@ class Client(Asking):
         return raw
 
     async def _enqueue_one(self, job: object, new: NewJob, terms: Terms) -> str:
-        """Hot: a plain job goes the shortest way."""
-        if not self._enqueue_layers and terms.connection is None:
-            result = await self._opened().store(new)
-            job_id = _id_of(new, result)
-            if self.events:
-                self._tell([new], [result])
-            return job_id
         if not self._enqueue_layers:
             return (await self._store([new], terms))[0]
         passage = Passage(

@@ -53,12 +53,8 @@ class Intake:
             self._waiting.append(waiter)
             return await waiter.future
         self._busy = True
-        since, jobs = self._clock.monotonic(), [job]
         try:
-            try:
-                return (await self._asked(jobs))[0]
-            except BackendUnavailable as error:
-                return (await self._again(jobs, error, since))[0]
+            return (await self.store_all([job]))[0]
         finally:
             self._hand_over()
 
@@ -66,27 +62,17 @@ class Intake:
         """Store these in one step, repeating the call until it is answered, for `enqueue_timeout`
         seconds from `since`; then `BackendUnavailable`."""
         since = self._clock.monotonic() if since is None else since
-        try:
-            return await self._asked(jobs)
-        except BackendUnavailable as error:
-            return await self._again(jobs, error, since)
-
-    async def _again(
-        self, jobs: Sequence[NewJob], error: BackendUnavailable, since: float
-    ) -> list[Enqueued]:
-        """Ask until it is answered; one call may have been applied before."""
         pause, outcome = _FIRST_PAUSE, _NOT_APPLIED
         while True:
-            if error.outcome != "not applied":
-                outcome = "unknown"
-            if self._clock.monotonic() - since + pause >= self._timeout:
-                raise _unavailable(error, jobs, outcome) from error
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
             try:
                 return await self._asked(jobs)
-            except BackendUnavailable as failure:
-                error = failure
+            except BackendUnavailable as error:
+                if error.outcome != "not applied":
+                    outcome = "unknown"
+                if self._clock.monotonic() - since + pause >= self._timeout:
+                    raise _unavailable(error, jobs, outcome) from error
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _asked(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """One call. A store that neither answers nor fails is given up a little after the time."""

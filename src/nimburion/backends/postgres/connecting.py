@@ -130,8 +130,7 @@ class Link:
         self, within: float, ask: Callable[[Call, str, W], Awaitable[T]], statement: str, what: W
     ) -> T:
         """Ask, and again where others were in the way."""
-        await self._turn.acquire()
-        try:
+        async with self._turn:
             for pause in _PAUSES:
                 try:
                     return await self._once(within, ask, statement, what)
@@ -140,8 +139,6 @@ class Link:
                     if pause is None or not asks_to_repeat(error):
                         raise meaning_of(error, self._where, sent=True) from error
                 await self._sleep(pause)
-        finally:
-            self._turn.release()
         raise AssertionError("the last try returns or raises")
 
     async def _once(
@@ -281,7 +278,7 @@ class Links:
 
     async def rows(self, statement: str, *arguments: Any, extra: float = 0.0) -> Rows:
         """As `Link.rows`, on any of them."""
-        link = self._idle.pop() if self._idle else await self._borrowed()
+        link = await self._borrowed()
         try:
             return await link.rows(statement, *arguments, extra=extra)
         finally:
