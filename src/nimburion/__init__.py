@@ -1,3 +1,142 @@
-"""nimburion: background jobs for Python, on four stores with one contract."""
+"""nimburion: background jobs for Python, on four backends with one contract.
+
+```python
+from nimburion import Job, Processor, open_backend
+
+
+class SendEmail(Job):
+    to: str
+
+    async def process(self, ctx): ...
+
+
+processor = Processor(open_backend("sqlite:///jobs.db"))
+```
+
+Importing this package loads nothing else: each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nimburion import config
+    from nimburion.backends import open_backend
+    from nimburion.jobs import (
+        Context,
+        Health,
+        Job,
+        Priority,
+        Processor,
+        State,
+        Status,
+        job,
+    )
+    from nimburion.jobs.errors import (
+        BackendError,
+        BackendUnavailable,
+        Cancel,
+        ConfigurationError,
+        DefinitionError,
+        DuplicateJob,
+        FormatMismatch,
+        InvalidJob,
+        JobConflict,
+        JobNotCompleted,
+        JobNotFound,
+        JobSignal,
+        LeaseLost,
+        NimburionError,
+        NothingRegistered,
+        NotJoinable,
+        NotOpen,
+        NotSupported,
+        OutOfOrder,
+        PermanentError,
+        Retry,
+        ScheduleNotFound,
+        SessionLost,
+        Snooze,
+        StoreCorrupt,
+        StoreFull,
+        StoreReadOnly,
+        TransactionExpired,
+        Unstorable,
+        UseAwait,
+        WaitTimeout,
+    )
+    from nimburion.scheduler import Scheduler
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Job",
+    "job",
+    "Processor",
+    "Context",
+    "Priority",
+    "State",
+    "Status",
+    "Health",
+    "Scheduler",
+    "config",
+    "open_backend",
+    "NimburionError",
+    "ConfigurationError",
+    "DefinitionError",
+    "InvalidJob",
+    "JobConflict",
+    "DuplicateJob",
+    "JobNotFound",
+    "ScheduleNotFound",
+    "JobNotCompleted",
+    "WaitTimeout",
+    "NothingRegistered",
+    "UseAwait",
+    "NotOpen",
+    "LeaseLost",
+    "NotJoinable",
+    "BackendError",
+    "BackendUnavailable",
+    "StoreFull",
+    "StoreReadOnly",
+    "StoreCorrupt",
+    "FormatMismatch",
+    "Unstorable",
+    "SessionLost",
+    "TransactionExpired",
+    "OutOfOrder",
+    "NotSupported",
+    "PermanentError",
+    "JobSignal",
+    "Retry",
+    "Snooze",
+    "Cancel",
+]
+
+_HOMES = MappingProxyType(
+    {
+        "config": "nimburion.config",
+        "open_backend": "nimburion.backends",
+        "Scheduler": "nimburion.scheduler",
+        **dict.fromkeys(
+            ("Job", "job", "Processor", "Context", "Priority", "State", "Status", "Health"),
+            "nimburion.jobs",
+        ),
+    }
+)
+"""Where the names of `__all__` are defined; all others are errors, in `nimburion.jobs.errors`."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_HOMES.get(name, "nimburion.jobs.errors"))
+    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

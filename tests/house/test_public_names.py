@@ -1,0 +1,40 @@
+"""What `from nimburion import …` offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import nimburion
+from nimburion.jobs import errors
+
+
+@pytest.mark.parametrize("name", nimburion.__all__)
+def test_each_name_can_be_imported(name: str) -> None:
+    assert getattr(nimburion, name) is not None
+    assert name in dir(nimburion)
+
+
+def test_every_error_is_there() -> None:
+    assert set(errors.__all__) <= set(nimburion.__all__)
+
+
+def test_the_names_of_the_specification_are_there() -> None:
+    assert {"Job", "job", "Processor", "Scheduler", "Priority", "State", "config"} <= set(
+        nimburion.__all__
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'nimburion' has no attribute 'Jobs'"):
+        getattr(nimburion, "Jobs")  # noqa: B009 (the name is what is tested)
+
+
+def test_importing_the_package_loads_none_of_its_modules() -> None:
+    code = "import sys, nimburion; print([m for m in sys.modules if m.startswith('nimburion.')])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
