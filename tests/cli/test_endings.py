@@ -43,7 +43,7 @@ BAD_INPUT = [
     (("worker", "json:decodr"), "json has no 'decodr'; did you mean decoder?"),
     (("worker", "json:decoder"), "json:decoder is a module; a Processor is needed"),
     (("worker", "json:dumps", "--concurrency", "0"), "Invalid value for '--concurrency'"),
-    (("demo", "--store", "memory://"), "the demo brings its own configuration and store"),
+    (("demo", "--store", "memory://"), "the demo has its own configuration and backend"),
     (("demo", "--keep", "full"), "full is not an empty folder"),
 ]  # fmt: skip
 

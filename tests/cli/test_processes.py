@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -11,8 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from nimburion.cli.demo import png
 
 COMMAND = [sys.executable, "-m", "nimburion"]
 PATIENCE = 50
@@ -180,13 +179,14 @@ def test_the_demo_accounts_for_every_job(tmp_path: Path) -> None:
 
 def check_files(folder: Path) -> None:
     """The jobs did what they say, by the files they wrote."""
-    thumbnails = sorted((folder / "thumbnails").iterdir())
-    assert len(thumbnails) == 12
-    assert {png.read_png(path)[:2] for path in thumbnails} == {(70, 47)}
+    originals = sorted((folder / "orders").iterdir())
+    assert len(originals) == 12
+    for original in originals:
+        compressed = folder / "compressed" / f"{original.name}.gz"
+        assert gzip.decompress(compressed.read_bytes()) == original.read_bytes()
     with (folder / "report.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert [row[0] for row in rows] == ["region", "north", "east", "south", "west"]
-    assert len(list((folder / "mail").glob("*.eml"))) >= 7
+        assert [row[0] for row in csv.reader(file)] == ["east", "north", "south", "west"]
+    assert len(list((folder / "mail" / "new").iterdir())) >= 7
     notes = (folder / "notes.txt").read_text().splitlines()
     assert notes == ["priority 9: first", "priority 5: second", "priority 3: last"]
 

@@ -24,14 +24,14 @@ from nimburion.cli.invocation import current, shared_options
 def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None:  # noqa: FBT001
     """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
 
-    Needs nothing but this package: it starts its own workers, web service and mail server on this
-    machine, on a SQLite store of its own. One worker is killed on the way and its jobs are rescued.
-    Ends with exit code 1 unless every job that was enqueued is accounted for.
+    Needs nothing but this package: it starts workers and a web service on this machine, with a
+    SQLite file of its own. It kills one worker, whose jobs are rescued. Exit code 1 unless every
+    job that was enqueued is accounted for.
     """
     from nimburion.cli.demo.run import run_demo
 
     if current().config or current().store:
-        raise BadInput("the demo brings its own configuration and store; see --keep")
+        raise BadInput("the demo has its own configuration and backend; see --keep")
     keep = None if folder is None else Path(folder)
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise BadInput(f"{keep} is not an empty folder")

@@ -1,52 +1,58 @@
 """The jobs of the demo, as an application would write them.
 
-The workers run them by `nimburion worker nimburion.cli.demo.work:make_processor`.
+The workers run them by `nimburion worker nimburion.cli.demo.jobs:make_processor`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
+import gzip
 import http.client
-import smtplib
+import mailbox
+from collections import Counter
 from email.message import EmailMessage
 from pathlib import Path
 
 from nimburion import config
-from nimburion.cli.demo import orders, png
 from nimburion.jobs import Context, Job, PermanentError, Processor
 
 LOOPBACK = "127.0.0.1"
 
 
-class MakeThumbnail(Job, name="make_thumbnail", queue="images", concurrency=4):
-    """Shrink a picture. CPU work in a plain `def`: it runs on a thread, not on the event loop."""
+class CompressFile(Job, name="compress_file", queue="files", concurrency=4):
+    """Compress a file. CPU work in a plain `def`: it runs on a thread, not on the event loop."""
 
     source: str
     target: str
-    factor: int = 6
 
     def process(self, ctx: Context) -> str:
-        picture = png.read_png(Path(self.source))
+        content = Path(self.source).read_bytes()
         ctx.progress(0.2, "read")
-        small = png.shrunk(picture, self.factor)
-        png.write_png(Path(self.target), small)
-        return f"{small.width}x{small.height}"
+        compressed = gzip.compress(content)
+        Path(self.target).write_bytes(compressed)
+        return f"{len(compressed) / len(content):.0%} of its size"
 
 
 class SalesReport(Job, name="sales_report", queue="reports"):
-    """Sum a file of orders into another one. The result is kept with the job."""
+    """Sum a file of orders by region into another file. The result is kept with the job."""
 
     orders: str
     target: str
 
     def process(self, ctx: Context) -> dict[str, float]:
         ctx.progress(0.1, "summing")
-        cents = orders.write_report(Path(self.orders), Path(self.target))
-        return {"turnover": cents / 100}
+        cents: Counter[str] = Counter()
+        with Path(self.orders).open(newline="", encoding="utf-8") as orders:
+            for row in csv.DictReader(orders):
+                cents[row["region"]] += int(row["cents"])
+        with Path(self.target).open("w", newline="", encoding="utf-8") as report:
+            csv.writer(report).writerows((name, sum_ / 100) for name, sum_ in sorted(cents.items()))
+        return {"turnover": cents.total() / 100}
 
 
 class CallWebhook(Job, name="call_webhook", queue="web", max_retries=5, retry_backoff=0.3):
-    """Tell a web service of an order. 503 comes and goes: retried. 410 will not: permanent."""
+    """Tell a web service of an order. 503 is temporary: retried. 410 is not: permanent."""
 
     port: int
     path: str
@@ -66,9 +72,9 @@ class CallWebhook(Job, name="call_webhook", queue="web", max_retries=5, retry_ba
 
 
 class SendEmail(Job, name="send_email", queue="mail"):
-    """Send a real message by SMTP. The job's id is the message's: a repeat can be told."""
+    """Deliver a message to a mailbox. Its id is the job's, so a repeated message is recognised."""
 
-    port: int
+    mailbox: str
     to: str
     subject: str
 
@@ -78,12 +84,11 @@ class SendEmail(Job, name="send_email", queue="mail"):
         message["Subject"] = self.subject
         message["Message-ID"] = f"<{ctx.job_id}@example.com>"
         message.set_content(f"Attempt {ctx.attempt} of job {ctx.job_id}.\n")
-        with smtplib.SMTP(LOOPBACK, self.port, local_hostname="localhost", timeout=5) as server:
-            server.send_message(message)
+        mailbox.Maildir(self.mailbox, create=False).add(message)
 
 
 class ExportArchive(Job, name="export_archive", queue="default", max_retries=0):
-    """Something slow, in steps, that says how far it is. A killed worker repeats it whole."""
+    """Slow work in steps, with progress. After the death of its worker it starts again."""
 
     number: int
     steps: int = 10
@@ -105,11 +110,11 @@ class WriteNote(Job, name="write_note", queue="notes"):
             file.write(f"priority {ctx.priority}: {self.text}\n")
 
 
-JOBS = (MakeThumbnail, SalesReport, CallWebhook, SendEmail, ExportArchive, WriteNote)
+JOBS = (CompressFile, SalesReport, CallWebhook, SendEmail, ExportArchive, WriteNote)
 
 
 def make_processor() -> Processor:
-    """A processor as configured, with every job of the demo."""
+    """Return a processor as configured, with every job of the demo."""
     processor = Processor.from_config(config.load())
     processor.register(*JOBS)
     return processor

@@ -1,18 +1,23 @@
-"""How the demo is shown: live on a terminal, as plain lines elsewhere, not at all for machines."""
+"""How the demo is shown: live on a terminal, as plain lines elsewhere, as JSON for machines."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import click
+import msgspec
 
-from nimburion.cli.demo.watch import NOTHING, Snapshot
-from nimburion.cli.output import clean
+from nimburion.cli.demo.snapshot import EMPTY, Snapshot, Totals, count_totals
+from nimburion.cli.output import clean, table, write_json
 from nimburion.core.job import State
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ STATES = (
 
 
 class View(Protocol):
-    """What the run tells."""
+    """Shows what happens."""
 
     def __enter__(self) -> Self: ...
 
@@ -44,18 +49,18 @@ class View(Protocol):
         trace: TracebackType | None,
     ) -> None: ...
 
-    def tell(self, line: str, *, loud: bool = False) -> None:
-        """One more thing that happened; `loud` for what the demo itself does."""
+    def write(self, line: str, *, loud: bool = False) -> None:
+        """Show one more event; `loud` for what the demo itself does."""
         ...
 
     def update(self, snapshot: Snapshot) -> None:
-        """The store at this moment."""
+        """Show the state of all jobs at this moment."""
         ...
 
 
-def view_for(*, plain: bool, as_json: bool) -> View:
-    """The best view that there is for this output."""
-    clock = _stopwatch()
+def choose_view(*, plain: bool, as_json: bool) -> View:
+    """Return the best view for this output."""
+    clock = _start_stopwatch()
     if as_json:
         return SilentView()
     if plain or not sys.stdout.isatty():
@@ -66,7 +71,7 @@ def view_for(*, plain: bool, as_json: bool) -> View:
         return PlainView(clock)
 
 
-def _stopwatch() -> Callable[[], float]:
+def _start_stopwatch() -> Callable[[], float]:
     started = time.monotonic()
     return lambda: time.monotonic() - started
 
@@ -85,11 +90,11 @@ class SilentView:
     ) -> None:
         pass
 
-    def tell(self, line: str, *, loud: bool = False) -> None:
-        """Nobody listens."""
+    def write(self, line: str, *, loud: bool = False) -> None:
+        """Show nothing."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Nobody looks."""
+        """Show nothing."""
 
 
 class PlainView(SilentView):
@@ -98,7 +103,7 @@ class PlainView(SilentView):
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
 
-    def tell(self, line: str, *, loud: bool = False) -> None:
+    def write(self, line: str, *, loud: bool = False) -> None:
         """Print it with the seconds since the start."""
         mark = "--" if loud else "  "
         click.echo(f"{self._clock():5.1f} s {mark} {clean(line)}")
@@ -112,7 +117,7 @@ class LiveView(SilentView):
         from rich.live import Live
 
         self._clock = clock
-        self._snapshot = NOTHING
+        self._snapshot = EMPTY
         console = Console()
         self._lines: deque[str] = deque(maxlen=max(3, console.height - OTHER_LINES))
         self._live = Live(
@@ -131,8 +136,8 @@ class LiveView(SilentView):
     ) -> None:
         self._live.stop()
 
-    def tell(self, line: str, *, loud: bool = False) -> None:
-        """Add it to the latest lines; the loud ones stay above the live view for good."""
+    def write(self, line: str, *, loud: bool = False) -> None:
+        """Add it to the latest lines; loud ones stay above the live view."""
         stamped = f"{self._clock():5.1f} s  {clean(line)}"
         if loud:
             self._live.console.print(stamped, style="bold", markup=False, highlight=False)
@@ -140,7 +145,7 @@ class LiveView(SilentView):
             self._lines.append(stamped)
 
     def update(self, snapshot: Snapshot) -> None:
-        """Keep it for the next drawing."""
+        """Keep it until the view is drawn again."""
         self._snapshot = snapshot
 
     def _draw(self) -> RenderableType:
@@ -158,7 +163,7 @@ class LiveView(SilentView):
         table.add_column("job", no_wrap=True)
         for state, colour in STATES:
             table.add_column(state.value, justify="right", style=colour, no_wrap=True)
-        for name, counts in self._snapshot.by_name().items():
+        for name, counts in self._snapshot.count_by_name().items():
             cells = [str(counts[state] or "") for state, _ in STATES]
             table.add_row(Text(clean(name)), *cells)
         return table
@@ -172,3 +177,51 @@ class LiveView(SilentView):
             for session in self._snapshot.sessions
         ]
         return Text("   ".join(workers) or "no worker yet", style="cyan")
+
+
+def show_result(
+    folder: Path, ids: set[str], snapshot: Snapshot, *, right: bool, as_json: bool
+) -> None:
+    """Show the totals, the files and what to try next."""
+    rows = count_totals(ids, snapshot)
+    if as_json:
+        write_json({"ok": right, "folder": str(folder), "jobs": msgspec.to_builtins(rows)})
+        return
+    click.echo()
+    table(Totals.__struct_fields__, [msgspec.structs.astuple(row) for row in rows], "nothing")
+    click.echo("\n" + _describe_total(rows[-1], right=right))
+    _show_files(folder)
+    _show_next_commands(folder, snapshot)
+
+
+def _describe_total(total: Totals, *, right: bool) -> str:
+    sum_ = f"{total.completed} completed + {total.failed} failed + {total.cancelled} cancelled"
+    if right:
+        return f"{total.enqueued} enqueued = {sum_}: every job is accounted for"
+    return f"{total.enqueued} enqueued, but {sum_}: NOT EVERY JOB IS ACCOUNTED FOR"
+
+
+def _show_files(folder: Path) -> None:
+    files = len(list((folder / "compressed").iterdir()))
+    mails = len(list((folder / "mail" / "new").iterdir()))
+    click.echo(f"\nfiles in {clean(folder)}:")
+    click.echo(f"  compressed/ ({files} files), report.csv, mail/ ({mails} messages)")
+    click.echo("  notes.txt (in the order of priority), worker-1.log, worker-2.log, nimburion.db")
+
+
+def _show_next_commands(folder: Path, snapshot: Snapshot) -> None:
+    failed = [record.id for record in snapshot.jobs.values() if record.state is State.FAILED]
+    program = shlex.quote(_find_program())
+    click.echo("\nwhat to try next:")
+    click.echo(f"  cd {shlex.quote(os.fspath(folder))}")
+    click.echo(f"  {program} dead list")
+    click.echo(f"  {program} jobs show {failed[0] if failed else 'ID'}")
+    click.echo(f"  {program} jobs list --state completed")
+    click.echo(f"remove it all with: rm -r {shlex.quote(os.fspath(folder))}")
+
+
+def _find_program() -> str:
+    """Return how to call `nimburion` from a shell outside of our environment."""
+    if shutil.which("nimburion"):
+        return "nimburion"
+    return str(Path(sys.executable).parent / "nimburion")

@@ -1,4 +1,4 @@
-"""The worker processes of the demo: started, killed, ended; none outlives the block."""
+"""The worker processes of the demo: started, killed, stopped; none outlives the block."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-TARGET = "nimburion.cli.demo.work:make_processor"
-PATIENCE = 5.0
+TARGET = "nimburion.cli.demo.jobs:make_processor"
+STOP_SECONDS = 5.0
 
 
-class Crew:
-    """Real children, each with its own log file in the folder."""
+class WorkerProcesses:
+    """Child processes, each with its own log file in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes: dict[int, Process] = {}
         self.numbers: dict[int, int] = {}
-        """Which worker, from 1, has which process id."""
+        """The number of each worker, from 1, by process id."""
 
     async def start(self) -> int:
         """Start one more; its process id. It reads `config.yaml` in the folder."""
@@ -30,24 +30,24 @@ class Crew:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "nimburion", "worker", TARGET, "--config", "config.yaml"),
                 cwd=self._folder,
-                env=environment(),
+                env=_make_environment(),
                 stdin=DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the demo, which then ends its workers
+                start_new_session=True,  # Ctrl-C is for the demo, which then stops its workers
             )
         self._processes[process.pid] = process
         self.numbers[process.pid] = number
         return process.pid
 
     async def kill(self, pid: int) -> None:
-        """SIGKILL: no goodbye, nothing is written, nothing is given back."""
+        """Send SIGKILL: the worker writes nothing and releases nothing."""
         process = self._processes.pop(pid)
         process.kill()
         await process.wait()
 
-    def ended(self) -> list[int]:
-        """The numbers of those that ended although nobody asked them to."""
+    def list_exited(self) -> list[int]:
+        """Return the numbers of those that ended by themselves."""
         return [
             self.numbers[pid]
             for pid, process in self._processes.items()
@@ -55,44 +55,45 @@ class Crew:
         ]
 
     async def stop(self) -> list[int]:
-        """SIGTERM to all, SIGKILL to those that do not go; their exit codes."""
+        """Send SIGTERM to all, SIGKILL to those that go on; their exit codes."""
         processes = list(self._processes.values())
         for process in processes:
             if process.returncode is None:
                 process.terminate()
-        codes = list(await asyncio.gather(*(self._gone(process) for process in processes)))
+        codes = list(await asyncio.gather(*(_wait_or_kill(process) for process in processes)))
         self._processes.clear()
         return codes
 
     async def kill_all(self) -> None:
-        """SIGKILL to all that are left, before anything is waited for: a second Ctrl-C comes too
-        late to leave one behind."""
+        """Send SIGKILL to all that are left, before waiting for any of them: a second Ctrl-C then
+        comes too late to leave one behind."""
         left = [one for one in self._processes.values() if one.returncode is None]
         for process in left:
             process.kill()
         for process in left:
             await process.wait()
 
-    async def _gone(self, process: Process) -> int:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await process.wait()
-        except TimeoutError:
-            process.kill()
-            return await process.wait()
-
 
 @asynccontextmanager
-async def crew_in(folder: Path) -> AsyncIterator[Crew]:
-    """A crew whose processes are gone when the block is left, however it is left."""
-    crew = Crew(folder)
+async def start_workers_in(folder: Path) -> AsyncIterator[WorkerProcesses]:
+    """Worker processes that have ended when the block is left, however it is left."""
+    workers = WorkerProcesses(folder)
     try:
-        yield crew
-        await crew.stop()
+        yield workers
+        await workers.stop()
     finally:
-        await crew.kill_all()
+        await workers.kill_all()
 
 
-def environment() -> dict[str, str]:
-    """Ours, without settings: the workers are configured by the file alone."""
+async def _wait_or_kill(process: Process) -> int:
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            return await process.wait()
+    except TimeoutError:
+        process.kill()
+        return await process.wait()
+
+
+def _make_environment() -> dict[str, str]:
+    """Return our environment without settings: the file alone configures the workers."""
     return {name: value for name, value in os.environ.items() if name[:10] != "NIMBURION_"}
