@@ -140,6 +140,8 @@ def test_config_shows_everything_but_passwords(nimburion: CommandLine) -> None:
     shown = nimburion("--store", url, "config", "show")
     assert "redis+sentinel://u:***@h/s?sentinel_password=***&db=1" in shown.out
     assert "hunter2" not in shown.out
+    shown = nimburion("--store", "redis://h?pasword=hunter2&db=1", "config", "show")
+    assert "redis://h?pasword=***&db=1" in shown.out
     data = nimburion("config", "show", "--json").data
     assert (data["source"], data["jobs"]["grace"]) == (f"{nimburion.folder}/config.yaml", 60.0)
 

@@ -416,3 +416,10 @@ def test_each_code_has_words_of_its_own(code: str, kind: type[Exception], words:
 def test_an_unknown_command_is_a_matter_of_configuration() -> None:
     error = driver.ResponseError("unknown command 'EVALSHA', with args beginning with: ''")
     assert isinstance(said(error), ConfigurationError)
+
+
+def test_the_arguments_of_an_unknown_command_are_not_repeated() -> None:
+    """A server, or a proxy, that does not know AUTH repeats the password."""
+    text = "unknown command 'AUTH', with args beginning with: 'app' 'hunter2' "
+    assert "'AUTH'" in str(said(driver.ResponseError(text)))
+    assert "hunter2" not in str(said(driver.ResponseError(text)))

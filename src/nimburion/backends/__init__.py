@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from importlib import import_module
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError
+from nimburion.core.redaction import redact_url
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -43,6 +45,8 @@ SCHEMES = MappingProxyType(
 
 Factory = Callable[..., Backend]
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+
 
 def open_backend(url: str, **options: object) -> Backend:
     """A store by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`,
@@ -69,9 +73,10 @@ def open_backend(url: str, **options: object) -> Backend:
 def scheme_of(url: str) -> str:
     """What stands before `://`, in lower case."""
     scheme, found, _ = url.partition("://")
-    if not found or not scheme:
+    if not found or not _SCHEME.fullmatch(scheme):
         raise ConfigurationError(
-            f"{shown(url)} is no URL of a store; write one like sqlite:///jobs.db or memory://"
+            f"{redact_url(url)!r} is no URL of a store; write one like sqlite:///jobs.db or "
+            "memory://"
         )
     return scheme.lower()
 
@@ -117,9 +122,3 @@ def unknown(scheme: str) -> str:
         f"no store {scheme!r}; {hint}Known here: {', '.join(known)}. A store of another package "
         f"must be installed with it (entry point group {ENTRY_POINTS!r})"
     )
-
-
-def shown(url: str) -> str:
-    """A URL as messages show it: without what may be a password."""
-    head, at, tail = url.rpartition("@")
-    return repr(f"{head.partition(':')[0]}:…@{tail}" if at else url)

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import unquote
 
+from nimburion.core.redaction import redact_option_name
+
 T = TypeVar("T")
 
 _LONGEST_WAIT = 3600.0
@@ -51,7 +53,8 @@ class Options:
             hint = f"did you mean {near[0]}? " if near else ""
             if name in self._elsewhere:
                 hint = f"that is for {self._elsewhere[name]}. "
-            raise Wrong(f"no option {cut(name)} here; {hint}Known: {', '.join(self._taken)}")
+            shown = cut(redact_option_name(name))
+            raise Wrong(f"no option {shown} here; {hint}Known: {', '.join(self._taken)}")
 
 
 def pairs_of(query: str) -> dict[str, str]:
@@ -62,7 +65,7 @@ def pairs_of(query: str) -> dict[str, str]:
         if not mark or not name:
             raise Wrong("behind ? is expected name=value, and & before the next one")
         if name in pairs:
-            raise Wrong(f"option {cut(name)} stands there twice")
+            raise Wrong(f"option {cut(redact_option_name(name))} stands there twice")
         pairs[name] = unquoted(value)
     return pairs
 

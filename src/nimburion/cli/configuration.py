@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +9,7 @@ import msgspec
 
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import fields, show
+from nimburion.core.redaction import redact_url
 
 if TYPE_CHECKING:
     from nimburion.core.settings import Config, TaskSettings
@@ -55,7 +55,7 @@ def show_settings() -> None:
     """Show every setting as it holds now; passwords are left out."""
     config = current().load()
     data: dict[str, object] = msgspec.to_builtins(config.jobs)
-    data["url"] = without_password(config.jobs.url)
+    data["url"] = redact_url(config.jobs.url)
     scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
     scheduler["tasks"] = [task_as_data(task) for task in config.scheduler.tasks]
     told = {"source": config.source, "jobs": data, "scheduler": scheduler}
@@ -80,14 +80,3 @@ def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> Non
                 shown = "none" if one is None else one
                 flat[f"{section}.{key}.{name}".rstrip(".")] = shown
     fields(flat)
-
-
-def without_password(url: str) -> str:
-    """The URL with `***` for its passwords."""
-    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1***", url)
-    head, at, tail = url.rpartition("@")
-    if not at or "://" not in head:
-        return url
-    scheme, _, login = head.partition("://")
-    user, colon, _ = login.partition(":")
-    return f"{scheme}://{user}{':***' if colon else ''}@{tail}"

@@ -46,11 +46,14 @@ class Invocation:
         import asyncio  # a fifth of the start time: not for help texts
 
         from nimburion.backends import open_backend
+        from nimburion.core.redaction import redact_url
 
         url = self.load().jobs.url
         backend = open_backend(url)
         if not backend.capabilities.shared:
-            raise BadInput(f"{url} lives inside one process; from here there is nothing to see")
+            raise BadInput(
+                f"{redact_url(url)} lives inside one process; from here there is nothing to see"
+            )
         if not may_create:
             refuse_missing(url)
         return asyncio.run(_asked(backend, question, unopened=unopened))

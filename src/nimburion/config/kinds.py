@@ -13,6 +13,7 @@ import msgspec
 from nimburion.config.tree import Path, Written, kind_of, refusal
 from nimburion.core.errors import DefinitionError
 from nimburion.core.limits import NAME_PATTERN
+from nimburion.core.redaction import redact_value
 
 CENTURY = 36_525 * 86_400.0
 
@@ -57,7 +58,7 @@ class Kind(msgspec.Struct, frozen=True):
         value = written.value
         if self.secret or not isinstance(value, str | int | float) or isinstance(value, bool):
             return kind_of(value)
-        text = value if isinstance(value, str) else written.text or str(value)
+        text = redact_value(value) if isinstance(value, str) else written.text or str(value)
         cut = text if len(text) <= 60 else text[:57] + "..."
         return ascii(cut) if isinstance(value, str) else cut
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import cast
@@ -43,6 +44,7 @@ _POSTGRES_OPTIONS = (
     "timeout",
 )  # fmt: skip
 _FILES = frozenset({"tls_ca", "tls_cert", "tls_key", "sslrootcert", "sslcert", "sslkey"})
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _log = logging.getLogger("nimburion.config")
 
 Values = Mapping[str, object]
@@ -229,7 +231,8 @@ def _refuse_all(told: Told, whole: str, others: tuple[str, ...]) -> None:
 
 
 def _scheme(url: str) -> str:
-    return url.partition("://")[0].lower() if "://" in url else ""
+    scheme, mark, _ = url.partition("://")
+    return scheme.lower() if mark and _SCHEME.fullmatch(scheme) else ""
 
 
 def absolute(url: str) -> str:

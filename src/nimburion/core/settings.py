@@ -3,12 +3,12 @@ environment and arguments; everything else only reads them. Durations are second
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
 from nimburion.core.limits import Limits
+from nimburion.core.redaction import redact_url
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """The settings by name; what may be a password in the URL is left out."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        return list({**values, "url": _without_password(self.url)}.items())
+        return list({**values, "url": redact_url(self.url)}.items())
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -98,13 +98,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerSettings = SchedulerSettings()
     source: str | None = None
     """The absolute path of the file it came from; None: no file, defaults and environment."""
-
-
-def _without_password(url: str) -> str:
-    """`redis://user:secret@host` as `redis://user:…@host`; options that are passwords alike."""
-    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1…", url)
-    scheme, sep, rest = url.partition("://")
-    account, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    return f"{scheme}{sep}{account.partition(':')[0]}:…@{host}"

@@ -20,6 +20,7 @@ from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Lease
+from nimburion.core.redaction import redact_url
 from nimburion.core.service import Service
 from nimburion.core.settings import Config, Settings
 from nimburion.jobs.attempt import Attempts
@@ -77,7 +78,8 @@ class Processor(Client):
     ) -> None:
         if isinstance(backend, str):
             raise DefinitionError(
-                f"a processor takes a store, not a URL: Processor(open_backend({backend!r}))"
+                "a processor takes a store, not a URL: "
+                f"Processor(open_backend({redact_url(backend)!r}))"
             )
         chosen = _chosen(settings or Settings(), single_settings)
         super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)

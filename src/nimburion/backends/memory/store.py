@@ -16,7 +16,7 @@ from nimburion.backends.memory.entry import Entry, Shelf, micros
 from nimburion.backends.memory.moves import Step
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.errors import JobNotFound
+from nimburion.core.errors import ConfigurationError, JobNotFound
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
@@ -36,6 +36,7 @@ from nimburion.core.reading import (
     Retention,
     ScheduleRecord,
 )
+from nimburion.core.redaction import redact_url
 from nimburion.core.session import Orders, Session, SessionInfo
 from nimburion.core.settlement import Settlement
 
@@ -65,8 +66,13 @@ class MemoryBackend:
         self._shared = _Shared()
 
     @classmethod
-    def from_url(cls, _url: str, **options: object) -> MemoryBackend:
+    def from_url(cls, url: str, **options: object) -> MemoryBackend:
         """The store that `memory://` names: a new, empty one."""
+        if url.lower().rstrip("/") != "memory:":
+            raise ConfigurationError(
+                f"{redact_url(url)!r}: nothing may follow memory://, which has no server and no "
+                "options"
+            )
         return cls(**options)  # type: ignore[arg-type]
 
     # Coming and going

@@ -21,6 +21,7 @@ from nimburion.core.errors import (
     NimburionError,
     StoreReadOnly,
 )
+from nimburion.core.redaction import redact_urls
 
 Driver = Any
 """The driver's connection: `asyncpg.Connection`."""
@@ -157,7 +158,7 @@ def why_not(error: Exception, node: Node | None, address: Address) -> NimburionE
         or _of_strangers(error, place)
     )
     if isinstance(error, asyncpg.ClientConfigurationError):
-        return ConfigurationError(f"{where}: {error}")
+        return ConfigurationError(f"{where}: {redact_urls(str(error))}")
     if problem is None:
         return meaning_of(error, where, sent=False)
     return BackendUnavailable(f"{where}: {problem}", outcome="not applied")
@@ -165,7 +166,7 @@ def why_not(error: Exception, node: Node | None, address: Address) -> NimburionE
 
 def _of_pooler(error: Exception, where: str) -> NimburionError | None:
     """PgBouncer refuses everything with the code of a broken protocol."""
-    text = str(error)
+    text = redact_urls(str(error))
     if code_of(error) != "08P01":
         return None
     if "no such database" in text:

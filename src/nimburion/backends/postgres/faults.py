@@ -24,6 +24,7 @@ from nimburion.core.errors import (
     StoreFull,
     Unstorable,
 )
+from nimburion.core.redaction import redact_urls
 
 FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What may come out of a connection: catch these, and raise `meaning_of` them. `TimeoutError` and
@@ -124,7 +125,7 @@ def answered(code: str, error: Exception, where: str, *, sent: bool) -> Nimburio
 def _text_of(error: Exception) -> str:
     """What the server said, in one line. Without its detail, which may show what the job holds."""
     parts = (getattr(error, "message", None) or str(error), getattr(error, "hint", None))
-    return " ".join(" ".join(part.split()) for part in parts if part)
+    return redact_urls(" ".join(" ".join(part.split()) for part in parts if part))
 
 
 def _cut_off(where: str, text: str, *, sent: bool) -> NimburionError:

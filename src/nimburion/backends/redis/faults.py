@@ -23,6 +23,7 @@ from nimburion.core.errors import (
     StoreReadOnly,
     Unstorable,
 )
+from nimburion.core.redaction import redact_urls
 
 FAULTS = (driver.RedisError, OSError, EOFError, UnicodeEncodeError, OverflowError)
 """What may come out of a connection: catch these, and raise `meaning_of` them."""
@@ -62,6 +63,8 @@ _FIRST_WORD = re.compile(r"[A-Z][A-Z0-9_]+(?=[ ]|$)")
 _WITHIN = re.compile(r"(?:^|[:\s])-?(OOM|READONLY|MISCONF|WRONGTYPE|NOREPLICAS|NOPERM)\s")
 _NO_RIGHT = re.compile(r"ACL failure in script|user executing the script can't")
 _QUOTED = re.compile(r"'([^']+)'")
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
+"""A server, or a proxy, that does not know `AUTH` or `HELLO` repeats the password there."""
 _TRAILER = re.compile(r"\s*script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
 
 
@@ -123,7 +126,7 @@ def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
 
 
 def _answered(code: str, error: Exception, where: str) -> NimburionError:
-    text = _TRAILER.sub("", str(error))
+    text = _ARGUMENTS.sub("", _TRAILER.sub("", redact_urls(str(error))))
     if code in _ELSEWHERE:
         return not_applied(f"{where}: {_ELSEWHERE[code]}; nothing was written")
     if code in _ANSWERS:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nimburion.core.errors import ConfigurationError
+from nimburion.core.redaction import redact_url
 
 MOUNTS = Path("/proc/self/mounts")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -46,8 +47,8 @@ def path_of(url: str) -> Path:
     host, slash, path = rest.partition("/")
     if scheme.lower() != "sqlite" or host or not slash or not path or "?" in path:
         raise ConfigurationError(
-            f"{url!r} names no SQLite file; write sqlite:///jobs.db (relative to the working "
-            "directory) or sqlite:////srv/app/jobs.db (absolute)"
+            f"{redact_url(url)!r} names no SQLite file; write sqlite:///jobs.db (relative to the "
+            "working directory) or sqlite:////srv/app/jobs.db (absolute)"
         )
     return Path(unquote(path))
 

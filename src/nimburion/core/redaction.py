@@ -1,0 +1,112 @@
+"""Remove secrets from URLs before they are shown. Every message that quotes a URL, or text that may
+hold one, goes through here.
+
+A URL that is well formed keeps what helps to find a mistake: scheme, user, hosts, path and the
+options that are known to hold no secret. Of anything else only the scheme is shown, because nobody
+can tell where the password ends.
+"""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+
+_PLAIN_OPTIONS = frozenset(
+    {
+        *("application_name", "connect_timeout", "connections", "db", "dbname", "durable_enqueue"),
+        *("host", "namespace", "pooler", "port", "prefix", "require_durable", "schema"),
+        *("sentinel_username", "sslcert", "sslkey", "sslmode", "sslrootcert"),
+        *("target_session_attrs", "timeout", "tls_ca", "tls_cert", "tls_key", "tls_verify", "user"),
+    }
+)
+"""Options whose values are shown. A misspelt `password` is not among them."""
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_USER = re.compile(r"[A-Za-z0-9_.~-]{1,64}")
+_HOST = re.compile(r"(?:[A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\]|%2F[A-Za-z0-9_.%-]*)(?::([0-9]{1,5}))?")
+_OPTION = re.compile(r"[A-Za-z_]{1,40}")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_ASSIGNMENT = re.compile(
+    r"(?i)\b(\w*(?:password|passwd|pwd|secret)\w*\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s,;&)]+)"
+)
+
+
+def redact_url(url: str) -> str:
+    """Returns the URL with `***` for everything that may be a secret.
+
+    >>> redact_url("redis://app:secret@localhost:6379/0?timeout=2&pasword=secret")
+    'redis://app:***@localhost:6379/0?timeout=2&pasword=***'
+    >>> redact_url("redis://app:sec/ret@localhost")
+    'redis://***'
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return HIDDEN if re.search(r"[@=%]|:(?![0-9]{1,5}$)", url) else url
+    if not _SCHEME.fullmatch(scheme):
+        return HIDDEN
+    if scheme.lower() == "sqlite" and rest.startswith("/"):  # a path, in which `@` and `:` may be
+        path, mark, query = rest.partition("?")
+        return f"{scheme}://{path}{mark}{_redact_query(query)}"
+    return f"{scheme}://{_redact_rest(rest, scheme)}"
+
+
+def redact_urls(text: str) -> str:
+    """Returns a text, such as a driver's error, with every URL in it redacted, and every value that
+    is assigned to a password.
+
+    >>> redact_urls('invalid DSN "postgresql://app:secret@db/app": password=secret')
+    'invalid DSN "postgresql://app:***@db/app": password=***'
+    """
+    text = _URL_IN_TEXT.sub(lambda found: redact_url(found[0]), text)
+    return _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
+
+
+def redact_value(text: str) -> str:
+    """Returns the value of a setting as messages show it: redacted where it looks like a URL, or
+    like a part of one."""
+    return redact_url(text) if "://" in text or "@" in text else text
+
+
+def redact_option_name(name: str) -> str:
+    """Returns the name of an unknown option, or `***` where it may be the rest of a password in
+    which a `&` stands."""
+    return name if _OPTION.fullmatch(name) else HIDDEN
+
+
+def _redact_rest(rest: str, scheme: str) -> str:
+    """What follows `://`. The password ends at the only `@`, or nobody knows where it ends."""
+    place, mark, query = rest.partition("?")
+    authority, slash, path = place.partition("/")
+    login, at, hosts = authority.rpartition("@")
+    if "@" in login + path + query or "#" in rest or not _are_hosts(hosts):
+        return HIDDEN
+    shown_login = f"{_redact_login(login, scheme)}@" if at else ""
+    return f"{shown_login}{hosts}{slash}{path}{mark}{_redact_query(query)}"
+
+
+def _are_hosts(text: str) -> bool:
+    """Whether these are hosts with ports; anything else may be a login without a host."""
+    found = [_HOST.fullmatch(one) for one in text.split(",")]
+    return all(one is not None and int(one[1] or 0) <= 65_535 for one in found)
+
+
+def _redact_login(login: str, scheme: str) -> str:
+    """The user, where it cannot be a password: one stands beside it, or PostgreSQL is asked, which
+    takes no password without a user."""
+    user, colon, password = login.partition(":")
+    known = bool(_USER.fullmatch(user)) and (bool(password) or scheme.startswith("postgres"))
+    if not colon:
+        return user if known else HIDDEN
+    return f"{user if known else HIDDEN if user else ''}:{HIDDEN}"
+
+
+def _redact_query(query: str) -> str:
+    return "&".join(_redact_option(pair) for pair in query.split("&")) if query else ""
+
+
+def _redact_option(pair: str) -> str:
+    name, mark, _ = pair.partition("=")
+    if not mark or not _OPTION.fullmatch(name):
+        return HIDDEN
+    return pair if name in _PLAIN_OPTIONS else f"{name}={HIDDEN}"
