@@ -19,8 +19,13 @@ def test_cancel_by_id(nimburion: CommandLine) -> None:
     missing = nimburion("jobs", "cancel", "b", "x")
     assert missing.code == 4
     assert missing.out.splitlines() == [
-        "b  cancelled", "x  not found", "1 job cancelled", "1 job not found",
-    ]  # fmt: skip
+        "b  cancelled",
+        "x  not cancelled: no such job",
+        "1 job cancelled",
+        "1 job not cancelled: no such job",
+    ]
+    late = nimburion("jobs", "cancel", "f")
+    assert (late.code, late.out.splitlines()[0]) == (1, "f  not cancelled: it had already ended")
     assert states(nimburion) == {"a": "cancelled", "b": "cancelled", "f": "failed"}
 
 
@@ -41,9 +46,22 @@ def test_cancel_all_that_match_needs_yes(nimburion: CommandLine) -> None:
 def test_retry_and_replay_by_id(nimburion: CommandLine) -> None:
     nimburion.fail("f1", "f2", "f3")
     assert nimburion("jobs", "retry", "f1").out == "1 job replayed\n"
-    assert nimburion("dead", "replay", "f2", "--json").data == {"replayed": ["f2"], "held": []}
+    assert nimburion("dead", "replay", "f2", "--json").data == {
+        "replayed": ["f2"],
+        "held": [],
+        "not_replayed": {},
+    }
     again = nimburion("dead", "replay", "f2")
-    assert (again.code, again.out) == (1, "0 jobs replayed\n")
+    assert (again.code, again.out) == (
+        1,
+        "0 jobs replayed\nf2  not replayed: it is pending, not failed\n",
+    )
+    for command in (("jobs", "retry"), ("dead", "replay")):
+        missing = nimburion(*command, "x")
+        assert (missing.code, missing.out) == (
+            4,
+            "0 jobs replayed\nx  not replayed: no such job\n",
+        )
     assert states(nimburion) == {"f1": "pending", "f2": "pending", "f3": "failed"}
 
 
@@ -64,7 +82,11 @@ def test_purge_needs_yes_even_for_one(nimburion: CommandLine) -> None:
     counted = nimburion("dead", "purge", "f1")
     assert counted.code == 2
     assert "1 job would be purged for good; nothing was done" in counted.err
-    assert nimburion("dead", "purge", "f1", "p", "--yes", "--json").data == {"purged": 1}
+    mixed = nimburion("dead", "purge", "f1", "p", "--yes", "--json")
+    not_purged = {"p": "it is pending, not failed"}
+    assert (mixed.code, mixed.data) == (1, {"purged": 1, "not_purged": not_purged})
+    missing = nimburion("dead", "purge", "x", "--yes")
+    assert (missing.code, missing.out) == (4, "0 jobs purged\nx  not purged: no such job\n")
     assert states(nimburion) == {"f2": "failed", "p": "pending"}
     assert nimburion("dead", "purge", "--all", "--yes").out == "1 job purged\n"
 

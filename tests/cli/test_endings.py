@@ -28,6 +28,9 @@ BAD_INPUT = [
     (("enqueue", "x", "--args", '{"a":"' + "x" * 2**20 + '"}'), "job 'x': "),
     (("dead", "purge"), "say which: ids, a filter, or --all"),
     (("dead", "replay", "a", "--queue", "b"), "give either ids or filters, not both"),
+    (("dead", "replay", "a", "--all"), "give either ids or --all, not both"),
+    (("jobs", "cancel", "a", "--queue", "b"), "give either ids or filters, not both"),
+    (("jobs", "cancel", "a", "--state", "pending"), "give either ids or --state, not both"),
     (("dead", "list", "--reason", "bad"), "Invalid value for '--reason'"),
     (("jobs", "cancel"), "say which: ids, a filter, or --all"),
     (("queues", "pause", "a b"), "queue must be 1-128 characters"),
@@ -85,7 +88,12 @@ def test_no_such_job_is_code_4(command: tuple[str, ...], nimburion: CommandLine)
 
 def test_a_job_that_is_not_dead_is_no_dead_letter(nimburion: CommandLine) -> None:
     nimburion.enqueue("pending")
-    assert nimburion("dead", "show", "pending").code == 4
+    ended = nimburion("dead", "show", "pending")
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err == (
+        "nimburion: job 'pending' is pending, not failed, so it is no dead letter; "
+        "`nimburion jobs show` shows it\n"
+    )
 
 
 @pytest.mark.parametrize(

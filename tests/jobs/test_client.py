@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -122,6 +123,8 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
         ({"priority": True}, "priority must be a whole number"),
         ({"at": NAIVE}, "at must have a time zone"),
         ({"at": 1_000.0}, "at must be a datetime with a time zone"),
+        ({"after": -1}, "after must be 0 seconds or more, not -1"),
+        ({"after": timedelta(seconds=-1)}, "after must be 0 seconds or more, not "),
         ({"after": "5"}, "after must be a number of seconds or a timedelta"),
         ({"after": float("inf")}, "after must be a number of seconds or a timedelta"),
         ({"at": datetime.now(UTC), "after": 1}, "say `at` or `after`, not both"),
@@ -147,9 +150,37 @@ async def test_an_option_that_cannot_be_is_refused_and_nothing_stored(
     assert await processor.pending_count() == 0
 
 
-async def test_an_unknown_option_is_a_type_error(processor: Processor) -> None:
-    with pytest.raises(TypeError, match="priorty"):
-        await processor.enqueue(double.job(1), priorty=7)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("priorty", "there is no option 'priorty'; did you mean 'priority'?"),
+        ("limits", "there is no option 'limits'; "),
+        ("x", "there is no option 'x'; known: after, at, connection, "),
+    ],
+)
+async def test_an_unknown_option_is_refused_and_the_nearest_is_named(
+    processor: Processor, option: str, said: str
+) -> None:
+    calls: list[Any] = [
+        partial(processor.enqueue, double.job(1)),
+        partial(processor.enqueue_many, [double.job(1)]),
+        partial(processor.enqueue_raw, "double", b"{}"),
+        partial(processor.enqueue_after, double.job(1), 1),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidJob) as refused:
+            await call(**{option: 7})
+        assert str(refused.value).startswith(said)
+    with pytest.raises(InvalidJob, match="no option 'id'"):
+        await processor.enqueue_many([double.job(1)], id="x")  # type: ignore[call-arg]
+    assert await processor.pending_count() == 0
+
+
+async def test_a_due_time_at_the_end_of_the_calendar_can_be_read(processor: Processor) -> None:
+    """As seconds it is rounded to the year 10000, which no datetime holds."""
+    last = datetime.max.replace(tzinfo=UTC)
+    job_id = await processor.enqueue_at(double.job(1), last)
+    assert (await processor.get_status(job_id)).due == last
 
 
 async def test_none_for_a_time_is_not_now(processor: Processor) -> None:

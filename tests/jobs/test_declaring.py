@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nimburion.backends.memory import MemoryBackend
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
@@ -15,6 +17,7 @@ from nimburion.jobs.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.context import Context
 from nimburion.jobs.errors import DefinitionError, InvalidJob
 from nimburion.jobs.job import Job, declaration_of_job, job
+from nimburion.jobs.processor import Processor
 from nimburion.jobs.registry import Handler, Registry
 
 if TYPE_CHECKING:
@@ -261,9 +264,34 @@ def test_a_wrong_declaration_is_refused_where_it_stands(declare: Any, said: str)
     assert said in str(refused.value)
 
 
-def test_an_unknown_word_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="retries"):
+def test_an_unknown_option_is_refused_and_the_nearest_is_named() -> None:
+    said = "there is no option 'retries'; did you mean 'max_retries'?"
+    with pytest.raises(DefinitionError, match=re.escape(f"job 'context': {said}")):
         job(retries=3)(context)  # type: ignore[call-overload]
+    with pytest.raises(DefinitionError, match=re.escape(f"job 'one': {said}")):
+        type("One", (Job,), {}, retries=3)
+    processor = Processor(MemoryBackend())
+    with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {said}")):
+        processor.register("raw", lambda _ctx, _data: None, retries=3)
+    with pytest.raises(DefinitionError, match="timeout: options of a typed job stand where"):
+        processor.register(SendEmail, timeout=3)  # type: ignore[call-overload]
+
+
+def test_a_process_that_does_not_take_the_context_is_refused() -> None:
+    async def process(self: object) -> None: ...
+
+    with pytest.raises(DefinitionError, match=r"job 'one': process\(self: .*write `async def"):
+        type("One", (Job,), {"process": process})
+    with pytest.raises(DefinitionError, match="job 'two': process"):
+        type("Two", (Job,), {"process": staticmethod(lambda: None)})
+    for fits in (
+        lambda self, ctx: None,
+        lambda *_: None,
+        lambda self, ctx, more=1: None,
+        staticmethod(lambda ctx: None),
+        classmethod(lambda cls, ctx: None),
+    ):
+        type("Fits", (Job,), {"process": fits})
 
 
 @job

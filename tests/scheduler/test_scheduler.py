@@ -623,6 +623,7 @@ def a_scheduler() -> Scheduler:
         ({"misfire": "later"}, "misfire must be one of skip, fire_once, catch_up, not 'later'"),
         ({"overlap": "queue"}, "overlap must be one of"),
         ({"timezone": "Mars"}, "there is no time zone"),
+        ({"timezne": "UTC"}, "there is no option 'timezne'; did you mean 'timezone'?"),
         ({"name": "a b"}, "the name of a schedule must be"),
         (
             {"name": "a" * 101},

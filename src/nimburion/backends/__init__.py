@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.redaction import redact_url
+from nimburion.core.suggestions import describe_unknown
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -64,10 +65,25 @@ def open_backend(url: str, **options: object) -> Backend:
     """
     scheme = scheme_of(url)
     factory = factory_of(scheme)
+    _check_options(scheme, factory, options)
     try:
         return factory(url, **options)
     except TypeError as error:
         raise ConfigurationError(f"store {scheme!r}: {error}") from error
+
+
+def _check_options(scheme: str, factory: Factory, options: dict[str, object]) -> None:
+    """Raise `ConfigurationError` for an option that one of our own stores does not take."""
+    kind = getattr(factory, "__self__", None)
+    if not options or scheme not in SCHEMES or kind is None:
+        return
+    from inspect import signature  # only where there are options: most stores are opened without
+
+    parameters = signature(kind).parameters.values()
+    known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    unknown = describe_unknown("option", options, known)
+    if unknown is not None:
+        raise ConfigurationError(f"store {scheme!r}: {unknown}")
 
 
 def scheme_of(url: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from nimburion.cli.endings import FAILED
+from nimburion.cli.endings import NotFound
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show
 from nimburion.cli.records import draw_whole_record, record_as_data
@@ -15,12 +16,13 @@ from nimburion.cli.selection import (
     STEP,
     count_matching,
     counted,
+    exit_for,
+    explain_misses,
     filter_options,
     progress,
     refuse_without,
     selected,
 )
-from nimburion.core.errors import JobNotFound
 from nimburion.core.job import JobRecord, Reason, State
 
 if TYPE_CHECKING:
@@ -73,7 +75,10 @@ async def dead_letter(backend: Backend, job_id: str) -> JobRecord:
     """The record, if it is a dead letter."""
     record = await backend.get(job_id)
     if record.state is not State.FAILED:
-        raise JobNotFound(job_id)
+        raise NotFound(
+            f"job {job_id!r} is {record.state.value}, not failed, so it is no dead letter; "
+            "`nimburion jobs show` shows it"
+        )
     return record
 
 
@@ -101,33 +106,51 @@ def replay(
     narrowed = {"queue": queue, "name": name, "reason": reason}
     which = selected(FAILED_ONLY, ids, everything=everything, **narrowed)
     done = current().ask(lambda backend: replay_all(backend, which, yes=yes or bool(ids)))
-    show(done, lambda: draw_replayed(done))
-    if ids and len(done["replayed"]) < len(set(ids)):
-        ctx.exit(FAILED)
+    show(done.as_data(), lambda: draw_replayed(done))
+    if ids:
+        all_done = len(done.replayed) == len(set(ids))
+        ctx.exit(exit_for(done.misses.values(), all_done=all_done))
 
 
-async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, list[str]]:
-    """Replay in bounded steps; the ids replayed, and those whose unique key is held."""
+@dataclass
+class Replays:
+    """What became of a replay."""
+
+    replayed: list[str]
+    held: list[str]
+    """Not replayed: another job holds their unique key."""
+    misses: dict[str, str]
+    """Ids that somebody gave and that are no dead letters, and why."""
+
+    def as_data(self) -> dict[str, object]:
+        """For machines."""
+        return {"replayed": self.replayed, "held": self.held, "not_replayed": self.misses}
+
+
+async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replays:
+    """Replay in bounded steps."""
+    misses = await explain_misses(backend, which.ids or (), State.FAILED)
     count = await count_matching(backend, which)
     refuse_without(yes, count, "replayed")
-    done: dict[str, list[str]] = {"replayed": [], "held": []}
+    done = Replays([], [], misses)
     after: str | None = None
     with progress(count, "replaying") as bar:
         while True:
             step = await backend.replay(which, STEP, after)
-            done["replayed"] += step.ids
-            done["held"] += step.held
+            done.replayed += step.ids
+            done.held += step.held
             bar.update(len(step.ids) + len(step.held))
             after = step.next
             if after is None:
                 return done
 
 
-def draw_replayed(done: dict[str, list[str]]) -> None:
+def draw_replayed(done: Replays) -> None:
     """Counts, and which could not be."""
-    click.echo(f"{counted(len(done['replayed']))} replayed")
-    for job_id in done["held"]:
-        click.echo(f"{clean(job_id)}  not replayed: another job holds its unique key")
+    click.echo(f"{counted(len(done.replayed))} replayed")
+    why = dict.fromkeys(done.held, "another job holds its unique key") | done.misses
+    for job_id, reason in why.items():
+        click.echo(f"{clean(job_id)}  not replayed: {reason}")
 
 
 @dead.command("purge")
@@ -136,7 +159,9 @@ def draw_replayed(done: dict[str, list[str]]) -> None:
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
 @shared_options
+@click.pass_context
 def purge(
+    ctx: click.Context,
     *,
     ids: tuple[str, ...],
     queue: str | None,
@@ -148,12 +173,22 @@ def purge(
     """Forget dead letters for good. Needs --yes; without, it only counts them."""
     narrowed = {"queue": queue, "name": name, "reason": reason}
     which = selected(FAILED_ONLY, ids, everything=everything, **narrowed)
-    purged = current().ask(lambda backend: purge_all(backend, which, yes=yes))
-    show({"purged": purged}, lambda: click.echo(f"{counted(purged)} purged"))
+    purged, misses = current().ask(lambda backend: purge_all(backend, which, yes=yes))
+    show({"purged": purged, "not_purged": misses}, lambda: draw_purged(purged, misses))
+    if ids:
+        ctx.exit(exit_for(misses.values(), all_done=not misses))
 
 
-async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> int:
-    """Delete in bounded steps; how many."""
+def draw_purged(purged: int, misses: dict[str, str]) -> None:
+    """How many, and which could not be."""
+    click.echo(f"{counted(purged)} purged")
+    for job_id, reason in misses.items():
+        click.echo(f"{clean(job_id)}  not purged: {reason}")
+
+
+async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[int, dict[str, str]]:
+    """Delete in bounded steps; how many, and which of the given ids are no dead letters."""
+    misses = await explain_misses(backend, which.ids or (), State.FAILED)
     count = await count_matching(backend, which)
     refuse_without(yes, count, "purged for good")
     purged = 0
@@ -161,4 +196,4 @@ async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> int:
         while ids := await backend.delete(which, STEP):
             purged += len(ids)
             bar.update(len(ids))
-    return purged
+    return purged, misses

@@ -28,6 +28,12 @@ class NoStore(click.ClickException):
     exit_code = STORE
 
 
+class NotFound(click.ClickException):
+    """There is no such job."""
+
+    exit_code = NOT_FOUND
+
+
 def ending_of(error: BaseException) -> int:
     """Say what happened in one line on standard error; the exit code. Bugs are re-raised."""
     if isinstance(error, SystemExit):

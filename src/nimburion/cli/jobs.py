@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.endings import FAILED, NOT_FOUND
+from nimburion.cli.endings import FAILED, NOT_FOUND, BadInput
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show
 from nimburion.cli.records import (
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from nimburion.core.reading import JobFilter, Page
 
 UNFINISHED = frozenset(State) - FINISHED
+_WORDS = MappingProxyType(
+    {
+        "requested": "running: its worker is asked to end it",
+        "finished": "not cancelled: it had already ended",
+        "not found": "not cancelled: no such job",
+    }
+)
+"""Outcomes as people read them."""
 
 
 @click.group()
@@ -104,6 +113,9 @@ def cancel_jobs(
     A waiting job is cancelled at once. For one that runs, its worker is asked.
     """
     if ids:
+        if states:
+            raise BadInput("give either ids or --state, not both")
+        selected(None, ids, everything=everything, queue=queue, name=name)
         outcomes = current().ask(lambda backend: cancel_each(backend, ids))
     else:
         chosen = [State(word) for word in states] or list(UNFINISHED)
@@ -140,8 +152,8 @@ def draw_outcomes(outcomes: dict[str, str]) -> None:
     """One line a job for a few, counts for many."""
     if len(outcomes) <= 20:
         for job_id, outcome in outcomes.items():
-            click.echo(f"{clean(job_id)}  {outcome}")
-    words = list(outcomes.values())
+            click.echo(f"{clean(job_id)}  {_WORDS.get(outcome, outcome)}")
+    words = [_WORDS.get(outcome, outcome) for outcome in outcomes.values()]
     for outcome in sorted(set(words)):
         click.echo(f"{counted(words.count(outcome))} {outcome}")
     if not outcomes:

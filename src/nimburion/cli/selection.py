@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from nimburion.cli.endings import BadInput
+from nimburion.cli.endings import DONE, FAILED, NOT_FOUND, BadInput
 from nimburion.cli.invocation import current
+from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
 from nimburion.core.paging import every_job
 from nimburion.core.reading import JobFilter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 STEP = 500
+NO_SUCH_JOB = "no such job"
 
 
 def filter_options(command: F) -> F:
@@ -42,8 +44,8 @@ def selected(
 ) -> JobFilter:
     """The filter that the arguments describe: ids, or filters, or everything if that is said."""
     given = any(value is not None for value in narrowed.values())
-    if ids and given:
-        raise BadInput("give either ids or filters, not both")
+    if ids and (given or everything):
+        raise BadInput(f"give either ids or {'filters' if given else '--all'}, not both")
     if not ids and not given and not everything:
         raise BadInput("say which: ids, a filter, or --all")
     return JobFilter(
@@ -61,6 +63,28 @@ def matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
 async def count_matching(backend: Backend, which: JobFilter) -> int:
     """How many they are."""
     return sum([1 async for _ in matching(backend, which)])
+
+
+async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) -> dict[str, str]:
+    """Returns why nothing was done about some of the ids that somebody gave: those of no job, and
+    those of jobs that are not in the state that is needed."""
+    misses: dict[str, str] = {}
+    for job_id in dict.fromkeys(ids):
+        try:
+            record = await backend.get(job_id)
+        except JobNotFound:
+            misses[job_id] = NO_SUCH_JOB
+        else:
+            if record.state is not wanted:
+                misses[job_id] = f"it is {record.state.value}, not {wanted.value}"
+    return misses
+
+
+def exit_for(misses: Collection[str], *, all_done: bool) -> int:
+    """Returns the exit code of a command that was given ids."""
+    if NO_SUCH_JOB in misses:
+        return NOT_FOUND
+    return DONE if all_done else FAILED
 
 
 def refuse_without(yes: bool, count: int, deed: str) -> None:  # noqa: FBT001 (the flag itself)

@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import re
+from types import MappingProxyType
 from zoneinfo import ZoneInfo, available_timezones
 
 from nimburion.core.errors import DefinitionError
+
+_ABBREVIATION = re.compile(r"[A-Z]{2,4}T")
+_PLACES = MappingProxyType(
+    {
+        "AEDT": "Australia/Sydney",
+        "AEST": "Australia/Sydney",
+        "BST": "Europe/London",
+        "CEST": "Europe/Berlin",
+        "EDT": "America/New_York",
+        "EEST": "Europe/Athens",
+        "JST": "Asia/Tokyo",
+        "MDT": "America/Denver",
+        "MSK": "Europe/Moscow",
+        "NZDT": "Pacific/Auckland",
+        "NZST": "Pacific/Auckland",
+        "PDT": "America/Los_Angeles",
+        "PST": "America/Los_Angeles",
+        "WEST": "Europe/Lisbon",
+    }
+)
+"""Abbreviations that people write for one place, or for places that keep the same time."""
 
 
 def zone_of(name: str) -> ZoneInfo:
@@ -19,5 +42,9 @@ def zone_of(name: str) -> ZoneInfo:
 
 def hint_for(name: str) -> str:
     """What may have been meant by a name that is none."""
+    if name in _PLACES:
+        return f"an abbreviation names no place; did you mean {_PLACES[name]!r}?"
+    if _ABBREVIATION.fullmatch(name):
+        return "an abbreviation names no place; write one like 'Europe/Rome', or 'UTC'"
     near = difflib.get_close_matches(name[:60], sorted(available_timezones()), n=1)
     return f"did you mean {near[0]!r}?" if near else "write it like 'Europe/Rome', or 'UTC'"

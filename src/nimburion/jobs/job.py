@@ -41,8 +41,13 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.limits import Limits, check_name
 from nimburion.jobs.codec import Codec
 from nimburion.jobs.context import Context
-from nimburion.jobs.policy import Policy, PolicyOptions, policy_of
-from nimburion.jobs.signature import Signature, fields_of_class, signature_of
+from nimburion.jobs.policy import Policy, PolicyOptions, read_policy
+from nimburion.jobs.signature import (
+    Signature,
+    check_takes_context,
+    fields_of_class,
+    signature_of,
+)
 
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")
@@ -118,6 +123,7 @@ class Job:
         name = name if name is not None else _HUMP.sub("_", cls.__name__).lower()
         inherited = getattr(cls, "__job__", None)
         _make_dataclass(cls, name)
+        check_takes_context(name, cls)
         cls.__job__ = Declaration(
             cls,
             name,
@@ -273,7 +279,7 @@ def _members(job: object, codec: Codec) -> dict[str, Any]:
 
 def _checked_policy(name: str, options: PolicyOptions) -> Policy:
     try:
-        return policy_of(**options)
+        return read_policy(options)
     except DefinitionError as error:
         raise DefinitionError(f"job {name!r}: {error}") from None
 

@@ -87,7 +87,7 @@ class LeaseKeeper:
                 orders = await handle.beat(self._session_id)
         except SessionLost:
             self._reach.note_answer("beat")
-            self._end("is lost: another worker rescued it")
+            self._end("is not known to the store any more (it expired, or its data is gone)")
         except (BackendError, TimeoutError) as error:
             return self._unanswered(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, leases must not die in silence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from random import Random
 from typing import Any, TypedDict, TypeVar
@@ -14,6 +14,7 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
+from nimburion.core.suggestions import describe_unknown
 
 _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
@@ -144,6 +145,16 @@ def listed(*seconds: float | timedelta) -> Backoff:
     if not seconds:
         raise DefinitionError("retry_backoff: list at least one delay")
     return _Listed(tuple(_seconds("retry_backoff", one) for one in seconds))
+
+
+def read_policy(options: Mapping[str, Any]) -> Policy:
+    """`policy_of` for words that somebody typed: `DefinitionError` names one that does not exist,
+    too."""
+    known = {*PolicyOptions.__annotations__, "queue"}
+    unknown = describe_unknown("option", options, known)
+    if unknown is not None:
+        raise DefinitionError(unknown)
+    return policy_of(**options)
 
 
 def policy_of(

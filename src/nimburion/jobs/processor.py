@@ -119,7 +119,12 @@ class Processor(Client):
         if self._running is not None:
             raise DefinitionError("register jobs before the processor is started")
         if not isinstance(job, str):
-            self.registry.add(job, *rest, **policy)
+            if policy:
+                raise DefinitionError(
+                    f"{', '.join(policy)}: options of a typed job stand where it is declared, in "
+                    "@job(…) or in its class statement; only a raw handler takes them here"
+                )
+            self.registry.add(job, *rest)
         elif len(rest) == 1:
             self.registry.add_raw(job, rest[0], **policy)
         else:

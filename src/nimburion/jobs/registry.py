@@ -19,7 +19,7 @@ from nimburion.jobs.job import (
     checked_name,
     declaration_of,
 )
-from nimburion.jobs.policy import Policy, PolicyOptions, policy_of
+from nimburion.jobs.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.shapes import check_type
 from nimburion.jobs.signature import is_async, return_type_of
 
@@ -111,7 +111,7 @@ class Registry:
             Handler(
                 name=checked_name("the name of a job", name),
                 queue=checked_name("queue", queue),
-                policy=policy_of(**policy).completed_by(self._settings),
+                policy=_read_policy(name, policy).completed_by(self._settings),
                 target=handler,
                 function=handler,
                 call=handler,
@@ -175,6 +175,13 @@ class Registry:
             decode=decode,
             limits=self._settings.limits,
         )
+
+
+def _read_policy(name: str, options: PolicyOptions) -> Policy:
+    try:
+        return read_policy(options)
+    except DefinitionError as error:
+        raise DefinitionError(f"job {name!r}: {error}") from None
 
 
 def _process(ctx: Context, job: Job) -> object:

@@ -56,6 +56,24 @@ def signature_of(name: str, function: Callable[..., Any]) -> Signature:
     )
 
 
+def check_takes_context(name: str, cls: type) -> None:
+    """Raise `DefinitionError` where the `process` of a job class cannot be called with the context
+    alone."""
+    process = inspect.getattr_static(cls, "process")
+    own = () if isinstance(process, classmethod | staticmethod) else (None,)
+    try:
+        signature = inspect.signature(cls.process)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):  # no function, or one without a signature
+        return
+    try:
+        signature.bind(*own, None)
+    except TypeError:
+        raise DefinitionError(
+            f"job {name!r}: process{signature} cannot be called with the context; write "
+            "`async def process(self, ctx)`, or `def`"
+        ) from None
+
+
 def return_type_of(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
     """What the handler is annotated to return; Any when it is not."""
     try:

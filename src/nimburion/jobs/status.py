@@ -10,6 +10,9 @@ import msgspec
 
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """One job as it stood when it was read. Times are datetimes in UTC, by the store's clock."""
@@ -88,4 +91,9 @@ def _when(second: float) -> datetime: ...
 @overload
 def _when(second: float | None) -> datetime | None: ...
 def _when(second: float | None) -> datetime | None:
-    return None if second is None else datetime.fromtimestamp(second, UTC)
+    if second is None:
+        return None
+    try:
+        return datetime.fromtimestamp(second, UTC)
+    except (ValueError, OverflowError, OSError):  # rounding can lead out of what a datetime holds
+        return _LAST if second > 0 else _FIRST

@@ -12,6 +12,7 @@ import msgspec
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_OPTIONS, Options
 from nimburion.core.limits import Limits, check_name
+from nimburion.core.suggestions import describe_unknown
 
 
 class EnqueueManyOptions(TypedDict, total=False):
@@ -61,11 +62,18 @@ class Terms(msgspec.Struct, frozen=True):
 
 NO_TERMS = Terms()
 
+_RECORD_OPTIONS = frozenset(
+    {
+        *("unique_key", "unique_for", "on_duplicate", "headers", "tenant", "correlation_id"),
+        *("max_retries", "timeout"),
+    }
+)
 _CENTURY = 100 * 365.25 * 86_400
 
 
 def terms_of(
     limits: Limits,
+    /,
     *,
     queue: str | None = None,
     priority: int | None = None,
@@ -74,15 +82,16 @@ def terms_of(
     connection: object = None,
     **options: Any,
 ) -> Terms:
-    """What was said, checked: `InvalidJob` names the option that cannot be, `TypeError` one that
-    does not exist."""
+    """What was said, checked: `InvalidJob` names the option that cannot be, or does not exist."""
+    if not options.keys() <= _RECORD_OPTIONS:
+        raise InvalidJob(describe_unknown("option", options, EnqueueManyOptions.__annotations__))
     if at is not None and after is not None:
         raise InvalidJob("say `at` or `after`, not both")
     return Terms(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _priority_of(priority),
         at=None if at is None else _epoch_of(at),
-        after=0.0 if after is None else max(0.0, _seconds_of("after", after)),
+        after=0.0 if after is None else _delay_of(after),
         options=_options_of(limits, **options) if options else NO_OPTIONS,
         connection=connection,
     )
@@ -154,6 +163,13 @@ def _seconds_of(what: str, value: object) -> float:
     if value > _CENTURY:
         raise InvalidJob(f"{what} must be less than a century, not {value!r} seconds")
     return float(value)
+
+
+def _delay_of(after: object) -> float:
+    seconds = _seconds_of("after", after)
+    if seconds < 0:
+        raise InvalidJob(f"after must be 0 seconds or more, not {after!r}")
+    return seconds
 
 
 def _positive(what: str, value: object) -> float:

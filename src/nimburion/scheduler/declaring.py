@@ -13,6 +13,7 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.limits import NAME_PATTERN
 from nimburion.core.reading import Overlap
+from nimburion.core.suggestions import describe_unknown
 from nimburion.core.timezones import zone_of
 from nimburion.jobs.client import Client
 from nimburion.jobs.job import AnyJob, Job, JobFunction, declaration_of
@@ -63,6 +64,9 @@ class ScheduleOptions(TypedDict, total=False):
     """False: declared, and not fired."""
 
 
+_OPTIONS = _JOB_OPTIONS | ScheduleOptions.__annotations__.keys()
+
+
 class Declared(msgspec.Struct, frozen=True):
     """One schedule of an application."""
 
@@ -77,6 +81,9 @@ def declared(
     client: Client, when: When, template: object, timezone: str, options: ScheduleOptions
 ) -> Declared:
     """A schedule, checked. `DefinitionError` names what cannot be."""
+    unknown = describe_unknown("option", options, _OPTIONS)
+    if unknown is not None:
+        raise DefinitionError(unknown)
     said: dict[str, Any] = dict(options)
     for_jobs = {key: said.pop(key) for key in _JOB_OPTIONS & said.keys()}
     for_jobs = {key: value for key, value in for_jobs.items() if value is not None}
