@@ -1,7 +1,7 @@
 """The tests are tested: each breakage of the product must turn them red.
 
-A mutant whose original text is not found exactly once fails here: whoever changes that line says
-anew what would break it, in the file of `…breakages.py` that holds the mutant.
+A mutant that does not find its place exactly once fails here: whoever changes that line says anew
+what would break it, in the file of `…breakages.py` that holds the mutant.
 """
 
 from __future__ import annotations
@@ -74,18 +74,10 @@ def pytest_on(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return run(source, "-m", "pytest", *options, *arguments)
 
 
-def break_it(mutant: Mutant, source: Path) -> None:
-    """Replace the line."""
-    path = source / mutant.file
-    text = path.read_text(encoding="utf-8")
-    assert text.count(mutant.original) == 1, f"{mutant.file}: the line is not there exactly once"
-    path.write_text(text.replace(mutant.original, mutant.replacement), encoding="utf-8")
-
-
 def assert_red(mutant: Mutant, where: Path) -> None:
     """Break a copy and run the tests that must see it."""
     source = copy_of_the_product(where)
-    break_it(mutant, source)
+    mutant.apply(source)
     result = pytest_on(source, *mutant.selection)
     assert result.returncode == TESTS_FAILED, f"{mutant.name} lives:\n{result.stdout[-3000:]}"
 
@@ -95,9 +87,27 @@ def named(mutant: Mutant) -> str:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=named)
-def test_the_line_of_each_mutant_is_there(mutant: Mutant) -> None:
-    text = (ROOT / "src" / "nimburion" / mutant.file).read_text(encoding="utf-8")
-    assert text.count(mutant.original) == 1, f"{mutant.file}: the line is not there exactly once"
+def test_each_mutant_finds_its_place_once(mutant: Mutant) -> None:
+    mutant.find(PACKAGE)
+
+
+def test_a_template_survives_a_rename(tmp_path: Path) -> None:
+    mutant = Mutant(
+        "planted", "jobs/*.py", "if $row.$lost > $limit:", "if $row.$lost >= $limit:", ()
+    )
+    (tmp_path / "jobs").mkdir()
+    source = tmp_path / "jobs" / "anything.py"
+    source.write_text("if record.losses > bound:\n    pass\n")
+    mutant.apply(tmp_path)
+    assert source.read_text() == "if record.losses >= bound:\n    pass\n"
+
+
+def test_a_template_that_fits_twice_is_refused(tmp_path: Path) -> None:
+    mutant = Mutant("planted", "jobs/*.py", "$a > $b", "$a < $b", ())
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "anything.py").write_text("x > y\nz > y\n")
+    with pytest.raises(AssertionError, match="must be found once"):
+        mutant.find(tmp_path)
 
 
 @pytest.mark.deep
