@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import psycopg
+import uvloop
 from asyncpg.prepared_stmt import PreparedStatement
 
 from nimburion.backends import open_backend
@@ -48,6 +49,8 @@ from nimburion.core.settlement import Completed
 from nimburion.jobs import Context, Processor
 from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.conveyor import Conveyor
+from nimburion.scheduler import Scheduler
+from tests.crash import children
 
 Answer = Any
 
@@ -249,7 +252,10 @@ class Diary:
 async def worker(folder: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
     """Run jobs until told to stop."""
     processor = Processor(open_backend(url), Settings(**terms))
-    Handlers(folder, diary, processor.settings.session_ttl).register(processor)
+    handlers = Handlers(folder, diary, processor.settings.session_ttl)
+    handlers.register(processor)
+    children.register(processor, handlers.note)
+    Scheduler(processor)  # one more service that starts and stops with the worker
 
     def hear(event: Event) -> None:
         if isinstance(event, SessionEnded | StaleSettlement):
@@ -309,51 +315,52 @@ class Handlers:
 
     async def quick(self, ctx: Context, _: bytes) -> int:
         """Only begins and ends."""
-        self._note(ctx, "start")
+        self.note(ctx, "start")
         if os.environ.get("CRASH_AT") == "inside":
             die()
-        return self._note(ctx, "end")
+        return self.note(ctx, "end")
 
     async def patient(self, ctx: Context, _: bytes) -> int:
         """Waits until the test lets this delivery go."""
-        self._note(ctx, "start")
+        self.note(ctx, "start")
         while not (self._folder / f"go-{ctx.fence}").exists():
             await asyncio.to_thread(self._never.wait, 0.01)
-        return self._note(ctx, "end")
+        return self.note(ctx, "end")
 
     async def paying(self, ctx: Context, _: bytes) -> None:
         """Writes a row in the transaction that completes its job."""
-        self._note(ctx, "start")
+        self.note(ctx, "start")
         async with ctx.transaction() as connection:
             written = connection.execute(EFFECT.format(job=ctx.job_id))
             if inspect.isawaitable(written):
                 await written
             if os.environ.get("CRASH_AT") == "rows":
                 die()
-        self._note(ctx, "end")
+        self.note(ctx, "end")
 
     async def hanging(self, ctx: Context, _: bytes) -> int:
         """Waits for what never comes."""
-        self._note(ctx, "start")
+        self.note(ctx, "start")
         if ctx.fence == 1:
             await asyncio.Event().wait()
-        return self._note(ctx, "end")
+        return self.note(ctx, "end")
 
     def stubborn(self, ctx: Context, _: bytes) -> int:
         """The same on a thread, which nobody can interrupt."""
-        self._note(ctx, "start")
+        self.note(ctx, "start")
         if ctx.fence == 1:
             self._never.wait()
-        return self._note(ctx, "end")
+        return self.note(ctx, "end")
 
     async def blocking(self, ctx: Context, _: bytes) -> int:
         """Holds the event loop for three times the time to live."""
-        self._note(ctx, "start")
+        self.note(ctx, "start")
         self._never.wait(3 * self._ttl)
-        return self._note(ctx, "end")
+        return self.note(ctx, "end")
 
-    def _note(self, ctx: Context, what: str) -> int:
-        self._diary.note(what, job=ctx.job_id, fence=ctx.fence)
+    def note(self, ctx: Context, what: str, **more: object) -> int:
+        """Note what happens to a job; the fence of its lease."""
+        self._diary.note(what, job=ctx.job_id, fence=ctx.fence, **more)
         return ctx.fence
 
 
@@ -368,7 +375,10 @@ def main() -> None:
     if "CRASH_AT" in os.environ:
         arm(os.environ["CRASH_AT"])
     act = {"worker": worker, "producer": producer, "buyer": buyer}[verb]
-    asyncio.run(act(Path(folder), url, Diary(Path(folder)), json.loads(terms)))
+    chosen = json.loads(terms)
+    loop_factory = uvloop.new_event_loop if chosen.pop("uvloop", False) else None
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(act(Path(folder), url, Diary(Path(folder)), chosen))
 
 
 if __name__ == "__main__":

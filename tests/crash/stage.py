@@ -92,22 +92,35 @@ class Stage:
         self.jobs += ids
         return ids
 
-    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def until(
+        self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE
+    ) -> None:
         """Ask again, at each ring and a few times a second, until it holds."""
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(seconds):
                 while not await condition():
                     await self.store.wait(["default"], 0.02)
         except TimeoutError:
-            raise AssertionError(f"not within {DEADLINE} s: {what}; {self.diary()}") from None
+            raise AssertionError(f"not within {seconds} s: {what}; {self.diary()}") from None
 
-    async def until_noted(self, what: str, count: int = 1, **more: object) -> None:
-        """Wait for lines in the diary."""
+    async def until_noted(
+        self,
+        what: str,
+        count: int = 1,
+        *,
+        alive: subprocess.Popen[bytes] | None = None,
+        seconds: float = DEADLINE,
+        **more: object,
+    ) -> None:
+        """Wait for lines in the diary; `alive` must live until then."""
 
         async def noted() -> bool:
+            assert alive is None or alive.poll() is None, (
+                f"process {alive.pid} ended; {self.diary()}"
+            )
             return len(self.noted(what, **more)) >= count
 
-        await self.until(noted, f"{count} times {what} {more}")
+        await self.until(noted, f"{count} times {what} {more}", seconds)
 
     async def until_finished(self) -> None:
         """Wait until nothing is unfinished."""

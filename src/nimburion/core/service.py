@@ -44,9 +44,12 @@ class Service:
         self._task = asyncio.create_task(self._supervise(), name=type(self).__name__)
 
     async def stop(self) -> None:
-        """Ask it to end and wait until it has; does nothing when it does not run."""
-        self.stopping.set()
+        """Ask it to end and wait until it has; does nothing when it does not run. On another loop
+        than that of its start (in a forked child, as a rule) it does not run."""
         task, self._task = self._task, None
+        if task is not None and task.get_loop() is not asyncio.get_running_loop():
+            return
+        self.stopping.set()
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
 

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Re
 from nimburion.jobs import outcome as outcomes
 from nimburion.jobs.codec import UnstorableResult
 from nimburion.jobs.context import CURRENT, Context, Enqueuing
+from nimburion.jobs.forking import ForkGuard
 from nimburion.jobs.middleware import Middleware, compose
 from nimburion.jobs.outcome import INTERRUPTED, NO_RESULT, Outcome, Raised, Succeeded, Withdrawn
 from nimburion.jobs.registry import Handler, Registry
@@ -111,6 +113,7 @@ class Attempts:
         events: Events,
         limits: Limits,
         client: Enqueuing,
+        guard: ForkGuard | None = None,
     ) -> None:
         self._registry = registry
         self._middlewares = tuple(middlewares)
@@ -121,6 +124,7 @@ class Attempts:
         self._events = events
         self._limits = limits
         self._client = client
+        self._guard = guard or ForkGuard()
         self._chains: dict[str, tuple[Handler, Chain]] = {}
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
@@ -190,15 +194,34 @@ class Attempts:
         if handler is None:
             return None
         innermost = self._async_call(handler) if handler.is_async else self._thread_call(handler)
-        self._chains[name] = found = (handler, compose(self._middlewares, innermost))
+        chain = compose(self._middlewares, innermost)
+        if self._middlewares:  # they may fork too
+            chain = self._checked(chain)
+        self._chains[name] = found = (handler, chain)
         return found
 
+    def _checked(self, chain: Chain) -> Chain:
+        guard = self._guard
+
+        async def call(context: Context) -> object:
+            try:
+                return await chain(context)
+            finally:
+                if guard.in_child:
+                    guard.check(sys.exc_info()[1])
+
+        return call
+
     def _async_call(self, handler: Handler) -> Chain:
-        decode, function = handler.decode, handler.call
+        decode, function, guard = handler.decode, handler.call, self._guard
 
         async def call(context: Context) -> object:
             context.job = job = decode(context.payload)
-            return await function(context, job)
+            try:
+                return await function(context, job)
+            finally:
+                if guard.in_child:  # before the middleware, which holds what the parent uses
+                    guard.check(sys.exc_info()[1])
 
         return call
 

@@ -27,6 +27,7 @@ from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.client import Client
 from nimburion.jobs.context import Context
 from nimburion.jobs.dead_letters import DeadLetters
+from nimburion.jobs.forking import ForkGuard
 from nimburion.jobs.health import STOPPED, Health
 from nimburion.jobs.job import Job, JobFunction
 from nimburion.jobs.middleware import Middleware
@@ -244,7 +245,10 @@ class Processor(Client):
     # Inside
 
     def make_attempts(
-        self, threads: Threads, report: Callable[[Lease, float, str], None]
+        self,
+        threads: Threads,
+        report: Callable[[Lease, float, str], None],
+        guard: ForkGuard | None = None,
     ) -> Attempts:
         """What performs attempts for a worker or a stepper of this processor."""
         return Attempts(
@@ -257,6 +261,7 @@ class Processor(Client):
             events=self.events,
             limits=self.settings.limits,
             client=self,
+            guard=guard,
         )
 
     def make_worker(self) -> Worker:
@@ -302,7 +307,8 @@ class Processor(Client):
             self._running = None
 
     def _forget_if_orphaned(self) -> None:
-        """Its loop was closed under it: nothing of it runs, and its session expires by itself."""
+        """Nothing of it runs here: its loop was closed under it, and its session expires by itself;
+        or this is a forked child, and it runs in the parent."""
         if self._running is not None and self._running.orphaned:
             self._running = None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, first_of
+from nimburion.jobs.forking import ForkGuard
 from nimburion.jobs.health import Health, health_of
 from nimburion.jobs.threads import Threads
 
@@ -31,7 +32,8 @@ class Running:
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
         self._loop = asyncio.get_running_loop()
-        self._threads = Threads(processor.settings.concurrency, self._loop)
+        self._guard = ForkGuard(self._loop)
+        self._threads = Threads(processor.settings.concurrency, self._loop, self._guard)
         self._worker = processor.make_worker()
         self._housekeeping = processor.make_housekeeping(self._worker)
         self._services: tuple[Service, ...] = (*processor.companions, *self._housekeeping)
@@ -44,12 +46,13 @@ class Running:
 
     @property
     def orphaned(self) -> bool:
-        """Whether its loop is closed."""
-        return self._loop.is_closed()
+        """Whether its loop is closed, or this process is a forked child of the one it runs in."""
+        return self._loop.is_closed() or self._guard.in_child
 
     async def start(self) -> None:
         """Begin; `NotOpen` when it is stopped before the store has answered."""
-        attempts = self._processor.make_attempts(self._threads, self._worker.report)
+        self._guard.arm()
+        attempts = self._processor.make_attempts(self._threads, self._worker.report, self._guard)
         try:
             await first_of(self._worker.start(attempts), self._asked.wait())
         finally:
@@ -76,8 +79,10 @@ class Running:
         both = (signal.SIGTERM, signal.SIGINT)
         for number in both:
             self._loop.add_signal_handler(number, self._on_signal)
+        self._guard.signals = frozenset(both)
 
         def restore() -> None:
+            self._guard.signals = frozenset()
             for number in both:
                 self._loop.remove_signal_handler(number)
 
@@ -126,6 +131,7 @@ class Running:
         if self._worker.done is not None:
             await self._worker.leave(stuck)
         self._threads.close()
+        self._guard.disarm()
 
     def _on_signal(self) -> None:
         if self._asked.is_set():

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from nimburion.jobs.forking import ForkGuard
+
 
 class Call:
     """One function call on its way through a thread."""
@@ -66,9 +68,12 @@ class Call:
 class Threads:
     """At most `size` daemon threads that belong to one event loop."""
 
-    def __init__(self, size: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, size: int, loop: asyncio.AbstractEventLoop, guard: ForkGuard | None = None
+    ) -> None:
         self._size = size
         self._loop = loop
+        self._guard = guard or ForkGuard()
         self._queue: SimpleQueue[Call | None] = SimpleQueue()
         self._done: deque[Call] = deque()
         self._threads: list[threading.Thread] = []
@@ -103,6 +108,7 @@ class Threads:
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
             call.execute()
+            self._guard.check(call.error)
             self._done.append(call)
             del call
             if not self._woken:
