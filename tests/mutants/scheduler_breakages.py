@@ -177,8 +177,8 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "the host's clock is believed",
         "scheduler/*.py",
-        "($off if abs($off) > $doubt else 0.0)",
-        "($off if abs($off) > 10_000 else 0.0)",
+        "if abs($off) <= max($noteworthy, $took / 2):",
+        "if abs($off) <= 10_000:",
         (f"{TIMING}test_one_that_is_off_does_the_others_no_harm", *ON_MEMORY),
     ),
     Mutant(

@@ -134,6 +134,19 @@ async def test_half_of_the_round_trip_is_the_way_there() -> None:
     assert time.now() == pytest.approx(clock.now() + 100, abs=0.001)
 
 
+@pytest.mark.parametrize("says", [0.001, 19.999])
+async def test_a_blocked_event_loop_is_no_difference(
+    says: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler blocks the loop for 20 s, so that an answer given early or late is read late."""
+    clock = FakeClock(BEGIN)
+    slow = Slow(clock, took=20.0, says=BEGIN + says)
+    time = StoreTime(clock, cast("Consuming", slow), os.urandom)
+    await time.learn()
+    assert time.now() == pytest.approx(clock.now(), abs=0.001)
+    assert caplog.messages == []
+
+
 async def test_a_clock_far_off_is_said_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     scheduler = await place.scheduler(each_minute, clock=HostClock(place.clock, -HOUR))
     for seconds in range(0, 600, 30):

@@ -52,9 +52,10 @@ class StoreTime:
         took = answered - sent[1]
         self._host_ahead = sent[0] - sent[1]
         off = told - (sent[0] + took / 2) if told else 0.0
-        doubt = max(_NOTEWORTHY, took / 2)
+        if abs(off) <= max(_NOTEWORTHY, took / 2):
+            off = 0.0  # the time that the answer took explains it: a handler may block the loop
         self._warn(off)
-        self._ahead = self._host_ahead + (off if abs(off) > doubt else 0.0)
+        self._ahead = self._host_ahead + off
         self._learned = answered
 
     def _is_due(self) -> bool:
