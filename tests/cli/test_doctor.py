@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_a_store_that_cannot_be_read_is_an_error_in_one_line(nimburion: CommandL
     (line,) = [line for line in ended.out.splitlines() if line.startswith("error")]
     assert "nimburion.db cannot be read" in line
     assert nimburion("doctor", "--json").data["verdict"] == "error"
+
+
+def test_a_damaged_store_is_an_error(nimburion: CommandLine) -> None:
+    nimburion.enqueue(*(f"j-{n}" for n in range(500)))
+    with Path("nimburion.db").open("r+b") as file:
+        file.seek(os.fstat(file.fileno()).st_size // 8192 * 4096)
+        file.write(b"\xff" * 64)
+    ended = nimburion("doctor")
+    assert (ended.code, ended.err) == (1, "")
+    assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("error")] == [
+        "integrity"
+    ]
 
 
 def test_a_wrong_setting_is_bad_input_as_everywhere(nimburion: CommandLine) -> None:

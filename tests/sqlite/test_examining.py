@@ -78,6 +78,43 @@ def test_a_place_without_a_write_ahead_log() -> None:
     assert (found.verdict, "journal mode is memory" in found.text) == ("warning", True)
 
 
+async def test_a_damaged_file(store: SQLiteBackend) -> None:
+    assert await said(store, "integrity") == Finding(
+        "integrity", "good", "the whole file was checked"
+    )
+    await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
+    await store.close()
+    damage_a_page(store.path)
+    await store.open()
+    found = await said(store, "integrity")
+    assert found.verdict == "error"
+    assert "damaged" in found.text or "cannot be read" in found.text
+
+
+def damage_a_page(path: Path) -> None:
+    """Overwrite the head of a page in the middle: one that nothing but a check reads here."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 8192 * 4096)
+        file.write(b"\xff" * 64)
+
+
+async def test_a_check_is_bounded_in_time(store: SQLiteBackend) -> None:
+    await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
+    found = await store._read(lambda db: examining.integrity(db, store.path, seconds=-1.0))
+    assert (found.verdict, found.text.split(";")[0]) == ("good", "no fault found in -1 s")
+    assert "PRAGMA quick_check" in found.text
+    assert (await said(store, "integrity")).text == "the whole file was checked"
+
+
+async def test_a_check_that_cannot_be_interrupted_reads_no_large_file(
+    store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 41, 0))
+    assert (await said(store, "integrity")).text == "the whole file was checked"
+    monkeypatch.setattr(examining, "_SMALL", 1)
+    assert (await said(store, "integrity")).text.startswith("not checked, as the file is large")
+
+
 async def test_a_long_log(store: SQLiteBackend) -> None:
     assert (await said(store, "log")).verdict == "good"
     log = store.path.with_name("jobs.db-wal")

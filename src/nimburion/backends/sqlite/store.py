@@ -213,7 +213,7 @@ class SQLiteBackend:
 
     async def examine(self) -> list[Finding]:
         """See `Backend.examine`. Takes the write lock once, to see that it is to be had; writes
-        nothing, and does not read the whole file."""
+        nothing. Checks the file for damage, for a few seconds at most."""
         return [
             *await self._read(lambda db: examining.examine(db, self.path, self._mounts)),
             await examining.reading(self.ping, self._clock),

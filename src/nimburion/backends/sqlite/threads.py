@@ -269,7 +269,8 @@ def _in_snapshot(database: Database, work: Callable[[Database], T]) -> T:
     try:
         return work(database)
     finally:
-        database.connection.execute("COMMIT")
+        with suppress(sqlite3.Error):  # of a damaged file it fails; what was read stands
+            database.connection.execute("COMMIT")
 
 
 def _settle_all(calls: Iterable[Call[object]]) -> None:
