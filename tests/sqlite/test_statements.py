@@ -11,6 +11,7 @@ import pytest
 
 from nimburion.backends.files import Statements
 from nimburion.backends.sqlite import SQLiteBackend, opening
+from nimburion.backends.sqlite.identity import OpenFiles
 from nimburion.core.exchange import Lane, Want
 from nimburion.core.job import NewJob, Options
 from nimburion.core.session import Session
@@ -46,7 +47,7 @@ SMALL = {"gate", "paused"}
 
 @pytest.fixture
 def connection(path: Path) -> Iterator[sqlite3.Connection]:
-    connection, _ = opening.open_writer(path)
+    connection, _ = opening.open_writer(path, OpenFiles(path))
     yield connection
     connection.close()
 

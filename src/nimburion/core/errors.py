@@ -21,6 +21,7 @@ NimburionError
     ├── StoreFull             no room: nothing was written
     ├── StoreReadOnly         the store takes no writes: nothing was written
     ├── StoreCorrupt          the store's data cannot be read
+    ├── BackendReplaced       its file was deleted or replaced while it was open
     ├── FormatMismatch        written by another version of nimburion
     ├── Unstorable            this data cannot be stored, by anyone, ever: nothing was written
     ├── SessionLost           the session expired and was rescued; its id never lives again
@@ -177,6 +178,12 @@ class StoreReadOnly(BackendError):
 
 class StoreCorrupt(BackendError):
     """What the store holds cannot be read. Nothing was changed; see the message for what to do."""
+
+
+class BackendReplaced(BackendError):
+    """The file of the backend was deleted or replaced while this process had it open. Everything
+    is refused until the same file is back, or the backend is closed and opened again. What was
+    committed in the last moment before may lie in the file that is gone."""
 
 
 class FormatMismatch(BackendError):

@@ -9,6 +9,7 @@ import msgspec
 
 from nimburion.core.errors import (
     BackendError,
+    BackendReplaced,
     FormatMismatch,
     NimburionError,
     StoreCorrupt,
@@ -154,6 +155,7 @@ class Finding(msgspec.Struct, frozen=True):
 _ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
     (StoreFull, "make room; whoever waits goes on by itself"),
     (StoreReadOnly, "let this user write there, or choose another store"),
+    (BackendReplaced, "end every process that uses it, put the right file in place, start again"),
     (StoreCorrupt, "stop every process that uses it, and keep a copy before anything else"),
     (FormatMismatch, "run the nimburion version that fits, or choose another store"),
     (BackendError, "bring the store back or correct its address; workers go on by themselves"),

@@ -2,6 +2,7 @@
 
 from nimburion.core.errors import (
     BackendError,
+    BackendReplaced,
     BackendUnavailable,
     Cancel,
     ConfigurationError,
@@ -55,6 +56,7 @@ __all__ = [
     "StoreFull",
     "StoreReadOnly",
     "StoreCorrupt",
+    "BackendReplaced",
     "FormatMismatch",
     "Unstorable",
     "SessionLost",

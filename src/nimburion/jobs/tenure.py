@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
-from nimburion.core.errors import BackendError, BackendUnavailable, StoreFull
+from nimburion.core.errors import BackendError, BackendReplaced, BackendUnavailable, StoreFull
 from nimburion.core.events import Events, SessionEnded, SessionOpened
 from nimburion.core.ids import Entropy, new_session_id
 from nimburion.core.lease import Lease
@@ -85,7 +85,7 @@ class Tenure:
             try:
                 await self._backend.open_session(self.session)
                 break
-            except (BackendUnavailable, StoreFull) as error:
+            except (BackendUnavailable, BackendReplaced, StoreFull) as error:
                 self._reach.note_failure("exchange", error)
                 _log.debug("no session yet (%s); again in %.2f s", error, pause)
                 await self._clock.sleep(pause)

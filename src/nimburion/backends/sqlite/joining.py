@@ -24,6 +24,8 @@ from nimburion.backends.sqlite.doorbell import Chime
 from nimburion.backends.sqlite.enqueueing import enqueue
 from nimburion.backends.sqlite.exchanging import head_of
 from nimburion.backends.sqlite.faults import translated
+from nimburion.backends.sqlite.identity import OpenFiles
+from nimburion.backends.sqlite.opening import connect_for_handler
 from nimburion.backends.sqlite.settling import settle_one
 from nimburion.backends.sqlite.threads import Reader
 from nimburion.backends.sqlite.watching import Watch
@@ -71,8 +73,10 @@ class Joining:
         *,
         reader: Reader,
         chime: Chime,
+        files: OpenFiles,
     ) -> None:
         self.path: Path = path
+        self._files = files
         self._sql = sql
         self._clock = clock
         self._boot_id = boot_id
@@ -86,6 +90,16 @@ class Joining:
         """Ring for what is committed, and let go."""
         await self.watch.close()
         self.chime.close()
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection for a handler's rows, to the file that the store has open."""
+        connection = connect_for_handler(self.path)
+        try:
+            self._files.check(at_once=True)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """See `nimburion.core.backend.Joining`."""
@@ -122,7 +136,7 @@ class Joining:
 
     def _begin_on(self, connection: sqlite3.Connection) -> None:
         with self.translated(), _plain_text(connection):
-            check_file(self._database(connection), self.path)
+            self._check_file(self._database(connection))
             if _commits_each(connection):
                 connection.execute("BEGIN IMMEDIATE")
 
@@ -131,11 +145,16 @@ class Joining:
     ) -> tuple[T, set[str]]:
         database = self._database(connection)
         with self.translated(), _plain_text(connection):
-            check_file(database, self.path)
+            self._check_file(database)
             begin(connection)
             database.run("join_lock")
             database.tick()
             return work(database), database.rung
+
+    def _check_file(self, database: Database) -> None:
+        """The caller's connection may have been opened before or after the file was replaced."""
+        self._files.check(at_once=True)
+        check_file(database, self.path)
 
     def _database(self, connection: sqlite3.Connection) -> Database:
         guest = cast("sqlite3.Connection", Guest(connection))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from nimburion.backends.files import migrations_of
 from nimburion.backends.sqlite.faults import is_busy, translated
+from nimburion.backends.sqlite.identity import OpenFiles
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 
 PACKAGE = "nimburion.backends.sqlite"
@@ -22,12 +26,20 @@ _CACHE = 64 * 1024
 CHECKPOINT = 16_000
 """Pages (64 MiB) of the write-ahead log at which the writer itself copies them into the file."""
 
+_MODE = 0o600
+"""Of a new file; SQLite gives the log and the index the mode of the file."""
+_CREATING = threading.Lock()
+"""Closing the new file ends all locks that this process has on it: nobody may have any yet."""
+
 Migration = tuple[int, str, str]
 """Number, name and statements."""
 
 
 def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
-    """A connection as every thread needs it: write-ahead log, no transaction of the driver's.
+    """A connection to a file that exists, as every thread needs it: no transaction of the driver's.
+
+    The log is opened too, so that it is the one that belongs to this file, whatever becomes of
+    their names.
 
     `for_handler`: the driver begins one with the first write, and any thread may use it.
     """
@@ -36,7 +48,8 @@ def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
             f"this Python has SQLite {sqlite3.sqlite_version}; nimburion needs 3.37 or newer"
         )
     connection = sqlite3.connect(
-        path,
+        f"file:{quote(os.fsencode(path))}?mode=rw",
+        uri=True,
         timeout=BUSY_TIMEOUT,
         isolation_level="IMMEDIATE" if for_handler else None,
         check_same_thread=not for_handler,
@@ -48,6 +61,7 @@ def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
             "temp_store=MEMORY",
             "trusted_schema=OFF",
             "secure_delete=FAST",
+            "schema_version",
         ):
             connection.execute(f"PRAGMA {pragma}")
     except BaseException:
@@ -56,11 +70,24 @@ def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def open_writer(path: Path) -> tuple[sqlite3.Connection, list[str]]:
-    """A connection that writes, on a file in the newest format; and what was done to get there."""
+def create_file(path: Path) -> None:
+    """Make an empty file that only its owner may read, where there is none. What hinders that is
+    for the connection to say."""
+    with _CREATING, suppress(OSError):
+        os.close(os.open(path.resolve(), os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE))
+
+
+def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[str]]:
+    """A connection that writes, on a file in the newest format; and what was done to get there.
+
+    `files` learns which files these are.
+    """
+    create_file(path)
+    files.note_file()
     connection = connect(path)
     try:
         done = prepare(connection, path, migrations_of(PACKAGE, MIGRATIONS))
+        files.note_log()
         connection.execute("PRAGMA busy_timeout=0")  # the writer waits for its turn by itself
     except BaseException:
         connection.close()

@@ -24,6 +24,7 @@ from nimburion.backends.sqlite import (
 from nimburion.backends.sqlite.checkpointer import Checkpointer
 from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.doorbell import Bells, Chime, Doorbell, bells_of
+from nimburion.backends.sqlite.identity import OpenFiles
 from nimburion.backends.sqlite.joining import Joining
 from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, path_of
 from nimburion.backends.sqlite.threads import Reader, Writer
@@ -88,7 +89,7 @@ class SQLiteBackend:
         entropy: Entropy = os.urandom,
         mounts: Path = MOUNTS,
     ) -> None:
-        self.path: Path = Path(path)
+        self.path: Path = Path(path).absolute()
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 (jitter is no secret)
         self._entropy = entropy
@@ -102,6 +103,9 @@ class SQLiteBackend:
         self._joining: Joining | None = None
         self._changing = asyncio.Lock()
         self._done: list[str] = []
+        self.files: OpenFiles | None = None
+        """What this handle has open; None while it is closed."""
+        self._origin: SQLiteBackend | None = None
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> SQLiteBackend:
@@ -120,14 +124,17 @@ class SQLiteBackend:
         return f"SQLite {self.path.absolute()}"
 
     def sibling(self) -> SQLiteBackend:
-        """Another handle on the same file, not open yet."""
-        return SQLiteBackend(
+        """Another handle on the same file, not open yet. While this one is open, the other opens
+        no file that has taken its place."""
+        sibling = SQLiteBackend(
             self.path,
             clock=self._clock,
             random=self._random,
             entropy=self._entropy,
             mounts=self._mounts,
         )
+        sibling._origin = self
+        return sibling
 
     async def open(self) -> None:
         """Make or open the file, and bring it to this version's format. Repeatable."""
@@ -151,10 +158,12 @@ class SQLiteBackend:
                     loop.call_soon_threadsafe(doorbell.wake, queues)
 
         sql, boot = Statements(opening.PACKAGE), boot_id()
+        files = OpenFiles(self.path)
         writer = Writer(
             "nimburion-sqlite-writer",
             self.path,
-            lambda: self._open_writer(sql, boot),
+            lambda: self._open_writer(sql, boot, files),
+            files,
             ring=ring,
             checkpointer=Checkpointer(lambda: opening.connect(self.path)),
             random=self._random,
@@ -164,20 +173,28 @@ class SQLiteBackend:
             "nimburion-sqlite-reader",
             self.path,
             lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
+            files,
         )
         try:
             await reader.start()
+            files.check(at_once=True)
         except BaseException:
             await writer.stop()
             raise
         self._bells, self._doorbell = bells, doorbell
         chime = Chime(Bells(folder, self._name), doorbell)
-        self._joining = Joining(self.path, sql, self._clock, boot, reader=reader, chime=chime)
+        self._joining = Joining(
+            self.path, sql, self._clock, boot, reader=reader, chime=chime, files=files
+        )
+        self.files = files
         self._writer, self._reader = writer, reader
         self._pid = os.getpid()
 
-    def _open_writer(self, sql: Statements, boot: str) -> Database:
-        connection, self._done = opening.open_writer(self.path)
+    def _open_writer(self, sql: Statements, boot: str, files: OpenFiles) -> Database:
+        origin = None if self._origin is None else self._origin.files
+        if origin is not None:
+            origin.check(at_once=True)
+        connection, self._done = opening.open_writer(self.path, files)
         return Database(connection, sql, self._clock, boot)
 
     def _let_go_of_a_dead_loop(self) -> None:
@@ -206,6 +223,7 @@ class SQLiteBackend:
             await writer.stop()
             if self._bells is not None:
                 self._bells.close()
+            self.files = None
 
     async def ping(self) -> None:
         """Return when the file can be read."""

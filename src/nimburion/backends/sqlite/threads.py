@@ -24,6 +24,7 @@ from nimburion.core.errors import NotOpen
 if TYPE_CHECKING:
     from nimburion.backends.sqlite.checkpointer import Checkpointer
     from nimburion.backends.sqlite.database import Database
+    from nimburion.backends.sqlite.identity import OpenFiles
 
 T = TypeVar("T")
 
@@ -61,8 +62,11 @@ class Call(Generic[T]):
 class DatabaseThread:
     """A thread that owns a database: opens it, answers calls in their order, closes it."""
 
-    def __init__(self, name: str, path: Path, opening: Callable[[], Database]) -> None:
+    def __init__(
+        self, name: str, path: Path, opening: Callable[[], Database], files: OpenFiles
+    ) -> None:
         self._path = path
+        self._files = files
         self._opening = opening
         self._calls: SimpleQueue[Call[object] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -147,6 +151,7 @@ class Reader(DatabaseThread):
         while (call := self._calls.get()) is not None:
             database.tick()
             try:
+                self._files.check()
                 with translated(self._path):
                     call.value = _in_snapshot(database, call.work)
             except Exception as error:  # noqa: BLE001 (it belongs to the caller)
@@ -162,13 +167,14 @@ class Writer(DatabaseThread):
         name: str,
         path: Path,
         opening: Callable[[], Database],
+        files: OpenFiles,
         *,
         ring: Callable[[frozenset[str]], None],
         checkpointer: Checkpointer,
         random: Random,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        super().__init__(name, path, opening)
+        super().__init__(name, path, opening, files)
         self._ring = ring
         self._checkpointer = checkpointer
         self._random = random
@@ -205,11 +211,13 @@ class Writer(DatabaseThread):
     def _commit(self, database: Database, group: list[Call[object]]) -> None:
         """Run the group in one transaction; where that fails as a whole, one by one."""
         try:
+            self._files.check()
             with translated(self._path):
                 self._begin(database, durable=any(call.durable for call in group))
                 for call in group:
                     self._run(database, call, alone=len(group) == 1)
                 database.connection.execute("COMMIT")
+            self._files.check_file()  # after it, so that nothing is acknowledged that is lost
         except Exception as error:  # noqa: BLE001 (it belongs to the callers)
             self._roll_back(database)
             if len(group) > 1:

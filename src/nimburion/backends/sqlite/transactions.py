@@ -7,13 +7,11 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TypeVar
 
 from nimburion.backends.doors import Door, door_of
 from nimburion.backends.drivers import Plain
 from nimburion.backends.sqlite.joining import Joining
-from nimburion.backends.sqlite.opening import connect_for_handler
 from nimburion.core.clock import Clock
 from nimburion.core.errors import TransactionExpired
 from nimburion.core.joining import Lent, Transaction
@@ -29,7 +27,7 @@ def transaction_of(joining: Joining, lent: Lent | None, clock: Clock) -> Transac
     """On the caller's connection, or on one of the store's own."""
     if lent is not None:
         return LentTransaction(joining, door_of(lent))
-    return OwnTransaction(joining, partial(connect_for_handler, joining.path), clock)
+    return OwnTransaction(joining, joining.connect, clock)
 
 
 class LentTransaction:
