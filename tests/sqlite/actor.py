@@ -132,10 +132,7 @@ async def in_child(store: SQLiteBackend) -> None:
 
 async def open_as(path: str, user: str) -> None:
     """Open the store as a user who may not write there."""
-    with tempfile.TemporaryDirectory() as folder:  # so that nothing is left to import
-        store = SQLiteBackend(Path(folder) / "jobs.db")
-        await store.open()
-        await store.close()
+    await tried_out()
     os.seteuid(int(user))
     try:
         await SQLiteBackend(path).open()
@@ -143,9 +140,54 @@ async def open_as(path: str, user: str) -> None:
         say(type(error).__name__, error)
 
 
+def share(path: str, user: str, group: str) -> None:
+    """Use the store as this user, as another one at the same time, and as this one again."""
+    asyncio.run(tried_out())
+    reading, writing = os.pipe()
+    child = os.fork()  # before anything is open, so that the child has nothing of ours
+    if child == 0:
+        os.read(reading, 1)
+        if os.geteuid() == 0:
+            os.setgroups([])
+        os.setegid(int(group))
+        os.seteuid(int(user))
+        asyncio.run(used(path, "theirs"))
+        os._exit(0)
+    loop = asyncio.new_event_loop()
+    stores = [loop.run_until_complete(used(path, "ours"))]
+    os.write(writing, b".")
+    os.waitpid(child, 0)
+    stores.append(loop.run_until_complete(used(path, "ours")))
+    for store in stores:
+        loop.run_until_complete(store.close())
+    loop.close()
+
+
+async def used(path: str, whose: str) -> SQLiteBackend:
+    """Open the store and enqueue; say how many jobs there are."""
+    store = SQLiteBackend(Path(path))
+    try:
+        await store.open()
+        await store.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
+        say(whose, sum((await store.counts()).values()))
+    except NimburionError as error:
+        say(type(error).__name__, error)
+    return store
+
+
+async def tried_out() -> None:
+    """Open a store, so that nothing is left to import for a user who may not read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = SQLiteBackend(Path(folder) / "jobs.db")
+        await store.open()
+        await store.close()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "fork":
         forked(sys.argv[2])
+    elif sys.argv[1] == "share":
+        share(*sys.argv[2:])
     elif sys.argv[1] == "open_as":
         asyncio.run(open_as(*sys.argv[2:]))
     else:

@@ -49,8 +49,8 @@ async def test_a_healthy_file_has_no_error(
     found = await store.examine()
     assert {one.subject for one in found if one.verdict != "good"} <= {"version"}
     assert [one.subject for one in found] == [
-        "file", "version", "format", "durability", "folder", "disk", "log", "clock", "integrity",
-        "reading", "write lock",
+        "file", "version", "format", "durability", "folder", "access", "disk", "log", "clock",
+        "integrity", "reading", "write lock",
     ]  # fmt: skip
     assert (await said(store, "format")).text.startswith("1,")
     assert str(store.path) in (await said(store, "file")).text

@@ -50,6 +50,7 @@ def examine(db: Database, path: Path, mounts: Path) -> list[Finding]:
         "format": lambda: _format(db),
         "durability": lambda: durability(db),
         "folder": lambda: folder(path, mounts),
+        "access": lambda: access(path),
         "disk": lambda: disk(path),
         "log": lambda: log(path),
         "clock": lambda: _clock(db),
@@ -125,6 +126,17 @@ def folder(path: Path, mounts: Path) -> Finding:
             return Finding("folder", "error", f"{what} is not writable for this user", advice)
     shown = f"on a local file system ({kind})" if kind else "on a file system of unknown kind"
     return Finding("folder", "good", f"writable, {shown}")
+
+
+def access(path: Path) -> Finding:
+    """Who may read and write the file."""
+    mode = path.stat().st_mode & 0o777
+    if not mode & 0o007:
+        whom = "its owner and group" if mode & 0o070 else "its owner alone"
+        return Finding("access", "good", f"the file is for {whom} (mode {mode:04o})")
+    text = f"other users of this host can use the file (mode {mode:04o}): payloads, results, errors"
+    advice = "while no process runs: chmod o= the file and its -wal and -shm files"
+    return Finding("access", "warning", text, advice)
 
 
 def disk(path: Path) -> Finding:
