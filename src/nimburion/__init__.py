@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from nimburion.jobs.errors import (
         BackendError,
+        BackendReplaced,
         BackendUnavailable,
         Cancel,
         ConfigurationError,
@@ -100,6 +101,7 @@ __all__ = [
     "LeaseLost",
     "NotJoinable",
     "BackendError",
+    "BackendReplaced",
     "BackendUnavailable",
     "StoreFull",
     "StoreReadOnly",

@@ -11,7 +11,7 @@ import pytest
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.job import NewJob
 from nimburion.core.reading import Finding
-from tests.sqlite.conftest import Start, said
+from tests.sqlite.conftest import Start, let_others_in, said
 
 NOBODY = 65534
 
@@ -87,9 +87,7 @@ def test_a_group_shares_a_file_that_is_open_to_it(path: Path, tmp_path: Path, st
     shared.touch()
     user = NOBODY if os.geteuid() == 0 else os.geteuid()
     group = NOBODY if os.geteuid() == 0 else os.getegid()
-    for above in (tmp_path, *tmp_path.parents):
-        if above == tmp_path or above.name.startswith(("pytest-", "popen-")):
-            above.chmod(0o755)
+    let_others_in(tmp_path)
     for what, mode in ((folder, 0o2770), (shared, 0o660)):
         os.chown(what, os.geteuid(), group)
         what.chmod(mode)

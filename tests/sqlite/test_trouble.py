@@ -24,7 +24,7 @@ from nimburion.core.errors import (
     Unstorable,
 )
 from nimburion.core.job import NewJob, State
-from tests.sqlite.conftest import Start, assert_sound, said
+from tests.sqlite.conftest import Start, assert_sound, let_others_in, said
 
 NOBODY = 65534
 
@@ -44,9 +44,7 @@ def theirs(tmp_path: Path) -> Iterator[Path]:
     """A folder; the actor acts as nobody when the tests run as root, whom no mode stops."""
     folder = tmp_path / "theirs"
     folder.mkdir()
-    for above in (tmp_path, *tmp_path.parents):
-        if above == tmp_path or above.name.startswith(("pytest-", "popen-")):
-            above.chmod(0o755)
+    let_others_in(tmp_path)
     yield folder
     folder.chmod(0o755)
 
