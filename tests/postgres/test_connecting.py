@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
+import asyncpg
+import psycopg
 import pytest
 
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.core.errors import (
@@ -16,9 +21,14 @@ from nimburion.core.errors import (
     StoreReadOnly,
     Unstorable,
 )
+from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.core.job import NewJob
+from nimburion.core.reading import Retention
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed, Settlement
 from tests.servers.binaries import Binary
 from tests.servers.kinds import RunningPostgres
-from tests.servers.postgres import PostgresServer
+from tests.servers.postgres import OWNER, PostgresServer
 from tests.servers.waiting import until
 
 
@@ -138,6 +148,125 @@ async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
     assert postgres_server.ask("SELECT times FROM pair") == [(6,), (6,)]
     for one in links:
         await one.close()
+
+
+@contextmanager
+def locked(server: RunningPostgres, table: str) -> Iterator[None]:
+    """Hold a lock that keeps everybody else from reading a table."""
+    direct = getattr(server, "server", server)  # past a pooler
+    with psycopg.connect(direct.url_for(OWNER)) as rival:
+        rival.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+async def cancelled_look_up(link: Link, server: RunningPostgres, statement: str) -> None:
+    """Cancel a call while the driver looks up a type for a statement that the server has parsed."""
+    with locked(server, "pg_catalog.pg_range"):
+        call = asyncio.create_task(link.rows(statement, "calm"))
+        await asyncio.to_thread(until, lambda: cancel_who_waits(server), "waits for the lock")
+        with pytest.raises(BackendUnavailable, match="the call was cancelled there"):
+            await call
+
+
+def cancel_who_waits(server: RunningPostgres) -> bool:
+    return bool(
+        server.ask(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND query LIKE '%typeinfo_tree%'"
+        )
+    )
+
+
+async def test_a_type_look_up_that_was_cancelled_spoils_no_later_call(
+    link: Link, postgres_server: RunningPostgres
+) -> None:
+    postgres_server.ask("CREATE TYPE mood AS ENUM ('calm')")
+    statement = "SELECT $1::mood::text"
+    await link.connect()
+    await cancelled_look_up(link, postgres_server, statement)
+    assert await link.value(statement, "calm") == "calm"
+    assert await link.value("SELECT 1") == 1
+
+
+async def test_the_types_of_our_statements_are_never_looked_up(postgres_binary: Binary) -> None:
+    """For each operation of a producer and of a worker: the server sees every statement."""
+    with PostgresServer(postgres_binary, "log_statement=all") as server:
+        store = PostgresBackend(server.url)
+        await store.open()
+        await each_operation(store)
+        await store.close()
+        assert "exchange_1" in server.log
+        assert "typeinfo_tree" not in server.log
+
+
+async def each_operation(store: PostgresBackend) -> None:
+    jobs = [NewJob(f"job-{n}", "n", "q", b"{}", after=0.0 if n else 5.0) for n in range(3)]
+    await store.enqueue(jobs)
+    await store.enqueue([NewJob("one", "n", "q", b"{}")])
+    session = Session(id="ab" * 16, names=("n",))
+    await store.open_session(session)
+    want = Want(3, (Lane("q", "n"),), nonce=b"n" * 16)
+    reply = await store.exchange(session.id, 1, [], want)
+    settled: list[Settlement] = [Completed(one.lease, b"1") for one in reply.deliveries]
+    assert len(settled) == 3
+    await store.exchange(session.id, 2, settled, NOTHING)
+    await store.beat(session.id)
+    await store.rescue(10, max_lost=3)
+    await store.promote(10)
+    await store.close_session(session.id)
+    await store.get("one")
+    await store.list_jobs()
+    await store.counts()
+    await store.queues()
+    await store.sessions()
+    await store.cancel("job-0")
+    await store.prune(Retention(), 10)
+
+
+async def test_a_connection_that_fell_out_of_step_is_given_up(
+    link: Link, postgres_server: RunningPostgres
+) -> None:
+    """Whatever left a statement, or an open transaction, behind on it."""
+    if "PgBouncer" in postgres_server.name:
+        pytest.skip("it prepares nothing under a name")
+    await link.connect()
+    for spoil in ("PREPARE nimburion_0 AS SELECT 1", "BEGIN; SELECT 1/0"):
+        with suppress(asyncpg.PostgresError):
+            await link.driver.execute(spoil)
+        with suppress(BackendUnavailable):
+            await link.value("SELECT 1")
+        assert await link.value("SELECT 1") == 1
+
+
+async def test_a_worker_listens_again_after_the_server_refused_it_once(
+    postgres_server: RunningPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "PgBouncer" in postgres_server.name:
+        pytest.skip("nobody can listen behind it")
+    add_listener = asyncpg.Connection.add_listener
+    refusals = [asyncpg.QueryCanceledError("canceling statement due to statement timeout")]
+
+    async def refuse_once(self: Any, channel: str, callback: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        await add_listener(self, channel, callback)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", refuse_once)
+    store, other = PostgresBackend(postgres_server.url), PostgresBackend(postgres_server.url)
+    await store.open()
+    await other.open()
+    waiting = asyncio.create_task(store.wait(["q"], 60))
+    await asyncio.to_thread(until, lambda: listeners_of(postgres_server) == 1, "it listens")
+    await other.enqueue([NewJob("a", "n", "q", b"{}")])
+    async with asyncio.timeout(20):
+        await waiting
+    await store.close()
+    await other.close()
+
+
+def listeners_of(server: RunningPostgres) -> int:
+    ((count,),) = server.ask("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    return int(count)
 
 
 async def test_links_are_made_when_needed_and_used_again(postgres_server: RunningPostgres) -> None:

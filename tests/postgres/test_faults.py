@@ -185,3 +185,19 @@ def test_who_must_come_by_tls_is_told_how() -> None:
 
 def test_a_right_that_lacks_names_the_command_for_the_owner() -> None:
     assert "migrate up --grant ROLE" in str(meaning_of(said("42501"), "h", sent=False))
+
+
+@pytest.mark.parametrize("sqlstate", ["42P05", "26000", "25P02"])
+def test_a_session_that_is_out_of_step_is_replaced_and_the_call_may_be_made_again(
+    sqlstate: str,
+) -> None:
+    meant = meaning_of(said(sqlstate), "h", sent=True)
+    assert isinstance(meant, BackendUnavailable)
+    assert meant.outcome == "not applied"
+    assert breaks_connection(said(sqlstate))
+
+
+def test_an_answer_without_a_meaning_ends_the_connection() -> None:
+    """A plan that must not change, a relation that is gone from a cache: for this session only."""
+    codes = ("0A000", "XX000", "42601", "NB001", "57014", "42501")
+    assert [code for code in codes if breaks_connection(said(code))] == [*codes[:3]]

@@ -15,7 +15,7 @@ import pytest
 from nimburion.backends.redis.address import parse
 from nimburion.backends.redis.line import Line
 from nimburion.backends.redis.servers import Servers
-from nimburion.core.errors import BackendUnavailable
+from nimburion.core.errors import BackendError, BackendUnavailable
 from tests.servers import Binary, Proxy, Server
 
 Record = Callable[[str, object], None]
@@ -164,6 +164,26 @@ async def test_a_server_that_hangs_is_left_and_found_again(redis_binary: Binary)
             assert outcomes == ["unknown", "not applied", "not applied"]
             server.resume()
             assert await line.call("GET", "a") == b"1", "what was unknown was applied, and once"
+
+
+@pytest.mark.parametrize("spoil", [("SUBSCRIBE", "news"), ("RESET",)])
+async def test_a_connection_that_lost_its_state_is_replaced(
+    spoil: tuple[str, ...], redis_binary: Binary
+) -> None:
+    """It is subscribed, or logged out, as a proxy in between may leave it: for as long as it lives,
+    the server refuses each call."""
+    with Server(redis_binary, password="pw") as server:
+        async with line_to(server.url) as line:
+            assert await line.call("PING") == b"PONG"
+            line.proven = True
+            await line.call(*spoil)
+            with pytest.raises(BackendError) as refused:
+                await line.call("GET", "a")
+            assert await line.call("SET", "a", "1") == b"OK"
+            assert line.connections == 2
+    if spoil == ("RESET",):
+        assert isinstance(refused.value, BackendUnavailable)
+        assert refused.value.outcome == "not applied"
 
 
 async def test_what_a_server_did_not_take_does_not_pile_up(redis_binary: Binary) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import Any, TypeVar
 
 from nimburion.backends.postgres.address import Address
@@ -54,6 +55,9 @@ class Link:
         """What a connection of our own is set to. Where connections are lent, who calls sets it."""
         self._call: Call | None = None
         self._statements: dict[str, Any] = {}
+        self._numbers = count()
+        """For the names of statements. Not their count: a call that failed after the server had
+        parsed its statement leaves a name behind."""
         self._turn = asyncio.Lock()
         self._deadlines = Deadlines()
         self._last: Node | None = None
@@ -194,7 +198,7 @@ class Link:
     async def _fetch(self, call: Call, statement: str, arguments: Sequence[Any]) -> Rows:
         prepared = self._statements.get(statement)
         if prepared is None:
-            name = "" if call.seen.pooled else f"nimburion_{len(self._statements)}"
+            name = "" if call.seen.pooled else f"nimburion_{next(self._numbers)}"
             prepared = await call.driver.prepare(statement, name=name)
             self._statements[statement] = prepared
         rows: Rows = await prepared.fetch(*arguments)
@@ -203,9 +207,13 @@ class Link:
     async def _connected(self) -> Call:
         if self._call is None or self._call.driver.is_closed():
             self._statements.clear()
-            self._call = await reach(self.address, first=self._last)
-            self._last = self._call.node
-            await self._settle_in(self._call)
+            call = await reach(self.address, first=self._last)
+            try:
+                await self._settle_in(call)
+            except BaseException:  # also when cancelled: it is not set as the calls rely on
+                hang_up(call.driver)
+                raise
+            self._call, self._last = call, call.node
         return self._call
 
     async def _settle_in(self, call: Call) -> None:
@@ -219,11 +227,12 @@ class Link:
             async with asyncio.timeout(self.address.timeout):
                 await call.driver.execute("; ".join(f"SET {one}" for one in settings))
         except FAULTS as error:
-            hang_up(call.driver)
             raise meaning_of(error, self._where, sent=False) from error
 
     def _check(self, error: Exception) -> None:
-        if breaks_connection(error):
+        """Give the connection up where it is of no use any more. No call leaves a transaction open:
+        one that is open now could not be rolled back."""
+        if breaks_connection(error) or (self.is_open and self.driver.is_in_transaction()):
             self.drop()
 
 

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import socket
 import ssl
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -37,6 +39,52 @@ _HUNG_UP = (
 _LOOK = """SELECT pg_backend_pid(), current_setting('server_version_num')::int4,
     current_setting('default_transaction_isolation'), pg_is_in_recovery(),
     current_setting('transaction_read_only')"""
+
+
+_ARRAYS: Mapping[int, tuple[str, int]] = MappingProxyType(
+    {1000: ("_bool", 16), 1001: ("_bytea", 17), 1005: ("_int2", 21), 1007: ("_int4", 23)}
+    | {1016: ("_int8", 20), 1022: ("_float8", 701)}
+)
+"""The arrays in our statements, by their numbers, which no version of PostgreSQL ever changes:
+name, and number of the element's type."""
+
+
+class _Connection(asyncpg.Connection):
+    """Knows the array types of our statements, so that it does not look them up.
+
+    The driver knows only scalar types and text[]. For others it queries the catalog between the
+    parsing of a statement and its first run: three more trips for each connection, in which a
+    statement_timeout or a lock can strike, and which change `jit` of the session. The overridden
+    method is private: where a later driver does not call it, types are looked up as before.
+    """
+
+    __slots__ = ()
+
+    async def _introspect_types(self, typeoids: Iterable[int], timeout: float | None) -> Any:  # noqa: ANN401 - the driver's
+        wanted = list(typeoids)
+        if not all(number in _ARRAYS for number in wanted):
+            return await super()._introspect_types(wanted, timeout)  # type: ignore[misc]
+        return [_array_type(number) for number in wanted], _NoLookUp
+
+
+class _NoLookUp:
+    """Stands for the statement of a look-up: a name says that no unnamed one was replaced."""
+
+    name = "none"
+
+
+def _array_type(number: int) -> dict[str, Any]:
+    name, element = _ARRAYS[number]
+    unused = ("basetype", "range_subtype", "attrtypoids", "attrnames")
+    return dict.fromkeys(unused) | {
+        "oid": number,
+        "ns": "pg_catalog",
+        "name": name,
+        "kind": b"b",
+        "elemtype": element,
+        "elemdelim": b",",
+        "elemtype_name": name[1:],
+    }
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -98,6 +146,7 @@ def _options(address: Address, node: Node | None) -> dict[str, Any]:
         "database": address.database,
         "timeout": address.timeout,
         "statement_cache_size": 0,
+        "connection_class": _Connection,
         "server_settings": {"application_name": address.application_name},
         "target_session_attrs": "any",
     }

@@ -53,6 +53,12 @@ _PASSING: Mapping[str, str] = MappingProxyType(
 )
 """Codes that say: later. Nothing was written."""
 
+_OUT_OF_STEP = frozenset({"42P05", "26000", "34000", "24000", "25000", "25001", "25P01", "25P02"})
+"""The session holds a statement, a cursor or a transaction that we know nothing of, or lacks one
+that we count on. Nothing was written, and every later call would hear the same."""
+_KEEPS = frozenset({"NB001", "P0001", *_PASSING}) - _MOVED_ON
+"""Codes after which the connection works as before, as after those that have words of their own."""
+
 _ASKS_FOR_TLS = "; if it lets in only who comes by TLS, add sslmode=require to the URL"
 _ABOUT_DATA = frozenset({"22", "23", "54"})
 
@@ -70,11 +76,16 @@ def asks_to_repeat(error: BaseException) -> bool:
 
 
 def breaks_connection(error: BaseException) -> bool:
-    """Whether the connection is of no use any more, or leads to a server that is of none."""
+    """Whether the connection is of no use any more, or leads to a server that is of none.
+
+    So it is after any answer that is not known to leave it as it was: to connect anew costs little,
+    and what is wrong with a session stays wrong for as long as the session lives.
+    """
     code = code_of(error)
-    if code:
-        return code in _CUT_OFF | _MOVED_ON or code.startswith("08") or "FATAL" in _severity(error)
-    return not isinstance(error, asyncpg.DataError)
+    if not code:
+        return not isinstance(error, asyncpg.DataError)
+    kept = code in _KEEPS or code in _ANSWERS or code[:2] in _ABOUT_DATA
+    return not kept or "FATAL" in _severity(error)
 
 
 def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
@@ -113,6 +124,11 @@ def answered(code: str, error: Exception, where: str, *, sent: bool) -> Nimburio
         return _ANSWERS[code](where, text)
     if code in _CUT_OFF or code.startswith("08"):
         return _cut_off(where, text, sent=sent)
+    if code in _OUT_OF_STEP:
+        return not_applied(
+            f"{where}: the connection was out of step with the server and is replaced; nothing was "
+            f"written. The server said: {text[:200]}"
+        )
     if code in _PASSING:
         return not_applied(
             f"{where}: {_PASSING[code]}; nothing was written. The server said: {text}"

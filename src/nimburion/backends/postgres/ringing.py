@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.connecting import Link, Links
+from nimburion.backends.postgres.faults import FAULTS, meaning_of
 from nimburion.backends.postgres.naming import named
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
 
@@ -169,11 +170,8 @@ class Bell:
             return
         gone = asyncio.Event()
         link.driver.add_termination_listener(lambda _: gone.set())
-        async with asyncio.timeout(link.address.timeout):
-            await link.driver.add_listener(self.channel, self._hear)
-        self._heard_of.set()
-        self._said = False
         try:
+            await self._subscribe(link)
             while not gone.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(gone.wait(), _CHECK)
@@ -181,6 +179,15 @@ class Bell:
                     await link.rows("SELECT 1")
         finally:
             link.drop()
+
+    async def _subscribe(self, link: Link) -> None:
+        try:
+            async with asyncio.timeout(link.address.timeout):
+                await link.driver.add_listener(self.channel, self._hear)
+        except FAULTS as error:
+            raise meaning_of(error, link.address.describe(), sent=False) from error
+        self._heard_of.set()
+        self._said = False
 
     def _hear(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
         teller, *queues = text.split("\n")

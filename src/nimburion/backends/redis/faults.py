@@ -100,6 +100,15 @@ def breaks_connection(error: BaseException) -> bool:
     return not isinstance(error, driver.ResponseError | driver.DataError | UnicodeEncodeError)
 
 
+def spoils_session(error: BaseException) -> bool:
+    """Whether what the server answered may hold for this connection only, and for as long as it
+    lives: it is logged out, subscribed, or says what we have no words for. A new one may do."""
+    code = code_of(error)
+    if not code or not isinstance(error, Exception):
+        return False
+    return code == "NOAUTH" or type(meaning_of(error, "", sent=True)) is BackendError
+
+
 def redirect_of(error: BaseException) -> Node | None:
     """Where `MOVED` points to. The host is empty where the server means its own."""
     if code_of(error) != "MOVED":

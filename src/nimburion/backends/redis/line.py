@@ -19,10 +19,11 @@ from nimburion.backends.redis.faults import (
     meaning_of,
     moves_on,
     redirect_of,
+    spoils_session,
 )
 from nimburion.backends.redis.servers import Servers
 from nimburion.backends.redis.wire import Wire
-from nimburion.core.errors import BackendUnavailable, ConfigurationError
+from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
 
 if TYPE_CHECKING:
     from nimburion.backends.redis.scripts import Script
@@ -107,7 +108,7 @@ class Line:
                 if lacks_script(reply):
                     raise _NoScript
                 await self._after(reply)
-                raise meaning_of(reply, self._where, sent=True) from reply
+                raise self._meaning_of(reply) from reply
         return replies
 
     async def _connected(self) -> Wire:
@@ -116,6 +117,13 @@ class Line:
         self._wire = wire = await self._dial()
         self.connections += 1
         return wire
+
+    def _meaning_of(self, reply: Exception) -> NimburionError:
+        """A connection that is logged out has been replaced: whoever asks is to ask again."""
+        meant = meaning_of(reply, self._where, sent=True)
+        if self.proven and isinstance(meant, ConfigurationError) and spoils_session(reply):
+            return BackendUnavailable(str(meant), outcome="not applied")
+        return meant
 
     async def _dial(self) -> Wire:
         """Connect. What was right and is refused now (a password that was changed, a server that
@@ -134,5 +142,5 @@ class Line:
             self._servers.moved(node)
         elif moves_on(error) or breaks_connection(error):
             self._servers.doubt()
-        if moves_on(error) or breaks_connection(error):
+        if moves_on(error) or breaks_connection(error) or spoils_session(error):
             await self.close()
