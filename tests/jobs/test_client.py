@@ -12,6 +12,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import Event, JobEnqueued
+from nimburion.core.job import JobRecord
 from nimburion.core.limits import Limits
 from nimburion.core.reading import Cancellation
 from nimburion.core.settings import Settings
@@ -405,6 +406,19 @@ async def test_wait_gives_up_after_its_timeout_and_the_job_goes_on(
     with pytest.raises(WaitTimeout, match="is pending after 3 s"):
         await waiting
     assert (await processor.get_status(job_id)).state is State.PENDING
+
+
+async def test_wait_gives_up_in_time_when_the_store_does_not_answer() -> None:
+    class Hole(MemoryBackend):
+        async def get(self, job_id: str) -> JobRecord:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with Processor(Hole()) as processor:
+        job_id = await processor.enqueue_raw("n", b"{}")
+        async with asyncio.timeout(10):
+            with pytest.raises(WaitTimeout, match=r"did not answer within the 0\.05 s"):
+                await processor.wait(job_id, timeout=0.05)
 
 
 async def sleepers(clock: FakeClock, count: int, unless: asyncio.Task[Any] | None = None) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
 
 import pytest
 
 from nimburion.core.errors import BackendUnavailable, StoreFull, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.jobs.intake import Intake
+from nimburion.jobs.intake import MOST_AT_ONCE, Intake, limit_of
 from nimburion.testing import FakeClock
+from tests.simulation.loop import SimulatedLoop, elapse, run
+from tests.simulation.world import LocalClock
 
 
 class Store:
@@ -160,8 +163,8 @@ async def test_an_unanswered_call_is_repeated_by_id(clock: FakeClock) -> None:
 async def test_a_store_that_says_nothing_is_given_up(clock: FakeClock) -> None:
     store = Store()
     store.gate.clear()
-    with pytest.raises(BackendUnavailable, match=r"no answer within -0\.99 s") as failed:
-        await intake(store, clock, timeout=-0.99).store(new("a"))
+    with pytest.raises(BackendUnavailable, match=r"no answer within 0\.02 s") as failed:
+        await intake(store, clock, timeout=0.02).store(new("a"))
     assert failed.value.outcome == "unknown"
 
 
@@ -211,3 +214,112 @@ async def test_many_unanswered_are_told_apart_from_one(clock: FakeClock) -> None
     with pytest.raises(BackendUnavailable, match="the 2 jobs may be stored or not") as failed:
         await intake(store, clock, timeout=0.0).store_all([new("a"), new("b")])
     assert failed.value.job_id is None
+
+
+# --- each caller has a time of its own; on virtual time -------------------------------------------
+
+TIMEOUT = 5.0
+Answers = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
+
+
+class Trouble:
+    """A store in trouble: `answer` says what becomes of each call."""
+
+    def __init__(self, answer: Answers) -> None:
+        self.enqueue = answer
+
+
+async def never(_: Sequence[NewJob]) -> list[Enqueued]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def late(_: Sequence[NewJob]) -> list[Enqueued]:
+    await elapse(TIMEOUT - 0.2)
+    raise BackendUnavailable("gone")
+
+
+async def late_and_known(_: Sequence[NewJob]) -> list[Enqueued]:
+    await elapse(3.0)
+    raise BackendUnavailable("no route", outcome="not applied")
+
+
+Told = tuple[str, float, Enqueued | BackendUnavailable]
+
+
+async def called(way: Intake, job_id: str, at: float) -> Told:
+    """Enqueue a job at some time; what came of it, after how long."""
+    loop = asyncio.get_running_loop()
+    await elapse(at)
+    try:
+        what: Enqueued | BackendUnavailable = await way.store(new(job_id))
+    except BackendUnavailable as error:
+        what = error
+    assert getattr(what, "job_id", job_id) == job_id
+    return job_id, loop.time() - at, what
+
+
+def all_called(answer: Answers, moments: Sequence[float]) -> list[Told]:
+    """Callers at these moments; what came of each call."""
+    loop = SimulatedLoop(Random(1))
+
+    async def story() -> list[Told]:
+        way = Intake(Trouble(answer), LocalClock(loop), TIMEOUT)  # type: ignore[arg-type]
+        return await asyncio.gather(*(called(way, f"{n}", at) for n, at in enumerate(moments)))
+
+    return run(loop, story())
+
+
+@pytest.mark.parametrize("answer", [never, late, late_and_known])
+def test_no_caller_waits_longer_than_its_time(answer: Answers) -> None:
+    """However many share the call before, and however late they come."""
+    moments = [0.0, *(0.01 + 0.5 * n for n in range(40)), *[3.0] * (2 * MOST_AT_ONCE)]
+    for job_id, seconds, what in all_called(answer, moments):
+        assert isinstance(what, BackendUnavailable)
+        assert seconds <= limit_of(TIMEOUT) + 0.001, f"{job_id} after {seconds:.2f} s"
+        assert seconds >= TIMEOUT - 1.0, f"{job_id} after {seconds:.2f} s"
+
+
+def test_a_job_that_never_left_was_not_stored() -> None:
+    sent: set[str] = set()
+
+    async def never_answered(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        sent.update(job.id for job in jobs)
+        return await never(jobs)
+
+    told = all_called(never_answered, [0.0, *[0.1] * (MOST_AT_ONCE + 7)])
+    outcomes = {job_id: getattr(what, "outcome", None) for job_id, _, what in told}
+    assert {job_id for job_id, outcome in outcomes.items() if outcome == "unknown"} == sent
+    assert list(outcomes.values()).count("not applied") == 7
+
+
+def test_what_was_refused_in_time_is_not_stored_later() -> None:
+    seen: list[str] = []
+
+    async def stuck_once(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        if not seen:
+            seen.append("stuck")
+            await never(jobs)
+        seen.extend(job.id for job in jobs)
+        return all_created(jobs)
+
+    told = all_called(stuck_once, [0.0, 0.1, 0.4, 4.0, 9.0])
+    kinds = [type(what) for _, _, what in told]
+    assert kinds == [BackendUnavailable, Enqueued, Enqueued, Enqueued, Enqueued]
+    assert seen == ["stuck", "1", "2", "3", "4"]
+
+
+def test_who_came_last_is_not_refused_with_who_came_first() -> None:
+    """The store is back after seven seconds: in time for one, too late for the other."""
+
+    async def back_after_seven(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        await elapse(0.1)
+        if asyncio.get_running_loop().time() < 7.0:
+            raise BackendUnavailable("no route", outcome="not applied")
+        return all_created(jobs)
+
+    first, second, third = all_called(back_after_seven, [0.0, 0.05, 4.9])
+    assert isinstance(first[2], BackendUnavailable)
+    assert isinstance(second[2], BackendUnavailable)
+    assert second[2].outcome == "not applied"
+    assert third[2] == Enqueued("2", "created")

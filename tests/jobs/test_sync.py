@@ -9,7 +9,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,20 @@ import pytest
 
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.settings import Settings
 from nimburion.jobs import Priority, Processor, job
 from nimburion.jobs.client import Client
-from nimburion.jobs.errors import InvalidJob, JobNotFound, NotOpen, UseAwait, WaitTimeout
+from nimburion.jobs.errors import (
+    BackendUnavailable,
+    InvalidJob,
+    JobNotFound,
+    NotOpen,
+    UseAwait,
+    WaitTimeout,
+)
 from nimburion.jobs.portal import SyncClient, Synced
+from nimburion.testing import FakeClock
 
 LIVING = {"open", "close", "pass_through"}
 """Of the loop that owns the processor alone."""
@@ -178,6 +189,66 @@ def test_a_store_that_cannot_be_opened_is_told_and_leaves_no_thread(tmp_path: Pa
         with pytest.raises(Exception, match="missing"):
             processor.sync.enqueue(double.job(1))
     assert portals() == 0
+
+
+class Unreachable(MemoryBackend):
+    """A store that does not answer while it is opened."""
+
+    def sibling(self) -> Unreachable:
+        return Unreachable()
+
+    async def open(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_threads_that_wait_for_the_opening_each_keep_their_time() -> None:
+    """Not one after the other; and the next call tries anew."""
+    processor = Processor(Unreachable(), Settings(enqueue_timeout=1.0))
+    outcomes: list[str] = []
+
+    def call() -> None:
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="could not be opened") as refused:
+            processor.sync.enqueue(double.job(1))
+        outcomes.append(refused.value.outcome)
+        assert time.monotonic() - began <= 1.5 * 1.0 + 4.0  # a busy machine; in turn: 8 s and more
+
+    for _ in range(2):
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert outcomes == ["not applied"] * 16
+    assert portals() == 0
+
+
+def test_what_the_opening_took_counts_as_the_calls_own_time() -> None:
+    class Slow(MemoryBackend):
+        def sibling(self) -> Slow:
+            return Slow()
+
+        async def open(self) -> None:
+            clock.advance(1.9)
+            await super().open()
+
+        async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+            began = time.monotonic()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                waited.append(time.monotonic() - began)
+                clock.advance(waited[0])
+            raise AssertionError
+
+    waited: list[float] = []
+    clock = FakeClock()
+    with (
+        Processor(Slow(), Settings(enqueue_timeout=2.0), clock=clock).sync as sync,
+        pytest.raises(BackendUnavailable, match="did not answer"),
+    ):
+        sync.enqueue(double.job(1))
+    assert waited[0] <= 1.5, "of two seconds, the opening took nearly all"
 
 
 def test_a_loop_that_ends_under_a_waiting_caller_sets_it_free(processor: Processor) -> None:

@@ -321,6 +321,28 @@ async def test_a_lock_that_is_kept_is_no_answer_and_nothing_is_written(
     assert (await store.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "created"
 
 
+async def test_under_a_lock_each_call_has_a_time_of_its_own(
+    store: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one time after the other, whether they share a transaction or wait behind another."""
+    monkeypatch.setattr("nimburion.backends.sqlite.threads.BUSY_TIMEOUT", 0.5)
+    loop = asyncio.get_running_loop()
+
+    async def refused(number: int) -> float:
+        began = loop.time()
+        with pytest.raises(BackendUnavailable, match=r"kept .* locked"):
+            await store.enqueue([NewJob(f"{number}", "n", "q", b"")])
+        return loop.time() - began
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        took = await asyncio.gather(*map(refused, range(20)))
+        other.execute("ROLLBACK")
+    assert min(took) >= 0.4
+    assert max(took) <= 0.5 * 1.5 + 2.0  # a busy machine; one after the other takes ten seconds
+    assert sum((await store.counts()).values()) == 0
+
+
 @pytest.mark.parametrize(
     "job", [NewJob("\ud800", "n", "q", b""), NewJob("a", "n", "q", b"", 1 << 70)]
 )

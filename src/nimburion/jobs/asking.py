@@ -20,11 +20,14 @@ from nimburion.core.job import JobRecord, State
 from nimburion.core.limits import check_name
 from nimburion.core.reading import Cancellation
 from nimburion.core.settings import Settings
+from nimburion.jobs.intake import CALL_BEGAN
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.status import Status, status_of
 
 _FIRST_LOOK = 0.01
 _LONGEST_LOOK = 1.0
+_LAST_LOOK = 0.25
+"""Seconds that the store has to answer, also where the time is all but over."""
 
 
 class Asking:
@@ -90,13 +93,13 @@ class Asking:
         """Wait until the job is completed; what its handler returned.
 
         `JobNotCompleted`: it failed or was cancelled. `WaitTimeout`: it had not ended after
-        `timeout` seconds; it goes on. `JobNotFound`. The store is asked at growing intervals, up
-        to a second.
+        `timeout` seconds, or the store had not answered; the job goes on. `JobNotFound`. The store
+        is asked at growing intervals, up to a second.
         """
         seconds = None if timeout is None else seconds_of(timeout)
-        deadline = None if seconds is None else self.clock.monotonic() + seconds
+        deadline = None if seconds is None else _began(self.clock) + seconds
         pause = _FIRST_LOOK
-        while not (record := await self._record(job_id)).state.finished:
+        while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
             left = pause if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
@@ -139,9 +142,33 @@ class Asking:
         self._check_open()
         return await self.backend.get(check_name("job id", job_id))
 
+    async def _record_by(
+        self, deadline: float | None, job_id: str, seconds: float | None
+    ) -> JobRecord:
+        """As `_record`; `WaitTimeout` where the store does not answer until then."""
+        if deadline is None:
+            return await self._record(job_id)
+        time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
+        try:
+            async with time:
+                return await self._record(job_id)
+        except TimeoutError as error:
+            if not time.expired():
+                raise
+            raise WaitTimeout(
+                f"job {job_id}: {self.backend.describe()} did not answer within the {seconds:g} s "
+                "of waiting"
+            ) from error
+
     def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
         handler = self.registry.get(name)
         return msgspec.json.decode if handler is None else handler.decode_result
+
+
+def _began(clock: Clock) -> float:
+    """When the call that runs began."""
+    began = CALL_BEGAN.get()
+    return clock.monotonic() if began is None else began
 
 
 def _why(record: JobRecord) -> str | None:

@@ -11,18 +11,25 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
+from nimburion.core.errors import BackendUnavailable, seconds_of
 from nimburion.jobs.client import Client
+from nimburion.jobs.intake import CALL_BEGAN, limit_of
 from nimburion.jobs.lending import LentByThread, call_on
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _CLOSE_WITHIN = 5.0
+_OPENING = 1.0
+"""Seconds that opening may take at least, however short the time of the call that needs it."""
+_LEAVE_WITHIN = 0.5
+"""Seconds for a thread to end whose client could not be opened: its caller has waited enough."""
 
 
 class Synced(Generic[P, R]):
@@ -107,8 +114,10 @@ class SyncClient:
         loop = self._owning_loop()
         if loop is not None:
             return call_on(loop, partial(method, self._client, *args, **kwargs), lent)
-        portal = self._portal().opened()
-        return call_on(portal.loop, partial(method, portal.client, *args, **kwargs), lent)
+        seconds = _time_of(method, args, kwargs)
+        with self._portal().used() as portal:
+            make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
+            return call_on(portal.loop, make, lent)
 
     def close(self) -> None:
         """Close what was opened for calls from outside a loop. Repeatable; a later call opens it
@@ -142,7 +151,8 @@ class SyncClient:
 
 
 class _PortalOfProcess:
-    """At most one portal, opened when first needed."""
+    """At most one portal, made when first needed. One whose client could not be opened ends when
+    nobody waits for it any more."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -150,12 +160,28 @@ class _PortalOfProcess:
         self._lock = threading.Lock()
         self._portal: _Portal | None = None
 
-    def opened(self) -> _Portal:
+    @contextmanager
+    def used(self) -> Iterator[_Portal]:
+        """The portal, for as long as the block lasts."""
         with self._lock:
             if self._portal is None:
                 self._portal = _Portal(self._client.sibling())
                 atexit.register(self.close)
-            return self._portal
+            portal = self._portal
+            portal.users += 1
+        try:
+            yield portal
+        finally:
+            self._leave(portal)
+
+    def _leave(self, portal: _Portal) -> None:
+        with self._lock:
+            portal.users -= 1
+            if portal.users or portal.client.loop is not None or self._portal is not portal:
+                return
+            self._portal = None
+        atexit.unregister(self.close)
+        portal.stop(_LEAVE_WITHIN)
 
     def close(self) -> None:
         if os.getpid() != self._process:  # at the exit of a child: its parent's is not its own
@@ -168,29 +194,52 @@ class _PortalOfProcess:
 
 
 class _Portal:
-    """A client on a loop on a thread of its own. Making one opens the client, or raises."""
+    """A client on a loop on a thread of its own. The first call opens the client."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.loop = asyncio.new_event_loop()
+        self.users = 0
+        """How many calls are on their way; under the lock of whoever holds the portal."""
+        self._opening: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="nimburion-sync", daemon=True)
         self._thread.start()
-        try:
-            call_on(self.loop, client.open)
-        except BaseException:
-            self._stop()
-            raise
+
+    async def call(self, make: Callable[[], Coroutine[Any, Any, R]], seconds: float | None) -> R:
+        """Run a method of the client. The time that its opening took counts as the call's own."""
+        if self.client.loop is None:
+            CALL_BEGAN.set(self.client.clock.monotonic())
+            await self._opened(seconds)
+        return await make()
+
+    async def _opened(self, seconds: float | None) -> None:
+        """Return when the client is open. Calls that come meanwhile share what comes of it."""
+        timeout = self.client.settings.enqueue_timeout
+        limit = limit_of(timeout if seconds is None else min(seconds, timeout))
+        limit = max(limit, _OPENING)
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self.client.open())
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        done, _ = await asyncio.wait({self._opening}, timeout=limit)
+        if not done:
+            raise BackendUnavailable(
+                f"{self.client.backend.describe()} could not be opened within {limit:.3g} s; "
+                "nothing was written",
+                outcome="not applied",
+            )
+        self._opening.result()
 
     def close(self) -> None:
         """Close the client and end the thread."""
         try:
             call_on(self.loop, self.client.close)
         finally:
-            self._stop()
+            self.stop(_CLOSE_WITHIN)
 
-    def _stop(self) -> None:
+    def stop(self, seconds: float) -> None:
+        """End the thread, and wait for that no longer than this."""
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(_CLOSE_WITHIN)
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -199,6 +248,16 @@ class _Portal:
         finally:
             _cancel_all(self.loop)
             self.loop.close()
+
+
+def _time_of(
+    method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> float | None:
+    """The time that a call has, where it says so itself."""
+    if method is not Client.wait:
+        return None
+    timeout = args[1] if len(args) > 1 else kwargs.get("timeout")
+    return None if timeout is None else seconds_of(timeout)
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:

@@ -113,7 +113,7 @@ def packed(fields: list[Any]) -> tuple[str, bytes]:
 async def check_inner(joint: Joint, door: Door) -> None:
     """Raise `NotJoinable` where the connection cannot be one to this store."""
     inner = await door.inner()
-    if type(inner).__module__.partition(".")[0] not in _DRIVERS:
+    if _DRIVERS.isdisjoint(kind.__module__.partition(".")[0] for kind in type(inner).__mro__):
         raise NotJoinable(f"{shown(inner)} is no connection to this store: {joint.where}")
 
 

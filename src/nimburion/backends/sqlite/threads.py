@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from random import Random
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from nimburion.backends.sqlite.faults import is_busy, translated
+from nimburion.backends.sqlite.faults import is_busy, meaning_of, translated
 from nimburion.core.errors import NotOpen
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that the writer waits for the lock of another process."""
+"""Seconds that a call waits for the lock of another process, and for the calls before it."""
 _GROUP = 256
 """The most calls of one transaction."""
 
@@ -37,7 +37,7 @@ _GROUP = 256
 class Call(Generic[T]):
     """Something to do on a database's thread, and the future that waits for what it returns."""
 
-    __slots__ = ("durable", "error", "future", "value", "work")
+    __slots__ = ("durable", "error", "future", "until", "value", "work")
 
     def __init__(
         self, work: Callable[[Database], T], future: asyncio.Future[T], *, durable: bool
@@ -46,6 +46,8 @@ class Call(Generic[T]):
         self.future: asyncio.Future[T] = future
         self.durable: bool = durable
         """Whether somebody asked for this, so that it must survive a power cut."""
+        self.until: float = time.monotonic() + BUSY_TIMEOUT
+        """No longer does it wait for a lock."""
         self.value: T | None = None
         self.error: BaseException | None = None
 
@@ -189,7 +191,8 @@ class Writer(DatabaseThread):
                 group, more = self._gather()
                 if group:
                     self._commit(database, group)
-                    self._answer(group)
+                    if group:
+                        self._answer(group)
                     self._checkpointer.note(database.connection.total_changes)
         finally:
             self._checkpointer.stop()
@@ -213,7 +216,8 @@ class Writer(DatabaseThread):
         try:
             self._files.check()
             with translated(self._path):
-                self._begin(database, durable=any(call.durable for call in group))
+                if not self._begin(database, group):
+                    return
                 for call in group:
                     self._run(database, call, alone=len(group) == 1)
                 database.connection.execute("COMMIT")
@@ -230,23 +234,37 @@ class Writer(DatabaseThread):
             rung, database.rung = frozenset(database.rung), set()
             self._ring(rung)
 
-    def _begin(self, database: Database, *, durable: bool) -> None:
-        """Take the write lock. IMMEDIATE: a lock taken later would not wait for its turn."""
-        wanted = "FULL" if durable else "NORMAL"
+    def _begin(self, database: Database, group: list[Call[object]]) -> bool:
+        """Take the write lock. IMMEDIATE: a lock taken later would not wait for its turn. False:
+        nobody of the group could wait so long."""
+        wanted = "FULL" if any(call.durable for call in group) else "NORMAL"
         if self._synchronous != wanted:
             # A script, as the driver would not run a cached PRAGMA again.
             database.connection.executescript(f"PRAGMA synchronous={wanted}")
             self._synchronous = wanted
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while True:
+        while group:
             try:
                 database.connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > deadline:
+                if not is_busy(error):
                     raise
-                self._pause(self._random.uniform(0.000_2, 0.003))
+                self._refuse_late(group, error)
+                if group:
+                    self._pause(self._random.uniform(0.000_2, 0.003))
             else:
-                return
+                return True
+        return False
+
+    def _refuse_late(self, group: list[Call[object]], busy: sqlite3.OperationalError) -> None:
+        """Answer those of the group whose time is over, each after its own: the lock is kept."""
+        now = time.monotonic()
+        late = [call for call in group if call.until <= now]
+        if late:
+            group[:] = [call for call in group if call.until > now]
+            for call in late:
+                call.error = meaning_of(busy, self._path)
+                call.error.__cause__ = busy
+            self._answer(late)
 
     def _run(self, database: Database, call: Call[object], *, alone: bool) -> None:
         """One call; its own error stays with it, as long as the transaction lives."""
