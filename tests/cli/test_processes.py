@@ -160,7 +160,8 @@ def test_an_application_that_cannot_be_imported_says_why(tmp_path: Path) -> None
     result = run(tmp_path, "worker", "app:processor")
     assert result.returncode == 1
     assert result.stderr == (
-        "nimburion: app cannot be imported: No module named 'no_such_library'\n"
+        "nimburion: app cannot be imported: ModuleNotFoundError: No module named "
+        "'no_such_library' (app.py, line 1); --traceback shows more\n"
     )
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import os
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.endings import BadInput, Failed
+from nimburion.cli.endings import BadInput
 from nimburion.cli.invocation import Invocation, current, shared_options
-from nimburion.cli.output import clean
+from nimburion.cli.output import clean, clean_lines
+from nimburion.cli.target import find_processor
 
 if TYPE_CHECKING:
     from nimburion.core.settings import QueueSettings, Settings
@@ -29,8 +27,11 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.option("--queues", metavar="A,B", help="Serve only these queues.")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@click.option("--traceback", is_flag=True, help="Show where MODULE fails when it is imported.")
 @shared_options
-def worker(target: str, queues: str | None, concurrency: int | None, log_level: str) -> None:
+def worker(
+    *, target: str, queues: str | None, concurrency: int | None, log_level: str, traceback: bool
+) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
 
     NAME is a Processor in MODULE, or a function without arguments that makes one. The working
@@ -38,7 +39,7 @@ def worker(target: str, queues: str | None, concurrency: int | None, log_level: 
     """
     start_logging(log_level)
     hand_on(current())
-    processor = find_processor(target)
+    processor = find_processor(target, show_traceback=traceback)
     check_store(processor, current())
     add_scheduler(processor, current())
     processor.settings = adjusted(processor.settings, queues, concurrency)
@@ -63,6 +64,10 @@ def start_logging(level: str) -> None:
 class CleanFormatter(logging.Formatter):
     """Writes out what would steer a terminal; line breaks only in tracebacks."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        # The whole, as another handler may have formatted the traceback before and left it there.
+        return clean_lines(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         return clean(super().formatMessage(record))
 
@@ -73,45 +78,6 @@ def hand_on(invocation: Invocation) -> None:
         os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
     if invocation.store is not None:
         os.environ["NIMBURION_JOBS__URL"] = invocation.store
-
-
-def find_processor(target: str) -> Processor:
-    """Import the module and take the processor from it."""
-    from nimburion.jobs import Processor
-
-    module_name, colon, path = target.partition(":")
-    if not colon or not module_name or not path:
-        raise BadInput(f"{target!r} is not of the form MODULE:NAME, like myapp.jobs:processor")
-    found = attribute(import_target(module_name), path)
-    if not isinstance(found, Processor) and not isinstance(found, type) and callable(found):
-        found = found()
-    if not isinstance(found, Processor):
-        kind = type(found).__name__
-        raise BadInput(f"{target} is a {kind}; a Processor is needed, or a function that makes one")
-    return found
-
-
-def import_target(name: str) -> object:
-    """The module; a missing one is bad input, an error inside it keeps its traceback."""
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 (sys.path holds text)
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name == missing or name.startswith(f"{missing}."):
-            raise BadInput(f"there is no module {name!r} here or on the path") from None
-        raise Failed(f"{name} cannot be imported: {error}") from error
-
-
-def attribute(found: object, path: str) -> object:
-    """Follow a dotted path; say what is near when it leads nowhere."""
-    for step in path.split("."):
-        if not hasattr(found, step):
-            near = difflib.get_close_matches(step, dir(found), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadInput(f"{getattr(found, '__name__', found)!s} has no {step!r}{hint}")
-        found = getattr(found, step)
-    return found
 
 
 def check_store(processor: Processor, invocation: Invocation) -> None:

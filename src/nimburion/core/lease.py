@@ -15,7 +15,8 @@ class Token(msgspec.Struct, frozen=True, gc=False):
     """
 
     fence: int
-    """Rises with each delivery of the job. Hand it to systems that fence by number."""
+    """Rises with each delivery of the job. Hand it to systems that fence by number. After a crash
+    or failover of the store the last numbers can be handed out again."""
     nonce: bytes
     """16 random bytes of the exchange that handed the job out."""
 

@@ -1,0 +1,159 @@
+"""Find the processor that MODULE:NAME names: import the module, and say what is wrong in one line
+where that fails."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nimburion.cli.endings import BadInput, Failed
+from nimburion.cli.output import clean_lines
+from nimburion.core.redaction import redact_url
+
+if TYPE_CHECKING:
+    from nimburion.jobs import Processor
+
+_OWN = ("<frozen", str(Path(__file__).parent.parent), importlib.__file__)
+_LIBRARIES = tuple(
+    {str(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_PARTIAL = "partially initialized module"
+"""What Python says of a module that is imported by what it imports."""
+
+
+def find_processor(target: str, *, show_traceback: bool = False) -> Processor:
+    """Import the module and take the processor from it, or call the function there that makes one.
+
+    Raises `BadInput` for what cannot be a processor, a syntax error and a circular import, `Failed`
+    for an error in the application's code; each is one line. `show_traceback` prints the
+    traceback of the application's code before.
+    """
+    from nimburion.jobs import Processor
+
+    module_name, colon, path = target.partition(":")
+    if "://" in target:
+        raise BadInput(f"{redact_url(target)} is a URL; give MODULE:NAME, and the URL as --store")
+    if not colon or not all(module_name.split(".")) or not all(path.split(".")):
+        raise BadInput(f"{target!r} is not of the form MODULE:NAME, like myapp.jobs:processor")
+    with _blaming(f"{module_name} cannot be imported", show_traceback=show_traceback):
+        module = _import(module_name)
+    found = _attribute(module, path)
+    if not isinstance(found, Processor) and _is_factory(target, found):
+        with _blaming(f"{target} failed", show_traceback=show_traceback):
+            found = found()  # type: ignore[operator]
+    if not isinstance(found, Processor):
+        kind = type(found).__name__
+        raise BadInput(f"{target} is a {kind}; a Processor is needed, or a function that makes one")
+    return found
+
+
+def _import(name: str) -> object:
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 (sys.path holds text)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise BadInput(f"there is no module {name!r} here or on the path") from None
+        raise
+
+
+def _attribute(found: object, path: str) -> object:
+    """Follow a dotted path; say what is near when it leads nowhere."""
+    for step in path.split("."):
+        if not hasattr(found, step):
+            near = difflib.get_close_matches(step, dir(found), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadInput(f"{getattr(found, '__name__', found)!s} has no {step!r}{hint}")
+        found = getattr(found, step)
+    return found
+
+
+def _is_factory(target: str, found: object) -> bool:
+    """Whether it may be called to make a processor. A job is never called: that would do its
+    work."""
+    from nimburion.jobs.job import declaration_of
+
+    declaration = declaration_of(found)
+    if declaration is not None:
+        raise BadInput(
+            f"{target} is the job {declaration.name!r}; name the Processor that it is registered "
+            "with"
+        )
+    if isinstance(found, type) or inspect.isbuiltin(found) or not callable(found):
+        return False
+    if inspect.iscoroutinefunction(found):
+        raise BadInput(f"{target} is an async function; one that is called, with def, is needed")
+    try:
+        inspect.signature(found).bind()
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"{target} takes arguments; a Processor is needed, or a function without arguments "
+            "that makes one"
+        ) from None
+    return True
+
+
+@contextmanager
+def _blaming(what: str, *, show_traceback: bool) -> Iterator[None]:
+    """Turn an error of the application's code into one line; nimburion's own errors are one."""
+    from nimburion.core.errors import NimburionError
+
+    try:
+        yield
+    except (NimburionError, click.ClickException):
+        raise
+    except Exception as error:
+        if show_traceback:
+            click.echo(clean_lines(_format_traceback(error)), err=True)
+        raise _blame(what, error, "" if show_traceback else "; --traceback shows more") from error
+
+
+def _blame(what: str, error: Exception, hint: str) -> click.ClickException:
+    if isinstance(error, SyntaxError):
+        place = f"{_relative(error.filename or '?')}, line {error.lineno}"
+        return BadInput(f"{what}: {type(error).__name__}: {error.msg} ({place})")
+    place = _place_of(error)
+    if _PARTIAL in str(error):
+        return BadInput(
+            f"{what}: its modules import each other in a circle: {error} ({place}){hint}"
+        )
+    return Failed(f"{what}: {type(error).__name__}: {error} ({place}){hint}")
+
+
+def _place_of(error: Exception) -> str:
+    """The innermost line of the application's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_foreign(frame.filename)] or frames
+    return f"{_relative(own[-1].filename)}, line {own[-1].lineno}"
+
+
+def _is_foreign(filename: str) -> bool:
+    """Whether it is part of Python, of an installed package or of nimburion."""
+    return filename.startswith((*_OWN, *_LIBRARIES))
+
+
+def _relative(filename: str) -> str:
+    """The path as people write it, below the working directory."""
+    path = Path(filename)
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else filename
+
+
+def _format_traceback(error: Exception) -> str:
+    """The traceback without the frames of nimburion and of Python's import."""
+    told = traceback.TracebackException.from_exception(error)
+    frames = [one for one in told.stack if not one.filename.startswith(_OWN)]
+    told.stack = traceback.StackSummary.from_list(frames)
+    return "".join(told.format()).rstrip()
