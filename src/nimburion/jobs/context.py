@@ -143,8 +143,8 @@ class Context:
         """Rises with each delivery of this job: hand it to systems that fence by number.
 
         Deliveries are not waited for until they are on the disk. After a crash of the store's
-        server, or a failover, the last numbers can be handed out again, to another attempt: accept
-        only a higher number than the last, or make the write safe to repeat by `job_id`.
+        server, or a failover, the last numbers can be handed out again, to another attempt: write
+        once and accept only a higher number, or make the write safe to repeat by `job_id`.
         """
         return self.delivery.lease.token.fence
 
