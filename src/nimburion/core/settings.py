@@ -43,7 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     ageing: float = 60.0
     enqueue_timeout: float = 5.0
-    """How long `enqueue` goes on asking a store that does not answer."""
+    """How long `enqueue` goes on asking a store that does not answer. It holds for each caller, who
+    hears within this and a tenth more (0.25 s at least)."""
     keep_completed: float | None = 86_400.0
     keep_completed_max: int | None = None
     keep_failed: float | None = 90 * 86_400.0

@@ -1,0 +1,63 @@
+"""A network that drops packets: each call that promises a time ends in it, however many wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+import pytest
+
+from nimburion.backends import open_backend
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.settings import Settings
+from nimburion.jobs import Processor
+from nimburion.jobs.errors import WaitTimeout
+from tests.servers import Server
+from tests.servers.kinds import RunningPostgres
+from tests.servers.proxy import Proxy
+
+TIMEOUT = 1.0
+BOUND = 1.5 * TIMEOUT + 3.0
+"""Generous, for a busy machine."""
+
+
+async def seconds_of(call: Awaitable[object], error: type[Exception]) -> float:
+    """How long a call takes that must fail."""
+    began = time.monotonic()
+    with pytest.raises(error):
+        await call
+    return time.monotonic() - began
+
+
+async def check_deadlines(url: str, proxy: Proxy) -> None:
+    processor = Processor(open_backend(url), Settings(enqueue_timeout=TIMEOUT))
+    async with processor:
+        job_id = await processor.enqueue_raw("n", b"{}")
+        proxy.hole()
+        took = await asyncio.gather(
+            *(seconds_of(processor.enqueue_raw("n", b"{}"), BackendUnavailable) for _ in range(40)),
+            *(seconds_of(processor.wait(job_id, timeout=TIMEOUT), WaitTimeout) for _ in range(40)),
+        )
+        other = Processor(open_backend(url), Settings(enqueue_timeout=TIMEOUT))
+        with other.sync as sync:
+            calls = (
+                seconds_of(asyncio.to_thread(sync.enqueue_raw, "n", b"{}"), BackendUnavailable)
+                for _ in range(4)  # no more than there are threads
+            )
+            took += await asyncio.gather(*calls)
+        proxy.heal()
+        assert (await processor.get_status(job_id)).state == "pending"
+    assert max(took) <= BOUND
+
+
+async def test_valkey(valkey: Server) -> None:
+    async with Proxy(valkey.port) as proxy:
+        await check_deadlines(f"{proxy.url}?namespace=hole", proxy)
+
+
+async def test_postgres(postgres_server: RunningPostgres) -> None:
+    url = postgres_server.url
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    async with Proxy(port) as proxy:
+        await check_deadlines(url.replace(str(port), str(proxy.port)), proxy)
