@@ -17,7 +17,8 @@ from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.errors import BackendError, NimburionError
 from nimburion.core.exchange import Lane, Want
 from nimburion.core.ids import new_session_id
-from nimburion.core.job import NewJob
+from nimburion.core.job import NewJob, State
+from nimburion.core.reading import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 
@@ -80,11 +81,45 @@ async def fill(store: SQLiteBackend, limit: str) -> None:
     say("recovered", sum((await store.counts()).values()))
 
 
+async def crowd(store: SQLiteBackend, prefix: str, seconds: str) -> None:
+    """Enqueue and complete for so long, whether the disk is full or not; say what was done."""
+    session = new_session_id()
+    loop = asyncio.get_running_loop()
+    end, number, stored, completed, refused = loop.time() + float(seconds), 0, 0, 0, 0
+    settled: list[Completed] = []
+    want = Want(100, LANES, nonce=os.urandom(16))
+    opened = False
+    while loop.time() < end:
+        try:
+            await store.enqueue([NewJob(f"{prefix}-{stored}", "n", "q", b"x" * 3000)])
+            stored += 1
+        except BackendError:
+            refused += 1
+        if refused % 10 == 9:
+            refused += 1
+            try:
+                if not opened:
+                    await store.open_session(Session(id=session, ttl=300.0, names=("n",)))
+                    opened = True
+                reply = await store.exchange(session, number + 1, settled, want)
+            except BackendError as error:
+                say("stuck", type(error).__name__, error)
+                continue
+            number += 1
+            completed += len(settled)
+            settled = [Completed(one.lease, b"x" * 500) for one in reply.deliveries]
+            await store.delete(COMPLETED, 1000)
+    say("stored", stored, "completed", completed, "refused", refused)
+
+
+COMPLETED = JobFilter(states=frozenset({State.COMPLETED}))
+
 VERBS: dict[str, Callable[..., Awaitable[None]]] = {
     "enqueue": enqueue,
     "work": work,
     "wait": wait,
     "fill": fill,
+    "crowd": crowd,
 }
 
 

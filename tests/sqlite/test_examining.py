@@ -62,7 +62,8 @@ async def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "verdict"), [(1024 * MIB, "good"), (1023 * MIB, "warning"), (62 * MIB, "error")]
+    ("free", "verdict"),
+    [(1024 * MIB, "good"), (1023 * MIB, "warning"), (16 * MIB, "warning"), (15 * MIB, "error")],
 )
 async def test_room_on_the_disk(
     free: int, verdict: str, store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch

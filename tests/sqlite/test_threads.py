@@ -103,8 +103,9 @@ async def test_what_a_failed_call_wrote_is_gone(store: SQLiteBackend) -> None:
     assert [queue.name for queue in await store.queues()] == ["other"]
 
 
-async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(store: SQLiteBackend) -> None:
-    await store._write(lambda db: db.connection.execute("PRAGMA max_page_count=60").fetchall())
+async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> None:
+    store = SQLiteBackend(path, measure=lambda _: 1 << 20)
+    await store.open()
     big = [NewJob(f"big-{n}", "n", "q", b"x" * 1000) for n in range(1000)]
     async with Blocker(store):
         first = asyncio.create_task(store.enqueue([NewJob("first", "n", "q", b"")]))
@@ -116,6 +117,7 @@ async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(store: SQLiteBac
     assert (await first)[0].outcome == "created"
     assert (await last)[0].outcome == "created"
     assert sum((await store.counts()).values()) == 2
+    await store.close()
 
 
 async def test_a_cancelled_wait_does_not_disturb_the_writer(store: SQLiteBackend) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +22,8 @@ from nimburion.core.errors import (
     StoreFull,
     Unstorable,
 )
-from nimburion.core.job import NewJob, State
+from nimburion.core.job import NewJob
+from nimburion.testing.clock import FakeClock
 from tests.sqlite.conftest import Start, assert_sound, let_others_in, said
 
 NOBODY = 65534
@@ -101,21 +101,20 @@ async def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
 # Full
 
 
-async def test_a_full_file_refuses_whole_calls_and_recovers(store: SQLiteBackend) -> None:
+async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: FakeClock) -> None:
+    room = 10 << 20
+    store = SQLiteBackend(path, clock=clock, measure=lambda _: room)
+    await store.open()
     await store.enqueue([NewJob("kept", "n", "q", b"{}")])
-    await allow_pages(store, 60)
+    room = 0
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
     with pytest.raises(StoreFull, match="goes on by itself"):
         await store.enqueue(jobs)
     assert sum((await store.counts()).values()) == 1
-    await allow_pages(store, 100_000)
+    room = 10 << 20
     await store.enqueue(jobs)
     assert sum((await store.counts()).values()) == 501
-
-
-async def allow_pages(store: SQLiteBackend, most: int) -> None:
-    """Let the file have at most so many pages."""
-    await store._write(lambda db: db.connection.execute(f"PRAGMA max_page_count={most}").fetchall())
+    await store.close()
 
 
 def test_a_limit_on_file_size_is_a_full_store_until_it_is_lifted(path: Path, start: Start) -> None:
@@ -125,44 +124,6 @@ def test_a_limit_on_file_size_is_a_full_store_until_it_is_lifted(path: Path, sta
     assert int(stored) > 10
     assert recovered == f"recovered {int(stored) + 1}"
     assert_sound(path)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one mebibyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    mounted = os.geteuid() == 0 and subprocess.run(mount, check=False).returncode == 0
-    if not mounted:
-        pytest.skip("only root can mount a small disk; the limits above stand in for it")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-async def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(512 * 1024))
-    store = SQLiteBackend(small_disk / "jobs.db")
-    await store.open()
-    stored = await stored_until_full(store)
-    assert stored > 5
-    assert (await store.counts())[State.PENDING] == stored
-    ballast.unlink()
-    await store.enqueue([NewJob("more", "n", "q", b"{}")])
-    assert (await store.counts())[State.PENDING] == stored + 1
-    await store.close()
-    assert_sound(small_disk / "jobs.db")
-
-
-async def stored_until_full(store: SQLiteBackend) -> int:
-    """Enqueue one after the other until there is no room; how many there was room for."""
-    for stored in range(10_000):
-        try:
-            await store.enqueue([NewJob(f"j-{stored}", "n", "q", b"x" * 2000)])
-        except StoreFull:
-            return stored
-    return -1
 
 
 # Corrupt

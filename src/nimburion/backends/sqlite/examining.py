@@ -15,6 +15,7 @@ from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.faults import code_of, meaning_of
 from nimburion.backends.sqlite.opening import CHECKPOINT
 from nimburion.backends.sqlite.place import NETWORKED, file_system_of
+from nimburion.backends.sqlite.space import KEPT
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 from nimburion.core.reading import Finding, finding_of
@@ -25,7 +26,7 @@ _LOG = CHECKPOINT * _PAGE
 """Bytes at which the writer itself empties the write-ahead log."""
 _LONG_LOG = 4 * _LOG
 _LITTLE_ROOM = _GIB
-_NO_ROOM = _LOG
+_NO_ROOM = 2 * KEPT
 _BUILT = 1_704_067_200.0
 """2024-01-01: a clock that shows less was never set."""
 _SLOW_READ = 0.02
@@ -146,8 +147,8 @@ def disk(path: Path) -> Finding:
     if free >= _LITTLE_ROOM:
         return Finding("disk", "good", text)
     if free >= _NO_ROOM:
-        return Finding("disk", "warning", text, f"make room: below {size(_NO_ROOM)} writes fail")
-    advice = f"make room at once: the write-ahead log alone may need {size(_LOG)}"
+        return Finding("disk", "warning", text, f"make room: below {size(_NO_ROOM)} enqueues fail")
+    advice = "make room: enqueues are refused, what is left is for settling the jobs stored here"
     return Finding("disk", "error", text, advice)
 
 

@@ -53,8 +53,9 @@ def meaning_of(error: sqlite3.Error, path: Path) -> BackendError:
         )
     if code == sqlite3.SQLITE_FULL or _cannot_grow(error):
         return StoreFull(
-            f"{path} cannot grow: the disk is full, or a quota or size limit is reached; nothing "
-            "was written. Make room, and it goes on by itself"
+            f"{path} cannot grow: the disk is full, but for what is needed to settle the jobs that "
+            "are stored, or a quota or size limit is reached; nothing was written. Make room, and "
+            "it goes on by itself"
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
         return _unwritable(error, path)

@@ -27,6 +27,7 @@ from nimburion.backends.sqlite.faults import translated
 from nimburion.backends.sqlite.identity import OpenFiles
 from nimburion.backends.sqlite.opening import connect_for_handler
 from nimburion.backends.sqlite.settling import settle_one
+from nimburion.backends.sqlite.space import Space
 from nimburion.backends.sqlite.threads import Reader
 from nimburion.backends.sqlite.watching import Watch
 from nimburion.core.clock import Clock
@@ -74,9 +75,11 @@ class Joining:
         reader: Reader,
         chime: Chime,
         files: OpenFiles,
+        space: Space,
     ) -> None:
         self.path: Path = path
         self._files = files
+        self._space = space
         self._sql = sql
         self._clock = clock
         self._boot_id = boot_id
@@ -105,11 +108,15 @@ class Joining:
         """See `nimburion.core.backend.Joining`."""
         if not jobs:
             return []
-        results, rung = await self.use(door_of(lent), lambda db: enqueue(db, jobs))
+        results, rung = await self.use(door_of(lent), lambda db: self._enqueue(db, jobs))
         created = next((one.id for one in results if one.outcome == "created"), None)
         if created is not None:
             self.watch.add(created, rung)
         return results
+
+    def _enqueue(self, db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        self._space.check(db.connection, sum(len(job.payload) for job in jobs))
+        return enqueue(db, jobs)
 
     async def complete_in(self, door: Door, session_id: str, completed: Completed) -> set[str]:
         """Complete a job as the last thing before a commit; the queues to ring after it."""

@@ -27,6 +27,7 @@ from nimburion.backends.sqlite.doorbell import Bells, Chime, Doorbell, bells_of
 from nimburion.backends.sqlite.identity import OpenFiles
 from nimburion.backends.sqlite.joining import Joining
 from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, path_of
+from nimburion.backends.sqlite.space import Measure, Space, free_bytes
 from nimburion.backends.sqlite.threads import Reader, Writer
 from nimburion.backends.sqlite.transactions import transaction_of
 from nimburion.core.backend import Capabilities
@@ -75,6 +76,7 @@ class SQLiteBackend:
         random: jitter of waits for the lock.
         entropy: names the socket of this handle.
         mounts: the table of mounted file systems, to refuse those of a network.
+        measure: the bytes that are free on the disk of a folder.
 
     >>> SQLiteBackend("jobs.db").capabilities.durable
     True
@@ -88,12 +90,14 @@ class SQLiteBackend:
         random: Random | None = None,
         entropy: Entropy = os.urandom,
         mounts: Path = MOUNTS,
+        measure: Measure = free_bytes,
     ) -> None:
         self.path: Path = Path(path).absolute()
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 (jitter is no secret)
         self._entropy = entropy
         self._mounts = mounts
+        self._measure = measure
         self._name = ""
         self._pid = 0
         self._writer: Writer | None = None
@@ -132,6 +136,7 @@ class SQLiteBackend:
             random=self._random,
             entropy=self._entropy,
             mounts=self._mounts,
+            measure=self._measure,
         )
         sibling._origin = self
         return sibling
@@ -166,6 +171,7 @@ class SQLiteBackend:
             files,
             ring=ring,
             checkpointer=Checkpointer(lambda: opening.connect(self.path)),
+            space=Space(self.path, self._measure),
             random=self._random,
         )
         await writer.start()
@@ -184,7 +190,14 @@ class SQLiteBackend:
         self._bells, self._doorbell = bells, doorbell
         chime = Chime(Bells(folder, self._name), doorbell)
         self._joining = Joining(
-            self.path, sql, self._clock, boot, reader=reader, chime=chime, files=files
+            self.path,
+            sql,
+            self._clock,
+            boot,
+            reader=reader,
+            chime=chime,
+            files=files,
+            space=Space(self.path, self._measure),
         )
         self.files = files
         self._writer, self._reader = writer, reader

@@ -19,12 +19,13 @@ from random import Random
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from nimburion.backends.sqlite.faults import is_busy, meaning_of, translated
-from nimburion.core.errors import NotOpen
+from nimburion.core.errors import NotOpen, StoreFull
 
 if TYPE_CHECKING:
     from nimburion.backends.sqlite.checkpointer import Checkpointer
     from nimburion.backends.sqlite.database import Database
     from nimburion.backends.sqlite.identity import OpenFiles
+    from nimburion.backends.sqlite.space import Space
 
 T = TypeVar("T")
 
@@ -173,12 +174,14 @@ class Writer(DatabaseThread):
         *,
         ring: Callable[[frozenset[str]], None],
         checkpointer: Checkpointer,
+        space: Space,
         random: Random,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(name, path, opening, files)
         self._ring = ring
         self._checkpointer = checkpointer
+        self._space = space
         self._random = random
         self._pause = pause
         self._synchronous = ""
@@ -211,23 +214,29 @@ class Writer(DatabaseThread):
             return group, True
         return group, False
 
-    def _commit(self, database: Database, group: list[Call[object]]) -> None:
-        """Run the group in one transaction; where that fails as a whole, one by one."""
+    def _commit(
+        self, database: Database, group: list[Call[object]], *, again: bool = False
+    ) -> None:
+        """Run the group in one transaction; where that fails as a whole, one by one. What finds no
+        room is run `again`, if there is more room by then."""
         try:
             self._files.check()
             with translated(self._path):
+                self._space.before(database.connection)
                 if not self._begin(database, group):
                     return
+                self._space.begin(database.connection)
                 for call in group:
                     self._run(database, call, alone=len(group) == 1)
                 database.connection.execute("COMMIT")
             self._files.check_file()  # after it, so that nothing is acknowledged that is lost
         except Exception as error:  # noqa: BLE001 (it belongs to the callers)
             self._roll_back(database)
-            if len(group) > 1:
+            more_room = isinstance(error, StoreFull) and self._space.recover(database.connection)
+            if len(group) > 1 or (more_room and not again):
                 for call in group:
                     call.error = None
-                    self._commit(database, [call])
+                    self._commit(database, [call], again=len(group) == 1)
             else:
                 group[0].error = error
         if database.rung:
@@ -269,6 +278,7 @@ class Writer(DatabaseThread):
     def _run(self, database: Database, call: Call[object], *, alone: bool) -> None:
         """One call; its own error stays with it, as long as the transaction lives."""
         database.tick()
+        self._space.limit(database.connection, is_worker=not call.durable)
         if alone:
             call.value = call.work(database)
             return
@@ -277,7 +287,7 @@ class Writer(DatabaseThread):
             with translated(self._path), database.savepoint():
                 call.value = call.work(database)
         except Exception as error:
-            if not database.connection.in_transaction:
+            if isinstance(error, StoreFull) or not database.connection.in_transaction:
                 raise
             database.rung = rung
             call.error = error
