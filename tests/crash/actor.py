@@ -309,7 +309,8 @@ class Handlers:
         """Give them to a processor, each under its own name."""
         for handler in (
             *(self.quick, self.patient, self.hanging, self.stubborn, self.blocking),
-            *(self.paying,),
+            *(self.paying, self.killing, self.interrupting, self.exiting, self.cancelling),
+            *(self.halting,),
         ):
             processor.register(handler.__name__, handler)
 
@@ -358,10 +359,42 @@ class Handlers:
         self._never.wait(3 * self._ttl)
         return self.note(ctx, "end")
 
+    async def killing(self, ctx: Context, _: bytes) -> None:
+        """Kills its worker, each time."""
+        self.note(ctx, "start")
+        die()
+
+    async def interrupting(self, ctx: Context, _: bytes) -> None:
+        """Raises what Python raises at Ctrl-C."""
+        self.note(ctx, "start")
+        raise KeyboardInterrupt
+
+    async def exiting(self, ctx: Context, _: bytes) -> None:
+        """Ends the event loop from a task of its own."""
+        self.note(ctx, "start")
+        await asyncio.create_task(_exit())
+
+    async def cancelling(self, ctx: Context, _: bytes) -> None:
+        """Cancels every task of its worker."""
+        self.note(ctx, "start")
+        for task in asyncio.all_tasks():
+            task.cancel()
+        await asyncio.Event().wait()
+
+    async def halting(self, ctx: Context, _: bytes) -> None:
+        """Stops the event loop of its worker."""
+        self.note(ctx, "start")
+        asyncio.get_running_loop().stop()
+        await asyncio.Event().wait()
+
     def note(self, ctx: Context, what: str, **more: object) -> int:
         """Note what happens to a job; the fence of its lease."""
         self._diary.note(what, job=ctx.job_id, fence=ctx.fence, **more)
         return ctx.fence
+
+
+async def _exit() -> None:
+    sys.exit(3)
 
 
 def main() -> None:

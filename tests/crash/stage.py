@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nimburion.backends import open_backend
+from nimburion.core.exchange import Lane, Want
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.session import Session
 from tests.crash.actor import DIARY
@@ -91,6 +92,38 @@ class Stage:
         assert {result.outcome for result in await self.store.enqueue(jobs)} <= {"created"}
         self.jobs += ids
         return ids
+
+    async def lose(self, job_ids: list[str], times: int) -> None:
+        """Let workers reserve these jobs, and nothing else is there, and vanish so many times."""
+        lanes = tuple({Lane("default", one.partition("-")[0]) for one in job_ids})
+        for _ in range(times):
+            session = Session(id=os.urandom(16).hex(), ttl=0.01)
+            await self.store.open_session(session)
+            want = Want(len(job_ids), lanes, nonce=os.urandom(16))
+            reply = await self.store.exchange(session.id, 1, [], want)
+            assert len(reply.deliveries) == len(job_ids)
+            returned: list[str] = []
+
+            async def rescued(found: list[str] = returned) -> bool:
+                found += (await self.store.rescue(len(job_ids), max_lost=99)).returned
+                return len(found) == len(job_ids)
+
+            await self.until(rescued, "the jobs are rescued")
+
+    async def supervise(self, job_ids: list[str], **terms: Any) -> int:
+        """Keep one worker running until these jobs have ended; how many were started."""
+        process, started = self.worker(**terms), 1
+
+        async def ended() -> bool:
+            nonlocal process, started
+            if all([(await self.record(one)).state.finished for one in job_ids]):
+                return True
+            if process.poll() is not None:
+                process, started = self.worker(**terms), started + 1
+            return False
+
+        await self.until(ended, "the jobs have ended")
+        return started
 
     async def until(
         self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE

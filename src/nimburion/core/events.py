@@ -125,5 +125,5 @@ class Events:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
-            except Exception:  # noqa: BLE001 - a listener must not stop the work it listens to
+            except BaseException:  # noqa: BLE001 - a listener must not stop what it listens to
                 _log.exception("a subscriber failed on %s", type(event).__name__)

@@ -72,7 +72,7 @@ class Reason(enum.StrEnum):
     """What its attempt left behind cannot be stored."""
 
 
-Kind = Literal["failure", "timeout", "permanent", "lost", "unreadable", "unstorable"]
+Kind = Literal["failure", "timeout", "permanent", "lost", "unreadable", "unstorable", "internal"]
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,14 +10,18 @@ import asyncio
 import enum
 import inspect
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from nimburion.core.clock import Clock
 from nimburion.core.errors import LeaseLost
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
+from nimburion.core.job import Kind
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
@@ -38,6 +42,9 @@ Report = Callable[[Lease, float, str], None]
 
 CANCELLED_ON_REQUEST = "cancelled on request"
 
+_AFTER_FAULT = 5.0
+"""Seconds until a job is tried again that an error inside nimburion kept from beginning."""
+
 
 class Why(enum.Enum):
     """Why an attempt was interrupted."""
@@ -53,7 +60,16 @@ class Why(enum.Enum):
 class Attempt:
     """One try at one job, from the worker's side: what can be asked of it from outside."""
 
-    __slots__ = ("accounted", "call", "context", "delivery", "session_id", "task", "why")
+    __slots__ = (
+        "accounted",
+        "call",
+        "context",
+        "delivery",
+        "keyboard_interrupt",
+        "session_id",
+        "task",
+        "why",
+    )
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery
@@ -66,11 +82,20 @@ class Attempt:
         self.call: Call | None = None
         """The thread call of a `def` handler."""
         self.why: Why | None = None
+        self.keyboard_interrupt: KeyboardInterrupt | None = None
+        """A Ctrl-C that arrived inside the handler: it stops the process once the attempt is
+        accounted for."""
 
     @property
     def lost(self) -> bool:
         """Whether its lease is gone: nothing may be written about it."""
         return self.why is Why.LOST
+
+    @property
+    def cancelled_by_others(self) -> bool:
+        """Whether something other than the worker has cancelled the handler's task: a failure,
+        also where the worker stops at the same time."""
+        return self.why is None and self.task is not None and self.task.cancelling() > 0
 
     @property
     def in_thread(self) -> bool:
@@ -90,7 +115,8 @@ class Attempt:
         unless the lease is lost."""
         if self.lost:
             return
-        self.why = why
+        if why is not Why.STOP or not self.cancelled_by_others:
+            self.why = why
         if self.context is None:  # not begun: `perform` will see it
             return
         self.context.request_cancel()
@@ -139,6 +165,35 @@ class Attempts:
             return await self._performed_aloud(attempt, context, handler, chain)
         outcome = await self._outcome(attempt, context, handler, chain)
         return self._settled(attempt, outcome, handler, context)
+
+    def after_fault(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
+        """What to write where `perform` itself raised: because of an error inside nimburion.
+
+        An attempt whose handler may have begun counts as a failure of kind `internal`, so that an
+        error that repeats ends as a dead letter. One that has not begun is given back.
+        """
+        if _is_closing(raised):
+            raise raised
+        # A future that fails with GeneratorExit closes the coroutines that await it, one by one.
+        from_handler = issubclass(type(raised), GeneratorExit)
+        if not from_handler:
+            with suppress(Exception):  # a filter or handler of the application may raise
+                _log.error(
+                    "an error inside nimburion around job %s",
+                    attempt.delivery.lease.job_id,
+                    exc_info=raised,
+                )
+        delivery, context = attempt.delivery, attempt.context
+        handler = self._registry.get(delivery.name)
+        if context is None or handler is None:
+            return Released(delivery.lease, _AFTER_FAULT)
+        if attempt.lost:
+            return None
+        if context.completed:
+            return Completed(delivery.lease)
+        kind: Kind = "failure" if from_handler else "internal"
+        error = outcomes.describe(raised, delivery.attempt, kind, self._limits.error)
+        return decide(delivery, Raised(error), handler.policy, self._random)
 
     def _settled(
         self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
@@ -266,12 +321,11 @@ class Attempts:
         except asyncio.CancelledError as cancelled:
             return self._of_cancellation(attempt, cancelled)
         except LeaseLost as lost:
-            return self._of_loss(attempt, lost)
-        except (KeyboardInterrupt, GeneratorExit):  # not the handler's: the process or loop ends
-            raise
-        except BaseException as raised:  # noqa: BLE001 - whatever it raised is an outcome
-            permanent = handler.policy.permanent
-            return outcomes.of_exception(raised, context.attempt, permanent, self._limits.error)
+            return self._of_loss(attempt, context, lost)
+        except BaseException as raised:
+            if _is_closing(raised):
+                raise
+            return self._of_exception(attempt, handler, raised)
 
     async def _within(self, context: Context, chain: Chain) -> object:
         """The handler's value; `_TimedOut` when it has none before the deadline."""
@@ -307,14 +361,55 @@ class Attempts:
                     )
                 )
 
-    def _of_loss(self, attempt: Attempt, lost: LeaseLost) -> Outcome:
-        """Its own transaction found that the job is another's: there is nothing to write."""
-        if lost.job_id == attempt.delivery.lease.job_id:
+    def _of_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
+        """Its own transaction found that the job is another's: there is nothing to write. Where the
+        handler raises that error by itself, it is a failure like others."""
+        if lost is context.lease_lost:
             _log.warning("%s", lost)
             attempt.why = Why.LOST
             return INTERRUPTED
         error = outcomes.describe(lost, attempt.delivery.attempt, "failure", self._limits.error)
         return Raised(error)
+
+    def _of_exception(self, attempt: Attempt, handler: Handler, raised: BaseException) -> Outcome:
+        if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
+            attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
+        permanent, number = handler.policy.permanent, attempt.delivery.attempt
+        return outcomes.of_exception(raised, number, permanent, self._limits.error)
+
+
+def raise_keyboard_interrupt(attempt: Attempt) -> None:
+    """Where a Ctrl-C arrived inside the handler, raise it out of the event loop; for when the
+    attempt is accounted for."""
+    if attempt.keyboard_interrupt is not None:
+        asyncio.get_running_loop().call_soon(_raise, attempt.keyboard_interrupt)
+        attempt.keyboard_interrupt = None
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _may_be_ctrl_c(attempt: Attempt, raised: BaseException) -> bool:
+    """Whether Python itself may have raised this in the handler because of a SIGINT: only on the
+    main thread, and only while nobody has replaced Python's signal handler. `run()` and
+    `asyncio.run` do replace it; what a `def` handler raises comes from another thread."""
+    from_thread = attempt.call is not None and attempt.call.error is raised
+    return (
+        not from_thread
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+def _is_closing(raised: BaseException) -> bool:
+    """Whether the coroutine is being closed from outside any task: nobody awaits it any more."""
+    if not issubclass(type(raised), GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is None
+    except RuntimeError:  # no loop runs
+        return True
 
 
 def _completed_before(context: Context, outcome: Outcome) -> Settlement:

@@ -7,7 +7,7 @@ from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nimburion.core.errors import Cancel, NotOpen
+from nimburion.core.errors import Cancel, LeaseLost, NotOpen
 from nimburion.core.lease import Delivery, Lease
 from nimburion.jobs.codec import UnstorableResult
 from nimburion.jobs.outcome import MOST_WORDS, clean
@@ -75,6 +75,7 @@ class Context:
         "deadline",
         "delivery",
         "job",
+        "lease_lost",
         "payload",
         "result",
     )
@@ -105,6 +106,8 @@ class Context:
         task; a `def` handler looks here, or calls `raise_if_cancelled`."""
         self.completed: bool = False
         """Whether a transaction of the handler has completed the job: whatever follows, it is."""
+        self.lease_lost: LeaseLost | None = None
+        """What a transaction of the handler raised when it found that the job is another's."""
         self.result: object = None
         """What `set_result` was told."""
 

@@ -7,6 +7,7 @@ An unanswered exchange is repeated under its number until it is answered.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from nimburion.core.backend import Consuming
@@ -50,6 +51,11 @@ class Conveyor:
         self._number = 0
         self._progress: dict[Lease, Progressed] = {}
         self.pending: list[Settlement] = []
+        self.in_flight: bool = False
+        """Whether an exchange was sent and has no answer yet."""
+        self._unanswered: tuple[list[Settlement], Want] | None = None
+        """What a cancelled exchange carried: it may have been applied, so it is sent again as it
+        was, under its number, before anything else."""
         self.abandoned = False
         """Set when the session is given up: nothing is sent or repeated any more."""
 
@@ -64,7 +70,12 @@ class Conveyor:
     @property
     def loaded(self) -> bool:
         """Whether anything waits to be sent."""
-        return bool(self.pending or self._progress)
+        return bool(self.pending or self._progress or self._unanswered)
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether the backend has answered for every settlement: none waits or is under way."""
+        return not (self.pending or self._unanswered or self.in_flight)
 
     async def turn(self, want: Want) -> Reply:
         """One exchange: send what waits (a bounded part of it), bring back what `want` asks for.
@@ -72,7 +83,16 @@ class Conveyor:
         Returns when the store has answered, however long that takes. `SessionLost` when the
         session is over.
         """
-        return await self._send(self._load(), want)
+        batch, want = self._unanswered or (self._load(), want)
+        self._unanswered, self.in_flight = None, True
+        try:
+            reply = await self._send(batch, want)
+        except asyncio.CancelledError:
+            self._unanswered = batch, want
+            raise
+        finally:
+            self.in_flight = False
+        return reply
 
     def _load(self) -> list[Settlement]:
         batch: list[Settlement] = list(self._progress.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
@@ -19,8 +19,8 @@ from nimburion.core.job import State
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.reading import JobFilter
 from nimburion.core.settings import Settings
-from nimburion.core.settlement import Progressed, Settlement
-from nimburion.jobs.attempt import Attempt, Attempts, Why
+from nimburion.core.settlement import Progressed, Released, Settlement
+from nimburion.jobs.attempt import Attempt, Attempts, Why, raise_keyboard_interrupt
 from nimburion.jobs.demand import Demand
 from nimburion.jobs.registry import Registry
 from nimburion.jobs.tenure import new_session
@@ -117,12 +117,8 @@ class Stepper:
     async def _run(self, delivery: Delivery) -> None:
         """Run it and settle it. Where the caller is cancelled, the handler is interrupted and its
         job given back first."""
-        threads = Threads(1, asyncio.get_running_loop())
         attempt = Attempt(delivery, self._session_id or "")
-        attempts = self._make_attempts(threads, self._note_progress)
-        # A task of its own: what the caller enqueues next is not this handler's.
-        attempt.task = performing = asyncio.create_task(attempts.perform(attempt))
-        ending = asyncio.create_task(self._settle(performing, threads))
+        ending = asyncio.create_task(self._run_and_settle(attempt))
         try:
             await asyncio.shield(ending)
         except asyncio.CancelledError:
@@ -132,18 +128,30 @@ class Stepper:
         finally:
             attempt.let_go()
 
-    async def _settle(self, performing: asyncio.Task[Settlement | None], threads: Threads) -> None:
-        try:
-            settlement = await performing
-        finally:
-            threads.close()
-            # A handler that overran its timeout is waited for: nothing outlives this call.
-            await asyncio.get_running_loop().run_in_executor(None, threads.join)
+    async def _run_and_settle(self, attempt: Attempt) -> None:
+        threads = Threads(1, asyncio.get_running_loop())
+        attempts = self._make_attempts(threads, self._note_progress)
+        settlement: Settlement | None = Released(attempt.delivery.lease)
+
+        async def perform() -> None:
+            nonlocal settlement
+            try:
+                settlement = await attempts.perform(attempt)
+            except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
+                settlement = attempts.after_fault(attempt, error)
+
+        # A task of its own: what the caller enqueues next is not this handler's.
+        attempt.task = asyncio.create_task(perform())
+        await _until_done(attempt.task)
+        threads.close()
+        # A handler that overran its timeout is waited for: nothing outlives this call.
+        await asyncio.get_running_loop().run_in_executor(None, threads.join)
         settlements: list[Settlement] = list(self._progress.values())
         self._progress.clear()
         if settlement is not None:
             settlements.append(settlement)
         await self._exchange(settlements, NOTHING)
+        raise_keyboard_interrupt(attempt)
 
     def _note_progress(self, lease: Lease, fraction: float, message: str) -> None:
         self._progress[lease] = Progressed(lease, fraction, message)
@@ -172,3 +180,13 @@ class Stepper:
             raise TypeError("drain(advance=True) needs a clock that can be advanced: FakeClock")
         self._clock.advance(max(0.0, promoted.next_due - self._clock.now()))
         return True
+
+
+async def _until_done(task: asyncio.Task[Any]) -> None:
+    """Wait for the task to end, also where the waiter is cancelled meanwhile: a handler may cancel
+    every task of its event loop."""
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            continue

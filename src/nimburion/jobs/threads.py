@@ -57,7 +57,7 @@ class Call:
         if not self.future.done():
             if self.error is None:
                 self.future.set_result(self.value)
-            elif isinstance(self.error, StopIteration):
+            elif issubclass(type(self.error), StopIteration):  # its `__class__` may raise
                 self.future.set_exception(RuntimeError("the handler raised StopIteration"))
             else:
                 self.future.set_exception(self.error)

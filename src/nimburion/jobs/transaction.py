@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nimburion.core.errors import UseAwait
+from nimburion.core.errors import LeaseLost, UseAwait
 from nimburion.core.joining import Transaction
 from nimburion.core.settlement import Completed
 from nimburion.jobs.lending import LentByThread, call_on
@@ -92,7 +92,9 @@ class HandlerTransaction:
             completed = Completed(context.delivery.lease, context.encoded_result())
             await transaction.complete(context.attempt_handle.session_id, completed)
             await transaction.commit()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, LeaseLost):
+                context.lease_lost = error
             await transaction.rollback()
             raise
         context.completed = True

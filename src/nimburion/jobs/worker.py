@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
@@ -24,7 +25,13 @@ from nimburion.core.service import first_of
 from nimburion.core.session import Orders
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
-from nimburion.jobs.attempt import CANCELLED_ON_REQUEST, Attempt, Attempts, Why
+from nimburion.jobs.attempt import (
+    CANCELLED_ON_REQUEST,
+    Attempt,
+    Attempts,
+    Why,
+    raise_keyboard_interrupt,
+)
 from nimburion.jobs.conveyor import MOST_AT_ONCE
 from nimburion.jobs.demand import MOST_ASKED, Demand, Prefetch
 from nimburion.jobs.hints import Hints
@@ -88,6 +95,8 @@ class Worker:
         self._patience = Patience(backend, self.demand.queues)
         self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
+        self._cancelled = False
+        """Something outside the engine has cancelled the reserve loop: it winds down by itself."""
         self._ended = False
         self._quiet = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -127,6 +136,8 @@ class Worker:
         self._reasons.ring()
         self._patience.end()
         if self._task is not None:
+            if self._task.done() and self.tenure.conveyor.loaded:  # it was cancelled twice
+                self._task = asyncio.create_task(self._run(), name="nimburion-worker")
             await self._flushed(self._task)
         return self._stuck()
 
@@ -160,7 +171,38 @@ class Worker:
     # The loop
 
     async def _run(self) -> None:
-        while not (self._ended and not self.tenure.conveyor.loaded):
+        try:
+            await self._make_exchanges()
+        except asyncio.CancelledError:
+            if self._ended:
+                raise
+            _log.warning("the worker's task was cancelled from outside; it takes no more jobs")
+            self._wind_down()
+            await self._make_exchanges()
+
+    def _wind_down(self) -> None:
+        """The reserve loop was cancelled: by a handler, or because the event loop ends. Every
+        attempt must still be counted, so the loop goes on until all have ended and are stored."""
+        self._cancelled = True
+        self.take_no_more()
+        for attempt in self._running:
+            if attempt.task is not None:
+                attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
+
+    def _end_unstarted(self, attempt: Attempt, _: object) -> None:
+        """A task that is cancelled before its first step runs none of its code."""
+        if attempt in self._running and attempt.context is None and not attempt.accounted:
+            self._end(attempt, Released(attempt.delivery.lease))
+
+    @property
+    def _over(self) -> bool:
+        """Whether the reserve loop has nothing left to do."""
+        if self.tenure.conveyor.loaded:
+            return False
+        return self._ended or (self._cancelled and not self._running)
+
+    async def _make_exchanges(self) -> None:
+        while not self._over:
             await self._reasons.until(self._needed)
             try:
                 await self._turn()
@@ -175,7 +217,7 @@ class Worker:
         """Whether there is a reason for an exchange now. While plenty is held, settlements wait for
         company (but never longer than 20 ms): larger batches cost less each."""
         conveyor, reasons = self.tenure.conveyor, self._reasons
-        if self._ended or conveyor.abandoned:
+        if self._ended or conveyor.abandoned or (self._cancelled and not self._running):
             return True
         prefetch = self._prefetch.size
         full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
@@ -262,13 +304,15 @@ class Worker:
         settlement: Settlement | None = Released(attempt.delivery.lease, _AFTER_FAULT)
         try:
             settlement = await self._attempts.perform(attempt)
-        except Exception:  # noqa: BLE001 - our own fault must not cost the job
-            _log.exception("a fault of the engine; job %s is given back", attempt.delivery.lease)
+        except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
+            settlement = self._attempts.after_fault(attempt, error)
         finally:
             self._prefetch.learn(self._monotonic() - started)
             self._end(attempt, settlement)
             if self._held and not self._prefetch.size:  # longer jobs than it was held for
                 self._give_back(self._held)
+            if attempt.keyboard_interrupt is not None:
+                raise_keyboard_interrupt(attempt)
 
     def _end(self, attempt: Attempt, settlement: Settlement | None) -> None:
         if settlement is not None:
@@ -350,7 +394,7 @@ class Worker:
         self._give_up()
         await self._until_quiet(_UNWIND_PATIENCE, asyncio.Event())
         await self.tenure.close(self._stuck(), patiently=not self._ended)
-        if not self._ended:
+        if not (self._ended or self._cancelled):
             self.tenure = await self._open_tenure()
             self._reasons.hinted = True
 

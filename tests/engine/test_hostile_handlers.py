@@ -1,0 +1,346 @@
+"""Whatever a handler raises or cancels, each run counts as one failure: no job is run for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import LeaseLost
+from nimburion.core.events import Event
+from nimburion.core.job import JobRecord, State
+from nimburion.jobs import Cancel, Context, Processor, Retry, Snooze
+from nimburion.testing import FakeClock
+
+
+class BareRetry(Retry):
+    """Does not call `super().__init__`."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class BareSnooze(Snooze):
+    """Likewise."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class BareCancel(Cancel):
+    """Likewise."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class WrongSnooze(Snooze):
+    """Its duration is no number."""
+
+    def __init__(self) -> None:
+        self.for_ = "soon"  # type: ignore[assignment]
+
+
+class BrokenStr(Exception):
+    """Its text raises."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class OddStr(Exception):
+    """Its text is a str that is none."""
+
+    def __str__(self) -> str:
+        class Text(str):
+            __slots__ = ()
+
+            def replace(self, *_: object) -> str:
+                raise RuntimeError("no text")
+
+        return Text("odd")
+
+
+class BrokenClass(Exception):
+    """Its `__class__` raises, and so does `isinstance`."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("no class")
+
+
+class BrokenAttributes(Retry):
+    """Each of its attributes raises."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise SystemExit(name)
+
+
+class BrokenMeta(type):
+    """Its classes have no name that can be read, and the question what they are raises."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in {"__qualname__", "__name__", "__module__"}:
+            raise RuntimeError("no name")
+        return super().__getattribute__(name)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        raise RuntimeError("no question")
+
+    def __instancecheck__(cls, other: object) -> bool:
+        raise RuntimeError("no question")
+
+
+class Nameless(Exception, metaclass=BrokenMeta):
+    """See `BrokenMeta`."""
+
+
+class Unanswerable(Exception, metaclass=BrokenMeta):
+    """Named as permanent, which asks it whether what was raised is one of it."""
+
+
+HOSTILE: dict[str, Callable[[], BaseException]] = {
+    "retry": lambda: BareRetry("later"),
+    "snooze": lambda: BareSnooze("later"),
+    "snooze of no number": WrongSnooze,
+    "snooze for ever": lambda: Snooze(float("inf")),
+    "generator exit": GeneratorExit,
+    "keyboard interrupt": KeyboardInterrupt,
+    "system exit": lambda: SystemExit(3),
+    "cancelled": asyncio.CancelledError,
+    "stop iteration": StopIteration,
+    "str": BrokenStr,
+    "odd str": OddStr,
+    "class": BrokenClass,
+    "attributes": BrokenAttributes,
+    "metaclass": Nameless,
+}
+
+
+async def raise_async(make: Callable[[], BaseException]) -> None:
+    await asyncio.sleep(0)
+    raise make()
+
+
+def as_async(make: Callable[[], BaseException], processor: Processor) -> None:
+    async def handler(_: Context, __: bytes) -> None:
+        await raise_async(make)
+
+    processor.register("odd", handler, max_retries=1, retry_backoff=0.001)
+
+
+def as_thread(make: Callable[[], BaseException], processor: Processor) -> None:
+    def handler(_: Context, __: bytes) -> None:
+        raise make()
+
+    processor.register("odd", handler, max_retries=1, retry_backoff=0.001)
+
+
+def as_middleware(make: Callable[[], BaseException], processor: Processor) -> None:
+    async def middleware(_: Context, __: Callable[[Context], Awaitable[Any]]) -> None:
+        await raise_async(make)
+
+    processor.use(middleware)
+    processor.register("odd", lambda _, __: None, max_retries=1, retry_backoff=0.001)
+
+
+def with_timeout(make: Callable[[], BaseException], processor: Processor) -> None:
+    async def handler(_: Context, __: bytes) -> None:
+        await raise_async(make)
+
+    processor.register("odd", handler, max_retries=1, retry_backoff=0.001, timeout=60)
+
+
+def with_permanent(make: Callable[[], BaseException], processor: Processor) -> None:
+    async def handler(_: Context, __: bytes) -> None:
+        await raise_async(make)
+
+    permanent = (OSError, Unanswerable)
+    processor.register("odd", handler, max_retries=1, retry_backoff=0.001, permanent=permanent)
+
+
+def awaiting_a_thread(make: Callable[[], BaseException], processor: Processor) -> None:
+    def work() -> None:
+        error = make()
+        if type(error) is StopIteration:  # asyncio itself would wait for ever (Python 3.11)
+            raise RuntimeError
+        raise error
+
+    async def handler(_: Context, __: bytes) -> None:
+        await asyncio.to_thread(work)
+
+    processor.register("odd", handler, max_retries=1, retry_backoff=0.001)
+
+
+Register = Callable[[Callable[[], BaseException], Processor], None]
+FORMS = (as_async, as_thread, as_middleware, with_timeout, with_permanent, awaiting_a_thread)
+
+
+async def ended(processor: Processor, job_id: str) -> JobRecord:
+    async with asyncio.timeout(10):
+        while not (record := await processor.backend.get(job_id)).state.finished:
+            await asyncio.sleep(0)
+    return record
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+@pytest.mark.parametrize("register", FORMS)
+async def test_each_run_in_a_worker_counts_as_a_failure(register: Register, how: str) -> None:
+    processor = Processor(MemoryBackend())
+    register(HOSTILE[how], processor)
+    async with processor:
+        await processor.start()
+        record = await ended(processor, await processor.enqueue_raw("odd", b"{}"))
+    assert (record.state, record.reason) == (State.FAILED, "exhausted")
+    assert (record.failures, record.lost, len(record.history)) == (2, 0, 2)
+    assert {error.kind for error in record.history} == {"failure"}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+@pytest.mark.parametrize("register", FORMS)
+async def test_each_run_in_drain_counts_as_a_failure(register: Register, how: str) -> None:
+    clock = FakeClock()
+    processor = Processor(MemoryBackend(clock=clock), clock=clock)
+    register(HOSTILE[how], processor)
+    async with processor:
+        job_id = await processor.enqueue_raw("odd", b"{}")
+        assert await processor.drain(advance=True) == 2
+        record = await processor.backend.get(job_id)
+    assert (record.state, record.failures, record.lost) == (State.FAILED, 2, 0)
+
+
+async def fail_here(_: Context, __: bytes) -> None:
+    raise ValueError("as planned")
+
+
+class Refusing(logging.Filter):
+    """An application's own filter, with an error in it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise RuntimeError("no record is right")
+
+
+@pytest.fixture
+def refusing() -> Iterator[None]:
+    found, refusing = logging.getLogger("nimburion.worker"), Refusing()
+    found.addFilter(refusing)
+    yield
+    found.removeFilter(refusing)
+
+
+@pytest.mark.usefixtures("refusing")
+async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_failure() -> None:
+    clock = FakeClock()
+    async with Processor(MemoryBackend(clock=clock), clock=clock) as processor:
+        processor.register("odd", fail_here, max_retries=1)
+        job_id = await processor.enqueue_raw("odd", b"{}")
+        assert await processor.drain(advance=True) == 2
+        record = await processor.backend.get(job_id)
+    assert (record.state, record.failures) == (State.FAILED, 2)
+    assert [(error.kind, error.type) for error in record.history] == [
+        ("internal", "RuntimeError"),
+        ("internal", "RuntimeError"),
+    ]
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
+async def test_a_subscriber_that_raises_changes_no_outcome(raised: type[BaseException]) -> None:
+    def refuse(_: Event) -> None:
+        raise raised
+
+    async def handler(_: Context, __: bytes) -> None: ...
+
+    processor = Processor(MemoryBackend())
+    processor.register("odd", handler)
+    processor.events.subscribe(refuse)
+    async with processor:
+        await processor.start()
+        record = await ended(processor, await processor.enqueue_raw("odd", b"{}"))
+    assert (record.state, record.failures) == (State.COMPLETED, 0)
+
+
+async def test_lease_lost_raised_by_a_handler_itself_is_a_failure() -> None:
+    async def handler(ctx: Context, _: bytes) -> None:
+        raise LeaseLost(ctx.job_id)
+
+    processor = Processor(MemoryBackend())
+    processor.register("odd", handler, max_retries=0)
+    async with processor:
+        await processor.start()
+        record = await ended(processor, await processor.enqueue_raw("odd", b"{}"))
+    assert (record.state, record.failures) == (State.FAILED, 1)
+
+
+@pytest.mark.parametrize("drained", [False, True])
+async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) -> None:
+    """And what has not begun is given back, counting nothing."""
+    test = asyncio.current_task()
+
+    async def cancel_all(_: Context, __: bytes) -> None:
+        for task in asyncio.all_tasks():
+            if task is not test:
+                task.cancel()
+        await asyncio.Event().wait()
+
+    async def innocent(_: Context, __: bytes) -> None: ...
+
+    processor = Processor(MemoryBackend(), concurrency=2)
+    processor.register("odd", cancel_all, retry_backoff=600)
+    processor.register("innocent", innocent)
+    async with processor:
+        job_id = await processor.enqueue_raw("odd", b"{}", priority=9)
+        others = [await processor.enqueue_raw("innocent", b"{}") for _ in range(5)]
+        if drained:
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.create_task(processor.process_one())
+        else:
+            await processor.start()
+            async with asyncio.timeout(10):
+                while processor.health().state != "stopped":
+                    await asyncio.sleep(0)
+        record = await processor.backend.get(job_id)
+        records = [await processor.backend.get(other) for other in others]
+    assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
+    assert {(one.state, one.failures, one.lost) for one in records} <= {
+        (State.PENDING, 0, 0),
+        (State.COMPLETED, 0, 0),
+    }
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_ctrl_c_inside_a_handler_stops_the_loop_once_it_is_counted(drained: bool) -> None:
+    """On a loop whose owner leaves SIGINT to Python; `asyncio.run` cancels the main task."""
+    store = MemoryBackend()
+
+    async def handler(_: Context, __: bytes) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def work() -> None:
+        await processor.open()
+        await processor.enqueue_raw("odd", b"{}", id="a")
+        if drained:
+            await processor.process_one()
+        await processor.start()
+        await asyncio.Event().wait()
+
+    processor = Processor(store)
+    processor.register("odd", handler, retry_backoff=600)
+    loop = asyncio.new_event_loop()
+    try:
+        main = loop.create_task(work())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(main)
+        main.cancel()
+        loop.run_until_complete(asyncio.gather(main, return_exceptions=True))
+        loop.run_until_complete(processor.close())
+        record = loop.run_until_complete(store.get("a"))
+    finally:
+        loop.close()
+    assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
+    assert record.error is not None
+    assert record.error.type == "KeyboardInterrupt"
