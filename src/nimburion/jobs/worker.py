@@ -285,7 +285,9 @@ class Worker:
             self._begin(held.popleft())
         if held:
             self._stall.watch()
-        if self._suspects and not running and not held:
+        if self._suspects and not running and not held and self.tenure.conveyor.all_stored:
+            # From here on its lease is the only one of this session: if the suspect kills this
+            # worker, what has ended or was given back before is not counted as lost with it.
             self._alone = True
             self._begin(self._suspects.popleft())
 
