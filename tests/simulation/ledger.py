@@ -15,7 +15,7 @@ from nimburion.core.clock import Clock
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Reply
 from nimburion.core.job import NewJob, State
-from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.reading import JobFilter, Rescued
 from nimburion.core.settlement import (
     Failed,
@@ -55,6 +55,10 @@ class Ledger:
         self._holder: dict[str, tuple[str, Lease]] = {}
         """Who holds a job, as far as it is known here."""
         self._replies: dict[tuple[str, int], Reply] = {}
+        self.begun: set[tuple[str, int]] = set()
+        """Jobs that a handler began, with the fence of the delivery; the handlers say so."""
+        self._left: set[str] = set()
+        """Sessions that were closed while some of their handlers ran."""
         self.orphans: list[Lease] = []
         """Leases that were lost to a rescue: whoever settles under one must be refused."""
 
@@ -112,6 +116,9 @@ class Ledger:
             await self._after_settlement(session, settlement, result)
         for delivery in reply.deliveries:
             await self._after_delivery(session, delivery)
+        if len(reply.deliveries) > 1:
+            suspects = [one for one in reply.deliveries if one.lost >= SUSPECT_AFTER]
+            self.counts["suspects in a batch"] += bool(suspects)
 
     async def _after_settlement(
         self, session: str, settlement: Settlement, result: Settled
@@ -147,17 +154,26 @@ class Ledger:
         await self._look_at_limit(delivery.name)
 
     async def _after_rescue(self, rescued: Rescued, *_: object) -> None:
+        held = Counter(session for session, _ in self._holder.values())
         for job_id in (*rescued.returned, *rescued.failed, *rescued.cancelled):
             self.counts["jobs rescued"] += 1
-            lease = self._holder.pop(job_id)[1]
+            session, lease = self._holder.pop(job_id)
             self.orphans.append(lease)
-            self.lost[job_id] = (await self.store.get(job_id)).lost
+            before, self.lost[job_id] = self.lost[job_id], (await self.store.get(job_id)).lost
+            if self.lost[job_id] == before:
+                begun = (job_id, lease.token.fence) in self.begun
+                assert session in self._left or not begun, f"a run of {job_id} counts nowhere"
+                self.counts["suspects spared"] += session not in self._left
+            elif before >= SUSPECT_AFTER:
+                assert held[session] == 1, f"{job_id} was lost with others, as a suspect"
             await self._look_at(job_id)
 
     async def _after_close_session(
         self, _: object, session: str, running: Sequence[Lease] = ()
     ) -> None:
         kept = {lease.job_id for lease in running}
+        if kept:
+            self._left.add(session)
         for job_id in [
             job_id for job_id, (held_by, _) in self._holder.items() if held_by == session
         ]:

@@ -23,6 +23,7 @@ MUST_HAPPEN = (
     "jobs rescued",
     "stale settles refused",
     "stolen tokens refused",
+    "suspects in a batch",
 )
 
 

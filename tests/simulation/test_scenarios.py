@@ -56,6 +56,33 @@ def test_a_job_that_kills_its_workers_takes_nobody_along(seed: int) -> None:
     run(loop, KillersAmongOthers(loop, seed, concurrency=10).story())
 
 
+class SuspectsAmongKillers(KillersAmongOthers):
+    """Innocent suspects wait in a worker for jobs that kill it, as often as they may be lost."""
+
+    async def story(self) -> None:
+        await self.store.open()
+        suspects = await self.add_suspects(4)
+        killers = [f"killer-{n}" for n in range(3)]
+        await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in killers))
+        self.hire()
+        await self.until_all_ended()
+        for job_id in suspects:
+            job = await self.store.get(job_id)
+            assert (job.state, job.lost, self.runs[job_id]) == (State.COMPLETED, 2, 1)
+        for job_id in killers:
+            assert (await self.store.get(job_id)).reason == "lost"
+            assert self.runs[job_id] == 3
+        assert self.ledger.counts["suspects in a batch"]
+        assert self.ledger.counts["suspects spared"]
+        assert self.ledger.violations == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_suspect_that_waits_shares_no_blame(seed: int) -> None:
+    loop = SimulatedLoop(Random(seed))
+    run(loop, SuspectsAmongKillers(loop, seed, concurrency=10).story())
+
+
 class OpenedAndRescued(Story):
     """A session is opened, the answer is lost, and the outage outlives the session."""
 

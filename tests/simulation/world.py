@@ -21,8 +21,9 @@ from nimburion.core.errors import (
     Snooze,
 )
 from nimburion.core.events import Event, SessionEnded
-from nimburion.core.exchange import NOTHING
-from nimburion.core.job import State
+from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.core.job import NewJob, State
+from nimburion.core.lease import SUSPECT_AFTER
 from nimburion.core.session import Session
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
@@ -40,6 +41,7 @@ MAX_RETRIES = 2
 NAMES = ("plain", "limited", "timed")
 _STORM = 10.0
 """Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
+_SUSPECTS = 4
 _REST = 60.0
 """... within so many."""
 
@@ -159,6 +161,8 @@ class World:
     async def story(self) -> None:
         """Faults for a while, then rest; at the end everything must be as it should."""
         await self.store.open()
+        if self.net.weather:
+            await self.add_suspects(_SUSPECTS)
         for _ in range(self.random.randint(3, 5)):
             self.hire()
         producer = self.loop.spawn(self._produce(), self.loop.begin("producer"))
@@ -178,6 +182,23 @@ class World:
         self._worker_count += 1
         self.workers.append(Worker(self, self._worker_count))
         return self.workers[-1]
+
+    async def add_suspects(self, count: int) -> list[str]:
+        """Put jobs into the store, past the net, that have each lost two workers already."""
+        ids = [f"suspect-{n}" for n in range(count)]
+        jobs = [NewJob(job_id, "plain", "default", b"{}") for job_id in ids]
+        self.payloads.update({job.id: job.payload for job in jobs})
+        self.acknowledged += ids
+        await self.ledger.apply("enqueue", (jobs,), {})
+        for _ in range(SUSPECT_AFTER):
+            session = Session(id=self.random.randbytes(16).hex(), ttl=0.01)
+            await self.ledger.apply("open_session", (session,), {})
+            lanes = (Lane("default", "plain"),)
+            want = Want(count, lanes, nonce=self.random.randbytes(16))
+            await self.ledger.apply("exchange", (session.id, 1, [], want), {})
+            await elapse(0.02)
+            await self.ledger.apply("rescue", (count,), {"max_lost": self.settings.max_lost})
+        return ids
 
     async def until_all_ended(self, seconds: float = _REST) -> None:
         """Let time pass until no job is unfinished."""
@@ -320,6 +341,7 @@ class World:
                     self.fail(f"{ctx.job_id} runs on {worker.process} and {rival.worker.process}")
         at_work.append(run)
         self.runs[ctx.job_id] += 1
+        self.ledger.begun.add((ctx.job_id, ctx.fence))
         try:
             yield
         finally:
@@ -329,7 +351,8 @@ class World:
         """What a handler does."""
         luck = Random(f"{self.seed} {ctx.job_id} {self.runs[ctx.job_id]}")
         await elapse(luck.uniform(0.0, 0.05))
-        match luck.choices(range(10), weights=(50, 15, 7, 5, 8, 3, 2, 3, 3, 1.5))[0]:
+        kills = 40 if ctx.lost >= SUSPECT_AFTER else 1.5
+        match luck.choices(range(10), weights=(50, 15, 7, 5, 8, 3, 2, 3, 3, kills))[0]:
             case 1:
                 raise ValueError("as planned")
             case 2:

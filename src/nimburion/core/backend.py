@@ -122,8 +122,10 @@ class Consuming(Protocol):
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         """Take back up to `limit` jobs of sessions that expired. Each counts one loss, unless its
-        session had `left`; at `max_lost` it fails with reason `lost`, else it waits again in its
-        old place. The session dies in the same step, also when more of its jobs are left."""
+        session had `left`, or the job is a suspect (`SUSPECT_AFTER` losses) and its session held
+        other jobs too: then it had not begun. At `max_lost` losses it fails with reason `lost`,
+        else it waits again in its old place. The session dies in the same step, also when more of
+        its jobs are left."""
         ...
 
     async def promote(self, limit: int) -> Promoted:

@@ -21,6 +21,11 @@ class Token(msgspec.Struct, frozen=True, gc=False):
     """16 random bytes of the exchange that handed the job out."""
 
 
+SUSPECT_AFTER = 2
+"""From this many losses on, a job is a suspect: a worker runs it alone, under a session that holds
+nothing else. So a suspect that a dead session held beside other jobs had not begun."""
+
+
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """One worker's hold on one job. It has no expiry of its own: the session's counts."""
 

@@ -187,7 +187,7 @@ class Attempts:
         handler = self._registry.get(delivery.name)
         if context is None or handler is None:
             return Released(delivery.lease, _AFTER_FAULT)
-        if attempt.lost:
+        if attempt.why is Why.LOST:
             return None
         if context.completed:
             return Completed(delivery.lease)

@@ -20,7 +20,7 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
 from nimburion.core.exchange import NOTHING, Reply, Want
 from nimburion.core.ids import Entropy
-from nimburion.core.lease import Delivery, Lease
+from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.service import first_of
 from nimburion.core.session import Orders
 from nimburion.core.settings import Settings
@@ -43,9 +43,6 @@ from nimburion.jobs.stall import StallWatch
 from nimburion.jobs.tenure import Tenure, new_session
 
 _log = logging.getLogger("nimburion.worker")
-
-SUSPECT_AFTER = 2
-"""From so many losses on, a job runs alone: if it kills its worker, it takes nobody along."""
 
 _REFILL = 8
 """Until there is room for a whole batch, or for all but an eighth of the prefetch, settlements wait

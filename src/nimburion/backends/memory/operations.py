@@ -12,7 +12,7 @@ from nimburion.backends.memory.reserving import Reserving, delivery_of
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
-from nimburion.core.lease import Lease
+from nimburion.core.lease import SUSPECT_AFTER, Lease
 from nimburion.core.reading import (
     Cancellation,
     Fired,
@@ -114,23 +114,29 @@ def rescue(step: Step, limit: int, max_lost: int, monotonic: float) -> Rescued:
             tenant.died_at = step.now
     orphans = list(_orphans(step.shelf))
     rescued = Rescued([], [], [], more=len(orphans) > limit)
-    for entry in orphans[:limit]:
-        take_back(step, entry, rescued, max_lost)
+    for entry, beside_others in orphans[:limit]:
+        take_back(step, entry, rescued, max_lost, beside_others=beside_others)
     return rescued
 
 
-def _orphans(shelf: Shelf) -> Iterator[Entry]:
+def _orphans(shelf: Shelf) -> Iterator[tuple[Entry, bool]]:
+    """Jobs of dead sessions, each with whether its session holds others too."""
     for tenant in shelf.sessions.values():
         if tenant.dead:
-            yield from tenant.held.values()
+            for entry in tenant.held.values():
+                yield entry, len(tenant.held) > 1
 
 
-def take_back(step: Step, entry: Entry, rescued: Rescued, max_lost: int) -> None:
-    """Rescue one job. Its session's word of leaving spares it the loss."""
+def take_back(
+    step: Step, entry: Entry, rescued: Rescued, max_lost: int, *, beside_others: bool
+) -> None:
+    """Rescue one job. Its session's word of leaving spares it the loss; so does it a suspect that
+    was held beside other jobs, as that had not begun."""
     held = entry.held
     if held is None:
         return
-    if not held.session.left:
+    not_begun = beside_others and entry.lost >= SUSPECT_AFTER
+    if not (held.session.left or not_begun):
         attempt = entry.failures + entry.lost + 1
         step.note(entry, AttemptError(attempt, "lost", "WorkerLost", "its worker vanished"))
         entry.lost += 1

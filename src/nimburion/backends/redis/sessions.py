@@ -11,7 +11,7 @@ from nimburion.backends.packing import encode_json, micros, unpack_id
 from nimburion.backends.redis.records import refusing, seq8, token20
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
-from nimburion.core.lease import Lease, Token
+from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.reading import Rescued
 from nimburion.core.session import Gate, Orders, Session
 
@@ -71,7 +71,8 @@ def closing_of(session_id: str, running: Sequence[Lease], most: int) -> list[byt
 def rescuing_of(limit: int, max_lost: int) -> list[bytes]:
     """What `rescue.lua` takes. It knows the number of each attempt, and puts it in."""
     before, after = encode_json(_LOSS).split(b'"attempt":0', 1)
-    return [b"%d" % limit, b"%d" % max_lost, before + b'"attempt":', after]
+    numbers = [b"%d" % limit, b"%d" % max_lost]
+    return [*numbers, before + b'"attempt":', after, b"%d" % SUSPECT_AFTER]
 
 
 def rescued_of(answers: Sequence[list[Any]]) -> Rescued:

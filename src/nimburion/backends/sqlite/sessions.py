@@ -13,7 +13,7 @@ from nimburion.backends.sqlite.moves import CANCELLED, FAILED, Counts, Held
 from nimburion.backends.sqlite.reserving import gates_of
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, Reason
-from nimburion.core.lease import Lease, Token
+from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.reading import Rescued
 from nimburion.core.session import Orders, Session
 
@@ -117,11 +117,11 @@ def leases_of(rows: Iterable[tuple[object, ...]]) -> list[Held]:
 def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     """See `Backend.rescue`."""
     db.run("session_expire", db.now, db.boot, db.boot_id)
-    rows = db.run("rescue_leases", limit + 1).fetchall()
+    rows = db.run("rescue_leases", limit + 1, SUSPECT_AFTER).fetchall()
     rescued = Rescued([], [], [], more=len(rows) > limit)
-    for *fields, left, job_id, lost, failures in rows[:limit]:
+    for *fields, spared, job_id, lost, failures in rows[:limit]:
         held = Held(*fields)
-        if left:
+        if spared:
             give_back(db, held, job_id, rescued, moves.NONE)
         elif lost + 1 >= max_lost and not held.cancel:
             note_loss(db, held, failures + lost + 1)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, State
 from nimburion.core.reading import JobFilter
-from nimburion.core.settlement import Completed, Failed, Retried, Settled
+from nimburion.core.settlement import Completed, Failed, Released, Retried, Settled
 from nimburion.testing.contract.stage import OOPS, TTL, Stage, ids
 
 
@@ -86,6 +86,39 @@ class Rescuing:
         await second.take(2)
         rescued = await stage.lose(second, max_lost=2)
         assert (rescued.failed, rescued.returned) == (["killer"], ["neighbour"])
+
+    async def test_a_suspect_that_was_held_beside_others_counts_no_loss(self, stage: Stage) -> None:
+        """A worker runs a suspect alone, so this one had not begun when its worker vanished."""
+        await stage.add("a", "b")
+        for _ in range(2):
+            worker = await stage.worker()
+            await worker.take(2)
+            await stage.lose(worker)
+        await stage.add("innocent")
+        worker = await stage.worker()
+        await worker.take(3)
+        rescued = await stage.lose(worker, max_lost=3)
+        assert (sorted(rescued.returned), rescued.failed) == (["a", "b", "innocent"], [])
+        records = {job_id: await stage.store.get(job_id) for job_id in ("a", "b", "innocent")}
+        assert {job_id: record.lost for job_id, record in records.items()} == {
+            "a": 2,
+            "b": 2,
+            "innocent": 1,
+        }
+        assert [len(record.history) for record in records.values()] == [2, 2, 1]
+
+    async def test_a_suspect_that_was_held_alone_counts_its_loss(self, stage: Stage) -> None:
+        """Also where its session held others before: they were settled or given back."""
+        await stage.add("a", "b")
+        for _ in range(2):
+            worker = await stage.worker()
+            await worker.take(2)
+            await stage.lose(worker)
+        worker = await stage.worker()
+        first, second = await worker.take(2)
+        await worker.settle(Released(second.lease))
+        rescued = await stage.lose(worker, max_lost=3)
+        assert (rescued.returned, rescued.failed) == ([], [first.lease.job_id])
 
     async def test_a_cancel_that_was_requested_ends_the_job(self, stage: Stage) -> None:
         await stage.add("a")

@@ -16,6 +16,7 @@ DECLARE
     one record;
     held nb.lease;
     so_far nb.past;
+    spared bool;
     ended int4[];
     counted int4 := 0;
 BEGIN
@@ -29,17 +30,21 @@ BEGIN
     END LOOP;
     PERFORM nb.lock_gates_1();
     FOR one IN
-        SELECT l.session, l.seq, s.left_at FROM nb.session s JOIN nb.lease l ON l.session = s.n
+        -- A suspect (2: SUSPECT_AFTER) that was held beside other jobs had not begun.
+        SELECT l.session, l.seq, s.left_at, l.lost >= 2 AND EXISTS (
+            SELECT FROM nb.lease o WHERE o.session = l.session AND o.seq <> l.seq) AS not_begun
+        FROM nb.session s JOIN nb.lease l ON l.session = s.n
         WHERE s.dead_at IS NOT NULL AND NOT s.over
         ORDER BY l.session, l.seq LIMIT p_limit FOR UPDATE OF l SKIP LOCKED
     LOOP
         counted := counted + 1;
         DELETE FROM nb.lease l WHERE l.session = one.session AND l.seq = one.seq RETURNING * INTO held;
         ended := ended || held.lane;
-        so_far := nb.end_lease_1(now, held, CASE WHEN one.left_at IS NULL THEN
+        spared := one.left_at IS NOT NULL OR one.not_begun;
+        so_far := nb.end_lease_1(now, held, CASE WHEN NOT spared THEN
             convert_to(p_before || (held.failures + held.lost + 1) || p_behind, 'UTF8') END);
         SELECT j.id INTO id FROM nb.job j WHERE j.seq = one.seq;
-        IF one.left_at IS NULL AND so_far.lost >= p_max_lost AND NOT held.cancel THEN
+        IF NOT spared AND so_far.lost >= p_max_lost AND NOT held.cancel THEN
             PERFORM nb.bury_1(now, so_far, 'lost');
             letter := 'f';
         ELSE

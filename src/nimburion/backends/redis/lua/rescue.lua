@@ -1,11 +1,11 @@
 -- Rescue: sessions that expired are over; take back what they held.
 -- Keys: turn alive gone orphan held lease job history
 -- Inputs: ARGV[3] the most to take back, [4] losses that fail a job, [5] the history entry of a loss (JSON, but for its
---   attempt), in two parts: [5] before the number of the attempt, [6] behind it
+--   attempt), in two parts: [5] before the number of the attempt, [6] behind it, [7] losses that make a suspect
 -- Result: {[id, ...] returned, failed, cancelled, 1 when more are left}
 -- Locks: none
 -- Atomic: one script: the test of the expiry and the end of the session are one step, so a beat comes before or after
-local most, max_lost = tonumber(ARGV[3]), tonumber(ARGV[4])
+local most, max_lost, suspect_after = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[7])
 local left_behind = redis.call('ZRANGEBYSCORE', alive_key, '-inf', alive_now, 'LIMIT', 0, 100)
 for _, id in ipairs(left_behind) do
   local turn = redis.call('HGET', turn_key, id)
@@ -27,14 +27,16 @@ for _, orphan in ipairs(redis.call('ZRANGE', orphan_key, 0, 99)) do
     local lease, body = redis.call('HGET', lease_key, field), redis.call('HGET', job_key, field)
     local counts = string.sub(lease, 42, 47)
     local lost = struct.unpack('>I2', counts, 5)
-    if not left then
+    -- A suspect that was held beside other jobs had not begun.
+    local spared = left or (lost >= suspect_after and #members > 1)
+    if not spared then
       lost = lost + 1
       local json = ARGV[5] .. (struct.unpack('>I4', counts)) + lost .. ARGV[6]
       redis.call('HSET', history_key, field, (redis.call('HGET', history_key, field) or '') .. now8
         .. struct.pack('>I4', #json) .. json)
       counts = string.sub(counts, 1, 4) .. struct.pack('>I2', lost)
     end
-    if not left and lost >= max_lost and string.byte(lease, 41) ~= 49 then
+    if not spared and lost >= max_lost and string.byte(lease, 41) ~= 49 then
       local lane = lane_of(string.sub(lease, 50, 53))
       end_lease(field, lease, lane)
       finish(field, body, lane, 'F', past_of(lease, counts), 'lost')
