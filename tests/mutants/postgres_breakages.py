@@ -115,8 +115,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: the expiry of a session that left counts as a loss",
         "backends/postgres/*.sql",
-        "CASE WHEN $one.$left_at IS NULL THEN\n",
-        "CASE WHEN true THEN\n",
+        "$spared := $one.$left_at IS NOT NULL OR $one.$not_begun;",
+        "$spared := $one.$not_begun;",
         (f"{POSTGRES}test_the_expiry_of_a_session_that_left_counts_no_loss",),
     ),
     Mutant(

@@ -180,8 +180,8 @@ class Worker:
     def _wind_down(self) -> None:
         """The reserve loop was cancelled: by a handler, or because the event loop ends. Every
         attempt must still be counted, so the loop goes on until all have ended and are stored."""
-        self._cancelled = True
         self.take_no_more()
+        self._cancelled = True
         for attempt in self._running:
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
