@@ -69,7 +69,8 @@ def test_the_help_names_both_commands() -> None:
 
 
 def test_an_unknown_session_is_named_and_fails() -> None:
-    result = call("tset")
+    command = [sys.executable, "-m", "nox", "--session", "tset"]  # as dev.py calls it
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "tset" in result.stderr
 
