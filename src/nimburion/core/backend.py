@@ -114,6 +114,18 @@ class Consuming(Protocol):
         is overdue but not rescued; `SessionLost` afterwards."""
         ...
 
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        """Give back leases outside the numbered exchanges, each as `Released` without a delay does.
+
+        Given back are `leases`, and with `nonce` every lease whose token has this random half: what
+        an exchange handed out whose reply was not read. A repeat of that exchange brings them no
+        more, and a later settlement of them is `already`. What the session does not hold under the
+        very token is passed over; so is all of it when the session is not alive. Repeatable.
+        """
+        ...
+
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """End a session. Its leases are released, but for those `running`: with any, the session
         stays as `left` until it expires, and its rescue counts no loss. Closing a session that is

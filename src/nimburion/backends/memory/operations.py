@@ -91,6 +91,20 @@ def beat(step: Step, session_id: str, monotonic: float) -> Orders:
     )
 
 
+def release(step: Step, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
+    """See `Backend.release`."""
+    tenant = step.shelf.sessions.get(session_id)
+    if tenant is None or tenant.dead or tenant.left:
+        return
+    wanted = {(lease.job_id, lease.token) for lease in leases}
+    for entry in list(tenant.held.values()):
+        held = entry.held
+        if held is not None and (
+            (entry.id, held.token) in wanted or (nonce is not None and held.token.nonce == nonce)
+        ):
+            step.wait_or_cancel(entry, held, settled=held.token)
+
+
 def close_session(step: Step, session_id: str, running: Sequence[Lease]) -> None:
     """See `Backend.close_session`."""
     tenant = step.shelf.sessions.get(session_id)

@@ -151,6 +151,12 @@ class MemoryBackend:
         monotonic = self._clock.monotonic()
         return self._do(lambda step: operations.beat(step, session_id, monotonic))
 
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        """See `Backend.release`."""
+        self._do(lambda step: operations.release(step, session_id, leases, nonce))
+
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`."""
         self._do(lambda step: operations.close_session(step, session_id, running))

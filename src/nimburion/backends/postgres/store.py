@@ -77,6 +77,7 @@ _PLANNING = (
 """For the link of the exchanges: what `exchange_pooled_1` sets for each call."""
 _OPEN_SESSION = _call("open_session_1", 7)
 _CLOSE_SESSION = _call("close_session_1", 5)
+_RELEASE = _call("release_1", 6)
 _RESCUE = _call("rescue_1", 6)
 
 
@@ -300,6 +301,14 @@ class PostgresBackend(Operating, Upgrading):
         """See `Backend.beat`."""
         statement = "SELECT * FROM nb.beat_1($1, $2)"
         return sessions.orders_of(await self._ask(statement, self._mono(), session_id), session_id)
+
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        """See `Backend.release`."""
+        asked = sessions.releasing_of(session_id, leases, nonce)
+        ((rung,),) = await self._ask(_RELEASE, self._now(), *asked)
+        self._ring(rung)
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`."""

@@ -62,6 +62,14 @@ def _lease_of(field: bytes, token: bytes, job_id: bytes) -> Lease:
     return Lease(unpack_id(job_id), Token(fence, token[4:]), int.from_bytes(field, "big"))
 
 
+def releasing_of(
+    session_id: str, leases: Sequence[Lease], nonce: bytes | None, most: int
+) -> list[bytes]:
+    """What `release.lua` takes."""
+    wanted = b"".join([seq8(lease.ref) + token20(lease) for lease in leases])
+    return [session_id.encode(), wanted, nonce or b"", b"%d" % most]
+
+
 def closing_of(session_id: str, running: Sequence[Lease], most: int) -> list[bytes]:
     """What `close_session.lua` takes."""
     kept = b"".join([seq8(lease.ref) + token20(lease) for lease in running])

@@ -285,6 +285,14 @@ class RedisBackend(Operating):
         """See `Backend.beat`."""
         return sessions.orders_of(await self._run("beat", session_id), session_id)
 
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        """See `Backend.release`. Releases 500 a step."""
+        asked = sessions.releasing_of(session_id, leases, nonce, _STEP)
+        while await self._run("release", *asked) == b"more":
+            pass
+
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`. Releases 500 a step."""
         asked = sessions.closing_of(session_id, running, _STEP)

@@ -92,6 +92,20 @@ def beat(db: Database, session_id: str) -> Orders:
     )
 
 
+def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
+    """See `Backend.release`."""
+    session = known(db, session_id)
+    if session is None or not session.alive:
+        return
+    wanted = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in leases}
+    for held in leases_of(db.run("session_leases", session.n)):
+        if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
+            if held.cancel:
+                moves.finish_held(db, held, CANCELLED, nonce=held.nonce)
+            else:
+                moves.wait_again(db, held, nonce=held.nonce)
+
+
 def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> None:
     """See `Backend.close_session`."""
     session = known(db, session_id)

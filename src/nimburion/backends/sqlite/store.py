@@ -326,6 +326,12 @@ class SQLiteBackend:
         """See `Backend.beat`."""
         return await self._write(lambda db: sessions.beat(db, session_id), durable=False)
 
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        """See `Backend.release`."""
+        await self._write(lambda db: sessions.release(db, session_id, leases, nonce), durable=False)
+
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`."""
         await self._write(lambda db: sessions.close_session(db, session_id, running), durable=False)

@@ -28,6 +28,7 @@ from nimburion.testing.contract.promoting import Promoting
 from nimburion.testing.contract.pruning import Pruning
 from nimburion.testing.contract.racing import Racing
 from nimburion.testing.contract.reading import Reading
+from nimburion.testing.contract.releasing import Releasing
 from nimburion.testing.contract.rescuing import Rescuing
 from nimburion.testing.contract.reserving import Reserving
 from nimburion.testing.contract.schedules import Firing, Schedules
@@ -51,6 +52,7 @@ class BackendContract(
     Operators,
     Sessions,
     Closing,
+    Releasing,
     Rescuing,
     Promoting,
     Gates,
