@@ -50,7 +50,7 @@ from nimburion.jobs import Context, Processor
 from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.conveyor import Conveyor
 from nimburion.scheduler import Scheduler
-from tests.crash import children
+from tests.crash import blocking, children
 
 Answer = Any
 
@@ -255,6 +255,7 @@ async def worker(folder: Path, url: str, diary: Diary, terms: dict[str, Any]) ->
     handlers = Handlers(folder, diary, processor.settings.session_ttl)
     handlers.register(processor)
     children.register(processor, handlers.note)
+    blocking.register(processor, handlers.note)
     Scheduler(processor)  # one more service that starts and stops with the worker
 
     def hear(event: Event) -> None:

@@ -278,6 +278,20 @@ MUTANTS = (
         (f"{SCENARIO}test_an_outage_of_the_store_is_nobodys_loss",),
     ),
     Mutant(
+        "jobs of a reply that a blocked loop did not read begin",
+        "jobs/*.py",
+        "            $reply = msgspec.structs.replace($reply, deliveries=[])\n",
+        "",
+        ("tests/engine/test_loop_watchdog.py",),
+    ),
+    Mutant(
+        "a nonce gives nothing back",
+        "backends/memory/*.py",
+        "$nonce is not None and $held.token.nonce == $nonce",
+        "False",
+        (f"{MEMORY}test_a_nonce_gives_back_what_its_exchange_handed_out",),
+    ),
+    Mutant(
         "what was not started is not handed back",
         "jobs/*.py",
         "        self.$_draining = True\n        self.$_give_back_held()",

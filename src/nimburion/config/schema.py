@@ -121,6 +121,7 @@ JOBS = Section(
         "queues": Series(QUEUE, unique="name"),
         "session_ttl": duration(1),
         "grace": duration(0),
+        "loop_lag_limit": duration(0.05),
         "max_retries": whole(0, 1_000_000),
         "retry_backoff": duration(0),
         "retry_backoff_max": duration(0),

@@ -36,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A worker silent for so long is dead; it beats four times as often."""
     grace: float = 25.0
     """How long a stopping worker lets its handlers finish."""
+    loop_lag_limit: float = 1.0
+    """A blocked event loop is noticed within this time."""
     max_retries: int = 3
     retry_backoff: float = 1.0
     retry_backoff_max: float = 600.0

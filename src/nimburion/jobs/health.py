@@ -41,7 +41,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     """Why calls fail, as the latest said; None while none does."""
     faults: dict[str, str] = {}
-    """What failed at its latest turn, and why: `worker`, `rescuer`, `pruner`, `hints`."""
+    """What failed at its latest turn, and why: `worker`, `rescuer`, `pruner`, `hints`; `loop`: what
+    blocks the event loop."""
 
 
 Failures = Mapping[str, BaseException | None]

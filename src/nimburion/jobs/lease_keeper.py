@@ -11,11 +11,13 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, SessionLost
+from nimburion.core.lease import Lease
 from nimburion.core.service import first_of
 from nimburion.core.session import Orders
 from nimburion.jobs.reach import Reach
@@ -61,6 +63,7 @@ class LeaseKeeper:
         """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
         outage) the others get one beat to show that they live."""
         self.ended: bool = False
+        self._handle: Backend | None = None
         self.begin(clock.monotonic())
 
     def begin(self, sent: float) -> None:
@@ -70,7 +73,7 @@ class LeaseKeeper:
 
     async def keep(self, stopping: asyncio.Event) -> None:
         """Beat until `stopping` is set or the session has ended."""
-        handle = self._backend.sibling()
+        self._handle = handle = self._backend.sibling()
         try:
             while not (stopping.is_set() or self.ended):
                 pause = await self._beat(handle)
@@ -116,6 +119,22 @@ class LeaseKeeper:
             self._end("could not be renewed in time")
         return max(0.01, min(self.interval / 4, left))
 
+    async def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        """Give these leases back; asks again until the store has answered or the session ended."""
+        while not self.ended and self._handle is not None:
+            try:
+                async with asyncio.timeout(self.interval):
+                    await self._handle.release(self._session_id, leases, nonce)
+                return
+            except (BackendError, TimeoutError) as error:
+                _log.debug("leases were not given back (%s); again soon", error)
+                await self._clock.sleep(min(1.0, self.interval / 4))
+
+    async def close_session(self) -> None:
+        """End the session; its leases are released."""
+        if self._handle is not None:
+            await self._handle.close_session(self._session_id)
+
     def give_up(self) -> None:
         """Something is wrong with the keeper itself: nobody renews the session any more."""
         if not self.ended:
@@ -135,6 +154,7 @@ class KeeperThread:
         self._keeper = keeper
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
+        self._releases: set[asyncio.Future[None]] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(
             target=self._main, name="nimburion-lease-keeper", daemon=True
@@ -144,6 +164,29 @@ class KeeperThread:
         """Begin to beat."""
         self._thread.start()
         self._ready.wait()
+
+    def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        """Give leases back on this thread's connection; from any thread, returns at once."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended, and its session with it
+                self._loop.call_soon_threadsafe(self._start_release, leases, nonce)
+
+    def _start_release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        task = asyncio.ensure_future(self._keeper.release(leases, nonce))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    def close_session(self, timeout: float) -> bool:
+        """End the session from another thread than the worker's; whether that was done in time."""
+        if self._loop is None or not self._thread.is_alive():
+            return False
+        closing = asyncio.run_coroutine_threadsafe(self._keeper.close_session(), self._loop)
+        try:
+            closing.result(timeout)
+        except Exception as error:  # noqa: BLE001 - the process ends, whatever it is
+            _log.debug("the session was not closed (%s)", error)
+            return False
+        return True
 
     async def stop(self) -> None:
         """Stop beating; returns when the thread has ended."""

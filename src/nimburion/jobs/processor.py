@@ -41,7 +41,7 @@ from nimburion.jobs.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
-_OVER_ZERO = ("concurrency", "session_ttl", "max_lost", "timeout")
+_OVER_ZERO = ("concurrency", "session_ttl", "max_lost", "timeout", "loop_lag_limit")
 _FROM_ZERO = (
     *("grace", "max_retries", "retry_backoff", "retry_backoff_max", "ageing", "enqueue_timeout"),
     *("keep_completed", "keep_completed_max", "keep_failed", "keep_results"),
@@ -209,7 +209,7 @@ class Processor(Client):
             raise NotOpen(STOPPED_TOO_SOON)
         async with AsyncExitStack() as stack:
             if signals and threading.current_thread() is threading.main_thread():
-                stack.callback(running.listen_to_signals())
+                stack.callback(running.listen_to_signals(owns_process=owns_process))
             try:
                 await running.until_asked()
             except asyncio.CancelledError:

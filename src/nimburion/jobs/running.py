@@ -11,11 +11,13 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nimburion.core.clock import SystemClock
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, first_of
 from nimburion.jobs.forking import ForkGuard
 from nimburion.jobs.health import Health, health_of
+from nimburion.jobs.loop_watchdog import LoopWatchdog
 from nimburion.jobs.threads import Threads
 
 if TYPE_CHECKING:
@@ -37,6 +39,13 @@ class Running:
         self._worker = processor.make_worker()
         self._housekeeping = processor.make_housekeeping(self._worker)
         self._services: tuple[Service, ...] = (*processor.companions, *self._housekeeping)
+        self._watchdog = LoopWatchdog(
+            self._loop,
+            self._worker,
+            limit=processor.settings.loop_lag_limit,
+            grace=processor.settings.grace,
+        )
+        self._is_real_time = isinstance(processor.clock, SystemClock)
         self._asked = asyncio.Event()
         self._hurry = asyncio.Event()
         self._decided = asyncio.Event()
@@ -52,6 +61,8 @@ class Running:
     async def start(self) -> None:
         """Begin; `NotOpen` when it is stopped before the store has answered."""
         self._guard.arm()
+        if self._is_real_time:
+            self._watchdog.start()  # first: the first job may block
         attempts = self._processor.make_attempts(self._threads, self._worker.report, self._guard)
         try:
             await first_of(self._worker.start(attempts), self._asked.wait())
@@ -74,23 +85,23 @@ class Running:
             ", ".join(self._processor.registry.names) or "(none is registered)",
         )
 
-    def listen_to_signals(self) -> Callable[[], None]:
+    def listen_to_signals(self, *, owns_process: bool) -> Callable[[], None]:
         """Stop at SIGTERM and SIGINT; the returned function ends that."""
         both = (signal.SIGTERM, signal.SIGINT)
-        for number in both:
-            self._loop.add_signal_handler(number, self._on_signal)
+        detach = self._watchdog.attach(both, self._on_signal, owns=owns_process)
         self._guard.signals = frozenset(both)
 
         def restore() -> None:
             self._guard.signals = frozenset()
-            for number in both:
-                self._loop.remove_signal_handler(number)
+            detach()
 
         return restore
 
     def health(self) -> Health:
         """How the worker is, and what runs beside it."""
+        failures: dict[str, BaseException | None]
         failures = {type(one).__name__.lower(): one.failure for one in self._services}
+        failures["loop"] = self._watchdog.failure
         return health_of(self._worker, failures, stopping=self._asked.is_set())
 
     async def until_asked(self) -> None:
@@ -132,6 +143,7 @@ class Running:
             await self._worker.leave(stuck)
         self._threads.close()
         self._guard.disarm()
+        await self._watchdog.stop()
 
     def _on_signal(self) -> None:
         if self._asked.is_set():

@@ -116,6 +116,17 @@ class Tenure:
         how = "lost" if self.lost or self.keeper.ended else "closed"
         self._events.emit(SessionEnded(self.session.id, how))
 
+    def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        """Give leases back on the connection of the heartbeat: the worker's loop is blocked. From
+        any thread."""
+        if isinstance(self._runner, KeeperThread):
+            self._runner.release(leases, nonce)
+
+    def close_from_thread(self, timeout: float) -> bool:
+        """End the session on the connection of the heartbeat, as this process ends; whether that
+        was done in time."""
+        return isinstance(self._runner, KeeperThread) and self._runner.close_session(timeout)
+
     def _post_orders(self, orders: Orders) -> None:
         if self._loop.is_closed():  # nobody works under it any more: let it expire
             self.keeper.ended = True

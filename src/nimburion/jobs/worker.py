@@ -11,8 +11,12 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
+
+import msgspec
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
@@ -87,6 +91,11 @@ class Worker:
         self._suspects: deque[Delivery] = deque()
         self._alone = False
         self._running: set[Attempt] = set()
+        # Shared with the watchdog's thread, as `_held` and `_suspects` are. Whoever takes an entry
+        # out has it: `remove` and `pop` are atomic, so no lock is needed.
+        self._not_begun: set[Attempt] = set()
+        self._under_way: deque[bytes] = deque()
+        """The nonce of the exchange whose reply is awaited, if it may hand out jobs."""
         self._reasons = Reasons(self._loop)
         self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
         self._patience = Patience(backend, self.demand.queues)
@@ -157,6 +166,36 @@ class Worker:
         """How many jobs are reserved and have not begun."""
         return len(self._held) + len(self._suspects)
 
+    def recall(self) -> tuple[list[Lease], bytes | None]:
+        """Take what has not begun away from the loop, which is blocked: leases, and the nonce of an
+        exchange that may bring more. The caller gives them back. From any thread; what the loop
+        takes at the same time belongs to the loop."""
+        held: list[Delivery] = []
+        for line in (self._held, self._suspects):
+            while (delivery := _take(line)) is not None:
+                held.append(delivery)
+        leases = [delivery.lease for delivery in held]
+        for attempt in list(self._not_begun):
+            with suppress(KeyError):
+                self._not_begun.remove(attempt)
+                attempt.accounted = True
+                leases.append(attempt.delivery.lease)
+        if held:
+            self._loop.call_soon_threadsafe(self._free_all, held)
+        nonce = None
+        with suppress(IndexError):
+            nonce = self._under_way.pop()
+        return leases, nonce
+
+    def _free_all(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.demand.free(delivery)
+        self._reasons.hint()
+
+    def attempt_of(self, task: asyncio.Task[Any]) -> Attempt | None:
+        """The attempt that this task performs; from any thread."""
+        return next((one for one in list(self._running) if one.task is task), None)
+
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange; from any thread."""
         progress = Progressed(lease, fraction, message)
@@ -188,7 +227,12 @@ class Worker:
 
     def _end_unstarted(self, attempt: Attempt, _: object) -> None:
         """A task that is cancelled before its first step runs none of its code."""
-        if attempt in self._running and attempt.context is None and not attempt.accounted:
+        if attempt not in self._running or attempt.context is not None:
+            return
+        if attempt.accounted:  # the watchdog has given it back
+            self._vacate(attempt)
+        else:
+            self._not_begun.discard(attempt)
             self._end(attempt, Released(attempt.delivery.lease))
 
     @property
@@ -230,6 +274,8 @@ class Worker:
         if want.total and not want.patience:
             self.hints.listen()
         tenure = self.tenure
+        if want.total:
+            self._under_way.append(want.nonce)
         try:
             reply = await tenure.conveyor.turn(want)
         except (SessionLost, OutOfOrder) as error:
@@ -237,6 +283,13 @@ class Worker:
             tenure.lost = isinstance(error, SessionLost) and not tenure.conveyor.abandoned
             await self._begin_anew()
             return
+        finally:
+            was_recalled = want.total > 0 and not self._under_way
+            self._under_way.clear()
+        if was_recalled:
+            # The loop was blocked meanwhile, and other workers may have these jobs by now.
+            self._return_all(reply.deliveries)
+            reply = msgspec.structs.replace(reply, deliveries=[])
         if tenure.conveyor.abandoned:
             await self._begin_anew()
         else:
@@ -263,9 +316,14 @@ class Worker:
             self._give_back_held()
         while len(self._suspects) > 1:
             # If the one that runs kills this worker, those that wait here would share the blame.
-            delivery = self._suspects.pop()
-            self._put_back(delivery, Released(delivery.lease))
+            if (suspect := _take(self._suspects, last=True)) is not None:
+                self._put_back(suspect, Released(suspect.lease))
         self._fill()
+
+    def _return_all(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.tenure.conveyor.settle(Released(delivery.lease))
+        self._reasons.hint()
 
     def _room(self) -> int:
         """How many more jobs would be welcome."""
@@ -279,22 +337,31 @@ class Worker:
         """Start what may start."""
         held, running = self._held, self._running
         while held and len(running) < self._concurrency and not self._alone:
-            self._begin(held.popleft())
+            if (delivery := _take(held)) is not None:
+                self._begin(delivery)
         if held:
             self._stall.watch()
         if self._suspects and not running and not held and self.tenure.conveyor.all_stored:
-            # From here on its lease is the only one of this session: if the suspect kills this
-            # worker, what has ended or was given back before is not counted as lost with it.
-            self._alone = True
-            self._begin(self._suspects.popleft())
+            suspect = _take(self._suspects)
+            if suspect is not None:
+                # From here on its lease is the only one of this session: if the suspect kills this
+                # worker, what has ended or was given back before is not counted as lost with it.
+                self._alone = True
+                self._begin(suspect)
 
     def _begin(self, delivery: Delivery) -> None:
         self._stall.begun += 1
         attempt = Attempt(delivery, self.tenure.session.id)
         self._running.add(attempt)
+        self._not_begun.add(attempt)
         attempt.task = asyncio.Task(self._perform(attempt), loop=self._loop, name=delivery.name)
 
     async def _perform(self, attempt: Attempt) -> None:
+        try:
+            self._not_begun.remove(attempt)
+        except KeyError:  # the watchdog has given it back
+            self._vacate(attempt)
+            return
         started = self._monotonic()
         if started >= self.tenure.keeper.believed_until:
             # This process slept (SIGSTOP, suspend): somebody else may have the job by now.
@@ -359,9 +426,10 @@ class Worker:
             if attempt.delivery.lease in asked and attempt.why is None:
                 attempt.interrupt(Why.CANCEL)
         for line in (self._held, self._suspects):
-            for delivery in [d for d in line if d.lease in asked]:
-                line.remove(delivery)
-                self._put_back(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
+            for delivery in [d for d in list(line) if d.lease in asked]:
+                with suppress(ValueError):  # the watchdog has taken it
+                    line.remove(delivery)
+                    self._put_back(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
 
     def _on_tenure_end(self, tenure: Tenure) -> None:
         if tenure is self.tenure:
@@ -399,8 +467,8 @@ class Worker:
 
     def _give_up(self) -> None:
         for line in (self._held, self._suspects):
-            while line:
-                self.demand.free(line.popleft())
+            while (delivery := _take(line)) is not None:
+                self.demand.free(delivery)
         for attempt in self._running:
             attempt.interrupt(Why.LOST)
 
@@ -411,8 +479,7 @@ class Worker:
             self._give_back(line)
 
     def _give_back(self, line: deque[Delivery]) -> None:
-        while line:
-            delivery = line.popleft()
+        while (delivery := _take(line)) is not None:
             self._put_back(delivery, Released(delivery.lease))
 
     def _put_back(self, delivery: Delivery, settlement: Settlement) -> None:
@@ -441,3 +508,11 @@ class Worker:
             for attempt in self._running
             if attempt.session_id == session_id and not attempt.accounted
         ]
+
+
+def _take(line: deque[Delivery], *, last: bool = False) -> Delivery | None:
+    """The next of a line that another thread may empty at the same time; None: it is empty."""
+    try:
+        return line.pop() if last else line.popleft()
+    except IndexError:
+        return None

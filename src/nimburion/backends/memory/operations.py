@@ -93,8 +93,9 @@ def beat(step: Step, session_id: str, monotonic: float) -> Orders:
 
 def release(step: Step, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
     """See `Backend.release`."""
-    tenant = step.shelf.sessions.get(session_id)
-    if tenant is None or tenant.dead or tenant.left:
+    try:
+        tenant = alive(step.shelf, session_id)
+    except SessionLost:
         return
     wanted = {(lease.job_id, lease.token) for lease in leases}
     for entry in list(tenant.held.values()):

@@ -42,7 +42,7 @@ RECIPES = MappingProxyType(
         "exchange": Recipe((*_LEDGER, "settling", "promoting", "reserving"), "allow-oom"),
         "open_session": Recipe(("times", "bell"), "allow-oom"),
         "beat": Recipe(("times", "layout", "lists"), "allow-oom"),
-        "release": Recipe(_LEDGER, "allow-oom"),
+        "release": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "close_session": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "rescue": Recipe((*_LEDGER, "returning"), "allow-oom"),
         "promote": Recipe(("times", "lists", "bell", "lanes", "promoting"), "allow-oom"),

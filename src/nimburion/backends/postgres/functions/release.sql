@@ -26,7 +26,7 @@ BEGIN
     FOR held IN
         DELETE FROM nb.lease l WHERE l.session = me AND (l.nonce = p_nonce OR EXISTS (
             SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
-            WHERE r.seq = l.seq AND r.fence = l.fence AND r.nonce = l.nonce
+            WHERE r.fence = l.fence AND r.nonce = l.nonce AND r.seq = l.seq
         )) RETURNING l.*
     LOOP
         so_far := nb.end_lease_1(now, held, NULL);

@@ -1,5 +1,5 @@
 -- Give back leases of a session that goes on. Nothing is counted.
--- Keys: turn held lease job
+-- Keys: turn held lease
 -- Inputs: ARGV[3] id, [4] leases: seq 8 | token 20 each, [5] a nonce whose leases are given back too, or '',
 --   [6] the most to release
 -- Result: 'gone' (nothing was to do), 'more' (call again), 'done'
@@ -24,13 +24,7 @@ for _, member in ipairs(redis.call('ZRANGEBYLEX', held_key, '[' .. session4, aft
       break
     end
     released = released + 1
-    local lane, counts = lane_of(string.sub(lease, 50, 53)), string.sub(lease, 42, 47)
-    end_lease(field, lease, lane)
-    if string.byte(lease, 41) == 49 then -- a cancel was asked for
-      finish(field, redis.call('HGET', job_key, field), lane, 'X', past_of(lease, counts, token))
-    else
-      wait_again(field, lease, lane, counts, nil, token)
-    end
+    take_back(field, lease, string.sub(lease, 42, 47), token)
   end
 end
 write_ledger()

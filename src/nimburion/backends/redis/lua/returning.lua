@@ -1,17 +1,18 @@
 -- Part of close_session and rescue: take jobs out of the hands of a session.
 -- Keys: job turn alive gone
 -- Inputs: fields, leases, turns
--- Result: take_back(field, lease, counts) -> whether it waits again (else a cancel was asked for), bury
+-- Result: take_back(field, lease, counts, token) -> whether it waits again (else a cancel was asked for), bury; `token`:
+--   the one that gives it back, or nil
 -- Locks: none
 -- Atomic: part of its script
-local function take_back(field, lease, counts)
+local function take_back(field, lease, counts, token)
   local lane = lane_of(string.sub(lease, 50, 53))
   end_lease(field, lease, lane)
   if string.byte(lease, 41) == 49 then
-    finish(field, redis.call('HGET', job_key, field), lane, 'X', past_of(lease, counts))
+    finish(field, redis.call('HGET', job_key, field), lane, 'X', past_of(lease, counts, token))
     return false
   end
-  wait_again(field, lease, lane, counts)
+  wait_again(field, lease, lane, counts, nil, token)
   return true
 end
 
