@@ -14,6 +14,7 @@ from nimburion.cli import doctor
 from nimburion.cli.root import root
 from nimburion.core.errors import StoreFull
 from nimburion.core.reading import Finding
+from nimburion.core.session import Session
 from nimburion.testing import FakeClock
 from tests.cli.conftest import CommandLine
 from tests.cli.test_processes import imported_by
@@ -34,6 +35,30 @@ def test_it_says_what_runs_here_and_which_store_it_is(nimburion: CommandLine) ->
     assert found["nimburion"][1].startswith("0.")
     assert found["durability"][0] == found["write lock"][0] == found["local clock"][0] == "good"
     assert "answer" not in found
+
+
+def test_waiting_jobs_that_nobody_would_run_are_a_warning(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", name="send")
+    nimburion.enqueue("b", "c", name="snd")
+    told = "1 job 'send' waits in queue 'default': no worker is live"
+    assert told in nimburion("doctor").out
+    assert nimburion("doctor", "--strict").code == 1
+    session = Session(id="s", queues=("default",), names=("send",))
+    nimburion.store(lambda backend: backend.open_session(session))
+    assert findings(nimburion)["workers"] == (
+        "warning",
+        "2 jobs 'snd' wait in queue 'default': no live worker has a handler of this name",
+    )
+    nimburion("jobs", "cancel", "--name", "snd", "--yes")
+    assert findings(nimburion)["workers"] == ("good", "1 live worker; no job waits in vain")
+
+
+def test_only_some_of_many_that_nobody_would_run_are_shown(nimburion: CommandLine) -> None:
+    for number in range(8):
+        nimburion.enqueue(f"a{number}", name=f"send{number}")
+    lines = [line for line in nimburion("doctor").out.splitlines() if " workers  " in line]
+    assert len(lines) == 6
+    assert lines[-1].endswith("3 more like this; nimburion queues list shows them")
 
 
 def test_it_prints_a_line_a_finding_and_what_to_do_below(nimburion: CommandLine) -> None:

@@ -120,7 +120,10 @@ def test_queues_are_listed_paused_and_resumed(nimburion: CommandLine) -> None:
     assert nimburion("queues", "pause", "mail").out == "mail is paused\n"
     (queue,) = nimburion("queues", "list", "--json").data
     assert (queue["name"], queue["size"], queue["paused"]) == ("mail", 2, True)
-    header, line = nimburion("queues", "list").out.splitlines()
+    assert queue["names"] == {"send": 2}
+    assert queue["unserved"] == {"send": "no worker is live"}
+    header, line, unserved = nimburion("queues", "list").out.splitlines()
+    assert unserved == "2 jobs 'send' wait in queue 'mail': no worker is live"
     assert header.split() == ["QUEUE", "DUE", "SCHEDULED", "PROCESSING", "OLDEST", "PAUSED"]
     assert line.split()[:2] == ["mail", "2"]
     assert nimburion("queues", "resume", "mail", "--json").data["paused"] is False

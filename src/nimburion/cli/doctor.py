@@ -17,6 +17,7 @@ from nimburion.cli.output import clean, show
 from nimburion.cli.selection import counted
 from nimburion.core.errors import NimburionError
 from nimburion.core.reading import Finding, finding_of
+from nimburion.core.unserved import find_unserved, is_live
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -28,6 +29,7 @@ PATIENCE = 20.0
 """Seconds after which a store that says nothing, not even no, counts as not answering."""
 JUMP = 0.1
 """Seconds by which the wall clock may leave the monotonic one while we look."""
+MOST_UNSERVED = 5
 COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 
 
@@ -119,7 +121,7 @@ async def answers(backend: Backend, url: str) -> list[Finding]:
         refuse_missing(url)
         async with asyncio.timeout(PATIENCE):
             await backend.open()
-            return await backend.examine()
+            return [*await backend.examine(), *await waiting_jobs(backend)]
     except NoStore as missing:
         text, _, advice = missing.message.partition("; ")
         return [Finding("answer", "error", text, advice)]
@@ -130,6 +132,24 @@ async def answers(backend: Backend, url: str) -> list[Finding]:
         return [finding_of("answer", error)]
     finally:
         await backend.close()
+
+
+async def waiting_jobs(backend: Backend) -> list[Finding]:
+    """Whether each waiting job has a live worker that would take it."""
+    sessions = await backend.sessions()
+    found = find_unserved(await backend.queues(), sessions)
+    if not found:
+        live = sum(map(is_live, sessions))
+        return [Finding("workers", "good", f"{counted(live, 'live worker')}; no job waits in vain")]
+    advice = (
+        "start a worker that registers it and serves its queue, or cancel what nobody wants: "
+        "nimburion jobs cancel --name NAME"
+    )
+    shown = [Finding("workers", "warning", one.describe(), advice) for one in found[:MOST_UNSERVED]]
+    if len(found) > MOST_UNSERVED:
+        more = f"{len(found) - MOST_UNSERVED} more like this; nimburion queues list shows them"
+        shown.append(Finding("workers", "warning", more, advice))
+    return shown
 
 
 def local_clock(clock: Clock, wall: float, monotonic: float) -> Finding:

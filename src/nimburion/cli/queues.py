@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
@@ -9,6 +11,10 @@ from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show, span, table
 from nimburion.core.limits import check_name
 from nimburion.core.reading import QueueInfo
+from nimburion.core.unserved import Unserved, find_unserved
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
 
 
 @click.group()
@@ -19,13 +25,30 @@ def queues() -> None:
 @queues.command("list")
 @shared_options
 def list_queues() -> None:
-    """List queues: jobs due now, waiting for their time, processing; the age of the oldest."""
-    found = current().ask(lambda backend: backend.queues())
-    show(msgspec.to_builtins(found), lambda: draw_queues(found))
+    """List queues: jobs due now, waiting for their time, processing; the age of the oldest.
+
+    Below, what no live worker would take: nobody serves its queue, or has a handler of its name.
+    """
+    found, unserved = current().ask(read_queues)
+    data = [as_data(queue, unserved) for queue in found]
+    show(data, lambda: draw_queues(found, unserved))
 
 
-def draw_queues(found: list[QueueInfo]) -> None:
-    """One line a queue."""
+async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]]:
+    """Every queue, and what waits in vain."""
+    found = await backend.queues()
+    return found, find_unserved(found, await backend.sessions())
+
+
+def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
+    """For machines."""
+    data: dict[str, object] = msgspec.to_builtins(queue)
+    data["unserved"] = {one.name: one.reason for one in unserved if one.queue == queue.name}
+    return data
+
+
+def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
+    """One line a queue, then one for what waits in vain."""
     table(
         ("queue", "due", "scheduled", "processing", "oldest", "paused"),
         [
@@ -41,6 +64,8 @@ def draw_queues(found: list[QueueInfo]) -> None:
         ],
         "no queue holds an unfinished job, none is paused",
     )
+    for one in unserved:
+        click.echo(clean(one.describe()))
 
 
 @queues.command("pause")

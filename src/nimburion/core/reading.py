@@ -62,6 +62,8 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float
     """Seconds that the longest-due waiting job has been due; 0 when none is."""
     paused: bool
+    names: dict[str, int] = msgspec.field(default_factory=dict)
+    """How many jobs of each name wait, due or not; names of which none waits are left out."""
 
 
 class Rescued(msgspec.Struct, frozen=True):

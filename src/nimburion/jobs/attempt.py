@@ -66,6 +66,7 @@ class Attempt:
         "context",
         "delivery",
         "keyboard_interrupt",
+        "raised",
         "session_id",
         "task",
         "why",
@@ -85,6 +86,9 @@ class Attempt:
         self.keyboard_interrupt: KeyboardInterrupt | None = None
         """A Ctrl-C that arrived inside the handler: it stops the process once the attempt is
         accounted for."""
+        self.raised: BaseException | None = None
+        """What its handler raised, until that is logged: kept no longer, as its traceback holds
+        the attempt."""
 
     @property
     def lost(self) -> bool:
@@ -161,7 +165,7 @@ class Attempts:
             return self._not_begun(attempt)
         handler, chain = found
         context = self._open_context(attempt, handler)
-        if self._events:
+        if self._events or _log.isEnabledFor(logging.DEBUG):
             return await self._performed_aloud(attempt, context, handler, chain)
         outcome = await self._outcome(attempt, context, handler, chain)
         return self._settled(attempt, outcome, handler, context)
@@ -198,13 +202,14 @@ class Attempts:
     def _settled(
         self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
     ) -> Settlement | None:
+        raised, attempt.raised = attempt.raised, None
         if context.completed:
-            return _completed_before(context, outcome)
+            return _completed_before(context, outcome, raised)
         if attempt.lost:
             return None
         settlement = decide(attempt.delivery, outcome, handler.policy, self._random)
         if isinstance(settlement, Retried | Failed):
-            _log_failure(attempt.delivery, settlement)
+            _log_failure(attempt.delivery, settlement, raised)
         return settlement
 
     def _not_begun(self, attempt: Attempt) -> Settlement | None:
@@ -220,8 +225,15 @@ class Attempts:
     async def _performed_aloud(
         self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
     ) -> Settlement | None:
-        """The same, told to whoever listens."""
+        """The same, told to whoever listens, and logged at debug."""
         delivery = attempt.delivery
+        logs = _log.isEnabledFor(logging.DEBUG)
+        if logs:
+            _log.debug(
+                "job %s %s: attempt %d starts",
+                *(delivery.name, delivery.lease.job_id, delivery.attempt),
+                extra=_extra_of(delivery),
+            )
         started = self._clock.monotonic()
         waited = max(0.0, self._clock.now() - delivery.due)
         self._events.emit(
@@ -231,14 +243,22 @@ class Attempts:
         )
         outcome = await self._outcome(attempt, context, handler, chain)
         settlement = self._settled(attempt, outcome, handler, context)
+        ended = "lost" if settlement is None else type(settlement).__name__.lower()
+        duration = self._clock.monotonic() - started
+        if logs:
+            _log.debug(
+                "job %s %s: attempt %d ended after %.3f s: %s",
+                *(delivery.name, delivery.lease.job_id, delivery.attempt, duration, ended),
+                extra={**_extra_of(delivery), "duration": duration, "outcome": ended},
+            )
         self._events.emit(
             AttemptEnded(
                 delivery.lease.job_id,
                 delivery.name,
                 delivery.queue,
                 delivery.attempt,
-                "lost" if settlement is None else type(settlement).__name__.lower(),
-                self._clock.monotonic() - started,
+                ended,
+                duration,
                 outcome.error.type if isinstance(outcome, Raised) else None,
             )
         )
@@ -317,6 +337,7 @@ class Attempts:
                 return self._succeeded(handler, result, context)
             return NO_RESULT if context.result is None else Succeeded(context.encoded_result())
         except _TimedOut as late:
+            attempt.raised = late.__cause__
             return outcomes.of_timeout(late.seconds, context.attempt)
         except asyncio.CancelledError as cancelled:
             return self._of_cancellation(attempt, cancelled)
@@ -355,6 +376,7 @@ class Attempts:
             case Why.STOP | Why.LOST:
                 return INTERRUPTED
             case None:  # something inside the handler was cancelled: a failure like others
+                attempt.raised = raised
                 return Raised(
                     outcomes.describe(
                         raised, attempt.delivery.attempt, "failure", self._limits.error
@@ -368,10 +390,12 @@ class Attempts:
             _log.warning("%s", lost)
             attempt.why = Why.LOST
             return INTERRUPTED
+        attempt.raised = lost
         error = outcomes.describe(lost, attempt.delivery.attempt, "failure", self._limits.error)
         return Raised(error)
 
     def _of_exception(self, attempt: Attempt, handler: Handler, raised: BaseException) -> Outcome:
+        attempt.raised = raised
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         permanent, number = handler.policy.permanent, attempt.delivery.attempt
@@ -412,7 +436,9 @@ def _is_closing(raised: BaseException) -> bool:
         return True
 
 
-def _completed_before(context: Context, outcome: Outcome) -> Settlement:
+def _completed_before(
+    context: Context, outcome: Outcome, raised: BaseException | None
+) -> Settlement:
     """The handler's own transaction completed the job. Said once more, the store answers `already`
     and writes nothing."""
     delivery = context.delivery
@@ -429,27 +455,43 @@ def _completed_before(context: Context, outcome: Outcome) -> Settlement:
             "badly (%s) and changes nothing",
             delivery.lease.job_id,
             outcome.error.message if isinstance(outcome, Raised) else type(outcome).__name__,
+            exc_info=raised,
+            extra=_extra_of(delivery),
         )
     return Completed(delivery.lease)
 
 
-def _log_failure(delivery: Delivery, settlement: Retried | Failed) -> None:
-    """One line for the operator; the traceback is in the job's history."""
+def _log_failure(
+    delivery: Delivery, settlement: Retried | Failed, raised: BaseException | None
+) -> None:
+    """One record for the operator, with the exception itself, as error trackers want it."""
     error = settlement.error
     what = f"{error.type}: {error.message}".partition("\n")[0]
-    known = {"job_id": delivery.lease.job_id, "job_name": delivery.name, "queue": delivery.queue}
+    known = _extra_of(delivery)
     if isinstance(settlement, Retried):
         _log.warning(
             "job %s %s: attempt %d failed (%s); again in %.1f s",
             *(delivery.name, delivery.lease.job_id, error.attempt, what, settlement.delay),
+            exc_info=raised,
             extra=known,
         )
     else:
         _log.error(
             "job %s %s: attempt %d failed (%s); it is a dead letter now (%s)",
             *(delivery.name, delivery.lease.job_id, error.attempt, what, settlement.reason),
+            exc_info=raised,
             extra=known,
         )
+
+
+def _extra_of(delivery: Delivery) -> dict[str, object]:
+    """What each record about an attempt carries."""
+    return {
+        "job_id": delivery.lease.job_id,
+        "job_name": delivery.name,
+        "queue": delivery.queue,
+        "attempt": delivery.attempt,
+    }
 
 
 class _TimedOut(Exception):

@@ -37,6 +37,7 @@ from nimburion.jobs.rescuer import Rescuer
 from nimburion.jobs.running import STOPPED_TOO_SOON, Running
 from nimburion.jobs.stepper import Stepper
 from nimburion.jobs.threads import Threads
+from nimburion.jobs.unserved_watch import UnservedWatch
 from nimburion.jobs.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
@@ -276,7 +277,7 @@ class Processor(Client):
             threaded_keeper=isinstance(self.clock, SystemClock),
         )
 
-    def make_housekeeping(self, worker: Worker) -> tuple[Rescuer, Pruner]:
+    def make_housekeeping(self, worker: Worker) -> tuple[Service, ...]:
         """What every worker does for all of them."""
         rescuer = Rescuer(
             self.backend,
@@ -287,7 +288,11 @@ class Processor(Client):
             max_lost=self.settings.max_lost,
             cautious_until=lambda: worker.tenure.keeper.cautious_until,
         )
-        return rescuer, Pruner(self.backend, self.clock, self._random, self.settings)
+        pruner = Pruner(self.backend, self.clock, self._random, self.settings)
+        watch = UnservedWatch(
+            self.backend, self.clock, self._random, lambda: worker.tenure.session.id
+        )
+        return rescuer, pruner, watch
 
     def _open_stepper(self) -> Stepper:
         self._check_open()
@@ -313,6 +318,12 @@ class Processor(Client):
             self._running = None
 
     def _warn_of_unserved(self) -> None:
+        if not self.registry.names:
+            _log.warning(
+                "no job is registered: this worker runs none. Before it starts, write "
+                "processor.register(SendEmail, report) for your Job classes and @job functions, "
+                "and import the modules that do"
+            )
         served = {queue.name for queue in self.settings.queues}
         for handler in self.registry.handlers if served else ():
             if handler.queue not in served:

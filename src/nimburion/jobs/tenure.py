@@ -151,7 +151,7 @@ def new_session(registry: Registry, settings: Settings, entropy: Entropy) -> Ses
         host=socket.gethostname(),
         pid=os.getpid(),
         owner=settings.owner,
-        queues=tuple(registry.queues),
+        queues=tuple(queue.name for queue in settings.queues) or tuple(registry.queues),
         names=tuple(registry.names),
         limits=dict(registry.limits),
     )

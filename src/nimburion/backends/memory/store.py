@@ -388,4 +388,5 @@ def _queue_info(name: str, entries: list[Entry], now: int, *, paused: bool) -> Q
         processing=len(entries) - len(waiting),
         oldest_age=(now - min(due)) / 1e6 if due else 0.0,
         paused=paused,
+        names=dict(sorted(Counter(entry.name for entry in waiting).items())),
     )

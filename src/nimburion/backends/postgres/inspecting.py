@@ -10,6 +10,7 @@ import msgspec
 
 from nimburion.backends.packing import MICRO, asked_id, unpack_id
 from nimburion.backends.postgres.records import ALWAYS, asked_text, options_of, seconds_of, time_of
+from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.reading import JobFilter, Page, QueueInfo
@@ -117,19 +118,19 @@ def counts_of(rows: list[Any]) -> dict[State, int]:
 
 
 def queues_of(rows: list[Any]) -> list[QueueInfo]:
-    """What `queues_1` answered, by name."""
-    queues = [
-        QueueInfo(
+    """What `queues_2` answered, by name."""
+    return combine_rows(
+        LaneRow(
+            queue=queue,
             name=name,
             size=size,
             scheduled=scheduled,
             processing=processing,
-            oldest_age=max(0, age or 0) / MICRO,
+            age=None if age is None else max(0, age) / MICRO,
             paused=paused,
         )
-        for name, size, scheduled, processing, age, paused in rows
-    ]
-    return sorted(queues, key=lambda queue: queue.name)
+        for queue, name, size, scheduled, processing, age, paused in rows
+    )
 
 
 def sessions_of(rows: list[Any]) -> list[SessionInfo]:

@@ -136,7 +136,7 @@ class Operating(ABC):
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
-        statement = "SELECT * FROM nb.queues_1(nb.time_1($1))"
+        statement = "SELECT * FROM nb.queues_2(nb.time_1($1))"
         return inspecting.queues_of(await self._ask(statement, self._now()))
 
     async def sessions(self) -> list[SessionInfo]:

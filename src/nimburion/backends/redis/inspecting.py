@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.packing import MICRO, unpack_id
+from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.redis.exchanging import names_of, options_of
 from nimburion.backends.redis.records import FINISHED, seconds_of
 from nimburion.backends.redis.seeking import LETTERS, cursor_of
@@ -151,18 +152,18 @@ def counts_of(answer: list[int]) -> dict[State, int]:
 def queues_of(answer: list[Any]) -> list[QueueInfo]:
     """What `queues.lua` answered, by name."""
     now, told = int.from_bytes(answer[0], "big"), answer[1]
-    queues = [
-        QueueInfo(
-            name=name.decode(),
+    return combine_rows(
+        LaneRow(
+            queue=queue.decode(),
+            name=name.decode() or None,
             size=ready,
             scheduled=aside,
             processing=leased,
-            oldest_age=max(0, now - int.from_bytes(due, "big")) / MICRO if due else 0.0,
+            age=max(0, now - int.from_bytes(due, "big")) / MICRO if due else None,
             paused=bool(paused),
         )
-        for name, ready, aside, leased, due, paused in _rows(told, 6)
-    ]
-    return sorted(queues, key=lambda queue: queue.name)
+        for queue, name, ready, aside, leased, due, paused in _rows(told, 7)
+    )
 
 
 def sessions_of(answer: list[Any]) -> list[SessionInfo]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.database import MICRO, Database, Row
 from nimburion.backends.sqlite.filtering import matching
 from nimburion.backends.sqlite.sessions import info_of
@@ -94,17 +95,18 @@ def counts(db: Database, queue: str | None) -> dict[State, int]:
 
 def queues(db: Database) -> list[QueueInfo]:
     """See `Backend.queues`."""
-    return [
-        QueueInfo(
+    return combine_rows(
+        LaneRow(
+            queue=queue,
             name=name,
             size=size,
             scheduled=later,
             processing=running,
-            oldest_age=0.0 if oldest is None else max(0, db.now - oldest) / MICRO,
+            age=None if oldest is None else max(0, db.now - oldest) / MICRO,
             paused=bool(paused),
         )
-        for name, size, later, running, oldest, paused in db.run("queues", db.now)
-    ]
+        for queue, name, size, later, running, oldest, paused in db.run("queues", db.now)
+    )
 
 
 def sessions(db: Database) -> list[SessionInfo]:

@@ -1,7 +1,7 @@
--- Every queue that holds an unfinished job or is paused.
+-- Every lane that holds an unfinished job, and every queue that is paused.
 -- Inputs: ?1 now
--- Result: by name: queue, due and waiting, not due, processing, earliest due time of those due,
---   paused
+-- Result: queue, name (NULL: it is paused), due and waiting, not due, processing, earliest due time
+--   of those due, paused
 -- Locks: none; reads a snapshot
 -- Atomic: one statement in one snapshot
 WITH standing AS (
@@ -13,9 +13,7 @@ WITH standing AS (
     UNION ALL
     SELECT lane, 0, 0, count(*), NULL FROM lease GROUP BY lane
 )
-SELECT q.queue, sum(size), sum(later), sum(running), min(oldest), max(paused) FROM (
-    SELECT lane.queue, size, later, running, oldest, 0 AS paused
-    FROM standing JOIN lane ON lane.id = standing.lane
-    UNION ALL
-    SELECT queue, 0, 0, 0, NULL, 1 FROM paused
-) AS q GROUP BY q.queue ORDER BY q.queue
+SELECT lane.queue, lane.name, size, later, running, oldest, 0
+FROM standing JOIN lane ON lane.id = standing.lane
+UNION ALL
+SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused

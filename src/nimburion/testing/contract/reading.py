@@ -206,12 +206,37 @@ class Reading:
         await worker.take_one()
         assert await stage.store.queues() == [
             QueueInfo(
-                name="another", size=1, scheduled=0, processing=0, oldest_age=0.0, paused=False
+                name="another",
+                size=1,
+                scheduled=0,
+                processing=0,
+                oldest_age=0.0,
+                paused=False,
+                names={"mail": 1},
             ),
             QueueInfo(
-                name="default", size=1, scheduled=2, processing=1, oldest_age=10.0, paused=False
+                name="default",
+                size=1,
+                scheduled=2,
+                processing=1,
+                oldest_age=10.0,
+                paused=False,
+                names={"mail": 3},
             ),
         ]
+
+    async def test_queues_tell_how_many_jobs_of_each_name_wait(self, stage: Stage) -> None:
+        """Due or not, of whatever priority; what runs does not wait."""
+        await stage.put(stage.job("a", name="mail"))
+        await stage.put(stage.job("b", name="mail", priority=9))
+        await stage.put(stage.job("c", name="mail", after=60.0))
+        await stage.put(stage.job("d", name="post", after=60.0))
+        await stage.put(stage.job("e", name="runs", queue="other"))
+        worker = await stage.worker(names=("runs",), queues=("other",))
+        await worker.take_one()
+        default, other = await stage.store.queues()
+        assert default.names == {"mail": 3, "post": 1}
+        assert (other.name, other.names, other.processing) == ("other", {}, 1)
 
     async def test_a_queue_of_finished_jobs_is_not_listed(self, stage: Stage) -> None:
         await stage.add("a")

@@ -1,11 +1,11 @@
--- Every queue that holds an unfinished job or is paused.
+-- Every lane that holds an unfinished job, and every queue that is paused.
 -- Inputs: the time
--- Result: rows: queue, due and not processing, waiting for their time, processing, how long the
---   longest due has been (NULL: none is), whether it is paused
+-- Result: rows: queue, name (NULL: it is paused), due and not processing, waiting for their time,
+--   processing, how long the longest due has been (NULL: none is), whether it is paused
 -- Locks: none; reads a snapshot
 -- Atomic: one statement
-CREATE OR REPLACE FUNCTION nb.queues_1(p_now int8) RETURNS TABLE (
-    queue text, size int8, scheduled int8, processing int8, age int8, paused bool
+CREATE OR REPLACE FUNCTION nb.queues_2(p_now int8) RETURNS TABLE (
+    queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool
 )
 LANGUAGE sql STABLE AS $$
     WITH unfinished AS (
@@ -18,11 +18,9 @@ LANGUAGE sql STABLE AS $$
         UNION ALL
         SELECT l.lane, 0, 0, count(*), NULL FROM nb.lease l GROUP BY l.lane
     )
-    SELECT coalesce(q.queue, p.queue), coalesce(q.due, 0), coalesce(q.later, 0), coalesce(q.held, 0),
-        p_now - q.oldest, p.queue IS NOT NULL
-    FROM (
-        SELECT a.queue, CAST(sum(u.due) AS int8) AS due, CAST(sum(u.later) AS int8) AS later,
-            CAST(sum(u.held) AS int8) AS held, min(u.oldest) AS oldest
-        FROM unfinished u JOIN nb.lane a ON a.id = u.lane GROUP BY a.queue
-    ) q FULL JOIN nb.paused p ON p.queue = q.queue
+    SELECT a.queue, a.name, CAST(sum(u.due) AS int8), CAST(sum(u.later) AS int8), CAST(sum(u.held) AS int8),
+        p_now - min(u.oldest), false
+    FROM unfinished u JOIN nb.lane a ON a.id = u.lane GROUP BY a.queue, a.name
+    UNION ALL
+    SELECT p.queue, NULL, 0, 0, 0, NULL, true FROM nb.paused p
 $$;

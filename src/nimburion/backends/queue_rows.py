@@ -1,0 +1,46 @@
+"""What a backend knows of each lane, combined to what it says of each queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from nimburion.core.reading import QueueInfo
+
+
+class LaneRow(NamedTuple):
+    """The unfinished jobs of one name in one queue, or that a queue is paused."""
+
+    queue: str
+    name: str | None
+    """None: the row only says that the queue is paused."""
+    size: int
+    scheduled: int
+    processing: int
+    age: float | None
+    """Seconds that its longest-due waiting job has been due; None when none is."""
+    paused: bool
+
+
+def combine_rows(rows: Iterable[LaneRow]) -> list[QueueInfo]:
+    """Returns every queue of the rows, by name."""
+    queues: dict[str, list[LaneRow]] = {}
+    for row in rows:
+        queues.setdefault(row.queue, []).append(row)
+    return [_combine(queue, queues[queue]) for queue in sorted(queues)]
+
+
+def _combine(queue: str, rows: list[LaneRow]) -> QueueInfo:
+    names: dict[str, int] = {}
+    for row in rows:
+        if row.name is not None and row.size + row.scheduled:
+            names[row.name] = names.get(row.name, 0) + row.size + row.scheduled
+    return QueueInfo(
+        name=queue,
+        size=sum(row.size for row in rows),
+        scheduled=sum(row.scheduled for row in rows),
+        processing=sum(row.processing for row in rows),
+        oldest_age=max((0.0, *(row.age for row in rows if row.age is not None))),
+        paused=any(row.paused for row in rows),
+        names=dict(sorted(names.items())),
+    )

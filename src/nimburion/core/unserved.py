@@ -1,0 +1,73 @@
+"""Find waiting jobs that no live worker would take: none serves their queue, or has a handler of
+their name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.reading import QueueInfo
+from nimburion.core.session import SessionInfo
+
+_REASONS = {
+    "worker": "no worker is live",
+    "queue": "no live worker serves this queue",
+    "name": "no live worker has a handler of this name",
+    "lane": "no live worker that serves this queue has a handler of this name",
+}
+
+
+class Unserved(msgspec.Struct, frozen=True):
+    """Waiting jobs of one name in one queue that no live worker would take."""
+
+    queue: str
+    name: str
+    count: int
+    why: Literal["worker", "queue", "name", "lane"]
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return _REASONS[self.why]
+
+    def describe(self) -> str:
+        """One line.
+
+        >>> Unserved("mail", "send", 2, "queue").describe()
+        "2 jobs 'send' wait in queue 'mail': no live worker serves this queue"
+        """
+        jobs, wait = ("job", "waits") if self.count == 1 else ("jobs", "wait")
+        return f"{self.count} {jobs} {self.name!r} {wait} in queue {self.queue!r}: {self.reason}"
+
+
+def is_live(session: SessionInfo) -> bool:
+    """Whether its worker takes jobs, as far as the backend knows."""
+    return not session.left and session.expires_in > 0
+
+
+def find_unserved(queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]) -> list[Unserved]:
+    """Returns what waits in vain, by queue and name."""
+    names_by_queue: dict[str, set[str]] = {}
+    for session in filter(is_live, sessions):
+        for queue in session.queues:
+            names_by_queue.setdefault(queue, set()).update(session.names)
+    known = {name for session in filter(is_live, sessions) for name in session.names}
+    has_workers = any(map(is_live, sessions))
+    return [
+        Unserved(info.name, name, count, _explain(names_by_queue.get(info.name), name, known))
+        if has_workers
+        else Unserved(info.name, name, count, "worker")
+        for info in queues
+        for name, count in info.names.items()
+        if name not in names_by_queue.get(info.name, ())
+    ]
+
+
+def _explain(
+    served: set[str] | None, name: str, known: set[str]
+) -> Literal["queue", "name", "lane"]:
+    if name not in known:
+        return "name"
+    return "queue" if served is None else "lane"

@@ -1,0 +1,56 @@
+"""Warns of waiting jobs that no live worker would take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+from nimburion.core.backend import Inspecting
+from nimburion.core.clock import Clock
+from nimburion.core.service import Periodic
+from nimburion.core.unserved import find_unserved, is_live
+
+_INTERVAL = 60.0
+_SHARE = 0.01
+"""Of its time, at most, this spends waiting for the backend."""
+_MOST_LINES = 20
+_log = logging.getLogger("nimburion.worker")
+
+
+class UnservedWatch(Periodic):
+    """Looks about once a minute and warns once of each queue and name.
+
+    Of all workers only the one whose session is the oldest counts the jobs; the others find that
+    out and do nothing. The more sessions there are, and the longer counting takes, the rarer the
+    looks.
+    """
+
+    def __init__(
+        self, backend: Inspecting, clock: Clock, random: Random, own_session: Callable[[], str]
+    ) -> None:
+        super().__init__(clock, _INTERVAL, random, jitter=0.5)
+        self._backend = backend
+        self._own_session = own_session
+        self._told: set[tuple[str, str]] = set()
+
+    async def tick(self) -> None:
+        """One look."""
+        began = self.clock.monotonic()
+        sessions = await self._backend.sessions()
+        oldest = next(filter(is_live, sessions), None)
+        if oldest is not None and oldest.id == self._own_session():
+            found = find_unserved(await self._backend.queues(), sessions)
+            new = [one for one in found if (one.queue, one.name) not in self._told]
+            self._told = {(one.queue, one.name) for one in found}
+            for one in new[:_MOST_LINES]:
+                _log.warning(
+                    "%s. Start a worker that serves it, or correct the name or the queue",
+                    one.describe(),
+                    extra={"queue": one.queue, "job_name": one.name},
+                )
+            if len(new) > _MOST_LINES:
+                more = len(new) - _MOST_LINES
+                _log.warning("%d more like this; `nimburion queues list` shows them", more)
+        took = self.clock.monotonic() - began
+        self.interval = max(_INTERVAL + len(sessions), took / _SHARE)
