@@ -156,6 +156,12 @@ class Attempts:
         self._client = client
         self._guard = guard or ForkGuard()
         self._chains: dict[str, tuple[Handler, Chain]] = {}
+        self.read_log_level()
+
+    def read_log_level(self) -> None:
+        """Look whether start and end of attempts are to be logged. Not for each attempt: asking the
+        logger costs one percent of an attempt."""
+        self._logs_attempts = _log.isEnabledFor(logging.DEBUG)
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and say what to write; None: nothing, the lease is lost."""
@@ -165,7 +171,7 @@ class Attempts:
             return self._not_begun(attempt)
         handler, chain = found
         context = self._open_context(attempt, handler)
-        if self._events or _log.isEnabledFor(logging.DEBUG):
+        if self._events or self._logs_attempts:
             return await self._performed_aloud(attempt, context, handler, chain)
         outcome = await self._outcome(attempt, context, handler, chain)
         return self._settled(attempt, outcome, handler, context)
@@ -227,7 +233,7 @@ class Attempts:
     ) -> Settlement | None:
         """The same, told to whoever listens, and logged at debug."""
         delivery = attempt.delivery
-        logs = _log.isEnabledFor(logging.DEBUG)
+        logs = self._logs_attempts
         if logs:
             _log.debug(
                 "job %s %s: attempt %d starts",

@@ -312,6 +312,7 @@ class Worker:
             self._reasons.more = bool(reply.waiting)
             self.demand.remember(reply.waiting)
         self.hints.expect(reply, found=bool(reply.deliveries))
+        self._attempts.read_log_level()
         if self._draining:
             self._give_back_held()
         while len(self._suspects) > 1:
