@@ -473,21 +473,16 @@ def _log_failure(
     """One record for the operator, with the exception itself, as error trackers want it."""
     error = settlement.error
     what = f"{error.type}: {error.message}".partition("\n")[0]
-    known = _extra_of(delivery)
     if isinstance(settlement, Retried):
-        _log.warning(
-            "job %s %s: attempt %d failed (%s); again in %.1f s",
-            *(delivery.name, delivery.lease.job_id, error.attempt, what, settlement.delay),
-            exc_info=raised,
-            extra=known,
-        )
+        level, then = logging.WARNING, f"again in {settlement.delay:.1f} s"
     else:
-        _log.error(
-            "job %s %s: attempt %d failed (%s); it is a dead letter now (%s)",
-            *(delivery.name, delivery.lease.job_id, error.attempt, what, settlement.reason),
-            exc_info=raised,
-            extra=known,
-        )
+        level, then = logging.ERROR, f"it is a dead letter now ({settlement.reason})"
+    values = (delivery.name, delivery.lease.job_id, error.attempt, what, then)
+    text, extra = "job %s %s: attempt %d failed (%s); %s", _extra_of(delivery)
+    try:
+        _log.log(level, text, *values, exc_info=raised, extra=extra)
+    except BaseException:  # noqa: BLE001 - an exception that cannot even be formatted
+        _log.log(level, text, *values, extra=extra)
 
 
 def _extra_of(delivery: Delivery) -> dict[str, object]:
