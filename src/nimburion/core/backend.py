@@ -102,8 +102,10 @@ class Consuming(Protocol):
         First the settlements, in order, then what became due is promoted, then `want` is served:
         what a settlement frees (a gate, a retry without delay) can be handed out by the same call.
         Never handed out: jobs not due, of paused queues, or over their gate. `number` begins at 1
-        and rises by one; repeating the last one changes nothing and answers the same, any other is
-        `OutOfOrder`. `SessionLost` when the session is not alive: nothing was written, and none of
+        and rises by one; any but the next and the last is `OutOfOrder`. Repeating the last one
+        applies no settlement, whatever it carries, and answers the same; only deliveries over its
+        `want.max_bytes` go back to the line. So a caller may repeat an exchange of unknown outcome
+        with a part of its settlements: the results say how many were applied. `SessionLost` when the session is not alive: nothing was written, and none of
         its leases is valid. `Unstorable` when a settlement's data is refused: nothing was applied
         and the number is still free.
         """

@@ -26,6 +26,11 @@ class QueueTerms(msgspec.Struct, frozen=True, gc=False):
 
 DEFAULT_TERMS = QueueTerms()
 
+REPLY_BYTES = 16 * 1024 * 1024
+"""What the deliveries of one reply hold at most, where a request does not say less."""
+DELIVERY_OVERHEAD = 256
+"""Bytes that a delivery counts beside its payload and its options."""
+
 
 class Want(msgspec.Struct, frozen=True):
     """What the worker could start now.
@@ -46,16 +51,26 @@ class Want(msgspec.Struct, frozen=True):
     patience: float = 0.0
     """Seconds that the answer may wait, in a `patient` store, while there is nothing to hand out.
     A hint: it may come at once, and does where settlements are written."""
+    max_bytes: int = REPLY_BYTES
+    """The most bytes of deliveries in this reply; the first job is handed out whatever its size.
+
+    A delivery counts the bytes of its payload and of its options as the store encodes them, plus
+    `DELIVERY_OVERHEAD`. The reply ends before the first job that does not fit, so it is the
+    beginning of the same order. In a repeat of a number: what was handed out and no longer fits
+    goes back to its place in the line, nothing counted, and is not in the reply.
+    """
 
 
 NOTHING = Want(total=0)
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to an exchange; a repeat of its number brings the same results and deliveries."""
+    """The answer to an exchange; a repeat of its number brings the same results and deliveries, but
+    for deliveries that the repeat's `max_bytes` gives back."""
 
     results: list[Settled]
-    """One for each settlement, in their order."""
+    """One for each settlement, in their order. In a repeat: one for each that was applied, whatever
+    settlements the repeat carries."""
     deliveries: list[Delivery]
     """In rank order."""
     waiting: list[Lane]

@@ -8,11 +8,11 @@ import msgspec
 
 from nimburion.backends.memory.entry import Entry, Limit, Shelf, Tenant, micros
 from nimburion.backends.memory.moves import Step, check_jobs, check_settlements
-from nimburion.backends.memory.reserving import Reserving, delivery_of
+from nimburion.backends.memory.reserving import Reserving, delivery_of, size_of
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
-from nimburion.core.lease import SUSPECT_AFTER, Lease
+from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.reading import (
     Cancellation,
     Fired,
@@ -186,12 +186,18 @@ def exchange(
 
 
 def repeated(step: Step, tenant: Tenant, want: Want) -> Reply:
-    """The same answer again."""
-    deliveries = [
-        delivery_of(entry, entry.held.token)
-        for entry in tenant.held.values()
-        if entry.held is not None and entry.held.number == tenant.number
-    ]
+    """The same answer again; what does not fit it any more goes back to the line."""
+    deliveries: list[Delivery] = []
+    room = want.max_bytes
+    for entry in list(tenant.held.values()):
+        held = entry.held
+        if held is None or held.number != tenant.number:
+            continue
+        room -= size_of(entry)
+        if room < 0 and deliveries:
+            step.wait_or_cancel(entry, held)
+        else:
+            deliveries.append(delivery_of(entry, held.token))
     waiting = Reserving(step.shelf, want, step.now).waiting()
     return Reply(list(tenant.results), deliveries, waiting, next_due(step.shelf), step.now / 1e6)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from heapq import heapify, heappop, heapreplace
 
 from nimburion.backends.memory.entry import MICRO, Entry, Held, Shelf, Tenant, micros
-from nimburion.core.exchange import DEFAULT_TERMS, Lane, Want
+from nimburion.backends.packing import encode_json
+from nimburion.core.exchange import DEFAULT_TERMS, DELIVERY_OVERHEAD, Lane, Want
+from nimburion.core.job import NO_OPTIONS
 from nimburion.core.lease import Delivery, Token
 
 _WAITING = 64
 
-Head = tuple[int, int, int, int, int]
-"""Minus the level of its queue, minus its priority, due time, seq; and which lane it heads."""
+Head = tuple[int, int, int, int, int, int]
+"""Minus the level of its queue, minus its priority, due time, seq; which lane it heads, and how
+many bytes it counts."""
 
 
 class Reserving:
@@ -28,8 +31,9 @@ class Reserving:
         }
 
     def serve(self, tenant: Tenant, number: int) -> list[Delivery]:
-        """Lease the first `total` of the merge, in rank order."""
+        """Lease the first `total` of the merge that fit `max_bytes`, in rank order."""
         chosen: list[Delivery] = []
+        room = self._want.max_bytes
         every = range(len(self._lines))
         heads = [head for n in every if (head := self._head(n)) is not None]
         heapify(heads)
@@ -38,6 +42,9 @@ class Reserving:
             if not self._admits(*self._lines[n]):
                 heappop(heads)
                 continue
+            room -= heads[0][5]
+            if room < 0 and chosen:
+                break
             chosen.append(self._lease(n, tenant, number))
             following = self._head(n)
             if following is None:
@@ -69,7 +76,7 @@ class Reserving:
         level = self._want.queues.get(line[0], DEFAULT_TERMS).priority
         if self._ageing and self._now > entry.due:
             level += (self._now - entry.due) // self._ageing
-        return (-level, -entry.priority, entry.due, entry.seq, n)
+        return (-level, -entry.priority, entry.due, entry.seq, n, size_of(entry))
 
     def _admits(self, queue: str, name: str) -> bool:
         """Whether the queue's cap and the name's gate let one more pass."""
@@ -90,6 +97,12 @@ class Reserving:
         entry.held = Held(tenant, number, token, self._now, gated=gate is not None)
         tenant.held[entry.seq] = entry
         return delivery_of(entry, token)
+
+
+def size_of(entry: Entry) -> int:
+    """How many bytes a job counts when it is handed out (`Want.max_bytes`)."""
+    size = DELIVERY_OVERHEAD + len(entry.payload or b"")
+    return size if entry.options is NO_OPTIONS else size + len(encode_json(entry.options))
 
 
 def delivery_of(entry: Entry, token: Token) -> Delivery:

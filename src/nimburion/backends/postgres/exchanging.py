@@ -126,6 +126,7 @@ def want_of(want: Want) -> list[Any]:
         [lane.name for lane in lanes],
         [one.priority for one in terms],
         [one.cap for one in terms],
+        want.max_bytes,
     ]
 
 

@@ -63,8 +63,8 @@ _ENQUEUE_ONE_RINGING = """SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8
 """Rings with the commit. Who notifies holds up all others that do until its commit is flushed, so
 only one at a time may; the others ring behind theirs."""
 _ENQUEUE_PLAIN = _call("enqueue_plain_1", 12)
-_EXCHANGE = _call("exchange_1", 22)
-_EXCHANGE_POOLED = _call("exchange_pooled_1", 22)
+_EXCHANGE = _call("exchange_1", 23)
+_EXCHANGE_POOLED = _call("exchange_pooled_1", 23)
 _PLANNING = (
     "enable_seqscan = off",
     "enable_bitmapscan = off",

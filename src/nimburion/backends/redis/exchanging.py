@@ -99,7 +99,7 @@ def want_of(want: Want) -> bytes:
         for queue, terms in want.queues.items()
     }
     total, waits = min(want.total, _MOST_PLACES), want.patience > 0
-    return _pack((total, micros(want.ageing), lanes, queues, waits))
+    return _pack((total, micros(want.ageing), lanes, queues, waits, want.max_bytes))
 
 
 def reply_of(answer: list[Any], session_id: str, number: int, want: Want) -> Reply:

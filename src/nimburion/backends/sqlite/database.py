@@ -40,6 +40,7 @@ class Database:
         "boot_id",
         "clock",
         "connection",
+        "looks_ahead",
         "now",
         "rung",
         "sql",
@@ -58,6 +59,9 @@ class Database:
         """The time of this call, in seconds since the host booted."""
         self.rung: set[str] = set()
         """The queues whose waiters are to be woken after the commit."""
+        self.looks_ahead: bool = False
+        """Whether the last exchange read payloads that its reply had no room for: then the next
+        looks at their sizes before it reads them."""
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
         self._latest_lane = 0

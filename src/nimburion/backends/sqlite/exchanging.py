@@ -9,16 +9,20 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.database import EVERY_QUEUE, MICRO, Database
+from nimburion.backends.sqlite.moves import Held
 from nimburion.backends.sqlite.reserving import (
     Lanes,
+    choose,
+    count_fitting,
     gates_of,
+    lease,
     open_lanes,
-    reserve,
+    sizes_of,
     waiting_of,
 )
-from nimburion.backends.sqlite.settling import settle
+from nimburion.backends.sqlite.settling import settle, wait_or_cancel
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import Lane, Reply, Want
+from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, Want
 from nimburion.core.job import NO_OPTIONS, Options
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.session import Gate
@@ -51,6 +55,9 @@ class Parcel(msgspec.Struct, array_like=True, gc=False):
     options: str | None
 
 
+Parcelled = tuple[Parcel, bytes, Lane]
+"""A job, its payload and its lane."""
+
 _parcels = msgspec.json.Decoder(list[Parcel]).decode
 
 
@@ -72,7 +79,7 @@ class Answer(NamedTuple):
     """What an exchange found; a reply once it is mapped, which happens after the commit."""
 
     results: list[Settled]
-    parcels: list[tuple[Parcel, bytes, Lane]]
+    parcels: list[Parcelled]
     nonce: bytes
     waiting: list[Lane]
     next_due: int | None
@@ -94,13 +101,53 @@ def exchange(
     next_due = promote_due(db, head, settled=bool(settlements))
     freed = gates_of(db.value("gates")) if gates else gates
     lanes = open_lanes(db, want, _names(head.paused), freed)
-    seqs = reserve(db, (head.n, number), want, lanes, freed)
+    parcels = hand_out(db, (head.n, number), want, lanes, freed)
     taken = gates_of(db.value("gates")) if gates else gates
     if any(now.held < now.limit <= gates[name].held for name, now in taken.items()):
         db.ring([EVERY_QUEUE])
     db.run("exchange_note", head.n, number, "".join([_LETTERS[one] for one in results]))
     waiting = waiting_of(db, still_open(lanes, taken))
-    return Answer(results, parcels_of(db, seqs), want.nonce, waiting, next_due, db.now)
+    return Answer(results, parcels, want.nonce, waiting, next_due, db.now)
+
+
+def hand_out(
+    db: Database, by: tuple[int, int], want: Want, lanes: Lanes, gates: dict[str, Gate]
+) -> list[Parcelled]:
+    """Lease the first of the merge that fit one reply, and read them, in rank order.
+
+    Their payloads are read first, as they seldom are too much; what is too much then stays in line.
+    """
+    seqs = choose(db, want, lanes, gates) if want.total > 0 and lanes else []
+    if not seqs:
+        return []
+    if db.looks_ahead:
+        sizes = sizes_of(db, seqs)
+        count = count_fitting([size for _, size in sizes], want.max_bytes)
+        db.looks_ahead = count < len(seqs)
+        leave_in_line(db, [lane for lane, _ in sizes[count:]])
+        del seqs[count:]
+    parcels = parcels_of(db, seqs)
+    count = fitting(parcels, want.max_bytes)
+    if count < len(seqs):
+        db.looks_ahead = True
+        leave_in_line(db, [parcel.lane for parcel, _, _ in parcels[count:]])
+        del seqs[count:], parcels[count:]
+    lease(db, by, want, seqs)
+    return parcels
+
+
+def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
+    """How many of these one reply holds, from the first on: at least one."""
+    sizes = [len(payload) + len(parcel.options or "") for parcel, payload, _ in parcels]
+    if sum(sizes) + DELIVERY_OVERHEAD * len(sizes) <= max_bytes:
+        return len(sizes)
+    return count_fitting(sizes, max_bytes)
+
+
+def leave_in_line(db: Database, lanes: list[int]) -> None:
+    """Give back the places under limits that were taken for jobs of these lanes."""
+    for lane in lanes:
+        db.run("gate_release", lane)
 
 
 def head_of(db: Database, session_id: str) -> Head:
@@ -112,12 +159,18 @@ def head_of(db: Database, session_id: str) -> Head:
 
 
 def repeated(db: Database, head: Head, want: Want) -> Answer:
-    """The same answer again."""
-    seqs, nonce = db.one("lease_repeat", head.n, head.number) or ("[]", None)
-    lanes = open_lanes(db, want, _names(head.paused), gates_of(head.gates))
+    """The same answer again; what does not fit it any more goes back to the line."""
+    listed, nonce = db.one("lease_repeat", head.n, head.number) or ("[]", None)
+    seqs = _seqs(listed)
+    count = count_fitting([size for _, size in sizes_of(db, seqs)], want.max_bytes)
+    for seq in seqs[count:]:
+        held = db.one("lease_get", head.n, seq)
+        assert held is not None, "it was read just now, in this transaction"
+        wait_or_cancel(db, Held(*held), settles=False)
+    lanes = open_lanes(db, want, _names(head.paused), gates_of(db.value("gates")))
     return Answer(
         [_RESULTS[letter] for letter in head.results],
-        parcels_of(db, _seqs(seqs)),
+        parcels_of(db, seqs[:count]),
         nonce or b"",
         waiting_of(db, lanes),
         head.next_due,
@@ -157,7 +210,7 @@ def still_open(lanes: Lanes, gates: dict[str, Gate]) -> Lanes:
     return {number: lane for number, lane in lanes.items() if lane.name not in full}
 
 
-def parcels_of(db: Database, seqs: list[int]) -> list[tuple[Parcel, bytes, Lane]]:
+def parcels_of(db: Database, seqs: list[int]) -> list[Parcelled]:
     """Jobs with their payloads, in this order."""
     if not seqs:
         return []

@@ -6,13 +6,13 @@ behind its head. So each lane is read from its front, a few jobs at a time, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
 
 import msgspec
 
 from nimburion.backends.sqlite.database import Database, micros
-from nimburion.core.exchange import DEFAULT_TERMS, Lane, Want
+from nimburion.core.exchange import DEFAULT_TERMS, DELIVERY_OVERHEAD, Lane, Want
 from nimburion.core.session import Gate
 
 _AHEAD = 2
@@ -29,23 +29,33 @@ _encode = msgspec.json.Encoder().encode
 _heads = msgspec.json.Decoder(list[tuple[int, list[Head]]]).decode
 _line = msgspec.json.Decoder(list[Head]).decode
 _seqs = msgspec.json.Decoder(list[int]).decode
+_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _gates = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
 
 Lanes = dict[int, Lane]
 
 
-def reserve(
-    db: Database, by: tuple[int, int], want: Want, lanes: Lanes, gates: dict[str, Gate]
-) -> list[int]:
-    """Lease the first of the merge to a session and its exchange: their seqs, in rank order."""
-    if want.total <= 0 or not lanes:
-        return []
-    seqs = choose(db, want, lanes, gates)
-    if seqs:
-        listed = _encode(seqs).decode()
-        db.run("reserve_lease", *by, want.nonce, db.now, listed)
-        db.run("reserve_take", listed)
-    return seqs
+def lease(db: Database, by: tuple[int, int], want: Want, seqs: list[int]) -> None:
+    """Lease these jobs, in rank order, to a session and its exchange."""
+    listed = _encode(seqs).decode()
+    db.run("reserve_lease", *by, want.nonce, db.now, listed)
+    db.run("reserve_take", listed)
+
+
+def sizes_of(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
+    """Lane and size of each job, without reading its payload."""
+    return _sizes(db.value("reserve_sizes", _encode(seqs).decode()))
+
+
+def count_fitting(sizes: Iterable[int], max_bytes: int) -> int:
+    """How many jobs of these sizes, from the first on, one reply holds: at least one."""
+    count = 0
+    for size in sizes:
+        max_bytes -= size + DELIVERY_OVERHEAD
+        if max_bytes < 0 and count:
+            break
+        count += 1
+    return count
 
 
 def open_lanes(db: Database, want: Want, paused: frozenset[str], gates: dict[str, Gate]) -> Lanes:

@@ -118,13 +118,20 @@ def settle_one(db: Database, session: int, one: Settlement) -> Settled:
 
 
 def wait_or_cancel(
-    db: Database, held: Held, *, delay: float | None = None, counts: Counts = moves.NONE
+    db: Database,
+    held: Held,
+    *,
+    delay: float | None = None,
+    counts: Counts = moves.NONE,
+    settles: bool = True,
 ) -> None:
-    """Let the job wait again, unless somebody wants it cancelled."""
+    """Let the job wait again, unless somebody wants it cancelled. Without `settles`, its token did
+    not ask for that."""
+    nonce = held.nonce if settles else None
     if held.cancel:
-        moves.finish_held(db, held, CANCELLED, counts=counts, nonce=held.nonce)
+        moves.finish_held(db, held, CANCELLED, counts=counts, nonce=nonce)
     else:
-        moves.wait_again(db, held, delay=delay, counts=counts, nonce=held.nonce)
+        moves.wait_again(db, held, delay=delay, counts=counts, nonce=nonce)
 
 
 def held_under(db: Database, session: int, lease: Lease) -> Held | None:

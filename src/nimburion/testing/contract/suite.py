@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
 from nimburion.testing.contract.cancelling import Cancelling
 from nimburion.testing.contract.dead_letters import Deleting, Replaying
 from nimburion.testing.contract.edges import Names, Payloads, Sizes, Unstorables
@@ -47,6 +48,7 @@ class BackendContract(
     Reserving,
     Ordering,
     NumberedExchanges,
+    BoundedExchanges,
     Settling,
     Tokens,
     Operators,

@@ -1,8 +1,8 @@
 -- Settle what is done and reserve what may run: the heart.
 -- Inputs: the time or NULL; the session's id; the number; the settlements: letters (NULL: all are
 --   completed, each another job), then as `settle_each_1`; how many are wanted; the nonce; the ageing span; what is
---   asked for, side by side: queues, names, levels, caps; lanes and, side by side, due times before
---   which nothing stands in them, and the same of what is scheduled
+--   asked for, side by side: queues, names, levels, caps; the most bytes of deliveries; lanes and, side
+--   by side, due times before which nothing stands in them, and the same of what is scheduled
 -- Result: a row for each job handed out, whose kind is its place; then one of kind 0 that says all else,
 --   or one of kind -1: the session is not alive; or of kind -2: another number is due, the last is
 --   seq. Of kind 0: seq is the time, due the next due time, id the nonce, options the letters;
@@ -10,8 +10,9 @@
 --   are over that took a time more than `fence` before that of this one; the lanes that jobs handed out
 --   can be of (numbers, queues, names, ranks); queues to ring; which of those asked for still hold
 --   jobs; and the first due time of each open lane. It fails with NB001 when completions without
---   letters are not all of leases that are held. Where a payload ever lay apart from its row (in it are
---   2 KB at most), a reply brings 16 MiB of them at most
+--   letters are not all of leases that are held. A repeat applies nothing, but gives back what does not fit
+--   the most bytes any more. The sum is looked at where a payload ever lay apart from its row, or where
+--   4 KB for each job wanted would not fit (in its row a payload takes 2 KB at most, unless it shrinks a lot)
 -- Locks: the session's own number; gates by name; unique keys; then places
 -- Atomic: one transaction. Its commit is not waited for: a server that crashes may forget it, and
 --   then jobs are repeated, and none is lost
@@ -19,7 +20,7 @@ CREATE OR REPLACE FUNCTION nb.exchange_1(
     p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
     p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
     p_fractions float8[], p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[],
-    p_levels int8[], p_caps int4[], p_floor_lanes int4[], p_floors int8[], p_scheduled_floor int8
+    p_levels int8[], p_caps int4[], p_max_bytes int8, p_floor_lanes int4[], p_floors int8[], p_scheduled_floor int8
 ) RETURNS SETOF nb.reply
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -49,6 +50,7 @@ DECLARE
     heads int8[];
     waiting int4[];
     handed bool := false;
+    bounded bool;
     counts int4[];
 BEGIN
     IF set_config('synchronous_commit', 'off', true) IS NULL
@@ -82,12 +84,18 @@ BEGIN
         RETURN;
     END IF;
     next_due := me.next_due;
+    bounded := me.large OR p_total * 4096::int8 > p_max_bytes;
     IF me.limited THEN
-        locked := nb.concerned_1(now, me.n, p_seqs, p_queues, p_names, p_floor_lanes, p_floors);
+        seqs := p_seqs;
+        IF NOT is_new THEN  -- some of them may go back to the line
+            seqs := ARRAY(SELECT l.seq FROM nb.lease l WHERE l.session = me.n AND l.number = p_number);
+        END IF;
+        locked := nb.concerned_1(now, me.n, seqs, p_queues, p_names, p_floor_lanes, p_floors);
     END IF;
     IF NOT is_new THEN
         letters := me.results;
         nonce := me.nonce;
+        rung := nb.give_back_1(now, me.n, p_number, p_max_bytes);
     ELSIF p_seqs IS NOT NULL THEN
         IF p_kinds IS NULL THEN
             settled := nb.settle_plain_1(now, me.n, p_seqs, p_fences, p_nonces, p_bodies);
@@ -109,7 +117,7 @@ BEGIN
     IF is_new AND next_due <= now THEN
         next_due := (nb.promote_1(now, 10000, p_scheduled_floor)).next_due;
     END IF;
-    IF is_new AND NOT me.limited AND NOT me.pausing AND NOT me.large AND cardinality(p_queues) BETWEEN 1 AND 64 THEN
+    IF is_new AND NOT me.limited AND NOT me.pausing AND NOT bounded AND cardinality(p_queues) BETWEEN 1 AND 64 THEN
         SELECT count(*) AS many, min(l.id) AS id, min(coalesce(l.home, l.id)) AS home, min(l.rank) AS rank,
             bool_or(l.late) AS late, min(l.queue) AS queue, min(l.name) AS name
         INTO lane FROM nb.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names);
@@ -186,9 +194,9 @@ BEGIN
         ELSIF p_total > 0 AND array_remove(heads, NULL) <> '{}' THEN
             counts := nb.look_1(p_total, now, p_ageing, ids, lines.groups, lines.ranks, lines.levels,
                 lines.floors, lines.rooms, p_queues, p_names, p_caps);
-            IF me.large THEN
+            IF bounded THEN
                 RETURN QUERY SELECT * FROM nb.take_bounded_1(now, me.n, p_number, p_nonce, p_ageing, ids,
-                    lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts);
+                    lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts, p_max_bytes);
             ELSE
                 RETURN QUERY SELECT * FROM nb.take_1(now, me.n, p_number, p_nonce, p_ageing, ids,
                     lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts);

@@ -15,6 +15,25 @@ local session4, last8, number8, nonce = string.sub(turn, 1, 4), string.sub(turn,
 local want = cmsgpack.unpack(ARGV[6])
 local letters, told, bodies, lanes
 
+-- What the reply has no room for any more goes back to its place in the line, as it came.
+local function give_back(found, first)
+  for i = first, #found do
+    local field, lease = found[i].field, found[i].lease
+    local lane, counts = lane_of(string.sub(lease, 50, 53)), string.sub(lease, 42, 47)
+    end_lease(field, lease, lane)
+    if string.byte(lease, 41) == 49 then
+      finish(field, redis.call('HGET', job_key, field), lane, 'X', past_of(lease, counts))
+    else
+      wait_again(field, lease, lane, counts)
+    end
+  end
+  if first <= #found then
+    write_ledger()
+    count_lanes()
+    ring()
+  end
+end
+
 -- The same answer again: the leases of this number, in their places.
 local function repeated()
   local found = {}
@@ -37,7 +56,11 @@ local function repeated()
   if #fields == 0 then
     return '', {}
   end
-  local _, again = bodies_of(fields)
+  local count, again = bodies_of(fields, want[6])
+  give_back(found, count + 1)
+  for i = #found, count + 1, -1 do
+    parts[i], again[i] = nil, nil
+  end
   return table.concat(parts), again
 end
 
@@ -53,7 +76,7 @@ else
   letters = settle(session4, ARGV[7], 8)
   promote(500)
   lanes = open_lanes(want)
-  told, bodies = hand_out(session4, number8, nonce, choose(lanes, want), lanes)
+  told, bodies = hand_out(session4, number8, nonce, choose(lanes, want), lanes, want[6])
   redis.call('HSET', turn_key, ARGV[3], session4 .. number8 .. string.sub(turn, 13, 37) .. letters)
   count_lanes()
   ring()

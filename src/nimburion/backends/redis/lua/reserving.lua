@@ -1,13 +1,13 @@
 -- Part of exchange: hand jobs out, in the order of SPEC G15, exactly.
 -- Keys: job payload state ready lease held lane paused gate running
 -- Inputs: want = {total, ageing in microseconds, [full lane name, queue, name, ...], {queue: {priority, cap or false}},
---   whether the next exchange waits on the streams}
+--   whether the next exchange waits on the streams, the most bytes of deliveries}
 -- Result: open_lanes(want) -> what may be served of it; choose(lanes, want) -> members of ready in rank order;
 --   hand_out(...) leases them; waiting_of(lanes) -> the places in `want` of lanes that hold more
 -- Locks: none
 -- Atomic: part of its script
 local WAITING = 64
-local REPLY_BYTES = 16 * 1024 * 1024
+local OVERHEAD = 256 -- DELIVERY_OVERHEAD in core/exchange.py
 
 -- How many more of a name its gate lets pass; nil where it has none.
 local function room_of(name, rooms)
@@ -218,18 +218,31 @@ local function waiting_of(lanes)
   return found
 end
 
--- How many of these jobs fit a reply together, at least one; and their bodies, payloads behind them.
-local function bodies_of(fields)
+-- How many bytes a delivery counts: its payload, its options, and what it has beside them. Most jobs have neither options
+-- nor a key, and their payload in the body: those are the first case.
+local function size_of(body)
+  local flags, ends = string.byte(body, 21), 39 + string.byte(body, 39)
+  if flags == 0 then
+    return OVERHEAD + #body - ends
+  end
+  local size = OVERHEAD
+  if bit.band(flags, OPTIONS) ~= 0 then
+    size = size + (struct.unpack('>I4', body, ends + 1))
+  end
+  ends = head_end(body)
+  return size + (has(body, APART) and (struct.unpack('>I4', body, ends + 1)) or #body - ends)
+end
+
+-- How many of these jobs fit a reply of so many bytes together, at least one; and their bodies, payloads behind them.
+local function bodies_of(fields, most)
   local bodies = gather(job_key, fields)
-  local bytes = 0
   for i = 1, #fields do
     local body = bodies[i]
-    bytes = bytes + #body
+    most = most - size_of(body)
+    if most < 0 and i > 1 then
+      return i - 1, bodies
+    end
     if has(body, APART) then
-      bytes = bytes + (struct.unpack('>I4', body, head_end(body) + 1))
-      if bytes > REPLY_BYTES and i > 1 then
-        return i - 1, bodies
-      end
       bodies[i] = string.sub(body, 1, head_end(body)) .. redis.call('HGET', payload_key, fields[i])
     end
   end
@@ -253,7 +266,7 @@ local function cut_to(count, chosen, bodies, lanes)
 end
 
 -- Lease the chosen to a session; what is told of each, and the bodies.
-local function hand_out(session4, number8, nonce, chosen, lanes)
+local function hand_out(session4, number8, nonce, chosen, lanes, most)
   if #chosen == 0 then
     return '', {}
   end
@@ -261,7 +274,7 @@ local function hand_out(session4, number8, nonce, chosen, lanes)
   for i, member in ipairs(chosen) do
     fields[i] = string.sub(member, 14, 21)
   end
-  local count, bodies = bodies_of(fields)
+  local count, bodies = bodies_of(fields, most)
   cut_to(count, chosen, bodies, lanes)
   local states = redis.call('HLEN', state_key) > 0 and gather(state_key, fields) or {}
   local tail = number8 .. now8 .. '0'
