@@ -311,7 +311,7 @@ class Handlers:
         for handler in (
             *(self.quick, self.patient, self.hanging, self.stubborn, self.blocking),
             *(self.paying, self.killing, self.interrupting, self.exiting, self.cancelling),
-            *(self.halting,),
+            *(self.halting, self.bulky),
         ):
             processor.register(handler.__name__, handler)
 
@@ -339,6 +339,13 @@ class Handlers:
             if os.environ.get("CRASH_AT") == "rows":
                 die()
         self.note(ctx, "end")
+
+    async def bulky(self, ctx: Context, data: bytes) -> str:
+        """Returns so many bytes as its payload says."""
+        self.note(ctx, "start")
+        size = int(json.loads(data)["result"])
+        self.note(ctx, "end")
+        return "r" * size
 
     async def hanging(self, ctx: Context, _: bytes) -> int:
         """Waits for what never comes."""

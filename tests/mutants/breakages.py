@@ -163,6 +163,35 @@ MUTANTS = (
         "return await self.$_send($batch[$half + 1 :], $want)",
         (f"{CONVEYOR}test_one_bad_settlement_does_not_wedge_the_rest",),
     ),
+    # Sizes
+    Mutant(
+        "exchanges never shrink",
+        "jobs/exchange_size.py",
+        "_SHRINK = 4.0",
+        "_SHRINK = 1.0",
+        (f"{SCENARIO}test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one",),
+    ),
+    Mutant(
+        "a smaller repeat gives nothing back",
+        "backends/memory/operations.py",
+        "if room < 0 and deliveries:",
+        "if room < -(1 << 40) and deliveries:",
+        (f"{MEMORY}test_a_smaller_repeat_gives_back_what_does_not_fit",),
+    ),
+    Mutant(
+        "what a smaller repeat left out is forgotten",
+        "jobs/conveyor.py",
+        "if applied < len(batch):",
+        "if applied < 0:",
+        (f"{CONVEYOR}test_an_exchange_that_takes_too_long_shrinks_until_it_fits",),
+    ),
+    Mutant(
+        "a session whose exchanges fail is kept",
+        "jobs/tenure.py",
+        "give_up_after=session.ttl * _GIVE_UP,",
+        "give_up_after=1e9,",
+        (f"{SCENARIO}test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time",),
+    ),
     # Transactions, keys, payloads
     Mutant(
         "savepoint removed",

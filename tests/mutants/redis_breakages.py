@@ -230,8 +230,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a request to cancel is forgotten when the attempt ends",
         "backends/redis/*.lua",
-        "    if string.byte($lease, 41) == 49 then",
-        "    if string.byte($lease, 41) == 50 then",
+        "    if string.byte($lease, 41) == 49 then\n      finish($field, $body,",
+        "    if string.byte($lease, 41) == 50 then\n      finish($field, $body,",
         (f"{REDIS}test_what_the_worker_says_after_a_request",),
     ),
     Mutant(

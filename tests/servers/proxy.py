@@ -1,4 +1,5 @@
-"""A TCP proxy whose connections can be cut, held up, delayed, or reset after so many bytes."""
+"""A TCP proxy whose connections can be cut, held up, delayed, made slow, or reset after so many
+bytes."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ NO_LINGER = struct.pack("ii", 1, 0)
 class Proxy:
     """Stands before a server on a port of its own, in the loop of the test.
 
-    `delay` (seconds) holds back each chunk, in both directions. All may be changed while
-    connections are open.
+    `delay` (seconds) holds back each chunk, in both directions. `bytes_per_second` is the speed of
+    each connection in a direction; None: as fast as it goes. All may be changed while connections
+    are open.
     """
 
     def __init__(self, port: int, *, delay: float = 0.0) -> None:
         self.target = port
         self.delay = delay
+        self.bytes_per_second: dict[Direction, float | None] = {"requests": None, "replies": None}
         self.port = 0
         self.connections = 0
         """How many were accepted so far."""
@@ -132,8 +135,8 @@ class Proxy:
     ) -> None:
         """Pass on what comes, until one side closes."""
         with suppress(OSError):
-            while chunk := await reader.read(65_536):
-                await link.later(self.delay)
+            while chunk := await reader.read(self._at_once(direction)):
+                await link.later(self.delay + self._seconds_of(chunk, direction))
                 await self._passable.wait()
                 passed, is_last = self._pass(chunk, direction)
                 writer.write(passed)
@@ -141,6 +144,16 @@ class Proxy:
                 if is_last:
                     link.reset()
                     return
+
+    def _at_once(self, direction: Direction) -> int:
+        """The most bytes to read: on a slow connection, what passes in a twentieth of a second."""
+        speed = self.bytes_per_second[direction]
+        return 65_536 if speed is None else max(1, int(speed / 20))
+
+    def _seconds_of(self, chunk: bytes, direction: Direction) -> float:
+        """How long a chunk takes to pass."""
+        speed = self.bytes_per_second[direction]
+        return 0.0 if speed is None else len(chunk) / speed
 
     def _pass(self, chunk: bytes, direction: Direction) -> tuple[bytes, bool]:
         """Return how much of a chunk may pass, and whether the connection is then reset."""

@@ -213,3 +213,17 @@ async def test_leaving_it_closes_what_is_open(echo: Echo) -> None:
         await proxy.__aexit__(None, None, None)
         with pytest.raises(ConnectionResetError):
             await client.hear(1)
+
+
+async def test_a_slow_connection_takes_its_time(echo: Echo, proxy: Proxy) -> None:
+    proxy.bytes_per_second["requests"] = 10_000
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    writer.write(b"x" * 3_000)
+    await asyncio.wait_for(reader.readexactly(3_000), PATIENCE)
+    assert loop.time() - began >= 0.3
+    proxy.bytes_per_second["requests"] = None
+    writer.write(b"x" * 300_000)
+    await asyncio.wait_for(reader.readexactly(300_000), PATIENCE)
+    writer.close()

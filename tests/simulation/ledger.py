@@ -54,6 +54,8 @@ class Ledger:
         self.lost: Counter[str] = Counter()
         self._holder: dict[str, tuple[str, Lease]] = {}
         """Who holds a job, as far as it is known here."""
+        self.last_exchange: dict[str, float] = {}
+        """When a session made its last exchange that was no repeat."""
         self._replies: dict[tuple[str, int], Reply] = {}
         self.begun: set[tuple[str, int]] = set()
         """Jobs that a handler began, with the fence of the delivery; the handlers say so."""
@@ -61,6 +63,11 @@ class Ledger:
         """Sessions that were closed while some of their handlers ran."""
         self.orphans: list[Lease] = []
         """Leases that were lost to a rescue: whoever settles under one must be refused."""
+
+    @property
+    def held(self) -> dict[str, tuple[str, Lease]]:
+        """Session and lease of each job that is held, as far as it is known here."""
+        return self._holder
 
     async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
         """Make the call and check what it did."""
@@ -110,8 +117,14 @@ class Ledger:
         if before is not reply:
             self.counts["repeated exchanges"] += 1
             assert before.results == reply.results, f"exchange {number} answered otherwise"
-            assert _leases(before) == _leases(reply), f"exchange {number} handed out other jobs"
+            kept, given = _leases(reply), _leases(before)
+            assert given[: len(kept)] == kept, f"exchange {number} handed out other jobs"
+            assert kept or not given, f"exchange {number} gave back its first job"
+            self._replies[session, number] = reply
+            for lease in given[len(kept) :]:
+                await self._after_giving_back(session, lease)
             return
+        self.last_exchange[session] = self._clock.monotonic()
         for settlement, result in zip(settlements, reply.results, strict=True):
             await self._after_settlement(session, settlement, result)
         for delivery in reply.deliveries:
@@ -119,6 +132,13 @@ class Ledger:
         if len(reply.deliveries) > 1:
             suspects = [one for one in reply.deliveries if one.lost >= SUSPECT_AFTER]
             self.counts["suspects in a batch"] += bool(suspects)
+
+    async def _after_giving_back(self, session: str, lease: Lease) -> None:
+        """A repeat had no room for it."""
+        assert self._holder.pop(lease.job_id) == (session, lease), f"{lease}: not its holder"
+        self.counts["deliveries given back"] += 1
+        self.orphans.append(lease)
+        await self._look_at(lease.job_id)
 
     async def _after_settlement(
         self, session: str, settlement: Settlement, result: Settled

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from random import Random
 from typing import Any, cast
 
 from nimburion.core.backend import Backend, Capabilities
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.exchange import DELIVERY_OVERHEAD
+from nimburion.core.settlement import Completed, Settlement
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import Process, SimulatedLoop, elapse
 
@@ -53,6 +55,9 @@ class Net:
         self.happened: Counter[str] = Counter()
         self.cut_off: dict[str, float] = {}
         """Until when a process does not reach the store, by its name."""
+        self.slow: dict[str, tuple[float, float]] = {}
+        """How many bytes the request and the reply of an exchange of a process may have, before its
+        time runs out."""
         self._random = random
 
     async def carry(
@@ -73,6 +78,9 @@ class Net:
         async def apply() -> Answer:
             return await self.ledger.apply(name, args, kwargs)
 
+        if name == "exchange" and process.name in self.slow:
+            self.loop.detach(self._crawl(self.slow[process.name], args[2], apply, reply))
+            return await reply
         # The request is on its way: it arrives also when its sender is killed meanwhile.
         self.loop.detach(self._travel(fault, apply, reply))
         return await reply
@@ -112,6 +120,32 @@ class Net:
             case _:
                 await self._answer(reply, await _outcome(apply))
 
+    async def _crawl(
+        self,
+        most: tuple[float, float],
+        settlements: Sequence[Settlement],
+        apply: Callable[[], Awaitable[Any]],
+        reply: asyncio.Future[Any],
+    ) -> None:
+        """An exchange over a slow connection: what is too large never arrives, at any try; what is
+        not takes its time."""
+        await self._latency()
+        request = sum(map(_size_of, settlements))
+        if request > most[0]:
+            self.happened["requests too large for their connection"] += 1
+            await self._give_up(reply)
+            return
+        await elapse(_PATIENCE * request / most[0] / 2)
+        worked, what = await _outcome(apply)
+        deliveries = what.deliveries if worked else []
+        size = sum(len(delivery.payload) + DELIVERY_OVERHEAD for delivery in deliveries)
+        if size > most[1]:
+            self.happened["replies too large for their connection"] += 1
+            await self._give_up(reply)
+            return
+        await elapse(_PATIENCE * size / most[1] / 2)
+        await self._answer(reply, (worked, what))
+
     async def _latency(self) -> None:
         await elapse(self._random.uniform(0.0001, 0.005))
 
@@ -129,6 +163,12 @@ class Net:
             reply.set_result(what)
         else:
             reply.set_exception(what)
+
+
+def _size_of(settlement: Settlement) -> int:
+    """Without tracebacks, whose length depends on where the code lies."""
+    result = settlement.result if isinstance(settlement, Completed) else None
+    return 100 + len(result or b"")
 
 
 async def _outcome(apply: Callable[[], Awaitable[Any]]) -> tuple[bool, Any]:

@@ -24,6 +24,9 @@ MUST_HAPPEN = (
     "stale settles refused",
     "stolen tokens refused",
     "suspects in a batch",
+    "requests too large for their connection",
+    "replies too large for their connection",
+    "deliveries given back",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -15,7 +16,7 @@ from nimburion.core.service import Periodic
 from nimburion.jobs.context import Context
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import PROCESS, SimulatedLoop, elapse, run
-from tests.simulation.world import TTL, LocalClock, Worker, World, within
+from tests.simulation.world import SWEEP, TTL, LocalClock, Worker, World, within
 
 
 class Story(World):
@@ -323,3 +324,82 @@ def test_a_service_that_worked_in_between_does_not_pause_longer_each_time() -> N
         assert flaky.ticks > 80
 
     run(loop, story())
+
+
+class SlowConnection(Story):
+    """Jobs whose payloads and results are large, and one worker that gets and writes one each."""
+
+    def __init__(self, loop: SimulatedLoop, seed: int, most: tuple[float, float]) -> None:
+        super().__init__(loop, seed, concurrency=10)
+        self._most = most
+
+    async def behave(self, ctx: Context, worker: Worker) -> None:
+        await elapse(0.01)
+
+    async def story(self) -> None:
+        await self.store.open()
+        worker = self.hire()
+        self.net.slow[worker.process.name] = self._most
+        self.loop.detach(self.watch_progress())
+        payload = b'"' + b"x" * 900 + b'"'
+        await self.enqueue(*(NewJob(f"{n}", "plain", "default", payload) for n in range(30)))
+        await self.until_all_ended()
+        assert (await self.store.counts())[State.COMPLETED] == 30
+        assert max(self.runs.values()) == 1
+        way = "requests" if self._most[0] < self._most[1] else "replies"
+        assert self.net.happened[f"{way} too large for their connection"]
+        worker.asked_to_stop.set()
+        await within(20.0, worker.task, "the worker does not stop")
+
+
+@pytest.mark.parametrize("most", [(1300, math.inf), (math.inf, 1300)])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one(
+    seed: int, most: tuple[float, float]
+) -> None:
+    loop = SimulatedLoop(Random(seed))
+    run(loop, SlowConnection(loop, seed, most).story())
+
+
+class ExchangesFail(Story):
+    """From some moment on, the exchanges of one worker are refused, and its heartbeats answered."""
+
+    async def story(self) -> None:
+        await self.store.open()
+        worker = self.hire()
+        await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(9)))
+        while not self.runs:
+            await elapse(0.01)
+        self.net.ledger = Refusing(self.ledger, next(iter(self.ledger.held.values()))[0])  # type: ignore[assignment]
+        self.loop.detach(self.watch_progress())
+        self.hire()
+        began = self.loop.time()
+        await self.until_all_ended()
+        assert self.loop.time() - began < TTL + SWEEP
+        assert sum(self.runs.values()) > 9, "nothing was in hand when exchanges began to fail"
+        assert not any(self.ledger.lost.values()), "nothing was lost: it was given back"
+        worker.asked_to_stop.set()
+        await within(20.0, worker.task, "the worker does not stop")
+
+    async def behave(self, ctx: Context, worker: Worker) -> None:
+        await elapse(0.05)
+
+
+class Refusing:
+    """Refuses the exchanges of one session, and nothing else."""
+
+    def __init__(self, ledger: Ledger, session: str) -> None:
+        self._ledger = ledger
+        self._session = session
+
+    async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> object:
+        """Make the call, unless it is such an exchange."""
+        if name == "exchange" and args[0] == self._session:
+            raise BackendUnavailable("a connection that is of no use", outcome="not applied")
+        return await self._ledger.apply(name, args, kwargs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time(seed: int) -> None:
+    loop = SimulatedLoop(Random(seed))
+    run(loop, ExchangesFail(loop, seed).story())

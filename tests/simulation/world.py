@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,8 @@ from nimburion.core.errors import (
 from nimburion.core.events import Event, SessionEnded
 from nimburion.core.exchange import NOTHING, Lane, Want
 from nimburion.core.job import NewJob, State
-from nimburion.core.lease import SUSPECT_AFTER
+from nimburion.core.lease import SUSPECT_AFTER, Lease
+from nimburion.core.limits import Limits
 from nimburion.core.session import Session
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
@@ -36,6 +38,8 @@ from tests.simulation.net import Net, wired
 
 EPOCH = 1_800_000_000.0
 TTL = 2.0
+SWEEP = TTL / 2
+"""Seconds in which the jobs of an expired session are found, and its rescue is done."""
 LIMITS = {"limited": 2}
 MAX_RETRIES = 2
 NAMES = ("plain", "limited", "timed")
@@ -146,6 +150,7 @@ class World:
             max_retries=MAX_RETRIES,
             retry_backoff=0.2,
             enqueue_timeout=1.0,
+            limits=Limits(exchange=16_384, unsettled=4096),
         )
         self.acknowledged: list[str] = []
         self.payloads: dict[str, bytes] = {}
@@ -169,6 +174,7 @@ class World:
         await self._nemesis()
         self.net.weather = 0.0
         self.net.cut_off.clear()
+        self.loop.detach(self.watch_progress())
         await within(_REST, producer, "the producer does not end")
         await self.until_all_ended()
         for worker in self.workers:
@@ -181,6 +187,8 @@ class World:
         """Start one more worker."""
         self._worker_count += 1
         self.workers.append(Worker(self, self._worker_count))
+        if self.net.weather and self.random.random() < 0.4:
+            self._slow_down(self.workers[-1], self.random)
         return self.workers[-1]
 
     async def add_suspects(self, count: int) -> list[str]:
@@ -208,6 +216,25 @@ class World:
             assert self.loop.time() < until, f"not at rest: {await self._unfinished()}"
             await elapse(0.25)
 
+    async def watch_progress(self) -> None:
+        """From now on, a job that is held has a worker that makes progress on it, or it is taken
+        back within the time to live and a sweep. Progress: its handler runs, or its session makes
+        exchanges."""
+        began = self.loop.time()
+        latest: dict[tuple[str, Lease], float] = {}
+        while not self.loop.over:
+            now = self.loop.time()
+            for job_id, (session, lease) in self.ledger.held.items():
+                runs = self._at_work.get(job_id, ())
+                if any(run.believes and not run.worker.process.paused for run in runs):
+                    latest[job_id, lease] = now
+                exchanged = self.ledger.last_exchange[session] - self.clock.monotonic() + now
+                since = max(began, exchanged, latest.get((job_id, lease), began))
+                if now - since > TTL + SWEEP:
+                    self.fail(f"nobody works on {job_id}, and nobody takes it back")
+                    return
+            await elapse(0.1)
+
     async def _unfinished(self) -> list[Any]:
         page = await self.store.list_jobs(limit=1000)
         return [job for job in page.jobs if not job.state.finished]
@@ -226,13 +253,14 @@ class World:
         random = Random(self.seed + 5)
         async with client:
             for number in range(self._job_count):
-                await elapse(random.expovariate(self._job_count / (_STORM * 0.7)))
+                if random.random() < 0.2:  # jobs come in bursts
+                    await elapse(random.expovariate(0.2 * self._job_count / (_STORM * 0.7)))
                 await self._enqueue_one(client, random, f"job-{number}")
                 if self.acknowledged and random.random() < 0.08:
                     await self._cancel_one(client, random.choice(self.acknowledged))
 
     async def _enqueue_one(self, client: Processor, random: Random, job_id: str) -> None:
-        payload = b'{"n": %d}' % random.randrange(1000)
+        payload = b'{"n": "%s"}' % (b"x" * random.randrange(800))
         self.payloads[job_id] = payload
         options: dict[str, Any] = {"id": job_id, "priority": random.randrange(10)}
         if random.random() < 0.3:
@@ -264,7 +292,7 @@ class World:
             if not self.net.weather:
                 continue
             victim = random.choice(self.workers)
-            match random.randrange(5):
+            match random.randrange(6):
                 case 0:
                     self.kill(victim)
                 case 1 | 2:
@@ -275,9 +303,18 @@ class World:
                     seconds = random.uniform(0.2, 2.5) * TTL
                     self.net.cut_off[victim.process.name] = self.loop.time() + seconds
                     self.counts["outages"] += 1
+                case 5:
+                    self._slow_down(victim, random)
             await self._settle_with_a_stolen_token(random)
         for worker in (*self.workers, *self._retired):
             self.loop.resume(worker.process)
+
+    def _slow_down(self, worker: Worker, random: Random) -> None:
+        """From now on its connection is slow, in one direction or both."""
+        most = random.randint(1150, 1400)
+        ways = [(most, math.inf), (most, math.inf), (math.inf, most), (most, most)]
+        self.net.slow[worker.process.name] = random.choice(ways)
+        self.counts["slow connections"] += 1
 
     def kill(self, worker: Worker) -> None:
         """It is gone in this very moment; another takes its place."""
@@ -319,9 +356,10 @@ class World:
     def register(self, processor: Processor, worker: Worker) -> None:
         """Give a worker its handlers."""
 
-        async def handle(ctx: Context, data: bytes) -> None:
+        async def handle(ctx: Context, data: bytes) -> str:
             async with self._watched(ctx, data, worker):
                 await self.behave(ctx, worker)
+            return "r" * Random(f"{self.seed} {ctx.job_id} result").randrange(400, 1000)
 
         processor.register("plain", handle)
         processor.register("limited", handle, concurrency=LIMITS["limited"])

@@ -105,6 +105,8 @@ LIMITS = Section(
         "error": size(256, 16 * 1024**2),
         "result": size(0, 256 * 1024**2),
         "headers": size(0, 16 * 1024**2),
+        "exchange": size(1024, 256 * 1024**2),
+        "unsettled": size(1024, 16 * 1024**3),
     }
 )
 

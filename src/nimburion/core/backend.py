@@ -105,8 +105,9 @@ class Consuming(Protocol):
         and rises by one; any but the next and the last is `OutOfOrder`. Repeating the last one
         applies no settlement, whatever it carries, and answers the same; only deliveries over its
         `want.max_bytes` go back to the line. So a caller may repeat an exchange of unknown outcome
-        with a part of its settlements: the results say how many were applied. `SessionLost` when the session is not alive: nothing was written, and none of
-        its leases is valid. `Unstorable` when a settlement's data is refused: nothing was applied
+        with a part of its settlements: the results say how many were applied. `SessionLost` when
+        the session is not alive: nothing was written, and none of its leases is valid.
+        `Unstorable` when a settlement's data is refused: nothing was applied
         and the number is still free.
         """
         ...

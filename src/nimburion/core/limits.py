@@ -21,6 +21,11 @@ class Limits(msgspec.Struct, frozen=True):
     error: int = 64 * 1024
     result: int = 256 * 1024
     headers: int = 64 * 1024
+    exchange: int = 4 * 1024 * 1024
+    """Results and errors that a worker sends, and payloads that it asks for, in one exchange; at
+    least one of each, whatever its size."""
+    unsettled: int = 32 * 1024 * 1024
+    """Results and errors that wait in a worker to be sent: above this, it starts no further job."""
 
 
 def check_name(what: str, value: object) -> str:

@@ -18,12 +18,16 @@ from nimburion.core.lease import Lease
 from nimburion.core.session import Orders, Session
 from nimburion.core.settings import Settings
 from nimburion.jobs.conveyor import Conveyor
+from nimburion.jobs.exchange_size import ExchangeSize
 from nimburion.jobs.lease_keeper import KeeperTask, KeeperThread, LeaseKeeper
 from nimburion.jobs.reach import Reach
 from nimburion.jobs.registry import Registry
 
 _log = logging.getLogger("nimburion.worker")
 
+_GIVE_UP = 0.9
+"""Of the time to live: exchanges that fail for so long end the session, whatever its heartbeats do,
+so that it is closed, and its jobs are free, within the time to live."""
 _CLOSE_PATIENCE = 5.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
@@ -41,6 +45,8 @@ class Tenure:
         reach: Reach,
         *,
         threaded: bool,
+        size: ExchangeSize,
+        max_unsettled: int,
         on_orders: Callable[[Orders], None],
         on_end: Callable[[Tenure], None],
     ) -> None:
@@ -52,7 +58,16 @@ class Tenure:
         self._loop = asyncio.get_running_loop()
         self._on_orders = on_orders
         self._on_end = on_end
-        self.conveyor: Conveyor = Conveyor(backend, session.id, clock, events, reach)
+        self.conveyor: Conveyor = Conveyor(
+            backend,
+            session.id,
+            clock,
+            events,
+            reach,
+            size=size,
+            max_unsettled=max_unsettled,
+            give_up_after=session.ttl * _GIVE_UP,
+        )
         self.keeper: LeaseKeeper = LeaseKeeper(
             backend,
             session.id,

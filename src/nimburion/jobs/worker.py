@@ -36,8 +36,8 @@ from nimburion.jobs.attempt import (
     Why,
     raise_keyboard_interrupt,
 )
-from nimburion.jobs.conveyor import MOST_AT_ONCE
 from nimburion.jobs.demand import MOST_ASKED, Demand, Prefetch
+from nimburion.jobs.exchange_size import MOST_AT_ONCE, ExchangeSize
 from nimburion.jobs.hints import Hints
 from nimburion.jobs.patience import Patience
 from nimburion.jobs.reach import Reach
@@ -87,6 +87,7 @@ class Worker:
         """A fault of the engine, until an exchange works again."""
         self.demand: Demand = Demand(registry, settings, entropy)
         self._prefetch = Prefetch(settings.concurrency, remote=backend.capabilities.remote)
+        self._size = ExchangeSize(settings.limits.exchange)
         self._held: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
         self._alone = False
@@ -258,7 +259,9 @@ class Worker:
         """Whether there is a reason for an exchange now. While plenty is held, settlements wait for
         company (but never longer than 20 ms): larger batches cost less each."""
         conveyor, reasons = self.tenure.conveyor, self._reasons
-        if self._ended or conveyor.abandoned or (self._cancelled and not self._running):
+        if self._ended or conveyor.abandoned or conveyor.is_full:
+            return True
+        if self._cancelled and not self._running:
             return True
         prefetch = self._prefetch.size
         full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
@@ -328,15 +331,19 @@ class Worker:
 
     def _room(self) -> int:
         """How many more jobs would be welcome."""
-        if self._draining or self._suspects or self._alone:
+        if self._draining or self._suspects or self._alone or self.tenure.conveyor.is_full:
             return 0
         return self._concurrency + self._prefetch.size - len(self._running) - len(self._held)
 
     # Attempts
 
     def _fill(self) -> None:
-        """Start what may start."""
+        """Start what may start; nothing while too many results wait to be written."""
         held, running = self._held, self._running
+        if self.tenure.conveyor.is_full:
+            if held:
+                self._stall.watch()
+            return
         while held and len(running) < self._concurrency and not self._alone:
             if (delivery := _take(held)) is not None:
                 self._begin(delivery)
@@ -449,6 +456,8 @@ class Worker:
                 self._events,
                 self.reach,
                 threaded=self._threaded_keeper,
+                size=self._size,
+                max_unsettled=self._settings.limits.unsettled,
                 on_orders=self._obey,
                 on_end=self._on_tenure_end,
             )

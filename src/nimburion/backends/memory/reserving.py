@@ -76,7 +76,10 @@ class Reserving:
         level = self._want.queues.get(line[0], DEFAULT_TERMS).priority
         if self._ageing and self._now > entry.due:
             level += (self._now - entry.due) // self._ageing
-        return (-level, -entry.priority, entry.due, entry.seq, n, size_of(entry))
+        size = DELIVERY_OVERHEAD + len(entry.payload or b"")
+        if entry.options is not NO_OPTIONS:
+            size = size_of(entry)
+        return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
     def _admits(self, queue: str, name: str) -> bool:
         """Whether the queue's cap and the name's gate let one more pass."""

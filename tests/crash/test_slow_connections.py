@@ -1,0 +1,153 @@
+"""Workers whose connection passes few bytes a second: real processes and servers, a proxy between.
+
+Their heartbeats are small and get through, so nobody rescues what they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nimburion.core.job import JobRecord, NewJob, State
+from tests.crash.stage import Stage
+from tests.servers.kinds import BINARIES, Running, RunningPostgres
+from tests.servers.proxy import Direction, Proxy
+
+pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(120)]
+
+TTL = 6.0
+_SWEEP = TTL / 6 * 1.1
+_SLACK = 2.0
+"""For a busy machine to do the work itself."""
+_TIMEOUT = 1.0
+"""Seconds that one call of the worker may take."""
+
+
+def bulky(count: int, *, payload: int = 0, result: int = 0) -> list[NewJob]:
+    """Jobs whose payloads and results have so many bytes."""
+    body = json.dumps({"result": result, "pad": "p" * payload}).encode()
+    return [NewJob(f"bulky-{n}", "bulky", "default", body) for n in range(count)]
+
+
+class Watch:
+    """Looks again and again for jobs that are `processing` while nobody makes progress on them."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._since: dict[tuple[str, float | None], float] = {}
+        self._ended = 0
+        self._ended_last = 0.0
+
+    async def until_finished(self) -> None:
+        """Wait for the end of all jobs."""
+        await self._stage.until(self._finished, "every job has ended")
+
+    async def _finished(self) -> bool:
+        page = await self._stage.store.list_jobs(limit=1_000)
+        ended = sum(job.state.finished for job in page.jobs)
+        if ended > self._ended:
+            self._ended, self._ended_last = ended, time.monotonic()
+        for job in page.jobs:
+            if job.state is State.PROCESSING:
+                self._check(job)
+        return all(job.state.finished for job in page.jobs)
+
+    def _check(self, job: JobRecord) -> None:
+        """While outcomes are written, those behind them have their turn soon."""
+        now = time.monotonic()
+        since = self._since.setdefault((job.id, job.started_at), now)
+        seconds = now - max(since, self._ended_last)
+        assert seconds < TTL + _SWEEP + _SLACK, f"{job.id} is processing for {seconds:.1f} s"
+
+
+class SlowConnections:
+    """A store is a subclass with the fixtures `stage` and `port`."""
+
+    @asynccontextmanager
+    async def _slow_worker(
+        self, stage: Stage, port: int, way: Direction, speed: float
+    ) -> AsyncIterator[Stage]:
+        """A worker whose connections pass so many bytes a second, one way."""
+        async with Proxy(port) as proxy:
+            proxy.bytes_per_second[way] = speed
+            url = stage.url.replace(f":{port}", f":{proxy.port}")
+            url += ("&" if "?" in url else "?") + f"timeout={_TIMEOUT}"
+            async with Stage(stage.folder, url) as slow:
+                slow.worker(session_ttl=TTL)
+                yield slow
+
+    async def test_large_payloads_come_a_few_at_a_time(self, stage: Stage, port: int) -> None:
+        """Ten at once need four seconds, of the one that a call may take."""
+        await stage.store.enqueue(bulky(12, payload=150_000))
+        async with self._slow_worker(stage, port, "replies", 400_000):
+            await Watch(stage).until_finished()
+        assert (await stage.store.counts())[State.COMPLETED] == 12
+        assert Counter(line["job"] for line in stage.noted("start")).most_common(1)[0][1] == 1
+        assert stage.noted("SessionEnded") == []
+
+    async def test_large_results_leave_a_few_at_a_time(self, stage: Stage, port: int) -> None:
+        await stage.store.enqueue(bulky(20, result=150_000))
+        async with self._slow_worker(stage, port, "requests", 400_000):
+            await Watch(stage).until_finished()
+        assert (await stage.store.counts())[State.COMPLETED] == 20
+        assert Counter(line["job"] for line in stage.noted("start")).most_common(1)[0][1] == 1
+        record = await stage.record("bulky-0")
+        assert record.result is not None
+        assert len(record.result) == 150_002
+
+    async def test_what_never_gets_through_is_given_back(self, stage: Stage, port: int) -> None:
+        """One job alone needs ten seconds: another worker has it within the time to live."""
+        await stage.store.enqueue(bulky(3, payload=1_000_000))
+        async with self._slow_worker(stage, port, "replies", 100_000):
+            await stage.until(lambda: self._processing(stage), "the slow worker holds jobs")
+            began = time.monotonic()
+            stage.worker(session_ttl=TTL)
+            await Watch(stage).until_finished()
+        assert time.monotonic() - began < TTL + _SWEEP + _SLACK
+        records = [await stage.record(f"bulky-{n}") for n in range(3)]
+        assert {record.state for record in records} == {State.COMPLETED}
+        assert {record.lost for record in records} == {0}
+
+    async def test_a_result_that_never_gets_through_is_left_behind(
+        self, stage: Stage, port: int
+    ) -> None:
+        """Its job is completed all the same: its work is done."""
+        await stage.store.enqueue(bulky(1, result=250_000))
+        async with self._slow_worker(stage, port, "requests", 40_000):
+            await Watch(stage).until_finished()
+        record = await stage.record("bulky-0")
+        assert (record.state, record.result) == (State.COMPLETED, None)
+        assert len(stage.noted("start")) == 1
+
+    @staticmethod
+    async def _processing(stage: Stage) -> bool:
+        return (await stage.store.counts())[State.PROCESSING] > 0
+
+
+@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
+class TestRedis(SlowConnections):
+    @pytest.fixture
+    async def stage(self, tmp_path: Path, redis_server: Running) -> AsyncIterator[Stage]:
+        async with Stage(tmp_path, redis_server.url) as stage:
+            yield stage
+
+    @pytest.fixture
+    def port(self, redis_server: Running) -> int:
+        return redis_server.port  # type: ignore[attr-defined, no-any-return]
+
+
+class TestPostgres(SlowConnections):
+    @pytest.fixture
+    async def stage(self, tmp_path: Path, postgres_server: RunningPostgres) -> AsyncIterator[Stage]:
+        async with Stage(tmp_path, postgres_server.url) as stage:
+            yield stage
+
+    @pytest.fixture
+    def port(self, postgres_server: RunningPostgres) -> int:
+        return postgres_server.port  # type: ignore[attr-defined, no-any-return]
