@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, cast
 
 from nimburion.core.backend import Backend, Capabilities
-from nimburion.core.errors import BackendUnavailable
+from nimburion.core.errors import BackendError, BackendUnavailable
 from nimburion.core.exchange import DELIVERY_OVERHEAD
 from nimburion.core.settlement import Completed, Settlement
 from tests.simulation.ledger import Ledger
@@ -58,6 +58,9 @@ class Net:
         self.slow: dict[str, tuple[float, float]] = {}
         """How many bytes the request and the reply of an exchange of a process may have, before its
         time runs out."""
+        self.poisoned: set[str] = set()
+        """Sessions whose exchanges fail for ever, while their heartbeats succeed: the connection
+        that they use for them is spoilt."""
         self._random = random
 
     async def carry(
@@ -70,6 +73,10 @@ class Net:
             self.happened["calls during outages"] += 1
             await elapse(self._random.uniform(0.0, _PATIENCE))
             raise BackendUnavailable("no route", outcome="not applied")
+        if name == "exchange" and args[0] in self.poisoned:
+            self.happened["exchanges on poisoned connections"] += 1
+            await self._latency()
+            raise BackendError("prepared statement already exists")
         fault = self._draw()
         if fault is Fault.REFUSED:
             raise BackendUnavailable("refused", outcome="not applied")

@@ -17,6 +17,8 @@ MUST_HAPPEN = (
     "repeated requests",
     "repeated exchanges",
     "calls during outages",
+    "poisoned connections",
+    "exchanges on poisoned connections",
     "kills",
     "pauses",
     "sessions lost",

@@ -403,3 +403,28 @@ class Refusing:
 def test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
     run(loop, ExchangesFail(loop, seed).story())
+
+
+class PoisonedConnection(Story):
+    """The exchanges of the only worker fail for ever while its heartbeats succeed: nobody would
+    rescue what it holds."""
+
+    async def behave(self, ctx: Context, worker: Worker) -> None:
+        if not self.counts["poisoned connections"]:
+            self.poison(worker)
+
+    async def story(self) -> None:
+        await self.store.open()
+        worker = self.hire()
+        await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(5)))
+        await self.until_all_ended(4 * TTL)
+        assert (await self.store.counts())[State.COMPLETED] == 5
+        assert self.net.happened["exchanges on poisoned connections"]
+        worker.asked_to_stop.set()
+        await within(20.0, worker.task, "the worker does not stop")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_poisoned_connection_strands_no_job(seed: int) -> None:
+    loop = SimulatedLoop(Random(seed))
+    run(loop, PoisonedConnection(loop, seed).story())

@@ -102,6 +102,12 @@ class Worker:
         await self.processor.stop()
 
     @property
+    def session(self) -> str | None:
+        """The session that it has now; None while it has none."""
+        running = getattr(self, "processor", None) and self.processor._running
+        return running._worker.tenure.session.id if running else None
+
+    @property
     def keeper(self) -> LeaseKeeper:
         """What its engine knows of its leases."""
         assert self.processor._running is not None
@@ -292,7 +298,7 @@ class World:
             if not self.net.weather:
                 continue
             victim = random.choice(self.workers)
-            match random.randrange(6):
+            match random.randrange(7):
                 case 0:
                     self.kill(victim)
                 case 1 | 2:
@@ -305,6 +311,8 @@ class World:
                     self.counts["outages"] += 1
                 case 5:
                     self._slow_down(victim, random)
+                case 6:
+                    self.poison(victim)
             await self._settle_with_a_stolen_token(random)
         for worker in (*self.workers, *self._retired):
             self.loop.resume(worker.process)
@@ -323,6 +331,13 @@ class World:
             self.workers.remove(worker)
             self.loop.kill(worker.process)
             self.hire()
+
+    def poison(self, worker: Worker) -> None:
+        """From now on its exchanges fail, for as long as it keeps its session."""
+        session = worker.session
+        if session is not None:
+            self.counts["poisoned connections"] += 1
+            self.net.poisoned.add(session)
 
     async def _pause(self, worker: Worker, seconds: float) -> None:
         if worker in self.workers and not worker.process.paused:
