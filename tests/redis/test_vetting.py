@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from nimburion.backends.redis import vetting
+from nimburion.backends.redis import RedisBackend
 from nimburion.backends.redis.address import parse
 from nimburion.backends.redis.examining import findings
 from nimburion.backends.redis.line import Line
@@ -26,11 +26,6 @@ from tests.servers.waiting import until
 SAFE = ("appendonly yes", "appendfsync everysec")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_warned_of() -> None:
-    vetting._warn_once.cache_clear()
-
-
 @asynccontextmanager
 async def line_to(url: str) -> AsyncIterator[Send]:
     """What sends commands, as a store has it."""
@@ -44,7 +39,7 @@ async def line_to(url: str) -> AsyncIterator[Send]:
 
 async def vetted(url: str) -> Server:
     async with line_to(url) as send:
-        return await vet(send, parse(url))
+        return await vet(send, parse(url), set())
 
 
 async def refused(url: str) -> str:
@@ -134,15 +129,29 @@ def risky(safe: servers.Server, settled: Callable[[str, str], object]) -> Callab
 async def test_stock_settings_are_warned_of_once(
     stock: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
+    store = RedisBackend(stock.url)
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await vetted(stock.url)
-        await vetted(stock.url)
-        await vetted(f"{stock.url}?namespace=other")
-    first, other = caplog.messages
-    assert first.startswith(f"Redis {stock.address}/0: the server keeps no append-only file")
-    assert "every job since its last snapshot is lost" in first
-    assert "CONFIG SET appendonly yes, then CONFIG REWRITE" in first
-    assert 'namespace "other"' in other
+        for handle in (store, store, store.sibling(), store.sibling().sibling()):
+            await handle.open()
+            await handle.close()
+        assert await store.plan() == []
+    (warning,) = caplog.messages
+    assert warning.startswith(f"Redis {stock.address}/0: the server keeps no append-only file")
+    assert "every job since its last snapshot is lost" in warning
+    assert "CONFIG SET appendonly yes, then CONFIG REWRITE" in warning
+
+
+async def test_each_backend_warns_for_itself(
+    stock: servers.Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What one backend of a process has logged keeps no other one from saying it."""
+    with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
+        for url in (stock.url, stock.url, f"{stock.url}?namespace=other"):
+            store = RedisBackend(url)
+            await store.open()
+            await store.close()
+    assert len(caplog.messages) == 3
+    assert 'namespace "other"' in caplog.messages[2]
 
 
 async def test_safe_settings_are_not_warned_of(
@@ -171,7 +180,7 @@ async def test_servers_whose_word_on_syncing_is_not_believed(
         )
 
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await vet(send, parse("redis://a?durable_enqueue=true"))
+        await vet(send, parse("redis://a?durable_enqueue=true"), set())
     assert [line for line in caplog.messages if "answers WAITAOF before its sync" in line] == (
         caplog.messages
     )
@@ -250,7 +259,7 @@ async def test_servers_that_will_not_do() -> None:
         ("redis_version:8.0.2\ncluster_enabled:1", "unix:///a", "use redis+cluster://HOST:PORT"),
     ]:  # fmt: skip
         with pytest.raises(ConfigurationError) as caught:
-            await vet(saying(info), parse(url))
+            await vet(saying(info), parse(url), set())
         assert str(caught.value).startswith(f"{parse(url).describe()}: ")
         assert why in str(caught.value)
 
@@ -265,7 +274,7 @@ async def test_servers_that_will_not_do() -> None:
     ],
 )
 async def test_versions_of_all_kinds(info: str, name: str) -> None:
-    assert (await vet(saying(info), parse("redis://a"))).name == name
+    assert (await vet(saying(info), parse("redis://a"), set())).name == name
 
 
 async def test_a_node_of_a_cluster_asked_as_a_single_server(cluster: Cluster) -> None:

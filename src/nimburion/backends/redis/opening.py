@@ -25,7 +25,7 @@ FORMAT = 1
 class Opened:
     """A store that is open on one event loop: its connections, and what its server is."""
 
-    def __init__(self, address: Address, arm: Arm) -> None:
+    def __init__(self, address: Address, arm: Arm, warned: set[str]) -> None:
         self.servers: Servers = Servers(address, timeout=address.timeout)
         where = address.describe()
         self.asks: Line = Line(self.servers, where, address.timeout)
@@ -39,6 +39,7 @@ class Opened:
         self.pid: int = os.getpid()
         self.server: Server
         self._keys = keys
+        self._warned = warned
         self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
 
     async def start(self, address: Address) -> None:
@@ -49,20 +50,31 @@ class Opened:
             FormatMismatch: the namespace was written by another version.
             BackendUnavailable: no answer.
         """
-        self.server = await vet(self.asks.call, address)
+        self.server = await vet(self.asks.call, address, self._warned)
         self._scripts = {
             script.name: (script, self._keys.of(script.keys))
             for script in Scripts(self.server.version)
         }
         (found,) = await self.run(self.asks, "open", [b"%d" % FORMAT])
-        if found > FORMAT:
-            raise FormatMismatch(
-                f"{address.describe()} has format {found}, this nimburion knows formats up to "
-                f"{FORMAT}; nothing was changed. Upgrade nimburion here (pip install --upgrade "
-                "nimburion)"
-            )
+        _check_format(found, address)
         for line in (self.asks, self.enqueues, self.exchanges):
             line.proven = True
+
+    async def plan(self, address: Address) -> list[str]:
+        """What `start` would do to the namespace, in words. Writes nothing.
+
+        Raises:
+            ConfigurationError: the server will not do.
+            FormatMismatch: the namespace was written by another version.
+            BackendUnavailable: no answer.
+        """
+        await vet(self.asks.call, address, self._warned)
+        (meta,) = self._keys.of(["meta"])
+        found = await self.asks.call("HGET", meta, "format")
+        if found is None:
+            return [f"format {FORMAT}: namespace {address.namespace!r}"]
+        _check_format(int(found), address)
+        return []
 
     async def run(
         self,
@@ -97,3 +109,13 @@ class Opened:
         await self.parking.close()
         for line in (self.exchanges, self.enqueues, self.asks):
             await line.close()
+
+
+def _check_format(found: int, address: Address) -> None:
+    """Raise `FormatMismatch` for a format newer than ours."""
+    if found > FORMAT:
+        raise FormatMismatch(
+            f"{address.describe()} has format {found}, this nimburion knows formats up to "
+            f"{FORMAT}; nothing was changed. Upgrade nimburion here (pip install --upgrade "
+            "nimburion)"
+        )

@@ -87,6 +87,8 @@ class RedisBackend(Operating):
         self._clock = clock or SystemClock()
         self._entropy = entropy
         self._opened: Opened | None = None
+        self._warned: set[str] = set()
+        """The warnings about the server that were logged already; shared with siblings."""
         self._changing = asyncio.Lock()
 
     @classmethod
@@ -108,14 +110,16 @@ class RedisBackend(Operating):
 
     def sibling(self) -> RedisBackend:
         """Another handle on the same data, with connections of its own, not open yet."""
-        return RedisBackend(self.address, clock=self._given, entropy=self._entropy)
+        sibling = RedisBackend(self.address, clock=self._given, entropy=self._entropy)
+        sibling._warned = self._warned
+        return sibling
 
     async def open(self) -> None:
         """Connect, and check server and format. Repeatable."""
         async with self._changing:
             if self._is_here(self._opened):
                 return
-            opened = Opened(self.address, self._arm)
+            opened = Opened(self.address, self._arm, self._warned)
             try:
                 await opened.start(self.address)
             except BaseException:
@@ -142,13 +146,18 @@ class RedisBackend(Operating):
             return [finding_of("server", error)]
 
     async def plan(self) -> list[str]:
-        """There is one format so far: nothing, when it is that."""
-        return await self.migrate()
+        """See `Backend.plan`. Reads on a connection of its own; needs no right to write."""
+        opened = Opened(self.address, self._arm, self._warned)
+        try:
+            return await opened.plan(self.address)
+        finally:
+            await opened.close()
 
     async def migrate(self) -> list[str]:
-        """There is one format so far: nothing to do but to look."""
+        """See `Backend.migrate`. There is one format so far, which the first `open` writes."""
+        steps = await self.plan()
         await self.open()
-        return []
+        return steps
 
     def _is_here(self, opened: Opened | None) -> bool:
         """Whether it is open in this process, on this event loop."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -62,8 +61,11 @@ class Doubt(msgspec.Struct, frozen=True):
     advice: str
 
 
-async def vet(send: Send, address: Address) -> Server:
-    """Look at the server; warn in the log of what would be lost, once for each address.
+async def vet(send: Send, address: Address, warned: set[str]) -> Server:
+    """Check the server; log a warning for each way to lose jobs, unless it is in `warned` already.
+
+    `warned` belongs to a backend and its siblings, and new warnings are added to it: a worker
+    connects several times, and every connection checks the server.
 
     Raises:
         ConfigurationError: it will not do, or not for what the address asks: too old, a cluster
@@ -79,10 +81,10 @@ async def vet(send: Send, address: Address) -> Server:
         if address.require_durable:
             problem = f"{where}: require_durable, but {doubt.text}. {doubt.advice}"
             raise ConfigurationError(problem)
-        _warn_once(where, f"{doubt.text}. {doubt.advice}")
+        _warn_once(warned, f"{where}: {doubt.text}. {doubt.advice}")
     unsynced = flush_doubt(server) if address.durable_enqueue else None
     if unsynced is not None:
-        _warn_once(where, f"{unsynced.text}. {unsynced.advice}")
+        _warn_once(warned, f"{where}: {unsynced.text}. {unsynced.advice}")
     return server
 
 
@@ -193,7 +195,7 @@ def _refuse_unsynced(server: Server, address: Address, where: str) -> None:
         raise ConfigurationError(f"{where}: durable_enqueue, but {needs}")
 
 
-@lru_cache(maxsize=256)
-def _warn_once(where: str, problem: str) -> None:
-    """A process opens a store several times (its beat has a connection of its own)."""
-    _log.warning("%s: %s", where, problem)
+def _warn_once(warned: set[str], warning: str) -> None:
+    if warning not in warned:
+        warned.add(warning)
+        _log.warning("%s", warning)

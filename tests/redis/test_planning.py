@@ -1,0 +1,138 @@
+"""`plan` only reads, and a script that fails while it decides has written nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from nimburion.backends.redis import RedisBackend
+from nimburion.core.errors import BackendError, ConfigurationError, FormatMismatch
+from nimburion.core.exchange import Lane, Want
+from nimburion.core.job import NewJob, Options
+from nimburion.core.session import Session
+from nimburion.testing import FakeClock
+from tests.servers import Binary, Running, Server
+
+READER = "reader on >pw ~* &* +@connection +@read +info +config|get +cluster"
+"""A user who may look at everything and change nothing."""
+
+
+def dump(server: Server) -> dict[bytes, bytes]:
+    """All keys with their content."""
+    return {key: server.ask("DUMP", key) for key in server.ask("KEYS", "*")}
+
+
+async def plan(url: str) -> list[str]:
+    store = RedisBackend(url)
+    try:
+        return await store.plan()
+    finally:
+        await store.close()
+
+
+async def test_planning_an_empty_server_leaves_it_empty(redis_server: Running) -> None:
+    before = redis_server.ask("DBSIZE")
+    store = RedisBackend(redis_server.url)
+    try:
+        assert await store.plan() == ["format 1: namespace 'nimburion'"]
+        assert redis_server.ask("DBSIZE") == before == 0
+        assert await store.migrate() == ["format 1: namespace 'nimburion'"]
+        assert redis_server.ask("DBSIZE") > 0
+        assert await store.plan() == []
+        assert await store.migrate() == []
+    finally:
+        await store.close()
+
+
+async def test_planning_sends_no_command_that_writes(valkey: Server) -> None:
+    """No script either: as a user of whom the server keeps such commands."""
+    valkey.empty()
+    valkey.ask("ACL", "SETUSER", *READER.split())
+    valkey.ask("ACL", "LOG", "RESET")
+    try:
+        url = valkey.url_for("reader", "pw")
+        assert await plan(url) == ["format 1: namespace 'nimburion'"]
+        assert dump(valkey) == {}
+        store = RedisBackend(valkey.url)
+        await store.open()
+        await store.close()
+        before = dump(valkey)
+        assert await plan(url) == []
+        assert dump(valkey) == before
+        refused = RedisBackend(url)
+        with pytest.raises(ConfigurationError, match="this user may not"):
+            await refused.open()
+    finally:
+        valkey.ask("ACL", "DELUSER", "reader")
+
+
+async def test_planning_wakes_no_worker(valkey: Server) -> None:
+    """Opening rings, so that a lack of rights is found at once; looking must not."""
+    valkey.empty()
+    store = RedisBackend(valkey.url)
+    await store.open()
+    await store.close()
+    before = valkey.ask("XINFO", "STREAM", "{nimburion}:ring0")
+    with valkey.client() as client, client.pubsub() as listener:
+        listener.subscribe("{nimburion}:bell")
+        assert listener.get_message(timeout=5.0) is not None
+        assert await plan(valkey.url) == []
+        valkey.ask("PUBLISH", "{nimburion}:bell", "the end")
+        heard = listener.get_message(timeout=5.0)
+    assert heard is not None
+    assert heard["data"] == b"the end"
+    assert valkey.ask("XINFO", "STREAM", "{nimburion}:ring0") == before
+
+
+async def test_planning_refuses_a_newer_format(valkey: Server) -> None:
+    valkey.empty()
+    valkey.ask("HSET", "{nimburion}:meta", "format", 99)
+    before = dump(valkey)
+    with pytest.raises(FormatMismatch, match="has format 99"):
+        await plan(valkey.url)
+    assert dump(valkey) == before
+    valkey.empty()
+
+
+async def test_planning_refuses_a_server_that_will_not_do(redis_binary: Binary) -> None:
+    with Server(redis_binary) as server:
+        with pytest.raises(ConfigurationError, match="require_durable, but"):
+            await plan(f"{server.url}?require_durable=true")
+        assert dump(server) == {}
+
+
+async def leased(store: RedisBackend, jobs: Sequence[NewJob], session: str) -> None:
+    """Jobs that a session holds."""
+    await store.enqueue(jobs)
+    await store.open_session(Session(id=session))
+    lanes = (Lane("default", "mail"),)
+    reply = await store.exchange(session, 1, [], Want(lanes=lanes, total=len(jobs)))
+    assert len(reply.deliveries) == len(jobs)
+
+
+@pytest.mark.parametrize("max_lost", [1, 3], ids=["failing", "returning"])
+async def test_a_rescue_that_fails_while_it_decides_writes_nothing(
+    max_lost: int, valkey: Server
+) -> None:
+    """The record of its second job is damaged: its first job and the session stay as they were."""
+    valkey.empty()
+    clock = FakeClock()
+    store = RedisBackend(valkey.url, clock=clock)
+    await store.open()
+    try:
+        jobs = [
+            NewJob(one, "mail", "default", b"{}", options=Options(unique_key=one))
+            for one in ("a", "b")
+        ]
+        await leased(store, jobs, "dying")
+        field = max(valkey.ask("HKEYS", "{nimburion}:lease"))
+        valkey.ask("HSET", "{nimburion}:lease", field, "damaged")
+        clock.advance(1000.0)
+        before = dump(valkey)
+        with pytest.raises(BackendError):
+            await store.rescue(10, max_lost=max_lost)
+        assert dump(valkey) == before
+    finally:
+        await store.close()
+        valkey.empty()
