@@ -7,14 +7,17 @@
 -- Atomic: one script: the test of the expiry and the end of the session are one step, so a beat comes before or after
 local most, max_lost, suspect_after = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[7])
 local left_behind = redis.call('ZRANGEBYSCORE', alive_key, '-inf', alive_now, 'LIMIT', 0, 100)
-for _, id in ipairs(left_behind) do
+local orphans, turns, put_orphan, drop_orphan, put_history = redis.call('ZRANGE', orphan_key, 0, 99), {}, {}, {}, {}
+for i, id in ipairs(left_behind) do
   local turn = redis.call('HGET', turn_key, id)
-  redis.call('ZADD', orphan_key, 0, string.sub(turn, 1, 4) .. string.sub(turn, 29, 29))
-  bury(id, turn)
+  local orphan = string.sub(turn, 1, 4) .. string.sub(turn, 29, 29)
+  turns[i] = turn
+  push(orphans, orphan)
+  push_two(put_orphan, 0, orphan)
 end
 
 local returned, failed, cancelled, taken, more = {}, {}, {}, 0, false
-for _, orphan in ipairs(redis.call('ZRANGE', orphan_key, 0, 99)) do
+for _, orphan in ipairs(orphans) do
   local session4, left = string.sub(orphan, 1, 4), string.sub(orphan, 5) == 'l'
   local members = redis.call('ZRANGEBYLEX', held_key, '[' .. session4, after(session4), 'LIMIT', 0, most - taken + 1)
   for _, member in ipairs(members) do
@@ -32,7 +35,7 @@ for _, orphan in ipairs(redis.call('ZRANGE', orphan_key, 0, 99)) do
     if not spared then
       lost = lost + 1
       local json = ARGV[5] .. (struct.unpack('>I4', counts)) + lost .. ARGV[6]
-      redis.call('HSET', history_key, field, (redis.call('HGET', history_key, field) or '') .. now8
+      push_two(put_history, field, (redis.call('HGET', history_key, field) or '') .. now8
         .. struct.pack('>I4', #json) .. json)
       counts = string.sub(counts, 1, 4) .. struct.pack('>I2', lost)
     end
@@ -48,8 +51,15 @@ for _, orphan in ipairs(redis.call('ZRANGE', orphan_key, 0, 99)) do
   if more then
     break
   end
-  redis.call('ZREM', orphan_key, orphan)
+  push(drop_orphan, orphan)
 end
+
+for i, id in ipairs(left_behind) do
+  bury(id, turns[i])
+end
+each_part('ZADD', orphan_key, put_orphan)
+each_part('ZREM', orphan_key, drop_orphan)
+each_part('HSET', history_key, put_history)
 write_ledger()
 count_lanes()
 ring()

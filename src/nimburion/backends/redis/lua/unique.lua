@@ -1,11 +1,13 @@
 -- Part of scripts that take or free unique keys. Scope: (job name, key).
 -- Keys: unique until
 -- Inputs: a body with the flag KEY, its job's name
--- Result: holder_of, take_key, free_key
+-- Result: holder_of, take_key, free_key; free_keys() writes what free_key decided
 -- Locks: none
 -- Atomic: part of its script
 --
 -- unique: name NUL key -> until 8 (all ones: while its job is unfinished) | id.  until: those with a time, by it.
+local freed = {}
+
 local function key_field(body, name)
   local at = key_at(body)
   local length = string.byte(body, at)
@@ -14,6 +16,9 @@ end
 
 -- The id of the job that holds a key now, or nil.
 local function holder_of(field)
+  if freed[field] then
+    return nil
+  end
   local entry = redis.call('HGET', unique_key, field)
   if not entry then
     return nil
@@ -35,6 +40,7 @@ local function take_key(body, name)
   else
     redis.call('ZREM', until_key, field)
   end
+  freed[field] = nil
   redis.call('HSET', unique_key, field, till .. id_of(body))
 end
 
@@ -43,8 +49,17 @@ local function free_key(body, name)
   local field = key_field(body, name)
   local entry = redis.call('HGET', unique_key, field)
   if entry and string.sub(entry, 1, 8) == NEVER8 and string.sub(entry, 9) == id_of(body) then
-    redis.call('HDEL', unique_key, field)
+    freed[field] = true
     return true
   end
   return false
+end
+
+local function free_keys()
+  local fields = {}
+  for field in pairs(freed) do
+    push(fields, field)
+  end
+  each_part('HDEL', unique_key, fields)
+  freed = {}
 end
