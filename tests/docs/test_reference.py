@@ -69,7 +69,7 @@ def test_the_public_names_are_all_there() -> None:
 
 def test_the_words_of_a_job_are_all_there() -> None:
     words = {"name", "queue", *PolicyOptions.__annotations__}
-    assert set(first_cells("api.md", under="The words of a job")) == words
+    assert set(first_cells("api.md", under="The options of a job")) == words
 
 
 def test_the_methods_of_a_processor_are_all_there() -> None:
