@@ -113,11 +113,11 @@ class Net:
                 await self._give_up(reply)
             case Fault.LATE:
                 await self._give_up(reply)
-                await elapse(self._random.uniform(0.0, 2.0))
+                await self._delay()
                 await _outcome(apply)
             case Fault.REPEATED:
                 await self._answer(reply, await _outcome(apply))
-                await elapse(self._random.uniform(0.0, 2.0))
+                await self._delay()
                 await _outcome(apply)
             case Fault.SLOW:
                 await elapse(self._random.uniform(0.0, 1.0))
@@ -152,6 +152,10 @@ class Net:
             return
         await elapse(_PATIENCE * size / most[1] / 2)
         await self._answer(reply, (worked, what))
+
+    async def _delay(self) -> None:
+        """Hold a request up: for a moment, or until its session may have been rescued."""
+        await elapse(self._random.uniform(0.0, self._random.choice((2.0, 20.0))))
 
     async def _latency(self) -> None:
         await elapse(self._random.uniform(0.0001, 0.005))

@@ -105,7 +105,8 @@ class Worker:
     def session(self) -> str | None:
         """The session that it has now; None while it has none."""
         running = getattr(self, "processor", None) and self.processor._running
-        return running._worker.tenure.session.id if running else None
+        tenure = getattr(running._worker, "tenure", None) if running else None
+        return tenure.session.id if tenure else None
 
     @property
     def keeper(self) -> LeaseKeeper:
