@@ -1,4 +1,4 @@
-"""The way in: what an application asks of a store, without running anything."""
+"""Enqueues jobs and asks about them, without running anything."""
 
 from __future__ import annotations
 
@@ -6,41 +6,52 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Unpack, cast
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
 
 import msgspec
 
 from nimburion.core.backend import Backend, Joining
-from nimburion.core.clock import Clock
+from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import (
     DefinitionError,
     DuplicateJob,
     InvalidJob,
     JobConflict,
+    JobNotCompleted,
+    NotOpen,
     NotSupported,
+    WaitTimeout,
+    seconds_of,
 )
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
-from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.joining import Lent, Transaction
 from nimburion.core.limits import check_name
+from nimburion.core.reading import Cancellation
 from nimburion.core.settings import Settings
-from nimburion.jobs.asking import Asking
 from nimburion.jobs.batch import Batch
 from nimburion.jobs.codec import check_size, encode_object
 from nimburion.jobs.context import CURRENT
-from nimburion.jobs.intake import Intake
+from nimburion.jobs.intake import CALL_BEGAN, Intake
 from nimburion.jobs.job import AnyJob, declaration_of_job
 from nimburion.jobs.middleware import Enqueueing, EnqueueMiddleware
 from nimburion.jobs.passage import Passage
 from nimburion.jobs.policy import Priority
 from nimburion.jobs.registry import Registry
+from nimburion.jobs.status import Status, status_of
 from nimburion.jobs.terms import NO_TERMS, EnqueueManyOptions, EnqueueOptions, Terms, terms_of
 
 __all__ = ["Client", "Priority"]
 
+_FIRST_LOOK = 0.01
+_LONGEST_LOOK = 1.0
+_LAST_LOOK = 0.25
+"""Seconds that the store has to answer, also where the time is all but over."""
 
-class Client(Asking):
+
+class Client:
     """Enqueues jobs and asks about them. Belongs to the event loop that opened it; `sync` of a
     processor is for all other code.
 
@@ -61,14 +72,14 @@ class Client(Asking):
         events: Events | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        super().__init__(
-            backend,
-            settings=settings,
-            registry=registry,
-            clock=clock,
-            events=events,
-            entropy=entropy,
-        )
+        self.backend: Backend = backend
+        self.settings: Settings = settings or Settings()
+        self.registry: Registry = registry or Registry(self.settings)
+        self.clock: Clock = clock or SystemClock()
+        self.events: Events = events if events is not None else Events()
+        self.entropy: Entropy = entropy
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop it belongs to; None while it is not open."""
         self._ids = JobIds(self.clock.now, entropy)
         self._limits = self.settings.limits
         self._intake: Intake | None = None
@@ -89,13 +100,37 @@ class Client(Asking):
         other._enqueue_layers = self._enqueue_layers
         return other
 
+    # Coming and going
+
     async def open(self) -> None:
         """Open the store, on this loop. Repeatable. `NotOpen` when another loop has it open."""
-        owner = self.loop
-        await super().open()
-        if self.loop is not owner:
-            # What is left of the old ones' randomness may be in another process too, by a fork.
-            self._ids = JobIds(self.clock.now, self.entropy)
+        loop = asyncio.get_running_loop()
+        if self.loop is loop:
+            return
+        if self.loop is not None and self.loop.is_running():
+            raise NotOpen("it is open on another event loop; use `processor.sync` here")
+        await self.backend.open()
+        self.loop = loop
+        # What is left of the old ones' randomness may be in another process too, by a fork.
+        self._ids = JobIds(self.clock.now, self.entropy)
+
+    async def close(self) -> None:
+        """Close the store. Repeatable."""
+        if self.loop is not None:
+            self.loop = None
+            await self.backend.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
 
     # Enqueueing
 
@@ -210,6 +245,49 @@ class Client(Asking):
         )
         return await self._enqueue_one(None, new, terms)
 
+    # Asking
+
+    async def get_status(self, job_id: str) -> Status:
+        """What is known of a job. `JobNotFound` when nothing is."""
+        record = await self._record(job_id)
+        return status_of(record, self._result_decoder(record.name))
+
+    async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
+        """Wait until the job is completed; what its handler returned.
+
+        `JobNotCompleted`: it failed or was cancelled. `WaitTimeout`: it had not ended after
+        `timeout` seconds, or the store had not answered; the job goes on. `JobNotFound`. The store
+        is asked at growing intervals, up to a second.
+        """
+        seconds = None if timeout is None else seconds_of(timeout)
+        deadline = None if seconds is None else _began(self.clock) + seconds
+        pause = _FIRST_LOOK
+        while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
+            left = pause if deadline is None else deadline - self.clock.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
+            await self.clock.sleep(min(pause, left))
+            pause = min(1.5 * pause, _LONGEST_LOOK)
+        if record.state is not State.COMPLETED:
+            raise JobNotCompleted(job_id, record.state, _why(record))
+        return None if record.result is None else self._result_decoder(record.name)(record.result)
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """`cancelled`: it will not run. `requested`: it runs, and its worker is asked to end it; a
+        completion that comes first wins. `finished`: too late. `JobNotFound`."""
+        self._check_open()
+        return await self.backend.cancel(check_name("job id", job_id))
+
+    async def queue_size(self, queue: str | None = None) -> int:
+        """Jobs that are due now and not processing, in one queue or in all."""
+        self._check_open()
+        return sum(info.size for info in await self.backend.queues() if queue in (None, info.name))
+
+    async def pending_count(self) -> int:
+        """Jobs that wait: pending, retrying and scheduled."""
+        self._check_open()
+        return sum(info.size + info.scheduled for info in await self.backend.queues())
+
     # For what stores jobs by other operations
 
     def prepare(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
@@ -232,6 +310,43 @@ class Client(Asking):
         return (await passage.all([_enqueueing(job, new)]))[0]
 
     # Inside
+
+    def _check_open(self) -> None:
+        if self.loop is None:
+            raise NotOpen(
+                "open the processor first: `async with processor:`; or use `processor.sync`"
+            )
+        if self.loop is not asyncio.get_running_loop():
+            raise NotOpen(
+                "the processor is open on another event loop: use `processor.sync` here; or open "
+                "it on this loop, where that one has ended"
+            )
+
+    async def _record(self, job_id: str) -> JobRecord:
+        self._check_open()
+        return await self.backend.get(check_name("job id", job_id))
+
+    async def _record_by(
+        self, deadline: float | None, job_id: str, seconds: float | None
+    ) -> JobRecord:
+        """As `_record`; `WaitTimeout` where the store does not answer until then."""
+        if deadline is None:
+            return await self._record(job_id)
+        time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
+        try:
+            async with time:
+                return await self._record(job_id)
+        except TimeoutError as error:
+            if not time.expired():
+                raise
+            raise WaitTimeout(
+                f"job {job_id}: {self.backend.describe()} did not answer within the {seconds:g} s "
+                "of waiting"
+            ) from error
+
+    def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
+        handler = self.registry.get(name)
+        return msgspec.json.decode if handler is None else handler.decode_result
 
     def _opened(self) -> Intake:
         self._check_open()
@@ -368,3 +483,17 @@ def _enqueueing(job: object, new: NewJob) -> Enqueueing:
         after=new.after,
         options=new.options,
     )
+
+
+def _began(clock: Clock) -> float:
+    """When the call that runs began."""
+    began = CALL_BEGAN.get()
+    return clock.monotonic() if began is None else began
+
+
+def _why(record: JobRecord) -> str | None:
+    """The reason, and the last error where there is one."""
+    error = record.error
+    if record.state is not State.FAILED or error is None:
+        return record.reason
+    return f"{record.reason}: {error.type}: {error.message}"
