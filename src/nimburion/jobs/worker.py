@@ -37,7 +37,7 @@ from nimburion.jobs.attempt import (
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.demand import MOST_ASKED, Demand, Prefetch
-from nimburion.jobs.exchange_size import MOST_AT_ONCE, ExchangeSize
+from nimburion.jobs.exchange_size import ExchangeSize
 from nimburion.jobs.hints import Hints
 from nimburion.jobs.patience import Patience
 from nimburion.jobs.reach import Reach
@@ -48,10 +48,6 @@ from nimburion.jobs.tenure import Tenure, new_session
 
 _log = logging.getLogger("nimburion.worker")
 
-_REFILL = 8
-"""Until there is room for a whole batch, or for all but an eighth of the prefetch, settlements wait
-for company: the larger a batch, the less each job costs (an eighth: 15-25 % less than a half,
-measured)."""
 _UNWIND_PATIENCE = 1.0
 _AFTER_FAULT = 5.0
 _FLUSH_PATIENCE = 5.0
@@ -97,14 +93,18 @@ class Worker:
         self._not_begun: set[Attempt] = set()
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange whose reply is awaited, if it may hand out jobs."""
-        self._reasons = Reasons(self._loop)
-        self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
         self._patience = Patience(backend, self.demand.queues)
+        self._reasons = Reasons(
+            self._loop,
+            self._prefetch,
+            held=self._held,
+            running=self._running,
+            count_room=self._room,
+            long_poll=self._patience.offered,
+        )
+        self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
         self._stall = StallWatch(self._loop, self._held, self._on_stall)
         self._draining = False
-        self._cancelled = False
-        """Something outside the engine has cancelled the reserve loop: it winds down by itself."""
-        self._ended = False
         self._quiet = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._attempts: Attempts
@@ -115,7 +115,7 @@ class Worker:
     async def start(self, attempts: Attempts) -> None:
         """Open a session and begin to reserve."""
         self._attempts = attempts
-        self.tenure = await self._open_tenure()
+        await self._open_tenure()
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.hints.start()
 
@@ -139,7 +139,7 @@ class Worker:
         for attempt in self._running:
             attempt.interrupt(Why.STOP)
         await self._until_quiet(_UNWIND_PATIENCE, hurry)
-        self._ended = True
+        self._reasons.closing = True
         self._reasons.ring()
         self._patience.end()
         if self._task is not None:
@@ -211,7 +211,7 @@ class Worker:
         try:
             await self._make_exchanges()
         except asyncio.CancelledError:
-            if self._ended:
+            if self._reasons.closing:
                 raise
             _log.warning("the worker's task was cancelled from outside; it takes no more jobs")
             self._wind_down()
@@ -221,7 +221,7 @@ class Worker:
         """The reserve loop was cancelled: by a handler, or because the event loop ends. Every
         attempt must still be counted, so the loop goes on until all have ended and are stored."""
         self.take_no_more()
-        self._cancelled = True
+        self._reasons.cancelled = True
         for attempt in self._running:
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
@@ -236,16 +236,9 @@ class Worker:
             self._not_begun.discard(attempt)
             self._end(attempt, Released(attempt.delivery.lease))
 
-    @property
-    def _over(self) -> bool:
-        """Whether the reserve loop has nothing left to do."""
-        if self.tenure.conveyor.loaded:
-            return False
-        return self._ended or (self._cancelled and not self._running)
-
     async def _make_exchanges(self) -> None:
-        while not self._over:
-            await self._reasons.until(self._needed)
+        while not self._reasons.is_over:
+            await self._reasons.wait_for_reason()
             try:
                 await self._turn()
                 self.failure = None
@@ -254,21 +247,6 @@ class Worker:
                 _log.exception("an exchange failed; its session is given up")
                 self.tenure.conveyor.abandoned = True
                 await self._clock.sleep(_AFTER_FAULT)
-
-    def _needed(self) -> bool:
-        """Whether there is a reason for an exchange now. While plenty is held, settlements wait for
-        company (but never longer than 20 ms): larger batches cost less each."""
-        conveyor, reasons = self.tenure.conveyor, self._reasons
-        if self._ended or conveyor.abandoned or conveyor.is_full:
-            return True
-        if self._cancelled and not self._running:
-            return True
-        prefetch = self._prefetch.size
-        full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
-        if len(self._held) > prefetch - full:
-            return reasons.overdue or len(conveyor.pending) >= max(1, full)
-        may_find = reasons.hinted or reasons.more or (self._patience.offered and not self._running)
-        return conveyor.loaded or (may_find and self._room() > 0)
 
     async def _turn(self) -> None:
         """One exchange, and what comes of it."""
@@ -411,10 +389,7 @@ class Worker:
             self._quiet.set()
         if self._held or self._suspects:
             self._fill()
-        if self._needed():
-            self._reasons.ring()
-        elif self.tenure.conveyor.pending:
-            self._reasons.hold_back()
+        self._reasons.note_result()
 
     # What others say
 
@@ -447,7 +422,7 @@ class Worker:
 
     # Sessions
 
-    async def _open_tenure(self) -> Tenure:
+    async def _open_tenure(self) -> None:
         while True:
             tenure = Tenure(
                 self._backend,
@@ -464,15 +439,16 @@ class Worker:
             # `SessionLost`: it was opened, the answer got lost, and it was rescued since.
             with suppress(SessionLost):
                 await tenure.open()
-                return tenure
+                self.tenure, self._reasons.conveyor = tenure, tenure.conveyor
+                return
 
     async def _begin_anew(self) -> None:
         """The session is over: stop believing in what it held, and open another."""
         self._give_up()
         await self._until_quiet(_UNWIND_PATIENCE, asyncio.Event())
-        await self.tenure.close(self._stuck(), patiently=not self._ended)
-        if not (self._ended or self._cancelled):
-            self.tenure = await self._open_tenure()
+        await self.tenure.close(self._stuck(), patiently=not self._reasons.closing)
+        if not (self._reasons.closing or self._reasons.cancelled):
+            await self._open_tenure()
             self._reasons.hinted = True
 
     def _give_up(self) -> None:
