@@ -83,7 +83,7 @@ def test_a_warning_is_enough_for_code_1_when_strict(nimburion: CommandLine) -> N
 def test_a_store_that_is_not_there_is_an_error_and_is_not_made(nimburion: CommandLine) -> None:
     ended = nimburion("doctor")
     assert (ended.code, ended.err) == (1, "")
-    assert f"there is no store {nimburion.folder}/nimburion.db\n" in ended.out
+    assert f"SQLite {nimburion.folder}/nimburion.db does not exist\n" in ended.out
     assert list(nimburion.folder.iterdir()) == []
 
 
@@ -149,13 +149,13 @@ class Full(MemoryBackend):
 
 async def test_a_store_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PATIENCE", 0.0)
-    (found,) = await doctor.answers(Silent(), "memory://")
+    (found,) = await doctor.answers(Silent())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "none within 0 s")
     assert found.advice
 
 
 async def test_a_store_that_raises_is_a_finding() -> None:
-    (found,) = await doctor.answers(Full(), "memory://")
+    (found,) = await doctor.answers(Full())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "no room")
     assert "make room" in found.advice
 

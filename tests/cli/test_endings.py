@@ -105,7 +105,7 @@ def test_looking_where_no_store_is_makes_none(
     ended = nimburion(*command)
     assert ended.code == 3
     assert ended.err == (
-        f"nimburion: there is no store {nimburion.folder}/nimburion.db; "
+        f"nimburion: SQLite {nimburion.folder}/nimburion.db does not exist; "
         "enqueue a job first, or say which with --store\n"
     )
     assert list(nimburion.folder.iterdir()) == []

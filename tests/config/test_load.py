@@ -10,13 +10,12 @@ import msgspec
 import pytest
 
 from nimburion import config
-from nimburion.backends import open_backend
+from nimburion.backends import FAMILIES, open_backend
 from nimburion.backends.postgres import address as postgres
 from nimburion.backends.redis import address
 from nimburion.backends.redis.address import Address, Tls, parse
 from nimburion.backends.urls import Login, Node
 from nimburion.config.schema import STORES, Section
-from nimburion.config.store import SCHEMES
 from nimburion.core.limits import Limits
 from nimburion.core.settings import QueueSettings, Settings
 
@@ -195,8 +194,8 @@ def test_settings_show_no_password() -> None:
 
 
 def test_the_schemes_of_servers_are_those_of_their_stores() -> None:
-    assert set(SCHEMES["redis"]) == address.SCHEMES.keys()
-    assert set(SCHEMES["postgres"]) == {*postgres.SCHEMES}
+    assert set(FAMILIES["redis"]) == address.SCHEMES.keys()
+    assert set(FAMILIES["postgres"]) == {*postgres.SCHEMES}
 
 
 @pytest.mark.parametrize("name", ["50%.db", "why?.db", "a#b.db", "%20.db", "two words.db"])

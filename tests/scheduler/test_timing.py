@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import cast
 
 import pytest
 
-from nimburion.core.backend import Consuming
+from nimburion.core.backend import Living
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.exchange import Reply
 from nimburion.scheduler import Scheduler
 from nimburion.scheduler.timing import StoreTime
 from nimburion.testing import FakeClock
@@ -111,7 +109,7 @@ async def test_the_clock_of_the_store_that_is_set_is_followed(place: Place) -> N
 @pytest.mark.parametrize("drift", [0.0001, -0.0001])
 async def test_a_clock_that_drifts_is_corrected_again_and_again(place: Place, drift: float) -> None:
     clock = HostClock(place.clock, drift=drift)
-    time = StoreTime(clock, place.store, os.urandom)
+    time = StoreTime(clock, place.store)
     for seconds in range(0, 6000, 20):
         place.at(seconds)
         await time.learn()
@@ -121,7 +119,7 @@ async def test_a_clock_that_drifts_is_corrected_again_and_again(place: Place, dr
 async def test_what_the_round_trip_can_explain_is_no_difference() -> None:
     clock = FakeClock(BEGIN)
     slow = Slow(clock, took=0.4, says=BEGIN + 0.35)
-    time = StoreTime(clock, cast("Consuming", slow), os.urandom)
+    time = StoreTime(clock, cast("Living", slow))
     await time.learn()
     assert time.now() == pytest.approx(clock.now(), abs=0.001)
 
@@ -129,7 +127,7 @@ async def test_what_the_round_trip_can_explain_is_no_difference() -> None:
 async def test_half_of_the_round_trip_is_the_way_there() -> None:
     clock = FakeClock(BEGIN)
     slow = Slow(clock, took=0.4, says=BEGIN + 100.2)
-    time = StoreTime(clock, cast("Consuming", slow), os.urandom)
+    time = StoreTime(clock, cast("Living", slow))
     await time.learn()
     assert time.now() == pytest.approx(clock.now() + 100, abs=0.001)
 
@@ -141,7 +139,7 @@ async def test_a_blocked_event_loop_is_no_difference(
     """A handler blocks the loop for 20 s, so that an answer given early or late is read late."""
     clock = FakeClock(BEGIN)
     slow = Slow(clock, took=20.0, says=BEGIN + says)
-    time = StoreTime(clock, cast("Consuming", slow), os.urandom)
+    time = StoreTime(clock, cast("Living", slow))
     await time.learn()
     assert time.now() == pytest.approx(clock.now(), abs=0.001)
     assert caplog.messages == []
@@ -158,19 +156,35 @@ async def test_a_clock_far_off_is_said_once(place: Place, caplog: pytest.LogCapt
     ]
 
 
-async def test_no_session_is_left_behind(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_asking_for_the_time_opens_no_session(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise AssertionError("a scheduler is no worker")
+
     scheduler = await place.scheduler(each_minute)
+    for name in ("open_session", "exchange"):
+        monkeypatch.setattr(scheduler.processor.backend, name, refuse)
+    await scheduler.fire_due()
+    place.at(600)
     await scheduler.fire_due()
     assert await place.store.sessions() == []
 
-    async def cut(*_: object) -> None:
+
+async def test_a_backend_that_cannot_be_asked_for_the_time_decides_no_tick(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = await place.scheduler(each_minute)
+    await scheduler.fire_due()
+
+    async def cut() -> None:
         raise BackendUnavailable("cut")
 
     place.at(600)
-    monkeypatch.setattr(scheduler.processor.backend, "exchange", cut)
+    monkeypatch.setattr(scheduler.processor.backend, "now", cut)
     with pytest.raises(BackendUnavailable):
         await scheduler.fire_due()
-    assert await place.store.sessions() == []
+    assert await place.jobs() == []
 
 
 async def test_what_is_added_by_hand_begins_in_the_time_of_the_store(place: Place) -> None:
@@ -193,10 +207,6 @@ class Slow:
     def __init__(self, clock: FakeClock, took: float, says: float) -> None:
         self._clock, self._took, self._says = clock, took, says
 
-    async def open_session(self, _: object) -> None: ...
-
-    async def close_session(self, _: object) -> None: ...
-
-    async def exchange(self, *_: object) -> Reply:
+    async def now(self) -> float:
         self._clock.advance(self._took)
-        return Reply([], [], [], None, self._says)
+        return self._says

@@ -22,27 +22,40 @@ ENTRY_POINTS = "nimburion.backends"
 """Third-party stores: an entry point of this group, named as the scheme, whose object has
 `from_url(url, **options)`."""
 
-SCHEMES = MappingProxyType(
+FAMILIES = MappingProxyType(
+    {
+        "memory": ("memory",),
+        "sqlite": ("sqlite",),
+        "redis": (
+            "redis",
+            "rediss",
+            "valkey",
+            "valkeys",
+            "unix",
+            "redis+sentinel",
+            "rediss+sentinel",
+            "redis+cluster",
+            "rediss+cluster",
+        ),
+        "postgres": ("postgresql", "postgres"),
+    }
+)
+"""Our own backends by the name that `jobs.backend` takes, with the schemes of their URLs. This is
+the only list of them; configuration and command line read it."""
+
+_CLASSES = MappingProxyType(
     {
         "memory": "nimburion.backends.memory:MemoryBackend",
         "sqlite": "nimburion.backends.sqlite:SQLiteBackend",
-        **dict.fromkeys(
-            (
-                "redis",
-                "rediss",
-                "valkey",
-                "valkeys",
-                "unix",
-                "redis+sentinel",
-                "rediss+sentinel",
-                "redis+cluster",
-                "rediss+cluster",
-            ),
-            "nimburion.backends.redis:RedisBackend",
-        ),
-        **dict.fromkeys(("postgresql", "postgres"), "nimburion.backends.postgres:PostgresBackend"),
+        "redis": "nimburion.backends.redis:RedisBackend",
+        "postgres": "nimburion.backends.postgres:PostgresBackend",
     }
 )
+
+SCHEMES = MappingProxyType(
+    {scheme: _CLASSES[name] for name, schemes in FAMILIES.items() for scheme in schemes}
+)
+"""Where the class of a scheme is: `module:class`."""
 
 Factory = Callable[..., Backend]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nimburion.core.errors import BackendUnavailable, NimburionError
+from nimburion.core.errors import BackendUnavailable, NimburionError, NotSupported
 from nimburion.core.redaction import redact_urls
 
 Meaning = Callable[[str, str], NimburionError]
@@ -15,6 +15,11 @@ def saying(kind: Callable[[str], NimburionError], words: str) -> Meaning:
     """Errors of this kind; `{where}` in the words stands for the store, `{said}` for what the
     server said."""
     return lambda where, said: kind(words.format(where=where, said=redact_urls(said)))
+
+
+def no_roles(where: str, role: str) -> NotSupported:
+    """The error of `grant` where a backend knows no roles."""
+    return NotSupported(f"{where} knows no roles; nothing can be granted to {role!r}")
 
 
 def not_applied(problem: str) -> BackendUnavailable:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from nimburion.core.clock import Clock
     from nimburion.core.settings import Config
 
-REDIS = frozenset({"redis", "rediss", "valkey", "valkeys", "unix"})
 PATIENCE = 20.0
 """Seconds after which a store that says nothing, not even no, counts as not answering."""
 JUMP = 0.1
@@ -64,7 +63,7 @@ async def examined(config: Config, clock: Clock) -> list[Finding]:
         event_loop(),
         *redis_driver(config.jobs.url),
         Finding("store", "good", backend.describe()),
-        *await answers(backend, config.jobs.url),
+        *await answers(backend),
         local_clock(clock, wall, monotonic),
     ]
 
@@ -94,7 +93,9 @@ def event_loop() -> Finding:
 
 def redis_driver(url: str) -> list[Finding]:
     """What reads the answers of a Redis server; nothing to say of other stores."""
-    if url.partition(":")[0].partition("+")[0] not in REDIS:
+    from nimburion.backends import FAMILIES
+
+    if url.partition("://")[0].lower() not in FAMILIES["redis"]:
         return []
     if find_spec("hiredis") is None:
         advice = "pip install 'nimburion[redis]' brings it"
@@ -113,12 +114,12 @@ def version_of(package: str) -> str:
         return "(of unknown version)"
 
 
-async def answers(backend: Backend, url: str) -> list[Finding]:
+async def answers(backend: Backend) -> list[Finding]:
     """What the store says of itself, or that it says nothing."""
     import asyncio
 
     try:
-        refuse_missing(url)
+        await refuse_missing(backend)
         async with asyncio.timeout(PATIENCE):
             await backend.open()
             return [*await backend.examine(), *await waiting_jobs(backend)]

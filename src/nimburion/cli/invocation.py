@@ -54,25 +54,27 @@ class Invocation:
             raise BadInput(
                 f"{redact_url(url)} lives inside one process; from here there is nothing to see"
             )
-        if not may_create:
-            refuse_missing(url)
-        return asyncio.run(_asked(backend, question, unopened=unopened))
+        return asyncio.run(_asked(backend, question, may_create=may_create, unopened=unopened))
 
 
-def refuse_missing(url: str) -> None:
-    """Raise where the file of a SQLite store does not exist."""
-    if not url.startswith("sqlite:///"):
-        return
-    from nimburion.backends.sqlite.place import path_of
-
-    if not (path := path_of(url)).exists():
-        raise NoStore(f"there is no store {path}; enqueue a job first, or say which with --store")
+async def refuse_missing(backend: Backend) -> None:
+    """Raise `NoStore` where there is no data to open yet."""
+    if not await backend.exists():
+        raise NoStore(
+            f"{backend.describe()} does not exist; enqueue a job first, or say which with --store"
+        )
 
 
 async def _asked(
-    backend: Backend, question: Callable[[Backend], Awaitable[T]], *, unopened: bool
+    backend: Backend,
+    question: Callable[[Backend], Awaitable[T]],
+    *,
+    may_create: bool,
+    unopened: bool,
 ) -> T:
     try:
+        if not may_create:
+            await refuse_missing(backend)
         if not unopened:
             await backend.open()
         return await question(backend)

@@ -42,14 +42,11 @@ def up(grant: str | None) -> None:
 
 
 async def brought_up(backend: Backend, role: str | None) -> list[str]:
-    """Migrate, then grant, where the store knows roles."""
-    granting = getattr(backend, "grant", None)
-    if role is not None and granting is None:
+    """Migrate, then grant."""
+    if role is not None and not backend.capabilities.roles:
         raise BadInput(f"{backend.describe()} knows no roles; leave --grant out")
     steps = await backend.migrate()
-    if role is not None and granting is not None:
-        steps += await granting(role)
-    return steps
+    return steps if role is None else steps + await backend.grant(role)
 
 
 @migrate.command("check")

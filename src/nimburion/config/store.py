@@ -12,29 +12,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from nimburion.backends import FAMILIES
 from nimburion.config.schema import STORE_KEYS, STORES
 from nimburion.config.tree import Path, Written, part, refusal, without
 from nimburion.core.errors import ConfigurationError
 
 DEFAULT_FILE = "nimburion.db"
-SCHEMES = MappingProxyType(
-    {
-        "memory": ("memory",),
-        "sqlite": ("sqlite",),
-        "redis": (
-            "redis",
-            "rediss",
-            "valkey",
-            "valkeys",
-            "unix",
-            "redis+sentinel",
-            "rediss+sentinel",
-            "redis+cluster",
-            "rediss+cluster",
-        ),
-        "postgres": ("postgresql", "postgres"),
-    }
-)
 _ADDRESSES = frozenset({"url", "addr", "path"})
 _TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
 _REDIS_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout", *_TLS_OPTIONS)
@@ -102,7 +85,7 @@ def _whole_url(told: Told) -> str:
     if not _scheme(url):
         raise told.wrong("url", "expected a URL like sqlite:///jobs.db or memory://")
     backend = told.values.get("backend")
-    if backend is not None and _scheme(url) not in SCHEMES[str(backend)]:
+    if backend is not None and _scheme(url) not in FAMILIES[str(backend)]:
         problem = f"{backend}, but jobs.url names a store of scheme {_scheme(url)!r}; keep one"
         raise told.wrong("backend", problem)
     for name in STORES:
@@ -191,8 +174,8 @@ _URLS: Mapping[str, Callable[[Told], str]] = MappingProxyType(
 
 def _own_url(told: Told, name: str) -> str:
     url = str(told.values["url"])
-    if _scheme(url) not in SCHEMES[name]:
-        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES[name])
+    if _scheme(url) not in FAMILIES[name]:
+        schemes = ", ".join(f"{scheme}://" for scheme in FAMILIES[name])
         raise told.wrong("url", f"expected a URL that begins with {schemes}")
     return url
 

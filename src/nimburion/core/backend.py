@@ -62,6 +62,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     a job then begins one round trip sooner than by `wait`."""
     remote: bool = False
     """Its work is done by another process: a worker should have jobs to run while it answers."""
+    roles: bool = False
+    """Knows roles: `grant` lets another one do what workers do."""
     gradual: bool = False
     """`enqueue` looks at the last jobs of a large call while the first are being stored: they may
     be made as they are looked at, and what that raises refuses the call."""
@@ -268,8 +270,19 @@ class Living(Protocol):
         """Let go of everything. Repeatable."""
         ...
 
+    async def exists(self) -> bool:
+        """Whether there is data to open. False where `open` would make it at a place that holds
+        nothing yet, like a file in the wrong folder. The backend need not be open, and nothing is
+        created. A backend with a server returns True: only `open` asks the server."""
+        ...
+
     async def ping(self) -> None:
         """Return when the store answers."""
+        ...
+
+    async def now(self) -> float:
+        """The time on the backend's clock, in epoch seconds. One cheap call that changes
+        nothing."""
         ...
 
     async def examine(self) -> list[Finding]:
@@ -286,6 +299,12 @@ class Living(Protocol):
     async def migrate(self) -> list[str]:
         """Bring the store's format up to date; what was done, in words. The store need not be open;
         close it afterwards. Any number may do it at once, while others work."""
+        ...
+
+    async def grant(self, role: str) -> list[str]:
+        """Let another role of the backend do what workers do, and no more; what was granted, in
+        words. The backend need not be open; close it afterwards. `NotSupported` where a backend
+        knows no roles; `ConfigurationError` where there is no such role, or ours may not grant."""
         ...
 
 

@@ -55,7 +55,7 @@ class Scheduler(Service):
         self.schedules: Schedules = Schedules(processor, timezone)
         """All schedules of the store: list, add, pause, remove them."""
         self._declared: dict[str, Declared] = {}
-        self._time = StoreTime(processor.clock, processor.backend, processor.entropy)
+        self._time = StoreTime(processor.clock, processor.backend)
         self._firing = Firing(processor, self._declared, self._time)
         self._announcing = Announcing(processor.backend, processor.settings.owner, self._declared)
         self._roster = Roster()

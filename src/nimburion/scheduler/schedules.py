@@ -52,7 +52,7 @@ class Schedules:
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
         self._timezone = timezone
-        self._time = StoreTime(client.clock, client.backend, client.entropy)
+        self._time = StoreTime(client.clock, client.backend)
 
     async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
         """All of them, by name, with so many coming ticks."""

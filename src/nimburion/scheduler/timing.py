@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import logging
 
-from nimburion.core.backend import Consuming
+from nimburion.core.backend import Living
 from nimburion.core.clock import Clock
-from nimburion.core.exchange import NOTHING
-from nimburion.core.ids import Entropy
-from nimburion.core.session import Session
 
 _log = logging.getLogger("nimburion.scheduler")
 
@@ -26,10 +23,9 @@ _LOUD = 5.0
 class StoreTime:
     """The host's clock, corrected by the store's."""
 
-    def __init__(self, clock: Clock, store: Consuming, entropy: Entropy) -> None:
+    def __init__(self, clock: Clock, store: Living) -> None:
         self._clock = clock
         self._store = store
-        self._entropy = entropy
         self._learned: float | None = None
         self._host_ahead = 0.0
         self._ahead = 0.0
@@ -47,7 +43,7 @@ class StoreTime:
         if not self._is_due():
             return
         sent = self._clock.now(), self._clock.monotonic()
-        told = await self._told()
+        told = await self._store.now()
         answered = self._clock.monotonic()
         took = answered - sent[1]
         self._host_ahead = sent[0] - sent[1]
@@ -63,15 +59,6 @@ class StoreTime:
         if self._learned is None or now - self._learned >= _EACH:
             return True
         return abs(self._clock.now() - now - self._host_ahead) > _STEP
-
-    async def _told(self) -> float:
-        """What time it is there: an exchange says it, within a session that asks for nothing."""
-        session = Session(id=self._entropy(16).hex())
-        await self._store.open_session(session)
-        try:
-            return (await self._store.exchange(session.id, 1, [], NOTHING)).now
-        finally:
-            await self._store.close_session(session.id)
 
     def _warn(self, off: float) -> None:
         was_loud = abs(self._ahead - self._host_ahead) > _LOUD

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import msgspec
 
+from nimburion.backends.meanings import no_roles
 from nimburion.backends.memory import operations
-from nimburion.backends.memory.entry import Entry, Shelf, micros
+from nimburion.backends.memory.entry import MICRO, Entry, Shelf, micros
 from nimburion.backends.memory.moves import Step
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
@@ -98,8 +99,16 @@ class MemoryBackend:
     async def close(self) -> None:
         """Nothing to do; the data stays as long as a handle does."""
 
+    async def exists(self) -> bool:
+        """See `Backend.exists`."""
+        return True
+
     async def ping(self) -> None:
         """Answer."""
+
+    async def now(self) -> float:
+        """See `Backend.now`."""
+        return self._do(lambda step: step.now / MICRO)
 
     async def examine(self) -> list[Finding]:
         """See `Backend.examine`."""
@@ -120,6 +129,10 @@ class MemoryBackend:
     async def migrate(self) -> list[str]:
         """Nothing to do."""
         return []
+
+    async def grant(self, role: str) -> list[str]:
+        """See `Backend.grant`."""
+        raise no_roles(self.describe(), role)
 
     # Producing
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.packing import micros
+from nimburion.backends.packing import MICRO, micros
 from nimburion.backends.postgres import enqueueing, exchanging, joining, migrating, sessions
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
@@ -41,6 +41,7 @@ CAPABILITIES = Capabilities(
     atomic_batch=None,
     shared=True,
     remote=True,
+    roles=True,
     gradual=True,
 )
 BEHIND_A_POOLER = msgspec.structs.replace(CAPABILITIES, notifies=False)
@@ -162,9 +163,20 @@ class PostgresBackend(Operating, Upgrading):
             if opened is not None and self._is_here(opened):
                 await opened.close()
 
+    async def exists(self) -> bool:
+        """See `Backend.exists`."""
+        return True
+
     async def ping(self) -> None:
         """Return when the server answers."""
         await self._ask("SELECT 1")
+
+    async def now(self) -> float:
+        """See `Backend.now`: the clock of the server."""
+        statement = """SELECT coalesce(
+            $1, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8))"""
+        ((now,),) = await self._ask(statement, self._now())
+        return float(now) / MICRO
 
     async def examine(self) -> list[Finding]:
         """See `Backend.examine`."""

@@ -28,11 +28,7 @@ class Upgrading:
             return await migrating.migrate(link, self.address, migrating.wanted())
 
     async def grant(self, role: str) -> list[str]:
-        """Let another role do what workers do, and no more; what was done, in words.
-
-        Raises:
-            ConfigurationError: there is no such role, or ours may not grant.
-        """
+        """See `Backend.grant`."""
         async with self._linked() as link:
             return await migrating.grant(link, self.address, migrating.wanted(), role)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.packing import micros
+from nimburion.backends.meanings import no_roles
+from nimburion.backends.packing import MICRO, micros
 from nimburion.backends.redis import durability, enqueueing, exchanging, sessions
 from nimburion.backends.redis.address import Address, parse
 from nimburion.backends.redis.examining import findings
@@ -134,9 +135,21 @@ class RedisBackend(Operating):
             if opened is not None and self._is_here(opened):
                 await opened.close()
 
+    async def exists(self) -> bool:
+        """See `Backend.exists`."""
+        return True
+
     async def ping(self) -> None:
         """Return when the server answers."""
         await self._here().asks.call("PING")
+
+    async def now(self) -> float:
+        """See `Backend.now`: the clock of the server."""
+        opened = self._here()
+        if self._given is not None:
+            return micros(self._given.now()) / MICRO
+        seconds, fraction = await opened.asks.call("TIME")
+        return int(seconds) + int(fraction) / MICRO
 
     async def examine(self) -> list[Finding]:
         """See `Backend.examine`."""
@@ -158,6 +171,10 @@ class RedisBackend(Operating):
         steps = await self.plan()
         await self.open()
         return steps
+
+    async def grant(self, role: str) -> list[str]:
+        """See `Backend.grant`. What a user of the server may do is set on the server."""
+        raise no_roles(self.describe(), role)
 
     def _is_here(self, opened: Opened | None) -> bool:
         """Whether it is open in this process, on this event loop."""

@@ -65,6 +65,14 @@ def check_place(path: Path, *, mounts: Path = MOUNTS) -> None:
         )
 
 
+def file_exists(path: Path) -> bool:
+    """Whether there is something of this name, or this user may not know: opening says then why."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
 def is_folder(path: Path) -> bool:
     """Whether there is a folder of this name, as far as this user can see."""
     try:

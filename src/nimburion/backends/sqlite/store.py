@@ -11,6 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from nimburion.backends.files import Statements
+from nimburion.backends.meanings import no_roles
 from nimburion.backends.sqlite import (
     enqueueing,
     examining,
@@ -26,7 +27,7 @@ from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.doorbell import Bells, Chime, Doorbell, bells_of
 from nimburion.backends.sqlite.identity import OpenFiles
 from nimburion.backends.sqlite.joining import Joining
-from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, path_of
+from nimburion.backends.sqlite.place import MOUNTS, boot_id, check_place, file_exists, path_of
 from nimburion.backends.sqlite.space import Measure, Space, free_bytes
 from nimburion.backends.sqlite.threads import Reader, Writer
 from nimburion.backends.sqlite.transactions import transaction_of
@@ -238,6 +239,14 @@ class SQLiteBackend:
                 self._bells.close()
             self.files = None
 
+    async def exists(self) -> bool:
+        """Whether there is something of this name where the file should be."""
+        return await asyncio.to_thread(file_exists, self.path)
+
+    async def now(self) -> float:
+        """See `Backend.now`: the clock of this host."""
+        return await self._read(lambda db: db.now / MICRO)
+
     async def ping(self) -> None:
         """Return when the file can be read."""
         await self._read(lambda db: db.value("next_due"))
@@ -262,6 +271,10 @@ class SQLiteBackend:
         """What the opening did to bring the file to this version's format."""
         await self.open()
         return list(self._done)
+
+    async def grant(self, role: str) -> list[str]:
+        """See `Backend.grant`."""
+        raise no_roles(self.describe(), role)
 
     async def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> T:
         if self._writer is None or self._pid != os.getpid():

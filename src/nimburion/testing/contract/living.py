@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from nimburion.core.backend import Backend, Capabilities
+from nimburion.core.errors import ConfigurationError, NotSupported
 from nimburion.core.job import Enqueued, State
 from nimburion.testing.contract.stage import Stage, ids
 
@@ -24,6 +27,34 @@ class Living:
 
     async def test_it_answers(self, stage: Stage) -> None:
         await stage.store.ping()
+
+    async def test_it_tells_the_time_of_its_clock(self, stage: Stage) -> None:
+        for passed in (0.0, 0.25, 3_600.0):
+            stage.clock.advance(passed)
+            assert abs(await stage.store.now() - stage.clock.now()) < 0.000_01
+        await stage.put(stage.job("a"))
+        assert (await stage.store.get("a")).created_at == await stage.store.now()
+
+    async def test_asking_for_the_time_changes_nothing(self, stage: Stage) -> None:
+        """An overdue session is not revived, and what became due is not promoted."""
+        await stage.put(stage.job("later", after=5.0))
+        worker = await stage.worker()
+        stage.clock.advance(worker.session.ttl + 1.0)
+        before = await stage.store.sessions(), (await stage.store.list_jobs()).jobs
+        await stage.store.now()
+        assert (await stage.store.sessions(), (await stage.store.list_jobs()).jobs) == before
+
+    async def test_a_backend_that_was_opened_exists(self, stage: Stage) -> None:
+        assert await stage.store.exists()
+        sibling = stage.store.sibling()
+        assert await sibling.exists()
+        await sibling.close()
+
+    async def test_a_backend_without_roles_grants_nothing(self, stage: Stage) -> None:
+        """A backend that knows roles refuses one that does not exist."""
+        knows_roles = stage.store.capabilities.roles
+        with pytest.raises(ConfigurationError if knows_roles else NotSupported):
+            await stage.store.grant("nobody_of_this_name")
 
     async def test_it_says_in_words_what_an_operator_should_know(self, stage: Stage) -> None:
         found = await stage.store.examine()
