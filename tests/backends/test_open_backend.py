@@ -39,7 +39,7 @@ class Shop:
 def test_sqlite_urls(url: str, path: str) -> None:
     store = open_backend(url)
     assert isinstance(store, SQLiteBackend)
-    assert store.path == Path(path)
+    assert store.path == Path(path).absolute()
     assert store.describe() == f"SQLite {Path(path).absolute()}"
 
 

@@ -89,7 +89,7 @@ def test_no_message_about_a_url_quotes_the_secret(
 
     for attempt in (
         lambda: open_backend(url),
-        lambda: Processor(url),  # type: ignore[arg-type]
+        lambda: Processor(url),
         lambda: config.load(jobs={"url": url}),
         lambda: config.load(jobs={"backend": f"redis://{url}"}),
         lambda: config.load(jobs={"concurrency": f"redis://{url}"}),

@@ -20,9 +20,21 @@ async def fail() -> None:
     raise ValueError("no luck\nat all")
 
 
-def test_a_url_is_no_store() -> None:
-    with pytest.raises(DefinitionError, match="open_backend"):
-        Processor("sqlite:///jobs.db")  # type: ignore[arg-type]
+async def test_a_url_is_opened_as_its_backend() -> None:
+    async with Processor("memory://", concurrency=3) as processor:
+        assert isinstance(processor.backend, MemoryBackend)
+        assert processor.settings.concurrency == 3
+        await processor.enqueue(fail.job(), id="a")
+        assert await processor.pending_count() == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["rediss3://app:s3cret@host/0", "redis://app:s3cret@host/0?db=x", "app:s3cret@host"]
+)
+def test_a_url_that_names_no_backend_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Processor(url)
+    assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

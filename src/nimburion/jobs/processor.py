@@ -20,7 +20,6 @@ from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Lease
-from nimburion.core.redaction import redact_url
 from nimburion.core.service import Service
 from nimburion.core.settings import Config, Settings
 from nimburion.jobs.attempt import Attempts
@@ -56,21 +55,22 @@ class Processor(Client):
     """Enqueues jobs, registers their handlers and, when asked to, runs them.
 
     ```python
-    processor = Processor(open_backend("memory://"))
+    processor = Processor("memory://")
     processor.register(SendEmail)
     async with processor:
         await processor.enqueue(SendEmail(to="a@example.com", subject="Hi"))
         await processor.drain()
     ```
 
-    `settings` come from `nimburion.config`, or single ones as keywords (`concurrency=20`). `clock`,
+    `backend` is what `open_backend` returns, or the URL to give to it. `settings` come from
+    `nimburion.config`, or single ones as keywords (`concurrency=20`). `clock`,
     `random` and `entropy` are for tests. A processor belongs to the event loop that opened it;
     `processor.sync` is for all other code.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | str,
         settings: Settings | None = None,
         *,
         clock: Clock | None = None,
@@ -79,10 +79,7 @@ class Processor(Client):
         **single_settings: Any,
     ) -> None:
         if isinstance(backend, str):
-            raise DefinitionError(
-                "a processor takes a store, not a URL: "
-                f"Processor(open_backend({redact_url(backend)!r}))"
-            )
+            backend = open_backend(backend)
         chosen = _chosen(settings or Settings(), single_settings)
         super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)
         self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
