@@ -75,7 +75,7 @@ def test_a_requested_cancel_can_be_polled_and_raised() -> None:
     ctx = context()
     ctx.raise_if_cancelled()
     before = ctx.cancelled
-    ctx.request_cancel()
+    ctx._request_cancel()
     assert (before, ctx.cancelled) == (False, True)
     with pytest.raises(Cancel):
         ctx.raise_if_cancelled()

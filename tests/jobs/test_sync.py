@@ -34,7 +34,7 @@ from nimburion.jobs.errors import (
 from nimburion.jobs.portal import SyncClient, Synced
 from nimburion.testing import FakeClock
 
-LIVING = {"open", "close", "pass_through"}
+LIVING = {"open", "close"}
 """Of the loop that owns the processor alone."""
 
 

@@ -110,7 +110,7 @@ class Attempt:
         """It is over: undo the circles of references, so that nothing of it is left for the
         garbage collector (measured: a sixth of the engine's time)."""
         if self.context is not None:
-            self.context.attempt_handle = None
+            self.context._attempt = None
             self.context = None
         self.task = None
 
@@ -123,7 +123,7 @@ class Attempt:
             self.why = why
         if self.context is None:  # not begun: `perform` will see it
             return
-        self.context.request_cancel()
+        self.context._request_cancel()
         if self.task is not None and (why is Why.LOST or not self.in_thread):
             self.task.cancel()
 
@@ -199,7 +199,7 @@ class Attempts:
             return Released(delivery.lease, _AFTER_FAULT)
         if attempt.why is Why.LOST:
             return None
-        if context.completed:
+        if context._completed:
             return Completed(delivery.lease)
         kind: Kind = "failure" if from_handler else "internal"
         error = outcomes.describe(raised, delivery.attempt, kind, self._limits.error)
@@ -209,7 +209,7 @@ class Attempts:
         self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
     ) -> Settlement | None:
         raised, attempt.raised = attempt.raised, None
-        if context.completed:
+        if context._completed:
             return _completed_before(context, outcome, raised)
         if attempt.lost:
             return None
@@ -312,7 +312,7 @@ class Attempts:
         async def call(context: Context) -> object:
             context.job = job = decode(context.payload)
             started = threads.start(function, context, job)
-            context.attempt_handle.call = started
+            context._attempt.call = started
             value = await started.future
             # A lambda or a wrapper around an `async def`: what it made has not run yet.
             return await value if inspect.isawaitable(value) else value
@@ -326,7 +326,7 @@ class Attempts:
         context = Context(
             delivery, handler, self._clock.monotonic, self._report, deadline, self._client
         )
-        context.attempt_handle = attempt
+        context._attempt = attempt
         attempt.context = context
         CURRENT.set(context)
         return context
@@ -341,7 +341,7 @@ class Attempts:
                 result = await self._within(context, chain)
             if result is not None:
                 return self._succeeded(handler, result, context)
-            return NO_RESULT if context.result is None else Succeeded(context.encoded_result())
+            return NO_RESULT if context._result is None else Succeeded(context._encode_result())
         except _TimedOut as late:
             attempt.raised = late.__cause__
             return outcomes.of_timeout(late.seconds, context.attempt)
@@ -363,7 +363,7 @@ class Attempts:
                 return await chain(context)
         except TimeoutError as error:
             if limit.expired():
-                context.request_cancel()
+                context._request_cancel()
                 raise _TimedOut(seconds) from error
             raise
 
@@ -392,7 +392,7 @@ class Attempts:
     def _of_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
         """Its own transaction found that the job is another's: there is nothing to write. Where the
         handler raises that error by itself, it is a failure like others."""
-        if lost is context.lease_lost:
+        if lost is context._lease_lost:
             _log.warning("%s", lost)
             attempt.why = Why.LOST
             return INTERRUPTED
@@ -447,9 +447,9 @@ def _completed_before(
 ) -> Settlement:
     """The handler's own transaction completed the job. Said once more, the store answers `already`
     and writes nothing."""
-    delivery = context.delivery
+    delivery = context._delivery
     if isinstance(outcome, Succeeded):
-        if outcome.result is not None and context.result is None:
+        if outcome.result is not None and context._result is None:
             _log.warning(
                 "job %s was completed by its own transaction: what its handler returned is not "
                 "kept. Call ctx.set_result(...) inside the block",

@@ -77,8 +77,8 @@ class Client:
         self.registry: Registry = registry or Registry(self.settings)
         self.clock: Clock = clock or SystemClock()
         self.events: Events = events if events is not None else Events()
-        self.entropy: Entropy = entropy
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self._entropy: Entropy = entropy
+        self._loop: asyncio.AbstractEventLoop | None = None
         """The loop it belongs to; None while it is not open."""
         self._ids = JobIds(self.clock.now, entropy)
         self._limits = self.settings.limits
@@ -86,7 +86,7 @@ class Client:
         self._intake_loop: asyncio.AbstractEventLoop | None = None
         self._enqueue_layers: list[EnqueueMiddleware] = []
 
-    def sibling(self) -> Client:
+    def _new_handle(self) -> Client:
         """Another client on the same store, not open yet, for a loop of its own. Handlers, events
         and enqueue middleware are shared."""
         other = Client(
@@ -95,7 +95,7 @@ class Client:
             registry=self.registry,
             clock=self.clock,
             events=self.events,
-            entropy=self.entropy,
+            entropy=self._entropy,
         )
         other._enqueue_layers = self._enqueue_layers
         return other
@@ -105,19 +105,19 @@ class Client:
     async def open(self) -> None:
         """Open the store, on this loop. Repeatable. `NotOpen` when another loop has it open."""
         loop = asyncio.get_running_loop()
-        if self.loop is loop:
+        if self._loop is loop:
             return
-        if self.loop is not None and self.loop.is_running():
+        if self._loop is not None and self._loop.is_running():
             raise NotOpen("it is open on another event loop; use `processor.sync` here")
         await self.backend.open()
-        self.loop = loop
+        self._loop = loop
         # What is left of the old ones' randomness may be in another process too, by a fork.
-        self._ids = JobIds(self.clock.now, self.entropy)
+        self._ids = JobIds(self.clock.now, self._entropy)
 
     async def close(self) -> None:
         """Close the store. Repeatable."""
-        if self.loop is not None:
-            self.loop = None
+        if self._loop is not None:
+            self._loop = None
             await self.backend.close()
 
     async def __aenter__(self) -> Self:
@@ -290,12 +290,12 @@ class Client:
 
     # For what stores jobs by other operations
 
-    def prepare(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
+    def _prepare_job(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
         """A job as a store takes it, checked like `enqueue` does, with a new id; nothing is
         stored. `InvalidJob`."""
         return self._new_job(job, self._terms(options))
 
-    async def pass_through(
+    async def _run_enqueue_middleware(
         self, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
     ) -> str:
         """Let the enqueue middleware see a job that `store` stores by an operation of its own; the
@@ -312,11 +312,11 @@ class Client:
     # Inside
 
     def _check_open(self) -> None:
-        if self.loop is None:
+        if self._loop is None:
             raise NotOpen(
                 "open the processor first: `async with processor:`; or use `processor.sync`"
             )
-        if self.loop is not asyncio.get_running_loop():
+        if self._loop is not asyncio.get_running_loop():
             raise NotOpen(
                 "the processor is open on another event loop: use `processor.sync` here; or open "
                 "it on this loop, where that one has ended"
@@ -350,9 +350,9 @@ class Client:
 
     def _opened(self) -> Intake:
         self._check_open()
-        if self._intake is None or self._intake_loop is not self.loop:
+        if self._intake is None or self._intake_loop is not self._loop:
             self._intake = Intake(self.backend, self.clock, self.settings.enqueue_timeout)
-            self._intake_loop = self.loop
+            self._intake_loop = self._loop
         return self._intake
 
     def _terms(self, options: EnqueueManyOptions) -> Terms:
@@ -434,7 +434,7 @@ class Client:
             self._tell(jobs, results)
         return ids
 
-    def make_transaction(self, connection: object) -> Transaction:
+    def _make_transaction(self, connection: object) -> Transaction:
         """What a handler's own transaction is made of; see `Context.transaction`."""
         return self._joining().transaction(None if connection is None else _lent(connection))
 

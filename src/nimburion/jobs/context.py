@@ -50,7 +50,7 @@ class Enqueuing(Protocol):
         """Store one job; its id."""
         ...
 
-    def make_transaction(self, connection: object) -> Transaction:
+    def _make_transaction(self, connection: object) -> Transaction:
         """What a handler's own transaction is made of."""
         ...
 
@@ -64,20 +64,20 @@ class Context:
     """
 
     __slots__ = (
+        "_attempt",
         "_client",
+        "_completed",
+        "_delivery",
         "_handler",
+        "_lease_lost",
         "_log",
         "_now",
+        "_result",
         "_sink",
-        "attempt_handle",
         "cancelled",
-        "completed",
         "deadline",
-        "delivery",
         "job",
-        "lease_lost",
         "payload",
-        "result",
     )
 
     def __init__(  # noqa: PLR0917 (made once per attempt: keywords cost)
@@ -89,13 +89,13 @@ class Context:
         deadline: float | None,
         client: Enqueuing | None = None,
     ) -> None:
-        self.delivery: Delivery = delivery
+        self._delivery: Delivery = delivery
         self._handler = handler
         self._now = now
         self._sink = sink
         self._client = client
         self._log: JobLog | None = None
-        self.attempt_handle: Any = None
+        self._attempt: Any = None
         """The engine's own view of the attempt."""
         self.deadline: float | None = deadline
         """When the attempt times out, on the worker's monotonic clock; None: never."""
@@ -104,42 +104,42 @@ class Context:
         self.cancelled: bool = False
         """Whether somebody asked to cancel this job. An `async def` handler is cancelled as a
         task; a `def` handler looks here, or calls `raise_if_cancelled`."""
-        self.completed: bool = False
+        self._completed: bool = False
         """Whether a transaction of the handler has completed the job: whatever follows, it is."""
-        self.lease_lost: LeaseLost | None = None
+        self._lease_lost: LeaseLost | None = None
         """What a transaction of the handler raised when it found that the job is another's."""
-        self.result: object = None
+        self._result: object = None
         """What `set_result` was told."""
 
     @property
     def job_id(self) -> str:
         """The job's id."""
-        return self.delivery.lease.job_id
+        return self._delivery.lease.job_id
 
     @property
     def name(self) -> str:
         """The job's name."""
-        return self.delivery.name
+        return self._delivery.name
 
     @property
     def queue(self) -> str:
         """The queue it came from."""
-        return self.delivery.queue
+        return self._delivery.queue
 
     @property
     def attempt(self) -> int:
         """1 for the first try."""
-        return self.delivery.attempt
+        return self._delivery.attempt
 
     @property
     def failures(self) -> int:
         """How many attempts before this one ended in failure or timeout."""
-        return self.delivery.failures
+        return self._delivery.failures
 
     @property
     def lost(self) -> int:
         """How many attempts before this one lost their worker."""
-        return self.delivery.lost
+        return self._delivery.lost
 
     @property
     def fence(self) -> int:
@@ -149,38 +149,38 @@ class Context:
         server, or a failover, the last numbers can be handed out again, to another attempt: write
         once and accept only a higher number, or make the write safe to repeat by `job_id`.
         """
-        return self.delivery.lease.token.fence
+        return self._delivery.lease.token.fence
 
     @property
     def priority(self) -> int:
         """0 to 9, higher first."""
-        return self.delivery.priority
+        return self._delivery.priority
 
     @property
     def headers(self) -> dict[str, str]:
         """What travelled with the job. Read it; changes go nowhere."""
-        return self.delivery.options.headers
+        return self._delivery.options.headers
 
     @property
     def tenant(self) -> str | None:
         """The tenant the job was enqueued for."""
-        return self.delivery.options.tenant
+        return self._delivery.options.tenant
 
     @property
     def correlation_id(self) -> str | None:
         """What ties it to the request or job that caused it."""
-        return self.delivery.options.correlation_id
+        return self._delivery.options.correlation_id
 
     @property
     def unique_key(self) -> str | None:
         """The unique key it holds."""
-        return self.delivery.options.unique_key
+        return self._delivery.options.unique_key
 
     @property
     def log(self) -> JobLog:
         """A logger whose records carry job_id, job_name, queue, attempt, correlation_id, tenant."""
         if self._log is None:
-            self._log = JobLog(_log, _said_of(self.delivery))
+            self._log = JobLog(_log, _said_of(self._delivery))
         return self._log
 
     def remaining(self) -> float | None:
@@ -192,32 +192,32 @@ class Context:
         to the store, cut to 1024 bytes. Cheap: call it as often as you like."""
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
-        self._sink(self.delivery.lease, float(fraction), clean(str(message), MOST_WORDS))
+        self._sink(self._delivery.lease, float(fraction), clean(str(message), MOST_WORDS))
 
     def set_result(self, value: object) -> None:
         """The result of this job, for a handler whose transaction completes it: say it inside the
         block, and the commit that completes the job stores it. What the handler returns comes too
         late there; elsewhere it counts before this, unless it is None."""
-        if self.completed:
+        if self._completed:
             self.log.warning(
                 "job %s: set_result comes too late, the job is completed; call it inside the "
                 "block of ctx.transaction()",
                 self.job_id,
             )
             return
-        self.result = value
+        self._result = value
 
-    def encoded_result(self) -> bytes | None:
+    def _encode_result(self) -> bytes | None:
         """What is kept of it. A result that cannot be is no reason to do the work again."""
-        if self.result is None or self._handler is None:
+        if self._result is None or self._handler is None:
             return None
         try:
-            return self._handler.encode_result(self.result)
+            return self._handler.encode_result(self._result)
         except UnstorableResult as error:
             self.log.warning("the result of job %s is not kept: %s", self.job_id, error)
             return None
 
-    def request_cancel(self) -> None:
+    def _request_cancel(self) -> None:
         """Somebody wants this job cancelled: from now on `cancelled` is True."""
         self.cancelled = True
 
@@ -252,7 +252,7 @@ class Context:
         """
         if self._client is None:
             raise NotOpen("this context has no processor, and so no store to write to")
-        return HandlerTransaction(self, self._client.make_transaction, connection)
+        return HandlerTransaction(self, self._client._make_transaction, connection)
 
     def __repr__(self) -> str:
         return f"<Context {self.name} {self.job_id} attempt {self.attempt}>"

@@ -137,7 +137,7 @@ class SyncClient:
 
     def _owning_loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that the client is open on, if it runs, in this very process."""
-        loop = self._client.loop
+        loop = self._client._loop
         usable = loop is not None and loop.is_running() and os.getpid() == self._owner_process
         return loop if usable else None
 
@@ -165,7 +165,7 @@ class _PortalOfProcess:
         """The portal, for as long as the block lasts."""
         with self._lock:
             if self._portal is None:
-                self._portal = _Portal(self._client.sibling())
+                self._portal = _Portal(self._client._new_handle())
                 atexit.register(self.close)
             portal = self._portal
             portal.users += 1
@@ -177,7 +177,7 @@ class _PortalOfProcess:
     def _leave(self, portal: _Portal) -> None:
         with self._lock:
             portal.users -= 1
-            if portal.users or portal.client.loop is not None or self._portal is not portal:
+            if portal.users or portal.client._loop is not None or self._portal is not portal:
                 return
             self._portal = None
         atexit.unregister(self.close)
@@ -207,7 +207,7 @@ class _Portal:
 
     async def call(self, make: Callable[[], Coroutine[Any, Any, R]], seconds: float | None) -> R:
         """Run a method of the client. The time that its opening took counts as the call's own."""
-        if self.client.loop is None:
+        if self.client._loop is None:
             CALL_BEGAN.set(self.client.clock.monotonic())
             await self._opened(seconds)
         return await make()

@@ -149,9 +149,9 @@ class Processor(Client):
 
     async def open(self) -> None:
         """Open the store, on this loop. Runs no job. Repeatable."""
-        owner = self.loop
+        owner = self._loop
         await super().open()
-        if self.loop is not owner:
+        if self._loop is not owner:
             _log.info("store: %s", self.backend.describe())
 
     async def close(self) -> None:
@@ -174,7 +174,7 @@ class Processor(Client):
         self._forget_if_orphaned()
         if self._running is None:
             self._warn_of_unserved()
-            self._running = running = Running(self)
+            self._running = running = self._make_running_worker()
             try:
                 await running.start()
             except BaseException:
@@ -242,7 +242,19 @@ class Processor(Client):
 
     # Inside
 
-    def make_attempts(
+    def _make_running_worker(self) -> Running:
+        """A worker with its threads and services, not started."""
+        worker = self._make_worker()
+        return Running(
+            worker,
+            (*self.companions, *self._make_maintenance(worker)),
+            self._make_attempt_runner,
+            self.settings,
+            job_names=self.registry.names,
+            is_real_time=isinstance(self.clock, SystemClock),
+        )
+
+    def _make_attempt_runner(
         self,
         threads: Threads,
         report: Callable[[Lease, float, str], None],
@@ -262,19 +274,19 @@ class Processor(Client):
             guard=guard,
         )
 
-    def make_worker(self) -> Worker:
+    def _make_worker(self) -> Worker:
         """A worker of this processor, not started."""
         return Worker(
             self.backend,
             self.registry,
             self.settings,
             clock=self.clock,
-            entropy=self.entropy,
+            entropy=self._entropy,
             events=self.events,
             threaded_keeper=isinstance(self.clock, SystemClock),
         )
 
-    def make_housekeeping(self, worker: Worker) -> tuple[Service, ...]:
+    def _make_maintenance(self, worker: Worker) -> tuple[Service, ...]:
         """What every worker does for all of them."""
         rescuer = Rescuer(
             self.backend,
@@ -298,9 +310,9 @@ class Processor(Client):
                 self.backend,
                 self.registry,
                 self.settings,
-                self.make_attempts,
+                self._make_attempt_runner,
                 clock=self.clock,
-                entropy=self.entropy,
+                entropy=self._entropy,
             )
         return self._stepper
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-from nimburion.core.clock import SystemClock
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, first_of
+from nimburion.core.settings import Settings
+from nimburion.jobs.attempt import Attempts, Report
 from nimburion.jobs.forking import ForkGuard
 from nimburion.jobs.health import Health, health_of
 from nimburion.jobs.loop_watchdog import LoopWatchdog
 from nimburion.jobs.threads import Threads
-
-if TYPE_CHECKING:
-    from nimburion.jobs.processor import Processor
+from nimburion.jobs.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
+
+MakeAttemptRunner = Callable[[Threads, Report, ForkGuard], Attempts]
+"""Makes what performs the attempts of a worker, from its threads and its report of progress."""
 
 STOPPED_TOO_SOON = "the processor was stopped before it had started"
 
@@ -31,21 +32,28 @@ STOPPED_TOO_SOON = "the processor was stopped before it had started"
 class Running:
     """A processor's worker, threads and housekeeping, from start to stop."""
 
-    def __init__(self, processor: Processor) -> None:
-        self._processor = processor
+    def __init__(
+        self,
+        worker: Worker,
+        services: Sequence[Service],
+        make_attempt_runner: MakeAttemptRunner,
+        settings: Settings,
+        *,
+        job_names: Sequence[str],
+        is_real_time: bool,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._guard = ForkGuard(self._loop)
-        self._threads = Threads(processor.settings.concurrency, self._loop, self._guard)
-        self._worker = processor.make_worker()
-        self._housekeeping = processor.make_housekeeping(self._worker)
-        self._services: tuple[Service, ...] = (*processor.companions, *self._housekeeping)
+        self._threads = Threads(settings.concurrency, self._loop, self._guard)
+        self._worker = worker
+        self._services = tuple(services)
+        self._make_attempt_runner = make_attempt_runner
+        self._settings = settings
+        self._job_names = tuple(job_names)
         self._watchdog = LoopWatchdog(
-            self._loop,
-            self._worker,
-            limit=processor.settings.loop_lag_limit,
-            grace=processor.settings.grace,
+            self._loop, worker, limit=settings.loop_lag_limit, grace=settings.grace
         )
-        self._is_real_time = isinstance(processor.clock, SystemClock)
+        self._is_real_time = is_real_time
         self._asked = asyncio.Event()
         self._hurry = asyncio.Event()
         self._decided = asyncio.Event()
@@ -63,7 +71,7 @@ class Running:
         self._guard.arm()
         if self._is_real_time:
             self._watchdog.start()  # first: the first job may block
-        attempts = self._processor.make_attempts(self._threads, self._worker.report, self._guard)
+        attempts = self._make_attempt_runner(self._threads, self._worker.report, self._guard)
         try:
             await first_of(self._worker.start(attempts), self._asked.wait())
         finally:
@@ -80,9 +88,9 @@ class Running:
         """What an operator wants to know first."""
         _log.info(
             "ready: %d at once; queues %s; jobs %s",
-            self._processor.settings.concurrency,
+            self._settings.concurrency,
             ", ".join(self._worker.demand.queues) or "(none)",
-            ", ".join(self._processor.registry.names) or "(none is registered)",
+            ", ".join(self._job_names) or "(none is registered)",
         )
 
     def listen_to_signals(self, *, owns_process: bool) -> Callable[[], None]:

@@ -65,7 +65,7 @@ class HandlerTransaction:
         self._on_loop(lambda: self._end(undone=error is not None))
 
     def _on_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        loop: asyncio.AbstractEventLoop = self._context.attempt_handle.task.get_loop()
+        loop: asyncio.AbstractEventLoop = self._context._attempt.task.get_loop()
         try:
             return call_on(loop, make, self._lent)
         except UseAwait:
@@ -89,12 +89,12 @@ class HandlerTransaction:
             return
         context = self._context
         try:
-            completed = Completed(context.delivery.lease, context.encoded_result())
-            await transaction.complete(context.attempt_handle.session_id, completed)
+            completed = Completed(context._delivery.lease, context._encode_result())
+            await transaction.complete(context._attempt.session_id, completed)
             await transaction.commit()
         except BaseException as error:
             if isinstance(error, LeaseLost):
-                context.lease_lost = error
+                context._lease_lost = error
             await transaction.rollback()
             raise
-        context.completed = True
+        context._completed = True

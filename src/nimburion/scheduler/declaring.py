@@ -89,7 +89,7 @@ def declared(
     for_jobs = {key: value for key, value in for_jobs.items() if value is not None}
     compute = _compute_of(template)
     try:
-        job = None if compute else client.prepare(_job_of(template), **for_jobs)
+        job = None if compute else client._prepare_job(_job_of(template), **for_jobs)
     except InvalidJob as error:
         raise DefinitionError(f"the job of a schedule: {error}") from error
     name = said.pop("name", None) or (job.name if job else _name_of(template))

@@ -60,7 +60,7 @@ class Firing:
 
         try:
             job, new = self._job_of(entry, tick)
-            await self._processor.pass_through(job, new, fire)
+            await self._processor._run_enqueue_middleware(job, new, fire)
         except BackendError as error:
             if not isinstance(error, Unstorable):
                 raise
@@ -81,7 +81,7 @@ class Firing:
         if own.compute is None:
             raise InvalidJob("its arguments are computed, but not by this version of the code")
         job = own.compute(datetime.fromtimestamp(tick, zone_of(entry.spec.timezone)))
-        new = self._processor.prepare(job, **own.options)
+        new = self._processor._prepare_job(job, **own.options)
         return job, ticked(new, entry.name, tick, entry.spec.jitter)
 
     def _note(self, entry: Entry, tick: int, fired: Fired) -> None:
