@@ -9,13 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from nimburion.backends.checks import format_size
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link
 from nimburion.backends.postgres.examining import (
     connections,
     durability,
     findings,
-    readable,
     role,
     server_clock,
     snapshot,
@@ -153,7 +153,7 @@ def test_what_else_may_be_wrong() -> None:
     assert connections(SERVER).text == "10 of 100"
     assert server_clock(100.0, 99.0, 101.0).verdict == "good"
     assert server_clock(200.0, 99.0, 101.0).text == "+99.0 s from this host's"
-    assert [readable(n) for n in (5, 2048, 3 << 20, 5 << 30)] == [
+    assert [format_size(n) for n in (5, 2048, 3 << 20, 5 << 30)] == [
         "5 bytes",
         "2.0 KiB",
         "3.0 MiB",

@@ -11,12 +11,13 @@ from nimburion.core.errors import (
     BackendError,
     BackendReplaced,
     FormatMismatch,
+    InvalidJob,
     NimburionError,
     StoreCorrupt,
     StoreFull,
     StoreReadOnly,
 )
-from nimburion.core.job import JobRecord, State
+from nimburion.core.job import FINISHED, JobRecord, State
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +29,18 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     ids: tuple[str, ...] | None = None
 
+    @property
+    def failed_states(self) -> frozenset[State]:
+        """The states of the jobs that a replay may take."""
+        return _FAILED_ONLY if self.states is None else self.states & _FAILED_ONLY
+
+    @property
+    def finished_states(self) -> frozenset[State]:
+        """The states of the jobs that a delete may take."""
+        return FINISHED if self.states is None else self.states & FINISHED
+
+
+_FAILED_ONLY = frozenset({State.FAILED})
 
 EVERY_JOB = JobFilter()
 
@@ -37,6 +50,19 @@ class Page(msgspec.Struct, frozen=True):
 
     jobs: list[JobRecord]
     next: str | None = None
+
+
+def parse_cursor(after: str | None) -> int | None:
+    """Return the seq before which a page begins; None: at the newest job.
+
+    Raises:
+        InvalidJob: `after` is not the `next` of a page.
+    """
+    if after is None:
+        return None
+    if after.isascii() and after.isdigit():
+        return int(after)
+    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")
 
 
 class Replayed(msgspec.Struct, frozen=True):

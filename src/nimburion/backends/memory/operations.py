@@ -9,7 +9,8 @@ import msgspec
 from nimburion.backends.memory.entry import Entry, Limit, Shelf, Tenant, micros
 from nimburion.backends.memory.moves import Step, check_jobs, check_settlements
 from nimburion.backends.memory.reserving import Reserving, delivery_of, size_of
-from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
+from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
@@ -21,12 +22,12 @@ from nimburion.core.reading import (
     Replayed,
     Rescued,
     Retention,
+    parse_cursor,
 )
 from nimburion.core.session import Gate, Orders, Session
 from nimburion.core.settlement import Settled, Settlement
 
 _PROMOTED = 10_000
-_EVERY_QUEUE = "*"
 _TOMBSTONE = micros(86_400)
 
 
@@ -68,7 +69,7 @@ def set_gate(step: Step, name: str, limit: int | None) -> None:
         gates[name] = Limit(limit, len(running))
     for held in running:
         held.gated = limit is not None
-    step.rung.add(_EVERY_QUEUE)
+    step.rung.add(EVERY_QUEUE)
 
 
 def beat(step: Step, session_id: str, monotonic: float) -> Orders:
@@ -227,18 +228,10 @@ def cancel(step: Step, job_id: str) -> Cancellation:
 
 def matching(step: Step, which: JobFilter, after: str | None) -> Iterator[Entry]:
     """What a filter means, newest enqueue first, from a page's `next` on."""
-    last = _place_of(after)
+    last = parse_cursor(after)
     for seq, entry in reversed(step.shelf.by_seq.items()):
         if (last is None or seq < last) and _matches(entry, which, step.now):
             yield entry
-
-
-def _place_of(after: str | None) -> int | None:
-    if after is None:
-        return None
-    if after.isascii() and after.isdigit():
-        return int(after)
-    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")
 
 
 def _matches(entry: Entry, which: JobFilter, now: int) -> bool:

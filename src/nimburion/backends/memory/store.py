@@ -15,6 +15,7 @@ from nimburion.backends.meanings import no_roles
 from nimburion.backends.memory import operations
 from nimburion.backends.memory.entry import MICRO, Entry, Shelf, micros
 from nimburion.backends.memory.moves import Step
+from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, JobNotFound
@@ -46,8 +47,6 @@ T = TypeVar("T")
 CAPABILITIES = Capabilities(
     durable=False, notifies=True, joins_transaction=False, atomic_batch=None, shared=False
 )
-
-_EVERY_QUEUE = "*"
 
 
 class MemoryBackend:
@@ -378,7 +377,7 @@ class _Shared:
             rung = [
                 waiter
                 for waiter, wanted in self.waiters.items()
-                if _EVERY_QUEUE in queues or not wanted.isdisjoint(queues)
+                if EVERY_QUEUE in queues or not wanted.isdisjoint(queues)
             ]
             for waiter in rung:
                 del self.waiters[waiter]

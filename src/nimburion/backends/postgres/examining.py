@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nimburion.backends.checks import (
+    MAX_CLOCK_OFFSET,
+    PINGS,
+    SLOW_ROUND_TRIP,
+    format_size,
+    measure_round_trip,
+)
 from nimburion.backends.files import Statements
 from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.connecting import Link
@@ -14,10 +20,6 @@ from nimburion.backends.postgres.migrating import PACKAGE, Standing, Wanted, sta
 from nimburion.core.clock import Clock
 from nimburion.core.reading import Finding
 
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
-_PINGS = 20
-_SLOW_TRIP = 0.005
-_CLOCK_OFF = 1.0
 _NEARLY_ALL = 0.8
 _OLD_SNAPSHOT = 300.0
 """Seconds: what lives so long holds up the removal of every row that died meanwhile."""
@@ -162,7 +164,7 @@ def size(server: Row, tables: Sequence[Row]) -> Finding:
     total = sum(table["bytes"] for table in tables)
     largest = max(tables, key=lambda table: table["bytes"], default=None)
     most = f", most of it in {largest['name']}" if largest is not None else ""
-    text = f"{readable(total)}{most}; the database has {readable(server['bytes'])}"
+    text = f"{format_size(total)}{most}; the database has {format_size(server['bytes'])}"
     return Finding("size", "good", text)
 
 
@@ -190,30 +192,17 @@ def notifications(seen: Seen) -> Finding:
 def server_clock(there: float, before: float, after: float) -> Finding:
     """How far the clock that counts is from that of this host."""
     off = there - min(max(there, before), after)
-    if abs(off) < _CLOCK_OFF:
-        return Finding("clock", "good", f"within {_CLOCK_OFF:g} s of this host's")
+    if abs(off) < MAX_CLOCK_OFFSET:
+        return Finding("clock", "good", f"within {MAX_CLOCK_OFFSET:g} s of this host's")
     text = f"{off:+.1f} s from this host's"
     return Finding("clock", "warning", text, "use NTP on both; jobs are due by the server's clock")
 
 
 async def latency(link: Link, clock: Clock) -> Finding:
     """How long a call takes."""
-    trips = []
-    for _ in range(_PINGS):
-        began = clock.monotonic()
-        await link.rows("SELECT 1")
-        trips.append(clock.monotonic() - began)
-    median = statistics.median(trips)
-    text = f"a call takes {1000 * median:.2f} ms (median of {_PINGS})"
-    if median < _SLOW_TRIP:
+    median = await measure_round_trip(lambda: link.rows("SELECT 1"), clock)
+    text = f"a call takes {1000 * median:.2f} ms (median of {PINGS})"
+    if median < SLOW_ROUND_TRIP:
         return Finding("latency", "good", text)
     advice = "bring workers and server closer together; each job waits for some of these"
     return Finding("latency", "warning", text, advice)
-
-
-def readable(count: int) -> str:
-    """Bytes as people read them: `12.3 MiB`."""
-    for unit, length in (("GiB", _GIB), ("MiB", _MIB), ("KiB", _KIB)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count} bytes"

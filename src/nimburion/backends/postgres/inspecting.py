@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from nimburion.backends.packing import MICRO, asked_id, unpack_id
+from nimburion.backends.packing import MICRO, STATE_CODES, STATES, asked_id, unpack_id
 from nimburion.backends.postgres.records import ALWAYS, asked_text, options_of, seconds_of, time_of
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.core.errors import InvalidJob, JobNotFound
+from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
-from nimburion.core.reading import JobFilter, Page, QueueInfo
+from nimburion.core.reading import JobFilter, Page, QueueInfo, parse_cursor
 from nimburion.core.session import Session, SessionInfo
 
-LETTERS: Mapping[State, str] = MappingProxyType(
-    {
-        State.PENDING: "P",
-        State.SCHEDULED: "S",
-        State.RETRYING: "R",
-        State.PROCESSING: "L",
-        State.COMPLETED: "C",
-        State.FAILED: "F",
-        State.CANCELLED: "X",
-    }
-)
-"""How the functions name the states."""
-
-_STATES = {letter: state for state, letter in LETTERS.items()}
 _session = msgspec.json.Decoder(Session).decode
 _error = msgspec.json.Decoder(AttemptError).decode
 
@@ -40,24 +24,21 @@ _error = msgspec.json.Decoder(AttemptError).decode
 def filter_of(which: JobFilter, states: frozenset[State] | None) -> list[Any]:
     """A filter as the functions read it."""
     return [
-        None if states is None else "".join(LETTERS[state] for state in states),
+        None if states is None else "".join(STATE_CODES[state] for state in states),
         *(None if one is None else asked_text(one) for one in (which.queue, which.name)),
         None if which.reason is None else asked_text(which.reason) or "\ufffd",
         None if which.ids is None else sorted({asked_id(one) for one in which.ids}),
     ]
 
 
-def seq_of(after: str | None) -> int:
+def encode_cursor(after: str | None) -> int:
     """The seq before which a page begins.
 
     Raises:
         InvalidJob: it is no cursor of this store.
     """
-    if after is None:
-        return ALWAYS
-    if after.isascii() and after.isdigit():
-        return min(int(after), ALWAYS)
-    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")
+    seq = parse_cursor(after)
+    return ALWAYS if seq is None else min(seq, ALWAYS)
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -87,7 +68,7 @@ def _record(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         id=unpack_id(row["id"]),
         name=row["name"],
         queue=row["queue"],
-        state=_STATES[row["letter"]],
+        state=STATES[row["letter"]],
         priority=9 - row["rank"],
         payload=row["payload"],
         failures=row["failures"],
@@ -113,7 +94,7 @@ def counts_of(rows: list[Any]) -> dict[State, int]:
     """What `counts_1` answered."""
     counts = dict.fromkeys(State, 0)
     for letter, number in rows:
-        counts[_STATES[letter]] += number
+        counts[STATES[letter]] += number
     return counts
 
 

@@ -6,10 +6,7 @@ from typing import Any
 
 from nimburion.backends.packing import micros, unpack_id
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import FINISHED, State
-from nimburion.core.reading import Cancellation, JobFilter, Replayed, Retention
-
-_FAILED = frozenset({State.FAILED})
+from nimburion.core.reading import Cancellation, Replayed, Retention
 
 
 def cancellation_of(answer: str, job_id: str) -> Cancellation:
@@ -21,16 +18,6 @@ def cancellation_of(answer: str, job_id: str) -> Cancellation:
     if answer == "missing":
         raise JobNotFound(job_id)
     return Cancellation(answer)
-
-
-def failed_of(which: JobFilter) -> frozenset[State]:
-    """The states that a replay takes jobs from."""
-    return _FAILED if which.states is None else which.states & _FAILED
-
-
-def finished_of(which: JobFilter) -> frozenset[State]:
-    """The states that a delete takes jobs from."""
-    return FINISHED if which.states is None else which.states & FINISHED
 
 
 def replayed_of(rows: list[Any]) -> Replayed:

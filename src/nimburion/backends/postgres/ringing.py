@@ -17,11 +17,11 @@ from nimburion.backends.postgres.address import Address
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.backends.postgres.faults import FAULTS, meaning_of
 from nimburion.backends.postgres.naming import named
+from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
 
 _log = logging.getLogger("nimburion.backends.postgres")
 
-EVERY_QUEUE = "*"
 _SPACING = 0.005
 _PATIENCE = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -50,9 +50,7 @@ class Bell:
         self._tellers = tellers
         self.channel: str = channel_of(listener.address)
         self._me = secrets.token_hex(4)
-        self._rung: set[str] = set()
-        """Rings that nobody was waiting for."""
-        self._waiters: dict[asyncio.Future[None], frozenset[str]] = {}
+        self._waiters = Waiters()
         self._untold: set[str] = set()
         self._offered = -_SPACING
         """When a call was let ring in its own transaction last."""
@@ -77,7 +75,7 @@ class Bell:
         """Wake who waits for one of these here, and tell the others soon, unless they were told."""
         if not queues:
             return
-        self._wake(queues)
+        self._waiters.notify(queues)
         if told:
             return
         self._untold.update(queues)
@@ -106,28 +104,10 @@ class Bell:
         """Return when one of the queues rings, has rung since the last wait, or after `timeout`
         seconds as `sleep` has them."""
         await self._listen(min(timeout, _PATIENCE))
-        heard = self._rung.intersection((*queues, EVERY_QUEUE))
-        self._rung -= heard
-        if heard:
+        if self._waiters.take_missed(queues):
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = frozenset(queues)
-        pause = asyncio.ensure_future(sleep(timeout))
-        pause.add_done_callback(lambda _: _wakened(waiter))
-        try:
-            await waiter
-        finally:
-            del self._waiters[waiter]
-            pause.cancel()
-
-    def _wake(self, queues: Collection[str]) -> None:
-        every = EVERY_QUEUE in queues
-        missed = set(queues)
-        for waiter, wanted in list(self._waiters.items()):
-            if every or not wanted.isdisjoint(queues):
-                missed -= wanted | {EVERY_QUEUE}
-                _wakened(waiter)
-        self._rung |= missed
+        with self._waiters.expect(queues) as notified:
+            await wait_until(notified, sleep(timeout))
 
     async def _listen(self, patience: float) -> None:
         """Be listening, or give up after so many seconds: the poll behind the hints goes on."""
@@ -150,7 +130,7 @@ class Bell:
             if self._heard_of.is_set() and not self._given_up:
                 pause = _FIRST_PAUSE
                 self._heard_of.clear()
-                self._wake([EVERY_QUEUE])
+                self._waiters.notify([EVERY_QUEUE])
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -192,7 +172,7 @@ class Bell:
     def _hear(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
         teller, *queues = text.split("\n")
         if teller != self._me:
-            self._wake(queues)
+            self._waiters.notify(queues)
 
     async def close(self) -> None:
         """Tell what is untold, and stop listening."""
@@ -205,8 +185,3 @@ class Bell:
                 with suppress(asyncio.CancelledError):
                     await task
         self._telling = self._listening = None
-
-
-def _wakened(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

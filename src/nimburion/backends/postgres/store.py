@@ -5,33 +5,58 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
-from nimburion.backends.packing import MICRO, micros
-from nimburion.backends.postgres import enqueueing, exchanging, joining, migrating, sessions
+from nimburion.backends.packing import MICRO, asked_id, micros, unpack_id
+from nimburion.backends.postgres import (
+    enqueueing,
+    exchanging,
+    inspecting,
+    joining,
+    maintaining,
+    migrating,
+    scheduling,
+    sessions,
+)
 from nimburion.backends.postgres.address import Address, parse
 from nimburion.backends.postgres.connecting import Link, Links
 from nimburion.backends.postgres.examining import findings
 from nimburion.backends.postgres.faults import code_of
 from nimburion.backends.postgres.floors import Floors
 from nimburion.backends.postgres.naming import named
-from nimburion.backends.postgres.operating import Operating
-from nimburion.backends.postgres.records import NotPlain, time_of
-from nimburion.backends.postgres.ringing import EVERY_QUEUE, Bell
-from nimburion.backends.postgres.upgrading import Upgrading
+from nimburion.backends.postgres.records import NotPlain, asked_text, time_of
+from nimburion.backends.postgres.ringing import Bell
+from nimburion.backends.server.handle import OpenHandle
+from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.errors import BackendError, ConfigurationError, NotOpen
+from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
-from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.joining import Lent, Transaction
 from nimburion.core.lease import Lease
-from nimburion.core.reading import Finding, Promoted, Rescued, finding_of
-from nimburion.core.session import Orders, Session
+from nimburion.core.reading import (
+    EVERY_JOB,
+    Cancellation,
+    Finding,
+    Fired,
+    JobFilter,
+    Overlap,
+    Page,
+    Promoted,
+    QueueInfo,
+    Replayed,
+    Rescued,
+    Retention,
+    ScheduleRecord,
+    finding_of,
+)
+from nimburion.core.session import Orders, Session, SessionInfo
 from nimburion.core.settlement import Settlement
 
 CAPABILITIES = Capabilities(
@@ -80,9 +105,11 @@ _OPEN_SESSION = _call("open_session_1", 7)
 _CLOSE_SESSION = _call("close_session_1", 5)
 _RELEASE = _call("release_1", 6)
 _RESCUE = _call("rescue_1", 6)
+_LARGE_READ_TIMEOUT = 60.0
+"""Seconds beyond the timeout that a read of a long history may take."""
 
 
-class PostgresBackend(Operating, Upgrading):
+class PostgresBackend:
     """A store in one PostgreSQL database: a schema of its own, beside whatever else is there.
 
     Args:
@@ -118,8 +145,7 @@ class PostgresBackend(Operating, Upgrading):
         self._given = clock
         self._clock = clock or SystemClock()
         self._entropy = entropy
-        self._opened: Opened | None = None
-        self._changing = asyncio.Lock()
+        self._handle = OpenHandle(self.describe(), lambda: Opened(self.address))
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> PostgresBackend:
@@ -131,7 +157,7 @@ class PostgresBackend(Operating, Upgrading):
     @property
     def capabilities(self) -> Capabilities:
         """What it can do. Behind a pooler nothing is heard of other processes: known when open."""
-        opened = self._opened
+        opened = self._handle.latest
         pooled = self.address.pooler == "yes" if opened is None else opened.pooled
         return BEHIND_A_POOLER if pooled else CAPABILITIES
 
@@ -145,23 +171,11 @@ class PostgresBackend(Operating, Upgrading):
 
     async def open(self) -> None:
         """Connect, and check server and format. Repeatable."""
-        async with self._changing:
-            if self._is_here(self._opened):
-                return
-            opened = Opened(self.address)
-            try:
-                await opened.start()
-            except BaseException:
-                await opened.close()
-                raise
-            self._opened = opened
+        await self._handle.open()
 
     async def close(self) -> None:
         """Hang up. Repeatable."""
-        async with self._changing:
-            opened, self._opened = self._opened, None
-            if opened is not None and self._is_here(opened):
-                await opened.close()
+        await self._handle.close()
 
     async def exists(self) -> bool:
         """See `Backend.exists`."""
@@ -186,21 +200,33 @@ class PostgresBackend(Operating, Upgrading):
         except (BackendError, ConfigurationError) as error:
             return [finding_of("server", error)]
 
-    def _is_here(self, opened: Opened | None) -> bool:
-        """Whether it is open in this process, on this event loop."""
-        return (
-            opened is not None
-            and opened.pid == os.getpid()
-            and opened.loop is asyncio.get_running_loop()
-        )
+    async def plan(self) -> list[str]:
+        """See `Backend.plan`."""
+        async with self._connect() as connection:
+            found = await migrating.standing(connection, self.address)
+            return migrating.plan(found, self.address, migrating.wanted())
+
+    async def migrate(self) -> list[str]:
+        """See `Backend.migrate`."""
+        async with self._connect() as connection:
+            return await migrating.migrate(connection, self.address, migrating.wanted())
+
+    async def grant(self, role: str) -> list[str]:
+        """See `Backend.grant`."""
+        async with self._connect() as connection:
+            return await migrating.grant(connection, self.address, migrating.wanted(), role)
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Link]:
+        connection = Link(self.address, asyncio.sleep)
+        try:
+            await connection.connect()
+            yield connection
+        finally:
+            await connection.close()
 
     def _here(self) -> Opened:
-        opened = self._opened
-        if opened is not None and opened.pid == os.getpid():
-            return opened
-        if opened is not None:
-            raise NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
-        raise NotOpen(f"{self.describe()} is not open; call open() first")
+        return self._handle.get()
 
     def _now(self) -> int | None:
         """The time of a test's clock; the server takes its own when it is told none."""
@@ -348,6 +374,146 @@ class PostgresBackend(Operating, Upgrading):
         """See `Backend.wait`."""
         await self._here().bell.wait(queues, timeout, self._clock.sleep)
 
+    # --- operators ---
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """See `Backend.cancel`."""
+        statement = "SELECT * FROM nb.cancel_1($1, $2)"
+        ((answer, notified),) = await self._ask(statement, self._now(), asked_id(job_id))
+        self._ring([] if notified is None else [notified])
+        return maintaining.cancellation_of(answer, job_id)
+
+    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
+        """See `Backend.replay`."""
+        rows = await self._ask(
+            "SELECT * FROM nb.replay_1($1, $2, $3, $4, $5, $6, $7, $8)",
+            self._now(),
+            *inspecting.filter_of(which, which.failed_states),
+            inspecting.encode_cursor(after),
+            limit,
+        )
+        self._ring({queue for _, job_id, replayed, queue in rows if job_id and replayed})
+        return maintaining.replayed_of(rows)
+
+    async def delete(self, which: JobFilter, limit: int) -> list[str]:
+        """See `Backend.delete`."""
+        rows = await self._ask(
+            "SELECT * FROM nb.delete_1($1, $2, $3, $4, $5, $6, $7)",
+            self._now(),
+            *inspecting.filter_of(which, which.finished_states),
+            limit,
+        )
+        return [unpack_id(row[0]) for row in rows]
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """See `Backend.pause`."""
+        await self._ask("SELECT nb.pause_1($1, $2)", queue, paused)
+        if not paused:
+            self._ring([queue])
+
+    async def prune(self, keep: Retention, limit: int) -> int:
+        """See `Backend.prune`."""
+        arguments = maintaining.pruning_of(keep)
+        statement = "SELECT nb.prune_1($1, $2, $3, $4, $5, $6)"
+        ((count,),) = await self._ask(
+            statement, self._now(), *arguments, limit, extra=_LARGE_READ_TIMEOUT
+        )
+        await self._ask("SELECT nb.days_1()")
+        return int(count)
+
+    # --- readers ---
+
+    async def get(self, job_id: str) -> JobRecord:
+        """See `Backend.get`."""
+        rows = await self._ask(
+            "SELECT * FROM nb.get_1(nb.time_1($1), ARRAY[$2]::bytea[], true)",
+            self._now(),
+            asked_id(job_id),
+        )
+        return inspecting.record_of(rows, job_id)
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+    ) -> Page:
+        """See `Backend.list_jobs`."""
+        now = self._now()
+        found = await self._ask(
+            "SELECT seq, id FROM nb.seek_1(nb.time_1($1), $2, $3, $4, $5, $6, $7, $8)",
+            now,
+            *inspecting.filter_of(which, which.states),
+            inspecting.encode_cursor(after),
+            limit + 1,
+            extra=_LARGE_READ_TIMEOUT,
+        )
+        ids = [packed for _, packed in found[:limit]]
+        rows = await self._ask("SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, ids, payloads)
+        return inspecting.page_of(rows, [seq for seq, _ in found], limit)
+
+    async def counts(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.counts`."""
+        arguments = None if queue is None else asked_text(queue)
+        statement = "SELECT * FROM nb.counts_1(nb.time_1($1), $2)"
+        return inspecting.counts_of(
+            await self._ask(statement, self._now(), arguments, extra=_LARGE_READ_TIMEOUT)
+        )
+
+    async def queues(self) -> list[QueueInfo]:
+        """See `Backend.queues`."""
+        statement = "SELECT * FROM nb.queues_2(nb.time_1($1))"
+        return inspecting.queues_of(await self._ask(statement, self._now()))
+
+    async def sessions(self) -> list[SessionInfo]:
+        """See `Backend.sessions`."""
+        statement = "SELECT * FROM nb.sessions_1(nb.time_1($1))"
+        return inspecting.sessions_of(await self._ask(statement, self._mono()))
+
+    # --- schedules ---
+
+    async def put_schedule(self, schedule: ScheduleRecord) -> None:
+        """See `Backend.put_schedule`."""
+        arguments = scheduling.schedule_of(schedule)
+        await self._ask("SELECT nb.put_schedule_1($1, $2, $3, $4, $5, $6)", *arguments)
+
+    async def list_schedules(self) -> list[ScheduleRecord]:
+        """See `Backend.list_schedules`."""
+        columns = "name, spec, owner, paused, last_tick, last_job"
+        return scheduling.schedules_of(await self._ask(f"SELECT {columns} FROM nb.schedule"))  # noqa: S608
+
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        """See `Backend.pause_schedule`."""
+        statement = "UPDATE nb.schedule SET paused = $2 WHERE name = $1 RETURNING 1"
+        return bool(await self._ask(statement, asked_text(name), paused))
+
+    async def delete_schedule(self, name: str) -> bool:
+        """See `Backend.delete_schedule`."""
+        statement = "DELETE FROM nb.schedule WHERE name = $1 RETURNING 1"
+        return bool(await self._ask(statement, asked_text(name)))
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        """See `Backend.fire`."""
+        arguments = enqueueing.arguments_of([job])
+        places = ", ".join(f"${n}" for n in range(1, 6 + len(arguments)))
+        (row,) = await self._ask(
+            f"SELECT * FROM nb.fire_1({places})",  # noqa: S608
+            self._now(),
+            asked_text(name),
+            expected_last,
+            tick,
+            overlap,
+            *arguments,
+        )
+        fired = scheduling.fired_of(row)
+        if fired.job_id is not None:
+            self._ring([job.queue])
+        return fired
+
 
 class Opened:
     """A store that is open on one event loop: its connections."""
@@ -364,8 +530,6 @@ class Opened:
         self.floors: Floors = Floors(time.monotonic)
         self.pooled: bool = False
         self._named: dict[str, str] = {}
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.pid: int = os.getpid()
 
     def named(self, statement: str) -> str:
         """A statement with the names of this store."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 
+from nimburion.backends.checks import (
+    MAX_CLOCK_OFFSET,
+    PINGS,
+    SLOW_ROUND_TRIP,
+    format_size,
+    measure_round_trip,
+)
 from nimburion.backends.redis.address import Address
 from nimburion.backends.redis.vetting import (
     Doubt,
@@ -18,10 +24,6 @@ from nimburion.backends.redis.vetting import (
 from nimburion.core.clock import Clock
 from nimburion.core.reading import Finding
 
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
-_PINGS = 20
-_SLOW_TRIP = 0.005
-_CLOCK_OFF = 1.0
 _NEARLY_FULL = 0.8
 _NEARLY_ALL = 0.8
 
@@ -110,8 +112,8 @@ def _warning(subject: str, doubt: Doubt) -> Finding:
 def _memory(server: Server, said: Said) -> Finding:
     used = int(said.get("used_memory", 0))
     if not server.maxmemory:
-        return Finding("memory", "good", f"{size(used)} used; no bound is set (maxmemory)")
-    text = f"{size(used)} of {size(server.maxmemory)} used"
+        return Finding("memory", "good", f"{format_size(used)} used; no bound is set (maxmemory)")
+    text = f"{format_size(used)} of {format_size(server.maxmemory)} used"
     if used < _NEARLY_FULL * server.maxmemory:
         return Finding("memory", "good", text)
     advice = "raise maxmemory, or keep less (jobs.keep_completed_max, jobs.keep_failed)"
@@ -127,14 +129,9 @@ def _clients(said: Said) -> Finding:
 
 
 async def _round_trip(send: Send, clock: Clock) -> Finding:
-    took = []
-    for _ in range(_PINGS):
-        began = clock.monotonic()
-        await send("PING")
-        took.append(clock.monotonic() - began)
-    median = statistics.median(took)
-    text = f"{1000 * median:.2f} ms, the median of {_PINGS}"
-    if median <= _SLOW_TRIP:
+    median = await measure_round_trip(lambda: send("PING"), clock)
+    text = f"{1000 * median:.2f} ms, the median of {PINGS}"
+    if median <= SLOW_ROUND_TRIP:
         return Finding("round trip", "good", text)
     advice = "bring workers and server closer together, or see what slows the server (SLOWLOG GET)"
     return Finding("round trip", "warning", text, advice)
@@ -144,7 +141,7 @@ async def _clock(send: Send, clock: Clock) -> Finding:
     before = clock.now()
     seconds, micros = await send("TIME")
     off = int(seconds) + int(micros) / 1e6 - (before + clock.now()) / 2
-    if abs(off) <= _CLOCK_OFF:
+    if abs(off) <= MAX_CLOCK_OFFSET:
         return Finding("clock", "good", f"the server's is {1000 * abs(off):.0f} ms from ours")
     text = (
         f"the server's is {abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} ours; it decides "
@@ -160,11 +157,3 @@ async def _cluster(send: Send) -> Finding:
         return Finding("cluster", "good", f"whole, {nodes}")
     advice = "bring back the nodes that are down (CLUSTER NODES), or give their slots to others"
     return Finding("cluster", "error", f"down: not every slot is served; {nodes}", advice)
-
-
-def size(count: int) -> str:
-    """Bytes as people read them: `12.3 MiB`."""
-    for unit, length in (("GiB", _GIB), ("MiB", _MIB), ("KiB", _KIB)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count} bytes"

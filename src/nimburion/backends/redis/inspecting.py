@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.packing import MICRO, unpack_id
+from nimburion.backends.packing import MICRO, STATE_CODES, STATES, unpack_id
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.redis.exchanging import names_of, options_of
 from nimburion.backends.redis.records import FINISHED, seconds_of
-from nimburion.backends.redis.seeking import LETTERS, cursor_of
+from nimburion.backends.redis.seeking import cursor_of
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.reading import Page, QueueInfo
@@ -27,7 +27,7 @@ _FRACTION = struct.Struct(">d")
 _TURN = struct.Struct(">20xQc")
 _NO_REASON = 0xFFFF
 
-_STATES = {letter.encode(): state for state, letter in LETTERS.items()}
+_STATES = {code.encode(): state for code, state in STATES.items()}
 _session = msgspec.json.Decoder(Session).decode
 _error = msgspec.json.Decoder(AttemptError).decode
 
@@ -146,7 +146,7 @@ def progress_of(packed: bytes) -> Progress:
 
 def counts_of(answer: list[int]) -> dict[State, int]:
     """What `counts.lua` answered."""
-    return dict(zip(LETTERS, answer, strict=True))
+    return dict(zip(STATE_CODES, answer, strict=True))
 
 
 def queues_of(answer: list[Any]) -> list[QueueInfo]:

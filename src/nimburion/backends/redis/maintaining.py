@@ -8,12 +8,10 @@ from typing import Any
 from nimburion.backends.packing import micros, unpack_id
 from nimburion.backends.redis.seeking import cursor_of
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import FINISHED, State
-from nimburion.core.reading import Cancellation, JobFilter, Replayed, Retention
+from nimburion.core.reading import Cancellation, Replayed, Retention
 
 _TOMBSTONE = 86_400.0
 """Seconds for which the id of a session that is over is remembered."""
-_FAILED = frozenset({State.FAILED})
 
 
 def cancellation_of(answer: bytes, job_id: str) -> Cancellation:
@@ -25,16 +23,6 @@ def cancellation_of(answer: bytes, job_id: str) -> Cancellation:
     if answer == b"missing":
         raise JobNotFound(job_id)
     return Cancellation(answer.decode())
-
-
-def failed_of(which: JobFilter) -> frozenset[State]:
-    """The states that a replay takes jobs from."""
-    return _FAILED if which.states is None else which.states & _FAILED
-
-
-def finished_of(which: JobFilter) -> frozenset[State]:
-    """The states that a delete takes jobs from."""
-    return FINISHED if which.states is None else which.states & FINISHED
 
 
 def replayed_of(answers: Sequence[list[Any]]) -> Replayed:

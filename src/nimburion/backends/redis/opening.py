@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +24,7 @@ class Opened:
     """A store that is open on one event loop: its connections, and what its server is."""
 
     def __init__(self, address: Address, arm: Arm, warned: set[str]) -> None:
+        self.address: Address = address
         self.servers: Servers = Servers(address, timeout=address.timeout)
         where = address.describe()
         self.asks: Line = Line(self.servers, where, address.timeout)
@@ -35,14 +34,12 @@ class Opened:
         keys = Keys(address.namespace)
         self.bell: Bell = Bell(self.servers, keys.channel, arm)
         self.parking: Parking = Parking(keys.rings, self.exchanges, self.asks)
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.pid: int = os.getpid()
         self.server: Server
         self._keys = keys
         self._warned = warned
         self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
 
-    async def start(self, address: Address) -> None:
+    async def start(self) -> None:
         """Look at the server and at the namespace.
 
         Raises:
@@ -50,17 +47,17 @@ class Opened:
             FormatMismatch: the namespace was written by another version.
             BackendUnavailable: no answer.
         """
-        self.server = await vet(self.asks.call, address, self._warned)
+        self.server = await vet(self.asks.call, self.address, self._warned)
         self._scripts = {
             script.name: (script, self._keys.of(script.keys))
             for script in Scripts(self.server.version)
         }
         (found,) = await self.run(self.asks, "open", [b"%d" % FORMAT])
-        _check_format(found, address)
+        _check_format(found, self.address)
         for line in (self.asks, self.enqueues, self.exchanges):
             line.proven = True
 
-    async def plan(self, address: Address) -> list[str]:
+    async def plan(self) -> list[str]:
         """What `start` would do to the namespace, in words. Writes nothing.
 
         Raises:
@@ -68,12 +65,12 @@ class Opened:
             FormatMismatch: the namespace was written by another version.
             BackendUnavailable: no answer.
         """
-        await vet(self.asks.call, address, self._warned)
+        await vet(self.asks.call, self.address, self._warned)
         (meta,) = self._keys.of(["meta"])
         found = await self.asks.call("HGET", meta, "format")
         if found is None:
-            return [f"format {FORMAT}: namespace {address.namespace!r}"]
-        _check_format(int(found), address)
+            return [f"format {FORMAT}: namespace {self.address.namespace!r}"]
+        _check_format(int(found), self.address)
         return []
 
     async def run(

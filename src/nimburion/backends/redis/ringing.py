@@ -16,11 +16,11 @@ from redis import exceptions as driver
 
 from nimburion.backends.redis.servers import Servers
 from nimburion.backends.redis.wire import Wire
+from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
 from nimburion.core.errors import BackendError, BackendUnavailable
 
 _log = logging.getLogger("nimburion.backends.redis")
 
-EVERY_QUEUE = "*"
 _PATIENCE = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _SILENCE = 15.0
@@ -41,9 +41,7 @@ class Bell:
         self._arm = arm
         self._armed: set[str] = set()
         """Queues that stand in the hash, as far as is known."""
-        self._rung: set[str] = set()
-        """Rings that nobody was waiting for."""
-        self._waiters: dict[asyncio.Future[None], frozenset[str]] = {}
+        self._waiters = Waiters()
         self._subscribed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self._said = ""
@@ -54,19 +52,11 @@ class Bell:
         """Return when one of the queues rings, has rung since the last wait, or after `timeout`
         seconds as `sleep` has them."""
         await self._listen(min(timeout, _PATIENCE))
-        if self._heard(queues):
+        if self._waiters.take_missed(queues):
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = frozenset(queues)
-        pause: asyncio.Future[None] | None = None
-        try:
+        with self._waiters.expect(queues) as notified:
             await self._arm_all(queues)
-            pause = asyncio.ensure_future(sleep(timeout))
-            await asyncio.wait({waiter, pause}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            del self._waiters[waiter]
-            if pause is not None:
-                pause.cancel()
+            await wait_until(notified, sleep(timeout))
 
     def note_armed(self, queues: Iterable[str]) -> None:
         """An exchange found nothing, and put these into the hash."""
@@ -89,12 +79,6 @@ class Bell:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._subscribed.wait(), patience)
 
-    def _heard(self, queues: Collection[str]) -> bool:
-        """Whether one of these has rung since it was last asked; forgets it."""
-        heard = self._rung.intersection((*queues, EVERY_QUEUE))
-        self._rung -= heard
-        return bool(heard)
-
     async def _arm_all(self, queues: Collection[str]) -> None:
         unarmed = [queue for queue in queues if queue not in self._armed]
         if unarmed and self._subscribed.is_set():
@@ -103,17 +87,10 @@ class Bell:
                 self._armed.update(unarmed)
 
     def _ring(self, queues: Collection[str]) -> None:
-        every = EVERY_QUEUE in queues
-        if every:
+        if EVERY_QUEUE in queues:
             self._armed.clear()
         self._armed.difference_update(queues)
-        missed = set(queues)
-        for waiter, wanted in list(self._waiters.items()):
-            if every or not wanted.isdisjoint(queues):
-                missed -= wanted | {EVERY_QUEUE}
-                if not waiter.done():
-                    waiter.set_result(None)
-        self._rung |= missed
+        self._waiters.notify(queues)
 
     async def _run(self) -> None:
         """Listen, again after each failure. What rang meanwhile was missed: everybody looks."""

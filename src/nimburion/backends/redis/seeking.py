@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 
 import msgspec
 
-from nimburion.core.errors import InvalidJob
+from nimburion.backends.packing import STATE_CODES
 from nimburion.core.job import State
-from nimburion.core.reading import JobFilter
+from nimburion.core.reading import JobFilter, parse_cursor
 
 STEP = 500
 """Jobs that one script looks at."""
 FEW = 5_000
 """Unfinished jobs that are gathered and sorted, rather than looked for among all."""
-LETTERS: Mapping[State, str] = MappingProxyType(
-    {
-        State.PENDING: "P",
-        State.SCHEDULED: "S",
-        State.RETRYING: "R",
-        State.PROCESSING: "L",
-        State.COMPLETED: "C",
-        State.FAILED: "F",
-        State.CANCELLED: "X",
-    }
-)
-"""How scripts name the states; in the order of `counts.lua`."""
-
 _MOST = (1 << 53) - 1
 """No seq is larger: up to here Lua's numbers are exact."""
 _FAILED = frozenset({State.FAILED})
@@ -60,7 +46,7 @@ class Walk:
         given: Iterable[bytes] | None = None,
         deletes: bool = False,
     ) -> None:
-        self._on = field_of(after)
+        self._on = encode_cursor(after)
         self._filter = filter_of(which, states)
         self._legs: list[tuple[bytes, bytes]] = []
         if self._filter is not None and given is not None:
@@ -85,13 +71,10 @@ class Walk:
             del self._legs[0]
 
 
-def field_of(after: str | None) -> bytes:
+def encode_cursor(after: str | None) -> bytes:
     """The field of the job that a page's `next` names; empty for none."""
-    if after is None:
-        return b""
-    if after.isascii() and after.isdigit():
-        return min(int(after), _MOST).to_bytes(8, "big")
-    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")
+    seq = parse_cursor(after)
+    return b"" if seq is None else min(seq, _MOST).to_bytes(8, "big")
 
 
 def cursor_of(field: bytes) -> str:
@@ -110,7 +93,7 @@ def filter_of(which: JobFilter, states: frozenset[State] | None) -> bytes | None
     """A filter as scripts read it; None when it can mean nothing."""
     if states is not None and not states:
         return None
-    letters = False if states is None else "".join(LETTERS[state] for state in sorted(states))
+    letters = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
     rest = (False if one is None else one for one in (which.queue, which.name, which.reason))
     try:
         return _pack((letters, *rest))

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from nimburion.backends.meanings import no_roles
-from nimburion.backends.packing import MICRO, micros
-from nimburion.backends.redis import durability, enqueueing, exchanging, sessions
+from nimburion.backends.packing import MICRO, STATE_CODES, asked_id, micros
+from nimburion.backends.redis import (
+    durability,
+    enqueueing,
+    exchanging,
+    inspecting,
+    maintaining,
+    scheduling,
+    sessions,
+)
 from nimburion.backends.redis.address import Address, parse
 from nimburion.backends.redis.examining import findings
 from nimburion.backends.redis.line import Part
 from nimburion.backends.redis.opening import Opened
-from nimburion.backends.redis.operating import Operating
-from nimburion.backends.redis.records import seconds_of
+from nimburion.backends.redis.records import asked_text, seconds_of
+from nimburion.backends.redis.seeking import FEW, STEP, Walk, fields_of
+from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.backend import Capabilities
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,
     ConfigurationError,
-    NotOpen,
 )
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.ids import Entropy
-from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.job import FINISHED, Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
-from nimburion.core.reading import Finding, Promoted, Rescued, finding_of
-from nimburion.core.session import Orders, Session
+from nimburion.core.reading import (
+    EVERY_JOB,
+    Cancellation,
+    Finding,
+    Fired,
+    JobFilter,
+    Overlap,
+    Page,
+    Promoted,
+    QueueInfo,
+    Replayed,
+    Rescued,
+    Retention,
+    ScheduleRecord,
+    finding_of,
+)
+from nimburion.core.session import Orders, Session, SessionInfo
 from nimburion.core.settlement import Settlement
 
 CAPABILITIES = Capabilities(
@@ -48,7 +70,7 @@ _STEP = 500
 """The most that one script moves."""
 
 
-class RedisBackend(Operating):
+class RedisBackend:
     """A store in one Redis or Valkey server, Sentinel service or cluster.
 
     All of its keys begin with `{namespace}:`, so that in a cluster they lie on one node.
@@ -87,10 +109,9 @@ class RedisBackend(Operating):
         self._given = clock
         self._clock = clock or SystemClock()
         self._entropy = entropy
-        self._opened: Opened | None = None
         self._warned: set[str] = set()
         """The warnings about the server that were logged already; shared with siblings."""
-        self._changing = asyncio.Lock()
+        self._handle = OpenHandle(self.describe(), self._make_connections)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> RedisBackend:
@@ -117,23 +138,11 @@ class RedisBackend(Operating):
 
     async def open(self) -> None:
         """Connect, and check server and format. Repeatable."""
-        async with self._changing:
-            if self._is_here(self._opened):
-                return
-            opened = Opened(self.address, self._arm, self._warned)
-            try:
-                await opened.start(self.address)
-            except BaseException:
-                await opened.close()
-                raise
-            self._opened = opened
+        await self._handle.open()
 
     async def close(self) -> None:
         """Hang up. Repeatable."""
-        async with self._changing:
-            opened, self._opened = self._opened, None
-            if opened is not None and self._is_here(opened):
-                await opened.close()
+        await self._handle.close()
 
     async def exists(self) -> bool:
         """See `Backend.exists`."""
@@ -160,9 +169,9 @@ class RedisBackend(Operating):
 
     async def plan(self) -> list[str]:
         """See `Backend.plan`. Reads on a connection of its own; needs no right to write."""
-        opened = Opened(self.address, self._arm, self._warned)
+        opened = self._make_connections()
         try:
-            return await opened.plan(self.address)
+            return await opened.plan()
         finally:
             await opened.close()
 
@@ -176,21 +185,11 @@ class RedisBackend(Operating):
         """See `Backend.grant`. What a user of the server may do is set on the server."""
         raise no_roles(self.describe(), role)
 
-    def _is_here(self, opened: Opened | None) -> bool:
-        """Whether it is open in this process, on this event loop."""
-        return (
-            opened is not None
-            and opened.pid == os.getpid()
-            and opened.loop is asyncio.get_running_loop()
-        )
+    def _make_connections(self) -> Opened:
+        return Opened(self.address, self._arm, self._warned)
 
     def _here(self) -> Opened:
-        opened = self._opened
-        if opened is not None and opened.pid == os.getpid():
-            return opened
-        if opened is not None:
-            raise NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
-        raise NotOpen(f"{self.describe()} is not open; call open() first")
+        return self._handle.get()
 
     def _times(self) -> tuple[Part, Part]:
         """The time of a test's clock; the server takes its own when it is told none."""
@@ -304,8 +303,9 @@ class RedisBackend(Operating):
 
     def hurry(self) -> None:
         """See `Patient.hurry`."""
-        if self._opened is not None:
-            self._opened.parking.hurry()
+        opened = self._handle.latest
+        if opened is not None:
+            opened.parking.hurry()
 
     async def beat(self, session_id: str) -> Orders:
         """See `Backend.beat`."""
@@ -352,3 +352,145 @@ class RedisBackend(Operating):
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         """See `Backend.wait`."""
         await self._here().bell.wait(queues, timeout, self._clock.sleep)
+
+    # --- operators ---
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """See `Backend.cancel`."""
+        reply = await self._run("cancel", asked_id(job_id))
+        return maintaining.cancellation_of(reply, job_id)
+
+    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
+        """See `Backend.replay`. Looks at 500 dead letters a step, until `limit` are found and it
+        is known whether there are more."""
+        scan = await self._open_scan(which, which.failed_states, after)
+        replies: list[list[Any]] = []
+        while not scan.ended:
+            reply = await self._run("replay", *scan.step(limit))
+            replies.append(reply)
+            scan.go_on(*reply[:2])
+            limit -= len(reply[2]) + len(reply[3])
+            if reply[5]:
+                break
+        return maintaining.replayed_of(replies)
+
+    async def delete(self, which: JobFilter, limit: int) -> list[str]:
+        """See `Backend.delete`. Looks at 500 finished jobs a step."""
+        scan = await self._open_scan(which, which.finished_states, deletes=True)
+        ids: list[str] = []
+        while len(ids) < limit and not scan.ended:
+            after, last, found = await self._run("delete", *scan.step(limit - len(ids)))
+            scan.go_on(after, last)
+            ids += inspecting.ids_of(found)
+        return ids
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """See `Backend.pause`."""
+        await self._run("pause", queue, b"1" if paused else b"")
+
+    async def prune(self, keep: Retention, limit: int) -> int:
+        """See `Backend.prune`. Forgets 500 a step."""
+        arguments, pruned, more = maintaining.pruning_of(keep), 0, 1
+        while pruned < limit and more:
+            step = min(limit - pruned, STEP)
+            count, more = await self._run("prune", step, *arguments)
+            more = more or count == step
+            pruned += count
+        return pruned
+
+    async def _open_scan(
+        self,
+        which: JobFilter,
+        states: frozenset[State] | None,
+        after: str | None = None,
+        *,
+        deletes: bool = False,
+    ) -> Walk:
+        """The way through the jobs of a filter: those that it names, or the unfinished ones where
+        only these are meant and they are few, or all."""
+        fields: Iterable[bytes] | None = None
+        if which.ids is not None:
+            fields = await self._find_fields(which.ids)
+        elif states and states.isdisjoint(FINISHED):
+            letters = "".join(STATE_CODES[state] for state in states)
+            fields = fields_of(await self._run("unfinished", letters, FEW))
+        return Walk(which, states, after, given=fields, deletes=deletes)
+
+    async def _find_fields(self, ids: Collection[str]) -> list[bytes]:
+        """Where jobs lie, those that there are."""
+        arguments, found = sorted({asked_id(one) for one in ids}), []
+        for at in range(0, len(arguments), STEP):
+            found += await self._run("find", *arguments[at : at + STEP])
+        return [field for field in found if field is not None]
+
+    # --- readers ---
+
+    async def get(self, job_id: str) -> JobRecord:
+        """See `Backend.get`."""
+        reply = await self._run("get", asked_id(job_id))
+        return inspecting.record_of(reply, job_id)
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+    ) -> Page:
+        """See `Backend.list_jobs`. Looks at 500 jobs a step: a page of a filter that few jobs fit
+        takes as many steps as there are jobs before them."""
+        scan = await self._open_scan(which, which.states, after)
+        replies, left = [], limit + 1
+        while left > 0 and not scan.ended:
+            reply = await self._run("list", *scan.step(left), b"1" if payloads else b"")
+            replies.append(reply)
+            scan.go_on(*reply[:2])
+            left -= len(reply[3])
+        return inspecting.page_of(replies, limit)
+
+    async def counts(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.counts`."""
+        arguments = [] if queue is None else [asked_text(queue)]
+        return inspecting.counts_of(await self._run_counting_script("counts", *arguments))
+
+    async def queues(self) -> list[QueueInfo]:
+        """See `Backend.queues`."""
+        return inspecting.queues_of(await self._run_counting_script("queues"))
+
+    async def sessions(self) -> list[SessionInfo]:
+        """See `Backend.sessions`."""
+        return inspecting.sessions_of(await self._run("sessions"))
+
+    async def _run_counting_script(self, name: str, *arguments: Part) -> list[Any]:
+        """What a script replies that counts. It takes up to 500 jobs that are due and not yet
+        promoted for what they are; where there are more, they are promoted first."""
+        while not (reply := await self._run(name, *arguments)):
+            await self.promote(STEP)
+        return reply  # type: ignore[no-any-return]
+
+    # --- schedules ---
+
+    async def put_schedule(self, schedule: ScheduleRecord) -> None:
+        """See `Backend.put_schedule`."""
+        await self._run("put_schedule", *scheduling.schedule_of(schedule))
+
+    async def list_schedules(self) -> list[ScheduleRecord]:
+        """See `Backend.list_schedules`."""
+        return scheduling.schedules_of(await self._run("schedules"))
+
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        """See `Backend.pause_schedule`."""
+        flag = b"1" if paused else b"0"
+        return bool(await self._run("pause_schedule", asked_text(name), flag))
+
+    async def delete_schedule(self, name: str) -> bool:
+        """See `Backend.delete_schedule`."""
+        return bool(await self._run("delete_schedule", asked_text(name)))
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        """See `Backend.fire`."""
+        arguments = scheduling.firing_of(name, (expected_last, tick), job, overlap)
+        return scheduling.fired_of(await self._write("fire", arguments))

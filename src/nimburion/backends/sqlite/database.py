@@ -13,8 +13,6 @@ from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import Lane
 
 MICRO = 1_000_000
-EVERY_QUEUE = ""
-"""In `rung`: whoever waits for any queue."""
 
 Row = tuple[Any, ...]
 

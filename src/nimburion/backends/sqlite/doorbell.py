@@ -13,11 +13,11 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from nimburion.backends.sqlite.database import EVERY_QUEUE
+from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
 
 _LONGEST = 100
 """Bytes of a socket's path; systems allow 104 to 108."""
@@ -99,8 +99,7 @@ class Doorbell:
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / name
         self._socket: socket.socket | None = None
-        self._waiting: dict[asyncio.Future[None], frozenset[str]] = {}
-        self._rung: set[str] = set()
+        self._waiters = Waiters()
         self.listening: bool = False
 
     def listen(self) -> None:
@@ -119,36 +118,29 @@ class Doorbell:
         else:
             self._socket = bell
 
-    async def wait(self, queues: Collection[str], timeout: asyncio.Future[None]) -> None:
-        """Return when one of the queues is rung, or `timeout` is done."""
+    async def wait(
+        self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """Return when one of the queues is rung, or after `timeout` seconds as `sleep` has them."""
         self.listen()
         self._drain()
-        wanted = frozenset(queues)
-        if self._rung & wanted or EVERY_QUEUE in self._rung:
-            self._rung -= wanted | {EVERY_QUEUE}
+        if self._waiters.take_missed(queues):
             return
-        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._attend(woken, wanted)
+        self._watch()
         try:
-            await asyncio.wait({woken, timeout}, return_when=asyncio.FIRST_COMPLETED)
+            with self._waiters.expect(queues) as notified:
+                await wait_until(notified, sleep(timeout))
         finally:
-            self._leave(woken)
+            if not self._waiters:  # a busy worker is not to be disturbed
+                self._unwatch()
 
     def wake(self, queues: Collection[str]) -> None:
         """These queues were rung. What nobody waits for is kept for the next who does."""
-        self._rung.update(queues)
-        heard: set[str] = set()
-        for woken, wanted in self._waiting.items():
-            found = self._rung & {*wanted, EVERY_QUEUE}
-            if found:
-                heard |= found
-                if not woken.done():
-                    woken.set_result(None)
-        self._rung -= heard
+        self._waiters.notify(queues)
 
     def abandon(self) -> None:
         """Let go of the socket where the loop that watched it is gone."""
-        self._waiting.clear()
+        self._waiters.discard_all()
         bell, self._socket = self._socket, None
         if bell is not None:
             bell.close()
@@ -157,9 +149,7 @@ class Doorbell:
 
     def close(self) -> None:
         """Remove the socket, and the folder when it was the last."""
-        for woken in self._waiting:
-            if not woken.done():
-                woken.set_result(None)
+        self._waiters.end_all()
         if self._socket is not None:
             self._unwatch()
             self._socket.close()
@@ -170,24 +160,14 @@ class Doorbell:
                 self._path.parent.rmdir()
         self.listening = False
 
-    def _attend(self, woken: asyncio.Future[None], wanted: frozenset[str]) -> None:
-        if not self._waiting and self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._hear)
-        self._waiting[woken] = wanted
-
-    def _leave(self, woken: asyncio.Future[None]) -> None:
-        self._waiting.pop(woken, None)
-        if not self._waiting:  # nobody waits: a busy worker is not to be disturbed
-            self._unwatch()
+    def _watch(self) -> None:
+        if not self._waiters and self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._drain)
 
     def _unwatch(self) -> None:
         if self._socket is not None:
             with suppress(RuntimeError):
                 asyncio.get_running_loop().remove_reader(self._socket.fileno())
-
-    def _hear(self) -> None:
-        self._drain()
-        self.wake(())
 
     def _drain(self) -> None:
         """Take every message that has come."""
@@ -195,7 +175,7 @@ class Doorbell:
             return
         with suppress(OSError):
             while True:
-                self._rung |= read(self._socket.recv(_LARGEST))
+                self._waiters.notify(read(self._socket.recv(_LARGEST)))
 
 
 class Chime:
@@ -227,4 +207,6 @@ def written(queues: Collection[str]) -> bytes:
 
 def read(message: bytes) -> set[str]:
     """The queues of a message."""
+    if not message:
+        return {EVERY_QUEUE}
     return set(message.decode(errors="replace").split("\n"))

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from nimburion.backends.checks import format_size, measure_seconds
 from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.faults import code_of, meaning_of
 from nimburion.backends.sqlite.opening import CHECKPOINT
@@ -20,7 +21,7 @@ from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 from nimburion.core.reading import Finding, finding_of
 
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
 _PAGE = 4096
 _LOG = CHECKPOINT * _PAGE
 """Bytes at which the writer itself empties the write-ahead log."""
@@ -74,8 +75,8 @@ def _file(db: Database, path: Path) -> Finding:
     page, pages, free = (
         _pragma(db, name) for name in ("page_size", "page_count", "freelist_count")
     )
-    spare = f", {size(page * free)} of them free for new jobs" if free else ""
-    return Finding("file", "good", f"{path.absolute()}, {size(page * pages)}{spare}")
+    spare = f", {format_size(page * free)} of them free for new jobs" if free else ""
+    return Finding("file", "good", f"{path.absolute()}, {format_size(page * pages)}{spare}")
 
 
 def _version() -> Finding:
@@ -143,11 +144,13 @@ def access(path: Path) -> Finding:
 def disk(path: Path) -> Finding:
     """How much room there is."""
     free = shutil.disk_usage(path.parent).free
-    text = f"{size(free)} are free"
+    text = f"{format_size(free)} are free"
     if free >= _LITTLE_ROOM:
         return Finding("disk", "good", text)
     if free >= _NO_ROOM:
-        return Finding("disk", "warning", text, f"make room: below {size(_NO_ROOM)} enqueues fail")
+        return Finding(
+            "disk", "warning", text, f"make room: below {format_size(_NO_ROOM)} enqueues fail"
+        )
     advice = "make room: enqueues are refused, what is left is for settling the jobs stored here"
     return Finding("disk", "error", text, advice)
 
@@ -158,14 +161,14 @@ def log(path: Path) -> Finding:
         length = path.with_name(f"{path.name}-wal").stat().st_size
     except FileNotFoundError:
         length = 0
-    text = f"the write-ahead log has {size(length)}"
+    text = f"the write-ahead log has {format_size(length)}"
     if length <= _LONG_LOG:
         return Finding("log", "good", text)
     advice = (
         "find who keeps a read open (a sqlite3 shell, a backup that hangs) and end it: until then "
         "the log grows, and every read is slower"
     )
-    return Finding("log", "warning", f"{text}, {size(_LOG)} are usual", advice)
+    return Finding("log", "warning", f"{text}, {format_size(_LOG)} are usual", advice)
 
 
 def _clock(db: Database) -> Finding:
@@ -211,7 +214,7 @@ def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> Find
 async def reading(ping: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
     """How long a read takes, the way that a caller's does: the best of some."""
     try:
-        took = min([await timed(ping, clock) for _ in range(_READS)])
+        took = min([await measure_seconds(ping, clock) for _ in range(_READS)])
     except BackendError as error:
         return finding_of("reading", error)
     text = f"a read takes {1000 * took:.1f} ms"
@@ -223,7 +226,7 @@ async def reading(ping: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
 async def write_lock(take: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
     """How long the lock that all who write share is waited for."""
     try:
-        took = await timed(take, clock)
+        took = await measure_seconds(take, clock)
     except BackendError as error:
         return finding_of("write lock", error)
     text = f"had after {1000 * took:.1f} ms"
@@ -231,21 +234,6 @@ async def write_lock(take: Callable[[], Awaitable[None]], clock: Clock) -> Findi
         return Finding("write lock", "good", text)
     advice = "find what else writes this file in long transactions, and end or shorten them"
     return Finding("write lock", "warning", text, advice)
-
-
-async def timed(step: Callable[[], Awaitable[None]], clock: Clock) -> float:
-    """The seconds that a step takes."""
-    began = clock.monotonic()
-    await step()
-    return clock.monotonic() - began
-
-
-def size(count: int) -> str:
-    """Bytes as people read them: `12.3 MiB`."""
-    for unit, length in (("GiB", _GIB), ("MiB", _MIB), ("KiB", _KIB)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def _examined(db: Database) -> tuple[int, int | None]:

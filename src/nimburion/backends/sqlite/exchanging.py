@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite.database import EVERY_QUEUE, MICRO, Database
+from nimburion.backends.sqlite.database import MICRO, Database
 from nimburion.backends.sqlite.moves import Held
 from nimburion.backends.sqlite.reserving import (
     Lanes,
@@ -21,6 +21,7 @@ from nimburion.backends.sqlite.reserving import (
     waiting_of,
 )
 from nimburion.backends.sqlite.settling import settle, wait_or_cancel
+from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, Want
 from nimburion.core.job import NO_OPTIONS, Options

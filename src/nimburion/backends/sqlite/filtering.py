@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from nimburion.backends.sqlite.database import Database
-from nimburion.core.errors import InvalidJob
 from nimburion.core.job import FINISHED, State
-from nimburion.core.reading import JobFilter
+from nimburion.core.reading import JobFilter, parse_cursor
 
 _MANY = 10_000
 """From so many unfinished jobs on, going back from the newest finds some sooner than sorting."""
@@ -34,7 +33,7 @@ def question(
     """The statement to ask, and its values."""
     states = None if which.states is None else _encode(sorted(which.states)).decode()
     values: list[object] = [
-        states, which.queue, which.name, which.reason, place_of(after), limit, db.now
+        states, which.queue, which.name, which.reason, parse_cursor(after), limit, db.now
     ]  # fmt: skip
     if which.ids is not None:
         return "list_ids", [*values, _encode(sorted(set(which.ids))).decode()]
@@ -44,12 +43,3 @@ def question(
     if unfinished and not db.value("unfinished_many", _MANY):
         return "list_unfinished", values
     return "list_newest", values
-
-
-def place_of(after: str | None) -> int | None:
-    """The seq that a page's `next` stands for."""
-    if after is None:
-        return None
-    if after.isascii() and after.isdigit():
-        return int(after)
-    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")

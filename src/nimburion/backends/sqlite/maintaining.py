@@ -12,7 +12,7 @@ from nimburion.backends.sqlite.enqueueing import holder_of
 from nimburion.backends.sqlite.filtering import matching
 from nimburion.backends.sqlite.moves import CANCELLED, COMPLETED, FAILED
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import FINISHED, Options, State
+from nimburion.core.job import Options, State
 from nimburion.core.reading import Cancellation, JobFilter, Replayed, Retention
 
 TOMBSTONE = 86_400 * MICRO
@@ -83,7 +83,7 @@ def take_key_again(db: Database, job_id: str, lane: int, options: str | None) ->
 
 def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
     """See `Backend.delete`."""
-    finished = FINISHED if which.states is None else which.states & FINISHED
+    finished = which.finished_states
     if not finished:
         return []
     seqs, _ = matching(db, msgspec.structs.replace(which, states=finished), limit, None)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite import moves
-from nimburion.backends.sqlite.database import EVERY_QUEUE, Database
+from nimburion.backends.sqlite.database import Database
 from nimburion.backends.sqlite.moves import CANCELLED, FAILED, Counts, Held
 from nimburion.backends.sqlite.reserving import gates_of
+from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token

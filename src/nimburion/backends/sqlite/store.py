@@ -364,11 +364,7 @@ class SQLiteBackend:
         """See `Backend.wait`. Other processes ring too."""
         if self._doorbell is None or self._writer is None or self._pid != os.getpid():
             raise self._not_open()
-        pause = asyncio.ensure_future(self._clock.sleep(timeout))
-        try:
-            await self._doorbell.wait(queues, pause)
-        finally:
-            pause.cancel()
+        await self._doorbell.wait(queues, timeout, self._clock.sleep)
 
     # --- operators ---
 

@@ -1,0 +1,1 @@
+"""What the backends of a server (Redis, PostgreSQL) share."""
