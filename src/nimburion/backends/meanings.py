@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import ssl
 from collections.abc import Callable
+from typing import cast
 
 from nimburion.core.errors import BackendUnavailable, NimburionError, NotSupported
 from nimburion.core.redaction import redact_urls
@@ -35,3 +39,38 @@ def unanswered(where: str, problem: str, *, sent: bool) -> BackendUnavailable:
             f"{where}: {redact_urls(problem)}; it may have been applied or not"
         )
     return not_applied(f"{where}: {problem}; nothing was written")
+
+
+# --- why a connection could not be made -----------------------------------------------------------
+
+
+def explain_network_error(error: BaseException, place: object) -> str | None:
+    """Return what the network refused, and what to do; None for any other error."""
+    number, text = getattr(error, "errno", None), str(error)
+    if isinstance(error, socket.gaierror):
+        return f"the name of {place} is not known ({error.strerror}); correct the host"
+    if number == errno.ECONNREFUSED or f"Errno {errno.ECONNREFUSED}]" in text:
+        return f"nothing listens at {place}; start the server, or correct host and port"
+    if number in {errno.EACCES, errno.EPERM}:
+        return f"this user may not connect to {place}; see the mode of the socket, or the firewall"
+    if number in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
+        return f"there is no way to {place} in the network ({cast('OSError', error).strerror})"
+    return None
+
+
+def is_socket_missing(error: BaseException) -> bool:
+    """Whether there is no socket at the path of a server."""
+    return getattr(error, "errno", None) in {errno.ENOENT, errno.ENOTSOCK}
+
+
+def explain_tls_error(error: ssl.SSLError, place: object, advise: Callable[[str], str]) -> str:
+    """Return why TLS failed. `advise` makes the advice of the reason that refused a certificate."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.rstrip(".")
+        return f"the certificate of {place} is not accepted: {why}; {advise(why)}"
+    return f"TLS with {place} failed: {error.reason or error}"
+
+
+def explain_silence(place: object, seconds: float, hint: str) -> str:
+    """Return that a server did not answer within its time."""
+    return f"no answer from {place} within {seconds:g} s{hint}"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
 import msgspec
 
+from nimburion.backends.meanings import (
+    explain_network_error,
+    explain_silence,
+    explain_tls_error,
+    is_socket_missing,
+)
 from nimburion.backends.postgres.address import Address, Tls
 from nimburion.backends.postgres.faults import FAULTS, code_of, is_cut_short, meaning_of
 from nimburion.backends.urls import Node
@@ -226,11 +230,8 @@ def _of_pooler(error: Exception, where: str) -> NimburionError | None:
 
 
 def _of_tls(error: Exception, place: str, tls: Tls) -> str | None:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = error.verify_message.rstrip(".")
-        return f"the certificate of {place} is not accepted: {why}; see sslrootcert and sslmode"
     if isinstance(error, ssl.SSLError):
-        return f"TLS with {place} failed: {error.reason or error}"
+        return explain_tls_error(error, place, lambda _: "see sslrootcert and sslmode")
     if "rejected SSL upgrade" in str(error) and tls.sslmode in {None, "allow", "prefer"}:
         return f"{place} does not answer like a PostgreSQL server; correct host and port"
     if "rejected SSL upgrade" in str(error):
@@ -239,24 +240,15 @@ def _of_tls(error: Exception, place: str, tls: Tls) -> str | None:
 
 
 def _of_network(error: Exception, place: str) -> str | None:
-    number, text = getattr(error, "errno", None), str(error)
-    if isinstance(error, socket.gaierror):
-        return f"the name of {place} is not known ({error.strerror}); correct the host"
-    if number == errno.ECONNREFUSED or f"Errno {errno.ECONNREFUSED}]" in text:
-        return f"nothing listens at {place}; start the server, or correct host and port"
-    if number in {errno.ENOENT, errno.ENOTSOCK}:
-        return f"there is no socket or file for {place} ({text}); start the server, or correct it"
-    if number in {errno.EACCES, errno.EPERM}:
-        return f"this user may not connect to {place}; see the mode of the socket, or the firewall"
-    if number in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
-        return f"there is no way to {place} in the network ({cast('OSError', error).strerror})"
-    return None
+    if is_socket_missing(error):
+        return f"there is no socket or file for {place} ({error}); start the server, or correct it"
+    return explain_network_error(error, place)
 
 
 def _of_silence(error: Exception, place: str, address: Address) -> str | None:
     if not isinstance(error, TimeoutError):
         return None
-    return f"no answer from {place} within {address.timeout:g} s: is it up, and PostgreSQL?"
+    return explain_silence(place, address.timeout, ": is it up, and PostgreSQL?")
 
 
 def _of_strangers(error: Exception, place: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import ssl
 from collections.abc import Mapping
@@ -20,6 +19,12 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from nimburion.backends.meanings import (
+    explain_network_error,
+    explain_silence,
+    explain_tls_error,
+    is_socket_missing,
+)
 from nimburion.backends.redis.address import Address, Tls
 from nimburion.backends.redis.faults import FAULTS, code_of, meaning_of
 from nimburion.backends.urls import Login, Node
@@ -208,41 +213,30 @@ def _root(error: Exception) -> BaseException:
 
 
 def _of_tls(error: ssl.SSLError, place: Place) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = error.verify_message.rstrip(".")
-        advice = (
-            "tls_verify=ca leaves out whom it is made out to"
-            if "match" in why or "not valid for" in why
-            else "name its authority by tls_ca=FILE"
-        )
-        return f"the certificate of {place} is not accepted: {why}; {advice}"
-    if any(sign in str(error) for sign in _NO_TLS_THERE):
-        return f"{place} does not speak TLS; use redis:// there, or its TLS port"
-    if "CERTIFICATE_REQUIRED" in str(error) or "HANDSHAKE_FAILURE" in str(error):
-        return f"{place} asks for our certificate; set tls_cert and tls_key"
-    return f"TLS with {place} failed: {error.reason or error}"
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        if any(sign in str(error) for sign in _NO_TLS_THERE):
+            return f"{place} does not speak TLS; use redis:// there, or its TLS port"
+        if "CERTIFICATE_REQUIRED" in str(error) or "HANDSHAKE_FAILURE" in str(error):
+            return f"{place} asks for our certificate; set tls_cert and tls_key"
+    return explain_tls_error(error, place, _advise_certificate)
+
+
+def _advise_certificate(why: str) -> str:
+    if "match" in why or "not valid for" in why:
+        return "tls_verify=ca leaves out whom it is made out to"
+    return "name its authority by tls_ca=FILE"
 
 
 def _of_network(error: BaseException, place: Place) -> str | None:
-    number, text = getattr(error, "errno", None), str(error)
-    if isinstance(error, socket.gaierror):
-        return f"the name of {place} is not known ({error.strerror}); correct the host"
-    if number == errno.ECONNREFUSED or f"Errno {errno.ECONNREFUSED}]" in text:
-        return f"nothing listens at {place}; start the server, or correct host and port"
-    if isinstance(place, str) and number in {errno.ENOENT, errno.ENOTSOCK}:
+    if isinstance(place, str) and is_socket_missing(error):
         return f"there is no socket {place}; start the server, or correct the path"
-    if number in {errno.EACCES, errno.EPERM}:
-        return f"this user may not connect to {place}; see the mode of the socket, or the firewall"
-    if number in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
-        return f"there is no way to {place} in the network ({cast('OSError', error).strerror})"
-    return None
+    return explain_network_error(error, place)
 
 
 def _of_silence(error: BaseException, place: Place, address: Address, within: float) -> str | None:
     if not isinstance(error, TimeoutError | driver.TimeoutError):
         return None
-    hint = "; does it speak TLS at all?" if address.tls else ""
-    return f"no answer from {place} within {within:g} s{hint}"
+    return explain_silence(place, within, "; does it speak TLS at all?" if address.tls else "")
 
 
 def _of_strangers(error: BaseException, place: Place, address: Address) -> str | None:
