@@ -15,6 +15,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
+from nimburion.core.settings import QueueSettings
 from nimburion.jobs import Cancel, Context, Processor, Retry, Snooze
 from nimburion.jobs.unserved_watch import UnservedWatch
 from nimburion.testing import FakeClock
@@ -217,7 +218,7 @@ async def test_jobs_that_no_live_worker_would_take_are_warned_of_once(
 async def test_a_worker_says_which_queues_it_serves() -> None:
     """Not those that its jobs name by default: what it does not serve is shown as unserved."""
     store = MemoryBackend()
-    processor = Processor(store, queues=[{"name": "mail"}])
+    processor = Processor(store, queues=(QueueSettings("mail"),))
     processor.register("send", raises, queue="default")
     async with processor:
         await processor.start()

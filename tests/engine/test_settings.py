@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nimburion.core.settings import Config, Settings
+from typing import get_type_hints
+
+from nimburion.core.settings import Config, Settings, SettingsOptions
 
 
 def test_no_password_is_shown() -> None:
@@ -14,3 +16,7 @@ def test_no_password_is_shown() -> None:
 
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
     assert "url='sqlite:///jobs.db'" in repr(Settings(url="sqlite:///jobs.db"))
+
+
+def test_the_keywords_of_a_processor_are_the_settings() -> None:
+    assert get_type_hints(SettingsOptions) == get_type_hints(Settings)

@@ -272,7 +272,7 @@ def test_an_unknown_option_is_refused_and_the_nearest_is_named() -> None:
         type("One", (Job,), {}, retries=3)
     processor = Processor(MemoryBackend())
     with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {said}")):
-        processor.register("raw", lambda _ctx, _data: None, retries=3)
+        processor.register("raw", lambda _ctx, _data: None, retries=3)  # type: ignore[call-overload]
     with pytest.raises(DefinitionError, match="timeout: options of a typed job stand where"):
         processor.register(SendEmail, timeout=3)  # type: ignore[call-overload]
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
     from types import ModuleType
 
+__all__ = ["open_backend"]
+
 ENTRY_POINTS = "nimburion.backends"
 """Third-party stores: an entry point of this group, named as the scheme, whose object has
 `from_url(url, **options)`."""

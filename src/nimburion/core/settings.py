@@ -3,7 +3,7 @@ environment and arguments; everything else only reads them. Durations are second
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -62,6 +62,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"Settings({shown})"
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The fields of `Settings` as keywords, all optional."""
+
+    url: str
+    owner: str
+    concurrency: int
+    queues: tuple[QueueSettings, ...]
+    session_ttl: float
+    grace: float
+    loop_lag_limit: float
+    max_retries: int
+    retry_backoff: float
+    retry_backoff_max: float
+    max_lost: int
+    timeout: float | None
+    ageing: float
+    enqueue_timeout: float
+    keep_completed: float | None
+    keep_completed_max: int | None
+    keep_failed: float | None
+    keep_results: float | None
+    processes: int
+    limits: Limits
 
 
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,10 +7,10 @@ import difflib
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from random import Random
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, cast, overload
 
 import msgspec
 
@@ -21,17 +21,18 @@ from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service
-from nimburion.core.settings import Config, Settings
+from nimburion.core.settings import Config, Settings, SettingsOptions
 from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.client import Client
-from nimburion.jobs.context import Context
 from nimburion.jobs.dead_letters import DeadLetters
 from nimburion.jobs.forking import ForkGuard
 from nimburion.jobs.health import STOPPED, Health
 from nimburion.jobs.job import Job, JobFunction
 from nimburion.jobs.middleware import Middleware
+from nimburion.jobs.policy import PolicyOptions
 from nimburion.jobs.portal import SyncClient
 from nimburion.jobs.pruner import Pruner
+from nimburion.jobs.registry import RawHandler
 from nimburion.jobs.rescuer import Rescuer
 from nimburion.jobs.running import STOPPED_TOO_SOON, Running
 from nimburion.jobs.stepper import Stepper
@@ -47,7 +48,6 @@ _FROM_ZERO = (
     *("keep_completed", "keep_completed_max", "keep_failed", "keep_results"),
 )
 
-RawHandler = Callable[[Context, bytes], Awaitable[object] | object]
 AnyDeclared = type[Job] | JobFunction[..., ..., Any]
 
 
@@ -76,7 +76,7 @@ class Processor(Client):
         clock: Clock | None = None,
         random: Random | None = None,
         entropy: Entropy = os.urandom,
-        **single_settings: Any,
+        **single_settings: Unpack[SettingsOptions],
     ) -> None:
         if isinstance(backend, str):
             backend = open_backend(backend)
@@ -103,12 +103,27 @@ class Processor(Client):
     # What it can do
 
     @overload
-    def register(self, job: str, handler: RawHandler, /, **policy: Any) -> None: ...
+    def register(
+        self,
+        job: str,
+        handler: RawHandler,
+        /,
+        *,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> None: ...
 
     @overload
     def register(self, job: AnyDeclared, /, *jobs: AnyDeclared) -> None: ...
 
-    def register(self, job: Any, /, *rest: Any, **policy: Any) -> None:
+    def register(
+        self,
+        job: str | AnyDeclared,
+        /,
+        *rest: AnyDeclared | RawHandler,
+        queue: str | None = None,
+        **policy: Unpack[PolicyOptions],
+    ) -> None:
         """Register typed jobs, `register(SendEmail, report)`, or a handler of raw bytes,
         `register("send_email", handler)`, called as `handler(ctx, data)`.
 
@@ -118,14 +133,18 @@ class Processor(Client):
         if self._running is not None:
             raise DefinitionError("register jobs before the processor is started")
         if not isinstance(job, str):
-            if policy:
+            options = [*policy] if queue is None else ["queue", *policy]
+            if options:
                 raise DefinitionError(
-                    f"{', '.join(policy)}: options of a typed job stand where it is declared, in "
+                    f"{', '.join(options)}: options of a typed job stand where it is declared, in "
                     "@job(…) or in its class statement; only a raw handler takes them here"
                 )
-            self.registry.add(job, *rest)
+            self.registry.add(job, *cast("tuple[AnyDeclared, ...]", rest))
         elif len(rest) == 1:
-            self.registry.add_raw(job, rest[0], **policy)
+            handler = cast("RawHandler", rest[0])
+            self.registry.add_raw(
+                job, handler, queue="default" if queue is None else queue, **policy
+            )
         else:
             raise DefinitionError(f"register({job!r}, handler) takes exactly one handler")
 
@@ -351,14 +370,14 @@ class Processor(Client):
         os._exit(0)
 
 
-def _chosen(settings: Settings, single: dict[str, Any]) -> Settings:
+def _chosen(settings: Settings, single: SettingsOptions) -> Settings:
     """The settings with single ones over them; a wrong name or type is a `ConfigurationError`."""
     known = settings.__struct_fields__
     for name in single.keys() - set(known):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"there is no setting {name!r}{hint}")
-    asked = {name: getattr(settings, name) for name in known} | single
+    asked = {name: getattr(settings, name) for name in known} | dict(single)
     try:
         chosen = msgspec.convert(asked, Settings)
     except msgspec.ValidationError as error:
