@@ -375,8 +375,8 @@ MUTANTS = (
     Mutant(
         "the keeper lives on the worker's loop",
         "jobs/*.py",
-        "$threaded_keeper=isinstance(self.$clock, $SystemClock)",
-        "$threaded_keeper=False",
+        "self.$events,\n            $threaded_keeper=isinstance(self.$clock, $SystemClock)",
+        "self.$events,\n            $threaded_keeper=False",
         ("tests/crash/test_signals.py", "-k", "TestSQLite and blocks_the_event_loop"),
         deep=True,
     ),
