@@ -182,9 +182,9 @@ class Conveyor:
             return await self._send(batch[half:], want)
 
     async def _until_answered(self, batch: list[Settlement], want: Want) -> Reply:
-        pause, began, monotonic = _FIRST_PAUSE, self._clock.monotonic(), self._clock.monotonic
+        pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
+        began = sent = monotonic()  # the same: `_cut` takes any time between them for a failure
         while not self.abandoned:
-            sent = monotonic()
             part, asked = self._cut(batch, want, sent - began)
             try:
                 async with asyncio.timeout(self._left(sent - began)):
@@ -202,6 +202,7 @@ class Conveyor:
                     break
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+                sent = monotonic()
             else:
                 self._size.note_answer(monotonic() - sent)
                 self._reach.note_answer("exchange")
