@@ -153,7 +153,7 @@ def test_a_processor_left_open_by_one_loop_works_on_the_next(store: str, tmp_pat
         return 2 * n
 
     url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/jobs.db"}[store]
-    processor = Processor(open_backend(url), session_ttl=0.4)
+    processor = Processor(open_backend(url), session_ttl=1)
     processor.register(double)
 
     async def work(n: int) -> int:
@@ -169,7 +169,7 @@ def test_a_processor_left_open_by_one_loop_works_on_the_next(store: str, tmp_pat
 
 
 def test_no_session_is_kept_alive_for_a_loop_that_was_closed() -> None:
-    processor = Processor(MemoryBackend(), session_ttl=0.4)
+    processor = Processor(MemoryBackend(), session_ttl=1)
     before = set(threading.enumerate())
     asyncio.run(processor.start())
     for keeper in set(threading.enumerate()) - before:

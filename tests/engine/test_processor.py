@@ -117,5 +117,5 @@ async def test_a_setting_out_of_its_bounds_is_refused_by_name(name: str, value: 
 
 
 async def test_a_queue_with_no_room_for_a_job_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="queue 'mail' must be 1 or more, not 0"):
+    with pytest.raises(ConfigurationError, match="queue 'mail' must be from 1 to 10000, not 0"):
         Processor(MemoryBackend(), queues=(QueueSettings("mail", concurrency=0),))

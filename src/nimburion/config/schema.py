@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import get_args, get_type_hints
 
 import msgspec
 
@@ -22,6 +23,7 @@ from nimburion.config.kinds import (
     zone,
 )
 from nimburion.config.tree import Path, Written, kind_of, refusal
+from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -40,8 +42,21 @@ class Series(msgspec.Struct, frozen=True):
 
 Shape = Kind | Section | Series
 
-_PRIORITY = whole(-1_000_000, 1_000_000)
-_CONCURRENCY = whole(1, 10_000)
+
+def bounded(settings: type[msgspec.Struct]) -> dict[str, Kind]:
+    """The kinds of the settings whose bounds `core.settings` declares, in its order."""
+    hints = get_type_hints(settings)
+    return {
+        name: _number(bounds, float in {hints[name], *get_args(hints[name])})
+        for name, bounds in read_bounds(settings).items()
+    }
+
+
+def _number(bounds: Bounds, seconds: bool) -> Kind:  # noqa: FBT001 (an adjective of the kind)
+    if seconds or bounds.most is None:
+        return duration(bounds.least, optional=bounds.optional)
+    return whole(int(bounds.least), int(bounds.most), optional=bounds.optional)
+
 
 STORES: Mapping[str, Shape] = MappingProxyType(
     {
@@ -91,8 +106,7 @@ STORES: Mapping[str, Shape] = MappingProxyType(
 QUEUE = Section(
     {
         "name": name(),
-        "priority": _PRIORITY,
-        "concurrency": whole(1, 10_000, optional=True),
+        **bounded(QueueSettings),
     },
     required=frozenset({"name"}),
 )
@@ -115,26 +129,15 @@ STORE_KEYS: Mapping[str, Shape] = MappingProxyType(
 )
 """The keys that together say which store: `Settings.url` is made of them."""
 
+_NUMBERS = bounded(Settings)
+
 JOBS = Section(
     {
         **STORE_KEYS,
         "owner": name(),
-        "concurrency": _CONCURRENCY,
+        "concurrency": _NUMBERS["concurrency"],
         "queues": Series(QUEUE, unique="name"),
-        "session_ttl": duration(1),
-        "grace": duration(0),
-        "loop_lag_limit": duration(0.05),
-        "max_retries": whole(0, 1_000_000),
-        "retry_backoff": duration(0),
-        "retry_backoff_max": duration(0),
-        "max_lost": whole(1, 1_000_000),
-        "timeout": duration(0.001, optional=True),
-        "ageing": duration(0),
-        "enqueue_timeout": duration(0),
-        "keep_completed": duration(0, optional=True),
-        "keep_completed_max": whole(0, 1_000_000_000, optional=True),
-        "keep_failed": duration(0, optional=True),
-        "keep_results": duration(0, optional=True),
+        **_NUMBERS,
         "processes": only(1, "more are not in this version yet; start more workers"),
         "limits": LIMITS,
     }

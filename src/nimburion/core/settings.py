@@ -1,11 +1,17 @@
 """What can be set, with its defaults (SPEC §4). `nimburion.config` fills these from file,
-environment and arguments; everything else only reads them. Durations are seconds."""
+environment and arguments; everything else only reads them. Durations are seconds.
+
+The bounds of a setting stand in its annotation and nowhere else: `read_bounds` gives them to
+`nimburion.config` and to `Processor`."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from nimburion.core.limits import Limits
 from nimburion.core.redaction import redact_url
@@ -15,9 +21,9 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How this application's workers serve one queue."""
 
     name: str
-    priority: int = 0
+    priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 0
     """Higher first."""
-    concurrency: int | None = None
+    concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     """At most so many at once in each worker process; None: only the worker's own bound."""
 
 
@@ -28,29 +34,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Which store, as `open_backend` takes it."""
     owner: str = "nimburion"
     """The application's name: shown with its workers, and owner of its schedules."""
-    concurrency: int = 10
+    concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
     """Handlers at once in each worker process."""
     queues: tuple[QueueSettings, ...] = ()
     """The queues to serve; empty: every queue that the registered jobs name."""
-    session_ttl: float = 30.0
+    session_ttl: Annotated[float, Meta(ge=1)] = 30.0
     """A worker silent for so long is dead; it beats four times as often."""
-    grace: float = 25.0
+    grace: Annotated[float, Meta(ge=0)] = 25.0
     """How long a stopping worker lets its handlers finish."""
-    loop_lag_limit: float = 1.0
+    loop_lag_limit: Annotated[float, Meta(ge=0.05)] = 1.0
     """A blocked event loop is noticed within this time."""
-    max_retries: int = 3
-    retry_backoff: float = 1.0
-    retry_backoff_max: float = 600.0
-    max_lost: int = 3
-    timeout: float | None = None
-    ageing: float = 60.0
-    enqueue_timeout: float = 5.0
+    max_retries: Annotated[int, Meta(ge=0, le=1_000_000)] = 3
+    retry_backoff: Annotated[float, Meta(ge=0)] = 1.0
+    retry_backoff_max: Annotated[float, Meta(ge=0)] = 600.0
+    max_lost: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    timeout: Annotated[float, Meta(ge=0.001)] | None = None
+    ageing: Annotated[float, Meta(ge=0)] = 60.0
+    enqueue_timeout: Annotated[float, Meta(ge=0)] = 5.0
     """How long `enqueue` goes on asking a store that does not answer. It holds for each caller, who
     hears within this and a tenth more (0.25 s at least)."""
-    keep_completed: float | None = 86_400.0
-    keep_completed_max: int | None = None
-    keep_failed: float | None = 90 * 86_400.0
-    keep_results: float | None = 86_400.0
+    keep_completed: Annotated[float, Meta(ge=0)] | None = 86_400.0
+    keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
+    keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0
+    keep_results: Annotated[float, Meta(ge=0)] | None = 86_400.0
     processes: int = 1
     limits: Limits = Limits()
 
@@ -126,3 +132,32 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerSettings = SchedulerSettings()
     source: str | None = None
     """The absolute path of the file it came from; None: no file, defaults and environment."""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What a number may be."""
+
+    least: float
+    most: float | None = None
+    optional: bool = False
+    """Whether it may be None."""
+
+    def allow(self, value: float) -> bool:
+        """Whether a number is within; NaN never is."""
+        return value >= self.least and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        if self.most is None:
+            return f"{self.least:g} or more"
+        return f"from {self.least:.0f} to {self.most:.0f}"
+
+
+def read_bounds(settings: type[msgspec.Struct]) -> Mapping[str, Bounds]:
+    """The bounds of the settings of a class that have some, by name."""
+    found = {}
+    for name, hint in get_type_hints(settings, include_extras=True).items():
+        optional = type(None) in get_args(hint)
+        for kind in get_args(hint) if optional else (hint,):
+            for meta in getattr(kind, "__metadata__", ()):
+                found[name] = Bounds(meta.ge, meta.le, optional)
+    return MappingProxyType(found)

@@ -21,7 +21,14 @@ from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service
-from nimburion.core.settings import Config, Settings, SettingsOptions
+from nimburion.core.settings import (
+    Bounds,
+    Config,
+    QueueSettings,
+    Settings,
+    SettingsOptions,
+    read_bounds,
+)
 from nimburion.jobs.attempt import Attempts
 from nimburion.jobs.client import Client
 from nimburion.jobs.dead_letters import DeadLetters
@@ -42,11 +49,8 @@ from nimburion.jobs.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
-_OVER_ZERO = ("concurrency", "session_ttl", "max_lost", "timeout", "loop_lag_limit")
-_FROM_ZERO = (
-    *("grace", "max_retries", "retry_backoff", "retry_backoff_max", "ageing", "enqueue_timeout"),
-    *("keep_completed", "keep_completed_max", "keep_failed", "keep_results"),
-)
+_BOUNDS = read_bounds(Settings)
+_QUEUE_BOUNDS = read_bounds(QueueSettings)
 
 AnyDeclared = type[Job] | JobFunction[..., ..., Any]
 
@@ -378,24 +382,27 @@ def _chosen(settings: Settings, single: SettingsOptions) -> Settings:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"there is no setting {name!r}{hint}")
     asked = {name: getattr(settings, name) for name in known} | dict(single)
+    _check_bounds(asked)
     try:
-        chosen = msgspec.convert(asked, Settings)
+        return msgspec.convert(asked, Settings)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"a setting is wrong: {error}") from error
-    _check_bounds(chosen)
-    return chosen
 
 
-def _check_bounds(settings: Settings) -> None:
-    """`ConfigurationError` for a number under which no worker could work."""
-    for names, least in ((_OVER_ZERO, "more than 0"), (_FROM_ZERO, "0 or more")):
-        for name in names:
-            value = getattr(settings, name)
-            if value is not None and not (value > 0 or (value == 0 and names is _FROM_ZERO)):
-                raise ConfigurationError(f"the setting {name!r} must be {least}, not {value!r}")
-    for queue in settings.queues:
-        if queue.concurrency is not None and queue.concurrency < 1:
-            raise ConfigurationError(
-                f"the concurrency of queue {queue.name!r} must be 1 or more, "
-                f"not {queue.concurrency!r}; to serve it not at all, leave it out of `queues`"
-            )
+def _check_bounds(asked: dict[str, Any]) -> None:
+    """`ConfigurationError` for a number outside of its bounds; types are checked elsewhere."""
+    for name, bounds in _BOUNDS.items():
+        if not _is_allowed(asked[name], bounds):
+            raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {asked[name]!r}")
+    for queue in asked["queues"]:
+        for name, bounds in _QUEUE_BOUNDS.items() if isinstance(queue, QueueSettings) else ():
+            value = getattr(queue, name)
+            if not _is_allowed(value, bounds):
+                hint = "; to serve it not at all, leave it out of `queues`" if value == 0 else ""
+                raise ConfigurationError(
+                    f"the {name} of queue {queue.name!r} must be {bounds}, not {value!r}{hint}"
+                )
+
+
+def _is_allowed(value: object, bounds: Bounds) -> bool:
+    return not isinstance(value, int | float) or bounds.allow(value)
