@@ -34,7 +34,7 @@ SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks"]
 QUICK = "not deep and not wide and not slow"
 NOBODY = 65534
 
-# The server kinds of tests/servers/kinds.py beyond those that come as wheels.
+# The server kinds of tests/servers/server_kinds.py beyond those that come as wheels.
 REDIS_KINDS = ["redis", "redis-tls", "redis-cluster", "redis-sentinel"]
 POSTGRES_KINDS = [
     *("pgbouncer", "pgbouncer-unprepared", "pgbouncer-serializable", "postgres-serializable"),

@@ -25,7 +25,7 @@ from nimburion.core.events import TickDecided
 from nimburion.core.job import State
 from nimburion.jobs import Processor, job
 from nimburion.scheduler import Scheduler
-from nimburion.scheduler.trigger import Trigger, trigger_of
+from nimburion.scheduler.triggers import Trigger, trigger_of
 
 _BATCH = 1_000
 

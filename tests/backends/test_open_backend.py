@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends import ENTRY_POINTS, SCHEMES, open_backend
-from nimburion.backends.redis import RedisBackend, address
+from nimburion.backends.redis import RedisBackend
+from nimburion.backends.redis import url as address
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.errors import ConfigurationError
 from nimburion.testing.clock import FakeClock

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from nimburion.backends.memory import MemoryBackend
 from nimburion.cli import doctor
 from nimburion.cli.root import root
+from nimburion.core.checks import Finding
 from nimburion.core.errors import StoreFull
-from nimburion.core.reading import Finding
 from nimburion.core.session import Session
 from nimburion.testing import FakeClock
 from tests.cli.conftest import CommandLine

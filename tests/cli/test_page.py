@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from nimburion.cli import endings
+from nimburion.cli import exit_codes
 from nimburion.cli.root import COMMANDS, root
 from tests.house.tree import ROOT
 
@@ -51,7 +51,7 @@ def test_every_command_takes_the_shared_options() -> None:
 def test_every_exit_code_is_on_the_page() -> None:
     told = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
     names = ("DONE", "FAILED", "BAD_INPUT", "STORE", "NOT_FOUND", "INTERRUPTED")
-    assert told == [str(getattr(endings, name)) for name in names]
+    assert told == [str(getattr(exit_codes, name)) for name in names]
 
 
 def test_the_summaries_are_those_of_the_commands() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.core.reading import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord
 from nimburion.scheduler.spec import Spec
 from tests.cli.conftest import CommandLine
 

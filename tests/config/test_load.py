@@ -11,10 +11,10 @@ import pytest
 
 from nimburion import config
 from nimburion.backends import FAMILIES, open_backend
-from nimburion.backends.postgres import address as postgres
-from nimburion.backends.redis import address
-from nimburion.backends.redis.address import Address, Tls, parse
-from nimburion.backends.urls import Login, Node
+from nimburion.backends.postgres import url as postgres
+from nimburion.backends.redis import url as address
+from nimburion.backends.redis.url import Address, Tls, parse
+from nimburion.backends.server.url import Login, Node
 from nimburion.config.schema import STORES, Section
 from nimburion.core.limits import Limits
 from nimburion.core.settings import QueueSettings, Settings

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.backends.postgres.store import PostgresBackend
+from nimburion.backends.postgres.backend import PostgresBackend
 from nimburion.core.backend import Backend
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
-from tests.servers.kinds import RunningPostgres
+from tests.servers.server_kinds import RunningPostgres
 
 
 class TestPostgres(BackendContract):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.backends.redis.store import RedisBackend
+from nimburion.backends.redis.backend import RedisBackend
 from nimburion.core.backend import Backend
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
-from tests.servers.kinds import Running
+from tests.servers.server_kinds import Running
 
 
 class TestRedis(BackendContract):

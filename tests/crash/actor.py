@@ -31,24 +31,24 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from nimburion.backends import open_backend
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.backends.postgres import joining as postgres_joining
+from nimburion.backends.postgres import transactions as postgres_joining
 from nimburion.backends.redis import RedisBackend
-from nimburion.backends.redis.line import Line, Part
+from nimburion.backends.redis.connection.command_connection import Line, Part
+from nimburion.backends.redis.connection.protocol import Wire
 from nimburion.backends.redis.scripts import Script
-from nimburion.backends.redis.wire import Wire
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite import transactions as sqlite_transactions
-from nimburion.backends.sqlite.database import Database
-from nimburion.backends.sqlite.place import path_of
+from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.connection.path import path_of
 from nimburion.core.backend import Joining
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.job import NewJob
-from nimburion.core.joining import Lent
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
+from nimburion.core.transactions import Lent
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.attempt import Attempts
-from nimburion.jobs.conveyor import Conveyor
+from nimburion.jobs.worker.attempt import Attempts
+from nimburion.jobs.worker.completer import Conveyor
 from nimburion.scheduler import Scheduler
 from tests.crash import blocking, children
 

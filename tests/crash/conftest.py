@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.stage import Stage
-from tests.servers.kinds import Running, RunningPostgres
+from tests.crash.harness import Stage
+from tests.servers.server_kinds import Running, RunningPostgres
 
 
 @pytest.fixture

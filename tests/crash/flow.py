@@ -22,8 +22,8 @@ from nimburion.backends import open_backend
 from nimburion.core.errors import BackendError, BackendUnavailable, StoreFull, StoreReadOnly
 from nimburion.core.job import State
 from nimburion.core.settings import Settings
-from nimburion.jobs.client import Client
-from tests.crash.stage import Stage
+from nimburion.jobs.client.client import Client
+from tests.crash.harness import Stage
 
 PATIENCE = 40.0
 AT_ONCE = 4

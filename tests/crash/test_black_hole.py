@@ -14,8 +14,8 @@ from nimburion.core.settings import Settings
 from nimburion.jobs import Processor
 from nimburion.jobs.errors import WaitTimeout
 from tests.servers import Server
-from tests.servers.kinds import RunningPostgres
 from tests.servers.proxy import Proxy
+from tests.servers.server_kinds import RunningPostgres
 
 TIMEOUT = 1.0
 BOUND = 1.5 * TIMEOUT + 3.0

@@ -9,8 +9,8 @@ import pytest
 
 from nimburion.core.job import State
 from tests.crash.blocking import BLOCKS
-from tests.crash.stage import Stage
-from tests.servers.kinds import BINARIES
+from tests.crash.harness import Stage
+from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 

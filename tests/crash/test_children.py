@@ -8,8 +8,8 @@ import pytest
 
 from nimburion.core.job import State
 from tests.crash.children import EXITS
-from tests.crash.stage import DEADLINE, Stage
-from tests.servers.kinds import BINARIES
+from tests.crash.harness import DEADLINE, Stage
+from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import State
-from tests.crash.stage import Stage
-from tests.servers.kinds import BINARIES
+from tests.crash.harness import Stage
+from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from nimburion.core.job import State
-from tests.crash.stage import TTL, Stage
-from tests.servers.kinds import BINARIES
+from tests.crash.harness import TTL, Stage
+from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from nimburion.core.job import JobRecord, NewJob, State
-from tests.crash.stage import Stage
-from tests.servers.kinds import BINARIES, Running, RunningPostgres
+from tests.crash.harness import Stage
 from tests.servers.proxy import Direction, Proxy
+from tests.servers.server_kinds import BINARIES, Running, RunningPostgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(120)]
 

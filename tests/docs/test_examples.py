@@ -27,7 +27,7 @@ import pytest
 from tests.docs.pages import Block, Page, every_page, parse
 from tests.house.tree import ROOT
 from tests.servers import Server
-from tests.servers.kinds import RunningPostgres
+from tests.servers.server_kinds import RunningPostgres
 
 MOST_NOT_RUN = 2
 PAGES = [page for page in every_page() if any(block.runs for block in page.blocks)]

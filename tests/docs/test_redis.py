@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from nimburion.backends.redis import address
-from nimburion.backends.redis.address import SCHEMES, parse
+from nimburion.backends.redis import url as address
 from nimburion.backends.redis.keys import KEYS
+from nimburion.backends.redis.url import SCHEMES, parse
 from nimburion.core.errors import ConfigurationError
 from tests.docs.pages import Page, every_page, read
 from tests.house.tree import PACKAGE, ROOT

@@ -11,10 +11,10 @@ from nimburion import jobs
 from nimburion.core import events
 from nimburion.core.job import Reason, State
 from nimburion.jobs import errors
-from nimburion.jobs.health import Condition
-from nimburion.jobs.policy import PolicyOptions
-from nimburion.jobs.status import Status
-from nimburion.jobs.terms import EnqueueOptions
+from nimburion.jobs.client.status import Status
+from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.jobs.worker.health import Condition
 from tests.house.tree import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"

@@ -23,7 +23,9 @@ from nimburion.core.errors import NimburionError
 from nimburion.core.exchange import NOTHING, Lane, QueueTerms, Reply, Want
 from nimburion.core.job import NO_OPTIONS, AttemptError, NewJob, Options, State
 from nimburion.core.lease import Lease, Token
-from nimburion.core.reading import JobFilter, Overlap, Rescued, Retention, ScheduleRecord
+from nimburion.core.operations import Rescued, Retention
+from nimburion.core.queries import JobFilter
+from nimburion.core.schedules import Overlap, ScheduleRecord
 from nimburion.core.session import Orders, Session
 from nimburion.core.settlement import (
     Cancelled,

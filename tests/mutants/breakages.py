@@ -8,10 +8,10 @@ MEMORY = "tests/contract/test_memory.py::TestMemory::"
 SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
-CONVEYOR = "tests/engine/test_conveyor.py::"
-HEALTH = "tests/engine/test_health.py::"
-JOINING = "tests/sqlite/test_joining.py::"
-WORKER = "tests/engine/test_worker.py::"
+CONVEYOR = "tests/jobs/worker/test_completer.py::"
+HEALTH = "tests/jobs/worker/test_health.py::"
+JOINING = "tests/backends/sqlite/test_transactions.py::"
+WORKER = "tests/jobs/worker/test_worker.py::"
 
 MUTANTS = (
     # Tokens
@@ -110,7 +110,7 @@ MUTANTS = (
         "jobs/*.py",
         "(1.0 + $JITTER * $random.$random())",
         "(1.0 - $JITTER * $random.$random())",
-        ("tests/jobs/test_policy.py::test_jitter_only_adds_and_at_most_a_fifth",),
+        ("tests/jobs/declaration/test_policy.py::test_jitter_only_adds_and_at_most_a_fifth",),
     ),
     # Limits
     Mutant(
@@ -151,7 +151,7 @@ MUTANTS = (
     ),
     Mutant(
         "repeats under a new number",
-        "jobs/conveyor.py",
+        "jobs/worker/completer.py",
         "pause = min(2 * pause, _LONGEST_PAUSE)",
         "self._number += 1",
         (f"{CONVEYOR}test_an_unanswered_exchange_is_repeated_under_its_number",),
@@ -166,7 +166,7 @@ MUTANTS = (
     # Sizes
     Mutant(
         "exchanges never shrink",
-        "jobs/exchange_size.py",
+        "jobs/worker/exchange_size.py",
         "_SHRINK = 4.0",
         "_SHRINK = 1.0",
         (f"{SCENARIO}test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one",),
@@ -180,14 +180,14 @@ MUTANTS = (
     ),
     Mutant(
         "what a smaller repeat left out is forgotten",
-        "jobs/conveyor.py",
+        "jobs/worker/completer.py",
         "if applied < len(batch):",
         "if applied < 0:",
         (f"{CONVEYOR}test_an_exchange_that_takes_too_long_shrinks_until_it_fits",),
     ),
     Mutant(
         "a session whose exchanges fail is kept",
-        "jobs/tenure.py",
+        "jobs/worker/session.py",
         "give_up_after=session.ttl * _GIVE_UP,",
         "give_up_after=1e9,",
         (f"{SCENARIO}test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time",),
@@ -198,7 +198,9 @@ MUTANTS = (
         "backends/sqlite/*.py",
         "with $translated(self.$_path), $database.$savepoint():",
         "with $translated(self.$_path):",
-        ("tests/sqlite/test_threads.py::test_what_a_failed_call_wrote_is_gone",),
+        (
+            "tests/backends/sqlite/connection/test_threads.py::test_what_a_failed_call_wrote_is_gone",
+        ),
     ),
     Mutant(
         "unique key freed too early",
@@ -234,7 +236,7 @@ MUTANTS = (
         "jobs/*.py",
         "            $case $Why.$STOP | None:\n                return $Released($lease)",
         "            $case $Why.$STOP | None:\n                return Cancelled($lease, 'unknown')",
-        ("tests/engine/test_attempt.py::test_an_unknown_name_is_given_back",),
+        ("tests/jobs/worker/test_attempt.py::test_an_unknown_name_is_given_back",),
     ),
     Mutant(
         "one retry too few",
@@ -311,7 +313,7 @@ MUTANTS = (
         "jobs/*.py",
         "            $reply = msgspec.structs.replace($reply, deliveries=[])\n",
         "",
-        ("tests/engine/test_loop_watchdog.py",),
+        ("tests/jobs/worker/test_loop_watchdog.py",),
     ),
     Mutant(
         "a nonce gives nothing back",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 REDIS = "tests/contract/test_redis.py::TestRedis::"
-PARKING = "tests/redis/test_parking.py::"
-CLOCKS = "tests/redis/test_clocks.py"
+PARKING = "tests/backends/redis/test_long_poll.py::"
+CLOCKS = "tests/backends/redis/test_clocks.py"
 LUA = "backends/redis/lua/"
 
 REDIS_MUTANTS = (

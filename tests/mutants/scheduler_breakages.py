@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 SCHEDULER = "tests/scheduler/test_scheduler.py::"
-TIMING = "tests/scheduler/test_timing.py::"
-EXPRESSIONS = "tests/scheduler/test_expressions.py::"
-ZONES = "tests/scheduler/test_zones.py::"
+TIMING = "tests/scheduler/test_backend_clock.py::"
+EXPRESSIONS = "tests/scheduler/test_cron.py::"
+ZONES = "tests/scheduler/test_timezones.py::"
 WORKER = "tests/cli/test_scheduling_worker.py::"
 ON_MEMORY = ("-k", "memory")
 

@@ -20,8 +20,8 @@ from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
 from tests.mutants.scheduler_breakages import SCHEDULER_MUTANTS
 from tests.servers.fixtures import Started
-from tests.servers.kinds import BORROWED
 from tests.servers.postgres import PostgresServer
+from tests.servers.server_kinds import BORROWED
 
 ROOT = Path(__file__).parent.parent.parent
 MUTANTS = (*ENGINE_MUTANTS, *SCHEDULER_MUTANTS, *REDIS_MUTANTS, *POSTGRES_MUTANTS)

@@ -14,7 +14,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.job import JobRecord
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 from nimburion.jobs import Job, Processor
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock

@@ -14,7 +14,7 @@ import pytest
 
 from nimburion.backends import open_backend
 from nimburion.core.job import JobRecord
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 from tests.house.tree import ROOT
 from tests.servers.waiting import until
 

@@ -11,14 +11,14 @@ import pytest
 from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, ScheduleNotFound
 from nimburion.core.events import Event, TickDecided
 from nimburion.core.job import State
-from nimburion.core.reading import Fired, ScheduleRecord
+from nimburion.core.schedules import Fired, ScheduleRecord
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Processor, job
-from nimburion.jobs.middleware import Enqueueing
-from nimburion.scheduler import Scheduler, history
-from nimburion.scheduler.declaring import ScheduleOptions
-from nimburion.testing.contract.stage import Worker
+from nimburion.jobs.declaration.middleware import Enqueueing
+from nimburion.scheduler import Scheduler, schedules
+from nimburion.scheduler.declarations import ScheduleOptions
+from nimburion.testing.contract.harness import Worker
 from tests.scheduler.conftest import Place, Report
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -577,7 +577,7 @@ async def test_history_finds_the_jobs_of_ticks_behind_many_others(
     for minute in range(4):
         place.at(minute * MINUTE)
         await scheduler.fire_due()
-    monkeypatch.setattr(history, "_MOST_LOOKED_AT", 20)
+    monkeypatch.setattr(schedules, "_MOST_LOOKED_AT", 20)
     await scheduler.processor.enqueue_many([Report(kind=f"{n}") for n in range(30)])
     found = await scheduler.schedules.history("report", 2)
     assert [one.id for one in found] == at("01T00:03", "01T00:02")

@@ -9,13 +9,13 @@ with Server(valkey_binary(), appendonly=True) as server:
 
 from tests.servers.binaries import Binary, redis62_binary, redis_binary, valkey_binary
 from tests.servers.cluster import Cluster
-from tests.servers.kinds import KINDS, Running, RunningPostgres, asked_for
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 from tests.servers.postgres_programs import pgbouncer_binary, postgres_binary
 from tests.servers.proxy import Proxy
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
+from tests.servers.server_kinds import KINDS, Running, RunningPostgres, asked_for
 
 __all__ = [
     "KINDS",

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.servers.binaries import Binary, NoSuchServer
-from tests.servers.kinds import (
+from tests.servers.server import Server
+from tests.servers.server_kinds import (
     BINARIES,
     KINDS,
     POSTGRES_KINDS,
@@ -27,7 +28,6 @@ from tests.servers.kinds import (
     dealt,
     program_of,
 )
-from tests.servers.server import Server
 
 ASKED = pytest.StashKey[tuple[str, ...]]()
 

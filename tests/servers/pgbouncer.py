@@ -14,9 +14,9 @@ from typing import Any, Self
 import psycopg
 
 from tests.servers.binaries import Binary
-from tests.servers.nobody import folder, who
 from tests.servers.postgres import OWNER, PostgresServer, environment
 from tests.servers.server import ServerFailed
+from tests.servers.unprivileged import folder, who
 from tests.servers.waiting import free_port, until
 
 

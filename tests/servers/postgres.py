@@ -14,8 +14,8 @@ from urllib.parse import quote
 import psycopg
 
 from tests.servers.binaries import Binary
-from tests.servers.nobody import folder, reachable, who
 from tests.servers.server import TRIES, ServerFailed
+from tests.servers.unprivileged import folder, reachable, who
 from tests.servers.waiting import free_port, until
 
 OWNER = "postgres"

@@ -12,9 +12,9 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.job import NewJob
 from tests.servers.binaries import Binary, NoSuchServer
-from tests.servers.kinds import POSTGRES_KINDS, RunningPostgres, asked_for
 from tests.servers.postgres import PostgresServer
 from tests.servers.server import ServerFailed
+from tests.servers.server_kinds import POSTGRES_KINDS, RunningPostgres, asked_for
 
 
 def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres) -> None:

@@ -8,12 +8,12 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from nimburion.backends.redis.address import parse
+from nimburion.backends.redis.url import parse
 from tests.servers.binaries import Binary, NoSuchServer, redis62_binary, valkey_binary
 from tests.servers.cluster import Cluster
-from tests.servers.kinds import REDIS_KINDS, Running, asked_for
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
+from tests.servers.server_kinds import REDIS_KINDS, Running, asked_for
 
 
 def is_there(pid: int) -> bool:

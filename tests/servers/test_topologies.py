@@ -12,9 +12,9 @@ from redis.sentinel import Sentinel
 
 from tests.servers.binaries import Binary
 from tests.servers.cluster import Cluster
-from tests.servers.kinds import Running
 from tests.servers.sentinel import SentinelTrio, role_of
 from tests.servers.server import Server
+from tests.servers.server_kinds import Running
 
 Kind = TypeVar("Kind", Server, Cluster, SentinelTrio)
 

@@ -3,5 +3,5 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    "tests.simulation.ledger", "tests.simulation.storms", "tests.simulation.world"
+    "tests.simulation.ledger", "tests.simulation.faults", "tests.simulation.world"
 )

@@ -16,15 +16,9 @@ from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Reply
 from nimburion.core.job import NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
-from nimburion.core.reading import JobFilter, Rescued
-from nimburion.core.settlement import (
-    Failed,
-    Progressed,
-    Released,
-    Retried,
-    Settled,
-    Settlement,
-)
+from nimburion.core.operations import Rescued
+from nimburion.core.queries import JobFilter
+from nimburion.core.settlement import Failed, Progressed, Released, Retried, Settled, Settlement
 
 Answer = Any
 """What an operation of the contract answers."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.storms import asked_seed, simulate, sum_of
+from tests.simulation.faults import asked_seed, simulate, sum_of
 
 SEEDS_EACH = 50
 PARTS = 2

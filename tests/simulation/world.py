@@ -30,8 +30,8 @@ from nimburion.core.session import Session
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.jobs import Processor
-from nimburion.jobs.context import Context
-from nimburion.jobs.lease_keeper import LeaseKeeper
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.worker.heartbeat import LeaseKeeper
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nimburion.jobs import Job, State
 from nimburion.testing import FakeClock, assert_enqueued
-from nimburion.testing.contract import stage
+from nimburion.testing.contract import harness
 from nimburion.testing.plugin import MakeProcessor
 
 sent: list[str] = []
@@ -52,4 +52,4 @@ def test_the_clock_stands_still(nimburion_clock: FakeClock) -> None:
 
 def test_failed_cases_of_the_contract_show_their_values() -> None:
     """Their modules are rewritten by pytest, though they are no test modules of this project."""
-    assert type(stage.__loader__).__name__ == "AssertionRewritingHook"
+    assert type(harness.__loader__).__name__ == "AssertionRewritingHook"

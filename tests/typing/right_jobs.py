@@ -7,8 +7,8 @@ from typing import Any, assert_type
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs import Context, Job, Priority, Processor, job
-from nimburion.jobs.job import Call
-from nimburion.jobs.status import Status
+from nimburion.jobs.client.status import Status
+from nimburion.jobs.declaration.job import Call
 
 
 class SendEmail(Job, name="send_email", queue="default", max_retries=3, retry_backoff=1.0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nimburion.core.reading import QueueInfo
+from nimburion.core.queries import QueueInfo
 
 
 class LaneRow(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from nimburion.cli.endings import ending_of
+from nimburion.cli.exit_codes import ending_of
 from nimburion.cli.root import root
 
 

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from nimburion.cli.endings import NotFound
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show
-from nimburion.cli.records import draw_whole_record, record_as_data
-from nimburion.cli.selection import (
+from nimburion.cli.exit_codes import NotFound
+from nimburion.cli.filters import (
     STEP,
     count_matching,
     counted,
@@ -23,11 +20,14 @@ from nimburion.cli.selection import (
     refuse_without,
     selected,
 )
+from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.output import clean, show
+from nimburion.cli.records import draw_whole_record, record_as_data
 from nimburion.core.job import JobRecord, Reason, State
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
-    from nimburion.core.reading import JobFilter
+    from nimburion.core.queries import JobFilter
 
 F = TypeVar("F", bound=Callable[..., object])
 FAILED_ONLY = (State.FAILED,)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from nimburion.cli.endings import FAILED, NoStore
+from nimburion.cli.exit_codes import FAILED, NoStore
+from nimburion.cli.filters import counted
 from nimburion.cli.invocation import current, refuse_missing, shared_options
 from nimburion.cli.output import clean, show
-from nimburion.cli.selection import counted
+from nimburion.core.checks import Finding, finding_of
 from nimburion.core.errors import NimburionError
-from nimburion.core.reading import Finding, finding_of
 from nimburion.core.unserved import find_unserved, is_live
 
 if TYPE_CHECKING:

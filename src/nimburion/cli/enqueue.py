@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from nimburion.cli.endings import BadInput
+from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show
 from nimburion.cli.parameters import duration, moment
@@ -16,7 +16,7 @@ from nimburion.cli.parameters import priority as priority_word
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
-    from nimburion.jobs.terms import EnqueueOptions
+    from nimburion.jobs.declaration.options import EnqueueOptions
 
 
 @click.command()
@@ -81,7 +81,7 @@ def payload_of(text: str) -> bytes:
 
 async def store(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
     """Enqueue through a client, which checks names, size and options."""
-    from nimburion.jobs.client import Client
+    from nimburion.jobs.client.client import Client
 
     async with Client(backend, settings=current().load().jobs) as client:
         return await client.enqueue_raw(name, payload, **options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from nimburion.cli.endings import BadInput, NoStore
+from nimburion.cli.exit_codes import BadInput, NoStore
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend

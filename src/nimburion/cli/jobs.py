@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.endings import FAILED, NOT_FOUND, BadInput
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show
-from nimburion.cli.records import (
-    draw_records,
-    draw_whole_record,
-    record_as_data,
-)
-from nimburion.cli.selection import (
+from nimburion.cli.exit_codes import FAILED, NOT_FOUND, BadInput
+from nimburion.cli.filters import (
     counted,
     filter_options,
     matching,
@@ -23,12 +16,15 @@ from nimburion.cli.selection import (
     refuse_without,
     selected,
 )
+from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.output import clean, show
+from nimburion.cli.records import draw_records, draw_whole_record, record_as_data
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, State
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
-    from nimburion.core.reading import JobFilter, Page
+    from nimburion.core.queries import JobFilter, Page
 
 UNFINISHED = frozenset(State) - FINISHED
 _WORDS = MappingProxyType(

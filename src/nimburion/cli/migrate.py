@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.endings import FAILED, BadInput
+from nimburion.cli.exit_codes import FAILED, BadInput
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show
 

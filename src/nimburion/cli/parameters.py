@@ -12,8 +12,8 @@ PRIORITIES = MappingProxyType({"lowest": 1, "low": 3, "normal": 5, "high": 7, "h
 
 def duration(value: str) -> float:
     """Seconds, or a text like `1h30m`."""
-    from nimburion.config.kinds import Unfit, seconds_of
-    from nimburion.config.scalars import scalar
+    from nimburion.config.value_types import Unfit, seconds_of
+    from nimburion.config.yaml_reader import scalar
 
     try:
         seconds = seconds_of(scalar(value))

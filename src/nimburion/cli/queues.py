@@ -10,7 +10,7 @@ import msgspec
 from nimburion.cli.invocation import current, shared_options
 from nimburion.cli.output import clean, show, span, table
 from nimburion.core.limits import check_name
-from nimburion.core.reading import QueueInfo
+from nimburion.core.queries import QueueInfo
 from nimburion.core.unserved import Unserved, find_unserved
 
 if TYPE_CHECKING:

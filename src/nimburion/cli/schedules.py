@@ -152,8 +152,7 @@ def history(name: str, limit: int) -> None:
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
     """Explain a cron expression, and list its next ticks; no store is asked."""
     from nimburion.core.timezones import zone_of
-    from nimburion.scheduler.trigger import Timetable, trigger_of
-    from nimburion.scheduler.words import explained
+    from nimburion.scheduler.triggers import Timetable, explained, trigger_of
 
     zone = zone_of(tz or current().load().scheduler.timezone)
     trigger = trigger_of(when_, zone)
@@ -225,7 +224,7 @@ def ask(question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = Fal
     """Ask the schedules of the store."""
 
     async def asked(backend: Backend) -> T:
-        from nimburion.jobs.client import Client
+        from nimburion.jobs.client.client import Client
         from nimburion.scheduler import Schedules
 
         config = current().load()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.endings import BadInput, Failed
+from nimburion.cli.exit_codes import BadInput, Failed
 from nimburion.cli.output import clean_lines
 from nimburion.core.redaction import redact_url
 
@@ -83,7 +83,7 @@ def _attribute(found: object, path: str) -> object:
 def _is_factory(target: str, found: object) -> bool:
     """Whether it may be called to make a processor. A job is never called: that would do its
     work."""
-    from nimburion.jobs.job import declaration_of
+    from nimburion.jobs.declaration.job import declaration_of
 
     declaration = declaration_of(found)
     if declaration is not None:

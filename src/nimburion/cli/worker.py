@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.endings import BadInput
+from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import Invocation, current, shared_options
 from nimburion.cli.output import clean, clean_lines
 from nimburion.cli.target import find_processor

@@ -12,20 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from nimburion.config.arguments import read_arguments
-from nimburion.config.environment import FILE_VARIABLE, read_environment
+from nimburion.config.backend_url import absolute_path, store_url, without_superseded
+from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
 from nimburion.config.schema import ROOT, STORE_KEYS, read_section
-from nimburion.config.store import absolute_path, store_url, without_superseded
 from nimburion.config.tree import Place, Written, nested, overlay, part, refusal
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.limits import Limits
-from nimburion.core.settings import (
-    Config,
-    QueueSettings,
-    SchedulerSettings,
-    Settings,
-    TaskSettings,
-)
+from nimburion.core.settings import Config, QueueSettings, SchedulerSettings, Settings, TaskSettings
 
 __all__ = [
     "Config",
@@ -79,7 +72,7 @@ def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str
 
 def read_file(file: Path) -> Written:
     """The tree of a file; at most 256 KiB of UTF-8."""
-    from nimburion.config.yaml_text import read_yaml  # PyYAML only where there is YAML
+    from nimburion.config.yaml_reader import read_yaml  # PyYAML only where there is YAML
 
     try:
         with file.open("rb") as opened:

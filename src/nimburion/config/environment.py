@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import reduce
 
-from nimburion.config.kinds import Kind
-from nimburion.config.scalars import scalar
+import msgspec
+
 from nimburion.config.schema import JOBS, Section, shape_at, unknown
-from nimburion.config.tree import Place, Written, nested, overlay, refusal, spelled
+from nimburion.config.tree import DEEPEST, Path, Place, Written, nested, overlay, refusal, spelled
+from nimburion.config.value_types import Kind
+from nimburion.config.yaml_reader import scalar
 
 PREFIX = "NIMBURION_"
 FILE_VARIABLE = "NIMBURION_CONFIG"
@@ -42,7 +45,7 @@ def setting_of(variable: str, text: str) -> Written | None:
         raise refusal(place, path, "not UTF-8")
     if isinstance(shape, Kind):
         return nested(path, Written(scalar(text), place, text))
-    from nimburion.config.yaml_text import read_yaml  # PyYAML only where there is YAML
+    from nimburion.config.yaml_reader import read_yaml  # PyYAML only where there is YAML
 
     return nested(path, read_yaml(text, variable, numbered=False, path=path))
 
@@ -65,3 +68,31 @@ def unknown_at(path: tuple[str, ...]) -> str:
     if isinstance(above, Section):
         return unknown(path[depth], above.keys, path[:depth])
     return f"no such setting; {spelled(path[:depth])} has no parts of its own"
+
+
+PLACE = Place("load()")
+
+
+def read_arguments(arguments: Mapping[str, object]) -> Written | None:
+    """The tree of the arguments; None when there are none."""
+    return written_of(arguments, ()) if arguments else None
+
+
+def written_of(value: object, path: Path) -> Written:
+    """A value of Python as if it had been written: the same rules hold for it."""
+    if len(path) > DEEPEST:
+        raise refusal(PLACE, (), f"nested deeper than {DEEPEST} levels")
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    if isinstance(value, Mapping):
+        pairs = {str(key): written_of(one, (*path, str(key))) for key, one in value.items()}
+        return Written(pairs, PLACE)
+    if isinstance(value, list | tuple):
+        items = [written_of(one, (*path, index)) for index, one in enumerate(value)]
+        return Written(items, PLACE)
+    if isinstance(value, timedelta):
+        return Written(value.total_seconds(), PLACE)
+    if value is None or isinstance(value, bool | int | float | str):
+        return Written(value, PLACE)
+    problem = f"a {type(value).__name__} cannot be a setting"
+    raise refusal(PLACE, path, problem)

@@ -9,7 +9,8 @@ from typing import get_args, get_type_hints
 
 import msgspec
 
-from nimburion.config.kinds import (
+from nimburion.config.tree import Path, Written, kind_of, refusal
+from nimburion.config.value_types import (
     Kind,
     choice,
     duration,
@@ -22,7 +23,6 @@ from nimburion.config.kinds import (
     whole,
     zone,
 )
-from nimburion.config.tree import Path, Written, kind_of, refusal
 from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
 
 

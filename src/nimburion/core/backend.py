@@ -21,27 +21,16 @@ from typing import Protocol
 
 import msgspec
 
+from nimburion.core.checks import Finding
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.joining import Lent, Transaction
 from nimburion.core.lease import Lease
-from nimburion.core.reading import (
-    EVERY_JOB,
-    Cancellation,
-    Finding,
-    Fired,
-    JobFilter,
-    Overlap,
-    Page,
-    Promoted,
-    QueueInfo,
-    Replayed,
-    Rescued,
-    Retention,
-    ScheduleRecord,
-)
+from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
+from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import Orders, Session, SessionInfo
 from nimburion.core.settlement import Settlement
+from nimburion.core.transactions import Lent, Transaction
 
 
 class Capabilities(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.job import JobRecord
-from nimburion.core.reading import EVERY_JOB, JobFilter
+from nimburion.core.queries import EVERY_JOB, JobFilter
 
 
 async def every_job(

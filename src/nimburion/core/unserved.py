@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.core.reading import QueueInfo
+from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 
 _REASONS = {

@@ -18,12 +18,12 @@ from nimburion.core.errors import (
     WaitTimeout,
 )
 from nimburion.core.job import State
-from nimburion.jobs.client import Priority
-from nimburion.jobs.context import Context
-from nimburion.jobs.health import Health
-from nimburion.jobs.job import Job, job
+from nimburion.jobs.client.client import Priority
+from nimburion.jobs.client.status import Status
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.job import Job, job
 from nimburion.jobs.processor import Processor
-from nimburion.jobs.status import Status
+from nimburion.jobs.worker.health import Health
 
 __all__ = [
     "BackendUnavailable",

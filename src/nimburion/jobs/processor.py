@@ -29,23 +29,22 @@ from nimburion.core.settings import (
     SettingsOptions,
     read_bounds,
 )
-from nimburion.jobs.attempt import Attempts
-from nimburion.jobs.client import Client
-from nimburion.jobs.dead_letters import DeadLetters
-from nimburion.jobs.forking import ForkGuard
-from nimburion.jobs.health import STOPPED, Health
-from nimburion.jobs.job import Job, JobFunction
-from nimburion.jobs.middleware import Middleware
-from nimburion.jobs.policy import PolicyOptions
-from nimburion.jobs.portal import SyncClient
-from nimburion.jobs.pruner import Pruner
-from nimburion.jobs.registry import RawHandler
-from nimburion.jobs.rescuer import Rescuer
-from nimburion.jobs.running import STOPPED_TOO_SOON, Running
-from nimburion.jobs.stepper import Stepper
-from nimburion.jobs.threads import Threads
-from nimburion.jobs.unserved_watch import UnservedWatch
-from nimburion.jobs.worker import Worker
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.dead_letters import DeadLetters
+from nimburion.jobs.client.sync import SyncClient
+from nimburion.jobs.declaration.job import Job, JobFunction
+from nimburion.jobs.declaration.middleware import Middleware
+from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.jobs.declaration.registry import RawHandler
+from nimburion.jobs.worker.attempt import Attempts
+from nimburion.jobs.worker.forking import ForkGuard
+from nimburion.jobs.worker.health import STOPPED, Health
+from nimburion.jobs.worker.inline import Stepper
+from nimburion.jobs.worker.lifecycle import STOPPED_TOO_SOON, Running
+from nimburion.jobs.worker.maintenance import Pruner, Rescuer
+from nimburion.jobs.worker.threads import Threads
+from nimburion.jobs.worker.unserved_watch import UnservedWatch
+from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 

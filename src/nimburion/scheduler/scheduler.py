@@ -8,19 +8,24 @@ from functools import partial
 from typing import TypeVar, Unpack, cast, overload
 
 from nimburion.core.errors import BackendError, DefinitionError
-from nimburion.core.reading import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.service import Service, first_of
 from nimburion.core.settings import Config, SchedulerSettings
 from nimburion.core.timezones import zone_of
 from nimburion.jobs.processor import Processor
-from nimburion.scheduler.announcing import Announcing
-from nimburion.scheduler.declaring import Declared, ScheduleOptions, Template, declared
-from nimburion.scheduler.firing import Firing
-from nimburion.scheduler.roster import Entry, Roster
+from nimburion.scheduler.backend_clock import StoreTime
+from nimburion.scheduler.declarations import (
+    Declared,
+    ScheduleOptions,
+    Template,
+    declared,
+    declared_task,
+)
+from nimburion.scheduler.entries import Entry, Roster
+from nimburion.scheduler.registration import Announcing
 from nimburion.scheduler.schedules import Schedules
-from nimburion.scheduler.tasks import declared_task
-from nimburion.scheduler.timing import StoreTime
-from nimburion.scheduler.trigger import When
+from nimburion.scheduler.ticker import Firing
+from nimburion.scheduler.triggers import When
 
 _LOOK = 5.0
 """Seconds between two looks at what is in the store."""

@@ -10,9 +10,9 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.job import NO_OPTIONS, NewJob, Options
-from nimburion.core.reading import Overlap
+from nimburion.core.schedules import Overlap
 from nimburion.core.timezones import zone_of
-from nimburion.scheduler.trigger import Timetable, trigger_of
+from nimburion.scheduler.triggers import Timetable, trigger_of
 
 Misfire = Literal["skip", "fire_once", "catch_up"]
 """What becomes of ticks that were missed."""

@@ -9,11 +9,11 @@ import msgspec
 
 from nimburion.core.job import JobRecord, Options
 from nimburion.core.paging import every_job
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
-    from nimburion.jobs.client import Client
+    from nimburion.jobs.client.client import Client
 
 _SHOWN = 20
 _CUT = 200
@@ -46,7 +46,7 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
 def _described(what: object) -> tuple[str, Mapping[str, object]]:
     """The name, and the arguments where one job is given."""
     from nimburion.core.limits import Limits
-    from nimburion.jobs.job import JobFunction, declaration_of, declaration_of_job
+    from nimburion.jobs.declaration.job import JobFunction, declaration_of, declaration_of_job
 
     if isinstance(what, str):
         return what, {}

@@ -4,6 +4,6 @@ The clearest version of every rule; other stores are compared with it. It lives 
 process.
 """
 
-from nimburion.backends.memory.store import MemoryBackend
+from nimburion.backends.memory.backend import MemoryBackend
 
 __all__ = ["MemoryBackend"]

@@ -6,24 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from nimburion.backends.memory.entry import Entry, Limit, Shelf, Tenant, micros
-from nimburion.backends.memory.moves import Step, check_jobs, check_settlements
-from nimburion.backends.memory.reserving import Reserving, delivery_of, size_of
+from nimburion.backends.memory.reserve import Reserving, delivery_of, size_of
+from nimburion.backends.memory.state import Entry, Limit, Shelf, Tenant, micros
+from nimburion.backends.memory.transitions import Step, check_jobs, check_settlements
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, Want
 from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
-from nimburion.core.reading import (
-    Cancellation,
-    Fired,
-    JobFilter,
-    Overlap,
-    Replayed,
-    Rescued,
-    Retention,
-    parse_cursor,
-)
+from nimburion.core.operations import Cancellation, Replayed, Rescued, Retention
+from nimburion.core.queries import JobFilter, parse_cursor
+from nimburion.core.schedules import Fired, Overlap
 from nimburion.core.session import Gate, Orders, Session
 from nimburion.core.settlement import Settled, Settlement
 

@@ -1,5 +1,5 @@
 """The PostgreSQL store."""
 
-from nimburion.backends.postgres.store import PostgresBackend
+from nimburion.backends.postgres.backend import PostgresBackend
 
 __all__ = ["PostgresBackend"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nimburion.backends.packing import encode_json, micros, unpack_id
-from nimburion.backends.postgres.records import int4, refusing, seq_of, text_of
+from nimburion.backends.postgres.encoding import int4, refusing, seq_of, text_of
+from nimburion.backends.server.encoding import encode_json, micros, unpack_id
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token
-from nimburion.core.reading import Rescued
+from nimburion.core.operations import Rescued
 from nimburion.core.session import Gate, Orders, Session
 
 _LOSS = AttemptError(0, "lost", "WorkerLost", "its worker vanished")

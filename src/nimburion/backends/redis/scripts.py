@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import MappingProxyType
 from typing import NamedTuple
 
-from nimburion.backends.files import Statements
+from nimburion.backends.sql_files import Statements
 
 PACKAGE = "nimburion.backends.redis.lua"
 FLAGGED = (7, 0)

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.packing import encode_json, micros, unpack_id
-from nimburion.backends.redis.records import refusing, seq8, token20
+from nimburion.backends.redis.encoding import refusing, seq8, token20
+from nimburion.backends.server.encoding import encode_json, micros, unpack_id
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
-from nimburion.core.reading import Rescued
+from nimburion.core.operations import Rescued
 from nimburion.core.session import Gate, Orders, Session
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -1,5 +1,5 @@
 """The SQLite store: the embedded default. One file, no server, durable."""
 
-from nimburion.backends.sqlite.store import SQLiteBackend
+from nimburion.backends.sqlite.backend import SQLiteBackend
 
 __all__ = ["SQLiteBackend"]

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite import moves
-from nimburion.backends.sqlite.database import Database
-from nimburion.backends.sqlite.moves import CANCELLED, FAILED, Counts, Held
-from nimburion.backends.sqlite.reserving import gates_of
+from nimburion.backends.sqlite import transitions
+from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.reserve import gates_of
+from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Counts, Held
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
-from nimburion.core.reading import Rescued
+from nimburion.core.operations import Rescued
 from nimburion.core.session import Orders, Session
 
 _LOST = Counts(lost=1)
@@ -102,9 +102,9 @@ def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes
     for held in leases_of(db.run("session_leases", session.n)):
         if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
             if held.cancel:
-                moves.finish_held(db, held, CANCELLED, nonce=held.nonce)
+                transitions.finish_held(db, held, CANCELLED, nonce=held.nonce)
             else:
-                moves.wait_again(db, held, nonce=held.nonce)
+                transitions.wait_again(db, held, nonce=held.nonce)
 
 
 def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> None:
@@ -118,9 +118,9 @@ def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> No
         if (held.seq, held.fence, held.nonce) in kept:
             left = True
         elif held.cancel:
-            moves.finish_held(db, held, CANCELLED)
+            transitions.finish_held(db, held, CANCELLED)
         else:
-            moves.wait_again(db, held)
+            transitions.wait_again(db, held)
     db.run("session_left" if left else "session_dead", session.n, db.now)
 
 
@@ -137,10 +137,10 @@ def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     for *fields, spared, job_id, lost, failures in rows[:limit]:
         held = Held(*fields)
         if spared:
-            give_back(db, held, job_id, rescued, moves.NONE)
+            give_back(db, held, job_id, rescued, transitions.NONE)
         elif lost + 1 >= max_lost and not held.cancel:
             note_loss(db, held, failures + lost + 1)
-            moves.finish_held(db, held, FAILED, reason=Reason.LOST, counts=_LOST)
+            transitions.finish_held(db, held, FAILED, reason=Reason.LOST, counts=_LOST)
             rescued.failed.append(job_id)
         else:
             note_loss(db, held, failures + lost + 1)
@@ -151,14 +151,14 @@ def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
 def give_back(db: Database, held: Held, job_id: str, rescued: Rescued, counts: Counts) -> None:
     """Let a job wait again in its old place, unless somebody wants it cancelled."""
     if held.cancel:
-        moves.finish_held(db, held, CANCELLED, counts=counts)
+        transitions.finish_held(db, held, CANCELLED, counts=counts)
         rescued.cancelled.append(job_id)
     else:
-        moves.wait_again(db, held, counts=counts)
+        transitions.wait_again(db, held, counts=counts)
         rescued.returned.append(job_id)
 
 
 def note_loss(db: Database, held: Held, attempt: int) -> None:
     """The attempt whose worker vanished joins the history."""
     error = AttemptError(attempt, "lost", "WorkerLost", "its worker vanished")
-    moves.add_history(db, held.seq, error)
+    transitions.add_history(db, held.seq, error)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nimburion.cli.endings import FAILED, BadInput
+from nimburion.cli.exit_codes import FAILED, BadInput
 from nimburion.cli.invocation import current, shared_options
 
 

@@ -18,7 +18,7 @@ from nimburion.cli.demo.snapshot import Snapshot, is_accounted_for
 from nimburion.cli.demo.views import View, choose_view, show_result
 from nimburion.cli.demo.web_service import WebService
 from nimburion.cli.demo.workers import start_workers_in
-from nimburion.cli.endings import Failed
+from nimburion.cli.exit_codes import Failed
 from nimburion.jobs import Processor
 
 MAX_SECONDS = 60.0

@@ -23,7 +23,7 @@ from nimburion.cli.demo.snapshot import EMPTY, Snapshot, describe_changes, take_
 from nimburion.cli.demo.views import View
 from nimburion.cli.demo.web_service import GONE_PATH, WebService
 from nimburion.cli.demo.workers import WorkerProcesses
-from nimburion.cli.endings import Failed
+from nimburion.cli.exit_codes import Failed
 from nimburion.core.job import JobRecord, State
 from nimburion.jobs import Priority, Processor
 

@@ -10,7 +10,7 @@ from nimburion.core.errors import OutOfOrder
 from nimburion.core.exchange import DELIVERY_OVERHEAD, NOTHING, QueueTerms, Want
 from nimburion.core.job import Options, State
 from nimburion.core.settlement import Completed, Released, Settled
-from nimburion.testing.contract.stage import Stage, Worker, ids
+from nimburion.testing.contract.harness import Stage, Worker, ids
 
 _SIZE = 3_000
 _FITS_TWO = 2 * (_SIZE + DELIVERY_OVERHEAD)

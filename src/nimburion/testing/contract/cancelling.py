@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
 from nimburion.core.lease import Lease
-from nimburion.core.reading import Cancellation, JobFilter
+from nimburion.core.operations import Cancellation
+from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -20,7 +21,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.stage import OOPS, Stage, Worker
+from nimburion.testing.contract.harness import OOPS, Stage, Worker
 
 AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
     "completed": (Completed, State.COMPLETED),

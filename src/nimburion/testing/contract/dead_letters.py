@@ -6,9 +6,10 @@ import pytest
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, Options, State
-from nimburion.core.reading import EVERY_JOB, JobFilter, Replayed
+from nimburion.core.operations import Replayed
+from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried, Settled
-from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Stage, ids
 from nimburion.testing.contract.standing import STANDING
 
 KEY = Options(unique_key="k")

@@ -7,7 +7,7 @@ import pytest
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import Enqueued, JobRecord, NewJob, Options, State
 from nimburion.core.settlement import Cancelled, Completed, Failed, Settlement
-from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Stage, ids
 
 
 class Enqueueing:

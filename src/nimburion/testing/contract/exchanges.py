@@ -11,7 +11,7 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import NOTHING
 from nimburion.core.job import State
 from nimburion.core.settlement import Completed, Failed, Retried, Settled, Settlement
-from nimburion.testing.contract.stage import OOPS, Stage, ids, soon
+from nimburion.testing.contract.harness import OOPS, Stage, ids, soon
 
 
 class NumberedExchanges:

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
-from nimburion.core.reading import JobFilter, Retention
-from nimburion.testing.contract.stage import TTL, Stage
+from nimburion.core.operations import Retention
+from nimburion.core.queries import JobFilter
+from nimburion.testing.contract.harness import TTL, Stage
 from nimburion.testing.contract.standing import STANDING
 
 Operation = Callable[[Stage, str], Awaitable[str]]

@@ -10,7 +10,7 @@ import pytest
 from nimburion.core.exchange import Lane, QueueTerms
 from nimburion.core.job import NewJob
 from nimburion.core.settlement import Released, Retried
-from nimburion.testing.contract.stage import OOPS, Stage, Worker, ids
+from nimburion.testing.contract.harness import OOPS, Stage, Worker, ids
 
 QUEUES = ("red", "blue", "green")
 NAMES = ("mail", "post", "scan")

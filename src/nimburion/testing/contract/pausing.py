@@ -5,7 +5,7 @@ from __future__ import annotations
 from nimburion.core.exchange import Lane, QueueTerms
 from nimburion.core.job import State
 from nimburion.core.settlement import Completed, Retried, Settled
-from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Stage, ids
 
 
 class Pausing:

@@ -6,8 +6,8 @@ import pytest
 
 from nimburion.core.job import Progress, State
 from nimburion.core.settlement import Completed, Progressed, Retried, Settled
-from nimburion.testing.contract.gates import ENDING
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.concurrency_limits import ENDING
+from nimburion.testing.contract.harness import OOPS, Stage
 
 
 class Reporting:

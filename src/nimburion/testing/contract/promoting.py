@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import State
-from nimburion.core.reading import Promoted
+from nimburion.core.operations import Promoted
 from nimburion.core.settlement import Released, Retried
-from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Stage, ids
 
 
 class Promoting:

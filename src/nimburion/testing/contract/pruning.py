@@ -6,9 +6,9 @@ import pytest
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import Enqueued, Options, State
-from nimburion.core.reading import Retention
+from nimburion.core.operations import Retention
 from nimburion.core.settlement import Cancelled, Completed, Failed
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Stage
 from nimburion.testing.contract.standing import STANDING
 
 FOREVER = Retention(completed=None, failed=None, results=None)

@@ -13,10 +13,12 @@ from nimburion.core.backend import Backend
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import NOTHING
 from nimburion.core.job import Options, State
-from nimburion.core.reading import EVERY_JOB, Cancellation, JobFilter, ScheduleRecord
+from nimburion.core.operations import Cancellation
+from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import Gate
 from nimburion.core.settlement import Completed, Failed, Settled
-from nimburion.testing.contract.stage import OOPS, Stage, Worker, ids, soon
+from nimburion.testing.contract.harness import OOPS, Stage, Worker, ids, soon
 
 T = TypeVar("T")
 

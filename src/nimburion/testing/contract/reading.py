@@ -6,9 +6,9 @@ import pytest
 
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import State
-from nimburion.core.reading import JobFilter, QueueInfo
+from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Stage
 from nimburion.testing.contract.standing import STANDING
 
 

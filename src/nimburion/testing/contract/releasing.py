@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from nimburion.core.job import State
 from nimburion.core.lease import Token
 from nimburion.core.settlement import Completed, Released, Settled
-from nimburion.testing.contract.stage import Stage, ids
+from nimburion.testing.contract.harness import Stage, ids
 
 
 class Releasing:

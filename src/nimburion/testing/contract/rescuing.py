@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, State
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settled
-from nimburion.testing.contract.stage import OOPS, TTL, Stage, ids
+from nimburion.testing.contract.harness import OOPS, TTL, Stage, ids
 
 
 class Rescuing:

@@ -8,7 +8,7 @@ from nimburion.core.exchange import NOTHING, Lane, QueueTerms
 from nimburion.core.job import Options, State
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Completed, Released, Retried
-from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Stage, ids
 
 
 class Reserving:

@@ -7,9 +7,10 @@ from typing import Literal
 import pytest
 
 from nimburion.core.job import Options, State
-from nimburion.core.reading import EVERY_JOB, Fired, Overlap, ScheduleRecord
+from nimburion.core.queries import EVERY_JOB
+from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settlement
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Stage
 
 NIGHTLY = ScheduleRecord(name="nightly", spec=b'{"cron": "0 2 * * *"}', owner="app")
 

@@ -10,7 +10,7 @@ from nimburion.core.exchange import NOTHING
 from nimburion.core.job import State
 from nimburion.core.session import Gate, Orders
 from nimburion.core.settlement import Completed, Released, Retried, Settled
-from nimburion.testing.contract.stage import OOPS, TTL, Stage, ids
+from nimburion.testing.contract.harness import OOPS, TTL, Stage, ids
 
 
 class Sessions:

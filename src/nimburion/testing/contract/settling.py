@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from nimburion.core.job import AttemptError, State
 from nimburion.core.lease import Lease
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -19,7 +19,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.testing.contract.stage import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Stage, ids
 
 
 class Settling:

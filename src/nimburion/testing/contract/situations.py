@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
-from nimburion.testing.contract.stage import OOPS, Stage, Worker
+from nimburion.testing.contract.harness import OOPS, Stage, Worker
 
 Answer = Literal["done", "already", "stale", "SessionLost"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from nimburion.core.settlement import Cancelled, Completed, Failed, Progressed, Released, Retried
-from nimburion.testing.contract.stage import OOPS, Stage, Worker
+from nimburion.testing.contract.harness import OOPS, Stage, Worker
 
 
 async def _pending(stage: Stage) -> str:

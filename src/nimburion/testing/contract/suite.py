@@ -12,15 +12,15 @@ import pytest_asyncio
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
+from nimburion.testing.contract.bounds import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.cancelling import Cancelling
+from nimburion.testing.contract.concurrency_limits import DeclaringLimits, Gates
 from nimburion.testing.contract.dead_letters import Deleting, Replaying
-from nimburion.testing.contract.edges import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.enqueueing import Enqueueing
 from nimburion.testing.contract.exchanges import NumberedExchanges
-from nimburion.testing.contract.gates import DeclaringLimits, Gates
-from nimburion.testing.contract.joining import JoiningCompletions, JoiningEnqueues
-from nimburion.testing.contract.limits_story import LimitsStory
-from nimburion.testing.contract.living import Living
+from nimburion.testing.contract.handles import Living
+from nimburion.testing.contract.harness import Stage
+from nimburion.testing.contract.limits_scenario import LimitsStory
 from nimburion.testing.contract.operators import Operators
 from nimburion.testing.contract.ordering import Ordering
 from nimburion.testing.contract.pausing import Pausing
@@ -35,9 +35,9 @@ from nimburion.testing.contract.reserving import Reserving
 from nimburion.testing.contract.schedules import Firing, Schedules
 from nimburion.testing.contract.sessions import Closing, Sessions
 from nimburion.testing.contract.settling import Settling
-from nimburion.testing.contract.stage import Stage
 from nimburion.testing.contract.tokens import Tokens
 from nimburion.testing.contract.traffic import Traffic
+from nimburion.testing.contract.transactions import JoiningCompletions, JoiningEnqueues
 from nimburion.testing.contract.unique_keys import UniqueKeys
 from nimburion.testing.contract.waiting import Waiting
 

@@ -18,14 +18,8 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.situations import (
-    AFTER,
-    AFTER_REQUEST,
-    JOB,
-    SITUATIONS,
-    Situation,
-)
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.situations import AFTER, AFTER_REQUEST, JOB, SITUATIONS, Situation
 
 SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
     "Completed": lambda lease: Completed(lease, b'"late"'),

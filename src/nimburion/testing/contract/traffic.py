@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from nimburion.core.reading import EVERY_JOB, Cancellation, Retention
+from nimburion.core.operations import Cancellation, Retention
+from nimburion.core.queries import EVERY_JOB
+from nimburion.testing.contract.harness import Stage, ids
 from nimburion.testing.contract.racing import RACERS, race
-from nimburion.testing.contract.stage import Stage, ids
 
 
 class Traffic:

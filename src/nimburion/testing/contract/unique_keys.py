@@ -8,7 +8,7 @@ import pytest
 
 from nimburion.core.job import Enqueued, NewJob, Options, State
 from nimburion.core.lease import Lease
-from nimburion.core.reading import JobFilter
+from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -18,7 +18,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.stage import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Stage
 
 KEY = Options(unique_key="k")
 LENIENT = Options(unique_key="k", on_duplicate="existing")

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from nimburion.core.job import Options
-from nimburion.core.reading import EVERY_JOB
+from nimburion.core.queries import EVERY_JOB
 from nimburion.core.settlement import Completed, Failed, Released, Retried
-from nimburion.testing.contract.stage import DEADLINE, OOPS, Stage, soon
+from nimburion.testing.contract.harness import DEADLINE, OOPS, Stage, soon
 
 Act = Callable[[], Awaitable[object]]
 Prepare = Callable[[Stage], Awaitable[Act]]

@@ -22,7 +22,7 @@ local function ring_stream(stream)
   redis.call('XADD', stream, 'MAXLEN', 1, '*', '', '')
 end
 
--- The streams are shared out by the sum of the bytes of a queue's name (see parking.py).
+-- The streams are shared out by the sum of the bytes of a queue's name (see long_poll.py).
 local function stream_of(queue)
   local sum = 0
   for i = 1, #queue do

@@ -1,0 +1,1 @@
+"""Connections that callers pass to `enqueue`: one adapter per driver or framework."""

@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL: connect, reconnect and pool."""

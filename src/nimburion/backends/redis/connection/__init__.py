@@ -1,0 +1,1 @@
+"""Connections to Redis: find the server that takes writes, connect, send commands."""

@@ -1,0 +1,237 @@
+"""What the server, the driver and the network say, in the words of the contract.
+
+A server's error begins with a code word (`OOM`, `READONLY`). Inside a script Redis 6.2 hides it in
+a sentence of its own, and redis-py drops the word of some; `code_of` finds it again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from redis import exceptions as driver
+
+from nimburion.backends.server.errors import Meaning, not_applied, saying, unanswered
+from nimburion.backends.server.url import Node
+from nimburion.core.errors import (
+    BackendError,
+    ConfigurationError,
+    NimburionError,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    Unstorable,
+)
+from nimburion.core.redaction import redact_urls
+
+FAULTS = (driver.RedisError, OSError, EOFError, UnicodeEncodeError, OverflowError)
+"""What may come out of a connection: catch these, and raise `meaning_of` them."""
+
+_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "READONLY": "it is a replica now and takes no writes",
+        "LOADING": "it is starting and still reads its data",
+        "MASTERDOWN": "it is a replica that has lost its primary",
+        "CLUSTERDOWN": "the cluster is down: not every slot has a primary that lives",
+        "MOVED": "this namespace lies on another node of the cluster",
+        "ASK": "this namespace is just being moved to another node of the cluster",
+        "TRYAGAIN": "this namespace is just being moved to another node of the cluster",
+        "NOREPLICAS": "too few replicas follow it (min-replicas-to-write)",
+        "UNBLOCKED": "it became a replica while we waited",
+    }
+)
+"""Codes that say: write somewhere else, or later. Nothing was written."""
+
+_CLASSES: tuple[tuple[type[Exception], str], ...] = (
+    (driver.MovedError, "MOVED"),
+    (driver.AskError, "ASK"),
+    (driver.MasterDownError, "MASTERDOWN"),
+    (driver.ClusterDownError, "CLUSTERDOWN"),
+    (driver.TryAgainError, "TRYAGAIN"),
+    (driver.ClusterCrossSlotError, "CROSSSLOT"),
+    (driver.NoScriptError, "NOSCRIPT"),
+    (driver.OutOfMemoryError, "OOM"),
+    (driver.ReadOnlyError, "READONLY"),
+    (driver.BusyLoadingError, "LOADING"),
+    (driver.NoPermissionError, "NOPERM"),
+    (driver.AuthenticationError, "NOAUTH"),
+)
+"""Whose word redis-py drops; the narrower class first."""
+
+_FIRST_WORD = re.compile(r"[A-Z][A-Z0-9_]+(?=[ ]|$)")
+_WITHIN = re.compile(r"(?:^|[:\s])-?(OOM|READONLY|MISCONF|WRONGTYPE|NOREPLICAS|NOPERM)\s")
+_NO_RIGHT = re.compile(r"ACL failure in script|user executing the script can't")
+_QUOTED = re.compile(r"'([^']+)'")
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
+"""A server, or a proxy, that does not know `AUTH` or `HELLO` repeats the password there."""
+_TRAILER = re.compile(r"\s*script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
+
+
+def code_of(error: BaseException) -> str:
+    """The server's code word; empty for what no server said."""
+    for kind, code in _CLASSES:
+        if isinstance(error, kind):
+            return code
+    if not isinstance(error, driver.ResponseError):
+        return ""
+    text = str(error)
+    if _NO_RIGHT.search(text):
+        return "NOPERM"
+    hidden = _WITHIN.search(text) if "script" in text else None
+    first = _FIRST_WORD.match(text)
+    if hidden:
+        return hidden[1]
+    return first[0] if first else "ERR"
+
+
+def moves_on(error: BaseException) -> bool:
+    """Whether the server that takes writes has to be looked for again. Nothing was written."""
+    return code_of(error) in _ELSEWHERE
+
+
+def lacks_script(error: BaseException) -> bool:
+    """Whether EVALSHA named a script that the server does not hold. Nothing was written."""
+    return code_of(error) == "NOSCRIPT"
+
+
+def breaks_connection(error: BaseException) -> bool:
+    """Whether the connection is of no use any more: it is closed, or one answer off."""
+    return not isinstance(error, driver.ResponseError | driver.DataError | UnicodeEncodeError)
+
+
+def spoils_session(error: BaseException) -> bool:
+    """Whether what the server answered may hold for this connection only, and for as long as it
+    lives: it is logged out, subscribed, or says what we have no words for. A new one may do."""
+    code = code_of(error)
+    if not code or not isinstance(error, Exception):
+        return False
+    return code == "NOAUTH" or type(meaning_of(error, "", sent=True)) is BackendError
+
+
+def redirect_of(error: BaseException) -> Node | None:
+    """Where `MOVED` points to. The host is empty where the server means its own."""
+    if code_of(error) != "MOVED":
+        return None
+    host, _, port = str(error).split()[-1].rpartition(":")
+    return Node(host.strip("[]"), int(port))
+
+
+def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
+    """The error of the contract that says the same.
+
+    `where` names the store, as `Address.describe` does. `sent`: at least a part of the request had
+    left, so that without an answer nobody knows whether it was applied.
+    """
+    code = code_of(error)
+    if code:
+        return _answered(code, error, where)
+    if isinstance(error, UnicodeEncodeError | OverflowError | driver.DataError):
+        return Unstorable(f"Redis cannot hold this: {error}")
+    return _unanswered(error, where, sent=sent)
+
+
+# --- the server answered --------------------------------------------------------------------------
+
+
+def _answered(code: str, error: Exception, where: str) -> NimburionError:
+    text = _ARGUMENTS.sub("", _TRAILER.sub("", redact_urls(str(error))))
+    if code in _ELSEWHERE:
+        return not_applied(f"{where}: {_ELSEWHERE[code]}; nothing was written")
+    if code in _ANSWERS:
+        return _ANSWERS[code](where, text)
+    return _said_in_words(where, text)
+
+
+def _not_logged_in(where: str, text: str) -> NimburionError:
+    if "without any password configured" in text:
+        problem = "the server has no password, but one is set; leave it out, or set it there too"
+    elif re.search(r"WRONGPASS|invalid (?:username|password)", text):
+        problem = "the server refuses this user or password; correct username and password"
+    else:
+        problem = "the server asks for a password; set one (redis://USER:PASSWORD@…)"
+    return ConfigurationError(f"{where}: {problem}")
+
+
+def _no_right(where: str, text: str) -> NimburionError:
+    command = _QUOTED.search(text)
+    if command and "access" not in text:
+        grant = f"run {command[1].upper()!r}; grant it (ACL SETUSER … +{command[1]})"
+    elif "key" in text:
+        grant = "touch the namespace's keys; grant them (ACL SETUSER … ~{NAMESPACE}:*)"
+    else:
+        grant = f"do this; grant it by ACL SETUSER. The server said: {text}"
+    return ConfigurationError(f"{where}: this user may not {grant}")
+
+
+_ANSWERS: Mapping[str, Meaning] = MappingProxyType(
+    {
+        "OOM": saying(
+            StoreFull,
+            "{where}: the server's memory is full (maxmemory); nothing was written. Raise "
+            "maxmemory (CONFIG SET maxmemory) or prune what is kept; then it goes on by itself",
+        ),
+        "MISCONF": saying(
+            StoreReadOnly,
+            "{where}: the server cannot save to its disk and refuses writes; nothing was written. "
+            "See its log, make room on its disk or mend its rights; then it goes on by itself",
+        ),
+        "WRONGTYPE": saying(
+            StoreCorrupt,
+            "{where}: a key of this namespace holds something else; nothing was repaired. The "
+            "namespace is used by another program too: choose another one (?namespace=NAME)",
+        ),
+        "NOAUTH": _not_logged_in,
+        "WRONGPASS": _not_logged_in,
+        "NOPERM": _no_right,
+        "BUSY": saying(
+            not_applied,
+            "{where}: the server is held by a script that does not end; nothing was written. "
+            "SCRIPT KILL ends it",
+        ),
+        "NOSCRIPT": saying(
+            not_applied, "{where}: the server has forgotten our scripts; nothing was written"
+        ),
+        "DENIED": saying(
+            ConfigurationError,
+            "{where}: the server is in protected mode and answers only its own host; give it a "
+            "password and set that here, or set protected-mode no",
+        ),
+    }
+)
+
+
+def _said_in_words(where: str, text: str) -> NimburionError:
+    """An error that only its sentence tells apart."""
+    lower = text.lower()
+    if "db index is out of range" in lower:
+        return ConfigurationError(
+            f"{where}: the server has no such db; name one it has (databases)"
+        )
+    if "cluster support disabled" in lower:
+        return ConfigurationError(f"{where}: the server is no node of a cluster; use redis://")
+    if "not allowed in cluster mode" in lower:
+        return ConfigurationError(f"{where}: a cluster has only db 0; use redis+cluster://")
+    if lower.startswith(("err unknown command", "unknown command")):
+        return ConfigurationError(
+            f"{where}: the server lacks a command that is needed: {text[:120]}. It must be Redis "
+            "6.2 or newer, or Valkey, with no such command renamed"
+        )
+    if "protocol error" in lower:
+        return Unstorable(f"{where}: the server refuses a request of this size: {text[:120]}")
+    return BackendError(f"{where}: the server refused: {text[:500]}")
+
+
+# --- nobody answered ------------------------------------------------------------------------------
+
+
+def _unanswered(error: Exception, where: str, *, sent: bool) -> NimburionError:
+    if "max number of clients" in str(error):
+        return not_applied(f"{where}: the server has as many clients as it takes (maxclients)")
+    if isinstance(error, TimeoutError | driver.TimeoutError):
+        problem = "no answer in time"
+    elif isinstance(error, driver.InvalidResponse):
+        problem = f"what came back is no answer of Redis ({error})"
+    else:
+        problem = f"the connection was lost ({str(error) or type(error).__name__})"
+    return unanswered(where, problem, sent=sent)

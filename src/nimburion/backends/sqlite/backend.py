@@ -1,0 +1,430 @@
+"""The SQLite store: one file, no server, several processes of one host at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from nimburion.backends.server.errors import no_roles
+from nimburion.backends.sql_files import Statements
+from nimburion.backends.sqlite import checks, operations, queries, sessions
+from nimburion.backends.sqlite import enqueue as enqueueing
+from nimburion.backends.sqlite import exchange as exchanging
+from nimburion.backends.sqlite.connection import opening
+from nimburion.backends.sqlite.connection.checkpointer import Checkpointer
+from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.backends.sqlite.connection.path import (
+    MOUNTS,
+    boot_id,
+    check_place,
+    file_exists,
+    path_of,
+)
+from nimburion.backends.sqlite.connection.space import Measure, Space, free_bytes
+from nimburion.backends.sqlite.connection.threads import Reader, Writer
+from nimburion.backends.sqlite.notifications import Bells, Chime, Doorbell, bells_of
+from nimburion.backends.sqlite.transactions import Joining, transaction_of
+from nimburion.core.backend import Capabilities
+from nimburion.core.checks import Finding
+from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.errors import NotOpen
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.lease import Lease
+from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
+from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.session import Orders, Session, SessionInfo
+from nimburion.core.settlement import Settlement
+from nimburion.core.transactions import Lent, Transaction
+
+T = TypeVar("T")
+
+CAPABILITIES = Capabilities(
+    durable=True, notifies=True, joins_transaction=True, atomic_batch=None, shared=True
+)
+
+
+class SQLiteBackend:
+    """A store in one SQLite file.
+
+    What a caller asks for (enqueue, cancel, replay, …) is on the disk when the call returns; what
+    workers note (exchanges, beats) survives the death of every process, and after a power cut may
+    run a job again, never lose one.
+
+    Args:
+        path: the file; made when it is not there. Its folder must exist, on a local disk.
+        clock: wall time for due times, boot time for sessions.
+        random: jitter of waits for the lock.
+        entropy: names the socket of this handle.
+        mounts: the table of mounted file systems, to refuse those of a network.
+        measure: the bytes that are free on the disk of a folder.
+
+    >>> SQLiteBackend("jobs.db").capabilities.durable
+    True
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "nimburion.db",
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        entropy: Entropy = os.urandom,
+        mounts: Path = MOUNTS,
+        measure: Measure = free_bytes,
+    ) -> None:
+        self.path: Path = Path(path).absolute()
+        self._clock = clock or SystemClock()
+        self._random = random or Random()  # noqa: S311 (jitter is no secret)
+        self._entropy = entropy
+        self._mounts = mounts
+        self._measure = measure
+        self._name = ""
+        self._pid = 0
+        self._writer: Writer | None = None
+        self._reader: Reader | None = None
+        self._doorbell: Doorbell | None = None
+        self._bells: Bells | None = None
+        self._joining: Joining | None = None
+        self._changing = asyncio.Lock()
+        self._done: list[str] = []
+        self.files: OpenFiles | None = None
+        """What this handle has open; None while it is closed."""
+        self._origin: SQLiteBackend | None = None
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> SQLiteBackend:
+        """The store that `sqlite:///jobs.db` or `sqlite:////srv/jobs.db` names."""
+        return cls(path_of(url), **options)  # type: ignore[arg-type]
+
+    # --- coming and going ---
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Durable, wakes other processes, stores a whole call in one step."""
+        return CAPABILITIES
+
+    def describe(self) -> str:
+        """Name the store."""
+        return f"SQLite {self.path.absolute()}"
+
+    def sibling(self) -> SQLiteBackend:
+        """Another handle on the same file, not open yet. While this one is open, the other opens
+        no file that has taken its place."""
+        sibling = SQLiteBackend(
+            self.path,
+            clock=self._clock,
+            random=self._random,
+            entropy=self._entropy,
+            mounts=self._mounts,
+            measure=self._measure,
+        )
+        sibling._origin = self
+        return sibling
+
+    async def open(self) -> None:
+        """Make or open the file, and bring it to this version's format. Repeatable."""
+        async with self._changing:
+            self._let_go_of_a_dead_loop()
+            if self._writer is not None and self._pid == os.getpid():
+                return
+            check_place(self.path, mounts=self._mounts)
+            await self._start()
+
+    async def _start(self) -> None:
+        folder = bells_of(self.path)
+        self._name = self._entropy(8).hex()
+        bells, doorbell = Bells(folder, self._name), Doorbell(folder, self._name)
+        loop = asyncio.get_running_loop()
+
+        def ring(queues: frozenset[str]) -> None:
+            bells.ring(queues)
+            if doorbell.listening:
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(doorbell.wake, queues)
+
+        sql, boot = Statements(opening.PACKAGE), boot_id()
+        files = OpenFiles(self.path)
+        writer = Writer(
+            "nimburion-sqlite-writer",
+            self.path,
+            lambda: self._open_writer(sql, boot, files),
+            files,
+            ring=ring,
+            checkpointer=Checkpointer(lambda: opening.connect(self.path)),
+            space=Space(self.path, self._measure),
+            random=self._random,
+        )
+        await writer.start()
+        reader = Reader(
+            "nimburion-sqlite-reader",
+            self.path,
+            lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
+            files,
+        )
+        try:
+            await reader.start()
+            files.check(at_once=True)
+        except BaseException:
+            await writer.stop()
+            raise
+        self._bells, self._doorbell = bells, doorbell
+        chime = Chime(Bells(folder, self._name), doorbell)
+        self._joining = Joining(
+            self.path,
+            sql,
+            self._clock,
+            boot,
+            reader=reader,
+            chime=chime,
+            files=files,
+            space=Space(self.path, self._measure),
+        )
+        self.files = files
+        self._writer, self._reader = writer, reader
+        self._pid = os.getpid()
+
+    def _open_writer(self, sql: Statements, boot: str, files: OpenFiles) -> Database:
+        origin = None if self._origin is None else self._origin.files
+        if origin is not None:
+            origin.check(at_once=True)
+        connection, self._done = opening.open_writer(self.path, files)
+        return Database(connection, sql, self._clock, boot)
+
+    def _let_go_of_a_dead_loop(self) -> None:
+        """A loop that ended without `close` left threads behind that have nobody to answer."""
+        writer, reader = self._writer, self._reader
+        if writer is None or reader is None or self._pid != os.getpid() or not writer.orphaned:
+            return
+        self._writer = self._reader = None
+        writer.abandon()
+        reader.abandon()
+        if self._doorbell is not None:
+            self._doorbell.abandon()
+
+    async def close(self) -> None:
+        """Answer what was asked, and let go of the file. Repeatable."""
+        async with self._changing:
+            self._let_go_of_a_dead_loop()
+            writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
+            if writer is None or reader is None or self._pid != os.getpid():
+                return
+            if self._joining is not None:
+                await self._joining.close()
+            if self._doorbell is not None:
+                self._doorbell.close()
+            await reader.stop()
+            await writer.stop()
+            if self._bells is not None:
+                self._bells.close()
+            self.files = None
+
+    async def exists(self) -> bool:
+        """Whether there is something of this name where the file should be."""
+        return await asyncio.to_thread(file_exists, self.path)
+
+    async def now(self) -> float:
+        """See `Backend.now`: the clock of this host."""
+        return await self._read(lambda db: db.now / MICRO)
+
+    async def ping(self) -> None:
+        """Return when the file can be read."""
+        await self._read(lambda db: db.value("next_due"))
+
+    async def examine(self) -> list[Finding]:
+        """See `Backend.examine`. Takes the write lock once, to see that it is to be had; writes
+        nothing. Checks the file for damage, for a few seconds at most."""
+        return [
+            *await self._read(lambda db: checks.examine(db, self.path, self._mounts)),
+            await checks.reading(self.ping, self._clock),
+            await checks.write_lock(self._take_the_lock, self._clock),
+        ]
+
+    async def _take_the_lock(self) -> None:
+        await self._write(lambda _: None, durable=False)
+
+    async def plan(self) -> list[str]:
+        """What opening would do to the file."""
+        return await asyncio.to_thread(opening.plan, self.path)
+
+    async def migrate(self) -> list[str]:
+        """What the opening did to bring the file to this version's format."""
+        await self.open()
+        return list(self._done)
+
+    async def grant(self, role: str) -> list[str]:
+        """See `Backend.grant`."""
+        raise no_roles(self.describe(), role)
+
+    async def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> T:
+        if self._writer is None or self._pid != os.getpid():
+            raise self._not_open()
+        return await self._writer.call(work, durable=durable)
+
+    async def _read(self, work: Callable[[Database], T]) -> T:
+        if self._reader is None or self._pid != os.getpid():
+            raise self._not_open()
+        return await self._reader.call(work)
+
+    def _joined(self) -> Joining:
+        if self._joining is None or self._writer is None or self._pid != os.getpid():
+            raise self._not_open()
+        return self._joining
+
+    def _not_open(self) -> NotOpen:
+        if self._writer is not None:
+            return NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
+        return NotOpen(f"{self.describe()} is not open; call open() first")
+
+    # --- the way in ---
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `Backend.enqueue`. The whole call is one step."""
+        if not jobs:
+            return []
+        return await self._write(lambda db: enqueueing.enqueue(db, jobs))
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """See `Backend.cancel`."""
+        return await self._write(lambda db: operations.cancel(db, job_id))
+
+    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `nimburion.core.backend.Joining`."""
+        return await self._joined().enqueue_in(lent, jobs)
+
+    def transaction(self, lent: Lent | None) -> Transaction:
+        """See `nimburion.core.backend.Joining`. One of the store's own gives a
+        `sqlite3.Connection`."""
+        return transaction_of(self._joined(), lent, self._clock)
+
+    # --- workers ---
+
+    async def open_session(self, session: Session) -> None:
+        """See `Backend.open_session`."""
+        await self._write(lambda db: sessions.open_session(db, session), durable=False)
+        if self._doorbell is not None:
+            self._doorbell.listen()
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        """See `Backend.exchange`."""
+        answer = await self._write(
+            lambda db: exchanging.exchange(db, session_id, number, settlements, want),
+            durable=False,
+        )
+        return exchanging.reply_of(answer)
+
+    async def beat(self, session_id: str) -> Orders:
+        """See `Backend.beat`."""
+        return await self._write(lambda db: sessions.beat(db, session_id), durable=False)
+
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        """See `Backend.release`."""
+        await self._write(lambda db: sessions.release(db, session_id, leases, nonce), durable=False)
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        """See `Backend.close_session`."""
+        await self._write(lambda db: sessions.close_session(db, session_id, running), durable=False)
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        """See `Backend.rescue`."""
+        return await self._write(lambda db: sessions.rescue(db, limit, max_lost), durable=False)
+
+    async def promote(self, limit: int) -> Promoted:
+        """See `Backend.promote`."""
+        count, due = await self._write(
+            lambda db: exchanging.promote_and_ring(db, limit), durable=False
+        )
+        return Promoted(count, None if due is None else due / MICRO)
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        """See `Backend.wait`. Other processes ring too."""
+        if self._doorbell is None or self._writer is None or self._pid != os.getpid():
+            raise self._not_open()
+        await self._doorbell.wait(queues, timeout, self._clock.sleep)
+
+    # --- operators ---
+
+    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
+        """See `Backend.replay`."""
+        return await self._write(lambda db: operations.replay(db, which, limit, after))
+
+    async def delete(self, which: JobFilter, limit: int) -> list[str]:
+        """See `Backend.delete`."""
+        return await self._write(lambda db: operations.delete(db, which, limit))
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """See `Backend.pause`."""
+        await self._write(lambda db: operations.pause(db, queue, paused=paused))
+
+    async def prune(self, keep: Retention, limit: int) -> int:
+        """See `Backend.prune`."""
+        return await self._write(lambda db: operations.prune(db, keep, limit), durable=False)
+
+    # --- reading ---
+
+    async def get(self, job_id: str) -> JobRecord:
+        """See `Backend.get`."""
+        return await self._read(lambda db: queries.get(db, job_id))
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+    ) -> Page:
+        """See `Backend.list_jobs`."""
+        return await self._read(
+            lambda db: queries.list_jobs(db, which, limit, after, payloads=payloads)
+        )
+
+    async def counts(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.counts`."""
+        return await self._read(lambda db: queries.counts(db, queue))
+
+    async def queues(self) -> list[QueueInfo]:
+        """See `Backend.queues`."""
+        return await self._read(queries.queues)
+
+    async def sessions(self) -> list[SessionInfo]:
+        """See `Backend.sessions`."""
+        return await self._read(queries.sessions)
+
+    # --- schedules ---
+
+    async def put_schedule(self, schedule: ScheduleRecord) -> None:
+        """See `Backend.put_schedule`."""
+        await self._write(lambda db: operations.put_schedule(db, schedule))
+
+    async def list_schedules(self) -> list[ScheduleRecord]:
+        """See `Backend.list_schedules`."""
+        return await self._read(operations.list_schedules)
+
+    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
+        """See `Backend.pause_schedule`."""
+        return await self._write(lambda db: operations.pause_schedule(db, name, paused=paused))
+
+    async def delete_schedule(self, name: str) -> bool:
+        """See `Backend.delete_schedule`."""
+        return await self._write(lambda db: operations.delete_schedule(db, name))
+
+    async def fire(
+        self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
+    ) -> Fired:
+        """See `Backend.fire`."""
+        return await self._write(
+            lambda db: operations.fire(db, name, (expected_last, tick), job, overlap)
+        )

@@ -1,0 +1,105 @@
+"""Which jobs a command is about, how many they are, and going through them in bounded steps."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from nimburion.cli.exit_codes import DONE, FAILED, NOT_FOUND, BadInput
+from nimburion.cli.invocation import current
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import State
+from nimburion.core.paging import every_job
+from nimburion.core.queries import JobFilter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from click._termui_impl import ProgressBar
+
+    from nimburion.core.backend import Backend
+    from nimburion.core.job import JobRecord
+
+F = TypeVar("F", bound=Callable[..., object])
+STEP = 500
+NO_SUCH_JOB = "no such job"
+
+
+def filter_options(command: F) -> F:
+    """Add `--queue` and `--name`."""
+    command = click.option("--queue", metavar="QUEUE", help="Only of this queue.")(command)
+    return click.option("--name", metavar="NAME", help="Only of this job name.")(command)
+
+
+def selected(
+    states: Collection[State] | None,
+    ids: Collection[str] = (),
+    *,
+    everything: bool = True,
+    **narrowed: str | None,
+) -> JobFilter:
+    """The filter that the arguments describe: ids, or filters, or everything if that is said."""
+    given = any(value is not None for value in narrowed.values())
+    if ids and (given or everything):
+        raise BadInput(f"give either ids or {'filters' if given else '--all'}, not both")
+    if not ids and not given and not everything:
+        raise BadInput("say which: ids, a filter, or --all")
+    return JobFilter(
+        states=frozenset(states) if states else None,
+        ids=tuple(dict.fromkeys(ids)) or None,
+        **narrowed,
+    )
+
+
+def matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
+    """Every job that matches, without its payload, newest first."""
+    return every_job(backend, which, step=STEP)
+
+
+async def count_matching(backend: Backend, which: JobFilter) -> int:
+    """How many they are."""
+    return sum([1 async for _ in matching(backend, which)])
+
+
+async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) -> dict[str, str]:
+    """Returns why nothing was done about some of the ids that somebody gave: those of no job, and
+    those of jobs that are not in the state that is needed."""
+    misses: dict[str, str] = {}
+    for job_id in dict.fromkeys(ids):
+        try:
+            record = await backend.get(job_id)
+        except JobNotFound:
+            misses[job_id] = NO_SUCH_JOB
+        else:
+            if record.state is not wanted:
+                misses[job_id] = f"it is {record.state.value}, not {wanted.value}"
+    return misses
+
+
+def exit_for(misses: Collection[str], *, all_done: bool) -> int:
+    """Returns the exit code of a command that was given ids."""
+    if NO_SUCH_JOB in misses:
+        return NOT_FOUND
+    return DONE if all_done else FAILED
+
+
+def refuse_without(yes: bool, count: int, deed: str) -> None:  # noqa: FBT001 (the flag itself)
+    """Unless `--yes` was given, say how many it would be and that nothing was done."""
+    if not yes:
+        raise BadInput(f"{counted(count)} would be {deed}; nothing was done. Add --yes to do it")
+
+
+def counted(count: int, noun: str = "job") -> str:
+    """`1 job`, `12 jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def progress(count: int, label: str) -> ProgressBar[int]:
+    """A bar on standard error, if people look at it."""
+    hidden = current().as_json or not sys.stderr.isatty() or count <= STEP
+    file = io.StringIO() if hidden else sys.stderr
+    return click.progressbar(length=count, label=label, file=file)

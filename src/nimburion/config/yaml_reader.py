@@ -1,0 +1,164 @@
+"""YAML text to a tree with line numbers: YAML 1.2 scalars, no anchors, aliases or tags.
+
+PyYAML does the scanning. Its events are read one by one, so nothing is constructed, a repeated key
+is seen and depth is bounded before anything recurses.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Protocol
+
+import yaml
+
+from nimburion.config.tree import DEEPEST, Path, Place, Scalar, Written, refusal
+
+_Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def read_yaml(text: str, source: str, *, numbered: bool = True, path: Path = ()) -> Written:
+    """The tree of one YAML document; an empty one is nothing.
+
+    `numbered`: whether places carry line numbers. `path`: where in the settings the text stands,
+    for messages.
+    """
+    return _Reader(source, path, numbered=numbered).read(text)
+
+
+class _Mark(Protocol):
+    line: int
+
+
+class _Reader:
+    """Reads one document, event by event."""
+
+    def __init__(self, source: str, path: Path, *, numbered: bool) -> None:
+        self._source = source
+        self._path = path
+        self._numbered = numbered
+
+    def read(self, text: str) -> Written:
+        self._check_characters(text)
+        try:
+            return self._document(yaml.parse(text, Loader=_Loader))
+        except yaml.MarkedYAMLError as error:
+            raise self._refusal(error.problem_mark, f"no YAML: {error.problem}") from None
+        except yaml.YAMLError:
+            raise self._refusal(None, "no YAML: unreadable text") from None
+
+    def _check_characters(self, text: str) -> None:
+        found = _UNPRINTABLE.search(text)
+        if found:
+            place = self._place(text.count("\n", 0, found.start()))
+            shown = f"U+{ord(found[0]):04X}"
+            raise refusal(place, self._path, f"the character {shown} is not allowed in YAML")
+
+    def _document(self, events: Iterator[yaml.Event]) -> Written:
+        tree: Written | None = None
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if tree is not None:
+                    raise self._refusal(event.start_mark, "a second document; one is allowed")
+                tree = self._node(next(events), events, self._path)
+        return tree or Written(None, self._place(0))
+
+    def _node(self, event: yaml.Event, events: Iterator[yaml.Event], path: Path) -> Written:
+        self._check_plain(event, path)
+        place = self._at(event.start_mark)
+        if isinstance(event, yaml.ScalarEvent):
+            return _scalar_of(event, place)
+        if len(path) >= DEEPEST:
+            raise refusal(place, (), f"nested deeper than {DEEPEST} levels")
+        if isinstance(event, yaml.SequenceStartEvent):
+            return Written(self._items(events, path), place)
+        return Written(self._pairs(events, path), place)
+
+    def _items(self, events: Iterator[yaml.Event], path: Path) -> list[Written]:
+        items: list[Written] = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            items.append(self._node(event, events, (*path, len(items))))
+        return items
+
+    def _pairs(self, events: Iterator[yaml.Event], path: Path) -> dict[str, Written]:
+        pairs: dict[str, Written] = {}
+        while not isinstance(event := next(events), yaml.MappingEndEvent):
+            key = self._key(event, path)
+            place = self._at(event.start_mark)
+            if key in pairs:
+                first = pairs[key].place.line
+                also = f"; the first is in line {first}" if first else ""
+                raise refusal(place, (*path, key), f"this key stands here twice{also}")
+            value = self._node(next(events), events, (*path, key))
+            pairs[key] = Written(value.value, place, value.text)
+        return pairs
+
+    def _key(self, event: yaml.Event, path: Path) -> str:
+        self._check_plain(event, path)
+        if isinstance(event, yaml.ScalarEvent):
+            return str(event.value)
+        raise self._refusal(event.start_mark, "a key must be a word, not a list or a map")
+
+    def _check_plain(self, event: yaml.Event, path: Path) -> None:
+        """Refuse what could hide or multiply content, or name a type to construct."""
+        place = self._at(event.start_mark)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise refusal(place, path, "anchors (&) and aliases (*) are not allowed; repeat it")
+        if getattr(event, "tag", None) is not None:
+            raise refusal(place, path, "tags (!) are not allowed; write the plain value")
+
+    def _place(self, line: int) -> Place:
+        return Place(self._source, line + 1 if self._numbered else None)
+
+    def _at(self, mark: _Mark | None) -> Place:
+        return self._place(mark.line if mark else 0)
+
+    def _refusal(self, mark: _Mark | None, problem: str) -> Exception:
+        return refusal(self._at(mark), self._path, problem)
+
+
+def _scalar_of(event: yaml.ScalarEvent, place: Place) -> Written:
+    text = str(event.value)
+    plain = bool(event.implicit[0])
+    return Written(scalar(text), place, text) if plain else Written(text, place)
+
+
+LONGEST_NUMBER = 40
+
+_WORDS = MappingProxyType(
+    {
+        **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+        **dict.fromkeys(("true", "True", "TRUE"), True),
+        **dict.fromkeys(("false", "False", "FALSE"), False),
+    }
+)
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+
+def scalar(text: str) -> Scalar:
+    """What a plain scalar means in YAML 1.2: `012` is 12; `on`, `1:30` and `0b1` are texts."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if len(text) > LONGEST_NUMBER:
+        return text
+    if _INT.fullmatch(text):
+        return _whole(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return _infinite(text) if _INFINITE.fullmatch(text) else text
+
+
+def _whole(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _infinite(text: str) -> float:
+    if text[-3:].lower() == "nan":
+        return math.nan
+    return -math.inf if text[0] == "-" else math.inf

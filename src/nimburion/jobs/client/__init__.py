@@ -1,0 +1,1 @@
+"""The client: enqueue jobs and ask about them."""

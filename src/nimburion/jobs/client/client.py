@@ -1,0 +1,505 @@
+"""Enqueues jobs and asks about them, without running anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
+
+import msgspec
+
+from nimburion.core.backend import Backend, Joining
+from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.errors import (
+    DefinitionError,
+    DuplicateJob,
+    InvalidJob,
+    JobConflict,
+    JobNotCompleted,
+    NotOpen,
+    NotSupported,
+    WaitTimeout,
+    seconds_of,
+)
+from nimburion.core.events import Events, JobEnqueued
+from nimburion.core.ids import Entropy, JobIds
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.limits import check_name
+from nimburion.core.operations import Cancellation
+from nimburion.core.settings import Settings
+from nimburion.core.transactions import Lent, Transaction
+from nimburion.jobs.client.batching import CALL_BEGAN, Intake
+from nimburion.jobs.client.lazy_jobs import Batch
+from nimburion.jobs.client.pipeline import Passage
+from nimburion.jobs.client.status import Status, status_of
+from nimburion.jobs.declaration.codec import check_size, encode_object
+from nimburion.jobs.declaration.context import CURRENT
+from nimburion.jobs.declaration.job import AnyJob, declaration_of_job
+from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
+from nimburion.jobs.declaration.options import (
+    NO_TERMS,
+    EnqueueManyOptions,
+    EnqueueOptions,
+    Terms,
+    terms_of,
+)
+from nimburion.jobs.declaration.policy import Priority
+from nimburion.jobs.declaration.registry import Registry
+
+__all__ = ["Client", "Priority"]
+
+_FIRST_LOOK = 0.01
+_LONGEST_LOOK = 1.0
+_LAST_LOOK = 0.25
+"""Seconds that the store has to answer, also where the time is all but over."""
+
+
+class Client:
+    """Enqueues jobs and asks about them. Belongs to the event loop that opened it; `sync` of a
+    processor is for all other code.
+
+    The options of every `enqueue…` are keywords: `id`, `queue`, `priority` (0 to 9), `at` (a
+    datetime with a time zone), `after` (seconds or timedelta), `unique_key`, `unique_for`,
+    `on_duplicate` (`"reject"` or `"existing"`), `headers`, `tenant`, `correlation_id`,
+    `max_retries`, `timeout`, `connection`. Inside a handler, tenant and correlation id are those
+    of its job unless given.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        settings: Settings | None = None,
+        registry: Registry | None = None,
+        clock: Clock | None = None,
+        events: Events | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        self.backend: Backend = backend
+        self.settings: Settings = settings or Settings()
+        self.registry: Registry = registry or Registry(self.settings)
+        self.clock: Clock = clock or SystemClock()
+        self.events: Events = events if events is not None else Events()
+        self._entropy: Entropy = entropy
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop it belongs to; None while it is not open."""
+        self._ids = JobIds(self.clock.now, entropy)
+        self._limits = self.settings.limits
+        self._intake: Intake | None = None
+        self._intake_loop: asyncio.AbstractEventLoop | None = None
+        self._enqueue_layers: list[EnqueueMiddleware] = []
+
+    def _new_handle(self) -> Client:
+        """Another client on the same store, not open yet, for a loop of its own. Handlers, events
+        and enqueue middleware are shared."""
+        other = Client(
+            self.backend.sibling(),
+            settings=self.settings,
+            registry=self.registry,
+            clock=self.clock,
+            events=self.events,
+            entropy=self._entropy,
+        )
+        other._enqueue_layers = self._enqueue_layers
+        return other
+
+    # Coming and going
+
+    async def open(self) -> None:
+        """Open the store, on this loop. Repeatable. `NotOpen` when another loop has it open."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and self._loop.is_running():
+            raise NotOpen("it is open on another event loop; use `processor.sync` here")
+        await self.backend.open()
+        self._loop = loop
+        # What is left of the old ones' randomness may be in another process too, by a fork.
+        self._ids = JobIds(self.clock.now, self._entropy)
+
+    async def close(self) -> None:
+        """Close the store. Repeatable."""
+        if self._loop is not None:
+            self._loop = None
+            await self.backend.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # Enqueueing
+
+    def use_enqueue(self, middleware: EnqueueMiddleware) -> None:
+        """Wrap every enqueue in `async def middleware(enqueueing, call_next) -> id`; the first
+        used is outermost. See `nimburion.jobs.declaration.middleware.Enqueueing`."""
+        if not callable(middleware):
+            raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
+        self._enqueue_layers.append(middleware)
+
+    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+        """Store one job; its id. When this returns, the job is as safe as the store is.
+
+        `InvalidJob`: an argument or option cannot be, nothing was stored. `JobConflict`: the id
+        belongs to another body. `DuplicateJob`: the unique key is held. `BackendUnavailable`: the
+        store did not answer for `enqueue_timeout` seconds; see its `job_id` and `outcome`.
+
+        ```python
+        job_id = await processor.enqueue(SendEmail(to="a@example.com", subject="Hi"), priority=7)
+        ```
+        """
+        job_id = options.pop("id", None)
+        terms = self._terms(options)
+        new = self._new_job(job, terms)
+        if job_id is not None:
+            new = _with_id(new, job_id)
+        return await self._enqueue_one(job, new, terms)
+
+    async def enqueue_many(
+        self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
+    ) -> list[str]:
+        """Store these in one step, the options holding for each; their ids, in their order.
+
+        All or nothing (Redis: per slice of 500). `InvalidJob` names the one at fault, or says that
+        there are more than `limits.batch` (10,000).
+        """
+        terms = self._terms(options)
+        batch = list(jobs)
+        self._check_batch(len(batch))
+        if not batch:
+            return []
+        if not self._enqueue_layers:
+            return await self._store(self._gradually(batch, terms), terms)
+        new = self._new_jobs(batch, terms)
+        passage = Passage(
+            self._enqueue_layers, lambda some: self._store(some, terms), self._limits, len(new)
+        )
+        return await passage.all(
+            [_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
+        )
+
+    async def enqueue_with_id(
+        self,
+        job: AnyJob,
+        job_id: str | None = None,
+        /,
+        **options: Unpack[EnqueueOptions],
+    ) -> str:
+        """`enqueue` with the caller's own id, which makes it safe to repeat; None: a new one."""
+        if job_id is not None:
+            options["id"] = job_id
+        return await self.enqueue(job, **options)
+
+    async def enqueue_with_priority(
+        self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """`enqueue` with a priority: `Priority.HIGH`, or 0 to 9, higher first."""
+        options["priority"] = priority
+        return await self.enqueue(job, **options)
+
+    async def enqueue_at(
+        self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """`enqueue` for a time, which must have a time zone. Never run before it, by the store's
+        clock."""
+        if at is None:
+            raise InvalidJob("enqueue_at needs a datetime with a time zone, not None")
+        options["at"] = at
+        return await self.enqueue(job, **options)
+
+    async def enqueue_after(
+        self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """`enqueue` for so many seconds (or a timedelta) from now, by the store's clock."""
+        if after is None:
+            raise InvalidJob("enqueue_after needs seconds or a timedelta, not None")
+        options["after"] = after
+        return await self.enqueue(job, **options)
+
+    async def enqueue_raw(
+        self,
+        name: str,
+        payload: bytes | Mapping[str, object],
+        **options: Unpack[EnqueueOptions],
+    ) -> str:
+        """Store a job by name, where its class or function is not at hand.
+
+        A dict becomes JSON. Bytes are stored as they are, looked at for their size only: what
+        does not fit is found by the worker. The queue is `default` unless given.
+        """
+        job_id = options.pop("id", None)
+        terms = self._terms(options)
+        new = NewJob(
+            id=self._ids.new() if job_id is None else check_name("job id", job_id),
+            name=check_name("job name", name),
+            queue=terms.queue or "default",
+            payload=self._raw_payload(name, payload),
+            priority=Priority.NORMAL.value if terms.priority is None else terms.priority,
+            at=terms.at,
+            after=terms.after,
+            options=terms.options,
+        )
+        return await self._enqueue_one(None, new, terms)
+
+    # Asking
+
+    async def get_status(self, job_id: str) -> Status:
+        """What is known of a job. `JobNotFound` when nothing is."""
+        record = await self._record(job_id)
+        return status_of(record, self._result_decoder(record.name))
+
+    async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
+        """Wait until the job is completed; what its handler returned.
+
+        `JobNotCompleted`: it failed or was cancelled. `WaitTimeout`: it had not ended after
+        `timeout` seconds, or the store had not answered; the job goes on. `JobNotFound`. The store
+        is asked at growing intervals, up to a second.
+        """
+        seconds = None if timeout is None else seconds_of(timeout)
+        deadline = None if seconds is None else _began(self.clock) + seconds
+        pause = _FIRST_LOOK
+        while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
+            left = pause if deadline is None else deadline - self.clock.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
+            await self.clock.sleep(min(pause, left))
+            pause = min(1.5 * pause, _LONGEST_LOOK)
+        if record.state is not State.COMPLETED:
+            raise JobNotCompleted(job_id, record.state, _why(record))
+        return None if record.result is None else self._result_decoder(record.name)(record.result)
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        """`cancelled`: it will not run. `requested`: it runs, and its worker is asked to end it; a
+        completion that comes first wins. `finished`: too late. `JobNotFound`."""
+        self._check_open()
+        return await self.backend.cancel(check_name("job id", job_id))
+
+    async def queue_size(self, queue: str | None = None) -> int:
+        """Jobs that are due now and not processing, in one queue or in all."""
+        self._check_open()
+        return sum(info.size for info in await self.backend.queues() if queue in (None, info.name))
+
+    async def pending_count(self) -> int:
+        """Jobs that wait: pending, retrying and scheduled."""
+        self._check_open()
+        return sum(info.size + info.scheduled for info in await self.backend.queues())
+
+    # For what stores jobs by other operations
+
+    def _prepare_job(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
+        """A job as a store takes it, checked like `enqueue` does, with a new id; nothing is
+        stored. `InvalidJob`."""
+        return self._new_job(job, self._terms(options))
+
+    async def _run_enqueue_middleware(
+        self, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
+    ) -> str:
+        """Let the enqueue middleware see a job that `store` stores by an operation of its own; the
+        id that comes back."""
+        if not self._enqueue_layers:
+            return await store(new)
+
+        async def one(jobs: list[NewJob]) -> list[str]:
+            return [await store(jobs[0])]
+
+        passage = Passage(self._enqueue_layers, one, self._limits, 1)
+        return (await passage.all([_enqueueing(job, new)]))[0]
+
+    # Inside
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise NotOpen(
+                "open the processor first: `async with processor:`; or use `processor.sync`"
+            )
+        if self._loop is not asyncio.get_running_loop():
+            raise NotOpen(
+                "the processor is open on another event loop: use `processor.sync` here; or open "
+                "it on this loop, where that one has ended"
+            )
+
+    async def _record(self, job_id: str) -> JobRecord:
+        self._check_open()
+        return await self.backend.get(check_name("job id", job_id))
+
+    async def _record_by(
+        self, deadline: float | None, job_id: str, seconds: float | None
+    ) -> JobRecord:
+        """As `_record`; `WaitTimeout` where the store does not answer until then."""
+        if deadline is None:
+            return await self._record(job_id)
+        time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
+        try:
+            async with time:
+                return await self._record(job_id)
+        except TimeoutError as error:
+            if not time.expired():
+                raise
+            raise WaitTimeout(
+                f"job {job_id}: {self.backend.describe()} did not answer within the {seconds:g} s "
+                "of waiting"
+            ) from error
+
+    def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
+        handler = self.registry.get(name)
+        return msgspec.json.decode if handler is None else handler.decode_result
+
+    def _opened(self) -> Intake:
+        self._check_open()
+        if self._intake is None or self._intake_loop is not self._loop:
+            self._intake = Intake(self.backend, self.clock, self.settings.enqueue_timeout)
+            self._intake_loop = self._loop
+        return self._intake
+
+    def _terms(self, options: EnqueueManyOptions) -> Terms:
+        """The options, checked, with what the running job hands on."""
+        current = CURRENT.get()
+        if current is not None:
+            for key, inherited in (
+                ("tenant", current.tenant),
+                ("correlation_id", current.correlation_id),
+            ):
+                if inherited is not None and options.get(key) is None:
+                    cast("dict[str, object]", options)[key] = inherited
+        return terms_of(self._limits, **options) if options else NO_TERMS
+
+    def _new_job(self, job: AnyJob, terms: Terms, job_id: str | None = None) -> NewJob:
+        """A job as the store takes it, with a new id. Hot: once for each job of a bulk enqueue."""
+        declaration = declaration_of_job(job)
+        priority = terms.priority
+        return NewJob(
+            job_id or self._ids.new(),
+            declaration.name,
+            terms.queue or declaration.queue,
+            declaration.encode(job, self._limits),
+            declaration.policy.priority if priority is None else priority,
+            terms.at,
+            terms.after,
+            terms.options,
+        )
+
+    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms, start: int = 0) -> list[NewJob]:
+        """Jobs as the store takes them, of which the first is the one at `start` of its call."""
+        new: list[NewJob] = []
+        try:
+            for job, job_id in zip(jobs, self._ids.many(len(jobs)), strict=True):
+                new.append(self._new_job(job, terms, job_id))
+        except InvalidJob as error:
+            raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
+        return new
+
+    def _gradually(self, jobs: Sequence[AnyJob], terms: Terms) -> Sequence[NewJob]:
+        """Jobs as the store takes them, made while it stores if it can do with that."""
+        if terms.connection is not None or not self.backend.capabilities.gradual:
+            return self._new_jobs(jobs, terms)
+        return Batch(len(jobs), lambda start, stop: self._new_jobs(jobs[start:stop], terms, start))
+
+    def _check_batch(self, count: int) -> None:
+        if count > self._limits.batch:
+            raise InvalidJob(
+                f"{count} jobs in one call, over the limit of {self._limits.batch}; "
+                "enqueue them in several calls"
+            )
+
+    def _raw_payload(self, name: str, payload: object) -> bytes:
+        if isinstance(payload, Mapping):
+            return encode_object(name, payload, self._limits)
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise InvalidJob(f"job {name!r}: the payload must be bytes or a dict, not {payload!r}")
+        check_size(name, raw := bytes(payload), self._limits)
+        return raw
+
+    async def _enqueue_one(self, job: object, new: NewJob, terms: Terms) -> str:
+        if not self._enqueue_layers:
+            return (await self._store([new], terms))[0]
+        passage = Passage(
+            self._enqueue_layers, lambda some: self._store(some, terms), self._limits, 1
+        )
+        return (await passage.all([_enqueueing(job, new)]))[0]
+
+    async def _store(self, jobs: Sequence[NewJob], terms: Terms) -> list[str]:
+        intake = self._opened()
+        if terms.connection is not None:
+            results = await self._joining().enqueue_in(_lent(terms.connection), jobs)
+        elif len(jobs) == 1:
+            results = [await intake.store(jobs[0])]
+        else:
+            results = await intake.store_all(jobs)
+        ids = [_id_of(job, result) for job, result in zip(jobs, results, strict=True)]
+        if self.events:
+            self._tell(jobs, results)
+        return ids
+
+    def _make_transaction(self, connection: object) -> Transaction:
+        """What a handler's own transaction is made of; see `Context.transaction`."""
+        return self._joining().transaction(None if connection is None else _lent(connection))
+
+    def _joining(self) -> Joining:
+        if not self.backend.capabilities.joins_transaction:
+            raise NotSupported(
+                f"{self.backend.describe()} cannot be part of a caller's transaction; enqueue "
+                "after the commit, without `connection`, and let the handler's return complete "
+                "its job"
+            )
+        return cast("Joining", self.backend)
+
+    def _tell(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
+        for job, result in zip(jobs, results, strict=True):
+            created = result.outcome == "created"
+            self.events.emit(JobEnqueued(result.id, job.name, job.queue, created))
+
+
+def _with_id(job: NewJob, job_id: str) -> NewJob:
+    return msgspec.structs.replace(job, id=check_name("job id", job_id))
+
+
+def _lent(connection: object) -> Lent:
+    return connection if isinstance(connection, Lent) else Lent(connection)
+
+
+def _id_of(job: NewJob, result: Enqueued) -> str:
+    match result.outcome:
+        case "conflict":
+            raise JobConflict(job.id)
+        case "taken":
+            raise DuplicateJob(job.name, job.options.unique_key or "", result.id)
+        case _:
+            return result.id
+
+
+def _enqueueing(job: object, new: NewJob) -> Enqueueing:
+    return Enqueueing(
+        job=job,
+        id=new.id,
+        name=new.name,
+        queue=new.queue,
+        payload=new.payload,
+        priority=new.priority,
+        at=new.at,
+        after=new.after,
+        options=new.options,
+    )
+
+
+def _began(clock: Clock) -> float:
+    """When the call that runs began."""
+    began = CALL_BEGAN.get()
+    return clock.monotonic() if began is None else began
+
+
+def _why(record: JobRecord) -> str | None:
+    """The reason, and the last error where there is one."""
+    error = record.error
+    if record.state is not State.FAILED or error is None:
+        return record.reason
+    return f"{record.reason}: {error.type}: {error.message}"

@@ -1,0 +1,95 @@
+"""Jobs on their way through the enqueue middleware, all jobs of one call together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from nimburion.core.errors import InvalidJob
+from nimburion.core.job import NewJob
+from nimburion.core.limits import Limits, check_name
+from nimburion.jobs.declaration.codec import check_size
+from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
+
+Store = Callable[[list[NewJob]], Awaitable[list[str]]]
+"""Stores jobs in one step and answers their ids."""
+
+
+class Passage:
+    """One enqueue call. The middleware runs for each job by itself; when all have come through,
+    they are stored in one step, and each `call_next` returns. If one raises before, none is."""
+
+    def __init__(
+        self, layers: Sequence[EnqueueMiddleware], store: Store, limits: Limits, expected: int
+    ) -> None:
+        self._chain = compose(layers, self._arrive)
+        self._store = store
+        self._limits = limits
+        self._outstanding = expected
+        self._seen: set[int] = set()
+        self._arrived: list[tuple[NewJob, asyncio.Future[str]]] = []
+        self._storing: asyncio.Task[None] | None = None
+
+    async def all(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
+        """Their ids, in their order."""
+        tasks = [asyncio.ensure_future(self._pass(one)) for one in enqueueings]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pass(self, enqueueing: Enqueueing) -> str:
+        """Through the middleware. Where that raises, the call never becomes complete."""
+        answer: str = await self._chain(enqueueing)
+        if id(enqueueing) not in self._seen:  # a middleware kept it back
+            self._one_less()
+        return answer
+
+    async def _arrive(self, enqueueing: Enqueueing) -> str:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._seen.add(id(enqueueing))
+        self._arrived.append((_checked(enqueueing, self._limits), future))
+        self._one_less()
+        return await future
+
+    def _one_less(self) -> None:
+        self._outstanding -= 1
+        if self._outstanding <= 0 and self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._storing = asyncio.ensure_future(self._store_all(arrived))
+
+    async def _store_all(self, arrived: list[tuple[NewJob, asyncio.Future[str]]]) -> None:
+        try:
+            ids = await self._store([job for job, _ in arrived])
+        except Exception as error:  # noqa: BLE001 (it goes to each caller)
+            for _, future in arrived:
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            for (_, future), job_id in zip(arrived, ids, strict=True):
+                if not future.done():
+                    future.set_result(job_id)
+
+
+def _checked(enqueueing: Enqueueing, limits: Limits) -> NewJob:
+    """The job as the middleware left it; `InvalidJob` where that cannot be stored."""
+    if not isinstance(enqueueing.payload, bytes):
+        raise InvalidJob(
+            f"an enqueue middleware left a payload of type {type(enqueueing.payload).__name__}: "
+            "a payload is bytes"
+        )
+    check_size(enqueueing.name, enqueueing.payload, limits)
+    if enqueueing.priority not in range(10):
+        raise InvalidJob(f"priority must be from 0 to 9, not {enqueueing.priority!r}")
+    return NewJob(
+        id=check_name("job id", enqueueing.id),
+        name=check_name("job name", enqueueing.name),
+        queue=check_name("queue", enqueueing.queue),
+        payload=enqueueing.payload,
+        priority=enqueueing.priority,
+        at=enqueueing.at,
+        after=enqueueing.after,
+        options=enqueueing.options,
+    )

@@ -1,0 +1,267 @@
+"""Enqueueing and asking from code that is not async.
+
+Calls are handed to the loop that owns the client, when it is open; else to a loop on a thread of
+its own, where a sibling of the client is opened on the first call. After a fork the child's first
+call opens anew: it never touches what its parent had open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from nimburion.core.errors import BackendUnavailable, seconds_of
+from nimburion.jobs.client.batching import CALL_BEGAN, limit_of
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.declaration.loop_calls import LentByThread, call_on
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CLOSE_WITHIN = 5.0
+_OPENING = 1.0
+"""Seconds that opening may take at least, however short the time of the call that needs it."""
+_LEAVE_WITHIN = 0.5
+"""Seconds for a thread to end whose client could not be opened: its caller has waited enough."""
+
+
+class Synced(Generic[P, R]):
+    """A method of `SyncClient` that does what an async method of `Client` does, typed like it."""
+
+    def __init__(self, method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]) -> None:
+        self.method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]] = method
+        self.__doc__: str | None = method.__doc__
+        self.__name__: str = method.__name__
+
+    @overload
+    def __get__(self, instance: None, owner: type[SyncClient]) -> Synced[P, R]: ...
+    @overload
+    def __get__(self, instance: SyncClient, owner: type[SyncClient]) -> Callable[P, R]: ...
+    def __get__(
+        self, instance: SyncClient | None, owner: type[SyncClient]
+    ) -> Synced[P, R] | Callable[P, R]:
+        if instance is None:
+            return self
+        call = partial(instance.call, self.method)
+        call.__doc__ = self.__doc__
+        return call
+
+
+def _synced(
+    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+) -> Callable[[Callable[[SyncClient], None]], Synced[P, R]]:
+    """Put the async method, made blocking, in the place of what is decorated."""
+    return lambda _: Synced(method)
+
+
+class SyncClient:
+    """`processor.sync`: the methods of `Client`, blocking. Safe from any thread but that of the
+    loop which owns the processor: there it raises `UseAwait`.
+
+    ```python
+    job_id = processor.sync.enqueue(SendEmail(to="a@example.com", subject="Hi"))
+    ```
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._owner_process = os.getpid()
+        # By process: a child of a fork finds no portal of its own, and leaves its parent's alone.
+        self._portals: dict[int, _PortalOfProcess] = {}
+
+    @_synced(Client.enqueue)
+    def enqueue(self) -> None: ...
+    @_synced(Client.enqueue_many)
+    def enqueue_many(self) -> None: ...
+    @_synced(Client.enqueue_with_id)
+    def enqueue_with_id(self) -> None: ...
+    @_synced(Client.enqueue_with_priority)
+    def enqueue_with_priority(self) -> None: ...
+    @_synced(Client.enqueue_at)
+    def enqueue_at(self) -> None: ...
+    @_synced(Client.enqueue_after)
+    def enqueue_after(self) -> None: ...
+    @_synced(Client.enqueue_raw)
+    def enqueue_raw(self) -> None: ...
+    @_synced(Client.get_status)
+    def get_status(self) -> None: ...
+    @_synced(Client.wait)
+    def wait(self) -> None: ...
+    @_synced(Client.cancel)
+    def cancel(self) -> None: ...
+    @_synced(Client.queue_size)
+    def queue_size(self) -> None: ...
+    @_synced(Client.pending_count)
+    def pending_count(self) -> None: ...
+
+    def call(
+        self,
+        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run one async method of the client where it belongs, and wait for it."""
+        lent = None
+        if kwargs.get("connection") is not None:  # of this thread, as a rule: used here alone
+            kwargs["connection"] = lent = LentByThread(kwargs["connection"])
+        loop = self._owning_loop()
+        if loop is not None:
+            return call_on(loop, partial(method, self._client, *args, **kwargs), lent)
+        seconds = _time_of(method, args, kwargs)
+        with self._portal().used() as portal:
+            make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
+            return call_on(portal.loop, make, lent)
+
+    def close(self) -> None:
+        """Close what was opened for calls from outside a loop. Repeatable; a later call opens it
+        again. The processor itself is not touched."""
+        self._portal().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _owning_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that the client is open on, if it runs, in this very process."""
+        loop = self._client._loop
+        usable = loop is not None and loop.is_running() and os.getpid() == self._owner_process
+        return loop if usable else None
+
+    def _portal(self) -> _PortalOfProcess:
+        process = os.getpid()
+        found = self._portals.get(process)
+        if found is None:
+            # setdefault is atomic: of two threads that come first, both get the same one.
+            found = self._portals.setdefault(process, _PortalOfProcess(self._client))
+        return found
+
+
+class _PortalOfProcess:
+    """At most one portal, made when first needed. One whose client could not be opened ends when
+    nobody waits for it any more."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._portal: _Portal | None = None
+
+    @contextmanager
+    def used(self) -> Iterator[_Portal]:
+        """The portal, for as long as the block lasts."""
+        with self._lock:
+            if self._portal is None:
+                self._portal = _Portal(self._client._new_handle())
+                atexit.register(self.close)
+            portal = self._portal
+            portal.users += 1
+        try:
+            yield portal
+        finally:
+            self._leave(portal)
+
+    def _leave(self, portal: _Portal) -> None:
+        with self._lock:
+            portal.users -= 1
+            if portal.users or portal.client._loop is not None or self._portal is not portal:
+                return
+            self._portal = None
+        atexit.unregister(self.close)
+        portal.stop(_LEAVE_WITHIN)
+
+    def close(self) -> None:
+        if os.getpid() != self._process:  # at the exit of a child: its parent's is not its own
+            return
+        with self._lock:
+            portal, self._portal = self._portal, None
+        if portal is not None:
+            atexit.unregister(self.close)
+            portal.close()
+
+
+class _Portal:
+    """A client on a loop on a thread of its own. The first call opens the client."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.loop = asyncio.new_event_loop()
+        self.users = 0
+        """How many calls are on their way; under the lock of whoever holds the portal."""
+        self._opening: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="nimburion-sync", daemon=True)
+        self._thread.start()
+
+    async def call(self, make: Callable[[], Coroutine[Any, Any, R]], seconds: float | None) -> R:
+        """Run a method of the client. The time that its opening took counts as the call's own."""
+        if self.client._loop is None:
+            CALL_BEGAN.set(self.client.clock.monotonic())
+            await self._opened(seconds)
+        return await make()
+
+    async def _opened(self, seconds: float | None) -> None:
+        """Return when the client is open. Calls that come meanwhile share what comes of it."""
+        timeout = self.client.settings.enqueue_timeout
+        limit = limit_of(timeout if seconds is None else min(seconds, timeout))
+        limit = max(limit, _OPENING)
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self.client.open())
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+        done, _ = await asyncio.wait({self._opening}, timeout=limit)
+        if not done:
+            raise BackendUnavailable(
+                f"{self.client.backend.describe()} could not be opened within {limit:.3g} s; "
+                "nothing was written",
+                outcome="not applied",
+            )
+        self._opening.result()
+
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        try:
+            call_on(self.loop, self.client.close)
+        finally:
+            self.stop(_CLOSE_WITHIN)
+
+    def stop(self, seconds: float) -> None:
+        """End the thread, and wait for that no longer than this."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            _cancel_all(self.loop)
+            self.loop.close()
+
+
+def _time_of(
+    method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> float | None:
+    """The time that a call has, where it says so itself."""
+    if method is not Client.wait:
+        return None
+    timeout = args[1] if len(args) > 1 else kwargs.get("timeout")
+    return None if timeout is None else seconds_of(timeout)
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))

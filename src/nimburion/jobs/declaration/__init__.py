@@ -1,0 +1,1 @@
+"""What jobs are: declarations, typed fields, payloads, policies and what handlers see."""

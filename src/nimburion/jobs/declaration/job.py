@@ -1,0 +1,297 @@
+"""Declaring jobs: the class form `class SendEmail(Job, …)` and the function form `@job(…)`.
+
+A declaration is a description: it runs nothing and knows no processor. Names and policies are
+checked when it is made; field types when it is registered, or first enqueued.
+
+```python
+class SendEmail(Job, name="send_email", queue="default", max_retries=3):
+    to: str
+    subject: str
+    body: str = ""
+
+    async def process(self, ctx: Context) -> None: ...
+
+
+@job(queue="reports", timeout=60, concurrency=2)
+def generate_report(year: int, *, draft: bool = False) -> str: ...
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    Unpack,
+    cast,
+    dataclass_transform,
+    overload,
+)
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError, InvalidJob
+from nimburion.core.limits import Limits, check_name
+from nimburion.jobs.declaration.codec import Codec
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.signature import (
+    Signature,
+    check_takes_context,
+    fields_of_class,
+    signature_of,
+)
+
+CallP = ParamSpec("CallP")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class Declaration:
+    """What is said of jobs of one name, wherever they are enqueued or run."""
+
+    __slots__ = ("_codec", "name", "options", "policy", "queue", "target")
+
+    def __init__(
+        self,
+        target: type[Job] | JobFunction[..., ..., Any],
+        name: str,
+        queue: str,
+        options: PolicyOptions,
+    ) -> None:
+        self.target: type[Job] | JobFunction[..., ..., Any] = target
+        self.name: str = checked_name("the name of a job", name)
+        self.queue: str = checked_name("queue", queue)
+        self.options: PolicyOptions = options
+        self.policy: Policy = _checked_policy(name, options)
+        self._codec: Codec | None = None
+
+    @property
+    def codec(self) -> Codec:
+        """Made when first asked for: by then the types that annotations name exist."""
+        if self._codec is None:
+            self._codec = self._make_codec()
+        return self._codec
+
+    def encode(self, job: object, limits: Limits) -> bytes:
+        """The payload of a job of this declaration; `InvalidJob`."""
+        codec = self._codec or self.codec
+        if isinstance(job, Call):
+            arguments = msgspec.structs.asdict(job)
+        else:
+            arguments = job.__dict__
+            if len(arguments) != len(codec.fields):
+                arguments = _members(job, codec)
+        return codec.encode(arguments, limits)
+
+    def _make_codec(self) -> Codec:
+        if isinstance(self.target, JobFunction):
+            return Codec(self.name, self.target.signature.fields, self.target.base)
+        return Codec(self.name, fields_of_class(self.name, self.target))
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field, dataclasses.Field))
+class Job:
+    """The base of job classes: annotated attributes are the arguments, `process` does the work.
+
+    A subclass becomes a dataclass with keyword-only arguments. In the class statement: `name`
+    (default: the class's own, `send_email` for `SendEmail`), `queue`, and the words of a policy:
+    `max_retries`, `retry_backoff` (seconds, a list of them, or a function of the failure's
+    number), `retry_backoff_max`, `permanent`, `timeout` (seconds), `concurrency`, `priority`,
+    `result`. All but the name are inherited.
+    """
+
+    __job__: Declaration
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        **policy: Unpack[PolicyOptions],
+    ) -> None:
+        super().__init_subclass__()
+        name = name if name is not None else _HUMP.sub("_", cls.__name__).lower()
+        inherited = getattr(cls, "__job__", None)
+        _make_dataclass(cls, name)
+        check_takes_context(name, cls)
+        cls.__job__ = Declaration(
+            cls,
+            name,
+            queue or (inherited.queue if inherited else "default"),
+            cast("PolicyOptions", {**(inherited.options if inherited else {}), **policy}),
+        )
+
+    def process(self, ctx: Context, /) -> object:
+        """Do the work; `async def` or `def`. What it returns is kept as the job's result."""
+        raise NotImplementedError(f"{type(self).__name__} has no process method")
+
+
+class Call(msgspec.Struct):
+    """A job of a function: its arguments, by name. Made by `function.job(…)`."""
+
+
+AnyJob = Job | Call
+"""What can be enqueued: an instance of a job class, or `function.job(…)`."""
+
+
+class JobFunction(Generic[CallP, P, R]):
+    """A function that is also a job: call it as before, or make a job of it with `.job(…)`."""
+
+    __name__: str
+
+    def __init__(
+        self, function: Callable[CallP, R], name: str | None, queue: str, policy: PolicyOptions
+    ) -> None:
+        if isinstance(function, type) or not callable(function):
+            raise DefinitionError(f"@job decorates functions, not {function!r}")
+        functools.update_wrapper(self, function)
+        self.function: Callable[CallP, R] = function
+        own_name = str(getattr(function, "__name__", ""))
+        self.__job__: Declaration = Declaration(
+            self, own_name if name is None else name, queue, policy
+        )
+        self.base: type[Call] = type(
+            "Call", (Call,), {"__job__": self.__job__, "__module__": __name__}
+        )
+        self._signature: Signature | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """The function's parameters; `DefinitionError` where one cannot be a job's argument."""
+        if self._signature is None:
+            self._signature = signature_of(self.__job__.name, self.function)
+        return self._signature
+
+    def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> R:
+        """Call the function itself, here and now."""
+        return self.function(*args, **kwargs)
+
+    def job(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+        """A job with these arguments, to be enqueued. A context is not among them."""
+        return cast("Call", self.__job__.codec.struct(*args, **kwargs))
+
+    def __get__(self, instance: object, owner: type | None = None) -> JobFunction[CallP, P, R]:
+        if instance is not None:
+            raise DefinitionError(
+                f"{self.__job__.name!r} is a method: a job has no instance to run on; "
+                "use a function, or a Job class"
+            )
+        return self
+
+    def __repr__(self) -> str:
+        return f"<job {self.__job__.name} in {self.__job__.queue}>"
+
+
+class Decorator:
+    """What `@job(…)` with options gives: waits for the function."""
+
+    def __init__(self, name: str | None, queue: str, policy: PolicyOptions) -> None:
+        self._name, self._queue, self._policy = name, queue, policy
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], R], /
+    ) -> JobFunction[Concatenate[Context, P], P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any]:
+        """The function as a job."""
+        return JobFunction(function, self._name, self._queue, self._policy)
+
+
+@overload
+def job(
+    function: Callable[Concatenate[Context, P], R], /
+) -> JobFunction[Concatenate[Context, P], P, R]: ...
+@overload
+def job(function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
+@overload
+def job(
+    *, name: str | None = None, queue: str = "default", **policy: Unpack[PolicyOptions]
+) -> Decorator: ...
+def job(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    queue: str = "default",
+    **policy: Unpack[PolicyOptions],
+) -> Any:
+    """Make a job of a typed function: `@job`, or `@job(queue="reports", timeout=60)`.
+
+    The name is the function's own unless given; the other words are those of `Job`. A first
+    parameter annotated `Context`, or named `ctx`, receives the context and is no argument.
+    """
+    decorator = Decorator(name, queue, policy)
+    return decorator if function is None else decorator(function)
+
+
+def declaration_of(thing: object) -> Declaration | None:
+    """The declaration of a job class or function, or of one job of it; None for anything else."""
+    found = getattr(thing, "__job__", None)
+    return found if isinstance(found, Declaration) else None
+
+
+def declaration_of_job(job: object) -> Declaration:
+    """The declaration of a job that is to be enqueued; `InvalidJob` says what to pass."""
+    found = getattr(type(job), "__job__", None)
+    if isinstance(found, Declaration):
+        return found
+    if isinstance(job, JobFunction):
+        hint = f"pass {job.__job__.name}.job(…), with its arguments"
+    elif isinstance(job, type) and issubclass(job, Job):
+        hint = f"pass {job.__name__}(…), with its arguments"
+    elif callable(job):
+        hint = "decorate the function with @job and pass function.job(…)"
+    else:
+        hint = "pass an instance of a Job class or function.job(…); or use enqueue_raw(name, …)"
+    raise InvalidJob(f"{_brief(job)} is no job: {hint}")
+
+
+def _make_dataclass(cls: type[Job], name: str) -> None:
+    if "__init__" in cls.__dict__:
+        raise DefinitionError(
+            f"job {name!r}: the constructor is made from the fields; "
+            "use __post_init__ for checks, not __init__"
+        )
+    try:
+        dataclasses.dataclass(kw_only=True)(cls)
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"job {name!r}: {error}") from error
+    if "process" in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+        raise DefinitionError(f"job {name!r}: a field cannot be named 'process'")
+
+
+def _members(job: object, codec: Codec) -> dict[str, Any]:
+    """The arguments of a job, and nothing else that may hang on the instance."""
+    return {field: getattr(job, field) for field in codec.fields if hasattr(job, field)}
+
+
+def _checked_policy(name: str, options: PolicyOptions) -> Policy:
+    try:
+        return read_policy(options)
+    except DefinitionError as error:
+        raise DefinitionError(f"job {name!r}: {error}") from None
+
+
+def checked_name(what: str, value: object) -> str:
+    """`check_name` for what is declared: `DefinitionError`."""
+    try:
+        return check_name(what, value)
+    except InvalidJob as error:
+        raise DefinitionError(str(error)) from None
+
+
+def _brief(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "…"

@@ -1,0 +1,122 @@
+"""A call from a thread to an event loop that lends the thread out meanwhile: work on a connection
+that only this thread may use is done here, while the loop does the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillRunning
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from nimburion.core.errors import NotOpen, UseAwait
+from nimburion.core.transactions import Lent
+
+T = TypeVar("T")
+
+_LOOK_AGAIN = 1.0
+
+
+class LentByThread(Lent):
+    """A connection of a thread that waits for the loop, and does what is asked of it meanwhile."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, connection: object) -> None:
+        super().__init__(connection)
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    @property
+    def blocking(self) -> bool:
+        """Its thread waits."""
+        return True
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done on the thread that lent it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._work.put(lambda: _do(work, future, loop))
+        return await future
+
+    def serve(self, waited_for: Future[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Do what is asked until the call has ended; on the thread that lent it."""
+        waited_for.add_done_callback(lambda _: self._work.put(None))
+        while True:
+            try:
+                work = self._work.get(timeout=_LOOK_AGAIN)
+            except Empty:
+                if not loop.is_running():
+                    raise _ended() from None
+                continue
+            if work is None:
+                return
+            work()
+
+
+def call_on(
+    loop: asyncio.AbstractEventLoop,
+    make: Callable[[], Coroutine[Any, Any, T]],
+    lent: LentByThread | None = None,
+) -> T:
+    """Run a coroutine on a loop of another thread; `UseAwait` when that is this very thread."""
+    if _running_loop() is loop:
+        raise UseAwait(
+            "this is the loop that the processor is open on, and waiting would stop it: "
+            "await the processor's own method instead of calling `sync`"
+        )
+    coroutine = make()
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # the loop was closed meanwhile
+        coroutine.close()
+        raise _ended() from None
+    try:
+        if lent is not None:
+            lent.serve(future, loop)
+        return _result_of(future, loop)
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _do(work: Callable[[], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        value = work()
+    except Exception as error:  # noqa: BLE001 (it belongs to the coroutine that asked)
+        loop.call_soon_threadsafe(_fail, future, error)
+    else:
+        loop.call_soon_threadsafe(_resolve, future, value)
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _result_of(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
+    """Its result, and no waiting for ever on a loop that is gone."""
+    while True:
+        try:
+            return future.result(_LOOK_AGAIN)
+        except StillRunning:
+            if future.done():  # a TimeoutError of the call itself
+                raise
+            if not loop.is_running():
+                raise _ended() from None
+
+
+def _ended() -> NotOpen:
+    return NotOpen("the loop that owned the processor has ended")

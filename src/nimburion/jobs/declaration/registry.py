@@ -1,0 +1,247 @@
+"""Which names this process can run, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError
+from nimburion.core.limits import Limits
+from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.fields import check_type
+from nimburion.jobs.declaration.job import (
+    Declaration,
+    Job,
+    JobFunction,
+    checked_name,
+    declaration_of,
+)
+from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.signature import is_async, return_type_of
+
+RawHandler = Callable[[Context, bytes], Any]
+Target = type[Job] | JobFunction[..., ..., Any] | RawHandler
+
+
+class Handler:
+    """What runs the jobs of one name. Built once, at registration, so that a run looks up nothing
+    but this."""
+
+    __slots__ = (
+        "_result",
+        "_result_limit",
+        "call",
+        "decode",
+        "is_async",
+        "name",
+        "policy",
+        "queue",
+        "target",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        queue: str,
+        policy: Policy,
+        target: Target,
+        function: Callable[..., Any],
+        call: Callable[[Context, Any], Any],
+        decode: Callable[[bytes], Any],
+        limits: Limits,
+    ) -> None:
+        self.name: str = name
+        self.queue: str = queue
+        """The queue that its jobs go to, unless told otherwise."""
+        self.policy: Policy = policy
+        self.target: Target = target
+        self.is_async: bool = is_async(function)
+        """Whether `call` makes a coroutine; else it blocks."""
+        self.call: Callable[[Context, Any], Any] = call
+        """Takes the context and what `decode` gave."""
+        self.decode: Callable[[bytes], Any] = decode
+        """Payload to arguments; `UnreadablePayload`. A raw handler's payload stays as it is."""
+        self._result = _result_codec(name, function) if policy.result else None
+        self._result_limit = limits.result
+
+    def encode_result(self, value: object) -> bytes | None:
+        """What to keep of a returned value: None, or JSON. `UnstorableResult`."""
+        return None if self._result is None else self._result.encode(value, self._result_limit)
+
+    def decode_result(self, result: bytes) -> Any:  # noqa: ANN401
+        """A kept result, of the type that the handler is annotated to return."""
+        return msgspec.json.decode(result) if self._result is None else self._result.decode(result)
+
+    def __repr__(self) -> str:
+        return f"<Handler {self.name}>"
+
+
+class Registry:
+    """The handlers of one processor, by name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._handlers: dict[str, Handler] = {}
+        self.get: Callable[[str], Handler | None] = self._handlers.get
+        """The handler of a name; None when it is not registered."""
+
+    def add(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
+        """Register job classes and job functions. The same one again changes nothing; another
+        one under a name that is taken is a `DefinitionError`."""
+        for handler in [self._handler_of(job) for job in jobs]:
+            self._put(handler)
+
+    def add_raw(
+        self,
+        name: str,
+        handler: RawHandler,
+        *,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> None:
+        """Register `handler(ctx, data)` for jobs of `name`: it gets the payload's bytes."""
+        if not callable(handler):
+            raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
+        self._put(
+            Handler(
+                name=checked_name("the name of a job", name),
+                queue=checked_name("queue", queue),
+                policy=_read_policy(name, policy).completed_by(self._settings),
+                target=handler,
+                function=handler,
+                call=handler,
+                decode=bytes,
+                limits=self._settings.limits,
+            )
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, sorted."""
+        return tuple(sorted(self._handlers))
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that the registered jobs name, sorted."""
+        return tuple(sorted({handler.queue for handler in self._handlers.values()}))
+
+    @property
+    def handlers(self) -> list[Handler]:
+        """All of them, in the order of registration."""
+        return list(self._handlers.values())
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Fleet-wide concurrency by name, where there is one."""
+        return {
+            handler.name: handler.policy.concurrency
+            for handler in self._handlers.values()
+            if handler.policy.concurrency is not None
+        }
+
+    def _put(self, handler: Handler) -> None:
+        known = self._handlers.setdefault(handler.name, handler)
+        if known is not handler and known.target is not handler.target:
+            raise DefinitionError(
+                f"the name {handler.name!r} is taken by {_shown(known.target)}; "
+                f"give {_shown(handler.target)} another name"
+            )
+
+    def _handler_of(self, job: object) -> Handler:
+        declaration = declaration_of(job)
+        if isinstance(job, JobFunction) and declaration:
+            function, call = job.function, _function_caller(job)
+            decode = _decoder(declaration.codec, self._settings.limits)
+        elif isinstance(job, type) and issubclass(job, Job) and declaration:
+            function, call = job.process, _process
+            decode = _instance_decoder(job, declaration, self._settings.limits)
+        else:
+            raise DefinitionError(
+                f"cannot register {_shown(job)}: pass Job classes and @job functions, "
+                "or a name and a raw handler"
+            )
+        return Handler(
+            name=declaration.name,
+            queue=declaration.queue,
+            policy=declaration.policy.completed_by(self._settings),
+            target=job,
+            function=function,
+            call=call,
+            decode=decode,
+            limits=self._settings.limits,
+        )
+
+
+def _read_policy(name: str, options: PolicyOptions) -> Policy:
+    try:
+        return read_policy(options)
+    except DefinitionError as error:
+        raise DefinitionError(f"job {name!r}: {error}") from None
+
+
+def _process(ctx: Context, job: Job) -> object:
+    return job.process(ctx)
+
+
+def _function_caller(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
+    """How to call the function with the context and its decoded arguments."""
+    function, signature = job.function, job.signature
+    by_name = msgspec.structs.asdict
+    if signature.positional_only:
+        return _positional_caller(job)
+    if signature.takes_context:
+        return lambda ctx, call: function(ctx, **by_name(call))
+    return lambda _, call: function(**by_name(call))
+
+
+def _positional_caller(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
+    function, signature = job.function, job.signature
+    names = [field.name for field in signature.fields[: signature.positional_only]]
+
+    def call_by_position(ctx: Context, call: msgspec.Struct) -> object:
+        named = msgspec.structs.asdict(call)
+        front = [named.pop(name) for name in names]
+        return function(*([ctx] if signature.takes_context else []), *front, **named)
+
+    return call_by_position
+
+
+def _decoder(codec: Codec, limits: Limits) -> Callable[[bytes], Any]:
+    decode = codec.decode
+    return lambda payload: decode(payload, limits)
+
+
+def _instance_decoder(
+    cls: type[Job], declaration: Declaration, limits: Limits
+) -> Callable[[bytes], Job]:
+    if cls.process is Job.process:
+        raise DefinitionError(f"job {declaration.name!r}: {cls.__name__} has no process method")
+    decode, by_name = declaration.codec.decode, msgspec.structs.asdict
+
+    def decode_instance(payload: bytes) -> Job:
+        members = by_name(decode(payload, limits))
+        try:
+            return cls(**members)
+        except (ValueError, TypeError) as error:
+            raise UnreadablePayload(
+                f"the payload does not fit job {declaration.name!r}: {error}"
+            ) from error
+
+    return decode_instance
+
+
+def _result_codec(name: str, function: Callable[..., Any]) -> ResultCodec:
+    kind = return_type_of(name, function)
+    check_type(f"job {name!r}, return type (declare result=False if it is not to be kept)", kind)
+    return ResultCodec(name, kind)
+
+
+def _shown(target: object) -> str:
+    module = getattr(target, "__module__", None)
+    name = getattr(target, "__qualname__", None)
+    return f"{module}.{name}" if module and name else repr(target)

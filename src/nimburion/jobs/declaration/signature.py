@@ -1,0 +1,162 @@
+"""Reading classes and functions: what they take, of which types, and what they return."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from msgspec import NODEFAULT
+
+from nimburion.core.errors import DefinitionError
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.fields import Field
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Signature(NamedTuple):
+    """What a job function takes."""
+
+    takes_context: bool
+    fields: list[Field]
+    positional_only: int
+    """How many fields, from the first, must be given by position."""
+
+
+def fields_of_class(name: str, cls: type) -> list[Field]:
+    """The fields of a job class, types resolved."""
+    members = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    hints = {key: _resolved_in_class(name, cls, key) for key in members}
+    return [
+        Field(
+            member.name,
+            hints[member.name],
+            _msgspec_default(member.default),
+            _msgspec_default(member.default_factory),
+        )
+        for member in dataclasses.fields(cls)
+        if member.init
+    ]
+
+
+def signature_of(name: str, function: Callable[..., Any]) -> Signature:
+    """The parameters of a job function, types resolved; `DefinitionError` when one cannot be an
+    argument of a job."""
+    parameters = list(inspect.signature(function).parameters.values())
+    takes_context = bool(parameters) and _is_context(parameters[0])
+    own = parameters[1:] if takes_context else parameters
+    return Signature(
+        takes_context,
+        [_field_of(name, function, parameter) for parameter in own],
+        sum(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in own),
+    )
+
+
+def check_takes_context(name: str, cls: type) -> None:
+    """Raise `DefinitionError` where the `process` of a job class cannot be called with the context
+    alone."""
+    process = inspect.getattr_static(cls, "process")
+    own = () if isinstance(process, classmethod | staticmethod) else (None,)
+    try:
+        signature = inspect.signature(cls.process)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):  # no function, or one without a signature
+        return
+    try:
+        signature.bind(*own, None)
+    except TypeError:
+        raise DefinitionError(
+            f"job {name!r}: process{signature} cannot be called with the context; write "
+            "`async def process(self, ctx)`, or `def`"
+        ) from None
+
+
+def return_type_of(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
+    """What the handler is annotated to return; Any when it is not."""
+    try:
+        annotation = inspect.signature(function).return_annotation
+    except ValueError:  # built in, without a signature
+        return Any
+    if annotation is inspect.Signature.empty:
+        return Any
+    resolved = _resolved(f"job {name!r}, return type", function, annotation)
+    return Any if resolved in (typing.NoReturn, typing.Never) else resolved
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it makes a coroutine. `DefinitionError` for generators, which run nothing."""
+    target = function if inspect.isroutine(function) else _call_method(function)
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise DefinitionError(
+            f"{_shown(function)} is a generator: calling it runs nothing; use return, not yield"
+        )
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target)
+
+
+def _call_method(instance: Any) -> Any:  # noqa: ANN401 (any callable)
+    return type(instance).__call__
+
+
+def _is_context(parameter: inspect.Parameter) -> bool:
+    """Whether it is annotated as the context, or named `ctx` and not annotated otherwise."""
+    if parameter.kind not in _BY_POSITION:
+        return False
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        if annotation.strip("'\" ").rpartition(".")[2] == "Context":
+            return True
+    elif isinstance(annotation, type) and issubclass(annotation, Context):
+        return True
+    untyped = annotation in (inspect.Parameter.empty, Any, "Any", "typing.Any")
+    return parameter.name == "ctx" and untyped
+
+
+def _field_of(name: str, function: Callable[..., Any], parameter: inspect.Parameter) -> Field:
+    what = f"job {name!r}, parameter {parameter.name!r}"
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        raise DefinitionError(f"{what}: name each argument; * and ** cannot be checked")
+    if parameter.annotation is inspect.Parameter.empty:
+        raise DefinitionError(f"{what}: annotate it; its type is what `enqueue` checks")
+    return Field(
+        parameter.name,
+        _resolved(what, function, parameter.annotation),
+        NODEFAULT if parameter.default is inspect.Parameter.empty else parameter.default,
+        keyword_only=parameter.kind is inspect.Parameter.KEYWORD_ONLY,
+    )
+
+
+def _resolved_in_class(name: str, cls: type, key: str) -> Any:  # noqa: ANN401
+    """The type of one field, looked up where the class that declares it was written."""
+    owner = next(base for base in cls.__mro__ if key in inspect.get_annotations(base))
+    annotation = inspect.get_annotations(owner)[key]
+    what = f"job {name!r}, field {key!r}"
+    if isinstance(annotation, dataclasses.InitVar) or str(annotation).startswith(
+        ("InitVar", "dataclasses.InitVar")
+    ):
+        raise DefinitionError(f"{what}: an InitVar is not kept, so it cannot travel; use a field")
+    return _resolved(what, owner, annotation)
+
+
+def _resolved(what: str, owner: Any, annotation: Any) -> Any:  # noqa: ANN401
+    namespace = vars(inspect.getmodule(owner) or SimpleNamespace())
+    namespace = getattr(inspect.unwrap(owner), "__globals__", namespace)
+    holder = SimpleNamespace(__annotations__={"it": annotation})
+    own = {owner.__name__: owner, **vars(owner)} if isinstance(owner, type) else None
+    try:
+        return typing.get_type_hints(holder, namespace, own, include_extras=True)["it"]
+    except Exception as error:
+        raise DefinitionError(
+            f"{what}: the annotation {annotation!r} cannot be resolved ({error}); "
+            "import the type at module level, not only under TYPE_CHECKING"
+        ) from error
+
+
+def _msgspec_default(default: object) -> object:
+    return NODEFAULT if default is dataclasses.MISSING else default
+
+
+def _shown(function: object) -> str:
+    return getattr(function, "__qualname__", repr(function))

@@ -1,0 +1,100 @@
+"""A handler's own transaction: its rows and the completion of its job in one commit.
+
+Whatever becomes of it, the engine settles the attempt afterwards as always. The token tells the
+store what to make of that: where the commit was applied the job is completed already, where it was
+not the attempt ended as it did. So an unknown outcome needs no guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nimburion.core.errors import LeaseLost, UseAwait
+from nimburion.core.settlement import Completed
+from nimburion.core.transactions import Transaction
+from nimburion.jobs.declaration.loop_calls import LentByThread, call_on
+
+if TYPE_CHECKING:
+    from nimburion.jobs.declaration.context import Context
+
+T = TypeVar("T")
+
+
+class HandlerTransaction:
+    """`async with` in an `async def` handler, `with` in a `def` handler; gives the connection.
+
+    Left without an error, it completes the job and commits, else it rolls back. `LeaseLost`: the
+    job is another worker's by now; nothing was kept.
+    """
+
+    def __init__(
+        self, context: Context, make: Callable[[object], Transaction], connection: object
+    ) -> None:
+        self._context = context
+        self._make = make
+        self._connection = connection
+        self._lent: LentByThread | None = None
+        self._transaction: Transaction | None = None
+
+    async def __aenter__(self) -> Any:  # noqa: ANN401 (the connection, of whatever driver)
+        return await self._begin(self._connection)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._end(undone=error is not None)
+
+    def __enter__(self) -> Any:  # noqa: ANN401
+        connection = self._connection
+        if connection is not None:
+            connection = self._lent = LentByThread(connection)
+        return self._on_loop(lambda: self._begin(connection))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._on_loop(lambda: self._end(undone=error is not None))
+
+    def _on_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        loop: asyncio.AbstractEventLoop = self._context._attempt.task.get_loop()
+        try:
+            return call_on(loop, make, self._lent)
+        except UseAwait:
+            raise UseAwait(
+                "an `async def` handler says `async with ctx.transaction()`; `with` is for `def` "
+                "handlers, which have a thread of their own"
+            ) from None
+
+    async def _begin(self, connection: object) -> object:
+        transaction = self._make(connection)
+        given = await transaction.begin()
+        self._transaction = transaction
+        return given
+
+    async def _end(self, *, undone: bool) -> None:
+        transaction, self._transaction = self._transaction, None
+        if transaction is None:
+            return
+        if undone:
+            await transaction.rollback()
+            return
+        context = self._context
+        try:
+            completed = Completed(context._delivery.lease, context._encode_result())
+            await transaction.complete(context._attempt.session_id, completed)
+            await transaction.commit()
+        except BaseException as error:
+            if isinstance(error, LeaseLost):
+                context._lease_lost = error
+            await transaction.rollback()
+            raise
+        context._completed = True

@@ -1,0 +1,1 @@
+"""The worker: reserve jobs, run them, write their outcomes."""

@@ -1,0 +1,508 @@
+"""One delivery from lookup to settlement: the spine.
+
+Whatever a handler does (return, raise, hang, be interrupted) ends here as one settlement, or as
+None where the lease was lost and nothing may be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import inspect
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from random import Random
+from typing import Any, cast
+
+from nimburion.core.clock import Clock
+from nimburion.core.errors import LeaseLost
+from nimburion.core.events import AttemptEnded, AttemptStarted, Events
+from nimburion.core.job import Kind
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.limits import Limits
+from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.jobs.declaration.codec import UnstorableResult
+from nimburion.jobs.declaration.context import CURRENT, Context, Enqueuing
+from nimburion.jobs.declaration.middleware import Middleware, compose
+from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.worker import outcome as outcomes
+from nimburion.jobs.worker.forking import ForkGuard
+from nimburion.jobs.worker.outcome import (
+    INTERRUPTED,
+    NO_RESULT,
+    Outcome,
+    Raised,
+    Succeeded,
+    Withdrawn,
+)
+from nimburion.jobs.worker.retry import decide
+from nimburion.jobs.worker.threads import Call, Threads
+
+_log = logging.getLogger("nimburion.worker")
+
+Chain = Callable[[Context], Awaitable[object]]
+Report = Callable[[Lease, float, str], None]
+
+CANCELLED_ON_REQUEST = "cancelled on request"
+
+_AFTER_FAULT = 5.0
+"""Seconds until a job is tried again that an error inside nimburion kept from beginning."""
+
+
+class Why(enum.Enum):
+    """Why an attempt was interrupted."""
+
+    STOP = "stop"
+    """The worker stops: give the job back, count nothing."""
+    CANCEL = "cancel"
+    """Somebody cancelled the job."""
+    LOST = "lost"
+    """The lease is gone: write nothing."""
+
+
+class Attempt:
+    """One try at one job, from the worker's side: what can be asked of it from outside."""
+
+    __slots__ = (
+        "accounted",
+        "call",
+        "context",
+        "delivery",
+        "keyboard_interrupt",
+        "raised",
+        "session_id",
+        "task",
+        "why",
+    )
+
+    def __init__(self, delivery: Delivery, session_id: str) -> None:
+        self.delivery: Delivery = delivery
+        self.session_id: str = session_id
+        """The session that holds its lease."""
+        self.accounted: bool = False
+        """Whether its settlement is on its way to the store."""
+        self.context: Context | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.call: Call | None = None
+        """The thread call of a `def` handler."""
+        self.why: Why | None = None
+        self.keyboard_interrupt: KeyboardInterrupt | None = None
+        """A Ctrl-C that arrived inside the handler: it stops the process once the attempt is
+        accounted for."""
+        self.raised: BaseException | None = None
+        """What its handler raised, until that is logged: kept no longer, as its traceback holds
+        the attempt."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether its lease is gone: nothing may be written about it."""
+        return self.why is Why.LOST
+
+    @property
+    def cancelled_by_others(self) -> bool:
+        """Whether something other than the worker has cancelled the handler's task: a failure,
+        also where the worker stops at the same time."""
+        return self.why is None and self.task is not None and self.task.cancelling() > 0
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether a thread still works on it, waited for or not."""
+        return self.call is not None and not self.call.finished
+
+    def let_go(self) -> None:
+        """It is over: undo the circles of references, so that nothing of it is left for the
+        garbage collector (measured: a sixth of the engine's time)."""
+        if self.context is not None:
+            self.context._attempt = None
+            self.context = None
+        self.task = None
+
+    def interrupt(self, why: Why) -> None:
+        """Ask it to end. A coroutine is cancelled; a thread can only be told, and is waited for
+        unless the lease is lost."""
+        if self.lost:
+            return
+        if why is not Why.STOP or not self.cancelled_by_others:
+            self.why = why
+        if self.context is None:  # not begun: `perform` will see it
+            return
+        self.context._request_cancel()
+        if self.task is not None and (why is Why.LOST or not self.in_thread):
+            self.task.cancel()
+
+
+class Attempts:
+    """Performs attempts: knows handlers, middleware and policy, and nothing of slots or stores."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        middlewares: Sequence[Middleware],
+        *,
+        threads: Threads,
+        report: Report,
+        clock: Clock,
+        random: Random,
+        events: Events,
+        limits: Limits,
+        client: Enqueuing,
+        guard: ForkGuard | None = None,
+    ) -> None:
+        self._registry = registry
+        self._middlewares = tuple(middlewares)
+        self._threads = threads
+        self._report = report
+        self._clock = clock
+        self._random = random
+        self._events = events
+        self._limits = limits
+        self._client = client
+        self._guard = guard or ForkGuard()
+        self._chains: dict[str, tuple[Handler, Chain]] = {}
+        self.read_log_level()
+
+    def read_log_level(self) -> None:
+        """Look whether start and end of attempts are to be logged. Not for each attempt: asking the
+        logger costs one percent of an attempt."""
+        self._logs_attempts = _log.isEnabledFor(logging.DEBUG)
+
+    async def perform(self, attempt: Attempt) -> Settlement | None:
+        """Run the handler and say what to write; None: nothing, the lease is lost."""
+        delivery = attempt.delivery
+        found = self._chains.get(delivery.name) or self._look_up(delivery.name)
+        if found is None or attempt.why is not None:
+            return self._not_begun(attempt)
+        handler, chain = found
+        context = self._open_context(attempt, handler)
+        if self._events or self._logs_attempts:
+            return await self._performed_aloud(attempt, context, handler, chain)
+        outcome = await self._outcome(attempt, context, handler, chain)
+        return self._settled(attempt, outcome, handler, context)
+
+    def after_fault(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
+        """What to write where `perform` itself raised: because of an error inside nimburion.
+
+        An attempt whose handler may have begun counts as a failure of kind `internal`, so that an
+        error that repeats ends as a dead letter. One that has not begun is given back.
+        """
+        if _is_closing(raised):
+            raise raised
+        # A future that fails with GeneratorExit closes the coroutines that await it, one by one.
+        from_handler = issubclass(type(raised), GeneratorExit)
+        if not from_handler:
+            with suppress(Exception):  # a filter or handler of the application may raise
+                _log.error(
+                    "an error inside nimburion around job %s",
+                    attempt.delivery.lease.job_id,
+                    exc_info=raised,
+                )
+        delivery, context = attempt.delivery, attempt.context
+        handler = self._registry.get(delivery.name)
+        if context is None or handler is None:
+            return Released(delivery.lease, _AFTER_FAULT)
+        if attempt.why is Why.LOST:
+            return None
+        if context._completed:
+            return Completed(delivery.lease)
+        kind: Kind = "failure" if from_handler else "internal"
+        error = outcomes.describe(raised, delivery.attempt, kind, self._limits.error)
+        return decide(delivery, Raised(error), handler.policy, self._random)
+
+    def _settled(
+        self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
+    ) -> Settlement | None:
+        raised, attempt.raised = attempt.raised, None
+        if context._completed:
+            return _completed_before(context, outcome, raised)
+        if attempt.lost:
+            return None
+        settlement = decide(attempt.delivery, outcome, handler.policy, self._random)
+        if isinstance(settlement, Retried | Failed):
+            _log_failure(attempt.delivery, settlement, raised)
+        return settlement
+
+    def _not_begun(self, attempt: Attempt) -> Settlement | None:
+        lease = attempt.delivery.lease
+        match attempt.why:
+            case Why.LOST:
+                return None
+            case Why.CANCEL:
+                return Cancelled(lease, CANCELLED_ON_REQUEST)
+            case Why.STOP | None:
+                return Released(lease)
+
+    async def _performed_aloud(
+        self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
+    ) -> Settlement | None:
+        """The same, told to whoever listens, and logged at debug."""
+        delivery = attempt.delivery
+        logs = self._logs_attempts
+        if logs:
+            _log.debug(
+                "job %s %s: attempt %d starts",
+                *(delivery.name, delivery.lease.job_id, delivery.attempt),
+                extra=_extra_of(delivery),
+            )
+        started = self._clock.monotonic()
+        waited = max(0.0, self._clock.now() - delivery.due)
+        self._events.emit(
+            AttemptStarted(
+                delivery.lease.job_id, delivery.name, delivery.queue, delivery.attempt, waited
+            )
+        )
+        outcome = await self._outcome(attempt, context, handler, chain)
+        settlement = self._settled(attempt, outcome, handler, context)
+        ended = "lost" if settlement is None else type(settlement).__name__.lower()
+        duration = self._clock.monotonic() - started
+        if logs:
+            _log.debug(
+                "job %s %s: attempt %d ended after %.3f s: %s",
+                *(delivery.name, delivery.lease.job_id, delivery.attempt, duration, ended),
+                extra={**_extra_of(delivery), "duration": duration, "outcome": ended},
+            )
+        self._events.emit(
+            AttemptEnded(
+                delivery.lease.job_id,
+                delivery.name,
+                delivery.queue,
+                delivery.attempt,
+                ended,
+                duration,
+                outcome.error.type if isinstance(outcome, Raised) else None,
+            )
+        )
+        return settlement
+
+    def _look_up(self, name: str) -> tuple[Handler, Chain] | None:
+        handler = self._registry.get(name)
+        if handler is None:
+            return None
+        innermost = self._async_call(handler) if handler.is_async else self._thread_call(handler)
+        chain = compose(self._middlewares, innermost)
+        if self._middlewares:  # they may fork too
+            chain = self._checked(chain)
+        self._chains[name] = found = (handler, chain)
+        return found
+
+    def _checked(self, chain: Chain) -> Chain:
+        guard = self._guard
+
+        async def call(context: Context) -> object:
+            try:
+                return await chain(context)
+            finally:
+                if guard.in_child:
+                    guard.check(sys.exc_info()[1])
+
+        return call
+
+    def _async_call(self, handler: Handler) -> Chain:
+        decode, function, guard = handler.decode, handler.call, self._guard
+
+        async def call(context: Context) -> object:
+            context.job = job = decode(context.payload)
+            try:
+                return await function(context, job)
+            finally:
+                if guard.in_child:  # before the middleware, which holds what the parent uses
+                    guard.check(sys.exc_info()[1])
+
+        return call
+
+    def _thread_call(self, handler: Handler) -> Chain:
+        decode, function, threads = handler.decode, handler.call, self._threads
+
+        async def call(context: Context) -> object:
+            context.job = job = decode(context.payload)
+            started = threads.start(function, context, job)
+            context._attempt.call = started
+            value = await started.future
+            # A lambda or a wrapper around an `async def`: what it made has not run yet.
+            return await value if inspect.isawaitable(value) else value
+
+        return call
+
+    def _open_context(self, attempt: Attempt, handler: Handler) -> Context:
+        delivery = attempt.delivery
+        timeout = delivery.options.timeout or handler.policy.timeout
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        context = Context(
+            delivery, handler, self._clock.monotonic, self._report, deadline, self._client
+        )
+        context._attempt = attempt
+        attempt.context = context
+        CURRENT.set(context)
+        return context
+
+    async def _outcome(
+        self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
+    ) -> Outcome:
+        try:
+            if context.deadline is None:
+                result = await chain(context)
+            else:
+                result = await self._within(context, chain)
+            if result is not None:
+                return self._succeeded(handler, result, context)
+            return NO_RESULT if context._result is None else Succeeded(context._encode_result())
+        except _TimedOut as late:
+            attempt.raised = late.__cause__
+            return outcomes.of_timeout(late.seconds, context.attempt)
+        except asyncio.CancelledError as cancelled:
+            return self._of_cancellation(attempt, cancelled)
+        except LeaseLost as lost:
+            return self._of_loss(attempt, context, lost)
+        except BaseException as raised:
+            if _is_closing(raised):
+                raise
+            return self._of_exception(attempt, handler, raised)
+
+    async def _within(self, context: Context, chain: Chain) -> object:
+        """The handler's value; `_TimedOut` when it has none before the deadline."""
+        seconds = context.remaining() or 0.0
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await chain(context)
+        except TimeoutError as error:
+            if limit.expired():
+                context._request_cancel()
+                raise _TimedOut(seconds) from error
+            raise
+
+    def _succeeded(self, handler: Handler, result: object, context: Context) -> Succeeded:
+        """A result that cannot be kept is no reason to do the work again."""
+        try:
+            return Succeeded(handler.encode_result(result))
+        except UnstorableResult as error:
+            _log.warning("the result of job %s is not kept: %s", context.job_id, error)
+            return NO_RESULT
+
+    def _of_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
+        match attempt.why:
+            case Why.CANCEL:
+                return Withdrawn(CANCELLED_ON_REQUEST)
+            case Why.STOP | Why.LOST:
+                return INTERRUPTED
+            case None:  # something inside the handler was cancelled: a failure like others
+                attempt.raised = raised
+                return Raised(
+                    outcomes.describe(
+                        raised, attempt.delivery.attempt, "failure", self._limits.error
+                    )
+                )
+
+    def _of_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
+        """Its own transaction found that the job is another's: there is nothing to write. Where the
+        handler raises that error by itself, it is a failure like others."""
+        if lost is context._lease_lost:
+            _log.warning("%s", lost)
+            attempt.why = Why.LOST
+            return INTERRUPTED
+        attempt.raised = lost
+        error = outcomes.describe(lost, attempt.delivery.attempt, "failure", self._limits.error)
+        return Raised(error)
+
+    def _of_exception(self, attempt: Attempt, handler: Handler, raised: BaseException) -> Outcome:
+        attempt.raised = raised
+        if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
+            attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
+        permanent, number = handler.policy.permanent, attempt.delivery.attempt
+        return outcomes.of_exception(raised, number, permanent, self._limits.error)
+
+
+def raise_keyboard_interrupt(attempt: Attempt) -> None:
+    """Where a Ctrl-C arrived inside the handler, raise it out of the event loop; for when the
+    attempt is accounted for."""
+    if attempt.keyboard_interrupt is not None:
+        asyncio.get_running_loop().call_soon(_raise, attempt.keyboard_interrupt)
+        attempt.keyboard_interrupt = None
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _may_be_ctrl_c(attempt: Attempt, raised: BaseException) -> bool:
+    """Whether Python itself may have raised this in the handler because of a SIGINT: only on the
+    main thread, and only while nobody has replaced Python's signal handler. `run()` and
+    `asyncio.run` do replace it; what a `def` handler raises comes from another thread."""
+    from_thread = attempt.call is not None and attempt.call.error is raised
+    return (
+        not from_thread
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+def _is_closing(raised: BaseException) -> bool:
+    """Whether the coroutine is being closed from outside any task: nobody awaits it any more."""
+    if not issubclass(type(raised), GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is None
+    except RuntimeError:  # no loop runs
+        return True
+
+
+def _completed_before(
+    context: Context, outcome: Outcome, raised: BaseException | None
+) -> Settlement:
+    """The handler's own transaction completed the job. Said once more, the store answers `already`
+    and writes nothing."""
+    delivery = context._delivery
+    if isinstance(outcome, Succeeded):
+        if outcome.result is not None and context._result is None:
+            _log.warning(
+                "job %s was completed by its own transaction: what its handler returned is not "
+                "kept. Call ctx.set_result(...) inside the block",
+                delivery.lease.job_id,
+            )
+    else:
+        _log.warning(
+            "job %s was completed by its own transaction; what its handler did afterwards ended "
+            "badly (%s) and changes nothing",
+            delivery.lease.job_id,
+            outcome.error.message if isinstance(outcome, Raised) else type(outcome).__name__,
+            exc_info=raised,
+            extra=_extra_of(delivery),
+        )
+    return Completed(delivery.lease)
+
+
+def _log_failure(
+    delivery: Delivery, settlement: Retried | Failed, raised: BaseException | None
+) -> None:
+    """One record for the operator, with the exception itself, as error trackers want it."""
+    error = settlement.error
+    what = f"{error.type}: {error.message}".partition("\n")[0]
+    if isinstance(settlement, Retried):
+        level, then = logging.WARNING, f"again in {settlement.delay:.1f} s"
+    else:
+        level, then = logging.ERROR, f"it is a dead letter now ({settlement.reason})"
+    values = (delivery.name, delivery.lease.job_id, error.attempt, what, then)
+    text, extra = "job %s %s: attempt %d failed (%s); %s", _extra_of(delivery)
+    try:
+        _log.log(level, text, *values, exc_info=raised, extra=extra)
+    except BaseException:  # noqa: BLE001 - an exception that cannot even be formatted
+        _log.log(level, text, *values, extra=extra)
+
+
+def _extra_of(delivery: Delivery) -> dict[str, object]:
+    """What each record about an attempt carries."""
+    return {
+        "job_id": delivery.lease.job_id,
+        "job_name": delivery.name,
+        "queue": delivery.queue,
+        "attempt": delivery.attempt,
+    }
+
+
+class _TimedOut(Exception):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds

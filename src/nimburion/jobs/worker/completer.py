@@ -1,0 +1,313 @@
+"""The one call in flight between a worker and its store.
+
+Whatever settles while an exchange is under way goes with the next one; so batches grow by
+themselves when there is much to do, and a single completion leaves at once when there is not.
+An unanswered exchange is repeated under its number until it is answered, or until it has failed for
+so long that the session is given up.
+
+Each repeat may be smaller: it carries the first of the same settlements and asks for fewer bytes.
+That is safe although nobody knows whether the store has applied an earlier one. The number is
+applied once; the results say how many of the settlements that was, and the others go with the next
+number. What the store handed out and the repeat has no room for, it takes back: no reply that named
+it was received here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from nimburion.core.backend import Consuming
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError, NotSupported, OutOfOrder, SessionLost, Unstorable
+from nimburion.core.events import Events, StaleSettlement, StoreUnreachable
+from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.job import AttemptError, Reason
+from nimburion.core.lease import Lease
+from nimburion.core.limits import Limits
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    Progressed,
+    Released,
+    Retried,
+    Settled,
+    Settlement,
+)
+from nimburion.jobs.worker.connectivity import Reach, described
+from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
+from nimburion.jobs.worker.outcome import clean
+
+_log = logging.getLogger("nimburion.worker")
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+_LEAN = 0.5
+"""Of the time until the session is given up: then a settlement that fails alone, while heartbeats
+are answered, leaves behind what makes it large."""
+_LEAN_TEXT = 512
+_FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
+
+
+class Conveyor:
+    """The settlements of one session on their way to the store, in order, each once."""
+
+    def __init__(
+        self,
+        backend: Consuming,
+        session_id: str,
+        clock: Clock,
+        events: Events,
+        reach: Reach,
+        *,
+        size: ExchangeSize | None = None,
+        max_unsettled: int = Limits().unsettled,
+        give_up_after: float = math.inf,
+    ) -> None:
+        self._backend = backend
+        self.session_id = session_id
+        self._clock = clock
+        self._events = events
+        self._reach = reach
+        self._number = 0
+        self._size = size or ExchangeSize(Limits().exchange)
+        self._max_unsettled = max_unsettled
+        self._give_up_after = give_up_after
+        self._unsettled = 0
+        """Bytes of results and errors that wait to be sent or to be answered."""
+        self.is_full = False
+        """Whether so many results and errors wait that no further job should be started."""
+        self._progress: dict[Lease, Progressed] = {}
+        self.pending: list[Settlement] = []
+        self.in_flight: bool = False
+        """Whether an exchange was sent and has no answer yet."""
+        self._unanswered: tuple[list[Settlement], Want] | None = None
+        """What a cancelled exchange carried: it may have been applied, so it is sent again as it
+        was, under its number, before anything else."""
+        self.abandoned = False
+        """Set when the session is given up: nothing is sent or repeated any more."""
+
+    def settle(self, settlement: Settlement) -> None:
+        """Send this with the next exchange."""
+        self.pending.append(settlement)
+        if type(settlement) is not Completed or settlement.result is not None:
+            self._count(self._unsettled + size_of(settlement))
+
+    def report(self, progress: Progressed) -> None:
+        """Send this with the next exchange, unless a newer report of the lease takes its place."""
+        self._progress[progress.lease] = progress
+
+    @property
+    def loaded(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(self.pending or self._progress or self._unanswered)
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether the backend has answered for every settlement: none waits or is under way."""
+        return not (self.pending or self._unanswered or self.in_flight)
+
+    async def turn(self, want: Want) -> Reply:
+        """One exchange: send what waits (a bounded part of it), bring back what `want` asks for.
+
+        Returns when the store has answered. `SessionLost` when the session is over, or was given up
+        here because exchanges failed for too long.
+        """
+        batch, want = self._unanswered or (self._load(), want)
+        self._unanswered, self.in_flight = None, True
+        try:
+            reply = await self._send(batch, want)
+        except asyncio.CancelledError:
+            self._unanswered = batch, want
+            raise
+        finally:
+            self.in_flight = False
+        if self._unsettled:
+            self._count(sum(map(size_of, self.pending)))
+        return reply
+
+    def _count(self, unsettled: int) -> None:
+        self._unsettled = unsettled
+        self.is_full = unsettled > self._max_unsettled
+
+    def _load(self) -> list[Settlement]:
+        batch: list[Settlement] = list(self._progress.values())
+        self._progress.clear()
+        batch += self.pending[:MOST_AT_ONCE]
+        del self.pending[:MOST_AT_ONCE]
+        part = self._part_of(batch)
+        if len(part) < len(batch):
+            self._return(batch[len(part) :])
+        return part
+
+    def _part_of(self, batch: list[Settlement]) -> list[Settlement]:
+        """As many of the first of these as one exchange may carry now, at least one."""
+        size = self._size
+        if not self._unsettled and size.is_whole:
+            return batch
+        return batch[: count_fitting(batch, size.max_settlements, size.max_bytes)]
+
+    def _return(self, rest: Sequence[Settlement]) -> None:
+        """These were not sent or not applied: they go with the next exchange, before all others."""
+        settled = []
+        for one in rest:
+            if isinstance(one, Progressed):
+                self._progress.setdefault(one.lease, one)
+            else:
+                settled.append(one)
+        self.pending[:0] = settled
+
+    async def _send(self, batch: list[Settlement], want: Want) -> Reply:
+        """One exchange; refused for its data, it is halved until the culprit stands alone."""
+        try:
+            return await self._until_answered(batch, want)
+        except Unstorable as error:
+            if not batch:
+                raise
+            if len(batch) == 1:
+                return await self._until_answered([_instead_of(batch[0], error)], want)
+            half = len(batch) // 2
+            await self._send(batch[:half], NOTHING)
+            return await self._send(batch[half:], want)
+
+    async def _until_answered(self, batch: list[Settlement], want: Want) -> Reply:
+        pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
+        began = sent = monotonic()  # the same: `_cut` takes any time between them for a failure
+        while not self.abandoned:
+            part, asked = self._cut(batch, want, sent - began)
+            try:
+                async with asyncio.timeout(self._left(sent - began)):
+                    reply = await self._backend.exchange(
+                        self.session_id, self._number + 1, part, asked
+                    )
+            except _FATAL:
+                self._reach.note_answer("exchange")
+                raise
+            except (BackendError, TimeoutError) as error:
+                now = monotonic()
+                self._size.note_failure(now - sent)
+                self._note_failure(error, pause)
+                if self._gives_up(error, now + pause - began):
+                    break
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                sent = monotonic()
+            else:
+                self._size.note_answer(monotonic() - sent)
+                self._reach.note_answer("exchange")
+                self._number += 1
+                applied = len(reply.results)
+                if applied < len(batch):
+                    self._return(batch[applied:])
+                self._report_stale(batch, reply)
+                return reply
+        raise SessionLost(self.session_id)
+
+    def _cut(
+        self, batch: list[Settlement], want: Want, failed_for: float
+    ) -> tuple[list[Settlement], Want]:
+        """What to send and to ask for in this try."""
+        size, part = self._size, self._part_of(batch)
+        if want.total:
+            patience = 0.0 if failed_for else want.patience  # what it waited for may be there
+            want = replace(want, max_bytes=size.max_bytes, patience=patience)
+        if len(part) == 1 and failed_for > _LEAN * self._give_up_after and not self._reach.lost:
+            return [_lean(part[0])], replace(want, total=0)  # no reply stands in its way
+        return part, want
+
+    def _left(self, failed_for: float) -> float | None:
+        """Seconds that this try may take."""
+        left = self._give_up_after - failed_for
+        return None if left == math.inf else max(0.0, left)
+
+    def _note_failure(self, error: Exception, pause: float) -> None:
+        self._reach.note_failure("exchange", error)
+        self._events.emit(StoreUnreachable(str(error)))
+        _log.debug("the store did not answer (%s); again in %.2f s", error, pause)
+
+    def _gives_up(self, error: Exception, failed_for: float) -> bool:
+        """Whether exchanges have failed for so long that others should run this session's jobs,
+        although its heartbeats may be answered."""
+        if failed_for < self._give_up_after:
+            return False
+        if not self.abandoned:
+            self.abandoned = True
+            _log.error(
+                "session %s is given up: no exchange with the backend succeeded for %.0f s (%s). "
+                "Its jobs go back to the queue",
+                *(self.session_id, failed_for, described(error)),
+            )
+        return True
+
+    def _report_stale(self, batch: list[Settlement], reply: Reply) -> None:
+        if Settled.STALE not in reply.results:
+            return
+        for settlement, result in zip(batch, reply.results, strict=False):
+            if result is Settled.STALE:
+                self._events.emit(StaleSettlement(settlement.lease.job_id))
+                _log.warning(
+                    "job %s is not held by this worker any more; its outcome was not written",
+                    settlement.lease.job_id,
+                )
+
+
+def _instead_of(settlement: Settlement, error: Unstorable) -> Settlement:
+    """What to write where `settlement` cannot be stored: the job fails, so it wedges nothing."""
+    _log.error("job %s cannot be settled as it is: %s", settlement.lease.job_id, error)
+    if isinstance(settlement, Progressed):
+        return Progressed(settlement.lease, settlement.fraction)
+    if isinstance(settlement, Failed):
+        return Released(settlement.lease, delay=60.0)
+    message = clean(f"what the attempt left behind cannot be stored: {error}", 1024)
+    report = AttemptError(attempt=0, kind="unstorable", type="Unstorable", message=message)
+    return Failed(settlement.lease, Reason.UNSTORABLE, report)
+
+
+def size_of(settlement: Settlement) -> int:
+    """The bytes that a settlement brings besides its lease, about."""
+    match settlement:
+        case Completed():
+            return len(settlement.result or b"")
+        case Retried() | Failed():
+            return len(settlement.error.message) + len(settlement.error.traceback)
+        case Progressed():
+            return len(settlement.message)
+        case Cancelled():
+            return len(settlement.reason)
+        case Released():
+            return 0
+
+
+def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int:
+    """How many of these, from the first on, are no more than `most` and hold no more bytes than
+    `max_bytes`: at least one, where there is one."""
+    count = 0
+    for one in batch[:most]:
+        max_bytes -= size_of(one)
+        if max_bytes < 0 and count:
+            break
+        count += 1
+    return count
+
+
+def _lean(settlement: Settlement) -> Settlement:
+    """The same outcome without what makes it large. It did not get through alone, and is worth more
+    than what it leaves behind."""
+    match settlement:
+        case Completed() if settlement.result is not None:
+            _log.warning(
+                "the result of job %s is not kept: the connection is too slow for its %d bytes",
+                *(settlement.lease.job_id, len(settlement.result)),
+            )
+            return Completed(settlement.lease)
+        case Retried() | Failed() if size_of(settlement) > _LEAN_TEXT:
+            error = settlement.error
+            short = replace(error, message=error.message[:_LEAN_TEXT], traceback="")
+            return replace(settlement, error=short)
+        case _:
+            return settlement

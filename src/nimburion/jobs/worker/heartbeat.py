@@ -1,0 +1,232 @@
+"""Keeps a session alive from a thread of its own, with a connection of its own.
+
+A handler that blocks the event loop therefore costs no lease. The keeper also knows how long this
+worker may believe in its leases: until the time to live has passed since the last beat that was
+answered was *sent*, less a margin; on the host's monotonic clock, so before the store gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError, SessionLost
+from nimburion.core.lease import Lease
+from nimburion.core.service import first_of
+from nimburion.core.session import Orders
+from nimburion.jobs.worker.connectivity import Reach
+
+_log = logging.getLogger("nimburion.worker")
+
+_BEATS_PER_TTL = 4
+_MARGIN = 0.1
+_SILENCE = 1.5
+"""So many intervals without an answer are more than a beat that was late."""
+
+
+class LeaseKeeper:
+    """Beats for one session.
+
+    `on_orders` gets the answer of each beat; `on_end` is called once, when the session is lost or
+    can no longer be believed in. Both are called on the keeper's own loop.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        session_id: str,
+        ttl: float,
+        clock: Clock,
+        reach: Reach,
+        *,
+        on_orders: Callable[[Orders], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._backend = backend
+        self._session_id = session_id
+        self._ttl = ttl
+        self._clock = clock
+        self._reach = reach
+        self._on_orders = on_orders
+        self._on_end = on_end
+        self.interval: float = ttl / _BEATS_PER_TTL
+        self._answered = 0.0
+        self.believed_until: float = 0.0
+        """Monotonic seconds; no later than the store's own expiry, whatever the store does."""
+        self.cautious_until: float = 0.0
+        """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
+        outage) the others get one beat to show that they live."""
+        self.ended: bool = False
+        self._handle: Backend | None = None
+        self.begin(clock.monotonic())
+
+    def begin(self, sent: float) -> None:
+        """The session was opened by a call that was sent then."""
+        self._confirm(sent)
+        self.cautious_until = sent + self.interval
+
+    async def keep(self, stopping: asyncio.Event) -> None:
+        """Beat until `stopping` is set or the session has ended."""
+        self._handle = handle = self._backend.sibling()
+        try:
+            while not (stopping.is_set() or self.ended):
+                pause = await self._beat(handle)
+                await first_of(self._clock.sleep(pause), stopping.wait())
+        finally:
+            await handle.close()
+
+    async def _beat(self, handle: Backend) -> float:
+        """One beat; the seconds until the next."""
+        sent = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(max(0.05, min(self.interval, self.believed_until - sent))):
+                await handle.open()
+                orders = await handle.beat(self._session_id)
+        except SessionLost:
+            self._reach.note_answer("beat")
+            self._end("is not known to the store any more (it expired, or its data is gone)")
+        except (BackendError, TimeoutError) as error:
+            return self._unanswered(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, leases must not die in silence
+            _log.exception("a beat failed")
+            return self._unanswered(error)
+        else:
+            self._reach.note_answer("beat")
+            self._confirm(sent)
+            self._on_orders(orders)
+        return self.interval
+
+    def _confirm(self, sent: float) -> None:
+        if sent - self._answered > _SILENCE * self.interval:
+            self.cautious_until = self._clock.monotonic() + self.interval
+        self._answered = sent
+        self.believed_until = sent + self._ttl * (1 - _MARGIN)
+
+    def _unanswered(self, error: Exception) -> float:
+        self._reach.note_failure("beat", error)
+        now = self._clock.monotonic()
+        left = self.believed_until - now
+        if now - self._answered > _SILENCE * self.interval:
+            self.cautious_until = math.inf
+        _log.debug("a beat was not answered (%s); %.1f s left to believe", error, left)
+        if left <= 0:
+            self._end("could not be renewed in time")
+        return max(0.01, min(self.interval / 4, left))
+
+    async def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        """Give these leases back; asks again until the store has answered or the session ended."""
+        while not self.ended and self._handle is not None:
+            try:
+                async with asyncio.timeout(self.interval):
+                    await self._handle.release(self._session_id, leases, nonce)
+                return
+            except (BackendError, TimeoutError) as error:
+                _log.debug("leases were not given back (%s); again soon", error)
+                await self._clock.sleep(min(1.0, self.interval / 4))
+
+    async def close_session(self) -> None:
+        """End the session; its leases are released."""
+        if self._handle is not None:
+            await self._handle.close_session(self._session_id)
+
+    def give_up(self) -> None:
+        """Something is wrong with the keeper itself: nobody renews the session any more."""
+        if not self.ended:
+            self._end("is not renewed any more")
+
+    def _end(self, how: str) -> None:
+        _log.error("session %s %s; its jobs are given up", self._session_id, how)
+        self.ended = True
+        self.cautious_until = math.inf
+        self._on_end()
+
+
+class KeeperThread:
+    """A keeper on a thread: started and stopped from the worker's loop."""
+
+    def __init__(self, keeper: LeaseKeeper) -> None:
+        self._keeper = keeper
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._releases: set[asyncio.Future[None]] = set()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._main, name="nimburion-lease-keeper", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+        self._ready.wait()
+
+    def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        """Give leases back on this thread's connection; from any thread, returns at once."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended, and its session with it
+                self._loop.call_soon_threadsafe(self._start_release, leases, nonce)
+
+    def _start_release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        task = asyncio.ensure_future(self._keeper.release(leases, nonce))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    def close_session(self, timeout: float) -> bool:
+        """End the session from another thread than the worker's; whether that was done in time."""
+        if self._loop is None or not self._thread.is_alive():
+            return False
+        closing = asyncio.run_coroutine_threadsafe(self._keeper.close_session(), self._loop)
+        try:
+            closing.result(timeout)
+        except Exception as error:  # noqa: BLE001 - the process ends, whatever it is
+            _log.debug("the session was not closed (%s)", error)
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Stop beating; returns when the thread has ended."""
+        if self._loop is not None and self._stopping is not None and self._thread.is_alive():
+            try:
+                self._loop.call_soon_threadsafe(self._stopping.set)
+            except RuntimeError:  # it has just ended by itself
+                _log.debug("the lease keeper had ended")
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._keep())
+        except Exception:  # noqa: BLE001 - whoever waits for it must hear of it
+            _log.exception("the lease keeper failed")
+            self._keeper.give_up()
+        finally:
+            self._ready.set()
+
+    async def _keep(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._ready.set()
+        await self._keeper.keep(self._stopping)
+
+
+class KeeperTask:
+    """A keeper on the worker's own loop: for stores and clocks that live on one loop (tests)."""
+
+    def __init__(self, keeper: LeaseKeeper) -> None:
+        self._keeper = keeper
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._task = asyncio.create_task(self._keeper.keep(self._stopping))
+
+    async def stop(self) -> None:
+        """Stop beating."""
+        self._stopping.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)

@@ -1,0 +1,192 @@
+"""Runs jobs one at a time, here and now: for tests, scripts and debuggers.
+
+The same attempts, settlements and rules as a worker, without slots: nothing runs between two calls,
+no thread or task outlives one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import NothingRegistered, SessionLost
+from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.ids import Entropy
+from nimburion.core.job import State
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.queries import JobFilter
+from nimburion.core.settings import Settings
+from nimburion.core.settlement import Progressed, Released, Settlement
+from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.worker.attempt import Attempt, Attempts, Why, raise_keyboard_interrupt
+from nimburion.jobs.worker.prefetch import Demand
+from nimburion.jobs.worker.session import new_session
+from nimburion.jobs.worker.threads import Threads
+
+_LIMIT = 500
+
+MakeAttempts = Callable[[Threads, Callable[[Lease, float, str], None]], Attempts]
+
+
+@runtime_checkable
+class Advancing(Protocol):
+    """A clock that can be moved by hand: `nimburion.testing.FakeClock`."""
+
+    def advance(self, seconds: float) -> None:
+        """Let that many seconds pass."""
+        ...
+
+
+class Stepper:
+    """A session that works only when asked to."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        registry: Registry,
+        settings: Settings,
+        make_attempts: MakeAttempts,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self._backend = backend
+        self._registry = registry
+        self._settings = settings
+        self._make_attempts = make_attempts
+        self._clock = clock
+        self._entropy = entropy
+        self._session_id: str | None = None
+        self._number = 0
+        self._progress: dict[Lease, Progressed] = {}
+
+    async def step(self) -> bool:
+        """Promote, rescue, reserve one job, run it, settle it; False when nothing is due."""
+        await self._be_alive()
+        await self._backend.promote(_LIMIT)
+        await self._backend.rescue(_LIMIT, max_lost=self._settings.max_lost)
+        reply = await self._exchange([], self._want())
+        if not reply.deliveries:
+            await self._check_names(reply)
+            return False
+        await self._run(reply.deliveries[0])
+        return True
+
+    async def drain(self, *, advance: bool) -> int:
+        """Step until nothing is due; with `advance`, until nothing is scheduled either. How many
+        attempts were run."""
+        steps = 0
+        while True:
+            while await self.step():
+                steps += 1
+            if not (advance and await self._advance()):
+                return steps
+
+    async def close(self) -> None:
+        """End the session."""
+        session_id, self._session_id = self._session_id, None
+        if session_id is not None:
+            await self._backend.close_session(session_id)
+
+    async def _be_alive(self) -> None:
+        if self._session_id is not None:
+            try:
+                await self._backend.beat(self._session_id)
+                return
+            except SessionLost:
+                self._session_id = None
+        session = new_session(self._registry, self._settings, self._entropy)
+        await self._backend.open_session(session)
+        self._session_id, self._number = session.id, 0
+
+    async def _exchange(self, settlements: list[Settlement], want: Want) -> Reply:
+        if self._session_id is None:
+            raise SessionLost("(closed)")
+        number = self._number + 1
+        reply = await self._backend.exchange(self._session_id, number, settlements, want)
+        self._number = number
+        return reply
+
+    def _want(self) -> Want:
+        demand = Demand(self._registry, self._settings, self._entropy)
+        return demand.want(1, everything=True)
+
+    async def _run(self, delivery: Delivery) -> None:
+        """Run it and settle it. Where the caller is cancelled, the handler is interrupted and its
+        job given back first."""
+        attempt = Attempt(delivery, self._session_id or "")
+        ending = asyncio.create_task(self._run_and_settle(attempt))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            attempt.interrupt(Why.STOP)
+            await asyncio.wait({ending})
+            raise
+        finally:
+            attempt.let_go()
+
+    async def _run_and_settle(self, attempt: Attempt) -> None:
+        threads = Threads(1, asyncio.get_running_loop())
+        attempts = self._make_attempts(threads, self._note_progress)
+        settlement: Settlement | None = Released(attempt.delivery.lease)
+
+        async def perform() -> None:
+            nonlocal settlement
+            try:
+                settlement = await attempts.perform(attempt)
+            except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
+                settlement = attempts.after_fault(attempt, error)
+
+        # A task of its own: what the caller enqueues next is not this handler's.
+        attempt.task = asyncio.create_task(perform())
+        await _until_done(attempt.task)
+        threads.close()
+        # A handler that overran its timeout is waited for: nothing outlives this call.
+        await asyncio.get_running_loop().run_in_executor(None, threads.join)
+        settlements: list[Settlement] = list(self._progress.values())
+        self._progress.clear()
+        if settlement is not None:
+            settlements.append(settlement)
+        await self._exchange(settlements, NOTHING)
+        raise_keyboard_interrupt(attempt)
+
+    def _note_progress(self, lease: Lease, fraction: float, message: str) -> None:
+        self._progress[lease] = Progressed(lease, fraction, message)
+
+    async def _check_names(self, reply: Reply) -> None:
+        """Raise where due jobs wait for a handler that is not registered here."""
+        waiting = JobFilter(states=frozenset({State.PENDING, State.RETRYING}))
+        page = await self._backend.list_jobs(waiting, limit=_LIMIT)
+        known = set(self._registry.names)
+        unknown = {j.name for j in page.jobs if j.due <= reply.now and j.name not in known}
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise NothingRegistered(
+                f"jobs are due whose handlers are not registered here: {names}; "
+                "call processor.register(...) for them first"
+            )
+
+    async def _advance(self) -> bool:
+        """Move the clock to the next due time; False when nothing is scheduled."""
+        promoted = await self._backend.promote(_LIMIT)
+        if promoted.count:
+            return True
+        if promoted.next_due is None:
+            return False
+        if not isinstance(self._clock, Advancing):
+            raise TypeError("drain(advance=True) needs a clock that can be advanced: FakeClock")
+        self._clock.advance(max(0.0, promoted.next_due - self._clock.now()))
+        return True
+
+
+async def _until_done(task: asyncio.Task[Any]) -> None:
+    """Wait for the task to end, also where the waiter is cancelled meanwhile: a handler may cancel
+    every task of its event loop."""
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            continue

@@ -1,0 +1,347 @@
+"""A thread that notices a blocked event loop, and lets signals act without the loop.
+
+A handler that blocks (an `async def` that calls `time.sleep`) stops everything that runs on the
+loop: other handlers, exchanges, and asyncio's own signal handlers. The watchdog asks the loop for a
+sign of life a few times a second. When none comes, it logs what blocks, degrades the health, and
+gives back what has not begun, on the connection of the heartbeat.
+
+Signals arrive in two ways: the interpreter writes their numbers to a socket that the watchdog
+reads, even while the main thread is inside C code; and a Python handler runs in the main thread,
+where that runs Python code. Both count the same signals, so the larger count is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nimburion.jobs.worker.worker import Worker
+
+_log = logging.getLogger("nimburion.worker")
+
+_Failed = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
+"""What `sys.exc_info` gives."""
+
+_ROUNDS = 4
+"""Looks in the time of the limit; an unanswered question of three of them is a blocked loop."""
+_QUICK = 0.1
+"""Seconds between two looks once a signal came."""
+_AT_ONCE = 0.5
+"""Seconds that the loop has to act on the second signal."""
+_UNWIND = 2.0
+"""Seconds beyond the grace time after which a blocked loop ends the process."""
+_CLOSE_WITHIN = 2.0
+"""Seconds for closing the session of a process that ends."""
+_LOG_WITHIN = 0.5
+_AGAIN = 1.0
+"""Seconds between two releases of what an exchange may hand out while the loop is blocked."""
+
+
+class LoopWatchdog:
+    """Watches the loop of one worker. Used once.
+
+    Args:
+        limit: seconds within which a blocked loop is noticed, once it was started.
+        grace: seconds that handlers may still run after the first signal.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        worker: Worker,
+        *,
+        limit: float,
+        grace: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._worker = worker
+        self._limit = limit
+        self._grace = grace
+        self._monotonic = monotonic
+        self._thread: threading.Thread | None = None
+        self._reading: socket.socket | None = None
+        self._writing: socket.socket | None = None
+        self._watching = False
+        self._stopping = False
+        self._attached = False
+        # The question that the loop answers
+        self._asked_at: float | None = None
+        self._rounds = 0
+        self._idle_rounds = 0
+        # What is known of a block
+        self._blocked_since: float | None = None
+        self._culprit = ""
+        self._nonce: bytes | None = None
+        self._released_at = -math.inf
+        # Signals
+        self._numbers: frozenset[int] = frozenset()
+        self._on_signal: Callable[[], None] = lambda: None
+        self._owns_process = False
+        self._next_descriptor = -1
+        self._read = 0
+        self._handled = 0
+        self._told = 0
+        self._first_at = self._second_at = math.inf
+        self._last_signal = 0
+        self._never = threading.Event()
+
+    # From the loop
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._start_thread()
+        self._watching = True
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._reading, self._writing = socket.socketpair()
+            self._writing.setblocking(False)  # noqa: FBT003 (its only argument)
+            self._thread = threading.Thread(
+                target=self._main, name="nimburion-loop-watchdog", daemon=True
+            )
+            self._thread.start()
+
+    async def stop(self) -> None:
+        """Watch no more; returns when the thread has ended."""
+        self._stopping = True
+        if self._thread is not None:
+            self._poke()
+            await self._loop.run_in_executor(None, self._thread.join)
+        self._close()
+
+    def attach(
+        self, signals: Collection[signal.Signals], on_signal: Callable[[], None], *, owns: bool
+    ) -> Callable[[], None]:
+        """Call `on_signal` on the loop for each of these signals from now on; the returned function
+        ends that. On the main thread only.
+
+        At the second signal, a loop that does not act on it within half a second ends the process;
+        and where this `owns` the process, so does one that is still blocked after the grace time.
+        """
+        self._numbers, self._on_signal, self._owns_process = frozenset(signals), on_signal, owns
+        self._start_thread()
+        self._attached = True
+        assert self._writing is not None
+        descriptor = self._writing.fileno()
+        self._next_descriptor = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+        before = {number: signal.signal(number, self._handle) for number in signals}
+
+        def detach() -> None:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.set_wakeup_fd(self._next_descriptor)
+            self._attached = False
+            self._close()
+
+        return detach
+
+    @property
+    def failure(self) -> BaseException | None:
+        """That the loop is blocked, by what and for how long; None while it is not."""
+        since = self._blocked_since
+        if since is None:
+            return None
+        seconds = self._monotonic() - since
+        return RuntimeError(f"the event loop is blocked for {seconds:.1f} s by {self._culprit}")
+
+    def _answer(self) -> None:
+        self._asked_at = None
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        """The Python handler of signals: runs in the main thread, between two instructions of
+        whatever runs there. It must not log."""
+        self._handled += 1
+        self._last_signal = number
+        self._poke()
+        if self._blocked_since is not None and self._handled > 1:
+            # What blocks may hold the interpreter's lock for long: leave it to those who end us.
+            self._never.wait(_CLOSE_WITHIN)
+
+    def _poke(self) -> None:
+        if self._writing is not None:
+            with suppress(OSError):  # full: it will wake up
+                self._writing.send(b"\0")
+
+    def _close(self) -> None:
+        if self._stopping and not self._attached:
+            for end in (self._reading, self._writing):
+                if end is not None:
+                    end.close()
+
+    # The thread
+
+    def _main(self) -> None:
+        while not self._stopping:
+            try:
+                self._read_signals()
+                self._look()
+            except Exception:  # noqa: BLE001 - it must not die in silence
+                if self._loop.is_closed():
+                    break
+                self._say(logging.ERROR, "a look at the event loop failed", failed=sys.exc_info())
+        if self._loop.is_closed():
+            self._stopping = True
+            self._close()
+
+    def _read_signals(self) -> None:
+        assert self._reading is not None
+        self._reading.settimeout(self._pause())
+        try:
+            data = self._reading.recv(4096)
+        except TimeoutError:
+            return
+        signals = data.replace(b"\0", b"")
+        mine = [number for number in signals if number in self._numbers]
+        self._read += len(mine)
+        self._last_signal = mine[-1] if mine else self._last_signal
+        if signals and self._next_descriptor >= 0:  # the loop's own: it may wait for others
+            with suppress(OSError):
+                os.write(self._next_descriptor, signals)
+
+    def _pause(self) -> float:
+        """Seconds between two looks."""
+        return min(_QUICK, self._limit / _ROUNDS) if self._told else self._limit / _ROUNDS
+
+    def _look(self) -> None:
+        now = self._monotonic()
+        self._tell_signals(now)
+        if self._asked_at is None:
+            self._end_block(now)
+            self._ask(now)
+        else:
+            self._rounds += 1
+            enough = (_ROUNDS - 1) * self._limit / _ROUNDS / self._pause()
+            if self._watching and self._rounds >= max(2, enough):
+                self._on_blocked(now)
+        if self._must_end(now):
+            self._end_process()
+
+    def _ask(self, now: float) -> None:
+        """Ask for a sign of life: each time while jobs run, else now and then."""
+        busy = self._worker.running or self._worker.held or self._told
+        self._idle_rounds = 0 if busy else self._idle_rounds + 1
+        if busy or self._idle_rounds >= _ROUNDS:
+            self._idle_rounds = self._rounds = 0
+            self._asked_at = now
+            self._loop.call_soon_threadsafe(self._answer)
+
+    # A blocked loop
+
+    def _on_blocked(self, now: float) -> None:
+        if self._blocked_since is not None:
+            self._give_back(now)
+        else:
+            self._culprit, stack = self._find_culprit()
+            self._blocked_since = self._asked_at or now
+            count = self._give_back(now)
+            self._say(
+                logging.WARNING,
+                "the event loop is blocked by %s: its code must await, or be a plain `def`. "
+                "%d jobs that have not begun are given back",
+                *(self._culprit, count),
+                stack=stack,
+            )
+
+    def _end_block(self, now: float) -> None:
+        since, self._blocked_since = self._blocked_since, None
+        if since is not None:
+            self._nonce = None
+            self._say(logging.WARNING, "the event loop runs again, after %.1f s", now - since)
+
+    def _give_back(self, now: float) -> int:
+        """Release what has not begun; how many are known. An exchange that is under way may hand
+        out more at any time, so its leases are released again and again."""
+        leases, nonce = self._worker.recall()
+        self._nonce = nonce or self._nonce
+        if leases or nonce or (self._nonce and now - self._released_at >= _AGAIN):
+            self._released_at = now
+            self._worker.tenure.release(leases, self._nonce)
+        return len(leases)
+
+    def _find_culprit(self) -> tuple[str, str]:
+        """Who blocks the loop, in words, and where."""
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001
+        stack = "" if frame is None else "".join(traceback.format_stack(frame))
+        with suppress(RuntimeError):
+            task = asyncio.current_task(self._loop)
+            attempt = None if task is None else self._worker.attempt_of(task)
+            if attempt is not None:
+                lease, name = attempt.delivery.lease, attempt.delivery.name
+                return f"job {lease.job_id} ({name})", stack
+            if task is not None:
+                return f"the task {task.get_name()}", stack
+        return "code that is no job", stack
+
+    # Signals
+
+    def _tell_signals(self, now: float) -> None:
+        """Pass signals on to the loop, each once."""
+        for count in range(self._told + 1, max(self._read, self._handled) + 1):
+            self._told = count
+            if count == 1:
+                self._first_at = now
+            elif count == 2:
+                self._second_at = now
+            self._loop.call_soon_threadsafe(self._on_signal)
+
+    def _must_end(self, now: float) -> bool:
+        """Whether the loop had its time to end by itself."""
+        asked_at = self._asked_at
+        if asked_at is None:
+            return False
+        if now - max(self._second_at, asked_at) >= _AT_ONCE or (
+            self._second_at <= now and self._blocked_since is not None
+        ):
+            return True
+        late = now - self._first_at >= self._grace + _UNWIND
+        return self._owns_process and late and self._blocked_since is not None
+
+    def _end_process(self) -> None:
+        """Give all jobs back and end the process, without the loop."""
+        closed = self._worker.tenure.close_from_thread(_CLOSE_WITHIN)
+        what = "its jobs are given back" if closed else "its jobs are given back when it expires"
+        self._say(
+            logging.WARNING,
+            "the event loop is blocked and cannot stop; the session ends, %s, and so does the "
+            "process",
+            what,
+        )
+        code = 0 if closed and self._owns_process else 128 + self._last_signal
+        os._exit(code)
+
+    def _say(
+        self,
+        level: int,
+        message: str,
+        *args: object,
+        stack: str = "",
+        failed: _Failed | None = None,
+    ) -> None:
+        """Log from a thread of its own: the blocked one may hold a lock of logging."""
+
+        def say() -> None:
+            if _log.isEnabledFor(level):
+                record = _log.makeRecord(
+                    *(_log.name, level, __file__, 0, message, args, failed),
+                    sinfo=stack.rstrip() or None,
+                )
+                _log.handle(record)
+
+        thread = threading.Thread(target=say, name="nimburion-watchdog-log", daemon=True)
+        thread.start()
+        thread.join(_LOG_WITHIN)

@@ -1,0 +1,82 @@
+"""Takes back the jobs of dead workers. Every worker does it; no leader, no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from nimburion.core.backend import Consuming, Maintaining
+from nimburion.core.clock import Clock
+from nimburion.core.events import Events, JobsRescued
+from nimburion.core.operations import Retention
+from nimburion.core.service import Periodic
+from nimburion.core.settings import Settings
+
+_LIMIT = 500
+_SWEEPS_PER_TTL = 6
+
+
+class Rescuer(Periodic):
+    """Sweeps six times in a session's time to live (each 5 s at 30 s), in bounded steps."""
+
+    def __init__(
+        self,
+        backend: Consuming,
+        clock: Clock,
+        random: Random,
+        events: Events,
+        *,
+        ttl: float,
+        max_lost: int,
+        cautious_until: Callable[[], float],
+    ) -> None:
+        super().__init__(clock, ttl / _SWEEPS_PER_TTL, random)
+        self._backend = backend
+        self._events = events
+        self._max_lost = max_lost
+        self._cautious_until = cautious_until
+
+    async def tick(self) -> None:
+        """One sweep; none while this worker itself has just come back from silence."""
+        if self.clock.monotonic() < self._cautious_until():
+            return
+        more = True
+        while more and not self.stopping.is_set():
+            rescued = await self._backend.rescue(_LIMIT, max_lost=self._max_lost)
+            more = rescued.more
+            counts = len(rescued.returned), len(rescued.failed), len(rescued.cancelled)
+            if any(counts):
+                self._log.warning(
+                    "rescued from dead workers: %d back, %d failed, %d cancelled", *counts
+                )
+                self._events.emit(JobsRescued(*counts))
+
+
+_INTERVAL = 60.0
+
+
+def retention(settings: Settings) -> Retention:
+    """What the settings say about keeping."""
+    return Retention(
+        completed=settings.keep_completed,
+        completed_max=settings.keep_completed_max,
+        failed=settings.keep_failed,
+        results=settings.keep_results,
+    )
+
+
+class Pruner(Periodic):
+    """Prunes about once a minute."""
+
+    def __init__(
+        self, backend: Maintaining, clock: Clock, random: Random, settings: Settings
+    ) -> None:
+        super().__init__(clock, _INTERVAL, random, jitter=0.5)
+        self._backend = backend
+        self._keep = retention(settings)
+
+    async def tick(self) -> None:
+        """Prune until nothing is left to prune."""
+        while not self.stopping.is_set():
+            if await self._backend.prune(self._keep, _LIMIT) < _LIMIT:
+                return

@@ -1,0 +1,163 @@
+"""What became of an attempt, as a closed union, and how whatever a handler raised becomes one.
+
+Exceptions stop here: below this module only values travel.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze, seconds_of
+from nimburion.core.job import AttemptError, Kind
+from nimburion.jobs.declaration.codec import UnreadablePayload
+
+
+class Succeeded(NamedTuple):
+    """The handler returned; `result` is JSON or None."""
+
+    result: bytes | None
+
+
+class Raised(NamedTuple):
+    """The attempt failed. `after`: seconds until the next, where the handler said so."""
+
+    error: AttemptError
+    after: float | None = None
+
+
+class Snoozed(NamedTuple):
+    """The handler asked to come back later."""
+
+    delay: float
+
+
+class Withdrawn(NamedTuple):
+    """The job is to end as cancelled."""
+
+    reason: str
+
+
+class Interrupted(NamedTuple):
+    """The worker stopped before the handler had ended."""
+
+
+Outcome = Succeeded | Raised | Snoozed | Withdrawn | Interrupted
+
+MOST_WORDS = 1024
+"""Bytes of a reason to cancel, and of a message about progress."""
+
+NO_RESULT = Succeeded(None)
+INTERRUPTED = Interrupted()
+
+
+def of_exception(
+    raised: BaseException, attempt: int, permanent: tuple[type[BaseException], ...], limit: int
+) -> Outcome:
+    """The outcome of an attempt that raised; error texts are cut to `limit` bytes.
+
+    Never raises, whatever the class of the exception does: its type is compared by inheritance
+    alone, and each attribute is read with a guard.
+    """
+    kind = type(raised)
+    if issubclass(kind, Snooze):
+        return _snoozed(raised, attempt, limit)
+    if issubclass(kind, Cancel):
+        return Withdrawn(clean(_reason(raised), MOST_WORDS))
+    if issubclass(kind, Retry):
+        return Raised(describe(raised, attempt, "failure", limit), _seconds(raised, "after"))
+    if issubclass(kind, UnreadablePayload):
+        return Raised(describe(raised, attempt, "unreadable", limit))
+    if _is_permanent(raised, permanent):
+        return Raised(describe(raised, attempt, "permanent", limit))
+    return Raised(describe(raised, attempt, "failure", limit))
+
+
+def _snoozed(raised: BaseException, attempt: int, limit: int) -> Outcome:
+    """A snooze without a usable duration is a failure: a default would repeat it for ever."""
+    delay = _seconds(raised, "for_")
+    if delay is not None:
+        return Snoozed(delay)
+    error = describe(raised, attempt, "failure", limit)
+    message = f"{error.message} (no valid `for_`: a subclass of Snooze calls super().__init__)"
+    return Raised(msgspec.structs.replace(error, message=clean(message, limit // 4)))
+
+
+def _reason(raised: BaseException) -> str:
+    try:
+        reason = raised.reason  # type: ignore[attr-defined]
+    except BaseException:  # noqa: BLE001 - a subclass that does not call super().__init__
+        reason = raised
+    return _message(reason)
+
+
+def _seconds(raised: BaseException, attribute: str) -> float | None:
+    """The duration under that attribute; None where it is missing or no number."""
+    try:
+        value: Any = getattr(raised, attribute)
+        seconds = None if value is None else seconds_of(value)
+        return seconds if seconds is not None and math.isfinite(seconds) else None
+    except BaseException:  # noqa: BLE001 - likewise, or a property that raises
+        return None
+
+
+def _is_permanent(raised: BaseException, permanent: tuple[type[BaseException], ...]) -> bool:
+    if issubclass(type(raised), PermanentError):
+        return True
+    try:
+        return isinstance(raised, permanent)
+    except BaseException:  # noqa: BLE001 - a metaclass or a `__class__` that raises
+        return False
+
+
+def of_timeout(seconds: float, attempt: int) -> Raised:
+    """The outcome of an attempt that had not ended after its `timeout`."""
+    message = f"not done after {seconds:g} s"
+    return Raised(AttemptError(attempt=attempt, kind="timeout", type="Timeout", message=message))
+
+
+def describe(raised: BaseException, attempt: int, kind: Kind, limit: int) -> AttemptError:
+    """The exception as text that any store can hold, cut in the middle to `limit` bytes. Never
+    raises."""
+    return AttemptError(
+        attempt=attempt,
+        kind=kind,
+        type=clean(_type_name(raised), 512),
+        message=clean(_message(raised), limit // 4),
+        traceback=clean(_traceback(raised), limit - limit // 4),
+    )
+
+
+def clean(text: str, limit: int) -> str:
+    """`text` without NUL and lone surrogates, cut in the middle to at most `limit` bytes."""
+    raw = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
+    if len(raw) <= limit:
+        return raw.decode()
+    mark = b"\n[...]\n"
+    keep = max(0, limit - len(mark)) // 2
+    return (raw[:keep] + mark + raw[-keep:]).decode("utf-8", "ignore")
+
+
+_QUALNAME = vars(type)["__qualname__"]
+"""The name of a class, whatever its metaclass says."""
+
+
+def _type_name(raised: BaseException) -> str:
+    return str.__str__(_QUALNAME.__get__(type(raised)))
+
+
+def _message(raised: object) -> str:
+    try:
+        return str.__str__(str(raised))  # a plain str, also of a subclass
+    except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
+        return f"<its str() raised {_type_name(error)}>"
+
+
+def _traceback(raised: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(raised, limit=-50))
+    except BaseException as error:  # noqa: BLE001 - likewise
+        return f"<its traceback could not be formatted: {_type_name(error)}>"

@@ -1,0 +1,64 @@
+"""From outcome to settlement: the one place where policy decides. Pure."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import assert_never
+
+from nimburion.core.job import AttemptError, Reason
+from nimburion.core.lease import Delivery
+from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.jobs.declaration.policy import Policy
+from nimburion.jobs.worker.outcome import (
+    Interrupted,
+    Outcome,
+    Raised,
+    Snoozed,
+    Succeeded,
+    Withdrawn,
+)
+
+_FINAL = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE}
+
+
+def decide(delivery: Delivery, outcome: Outcome, policy: Policy, random: Random) -> Settlement:
+    """What to write about this attempt."""
+    match outcome:
+        case Succeeded():
+            return Completed(delivery.lease, outcome.result)
+        case Raised():
+            return _after_failure(delivery, outcome, policy, random)
+        case Snoozed():
+            return Released(delivery.lease, outcome.delay)
+        case Withdrawn():
+            return Cancelled(delivery.lease, outcome.reason)
+        case Interrupted():
+            return Released(delivery.lease)
+    assert_never(outcome)
+
+
+def _after_failure(
+    delivery: Delivery, outcome: Raised, policy: Policy, random: Random
+) -> Retried | Failed:
+    failures = delivery.failures + 1
+    reason = _verdict(outcome.error, failures, _max_retries(delivery, policy))
+    if reason is not None:
+        return Failed(delivery.lease, reason, outcome.error)
+    after = outcome.after
+    delay = after if after is not None else policy.delay(failures, random)
+    return Retried(delivery.lease, delay, outcome.error)
+
+
+def _verdict(error: AttemptError, failures: int, max_retries: int) -> Reason | None:
+    """Why this failure is the last; None when it is not."""
+    final = _FINAL.get(error.kind)
+    if final is not None:
+        return final
+    return Reason.EXHAUSTED if failures > max_retries else None
+
+
+def _max_retries(delivery: Delivery, policy: Policy) -> int:
+    asked = delivery.options.max_retries
+    if asked is not None:
+        return asked
+    return policy.max_retries if policy.max_retries is not None else 0

@@ -1,0 +1,172 @@
+"""One session of a worker, from open to close: the conveyor that uses it and the keeper that
+keeps it alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError, BackendReplaced, BackendUnavailable, StoreFull
+from nimburion.core.events import Events, SessionEnded, SessionOpened
+from nimburion.core.ids import Entropy, new_session_id
+from nimburion.core.lease import Lease
+from nimburion.core.session import Orders, Session
+from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.worker.completer import Conveyor
+from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.exchange_size import ExchangeSize
+from nimburion.jobs.worker.heartbeat import KeeperTask, KeeperThread, LeaseKeeper
+
+_log = logging.getLogger("nimburion.worker")
+
+_GIVE_UP = 0.9
+"""Of the time to live: exchanges that fail for so long end the session, whatever its heartbeats do,
+so that it is closed, and its jobs are free, within the time to live."""
+_CLOSE_PATIENCE = 5.0
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+
+
+class Tenure:
+    """A worker's time in the store under one session id. Opened once, closed once."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        session: Session,
+        clock: Clock,
+        events: Events,
+        reach: Reach,
+        *,
+        threaded: bool,
+        size: ExchangeSize,
+        max_unsettled: int,
+        on_orders: Callable[[Orders], None],
+        on_end: Callable[[Tenure], None],
+    ) -> None:
+        self._backend = backend
+        self.session = session
+        self._clock = clock
+        self._events = events
+        self._reach = reach
+        self._loop = asyncio.get_running_loop()
+        self._on_orders = on_orders
+        self._on_end = on_end
+        self.conveyor: Conveyor = Conveyor(
+            backend,
+            session.id,
+            clock,
+            events,
+            reach,
+            size=size,
+            max_unsettled=max_unsettled,
+            give_up_after=session.ttl * _GIVE_UP,
+        )
+        self.keeper: LeaseKeeper = LeaseKeeper(
+            backend,
+            session.id,
+            session.ttl,
+            clock,
+            reach,
+            on_orders=self._post_orders,
+            on_end=self._post_end,
+        )
+        self.lost: bool = False
+        """Its store said so to an exchange, before the keeper heard of it."""
+        self._runner = KeeperThread(self.keeper) if threaded else KeeperTask(self.keeper)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is reserved or settled under it any more."""
+        return self.keeper.ended or self.conveyor.abandoned
+
+    @property
+    def believed_for(self) -> float:
+        """Seconds for which its leases are still believed in, should the store stay silent."""
+        return max(0.0, self.keeper.believed_until - self._clock.monotonic())
+
+    async def open(self) -> None:
+        """Open the session and begin to beat. Asks again while the store does not answer or is
+        full; `SessionLost` when the session died before that was known here."""
+        pause = _FIRST_PAUSE
+        while True:
+            sent = self._clock.monotonic()
+            try:
+                await self._backend.open_session(self.session)
+                break
+            except (BackendUnavailable, BackendReplaced, StoreFull) as error:
+                self._reach.note_failure("exchange", error)
+                _log.debug("no session yet (%s); again in %.2f s", error, pause)
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self._reach.note_answer("exchange")
+        self.keeper.begin(sent)
+        self._runner.start()
+        self._events.emit(SessionOpened(self.session.id))
+
+    async def close(self, running: Sequence[Lease] = (), *, patiently: bool = False) -> None:
+        """Stop beating and end the session. A store that does not answer is not waited for long
+        (the session then expires by itself) unless `patiently`: where this worker goes on, its jobs
+        must not count as lost because the store was away."""
+        self.conveyor.abandoned = True
+        await self._runner.stop()
+        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_PATIENCE
+        while True:
+            try:
+                await self._backend.close_session(self.session.id, running)
+                break
+            except BackendError as error:
+                self._reach.note_failure("exchange", error)
+                waits = patiently and isinstance(error, BackendUnavailable)
+                if not waits and self._clock.monotonic() >= until:
+                    break
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        how = "lost" if self.lost or self.keeper.ended else "closed"
+        self._events.emit(SessionEnded(self.session.id, how))
+
+    def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
+        """Give leases back on the connection of the heartbeat: the worker's loop is blocked. From
+        any thread."""
+        if isinstance(self._runner, KeeperThread):
+            self._runner.release(leases, nonce)
+
+    def close_from_thread(self, timeout: float) -> bool:
+        """End the session on the connection of the heartbeat, as this process ends; whether that
+        was done in time."""
+        return isinstance(self._runner, KeeperThread) and self._runner.close_session(timeout)
+
+    def _post_orders(self, orders: Orders) -> None:
+        if self._loop.is_closed():  # nobody works under it any more: let it expire
+            self.keeper.ended = True
+        elif orders.cancel:
+            self._post(lambda: self._on_orders(orders))
+
+    def _post_end(self) -> None:
+        self.conveyor.abandoned = True
+        self._post(lambda: self._on_end(self))
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        """Call on the worker's loop, from whichever thread this is."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
+
+
+def new_session(registry: Registry, settings: Settings, entropy: Entropy) -> Session:
+    """What this process says of itself to the store."""
+    return Session(
+        id=new_session_id(entropy),
+        ttl=settings.session_ttl,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        owner=settings.owner,
+        queues=tuple(queue.name for queue in settings.queues) or tuple(registry.queues),
+        names=tuple(registry.names),
+        limits=dict(registry.limits),
+    )

@@ -1,0 +1,126 @@
+"""Threads for `def` handlers: started when needed, woken back to the loop in batches.
+
+A thread cannot be stopped from outside. A call whose waiter has gone (timeout, stop) goes on, and
+`Call.finished` tells when it is really over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from nimburion.jobs.worker.forking import ForkGuard
+
+
+class Call:
+    """One function call on its way through a thread."""
+
+    __slots__ = (
+        "_args",
+        "_context",
+        "_function",
+        "error",
+        "finished",
+        "future",
+        "on_finish",
+        "value",
+    )
+
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._function = function
+        self._args = args
+        self._context = contextvars.copy_context()
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.finished: bool = False
+        """Whether the function has returned or raised; set on the loop's thread."""
+        self.on_finish: Callable[[], None] | None = None
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def execute(self) -> None:
+        """Call the function, on the thread."""
+        try:
+            self.value = self._context.run(self._function, *self._args)
+        except BaseException as error:  # noqa: BLE001 - delivered to whoever waits
+            self.error = error
+
+    def deliver(self) -> None:
+        """Hand the outcome to whoever waits, on the loop."""
+        self.finished = True
+        if not self.future.done():
+            if self.error is None:
+                self.future.set_result(self.value)
+            elif issubclass(type(self.error), StopIteration):  # its `__class__` may raise
+                self.future.set_exception(RuntimeError("the handler raised StopIteration"))
+            else:
+                self.future.set_exception(self.error)
+        if self.on_finish is not None:
+            self.on_finish()
+
+
+class Threads:
+    """At most `size` daemon threads that belong to one event loop."""
+
+    def __init__(
+        self, size: int, loop: asyncio.AbstractEventLoop, guard: ForkGuard | None = None
+    ) -> None:
+        self._size = size
+        self._loop = loop
+        self._guard = guard or ForkGuard()
+        self._queue: SimpleQueue[Call | None] = SimpleQueue()
+        self._done: deque[Call] = deque()
+        self._threads: list[threading.Thread] = []
+        self._outstanding = 0
+        self._woken = False
+
+    def start(self, function: Callable[..., Any], *args: Any) -> Call:
+        """Begin a call with the caller's context variables; await its `future`."""
+        call = Call(function, args, self._loop)
+        self._outstanding += 1
+        if self._outstanding > len(self._threads) < self._size:
+            self._add_thread()
+        self._queue.put(call)
+        return call
+
+    def close(self) -> None:
+        """Let the threads end when they have finished what they do."""
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait until every thread has ended; for after `close`."""
+        for thread in self._threads:
+            thread.join()
+
+    def _add_thread(self) -> None:
+        name = f"nimburion-handler-{len(self._threads) + 1}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            call.execute()
+            self._guard.check(call.error)
+            self._done.append(call)
+            del call
+            if not self._woken:
+                self._woken = True
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver)
+                except RuntimeError:  # the loop is closed: nobody is left to tell
+                    return
+
+    def _deliver(self) -> None:
+        # Cleared first: a call that ends from here on wakes the loop again, none is missed.
+        self._woken = False
+        while self._done:
+            self._outstanding -= 1
+            self._done.popleft().deliver()

@@ -1,0 +1,234 @@
+"""What an application says of a schedule, checked, and made ready to be stored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, TypedDict, cast, get_args
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError, InvalidJob
+from nimburion.core.job import NewJob
+from nimburion.core.limits import NAME_PATTERN, check_name
+from nimburion.core.schedules import Overlap
+from nimburion.core.settings import TaskSettings
+from nimburion.core.suggestions import describe_unknown
+from nimburion.core.timezones import zone_of
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.declaration.codec import check_size
+from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, declaration_of
+from nimburion.scheduler.spec import LONGEST_NAME, Misfire, Spec
+from nimburion.scheduler.triggers import When, epoch_of, trigger_of
+
+Compute = Callable[[datetime], AnyJob]
+"""Makes the job of a tick from its nominal time, which stands in the schedule's time zone."""
+Template = AnyJob | Compute
+_JOB_OPTIONS = frozenset(
+    {"queue", "priority", "headers", "tenant", "correlation_id", "max_retries", "timeout",
+     "unique_key", "unique_for", "on_duplicate"}
+)  # fmt: skip
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What may be said of a schedule, beside when and what."""
+
+    name: str | None
+    """How it is known in the store, 1 to 100 characters; the job's name unless given."""
+    timezone: str | None
+    """An IANA name, like `Europe/Rome`; the scheduler's unless given."""
+    queue: str | None
+    priority: int | None
+    headers: dict[str, str] | None
+    tenant: str | None
+    correlation_id: str | None
+    max_retries: int | None
+    timeout: float | timedelta | None
+    unique_key: str | None
+    """A tick whose key is held makes no job."""
+    jitter: float | timedelta
+    """The job is due up to so many seconds after its tick; the same for whoever fires it."""
+    start: datetime | None
+    """No tick before; an interval is counted from it."""
+    end: datetime | None
+    """No tick from then on."""
+    misfire: Misfire
+    """`fire_once` (default), `skip` or `catch_up`."""
+    misfire_grace: float | timedelta
+    """A tick later than so many seconds was missed; 60."""
+    catch_up_window: float | timedelta
+    """`catch_up` goes back so many seconds; a day."""
+    overlap: Overlap
+    """While the schedule's previous job is unfinished: `allow` (default), `skip`, `queue_one`,
+    `cancel_previous`."""
+    enabled: bool
+    """False: declared, and not fired."""
+
+
+_OPTIONS = _JOB_OPTIONS | ScheduleOptions.__annotations__.keys()
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """One schedule of an application."""
+
+    name: str
+    spec: Spec
+    compute: Compute | None = None
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Of the jobs that are computed."""
+
+
+def declared(
+    client: Client, when: When, template: object, timezone: str, options: ScheduleOptions
+) -> Declared:
+    """A schedule, checked. `DefinitionError` names what cannot be."""
+    unknown = describe_unknown("option", options, _OPTIONS)
+    if unknown is not None:
+        raise DefinitionError(unknown)
+    said: dict[str, Any] = dict(options)
+    for_jobs = {key: said.pop(key) for key in _JOB_OPTIONS & said.keys()}
+    for_jobs = {key: value for key, value in for_jobs.items() if value is not None}
+    compute = _compute_of(template)
+    try:
+        job = None if compute else client._prepare_job(_job_of(template), **for_jobs)
+    except InvalidJob as error:
+        raise DefinitionError(f"the job of a schedule: {error}") from error
+    name = said.pop("name", None) or (job.name if job else _name_of(template))
+    spec = spec_from(when, timezone, job, **said)
+    return Declared(checked(name), spec, compute, for_jobs if compute else {})
+
+
+def spec_from(
+    when: When,
+    default_zone: str,
+    job: NewJob | None,
+    *,
+    timezone: str | None = None,
+    jitter: float | timedelta = 0.0,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    misfire: Misfire = "fire_once",
+    misfire_grace: float | timedelta = 60.0,
+    catch_up_window: float | timedelta = 86_400.0,
+    overlap: Overlap = "allow",
+    enabled: bool = True,
+) -> Spec:
+    """The schedule as it is stored. `job` None: its jobs are computed."""
+    zone = timezone or default_zone
+    begin = None if start is None else epoch_of("start", start)
+    trigger = trigger_of(when, zone_of(zone), begin or 0)
+    spec = Spec(
+        trigger=trigger.text,
+        timezone=zone,
+        job=job.name if job else "",
+        jitter=_seconds("jitter", jitter),
+        start=begin,
+        end=None if end is None else epoch_of("end", end),
+        misfire=_one_of("misfire", misfire, get_args(Misfire)),
+        grace=_seconds("misfire_grace", misfire_grace),
+        window=_seconds("catch_up_window", catch_up_window),
+        overlap=_one_of("overlap", overlap, get_args(Overlap)),
+        enabled=bool(enabled),
+    )
+    return spec if job is None else with_job(spec, job)
+
+
+def with_job(spec: Spec, job: NewJob) -> Spec:
+    """The schedule, with this job at each tick."""
+    try:
+        payload = job.payload.decode()
+    except UnicodeDecodeError:
+        raise DefinitionError("the payload of a schedule's job must be UTF-8") from None
+    return msgspec.structs.replace(
+        spec,
+        job=job.name,
+        queue=job.queue,
+        payload=payload,
+        priority=job.priority,
+        options=job.options,
+    )
+
+
+def checked(name: object) -> str:
+    """A name of a schedule; `DefinitionError` says what is allowed."""
+    if isinstance(name, str) and len(name) <= LONGEST_NAME and NAME_PATTERN.fullmatch(name):
+        return name
+    shown = ascii(name) if len(str(name)) <= LONGEST_NAME else f"{len(str(name))} characters"
+    raise DefinitionError(
+        f"the name of a schedule must be 1-{LONGEST_NAME} characters of A-Z a-z 0-9 _ . : -, "
+        f"not {shown}"
+    )
+
+
+def _compute_of(template: object) -> Compute | None:
+    """The function that computes jobs; None where the template is a job."""
+    is_job = isinstance(template, JobFunction | type) or declaration_of(template) is not None
+    return cast("Compute", template) if callable(template) and not is_job else None
+
+
+def _job_of(template: object) -> Any:  # noqa: ANN401 (prepare says what is no job)
+    """A job; a class or function of jobs stands for one without arguments."""
+    if isinstance(template, JobFunction):
+        return template.job()
+    if isinstance(template, type) and issubclass(template, Job):
+        try:
+            return template()
+        except TypeError as error:
+            raise DefinitionError(
+                f"{template.__name__} needs arguments ({error}); schedule {template.__name__}(…)"
+            ) from None
+    return template
+
+
+def _name_of(template: object) -> str:
+    return str(getattr(template, "__name__", ""))
+
+
+def _seconds(what: str, value: Any) -> float:  # noqa: ANN401 (whatever was given)
+    seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if number and math.isfinite(found := float(seconds)) and found >= 0:
+        return found
+    raise DefinitionError(f"{what} must be seconds or a timedelta, 0 or more, not {value!r}")
+
+
+def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 (of a Literal)
+    if value not in allowed:
+        raise DefinitionError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")
+    return value
+
+
+def declared_task(client: Client, task: TaskSettings, timezone: str) -> Declared:
+    """A task as a schedule. `DefinitionError` names the task and what cannot be."""
+    try:
+        job = raw_job(client, task.job_name, task.queue, task.payload, task.priority)
+        spec = spec_from(
+            task.cron,
+            timezone,
+            job,
+            timezone=task.timezone,
+            misfire=cast("Misfire", task.misfire_policy),
+            overlap=cast("Overlap", task.overlap),
+            enabled=task.enabled,
+        )
+        return Declared(checked(task.name), spec)
+    except (DefinitionError, InvalidJob) as error:
+        where = f"{task.place}: " if task.place else ""
+        raise DefinitionError(f"{where}scheduler task {task.name!r}: {error}") from error
+
+
+def raw_job(client: Client, name: str, queue: str, payload: str, priority: int) -> NewJob:
+    """A job by name, where its class or function is not at hand; `InvalidJob`."""
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(f"the payload is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidJob('the payload must be a JSON object, like {"to": "a@example.com"}')
+    if priority not in range(10):
+        raise InvalidJob(f"priority must be from 0 to 9, not {priority!r}")
+    encoded = payload.encode()
+    check_size(name, encoded, client.settings.limits)
+    return NewJob("-", check_name("job name", name), check_name("queue", queue), encoded, priority)

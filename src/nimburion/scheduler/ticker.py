@@ -1,0 +1,112 @@
+"""One tick, from its job to the step that stores both."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from nimburion.core.errors import BackendError, InvalidJob, Unstorable
+from nimburion.core.events import JobEnqueued, TickDecided
+from nimburion.core.job import NewJob
+from nimburion.core.schedules import Fired
+from nimburion.core.timezones import zone_of
+from nimburion.jobs.processor import Processor
+from nimburion.scheduler.declarations import Declared
+from nimburion.scheduler.entries import Entry
+from nimburion.scheduler.spec import ticked
+
+if TYPE_CHECKING:
+    from nimburion.scheduler.backend_clock import StoreTime
+
+_log = logging.getLogger("nimburion.scheduler")
+
+
+class Firing:
+    """Decides ticks, and says so."""
+
+    def __init__(
+        self, processor: Processor, declared: dict[str, Declared], time: StoreTime
+    ) -> None:
+        self._processor = processor
+        self._declared = declared
+        self._time = time
+        self.behind: bool = False
+        """Others have decided what this process knows nothing of: look soon."""
+
+    async def decide(self, entry: Entry) -> bool:
+        """Decide the tick of an entry that is due; whether this process did. A store that does not
+        answer raises `BackendError`: the tick is still to be decided."""
+        tick = entry.tick_at(self._time.now())
+        if tick is None:
+            return False
+        fired = await self._fired(entry, tick)
+        if fired is None:
+            entry.pass_by(tick)
+            return False
+        self._note(entry, tick, fired)
+        return fired.outcome in {"fired", "skipped"}
+
+    async def _fired(self, entry: Entry, tick: int) -> Fired | None:
+        """None: no job could be made of it, or a middleware kept it back; said in the log."""
+        answer: list[Fired] = []
+
+        async def fire(new: NewJob) -> str:
+            fired = await self._processor.backend.fire(
+                entry.name, entry.last_tick, float(tick), new, entry.spec.overlap
+            )
+            answer.append(fired)
+            return fired.job_id or new.id
+
+        try:
+            job, new = self._job_of(entry, tick)
+            await self._processor._run_enqueue_middleware(job, new, fire)
+        except BackendError as error:
+            if not isinstance(error, Unstorable):
+                raise
+            _log.error("schedule %r, tick %d: no job: %s", entry.name, tick, error)
+            return None
+        except Exception:  # noqa: BLE001 (one schedule must not stop the others)
+            _log.exception("schedule %r, tick %d: no job could be made", entry.name, tick)
+            return None
+        if not answer:
+            return None
+        self._tell(new, answer[0])
+        return answer[0]
+
+    def _job_of(self, entry: Entry, tick: int) -> tuple[object, NewJob]:
+        if entry.spec.payload is not None:
+            return None, entry.spec.new_job(entry.name, tick)
+        own = self._declared[entry.name]
+        if own.compute is None:
+            raise InvalidJob("its arguments are computed, but not by this version of the code")
+        job = own.compute(datetime.fromtimestamp(tick, zone_of(entry.spec.timezone)))
+        new = self._processor._prepare_job(job, **own.options)
+        return job, ticked(new, entry.name, tick, entry.spec.jitter)
+
+    def _note(self, entry: Entry, tick: int, fired: Fired) -> None:
+        match fired.outcome:
+            case "fired" | "skipped":
+                entry.decide(tick)
+                late = self._time.now() - tick
+                _log.debug("%s: tick %d %s, %.3f s late", entry.name, tick, fired.outcome, late)
+                events = self._processor.events
+                events.emit(TickDecided(entry.name, tick, fired.outcome, fired.job_id, late))
+            case "moved":
+                self._lose(entry, tick)
+            case _:
+                entry.rest()
+
+    def _lose(self, entry: Entry, tick: int) -> None:
+        """Somebody else was first, most probably with the same tick. Who loses twice and has more
+        to decide is far behind, and reads what was decided rather than to lose each tick."""
+        was_guessed = entry.guessed
+        entry.decide(tick, guessed=True)
+        if was_guessed and entry.due is not None and entry.due <= self._time.now():
+            entry.rest()
+            self.behind = True
+
+    def _tell(self, new: NewJob, fired: Fired) -> None:
+        if fired.outcome == "fired" and fired.job_id is not None:
+            told = JobEnqueued(fired.job_id, new.name, new.queue, created=True)
+            self._processor.events.emit(told)

@@ -1,0 +1,218 @@
+"""When a schedule ticks: by a cron expression, at an interval, or once.
+
+A trigger has a text that means the same everywhere: that is how it is stored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+from nimburion.core.errors import DefinitionError
+from nimburion.scheduler.cron import Expression
+from nimburion.scheduler.timezones import instant_after
+
+SHORTEST = 1
+LONGEST = 366 * 86_400
+_EVERY = re.compile(
+    r"@every\s+(?=\d)(?:(\d{1,3})d)?(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", re.IGNORECASE
+)
+_AT = re.compile(r"@at\s+(\S+)", re.IGNORECASE)
+_UNITS = (86_400, 3_600, 60, 1)
+
+When = str | timedelta | datetime
+"""How a trigger may be said: a cron expression or `@every 5m`, an interval, a time."""
+
+
+class Trigger(Protocol):
+    """Something that ticks at whole epoch seconds."""
+
+    @property
+    def text(self) -> str:
+        """How it is stored; `trigger_of` reads it."""
+        ...
+
+    def after(self, instant: int) -> int | None:
+        """The first tick after that; None: there is none."""
+        ...
+
+
+class CronTrigger:
+    """Ticks when a cron expression comes true in a time zone."""
+
+    def __init__(self, expression: Expression, zone: ZoneInfo) -> None:
+        self.expression: Expression = expression
+        self.zone: ZoneInfo = zone
+        self.text: str = expression.text.strip()
+
+    def after(self, instant: int) -> int | None:
+        """See `Trigger.after`."""
+        return instant_after(self.expression, self.zone, instant)
+
+
+class IntervalTrigger:
+    """Ticks each so many seconds, counted from 1970 in UTC (or from a start): every scheduler
+    counts the same."""
+
+    def __init__(self, seconds: int, anchor: int = 0) -> None:
+        if not SHORTEST <= seconds <= LONGEST:
+            raise DefinitionError(f"an interval must be 1 second to 366 days, not {seconds} s")
+        self.seconds: int = seconds
+        self.anchor: int = anchor
+        self.text: str = f"@every {_spelled(seconds)}"
+
+    def after(self, instant: int) -> int | None:
+        """See `Trigger.after`."""
+        return ((instant - self.anchor) // self.seconds + 1) * self.seconds + self.anchor
+
+
+class OnceTrigger:
+    """Ticks once."""
+
+    def __init__(self, at: datetime) -> None:
+        self.at: int = epoch_of("the time of a one-off schedule", at)
+        self.text: str = f"@at {at.isoformat()}"
+
+    def after(self, instant: int) -> int | None:
+        """See `Trigger.after`."""
+        return self.at if self.at > instant else None
+
+
+def trigger_of(when: When, zone: ZoneInfo, anchor: int = 0) -> Trigger:
+    """What ticks as said. `DefinitionError` says what is wrong with it."""
+    if isinstance(when, datetime):
+        return OnceTrigger(when)
+    if isinstance(when, timedelta):
+        return IntervalTrigger(_whole(when), anchor)
+    text = str(when).strip()
+    if text.lower().startswith("@every"):
+        return IntervalTrigger(_every(text), anchor)
+    if match := _AT.fullmatch(text):
+        return OnceTrigger(_moment(match[1]))
+    return CronTrigger(Expression(when), zone)
+
+
+class Timetable:
+    """A trigger between a first and a last instant."""
+
+    def __init__(self, trigger: Trigger, start: int | None = None, end: int | None = None) -> None:
+        self.trigger: Trigger = trigger
+        self.start: int | None = start
+        self.end: int | None = end
+
+    def after(self, instant: float) -> int | None:
+        """The first tick after that instant; not before `start`, and before `end`."""
+        whole = math.floor(instant)
+        if self.start is not None:
+            whole = max(whole, self.start - 1)
+        tick = self.trigger.after(whole)
+        return None if tick is None or (self.end is not None and tick >= self.end) else tick
+
+    def between(self, after: float, until: float) -> Iterator[int]:
+        """The ticks in (after, until], in order."""
+        tick = self.after(after)
+        while tick is not None and tick <= until:
+            yield tick
+            tick = self.after(tick)
+
+    def latest(self, after: float, until: float) -> int | None:
+        """The last tick in (after, until], without going through all of them."""
+        found = self.last(1, until, after)
+        return found[0] if found else None
+
+    def last(self, count: int, until: float, after: float = 0.0) -> list[int]:
+        """The last so many ticks in (after, until], in order, without going through all of them."""
+        reach = 120.0
+        while True:
+            begin = max(after, until - reach)
+            found = deque(self.between(begin, until), maxlen=count)
+            if len(found) == count or begin <= after:
+                return list(found)
+            reach *= 2
+
+
+def epoch_of(what: str, moment: object) -> int:
+    """The whole second of a datetime with a time zone; `DefinitionError` for any other."""
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise DefinitionError(f"{what} must be a datetime with a time zone, not {moment!r}")
+    return math.ceil(moment.timestamp())
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise DefinitionError(
+            f"{text!a} is no time; write it like @at 2030-01-31T09:00+01:00"
+        ) from None
+
+
+def _every(text: str) -> int:
+    match = _EVERY.fullmatch(text)
+    if match is None:
+        raise DefinitionError(
+            f"{text[:80]!a} is no interval; write it in whole seconds, like @every 10s, "
+            "@every 5m or @every 1h30m"
+        )
+    return sum(int(count or 0) * unit for count, unit in zip(match.groups(), _UNITS, strict=True))
+
+
+def _whole(interval: timedelta) -> int:
+    seconds = interval.total_seconds()
+    if seconds != int(seconds):
+        raise DefinitionError(f"an interval must be whole seconds, not {seconds} s")
+    return int(seconds)
+
+
+def _spelled(seconds: int) -> str:
+    """`5400` as `1h30m`."""
+    parts = []
+    for unit, letter in zip(_UNITS, "dhms", strict=True):
+        count, seconds = divmod(seconds, unit)
+        if count:
+            parts.append(f"{count}{letter}")
+    return "".join(parts)
+
+
+_UNIT_NAMES = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+
+
+def explained(trigger: Trigger) -> str:
+    """What a trigger does, for people.
+
+    >>> from datetime import timedelta, timezone
+    >>> from zoneinfo import ZoneInfo
+    >>> from nimburion.scheduler.triggers import trigger_of
+    >>> explained(trigger_of("*/5 9-17 * * MON-FRI", ZoneInfo("Europe/Rome")))
+    'Every fifth minute from 09:00 through 17:59 on Monday through Friday, Europe/Rome'
+    >>> explained(trigger_of(timedelta(minutes=90), ZoneInfo("UTC")))
+    'Every 1 hour 30 minutes'
+    """
+    if isinstance(trigger, CronTrigger):
+        return f"{_of_expression(trigger)}, {trigger.zone.key}"
+    if isinstance(trigger, IntervalTrigger):
+        return f"Every {_span(trigger.seconds)}"
+    if isinstance(trigger, OnceTrigger):
+        return f"Once, at {datetime.fromtimestamp(trigger.at).astimezone():%Y-%m-%d %H:%M:%S %z}"
+    return trigger.text
+
+
+def _of_expression(trigger: CronTrigger) -> str:
+    from cronsim.explain import Expression  # only where somebody asks
+
+    said = Expression(["0", *(field.text for field in trigger.expression.fields)]).explain()
+    return said if trigger.expression.fixed else f"{said}, in real time"
+
+
+def _span(seconds: int) -> str:
+    words = []
+    for unit, name in _UNIT_NAMES:
+        count, seconds = divmod(seconds, unit)
+        if count:
+            words.append(f"{count} {name}{'' if count == 1 else 's'}")
+    return " ".join(words)

@@ -1,0 +1,93 @@
+"""A story about a limit: a fleet, far more jobs than may run, and workers that vanish."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nimburion.core.exchange import Reply
+from nimburion.core.job import State
+from nimburion.core.lease import Lease
+from nimburion.core.session import Gate
+from nimburion.core.settlement import Completed, Settled
+from nimburion.testing.contract.harness import TTL, Stage, Worker
+
+JOBS, LIMIT, WORKERS = 5_000, 3, 8
+
+
+class Fleet:
+    """Eight workers, and what their handlers do at any moment."""
+
+    def __init__(self, stage: Stage, workers: list[Worker]) -> None:
+        self.stage = stage
+        self.workers = workers
+        self.running: dict[str, Lease] = {}
+        """What handlers run: from the reply that brought it to the call that settles it."""
+        self.most: int = 0
+        self.completed: int = 0
+
+    async def work(self, until: int) -> None:
+        """Go on until so many are completed in all."""
+        await asyncio.gather(*(self._work(worker, until) for worker in self.workers))
+
+    async def _work(self, worker: Worker, until: int) -> None:
+        held: list[Lease] = []
+        while self.completed < until:
+            for lease in held:
+                del self.running[lease.job_id]
+            done = [Completed(lease) for lease in held]
+            reply = await worker.exchange(*done, want=worker.want(2))
+            assert reply.results == [Settled.DONE] * len(done)
+            self.completed += len(done)
+            held = self._begin(reply)
+            await asyncio.sleep(0)
+        if held:
+            await self._give_back(worker, held)
+
+    def _begin(self, reply: Reply) -> list[Lease]:
+        leases = [delivery.lease for delivery in reply.deliveries]
+        assert not self.running.keys() & {lease.job_id for lease in leases}
+        self.running |= {lease.job_id: lease for lease in leases}
+        self.most = max(self.most, len(self.running))
+        return leases
+
+    async def _give_back(self, worker: Worker, held: list[Lease]) -> None:
+        for lease in held:
+            del self.running[lease.job_id]
+        await worker.settle(*(Completed(lease) for lease in held))
+        self.completed += len(held)
+
+    async def lose(self, worker: Worker) -> None:
+        """One takes what it may and vanishes; the others live on and rescue."""
+        self.workers.remove(worker)
+        held = self._begin(await worker.exchange(want=worker.want(LIMIT)))
+        assert len(held) == LIMIT
+        gate = (await self.workers[0].beat()).gates["mail"]
+        assert gate == Gate(LIMIT, LIMIT)
+        for _ in range(2):
+            self.stage.clock.advance(TTL / 2)
+            for one in self.workers:
+                await one.beat()
+        for lease in held:
+            del self.running[lease.job_id]
+        rescued = await self.stage.store.rescue(100, max_lost=3)
+        assert sorted(rescued.returned) == sorted(lease.job_id for lease in held)
+
+
+class LimitsStory:
+    """Limits, over time."""
+
+    async def test_a_limit_holds_for_a_fleet_that_loses_workers(self, fleet: Stage) -> None:
+        """8 workers, limit 3, 5,000 jobs, two lost: never above 3, all completed, 0 at rest."""
+        await fleet.store.enqueue([fleet.job(f"{n}") for n in range(JOBS)])
+        crew = Fleet(
+            fleet,
+            [await fleet.worker(store=one, limits={"mail": LIMIT}) for one in fleet.handles],
+        )
+        assert len(crew.workers) == WORKERS
+        for share in (1, 2):
+            await crew.work(share * JOBS // 3)
+            await crew.lose(crew.workers[-1])
+        await crew.work(JOBS)
+        assert (crew.most, crew.completed) == (LIMIT, JOBS)
+        assert (await crew.workers[0].beat()).gates == {"mail": Gate(LIMIT, 0)}
+        assert (await fleet.store.counts())[State.COMPLETED] == JOBS

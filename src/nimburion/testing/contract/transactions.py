@@ -1,0 +1,331 @@
+"""Joining a caller's transaction: committed with it or gone with it, for an enqueue and for the
+completion of a job. Run where the store's `Capabilities` say `joins_transaction`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from nimburion.core.backend import Joining as JoiningStore
+from nimburion.core.errors import JobNotFound, LeaseLost, NotJoinable
+from nimburion.core.job import Enqueued, NewJob, Options, State
+from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.settlement import Completed, Retried, Settled
+from nimburion.core.transactions import Lent, Transaction
+from nimburion.testing.contract.harness import DEADLINE, OOPS, Stage, Worker, ids, soon
+
+FAR = 1_000.0
+
+
+def joined(stage: Stage) -> JoiningStore:
+    """The store as one that can be joined; the case is skipped where it says that it cannot."""
+    if not stage.store.capabilities.joins_transaction:
+        pytest.skip("this store joins no transaction, and says so")
+    return cast("JoiningStore", stage.store)
+
+
+class Open:
+    """A transaction on a connection of the store's own, as a caller would have one."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.store: JoiningStore = joined(stage)
+        self.transaction: Transaction = self.store.transaction(None)
+        self.lent: Lent = Lent(None)
+
+    async def begin(self) -> Open:
+        """Have it open."""
+        self.lent = Lent(await soon(self.transaction.begin()))
+        return self
+
+    async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
+        """One call inside it."""
+        return await soon(self.store.enqueue_in(self.lent, jobs))
+
+    async def complete(
+        self, worker: Worker, delivery: Delivery, result: bytes | None = None
+    ) -> None:
+        """End a job inside it."""
+        await soon(self.transaction.complete(worker.id, Completed(delivery.lease, result)))
+
+    async def commit(self) -> None:
+        """Make it true. A caller of `enqueue` alone commits by other means."""
+        await soon(self.transaction.commit())
+
+    async def rollback(self) -> None:
+        """Undo it."""
+        await soon(self.transaction.rollback())
+
+
+async def opened(stage: Stage) -> Open:
+    """A transaction that has begun."""
+    return await Open(stage).begin()
+
+
+async def committed(stage: Stage, *jobs: NewJob) -> list[Enqueued]:
+    """Enqueue inside a transaction that also completes a job of its own, and commit."""
+    _, worker, delivery = await processing(stage, "carrier", queue="carriers")
+    transaction = await opened(stage)
+    results = await transaction.enqueue(*jobs)
+    await transaction.complete(worker, delivery)
+    await transaction.commit()
+    return results
+
+
+async def processing(
+    stage: Stage, job_id: str = "a", *, queue: str = "default", options: Options | None = None
+) -> tuple[str, Worker, Delivery]:
+    """A job in the hands of a worker."""
+    job = stage.job(job_id, queue=queue, options=options or Options())
+    await stage.put(job)
+    worker = await stage.worker(queues=(queue,))
+    return job_id, worker, await worker.take_one()
+
+
+class JoiningEnqueues:
+    """`enqueue_in`: enqueue inside a caller's transaction."""
+
+    async def test_an_enqueue_is_seen_by_nobody_before_the_commit(self, stage: Stage) -> None:
+        _, worker, delivery = await processing(stage, "carrier", queue="carriers")
+        transaction = await opened(stage)
+        assert await transaction.enqueue(stage.job("b")) == [Enqueued("b", "created")]
+        with pytest.raises(JobNotFound):
+            await stage.store.get("b")
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        assert await stage.state("b") is State.PENDING
+
+    async def test_an_enqueue_is_gone_with_the_rollback(self, stage: Stage) -> None:
+        transaction = await opened(stage)
+        await transaction.enqueue(stage.job("a"), stage.job("b", after=60.0))
+        await transaction.rollback()
+        assert sum((await stage.store.counts()).values()) == 0
+
+    async def test_an_id_that_was_rolled_back_is_free(self, stage: Stage) -> None:
+        transaction = await opened(stage)
+        await transaction.enqueue(stage.job("a"))
+        await transaction.rollback()
+        assert await stage.enqueue(stage.job("a", payload=b"[]")) == [Enqueued("a", "created")]
+
+    async def test_a_committed_job_is_as_any_other(self, stage: Stage) -> None:
+        joined(stage)
+        options = Options(tenant="acme", unique_key="k")
+        plain = stage.job("a", priority=7, after=5.0, options=options)
+        await stage.put(plain)
+        twin = stage.job("b", priority=7, after=5.0, options=Options(tenant="acme", unique_key="l"))
+        assert await committed(stage, twin) == [Enqueued("b", "created")]
+        one, other = await stage.store.get("a"), await stage.store.get("b")
+        assert (one.due, one.priority, one.payload, one.options.tenant) == (
+            (other.due, other.priority, other.payload, other.options.tenant)
+        )
+        stage.clock.advance(5.0)
+        worker = await stage.worker()
+        assert ids(await worker.take(5)) == ["a", "b"]
+
+    async def test_an_empty_joined_call_answers_an_empty_list(self, stage: Stage) -> None:
+        transaction = await opened(stage)
+        assert await transaction.enqueue() == []
+        await transaction.rollback()
+
+    async def test_ids_and_keys_are_decided_inside_the_transaction(self, stage: Stage) -> None:
+        joined(stage)
+        await stage.put(stage.job("a", options=Options(unique_key="k")))
+        transaction = await opened(stage)
+        held = Options(unique_key="k", on_duplicate="existing")
+        assert await transaction.enqueue(stage.job("a"), stage.job("b", options=held)) == [
+            Enqueued("a", "exists"),
+            Enqueued("a", "exists"),
+        ]
+        await transaction.enqueue(stage.job("c", options=Options(unique_key="own")))
+        again = await transaction.enqueue(
+            stage.job("c"), stage.job("d", options=Options(unique_key="own"))
+        )
+        assert again == [Enqueued("c", "refused"), Enqueued("c", "taken")]
+        await transaction.rollback()
+
+    async def test_a_unique_key_that_was_rolled_back_is_free(self, stage: Stage) -> None:
+        transaction = await opened(stage)
+        await transaction.enqueue(stage.job("a", options=Options(unique_key="k")))
+        await transaction.rollback()
+        await stage.put(stage.job("b", options=Options(unique_key="k")))
+
+    @pytest.mark.parametrize("refusal", ["conflict", "taken"])
+    async def test_a_refused_call_leaves_the_transaction_usable(
+        self, stage: Stage, refusal: str
+    ) -> None:
+        joined(stage)
+        await stage.put(stage.job("a", options=Options(unique_key="k")))
+        bad = {
+            "conflict": stage.job("a", payload=b"[]"),
+            "taken": stage.job("b", options=Options(unique_key="k")),
+        }[refusal]
+        _, worker, delivery = await processing(stage, "carrier", queue="carriers")
+        transaction = await opened(stage)
+        results = await transaction.enqueue(stage.job("c"), bad)
+        assert [one.outcome for one in results] == ["refused", refusal]
+        assert await transaction.enqueue(stage.job("d")) == [Enqueued("d", "created")]
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        assert await stage.state("d") is State.PENDING
+        with pytest.raises(JobNotFound):
+            await stage.store.get("c")
+
+    async def test_who_waits_is_woken_after_the_commit(self, stage: Stage) -> None:
+        if not stage.store.capabilities.notifies:
+            pytest.skip("this store wakes nobody, and says so")
+        _, worker, delivery = await processing(stage, "carrier", queue="carriers")
+        waiting = asyncio.create_task(stage.store.wait(["default"], FAR))
+        transaction = await opened(stage)
+        await transaction.enqueue(stage.job("b"))
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        await asyncio.wait_for(waiting, DEADLINE)
+        assert await stage.state("b") is State.PENDING
+
+    async def test_what_is_no_connection_is_not_joinable(self, stage: Stage) -> None:
+        store = joined(stage)
+        with pytest.raises(NotJoinable):
+            await store.enqueue_in(Lent(object()), [stage.job("a")])
+        assert sum((await stage.store.counts()).values()) == 0
+
+
+class JoiningCompletions:
+    """`transaction`: complete a job inside a handler's transaction."""
+
+    async def test_a_completion_is_seen_by_nobody_before_the_commit(self, stage: Stage) -> None:
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery, b"7")
+        assert await stage.state(job_id) is State.PROCESSING
+        await transaction.commit()
+        record = await stage.store.get(job_id)
+        assert (record.state, record.result, record.payload) == (State.COMPLETED, b"7", None)
+        assert record.finished_at == stage.clock.now()
+
+    async def test_after_a_rollback_the_job_is_held_as_before(self, stage: Stage) -> None:
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery)
+        await transaction.rollback()
+        assert await stage.state(job_id) is State.PROCESSING
+        assert await worker.settle(Completed(delivery.lease)) == [Settled.DONE]
+
+    @pytest.mark.parametrize("how", ["completed", "retried"])
+    async def test_settling_it_once_more_answers_already(self, stage: Stage, how: str) -> None:
+        """So an engine that does not know whether the commit was applied need not guess."""
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        lease = delivery.lease
+        again = Completed(lease) if how == "completed" else Retried(lease, 0.0, OOPS)
+        assert await worker.settle(again) == [Settled.ALREADY]
+        assert await stage.state(job_id) is State.COMPLETED
+
+    async def test_it_cannot_be_completed_twice(self, stage: Stage) -> None:
+        joined(stage)
+        _, worker, delivery = await processing(stage)
+        await worker.settle(Completed(delivery.lease))
+        transaction = await opened(stage)
+        with pytest.raises(LeaseLost):
+            await transaction.complete(worker, delivery)
+        await transaction.rollback()
+
+    @pytest.mark.parametrize("half", ["fence", "nonce", "session"])
+    async def test_the_whole_token_is_compared(self, stage: Stage, half: str) -> None:
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        token = delivery.lease.token
+        other = {
+            "fence": Token(token.fence + 1, token.nonce),
+            "nonce": Token(token.fence, bytes(16)),
+            "session": token,
+        }[half]
+        holder = await stage.worker() if half == "session" else worker
+        lease = Lease(job_id, other, delivery.lease.ref)
+        transaction = await opened(stage)
+        with pytest.raises(LeaseLost) as lost:
+            await soon(transaction.transaction.complete(holder.id, Completed(lease)))
+        await transaction.rollback()
+        assert lost.value.job_id == job_id
+        assert await stage.state(job_id) is State.PROCESSING
+
+    async def test_who_was_rescued_meanwhile_writes_nothing(self, stage: Stage) -> None:
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        await stage.lose(worker)
+        transaction = await opened(stage)
+        await transaction.enqueue(stage.job("effect"))
+        with pytest.raises(LeaseLost):
+            await transaction.complete(worker, delivery)
+        await transaction.rollback()
+        assert await stage.state(job_id) is State.PENDING
+        with pytest.raises(JobNotFound):
+            await stage.store.get("effect")
+
+    async def test_an_overdue_session_that_nobody_rescued_may_still_complete(
+        self, stage: Stage
+    ) -> None:
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        stage.clock.advance(worker.session.ttl + 1.0)
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        assert await stage.state(job_id) is State.COMPLETED
+
+    async def test_a_joined_completion_wins_over_a_cancel_that_was_asked_for(
+        self, stage: Stage
+    ) -> None:
+        joined(stage)
+        job_id, worker, delivery = await processing(stage)
+        assert await stage.store.cancel(job_id) == "requested"
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        assert await stage.state(job_id) is State.COMPLETED
+
+    async def test_the_slot_under_the_limit_is_given_back_with_the_commit(
+        self, stage: Stage
+    ) -> None:
+        joined(stage)
+        await stage.add("a", "b")
+        worker = await stage.worker(limits={"mail": 1})
+        delivery = await worker.take_one()
+        undone = await opened(stage)
+        await undone.complete(worker, delivery)
+        await undone.rollback()
+        assert await worker.take() == []
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery)
+        await transaction.commit()
+        (following,) = await worker.take(5)
+        assert following.lease.job_id == "b"
+        await worker.settle(Completed(following.lease))
+        assert (await worker.beat()).gates["mail"].held == 0
+
+    async def test_the_unique_key_is_free_with_the_commit(self, stage: Stage) -> None:
+        joined(stage)
+        key = Options(unique_key="k")
+        _, worker, delivery = await processing(stage, options=key)
+        transaction = await opened(stage)
+        await transaction.complete(worker, delivery)
+        follower = stage.job("b", options=key)
+        assert await transaction.enqueue(follower) == [Enqueued("b", "created")]
+        await transaction.commit()
+        assert await stage.state("b") is State.PENDING
+
+    async def test_two_transactions_complete_two_jobs_of_one_delivery(self, stage: Stage) -> None:
+        joined(stage)
+        await stage.add("a", "b")
+        worker = await stage.worker()
+        for delivery in await worker.take(2):
+            transaction = await opened(stage)
+            await transaction.complete(worker, delivery)
+            await transaction.commit()
+        assert (await stage.store.counts())[State.COMPLETED] == 2
+        assert await worker.take() == []

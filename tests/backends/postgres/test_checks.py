@@ -1,0 +1,165 @@
+"""An examination says what would be lost, what is in the way and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import psycopg
+import pytest
+
+from nimburion.backends.checks import format_size
+from nimburion.backends.postgres.checks import (
+    connections,
+    durability,
+    findings,
+    role,
+    server_clock,
+    snapshot,
+    vacuum,
+)
+from nimburion.backends.postgres.connection.pool import Link
+from nimburion.backends.postgres.migrations import migrate
+from nimburion.backends.postgres.url import Address, parse
+from nimburion.core.checks import Finding
+from nimburion.core.clock import SystemClock
+from tests.backends.postgres.test_migrations import FIRST, SECOND
+from tests.servers.binaries import Binary
+from tests.servers.postgres import PostgresServer
+from tests.servers.server_kinds import RunningPostgres
+
+SERVER: Mapping[str, Any] = {
+    "version": "18.6",
+    "user": "app",
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "synchronous_standbys": "",
+    "autovacuum": "on",
+    "standby": False,
+    "connections": 10,
+    "most_connections": 103,
+    "reserved_connections": 3,
+    "unfrozen": 1000,
+    "bytes": 1 << 20,
+}
+TABLE: Mapping[str, Any] = {
+    "name": "ready",
+    "bytes": 8192,
+    "live": 10,
+    "dead": 0,
+    "vacuumed": None,
+    "switched_off": False,
+}
+
+
+@pytest.fixture
+def address(postgres_server: RunningPostgres) -> Address:
+    return parse(postgres_server.url)
+
+
+@pytest.fixture
+async def link(address: Address) -> AsyncIterator[Link]:
+    made = Link(address, asyncio.sleep)
+    await migrate(made, address, FIRST)
+    yield made
+    await made.close()
+
+
+async def test_each_subject_once_and_all_in_one_line(link: Link, address: Address) -> None:
+    found = await findings(link, address, FIRST, SystemClock())
+    subjects = [one.subject for one in found]
+    assert len({*subjects}) == len(subjects) == 11
+    assert all("\n" not in one.text + one.advice for one in found)
+    assert all(bool(one.advice) == (one.verdict != "good") for one in found)
+    assert [one.subject for one in found if one.verdict != "good"] == ["durability"]  # fsync is off
+
+
+async def test_it_sees_a_pooler_and_a_format(
+    link: Link, address: Address, postgres_server: RunningPostgres
+) -> None:
+    found = by_subject(await findings(link, address, SECOND, SystemClock()))
+    pooled = "PgBouncer" in postgres_server.name
+    assert ("polling" in found["wake-up"].text) is pooled
+    assert found["format"].text == "1; this nimburion writes 2"
+    assert found["size"].text.startswith(("24.0 KiB", "32.0 KiB", "40.0 KiB", "48.0 KiB"))
+
+
+async def test_it_finds_a_prepared_transaction(postgres_binary: Binary) -> None:
+    with PostgresServer(postgres_binary, "max_prepared_transactions=2", durable=True) as server:
+        address = parse(server.url)
+        link = Link(address, asyncio.sleep)
+        await migrate(link, address, FIRST)
+        with psycopg.connect(server.url, autocommit=True) as holder:
+            holder.execute("BEGIN")
+            holder.execute("SELECT pg_current_xact_id()")
+            holder.execute("PREPARE TRANSACTION 'forgotten'")
+        found = by_subject(await findings(link, address, FIRST, SystemClock()))
+        assert found["durability"].verdict == "good"
+        assert found["snapshots"].verdict == "good"  # it is young
+        await link.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdict", "said"),
+    [
+        ({"fsync": "off"}, "error", "fsync is off"),
+        ({"full_page_writes": "off"}, "warning", "torn pages"),
+        ({"synchronous_commit": "off"}, "warning", "just enqueued"),
+        ({"synchronous_standbys": "one"}, "good", "a standby's"),
+        ({}, "good", "on its disk"),
+    ],
+)
+def test_durability(wrong: Mapping[str, str], verdict: str, said: str) -> None:
+    found = durability({**SERVER, **wrong})
+    assert (found.verdict, said in found.text) == (verdict, True)
+
+
+@pytest.mark.parametrize(
+    ("server", "table", "verdict", "said"),
+    [
+        ({"autovacuum": "off"}, {}, "error", "autovacuum is off"),
+        ({}, {"switched_off": True}, "error", "switched off for ready"),
+        ({"unfrozen": 1_500_000_000}, {}, "warning", "1,500,000,000 transactions"),
+        ({}, {"dead": 300_000, "live": 1000}, "warning", "most dead rows in ready"),
+        ({}, {"dead": 300_000, "live": 9_000_000}, "good", "autovacuum is on"),
+        ({}, {}, "good", "no table holds dead rows"),
+    ],
+)
+def test_vacuum(
+    server: Mapping[str, Any], table: Mapping[str, Any], verdict: str, said: str
+) -> None:
+    found = vacuum({**SERVER, **server}, [{**TABLE, **table}])
+    assert (found.verdict, said in found.text) == (verdict, True)
+
+
+def test_old_snapshots_are_named() -> None:
+    young = {"kind": "session", "whose": "pid 1", "seconds": 10.0, "transactions": 5}
+    old = {**young, "seconds": 4000.0, "whose": "pid 2 of app (idle in transaction)"}
+    slot = {"kind": "replication slot", "whose": "gone", "seconds": None, "transactions": 2_000_000}
+    assert snapshot([young]).verdict == "good"
+    found = snapshot([young, old, slot])
+    assert found.verdict == "warning"
+    assert found.text == (
+        "session pid 2 of app (idle in transaction), 4000 s old; "
+        "replication slot gone, 2,000,000 transactions old"
+    )
+
+
+def test_what_else_may_be_wrong() -> None:
+    assert role({**SERVER, "standby": True}).verdict == "error"
+    assert connections({**SERVER, "connections": 90}).verdict == "warning"
+    assert connections(SERVER).text == "10 of 100"
+    assert server_clock(100.0, 99.0, 101.0).verdict == "good"
+    assert server_clock(200.0, 99.0, 101.0).text == "+99.0 s from this host's"
+    assert [format_size(n) for n in (5, 2048, 3 << 20, 5 << 30)] == [
+        "5 bytes",
+        "2.0 KiB",
+        "3.0 MiB",
+        "5.0 GiB",
+    ]
+
+
+def by_subject(found: list[Finding]) -> dict[str, Finding]:
+    return {one.subject: one for one in found}

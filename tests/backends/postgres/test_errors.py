@@ -1,0 +1,203 @@
+"""What the driver raises, in the words of the contract."""
+
+from __future__ import annotations
+
+import ssl
+
+import asyncpg
+import pytest
+
+from nimburion.backends.postgres.connection.connect import why_not
+from nimburion.backends.postgres.errors import (
+    asks_to_repeat,
+    breaks_connection,
+    code_of,
+    meaning_of,
+)
+from nimburion.backends.postgres.transactions import meaning_in_transaction
+from nimburion.backends.postgres.url import Address
+from nimburion.backends.server.url import Node
+from nimburion.core.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigurationError,
+    FormatMismatch,
+    NotJoinable,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    Unstorable,
+)
+
+
+def said(sqlstate: str, text: str = "what it said") -> asyncpg.PostgresError:
+    """An error as the driver makes it of the server's message."""
+    return asyncpg.PostgresError.new({"S": "ERROR", "V": "ERROR", "C": sqlstate, "M": text})
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind"),
+    [
+        ("53100", StoreFull),
+        ("XX001", StoreCorrupt),
+        ("XX002", StoreCorrupt),
+        ("42501", ConfigurationError),
+        ("28P01", ConfigurationError),
+        ("28000", ConfigurationError),
+        ("3D000", ConfigurationError),
+        ("42P01", FormatMismatch),
+        ("42883", FormatMismatch),
+        ("22021", Unstorable),
+        ("22P05", Unstorable),
+        ("23514", Unstorable),
+        ("54000", Unstorable),
+        ("42601", BackendError),
+        ("NB001", BackendError),
+    ],
+)
+def test_the_server_says_what_it_will_not(sqlstate: str, kind: type[Exception]) -> None:
+    error = said(sqlstate)
+    meant = meaning_of(error, "PostgreSQL h/d", sent=True)
+    assert type(meant) is kind
+    assert "what it said" in str(meant)
+    assert "\n" not in str(meant)
+
+
+@pytest.mark.parametrize(
+    "sqlstate", ["25006", "57P03", "57014", "55P03", "53300", "53200", "40001", "40P01", "58030"]
+)
+def test_later_is_not_applied(sqlstate: str) -> None:
+    meant = meaning_of(said(sqlstate), "PostgreSQL h/d", sent=True)
+    assert isinstance(meant, BackendUnavailable)
+    assert meant.outcome == "not applied"
+    assert "nothing was written" in str(meant)
+
+
+@pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "08006", "08P01", "40003"])
+def test_a_connection_that_is_ended_leaves_it_open(sqlstate: str) -> None:
+    for sent, outcome in ((True, "unknown"), (False, "not applied")):
+        meant = meaning_of(said(sqlstate), "PostgreSQL h/d", sent=sent)
+        assert isinstance(meant, BackendUnavailable)
+        assert meant.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind", "words"),
+    [
+        ("42883", NotJoinable, "one commit cannot cover both"),
+        ("42P01", NotJoinable, "one commit cannot cover both"),
+        ("3F000", NotJoinable, "one commit cannot cover both"),
+        ("42501", NotJoinable, "may not enqueue to"),
+        ("25P02", NotJoinable, "has failed already"),
+        ("25006", StoreReadOnly, "takes no writes"),
+        ("40001", BackendUnavailable, "run all of it again"),
+        ("40P01", BackendUnavailable, "run all of it again"),
+    ],
+)
+def test_a_callers_transaction_hears_what_to_do_with_it(
+    sqlstate: str, kind: type[Exception], words: str
+) -> None:
+    error = said(sqlstate, "it said {so}")
+    meant = meaning_in_transaction(error, "PostgreSQL {h}", at_commit=True)
+    assert type(meant) is kind
+    assert words in str(meant)
+    assert "PostgreSQL {h}" in str(meant)
+    assert "(it said {so})" in str(meant)
+    assert getattr(meant, "outcome", "not applied") == "not applied"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError(),
+        ConnectionResetError("reset"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.InternalClientError("unexpected message"),
+        ssl.SSLError("broken"),
+    ],
+)
+def test_nobody_answered(error: Exception) -> None:
+    for sent, outcome in ((True, "unknown"), (False, "not applied")):
+        meant = meaning_of(error, "PostgreSQL h/d", sent=sent)
+        assert isinstance(meant, BackendUnavailable)
+        assert meant.outcome == outcome
+    assert breaks_connection(error)
+
+
+def test_what_the_driver_cannot_send_is_unstorable() -> None:
+    error = asyncpg.DataError("invalid input for query argument $1")
+    assert type(meaning_of(error, "h", sent=True)) is Unstorable
+    assert not breaks_connection(error)
+
+
+def test_only_what_others_were_in_the_way_of_is_repeated() -> None:
+    assert [
+        code for code in ("40001", "40P01", "40003", "57P01") if asks_to_repeat(said(code))
+    ] == [
+        "40001",
+        "40P01",
+    ]
+    assert not asks_to_repeat(TimeoutError())
+
+
+def test_which_errors_end_a_connection() -> None:
+    assert [
+        code
+        for code in ("57P01", "08006", "25006", "57P03", "40001", "23505", "53100")
+        if breaks_connection(said(code))
+    ] == ["57P01", "08006", "25006", "57P03"]
+    assert code_of(OSError()) == ""
+
+
+def test_its_hint_stands_in_the_line_and_its_detail_does_not() -> None:
+    error = asyncpg.PostgresError.new(
+        {"S": "ERROR", "C": "42501", "M": "permission\ndenied", "D": "(1, secret)", "H": "Hint."}
+    )
+    assert "(permission denied Hint.)" in str(meaning_of(error, "h", sent=True))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError(
+            "cannot switch to state 12; another operation (2) is in progress"
+        ),
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+    ],
+)
+def test_words_of_the_driver_about_itself_are_not_repeated(error: Exception) -> None:
+    meant = meaning_of(error, "PostgreSQL h/d", sent=True)
+    assert str(meant) == (
+        "PostgreSQL h/d: the connection was lost in the middle of an answer; it may have been "
+        "applied or not"
+    )
+    begun = why_not(error, Node("h", 1), Address())
+    assert "h:1 hung up: it restarts, or is no PostgreSQL server" in str(begun)
+    assert "switch" not in str(begun)
+    assert "another operation" not in str(begun)
+
+
+def test_who_must_come_by_tls_is_told_how() -> None:
+    error = said("28000", 'no pg_hba.conf entry for host "h", user "u", no encryption')
+    assert "add sslmode=require" in str(meaning_of(error, "h", sent=False))
+    assert "sslmode" not in str(meaning_of(said("28P01"), "h", sent=False))
+
+
+def test_a_right_that_lacks_names_the_command_for_the_owner() -> None:
+    assert "migrate up --grant ROLE" in str(meaning_of(said("42501"), "h", sent=False))
+
+
+@pytest.mark.parametrize("sqlstate", ["42P05", "26000", "25P02"])
+def test_a_session_that_is_out_of_step_is_replaced_and_the_call_may_be_made_again(
+    sqlstate: str,
+) -> None:
+    meant = meaning_of(said(sqlstate), "h", sent=True)
+    assert isinstance(meant, BackendUnavailable)
+    assert meant.outcome == "not applied"
+    assert breaks_connection(said(sqlstate))
+
+
+def test_an_answer_without_a_meaning_ends_the_connection() -> None:
+    """A plan that must not change, a relation that is gone from a cache: for this session only."""
+    codes = ("0A000", "XX000", "42601", "NB001", "57014", "42501")
+    assert [code for code in codes if breaks_connection(said(code))] == [*codes[:3]]

@@ -1,0 +1,99 @@
+"""A role that may make nothing is enough for all that is done with a store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.backend import Backend
+from nimburion.core.errors import ConfigurationError
+from nimburion.core.job import State
+from nimburion.core.operations import Retention
+from nimburion.core.queries import JobFilter
+from nimburion.core.schedules import ScheduleRecord
+from nimburion.jobs import Context, PermanentError, Processor, job
+from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import Stage
+from tests.backends.postgres.roles import WORKER, opened_by_worker
+from tests.servers.server_kinds import RunningPostgres
+
+FAILED = JobFilter(states=frozenset({State.FAILED}))
+
+pytestmark = pytest.mark.parametrize(
+    "postgres_server", ["postgres", "postgres15", "postgres17"], indirect=True
+)
+
+
+@pytest.fixture
+async def store(postgres_server: RunningPostgres) -> AsyncIterator[Backend]:
+    async with opened_by_worker(postgres_server) as made:
+        yield made
+
+
+@job(queue="greetings", max_retries=1, retry_backoff=0, concurrency=2)
+async def greet(ctx: Context, name: str) -> str:
+    ctx.progress(0.5, "half")
+    if name == "nobody":
+        raise PermanentError("nobody to greet")
+    if name == "Bob" and ctx.attempt == 1:
+        raise OSError("Bob is out")
+    return f"Hello {name}"
+
+
+async def test_it_runs_jobs(store: Backend) -> None:
+    processor = Processor(store.sibling())
+    processor.register(greet)
+    async with processor:
+        for name in ("Ann", "Bob", "nobody"):
+            await processor.enqueue(greet.job(name), id=name, unique_key=name)
+        assert await processor.drain() == 4
+        assert await processor.wait("Bob", timeout=20) == "Hello Bob"
+        assert [one.id async for one in processor.dead.list()] == ["nobody"]
+        assert await processor.dead.replay("nobody") == ["nobody"]
+        await processor.drain()
+        assert await processor.dead.purge() == 1
+
+
+async def test_it_looks_after_them(store: Backend) -> None:
+    stage = Stage(FakeClock(), [store])
+    await stage.add("a", "b", "c")
+    await store.cancel("a")
+    worker = await stage.worker()
+    await worker.take_one()
+    await store.beat(worker.id)
+    assert await store.rescue(10, max_lost=3) is not None
+    await store.promote(10)
+    await store.pause("mail", paused=True)
+    await store.pause("mail", paused=False)
+    assert (await store.counts())[State.CANCELLED] == 1
+    assert len((await store.list_jobs()).jobs) == 3
+    assert await store.queues() != []
+    assert len(await store.sessions()) == 1
+    await store.prune(Retention(completed=0, failed=0, results=0), 100)
+    await store.replay(FAILED, 10)
+    await store.delete(FAILED, 10)
+    await store.close_session(worker.id)
+
+
+async def test_it_keeps_schedules(store: Backend) -> None:
+    stage = Stage(FakeClock(), [store])
+    await store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    fired = await store.fire("nightly", None, 1000.0, stage.job("tick"), "allow")
+    assert fired.outcome == "fired"
+    assert await store.pause_schedule("nightly", paused=True)
+    assert [one.paused for one in await store.list_schedules()] == [True]
+    assert await store.delete_schedule("nightly")
+
+
+async def test_it_is_examined(store: Backend) -> None:
+    found = {one.subject: one.verdict for one in await store.examine()}
+    assert found["format"] == "good"
+    assert await store.plan() == []
+    assert await store.migrate() == []
+
+
+async def test_it_may_make_nothing(store: Backend, postgres_server: RunningPostgres) -> None:
+    with pytest.raises(ConfigurationError, match="may not make the tables"):
+        await PostgresBackend(postgres_server.url_for(WORKER), schema="other").open()

@@ -1,0 +1,61 @@
+"""What a store says of itself where PgBouncer stands between, and what workers make of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.job import NewJob
+from nimburion.jobs import Processor
+from nimburion.testing import FakeClock
+from tests.servers.server_kinds import RunningPostgres
+
+DEADLINE = 30.0
+
+
+def is_pooled(server: RunningPostgres) -> bool:
+    return "PgBouncer" in server.name
+
+
+async def test_it_says_whether_it_hears_other_processes(postgres_server: RunningPostgres) -> None:
+    store = PostgresBackend(postgres_server.url)
+    await store.open()
+    assert store.capabilities.notifies is not is_pooled(postgres_server)
+    await store.close()
+
+
+def test_what_the_url_says_of_a_pooler_is_known_before_it_is_open() -> None:
+    assert PostgresBackend("postgresql://h/x").capabilities.notifies
+    assert not PostgresBackend("postgresql://h/x?pooler=yes").capabilities.notifies
+
+
+async def test_a_ring_is_heard_in_its_own_process_also_through_a_pooler(
+    postgres_server: RunningPostgres,
+) -> None:
+    clock = FakeClock()
+    store = PostgresBackend(postgres_server.url, clock=clock)
+    await store.open()
+    waiting = asyncio.create_task(store.wait(["q"], 1e6))
+    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    await asyncio.wait_for(waiting, DEADLINE)
+    await store.close()
+
+
+async def test_a_worker_finds_what_another_process_enqueued(
+    postgres_server: RunningPostgres,
+) -> None:
+    done = asyncio.Event()
+
+    async def handler(_: object, __: bytes) -> None:
+        done.set()
+
+    worker = Processor(PostgresBackend(postgres_server.url))
+    worker.register("n", handler, queue="q")
+    async with worker:
+        await worker.start()
+        other = PostgresBackend(postgres_server.url)
+        await other.open()
+        await other.enqueue([NewJob("a", "n", "q", b"{}")])
+        await asyncio.wait_for(done.wait(), DEADLINE)
+        await other.close()
+        await worker.stop()

@@ -1,0 +1,105 @@
+"""The URL of a PostgreSQL store: what it can say, and what is refused without showing a secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.backends.postgres.url import Address, Tls, parse
+from nimburion.backends.server.url import Login, Node
+from nimburion.core.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("postgresql://", Address()),
+        ("postgres://h", Address(nodes=(Node("h", 5432),))),
+        ("h:7/d", Address(nodes=(Node("h", 7),), database="d")),
+        ("postgresql:///d", Address(database="d")),
+        ("PostgreSQL://u@H/", Address(nodes=(Node("h", 5432),), login=Login("u"))),
+        (
+            "postgresql://u%40:p%2F@h:1/a%20b",
+            Address(nodes=(Node("h", 1),), login=Login("u@", "p/"), database="a b"),
+        ),
+        (
+            "postgresql://a,b:2,[::1]:3/d",
+            Address(nodes=(Node("a", 5432), Node("b", 2), Node("::1", 3)), database="d"),
+        ),
+        (
+            "postgresql:///d?host=/run/postgresql",
+            Address(nodes=(Node("/run/postgresql", 5432),), database="d"),
+        ),
+        ("postgresql://%2Frun:7/d", Address(nodes=(Node("/run", 7),), database="d")),
+        (
+            "postgresql:///?host=a,b&port=1,2&dbname=d&user=u&password=p",
+            Address(nodes=(Node("a", 1), Node("b", 2)), database="d", login=Login("u", "p")),
+        ),
+        ("postgresql://a,b/?port=7", Address(nodes=(Node("a", 7), Node("b", 7)))),
+        ("postgresql:///?port=7", Address(nodes=(Node("localhost", 7),))),
+        (
+            "postgresql://?sslmode=verify-full&sslrootcert=/ca&sslcert=/c&sslkey=/k",
+            Address(tls=Tls(sslmode="verify-full", sslrootcert="/ca", sslcert="/c", sslkey="/k")),
+        ),
+        (
+            "postgresql://?target_session_attrs=any&application_name=shop&connect_timeout=2",
+            Address(target="any", application_name="shop", timeout=2.0),
+        ),
+        (
+            "postgresql://?schema=jobs&prefix=a_&timeout=0.5&connections=9&pooler=yes",
+            Address(schema="jobs", prefix="a_", timeout=0.5, connections=9, pooler="yes"),
+        ),
+    ],
+)
+def test_it_is_read(url: str, address: Address) -> None:
+    assert parse(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://h/d", "begins with postgresql://"),
+        ("postgresql://u:secret@h:0/d", "a port must be a whole number from 1 to 65535"),
+        ("postgresql://u:secret@h:secret/d", "a port must be a whole number"),
+        ("postgresql://u:secret@a,,b/d", "a host is missing"),
+        ("postgresql://u:secret@h/d#x", "write @ / ? # as"),
+        ("postgresql://u:sec%ret@h/d", "a % must be followed by two hexadecimal digits"),
+        ("postgresql://u:@h/d", "an empty password"),
+        ("postgresql://h/d?colour=blue", "no option 'colour' here; "),
+        ("postgresql://h/d?shema=x", "did you mean schema?"),
+        ("postgresql://h/d?schema=Jobs", "schema: expected 1-40 characters of a-z 0-9 _"),
+        ("postgresql://h/d?schema=pg_x", "not pg_"),
+        ("postgresql://h/d?prefix=1", "prefix: expected up to 20 characters"),
+        ("postgresql://h/d?sslmode=on", "sslmode: expected disable, allow, prefer, require"),
+        ("postgresql://h/d?sslkey=k", "sslkey without sslcert"),
+        ("postgresql://h/d?timeout=0", "timeout: expected seconds, above 0"),
+        ("postgresql://h/d?connections=0", "connections: expected a whole number from 1"),
+        ("postgresql://h/d?pooler=maybe", "pooler: expected auto, yes, no; found 'maybe'"),
+        ("postgresql://h/d?host=x", "host: stands before the path too"),
+        ("postgresql://a,b/d?port=1,2,3", "port: 3 ports for 2 hosts"),
+        ("postgresql://h/d?dbname=x", "dbname: stands before the ? too"),
+        ("postgresql://u@h/d?user=x", "user: stands before the ? too"),
+        ("postgresql://u:secret@h/d?password=secret", "password: stands before the ? too"),
+        ("postgresql://u:secret@h/d?schema=a&schema=b", "stands there twice"),
+    ],
+)
+def test_what_is_wrong_is_said_without_secrets(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(url)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_it_is_described_in_one_line_without_secrets() -> None:
+    address = parse("postgresql://u:secret@one,two:7/shop?schema=jobs&prefix=a_")
+    assert address.describe() == ('PostgreSQL one:5432, two:7/shop, schema "jobs", prefix "a_"')
+    assert parse("postgresql:///d").describe() == "PostgreSQL on this machine/d"
+    assert "secret" not in repr(address) + repr(address.login)
+
+
+def test_arguments_stand_in_place_of_options() -> None:
+    address = parse("postgresql://h/d?schema=jobs").using(schema="other", timeout=2, connections=1)
+    assert (address.schema, address.timeout, address.connections) == ("other", 2.0, 1)
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL h:5432/d.*: prefix: expected"):
+        address.using(prefix="A")
+    with pytest.raises(ConfigurationError, match="pooler: expected auto"):
+        address.using(pooler="perhaps")

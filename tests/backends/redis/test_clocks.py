@@ -1,0 +1,76 @@
+"""Only the server's clock counts: a worker's may stand anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nimburion.backends.redis import RedisBackend
+from nimburion.core.clock import SystemClock
+from nimburion.core.exchange import Lane, Want
+from nimburion.core.job import NewJob, State
+from nimburion.core.session import Session
+from tests.servers.server_kinds import BINARIES, Running
+
+HOUR = 3600.0
+MARGIN = 10.0
+"""Seconds in which a test is done, however busy the machine."""
+
+pytestmark = pytest.mark.parametrize("redis_server", BINARIES, indirect=True)
+
+
+def set_clocks(monkeypatch: pytest.MonkeyPatch, off: float) -> None:
+    """Let the clocks of this host be wrong by so many seconds."""
+    for name in ("now", "monotonic"):
+        right = getattr(SystemClock, name)
+        monkeypatch.setattr(SystemClock, name, lambda self, right=right: right(self) + off)
+
+
+@pytest.fixture(params=[-2 * HOUR, 2 * HOUR], ids=["behind", "ahead"])
+def _wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_clocks(monkeypatch, request.param)
+
+
+@pytest.fixture
+async def store(redis_server: Running) -> AsyncIterator[RedisBackend]:
+    store = RedisBackend(redis_server.url)
+    await store.open()
+    yield store
+    await store.close()
+
+
+def server_time(server: Running) -> float:
+    seconds, _ = server.ask("TIME")
+    return float(seconds)
+
+
+@pytest.mark.usefixtures("_wrong")
+async def test_times_are_those_of_the_server(store: RedisBackend, redis_server: Running) -> None:
+    await store.enqueue([NewJob("a", "mail", "default", b"{}")])
+    record = await store.get("a")
+    assert abs(record.created_at - server_time(redis_server)) < MARGIN
+    assert record.due == record.created_at
+
+
+@pytest.mark.usefixtures("_wrong")
+async def test_a_delay_ends_on_the_clock_of_the_server(store: RedisBackend) -> None:
+    due = NewJob("due", "mail", "default", b"{}")
+    await store.enqueue([due, NewJob("later", "mail", "default", b"{}", after=HOUR)])
+    assert (await store.promote(10)).count == 0
+    session = Session(id="0" * 32, names=("mail",))
+    await store.open_session(session)
+    reply = await store.exchange(session.id, 1, [], Want(5, (Lane("default", "mail"),)))
+    assert [delivery.lease.job_id for delivery in reply.deliveries] == ["due"]
+    assert (await store.get("later")).state is State.SCHEDULED
+
+
+async def test_nobody_expires_by_the_clock_of_another(
+    store: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(id="0" * 32)
+    await store.open_session(session)
+    set_clocks(monkeypatch, 2 * HOUR)
+    await store.rescue(10, max_lost=3)
+    await store.beat(session.id)
+    assert [one.id for one in await store.sessions()] == [session.id]

@@ -1,0 +1,210 @@
+"""What a worker says and does while it cannot reach its server; and how it hears rings again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nimburion.backends.redis import RedisBackend, notifications
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import NewJob, State
+from nimburion.jobs import Context, Processor
+from nimburion.jobs.worker.health import Condition, Health
+from tests.servers import Binary, Proxy, Server
+from tests.servers.server import HOUSEKEEPER
+
+TTL = 2.0
+KEEPER = (HOUSEKEEPER, HOUSEKEEPER)
+
+
+async def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    never = asyncio.Event()
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        try:
+            await asyncio.wait_for(never.wait(), 0.005)
+        except TimeoutError:
+            continue
+
+
+class LongJob:
+    """A handler that does not end before it is told to, and notes when it is interrupted."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.interrupted: list[float] = []
+        self.may_end = asyncio.Event()
+
+    async def run(self, _: Context, __: bytes) -> None:
+        self.begun += 1
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.interrupted.append(time.monotonic())
+            raise
+
+
+class Away:
+    """Two ways for a server not to be there."""
+
+    def __init__(self, server: Server, how: str) -> None:
+        self.go = {"hangs": server.pause, "is dead": server.kill}[how]
+        self.come_back = {"hangs": server.resume, "is dead": server.start}[how]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hangs", "is dead"])
+async def test_it_says_so_keeps_what_runs_and_stops_believing_in_time(
+    how: str, redis_binary: Binary
+) -> None:
+    long, states = LongJob(), list[Condition]()
+    with Server(redis_binary, appendonly=True) as server:
+        away = Away(server, how)
+        processor = Processor(RedisBackend(server.url, timeout=0.4), session_ttl=TTL)
+        processor.register("long", long.run)
+
+        def health() -> Health:
+            told = processor.health()
+            if states[-1:] != [told.state]:
+                states.append(told.state)
+            return told
+
+        async with processor:
+            await processor.start()
+            await processor.enqueue_raw("long", b"{}", id="long")
+            await until(lambda: health().running == 1, "the job runs")
+            await until(lambda: health().state == "ready", "the worker is ready")
+
+            gone = time.monotonic()
+            await asyncio.to_thread(away.go)
+            await until(lambda: health().state == "unreachable", "the worker says so")
+            told = health()
+            assert (told.running, told.session is None, long.interrupted) == (1, False, [])
+            assert told.error
+            assert server.address in told.error
+            assert 0 < told.believed_for < TTL
+
+            await until(lambda: bool(long.interrupted), "the job is interrupted")
+            assert long.interrupted[0] - gone < TTL, "the server would have given it to others"
+            assert health().session is None
+
+            await asyncio.to_thread(away.come_back)
+            back = time.monotonic()
+            await until(lambda: long.begun == 2 and health().state == "ready", "it goes on")
+            assert time.monotonic() - back < 5.0
+            long.may_end.set()
+            assert await processor.wait("long", timeout=10) is None
+            record = await processor.backend.get("long")
+        health()
+    assert (record.state, record.failures, record.lost) == (State.COMPLETED, 0, 0)
+    assert (states[0], states[1], states[-2]) == ("ready", "unreachable", "ready")
+
+
+# --- rings ----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def listening(url: str) -> AsyncIterator[RedisBackend]:
+    """A store whose bell hears."""
+    store = RedisBackend(url, timeout=0.5)
+    await store.open()
+    try:
+        await store.wait(["default"], 0.01)
+        yield store
+    finally:
+        await store.close()
+
+
+async def rung(store: RedisBackend, other: RedisBackend, job_id: str) -> float:
+    """Seconds from an enqueue until one who waits hears of it."""
+    while True:  # what rang before is heard first
+        began = time.monotonic()
+        await store.wait(["default"], 0.05)
+        if time.monotonic() - began > 0.05:
+            break
+    waiting = asyncio.create_task(store.wait(["default"], 5.0))
+    bell = store._here().bell
+    await until(lambda: "default" in bell._armed and bool(bell._waiters), "it listens")
+    began = time.monotonic()
+    await other.enqueue([NewJob(job_id, "quick", "default", b"{}")])
+    await waiting
+    return time.monotonic() - began
+
+
+async def test_rings_are_heard_again_after_each_cut(valkey: Server) -> None:
+    async with Proxy(valkey.port) as proxy:
+        url, direct = f"{proxy.url}?namespace=cuts", f"{valkey.url}?namespace=cuts"
+        async with listening(url) as store, listening(direct) as other:
+            for n in range(5):
+                assert await rung(store, other, f"a-{n}") < 1.0
+                assert proxy.cut()
+
+
+async def test_a_connection_that_is_silent_for_ever_is_left(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half open: no reset comes, and no ring either."""
+    monkeypatch.setattr(notifications, "_SILENCE", 0.1)
+    monkeypatch.setattr(notifications, "_PATIENCE", 0.2)
+    async with Proxy(valkey.port) as proxy:
+        url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
+        async with listening(url) as store, listening(direct) as other:
+            bell = store._here().bell
+            proxy.hole()
+            await until(lambda: not bell._subscribed.is_set(), "it does not believe in it")
+            proxy.heal()
+            assert await rung(store, other, "a") < 1.0
+
+
+async def test_a_refusal_ends_no_listening(
+    redis_binary: Binary, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is nobody's to catch must not end a loop in the background; it is said, once."""
+    caplog.set_level(logging.WARNING, "nimburion.backends.redis")
+    rights = "worker on >pw ~* +@all"
+    with Server(redis_binary, users=[f"{rights} &*"]) as server:
+        url = server.url_for("worker", "pw")
+        async with listening(url) as store, listening(server.url_for(*KEEPER)) as other:
+            bell = store._here().bell
+            server.ask("ACL", "SETUSER", "worker", "resetchannels")
+            server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: "not heard to ring" in caplog.text, "it is said")
+            await store.wait(["default"], 0.2)
+            server.ask("ACL", "SETUSER", "worker", "&*")
+            await until(bell._subscribed.is_set, "it listens again")
+            assert await rung(store, other, "a") < 1.0
+    assert caplog.text.count("not heard to ring") == 1
+
+
+async def test_a_password_that_is_changed_is_an_outage(redis_binary: Binary) -> None:
+    """Nothing that runs is given up for it."""
+    long = LongJob()
+    with Server(redis_binary, password="one") as server:
+        processor = Processor(RedisBackend(server.url, timeout=0.5), session_ttl=20.0)
+        processor.register("long", long.run)
+        async with processor:
+            await processor.start()
+            await processor.enqueue_raw("long", b"{}", id="long")
+            await until(lambda: processor.health().running == 1, "the job runs")
+            server.ask("CONFIG", "SET", "requirepass", "two")
+            server.password = "two"
+            for kind in ("normal", "pubsub"):
+                server.ask("CLIENT", "KILL", "TYPE", kind)
+            refused = "refuses this user or password"
+            await until(lambda: refused in (processor.health().error or ""), "it says so")
+            assert processor.health().state == "unreachable"
+            with pytest.raises(BackendUnavailable) as caught:
+                await processor.backend.enqueue([NewJob("b", "long", "default", b"{}")])
+            assert caught.value.outcome == "not applied"
+            server.ask("CONFIG", "SET", "requirepass", "one")
+            server.password = "one"
+            await until(lambda: processor.health().state == "ready", "it goes on")
+            long.may_end.set()
+            await processor.wait("long", timeout=10)
+    assert (long.begun, long.interrupted) == (1, [])

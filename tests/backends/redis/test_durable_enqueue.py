@@ -1,0 +1,150 @@
+"""What a server that is killed has of the jobs it acknowledged, while its disk hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from nimburion.backends.redis import RedisBackend
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import NewJob
+from nimburion.core.queries import JobFilter
+from tests.backends.redis.stuck_disk import StuckDisk
+from tests.servers import Binary, Server
+from tests.servers.waiting import until
+
+pytestmark = pytest.mark.slow
+
+BOUND = 2.0
+"""Seconds: a server puts a write off no longer than that while it waits for its disk."""
+
+
+@pytest.fixture
+def binary(redis_binary: Binary) -> Binary:
+    if redis_binary.version < (7, 2):
+        pytest.skip("durable_enqueue needs WAITAOF, and says so (test_server_check.py)")
+    return redis_binary
+
+
+@asynccontextmanager
+async def store_of(server: Server, **options: object) -> AsyncIterator[RedisBackend]:
+    store = RedisBackend.from_url(server.url, **options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def append_only(binary: Binary) -> Server:
+    return Server(binary, "appendfsync everysec", appendonly=True)
+
+
+def wait_for_a_sync_that_hangs(server: Server) -> None:
+    """From then on, what is written stays in the server's memory for two seconds."""
+    server.ask("SET", "any", "thing")
+
+    def hangs() -> bool:
+        with server.client() as client:
+            return bool(client.info("persistence")["aof_pending_bio_fsync"])
+
+    until(hangs, "a sync is under way")
+
+
+def job(job_id: str) -> NewJob:
+    return NewJob(job_id, "quick", "default", b"{}")
+
+
+async def until_killed(store: RedisBackend, disk: StuckDisk, seconds: float) -> dict[str, float]:
+    """Enqueue one after another for so long, kill the server; when each was acknowledged."""
+    acknowledged: dict[str, float] = {}
+    until_then = time.monotonic() + seconds
+    while time.monotonic() < until_then:
+        job_id = f"job-{len(acknowledged)}"
+        try:
+            async with asyncio.timeout(max(0.01, until_then - time.monotonic())):
+                await store.enqueue([job(job_id)])
+        except (TimeoutError, BackendUnavailable):
+            continue
+        acknowledged[job_id] = time.monotonic()
+    disk.kill_server()
+    return acknowledged
+
+
+async def kept(store: RedisBackend, ids: list[str]) -> set[str]:
+    found: set[str] = set()
+    for at in range(0, len(ids), 500):
+        page = await store.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
+        found |= {record.id for record in page.jobs}
+    return found
+
+
+async def test_without_it_a_kill_may_lose_two_seconds(
+    binary: Binary, record_property: Callable[[str, object], None]
+) -> None:
+    """The control: so it is the wait that makes the difference below."""
+    ages, lost = await killed_while_the_disk_hangs(binary, durable_enqueue=False)
+    oldest = max((ages[job_id] for job_id in lost), default=0.0)
+    what = f"{binary.name}, killed while its disk hung:"
+    record_property(f"{what} lost of {len(ages)} acknowledged, in total", len(lost))
+    record_property(f"{what} the oldest, in total ms before", round(1000 * oldest))
+    assert lost
+    assert oldest < BOUND
+
+
+async def test_with_it_a_kill_loses_nothing(binary: Binary) -> None:
+    ages, lost = await killed_while_the_disk_hangs(binary, durable_enqueue=True)
+    assert len(ages) >= 3
+    assert not lost
+
+
+async def killed_while_the_disk_hangs(
+    binary: Binary, *, durable_enqueue: bool
+) -> tuple[dict[str, float], set[str]]:
+    """How long before the kill each job was acknowledged; which of them the server has lost."""
+    with append_only(binary) as server:
+        async with store_of(server, durable_enqueue=durable_enqueue) as store:
+            acknowledged = {}
+            for n in range(3):
+                await store.enqueue([job(f"earlier-{n}")])
+                acknowledged[f"earlier-{n}"] = time.monotonic()
+            with StuckDisk(server) as disk:
+                wait_for_a_sync_that_hangs(server)
+                acknowledged |= await until_killed(store, disk, 1.8)
+                killed = time.monotonic()
+            await asyncio.to_thread(server.start)
+            ages = {job_id: killed - at for job_id, at in acknowledged.items()}
+            return ages, ages.keys() - await kept(store, list(ages))
+
+
+async def test_asked_again_over_another_connection_it_waits_as_well(binary: Binary) -> None:
+    """The job is there already, so that the second call writes nothing; its answer would still say
+    that it is on the disk."""
+    with append_only(binary) as server:
+        async with store_of(server, durable_enqueue=True, timeout=0.8) as store:
+            with suppress(BackendUnavailable):  # a sync takes a second
+                await store.enqueue([job("first")])
+            outcomes = []
+            with StuckDisk(server):
+                wait_for_a_sync_that_hangs(server)
+                for _ in range(2):
+                    with pytest.raises(BackendUnavailable) as caught:
+                        await store.enqueue([job("a")])
+                    outcomes.append(caught.value.outcome)
+                    await store._here().enqueues.close()
+            assert outcomes == ["applied", "applied"]
+
+
+async def test_many_slices_share_one_wait(binary: Binary) -> None:
+    with append_only(binary) as server:
+        async with store_of(server, durable_enqueue=True) as store:
+            began = time.monotonic()
+            results = await store.enqueue([job(f"job-{n}") for n in range(5_000)])
+            took = time.monotonic() - began
+            assert {one.outcome for one in results} == {"created"}
+            assert took < 4.0, "ten syncs, one a second"
+            assert server.ask("INFO", "commandstats")["cmdstat_waitaof"]["calls"] == 1

@@ -1,0 +1,58 @@
+"""A server whose memory is full: it takes no new jobs, loses none, and workers drain it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nimburion.core.errors import JobNotFound, StoreFull
+from nimburion.core.job import NewJob, State
+from tests.crash.flow import Record
+from tests.crash.harness import Stage
+from tests.servers import Binary, Server
+
+pytestmark = pytest.mark.slow
+
+ROOM = 2 << 20
+PAYLOAD = b"{%b}" % (b" " * 2_000)
+
+
+async def fill(stage: Stage, prefix: str) -> tuple[list[str], str]:
+    """Enqueue until the store is full: the jobs that it took, and the one it refused."""
+    taken: list[str] = []
+    while True:
+        job_id = f"{prefix}-{len(taken)}"
+        try:
+            await stage.store.enqueue([NewJob(job_id, "quick", "default", PAYLOAD)])
+        except StoreFull:
+            return taken, job_id
+        taken.append(job_id)
+
+
+async def test_it_is_drained_and_takes_jobs_again(
+    tmp_path: Path, redis_binary: Binary, record_property: Record
+) -> None:
+    with Server(redis_binary) as server:
+        async with Stage(tmp_path, server.url) as stage:
+            with server.client() as client:
+                used = client.info("memory")["used_memory"]
+            server.ask("CONFIG", "SET", "maxmemory", used + ROOM)
+            taken, refused = await fill(stage, "quick")
+            with pytest.raises(JobNotFound):
+                await stage.store.get(refused)
+            assert sum((await stage.store.counts()).values()) == len(taken) > 300
+            stage.jobs = taken
+            worker = stage.worker(session_ttl=10.0)
+            await stage.check_all_completed(lost=0)
+            worker.terminate()
+            assert await stage.exit_code(worker) == 0
+            more, refused = await fill(stage, "more")
+            with pytest.raises(JobNotFound):
+                await stage.store.get(refused)
+            counts = await stage.store.counts()
+            assert (counts[State.COMPLETED], counts[State.PENDING]) == (len(taken), len(more))
+    name = redis_binary.name
+    record_property(f"{name}: jobs until its memory was full, in total", len(taken))
+    record_property(f"{name}: jobs that it took once these were done, in total", len(more))
+    assert more

@@ -1,0 +1,26 @@
+"""A store keeps nothing but what `keys.KEYS` says, and as it says."""
+
+from __future__ import annotations
+
+from nimburion.backends.redis.keys import KEYS
+from tests.backends.redis.operations import everything
+from tests.servers import Server
+
+KINDS = {"hash": "hash", "zset": "sorted set", "stream": "stream"}
+GONE_AFTER_A_STEP = {"cancel", "held", "lease", "orphan", "paused", "schedule", "state"}
+"""Keys that hold what a step begins and ends."""
+
+
+async def test_every_key_is_described(valkey: Server) -> None:
+    found: dict[str, str] = {}
+    valkey.empty()
+    with valkey.client(decode_responses=True) as client:
+
+        def look() -> None:
+            found.update({key: KINDS[str(client.type(key))] for key in client.scan_iter()})
+
+        await everything(valkey.url, [valkey], after_each=look)
+    told = {f"{{nimburion}}:{name}": text.partition(":")[0] for name, text in KEYS.items()}
+    assert found.items() <= told.items()
+    unseen = {key.removeprefix("{nimburion}:") for key in told.keys() - found.keys()}
+    assert unseen <= GONE_AFTER_A_STEP

@@ -1,0 +1,56 @@
+"""When every job and session is forgotten, their keys are empty, whatever happened before."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+from hypothesis import Phase
+from hypothesis.stateful import run_state_machine_as_test
+
+from nimburion.backends.redis import RedisBackend
+from nimburion.core.backend import Backend
+from nimburion.core.operations import Retention
+from nimburion.core.queries import EVERY_JOB
+from nimburion.testing.clock import FakeClock
+from tests.model.machine import Twins
+from tests.servers import Server
+
+OF_NO_JOB = {"bell", "count", "gate", "lane", "lanes", "meta", "n", "paused", "running"}
+OF_NO_JOB |= {"schedule", "void", "ring0", "ring1", "ring2", "ring3"}
+"""Keys that grow with lanes, names, queues and schedules; `void` with runs of forgotten jobs."""
+EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
+    class Walk(Twins):
+        def make_subject(self, clock: FakeClock) -> Backend:
+            return RedisBackend(valkey.url, clock=clock, timeout=30.0)
+
+        def remove_subject(self) -> None:
+            try:
+                with valkey.client(decode_responses=True) as client:
+                    left = {key.rpartition(":")[2] for key in client.scan_iter()}
+            finally:
+                valkey.empty()
+            assert left <= OF_NO_JOB
+
+        def teardown(self) -> None:
+            self.loop.run_until_complete(self.forget())
+            super().teardown()
+
+        async def forget(self) -> None:
+            """On both, so that they go on answering alike."""
+            self.clock.advance(1_000.0)
+            for store in (self.oracle, self.subject):
+                await store.rescue(1_000, max_lost=3)
+                for job in (await store.list_jobs(limit=1_000)).jobs:
+                    await store.cancel(job.id)
+                await store.delete(EVERY_JOB, 1_000)
+            self.clock.advance(10 * 86_400.0)
+            for store in (self.oracle, self.subject):
+                await store.prune(EVERYTHING, 1_000)
+
+    valkey.empty()
+    few = hypothesis.settings(max_examples=25, phases=[Phase.generate])
+    run_state_machine_as_test(Walk, settings=few)

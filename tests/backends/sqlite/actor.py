@@ -1,0 +1,230 @@
+"""What another process does with a store: `python -m tests.backends.sqlite.actor VERB FILE [MORE
+...]`.
+
+It prints one line for each thing that the store has acknowledged, and is killed by the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.errors import BackendError, NimburionError
+from nimburion.core.exchange import Lane, Want
+from nimburion.core.ids import new_session_id
+from nimburion.core.job import NewJob, State
+from nimburion.core.queries import JobFilter
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+
+LANES = (Lane("q", "n"),)
+
+
+def say(*words: object) -> None:
+    """Print a line that arrives at once."""
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+async def enqueue(store: SQLiteBackend, prefix: str, many: str, size: str) -> None:
+    """Enqueue `many` jobs by `size`; say each once it is acknowledged."""
+    for start in range(0, int(many), int(size)):
+        ids = [f"{prefix}-{n}" for n in range(start, start + int(size))]
+        await store.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
+        say(*ids)
+
+
+async def work(store: SQLiteBackend, total: str) -> None:
+    """Complete jobs until none is left; say each once its completion is acknowledged."""
+    session = new_session_id()
+    await store.open_session(Session(id=session, ttl=30.0, names=("n",)))
+    number = 0
+    settled: list[Completed] = []
+    while True:
+        number += 1
+        want = Want(int(total), LANES, nonce=os.urandom(16))
+        reply = await store.exchange(session, number, settled, want)
+        for one, result in zip(settled, reply.results, strict=True):
+            say(one.lease.job_id, result)
+        settled = [Completed(one.lease, one.lease.job_id.encode()) for one in reply.deliveries]
+        if not settled:
+            return
+
+
+async def wait(store: SQLiteBackend, queue: str) -> None:
+    """Wait for a ring; say that it waits, and that it was woken."""
+    waiting = asyncio.ensure_future(store.wait([queue], 3600.0))
+    await asyncio.sleep(0)
+    say("waiting")
+    await waiting
+    say("woken")
+
+
+async def fill(store: SQLiteBackend, limit: str) -> None:
+    """Write until no file may grow beyond `limit` bytes; then make room and go on."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), most))
+    stored = 0
+    try:
+        while stored < 100_000:
+            await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
+            stored += 1
+    except BackendError as error:
+        say(type(error).__name__, stored)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
+    say("recovered", sum((await store.counts()).values()))
+
+
+async def crowd(store: SQLiteBackend, prefix: str, seconds: str) -> None:
+    """Enqueue and complete for so long, whether the disk is full or not; say what was done."""
+    session = new_session_id()
+    loop = asyncio.get_running_loop()
+    end, number, stored, completed, refused = loop.time() + float(seconds), 0, 0, 0, 0
+    settled: list[Completed] = []
+    want = Want(100, LANES, nonce=os.urandom(16))
+    opened = False
+    while loop.time() < end:
+        try:
+            await store.enqueue([NewJob(f"{prefix}-{stored}", "n", "q", b"x" * 3000)])
+            stored += 1
+        except BackendError:
+            refused += 1
+        if refused % 10 == 9:
+            refused += 1
+            try:
+                if not opened:
+                    await store.open_session(Session(id=session, ttl=300.0, names=("n",)))
+                    opened = True
+                reply = await store.exchange(session, number + 1, settled, want)
+            except BackendError as error:
+                say("stuck", type(error).__name__, error)
+                continue
+            number += 1
+            completed += len(settled)
+            settled = [Completed(one.lease, b"x" * 500) for one in reply.deliveries]
+            await store.delete(COMPLETED, 1000)
+    say("stored", stored, "completed", completed, "refused", refused)
+
+
+COMPLETED = JobFilter(states=frozenset({State.COMPLETED}))
+
+VERBS: dict[str, Callable[..., Awaitable[None]]] = {
+    "enqueue": enqueue,
+    "work": work,
+    "wait": wait,
+    "fill": fill,
+    "crowd": crowd,
+}
+
+
+async def main(verb: str, path: str, *more: str) -> None:
+    """Open the store and do it; an error of ours is said, not raised."""
+    store = SQLiteBackend(Path(path))
+    try:
+        await store.open()
+        await VERBS[verb](store, *more)
+    except NimburionError as error:
+        say(type(error).__name__, error)
+    finally:
+        await store.close()
+
+
+def forked(path: str) -> None:
+    """After a fork the handle refuses, and opens anew in the child's own loop."""
+    store = SQLiteBackend(Path(path))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(store.open())
+    loop.run_until_complete(store.enqueue([NewJob("before", "n", "q", b"")]))
+    child = os.fork()
+    if child == 0:
+        asyncio.run(in_child(store))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    loop.run_until_complete(store.enqueue([NewJob("after", "n", "q", b"")]))
+    say("parent", status, sum(loop.run_until_complete(store.counts()).values()))
+    loop.run_until_complete(store.close())
+    loop.close()
+
+
+async def in_child(store: SQLiteBackend) -> None:
+    """What the child of a fork sees."""
+    for call in (store.counts(), store.enqueue([NewJob("no", "n", "q", b"")])):
+        try:
+            await call
+        except NimburionError as error:
+            say(type(error).__name__, "fork" in str(error))
+    await store.open()
+    await store.enqueue([NewJob("child", "n", "q", b"")])
+    say("child", sum((await store.counts()).values()))
+    await store.close()
+
+
+async def open_as(path: str, user: str) -> None:
+    """Open the store as a user who may not write there."""
+    await tried_out()
+    os.seteuid(int(user))
+    try:
+        await SQLiteBackend(path).open()
+    except NimburionError as error:
+        say(type(error).__name__, error)
+
+
+def share(path: str, user: str, group: str) -> None:
+    """Use the store as this user, as another one at the same time, and as this one again."""
+    asyncio.run(tried_out())
+    reading, writing = os.pipe()
+    child = os.fork()  # before anything is open, so that the child has nothing of ours
+    if child == 0:
+        os.read(reading, 1)
+        if os.geteuid() == 0:
+            os.setgroups([])
+        os.setegid(int(group))
+        os.seteuid(int(user))
+        asyncio.run(used(path, "theirs"))
+        os._exit(0)
+    loop = asyncio.new_event_loop()
+    stores = [loop.run_until_complete(used(path, "ours"))]
+    os.write(writing, b".")
+    os.waitpid(child, 0)
+    stores.append(loop.run_until_complete(used(path, "ours")))
+    for store in stores:
+        loop.run_until_complete(store.close())
+    loop.close()
+
+
+async def used(path: str, whose: str) -> SQLiteBackend:
+    """Open the store and enqueue; say how many jobs there are."""
+    store = SQLiteBackend(Path(path))
+    try:
+        await store.open()
+        await store.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
+        say(whose, sum((await store.counts()).values()))
+    except NimburionError as error:
+        say(type(error).__name__, error)
+    return store
+
+
+async def tried_out() -> None:
+    """Open a store, so that nothing is left to import for a user who may not read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = SQLiteBackend(Path(folder) / "jobs.db")
+        await store.open()
+        await store.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fork":
+        forked(sys.argv[2])
+    elif sys.argv[1] == "share":
+        share(*sys.argv[2:])
+    elif sys.argv[1] == "open_as":
+        asyncio.run(open_as(*sys.argv[2:]))
+    else:
+        asyncio.run(main(*sys.argv[1:]))

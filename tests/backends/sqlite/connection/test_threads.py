@@ -1,0 +1,205 @@
+"""Group commit: what waits runs together, and nobody pays for another's mistake."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection.database import Database
+from nimburion.core.errors import OutOfOrder, StoreFull, StoreReadOnly
+from nimburion.core.exchange import NOTHING
+from nimburion.core.job import NewJob
+from nimburion.core.session import Session
+
+
+class Blocker:
+    """A call that keeps the writer busy until it is let go, so that others gather behind it."""
+
+    def __init__(self, store: SQLiteBackend) -> None:
+        self._store = store
+        self._go = threading.Event()
+        self._task: asyncio.Task[bool] | None = None
+
+    async def __aenter__(self) -> None:
+        entered = threading.Event()
+
+        def block(_: Database) -> bool:
+            entered.set()
+            return self._go.wait(30)
+
+        self._task = asyncio.create_task(self._store._write(block))
+        await asyncio.to_thread(entered.wait, 30)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._go.set()
+        assert self._task is not None
+        assert await self._task
+
+
+async def trace(store: SQLiteBackend) -> list[str]:
+    """The transactions that the writer begins from now on."""
+    seen: list[str] = []
+
+    def note(text: str) -> None:
+        if text.startswith("BEGIN"):
+            seen.append(text)
+
+    await store._write(lambda db: db.connection.set_trace_callback(note))
+    return seen
+
+
+async def test_a_hundred_enqueues_share_a_transaction(store: SQLiteBackend) -> None:
+    seen = await trace(store)
+    async with Blocker(store):
+        calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"")]) for n in range(100)]
+        tasks = [asyncio.create_task(call) for call in calls]
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks)
+    assert [result[0].outcome for result in results] == ["created"] * 100
+    assert seen == ["BEGIN IMMEDIATE"] * 2  # the blocker, then all of them
+    assert sum((await store.counts()).values()) == 100
+
+
+async def test_a_failing_call_leaves_its_neighbours_alone(store: SQLiteBackend) -> None:
+    await store.open_session(Session(id="s", names=("n",)))
+    async with Blocker(store):
+        before = asyncio.create_task(store.enqueue([NewJob("before", "n", "q", b"")]))
+        failing = asyncio.create_task(store._write(half_done))
+        wrong = asyncio.create_task(store.exchange("s", 7, [], NOTHING))
+        after = asyncio.create_task(store.enqueue([NewJob("after", "m", "q2", b"")]))
+        await asyncio.sleep(0)
+    with pytest.raises(ZeroDivisionError):
+        await failing
+    with pytest.raises(OutOfOrder):
+        await wrong
+    await asyncio.gather(before, after)
+    page = await store.list_jobs()
+    assert [(job.id, job.name, job.queue) for job in page.jobs] == [
+        ("after", "m", "q2"),
+        ("before", "n", "q"),
+    ]
+
+
+def half_done(db: Database) -> None:
+    """Write something, in a new lane too, and fail."""
+    db.lane_of("q", "never")
+    db.run("pause_set", "q")
+    raise ZeroDivisionError
+
+
+async def test_what_a_failed_call_wrote_is_gone(store: SQLiteBackend) -> None:
+    async with Blocker(store):
+        failing = asyncio.create_task(store._write(half_done))
+        other = asyncio.create_task(store.pause("other", paused=True))
+        await asyncio.sleep(0)
+    with pytest.raises(ZeroDivisionError):
+        await failing
+    await other
+    assert [queue.name for queue in await store.queues()] == ["other"]
+
+
+async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> None:
+    store = SQLiteBackend(path, measure=lambda _: 1 << 20)
+    await store.open()
+    big = [NewJob(f"big-{n}", "n", "q", b"x" * 1000) for n in range(1000)]
+    async with Blocker(store):
+        first = asyncio.create_task(store.enqueue([NewJob("first", "n", "q", b"")]))
+        full = asyncio.create_task(store.enqueue(big))
+        last = asyncio.create_task(store.enqueue([NewJob("last", "n", "q", b"")]))
+        await asyncio.sleep(0)
+    with pytest.raises(StoreFull):
+        await full
+    assert (await first)[0].outcome == "created"
+    assert (await last)[0].outcome == "created"
+    assert sum((await store.counts()).values()) == 2
+    await store.close()
+
+
+async def test_a_cancelled_wait_does_not_disturb_the_writer(store: SQLiteBackend) -> None:
+    async with Blocker(store):
+        task = asyncio.create_task(store.enqueue([NewJob("a", "n", "q", b"")]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert (await store.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "exists"
+
+
+async def test_closing_answers_what_was_asked_before(path: Path) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    tasks = [
+        asyncio.create_task(store.enqueue([NewJob(f"j-{n}", "n", "q", b"")])) for n in range(50)
+    ]
+    await asyncio.sleep(0)
+    await store.close()
+    assert [result[0].outcome for result in await asyncio.gather(*tasks)] == ["created"] * 50
+
+
+async def test_two_hundred_openings_leave_no_thread_and_no_file(path: Path) -> None:
+    before = threading.active_count()
+    for n in range(200):
+        store = SQLiteBackend(path)
+        await store.open()
+        call = asyncio.create_task(store.enqueue([NewJob(f"j-{n}", "n", "q", b"")]))
+        await asyncio.sleep(0)
+        await store.close()
+        await call
+    assert await gone(before)
+    assert {one.name for one in path.parent.iterdir()} == {"jobs.db"}
+
+
+async def gone(many: int) -> bool:
+    """Whether no more than so many threads are left, soon."""
+    for _ in range(10_000):
+        if threading.active_count() <= many:
+            return True
+        await asyncio.sleep(0)
+    return False
+
+
+async def test_what_callers_ask_for_is_synced_and_what_workers_note_is_not(
+    store: SQLiteBackend,
+) -> None:
+    assert store._writer is not None
+    assert await store._write(synchronous) == 2
+    assert await store._write(synchronous, durable=False) == 1
+    await store.open_session(Session(id="s", names=("n",)))
+    assert await level_after(store, store.exchange("s", 1, [], NOTHING)) == "NORMAL"
+    assert await level_after(store, store.enqueue([NewJob("a", "n", "q", b"")])) == "FULL"
+    assert await level_after(store, store.beat("s")) == "NORMAL"
+    assert await level_after(store, store.cancel("a")) == "FULL"
+    assert await level_after(store, store.rescue(1, max_lost=3)) == "NORMAL"
+    assert await level_after(store, store.pause("q", paused=True)) == "FULL"
+
+
+async def level_after(store: SQLiteBackend, call: Awaitable[object]) -> str:
+    """How the transaction of a call was committed."""
+    await call
+    assert store._writer is not None
+    return store._writer._synchronous
+
+
+def synchronous(db: Database) -> int:
+    """SQLite's level: 1 NORMAL, 2 FULL."""
+    level: int = db.connection.execute("PRAGMA synchronous").fetchone()[0]
+    return level
+
+
+async def test_one_caller_who_asks_makes_the_whole_group_synced(store: SQLiteBackend) -> None:
+    await store.open_session(Session(id="s", names=("n",)))
+    async with Blocker(store):
+        noted = asyncio.create_task(store._write(synchronous, durable=False))
+        asked = asyncio.create_task(store.enqueue([NewJob("a", "n", "q", b"")]))
+        await asyncio.sleep(0)
+    assert await noted == 2
+    await asked
+
+
+async def test_the_reader_cannot_write(store: SQLiteBackend) -> None:
+    with pytest.raises(StoreReadOnly):
+        await store._read(lambda db: db.run("pause_set", "q"))

@@ -1,0 +1,314 @@
+"""Files and disks that do not do what they should: a clear error, nothing lost, nothing deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.sql_files import migrations_of
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection import opening
+from nimburion.core.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    FormatMismatch,
+    NotOpen,
+    StoreCorrupt,
+    StoreFull,
+    Unstorable,
+)
+from nimburion.core.job import NewJob
+from nimburion.testing.clock import FakeClock
+from tests.backends.sqlite.conftest import Start, assert_sound, let_others_in, said
+
+NOBODY = 65534
+
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+server:/export /srv/shared nfs4 rw 0 0
+//server/share /srv/with\\040blank cifs rw 0 0
+/dev/vdb /srv/shared/local xfs rw 0 0
+"""
+
+
+# Read-only
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Iterator[Path]:
+    """A folder; the actor acts as nobody when the tests run as root, whom no mode stops."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    let_others_in(tmp_path)
+    yield folder
+    folder.chmod(0o755)
+
+
+def user() -> int:
+    """Who the actor is."""
+    return NOBODY if os.geteuid() == 0 else os.geteuid()
+
+
+async def made(path: Path) -> None:
+    """A store with one job, closed."""
+    store = SQLiteBackend(path)
+    await store.open()
+    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    await store.close()
+
+
+def test_a_read_only_folder(start: Start, theirs: Path) -> None:
+    theirs.chmod(0o555)
+    (line,) = said(start("open_as", theirs / "jobs.db", user()))
+    assert line.startswith("StoreReadOnly")
+    assert "is not writable for this user" in line
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", ["jobs.db", "deep/jobs.db"])
+def test_a_folder_that_may_not_be_entered(start: Start, theirs: Path, inside: str) -> None:
+    (theirs / inside).parent.mkdir(exist_ok=True)
+    theirs.chmod(0o000)
+    (line,) = said(start("open_as", theirs / inside, user()))
+    assert line.startswith("StoreReadOnly")
+
+
+def test_a_read_only_file(start: Start, theirs: Path) -> None:
+    asyncio.run(made(theirs / "jobs.db"))
+    (theirs / "jobs.db").chmod(0o444)
+    theirs.chmod(0o777)
+    (line,) = said(start("open_as", theirs / "jobs.db", user()))
+    assert line.startswith("StoreReadOnly")
+    assert "change the owner or mode" in line
+
+
+async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="does not exist; make it first"):
+        await SQLiteBackend(tmp_path / "no" / "jobs.db").open()
+    assert not (tmp_path / "no").exists()
+
+
+async def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        await SQLiteBackend(tmp_path).open()
+
+
+# Full
+
+
+async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: FakeClock) -> None:
+    room = 10 << 20
+    store = SQLiteBackend(path, clock=clock, measure=lambda _: room)
+    await store.open()
+    await store.enqueue([NewJob("kept", "n", "q", b"{}")])
+    room = 0
+    jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
+    with pytest.raises(StoreFull, match="goes on by itself"):
+        await store.enqueue(jobs)
+    assert sum((await store.counts()).values()) == 1
+    room = 10 << 20
+    await store.enqueue(jobs)
+    assert sum((await store.counts()).values()) == 501
+    await store.close()
+
+
+def test_a_limit_on_file_size_is_a_full_store_until_it_is_lifted(path: Path, start: Start) -> None:
+    refused, recovered = said(start("fill", path, 1 << 20))
+    name, stored = refused.split()
+    assert name == "StoreFull"
+    assert int(stored) > 10
+    assert recovered == f"recovered {int(stored) + 1}"
+    assert_sound(path)
+
+
+# Corrupt
+
+
+async def test_a_file_that_is_no_database(path: Path) -> None:
+    write_text(path)
+    with pytest.raises(StoreCorrupt, match="restore a backup"):
+        await SQLiteBackend(path).open()
+    assert is_text(path)
+
+
+def write_text(path: Path) -> None:
+    path.write_bytes(b"not a database, but somebody's text\n" * 200)
+
+
+def is_text(path: Path) -> bool:
+    return path.read_bytes() == b"not a database, but somebody's text\n" * 200
+
+
+async def test_a_damaged_page_is_reported_and_nothing_is_deleted(path: Path) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
+    await store.close()
+    damaged = damage(path)
+    store = SQLiteBackend(path)
+    with pytest.raises(StoreCorrupt):
+        await use(store)
+    await store.close()
+    assert damaged <= path.stat().st_size  # noqa: ASYNC240
+
+
+def damage(path: Path) -> int:
+    """Overwrite the head of every page but the first; the size of the file."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for page in range(1, size // 4096):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 64)
+    return size
+
+
+async def use(store: SQLiteBackend) -> None:
+    await store.open()
+    await store.list_jobs(payloads=True, limit=500)
+
+
+# Formats
+
+
+async def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
+    await made(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = 99")
+    with pytest.raises(FormatMismatch, match=r"has format 99.*upgrade nimburion"):
+        await SQLiteBackend(path).open()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM job").fetchone() == (1,)
+
+
+async def test_a_database_whose_names_are_taken_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE job (title TEXT)")
+    with pytest.raises(FormatMismatch, match=r"not one of nimburion.*\(job\)"):
+        await SQLiteBackend(path).open()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("job",)]
+
+
+async def test_a_database_of_the_application_gets_our_tables_beside_its_own(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE person (name TEXT)")
+        connection.execute("INSERT INTO person VALUES ('Ada')")
+    await made(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM person").fetchall() == [("Ada",)]
+        assert connection.execute("SELECT count(*) FROM job").fetchone() == (1,)
+
+
+async def test_opening_a_new_file_says_what_it_did(path: Path) -> None:
+    store = SQLiteBackend(path)
+    assert await store.migrate() == ["format 1: tables"]
+    await store.close()
+    assert await store.migrate() == []
+    await store.close()
+
+
+async def test_an_older_format_is_migrated_once_and_whole(path: Path) -> None:
+    await made(path)
+    first = migrations_of(opening.PACKAGE, opening.MIGRATIONS)
+    newer = [*first, (2, "colour", "ALTER TABLE job ADD COLUMN colour TEXT;\nCREATE TABLE b (x);")]
+    connection = opening.connect(path)
+    assert opening.prepare(connection, path, newer) == ["format 2: colour"]
+    assert opening.prepare(connection, path, newer) == []
+    assert connection.execute("SELECT id, colour FROM job").fetchall() == [("a", None)]
+    broken = [*newer, (3, "broken", "CREATE TABLE c (x);\nCREATE TABLE c (x);")]
+    with pytest.raises(sqlite3.OperationalError):
+        opening.prepare(connection, path, broken)
+    assert opening.prepare(connection, path, newer) == []
+    assert "c" not in {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    connection.close()
+
+
+# Network file systems
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [("/srv/shared/jobs.db", "nfs4"), ("/srv/with blank/a/jobs.db", "cifs")],
+)
+async def test_a_network_file_system_is_refused(tmp_path: Path, place: str, kind: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    with pytest.raises(ConfigurationError, match=rf"network file system \({kind}\)"):
+        await SQLiteBackend(place, mounts=mounts).open()
+
+
+@pytest.mark.parametrize("table", [MOUNTS, "", None])
+async def test_a_local_one_is_not(path: Path, tmp_path: Path, table: str | None) -> None:
+    mounts = tmp_path / "mounts"
+    if table is not None:
+        mounts.write_text(table)
+    store = SQLiteBackend(path, mounts=mounts)
+    await store.open()
+    await store.close()
+
+
+# Handles
+
+
+async def test_a_handle_that_is_not_open_says_so(path: Path) -> None:
+    store = SQLiteBackend(path)
+    for call in (store.counts(), store.ping(), store.wait(["q"], 1.0)):
+        with pytest.raises(NotOpen, match=r"call open\(\) first"):
+            await call
+    await store.open()
+    await store.open()
+    await store.close()
+    await store.close()
+    with pytest.raises(NotOpen):
+        await store.enqueue([NewJob("a", "n", "q", b"")])
+
+
+async def test_a_lock_that_is_kept_is_no_answer_and_nothing_is_written(
+    store: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(BackendUnavailable, match=r"kept .* locked") as caught:
+            await store.enqueue([NewJob("a", "n", "q", b"")])
+        assert caught.value.outcome == "not applied"
+        assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+        other.execute("ROLLBACK")
+    assert (await store.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "created"
+
+
+async def test_under_a_lock_each_call_has_a_time_of_its_own(
+    store: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one time after the other, whether they share a transaction or wait behind another."""
+    monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.5)
+    loop = asyncio.get_running_loop()
+
+    async def refused(number: int) -> float:
+        began = loop.time()
+        with pytest.raises(BackendUnavailable, match=r"kept .* locked"):
+            await store.enqueue([NewJob(f"{number}", "n", "q", b"")])
+        return loop.time() - began
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        took = await asyncio.gather(*map(refused, range(20)))
+        other.execute("ROLLBACK")
+    assert min(took) >= 0.4
+    assert max(took) <= 0.5 * 1.5 + 2.0  # a busy machine; one after the other takes ten seconds
+    assert sum((await store.counts()).values()) == 0
+
+
+@pytest.mark.parametrize(
+    "job", [NewJob("\ud800", "n", "q", b""), NewJob("a", "n", "q", b"", 1 << 70)]
+)
+async def test_what_sqlite_cannot_hold_is_unstorable(store: SQLiteBackend, job: NewJob) -> None:
+    with pytest.raises(Unstorable):
+        await store.enqueue([NewJob("good", "n", "q", b""), job])
+    assert sum((await store.counts()).values()) == 0

@@ -1,0 +1,149 @@
+"""Several processes on one file: together, killed, woken, forked."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from pathlib import Path
+
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.notifications import bells_of
+from nimburion.core.clock import SystemClock
+from nimburion.core.exchange import Lane, Want
+from nimburion.core.job import NewJob, State
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+from tests.backends.sqlite.conftest import Start, assert_sound, line_of, said
+
+
+class Later(SystemClock):
+    """The host's clock as it will be in two minutes: every session of today is overdue."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() + 120.0
+
+
+async def test_four_enqueue_and_two_work_each_job_once(path: Path, start: Start) -> None:
+    makers = [start("enqueue", path, f"p{n}", 1000, 10) for n in range(4)]
+    stored = {one for maker in makers for line in said(maker) for one in line.split()}
+    assert len(stored) == 4000
+    workers = [start("work", path, 50) for _ in range(2)]
+    ends = Counter(line for worker in workers for line in said(worker))
+    assert ends == Counter(f"{one} done" for one in stored)
+    assert_sound(path)
+
+
+async def test_makers_and_workers_at_once_lose_nothing(path: Path, start: Start) -> None:
+    running = [
+        *(start("enqueue", path, f"p{n}", 500, 1) for n in range(2)),
+        *(start("work", path, 7) for _ in range(2)),
+    ]
+    for process in running:
+        said(process)
+    ends = Counter(said(start("work", path, 500)))
+    store = SQLiteBackend(path)
+    await store.open()
+    counts = await store.counts()
+    await store.close()
+    assert counts[State.COMPLETED] == 1000 == sum(counts.values())
+    assert set(ends.values()) <= {1}
+    assert_sound(path)
+
+
+async def test_kill_while_enqueueing_keeps_what_was_acknowledged(path: Path, start: Start) -> None:
+    acknowledged: set[str] = set()
+    for turn in range(5):
+        maker = start("enqueue", path, f"t{turn}", 1_000_000, 3)
+        for _ in range(20 + turn):
+            acknowledged.update(line_of(maker).split())
+        maker.send_signal(signal.SIGKILL)
+        acknowledged.update(one for line in said(maker)[:-1] for one in line.split())
+    store = SQLiteBackend(path)
+    await store.open()
+    kept = set[str]()
+    after: str | None = None
+    while True:
+        page = await store.list_jobs(limit=1000, after=after)
+        kept.update(job.id for job in page.jobs)
+        if page.next is None:
+            break
+        after = page.next
+    await store.close()
+    assert len(acknowledged) >= 300
+    assert acknowledged <= kept
+    assert_sound(path)
+
+
+async def test_kill_while_exchanging_repeats_but_never_loses(path: Path, start: Start) -> None:
+    store = SQLiteBackend(path, clock=Later())
+    await store.open()
+    ids = [f"j-{n}" for n in range(3000)]
+    await store.enqueue([NewJob(one, "n", "q", b"{}") for one in ids])
+    ended: Counter[str] = Counter()
+    for turn in range(4):
+        worker = start("work", path, 20)
+        for _ in range(60 + turn):
+            ended[line_of(worker).split()[0]] += 1
+        worker.send_signal(signal.SIGKILL)
+        ended.update(line.split()[0] for line in said(worker)[:-1])
+        rescued = await store.rescue(1000, max_lost=100)
+        assert len(rescued.returned) <= 20
+    assert set(ended.values()) == {1}
+    completed = await store.list_jobs(limit=3000)
+    assert ended.keys() <= {job.id for job in completed.jobs if job.state is State.COMPLETED}
+    await drain(store)
+    assert (await store.counts())[State.COMPLETED] == 3000
+    await store.close()
+    assert_sound(path)
+
+
+async def drain(store: SQLiteBackend) -> None:
+    """Complete what is left."""
+    await store.open_session(Session(id="last", names=("n",)))
+    settled: list[Completed] = []
+    for number in range(1, 1000):
+        want = Want(500, (Lane("q", "n"),), nonce=bytes(16))
+        reply = await store.exchange("last", number, settled, want)
+        settled = [Completed(one.lease) for one in reply.deliveries]
+        if not settled:
+            return
+
+
+async def test_an_enqueue_wakes_another_process(path: Path, start: Start) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    waiter = start("wait", path, "q")
+    assert line_of(waiter) == "waiting"
+    await store.enqueue([NewJob("other", "n", "elsewhere", b"")])
+    await store.enqueue([NewJob("a", "n", "q", b"")])
+    assert line_of(waiter) == "woken"  # its own timeout is an hour
+    await store.close()
+    assert said(waiter) == []
+
+
+async def test_the_socket_of_a_killed_waiter_is_removed(path: Path, start: Start) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    waiter = start("wait", path, "q")
+    assert line_of(waiter) == "waiting"
+    assert len(sockets(path)) == 1
+    waiter.send_signal(signal.SIGKILL)
+    waiter.wait()
+    await store.enqueue([NewJob("a", "n", "q", b"")])
+    await store.close()
+    assert sockets(path) == []
+
+
+def sockets(path: Path) -> list[Path]:
+    """The sockets of those who wait."""
+    return list(bells_of(path).iterdir())
+
+
+def test_a_handle_refuses_after_a_fork_and_opens_anew(path: Path, start: Start) -> None:
+    assert sorted(said(start("fork", path))) == [
+        "NotOpen True",
+        "NotOpen True",
+        "child 2",
+        "parent 0 3",
+    ]
+    assert_sound(path)

@@ -1,0 +1,257 @@
+"""Files that are deleted or replaced while processes have them open: noticed, and refused."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.core.errors import BackendReplaced
+from nimburion.core.job import NewJob, State
+from nimburion.core.session import Session
+from nimburion.core.transactions import Lent
+from nimburion.jobs import Processor
+from tests.backends.sqlite.conftest import Start, line_of, said
+
+Deed = Callable[[Path], object]
+
+
+def delete(path: Path) -> None:
+    """As `rm jobs.db*` does."""
+    for file in path.parent.glob(f"{path.name}*"):
+        if file.is_file():
+            file.unlink()
+
+
+def delete_alone(path: Path) -> None:
+    """As `rm jobs.db` does."""
+    path.unlink()
+
+
+def rename_over(path: Path) -> None:
+    """As a restore from a backup does that nobody was told of."""
+    backup = path.with_name("backup.db")
+    with closing(sqlite3.connect(backup)) as target, closing(sqlite3.connect(path)) as source:
+        source.backup(target)
+    backup.rename(path)
+
+
+def delete_log(path: Path) -> None:
+    """As those do who take the log for a leftover."""
+    path.with_name(f"{path.name}-wal").unlink()
+
+
+def delete_index(path: Path) -> None:
+    path.with_name(f"{path.name}-shm").unlink()
+
+
+EVERY_WAY = pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        (delete, "jobs.db was deleted"),
+        (delete_alone, "jobs.db was deleted"),
+        (rename_over, "jobs.db was replaced by another file"),
+        (delete_log, "jobs.db-wal was deleted"),
+        (delete_index, "jobs.db-shm was deleted"),
+    ],
+)
+
+
+def let_time_pass(store: SQLiteBackend) -> None:
+    """As much as passes until all files are looked at again."""
+    assert store.files is not None
+    store.files._next = 0.0
+
+
+@EVERY_WAY
+async def test_every_call_is_refused(path: Path, deed: Deed, words: str) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    await store.enqueue([NewJob("before", "n", "q", b"{}")])
+    await store.open_session(Session(id="s", names=("n",)))
+    deed(path)
+    let_time_pass(store)
+    for call in (
+        store.enqueue([NewJob("after", "n", "q", b"{}")]),
+        store.beat("s"),
+        store.counts(),
+        store.ping(),
+    ):
+        with pytest.raises(BackendReplaced, match=words) as caught:
+            await call
+        assert "End every process that uses" in str(caught.value)
+    await store.close()
+    if path.exists():  # noqa: ASYNC240
+        assert await ids_in(path) <= {"before"}
+
+
+async def ids_in(path: Path) -> set[str]:
+    """The jobs of a file, as a process sees them that opens it now."""
+    store = SQLiteBackend(path)
+    await store.open()
+    found = {job.id for job in (await store.list_jobs()).jobs}
+    await store.close()
+    return found
+
+
+@pytest.mark.parametrize("deed", [delete, delete_alone, rename_over])
+async def test_the_very_next_enqueue_is_refused(path: Path, deed: Deed) -> None:
+    """However short ago the last look was: no acknowledgement for what is lost."""
+    store = SQLiteBackend(path)
+    await store.open()
+    await store.enqueue([NewJob("before", "n", "q", b"{}")])
+    deed(path)
+    calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(one) for one in results] == [BackendReplaced] * 5
+    await store.close()
+
+
+async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    aside = path.rename(path.with_name("aside.db"))  # noqa: ASYNC240
+    with pytest.raises(BackendReplaced):
+        await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    aside.rename(path)
+    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    assert (await store.counts())[State.PENDING] == 1
+    await store.close()
+
+
+async def test_closed_and_opened_again_it_uses_the_new_file(path: Path) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    delete(path)
+    with pytest.raises(BackendReplaced):
+        await store.enqueue([NewJob("b", "n", "q", b"{}")])
+    await store.close()
+    await store.open()
+    await store.enqueue([NewJob("b", "n", "q", b"{}")])
+    await store.close()
+    assert await ids_in(path) == {"b"}
+
+
+async def test_a_sibling_opens_no_other_file(path: Path) -> None:
+    """A worker's heartbeat thread has a handle of its own, which must not make a new file."""
+    store = SQLiteBackend(path)
+    await store.open()
+    delete(path)
+    with pytest.raises(BackendReplaced):
+        await store.sibling().open()
+    assert not path.exists()  # noqa: ASYNC240
+    await store.close()
+
+
+async def test_no_transaction_begins_on_another_file(path: Path) -> None:
+    store = SQLiteBackend(path)
+    await store.open()
+    rename_over(path)
+    with pytest.raises(BackendReplaced):
+        await store.transaction(None).begin()
+    with closing(sqlite3.connect(path)) as connection, pytest.raises(BackendReplaced):
+        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+    await store.close()
+
+
+async def test_another_working_directory_is_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SQLiteBackend("jobs.db")
+    await store.open()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    let_time_pass(store)
+    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    sibling = store.sibling()
+    await sibling.open()
+    assert (await sibling.counts())[State.PENDING] == 1
+    await sibling.close()
+    await store.close()
+
+
+def test_all_files_are_looked_at_every_ten_milliseconds_and_after_a_refusal(path: Path) -> None:
+    now = 0.0
+    path.touch()
+    log = path.with_name("jobs.db-wal")
+    log.touch()
+    files = OpenFiles(path, monotonic=lambda: now)
+    files.note_file()
+    files.note_log()
+    files.check()
+    log.rename(path.with_name("aside"))
+    files.check()
+    files.check_file()
+    now = 0.011
+    for _ in range(2):
+        with pytest.raises(BackendReplaced):
+            files.check()
+    path.with_name("aside").rename(log)
+    files.check()
+
+
+class Heard(logging.Handler):
+    """Tells when a message with these words has been logged, from whichever thread."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+        self.event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.words in record.getMessage():
+            self._loop.call_soon_threadsafe(self.event.set)
+
+
+async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_file(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noticed, gave_up = Heard("cannot be used"), Heard("its jobs are given up")
+    log = logging.getLogger("nimburion.worker")
+    for one in (noticed, gave_up):
+        log.addHandler(one)
+    processor = Processor(SQLiteBackend(path), session_ttl=3.0)
+    ran: list[str] = []
+
+    async def note(_: object, data: bytes) -> None:
+        ran.append(data.decode())
+
+    processor.register("note", note)
+    async with processor, asyncio.timeout(30):
+        await processor.start()
+        delete(path)
+        other = SQLiteBackend(path)
+        await other.open()
+        await other.enqueue([NewJob("a", "note", "default", b"{}")])
+        await noticed.event.wait()
+        await gave_up.event.wait()
+        assert processor.health().state != "ready"
+        assert (await other.counts())[State.PENDING] == 1
+        await other.close()
+    for one in (noticed, gave_up):
+        log.removeHandler(one)
+    assert ran == []
+    (words,) = [one for one in caplog.messages if "cannot be used" in one]
+    assert "jobs.db was replaced by another file" in words or "jobs.db was deleted" in words
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+def test_a_producer_of_another_process_is_refused(path: Path, start: Start) -> None:
+    """It acknowledges no more than what was under way."""
+    producer = start("enqueue", path, "j", 1_000_000, 1)
+    for _ in range(20):
+        line_of(producer)
+    path.rename(path.with_name("old.db"))
+    *_, last = said(producer)
+    assert last.startswith("BackendReplaced")
+    assert "was deleted while this process had it open" in last

@@ -1,0 +1,144 @@
+"""The statements: each compiles, and those on the hot path use an index, never a scan."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.sql_files import Statements
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection import opening
+from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.core.exchange import Lane, Want
+from nimburion.core.job import NewJob, Options
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+
+SQL = Statements(opening.PACKAGE)
+HOT = {
+    "complete_jobs",
+    "complete_leases",
+    "deliver",
+    "exchange_head",
+    "exchange_note",
+    "job_find",
+    "job_token",
+    "lanes_waiting",
+    "lease_get",
+    "promote_copy",
+    "promote_drop",
+    "records",
+    "unique_free",
+    "ready_remove",
+    "reserve_heads",
+    "reserve_lease",
+    "reserve_more",
+    "reserve_one",
+    "reserve_take",
+    "session_beat",
+    "session_cancels",
+}
+SMALL = {"gate", "paused"}
+"""Tables that may be read whole: they hold a row a limit, a row a paused queue."""
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    connection, _ = opening.open_writer(path, OpenFiles(path))
+    yield connection
+    connection.close()
+
+
+def plan_of(connection: sqlite3.Connection, text: str) -> list[str]:
+    """How SQLite would run it."""
+    numbers = [int(n) for n in re.findall(r"\?(\d+)", text)]
+    values = [None] * max(numbers, default=text.count("?"))
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+
+
+def scanned(plan: list[str]) -> set[str]:
+    """The tables that a plan reads whole."""
+    found = [re.match(r"SCAN (\w+)(?! VIRTUAL)(?!.*USING INDEX)", line) for line in plan]
+    return {match[1] for match in found if match}
+
+
+@pytest.mark.parametrize("name", sorted(SQL))
+def test_it_compiles(connection: sqlite3.Connection, name: str) -> None:
+    plan_of(connection, SQL[name])
+
+
+@pytest.mark.parametrize("name", sorted(HOT))
+def test_it_scans_no_table(connection: sqlite3.Connection, name: str) -> None:
+    plan = plan_of(connection, SQL[name])
+    real = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    aliases = {"j": "job", "l": "lease", "s": "session", "r": "ready"}
+    tables = {aliases.get(name, name) for name in scanned(plan)} & real
+    assert tables - SMALL == set(), plan
+
+
+@pytest.mark.parametrize("name", ["reserve_one", "reserve_heads", "reserve_more"])
+def test_a_reserve_walks_the_line_from_its_front(connection: sqlite3.Connection, name: str) -> None:
+    plan = plan_of(connection, SQL[name])
+    assert any(line.startswith("SEARCH ready USING PRIMARY KEY (lane=?") for line in plan)
+    assert not any("TEMP B-TREE" in line for line in plan)
+
+
+def test_a_scan_is_seen(connection: sqlite3.Connection) -> None:
+    assert scanned(plan_of(connection, "SELECT payload FROM job")) == {"job"}
+    assert scanned(plan_of(connection, "SELECT * FROM ready WHERE seq = ?1")) == {"ready"}
+
+
+def test_the_oldest_sqlite_knows_every_function_used() -> None:
+    newer = r"->>|RIGHT JOIN|FULL JOIN|IS (NOT )?DISTINCT FROM|\bunixepoch\(|\bstring_agg\("
+    assert [name for name in SQL if re.search(newer, SQL[name])] == []
+
+
+# What goes in comes out
+
+
+TEXTS = ["", "\0", "a\0b", "ключ", "日本", "🦊", '"quoted" \\ \n', "' OR 1=1 --", "x" * 5000]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+async def test_any_text_and_bytes_come_back_as_they_went_in(
+    store: SQLiteBackend, text: str
+) -> None:
+    payload = text.encode() + b"\0\xff\xfe"
+    options = Options(headers={text: text}, tenant=text, correlation_id=text, unique_key=text)
+    await store.enqueue([NewJob(text, text, text, payload, options=options)])
+    await store.open_session(Session(id=text, host=text, names=(text,), queues=(text,)))
+    want = Want(1, (Lane(text, text),), nonce=bytes(16))
+    reply = await store.exchange(text, 1, [], want)
+    (delivery,) = reply.deliveries
+    assert (delivery.lease.job_id, delivery.name, delivery.queue) == (text, text, text)
+    assert (delivery.payload, delivery.options) == (payload, options)
+    record = await store.get(text)
+    assert (record.payload, record.options, record.session) == (payload, options, text)
+    await store.exchange(text, 2, [Completed(delivery.lease, payload)], Want(0))
+    assert (await store.get(text)).result == payload
+
+
+async def test_payloads_too_large_for_one_value_come_in_parts(store: SQLiteBackend) -> None:
+    payloads = [bytes([n]) * (n * 100) for n in range(1, 40)]
+    jobs = [NewJob(f"j-{n}", "n", "q", payload) for n, payload in enumerate(payloads)]
+    await store.enqueue(jobs)
+    await store.open_session(Session(id="s", names=("n",)))
+    await store._write(lambda db: db.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000))
+    reply = await store.exchange("s", 1, [], Want(100, (Lane("q", "n"),)))
+    assert [delivery.payload for delivery in reply.deliveries] == payloads
+
+
+async def test_a_batch_of_ten_thousand_keeps_its_order(store: SQLiteBackend) -> None:
+    jobs = [NewJob(f"j-{n}", "n", "q", b"%d" % n) for n in range(10_000)]
+    results = await store.enqueue(jobs)
+    assert [one.outcome for one in results] == ["created"] * 10_000
+    await store.open_session(Session(id="s", names=("n",)))
+    reply = await store.exchange("s", 1, [], Want(10_000, (Lane("q", "n"),)))
+    assert [int(delivery.payload) for delivery in reply.deliveries] == list(range(10_000))
+    settled = [Completed(d.lease, d.payload) for d in reply.deliveries]
+    assert set((await store.exchange("s", 2, settled, Want(0))).results) == {"done"}
+    assert (await store.get("j-9999")).result == b"9999"

@@ -1,0 +1,510 @@
+"""Transactions of callers and handlers on a SQLite file, where something is odd or goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.sqlite import SQLiteBackend, transactions
+from nimburion.backends.sqlite.notifications import Watch
+from nimburion.core.errors import BackendUnavailable, NotJoinable, NotOpen, TransactionExpired
+from nimburion.core.job import NewJob
+from nimburion.core.transactions import Lent
+from nimburion.jobs import Context, Processor, State
+from nimburion.testing.clock import FakeClock
+
+DEADLINE = 20.0
+ROW = "INSERT INTO account VALUES (1)"
+
+
+@pytest.fixture
+def application(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of the application, with a table of its own."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE account (amount INTEGER)")
+        yield connection
+
+
+@pytest.fixture
+async def processor(
+    application: sqlite3.Connection, store: SQLiteBackend, clock: FakeClock
+) -> AsyncIterator[Processor]:
+    made = Processor(store, clock=clock, max_retries=0, retry_backoff=0.0)
+    async with made:
+        yield made
+
+
+def rows(path: Path) -> int:
+    """How many rows the application's table has for everybody."""
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM account").fetchone()[0])
+
+
+async def run(processor: Processor, handler: Callable[..., Any]) -> Any:
+    """Run one job with this handler; its status."""
+    processor.register("pay", handler)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    await asyncio.wait_for(processor.process_one(), DEADLINE)
+    return await processor.get_status(job_id)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+# Connections
+
+
+@pytest.mark.parametrize("how", ["isolation_level", "autocommit"])
+async def test_a_connection_that_commits_each_statement_is_refused(
+    store: SQLiteBackend, path: Path, how: str
+) -> None:
+    if how == "autocommit" and not hasattr(sqlite3.Connection, "autocommit"):
+        return  # before Python 3.12
+    options: dict[str, Any] = {how: None if how == "isolation_level" else True}
+    with (
+        closing(sqlite3.connect(path, **options)) as connection,
+        pytest.raises(NotJoinable, match="no transaction is open"),
+    ):
+        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+    assert sum((await store.counts()).values()) == 0
+
+
+async def test_the_callers_own_settings_do_not_matter(store: SQLiteBackend, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = lambda cursor, row: {"a dict": row}
+        connection.text_factory = bytes
+        jobs = [NewJob("a", "n", "q", b"{}"), NewJob("a", "n", "q", b"{}")]
+        results = await store.enqueue_in(Lent(connection), jobs)
+        assert [one.outcome for one in results] == ["created", "exists"]
+        assert connection.execute("SELECT 'x'").fetchone() == {"a dict": (b"x",)}
+        connection.commit()
+    assert (await store.get("a")).state is State.PENDING
+
+
+async def test_a_database_in_memory_is_refused(store: SQLiteBackend) -> None:
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,
+        pytest.raises(NotJoinable, match="a database in memory"),
+    ):
+        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+
+
+async def test_a_closed_connection_says_so(store: SQLiteBackend, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        pass
+    with pytest.raises(NotJoinable, match="closed database"):
+        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+
+
+async def test_a_connection_of_another_thread_says_so(store: SQLiteBackend, path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as thread:
+        connection = await loop.run_in_executor(thread, sqlite3.connect, path)
+        with pytest.raises(NotJoinable, match="same thread"):
+            await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        await loop.run_in_executor(thread, connection.close)
+
+
+async def test_a_transaction_that_read_too_early_is_told_how_to_begin(
+    store: SQLiteBackend, path: Path
+) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM job").fetchone()
+        await store.enqueue([NewJob("a", "n", "q", b"{}")])
+        with pytest.raises(BackendUnavailable, match="BEGIN IMMEDIATE") as unavailable:
+            await store.enqueue_in(Lent(connection), [NewJob("b", "n", "q", b"{}")])
+    assert unavailable.value.outcome == "not applied"
+
+
+async def test_before_open_and_after_close_nothing_is_joined(path: Path) -> None:
+    store = SQLiteBackend(path)
+    with pytest.raises(NotOpen):
+        store.transaction(None)
+    await store.open()
+    await store.close()
+    with pytest.raises(NotOpen):
+        await store.enqueue_in(Lent(None), [NewJob("a", "n", "q", b"{}")])
+
+
+def test_a_plain_script_joins_on_its_own_thread(
+    path: Path, application: sqlite3.Connection
+) -> None:
+    asyncio.run(SQLiteBackend(path).migrate())
+    processor = Processor(SQLiteBackend(path))
+    try:
+        with application:
+            application.execute(ROW)  # the store is opened while this holds the lock
+            processor.sync.enqueue_raw("pay", b"{}", connection=application)
+            assert processor.sync.pending_count() == 0
+        assert processor.sync.pending_count() == 1
+        processor.sync.enqueue_raw("pay", b"{}", connection=application)
+        application.rollback()
+        assert processor.sync.pending_count() == 1
+    finally:
+        processor.sync.close()
+
+
+async def test_a_connection_of_a_loop_is_not_used_from_a_thread(
+    processor: Processor, path: Path
+) -> None:
+    async with aiosqlite.connect(path) as connection:
+        with pytest.raises(NotJoinable, match="await the processor's own method"):
+            await asyncio.to_thread(processor.sync.enqueue_raw, "pay", b"{}", connection=connection)
+
+
+# Rings
+
+
+async def test_who_waits_is_woken_though_nobody_tells_of_the_commit(
+    store: SQLiteBackend, path: Path, application: sqlite3.Connection
+) -> None:
+    waiting = asyncio.create_task(store.wait(["q"], 1_000.0))
+    await store.enqueue_in(Lent(application), [NewJob("a", "n", "q", b"{}")])
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    application.commit()
+    await asyncio.wait_for(waiting, DEADLINE)
+
+
+async def test_a_watch_looks_until_it_sees_then_rings_once() -> None:
+    looks: list[list[str]] = []
+    rung: list[Any] = []
+    pauses: list[float] = []
+
+    async def look(ids: list[str]) -> list[str]:
+        looks.append(ids)
+        return ids if len(looks) == 3 else []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    watch = Watch(look, rung.append, pause=pause)
+    watch.add("a", {"q"})
+    await until(lambda: bool(rung))
+    await watch.close()
+    assert (looks, rung) == ([["a"]] * 3, [{"q"}])
+    assert pauses == sorted(pauses)
+
+
+async def test_a_watch_forgets_what_is_never_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nimburion.backends.sqlite.notifications._PATIENCE", 0.0)
+    looks: list[list[str]] = []
+
+    async def look(ids: list[str]) -> list[str]:
+        looks.append(ids)
+        return []
+
+    watch = Watch(look, lambda _: None, pause=lambda _: asyncio.sleep(0))
+    watch.add("a", {"q"})
+    await until(lambda: watch._task is not None and watch._task.done())
+    assert looks == [["a"]]
+
+
+# Handlers
+
+
+async def test_an_async_handler_writes_and_completes_in_one_commit(
+    processor: Processor, path: Path
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            await processor.enqueue_raw("thank", b"{}", connection=connection)
+            assert rows(path) == 0
+
+    status = await run(processor, pay)
+    assert (status.state, rows(path)) == (State.COMPLETED, 1)
+    assert await processor.pending_count() == 1
+
+
+async def test_a_def_handler_does_so_with_with(processor: Processor, path: Path) -> None:
+    def pay(ctx: Context, _: bytes) -> None:
+        with ctx.transaction() as connection:
+            connection.execute(ROW)
+            processor.sync.enqueue_raw("thank", b"{}", connection=connection)
+
+    status = await run(processor, pay)
+    assert (status.state, status.error, rows(path)) == (State.COMPLETED, None, 1)
+    assert await processor.pending_count() == 1
+
+
+async def test_an_error_inside_undoes_all_of_it(processor: Processor, path: Path) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            raise ValueError("no money")
+
+    status = await run(processor, pay)
+    assert (status.state, status.error.type, rows(path)) == (State.FAILED, "ValueError", 0)
+
+
+async def test_what_fails_after_the_commit_changes_nothing(
+    processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+        raise ValueError("too late")
+
+    status = await run(processor, pay)
+    assert (status.state, status.failures, rows(path)) == (State.COMPLETED, 0, 1)
+    assert "completed by its own transaction" in caplog.text
+
+
+async def test_a_handler_cannot_commit_by_itself(processor: Processor, path: Path) -> None:
+    """Else its rows could stay without the completion, and be written twice."""
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            connection.commit()
+
+    status = await run(processor, pay)
+    assert (status.state, rows(path)) == (State.FAILED, 0)
+    assert "not authorized" in status.error.message
+
+
+async def test_a_handler_whose_job_was_rescued_keeps_nothing(
+    processor: Processor, path: Path, store: SQLiteBackend, clock: FakeClock
+) -> None:
+    fences: list[int] = []
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        fences.append(ctx.fence)
+        if ctx.fence == 1:
+            clock.advance(3_600.0)
+            await store.rescue(10, max_lost=3)
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+
+    processor.register("pay", pay)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    with pytest.raises(Exception, match="is not alive"):  # the stepper's own session is gone
+        await processor.process_one()
+    assert rows(path) == 0
+    await processor.process_one()
+    status = await processor.get_status(job_id)
+    assert (status.state, status.lost, fences, rows(path)) == (State.COMPLETED, 1, [1, 2], 1)
+
+
+async def test_a_handler_that_times_out_inside_keeps_nothing(
+    processor: Processor, path: Path, clock: FakeClock
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            await asyncio.Event().wait()
+
+    processor.register("pay", pay, timeout=0.01)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    await processor.process_one()
+    status = await processor.get_status(job_id)
+    assert (status.state, status.error.kind if status.error else "", rows(path)) == (
+        (State.FAILED, "timeout", 0)
+    )
+
+
+async def test_two_handlers_of_a_process_take_turns(processor: Processor, path: Path) -> None:
+    """On one thread, one that waited for the lock would keep the other from giving it back."""
+    inside: list[int] = []
+    left = 10
+    over = asyncio.Event()
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        nonlocal left
+        async with ctx.transaction() as connection:
+            inside.append(1)
+            connection.execute(ROW)
+            for _turn in range(20):
+                await asyncio.sleep(0)
+            assert len(inside) == 1
+            inside.clear()
+        left -= 1
+        if not left:
+            over.set()
+
+    processor.register("pay", pay)
+    for _ in range(left):
+        await processor.enqueue_raw("pay", b"{}")
+    await processor.start()
+    await asyncio.wait_for(over.wait(), DEADLINE)
+    await processor.stop()
+    assert rows(path) == 10
+
+
+async def test_the_block_that_does_not_fit_the_handler_is_refused(processor: Processor) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        with ctx.transaction():
+            pass
+
+    status = await run(processor, pay)
+    assert status.error.type == "UseAwait"
+    assert "async with" in status.error.message
+
+
+async def test_a_store_without_transactions_says_so() -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction():
+            pass
+
+    async with Processor(MemoryBackend(), max_retries=0) as processor:
+        status = await run(processor, pay)
+    assert status.error.type == "NotSupported"
+
+
+# Five seconds
+
+
+async def test_an_async_handler_loses_the_lock_after_five_seconds(
+    processor: Processor, path: Path, store: SQLiteBackend, clock: FakeClock
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute("SELECT * FROM account").fetchall()
+            clock.advance(60.0)  # reading holds nobody up
+            connection.execute(ROW)
+            await until(lambda: clock.sleepers > 0)
+            clock.advance(transactions.LONGEST)
+            await until(lambda: not connection.in_transaction)
+            await store.enqueue([NewJob("other", "n", "q", b"{}")])  # others write again
+            with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+                connection.execute(ROW)
+
+    status = await run(processor, pay)
+    assert (status.state, status.error.type, rows(path)) == (
+        (State.FAILED, TransactionExpired.__name__, 0)
+    )
+
+
+async def test_so_does_a_def_handler(processor: Processor, path: Path, clock: FakeClock) -> None:
+    written, over = threading.Event(), threading.Event()
+
+    def pay(ctx: Context, _: bytes) -> None:
+        with ctx.transaction() as connection:
+            connection.execute(ROW)
+            written.set()
+            over.wait(DEADLINE)
+            connection.execute(ROW)
+
+    processor.register("pay", pay)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    running = asyncio.create_task(processor.process_one())
+    await asyncio.to_thread(written.wait, DEADLINE)
+    await until(lambda: clock.sleepers > 0)
+    clock.advance(transactions.LONGEST)
+    async with asyncio.timeout(DEADLINE):
+        await processor.enqueue_raw("other", b"{}")
+    over.set()
+    await running
+    status = await processor.get_status(job_id)
+    assert (status.state, rows(path)) == (State.FAILED, 0)
+    assert status.error is not None
+    assert status.error.type == TransactionExpired.__name__
+
+
+async def test_after_one_that_expired_the_next_has_its_turn(
+    processor: Processor, path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            if ctx.attempt == 1:
+                await until(lambda: clock.sleepers > 0)
+                clock.advance(transactions.LONGEST)
+                await until(lambda: not connection.in_transaction)
+
+    processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    assert await processor.drain() == 2
+    assert (await processor.get_status(job_id)).state is State.COMPLETED
+    assert rows(path) == 1
+
+
+# Results
+
+
+async def test_a_result_that_is_set_inside_is_there_with_the_commit(
+    processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[object] = []
+
+    async def pay(ctx: Context, _: bytes) -> dict[str, int]:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            ctx.set_result({"paid": 1})
+        seen.append((await processor.get_status(ctx.job_id)).result)
+        return {"paid": 2}
+
+    status = await run(processor, pay)
+    assert (status.state, status.result, seen) == (State.COMPLETED, {"paid": 1}, [{"paid": 1}])
+    assert not caplog.records
+
+
+def says_its_job(record: logging.LogRecord) -> bool:
+    """As all records of this logger do."""
+    return (record.name, vars(record).get("job_name")) == ("nimburion.job", "pay")
+
+
+async def test_what_a_handler_returns_after_its_transaction_is_not_kept_and_said(
+    processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> int:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+        ctx.set_result(2)
+        return 3
+
+    status = await run(processor, pay)
+    assert (status.state, status.result) == (State.COMPLETED, None)
+    late, returned = [record.getMessage() for record in caplog.records]
+    assert "set_result comes too late" in late
+    assert says_its_job(caplog.records[0])
+    assert "Call ctx.set_result(...) inside the block" in returned
+
+
+async def test_a_result_that_cannot_be_kept_undoes_nothing(
+    processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> object:
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+            ctx.set_result("x" * 1024 * 1024)
+        return None
+
+    status = await run(processor, pay)
+    assert (status.state, status.result, rows(path)) == (State.COMPLETED, None, 1)
+    assert "is not kept" in caplog.text
+    assert says_its_job(caplog.records[0])
+
+
+async def test_without_a_transaction_a_set_result_stands_for_none(processor: Processor) -> None:
+    def set_only(ctx: Context, _: bytes) -> None:
+        ctx.set_result([1])
+
+    assert (await run(processor, set_only)).result == [1]
+
+
+async def test_without_a_transaction_what_is_returned_goes_first(processor: Processor) -> None:
+    def both(ctx: Context, _: bytes) -> list[int]:
+        ctx.set_result([1])
+        return [2]
+
+    assert (await run(processor, both)).result == [2]

@@ -1,0 +1,127 @@
+"""Policy: what a declaration may say, and the delays that follow from it."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+import pytest
+
+from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.policy import (
+    Policy,
+    PolicyOptions,
+    exponential,
+    linear,
+    listed,
+    policy_of,
+)
+from nimburion.jobs.errors import DefinitionError
+
+
+class NoJitter(Random):
+    def random(self) -> float:
+        return 0.0
+
+
+class MostJitter(Random):
+    def random(self) -> float:
+        return 0.999_999
+
+
+def delays(backoff: Any, count: int = 4, **more: Any) -> list[float]:
+    policy = policy_of(retry_backoff=backoff, **more).completed_by(Settings())
+    return [policy.delay(n, NoJitter()) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("backoff", "expected"),
+    [
+        (1.5, [1.5, 3.0, 6.0, 12.0]),
+        (timedelta(seconds=2), [2.0, 4.0, 8.0, 16.0]),
+        (exponential(1), [1.0, 2.0, 4.0, 8.0]),
+        (linear(10), [10.0, 20.0, 30.0, 40.0]),
+        (listed(1, 60), [1.0, 60.0, 60.0, 60.0]),
+        ([1, timedelta(minutes=1)], [1.0, 60.0, 60.0, 60.0]),
+        ((5,), [5.0, 5.0, 5.0, 5.0]),
+        (lambda n: n * n, [1.0, 4.0, 9.0, 16.0]),
+        (0, [0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_each_backoff_grows_as_it_says(backoff: Any, expected: list[float]) -> None:
+    assert delays(backoff) == expected
+
+
+def test_the_cap_holds_however_many_failures_there_were() -> None:
+    policy = policy_of(retry_backoff=1.0, retry_backoff_max=30).completed_by(Settings())
+    assert [policy.delay(n, MostJitter()) for n in (5, 6, 5_000)] == [
+        pytest.approx(19.2, abs=0.01),
+        30.0,
+        30.0,
+    ]
+
+
+def test_jitter_only_adds_and_at_most_a_fifth() -> None:
+    policy = policy_of(retry_backoff=10.0).completed_by(Settings())
+    seen = [policy.delay(1, Random(seed)) for seed in range(200)]
+    assert min(seen) >= 10.0
+    assert max(seen) <= 12.0
+    assert len(set(seen)) > 100
+
+
+def test_what_is_not_said_is_taken_from_the_settings() -> None:
+    settings = Settings(max_retries=7, retry_backoff=3.0, retry_backoff_max=5.0, timeout=9.0)
+    policy = Policy().completed_by(settings)
+    assert (policy.max_retries, policy.timeout, policy.backoff_max) == (7, 9.0, 5.0)
+    assert [policy.delay(n, NoJitter()) for n in (1, 2)] == [3.0, 5.0]
+
+
+def test_what_is_said_wins_over_the_settings() -> None:
+    policy = policy_of(max_retries=0, timeout=timedelta(minutes=1)).completed_by(
+        Settings(max_retries=7, timeout=9.0)
+    )
+    assert (policy.max_retries, policy.timeout) == (0, 60.0)
+
+
+def raising(_: int) -> float:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("backoff", [raising, lambda _: -1.0, lambda _: float("nan")])
+def test_a_backoff_function_that_fails_is_logged_and_replaced(
+    backoff: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "nimburion.jobs"):
+        assert delays(backoff, 3) == [1.0, 2.0, 4.0]
+    assert "backoff function" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ({"max_retries": -1}, "max_retries must be a whole number, 0 or more, not -1"),
+        ({"max_retries": True}, "max_retries"),
+        ({"max_retries": 1.5}, "max_retries"),
+        ({"retry_backoff": "1s"}, "retry_backoff must be seconds, a list"),
+        ({"retry_backoff": -1.0}, "retry_backoff must be a number of seconds"),
+        ({"retry_backoff": []}, "list at least one delay"),
+        ({"retry_backoff": float("nan")}, "retry_backoff"),
+        ({"retry_backoff_max": 0}, "retry_backoff_max must be more than 0"),
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"timeout": True}, "timeout must be a number of seconds"),
+        ({"concurrency": 0}, "concurrency must be a whole number, 1 or more"),
+        ({"priority": 10}, "priority must be a whole number, from 0 to 9, not 10"),
+        ({"permanent": ValueError("x")}, "permanent must hold exception classes"),
+        ({"permanent": (ValueError, "KeyError")}, "permanent must hold exception classes"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_by_word(words: PolicyOptions, complaint: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        policy_of(**words)
+    assert complaint in str(refused.value)
+
+
+def test_one_permanent_exception_needs_no_tuple() -> None:
+    assert policy_of(permanent=KeyError).permanent == (KeyError,)

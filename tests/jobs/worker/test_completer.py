@@ -1,0 +1,420 @@
+"""The one call in flight: repeats, bisection, staleness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from nimburion.core.clock import SystemClock
+from nimburion.core.errors import BackendUnavailable, SessionLost, Unstorable
+from nimburion.core.events import Event, Events, StaleSettlement
+from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.job import AttemptError, Reason
+from nimburion.core.lease import Lease, Token
+from nimburion.core.session import Orders, Session
+from nimburion.core.settlement import (
+    Completed,
+    Failed,
+    Progressed,
+    Released,
+    Retried,
+    Settled,
+    Settlement,
+)
+from nimburion.jobs.worker.completer import Conveyor, size_of
+from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
+
+
+class Clock(SystemClock):
+    """Sleeps at once, and remembers how long it was asked to."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+class Store:
+    """Answers exchanges as scripted: an error to raise, or nothing out of the ordinary."""
+
+    def __init__(self, *script: Exception | None) -> None:
+        self.script = list(script)
+        self.calls: list[tuple[int, list[Settlement]]] = []
+        self.poison: set[str] = set()
+        self.stale: set[str] = set()
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        self.calls.append((number, list(settlements)))
+        if self.script and (error := self.script.pop(0)) is not None:
+            raise error
+        for settlement in settlements:
+            if settlement.lease.job_id in self.poison and not isinstance(settlement, Failed):
+                raise Unstorable("a value the store refuses")
+        results = [
+            Settled.STALE if s.lease.job_id in self.stale else Settled.DONE for s in settlements
+        ]
+        return Reply(results, [], [])
+
+    async def open_session(self, session: Session) -> None:
+        raise NotImplementedError
+
+    async def beat(self, session_id: str) -> Orders:
+        raise NotImplementedError
+
+
+def lease(job_id: str) -> Lease:
+    return Lease(job_id, Token(1, bytes(16)))
+
+
+def conveyor(store: Store, events: Events | None = None) -> Conveyor:
+    return Conveyor(store, "s", Clock(), events or Events(), Reach(Clock()))  # type: ignore[arg-type]
+
+
+async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
+    store = Store(BackendUnavailable("gone"), BackendUnavailable("gone"), None)
+    belt = conveyor(store)
+    belt.settle(Completed(lease("a")))
+    await belt.turn(NOTHING)
+    await belt.turn(NOTHING)
+    assert [number for number, _ in store.calls] == [1, 1, 1, 2]
+    assert store.calls[0] == store.calls[1] == store.calls[2]
+
+
+async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
+    store = Store(*[BackendUnavailable("gone")] * 8, None)
+    belt = conveyor(store)
+    await belt.turn(NOTHING)
+    slept = belt._clock.slept  # type: ignore[attr-defined]
+    assert slept == sorted(slept)
+    assert slept[-1] == 2.0
+
+
+async def test_what_settles_goes_once_and_in_order() -> None:
+    store = Store()
+    belt = conveyor(store)
+    for n in range(MOST_AT_ONCE + 3):
+        belt.settle(Completed(lease(str(n))))
+    loaded = []
+    for _ in range(2):
+        await belt.turn(NOTHING)
+        loaded.append(belt.loaded)
+    assert loaded == [True, False]
+    sent = [s.lease.job_id for _, batch in store.calls for s in batch]
+    assert sent == [str(n) for n in range(MOST_AT_ONCE + 3)]
+    assert len(store.calls[0][1]) == MOST_AT_ONCE
+
+
+async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:
+    store = Store()
+    store.poison = {"3"}
+    belt = conveyor(store)
+    for n in range(8):
+        belt.settle(Completed(lease(str(n))))
+    await belt.turn(NOTHING)
+    applied = [
+        s
+        for number, batch in store.calls
+        for s in batch
+        if (number, batch) == last_of_number(store, number)
+    ]
+    assert sorted(s.lease.job_id for s in applied) == [str(n) for n in range(8)]
+    [bad] = [s for s in applied if s.lease.job_id == "3"]
+    assert isinstance(bad, Failed)
+    assert bad.reason == Reason.UNSTORABLE
+
+
+def last_of_number(store: Store, number: int) -> tuple[int, list[Settlement]]:
+    return [call for call in store.calls if call[0] == number][-1]
+
+
+@pytest.mark.parametrize(
+    ("settlement", "expected"),
+    [
+        (Completed(lease("x"), b"1"), Failed),
+        (Retried(lease("x"), 1.0, AttemptError(attempt=1, kind="failure", type="E")), Failed),
+        (
+            Failed(lease("x"), "exhausted", AttemptError(attempt=1, kind="failure", type="E")),
+            Released,
+        ),
+        (Progressed(lease("x"), 0.5, "half"), Progressed),
+    ],
+)
+async def test_what_stands_in_for_the_unstorable(
+    settlement: Settlement, expected: type[Settlement]
+) -> None:
+    store = Store(Unstorable("no"), None)
+    belt = conveyor(store)
+    belt.settle(settlement)
+    await belt.turn(NOTHING)
+    [(_, first), (_, second)] = store.calls
+    assert first == [settlement]
+    assert isinstance(second[0], expected)
+
+
+async def test_a_newer_progress_report_replaces_an_older_one() -> None:
+    store = Store()
+    belt = conveyor(store)
+    belt.report(Progressed(lease("a"), 0.1))
+    belt.report(Progressed(lease("a"), 0.2))
+    belt.settle(Completed(lease("b")))
+    await belt.turn(NOTHING)
+    assert store.calls[0][1] == [Progressed(lease("a"), 0.2), Completed(lease("b"))]
+
+
+async def test_a_stale_settlement_is_told() -> None:
+    store = Store()
+    store.stale = {"a"}
+    events, seen = Events(), list[Event]()
+    events.subscribe(seen.append)
+    belt = conveyor(store, events)
+    belt.settle(Completed(lease("a")))
+    belt.settle(Completed(lease("b")))
+    await belt.turn(NOTHING)
+    assert seen == [StaleSettlement("a")]
+
+
+async def test_an_abandoned_conveyor_sends_nothing() -> None:
+    store = Store()
+    belt = conveyor(store)
+    belt.settle(Completed(lease("a")))
+    belt.abandoned = True
+    with pytest.raises(SessionLost):
+        await belt.turn(NOTHING)
+    assert store.calls == []
+
+
+async def test_a_lost_session_is_not_repeated() -> None:
+    store = Store(SessionLost("s"))
+    with pytest.raises(SessionLost):
+        await conveyor(store).turn(NOTHING)
+    assert len(store.calls) == 1
+
+
+class Link(Store):
+    """A store behind a connection that brings `most` bytes in the time of one call; it keeps the
+    number, as stores do, and answers a repeat with what it applied."""
+
+    def __init__(self, clock: Ticking, most: int, *, lose: int = 0) -> None:
+        super().__init__()
+        self.clock = clock
+        self.most = most
+        self.lose = lose
+        self.number = 0
+        self.reach: Reach | None = None
+        """Hears that heartbeats are answered while exchanges are not."""
+        self.results: list[Settled] = []
+        self.applied: list[Settlement] = []
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        self.calls.append((number, list(settlements)))
+        if sum(map(size_of, settlements)) > self.most:
+            self.clock.time += 5.0
+            if self.reach:
+                self.reach.note_answer("beat")
+            raise BackendUnavailable("no answer in time")
+        if number != self.number:
+            self.number = number
+            self.results = [Settled.DONE for _ in settlements]
+            self.applied += settlements
+        if self.lose:
+            self.lose -= 1
+            self.clock.time += 5.0
+            raise BackendUnavailable("no answer in time")
+        self.clock.time += 0.01
+        return Reply(self.results, [], [])
+
+
+class Ticking(Clock):
+    """Its time passes when it sleeps, and by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 100.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+def on(store: Link, *, give_up_after: float = 10_000.0, max_unsettled: int = 10_000) -> Conveyor:
+    reach = Reach(store.clock)
+    return Conveyor(
+        store,  # type: ignore[arg-type]
+        "s",
+        store.clock,
+        Events(),
+        reach,
+        size=ExchangeSize(8_000),
+        max_unsettled=max_unsettled,
+        give_up_after=give_up_after,
+    )
+
+
+def done(number: int, size: int = 1_000) -> Completed:
+    return Completed(lease(str(number)), b"x" * size)
+
+
+async def flush(belt: Conveyor) -> None:
+    while belt.loaded:
+        await belt.turn(NOTHING)
+
+
+async def test_an_exchange_carries_so_many_bytes() -> None:
+    store = Link(Ticking(), most=1_000_000)
+    belt = on(store)
+    sent = [done(n) for n in range(20)]
+    for one in sent:
+        belt.settle(one)
+    await flush(belt)
+    assert [len(batch) for _, batch in store.calls] == [8, 8, 4]
+    assert store.applied == sent
+
+
+async def test_a_settlement_goes_alone_whatever_its_size() -> None:
+    store = Link(Ticking(), most=1_000_000)
+    belt = on(store)
+    belt.settle(done(1, 50_000))
+    belt.settle(done(2))
+    await flush(belt)
+    assert [len(batch) for _, batch in store.calls] == [1, 1]
+
+
+async def test_an_exchange_that_takes_too_long_shrinks_until_it_fits() -> None:
+    store = Link(Ticking(), most=1_500)
+    belt = on(store)
+    sent = [done(n) for n in range(20)]
+    for one in sent:
+        belt.settle(one)
+    await flush(belt)
+    assert store.applied == sent
+    assert [len(batch) for number, batch in store.calls if number == 1] == [8, 2, 1]
+
+
+async def test_a_smaller_repeat_learns_what_the_first_try_had_applied() -> None:
+    store = Link(Ticking(), most=1_000_000, lose=2)
+    belt = on(store)
+    sent = [done(n) for n in range(8)]
+    for one in sent:
+        belt.settle(one)
+    await flush(belt)
+    assert [(number, len(batch)) for number, batch in store.calls] == [(1, 8), (1, 2), (1, 1)]
+    assert store.applied == sent
+
+
+async def test_what_a_smaller_repeat_left_out_keeps_its_place() -> None:
+    """Progress before the settlement of its lease; what settled first before what settled since."""
+    store = Link(Ticking(), most=1_500)
+    belt = on(store)
+    for n in range(4):
+        belt.settle(done(n))
+    belt.report(Progressed(lease("9"), 0.5))
+    await belt.turn(NOTHING)
+    belt.report(Progressed(lease("9"), 0.6))
+    belt.settle(Completed(lease("9")))
+    await flush(belt)
+    order = [one.lease.job_id for one in store.applied]
+    assert [job_id for job_id in order if job_id != "9"] == ["0", "1", "2", "3"]
+    assert isinstance(store.applied[-1], Completed)
+    assert order[-1] == "9"
+
+
+async def test_it_grows_again_when_exchanges_are_quick() -> None:
+    store = Link(Ticking(), most=1_500)
+    belt = on(store)
+    for n in range(8):
+        belt.settle(done(n))
+    await flush(belt)
+    store.most = 1_000_000
+    for _ in range(6):
+        await belt.turn(NOTHING)
+    for n in range(8):
+        belt.settle(done(n))
+    await belt.turn(NOTHING)
+    assert len(store.calls[-1][1]) == 8
+
+
+async def test_a_request_after_a_failure_asks_for_fewer_bytes() -> None:
+    size = ExchangeSize(8_000)
+    size.note_failure(0.001)
+    assert size.max_bytes == 8_000, "nobody listened: that says nothing about the size"
+    size.note_failure(5.0)
+    assert size.max_bytes == 2_000
+    size.note_answer(2.0)
+    assert 2_000 < size.max_bytes < 4_000
+    size.note_answer(0.1)
+    assert size.max_bytes > 4_000
+    for _ in range(20):
+        size.note_failure(5.0)
+    assert size.max_bytes == 1
+    assert size.max_settlements == 1
+
+
+async def test_a_result_that_does_not_get_through_alone_is_left_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Link(Ticking(), most=500)
+    belt = on(store, give_up_after=100.0)
+    store.reach = belt._reach
+    belt.settle(done(1))
+    await flush(belt)
+    assert store.applied == [Completed(lease("1"))]
+    assert "the result of job 1 is not kept" in caplog.text
+
+
+async def test_an_error_that_does_not_get_through_alone_is_shortened() -> None:
+    store = Link(Ticking(), most=600)
+    belt = on(store, give_up_after=100.0)
+    store.reach = belt._reach
+    error = AttemptError(1, "failure", "E", "m" * 600, "t" * 5_000)
+    belt.settle(Retried(lease("1"), 1.0, error))
+    await flush(belt)
+    assert store.applied == [Retried(lease("1"), 1.0, AttemptError(1, "failure", "E", "m" * 512))]
+
+
+async def test_exchanges_that_fail_for_too_long_give_the_session_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Ticking()
+    store = Link(clock, most=-1)
+    belt = on(store, give_up_after=27.0)
+    belt.settle(Completed(lease("1")))
+    with pytest.raises(SessionLost):
+        await belt.turn(NOTHING)
+    assert belt.abandoned
+    assert clock.time - 100.0 <= 27.0 + 5.0
+    assert "is given up: no exchange with the backend succeeded" in caplog.text
+
+
+async def test_an_exchange_that_hangs_gives_the_session_up() -> None:
+    class Hanging(Link):
+        async def exchange(
+            self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        ) -> Reply:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    belt = on(Hanging(Ticking(), 1), give_up_after=0.05)
+    with pytest.raises(SessionLost):
+        await asyncio.wait_for(belt.turn(NOTHING), 10.0)
+
+
+async def test_it_is_full_while_too_much_waits() -> None:
+    store = Link(Ticking(), most=1_000_000)
+    belt = on(store, max_unsettled=3_000)
+    full = []
+    for n in range(4):
+        belt.settle(done(n))
+        full.append(belt.is_full)
+    assert full == [False, False, False, True]
+    await flush(belt)
+    assert not belt.is_full

@@ -1,0 +1,219 @@
+"""When a worker exchanges with its backend: the table of `Reasons.find_reason`, state by state."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.clock import SystemClock
+from nimburion.core.events import Events
+from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.core.lease import Lease, Token
+from nimburion.core.settlement import Completed, Progressed
+from nimburion.jobs.worker.completer import Conveyor
+from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.exchange_trigger import ExchangeReason, Reasons
+from nimburion.jobs.worker.prefetch import Prefetch
+
+FULL = 88
+"""Results that make a batch where 100 jobs may be prefetched."""
+
+
+class State:
+    """The state of a worker of which all slots are free and nobody knows of any job."""
+
+    def __init__(self, *, long_poll: bool = False) -> None:
+        self.held: list[int] = []
+        self.running: set[int] = set()
+        self.room = 10
+        self.prefetch = Prefetch(10, remote=False)
+        self.reasons = Reasons(
+            asyncio.get_running_loop(),
+            self.prefetch,
+            held=self.held,
+            running=self.running,
+            count_room=lambda: self.room,
+            long_poll=long_poll,
+        )
+        clock = SystemClock()
+        self.conveyor = Conveyor(MemoryBackend(), "session", clock, Events(), Reach(clock))
+        self.reasons.conveyor = self.conveyor
+        self.reasons.hinted = False
+
+    def hold_plenty(self) -> None:
+        """More jobs are held than leave room for a batch."""
+        self.prefetch.size = 100
+        self.held.extend(range(100))
+
+    def settle(self, count: int = 1) -> None:
+        """So many results wait to be sent."""
+        for number in range(count):
+            self.conveyor.settle(Completed(_lease(number)))
+
+    @property
+    def reason(self) -> ExchangeReason | None:
+        """What `find_reason` answers."""
+        return self.reasons.find_reason()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the reserve loop ends."""
+        return self.reasons.is_over
+
+
+def _lease(number: int) -> Lease:
+    return Lease(f"job-{number}", Token(1, b"nonce"))
+
+
+def _want(total: int) -> Want:
+    return Want(total=total, lanes=(Lane("default", "job"),), queues={}, ageing=60.0, nonce=b"n")
+
+
+async def test_a_new_worker_looks_for_work() -> None:
+    prefetch = Prefetch(1, remote=False)
+    reasons = Reasons(
+        asyncio.get_running_loop(),
+        prefetch,
+        held=[],
+        running=[],
+        count_room=lambda: 1,
+        long_poll=False,
+    )
+    reasons.conveyor = State().conveyor
+    assert reasons.find_reason() is ExchangeReason.WORK_POSSIBLE
+
+
+async def test_nothing_to_send_and_no_news_is_no_reason() -> None:
+    assert State().reason is None
+
+
+async def test_idle_it_waits_inside_a_backend_that_can_long_poll() -> None:
+    assert State(long_poll=True).reason is ExchangeReason.IDLE
+
+
+async def test_what_runs_must_be_able_to_settle_so_there_is_no_long_poll_beside_it() -> None:
+    state = State(long_poll=True)
+    state.running.add(1)
+    assert state.reason is None
+
+
+async def test_work_is_possible_after_a_hint() -> None:
+    state = State()
+    state.reasons.hint()
+    assert state.reason is ExchangeReason.WORK_POSSIBLE
+
+
+async def test_lanes_that_are_not_empty_are_asked_again() -> None:
+    state = State()
+    state.reasons.more = True
+    assert state.reason is ExchangeReason.LANES_NOT_EMPTY
+
+
+@pytest.mark.parametrize("news", ["hinted", "more", "long poll"])
+async def test_without_room_no_news_is_a_reason(news: str) -> None:
+    state = State(long_poll=news == "long poll")
+    state.reasons.hinted, state.reasons.more = news == "hinted", news == "more"
+    assert state.reason is not None
+    state.room = 0
+    assert state.reason is None
+
+
+async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
+    state = State()
+    state.room = 0
+    state.settle()
+    assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+async def test_so_is_progress() -> None:
+    state = State()
+    state.conveyor.report(Progressed(_lease(1), 0.5))
+    assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+async def test_while_plenty_is_held_a_batch_fills() -> None:
+    state = State()
+    state.hold_plenty()
+    state.reasons.hint()
+    state.settle(FULL - 1)
+    assert state.reason is None
+    state.settle()
+    assert state.reason is ExchangeReason.BATCH_FULL
+
+
+async def test_with_room_for_a_batch_it_fills_no_longer() -> None:
+    state = State()
+    state.hold_plenty()
+    state.settle()
+    del state.held[100 - FULL :]
+    assert state.reason is ExchangeReason.RESULTS_WAIT
+
+
+async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
+    state = State()
+    state.hold_plenty()
+    state.settle()
+    state.reasons.note_result()
+    assert state.reason is None
+    async with asyncio.timeout(10):
+        await state.reasons.wait_for_reason()
+    assert state.reason is ExchangeReason.FLUSH_DUE
+
+
+async def test_too_many_bytes_of_results_do_not_wait_for_company() -> None:
+    state = State()
+    state.hold_plenty()
+    state.conveyor.is_full = True
+    assert state.reason is ExchangeReason.RESULTS_FULL
+
+
+async def test_a_session_that_is_over_is_replaced_whatever_else_holds() -> None:
+    state = State()
+    state.hold_plenty()
+    state.conveyor.abandoned = True
+    assert state.reason is ExchangeReason.SESSION_OVER
+
+
+async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
+    state = State()
+    state.hold_plenty()
+    state.settle()
+    state.reasons.closing = True
+    assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, False]
+    state.conveyor.pending.clear()
+    assert state.is_over
+
+
+async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
+    state = State()
+    state.running.add(1)
+    state.reasons.cancelled = True
+    assert [state.reason, state.is_over] == [None, False]
+    state.running.clear()
+    assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, True]
+
+
+async def test_an_exchange_that_asks_for_jobs_takes_up_all_news() -> None:
+    state = State()
+    state.reasons.hinted = state.reasons.more = state.reasons.overdue = True
+    state.reasons.begin(_want(1))
+    assert (state.reasons.hinted, state.reasons.more, state.reasons.overdue) == (False,) * 3
+
+
+async def test_one_that_only_settles_leaves_news_of_work() -> None:
+    state = State()
+    state.reasons.hinted = state.reasons.more = state.reasons.overdue = True
+    state.reasons.begin(NOTHING)
+    assert (state.reasons.hinted, state.reasons.more, state.reasons.overdue) == (True, True, False)
+
+
+async def test_a_result_with_a_reason_wakes_the_waiter() -> None:
+    state = State()
+    waiter = asyncio.create_task(state.reasons.wait_for_reason())
+    await asyncio.sleep(0)
+    state.settle()
+    state.reasons.note_result()
+    async with asyncio.timeout(10):
+        await waiter

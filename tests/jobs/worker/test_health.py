@@ -1,0 +1,333 @@
+"""What a processor says of itself while its store comes and goes, on a clock moved by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+
+import msgspec
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import BackendUnavailable, StoreFull
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.job import State
+from nimburion.core.operations import Rescued
+from nimburion.core.session import Orders, Session
+from nimburion.core.settlement import Settlement
+from nimburion.jobs import Processor
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.worker.health import STOPPED, Health
+from nimburion.testing import FakeClock
+
+DEADLINE = 10.0
+TTL = 30.0
+SAID = ("the store cannot be used", "the store can be used again")
+
+
+class Unsteady(MemoryBackend):
+    """A store whose operations fail while they are named in `refused`, with what stands there."""
+
+    def __init__(self, clock: FakeClock, refused: dict[str, Exception] | None = None) -> None:
+        super().__init__(clock=clock)
+        self.clock = clock
+        self.refused: dict[str, Exception] = {} if refused is None else refused
+        self.asked = 0
+
+    def sibling(self) -> Unsteady:
+        handle = Unsteady(self.clock, self.refused)
+        handle._shared = self._shared
+        return handle
+
+    def go_away(self) -> None:
+        """Answer nothing that a worker asks."""
+        for name in ("open_session", "exchange", "beat", "rescue", "wait"):
+            self.refused[name] = BackendUnavailable("nobody there")
+
+    def come_back(self) -> None:
+        self.refused.clear()
+
+    def _check(self, name: str) -> None:
+        self.asked += 1
+        if name in self.refused:
+            raise self.refused[name]
+
+    async def open_session(self, session: Session) -> None:
+        self._check("open_session")
+        await super().open_session(session)
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        self._check("exchange")
+        return await super().exchange(session_id, number, settlements, want)
+
+    async def beat(self, session_id: str) -> Orders:
+        self._check("beat")
+        return await super().beat(session_id)
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        self._check("rescue")
+        return await super().rescue(limit, max_lost=max_lost)
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        self._check("wait")
+        await super().wait(queues, timeout)
+
+
+class Slow:
+    """A handler that waits for its gate, and counts how its runs began and were broken off."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.begun = self.interrupted = 0
+
+    async def __call__(self, _: Context, __: bytes) -> None:
+        self.begun += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.interrupted += 1
+            raise
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> Unsteady:
+    return Unsteady(clock)
+
+
+@pytest.fixture
+async def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+async def processor(store: Unsteady, slow: Slow) -> AsyncIterator[Processor]:
+    """A processor that has not started; its store is back when it is closed."""
+    processor = Processor(store, clock=store.clock, session_ttl=TTL, grace=0.0)
+    processor.register("slow", slow)
+    await processor.open()
+    yield processor
+    store.come_back()
+    closing = asyncio.create_task(processor.close())
+    await until(store.clock, closing.done)
+
+
+async def until(clock: FakeClock, holds: Callable[[], bool], step: float = 0.25) -> None:
+    """Let time pass until it holds."""
+    async with asyncio.timeout(DEADLINE):
+        while not holds():
+            clock.advance(step)
+            await settle()
+
+
+async def settle() -> None:
+    """Let everything happen that needs no time to pass."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def elapse(clock: FakeClock, seconds: float) -> None:
+    """Let so much time pass, bit by bit."""
+    for _ in range(int(seconds / 0.25)):
+        clock.advance(0.25)
+        await settle()
+
+
+def states(processor: Processor, state: str) -> Callable[[], bool]:
+    return lambda: processor.health().state == state
+
+
+async def test_a_processor_that_runs_nothing_is_stopped(processor: Processor) -> None:
+    assert processor.health() == STOPPED == Health(state="stopped")
+    await processor.start()
+    assert processor.health() != STOPPED
+    await processor.stop()
+    assert processor.health() == STOPPED
+
+
+async def test_a_worker_with_all_it_needs_is_ready(
+    processor: Processor, slow: Slow, clock: FakeClock
+) -> None:
+    await processor.start()
+    await processor.enqueue_raw("slow", b"{}")
+    await until(clock, lambda: slow.begun == 1)
+    health = processor.health()
+    [session] = await processor.backend.sessions()
+    assert (health.state, health.session, health.running, health.held) == (
+        "ready",
+        session.id,
+        1,
+        0,
+    )
+    assert (health.error, health.faults) == (None, {})
+    assert 0 < health.believed_for < session.expires_in
+    assert health.silent_for is not None
+    assert health.silent_for < 3.0
+
+
+async def test_asking_for_it_asks_nothing_of_the_store(
+    processor: Processor, store: Unsteady
+) -> None:
+    await processor.start()
+    await settle()
+    asked = store.asked
+    on_a_thread = await asyncio.to_thread(processor.health)
+    assert on_a_thread == processor.health()
+    assert store.asked == asked
+
+
+async def test_a_store_that_goes_away_is_told_while_what_runs_goes_on(
+    processor: Processor, store: Unsteady, slow: Slow
+) -> None:
+    await processor.start()
+    await processor.enqueue_raw("slow", b"{}")
+    await until(store.clock, lambda: slow.begun == 1)
+    session = processor.health().session
+    store.go_away()
+    await until(store.clock, states(processor, "unreachable"))
+    first = processor.health()
+    assert (first.session, first.running, first.error) == (session, 1, "nobody there")
+    await elapse(store.clock, 10.0)
+    later = processor.health()
+    assert (later.session, later.running, slow.interrupted) == (session, 1, 0)
+    assert first.silent_for is not None
+    assert later.silent_for == pytest.approx(first.silent_for + 10.0)
+    assert later.believed_for == pytest.approx(first.believed_for - 10.0)
+
+
+async def test_it_stops_believing_before_the_store_gives_its_jobs_away(
+    processor: Processor, store: Unsteady, slow: Slow
+) -> None:
+    await processor.start()
+    job_id = await processor.enqueue_raw("slow", b"{}")
+    await until(store.clock, lambda: slow.begun == 1)
+    store.go_away()
+    await until(store.clock, lambda: slow.interrupted == 1)
+    [session] = await store.sessions()
+    assert session.expires_in > 0
+    assert (await store.get(job_id)).session == session.id
+    health = processor.health()
+    assert (health.state, health.session, health.running) == ("unreachable", None, 0)
+    assert health.believed_for == 0.0
+
+
+async def test_it_goes_on_by_itself_when_the_store_is_back(
+    processor: Processor, store: Unsteady, slow: Slow
+) -> None:
+    await processor.start()
+    job_id = await processor.enqueue_raw("slow", b"{}")
+    await until(store.clock, lambda: slow.begun == 1)
+    before = processor.health().session
+    store.go_away()
+    await elapse(store.clock, 2 * TTL)
+    store.come_back()
+    await until(store.clock, lambda: slow.begun == 2)
+    slow.gate.set()
+    await until(store.clock, states(processor, "ready"))
+    health = processor.health()
+    assert health.session not in (before, None)
+    assert (health.error, health.faults) == (None, {})
+    await settle()
+    record = await store.get(job_id)
+    assert (record.state, record.lost) == (State.COMPLETED, 0)
+
+
+async def test_an_outage_is_two_lines_of_the_log_however_long(
+    processor: Processor, store: Unsteady, caplog: pytest.LogCaptureFixture
+) -> None:
+    await processor.start()
+    await until(store.clock, states(processor, "ready"))
+    caplog.set_level(logging.INFO, "nimburion")
+    caplog.clear()
+    store.go_away()
+    await elapse(store.clock, 0.8 * TTL)
+    store.come_back()
+    await until(store.clock, lambda: not processor.health().error)
+    lines = [line for line in caplog.messages if line.startswith(SAID)]
+    assert lines[0].startswith("the store cannot be used (nobody there); ")
+    assert lines[1:] == [lines[-1]]
+    assert lines[-1].startswith("the store can be used again, after 2")
+    assert len(caplog.messages) <= 4, "and one each of the services that were refused"
+
+
+async def test_a_worker_that_finds_no_store_waits_for_it(
+    processor: Processor, store: Unsteady
+) -> None:
+    store.go_away()
+    starting = asyncio.create_task(processor.start())
+    await settle()
+    health = processor.health()
+    assert (health.state, health.session, health.silent_for) == ("unreachable", None, None)
+    assert health.error == "nobody there"
+    store.come_back()
+    await until(store.clock, starting.done)
+    assert processor.health().state == "ready"
+
+
+async def test_a_store_that_answers_beats_only_is_degraded(
+    processor: Processor, store: Unsteady
+) -> None:
+    await processor.start()
+    await until(store.clock, states(processor, "ready"))
+    store.refused["exchange"] = StoreFull("no room")
+    await until(store.clock, states(processor, "unreachable"))
+    await until(store.clock, states(processor, "degraded"))
+    health = processor.health()
+    assert (health.error, health.session is None) == ("no room", False)
+    await elapse(store.clock, TTL)
+    assert processor.health().state == "degraded"
+    assert processor.health().session != health.session, "it was given up, and another opened"
+    store.go_away()
+    await until(store.clock, states(processor, "unreachable"))
+    store.come_back()
+    await until(store.clock, lambda: not processor.health().error)
+
+
+@pytest.mark.parametrize(("refused", "name"), [("rescue", "rescuer"), ("wait", "hints")])
+async def test_a_service_that_fails_is_named_until_it_works(
+    refused: str, name: str, processor: Processor, store: Unsteady
+) -> None:
+    await processor.start()
+    store.refused[refused] = BackendUnavailable("not now")
+    await until(store.clock, lambda: bool(processor.health().faults))
+    health = processor.health()
+    assert (health.state, health.error, health.faults) == ("degraded", None, {name: "not now"})
+    store.come_back()
+    await until(store.clock, states(processor, "ready"))
+
+
+async def test_a_fault_of_the_engine_is_named_until_an_exchange_works(
+    processor: Processor, store: Unsteady
+) -> None:
+    await processor.start()
+    store.refused["exchange"] = RuntimeError("a bug")
+    await until(store.clock, lambda: "worker" in processor.health().faults)
+    assert processor.health().faults["worker"] == "a bug"
+    store.come_back()
+    await until(store.clock, states(processor, "ready"))
+
+
+async def test_it_says_that_it_stops(processor: Processor, store: Unsteady, slow: Slow) -> None:
+    await processor.start()
+    await processor.enqueue_raw("slow", b"{}")
+    await until(store.clock, lambda: slow.begun == 1)
+    stopping = asyncio.create_task(processor.stop(grace=60.0))
+    await settle()
+    health = processor.health()
+    assert (health.state, health.running) == ("stopping", 1)
+    slow.gate.set()
+    await until(store.clock, stopping.done)
+    assert processor.health() == STOPPED
+
+
+async def test_it_can_be_written_as_json(processor: Processor) -> None:
+    await processor.start()
+    health = processor.health()
+    assert msgspec.json.decode(msgspec.json.encode(health), type=Health) == health

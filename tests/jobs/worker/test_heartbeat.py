@@ -1,0 +1,35 @@
+"""What the keeper of a session says when the session ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.heartbeat import LeaseKeeper
+from nimburion.testing import FakeClock
+
+
+async def test_a_session_that_is_gone_is_not_said_to_be_rescued(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its data may be gone, or an operator closed it: no other worker need have done anything."""
+    clock = FakeClock()
+    stopping = asyncio.Event()
+    keeper = LeaseKeeper(
+        MemoryBackend(clock=clock),
+        "s1",
+        30.0,
+        clock,
+        Reach(clock),
+        on_orders=lambda _: None,
+        on_end=stopping.set,
+    )
+    await asyncio.wait_for(keeper.keep(stopping), 10.0)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "session s1 is not known to the store any more (it expired, or its data is gone); "
+        "its jobs are given up"
+    )

@@ -1,0 +1,229 @@
+"""Starting and stopping a processor in odd orders: nothing hangs, nothing goes on unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends import open_backend
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import (
+    BackendUnavailable,
+    DefinitionError,
+    NimburionError,
+    NotOpen,
+    OutOfOrder,
+    SessionLost,
+    StoreReadOnly,
+)
+from nimburion.core.events import Event, SessionEnded
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.job import State
+from nimburion.core.session import Session
+from nimburion.core.settlement import Settlement
+from nimburion.jobs import Processor, job
+from nimburion.jobs.declaration.context import Context
+
+DEADLINE = 10.0
+
+
+class Unanswering(MemoryBackend):
+    """Opens no session."""
+
+    async def open_session(self, session: Session) -> None:
+        self.asked = True
+        raise BackendUnavailable("away")
+
+    asked = False
+
+
+class Forgetting(MemoryBackend):
+    """Answers one exchange with an error that ends the session."""
+
+    def __init__(self, error: type[NimburionError]) -> None:
+        super().__init__()
+        self.error = error
+
+    forgets = True
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        if settlements and self.forgets:
+            self.forgets = False
+            raise self.error(session_id)
+        return await super().exchange(session_id, number, settlements, want)
+
+
+class ReadOnly(MemoryBackend):
+    """Refuses to open a session."""
+
+    async def open_session(self, session: Session) -> None:
+        raise StoreReadOnly("takes no writes")
+
+
+class Gated:
+    """A handler that says when it runs, and waits."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def __call__(self, _: Context, __: bytes) -> None:
+        self.began.set()
+        await self.gate.wait()
+
+
+async def test_a_start_that_failed_says_why_and_can_be_closed() -> None:
+    with pytest.raises(StoreReadOnly):
+        async with Processor(ReadOnly()) as processor:
+            await processor.start()
+
+
+async def test_a_stop_ends_a_start_that_waits_for_its_store() -> None:
+    store = Unanswering()
+    async with asyncio.timeout(DEADLINE), Processor(store) as processor:
+        starting = asyncio.create_task(processor.start())
+        while not store.asked:
+            await asyncio.sleep(0)
+        await processor.stop()
+        with pytest.raises(NotOpen, match="stopped before"):
+            await starting
+
+
+async def test_a_stop_that_was_given_up_goes_on_and_can_be_waited_for_again() -> None:
+    handler = Gated()
+    processor = Processor(MemoryBackend())
+    processor.register("wait", handler)
+    async with asyncio.timeout(DEADLINE), processor:
+        await processor.start()
+        job_id = await processor.enqueue_raw("wait", b"{}")
+        await handler.began.wait()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(processor.stop(), 0)
+        stopping = asyncio.create_task(processor.stop())
+        await asyncio.sleep(0)
+        handler.gate.set()
+        await stopping
+        assert (await processor.get_status(job_id)).state is State.COMPLETED
+
+
+async def test_a_cancelled_run_gives_back_what_it_ran_and_works_no_more() -> None:
+    handler = Gated()
+    processor = Processor(MemoryBackend())
+    processor.register("wait", handler)
+    async with asyncio.timeout(DEADLINE), processor:
+        running = asyncio.create_task(processor.run(signals=False))
+        job_id = await processor.enqueue_raw("wait", b"{}")
+        await handler.began.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        status = await processor.get_status(job_id)
+        assert (status.state, status.failures, status.lost) == (State.PENDING, 0, 0)
+        assert await processor.backend.sessions() == []
+
+
+async def test_a_stop_from_elsewhere_and_the_run_it_ends_close_the_session_once() -> None:
+    closed: list[str] = []
+
+    class Counting(MemoryBackend):
+        async def close_session(self, session_id: str, running: object = ()) -> None:
+            closed.append(session_id)
+            await super().close_session(session_id)
+
+    async with asyncio.timeout(DEADLINE), Processor(Counting()) as processor:
+        running = asyncio.create_task(processor.run(signals=False))
+        while not await processor.backend.sessions():
+            await asyncio.sleep(0)
+        await processor.stop()
+        await running
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_a_processor_left_open_by_one_loop_works_on_the_next(store: str, tmp_path: Path) -> None:
+    @job
+    async def double(n: int) -> int:
+        return 2 * n
+
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/jobs.db"}[store]
+    processor = Processor(open_backend(url), session_ttl=1)
+    processor.register(double)
+
+    async def work(n: int) -> int:
+        async with asyncio.timeout(DEADLINE):
+            await processor.start()
+            result: int = await processor.wait(await processor.enqueue(double.job(n)))
+            return result
+
+    try:
+        assert [asyncio.run(work(1)), asyncio.run(work(2))] == [2, 4]
+    finally:
+        asyncio.run(processor.close())
+
+
+def test_no_session_is_kept_alive_for_a_loop_that_was_closed() -> None:
+    processor = Processor(MemoryBackend(), session_ttl=1)
+    before = set(threading.enumerate())
+    asyncio.run(processor.start())
+    for keeper in set(threading.enumerate()) - before:
+        keeper.join(DEADLINE)
+        assert not keeper.is_alive()
+
+
+def test_a_loop_that_does_not_own_the_processor_is_told_so() -> None:
+    processor = Processor(MemoryBackend())
+    asyncio.run(processor.open())
+    with pytest.raises(NotOpen, match="another event loop"):
+        asyncio.run(processor.enqueue_raw("x", b"{}"))
+
+
+def test_run_on_another_thread_leaves_signals_alone() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE), Processor(MemoryBackend()) as processor:
+            running = asyncio.create_task(processor.run())
+            while not await processor.backend.sessions():
+                await asyncio.sleep(0)
+            await processor.stop()
+            await running
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, main()).result(2 * DEADLINE)
+
+
+async def test_middleware_that_would_come_too_late_is_refused() -> None:
+    async with Processor(MemoryBackend()) as processor:
+        await processor.start()
+        with pytest.raises(DefinitionError, match="before the processor is started"):
+            processor.use(lambda ctx, call_next: call_next(ctx))
+
+
+@pytest.mark.parametrize(("error", "how"), [(SessionLost, "lost"), (OutOfOrder, "closed")])
+async def test_a_session_is_lost_when_an_exchange_is_told_so(
+    error: type[NimburionError], how: str
+) -> None:
+    processor = Processor(Forgetting(error))
+    ended: list[str] = []
+    again = asyncio.Event()
+
+    def note(event: Event) -> None:
+        if isinstance(event, SessionEnded):
+            ended.append(event.how)
+            again.set()
+
+    async def handle(_: Context, data: bytes) -> None: ...
+
+    processor.register("job", handle)
+    processor.events.subscribe(note)
+    async with processor, asyncio.timeout(DEADLINE):
+        await processor.enqueue_raw("job", b"{}")
+        await processor.start()
+        await again.wait()
+        await processor.stop()
+    assert ended == [how, "closed"]

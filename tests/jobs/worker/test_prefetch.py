@@ -1,0 +1,100 @@
+"""What a worker holds beyond what it runs: only while jobs are short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import msgspec
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.backend import Capabilities
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.job import State
+from nimburion.core.settlement import Settlement
+from nimburion.jobs import Processor
+from nimburion.jobs.declaration.context import Context
+from nimburion.testing import FakeClock
+
+
+class Counting(MemoryBackend):
+    """Counts the exchanges."""
+
+    exchanges = 0
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        self.exchanges += 1
+        return await super().exchange(session_id, number, settlements, want)
+
+
+async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> None:
+    clock = FakeClock()
+    store = Counting(clock=clock)
+    processor = Processor(store, clock=clock, concurrency=2, session_ttl=1e6)
+    began = 0
+    gate = asyncio.Semaphore(0)
+
+    async def handle(_: Context, data: bytes) -> None:
+        nonlocal began
+        if data == b"long":
+            began += 1
+            await gate.acquire()
+            clock.advance(1.0)
+
+    processor.register("job", handle)
+    async with processor, asyncio.timeout(10), AsyncExitStack() as stack:
+        stack.push_async_callback(processor.stop, 0)
+        for _ in range(20):
+            await processor.enqueue_raw("job", b"short")
+        await processor.start()
+        while (await store.counts())[State.COMPLETED] < 20:
+            await asyncio.sleep(0)
+        for _ in range(50):
+            await processor.enqueue_raw("job", b"long")
+        while (await store.counts())[State.PROCESSING] <= 2:
+            await asyncio.sleep(0)
+        gate.release()
+        while began < 3:
+            await asyncio.sleep(0)
+        before = store.exchanges
+        for _ in range(100):  # well under the quarter of a second after which a stall is noticed
+            await asyncio.sleep(0)
+        assert (await store.counts())[State.PROCESSING] == 2
+        assert store.exchanges - before <= 2
+
+
+class Elsewhere(MemoryBackend):
+    """Says that another process does its work."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return msgspec.structs.replace(super().capabilities, remote=True)
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, MemoryBackend])
+async def test_twice_what_an_exchange_brings_is_held_of_a_store_in_another_process(
+    kind: type[MemoryBackend],
+) -> None:
+    clock = FakeClock()
+    store = kind(clock=clock)
+    processor = Processor(store, clock=clock, concurrency=10, session_ttl=1e6)
+    most = 0
+
+    async def handle(_: Context, data: bytes) -> None:
+        nonlocal most
+        most = max(most, processor.health().held)
+
+    processor.register("job", handle)
+    async with processor, asyncio.timeout(30), AsyncExitStack() as stack:
+        stack.push_async_callback(processor.stop, 0)
+        for _ in range(3_000):
+            await processor.enqueue_raw("job", b"{}")
+        await processor.start()
+        while (await store.counts())[State.COMPLETED] < 3_000:
+            await asyncio.sleep(0)
+    assert 400 < most <= 1_000
+    assert (most > 500) is (kind is Elsewhere)

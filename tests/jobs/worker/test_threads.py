@@ -1,0 +1,64 @@
+"""Threads for `def` handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+
+import pytest
+
+from nimburion.jobs.worker.threads import Threads
+
+
+async def test_values_and_errors_come_back() -> None:
+    threads = Threads(2, asyncio.get_running_loop())
+    assert await threads.start(lambda a, b: a + b, 1, 2).future == 3
+    with pytest.raises(ZeroDivisionError):
+        await threads.start(lambda: 1 // 0).future
+    threads.close()
+    threads.join()
+
+
+async def test_no_more_threads_than_needed_and_never_more_than_the_size() -> None:
+    threads = Threads(3, asyncio.get_running_loop())
+    gate = threading.Event()
+    for _ in range(2):
+        await threads.start(lambda: None).future
+    assert len(threads._threads) == 1
+    calls = [threads.start(gate.wait, 10) for _ in range(9)]
+    assert len(threads._threads) == 3
+    gate.set()
+    assert await asyncio.gather(*(call.future for call in calls)) == [True] * 9
+    threads.close()
+    threads.join()
+    assert not any(thread.is_alive() for thread in threads._threads)
+
+
+async def test_context_variables_travel() -> None:
+    threads = Threads(1, asyncio.get_running_loop())
+    variable = contextvars.ContextVar("variable", default="outside")
+    variable.set("inside")
+    assert await threads.start(variable.get).future == "inside"
+    threads.close()
+
+
+async def test_a_call_whose_waiter_is_gone_still_tells_when_it_ends() -> None:
+    threads = Threads(1, asyncio.get_running_loop())
+    gate, over = threading.Event(), asyncio.Event()
+    call = threads.start(gate.wait, 10)
+    call.on_finish = over.set
+    call.future.cancel()
+    finished = [call.finished]
+    gate.set()
+    await asyncio.wait_for(over.wait(), 10)
+    finished.append(call.finished)
+    assert finished == [False, True]
+    threads.close()
+
+
+async def test_stop_iteration_is_an_error_like_others() -> None:
+    threads = Threads(1, asyncio.get_running_loop())
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await threads.start(lambda: next(iter(()))).future
+    threads.close()

@@ -1,0 +1,165 @@
+"""The same storms on real stores: SQLite, and each server that the run asks for.
+
+Virtual time waits for the store (see `real_backends.py`), so a seed goes there as it goes in
+memory, kill by kill: beside all that the ledger checks, the totals must be the same.
+
+To run one seed again: `SIMULATION_SEED=417 python3 dev.py test tests/simulation -k one_seed`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.redis import RedisBackend
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.exchange import Reply, Want
+from nimburion.core.settlement import Settlement
+from tests.backends.postgres.reset import forget_all
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.server_kinds import BINARIES, Running, RunningPostgres
+from tests.simulation.faults import MUST_HAPPEN, asked_seed, simulate, sum_of
+from tests.simulation.real_backends import Elsewhere
+from tests.simulation.world import Make, in_memory
+
+SEEDS_EACH = 20
+PARTS = 1
+DEEP_PARTS = 50
+
+_MEMORY = Path("/dev/shm")  # nobody cuts the power here, so no file needs a disk
+
+
+def play(seed: int, make: Make) -> Counter[str]:
+    """A simulation on a real store."""
+    with Elsewhere() as elsewhere:
+        return simulate(seed, make=lambda clock: elsewhere.store(make(clock)))
+
+
+def play_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -> Counter[str]:
+    """The same, compared with the written reference, where it can be."""
+    totals = play(seed, make)
+    if comparable:
+        assert totals == play(seed, in_memory), f"seed {seed} went otherwise than in memory"
+    return totals
+
+
+class Tired(MemoryBackend):
+    """A store that does not answer its hundredth exchange."""
+
+    exchanges = 0
+
+    async def exchange(
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+    ) -> Reply:
+        Tired.exchanges += 1
+        if Tired.exchanges == 100:
+            raise BackendUnavailable("I am tired")
+        return await super().exchange(session_id, number, settlements, want)
+
+
+def test_trouble_of_the_store_is_not_taken_for_that_of_the_net() -> None:
+    with pytest.raises(AssertionError, match=r"the store failed at exchange.*I am tired"):
+        play(1, lambda clock: Tired(clock=clock))
+
+
+class Storms:
+    """What each store stands; a store is a subclass whose fixture `make` makes empty ones."""
+
+    @pytest.fixture
+    def comparable(self) -> bool:
+        """Whether its workers hear rings, as in memory: else they look at other times."""
+        return True
+
+    def _many(
+        self, part: int, make: Make, comparable: bool, record: Callable[[str, object], None]
+    ) -> None:
+        seeds = range(part * SEEDS_EACH, (part + 1) * SEEDS_EACH)
+        totals = sum_of(play_as_in_memory(seed, make, comparable=comparable) for seed in seeds)
+        name = type(self).__name__.removeprefix("Test").lower()
+        for kind in ("deliveries", *MUST_HAPPEN):
+            record(f"simulation on {name} total: {kind}", totals[kind])
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(120)
+    @pytest.mark.parametrize("part", range(PARTS))
+    def test_faults_break_no_promise(
+        self,
+        part: int,
+        make: Make,
+        comparable: bool,
+        record_property: Callable[[str, object], None],
+    ) -> None:
+        self._many(part, make, comparable, record_property)
+
+    @pytest.mark.deep
+    @pytest.mark.parametrize("part", range(PARTS, PARTS + DEEP_PARTS))
+    def test_faults_break_no_promise_over_many_seeds(
+        self,
+        part: int,
+        make: Make,
+        comparable: bool,
+        record_property: Callable[[str, object], None],
+    ) -> None:
+        self._many(part, make, comparable, record_property)
+
+    def test_one_seed_goes_as_in_memory(self, make: Make, comparable: bool) -> None:
+        play_as_in_memory(asked_seed(), make, comparable=comparable)
+
+
+class TestSQLite(Storms):
+    @pytest.fixture
+    def make(self) -> Iterator[Make]:
+        """A file each."""
+        where = _MEMORY if _MEMORY.is_dir() else None
+        with tempfile.TemporaryDirectory(prefix="nb-simulation-", dir=where) as folder:
+            numbers = count()
+            yield lambda clock: SQLiteBackend(Path(folder) / f"{next(numbers)}.db", clock=clock)
+
+
+@pytest.fixture
+def on_a_server(redis_server: Running) -> Make:
+    """The server, emptied each time."""
+
+    def make(clock: Clock) -> Backend:
+        redis_server.empty()
+        return RedisBackend(redis_server.url, clock=clock, timeout=30.0)
+
+    return make
+
+
+@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
+class TestRedis(Storms):
+    @pytest.fixture
+    def make(self, on_a_server: Make) -> Make:
+        return on_a_server
+
+
+class TestPostgres(Storms):
+    @pytest.fixture
+    def comparable(self, postgres_server: RunningPostgres) -> bool:
+        """Behind a pooler nobody hears a ring; the promises hold all the same."""
+        return not isinstance(postgres_server, PgBouncer)
+
+    @pytest.fixture
+    def make(self, postgres_server: RunningPostgres) -> Make:
+        """The server, emptied each time."""
+
+        def make(clock: Clock) -> Backend:
+            forget_all(postgres_server)
+            return PostgresBackend(postgres_server.url, clock=clock, timeout=30.0)
+
+        return make
+
+
+def test_one_seed_goes_as_in_memory_however_the_server_is_reached(on_a_server: Make) -> None:
+    play_as_in_memory(asked_seed(), on_a_server)
