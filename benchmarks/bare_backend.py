@@ -19,8 +19,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.core.exchange import Lane, Want
-from nimburion.core.ids import JobIds, new_session_id
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.ids import JobIds, make_session_id
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
@@ -47,7 +47,7 @@ async def fresh() -> AsyncIterator[SQLiteBackend]:
 def new_jobs(many: int, lanes: Sequence[Lane] = ONE_LANE) -> list[NewJob]:
     """So many jobs, spread over the lanes."""
     return [
-        NewJob(IDS.new(), lane.name, lane.queue, PAYLOAD)
+        NewJob(IDS.make(), lane.name, lane.queue, PAYLOAD)
         for lane in (lanes[n % len(lanes)] for n in range(many))
     ]
 
@@ -67,7 +67,7 @@ async def drain(
     store: SQLiteBackend, batch: int, stop_after: int, lanes: Sequence[Lane] = ONE_LANE
 ) -> tuple[int, float]:
     """Complete jobs in a loop of exchanges as a worker makes them; how many, in what time."""
-    session = new_session_id()
+    session = make_session_id()
     await store.open_session(Session(id=session, names=tuple({lane.name for lane in lanes})))
     number = done = 0
     settled: list[Completed] = []
@@ -76,7 +76,7 @@ async def drain(
     while True:
         number += 1
         total = batch if done + len(settled) < stop_after else 0
-        want = Want(total=total, lanes=asked, nonce=os.urandom(16))
+        want = ReserveRequest(total=total, lanes=asked, nonce=os.urandom(16))
         reply = await store.exchange(session, number, settled, want)
         done += len(settled)
         settled = [Completed(delivery.lease) for delivery in reply.deliveries]
@@ -122,7 +122,7 @@ def bare(many: int = 2_000) -> None:
         connection = sqlite3.connect(Path(folder) / "bare.db", isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("CREATE TABLE job (id TEXT PRIMARY KEY, payload BLOB)")
-        ids = [IDS.new() for _ in range(many)]
+        ids = [IDS.make() for _ in range(many)]
         begun = time.perf_counter()
         for one in ids:
             connection.execute("INSERT INTO job VALUES (?, ?)", (one, PAYLOAD))
@@ -171,7 +171,7 @@ async def pickup(jobs: int) -> None:
         await worker.stdout.readline()
         for _ in range(many):
             await asyncio.sleep(0.02)
-            await store.enqueue([NewJob(IDS.new(), "noop", "bench", repr(time.time()).encode())])
+            await store.enqueue([NewJob(IDS.make(), "noop", "bench", repr(time.time()).encode())])
         times = sorted(float(one) for one in (await worker.stdout.read()).split())
         await worker.wait()
     middle, late = statistics.median(times), times[int(len(times) * 0.99)]
@@ -182,7 +182,7 @@ async def pick(path: str, many: int) -> None:
     """The other process of `pickup`: print how long each job took to arrive."""
     store = SQLiteBackend(path)
     await store.open()
-    session = new_session_id()
+    session = make_session_id()
     await store.open_session(Session(id=session, names=("noop",)))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -191,7 +191,7 @@ async def pick(path: str, many: int) -> None:
     times: list[float] = []
     while len(times) < many or settled:
         number += 1
-        want = Want(total=10, lanes=ONE_LANE, nonce=os.urandom(16))
+        want = ReserveRequest(total=10, lanes=ONE_LANE, nonce=os.urandom(16))
         reply = await store.exchange(session, number, settled, want)
         now = time.time()
         times += [(now - float(delivery.payload)) * 1e3 for delivery in reply.deliveries]

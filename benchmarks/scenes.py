@@ -25,7 +25,7 @@ from nimburion.core.events import TickDecided
 from nimburion.core.job import State
 from nimburion.jobs import Processor, job
 from nimburion.scheduler import Scheduler
-from nimburion.scheduler.triggers import Trigger, trigger_of
+from nimburion.scheduler.triggers import Trigger, parse_trigger
 
 _BATCH = 1_000
 
@@ -178,7 +178,7 @@ async def schedules(url: str, count: int, seconds: float) -> dict[str, float]:
 
 async def next_tick(url: str, expression: str, zone: str) -> dict[str, float]:  # noqa: ARG001
     """Microseconds to compute the next tick, a year of them one after another; best of five."""
-    trigger = trigger_of(expression, ZoneInfo(zone))
+    trigger = parse_trigger(expression, ZoneInfo(zone))
     rounds = [_a_year_of(trigger) for _ in range(5)]
     return {"microseconds": 1e6 * min(rounds)}
 
@@ -188,7 +188,7 @@ def _a_year_of(trigger: Trigger) -> float:
     end, count = begin + 365 * 86_400, 0
     started = time.perf_counter()
     while tick < end and count < 20_000:
-        found = trigger.after(tick)
+        found = trigger.next_after(tick)
         if found is None:
             break
         tick, count = found, count + 1
@@ -202,7 +202,7 @@ class _Counted:
         self._backend = backend
         self.calls: Counter[str] = Counter() if calls is None else calls
 
-    def sibling(self) -> _Counted:
+    def new_handle(self) -> _Counted:
         return _Counted(self._backend.sibling(), self.calls)
 
     def __getattr__(self, name: str) -> Any:

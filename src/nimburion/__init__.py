@@ -25,18 +25,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nimburion import config
     from nimburion.backends import open_backend
-    from nimburion.jobs import (
-        Context,
-        Health,
-        Job,
-        Priority,
-        Processor,
-        State,
-        Status,
-        job,
-    )
+    from nimburion.jobs import Context, Health, Job, Priority, Processor, State, Status, job
     from nimburion.jobs.errors import (
+        BackendCorrupt,
         BackendError,
+        BackendFull,
+        BackendReadOnly,
         BackendReplaced,
         BackendUnavailable,
         Cancel,
@@ -52,7 +46,6 @@ if TYPE_CHECKING:
         LeaseLost,
         NimburionError,
         NothingRegistered,
-        NotJoinable,
         NotOpen,
         NotSupported,
         OutOfOrder,
@@ -61,11 +54,9 @@ if TYPE_CHECKING:
         ScheduleNotFound,
         SessionLost,
         Snooze,
-        StoreCorrupt,
-        StoreFull,
-        StoreReadOnly,
         TransactionExpired,
         Unstorable,
+        UnusableConnection,
         UseAwait,
         WaitTimeout,
     )
@@ -99,13 +90,13 @@ __all__ = [
     "UseAwait",
     "NotOpen",
     "LeaseLost",
-    "NotJoinable",
+    "UnusableConnection",
     "BackendError",
     "BackendReplaced",
     "BackendUnavailable",
-    "StoreFull",
-    "StoreReadOnly",
-    "StoreCorrupt",
+    "BackendFull",
+    "BackendReadOnly",
+    "BackendCorrupt",
     "FormatMismatch",
     "Unstorable",
     "SessionLost",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.backends import ENTRY_POINTS, SCHEMES, open_backend
+from nimburion.backends import ENTRY_POINT_GROUP, SCHEMES, open_backend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.redis import url as address
 from nimburion.backends.sqlite import SQLiteBackend
@@ -16,7 +16,7 @@ from nimburion.core.errors import ConfigurationError
 from nimburion.testing.clock import FakeClock
 
 
-class Shop:
+class CustomBackend:
     """Somebody else's store, as far as finding it goes."""
 
     def __init__(self, url: str, options: dict[str, object]) -> None:
@@ -24,7 +24,7 @@ class Shop:
         self.options = options
 
     @classmethod
-    def from_url(cls, url: str, **options: object) -> Shop:
+    def from_url(cls, url: str, **options: object) -> CustomBackend:
         return cls(url, options)
 
 
@@ -60,16 +60,16 @@ def test_redis_urls(url: str, line: str) -> None:
     assert store.describe() == line
 
 
-def test_every_scheme_of_redis_leads_to_its_store() -> None:
+def test_every_redis_scheme_opens_the_redis_backend() -> None:
     assert {
         scheme for scheme, place in SCHEMES.items() if place.endswith(":RedisBackend")
     } == address.SCHEMES.keys()
 
 
-def test_options_reach_the_redis_store() -> None:
+def test_options_reach_the_redis_backend() -> None:
     store = open_backend("redis://localhost?namespace=one", namespace="two", timeout=2.0)
     assert isinstance(store, RedisBackend)
-    assert (store.address.namespace, store.address.timeout) == ("two", 2.0)
+    assert (store.settings.namespace, store.settings.timeout) == ("two", 2.0)
     with pytest.raises(ConfigurationError, match="namespace: expected"):
         open_backend("redis://localhost", namespace="{}")
 
@@ -106,19 +106,19 @@ def test_memory_urls() -> None:
         ("postgresql://u:secret@h/d?shema=a", "did you mean schema?"),
     ],
 )
-def test_what_is_wrong_is_said(url: str, said: str) -> None:
+def test_an_invalid_url_is_explained(url: str, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         open_backend(url)
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_an_option_that_the_store_does_not_take() -> None:
+def test_an_unknown_option_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match=r"store 'sqlite': .*colour"):
         open_backend("sqlite:///jobs.db", colour="blue")
 
 
-def test_options_reach_the_store() -> None:
+def test_options_reach_the_backend() -> None:
     clock = FakeClock()
     store = open_backend("sqlite:///jobs.db", clock=clock)
     assert isinstance(store, SQLiteBackend)
@@ -131,15 +131,15 @@ def test_a_password_is_not_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_somebody_elses_store_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = metadata.EntryPoint("shop", f"{__name__}:Shop", ENTRY_POINTS)
+def test_a_third_party_backend_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = metadata.EntryPoint("shop", f"{__name__}:Shop", ENTRY_POINT_GROUP)
 
     def entry_points(*, group: str, name: str | None = None) -> list[metadata.EntryPoint]:
-        return [one for one in [entry] if group == ENTRY_POINTS and name in {None, one.name}]
+        return [one for one in [entry] if group == ENTRY_POINT_GROUP and name in {None, one.name}]
 
     monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
     store = open_backend("shop://corner", till=3)
-    assert isinstance(store, Shop)
+    assert isinstance(store, CustomBackend)
     assert (store.url, store.options) == ("shop://corner", {"till": 3})
     with pytest.raises(ConfigurationError, match=r"did you mean shop\?.*memory, .*, shop, sqlite"):
         open_backend("shap://corner")

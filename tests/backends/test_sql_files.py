@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.backends.sql_files import Statements, check_header, migrations_of
-from nimburion.backends.sqlite.connection.opening import MIGRATIONS, PACKAGE, statements_of
+from nimburion.backends.sqlite.connection.opening import MIGRATIONS, PACKAGE, split_statements
 
 HEADER = "-- What.\n-- Inputs: a\n-- Result: b\n-- Locks: c\n-- Atomic: d\n"
 
@@ -38,4 +38,4 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 
 def test_a_script_is_split_at_its_statements() -> None:
     script = "CREATE TABLE a (\n  x, -- ; not here\n  y\n);\nINSERT INTO a VALUES (';\n', 1);\n"
-    assert len(statements_of(script)) == 2
+    assert len(split_statements(script)) == 2

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from nimburion import cli
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Failed
@@ -81,10 +81,10 @@ async def fail_all(backend: Backend, lane: Lane, count: int) -> None:
     """Reserve and fail so many jobs of a lane."""
     session = Session(id=f"{lane.name:0<32}", queues=(lane.queue,), names=(lane.name,))
     await backend.open_session(session)
-    reply = await backend.exchange(session.id, 1, [], Want(total=count, lanes=(lane,)))
+    reply = await backend.exchange(session.id, 1, [], ReserveRequest(total=count, lanes=(lane,)))
     error = AttemptError(1, "permanent", "Broken\x1b[31m", "no\x07 good", "Traceback\n  line 1")
     settled = [Failed(one.lease, "permanent", error) for one in reply.deliveries]
-    await backend.exchange(session.id, 2, settled, Want(total=0))
+    await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
     await backend.close_session(session.id)
 
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from nimburion.backends.memory import MemoryBackend
 from nimburion.cli import doctor
 from nimburion.cli.root import root
-from nimburion.core.checks import Finding
-from nimburion.core.errors import StoreFull
+from nimburion.core.checks import CheckResult
+from nimburion.core.errors import BackendFull
 from nimburion.core.session import Session
 from nimburion.testing import FakeClock
 from tests.cli.conftest import CommandLine
@@ -143,19 +143,19 @@ class Silent(MemoryBackend):
 class Full(MemoryBackend):
     """Refuses even to be examined."""
 
-    async def examine(self) -> list[Finding]:
-        raise StoreFull("no room")
+    async def check(self) -> list[CheckResult]:
+        raise BackendFull("no room")
 
 
 async def test_a_store_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PATIENCE", 0.0)
-    (found,) = await doctor.answers(Silent())
+    (found,) = await doctor.check_backend(Silent())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "none within 0 s")
     assert found.advice
 
 
 async def test_a_store_that_raises_is_a_finding() -> None:
-    (found,) = await doctor.answers(Full())
+    (found,) = await doctor.check_backend(Full())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "no room")
     assert "make room" in found.advice
 
@@ -164,15 +164,15 @@ def test_a_clock_that_steps_while_we_look() -> None:
     clock = FakeClock()
     wall, monotonic = clock.now(), clock.monotonic()
     clock.advance(0.5)
-    assert doctor.local_clock(clock, wall, monotonic).verdict == "good"
+    assert doctor.check_local_clock(clock, wall, monotonic).verdict == "good"
     clock.step_wall(-2)
-    found = doctor.local_clock(clock, wall, monotonic)
+    found = doctor.check_local_clock(clock, wall, monotonic)
     assert (found.verdict, found.text) == ("warning", "stepped by -2.0 s just now")
 
 
 def test_drivers_are_named_where_they_matter() -> None:
-    assert doctor.redis_driver("sqlite:///jobs.db") == []
-    (found,) = doctor.redis_driver("redis+sentinel://a,b/main")
+    assert doctor.check_redis_driver("sqlite:///jobs.db") == []
+    (found,) = doctor.check_redis_driver("redis+sentinel://a,b/main")
     assert "hiredis" in found.text
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.cli.exit_codes import ending_of
+from nimburion.cli.exit_codes import report_error
 from tests.cli.conftest import CommandLine
 
 BAD_INPUT = [
@@ -120,12 +120,12 @@ def test_a_store_that_cannot_be_used_is_code_3(nimburion: CommandLine) -> None:
 
 
 def test_an_interrupt_is_code_130() -> None:
-    assert ending_of(KeyboardInterrupt()) == 130
+    assert report_error(KeyboardInterrupt()) == 130
 
 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        ending_of(ZeroDivisionError())
+        report_error(ZeroDivisionError())
 
 
 def test_control_characters_in_a_message_are_written_out(nimburion: CommandLine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.scheduler.spec import Spec
+from nimburion.scheduler.spec import ScheduleSpec
 from tests.cli.conftest import CommandLine
 
 FAR = 4_000_000_000.0
@@ -13,8 +13,8 @@ FAR = 4_000_000_000.0
 
 def declare(nimburion: CommandLine) -> None:
     """A schedule as running code has declared it."""
-    spec = Spec(trigger="0 2 * * *", job="report", declared_until=FAR)
-    record = ScheduleRecord(name="coded", spec=spec.encoded(), owner="shop")
+    spec = ScheduleSpec(trigger="0 2 * * *", job="report", declared_until=FAR)
+    record = ScheduleRecord(name="coded", spec=spec.encode(), owner="shop")
     nimburion.store(lambda backend: backend.put_schedule(record))
 
 

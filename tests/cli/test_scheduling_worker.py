@@ -18,7 +18,7 @@ from nimburion.jobs import Processor
 from nimburion.scheduler import Scheduler
 from tests.cli.test_processes import APPLICATION, PATIENCE, worker
 from tests.scheduler.conftest import Report
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 TASKS = """
 scheduler:
@@ -39,7 +39,7 @@ def configured(folder: Path, enabled: str) -> Invocation:
 
 def schedulers(processor: Processor) -> list[Scheduler]:
     """What runs beside its worker."""
-    return [one for one in processor.companions if isinstance(one, Scheduler)]
+    return [one for one in processor.services if isinstance(one, Scheduler)]
 
 
 def test_a_worker_fires_what_is_configured(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_worker_fires_what_is_configured(tmp_path: Path) -> None:
 
     with worker(tmp_path, "app:processor", "--queues", "sums") as process:
         try:
-            until(lambda: completed(tmp_path) >= 2, "two jobs of the schedule", PATIENCE)
+            wait_until(lambda: completed(tmp_path) >= 2, "two jobs of the schedule", PATIENCE)
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=PATIENCE)

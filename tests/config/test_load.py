@@ -13,9 +13,9 @@ from nimburion import config
 from nimburion.backends import FAMILIES, open_backend
 from nimburion.backends.postgres import url as postgres
 from nimburion.backends.redis import url as address
-from nimburion.backends.redis.url import Address, Tls, parse
-from nimburion.backends.server.url import Login, Node
-from nimburion.config.schema import STORES, Section
+from nimburion.backends.redis.url import RedisSettings, RedisTls, parse_url
+from nimburion.backends.server.url import Credentials, Endpoint
+from nimburion.config.schema import BACKENDS, Section
 from nimburion.core.limits import Limits
 from nimburion.core.settings import QueueSettings, Settings
 
@@ -137,7 +137,7 @@ def test_relative_paths_are_taken_from_the_working_directory(folder: Path) -> No
 def test_files_of_redis_are_taken_from_the_working_directory(folder: Path) -> None:
     url = load_text("jobs: {redis: {tls: true, tls_ca: 'ca & co.pem'}}").url
     assert url == f"rediss://localhost:6379/0?tls_ca={folder}/ca%20%26%20co.pem"
-    assert parse(url).tls == Tls(ca=f"{folder}/ca & co.pem")
+    assert parse_url(url).tls == RedisTls(ca=f"{folder}/ca & co.pem")
 
 
 def test_every_url_that_the_section_makes_is_understood() -> None:
@@ -147,18 +147,18 @@ def test_every_url_that_the_section_makes_is_understood() -> None:
         "namespace": "shop:1", "require_durable": True, "durable_enqueue": True,
         "timeout": timedelta(seconds=1.5),
     }  # fmt: skip
-    assert parse(config.load(jobs={"redis": section}).jobs.url) == Address(
+    assert parse_url(config.load(jobs={"redis": section}).jobs.url) == RedisSettings(
         kind="single",
-        nodes=(Node("cache", 7000),),
+        endpoints=(Endpoint("cache", 7000),),
         db=3,
-        login=Login("u%", "p@/:?#%ä"),
-        tls=Tls(ca="/ca", cert="/cert", key="/key", verify="ca"),
+        credentials=Credentials("u%", "p@/:?#%ä"),
+        tls=RedisTls(ca="/ca", cert="/cert", key="/key", verify="ca"),
         namespace="shop:1",
         require_durable=True,
         durable_enqueue=True,
         timeout=1.5,
     )
-    redis = STORES["redis"]
+    redis = BACKENDS["redis"]
     assert isinstance(redis, Section)
     assert section.keys() | {"url"} == redis.keys.keys()
 
@@ -170,18 +170,22 @@ def test_every_url_that_the_section_of_postgres_makes_is_understood() -> None:
         "sslcert": "/cert", "sslkey": "/key", "connections": 7, "pooler": "no",
         "timeout": timedelta(seconds=1.5),
     }  # fmt: skip
-    assert postgres.parse(config.load(jobs={"postgres": section}).jobs.url) == postgres.Address(
-        nodes=(Node("db", 7000),),
-        login=Login("u%", "p@/:?#%ä"),
+    assert postgres.parse_url(
+        config.load(jobs={"postgres": section}).jobs.url
+    ) == postgres.PostgresSettings(
+        endpoints=(Endpoint("db", 7000),),
+        credentials=Credentials("u%", "p@/:?#%ä"),
         database="a b",
         schema="jobs",
         prefix="a_",
-        tls=postgres.Tls(sslmode="verify-ca", sslrootcert="/ca", sslcert="/cert", sslkey="/key"),
+        tls=postgres.PostgresTls(
+            sslmode="verify-ca", sslrootcert="/ca", sslcert="/cert", sslkey="/key"
+        ),
         connections=7,
         pooler="no",
         timeout=1.5,
     )
-    told = STORES["postgres"]
+    told = BACKENDS["postgres"]
     assert isinstance(told, Section)
     assert section.keys() | {"url"} == told.keys.keys()
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from nimburion.config.schema import COMING, JOBS, SCHEDULER, STORE_KEYS, Section, Series, Shape
+from nimburion.config.schema import COMING, JOBS, SCHEDULER, STORE_KEYS, Section, SectionList, Shape
 from nimburion.config.tree import Place, Written
-from nimburion.config.value_types import Kind
-from nimburion.config.yaml_reader import scalar
+from nimburion.config.value_types import ValueType
+from nimburion.config.yaml_reader import parse_scalar
 from nimburion.core.settings import QueueSettings, SchedulerSettings, Settings, TaskSettings
 from tests.house.tree import ROOT
 
@@ -19,11 +19,11 @@ ROW = re.compile(r"^\| `([a-z_.\[\]]+)` \| (-|`[^`]*`) \| (.*?) \| (.+) \|$", re
 ROWS = {name: (default.strip("`"), allowed) for name, default, allowed, _ in ROW.findall(PAGE)}
 
 
-def kinds(shape: Shape, path: str) -> Iterator[tuple[str, Kind]]:
+def kinds(shape: Shape, path: str) -> Iterator[tuple[str, ValueType]]:
     """Every setting and its kind."""
-    if isinstance(shape, Kind):
+    if isinstance(shape, ValueType):
         yield path, shape
-    elif isinstance(shape, Series):
+    elif isinstance(shape, SectionList):
         yield from kinds(shape.each, f"{path}[]")
     else:
         for key, inner in shape.keys.items():
@@ -65,7 +65,7 @@ def test_the_defaults_are_those_of_the_code() -> None:
     named_by_store = {name for name in ROWS if name.split(".")[0] in STORE_KEYS}
     for name in ROWS.keys() - named_by_store - REQUIRED - {"scheduler.tasks[].timezone"}:
         written = ROWS[name][0]
-        value = KINDS[name].read(Written(scalar(written), Place("page"), written), (name,))
+        value = KINDS[name].read(Written(parse_scalar(written), Place("page"), written), (name,))
         assert value == default_of(name), name
 
 
@@ -74,7 +74,7 @@ def test_every_setting_of_the_code_can_be_written() -> None:
     assert JOBS.keys.keys() - STORE_KEYS.keys() | {"url"} == fields
     queue = JOBS.keys["queues"]
     limits = JOBS.keys["limits"]
-    assert isinstance(queue, Series)
+    assert isinstance(queue, SectionList)
     assert isinstance(limits, Section)
     assert set(queue.each.keys) == set(QueueSettings.__struct_fields__)
     assert set(limits.keys) == set(Settings().limits.__struct_fields__)

@@ -13,4 +13,4 @@ from nimburion.testing.contract import BackendContract
 class TestMemory(BackendContract):
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
         first = MemoryBackend(clock=clock)
-        return [first, *(first.sibling() for _ in range(count - 1))]
+        return [first, *(first.new_handle() for _ in range(count - 1))]

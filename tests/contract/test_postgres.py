@@ -17,7 +17,7 @@ class TestPostgres(BackendContract):
     url: str
 
     @pytest.fixture(autouse=True)
-    def _on_an_empty_store(self, postgres_store: RunningPostgres) -> None:
+    def _empty_database(self, postgres_store: RunningPostgres) -> None:
         self.url = postgres_store.url
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:

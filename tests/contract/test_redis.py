@@ -10,14 +10,14 @@ from nimburion.backends.redis.backend import RedisBackend
 from nimburion.core.backend import Backend
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
-from tests.servers.server_kinds import Running
+from tests.servers.server_kinds import RunningRedis
 
 
 class TestRedis(BackendContract):
     url: str
 
     @pytest.fixture(autouse=True)
-    def _on_an_empty_server(self, redis_server: Running) -> None:
+    def _empty_server(self, redis_server: RunningRedis) -> None:
         self.url = redis_server.url
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:

@@ -18,13 +18,13 @@ def seeded(count: int) -> bytes:
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 300])
 def test_many_are_what_one_after_another_would_be(count: int) -> None:
     alone, together = JobIds(lambda: NOW, bytes), JobIds(lambda: NOW, bytes)
-    assert together.many(count) == [alone.new() for _ in range(count)]
-    assert together.new() == alone.new()
+    assert together.make_many(count) == [alone.make() for _ in range(count)]
+    assert together.make() == alone.make()
 
 
 def test_they_are_of_version_7_and_rise() -> None:
     ids = JobIds(lambda: NOW, seeded)
-    made = [ids.new(), *ids.many(1000), ids.new(), *ids.many(2)]
+    made = [ids.make(), *ids.make_many(1000), ids.make(), *ids.make_many(2)]
     assert made == sorted(set(made))
     for one in map(uuid.UUID, made):
         assert (one.version, one.variant) == (7, uuid.RFC_4122)

@@ -98,7 +98,7 @@ def test_no_message_about_a_url_quotes_the_secret(
         lambda: config.load(jobs={"postgres": {"addr": url}}),
         lambda: config.load(jobs={"postgres": {"sslmode": f"redis://{url}"}}),
         lambda: config.load(jobs={"sqlite": {"url": url}}),
-        lambda: invocation.ask(nothing, unopened=True),
+        lambda: invocation.run(nothing, unopened=True),
     ):
         try:
             attempt()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from nimburion.core.timers import Deadlines
+from nimburion.core.timers import SharedTimer
 
 LONG = 60.0
 SOON = 0.005
@@ -19,9 +19,9 @@ async def forever() -> None:
 
 
 async def test_what_takes_too_long_is_ended() -> None:
-    deadlines = Deadlines()
+    deadlines = SharedTimer()
     for _ in range(2):
-        with pytest.raises(TimeoutError), deadlines.within(SOON):
+        with pytest.raises(TimeoutError), deadlines.timeout(SOON):
             await forever()
     task = asyncio.current_task()
     assert task is not None
@@ -29,38 +29,38 @@ async def test_what_takes_too_long_is_ended() -> None:
 
 
 async def test_a_short_wait_behind_a_long_one_is_ended_in_time() -> None:
-    deadlines = Deadlines()
-    with deadlines.within(LONG):
+    deadlines = SharedTimer()
+    with deadlines.timeout(LONG):
         pass
     async with asyncio.timeout(LONG / 2):
-        with pytest.raises(TimeoutError), deadlines.within(SOON):
+        with pytest.raises(TimeoutError), deadlines.timeout(SOON):
             await forever()
 
 
 async def test_a_long_wait_behind_a_short_one_has_its_own_time() -> None:
-    deadlines, rung = Deadlines(), asyncio.Event()
-    with deadlines.within(SOON):
+    deadlines, rung = SharedTimer(), asyncio.Event()
+    with deadlines.timeout(SOON):
         pass
-    with deadlines.within(LONG):
+    with deadlines.timeout(LONG):
         asyncio.get_running_loop().call_later(3 * SOON, rung.set)
         await rung.wait()
     deadlines.stop()
 
 
 async def test_after_a_wait_nothing_is_cancelled() -> None:
-    deadlines, rung = Deadlines(), asyncio.Event()
-    with deadlines.within(SOON):
+    deadlines, rung = SharedTimer(), asyncio.Event()
+    with deadlines.timeout(SOON):
         pass
     asyncio.get_running_loop().call_later(3 * SOON, rung.set)
     await rung.wait()
 
 
 async def test_each_of_many_waits_has_its_own_time() -> None:
-    deadlines, rung, ended = Deadlines(), asyncio.Event(), list[str]()
+    deadlines, rung, ended = SharedTimer(), asyncio.Event(), list[str]()
 
     async def waiting(name: str, seconds: float) -> None:
         try:
-            with deadlines.within(seconds):
+            with deadlines.timeout(seconds):
                 await rung.wait()
             ended.append(f"{name} went on")
         except TimeoutError:
@@ -76,16 +76,16 @@ async def test_each_of_many_waits_has_its_own_time() -> None:
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_ends_that_lie_close_together(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """A loop may have another kind of timer for what is due at once."""
-    deadlines, ended = Deadlines(), list[int]()
+    deadlines, ended = SharedTimer(), list[int]()
 
     async def waiting(number: int) -> None:
-        with pytest.raises(TimeoutError), deadlines.within(SOON + number * 2e-5):
+        with pytest.raises(TimeoutError), deadlines.timeout(SOON + number * 2e-5):
             await forever()
         ended.append(number)
 
     async def all_of_them() -> None:
         await asyncio.gather(*map(waiting, range(300)))
-        with deadlines.within(SOON):
+        with deadlines.timeout(SOON):
             pass
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -94,19 +94,19 @@ def test_ends_that_lie_close_together(new_loop: Callable[[], asyncio.AbstractEve
 
 
 async def test_one_wait_inside_another() -> None:
-    deadlines = Deadlines()
-    with deadlines.within(LONG), pytest.raises(TimeoutError), deadlines.within(SOON):
+    deadlines = SharedTimer()
+    with deadlines.timeout(LONG), pytest.raises(TimeoutError), deadlines.timeout(SOON):
         await forever()
-    with pytest.raises(TimeoutError), deadlines.within(SOON), deadlines.within(LONG):
+    with pytest.raises(TimeoutError), deadlines.timeout(SOON), deadlines.timeout(LONG):
         await forever()
     deadlines.stop()
 
 
 async def test_who_cancels_is_heard() -> None:
-    deadlines = Deadlines()
+    deadlines = SharedTimer()
 
     async def waiting() -> None:
-        with deadlines.within(LONG):
+        with deadlines.timeout(LONG):
             await forever()
 
     task = asyncio.create_task(waiting())
@@ -118,5 +118,5 @@ async def test_who_cancels_is_heard() -> None:
 
 
 async def test_an_error_stays_what_it_is() -> None:
-    with pytest.raises(ValueError, match="mine"), Deadlines().within(LONG):
+    with pytest.raises(ValueError, match="mine"), SharedTimer().timeout(LONG):
         raise ValueError("mine")

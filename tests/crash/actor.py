@@ -33,22 +33,22 @@ from nimburion.backends import open_backend
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres import transactions as postgres_joining
 from nimburion.backends.redis import RedisBackend
-from nimburion.backends.redis.connection.command_connection import Line, Part
-from nimburion.backends.redis.connection.protocol import Wire
+from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
+from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.scripts import Script
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite import transactions as sqlite_transactions
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.connection.path import path_of
-from nimburion.core.backend import Joining
+from nimburion.backends.sqlite.connection.path import parse_url
+from nimburion.core.backend import Transactional
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.job import NewJob
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
-from nimburion.core.transactions import Lent
+from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.worker.attempt import Attempts
-from nimburion.jobs.worker.completer import Conveyor
+from nimburion.jobs.worker.attempt import AttemptRunner
+from nimburion.jobs.worker.completer import Completer
 from nimburion.scheduler import Scheduler
 from tests.crash import blocking, children
 
@@ -67,24 +67,24 @@ def die() -> None:
 # Crash points
 
 
-def arm(point: str) -> None:
+def install_crash_point(point: str) -> None:
     """Make this process die at that point."""
     kind, _, detail = point.partition(" ")
     points: dict[str, Callable[[], object]] = {
         "statement": lambda: _die_after_statement(detail),
         "script": lambda: _die_after_script(detail),
-        "unheard": lambda: _die_unheard(detail),
+        "unheard": lambda: _die_before_reply(detail),
         "reserved": lambda: _die_after_call("exchange", lambda reply, _: bool(reply.deliveries)),
         "settled": lambda: _die_after_call("exchange", lambda _, args: _completes(args)),
         "rescued": lambda: _die_after_call("rescue", lambda rescued, _: bool(rescued.returned)),
         "enqueued": lambda: _die_after_call("enqueue", lambda *_: True),
-        "before": lambda: setattr(Attempts, "perform", lambda *_: die()),
+        "before": lambda: setattr(AttemptRunner, "perform", lambda *_: die()),
         "inside": lambda: None,  # the handler looks itself, and so for the next two
         "rows": lambda: None,
         "bought": lambda: None,
         "completed": lambda: _die_around_commit(before=True),
         "committed": lambda: _die_around_commit(before=False),
-        "after": lambda: setattr(Conveyor, "settle", lambda *_: die()),
+        "after": lambda: setattr(Completer, "settle", lambda *_: die()),
     }
     points[kind]()
 
@@ -102,7 +102,7 @@ def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> 
 def _die_around_commit(*, before: bool) -> None:
     """A handler's transaction is complete and not committed, or its worker never says so."""
     name = "commit"
-    for kind in (sqlite_transactions.OwnTransaction, postgres_joining.OwnTransaction):
+    for kind in (sqlite_transactions.SQLiteOwnTransaction, postgres_joining.PostgresOwnTransaction):
         setattr(kind, name, _dying_at(getattr(kind, name), before=before))
 
 
@@ -146,25 +146,25 @@ def _die_after_script(name: str) -> None:
     _around_script(name, lambda _: None, die)
 
 
-def _die_unheard(what: str) -> None:
+def _die_before_reply(what: str) -> None:
     """With a request on its way to the server, before its answer is read."""
-    _unheard_by_redis(what)
-    _unheard_by_postgres(what)
+    _die_before_redis_reply(what)
+    _die_before_postgres_reply(what)
 
 
-def _unheard_by_redis(what: str) -> None:
+def _die_before_redis_reply(what: str) -> None:
     if what not in _REQUESTS:
         return
     name, fits = _REQUESTS[what]
 
-    def die_with_the_next_request(arguments: Sequence[Part]) -> None:
+    def die_with_the_next_request(arguments: Sequence[CommandPart]) -> None:
         if fits(arguments):
-            Wire.ask = _send_and_die  # type: ignore[assignment, method-assign]
+            RedisProtocol.request = _send_and_die  # type: ignore[assignment, method-assign]
 
     _around_script(name, die_with_the_next_request, lambda: None)
 
 
-def _send_and_die(wire: Wire, packed: bytes, *_: object) -> None:
+def _send_and_die(wire: RedisProtocol, packed: bytes, *_: object) -> None:
     wire.send(packed)
     die()
 
@@ -172,7 +172,7 @@ def _send_and_die(wire: Wire, packed: bytes, *_: object) -> None:
 _SETTLEMENTS = 6
 """Where they stand among the arguments of an exchange."""
 
-_REQUESTS: dict[str, tuple[str, Callable[[Sequence[Part]], bool]]] = {
+_REQUESTS: dict[str, tuple[str, Callable[[Sequence[CommandPart]], bool]]] = {
     "enqueue": ("enqueue", lambda _: True),
     "reserve": ("exchange", lambda arguments: not arguments[_SETTLEMENTS]),
     "settle": ("exchange", lambda arguments: bool(arguments[_SETTLEMENTS])),
@@ -180,25 +180,29 @@ _REQUESTS: dict[str, tuple[str, Callable[[Sequence[Part]], bool]]] = {
 
 
 def _around_script(
-    name: str, before: Callable[[Sequence[Part]], None], after: Callable[[], None]
+    name: str, before: Callable[[Sequence[CommandPart]], None], after: Callable[[], None]
 ) -> None:
-    original = Line.run
+    original = CommandConnection.run_script
 
     async def run(
-        self: Line, script: Script, keys: Sequence[bytes], arguments: Sequence[Part], **more: Any
+        self: CommandConnection,
+        script: Script,
+        keys: Sequence[bytes],
+        arguments: Sequence[CommandPart],
+        **more: Any,
     ) -> list[Any]:
         if script.name != name:
             return await original(self, script, keys, arguments, **more)
-        await self.call("SCRIPT", "LOAD", script.text)  # so that the first try is applied
+        await self.execute("SCRIPT", "LOAD", script.text)  # so that the first try is applied
         before(arguments)
         replies = await original(self, script, keys, arguments, **more)
         after()
         return replies
 
-    Line.run = run  # type: ignore[method-assign]
+    CommandConnection.run_script = run  # type: ignore[method-assign]
 
 
-_CALLS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
+_CALL_CRASH_POINTS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
     "enqueue": ("enqueue_1", lambda _: True),
     "reserve": ("exchange_1", lambda arguments: arguments[_SEQS] is None),
     "settle": ("exchange_1", lambda arguments: arguments[_SEQS] is not None),
@@ -208,8 +212,8 @@ _SEQS = 4
 """Where the jobs that are settled stand among the arguments of an exchange."""
 
 
-def _unheard_by_postgres(what: str) -> None:
-    function, fits = _CALLS[what]
+def _die_before_postgres_reply(what: str) -> None:
+    function, fits = _CALL_CRASH_POINTS[what]
     original = PreparedStatement.fetch
 
     async def fetch(self: Any, *arguments: Any, **more: Any) -> Answer:
@@ -217,23 +221,23 @@ def _unheard_by_postgres(what: str) -> None:
         if f"{function}(" in query and fits(arguments):
             transport = self._connection._transport
             transport.pause_reading()
-            _die_when_it_answers(transport.get_extra_info("socket"))
+            _die_on_reply(transport.get_extra_info("socket"))
         return await original(self, *arguments, **more)
 
     PreparedStatement.fetch = fetch  # type: ignore[method-assign]
 
 
-def _die_when_it_answers(line_: Any) -> None:
+def _die_on_reply(protocol: Any) -> None:
     """Nobody reads there, so that what comes stays where it is."""
-    if select.select([line_], [], [], 0.0)[0]:
+    if select.select([protocol], [], [], 0.0)[0]:
         die()
-    asyncio.get_running_loop().call_later(0.001, _die_when_it_answers, line_)
+    asyncio.get_running_loop().call_later(0.001, _die_on_reply, protocol)
 
 
 # What it does
 
 
-class Diary:
+class EventLog:
     """One line for each thing that happened, in the order of all processes."""
 
     def __init__(self, folder: Path) -> None:
@@ -249,9 +253,9 @@ class Diary:
             os.close(descriptor)
 
 
-async def worker(folder: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
+async def run_worker(folder: Path, url: str, diary: EventLog, options: dict[str, Any]) -> None:
     """Run jobs until told to stop."""
-    processor = Processor(open_backend(url), Settings(**terms))
+    processor = Processor(open_backend(url), Settings(**options))
     handlers = Handlers(folder, diary, processor.settings.session_ttl)
     handlers.register(processor)
     children.register(processor, handlers.note)
@@ -268,26 +272,26 @@ async def worker(folder: Path, url: str, diary: Diary, terms: dict[str, Any]) ->
     diary.note("left")
 
 
-async def producer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
+async def run_producer(_: Path, url: str, diary: EventLog, options: dict[str, Any]) -> None:
     """Enqueue jobs by id."""
     store = open_backend(url)
     await store.open()
-    jobs = [NewJob(job_id, terms["name"], "default", b"{}") for job_id in terms["ids"]]
+    jobs = [NewJob(job_id, options["name"], "default", b"{}") for job_id in options["ids"]]
     await store.enqueue(jobs)
     diary.note("enqueued")
     await store.close()
 
 
-async def buyer(_: Path, url: str, diary: Diary, terms: dict[str, Any]) -> None:
+async def run_buyer(_: Path, url: str, diary: EventLog, options: dict[str, Any]) -> None:
     """Write a row and enqueue a job, in one transaction of its own."""
     store = open_backend(url)
     await store.open()
     crash_at = os.environ.get("CRASH_AT")
-    connection: Any = sqlite3.connect(path_of(url)) if "sqlite" in url else psycopg.connect(url)
+    connection: Any = sqlite3.connect(parse_url(url)) if "sqlite" in url else psycopg.connect(url)
     with closing(connection):
         connection.execute(EFFECT.format(job="quick-0"))
         jobs = [NewJob("quick-0", "quick", "default", b"{}")]
-        await cast("Joining", store).enqueue_in(Lent(connection), jobs)
+        await cast("Transactional", store).enqueue_in(CallerConnection(connection), jobs)
         if crash_at == "rows":
             die()
         connection.commit()
@@ -300,7 +304,7 @@ class Handlers:
     """They note when they begin and end. On the first delivery of a job (fence 1) some never end,
     so that something must happen to the worker; on later ones all are quick."""
 
-    def __init__(self, folder: Path, diary: Diary, ttl: float) -> None:
+    def __init__(self, folder: Path, diary: EventLog, ttl: float) -> None:
         self._folder = folder
         self._diary = diary
         self._ttl = ttl
@@ -309,7 +313,7 @@ class Handlers:
     def register(self, processor: Processor) -> None:
         """Give them to a processor, each under its own name."""
         for handler in (
-            *(self.quick, self.patient, self.hanging, self.stubborn, self.blocking),
+            *(self.quick, self.long, self.hanging, self.stubborn, self.blocking),
             *(self.paying, self.killing, self.interrupting, self.exiting, self.cancelling),
             *(self.halting, self.bulky),
         ):
@@ -322,7 +326,7 @@ class Handlers:
             die()
         return self.note(ctx, "end")
 
-    async def patient(self, ctx: Context, _: bytes) -> int:
+    async def long(self, ctx: Context, _: bytes) -> int:
         """Waits until the test lets this delivery go."""
         self.note(ctx, "start")
         while not (self._folder / f"go-{ctx.fence}").exists():
@@ -414,12 +418,12 @@ def main() -> None:
     )
     verb, folder, url, terms = sys.argv[1:]
     if "CRASH_AT" in os.environ:
-        arm(os.environ["CRASH_AT"])
-    act = {"worker": worker, "producer": producer, "buyer": buyer}[verb]
+        install_crash_point(os.environ["CRASH_AT"])
+    act = {"worker": run_worker, "producer": run_producer, "buyer": run_buyer}[verb]
     chosen = json.loads(terms)
     loop_factory = uvloop.new_event_loop if chosen.pop("uvloop", False) else None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(act(Path(folder), url, Diary(Path(folder)), chosen))
+        runner.run(act(Path(folder), url, EventLog(Path(folder)), chosen))
 
 
 if __name__ == "__main__":

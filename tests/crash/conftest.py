@@ -7,26 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.harness import Stage
-from tests.servers.server_kinds import Running, RunningPostgres
+from tests.crash.harness import ProcessHarness
+from tests.servers.server_kinds import RunningPostgres, RunningRedis
 
 
 @pytest.fixture
-async def sqlite_stage(tmp_path: Path) -> AsyncIterator[Stage]:
+async def sqlite_stage(tmp_path: Path) -> AsyncIterator[ProcessHarness]:
     """One file."""
-    async with Stage(tmp_path, f"sqlite:///{tmp_path}/jobs.db") as stage:
+    async with ProcessHarness(tmp_path, f"sqlite:///{tmp_path}/jobs.db") as stage:
         yield stage
 
 
 @pytest.fixture
-async def redis_stage(tmp_path: Path, redis_server: Running) -> AsyncIterator[Stage]:
+async def redis_stage(tmp_path: Path, redis_server: RunningRedis) -> AsyncIterator[ProcessHarness]:
     """A server, which is not what dies here."""
-    async with Stage(tmp_path, redis_server.url) as stage:
+    async with ProcessHarness(tmp_path, redis_server.url) as stage:
         yield stage
 
 
 @pytest.fixture
-async def postgres_stage(tmp_path: Path, postgres_server: RunningPostgres) -> AsyncIterator[Stage]:
+async def postgres_stage(
+    tmp_path: Path, postgres_server: RunningPostgres
+) -> AsyncIterator[ProcessHarness]:
     """A server, which is not what dies here."""
-    async with Stage(tmp_path, postgres_server.url) as stage:
+    async with ProcessHarness(tmp_path, postgres_server.url) as stage:
         yield stage

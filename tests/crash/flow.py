@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from nimburion.backends import open_backend
-from nimburion.core.errors import BackendError, BackendUnavailable, StoreFull, StoreReadOnly
+from nimburion.core.errors import BackendError, BackendFull, BackendReadOnly, BackendUnavailable
 from nimburion.core.job import State
 from nimburion.core.settings import Settings
 from nimburion.jobs.client.client import Client
-from tests.crash.harness import Stage
+from tests.crash.harness import ProcessHarness
 
-PATIENCE = 40.0
+TIMEOUT = 40.0
 AT_ONCE = 4
 BOUND = 2.0
 """Seconds before a server's death: what was acknowledged earlier must be there afterwards."""
@@ -34,23 +34,23 @@ Record = Callable[[str, object], None]
 
 
 @asynccontextmanager
-async def flowing(
+async def run_flow(
     folder: Path, url: str, *, jobs: int, per_second: int = 1_000, load: int = 0, ttl: float = 10.0
 ) -> AsyncIterator[Flow]:
     """A stream of jobs that has begun, and two workers that run them. Leaving it lets the stream
     end, with `jobs` of them at least, and waits until all is done; the account is then
     `flow.result`. `load`: bytes of each payload; `ttl`: seconds that a worker's session lives."""
-    async with Stage(folder, url) as stage:
+    async with ProcessHarness(folder, url) as stage:
         flow = Flow(stage, per_second, b"{%b}" % (b" " * load))
-        processes = [stage.worker(session_ttl=ttl, concurrency=10) for _ in range(2)]
+        processes = [stage.start_worker(session_ttl=ttl, concurrency=10) for _ in range(2)]
         flow.workers = [process.pid for process in processes]
-        pouring = asyncio.create_task(flow.pour(jobs))
+        pouring = asyncio.create_task(flow.enqueue_more(jobs))
         try:
-            await flow.until_every_worker_goes_on(since=0.0)
+            await flow.wait_until_every_worker_resumes(since=0.0)
             yield flow
             flow.may_end = True
             await pouring
-            flow.result = await flow.account()
+            flow.result = await flow.reconcile()
         finally:
             pouring.cancel()
             await asyncio.gather(pouring, return_exceptions=True)
@@ -60,8 +60,8 @@ async def flowing(
 class Flow:
     """A steady stream of jobs into the store of a stage."""
 
-    def __init__(self, stage: Stage, per_second: int, payload: bytes) -> None:
-        self.stage = stage
+    def __init__(self, stage: ProcessHarness, per_second: int, payload: bytes) -> None:
+        self.harness = stage
         self._payload = payload
         self.acknowledged: dict[str, float] = {}
         """When each was, on the clock of this host."""
@@ -78,12 +78,12 @@ class Flow:
         """The ids of their processes."""
         self.result: Account
 
-    async def pour(self, jobs: int) -> None:
+    async def enqueue_more(self, jobs: int) -> None:
         """Enqueue so many, and more until they may end."""
         async with self._client:
-            await asyncio.gather(*(self._pour(jobs) for _ in range(AT_ONCE)))
+            await asyncio.gather(*(self._enqueue_more(jobs) for _ in range(AT_ONCE)))
 
-    async def _pour(self, jobs: int) -> None:
+    async def _enqueue_more(self, jobs: int) -> None:
         while (number := next(self._numbers)) < jobs or not self.may_end:
             due = time.monotonic() + self._pace
             await self._enqueue(f"quick-{number}")
@@ -91,12 +91,12 @@ class Flow:
 
     async def _enqueue(self, job_id: str) -> None:
         began = time.monotonic()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while job_id not in self.acknowledged:
                 try:
                     await self._client.enqueue_raw("quick", self._payload, id=job_id)
                     self.acknowledged[job_id] = time.monotonic()
-                except (BackendUnavailable, StoreFull, StoreReadOnly) as error:
+                except (BackendUnavailable, BackendFull, BackendReadOnly) as error:
                     self.refused[type(error).__name__] += 1
                     await self.pass_time(0.02)
         self.held_up += time.monotonic() - began > 0.5
@@ -109,49 +109,53 @@ class Flow:
             except TimeoutError:
                 return
 
-    async def until(self, holds: Callable[[], bool], what: str) -> None:
+    async def wait_until(self, holds: Callable[[], bool], what: str) -> None:
         """Look again and again; `AssertionError` when it does not hold in time."""
 
         async def look() -> bool:
             return holds()
 
-        await self.until_store_says(look, what)
+        await self.wait_until_backend_reports(look, what)
 
-    async def until_acknowledged(self, jobs: int) -> None:
+    async def wait_until_acknowledged(self, jobs: int) -> None:
         """Wait until so many are."""
-        await self.until(lambda: len(self.acknowledged) >= jobs, f"{jobs} jobs are acknowledged")
+        await self.wait_until(
+            lambda: len(self.acknowledged) >= jobs, f"{jobs} jobs are acknowledged"
+        )
 
-    async def until_more(self, jobs: int) -> None:
+    async def wait_until_more(self, jobs: int) -> None:
         """Wait until so many more are."""
-        await self.until_acknowledged(len(self.acknowledged) + jobs)
+        await self.wait_until_acknowledged(len(self.acknowledged) + jobs)
 
-    async def until_every_worker_goes_on(self, *, since: float) -> float:
+    async def wait_until_every_worker_resumes(self, *, since: float) -> float:
         """Wait until each has begun a job after `since`; how long after that was for the last."""
         began: dict[int, float] = {}
 
         def all_have() -> bool:
-            for line in self.stage.noted("start"):
+            for line in self.harness.find_events("start"):
                 if line["at"] > since:
                     began.setdefault(line["pid"], line["at"] - since)
             return began.keys() >= set(self.workers)
 
-        await self.until(all_have, "every worker goes on")
+        await self.wait_until(all_have, "every worker goes on")
         return max(began.values())
 
-    async def until_quiet(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until the store says that nothing is unfinished."""
 
         async def quiet() -> bool:
-            counts = await self.stage.store.counts()
+            counts = await self.harness.backend.counts()
             return all(state.finished or not number for state, number in counts.items())
 
-        await self.until_store_says(quiet, "every job has ended")
+        await self.wait_until_backend_reports(quiet, "every job has ended")
 
-    async def until_store_says(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def wait_until_backend_reports(
+        self, holds: Callable[[], Awaitable[bool]], what: str
+    ) -> None:
         """The same with a question to the store, which may be away."""
         last: object = "it does not hold"
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while True:
                     try:
                         if await holds():
@@ -160,19 +164,19 @@ class Flow:
                         last = error
                     await self.pass_time(0.02)
         except TimeoutError:
-            raise AssertionError(f"not within {PATIENCE:g} s: {what} ({last})") from None
+            raise AssertionError(f"not within {TIMEOUT:g} s: {what} ({last})") from None
 
-    async def account(self) -> Account:
+    async def reconcile(self) -> Account:
         """What became of them, once it is quiet."""
-        await self.until_quiet()
+        await self.wait_until_idle()
         kept: dict[str, Any] = {}
         after = None
         while True:
-            page = await self.stage.store.list_jobs(limit=1_000, after=after)
+            page = await self.harness.backend.list_jobs(limit=1_000, after=after)
             kept |= {job.id: job for job in page.jobs}
             if (after := page.next) is None:
                 break
-        return Account(self.acknowledged, kept, self.stage.diary())
+        return Account(self.acknowledged, kept, self.harness.read_events())
 
 
 @dataclass
@@ -210,8 +214,8 @@ class Account:
         return sum(line["what"] == "StaleSettlement" for line in self.diary)
 
     def check(self, forgiven: Callable[[str], bool] = lambda _: False) -> None:
-        """Every job that is kept was completed. Only those that are `forgiven` may be lost, or
-        were begun twice."""
+        """Every job that is kept was completed. Only those that are `make_excuse_filter` may be
+        lost, or were begun twice."""
         states = Counter(job.state for job in self.kept.values())
         assert states == {State.COMPLETED: len(self.kept)}
         assert {job.failures for job in self.kept.values()} == {0}
@@ -236,7 +240,7 @@ class Account:
             for start in self.starts[job_id][:-1]
         )
 
-    def tell(self, record: Record, what: str) -> None:
+    def record_counts(self, record: Record, what: str) -> None:
         """Print it at the end of the run."""
         for name, jobs in {
             "acknowledged": self.acknowledged,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nimburion.backends import open_backend
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.session import Session
 from tests.crash.actor import DIARY
@@ -25,18 +25,18 @@ TTL = 1.0
 DEADLINE = 20.0
 
 
-class Stage:
+class ProcessHarness:
     """A store, a folder with a diary, and the processes that use them."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.url = url
-        self.store = open_backend(url)
+        self.backend = open_backend(url)
         self.jobs: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
     async def __aenter__(self) -> Self:
-        await self.store.open()
+        await self.backend.open()
         return self
 
     async def __aexit__(
@@ -48,40 +48,46 @@ class Stage:
         for process in self._processes:
             process.kill()
             process.wait()
-        await self.store.close()
+        await self.backend.close()
 
     # Processes
 
-    def worker(self, crash_at: str | None = None, **terms: Any) -> subprocess.Popen[bytes]:
+    def start_worker(self, crash_at: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start a worker; `terms` are settings."""
-        return self._start("worker", crash_at, {"session_ttl": TTL, "grace": 10.0, **terms})
+        return self._start("worker", crash_at, {"session_ttl": TTL, "grace": 10.0, **options})
 
-    def producer(self, crash_at: str | None, name: str, ids: list[str]) -> subprocess.Popen[bytes]:
+    def start_producer(
+        self, crash_at: str | None, name: str, ids: list[str]
+    ) -> subprocess.Popen[bytes]:
         """Start a process that enqueues these and ends."""
         return self._start("producer", crash_at, {"name": name, "ids": ids})
 
-    def buyer(self, crash_at: str | None) -> subprocess.Popen[bytes]:
+    def start_buyer(self, crash_at: str | None) -> subprocess.Popen[bytes]:
         """Start a process that writes a row and enqueues its job, in one transaction."""
         return self._start("buyer", crash_at, {})
 
     def _start(
-        self, verb: str, crash_at: str | None, terms: dict[str, Any]
+        self, verb: str, crash_at: str | None, options: dict[str, Any]
     ) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)
         if crash_at is not None:
             environment["CRASH_AT"] = crash_at
         command = [sys.executable, "-m", "tests.crash.actor", verb, str(self.folder), self.url]
-        process = subprocess.Popen([*command, json.dumps(terms)], cwd=ROOT, env=environment)
+        process = subprocess.Popen([*command, json.dumps(options)], cwd=ROOT, env=environment)
         self._processes.append(process)
         return process
 
-    async def exit_code(self, process: subprocess.Popen[bytes], seconds: float = DEADLINE) -> int:
+    async def wait_for_exit(
+        self, process: subprocess.Popen[bytes], seconds: float = DEADLINE
+    ) -> int:
         """How it ended; it must end within so many seconds."""
         return await asyncio.to_thread(process.wait, seconds)
 
-    async def killed_itself(self, process: subprocess.Popen[bytes]) -> None:
+    async def wait_until_killed(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for a process that reaches its crash point."""
-        assert await self.exit_code(process) == -signal.SIGKILL, "the crash point was not reached"
+        assert await self.wait_for_exit(process) == -signal.SIGKILL, (
+            "the crash point was not reached"
+        )
 
     # Jobs
 
@@ -89,7 +95,7 @@ class Stage:
         """Store jobs; their ids."""
         ids = [f"{name}-{n}" for n in range(count)]
         jobs = [NewJob(one, name, "default", b"{}", after=after) for one in ids]
-        assert {result.outcome for result in await self.store.enqueue(jobs)} <= {"created"}
+        assert {result.outcome for result in await self.backend.enqueue(jobs)} <= {"created"}
         self.jobs += ids
         return ids
 
@@ -98,45 +104,45 @@ class Stage:
         lanes = tuple({Lane("default", one.partition("-")[0]) for one in job_ids})
         for _ in range(times):
             session = Session(id=os.urandom(16).hex(), ttl=0.01)
-            await self.store.open_session(session)
-            want = Want(len(job_ids), lanes, nonce=os.urandom(16))
-            reply = await self.store.exchange(session.id, 1, [], want)
+            await self.backend.open_session(session)
+            want = ReserveRequest(len(job_ids), lanes, nonce=os.urandom(16))
+            reply = await self.backend.exchange(session.id, 1, [], want)
             assert len(reply.deliveries) == len(job_ids)
             returned: list[str] = []
 
             async def rescued(found: list[str] = returned) -> bool:
-                found += (await self.store.rescue(len(job_ids), max_lost=99)).returned
+                found += (await self.backend.rescue(len(job_ids), max_lost=99)).returned
                 return len(found) == len(job_ids)
 
-            await self.until(rescued, "the jobs are rescued")
+            await self.wait_until(rescued, "the jobs are rescued")
 
     async def supervise(self, job_ids: list[str], **terms: Any) -> int:
         """Keep one worker running until these jobs have ended; how many were started."""
-        process, started = self.worker(**terms), 1
+        process, started = self.start_worker(**terms), 1
 
         async def ended() -> bool:
             nonlocal process, started
-            if all([(await self.record(one)).state.finished for one in job_ids]):
+            if all([(await self.get_record(one)).state.finished for one in job_ids]):
                 return True
             if process.poll() is not None:
-                process, started = self.worker(**terms), started + 1
+                process, started = self.start_worker(**terms), started + 1
             return False
 
-        await self.until(ended, "the jobs have ended")
+        await self.wait_until(ended, "the jobs have ended")
         return started
 
-    async def until(
+    async def wait_until(
         self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE
     ) -> None:
         """Ask again, at each ring and a few times a second, until it holds."""
         try:
             async with asyncio.timeout(seconds):
                 while not await condition():
-                    await self.store.wait(["default"], 0.02)
+                    await self.backend.wait(["default"], 0.02)
         except TimeoutError:
-            raise AssertionError(f"not within {seconds} s: {what}; {self.diary()}") from None
+            raise AssertionError(f"not within {seconds} s: {what}; {self.read_events()}") from None
 
-    async def until_noted(
+    async def wait_until_logged(
         self,
         what: str,
         count: int = 1,
@@ -149,62 +155,62 @@ class Stage:
 
         async def noted() -> bool:
             assert alive is None or alive.poll() is None, (
-                f"process {alive.pid} ended; {self.diary()}"
+                f"process {alive.pid} ended; {self.read_events()}"
             )
-            return len(self.noted(what, **more)) >= count
+            return len(self.find_events(what, **more)) >= count
 
-        await self.until(noted, f"{count} times {what} {more}", seconds)
+        await self.wait_until(noted, f"{count} times {what} {more}", seconds)
 
-    async def until_finished(self) -> None:
+    async def wait_until_finished(self) -> None:
         """Wait until nothing is unfinished."""
 
         async def finished() -> bool:
-            counts = await self.store.counts()
+            counts = await self.backend.counts()
             return all(state.finished or not count for state, count in counts.items())
 
-        await self.until(finished, "every job has ended")
+        await self.wait_until(finished, "every job has ended")
 
-    async def record(self, job_id: str) -> JobRecord:
+    async def get_record(self, job_id: str) -> JobRecord:
         """What the store says."""
-        return await self.store.get(job_id)
+        return await self.backend.get(job_id)
 
     # Looking
 
-    def diary(self) -> list[dict[str, Any]]:
+    def read_events(self) -> list[dict[str, Any]]:
         """What happened, in order. A line is one write; the last may still be on its way."""
         path = self.folder / DIARY
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def noted(self, what: str, **more: object) -> list[dict[str, Any]]:
+    def find_events(self, what: str, **more: object) -> list[dict[str, Any]]:
         """The lines of that kind."""
         wanted = {"what": what, **more}
-        return [line for line in self.diary() if wanted.items() <= line.items()]
+        return [line for line in self.read_events() if wanted.items() <= line.items()]
 
     async def check_all_completed(self, *, lost: int, handed_back: int = 0) -> None:
         """Each job ended once, as completed. In all, workers were lost with a job in hand at most
         `lost` times, and handed one back `handed_back` times."""
-        await self.until_finished()
-        counts = await self.store.counts()
+        await self.wait_until_finished()
+        counts = await self.backend.counts()
         assert counts[State.COMPLETED] == sum(counts.values()) == len(self.jobs)
-        records = [await self.record(job_id) for job_id in self.jobs]
+        records = [await self.get_record(job_id) for job_id in self.jobs]
         assert {record.failures for record in records} == {0}
         assert sum(record.lost for record in records) <= lost
-        assert await self.store.queues() == []
-        ends = Counter(line["job"] for line in self.noted("end"))
-        starts = Counter(line["job"] for line in self.noted("start"))
+        assert await self.backend.queues() == []
+        ends = Counter(line["job"] for line in self.find_events("end"))
+        starts = Counter(line["job"] for line in self.find_events("start"))
         for record in records:
             assert record.result is not None
-            fences = [line["fence"] for line in self.noted("start", job=record.id)]
+            fences = [line["fence"] for line in self.find_events("start", job=record.id)]
             assert fences == sorted(set(fences)), "a fence that does not rise"
             assert int(record.result) in fences
             assert 1 <= ends[record.id] <= starts[record.id] <= 1 + lost + handed_back
-        await self._check_gates()
+        await self._check_limits()
 
-    async def _check_gates(self) -> None:
+    async def _check_limits(self) -> None:
         """A limit counts what is processing: nothing."""
         name = self.jobs[0].partition("-")[0]
         session = Session(id=os.urandom(16).hex(), names=(name,), limits={name: 1})
-        await self.store.open_session(session)
-        assert (await self.store.beat(session.id)).gates[name].held == 0
-        await self.store.close_session(session.id)
+        await self.backend.open_session(session)
+        assert (await self.backend.heartbeat(session.id)).limits[name].in_use == 0
+        await self.backend.close_session(session.id)

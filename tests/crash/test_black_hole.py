@@ -34,7 +34,7 @@ async def check_deadlines(url: str, proxy: Proxy) -> None:
     processor = Processor(open_backend(url), Settings(enqueue_timeout=TIMEOUT))
     async with processor:
         job_id = await processor.enqueue_raw("n", b"{}")
-        proxy.hole()
+        proxy.hold_up()
         took = await asyncio.gather(
             *(seconds_of(processor.enqueue_raw("n", b"{}"), BackendUnavailable) for _ in range(40)),
             *(seconds_of(processor.wait(job_id, timeout=TIMEOUT), WaitTimeout) for _ in range(40)),

@@ -9,7 +9,7 @@ import pytest
 
 from nimburion.core.job import State
 from tests.crash.blocking import BLOCKS
-from tests.crash.harness import Stage
+from tests.crash.harness import ProcessHarness
 from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
@@ -22,21 +22,21 @@ class BlockedLoop:
     """What happens on every store; a store is a subclass with a fixture `stage`."""
 
     async def test_what_has_not_begun_runs_elsewhere(
-        self, stage: Stage, capfd: pytest.CaptureFixture[str]
+        self, stage: ProcessHarness, capfd: pytest.CaptureFixture[str]
     ) -> None:
         await stage.enqueue("asleep")
         await stage.enqueue("quick", 9)
-        blocked = stage.worker(concurrency=10, session_ttl=60.0)
-        await stage.until_noted("start", job="asleep-0")
-        other = stage.worker(concurrency=10, session_ttl=60.0)
-        await stage.until_noted("end", 9, pid=other.pid, alive=blocked)
-        await stage.until(lambda: _has_completed(stage, 9), "9 jobs are completed")
-        await stage.until_noted("health")
-        (health,) = stage.noted("health")
+        blocked = stage.start_worker(concurrency=10, session_ttl=60.0)
+        await stage.wait_until_logged("start", job="asleep-0")
+        other = stage.start_worker(concurrency=10, session_ttl=60.0)
+        await stage.wait_until_logged("end", 9, pid=other.pid, alive=blocked)
+        await stage.wait_until(lambda: _has_completed(stage, 9), "9 jobs are completed")
+        await stage.wait_until_logged("health")
+        (health,) = stage.find_events("health")
         assert health["state"] == "degraded"
         assert "asleep-0 (asleep)" in health["loop"]
-        assert (await stage.record("asleep-0")).state is State.PROCESSING
-        records = [await stage.record(f"quick-{n}") for n in range(9)]
+        assert (await stage.get_record("asleep-0")).state is State.PROCESSING
+        records = [await stage.get_record(f"quick-{n}") for n in range(9)]
         assert {(one.state, one.lost, one.failures) for one in records} == {(State.COMPLETED, 0, 0)}
         log = capfd.readouterr().err
         assert "the event loop is blocked by job asleep-0 (asleep)" in log
@@ -45,48 +45,48 @@ class BlockedLoop:
     @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
     @pytest.mark.parametrize("how", BLOCKS)
     async def test_a_second_signal_ends_the_process_at_once(
-        self, stage: Stage, how: str, uvloop: bool
+        self, stage: ProcessHarness, how: str, uvloop: bool
     ) -> None:
         await stage.enqueue(how)
-        worker = stage.worker(grace=600.0, session_ttl=600.0, uvloop=uvloop)
-        await stage.until_noted("health")
+        worker = stage.start_worker(grace=600.0, session_ttl=600.0, uvloop=uvloop)
+        await stage.wait_until_logged("health")
         began = time.monotonic()
         worker.terminate()
         worker.send_signal(signal.SIGINT)
-        assert await stage.exit_code(worker, 3.0 + SLACK) == 0
+        assert await stage.wait_for_exit(worker, 3.0 + SLACK) == 0
         assert time.monotonic() - began < 3.0 + SLACK
-        record = await stage.record(f"{how}-0")
+        record = await stage.get_record(f"{how}-0")
         assert (record.state, record.lost, record.failures) == (State.PENDING, 0, 0)
 
-    async def test_a_first_signal_ends_it_after_the_grace_time(self, stage: Stage) -> None:
+    async def test_a_first_signal_ends_it_after_the_grace_time(self, stage: ProcessHarness) -> None:
         await stage.enqueue("asleep")
-        worker = stage.worker(grace=0.2, session_ttl=600.0)
-        await stage.until_noted("start")
+        worker = stage.start_worker(grace=0.2, session_ttl=600.0)
+        await stage.wait_until_logged("start")
         worker.terminate()
-        assert await stage.exit_code(worker, 4.0 + SLACK) == 0
-        assert (await stage.record("asleep-0")).state is State.PENDING
-        stage.worker()
+        assert await stage.wait_for_exit(worker, 4.0 + SLACK) == 0
+        assert (await stage.get_record("asleep-0")).state is State.PENDING
+        stage.start_worker()
         await stage.check_all_completed(lost=0, handed_back=1)
 
 
-async def _has_completed(stage: Stage, count: int) -> bool:
-    return (await stage.store.counts())[State.COMPLETED] == count
+async def _has_completed(stage: ProcessHarness, count: int) -> bool:
+    return (await stage.backend.counts())[State.COMPLETED] == count
 
 
 class TestSQLite(BlockedLoop):
     @pytest.fixture
-    def stage(self, sqlite_stage: Stage) -> Stage:
+    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
         return sqlite_stage
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(BlockedLoop):
     @pytest.fixture
-    def stage(self, redis_stage: Stage) -> Stage:
+    def stage(self, redis_stage: ProcessHarness) -> ProcessHarness:
         return redis_stage
 
 
 class TestPostgres(BlockedLoop):
     @pytest.fixture
-    def stage(self, postgres_stage: Stage) -> Stage:
+    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
         return postgres_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import State
-from tests.crash.harness import Stage
+from tests.crash.harness import ProcessHarness
 from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
@@ -15,40 +15,46 @@ class Points:
     """Those that every store has; a store is a subclass with a fixture `stage`, and its own."""
 
     @pytest.mark.parametrize("point", ["reserved", "before", "inside", "after", "settled"])
-    async def test_a_worker_dies(self, point: str, stage: Stage) -> None:
+    async def test_a_worker_dies(self, point: str, stage: ProcessHarness) -> None:
         await a_worker_dies(stage, point)
 
-    async def test_a_worker_dies_when_it_has_rescued(self, stage: Stage) -> None:
+    async def test_a_worker_dies_when_it_has_rescued(self, stage: ProcessHarness) -> None:
         await a_worker_dies_while_it_rescues(stage, "rescued")
 
-    async def test_a_producer_dies_when_it_has_enqueued(self, stage: Stage) -> None:
+    async def test_a_producer_dies_when_it_has_enqueued(self, stage: ProcessHarness) -> None:
         await a_producer_dies(stage, "enqueued", stored={5})
 
 
 class TestSQLite(Points):
     @pytest.fixture
-    def stage(self, sqlite_stage: Stage) -> Stage:
+    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
         return sqlite_stage
 
     @pytest.mark.parametrize(
         "statement", ["reserve_lease", "exchange_note", "complete_jobs", "complete_leases"]
     )
-    async def test_a_worker_dies_within_an_exchange(self, statement: str, stage: Stage) -> None:
+    async def test_a_worker_dies_within_an_exchange(
+        self, statement: str, stage: ProcessHarness
+    ) -> None:
         await a_worker_dies(stage, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["promote_copy", "promote_drop"])
-    async def test_a_worker_dies_while_it_promotes(self, statement: str, stage: Stage) -> None:
+    async def test_a_worker_dies_while_it_promotes(
+        self, statement: str, stage: ProcessHarness
+    ) -> None:
         await stage.enqueue("quick", 5, after=0.5)
-        await stage.killed_itself(stage.worker(f"statement {statement}"))
-        stage.worker()
+        await stage.wait_until_killed(stage.start_worker(f"statement {statement}"))
+        stage.start_worker()
         await stage.check_all_completed(lost=0)
 
     @pytest.mark.parametrize("statement", ["session_expire", "rescue_leases", "history_add"])
-    async def test_a_worker_dies_while_it_rescues(self, statement: str, stage: Stage) -> None:
+    async def test_a_worker_dies_while_it_rescues(
+        self, statement: str, stage: ProcessHarness
+    ) -> None:
         await a_worker_dies_while_it_rescues(stage, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["job_last", "ready_add_new"])
-    async def test_a_producer_dies(self, statement: str, stage: Stage) -> None:
+    async def test_a_producer_dies(self, statement: str, stage: ProcessHarness) -> None:
         await a_producer_dies(stage, f"statement {statement}", stored={0})
 
 
@@ -57,22 +63,24 @@ class TestRedis(Points):
     """A script is one step, so there are points before its answer and between two scripts only."""
 
     @pytest.fixture
-    def stage(self, redis_stage: Stage) -> Stage:
+    def stage(self, redis_stage: ProcessHarness) -> ProcessHarness:
         return redis_stage
 
     @pytest.mark.parametrize("request_", ["reserve", "settle"])
-    async def test_a_worker_dies_before_the_answer(self, request_: str, stage: Stage) -> None:
+    async def test_a_worker_dies_before_the_answer(
+        self, request_: str, stage: ProcessHarness
+    ) -> None:
         await a_worker_dies(stage, f"unheard {request_}")
 
-    async def test_a_producer_dies_before_the_answer(self, stage: Stage) -> None:
+    async def test_a_producer_dies_before_the_answer(self, stage: ProcessHarness) -> None:
         await a_producer_dies(stage, "unheard enqueue", stored={0, 5})
 
-    async def test_a_producer_dies_between_two_scripts(self, stage: Stage) -> None:
+    async def test_a_producer_dies_between_two_scripts(self, stage: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
-        await stage.killed_itself(stage.producer("script enqueue", "quick", ids))
-        assert (await stage.store.counts())[State.PENDING] == 500
-        assert await stage.exit_code(stage.producer(None, "quick", ids)) == 0
-        jobs = (await stage.store.list_jobs(limit=2000)).jobs
+        await stage.wait_until_killed(stage.start_producer("script enqueue", "quick", ids))
+        assert (await stage.backend.counts())[State.PENDING] == 500
+        assert await stage.wait_for_exit(stage.start_producer(None, "quick", ids)) == 0
+        jobs = (await stage.backend.list_jobs(limit=2000)).jobs
         assert sorted(job.id for job in jobs) == sorted(ids)
 
 
@@ -80,46 +88,48 @@ class TestPostgres(Points):
     """A function is one transaction; the server ends it with us or without us."""
 
     @pytest.fixture
-    def stage(self, postgres_stage: Stage) -> Stage:
+    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
         return postgres_stage
 
     @pytest.mark.parametrize("request_", ["reserve", "settle"])
-    async def test_a_worker_dies_before_the_answer(self, request_: str, stage: Stage) -> None:
+    async def test_a_worker_dies_before_the_answer(
+        self, request_: str, stage: ProcessHarness
+    ) -> None:
         await a_worker_dies(stage, f"unheard {request_}")
 
-    async def test_a_worker_dies_while_it_rescues(self, stage: Stage) -> None:
+    async def test_a_worker_dies_while_it_rescues(self, stage: ProcessHarness) -> None:
         await a_worker_dies_while_it_rescues(stage, "unheard rescue")
 
-    async def test_a_producer_dies_before_the_answer(self, stage: Stage) -> None:
+    async def test_a_producer_dies_before_the_answer(self, stage: ProcessHarness) -> None:
         await a_producer_dies(stage, "unheard enqueue", stored={0, 5})
 
 
-async def a_worker_dies(stage: Stage, point: str) -> None:
+async def a_worker_dies(stage: ProcessHarness, point: str) -> None:
     """With some of five jobs in hand."""
     await stage.enqueue("quick", 5)
-    await stage.killed_itself(stage.worker(point, concurrency=5))
-    stage.worker()
+    await stage.wait_until_killed(stage.start_worker(point, concurrency=5))
+    stage.start_worker()
     await stage.check_all_completed(lost=5)
 
 
-async def a_worker_dies_while_it_rescues(stage: Stage, point: str) -> None:
+async def a_worker_dies_while_it_rescues(stage: ProcessHarness, point: str) -> None:
     """With the jobs of another one, which was killed, on their way back."""
     await stage.enqueue("hanging", 3)
-    victim = stage.worker()
-    await stage.until_noted("start", 3)
+    victim = stage.start_worker()
+    await stage.wait_until_logged("start", 3)
     victim.kill()
-    await stage.killed_itself(stage.worker(point))
-    stage.worker()
+    await stage.wait_until_killed(stage.start_worker(point))
+    stage.start_worker()
     # The one that rescued them may have taken them itself before it died.
     await stage.check_all_completed(lost=6)
 
 
-async def a_producer_dies(stage: Stage, point: str, stored: set[int]) -> None:
+async def a_producer_dies(stage: ProcessHarness, point: str, stored: set[int]) -> None:
     """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
     ids = [f"quick-{n}" for n in range(5)]
-    await stage.killed_itself(stage.producer(point, "quick", ids))
-    assert sum((await stage.store.counts()).values()) in stored
-    assert await stage.exit_code(stage.producer(None, "quick", ids)) == 0
+    await stage.wait_until_killed(stage.start_producer(point, "quick", ids))
+    assert sum((await stage.backend.counts()).values()) in stored
+    assert await stage.wait_for_exit(stage.start_producer(None, "quick", ids)) == 0
     stage.jobs = ids
-    stage.worker()
+    stage.start_worker()
     await stage.check_all_completed(lost=0)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from nimburion.core.job import JobRecord, NewJob, State
-from tests.crash.harness import Stage
+from tests.crash.harness import ProcessHarness
 from tests.servers.proxy import Direction, Proxy
-from tests.servers.server_kinds import BINARIES, Running, RunningPostgres
+from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
 
 pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(120)]
 
@@ -38,7 +38,7 @@ def bulky(count: int, *, payload: int = 0, result: int = 0) -> list[NewJob]:
 class Watch:
     """Looks again and again for jobs that are `processing` while nobody makes progress on them."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: ProcessHarness) -> None:
         self._stage = stage
         self._since: dict[tuple[str, float | None], float] = {}
         self._ended = 0
@@ -46,10 +46,10 @@ class Watch:
 
     async def until_finished(self) -> None:
         """Wait for the end of all jobs."""
-        await self._stage.until(self._finished, "every job has ended")
+        await self._stage.wait_until(self._finished, "every job has ended")
 
     async def _finished(self) -> bool:
-        page = await self._stage.store.list_jobs(limit=1_000)
+        page = await self._stage.backend.list_jobs(limit=1_000)
         ended = sum(job.state.finished for job in page.jobs)
         if ended > self._ended:
             self._ended, self._ended_last = ended, time.monotonic()
@@ -71,81 +71,91 @@ class SlowConnections:
 
     @asynccontextmanager
     async def _slow_worker(
-        self, stage: Stage, port: int, way: Direction, speed: float
-    ) -> AsyncIterator[Stage]:
+        self, stage: ProcessHarness, port: int, way: Direction, speed: float
+    ) -> AsyncIterator[ProcessHarness]:
         """A worker whose connections pass so many bytes a second, one way."""
         async with Proxy(port) as proxy:
             proxy.bytes_per_second[way] = speed
             url = stage.url.replace(f":{port}", f":{proxy.port}")
             url += ("&" if "?" in url else "?") + f"timeout={_TIMEOUT}"
-            async with Stage(stage.folder, url) as slow:
-                slow.worker(session_ttl=TTL)
+            async with ProcessHarness(stage.folder, url) as slow:
+                slow.start_worker(session_ttl=TTL)
                 yield slow
 
-    async def test_large_payloads_come_a_few_at_a_time(self, stage: Stage, port: int) -> None:
+    async def test_large_payloads_come_a_few_at_a_time(
+        self, stage: ProcessHarness, port: int
+    ) -> None:
         """Ten at once need four seconds, of the one that a call may take."""
-        await stage.store.enqueue(bulky(12, payload=150_000))
+        await stage.backend.enqueue(bulky(12, payload=150_000))
         async with self._slow_worker(stage, port, "replies", 400_000):
             await Watch(stage).until_finished()
-        assert (await stage.store.counts())[State.COMPLETED] == 12
-        assert Counter(line["job"] for line in stage.noted("start")).most_common(1)[0][1] == 1
-        assert stage.noted("SessionEnded") == []
+        assert (await stage.backend.counts())[State.COMPLETED] == 12
+        assert Counter(line["job"] for line in stage.find_events("start")).most_common(1)[0][1] == 1
+        assert stage.find_events("SessionEnded") == []
 
-    async def test_large_results_leave_a_few_at_a_time(self, stage: Stage, port: int) -> None:
-        await stage.store.enqueue(bulky(20, result=150_000))
+    async def test_large_results_leave_a_few_at_a_time(
+        self, stage: ProcessHarness, port: int
+    ) -> None:
+        await stage.backend.enqueue(bulky(20, result=150_000))
         async with self._slow_worker(stage, port, "requests", 400_000):
             await Watch(stage).until_finished()
-        assert (await stage.store.counts())[State.COMPLETED] == 20
-        assert Counter(line["job"] for line in stage.noted("start")).most_common(1)[0][1] == 1
-        record = await stage.record("bulky-0")
+        assert (await stage.backend.counts())[State.COMPLETED] == 20
+        assert Counter(line["job"] for line in stage.find_events("start")).most_common(1)[0][1] == 1
+        record = await stage.get_record("bulky-0")
         assert record.result is not None
         assert len(record.result) == 150_002
 
-    async def test_what_never_gets_through_is_given_back(self, stage: Stage, port: int) -> None:
+    async def test_what_never_gets_through_is_given_back(
+        self, stage: ProcessHarness, port: int
+    ) -> None:
         """One job alone needs ten seconds: another worker has it within the time to live."""
-        await stage.store.enqueue(bulky(3, payload=1_000_000))
+        await stage.backend.enqueue(bulky(3, payload=1_000_000))
         async with self._slow_worker(stage, port, "replies", 100_000):
-            await stage.until(lambda: self._processing(stage), "the slow worker holds jobs")
+            await stage.wait_until(lambda: self._processing(stage), "the slow worker holds jobs")
             began = time.monotonic()
-            stage.worker(session_ttl=TTL)
+            stage.start_worker(session_ttl=TTL)
             await Watch(stage).until_finished()
         assert time.monotonic() - began < TTL + _SWEEP + _SLACK
-        records = [await stage.record(f"bulky-{n}") for n in range(3)]
+        records = [await stage.get_record(f"bulky-{n}") for n in range(3)]
         assert {record.state for record in records} == {State.COMPLETED}
         assert {record.lost for record in records} == {0}
 
     async def test_a_result_that_never_gets_through_is_left_behind(
-        self, stage: Stage, port: int
+        self, stage: ProcessHarness, port: int
     ) -> None:
         """Its job is completed all the same: its work is done."""
-        await stage.store.enqueue(bulky(1, result=250_000))
+        await stage.backend.enqueue(bulky(1, result=250_000))
         async with self._slow_worker(stage, port, "requests", 40_000):
             await Watch(stage).until_finished()
-        record = await stage.record("bulky-0")
+        record = await stage.get_record("bulky-0")
         assert (record.state, record.result) == (State.COMPLETED, None)
-        assert len(stage.noted("start")) == 1
+        assert len(stage.find_events("start")) == 1
 
     @staticmethod
-    async def _processing(stage: Stage) -> bool:
-        return (await stage.store.counts())[State.PROCESSING] > 0
+    async def _processing(stage: ProcessHarness) -> bool:
+        return (await stage.backend.counts())[State.PROCESSING] > 0
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(SlowConnections):
     @pytest.fixture
-    async def stage(self, tmp_path: Path, redis_server: Running) -> AsyncIterator[Stage]:
-        async with Stage(tmp_path, redis_server.url) as stage:
+    async def stage(
+        self, tmp_path: Path, redis_server: RunningRedis
+    ) -> AsyncIterator[ProcessHarness]:
+        async with ProcessHarness(tmp_path, redis_server.url) as stage:
             yield stage
 
     @pytest.fixture
-    def port(self, redis_server: Running) -> int:
+    def port(self, redis_server: RunningRedis) -> int:
         return redis_server.port  # type: ignore[attr-defined, no-any-return]
 
 
 class TestPostgres(SlowConnections):
     @pytest.fixture
-    async def stage(self, tmp_path: Path, postgres_server: RunningPostgres) -> AsyncIterator[Stage]:
-        async with Stage(tmp_path, postgres_server.url) as stage:
+    async def stage(
+        self, tmp_path: Path, postgres_server: RunningPostgres
+    ) -> AsyncIterator[ProcessHarness]:
+        async with ProcessHarness(tmp_path, postgres_server.url) as stage:
             yield stage
 
     @pytest.fixture

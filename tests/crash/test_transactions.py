@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from nimburion.core.job import State
-from tests.crash.harness import Stage
+from tests.crash.harness import ProcessHarness
 from tests.servers.server_kinds import RunningPostgres
 
 pytestmark = pytest.mark.slow
@@ -25,23 +25,25 @@ class Points:
     """Those that both databases have; one is a subclass with the fixtures `stage` and `ask`."""
 
     @pytest.mark.parametrize(("point", "both"), [("rows", 0), ("bought", 1)])
-    async def test_a_caller_dies(self, point: str, both: int, stage: Stage, ask: Ask) -> None:
+    async def test_a_caller_dies(
+        self, point: str, both: int, stage: ProcessHarness, ask: Ask
+    ) -> None:
         await a_caller_dies(stage, ask, point, both)
 
     @pytest.mark.parametrize("point", ["rows", "completed", "committed", "settled"])
     async def test_a_worker_dies_and_the_effect_happens_once(
-        self, point: str, stage: Stage, ask: Ask
+        self, point: str, stage: ProcessHarness, ask: Ask
     ) -> None:
         await a_worker_dies(stage, ask, point)
 
 
 class TestSQLite(Points):
     @pytest.fixture
-    def stage(self, sqlite_stage: Stage) -> Stage:
+    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
         return sqlite_stage
 
     @pytest.fixture
-    def ask(self, stage: Stage) -> Ask:
+    def ask(self, stage: ProcessHarness) -> Ask:
         def ask(statement: str) -> list[tuple[str, ...]]:
             with closing(sqlite3.connect(stage.folder / "jobs.db")) as connection, connection:
                 return connection.execute(statement).fetchall()
@@ -49,19 +51,19 @@ class TestSQLite(Points):
         ask(TABLE)
         return ask
 
-    async def test_a_caller_dies_within_the_enqueue(self, stage: Stage, ask: Ask) -> None:
+    async def test_a_caller_dies_within_the_enqueue(self, stage: ProcessHarness, ask: Ask) -> None:
         await a_caller_dies(stage, ask, "statement ready_add_new", 0)
 
     @pytest.mark.parametrize("statement", ["lease_drop", "job_finish"])
     async def test_a_worker_dies_within_the_completion(
-        self, statement: str, stage: Stage, ask: Ask
+        self, statement: str, stage: ProcessHarness, ask: Ask
     ) -> None:
         await a_worker_dies(stage, ask, f"statement {statement}")
 
 
 class TestPostgres(Points):
     @pytest.fixture
-    def stage(self, postgres_stage: Stage) -> Stage:
+    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
         return postgres_stage
 
     @pytest.fixture
@@ -73,21 +75,21 @@ class TestPostgres(Points):
         return ask
 
 
-async def a_caller_dies(stage: Stage, ask: Ask, point: str, both: int) -> None:
+async def a_caller_dies(stage: ProcessHarness, ask: Ask, point: str, both: int) -> None:
     """Between its row and its commit, or after it."""
-    await stage.killed_itself(stage.buyer(point))
-    assert sum((await stage.store.counts()).values()) == both
+    await stage.wait_until_killed(stage.start_buyer(point))
+    assert sum((await stage.backend.counts()).values()) == both
     assert len(ask(EFFECTS)) == both
 
 
-async def a_worker_dies(stage: Stage, ask: Ask, point: str) -> None:
+async def a_worker_dies(stage: ProcessHarness, ask: Ask, point: str) -> None:
     """With some of three jobs in hand, each of which writes a row."""
     ids = await stage.enqueue("paying", 3)
-    await stage.killed_itself(stage.worker(point, concurrency=3))
+    await stage.wait_until_killed(stage.start_worker(point, concurrency=3))
     already = ask(EFFECTS)
-    assert (await stage.store.counts())[State.COMPLETED] == len(already)
+    assert (await stage.backend.counts())[State.COMPLETED] == len(already)
     assert already or point not in {"committed", "settled"}
-    stage.worker()
-    await stage.until_finished()
-    assert (await stage.store.counts())[State.COMPLETED] == len(ids)
+    stage.start_worker()
+    await stage.wait_until_finished()
+    assert (await stage.backend.counts())[State.COMPLETED] == len(ids)
     assert Counter(row[0] for row in ask(EFFECTS)) == Counter(ids)

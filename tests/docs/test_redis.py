@@ -10,12 +10,12 @@ import pytest
 
 from nimburion.backends.redis import url as address
 from nimburion.backends.redis.keys import KEYS
-from nimburion.backends.redis.url import SCHEMES, parse
+from nimburion.backends.redis.url import SCHEMES, parse_url
 from nimburion.core.errors import ConfigurationError
 from tests.docs.pages import Page, every_page, read
 from tests.house.tree import PACKAGE, ROOT
 from tests.servers import Binary, Server
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 PRODUCTION = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 REFERENCE = read(ROOT / "docs" / "reference" / "redis-keys.md")
@@ -39,7 +39,7 @@ def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         for command in commands:
             server.ask(*command)  # it raises what the server refuses
-            until(lambda: writes_nothing(server), f"{command} is done")
+            wait_until(lambda: writes_nothing(server), f"{command} is done")
 
 
 def writes_nothing(server: Server) -> bool:
@@ -61,7 +61,7 @@ def first_cells(page: Page, head: str) -> list[str]:
 
 def test_each_url_of_the_page_is_one() -> None:
     shown = first_cells(PRODUCTION, "URL")
-    assert {parse(url).kind for url in shown} == {"single", "unix", "sentinel", "cluster"}
+    assert {parse_url(url).kind for url in shown} == {"single", "unix", "sentinel", "cluster"}
     text = PRODUCTION.path.read_text(encoding="utf-8")
     assert [scheme for scheme in SCHEMES if f"`{scheme}://" not in text] == []
 
@@ -70,11 +70,15 @@ def test_the_options_of_the_page_are_all_there_are() -> None:
     known: set[str] = set()
     for url in ("redis://a", "rediss://a", "redis+sentinel://a/b", "redis+cluster://a"):
         with pytest.raises(ConfigurationError) as caught:
-            parse(f"{url}?no_such_option=1")
+            parse_url(f"{url}?no_such_option=1")
         known |= set(str(caught.value).rpartition("Known: ")[2].split(", "))
     assert set(first_cells(PRODUCTION, "option")) == known
-    assert f"| `timeout` | `{address.TIMEOUT:g}` |" in PRODUCTION.path.read_text(encoding="utf-8")
-    assert f"| `namespace` | `{address.NAMESPACE}` |" in PRODUCTION.path.read_text(encoding="utf-8")
+    assert f"| `timeout` | `{address.DEFAULT_TIMEOUT:g}` |" in PRODUCTION.path.read_text(
+        encoding="utf-8"
+    )
+    assert f"| `namespace` | `{address.DEFAULT_NAMESPACE}` |" in PRODUCTION.path.read_text(
+        encoding="utf-8"
+    )
 
 
 # --- keys -----------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Backend
 from nimburion.core.errors import NimburionError
-from nimburion.core.exchange import NOTHING, Lane, QueueTerms, Reply, Want
-from nimburion.core.job import NO_OPTIONS, AttemptError, NewJob, Options, State
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
+from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, JobOptions, NewJob, State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import Overlap, ScheduleRecord
-from nimburion.core.session import Orders, Session
+from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -71,7 +71,7 @@ class Line:
 
     number: int = 0
     """Of its last exchange, and ..."""
-    sent: tuple[list[tuple[Held, Make]], Want] | None = None
+    sent: tuple[list[tuple[Held, Make]], ReserveRequest] | None = None
     """... what that carried."""
     leases: list[Held] = field(default_factory=list)
     """What it holds, as far as it was told."""
@@ -213,7 +213,7 @@ class Twins(RuleBasedStateMachine):
         session = luck.choice(sorted(self.lines) or SESSIONS)
         number = self.lines.get(session, Line()).number + luck.choice((-2, -1, 2, 3))
         if number > 0:
-            self._agree(lambda store: store.exchange(session, number, [], NOTHING))
+            self._agree(lambda store: store.exchange(session, number, [], RESERVE_NOTHING))
 
     def _some_session(self, luck: Random) -> str:
         """One that lives, as far as is known."""
@@ -245,7 +245,7 @@ class Twins(RuleBasedStateMachine):
         self._exchange(session, line.number, batch, want)
 
     def _exchange(
-        self, session: str, number: int, batch: list[tuple[Held, Make]], want: Want
+        self, session: str, number: int, batch: list[tuple[Held, Make]], want: ReserveRequest
     ) -> bool:
         sent = {
             id(self.oracle): [make(held.oracle) for held, make in batch],
@@ -292,7 +292,7 @@ class Twins(RuleBasedStateMachine):
                     self._bury(session)
 
     def _beat(self, session: str) -> tuple[Answer, Answer]:
-        return self._agree(lambda store: store.beat(session), _orders)
+        return self._agree(lambda store: store.heartbeat(session), _orders)
 
     @rule(seed=seeds)
     @precondition(lambda self: self.lines)
@@ -460,9 +460,9 @@ def _new_job(luck: Random) -> NewJob:
         priority=luck.randint(4, 6),
         # Multiples of a quarter second are the same number in floats and in microseconds.
         after=0.0 if luck.random() < 0.7 else luck.randint(1, 200) / 4,
-        options=NO_OPTIONS
+        options=NO_JOB_OPTIONS
         if plain
-        else Options(
+        else JobOptions(
             headers=luck.choice(({}, {"a": "b"})),
             unique_key=luck.choice((None, "k1", "k2")),
             unique_for=luck.choice((None, None, 10.0)),
@@ -489,15 +489,15 @@ def _settlement(luck: Random) -> Make:
     return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2))[0]
 
 
-def _want(luck: Random) -> Want:
+def _want(luck: Random) -> ReserveRequest:
     if luck.random() < 0.2:
-        return NOTHING
+        return RESERVE_NOTHING
     whole = luck.random() < 0.7
-    return Want(
+    return ReserveRequest(
         total=luck.randint(1, 5),
         lanes=LANES if whole else tuple(luck.sample(LANES, luck.randint(1, 5))),
         queues={
-            queue: QueueTerms(luck.randint(0, 2), luck.choice((None, None, 0, 1, 2)))
+            queue: QueueOptions(luck.randint(0, 2), luck.choice((None, None, 0, 1, 2)))
             for queue in QUEUES
             if luck.random() < 0.5
         },
@@ -526,8 +526,8 @@ def _reply(reply: Reply) -> Answer:
     return reply.results, deliveries, waiting, reply.next_due, reply.now
 
 
-def _orders(orders: Orders) -> Answer:
-    return {_named(lease) for lease in orders.cancel}, sorted(orders.paused), orders.gates
+def _orders(orders: HeartbeatReply) -> Answer:
+    return {_named(lease) for lease in orders.cancel}, sorted(orders.paused), orders.limits
 
 
 def _rescued(rescued: Rescued) -> Answer:

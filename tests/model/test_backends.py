@@ -17,9 +17,9 @@ from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
-from tests.backends.postgres.reset import forget_all
+from tests.backends.postgres.reset import truncate_all
 from tests.model.machine import Twins
-from tests.servers.server_kinds import BINARIES, Running, RunningPostgres
+from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
 
 PARTS: list[Any] = [0, *(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2))]
 """Each makes as many examples as the profile says: 100 of 50 steps, deep 2,000 of 100."""
@@ -78,7 +78,7 @@ def test_sqlite_answers_as_the_memory_store_does(part: int) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
-def test_redis_answers_as_the_memory_store_does(redis_server: Running, part: int) -> None:
+def test_redis_answers_as_the_memory_store_does(redis_server: RunningRedis, part: int) -> None:
     compare(
         lambda clock: RedisBackend(redis_server.url, clock=clock, timeout=30.0), redis_server.empty
     )
@@ -90,6 +90,6 @@ def test_postgres_answers_as_the_memory_store_does(
 ) -> None:
     compare(
         lambda clock: PostgresBackend(postgres_server.url, clock=clock, timeout=30.0),
-        lambda: forget_all(postgres_server),
+        lambda: truncate_all(postgres_server),
         share=0.4,
     )

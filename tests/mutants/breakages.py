@@ -269,15 +269,15 @@ MUTANTS = (
     Mutant(
         "jobs begun after their lease",
         "jobs/*.py",
-        "if $started >= self.$tenure.$keeper.$believed_until:",
+        "if $started >= self.$tenure.$keeper.$lease_valid_until:",
         "if $started < 0:",
         (f"{SCENARIO}test_a_worker_that_slept_too_long_begins_nothing_that_it_lost",),
     ),
     Mutant(
         "believes for ever",
         "jobs/*.py",
-        "self.$believed_until = $sent + self.$_ttl * (1 - $_MARGIN)",
-        "self.$believed_until = $sent + self.$_ttl * 100",
+        "self.$lease_valid_until = $sent + self.$_ttl * (1 - $_MARGIN)",
+        "self.$lease_valid_until = $sent + self.$_ttl * 100",
         (f"{SIMULATION}test_faults_break_no_promise[0]",),
     ),
     Mutant(
@@ -416,7 +416,7 @@ MUTANTS = (
         "backends/sqlite/*.py",
         "self.$_loop.call_soon_threadsafe(self.$_watch_the_time)",
         "pass",
-        (f"{JOINING}test_so_does_a_def_handler",),
+        (f"{JOINING}test_a_def_handler_loses_the_lock_after_five_seconds",),
     ),
     Mutant(
         "a handler commits by itself",
@@ -430,6 +430,6 @@ MUTANTS = (
         "backends/sqlite/*.py",
         "self.$watch.$add(created, $rung)",
         "pass",
-        (f"{JOINING}test_who_waits_is_woken_though_nobody_tells_of_the_commit",),
+        (f"{JOINING}test_a_waiter_wakes_after_a_commit_on_a_callers_connection",),
     ),
 )

@@ -282,7 +282,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.py",
         "self.$_seen[$stream] = $entries[-1][0]",
         "pass",
-        (f"{PARKING}test_a_ring_ends_one_wait",),
+        (f"{PARKING}test_a_notification_ends_one_wait",),
     ),
     Mutant(
         "Redis: a settlement waits with its exchange",

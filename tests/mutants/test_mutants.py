@@ -19,7 +19,7 @@ from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
 from tests.mutants.scheduler_breakages import SCHEDULER_MUTANTS
-from tests.servers.fixtures import Started
+from tests.servers.fixtures import StartedServers
 from tests.servers.postgres import PostgresServer
 from tests.servers.server_kinds import BORROWED
 
@@ -31,7 +31,7 @@ TESTS_FAILED = 1
 
 
 @pytest.fixture(autouse=True)
-def _one_server_for_all(started_servers: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_server_for_all(started_servers: StartedServers, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL takes longer to start than a test to run."""
     server = started_servers["postgres"]
     assert isinstance(server, PostgresServer)

@@ -18,7 +18,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.jobs import Job, Processor
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
-from tests.servers.fixtures import ASKED, Started
+from tests.servers.fixtures import REQUESTED_KINDS, StartedServers
 
 SERVERS = ("valkey", "postgres")
 """One of each family; that the others do the same is the contract's business."""
@@ -27,7 +27,7 @@ SERVERS = ("valkey", "postgres")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run on each kind of store that the run asks for; on memory where no processes share it."""
     if "kind" in metafunc.fixturenames:
-        asked = [kind for kind in SERVERS if kind in metafunc.config.stash[ASKED]]
+        asked = [kind for kind in SERVERS if kind in metafunc.config.stash[REQUESTED_KINDS]]
         kinds: list[Any] = [pytest.param(kind, marks=pytest.mark.server) for kind in asked]
         memory = ["memory"] if "place" in metafunc.fixturenames else []
         metafunc.parametrize("kind", [*memory, "sqlite", *kinds], indirect=True)
@@ -46,7 +46,7 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return "memory://"
     if kind == "sqlite":
         return f"sqlite:///{tmp_path}/jobs.db"
-    started: Started = request.getfixturevalue("started_servers")
+    started: StartedServers = request.getfixturevalue("started_servers")
     server: Any = started[kind]
     (server.empty if kind == "valkey" else server.forget)()
     request.node.user_properties.append(("server", server.name))
@@ -78,7 +78,7 @@ class Place:
     def sibling(self) -> Backend:
         """The same store, as another process has it."""
         if isinstance(self.store, MemoryBackend):
-            return self.store.sibling()
+            return self.store.new_handle()
         return open_backend(self._url, clock=self.clock)
 
     async def scheduler(

@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
-from nimburion.core.backend import Living
+from nimburion.core.backend import Lifecycle
 from nimburion.core.errors import BackendUnavailable
 from nimburion.scheduler import Scheduler
-from nimburion.scheduler.backend_clock import StoreTime
+from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.testing import FakeClock
 from tests.scheduler.conftest import BEGIN, Place, Report
 
@@ -109,26 +109,26 @@ async def test_the_clock_of_the_store_that_is_set_is_followed(place: Place) -> N
 @pytest.mark.parametrize("drift", [0.0001, -0.0001])
 async def test_a_clock_that_drifts_is_corrected_again_and_again(place: Place, drift: float) -> None:
     clock = HostClock(place.clock, drift=drift)
-    time = StoreTime(clock, place.store)
+    time = BackendClock(clock, place.store)
     for seconds in range(0, 6000, 20):
         place.at(seconds)
-        await time.learn()
+        await time.synchronize()
         assert abs(time.now() - place.clock.now()) <= 0.05
 
 
 async def test_what_the_round_trip_can_explain_is_no_difference() -> None:
     clock = FakeClock(BEGIN)
     slow = Slow(clock, took=0.4, says=BEGIN + 0.35)
-    time = StoreTime(clock, cast("Living", slow))
-    await time.learn()
+    time = BackendClock(clock, cast("Lifecycle", slow))
+    await time.synchronize()
     assert time.now() == pytest.approx(clock.now(), abs=0.001)
 
 
 async def test_half_of_the_round_trip_is_the_way_there() -> None:
     clock = FakeClock(BEGIN)
     slow = Slow(clock, took=0.4, says=BEGIN + 100.2)
-    time = StoreTime(clock, cast("Living", slow))
-    await time.learn()
+    time = BackendClock(clock, cast("Lifecycle", slow))
+    await time.synchronize()
     assert time.now() == pytest.approx(clock.now() + 100, abs=0.001)
 
 
@@ -139,8 +139,8 @@ async def test_a_blocked_event_loop_is_no_difference(
     """A handler blocks the loop for 20 s, so that an answer given early or late is read late."""
     clock = FakeClock(BEGIN)
     slow = Slow(clock, took=20.0, says=BEGIN + says)
-    time = StoreTime(clock, cast("Living", slow))
-    await time.learn()
+    time = BackendClock(clock, cast("Lifecycle", slow))
+    await time.synchronize()
     assert time.now() == pytest.approx(clock.now(), abs=0.001)
     assert caplog.messages == []
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimburion.core.errors import DefinitionError
-from nimburion.scheduler.cron import MACROS, Expression
-from nimburion.scheduler.triggers import Timetable, explained, trigger_of
+from nimburion.scheduler.cron import MACROS, CronExpression
+from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 
 UTC_ZONE = ZoneInfo("UTC")
 MONDAY = datetime(2026, 6, 1, 12, 30)  # noqa: DTZ001 (on the wall)
@@ -62,16 +62,16 @@ def test_the_next_tick_is_that_of_another_library(text: str, local: datetime) ->
         other = CronSim(text, local)
     except CronSimError:
         with pytest.raises(DefinitionError):
-            Expression(text)
+            CronExpression(text)
         return
     try:
-        ours = Expression(text)
+        ours = CronExpression(text)
     except DefinitionError:
         with pytest.raises(StopIteration):
             next(other)
         return
     for _ in range(3):
-        found = ours.after(local)
+        found = ours.next_after(local)
         assert found == next(other)
         assert found is not None
         local = found
@@ -81,12 +81,12 @@ def test_the_next_tick_is_that_of_another_library(text: str, local: datetime) ->
 @given(st.text(alphabet="0123456789*/,-#L?W @JANMONevery", max_size=40))
 def test_any_text_is_an_expression_or_an_error_of_ours(text: str) -> None:
     try:
-        trigger = trigger_of(text, UTC_ZONE)
+        trigger = parse_trigger(text, UTC_ZONE)
     except DefinitionError:
         return
-    tick = trigger.after(1_750_000_000)
+    tick = trigger.next_after(1_750_000_000)
     assert tick is None or tick > 1_750_000_000
-    assert explained(trigger)
+    assert explain_trigger(trigger)
 
 
 @pytest.mark.deep
@@ -98,7 +98,7 @@ def test_no_text_of_a_million_hangs() -> None:
         text = any_text(random)
         began = time.process_time()
         with suppress(DefinitionError):
-            trigger_of(text, UTC_ZONE).after(1_750_000_000)
+            parse_trigger(text, UTC_ZONE).next_after(1_750_000_000)
         slowest = max(slowest, time.process_time() - began)
     assert slowest < 1.0
 
@@ -144,7 +144,7 @@ def any_text(random: Random) -> str:
     ],
 )
 def test_the_first_tick_after_a_monday(text: str, expected: str) -> None:
-    assert f"{Expression(text).after(MONDAY):%Y-%m-%d %H:%M}" == expected
+    assert f"{CronExpression(text).next_after(MONDAY):%Y-%m-%d %H:%M}" == expected
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_what_is_refused_points_at_the_field(text: str, problem: str) -> None:
     if not problem:
         return
     with pytest.raises(DefinitionError, match=re.escape(problem)):
-        Expression(text)
+        CronExpression(text)
 
 
 @pytest.mark.parametrize("wrong", [None, 5, b"* * * * *"])
 def test_what_is_no_text_is_refused(wrong: object) -> None:
     with pytest.raises(DefinitionError, match="a text like"):
-        trigger_of(wrong, UTC_ZONE)  # type: ignore[arg-type]
+        parse_trigger(wrong, UTC_ZONE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -214,9 +214,9 @@ def test_what_is_no_text_is_refused(wrong: object) -> None:
     ],
 )
 def test_the_text_of_a_trigger_means_the_same(said: str | timedelta | datetime, text: str) -> None:
-    trigger = trigger_of(said, UTC_ZONE)
+    trigger = parse_trigger(said, UTC_ZONE)
     assert trigger.text == text
-    assert trigger_of(trigger.text, UTC_ZONE).after(0) == trigger.after(0)
+    assert parse_trigger(trigger.text, UTC_ZONE).next_after(0) == trigger.next_after(0)
 
 
 @pytest.mark.parametrize(
@@ -226,29 +226,29 @@ def test_the_text_of_a_trigger_means_the_same(said: str | timedelta | datetime, 
 )  # fmt: skip
 def test_what_is_no_interval_or_time_is_refused(wrong: str | timedelta | datetime) -> None:
     with pytest.raises(DefinitionError):
-        trigger_of(wrong, UTC_ZONE)
+        parse_trigger(wrong, UTC_ZONE)
 
 
 def test_every_scheduler_counts_an_interval_the_same() -> None:
-    trigger = trigger_of("@every 5m", UTC_ZONE)
-    assert [trigger.after(instant) for instant in (1000, 1199, 1200)] == [1200, 1200, 1500]
+    trigger = parse_trigger("@every 5m", UTC_ZONE)
+    assert [trigger.next_after(instant) for instant in (1000, 1199, 1200)] == [1200, 1200, 1500]
 
 
 def test_a_timetable_begins_and_ends() -> None:
-    table = Timetable(trigger_of("@every 10s", UTC_ZONE), start=100, end=130)
-    assert list(table.between(0, 1000)) == [100, 110, 120]
-    assert table.latest(0, 1000) == 120
-    assert table.latest(120, 1000) is None
+    table = Timetable(parse_trigger("@every 10s", UTC_ZONE), start=100, end=130)
+    assert list(table.iterate_between(0, 1000)) == [100, 110, 120]
+    assert table.find_latest(0, 1000) == 120
+    assert table.find_latest(120, 1000) is None
 
 
 @pytest.mark.parametrize("text", ["* * * * *", "0 2 * * *", "0 0 1 1 *", "0 0 29 2 *"])
 def test_the_latest_tick_is_the_last_of_all(text: str) -> None:
-    table = Timetable(trigger_of(text, ZoneInfo("Europe/Rome")))
+    table = Timetable(parse_trigger(text, ZoneInfo("Europe/Rome")))
     until = datetime(2026, 6, 1, tzinfo=UTC).timestamp() + 0.5
     since = until - (5000 if text.startswith("*") else 5 * 366 * 86_400)
-    assert table.latest(since, until) == list(table.between(since, until))[-1]
+    assert table.find_latest(since, until) == list(table.iterate_between(since, until))[-1]
 
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_macros_are_explained(macro: str) -> None:
-    assert explained(trigger_of(macro, UTC_ZONE)).endswith(", UTC")
+    assert explain_trigger(parse_trigger(macro, UTC_ZONE)).endswith(", UTC")

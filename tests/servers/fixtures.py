@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers.binaries import Binary, NoSuchServer
+from tests.servers.binaries import Binary, ServerNotFound
 from tests.servers.server import Server
 from tests.servers.server_kinds import (
     BINARIES,
@@ -21,25 +21,25 @@ from tests.servers.server_kinds import (
     POSTGRES_KINDS,
     PROGRAMS,
     REDIS_KINDS,
-    Kept,
-    Running,
     RunningPostgres,
-    asked_for,
-    dealt,
-    program_of,
+    RunningRedis,
+    SharedServer,
+    find_program,
+    read_contract_kinds,
+    read_requested_kinds,
 )
 
-ASKED = pytest.StashKey[tuple[str, ...]]()
+REQUESTED_KINDS = pytest.StashKey[tuple[str, ...]]()
 
 
-class Started:
+class StartedServers:
     """The servers that this process has started so far, by kind."""
 
     def __init__(self) -> None:
-        self._running: dict[str, Kept] = {}
+        self._running: dict[str, SharedServer] = {}
         self._stack = ExitStack()
 
-    def __getitem__(self, kind: str) -> Kept:
+    def __getitem__(self, kind: str) -> SharedServer:
         """Return the server of this kind; the first time, start it."""
         if kind not in self._running:
             self._running[kind] = self._stack.enter_context(KINDS[kind]())
@@ -51,15 +51,15 @@ class Started:
 
 
 @pytest.fixture(scope="session")
-def started_servers() -> Iterator[Started]:
+def started_servers() -> Iterator[StartedServers]:
     """The servers of this process."""
-    started = Started()
+    started = StartedServers()
     yield started
     started.close()
 
 
 @pytest.fixture(scope="session")
-def valkey(started_servers: Started) -> Server:
+def valkey(started_servers: StartedServers) -> Server:
     """Valkey from the wheel; it keeps what other tests left in it. Do not stop it."""
     server = started_servers["valkey"]
     assert isinstance(server, Server)
@@ -67,37 +67,41 @@ def valkey(started_servers: Started) -> Server:
 
 
 @pytest.fixture
-def redis_server(request: pytest.FixtureRequest, started_servers: Started) -> Running:
+def redis_server(request: pytest.FixtureRequest, started_servers: StartedServers) -> RunningRedis:
     """Each kind of Redis server that the run asks for, empty. Do not stop it."""
-    server: Running = emptied(request, started_servers)
+    server: RunningRedis = get_empty_server(request, started_servers)
     return server
 
 
 @pytest.fixture
-def postgres_server(request: pytest.FixtureRequest, started_servers: Started) -> RunningPostgres:
+def postgres_server(
+    request: pytest.FixtureRequest, started_servers: StartedServers
+) -> RunningPostgres:
     """Each kind of PostgreSQL server that the run asks for, with an empty database. Do not stop
     it."""
-    server: RunningPostgres = emptied(request, started_servers)
+    server: RunningPostgres = get_empty_server(request, started_servers)
     return server
 
 
 @pytest.fixture
-def postgres_store(request: pytest.FixtureRequest, started_servers: Started) -> RunningPostgres:
+def postgres_store(
+    request: pytest.FixtureRequest, started_servers: StartedServers
+) -> RunningPostgres:
     """As `postgres_server`, but with the empty tables of a store, once one was opened there: making
     them is most of what a new store costs. Do not change them."""
-    server: RunningPostgres = noted_server(request, started_servers)
+    server: RunningPostgres = get_server(request, started_servers)
     server.forget()
     return server
 
 
-def emptied(request: pytest.FixtureRequest, started_servers: Started) -> Any:
+def get_empty_server(request: pytest.FixtureRequest, started_servers: StartedServers) -> Any:
     """The shared server of the kind that the parameter names."""
-    server = noted_server(request, started_servers)
+    server = get_server(request, started_servers)
     server.empty()
     return server
 
 
-def noted_server(request: pytest.FixtureRequest, started_servers: Started) -> Any:
+def get_server(request: pytest.FixtureRequest, started_servers: StartedServers) -> Any:
     """The same, as it is; the run's last words count it."""
     server = started_servers[request.param]
     request.node.user_properties.append(("server", server.name))
@@ -107,16 +111,16 @@ def noted_server(request: pytest.FixtureRequest, started_servers: Started) -> An
 @pytest.fixture
 def redis_binary(request: pytest.FixtureRequest) -> Binary:
     """Each Redis program that the run asks for, to start servers of one's own."""
-    return noted(request)
+    return get_program(request)
 
 
 @pytest.fixture
 def postgres_binary(request: pytest.FixtureRequest) -> Binary:
     """Each PostgreSQL program that the run asks for, to start servers of one's own."""
-    return noted(request)
+    return get_program(request)
 
 
-def noted(request: pytest.FixtureRequest) -> Binary:
+def get_program(request: pytest.FixtureRequest) -> Binary:
     """The program that the parameter names; the run's last words count it."""
     binary = PROGRAMS[request.param]()
     request.node.user_properties.append(("server", binary.name))
@@ -129,8 +133,8 @@ def noted(request: pytest.FixtureRequest) -> Binary:
 def pytest_configure(config: pytest.Config) -> None:
     """Learn what the run asks for; what cannot be had ends it before it begins."""
     try:
-        config.stash[ASKED] = asked_for()
-    except (ValueError, NoSuchServer) as error:
+        config.stash[REQUESTED_KINDS] = read_requested_kinds()
+    except (ValueError, ServerNotFound) as error:
         raise pytest.UsageError(str(error)) from error
 
 
@@ -147,17 +151,19 @@ NONE = "none of those that the run asks for"
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the tests for the servers that the run asks for, and no others: they are many."""
-    named = named_by(metafunc.definition)
-    for name, asked in in_this_run(metafunc.config).items():
+    named = list_server_fixtures(metafunc.definition)
+    for name, asked in select_tests(metafunc.config).items():
         if name in metafunc.fixturenames and name not in named:
             metafunc.parametrize(name, asked or [NONE], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that run on servers; leave out those that the run does not ask for."""
-    asked, among = in_this_run(config), dealt()
+    asked, among = select_tests(config), read_contract_kinds()
     left_out = {
-        item for item in items if not wants(item, asked) or is_dealt_elsewhere(item, among, asked)
+        item
+        for item in items
+        if not needs_server(item, asked) or runs_elsewhere(item, among, asked)
     }
     for item in items:
         if EACH.keys() & {*getattr(item, "fixturenames", ())}:
@@ -167,50 +173,50 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=list(left_out))
 
 
-def in_this_run(config: pytest.Config) -> dict[str, list[str]]:
+def select_tests(config: pytest.Config) -> dict[str, list[str]]:
     """For each of those fixtures, the servers or programs that the run asks for."""
-    kinds = config.stash[ASKED]
-    programs = {*map(program_of, kinds)}
+    kinds = config.stash[REQUESTED_KINDS]
+    programs = {*map(find_program, kinds)}
     return {
         name: [one for one in every if one in (programs if name.endswith("binary") else kinds)]
         for name, every in EACH.items()
     }
 
 
-def wants(item: pytest.Item, asked: Mapping[str, Sequence[str]]) -> bool:
+def needs_server(item: pytest.Item, requested: Mapping[str, Sequence[str]]) -> bool:
     """Tell whether the servers that a test is for are among these."""
     call = getattr(item, "callspec", None)
     return call is None or all(
-        call.params[name] in asked[name] for name in EACH.keys() & call.params.keys()
+        call.params[name] in requested[name] for name in EACH.keys() & call.params.keys()
     )
 
 
-def is_dealt_elsewhere(
-    item: pytest.Item, among: Sequence[str], asked: Mapping[str, Sequence[str]]
+def runs_elsewhere(
+    item: pytest.Item, among: Sequence[str], requested: Mapping[str, Sequence[str]]
 ) -> bool:
     """Tell whether a test runs on another one of the servers that share the tests out."""
     call = getattr(item, "callspec", None)
     if call is None:
         return False
     for name in EACH.keys() & call.params.keys():
-        ours = {*map(program_of, among)} if name.endswith("binary") else {*among}
-        players = [one for one in asked[name] if one in ours]
+        ours = {*map(find_program, among)} if name.endswith("binary") else {*among}
+        players = [one for one in requested[name] if one in ours]
         mine = call.params[name]
         case = item.name.replace(mine, "", 1).encode()
         if mine in players and mine != players[zlib.crc32(case) % len(players)]:
-            return name not in named_by(item)
+            return name not in list_server_fixtures(item)
     return False
 
 
-def named_by(item: pytest.Item) -> set[str]:
+def list_server_fixtures(item: pytest.Item) -> set[str]:
     """The fixtures for which a test names servers itself."""
     return {mark.args[0] for mark in item.iter_markers("parametrize")}
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the servers that the run asks for."""
-    asked = config.stash[ASKED]
-    programs = ", ".join(PROGRAMS[name]().name for name in dict.fromkeys(map(program_of, asked)))
+    asked = config.stash[REQUESTED_KINDS]
+    programs = ", ".join(PROGRAMS[name]().name for name in dict.fromkeys(map(find_program, asked)))
     return f"servers: {', '.join(asked)} ({programs})"
 
 

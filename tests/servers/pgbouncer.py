@@ -16,8 +16,8 @@ import psycopg
 from tests.servers.binaries import Binary
 from tests.servers.postgres import OWNER, PostgresServer, environment
 from tests.servers.server import ServerFailed
-from tests.servers.unprivileged import folder, who
-from tests.servers.waiting import free_port, until
+from tests.servers.unprivileged import make_folder, make_run_as
+from tests.servers.waiting import free_port, wait_until
 
 
 class PgBouncer:
@@ -32,7 +32,7 @@ class PgBouncer:
         self.port = free_port()
         self.name = f"{binary.name} before {server.name}"
         self._settings = settings
-        self._temporary = folder()
+        self._temporary = make_folder()
         self.folder = Path(self._temporary.name)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -73,9 +73,9 @@ class PgBouncer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                **who(),
+                **make_run_as(),
             )
-        until(self._listens, f"{self.name} takes connections on port {self.port}")
+        wait_until(self._listens, f"{self.name} takes connections on port {self.port}")
 
     def stop(self) -> None:
         """End the pooler: every client is cut."""
@@ -120,12 +120,12 @@ class PgBouncer:
     def empty(self) -> None:
         """Put a new empty database in the place of the one before."""
         self.server.empty()
-        until(self._leads_through, f"{self.name} has seen that its connections were cut")
+        wait_until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     def forget(self) -> None:
         """Leave the tables of a store as they were made."""
         self.server.forget()
-        until(self._leads_through, f"{self.name} has seen that its connections were cut")
+        wait_until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     # --- steps ----------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ import psycopg
 
 from tests.servers.binaries import Binary
 from tests.servers.server import TRIES, ServerFailed
-from tests.servers.unprivileged import folder, reachable, who
-from tests.servers.waiting import free_port, until
+from tests.servers.unprivileged import make_folder, make_reachable, make_run_as
+from tests.servers.waiting import free_port, wait_until
 
 OWNER = "postgres"
 """The superuser; it needs no password unless the server asks everybody for one."""
@@ -90,7 +90,7 @@ class PostgresServer:
         self.database = OWNER
         """Where `url` leads to; `empty` and `forget` make new ones."""
         self._swept = OWNER
-        self._temporary = folder()
+        self._temporary = make_folder()
         self.folder = Path(self._temporary.name)
         self._names = "jobs"
         self._kept = ""
@@ -176,7 +176,7 @@ class PostgresServer:
         self._started.wait()
         for pid in children:
             _signal(pid, signal.SIGKILL)
-        until(lambda: not any(map(_is_there, children)), "the server's children are gone")
+        wait_until(lambda: not any(map(_is_there, children)), "the server's children are gone")
 
     def restart(self) -> None:
         """Stop it and start it again, with the same port and folder."""
@@ -299,14 +299,14 @@ class PostgresServer:
             capture_output=True,
             text=True,
             check=False,
-            **who(),
+            **make_run_as(),
         )
         if ran.returncode != 0:
             raise ServerFailed(f"{program} failed: {ran.stderr[-2000:]}")
         return ran.stdout
 
     def _program(self, name: str) -> Path:
-        return reachable(self.binary.path).with_name(name)
+        return make_reachable(self.binary.path).with_name(name)
 
     def _run(self) -> None:
         with (self.folder / "log").open("ab") as log:
@@ -321,9 +321,9 @@ class PostgresServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                **who(),
+                **make_run_as(),
             )
-        until(self._answers, f"{self.name} takes connections on port {self.port}")
+        wait_until(self._answers, f"{self.name} takes connections on port {self.port}")
 
     def _answers(self) -> bool:
         """Tell whether this very server answers, not another one on the same port."""

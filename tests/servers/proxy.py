@@ -33,7 +33,7 @@ class Proxy:
         self.connections = 0
         """How many were accepted so far."""
         self._server: asyncio.Server | None = None
-        self._links: set[Link] = set()
+        self._connections: set[ProxiedConnection] = set()
         self._limits: dict[Direction, int] = {}
         self._passable = asyncio.Event()
         self._passable.set()
@@ -56,7 +56,7 @@ class Proxy:
     ) -> None:
         """Close the port and every connection."""
         self.refuse()
-        tasks = [link.task for link in self._links]
+        tasks = [link.task for link in self._connections]
         self.cut()
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -64,7 +64,7 @@ class Proxy:
 
     def cut(self) -> int:
         """Reset every open connection, at both ends; return how many."""
-        links = list(self._links)
+        links = list(self._connections)
         for link in links:
             link.reset()
             link.task.cancel()
@@ -82,7 +82,7 @@ class Proxy:
             self._server = await asyncio.start_server(self._begin, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
-    def hole(self) -> None:
+    def hold_up(self) -> None:
         """Let nothing pass until `heal`, as a network that drops packets. Connecting works."""
         self._passable.clear()
 
@@ -103,32 +103,35 @@ class Proxy:
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection in a task of ours: of its own, asyncio cannot bear that it is
         cancelled."""
-        link = Link(writer)
+        link = ProxiedConnection(writer)
         self.connections += 1
         link.task = asyncio.create_task(self._serve(link, reader, writer))
-        self._links.add(link)
+        self._connections.add(link)
 
     async def _serve(
-        self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        connection: ProxiedConnection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         """Serve one connection to its end."""
         try:
             await self._passable.wait()
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
-            link.ends.append(back)
-            await link.carry(
-                self._pump(link, reader, back, "requests"),
-                self._pump(link, there, writer, "replies"),
+            connection.ends.append(back)
+            await connection.run_pumps(
+                self._pump(connection, reader, back, "requests"),
+                self._pump(connection, there, writer, "replies"),
             )
         except OSError:
-            link.reset()
+            connection.reset()
         finally:
-            link.close()
-            self._links.discard(link)
+            connection.close()
+            self._connections.discard(connection)
 
     async def _pump(
         self,
-        link: Link,
+        connection: ProxiedConnection,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         direction: Direction,
@@ -136,13 +139,13 @@ class Proxy:
         """Pass on what comes, until one side closes."""
         with suppress(OSError):
             while chunk := await reader.read(self._at_once(direction)):
-                await link.later(self.delay + self._seconds_of(chunk, direction))
+                await connection.close_later(self.delay + self._seconds_of(chunk, direction))
                 await self._passable.wait()
                 passed, is_last = self._pass(chunk, direction)
                 writer.write(passed)
                 await writer.drain()
                 if is_last:
-                    link.reset()
+                    connection.reset()
                     return
 
     def _at_once(self, direction: Direction) -> int:
@@ -167,7 +170,7 @@ class Proxy:
         return chunk[:limit], True
 
 
-class Link:
+class ProxiedConnection:
     """One connection through the proxy: its ends, and the task that serves it."""
 
     task: asyncio.Task[None]
@@ -176,7 +179,7 @@ class Link:
         self.ends = [writer]
         self._never = asyncio.Event()
 
-    async def carry(self, *pumps: Coroutine[object, None, None]) -> None:
+    async def run_pumps(self, *pumps: Coroutine[object, None, None]) -> None:
         """Pump in both directions until one ends."""
         tasks = [asyncio.ensure_future(pump) for pump in pumps]
         try:
@@ -186,7 +189,7 @@ class Link:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def later(self, seconds: float) -> None:
+    async def close_later(self, seconds: float) -> None:
         """Come back after so many seconds."""
         if seconds > 0:
             with suppress(TimeoutError):

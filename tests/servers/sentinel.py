@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tests.servers.binaries import Binary
 from tests.servers.server import Server
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 QUORUM = 2
 # Milliseconds between what sentinels do for themselves. Their defaults (1, 10, 2, 1 s; 30 s of rest
@@ -77,7 +77,7 @@ class SentinelTrio:
             server.start()
         for replica in replicas:
             replica.ask("REPLICAOF", "127.0.0.1", primary.port)
-        until(lambda: all(map(in_step, replicas)), "the replicas are in step")
+        wait_until(lambda: all(map(is_in_sync, replicas)), "the replicas are in step")
         self.sentinels = [Sentinel(self.binary, *self._watch(primary)) for _ in range(3)]
         for sentinel in self.sentinels:
             sentinel.start()
@@ -86,7 +86,7 @@ class SentinelTrio:
 
     def settle(self) -> None:
         """Wait until primary and every replica are up, in step, and known to every sentinel."""
-        until(lambda: all(map(self._sees_all, self.sentinels)), f"{self.name} is whole")
+        wait_until(lambda: all(map(self._sees_all, self.sentinels)), f"{self.name} is whole")
 
     def close(self) -> None:
         """End all and remove their folders."""
@@ -128,9 +128,9 @@ class SentinelTrio:
 
     def wait_for_another(self, former: Server) -> Server:
         """Wait until all sentinels name another primary that takes writes; return that."""
-        until(lambda: self._agreed() not in {None, former.port}, "another primary")
+        wait_until(lambda: self._agreed() not in {None, former.port}, "another primary")
         primary = self.primary
-        until(lambda: role_of(primary) == "master", "the new primary takes writes")
+        wait_until(lambda: read_role(primary) == "master", "the new primary takes writes")
         return primary
 
     def fail_over(self) -> Server:
@@ -165,9 +165,9 @@ class SentinelTrio:
                 sentinel.ask("SENTINEL", "DEBUG", name, milliseconds)
 
     def _sees_all(self, sentinel: Server) -> bool:
-        master = described(sentinel.ask("SENTINEL", "MASTER", self.service))
+        master = parse_reply(sentinel.ask("SENTINEL", "MASTER", self.service))
         replicas: list[list[bytes]] = sentinel.ask("SENTINEL", "REPLICAS", self.service)
-        seen = [(one["flags"], one["master-link-status"]) for one in map(described, replicas)]
+        seen = [(one["flags"], one["master-link-status"]) for one in map(parse_reply, replicas)]
         if seen != [("slave", "ok")] * (len(self.data) - 1):
             return False
         return master["flags"] == "master" and master["num-other-sentinels"] == "2"
@@ -185,25 +185,25 @@ class Sentinel(Server):
     def __init__(self, binary: Binary, *lines: str) -> None:
         password = next((line.split()[1] for line in lines if line.startswith("requirepass")), None)
         super().__init__(binary, password=password)
-        self._lines = list(lines)
+        self._settings = list(lines)
 
     def _arguments(self) -> list[str]:
         return ["--sentinel"]
 
 
-def in_step(replica: Server) -> bool:
+def is_in_sync(replica: Server) -> bool:
     """Whether a replica has its primary's data and follows it."""
     with replica.client() as client:
         return bool(client.info("replication")["master_link_status"] == "up")
 
 
-def role_of(server: Server) -> str:
+def read_role(server: Server) -> str:
     """What a server says it is: `master` or `slave`."""
     with server.client() as client:
         return str(client.info("replication")["role"])
 
 
-def described(reply: list[bytes]) -> dict[str, str]:
+def parse_reply(reply: list[bytes]) -> dict[str, str]:
     """A reply of names and values."""
     texts = [one.decode() for one in reply]
     return dict(zip(texts[::2], texts[1::2], strict=True))

@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from tests.servers.binaries import Binary
 from tests.servers.certificates import Certificates, make_certificates
-from tests.servers.waiting import free_port, until
+from tests.servers.waiting import free_port, wait_until
 
 TRIES = 5
 """How many ports a first start tries: another process may take one between look and bind."""
@@ -56,7 +56,7 @@ class Server:
         self.folder = Path(self._temporary.name)
         self.certificates = make_certificates(self.folder) if tls else None
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines = [
+        self._settings = [
             f"appendonly {'yes' if appendonly else 'no'}",
             f"maxmemory {maxmemory}",
             'save ""',
@@ -217,19 +217,19 @@ class Server:
 
     def _configure(self) -> None:
         """Write the configuration. Not at later starts: the server itself may have rewritten it."""
-        text = "\n".join([*self._listening(), *self._lines, ""])
+        text = "\n".join([*self._listening(), *self._settings, ""])
         (self.folder / "conf").write_text(text)
 
     def _listening(self) -> list[str]:
         lines = ["bind 127.0.0.1", f"dir {self.folder}", "unixsocketperm 700"]
         if self.certificates is None:
             return [*lines, f"port {self.port}", f"unixsocket {self.socket}"]
-        return [*lines, "port 0", f"tls-port {self.port}", *tls_lines(self.certificates)]
+        return [*lines, "port 0", f"tls-port {self.port}", *make_tls_settings(self.certificates)]
 
     def _run(self) -> None:
         """Start the process and wait for its answer."""
         self._spawn()
-        until(self._answers, f"{self.name} answers on port {self.port}")
+        wait_until(self._answers, f"{self.name} answers on port {self.port}")
 
     def _spawn(self) -> None:
         with (self.folder / "log").open("ab") as log:
@@ -256,7 +256,7 @@ class Server:
             return False
 
 
-def tls_lines(files: Certificates) -> list[str]:
+def make_tls_settings(files: Certificates) -> list[str]:
     """The configuration of a server that shows a certificate and asks clients for none."""
     return [
         f"tls-ca-cert-file {files.authority}",

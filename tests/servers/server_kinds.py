@@ -25,7 +25,7 @@ from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server
 
 
-class Kept(Protocol):
+class SharedServer(Protocol):
     """What every kind has; its URL is all that a store needs."""
 
     @property
@@ -60,14 +60,14 @@ class Kept(Protocol):
         """Close it."""
 
 
-class Running(Kept, Protocol):
+class RunningRedis(SharedServer, Protocol):
     """A kind of Redis server."""
 
     def ask(self, *command: str | bytes | float) -> Any:
         """Send one command to a server that takes writes; return the reply."""
 
 
-class RunningPostgres(Kept, Protocol):
+class RunningPostgres(SharedServer, Protocol):
     """A kind of PostgreSQL server, or what stands before one. `url` changes with `empty` and
     `forget`."""
 
@@ -91,7 +91,7 @@ class RunningPostgres(Kept, Protocol):
 
 
 # Those that tests share take nobody for dead because the machine is busy.
-REDIS_KINDS: Mapping[str, Callable[[], Running]] = {
+REDIS_KINDS: Mapping[str, Callable[[], RunningRedis]] = {
     "valkey": lambda: Server(valkey_binary()),
     "valkey-cluster": lambda: Cluster(valkey_binary(), node_timeout=15),
     "valkey-sentinel": lambda: SentinelTrio(valkey_binary(), down_after=15),
@@ -132,7 +132,7 @@ POSTGRES_KINDS: Mapping[str, Callable[[], RunningPostgres]] = {
 }
 """`pgbouncer-unprepared` is what every PgBouncer before 1.21 is, and others until 1.24 are."""
 
-KINDS: Mapping[str, Callable[[], Kept]] = {**REDIS_KINDS, **POSTGRES_KINDS}
+KINDS: Mapping[str, Callable[[], SharedServer]] = {**REDIS_KINDS, **POSTGRES_KINDS}
 
 FROM_WHEELS = "valkey,postgres"
 BINARIES = {
@@ -151,10 +151,11 @@ PROGRAMS = {
 }
 
 
-def asked_for() -> tuple[str, ...]:
+def read_requested_kinds() -> tuple[str, ...]:
     """Return the kinds that this run asks for, in the order of KINDS; each can be had.
 
-    `ValueError` for a kind that does not exist, `NoSuchServer` for one that is not on this machine.
+    `ValueError` for a kind that does not exist, `ServerNotFound` for one that is not on this
+    machine.
     """
     named = os.environ.get("NB_TEST_SERVERS", FROM_WHEELS).split(",")
     if unknown := set(named) - KINDS.keys():
@@ -163,21 +164,21 @@ def asked_for() -> tuple[str, ...]:
             f"NB_TEST_SERVERS: no kind {', '.join(sorted(unknown))}; there are {known}"
         )
     for kind in named:
-        PROGRAMS[program_of(kind)]()
+        PROGRAMS[find_program(kind)]()
     return tuple(kind for kind in KINDS if kind in named)
 
 
-def dealt() -> tuple[str, ...]:
+def read_contract_kinds() -> tuple[str, ...]:
     """Return the kinds that deal the tests out among themselves."""
     named = os.environ.get("NB_TEST_DEALT", "").split(",")
     return tuple(kind for kind in KINDS if kind in named)
 
 
-def program_of(kind: str) -> str:
+def find_program(kind: str) -> str:
     """Return the name of the program that a kind of server runs."""
     return kind.partition("-")[0]
 
 
-def programs_asked_for() -> dict[str, Binary]:
+def find_requested_programs() -> dict[str, Binary]:
     """Return the server programs of the kinds that this run asks for, by name."""
-    return {name: PROGRAMS[name]() for name in map(program_of, asked_for())}
+    return {name: PROGRAMS[name]() for name in map(find_program, read_requested_kinds())}

@@ -14,7 +14,7 @@ from tests.house.tree import ROOT
 pytestmark = pytest.mark.timeout(180)  # it runs pytest, which reads all tests, again and again
 
 
-def pytest_of(kinds: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(kinds: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest on this folder, for these kinds of servers."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments],
@@ -26,23 +26,23 @@ def pytest_of(kinds: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def collected(kinds: str, *arguments: str) -> set[str]:
+def collect_tests(kinds: str, *arguments: str) -> set[str]:
     """The kinds that stand in the names of the tests that pytest would run here."""
-    listed = pytest_of(kinds, "--collect-only", *arguments, "tests/servers/test_servers.py")
+    listed = run_pytest(kinds, "--collect-only", *arguments, "tests/servers/test_servers.py")
     assert listed.returncode == 0, listed.stdout
     names = [line for line in listed.stdout.splitlines() if "test_each_kind" in line]
     return {name.partition("[")[2].rstrip("]") for name in names}
 
 
-def test_only_the_kinds_that_are_asked_for_are_collected() -> None:
-    assert collected("valkey-cluster,valkey", "-m", "server") == {"valkey", "valkey-cluster"}
-    assert collected("valkey", "-m", "not server") == set()
+def test_only_requested_kinds_are_collected() -> None:
+    assert collect_tests("valkey-cluster,valkey", "-m", "server") == {"valkey", "valkey-cluster"}
+    assert collect_tests("valkey", "-m", "not server") == set()
 
 
 def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = {case for _, case in cases("valkey")}
+    alone = {case for _, case in count_cases("valkey")}
     monkeypatch.setenv("NB_TEST_DEALT", KINDS)
-    dealt = cases(KINDS)
+    dealt = count_cases(KINDS)
     assert {kind for kind, _ in dealt} == {*KINDS.split(",")}
     assert sorted(case for _, case in dealt) == sorted(alone)
 
@@ -50,14 +50,14 @@ def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> Non
 KINDS = "valkey,valkey-cluster,valkey-sentinel"
 
 
-def cases(kinds: str) -> list[tuple[str, str]]:
+def count_cases(kinds: str) -> list[tuple[str, str]]:
     """Some cases of the contract that would run: the kind, and the rest of the name."""
     tests = "tests/contract/test_redis.py::TestRedis::"
     some = [
         f"{tests}test_a_settlement_writes_only_under_its_whole_token",
         f"{tests}test_a_delay_that_is_no_time_is_refused",
     ]
-    listed = pytest_of(kinds, "--collect-only", *some).stdout
+    listed = run_pytest(kinds, "--collect-only", *some).stdout
     found = [
         re.match(r".*\[(valkey(?:-cluster|-sentinel)?)\b(.*)\]", line)
         for line in listed.splitlines()
@@ -66,12 +66,12 @@ def cases(kinds: str) -> list[tuple[str, str]]:
 
 
 def test_a_kind_that_does_not_exist_ends_the_run() -> None:
-    ended = pytest_of("garnet", "tests/servers")
+    ended = run_pytest("garnet", "tests/servers")
     assert (ended.returncode, ended.stdout) == (4, "")
     assert ended.stderr.startswith("ERROR: NB_TEST_SERVERS: no kind garnet")
 
 
-def test_a_run_says_on_which_server_how_many_tests_passed() -> None:
-    ended = pytest_of("valkey", "-k", "each_kind", "tests/servers/test_servers.py")
+def test_the_summary_counts_tests_per_server() -> None:
+    ended = run_pytest("valkey", "-k", "each_kind", "tests/servers/test_servers.py")
     assert ended.returncode == 0, ended.stdout
     assert "tests passed by server: Valkey 9" in ended.stdout

@@ -11,10 +11,10 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.job import NewJob
-from tests.servers.binaries import Binary, NoSuchServer
+from tests.servers.binaries import Binary, ServerNotFound
 from tests.servers.postgres import PostgresServer
 from tests.servers.server import ServerFailed
-from tests.servers.server_kinds import POSTGRES_KINDS, RunningPostgres, asked_for
+from tests.servers.server_kinds import POSTGRES_KINDS, RunningPostgres, read_requested_kinds
 
 
 def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres) -> None:
@@ -26,23 +26,23 @@ def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres
     assert postgres_server.ask("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
 
 
-async def test_a_kept_store_is_as_new(postgres_store: RunningPostgres) -> None:
+async def test_a_reused_schema_is_as_new(postgres_store: RunningPostgres) -> None:
     postgres_store.ask("DROP SCHEMA IF EXISTS nimburion CASCADE")
-    async with opened(postgres_store.url):
-        new = state_of(postgres_store)
+    async with open_postgres_backend(postgres_store.url):
+        new = read_state(postgres_store)
     for body in (b"{}", b'{"a": "%s"}' % (b"long" * 400_000)):
         postgres_store.forget()
-        async with opened(postgres_store.url) as store:
-            assert state_of(postgres_store) == new
+        async with open_postgres_backend(postgres_store.url) as store:
+            assert read_state(postgres_store) == new
             await store.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
             await store.pause("q", paused=True)
-            assert state_of(postgres_store) != new
+            assert read_state(postgres_store) != new
         postgres_store.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
     postgres_store.forget()
-    assert state_of(postgres_store) == new
+    assert read_state(postgres_store) == new
 
 
-def state_of(server: RunningPostgres) -> dict[str, object]:
+def read_state(server: RunningPostgres) -> dict[str, object]:
     """All that a store holds: rows of its tables, and where its sequences are."""
     made = server.ask(
         "SELECT CAST(oid AS regclass)::text, relkind FROM pg_class"
@@ -53,7 +53,7 @@ def state_of(server: RunningPostgres) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresBackend]:
+async def open_postgres_backend(url: str) -> AsyncIterator[PostgresBackend]:
     store = PostgresBackend(url, timeout=30.0)
     await store.open()
     try:
@@ -85,7 +85,7 @@ def test_a_standby_follows_and_takes_over(postgres_binary: Binary) -> None:
         assert standby.ask("SELECT pg_is_in_recovery()") == [(False,)]
 
 
-def test_it_asks_for_a_password_where_told(postgres_binary: Binary) -> None:
+def test_a_password_is_required_where_configured(postgres_binary: Binary) -> None:
     hba = ["host all reader 127.0.0.1/32 scram-sha-256"]
     with PostgresServer(postgres_binary, hba=hba) as server:
         server.ask("CREATE ROLE reader LOGIN PASSWORD 'open sesame'")
@@ -106,8 +106,8 @@ def test_a_setting_that_does_not_exist_shows_the_log(postgres_binary: Binary) ->
 def test_a_server_that_is_not_here_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NB_TEST_SERVERS", kind)
     monkeypatch.setenv(f"NB_TEST_{kind.upper()}", "/nowhere/program")
-    with pytest.raises(NoSuchServer, match="/nowhere/program"):
-        asked_for()
+    with pytest.raises(ServerNotFound, match="/nowhere/program"):
+        read_requested_kinds()
 
 
 def test_every_kind_of_postgres_has_its_url() -> None:

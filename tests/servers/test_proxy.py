@@ -10,7 +10,7 @@ import pytest
 
 from tests.servers.proxy import Proxy
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds in which what should come comes."""
 BRIEF = 0.05
 """Seconds after which what should not come counts as not coming."""
@@ -55,11 +55,11 @@ class Client:
         self.reader = reader
         self.writer = writer
 
-    def say(self, words: bytes) -> None:
+    def send(self, words: bytes) -> None:
         self.writer.write(words)
 
-    async def hear(self, count: int, patience: float = PATIENCE) -> bytes:
-        return await asyncio.wait_for(self.reader.readexactly(count), patience)
+    async def receive(self, count: int, timeout: float = TIMEOUT) -> bytes:
+        return await asyncio.wait_for(self.reader.readexactly(count), timeout)
 
 
 @asynccontextmanager
@@ -71,60 +71,60 @@ async def connected(proxy: Proxy) -> AsyncIterator[Client]:
 
 async def test_it_passes_on_in_both_directions(proxy: Proxy) -> None:
     async with connected(proxy) as one, connected(proxy) as other:
-        one.say(b"one")
-        other.say(b"other")
-        assert (await one.hear(3), await other.hear(5)) == (b"one", b"other")
+        one.send(b"one")
+        other.send(b"other")
+        assert (await one.receive(3), await other.receive(5)) == (b"one", b"other")
     assert proxy.connections == 2
 
 
 async def test_a_cut_connection_is_reset(proxy: Proxy) -> None:
     async with connected(proxy) as client:
-        client.say(b"a")
-        await client.hear(1)
+        client.send(b"a")
+        await client.receive(1)
         assert proxy.cut() == 1
         with pytest.raises(ConnectionResetError):
-            await client.hear(1)
+            await client.receive(1)
     async with connected(proxy) as client:
-        client.say(b"b")
-        assert await client.hear(1) == b"b"
+        client.send(b"b")
+        assert await client.receive(1) == b"b"
 
 
-async def test_a_hole_holds_up_until_it_is_healed(proxy: Proxy, echo: Echo) -> None:
+async def test_a_held_up_connection_resumes(proxy: Proxy, echo: Echo) -> None:
     async with connected(proxy) as client:
-        client.say(b"a")
-        await client.hear(1)
-        proxy.hole()
-        client.say(b"late")
+        client.send(b"a")
+        await client.receive(1)
+        proxy.hold_up()
+        client.send(b"late")
         with pytest.raises(TimeoutError):
-            await client.hear(4, BRIEF)
+            await client.receive(4, BRIEF)
         assert echo.got == b"a"
         proxy.heal()
-        assert await client.hear(4) == b"late"
+        assert await client.receive(4) == b"late"
 
 
-async def test_one_connects_to_a_hole_and_hears_nothing(proxy: Proxy) -> None:
-    proxy.hole()
+async def test_a_held_up_proxy_accepts_and_sends_nothing(proxy: Proxy) -> None:
+    proxy.hold_up()
     async with connected(proxy) as client:
-        client.say(b"a")
+        client.send(b"a")
         with pytest.raises(TimeoutError):
-            await client.hear(1, BRIEF)
+            await client.receive(1, BRIEF)
         proxy.heal()
-        assert await client.hear(1) == b"a"
+        assert await client.receive(1) == b"a"
 
 
 async def test_a_held_up_connection_can_be_cut(proxy: Proxy, echo: Echo) -> None:
     async with connected(proxy) as client:
-        client.say(b"a")
-        await client.hear(1)
-        proxy.hole()
-        client.say(b"lost")
+        client.send(b"a")
+        await client.receive(1)
+        proxy.hold_up()
+        client.send(b"lost")
         proxy.cut()
         with pytest.raises(ConnectionResetError):
-            await client.hear(1)
+            await client.receive(1)
         proxy.heal()
     async with connected(proxy) as client:
-        client.say(b"b")
-        await client.hear(1)
+        client.send(b"b")
+        await client.receive(1)
     assert echo.got == b"ab"
 
 
@@ -133,62 +133,62 @@ async def test_a_delay_holds_back_both_ways(proxy: Proxy) -> None:
     async with connected(proxy) as client:
         proxy.delay = BRIEF
         began = clock()
-        client.say(b"a")
-        await client.hear(1)
-        assert 2 * BRIEF <= clock() - began < PATIENCE
+        client.send(b"a")
+        await client.receive(1)
+        assert 2 * BRIEF <= clock() - began < TIMEOUT
         proxy.delay = 0.0
-        client.say(b"b")
-        assert await client.hear(1, PATIENCE) == b"b"
+        client.send(b"b")
+        assert await client.receive(1, TIMEOUT) == b"b"
 
 
 async def test_new_connections_are_refused_and_accepted_again(proxy: Proxy) -> None:
     port = proxy.port
     async with connected(proxy) as client:
-        client.say(b"a")
-        await client.hear(1)
+        client.send(b"a")
+        await client.receive(1)
         proxy.refuse()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
-        client.say(b"b")
-        assert await client.hear(1) == b"b"
+        client.send(b"b")
+        assert await client.receive(1) == b"b"
         await proxy.accept()
         assert proxy.port == port
     async with connected(proxy) as client:
-        client.say(b"c")
-        assert await client.hear(1) == b"c"
+        client.send(b"c")
+        assert await client.receive(1) == b"c"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 async def test_the_reply_is_reset_after_so_many_bytes(proxy: Proxy, echo: Echo, count: int) -> None:
     proxy.reset_after(count, of="replies")
     async with connected(proxy) as client:
-        client.say(b"asked")
-        assert await client.hear(count) == b"asked"[:count]
+        client.send(b"asked")
+        assert await client.receive(count) == b"asked"[:count]
         with pytest.raises(ConnectionResetError):
-            await client.hear(1)
+            await client.receive(1)
     assert echo.got == b"asked"
     async with connected(proxy) as client:
-        client.say(b"again")
-        assert await client.hear(5) == b"again"
+        client.send(b"again")
+        assert await client.receive(5) == b"again"
 
 
 async def test_bytes_are_counted_over_chunks(proxy: Proxy) -> None:
     proxy.reset_after(4, of="replies")
     async with connected(proxy) as client:
-        client.say(b"abc")
-        assert await client.hear(3) == b"abc"
-        client.say(b"def")
-        assert await client.hear(1) == b"d"
+        client.send(b"abc")
+        assert await client.receive(3) == b"abc"
+        client.send(b"def")
+        assert await client.receive(1) == b"d"
         with pytest.raises(ConnectionResetError):
-            await client.hear(1)
+            await client.receive(1)
 
 
 async def test_a_request_can_be_lost_on_its_way(proxy: Proxy, echo: Echo) -> None:
     proxy.reset_after(0, of="requests")
     async with connected(proxy) as client:
-        client.say(b"lost")
+        client.send(b"lost")
         with pytest.raises(ConnectionResetError):
-            await client.hear(1)
+            await client.receive(1)
     assert echo.got == b""
 
 
@@ -197,22 +197,22 @@ async def test_without_a_server_a_connection_is_reset(proxy: Proxy) -> None:
         proxy.refuse()
         async with connected(second) as client:
             with pytest.raises(ConnectionResetError):
-                await client.hear(1)
+                await client.receive(1)
 
 
 async def test_an_end_is_passed_on(echo: Echo, proxy: Proxy) -> None:
     async with connected(proxy) as client:
         client.writer.write_eof()
-        assert await asyncio.wait_for(client.reader.read(), PATIENCE) == b""
+        assert await asyncio.wait_for(client.reader.read(), TIMEOUT) == b""
 
 
 async def test_leaving_it_closes_what_is_open(echo: Echo) -> None:
     async with Proxy(echo.port) as proxy, connected(proxy) as client:
-        client.say(b"a")
-        await client.hear(1)
+        client.send(b"a")
+        await client.receive(1)
         await proxy.__aexit__(None, None, None)
         with pytest.raises(ConnectionResetError):
-            await client.hear(1)
+            await client.receive(1)
 
 
 async def test_a_slow_connection_takes_its_time(echo: Echo, proxy: Proxy) -> None:
@@ -221,9 +221,9 @@ async def test_a_slow_connection_takes_its_time(echo: Echo, proxy: Proxy) -> Non
     loop = asyncio.get_running_loop()
     began = loop.time()
     writer.write(b"x" * 3_000)
-    await asyncio.wait_for(reader.readexactly(3_000), PATIENCE)
+    await asyncio.wait_for(reader.readexactly(3_000), TIMEOUT)
     assert loop.time() - began >= 0.3
     proxy.bytes_per_second["requests"] = None
     writer.write(b"x" * 300_000)
-    await asyncio.wait_for(reader.readexactly(300_000), PATIENCE)
+    await asyncio.wait_for(reader.readexactly(300_000), TIMEOUT)
     writer.close()

@@ -8,12 +8,12 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from nimburion.backends.redis.url import parse
-from tests.servers.binaries import Binary, NoSuchServer, redis62_binary, valkey_binary
+from nimburion.backends.redis.url import parse_url
+from tests.servers.binaries import Binary, ServerNotFound, redis62_binary, valkey_binary
 from tests.servers.cluster import Cluster
 from tests.servers.sentinel import SentinelTrio
 from tests.servers.server import Server, ServerFailed
-from tests.servers.server_kinds import REDIS_KINDS, Running, asked_for
+from tests.servers.server_kinds import REDIS_KINDS, RunningRedis, read_requested_kinds
 
 
 def is_there(pid: int) -> bool:
@@ -21,20 +21,20 @@ def is_there(pid: int) -> bool:
     return Path("/proc", str(pid)).exists()
 
 
-def setting(server: Server, name: str) -> str:
+def read_setting(server: Server, name: str) -> str:
     """A setting as the server has it."""
     reply: list[bytes] = server.ask("CONFIG", "GET", name)
     return reply[1].decode()
 
 
-def test_each_kind_answers_and_is_empty(redis_server: Running) -> None:
+def test_each_kind_answers_and_is_empty(redis_server: RunningRedis) -> None:
     assert redis_server.ask("PING") is True
     assert redis_server.ask("DBSIZE") == 0
 
 
-def test_the_store_reads_the_url_of_each_kind(redis_server: Running) -> None:
+def test_the_url_of_each_kind_parses(redis_server: RunningRedis) -> None:
     shape = {Server: "single", Cluster: "cluster", SentinelTrio: "sentinel"}[type(redis_server)]
-    address = parse(redis_server.url)
+    address = parse_url(redis_server.url)
     assert (address.kind, bool(address.tls)) == (shape, redis_server.name.endswith("TLS"))
 
 
@@ -99,11 +99,11 @@ def test_a_paused_server_can_be_closed(redis_binary: Binary) -> None:
 
 def test_settings_reach_it(redis_binary: Binary) -> None:
     with Server(redis_binary, "maxmemory-policy allkeys-lru", maxmemory="64mb") as server:
-        assert setting(server, "maxmemory") == str(64 * 1024 * 1024)
-        assert setting(server, "maxmemory-policy") == "allkeys-lru"
-        assert (setting(server, "appendonly"), setting(server, "save")) == ("no", "")
+        assert read_setting(server, "maxmemory") == str(64 * 1024 * 1024)
+        assert read_setting(server, "maxmemory-policy") == "allkeys-lru"
+        assert (read_setting(server, "appendonly"), read_setting(server, "save")) == ("no", "")
     with Server(redis_binary, appendonly=True) as server:
-        assert setting(server, "appendonly") == "yes"
+        assert read_setting(server, "appendonly") == "yes"
 
 
 def test_a_password_is_asked_for(redis_binary: Binary) -> None:
@@ -156,20 +156,20 @@ def test_the_wheel_speaks_no_tls() -> None:
 # --- what a run asks for -----------------------------------------------------------------------
 
 
-def test_a_run_asks_for_the_wheels_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NB_TEST_SERVERS", raising=False)
-    assert {kind.partition("-")[0] for kind in asked_for()} == {"valkey", "postgres"}
+    assert {kind.partition("-")[0] for kind in read_requested_kinds()} == {"valkey", "postgres"}
 
 
-def test_a_run_asks_for_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_selects_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NB_TEST_SERVERS", "valkey-cluster,valkey")
-    assert asked_for() == ("valkey", "valkey-cluster")
+    assert read_requested_kinds() == ("valkey", "valkey-cluster")
 
 
 def test_a_kind_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NB_TEST_SERVERS", "valkey,garnet")
     with pytest.raises(ValueError, match=r"no kind garnet; there are valkey, .*redis62"):
-        asked_for()
+        read_requested_kinds()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in REDIS_KINDS if not kind.startswith("valkey")])
@@ -178,18 +178,18 @@ def test_a_server_that_is_not_here_is_refused(kind: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("NB_TEST_REDIS", raising=False)
     monkeypatch.delenv("NB_TEST_REDIS62", raising=False)
-    with pytest.raises(NoSuchServer, match="redis-server"):
-        asked_for()
+    with pytest.raises(ServerNotFound, match="redis-server"):
+        read_requested_kinds()
 
 
 def test_a_machine_without_a_wheel_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NB_TEST_SERVERS", raising=False)
     monkeypatch.setattr("platform.machine", lambda: "s390x")
-    with pytest.raises(NoSuchServer, match=r"s390x.*NB_TEST_SERVERS=redis"):
-        asked_for()
+    with pytest.raises(ServerNotFound, match=r"s390x.*NB_TEST_SERVERS=redis"):
+        read_requested_kinds()
 
 
 def test_a_program_that_is_no_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NB_TEST_REDIS62", "/bin/sh")
-    with pytest.raises(NoSuchServer, match="/bin/sh"):
+    with pytest.raises(ServerNotFound, match="/bin/sh"):
         redis62_binary()

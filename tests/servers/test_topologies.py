@@ -12,9 +12,9 @@ from redis.sentinel import Sentinel
 
 from tests.servers.binaries import Binary
 from tests.servers.cluster import Cluster
-from tests.servers.sentinel import SentinelTrio, role_of
+from tests.servers.sentinel import SentinelTrio, read_role
 from tests.servers.server import Server
-from tests.servers.server_kinds import Running
+from tests.servers.server_kinds import RunningRedis
 
 Kind = TypeVar("Kind", Server, Cluster, SentinelTrio)
 
@@ -28,9 +28,9 @@ def only_on(*kinds: str) -> pytest.MarkDecorator:
 
 
 @only_on("valkey-cluster", "redis-cluster")
-def test_a_cluster_is_whole(redis_server: Running) -> None:
-    cluster = of_type(Cluster, redis_server)
-    with client_of(cluster) as client:
+def test_a_cluster_is_whole(redis_server: RunningRedis) -> None:
+    cluster = narrow_type(Cluster, redis_server)
+    with make_cluster_client(cluster) as client:
         for number in range(100):
             client.set(f"key-{number}", number)
         assert client.dbsize(target_nodes=RedisCluster.PRIMARIES) == 100
@@ -38,26 +38,26 @@ def test_a_cluster_is_whole(redis_server: Running) -> None:
 
 
 @only_on("valkey-cluster", "redis-cluster")
-def test_a_slot_moves_with_its_keys(redis_server: Running) -> None:
-    cluster = of_type(Cluster, redis_server)
-    slot = cluster.slot_of("{here}")
-    source = cluster.owner_of(slot)
+def test_a_slot_moves_with_its_keys(redis_server: RunningRedis) -> None:
+    cluster = narrow_type(Cluster, redis_server)
+    slot = cluster.compute_slot("{here}")
+    source = cluster.find_owner(slot)
     for number in range(250):
         source.ask("SET", f"{{here}}{number}", number)
-    target = cluster.other_than(source)
+    target = cluster.find_other(source)
     assert cluster.move_slot(slot, target) == 250
-    assert cluster.owner_of(slot) is target
+    assert cluster.find_owner(slot) is target
     assert (source.ask("DBSIZE"), target.ask("DBSIZE")) == (0, 250)
-    with client_of(cluster) as client:
+    with make_cluster_client(cluster) as client:
         assert client.get("{here}249") == b"249"
 
 
 @only_on("valkey-cluster", "redis-cluster")
-def test_a_slot_moves_step_by_step(redis_server: Running) -> None:
-    cluster = of_type(Cluster, redis_server)
-    slot = cluster.slot_of("{step}")
-    source = cluster.owner_of(slot)
-    target = cluster.other_than(source)
+def test_a_slot_moves_step_by_step(redis_server: RunningRedis) -> None:
+    cluster = narrow_type(Cluster, redis_server)
+    slot = cluster.compute_slot("{step}")
+    source = cluster.find_owner(slot)
+    target = cluster.find_other(source)
     source.ask("MSET", "{step}1", "a", "{step}2", "b")
     cluster.open_slot(slot, source, target)
     elsewhere = rf"{slot} 127\.0\.0\.1:{target.port}$"
@@ -68,7 +68,7 @@ def test_a_slot_moves_step_by_step(redis_server: Running) -> None:
     with pytest.raises(redis.ResponseError, match=r"TRYAGAIN|Multiple keys"):
         source.ask("MGET", "{step}1", "{step}2")
     assert cluster.move_keys(slot, source, target) == 1
-    cluster.hand_slot(slot, source, target)
+    cluster.assign_slot(slot, source, target)
     with pytest.raises(redis.ResponseError, match=elsewhere):
         source.ask("GET", "{step}1")
     assert target.ask("GET", "{step}1") == b"a"
@@ -76,8 +76,8 @@ def test_a_slot_moves_step_by_step(redis_server: Running) -> None:
 
 def test_a_cluster_node_that_was_killed_comes_back(redis_binary: Binary) -> None:
     with Cluster(redis_binary, appendonly=True) as cluster:
-        slot = cluster.slot_of("kept")
-        node = cluster.owner_of(slot)
+        slot = cluster.compute_slot("kept")
+        node = cluster.find_owner(slot)
         node.ask("SET", "kept", "yes")
         node.kill()
         node.start()
@@ -102,14 +102,14 @@ def test_a_replica_takes_the_place_of_a_killed_primary(redis_binary: Binary) -> 
         second.ask("SET", "written", "yes")
         first.start()
         trio.settle()
-        assert (trio.primary, role_of(first)) == (second, "slave")
+        assert (trio.primary, read_role(first)) == (second, "slave")
     servers = [*trio.data, *trio.sentinels]
     assert [one.folder for one in servers if one.runs or one.folder.exists()] == []
 
 
 @only_on("valkey-sentinel", "redis-sentinel")
-def test_sentinels_lead_to_the_primary(redis_server: Running) -> None:
-    trio = of_type(SentinelTrio, redis_server)
+def test_sentinels_lead_to_the_primary(redis_server: RunningRedis) -> None:
+    trio = narrow_type(SentinelTrio, redis_server)
     asked = Sentinel([("127.0.0.1", one.port) for one in trio.sentinels])  # type: ignore[no-untyped-call]
     found = asked.discover_master(trio.service)  # type: ignore[no-untyped-call]
     assert found == ("127.0.0.1", trio.primary.port)
@@ -129,16 +129,16 @@ def test_sentinels_and_servers_may_ask_for_passwords(redis_binary: Binary) -> No
 
 
 @only_on("redis-tls")
-def test_tls_is_the_only_way_in(redis_server: Running) -> None:
-    server = of_type(Server, redis_server)
+def test_tls_is_the_only_way_in(redis_server: RunningRedis) -> None:
+    server = narrow_type(Server, redis_server)
     assert server.certificates is not None
     with server.client(ssl=False) as plain, pytest.raises(redis.ConnectionError):
         plain.ping()
 
 
 @only_on("redis-tls")
-def test_the_certificate_is_checked_against_the_authority(redis_server: Running) -> None:
-    server = of_type(Server, redis_server)
+def test_the_certificate_is_checked_against_the_authority(redis_server: RunningRedis) -> None:
+    server = narrow_type(Server, redis_server)
     with (
         server.client() as knows,
         server.client(ssl_ca_certs=None) as doubts,
@@ -151,12 +151,12 @@ def test_the_certificate_is_checked_against_the_authority(redis_server: Running)
 # --- what they share ----------------------------------------------------------------------------
 
 
-def of_type(kind: type[Kind], server: Running) -> Kind:
+def narrow_type(kind: type[Kind], server: RunningRedis) -> Kind:
     """The server, known as what it is."""
     assert isinstance(server, kind)
     return server
 
 
-def client_of(cluster: Cluster) -> RedisCluster:
+def make_cluster_client(cluster: Cluster) -> RedisCluster:
     """A client that finds its way in the cluster."""
     return RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)

@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
-NOBODY = 65534
+UNPRIVILEGED_USER = 65534
 
 
-class As(TypedDict, total=False):
+class RunAs(TypedDict, total=False):
     """Arguments of `subprocess` that choose the user."""
 
     user: int
@@ -21,30 +21,30 @@ class As(TypedDict, total=False):
     extra_groups: list[int]
 
 
-def who() -> As:
+def make_run_as() -> RunAs:
     """Nobody when we are root, else ourselves."""
     if os.geteuid() != 0:
         return {}
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    return {"user": UNPRIVILEGED_USER, "group": UNPRIVILEGED_USER, "extra_groups": []}
 
 
-def folder() -> tempfile.TemporaryDirectory[str]:
+def make_folder() -> tempfile.TemporaryDirectory[str]:
     """A temporary folder for such a program."""
     made = tempfile.TemporaryDirectory(prefix="nb-")
     if os.geteuid() == 0:
-        os.chown(made.name, NOBODY, NOBODY)
-        let_through(Path(tempfile.gettempdir()))
+        os.chown(made.name, UNPRIVILEGED_USER, UNPRIVILEGED_USER)
+        allow_access(Path(tempfile.gettempdir()))
     return made
 
 
-def let_through(temporary: Path) -> None:
+def allow_access(temporary: Path) -> None:
     """Let others pass through the folder of temporary files (a run has one of its own)."""
     mode = temporary.stat().st_mode
     if not mode & stat.S_IXOTH:
         temporary.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
 
 
-def reachable(program: Path) -> Path:
+def make_reachable(program: Path) -> Path:
     """The program, or a copy of its package where others may not go to it."""
     if os.geteuid() != 0 or all(
         one.stat().st_mode & stat.S_IXOTH for one in program.resolve().parents
@@ -66,6 +66,6 @@ def _copied(program: Path) -> Path:
 
 @cache
 def _copies() -> tempfile.TemporaryDirectory[str]:
-    made = folder()
+    made = make_folder()
     Path(made.name).chmod(0o755)
     return made

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Seconds after which something that should happen counts as not happening."""
 BUS = 10_000
 """A cluster node's second port is that much above its first."""
 
 
-def until(holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
     """Look again and again until it holds; `TimeoutError` after `patience` seconds."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {patience:.0f} s: {what}")
+            raise TimeoutError(f"not within {timeout:.0f} s: {what}")
         pause.wait(0.01)
 
 

@@ -99,7 +99,7 @@ class Ledger:
         for enqueued, job in zip(answer, jobs, strict=True):
             if enqueued.outcome == "created":
                 assert job.id not in self.due, f"{job.id} was created twice"
-                self.due[job.id] = job.due(self._clock.now())
+                self.due[job.id] = job.due_at(self._clock.now())
 
     async def _after_cancel(self, _: object, job_id: str) -> None:
         await self._look_at(job_id)

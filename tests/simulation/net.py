@@ -204,8 +204,8 @@ class Wire:
     def describe(self) -> str:
         return self._handle.describe()
 
-    def sibling(self) -> Backend:
-        return wired(self._net, self._process, self._handle.sibling())
+    def new_handle(self) -> Backend:
+        return wired(self._net, self._process, self._handle.new_handle())
 
     async def open(self) -> None:
         await self._handle.open()

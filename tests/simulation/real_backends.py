@@ -110,8 +110,8 @@ class Standing:
     def describe(self) -> str:
         return self._handle.describe()
 
-    def sibling(self) -> Backend:
-        return self._elsewhere.store(self._handle.sibling())
+    def new_handle(self) -> Backend:
+        return self._elsewhere.store(self._handle.new_handle())
 
     async def wait(self, _: Collection[str], timeout: float) -> None:
         await self._elsewhere.wait(timeout)

@@ -23,11 +23,11 @@ from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.settlement import Settlement
-from tests.backends.postgres.reset import forget_all
+from tests.backends.postgres.reset import truncate_all
 from tests.servers.pgbouncer import PgBouncer
-from tests.servers.server_kinds import BINARIES, Running, RunningPostgres
+from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
 from tests.simulation.faults import MUST_HAPPEN, asked_seed, simulate, sum_of
 from tests.simulation.real_backends import Elsewhere
 from tests.simulation.world import Make, in_memory
@@ -59,12 +59,16 @@ class Tired(MemoryBackend):
     exchanges = 0
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         Tired.exchanges += 1
         if Tired.exchanges == 100:
             raise BackendUnavailable("I am tired")
-        return await super().exchange(session_id, number, settlements, want)
+        return await super().exchange(session_id, number, settlements, request)
 
 
 def test_trouble_of_the_store_is_not_taken_for_that_of_the_net() -> None:
@@ -127,7 +131,7 @@ class TestSQLite(Storms):
 
 
 @pytest.fixture
-def on_a_server(redis_server: Running) -> Make:
+def on_a_server(redis_server: RunningRedis) -> Make:
     """The server, emptied each time."""
 
     def make(clock: Clock) -> Backend:
@@ -155,7 +159,7 @@ class TestPostgres(Storms):
         """The server, emptied each time."""
 
         def make(clock: Clock) -> Backend:
-            forget_all(postgres_server)
+            truncate_all(postgres_server)
             return PostgresBackend(postgres_server.url, clock=clock, timeout=30.0)
 
         return make

@@ -22,7 +22,7 @@ from nimburion.core.errors import (
     Snooze,
 )
 from nimburion.core.events import Event, SessionEnded
-from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Lease
 from nimburion.core.limits import Limits
@@ -31,7 +31,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.worker.heartbeat import LeaseKeeper
+from nimburion.jobs.worker.heartbeat import Heartbeat
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired
@@ -89,7 +89,7 @@ class Worker:
     async def _main(self, world: World, seed: int) -> None:
         random = Random(seed)
         self.processor = Processor(
-            wired(world.net, self.process, world.store.sibling()),
+            wired(world.net, self.process, world.store.new_handle()),
             world.settings,
             clock=LocalClock(world.loop, random.uniform(-3600, 3600), random.uniform(0, 1e6)),
             random=Random(seed + 1),
@@ -105,14 +105,14 @@ class Worker:
     def session(self) -> str | None:
         """The session that it has now; None while it has none."""
         running = getattr(self, "processor", None) and self.processor._running
-        tenure = getattr(running._worker, "tenure", None) if running else None
+        tenure = getattr(running._worker, "session", None) if running else None
         return tenure.session.id if tenure else None
 
     @property
-    def keeper(self) -> LeaseKeeper:
+    def keeper(self) -> Heartbeat:
         """What its engine knows of its leases."""
         assert self.processor._running is not None
-        return self.processor._running._worker.tenure.keeper
+        return self.processor._running._worker.session.heartbeat
 
 
 class Run:
@@ -126,7 +126,7 @@ class Run:
     def believes(self) -> bool:
         """Whether the engine may still act on the lease that it runs under."""
         keeper = self._keeper
-        return not keeper.ended and keeper._clock.monotonic() < keeper.believed_until
+        return not keeper.ended and keeper._clock.monotonic() < keeper.lease_valid_until
 
 
 class World:
@@ -209,7 +209,7 @@ class World:
             session = Session(id=self.random.randbytes(16).hex(), ttl=0.01)
             await self.ledger.apply("open_session", (session,), {})
             lanes = (Lane("default", "plain"),)
-            want = Want(count, lanes, nonce=self.random.randbytes(16))
+            want = ReserveRequest(count, lanes, nonce=self.random.randbytes(16))
             await self.ledger.apply("exchange", (session.id, 1, [], want), {})
             await elapse(0.02)
             await self.ledger.apply("rescue", (count,), {"max_lost": self.settings.max_lost})
@@ -251,7 +251,7 @@ class World:
     async def _produce(self) -> None:
         process = self.loop.begin("client")
         client = Processor(
-            wired(self.net, process, self.store.sibling()),
+            wired(self.net, process, self.store.new_handle()),
             self.settings,
             clock=LocalClock(self.loop, wrong=-7200.0),
             random=Random(self.seed + 3),
@@ -362,7 +362,7 @@ class World:
         lease = random.choice(self.ledger.orphans)
         session = Session(id=random.randbytes(16).hex(), ttl=TTL)
         await self.store.open_session(session)
-        reply = await self.store.exchange(session.id, 1, [Completed(lease)], NOTHING)
+        reply = await self.store.exchange(session.id, 1, [Completed(lease)], RESERVE_NOTHING)
         await self.store.close_session(session.id)
         assert reply.results == [Settled.STALE], f"{lease} was lost, and settled: {reply.results}"
         self.counts["stolen tokens refused"] += 1
@@ -479,8 +479,8 @@ class World:
         left = [info for info in await self.store.sessions() if info.running]
         assert left == []
         await self.store.open_session(session)
-        gates = (await self.store.beat(session.id)).gates
-        assert {name: gate.held for name, gate in gates.items()} == dict.fromkeys(LIMITS, 0)
+        gates = (await self.store.heartbeat(session.id)).limits
+        assert {name: gate.in_use for name, gate in gates.items()} == dict.fromkeys(LIMITS, 0)
 
     def totals(self) -> Counter[str]:
         """What was injected and what came of it, by kind."""

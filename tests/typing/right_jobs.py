@@ -8,7 +8,7 @@ from typing import Any, assert_type
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs import Context, Job, Priority, Processor, job
 from nimburion.jobs.client.status import Status
-from nimburion.jobs.declaration.job import Call
+from nimburion.jobs.declaration.job import JobCall
 
 
 class SendEmail(Job, name="send_email", queue="default", max_retries=3, retry_backoff=1.0):
@@ -46,8 +46,8 @@ async def count(ctx: Context, first: int, second: int = 2) -> int:
 
 
 assert_type(generate_report(2026, draft=True), str)
-assert_type(generate_report.job(2026, draft=True), Call)
-assert_type(count.job(1, second=3), Call)
+assert_type(generate_report.job(2026, draft=True), JobCall)
+assert_type(count.job(1, second=3), JobCall)
 
 
 async def timing(ctx: Context, call_next: Callable[[Context], Awaitable[Any]]) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_backend"]
 
-ENTRY_POINTS = "nimburion.backends"
+ENTRY_POINT_GROUP = "nimburion.backends"
 """Third-party stores: an entry point of this group, named as the scheme, whose object has
 `from_url(url, **options)`."""
 
@@ -78,8 +78,8 @@ def open_backend(url: str, **options: object) -> Backend:
     >>> open_backend("sqlite:///jobs.db").capabilities.durable
     True
     """
-    scheme = scheme_of(url)
-    factory = factory_of(scheme)
+    scheme = parse_scheme(url)
+    factory = find_factory(scheme)
     _check_options(scheme, factory, options)
     try:
         return factory(url, **options)
@@ -101,7 +101,7 @@ def _check_options(scheme: str, factory: Factory, options: dict[str, object]) ->
         raise ConfigurationError(f"store {scheme!r}: {unknown}")
 
 
-def scheme_of(url: str) -> str:
+def parse_scheme(url: str) -> str:
     """What stands before `://`, in lower case."""
     scheme, found, _ = url.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
@@ -112,18 +112,18 @@ def scheme_of(url: str) -> str:
     return scheme.lower()
 
 
-def factory_of(scheme: str) -> Factory:
+def find_factory(scheme: str) -> Factory:
     """What makes a store from a URL of this scheme."""
     if scheme in SCHEMES:
         module, _, name = SCHEMES[scheme].partition(":")
-        return cast("Factory", getattr(loaded(module), name).from_url)
-    for entry in installed():
+        return cast("Factory", getattr(import_backend_module(module), name).from_url)
+    for entry in list_entry_points():
         if entry.name == scheme:
             return cast("Factory", entry.load().from_url)
-    raise ConfigurationError(unknown(scheme))
+    raise ConfigurationError(explain_unknown_scheme(scheme))
 
 
-def loaded(module: str) -> ModuleType:
+def import_backend_module(module: str) -> ModuleType:
     """One of our stores; its driver may be an extra that is not installed."""
     try:
         return import_module(module)
@@ -137,19 +137,19 @@ def loaded(module: str) -> ModuleType:
         ) from missing
 
 
-def installed() -> EntryPoints:
+def list_entry_points() -> EntryPoints:
     """The stores of other packages."""
     from importlib import metadata  # 12 ms that our own stores need not wait for
 
-    return metadata.entry_points(group=ENTRY_POINTS)
+    return metadata.entry_points(group=ENTRY_POINT_GROUP)
 
 
-def unknown(scheme: str) -> str:
+def explain_unknown_scheme(scheme: str) -> str:
     """Say that there is no such store, and what is nearest."""
-    known = sorted({*SCHEMES, *(entry.name for entry in installed())})
+    known = sorted({*SCHEMES, *(entry.name for entry in list_entry_points())})
     near = difflib.get_close_matches(scheme, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return (
         f"no store {scheme!r}; {hint}Known here: {', '.join(known)}. A store of another package "
-        f"must be installed with it (entry point group {ENTRY_POINTS!r})"
+        f"must be installed with it (entry point group {ENTRY_POINT_GROUP!r})"
     )

@@ -1,4 +1,4 @@
-"""Statements and scripts: the `.sql` and `.lua` files beside a store's Python.
+"""Statements and scripts: the `.statements` and `.lua` files beside a store's Python.
 
 Each file is one operation and begins with a comment that says its inputs, its result, what it
 locks and why it is atomic.
@@ -67,7 +67,8 @@ def check_header(name: str, header: str) -> None:
 
 
 def migrations_of(package: str, folder: str) -> list[tuple[int, str, str]]:
-    """Number, name and text of each file `NNNN_name.sql` in a folder of the package, in order."""
+    """Number, name and text of each file `NNNN_name.statements` in a folder of the package, in
+    order."""
     found = []
     for file in resources.files(package).joinpath(folder).iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from nimburion.cli.exit_codes import ending_of
+from nimburion.cli.exit_codes import report_error
 from nimburion.cli.root import root
 
 
@@ -19,5 +19,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = root.main(given, prog_name="nimburion", standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 (every ending has its code; bugs are re-raised)
-        code = ending_of(error)
+        code = report_error(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import fields, show
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import print_fields, print_result
 from nimburion.core.redaction import redact_url
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ def configuration() -> None:
 
 
 @configuration.command("check")
-@shared_options
+@add_shared_options
 def check() -> None:
     """Read the configuration and find its store, without opening it; exit code 2 if it is wrong."""
     from nimburion.backends import open_backend
     from nimburion.jobs import Processor
 
-    config = current().load()
+    config = current_invocation().load()
     store = open_backend(config.jobs.url)
     check_tasks(config, Processor(store, config.jobs))
     described = store.describe()
     told = {"ok": True, "source": config.source, "store": described}
-    show(told, lambda: draw_check(config, described))
+    print_result(told, lambda: draw_check(config, described))
 
 
 def check_tasks(config: Config, processor: Processor) -> None:
@@ -46,23 +46,23 @@ def check_tasks(config: Config, processor: Processor) -> None:
 def draw_check(config: Config, store: str) -> None:
     """Which file, which store."""
     click.echo("the configuration is right")
-    fields({"file": config.source or "none: defaults and environment", "store": store})
+    print_fields({"file": config.source or "none: defaults and environment", "store": store})
 
 
 @configuration.command("show")
-@shared_options
+@add_shared_options
 def show_settings() -> None:
     """Show every setting as it holds now; passwords are left out."""
-    config = current().load()
+    config = current_invocation().load()
     data: dict[str, object] = msgspec.to_builtins(config.jobs)
     data["url"] = redact_url(config.jobs.url)
     scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
-    scheduler["tasks"] = [task_as_data(task) for task in config.scheduler.tasks]
+    scheduler["tasks"] = [task_to_data(task) for task in config.scheduler.tasks]
     told = {"source": config.source, "jobs": data, "scheduler": scheduler}
-    show(told, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
+    print_result(told, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
 
 
-def task_as_data(task: TaskSettings) -> dict[str, object]:
+def task_to_data(task: TaskSettings) -> dict[str, object]:
     """A task as it may be written."""
     data: dict[str, object] = msgspec.to_builtins(task)
     del data["place"]
@@ -79,4 +79,4 @@ def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> Non
             for name, one in inner.items():
                 shown = "none" if one is None else one
                 flat[f"{section}.{key}.{name}".rstrip(".")] = shown
-    fields(flat)
+    print_fields(flat)

@@ -11,18 +11,18 @@ import click
 from nimburion.cli.exit_codes import NotFound
 from nimburion.cli.filters import (
     STEP,
+    add_filter_options,
     count_matching,
-    counted,
     exit_for,
     explain_misses,
-    filter_options,
-    progress,
-    refuse_without,
-    selected,
+    format_count,
+    make_filter,
+    make_progress_bar,
+    require_confirmation,
 )
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show
-from nimburion.cli.records import draw_whole_record, record_as_data
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.records import draw_whole_record, record_to_data
 from nimburion.core.job import JobRecord, Reason, State
 
 if TYPE_CHECKING:
@@ -38,40 +38,42 @@ def dead() -> None:
     """List, show, replay and purge dead letters (failed jobs)."""
 
 
-def dead_filters(command: F) -> F:
+def add_dead_filters(command: F) -> F:
     """Add `--queue`, `--name` and `--reason`."""
     reasons = [reason.value for reason in Reason]
     reason = click.option("--reason", type=click.Choice(reasons), help="Only with this reason.")
-    return reason(filter_options(command))
+    return reason(add_filter_options(command))
 
 
 @dead.command("list")
-@dead_filters
+@add_dead_filters
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--after", metavar="CURSOR", help="Go on where the page before ended.")
-@shared_options
+@add_shared_options
 def list_dead(
     queue: str | None, name: str | None, reason: str | None, limit: int, after: str | None
 ) -> None:
     """List dead letters, newest enqueue first."""
     from nimburion.cli.jobs import draw_page
 
-    which = selected(FAILED_ONLY, queue=queue, name=name, reason=reason)
-    page = current().ask(lambda backend: backend.list_jobs(which, limit=limit, after=after))
-    data = {"jobs": [record_as_data(record) for record in page.jobs], "next": page.next}
-    show(data, lambda: draw_page(page))
+    which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
+    page = current_invocation().run(
+        lambda backend: backend.list_jobs(which, limit=limit, after=after)
+    )
+    data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
+    print_result(data, lambda: draw_page(page))
 
 
 @dead.command("show")
 @click.argument("job_id", metavar="ID")
-@shared_options
+@add_shared_options
 def show_dead(job_id: str) -> None:
     """Show a dead letter: payload byte for byte, reason, every error with its traceback."""
-    record = current().ask(lambda backend: dead_letter(backend, job_id))
-    show(record_as_data(record), lambda: draw_whole_record(record))
+    record = current_invocation().run(lambda backend: get_dead_letter(backend, job_id))
+    print_result(record_to_data(record), lambda: draw_whole_record(record))
 
 
-async def dead_letter(backend: Backend, job_id: str) -> JobRecord:
+async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
     """The record, if it is a dead letter."""
     record = await backend.get(job_id)
     if record.state is not State.FAILED:
@@ -84,10 +86,10 @@ async def dead_letter(backend: Backend, job_id: str) -> JobRecord:
 
 @dead.command("replay")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@dead_filters
+@add_dead_filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Do it; without, several are only counted.")
-@shared_options
+@add_shared_options
 @click.pass_context
 def replay(
     ctx: click.Context,
@@ -104,9 +106,11 @@ def replay(
     They keep id, payload and history; their counts begin anew.
     """
     narrowed = {"queue": queue, "name": name, "reason": reason}
-    which = selected(FAILED_ONLY, ids, everything=everything, **narrowed)
-    done = current().ask(lambda backend: replay_all(backend, which, yes=yes or bool(ids)))
-    show(done.as_data(), lambda: draw_replayed(done))
+    which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
+    done = current_invocation().run(
+        lambda backend: replay_all(backend, which, yes=yes or bool(ids))
+    )
+    print_result(done.as_data(), lambda: draw_replayed(done))
     if ids:
         all_done = len(done.replayed) == len(set(ids))
         ctx.exit(exit_for(done.misses.values(), all_done=all_done))
@@ -131,10 +135,10 @@ async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replay
     """Replay in bounded steps."""
     misses = await explain_misses(backend, which.ids or (), State.FAILED)
     count = await count_matching(backend, which)
-    refuse_without(yes, count, "replayed")
+    require_confirmation(yes, count, "replayed")
     done = Replays([], [], misses)
     after: str | None = None
-    with progress(count, "replaying") as bar:
+    with make_progress_bar(count, "replaying") as bar:
         while True:
             step = await backend.replay(which, STEP, after)
             done.replayed += step.ids
@@ -147,18 +151,18 @@ async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replay
 
 def draw_replayed(done: Replays) -> None:
     """Counts, and which could not be."""
-    click.echo(f"{counted(len(done.replayed))} replayed")
+    click.echo(f"{format_count(len(done.replayed))} replayed")
     why = dict.fromkeys(done.held, "another job holds its unique key") | done.misses
     for job_id, reason in why.items():
-        click.echo(f"{clean(job_id)}  not replayed: {reason}")
+        click.echo(f"{escape_controls(job_id)}  not replayed: {reason}")
 
 
 @dead.command("purge")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@dead_filters
+@add_dead_filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
-@shared_options
+@add_shared_options
 @click.pass_context
 def purge(
     ctx: click.Context,
@@ -172,27 +176,27 @@ def purge(
 ) -> None:
     """Forget dead letters for good. Needs --yes; without, it only counts them."""
     narrowed = {"queue": queue, "name": name, "reason": reason}
-    which = selected(FAILED_ONLY, ids, everything=everything, **narrowed)
-    purged, misses = current().ask(lambda backend: purge_all(backend, which, yes=yes))
-    show({"purged": purged, "not_purged": misses}, lambda: draw_purged(purged, misses))
+    which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
+    purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
+    print_result({"purged": purged, "not_purged": misses}, lambda: draw_purged(purged, misses))
     if ids:
         ctx.exit(exit_for(misses.values(), all_done=not misses))
 
 
 def draw_purged(purged: int, misses: dict[str, str]) -> None:
     """How many, and which could not be."""
-    click.echo(f"{counted(purged)} purged")
+    click.echo(f"{format_count(purged)} purged")
     for job_id, reason in misses.items():
-        click.echo(f"{clean(job_id)}  not purged: {reason}")
+        click.echo(f"{escape_controls(job_id)}  not purged: {reason}")
 
 
 async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[int, dict[str, str]]:
     """Delete in bounded steps; how many, and which of the given ids are no dead letters."""
     misses = await explain_misses(backend, which.ids or (), State.FAILED)
     count = await count_matching(backend, which)
-    refuse_without(yes, count, "purged for good")
+    require_confirmation(yes, count, "purged for good")
     purged = 0
-    with progress(count, "purging") as bar:
+    with make_progress_bar(count, "purging") as bar:
         while ids := await backend.delete(which, STEP):
             purged += len(ids)
             bar.update(len(ids))

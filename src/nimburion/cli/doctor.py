@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from nimburion.cli.exit_codes import FAILED, NoStore
-from nimburion.cli.filters import counted
-from nimburion.cli.invocation import current, refuse_missing, shared_options
-from nimburion.cli.output import clean, show
-from nimburion.core.checks import Finding, finding_of
+from nimburion.cli.exit_codes import FAILED, BackendNotUsable
+from nimburion.cli.filters import format_count
+from nimburion.cli.invocation import add_shared_options, current_invocation, require_existing_file
+from nimburion.cli.output import escape_controls, print_result
+from nimburion.core.checks import CheckResult, make_failed_check
 from nimburion.core.errors import NimburionError
 from nimburion.core.unserved import find_unserved, is_live
 
@@ -34,7 +34,7 @@ COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 
 @click.command()
 @click.option("--strict", is_flag=True, help="Exit with code 1 for a warning too.")
-@shared_options
+@add_shared_options
 @click.pass_context
 def doctor(ctx: click.Context, *, strict: bool) -> None:
     """Examine the store and this side of it, and say what to do. Changes nothing.
@@ -45,53 +45,55 @@ def doctor(ctx: click.Context, *, strict: bool) -> None:
 
     from nimburion.core.clock import SystemClock
 
-    found = asyncio.run(examined(current().load(), SystemClock()))
-    show(as_data(found), lambda: draw(found))
-    if worst(found) == "error" or (strict and worst(found) == "warning"):
+    found = asyncio.run(check_all(current_invocation().load(), SystemClock()))
+    print_result(as_data(found), lambda: draw(found))
+    if find_worst(found) == "error" or (strict and find_worst(found) == "warning"):
         ctx.exit(FAILED)
 
 
-async def examined(config: Config, clock: Clock) -> list[Finding]:
+async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
     """Everything there is to say, from here to the store."""
     from nimburion.backends import open_backend
 
     wall, monotonic = clock.now(), clock.monotonic()
     backend = open_backend(config.jobs.url)
     return [
-        this_side(),
-        settings(config),
-        event_loop(),
-        *redis_driver(config.jobs.url),
-        Finding("store", "good", backend.describe()),
-        *await answers(backend),
-        local_clock(clock, wall, monotonic),
+        check_host(),
+        check_settings(config),
+        check_event_loop(),
+        *check_redis_driver(config.jobs.url),
+        CheckResult("store", "good", backend.describe()),
+        *await check_backend(backend),
+        check_local_clock(clock, wall, monotonic),
     ]
 
 
-def this_side() -> Finding:
+def check_host() -> CheckResult:
     """What runs here."""
     from nimburion import __version__
 
     system = f"{platform.system()} {platform.machine()}"
-    return Finding(
+    return CheckResult(
         "nimburion", "good", f"{__version__} on Python {platform.python_version()}, {system}"
     )
 
 
-def settings(config: Config) -> Finding:
+def check_settings(config: Config) -> CheckResult:
     """Where the settings come from."""
-    return Finding("configuration", "good", config.source or "no file: defaults and environment")
+    return CheckResult(
+        "configuration", "good", config.source or "no file: defaults and environment"
+    )
 
 
-def event_loop() -> Finding:
+def check_event_loop() -> CheckResult:
     """What workers that are started here run on."""
     if find_spec("uvloop") is None:
         text = "asyncio's own; uvloop is faster (pip install 'nimburion[fast]')"
-        return Finding("event loop", "good", text)
-    return Finding("event loop", "good", f"uvloop {version_of('uvloop')}")
+        return CheckResult("event loop", "good", text)
+    return CheckResult("event loop", "good", f"uvloop {find_version('uvloop')}")
 
 
-def redis_driver(url: str) -> list[Finding]:
+def check_redis_driver(url: str) -> list[CheckResult]:
     """What reads the answers of a Redis server; nothing to say of other stores."""
     from nimburion.backends import FAMILIES
 
@@ -99,12 +101,14 @@ def redis_driver(url: str) -> list[Finding]:
         return []
     if find_spec("hiredis") is None:
         advice = "pip install 'nimburion[redis]' brings it"
-        return [Finding("driver", "warning", "without hiredis, answers are read slowly", advice)]
-    text = f"redis-py {version_of('redis')} with hiredis {version_of('hiredis')}"
-    return [Finding("driver", "good", text)]
+        return [
+            CheckResult("driver", "warning", "without hiredis, answers are read slowly", advice)
+        ]
+    text = f"redis-py {find_version('redis')} with hiredis {find_version('hiredis')}"
+    return [CheckResult("driver", "good", text)]
 
 
-def version_of(package: str) -> str:
+def find_version(package: str) -> str:
     """The version of an installed package."""
     from importlib import metadata
 
@@ -114,75 +118,86 @@ def version_of(package: str) -> str:
         return "(of unknown version)"
 
 
-async def answers(backend: Backend) -> list[Finding]:
+async def check_backend(backend: Backend) -> list[CheckResult]:
     """What the store says of itself, or that it says nothing."""
     import asyncio
 
     try:
-        await refuse_missing(backend)
+        await require_existing_file(backend)
         async with asyncio.timeout(PATIENCE):
             await backend.open()
-            return [*await backend.examine(), *await waiting_jobs(backend)]
-    except NoStore as missing:
+            return [*await backend.check(), *await waiting_jobs(backend)]
+    except BackendNotUsable as missing:
         text, _, advice = missing.message.partition("; ")
-        return [Finding("answer", "error", text, advice)]
+        return [CheckResult("answer", "error", text, advice)]
     except TimeoutError:
         advice = "see that the address is right, and that nothing between here and there hangs"
-        return [Finding("answer", "error", f"none within {PATIENCE:.0f} s", advice)]
+        return [CheckResult("answer", "error", f"none within {PATIENCE:.0f} s", advice)]
     except NimburionError as error:
-        return [finding_of("answer", error)]
+        return [make_failed_check("answer", error)]
     finally:
         await backend.close()
 
 
-async def waiting_jobs(backend: Backend) -> list[Finding]:
+async def waiting_jobs(backend: Backend) -> list[CheckResult]:
     """Whether each waiting job has a live worker that would take it."""
     sessions = await backend.sessions()
     found = find_unserved(await backend.queues(), sessions)
     if not found:
         live = sum(map(is_live, sessions))
-        return [Finding("workers", "good", f"{counted(live, 'live worker')}; no job waits in vain")]
+        return [
+            CheckResult(
+                "workers", "good", f"{format_count(live, 'live worker')}; no job waits in vain"
+            )
+        ]
     advice = (
         "start a worker that registers it and serves its queue, or cancel what nobody wants: "
         "nimburion jobs cancel --name NAME"
     )
-    shown = [Finding("workers", "warning", one.describe(), advice) for one in found[:MOST_UNSERVED]]
+    shown = [
+        CheckResult("workers", "warning", one.describe(), advice) for one in found[:MOST_UNSERVED]
+    ]
     if len(found) > MOST_UNSERVED:
         more = f"{len(found) - MOST_UNSERVED} more like this; nimburion queues list shows them"
-        shown.append(Finding("workers", "warning", more, advice))
+        shown.append(CheckResult("workers", "warning", more, advice))
     return shown
 
 
-def local_clock(clock: Clock, wall: float, monotonic: float) -> Finding:
+def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResult:
     """Whether the clock of this host stepped since we began to look."""
     passed = clock.monotonic() - monotonic
     jumped = clock.now() - wall - passed
     if abs(jumped) < JUMP:
         text = f"did not step in the {1000 * passed:.0f} ms of looking"
-        return Finding("local clock", "good", text)
+        return CheckResult("local clock", "good", text)
     advice = "see what sets it; let NTP slew it. Due times follow it where the store has no clock"
-    return Finding("local clock", "warning", f"stepped by {jumped:+.1f} s just now", advice)
+    return CheckResult("local clock", "warning", f"stepped by {jumped:+.1f} s just now", advice)
 
 
-def worst(found: list[Finding]) -> str:
+def find_worst(found: list[CheckResult]) -> str:
     """The gravest verdict."""
     verdicts = {one.verdict for one in found}
     return next(one for one in ("error", "warning", "good") if one in verdicts)
 
 
-def as_data(found: list[Finding]) -> dict[str, object]:
+def as_data(found: list[CheckResult]) -> dict[str, object]:
     """For machines."""
-    return {"verdict": worst(found), "findings": msgspec.to_builtins(found)}
+    return {"verdict": find_worst(found), "findings": msgspec.to_builtins(found)}
 
 
-def draw(found: list[Finding]) -> None:
+def draw(found: list[CheckResult]) -> None:
     """One line a finding, what to do below it, and how many are not good."""
     width = max(len(one.subject) for one in found)
     colour = False if os.environ.get("NO_COLOR") else None
     for one in found:
         verdict = click.style(f"{one.verdict:<7}", fg=COLOURS[one.verdict])
-        click.echo(f"{verdict}  {clean(one.subject):<{width}}  {clean(one.text)}", color=colour)
+        click.echo(
+            f"{verdict}  {escape_controls(one.subject):<{width}}  {escape_controls(one.text)}",
+            color=colour,
+        )
         if one.advice:
-            click.echo(f"{'':<{width + 13}}{clean(one.advice)}")
+            click.echo(f"{'':<{width + 13}}{escape_controls(one.advice)}")
     count = Counter(one.verdict for one in found)
-    click.echo(f"{counted(count['error'], 'error')}, {counted(count['warning'], 'warning')}")
+    click.echo(
+        f"{format_count(count['error'], 'error')}, {format_count(count['warning'], 'warning')}"
+    )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from nimburion.cli.exit_codes import BadInput
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show
-from nimburion.cli.parameters import duration, moment
-from nimburion.cli.parameters import priority as priority_word
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.parameters import parse_duration, parse_moment
+from nimburion.cli.parameters import parse_priority as priority_word
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 )
 @click.option("--queue", metavar="QUEUE", help="The queue; else `default`.")
 @click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
-@click.option("--at", type=moment, metavar="TIME", help="Not before, like 2030-01-31T09:00Z.")
+@click.option("--at", type=parse_moment, metavar="TIME", help="Not before, like 2030-01-31T09:00Z.")
 @click.option(
     "--in",
     "after",
-    type=duration,
+    type=parse_duration,
     metavar="DURATION",
     help="Not before so long, like 30s or 1h30m.",
 )
 @click.option("--id", "job_id", metavar="ID", help="Your own id: then repeating is safe.")
-@shared_options
+@add_shared_options
 def enqueue(
     *,
     name: str,
@@ -56,16 +56,18 @@ def enqueue(
     """
     if at is not None and after is not None:
         raise BadInput("give --at or --in, not both")
-    payload = payload_of(sys.stdin.read() if arguments == "-" else arguments)
+    payload = parse_payload(sys.stdin.read() if arguments == "-" else arguments)
     given = {"queue": queue, "priority": priority, "at": at, "after": after, "id": job_id}
     options = cast(
         "EnqueueOptions", {key: value for key, value in given.items() if value is not None}
     )
-    stored = current().ask(lambda backend: store(backend, name, payload, options), may_create=True)
-    show({"id": stored, "name": name}, lambda: click.echo(clean(stored)))
+    stored = current_invocation().run(
+        lambda backend: enqueue_job(backend, name, payload, options), may_create=True
+    )
+    print_result({"id": stored, "name": name}, lambda: click.echo(escape_controls(stored)))
 
 
-def payload_of(text: str) -> bytes:
+def parse_payload(text: str) -> bytes:
     """The bytes as given, once they are known to be a JSON object."""
     import msgspec
 
@@ -79,9 +81,9 @@ def payload_of(text: str) -> bytes:
     return payload
 
 
-async def store(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
+async def enqueue_job(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
     """Enqueue through a client, which checks names, size and options."""
     from nimburion.jobs.client.client import Client
 
-    async with Client(backend, settings=current().load().jobs) as client:
+    async with Client(backend, settings=current_invocation().load().jobs) as client:
         return await client.enqueue_raw(name, payload, **options)

@@ -10,7 +10,7 @@ import click
 DONE, FAILED, BAD_INPUT, STORE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
-class Failed(click.ClickException):
+class CommandFailed(click.ClickException):
     """What was asked for did not work."""
 
     exit_code = FAILED
@@ -22,7 +22,7 @@ class BadInput(click.ClickException):
     exit_code = BAD_INPUT
 
 
-class NoStore(click.ClickException):
+class BackendNotUsable(click.ClickException):
     """The store cannot be used."""
 
     exit_code = STORE
@@ -34,7 +34,7 @@ class NotFound(click.ClickException):
     exit_code = NOT_FOUND
 
 
-def ending_of(error: BaseException) -> int:
+def report_error(error: BaseException) -> int:
     """Say what happened in one line on standard error; the exit code. Bugs are re-raised."""
     if isinstance(error, SystemExit):
         raise error
@@ -43,19 +43,19 @@ def ending_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
-        return _quiet_pipe()
+        return _silence_broken_pipe()
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         click.echo(str(error), err=True)  # the help text, which has many lines
         return BAD_INPUT
     if isinstance(error, click.ClickException):
-        return _say(error.format_message(), error.exit_code)
-    code = _code_of(error)
+        return _print_error(error.format_message(), error.exit_code)
+    code = _find_exit_code(error)
     if code is None:
         raise error
-    return _say(str(error), code)
+    return _print_error(str(error), code)
 
 
-def _code_of(error: BaseException) -> int | None:
+def _find_exit_code(error: BaseException) -> int | None:
     """The code of one of our own errors; None for what is none of them."""
     from nimburion.core import errors  # msgspec is not needed to print a help text
 
@@ -71,15 +71,15 @@ def _code_of(error: BaseException) -> int | None:
     return next((code for kind, code in codes if isinstance(error, kind)), None)
 
 
-def _say(message: str, code: int) -> int:
-    from nimburion.cli.output import clean
+def _print_error(message: str, code: int) -> int:
+    from nimburion.cli.output import escape_controls
 
-    line = clean(" ".join(message.split()))
+    line = escape_controls(" ".join(message.split()))
     click.echo(f"nimburion: {line}", err=True)
     return code
 
 
-def _quiet_pipe() -> int:
+def _silence_broken_pipe() -> int:
     """The reader of our output has gone (`… | head`): nobody is left to tell."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from nimburion.cli.exit_codes import DONE, FAILED, NOT_FOUND, BadInput
-from nimburion.cli.invocation import current
+from nimburion.cli.invocation import current_invocation
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
-from nimburion.core.paging import every_job
+from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ STEP = 500
 NO_SUCH_JOB = "no such job"
 
 
-def filter_options(command: F) -> F:
+def add_filter_options(command: F) -> F:
     """Add `--queue` and `--name`."""
     command = click.option("--queue", metavar="QUEUE", help="Only of this queue.")(command)
     return click.option("--name", metavar="NAME", help="Only of this job name.")(command)
 
 
-def selected(
+def make_filter(
     states: Collection[State] | None,
     ids: Collection[str] = (),
     *,
@@ -55,14 +55,14 @@ def selected(
     )
 
 
-def matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
+def iterate_matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
     """Every job that matches, without its payload, newest first."""
-    return every_job(backend, which, step=STEP)
+    return iterate_jobs(backend, which, step=STEP)
 
 
 async def count_matching(backend: Backend, which: JobFilter) -> int:
     """How many they are."""
-    return sum([1 async for _ in matching(backend, which)])
+    return sum([1 async for _ in iterate_matching(backend, which)])
 
 
 async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) -> dict[str, str]:
@@ -87,19 +87,21 @@ def exit_for(misses: Collection[str], *, all_done: bool) -> int:
     return DONE if all_done else FAILED
 
 
-def refuse_without(yes: bool, count: int, deed: str) -> None:  # noqa: FBT001 (the flag itself)
+def require_confirmation(yes: bool, count: int, action: str) -> None:  # noqa: FBT001 (the flag itself)
     """Unless `--yes` was given, say how many it would be and that nothing was done."""
     if not yes:
-        raise BadInput(f"{counted(count)} would be {deed}; nothing was done. Add --yes to do it")
+        raise BadInput(
+            f"{format_count(count)} would be {action}; nothing was done. Add --yes to do it"
+        )
 
 
-def counted(count: int, noun: str = "job") -> str:
+def format_count(count: int, noun: str = "job") -> str:
     """`1 job`, `12 jobs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def progress(count: int, label: str) -> ProgressBar[int]:
+def make_progress_bar(count: int, label: str) -> ProgressBar[int]:
     """A bar on standard error, if people look at it."""
-    hidden = current().as_json or not sys.stderr.isatty() or count <= STEP
+    hidden = current_invocation().as_json or not sys.stderr.isatty() or count <= STEP
     file = io.StringIO() if hidden else sys.stderr
     return click.progressbar(length=count, label=label, file=file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from nimburion.cli.exit_codes import BadInput, NoStore
+from nimburion.cli.exit_codes import BackendNotUsable, BadInput
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -33,7 +33,7 @@ class Invocation:
             return config.load(self.config)
         return config.load(self.config, jobs={"url": self.store})
 
-    def ask(
+    def run(
         self,
         question: Callable[[Backend], Awaitable[T]],
         *,
@@ -54,18 +54,20 @@ class Invocation:
             raise BadInput(
                 f"{redact_url(url)} lives inside one process; from here there is nothing to see"
             )
-        return asyncio.run(_asked(backend, question, may_create=may_create, unopened=unopened))
+        return asyncio.run(
+            _run_on_backend(backend, question, may_create=may_create, unopened=unopened)
+        )
 
 
-async def refuse_missing(backend: Backend) -> None:
-    """Raise `NoStore` where there is no data to open yet."""
+async def require_existing_file(backend: Backend) -> None:
+    """Raise `BackendNotUsable` where there is no data to open yet."""
     if not await backend.exists():
-        raise NoStore(
+        raise BackendNotUsable(
             f"{backend.describe()} does not exist; enqueue a job first, or say which with --store"
         )
 
 
-async def _asked(
+async def _run_on_backend(
     backend: Backend,
     question: Callable[[Backend], Awaitable[T]],
     *,
@@ -74,7 +76,7 @@ async def _asked(
 ) -> T:
     try:
         if not may_create:
-            await refuse_missing(backend)
+            await require_existing_file(backend)
         if not unopened:
             await backend.open()
         return await question(backend)
@@ -82,19 +84,19 @@ async def _asked(
         await backend.close()
 
 
-def current() -> Invocation:
+def current_invocation() -> Invocation:
     """The invocation of the command that runs."""
     return click.get_current_context().ensure_object(Invocation)
 
 
-def shared_options(command: F) -> F:
+def add_shared_options(command: F) -> F:
     """Add `--config`, `--store` and `--json`, kept in the `Invocation`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def _keep(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
+def _keep_option(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
     if value:
         setattr(ctx.ensure_object(Invocation), str(parameter.name), value)
 
@@ -104,14 +106,14 @@ _OPTIONS = (
         "--config",
         metavar="FILE",
         expose_value=False,
-        callback=_keep,
+        callback=_keep_option,
         help="Read this file instead of the usual one.",
     ),
     click.option(
         "--store",
         metavar="URL",
         expose_value=False,
-        callback=_keep,
+        callback=_keep_option,
         help="Use this store instead of the configured one, like sqlite:///jobs.db.",
     ),
     click.option(
@@ -119,7 +121,7 @@ _OPTIONS = (
         "as_json",
         is_flag=True,
         expose_value=False,
-        callback=_keep,
+        callback=_keep_option,
         help="Write JSON, for machines.",
     ),
 )

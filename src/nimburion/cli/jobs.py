@@ -9,16 +9,16 @@ import click
 
 from nimburion.cli.exit_codes import FAILED, NOT_FOUND, BadInput
 from nimburion.cli.filters import (
-    counted,
-    filter_options,
-    matching,
-    progress,
-    refuse_without,
-    selected,
+    add_filter_options,
+    format_count,
+    iterate_matching,
+    make_filter,
+    make_progress_bar,
+    require_confirmation,
 )
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show
-from nimburion.cli.records import draw_records, draw_whole_record, record_as_data
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, State
 
@@ -50,34 +50,36 @@ def jobs() -> None:
     multiple=True,
     help="Only in this state; several times for several.",
 )
-@filter_options
+@add_filter_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--after", metavar="CURSOR", help="Go on where the page before ended.")
-@shared_options
+@add_shared_options
 def list_jobs(
     states: tuple[str, ...], queue: str | None, name: str | None, limit: int, after: str | None
 ) -> None:
     """List jobs, newest first."""
-    which = selected([State(word) for word in states], queue=queue, name=name)
-    page = current().ask(lambda backend: backend.list_jobs(which, limit=limit, after=after))
-    data = {"jobs": [record_as_data(record) for record in page.jobs], "next": page.next}
-    show(data, lambda: draw_page(page))
+    which = make_filter([State(word) for word in states], queue=queue, name=name)
+    page = current_invocation().run(
+        lambda backend: backend.list_jobs(which, limit=limit, after=after)
+    )
+    data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
+    print_result(data, lambda: draw_page(page))
 
 
 def draw_page(page: Page) -> None:
     """The table, and how to get the next one."""
     draw_records(page.jobs, "no such jobs")
     if page.next is not None:
-        click.echo(f"more: add --after {clean(page.next)}")
+        click.echo(f"more: add --after {escape_controls(page.next)}")
 
 
 @jobs.command("show")
 @click.argument("job_id", metavar="ID")
-@shared_options
+@add_shared_options
 def show_job(job_id: str) -> None:
     """Show everything about a job, payload and error history included."""
-    record = current().ask(lambda backend: backend.get(job_id))
-    show(record_as_data(record), lambda: draw_whole_record(record))
+    record = current_invocation().run(lambda backend: backend.get(job_id))
+    print_result(record_to_data(record), lambda: draw_whole_record(record))
 
 
 @jobs.command("cancel")
@@ -89,10 +91,10 @@ def show_job(job_id: str) -> None:
     multiple=True,
     help="Only in this state.",
 )
-@filter_options
+@add_filter_options
 @click.option("--all", "everything", is_flag=True, help="Every unfinished job that matches.")
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
-@shared_options
+@add_shared_options
 @click.pass_context
 def cancel_jobs(
     ctx: click.Context,
@@ -111,13 +113,15 @@ def cancel_jobs(
     if ids:
         if states:
             raise BadInput("give either ids or --state, not both")
-        selected(None, ids, everything=everything, queue=queue, name=name)
-        outcomes = current().ask(lambda backend: cancel_each(backend, ids))
+        make_filter(None, ids, everything=everything, queue=queue, name=name)
+        outcomes = current_invocation().run(lambda backend: cancel_each(backend, ids))
     else:
         chosen = [State(word) for word in states] or list(UNFINISHED)
-        which = selected(chosen, everything=everything or bool(states), queue=queue, name=name)
-        outcomes = current().ask(lambda backend: cancel_matching(backend, which, yes=yes))
-    show(outcomes, lambda: draw_outcomes(outcomes))
+        which = make_filter(chosen, everything=everything or bool(states), queue=queue, name=name)
+        outcomes = current_invocation().run(
+            lambda backend: cancel_matching(backend, which, yes=yes)
+        )
+    print_result(outcomes, lambda: draw_outcomes(outcomes))
     if "not found" in outcomes.values():
         ctx.exit(NOT_FOUND)
     if ids and "finished" in outcomes.values():
@@ -127,7 +131,7 @@ def cancel_jobs(
 async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
     """What became of each."""
     outcomes: dict[str, str] = {}
-    with progress(len(ids), "cancelling") as bar:
+    with make_progress_bar(len(ids), "cancelling") as bar:
         for job_id in ids:
             try:
                 outcomes[job_id] = (await backend.cancel(job_id)).value
@@ -139,8 +143,8 @@ async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
 
 async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, str]:
     """Cancel what matches now; jobs that end meanwhile are left as they are."""
-    ids = tuple([record.id async for record in matching(backend, which)])
-    refuse_without(yes, len(ids), "cancelled")
+    ids = tuple([record.id async for record in iterate_matching(backend, which)])
+    require_confirmation(yes, len(ids), "cancelled")
     return await cancel_each(backend, ids)
 
 
@@ -148,17 +152,17 @@ def draw_outcomes(outcomes: dict[str, str]) -> None:
     """One line a job for a few, counts for many."""
     if len(outcomes) <= 20:
         for job_id, outcome in outcomes.items():
-            click.echo(f"{clean(job_id)}  {_WORDS.get(outcome, outcome)}")
+            click.echo(f"{escape_controls(job_id)}  {_WORDS.get(outcome, outcome)}")
     words = [_WORDS.get(outcome, outcome) for outcome in outcomes.values()]
     for outcome in sorted(set(words)):
-        click.echo(f"{counted(words.count(outcome))} {outcome}")
+        click.echo(f"{format_count(words.count(outcome))} {outcome}")
     if not outcomes:
         click.echo("no such jobs")
 
 
 @jobs.command("retry")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@shared_options
+@add_shared_options
 @click.pass_context
 def retry_jobs(ctx: click.Context, ids: tuple[str, ...]) -> None:
     """Make failed jobs pending again: the same as `dead replay ID...`."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nimburion.cli.exit_codes import FAILED, BadInput
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, print_result
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -23,25 +23,29 @@ def migrate() -> None:
 
 
 @migrate.command("plan")
-@shared_options
+@add_shared_options
 def plan() -> None:
     """Say what `up` would do. Changes nothing."""
-    steps = current().ask(lambda backend: backend.plan(), unopened=True)
-    show({"steps": steps}, lambda: draw(steps, "would do", "nothing to do: it is up to date"))
+    steps = current_invocation().run(lambda backend: backend.plan(), unopened=True)
+    print_result(
+        {"steps": steps}, lambda: draw(steps, "would do", "nothing to do: it is up to date")
+    )
 
 
 @migrate.command("up")
 @click.option("--grant", metavar="ROLE", help="Then let this role do what workers do (PostgreSQL).")
-@shared_options
+@add_shared_options
 def up(grant: str | None) -> None:
     """Bring the store up to date. Safe while workers run, and to be run by several at once."""
-    steps = current().ask(
-        lambda backend: brought_up(backend, grant), may_create=True, unopened=True
+    steps = current_invocation().run(
+        lambda backend: migrate_and_grant(backend, grant), may_create=True, unopened=True
     )
-    show({"steps": steps}, lambda: draw(steps, "done", "nothing was to do: it was up to date"))
+    print_result(
+        {"steps": steps}, lambda: draw(steps, "done", "nothing was to do: it was up to date")
+    )
 
 
-async def brought_up(backend: Backend, role: str | None) -> list[str]:
+async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
     """Migrate, then grant."""
     if role is not None and not backend.capabilities.roles:
         raise BadInput(f"{backend.describe()} knows no roles; leave --grant out")
@@ -50,13 +54,15 @@ async def brought_up(backend: Backend, role: str | None) -> list[str]:
 
 
 @migrate.command("check")
-@shared_options
+@add_shared_options
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Exit with code 1 when there is something to do, for deployments that want to know."""
-    steps = current().ask(lambda backend: backend.plan(), unopened=True)
+    steps = current_invocation().run(lambda backend: backend.plan(), unopened=True)
     told = {"ok": not steps, "steps": steps}
-    show(told, lambda: draw(steps, "to do: run nimburion migrate up for", "it is up to date"))
+    print_result(
+        told, lambda: draw(steps, "to do: run nimburion migrate up for", "it is up to date")
+    )
     if steps:
         ctx.exit(FAILED)
 
@@ -64,6 +70,6 @@ def check(ctx: click.Context) -> None:
 def draw(steps: list[str], done: str, nothing: str) -> None:
     """One line a step."""
     for step in steps:
-        click.echo(f"{done} {clean(step)}")
+        click.echo(f"{done} {escape_controls(step)}")
     if not steps:
         click.echo(nothing)

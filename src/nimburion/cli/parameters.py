@@ -10,21 +10,21 @@ import click
 PRIORITIES = MappingProxyType({"lowest": 1, "low": 3, "normal": 5, "high": 7, "highest": 9})
 
 
-def duration(value: str) -> float:
+def parse_duration(value: str) -> float:
     """Seconds, or a text like `1h30m`."""
-    from nimburion.config.value_types import Unfit, seconds_of
-    from nimburion.config.yaml_reader import scalar
+    from nimburion.config.value_types import InvalidValue, parse_seconds
+    from nimburion.config.yaml_reader import parse_scalar
 
     try:
-        seconds = seconds_of(scalar(value))
-    except Unfit:
+        seconds = parse_seconds(parse_scalar(value))
+    except InvalidValue:
         seconds = -1.0
     if seconds < 0:
         raise click.BadParameter(f"{value!r} is no duration; write 30s, 5m, 1h30m or seconds")
     return seconds
 
 
-def moment(value: str) -> datetime:
+def parse_moment(value: str) -> datetime:
     """A date and time with a time zone."""
     try:
         found = datetime.fromisoformat(value)
@@ -36,7 +36,7 @@ def moment(value: str) -> datetime:
     return found
 
 
-def priority(value: str) -> int:
+def parse_priority(value: str) -> int:
     """0 to 9, or a word."""
     word = value.lower()
     if word not in PRIORITIES and word not in tuple("0123456789"):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, show, span, table
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, format_duration, print_result, print_table
 from nimburion.core.limits import check_name
 from nimburion.core.queries import QueueInfo
 from nimburion.core.unserved import Unserved, find_unserved
@@ -23,15 +23,15 @@ def queues() -> None:
 
 
 @queues.command("list")
-@shared_options
+@add_shared_options
 def list_queues() -> None:
     """List queues: jobs due now, waiting for their time, processing; the age of the oldest.
 
     Below, what no live worker would take: nobody serves its queue, or has a handler of its name.
     """
-    found, unserved = current().ask(read_queues)
+    found, unserved = current_invocation().run(read_queues)
     data = [as_data(queue, unserved) for queue in found]
-    show(data, lambda: draw_queues(found, unserved))
+    print_result(data, lambda: draw_queues(found, unserved))
 
 
 async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]]:
@@ -49,7 +49,7 @@ def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
 
 def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
     """One line a queue, then one for what waits in vain."""
-    table(
+    print_table(
         ("queue", "due", "scheduled", "processing", "oldest", "paused"),
         [
             (
@@ -57,7 +57,7 @@ def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
                 queue.size,
                 queue.scheduled,
                 queue.processing,
-                span(queue.oldest_age) if queue.size else None,
+                format_duration(queue.oldest_age) if queue.size else None,
                 "paused" if queue.paused else None,
             )
             for queue in found
@@ -65,12 +65,12 @@ def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
         "no queue holds an unfinished job, none is paused",
     )
     for one in unserved:
-        click.echo(clean(one.describe()))
+        click.echo(escape_controls(one.describe()))
 
 
 @queues.command("pause")
 @click.argument("queue", metavar="QUEUE")
-@shared_options
+@add_shared_options
 def pause(queue: str) -> None:
     """Hand out nothing of a queue until it is resumed; what runs goes on."""
     set_paused(queue, paused=True)
@@ -78,7 +78,7 @@ def pause(queue: str) -> None:
 
 @queues.command("resume")
 @click.argument("queue", metavar="QUEUE")
-@shared_options
+@add_shared_options
 def resume(queue: str) -> None:
     """Hand out jobs of a paused queue again."""
     set_paused(queue, paused=False)
@@ -87,6 +87,9 @@ def resume(queue: str) -> None:
 def set_paused(queue: str, *, paused: bool) -> None:
     """Pause or resume, and say so."""
     check_name("queue", queue)
-    current().ask(lambda backend: backend.pause(queue, paused=paused))
+    current_invocation().run(lambda backend: backend.pause(queue, paused=paused))
     done = "paused" if paused else "resumed"
-    show({"queue": queue, "paused": paused}, lambda: click.echo(f"{clean(queue)} is {done}"))
+    print_result(
+        {"queue": queue, "paused": paused},
+        lambda: click.echo(f"{escape_controls(queue)} is {done}"),
+    )

@@ -8,20 +8,26 @@ import json
 import click
 import msgspec
 
-from nimburion.cli.output import clean, clean_lines, fields, table, when
+from nimburion.cli.output import (
+    escape_controls,
+    escape_lines,
+    format_time,
+    print_fields,
+    print_table,
+)
 from nimburion.core.job import JobRecord
 
 
-def record_as_data(record: JobRecord) -> dict[str, object]:
+def record_to_data(record: JobRecord) -> dict[str, object]:
     """A record for machines: times as epoch seconds, payload and result as JSON where they are."""
     data: dict[str, object] = msgspec.to_builtins(record)
     data["attempt"] = record.attempt
-    data["payload"] = bytes_as_data(record.payload)
-    data["result"] = bytes_as_data(record.result)
+    data["payload"] = bytes_to_data(record.payload)
+    data["result"] = bytes_to_data(record.result)
     return data
 
 
-def bytes_as_data(content: bytes | None) -> object:
+def bytes_to_data(content: bytes | None) -> object:
     """The JSON value; `{"base64": …}` for bytes that are no JSON."""
     if content is None:
         return None
@@ -31,14 +37,14 @@ def bytes_as_data(content: bytes | None) -> object:
         return {"base64": base64.b64encode(content).decode()}
 
 
-def bytes_as_text(content: bytes | None) -> str | None:
+def bytes_to_text(content: bytes | None) -> str | None:
     """The text as it is stored; bytes that are no UTF-8 as escapes."""
     return None if content is None else content.decode("utf-8", errors="backslashreplace")
 
 
 def draw_records(records: list[JobRecord], empty: str) -> None:
     """One line a job."""
-    table(
+    print_table(
         ("id", "name", "queue", "state", "attempt", "priority", "due", "error"),
         [
             (
@@ -48,8 +54,8 @@ def draw_records(records: list[JobRecord], empty: str) -> None:
                 record.state.value,
                 record.attempt,
                 record.priority,
-                when(record.due),
-                short_error(record),
+                format_time(record.due),
+                summarize_error(record),
             )
             for record in records
         ],
@@ -57,7 +63,7 @@ def draw_records(records: list[JobRecord], empty: str) -> None:
     )
 
 
-def short_error(record: JobRecord) -> str | None:
+def summarize_error(record: JobRecord) -> str | None:
     """The latest error in a few words; the reason of a dead letter before it."""
     error = record.error
     said = f"{error.type}: {error.message}" if error and error.message else error and error.type
@@ -69,7 +75,7 @@ def short_error(record: JobRecord) -> str | None:
 def draw_record(record: JobRecord) -> None:
     """Everything but payload and history."""
     progress = record.progress
-    fields(
+    print_fields(
         {
             "id": record.id,
             "name": record.name,
@@ -79,14 +85,14 @@ def draw_record(record: JobRecord) -> None:
             "failures": record.failures or None,
             "lost": record.lost or None,
             "priority": record.priority,
-            "created": when(record.created_at),
-            "due": when(record.due),
-            "started": when(record.started_at),
-            "finished": when(record.finished_at),
+            "created": format_time(record.created_at),
+            "due": format_time(record.due),
+            "started": format_time(record.started_at),
+            "finished": format_time(record.finished_at),
             "progress": progress and f"{progress.fraction:.0%} {progress.message}".rstrip(),
             "reason": record.reason,
-            "error": short_error(record) if record.error else None,
-            "result": bytes_as_text(record.result),
+            "error": summarize_error(record) if record.error else None,
+            "result": bytes_to_text(record.result),
             "unique key": record.options.unique_key,
             "tenant": record.options.tenant,
             "correlation id": record.options.correlation_id,
@@ -99,13 +105,13 @@ def draw_whole_record(record: JobRecord) -> None:
     draw_record(record)
     if record.payload is not None:
         click.echo(f"\npayload, {len(record.payload)} bytes:")
-        click.echo(clean_lines(bytes_as_text(record.payload) or ""))
+        click.echo(escape_lines(bytes_to_text(record.payload) or ""))
     for header, value in record.options.headers.items():
-        click.echo(f"header  {clean(header)}: {clean(value)}")
+        click.echo(f"header  {escape_controls(header)}: {escape_controls(value)}")
     for error in record.history:
         click.echo(
-            f"\nattempt {error.attempt}, {error.kind}, {when(error.at)}: "
-            f"{clean(error.type)}: {clean(error.message)}"
+            f"\nattempt {error.attempt}, {error.kind}, {format_time(error.at)}: "
+            f"{escape_controls(error.type)}: {escape_controls(error.message)}"
         )
         if error.traceback:
-            click.echo(clean_lines(error.traceback.rstrip()))
+            click.echo(escape_lines(error.traceback.rstrip()))

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import click
 
-from nimburion.cli.invocation import shared_options
+from nimburion.cli.invocation import add_shared_options
 
 COMMANDS = MappingProxyType(
     {
@@ -73,7 +73,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: object) -> No
     callback=_print_version,
     help="Print the version.",
 )
-@shared_options
+@add_shared_options
 def root() -> None:
     """Background jobs: run them, enqueue them, look after them.
 

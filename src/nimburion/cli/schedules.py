@@ -11,10 +11,16 @@ from zoneinfo import ZoneInfo
 import click
 import msgspec
 
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import clean, fields, show, table, when
-from nimburion.cli.parameters import duration
-from nimburion.cli.parameters import priority as priority_word
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import (
+    escape_controls,
+    format_time,
+    print_fields,
+    print_result,
+    print_table,
+)
+from nimburion.cli.parameters import parse_duration
+from nimburion.cli.parameters import parse_priority as priority_word
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -43,20 +49,20 @@ def schedules() -> None:
 
 @schedules.command("list")
 @click.option("--ticks", type=click.IntRange(0, 100), default=5, help="Coming ticks to show.")
-@shared_options
+@add_shared_options
 def list_schedules(ticks: int) -> None:
     """List schedules: whether they are active, their coming ticks, how the last job ended."""
-    found = ask(lambda schedules: schedules.list(ticks))
-    show(msgspec.to_builtins(found), lambda: draw_schedules(found))
+    found = run_on_schedules(lambda schedules: schedules.list(ticks))
+    print_result(msgspec.to_builtins(found), lambda: draw_schedules(found))
 
 
 @schedules.command("show")
 @click.argument("name", metavar="NAME")
-@shared_options
+@add_shared_options
 def show_schedule(name: str) -> None:
     """Show everything about a schedule."""
-    found = ask(lambda schedules: schedules.get(name, 5))
-    show(msgspec.to_builtins(found), lambda: draw_schedule(found))
+    found = run_on_schedules(lambda schedules: schedules.get(name, 5))
+    print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
 
 
 @schedules.command("add", cls=Quoting)
@@ -69,8 +75,10 @@ def show_schedule(name: str) -> None:
 @click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
 @click.option("--misfire", metavar="POLICY", help="skip, fire_once (default) or catch_up.")
 @click.option("--overlap", metavar="RULE", help="allow, skip, queue_one or cancel_previous.")
-@click.option("--jitter", type=duration, metavar="DURATION", help="Spread the jobs over so long.")
-@shared_options
+@click.option(
+    "--jitter", type=parse_duration, metavar="DURATION", help="Spread the jobs over so long."
+)
+@add_shared_options
 def add(
     *,
     name: str,
@@ -92,75 +100,77 @@ def add(
     said = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
     options = {key: value for key, value in said.items() if value is not None}
     level = 5 if priority is None else priority
-    found = ask(
+    found = run_on_schedules(
         lambda schedules: schedules.add(
             name, when_, job, arguments, queue=queue, priority=level, **options
         ),
         may_create=True,
     )
-    show(msgspec.to_builtins(found), lambda: draw_schedule(found))
+    print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
 
 
-def changing(verb: str, done: str, text: str) -> None:
+def add_change_command(verb: str, done: str, text: str) -> None:
     """Add a command that does one thing to a schedule and says so."""
 
     @schedules.command(verb, help=text)
     @click.argument("name", metavar="NAME")
-    @shared_options
+    @add_shared_options
     def change(name: str) -> None:
-        ask(lambda schedules: getattr(schedules, verb)(name))
+        run_on_schedules(lambda schedules: getattr(schedules, verb)(name))
         told = {"schedule": name, "done": done}
-        show(told, lambda: click.echo(f"{clean(name)} is {done}"))
+        print_result(told, lambda: click.echo(f"{escape_controls(name)} is {done}"))
 
 
-changing("pause", "paused", "Fire no tick of a schedule until it is resumed.")
-changing(
+add_change_command("pause", "paused", "Fire no tick of a schedule until it is resumed.")
+add_change_command(
     "resume",
     "resumed",
     "Fire its ticks again from now on; those of the pause are not made up.",
 )
-changing("remove", "removed", "Forget a schedule; refused while code that runs declares it.")
+add_change_command(
+    "remove", "removed", "Forget a schedule; refused while code that runs declares it."
+)
 
 
 @schedules.command("run")
 @click.argument("name", metavar="NAME")
-@shared_options
+@add_shared_options
 def run(name: str) -> None:
     """Enqueue its job now, beside its ticks, and print the id."""
-    job_id = ask(lambda schedules: schedules.run_now(name))
-    show({"schedule": name, "id": job_id}, lambda: click.echo(clean(job_id)))
+    job_id = run_on_schedules(lambda schedules: schedules.run_now(name))
+    print_result({"schedule": name, "id": job_id}, lambda: click.echo(escape_controls(job_id)))
 
 
 @schedules.command("history")
 @click.argument("name", metavar="NAME")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, help="At most so many.")
-@shared_options
+@add_shared_options
 def history(name: str, limit: int) -> None:
     """List the latest jobs of a schedule that are kept, newest first."""
-    from nimburion.cli.records import draw_records, record_as_data
+    from nimburion.cli.records import draw_records, record_to_data
 
-    found = list(ask(lambda schedules: schedules.history(name, limit)))
-    data = [record_as_data(record) for record in found]
-    show(data, lambda: draw_records(found, "no job of this schedule is kept"))
+    found = list(run_on_schedules(lambda schedules: schedules.history(name, limit)))
+    data = [record_to_data(record) for record in found]
+    print_result(data, lambda: draw_records(found, "no job of this schedule is kept"))
 
 
 @schedules.command("next", cls=Quoting)
 @click.argument("when_", metavar="WHEN")
 @click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
 @click.option("--count", type=click.IntRange(1, 1000), default=5, help="So many ticks.")
-@shared_options
+@add_shared_options
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
     """Explain a cron expression, and list its next ticks; no store is asked."""
-    from nimburion.core.timezones import zone_of
-    from nimburion.scheduler.triggers import Timetable, explained, trigger_of
+    from nimburion.core.timezones import find_zone
+    from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 
-    zone = zone_of(tz or current().load().scheduler.timezone)
-    trigger = trigger_of(when_, zone)
-    coming = Timetable(trigger).between(time.time(), float("inf"))
+    zone = find_zone(tz or current_invocation().load().scheduler.timezone)
+    trigger = parse_trigger(when_, zone)
+    coming = Timetable(trigger).iterate_between(time.time(), float("inf"))
     ticks = [tick for tick, _ in zip(coming, range(count), strict=False)]
-    said = explained(trigger)
+    said = explain_trigger(trigger)
     data = {"when": trigger.text, "timezone": zone.key, "explanation": said, "ticks": ticks}
-    show(data, lambda: draw_ticks(said, ticks, zone))
+    print_result(data, lambda: draw_ticks(said, ticks, zone))
 
 
 def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
@@ -174,7 +184,7 @@ def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
 
 def draw_schedules(found: list[ScheduleInfo]) -> None:
     """One line a schedule, and its coming ticks below."""
-    table(
+    print_table(
         ("name", "when", "zone", "job", "owner", "condition", "last tick", "last job", "next"),
         [
             (
@@ -184,9 +194,9 @@ def draw_schedules(found: list[ScheduleInfo]) -> None:
                 one.job or "(computed)",
                 one.owner or "(by hand)",
                 one.condition,
-                when(one.last_tick),
+                format_time(one.last_tick),
                 one.last_state,
-                in_zone(one.next_ticks[0], one.timezone) if one.next_ticks else None,
+                format_in_zone(one.next_ticks[0], one.timezone) if one.next_ticks else None,
             )
             for one in found
         ],
@@ -196,7 +206,7 @@ def draw_schedules(found: list[ScheduleInfo]) -> None:
 
 def draw_schedule(one: ScheduleInfo) -> None:
     """One line a fact."""
-    fields(
+    print_fields(
         {
             "name": one.name,
             "when": one.trigger,
@@ -207,28 +217,31 @@ def draw_schedule(one: ScheduleInfo) -> None:
             "condition": one.condition,
             "misfire": one.misfire,
             "overlap": one.overlap,
-            "last tick": when(one.last_tick),
+            "last tick": format_time(one.last_tick),
             "last job": one.last_job,
             "its state": one.last_state,
-            "next": ", ".join(in_zone(tick, one.timezone) for tick in one.next_ticks) or None,
+            "next": ", ".join(format_in_zone(tick, one.timezone) for tick in one.next_ticks)
+            or None,
         }
     )
 
 
-def in_zone(tick: int, timezone: str) -> str:
+def format_in_zone(tick: int, timezone: str) -> str:
     """A tick on the clocks of its schedule."""
     return f"{datetime.fromtimestamp(tick, ZoneInfo(timezone)):%Y-%m-%d %H:%M:%S %z}"
 
 
-def ask(question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False) -> T:
+def run_on_schedules(
+    question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False
+) -> T:
     """Ask the schedules of the store."""
 
     async def asked(backend: Backend) -> T:
         from nimburion.jobs.client.client import Client
         from nimburion.scheduler import Schedules
 
-        config = current().load()
+        config = current_invocation().load()
         client = Client(backend, settings=config.jobs)
         return await question(Schedules(client, config.scheduler.timezone))
 
-    return current().ask(asked, may_create=may_create)
+    return current_invocation().run(asked, may_create=may_create)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import click
 
-from nimburion.cli.invocation import current, shared_options
-from nimburion.cli.output import show
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import print_result
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
-@shared_options
+@add_shared_options
 def status(job_id: str) -> None:
     """Show where a job stands: state, attempts, times, progress, result, last error."""
-    from nimburion.cli.records import draw_record, record_as_data
+    from nimburion.cli.records import draw_record, record_to_data
 
-    record = current().ask(lambda backend: backend.get(job_id))
-    show(record_as_data(record), lambda: draw_record(record))
+    record = current_invocation().run(lambda backend: backend.get(job_id))
+    print_result(record_to_data(record), lambda: draw_record(record))

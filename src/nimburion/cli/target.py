@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nimburion.cli.exit_codes import BadInput, Failed
-from nimburion.cli.output import clean_lines
+from nimburion.cli.exit_codes import BadInput, CommandFailed
+from nimburion.cli.output import escape_lines
 from nimburion.core.redaction import redact_url
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def _attribute(found: object, path: str) -> object:
 def _is_factory(target: str, found: object) -> bool:
     """Whether it may be called to make a processor. A job is never called: that would do its
     work."""
-    from nimburion.jobs.declaration.job import declaration_of
+    from nimburion.jobs.declaration.job import find_declaration
 
-    declaration = declaration_of(found)
+    declaration = find_declaration(found)
     if declaration is not None:
         raise BadInput(
             f"{target} is the job {declaration.name!r}; name the Processor that it is registered "
@@ -116,7 +116,7 @@ def _blaming(what: str, *, show_traceback: bool) -> Iterator[None]:
         raise
     except Exception as error:
         if show_traceback:
-            click.echo(clean_lines(_format_traceback(error)), err=True)
+            click.echo(escape_lines(_format_traceback(error)), err=True)
         raise _blame(what, error, "" if show_traceback else "; --traceback shows more") from error
 
 
@@ -124,15 +124,15 @@ def _blame(what: str, error: Exception, hint: str) -> click.ClickException:
     if isinstance(error, SyntaxError):
         place = f"{_relative(error.filename or '?')}, line {error.lineno}"
         return BadInput(f"{what}: {type(error).__name__}: {error.msg} ({place})")
-    place = _place_of(error)
+    place = _parse_cursor(error)
     if _PARTIAL in str(error):
         return BadInput(
             f"{what}: its modules import each other in a circle: {error} ({place}){hint}"
         )
-    return Failed(f"{what}: {type(error).__name__}: {error} ({place}){hint}")
+    return CommandFailed(f"{what}: {type(error).__name__}: {error} ({place}){hint}")
 
 
-def _place_of(error: Exception) -> str:
+def _parse_cursor(error: Exception) -> str:
     """The innermost line of the application's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_foreign(frame.filename)] or frames

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nimburion.cli.exit_codes import BadInput
-from nimburion.cli.invocation import Invocation, current, shared_options
-from nimburion.cli.output import clean, clean_lines
+from nimburion.cli.invocation import Invocation, add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, escape_lines
 from nimburion.cli.target import find_processor
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--traceback", is_flag=True, help="Show where MODULE fails when it is imported.")
-@shared_options
+@add_shared_options
 def worker(
     *, target: str, queues: str | None, concurrency: int | None, log_level: str, traceback: bool
 ) -> None:
@@ -38,12 +38,12 @@ def worker(
     directory is looked in first. --config and --store are what `config.load()` in MODULE sees.
     """
     start_logging(log_level)
-    hand_on(current())
+    export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
-    check_store(processor, current())
-    add_scheduler(processor, current())
-    processor.settings = adjusted(processor.settings, queues, concurrency)
-    loop_factory = fast_loop()
+    check_store(processor, current_invocation())
+    add_scheduler(processor, current_invocation())
+    processor.settings = override_settings(processor.settings, queues, concurrency)
+    loop_factory = find_fast_loop()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(serve(processor))
 
@@ -66,13 +66,13 @@ class CleanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # The whole, as another handler may have formatted the traceback before and left it there.
-        return clean_lines(super().format(record))
+        return escape_lines(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        return clean(super().formatMessage(record))
+        return escape_controls(super().formatMessage(record))
 
 
-def hand_on(invocation: Invocation) -> None:
+def export_configuration(invocation: Invocation) -> None:
     """Let `config.load()` in the application's module see `--config` and `--store`."""
     if invocation.config is not None:
         os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
@@ -99,27 +99,27 @@ def add_scheduler(processor: Processor, invocation: Invocation) -> None:
 
     settings = invocation.load().scheduler
     if not settings.enabled:
-        processor.companions[:] = [
-            one for one in processor.companions if not isinstance(one, Scheduler)
+        processor.services[:] = [
+            one for one in processor.services if not isinstance(one, Scheduler)
         ]
         return
-    own = next((one for one in processor.companions if isinstance(one, Scheduler)), None)
+    own = next((one for one in processor.services if isinstance(one, Scheduler)), None)
     scheduler = own or Scheduler(processor, timezone=settings.timezone)
     scheduler.add_tasks(settings)
 
 
-def adjusted(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:
+def override_settings(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:
     """The settings with the queues and concurrency of the command line over them."""
     import msgspec
 
     if queues is not None:
-        settings = msgspec.structs.replace(settings, queues=named_queues(settings, queues))
+        settings = msgspec.structs.replace(settings, queues=select_queues(settings, queues))
     if concurrency is not None:
         settings = msgspec.structs.replace(settings, concurrency=concurrency)
     return settings
 
 
-def named_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
+def select_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
     """These queues, each with its configured priority and concurrency."""
     from nimburion.core.limits import check_name
     from nimburion.core.settings import QueueSettings
@@ -129,7 +129,7 @@ def named_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
     return tuple(configured.get(name, QueueSettings(name)) for name in names)
 
 
-def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def find_fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, where it is installed (extra `fast`); None: the standard one."""
     try:
         from uvloop import new_event_loop

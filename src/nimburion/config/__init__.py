@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from nimburion.config.backend_url import absolute_path, store_url, without_superseded
+from nimburion.config.backend_url import absolute_path, drop_superseded, store_url
 from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
 from nimburion.config.schema import ROOT, STORE_KEYS, read_section
-from nimburion.config.tree import Place, Written, nested, overlay, part, refusal
+from nimburion.config.tree import Place, Written, nest, overlay, part, refusal
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.limits import Limits
 from nimburion.core.settings import Config, QueueSettings, SchedulerSettings, Settings, TaskSettings
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FILE = "config.yaml"
-LARGEST = 256 * 1024
+MAX_FILE_SIZE = 256 * 1024
 
 
 def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Config:
@@ -52,8 +52,8 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
         read_environment(os.environ),
         read_arguments(arguments),
     ):
-        tree = with_layer(tree, layer)
-    jobs, scheduler = jobs_settings(tree), scheduler_settings(tree)
+        tree = merge_layer(tree, layer)
+    jobs, scheduler = read_jobs_settings(tree), read_scheduler_settings(tree)
     return Config(
         jobs=jobs, scheduler=scheduler, source=absolute_path(file) if file is not None else None
     )
@@ -76,16 +76,16 @@ def read_file(file: Path) -> Written:
 
     try:
         with file.open("rb") as opened:
-            content = opened.read(LARGEST + 1)
+            content = opened.read(MAX_FILE_SIZE + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise refusal(Place(str(file)), (), f"cannot be read: {reason}") from None
-    if len(content) > LARGEST:
-        raise refusal(Place(str(file)), (), f"larger than {LARGEST // 1024} KiB")
-    return read_yaml(text_of(content, str(file)), str(file))
+    if len(content) > MAX_FILE_SIZE:
+        raise refusal(Place(str(file)), (), f"larger than {MAX_FILE_SIZE // 1024} KiB")
+    return read_yaml(decode_text(content, str(file)), str(file))
 
 
-def text_of(content: bytes, source: str) -> str:
+def decode_text(content: bytes, source: str) -> str:
     """The text of a file; UTF-8, with or without a byte order mark."""
     try:
         return content.decode("utf-8-sig")
@@ -94,23 +94,23 @@ def text_of(content: bytes, source: str) -> str:
         raise refusal(Place(source, line), (), "not UTF-8") from None
 
 
-def with_layer(lower: Written, upper: Written | None) -> Written:
+def merge_layer(lower: Written, upper: Written | None) -> Written:
     """One layer over another; a store named in the upper one replaces the lower one's.
 
     Each layer must be right by itself, so that nothing wrong is hidden by what lies over it.
     """
     if upper is None or not read_section(ROOT, upper, ()):
         return lower
-    jobs = without_superseded(part(lower, "jobs"), part(upper, "jobs"))
+    jobs = drop_superseded(part(lower, "jobs"), part(upper, "jobs"))
     if jobs is not None and isinstance(lower.value, dict):
         lower = Written({**lower.value, "jobs": jobs}, lower.place)
     return overlay(lower, upper)
 
 
-def jobs_settings(tree: Written) -> Settings:
+def read_jobs_settings(tree: Written) -> Settings:
     """The section `jobs`, checked and complete."""
     read = read_section(ROOT, tree, ())
-    written = part(tree, "jobs") or nested((), Written({}, tree.place))
+    written = part(tree, "jobs") or nest((), Written({}, tree.place))
     values = dict(cast("dict[str, object]", read.get("jobs", {})))
     told = {key: values.pop(key) for key in STORE_KEYS if key in values}
     values["url"] = store_url(written, told, ("jobs",))
@@ -122,12 +122,12 @@ def jobs_settings(tree: Written) -> Settings:
     return Settings(**values)  # type: ignore[arg-type]
 
 
-def scheduler_settings(tree: Written) -> SchedulerSettings:
+def read_scheduler_settings(tree: Written) -> SchedulerSettings:
     """The section `scheduler`, checked but for its expressions and time zones."""
     read = read_section(ROOT, tree, ())
     values = dict(cast("dict[str, object]", read.get("scheduler", {})))
     tasks = cast("list[dict[str, object]]", values.pop("tasks", []))
-    places = places_of_tasks(tree)
+    places = list_task_places(tree)
     return SchedulerSettings(
         **values,  # type: ignore[arg-type]
         tasks=tuple(
@@ -137,7 +137,7 @@ def scheduler_settings(tree: Written) -> SchedulerSettings:
     )
 
 
-def places_of_tasks(tree: Written) -> list[str]:
+def list_task_places(tree: Written) -> list[str]:
     """Where the expression of each task is written: who reads it later can say so."""
     tasks = part(part(tree, "scheduler"), "tasks")
     written = tasks.value if tasks is not None and isinstance(tasks.value, list) else []

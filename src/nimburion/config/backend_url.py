@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from nimburion.backends import FAMILIES
-from nimburion.config.schema import STORE_KEYS, STORES
+from nimburion.config.schema import BACKENDS, STORE_KEYS
 from nimburion.config.tree import Path, Written, part, refusal, without
 from nimburion.core.errors import ConfigurationError
 
@@ -33,36 +33,36 @@ _log = logging.getLogger("nimburion.config")
 Values = Mapping[str, object]
 
 
-class Told(msgspec.Struct, frozen=True):
+class BackendOptions(msgspec.Struct, frozen=True):
     """What was said about the store: the tree for places, the values as read."""
 
     tree: Written
     values: Values
     path: Path
 
-    def wrong(self, key: str, problem: str) -> Exception:
+    def make_error(self, key: str, problem: str) -> Exception:
         """The refusal that points at `key`."""
         place = getattr(part(self.tree, key), "place", self.tree.place)
         return refusal(place, (*self.path, key), problem)
 
-    def section(self, name: str) -> Told:
+    def section(self, name: str) -> BackendOptions:
         """What was said inside one store's own section."""
         tree = part(self.tree, name) or Written({}, self.tree.place)
         values = cast("Values", self.values.get(name, {}))
-        return Told(tree, values, (*self.path, name))
+        return BackendOptions(tree, values, (*self.path, name))
 
 
-def without_superseded(lower: Written | None, upper: Written | None) -> Written | None:
+def drop_superseded(lower: Written | None, upper: Written | None) -> Written | None:
     """`lower` without what `upper` overrules: a store named there leaves no other one standing."""
     if part(upper, "url") is not None:
         return without(lower, frozenset(STORE_KEYS))
-    if part(upper, "backend") is not None or _addressed(upper):
+    if part(upper, "backend") is not None or _has_address(upper):
         return without(lower, frozenset({"url"}))
     return lower
 
 
-def _addressed(tree: Written | None) -> bool:
-    sections = (part(tree, name) for name in STORES)
+def _has_address(tree: Written | None) -> bool:
+    sections = (part(tree, name) for name in BACKENDS)
     return any(part(section, key) is not None for section in sections for key in _ADDRESSES)
 
 
@@ -72,67 +72,69 @@ def store_url(tree: Written, values: Values, path: Path) -> str:
     Raises:
         ConfigurationError: two answers, or a store without its address.
     """
-    told = Told(tree, values, path)
+    told = BackendOptions(tree, values, path)
     if "url" in values:
-        return _whole_url(told)
-    name = _chosen(told)
-    _mention_unused(told, name)
+        return _find_complete_url(told)
+    name = _choose_backend(told)
+    _log_unused(told, name)
     return _URLS[name](told.section(name))
 
 
-def _whole_url(told: Told) -> str:
+def _find_complete_url(told: BackendOptions) -> str:
     url = str(told.values["url"])
-    if not _scheme(url):
-        raise told.wrong("url", "expected a URL like sqlite:///jobs.db or memory://")
+    if not _find_scheme(url):
+        raise told.make_error("url", "expected a URL like sqlite:///jobs.db or memory://")
     backend = told.values.get("backend")
-    if backend is not None and _scheme(url) not in FAMILIES[str(backend)]:
-        problem = f"{backend}, but jobs.url names a store of scheme {_scheme(url)!r}; keep one"
-        raise told.wrong("backend", problem)
-    for name in STORES:
+    if backend is not None and _find_scheme(url) not in FAMILIES[str(backend)]:
+        problem = f"{backend}, but jobs.url names a store of scheme {_find_scheme(url)!r}; keep one"
+        raise told.make_error("backend", problem)
+    for name in BACKENDS:
         if name in told.values:
-            raise told.wrong(name, "jobs.url names the store already; keep one of them")
-    return absolute(url)
+            raise told.make_error(name, "jobs.url names the store already; keep one of them")
+    return make_absolute(url)
 
 
-def _chosen(told: Told) -> str:
+def _choose_backend(told: BackendOptions) -> str:
     if "backend" in told.values:
         return str(told.values["backend"])
-    named = [name for name in STORES if name in told.values]
+    named = [name for name in BACKENDS if name in told.values]
     if len(named) > 1:
-        raise told.wrong(named[1], f"two stores, {' and '.join(named)}: choose by jobs.backend")
+        raise told.make_error(
+            named[1], f"two stores, {' and '.join(named)}: choose by jobs.backend"
+        )
     return named[0] if named else "sqlite"
 
 
-def _mention_unused(told: Told, chosen: str) -> None:
-    for name in STORES:
+def _log_unused(told: BackendOptions, chosen: str) -> None:
+    for name in BACKENDS:
         if name in told.values and name != chosen:
             _log.warning("jobs.%s is not used: jobs.backend is %s", name, chosen)
 
 
-def _memory_url(_: Told) -> str:
+def _make_memory_url(_: BackendOptions) -> str:
     return "memory://"
 
 
-def _sqlite_url(told: Told) -> str:
+def _make_sqlite_url(told: BackendOptions) -> str:
     _refuse_both(told, "path", "url")
     if "url" in told.values:
-        return absolute(_own_url(told, "sqlite"))
-    return sqlite_url(str(told.values.get("path", DEFAULT_FILE)))
+        return make_absolute(_find_section_url(told, "sqlite"))
+    return make_sqlite_url(str(told.values.get("path", DEFAULT_FILE)))
 
 
-def _redis_url(told: Told) -> str:
+def _make_redis_url(told: BackendOptions) -> str:
     if "url" in told.values and "://" in str(told.values["url"]):
         _refuse_all(told, "url", ("addr", "username", "password", "db", "tls"))
-        return _with_options(told, _own_url(told, "redis"), _REDIS_OPTIONS)
+        return _with_options(told, _find_section_url(told, "redis"), _REDIS_OPTIONS)
     scheme = "rediss" if told.values.get("tls") else "redis"
     for option in _TLS_OPTIONS:
         if option in told.values and scheme == "redis":
-            raise told.wrong(option, "is for TLS; set tls: true too")
-    place = f"{_login(told)}{_address(told, 6379)}/{told.values.get('db', 0)}"
+            raise told.make_error(option, "is for TLS; set tls: true too")
+    place = f"{_format_login(told)}{_format_address(told, 6379)}/{told.values.get('db', 0)}"
     return _with_options(told, f"{scheme}://{place}", _REDIS_OPTIONS)
 
 
-def _with_options(told: Told, url: str, options: tuple[str, ...]) -> str:
+def _with_options(told: BackendOptions, url: str, options: tuple[str, ...]) -> str:
     """The URL with the settings that stand in its query, each in one place only."""
     _, mark, query = url.partition("?")
     there = {pair.partition("=")[0] for pair in query.split("&")}
@@ -140,7 +142,7 @@ def _with_options(told: Told, url: str, options: tuple[str, ...]) -> str:
     for option in options:
         if option in told.values:
             if option in there:
-                raise told.wrong(option, "url says it already; keep one of them")
+                raise told.make_error(option, "url says it already; keep one of them")
             pairs.append(f"{option}={_as_option(option, told.values[option])}")
     return f"{url}{'&' if mark else '?'}{'&'.join(pairs)}" if pairs else url
 
@@ -153,34 +155,34 @@ def _as_option(option: str, value: object) -> str:
     return quote(absolute_path(str(value)) if option in _FILES else str(value), safe="/:")
 
 
-def _postgres_url(told: Told) -> str:
+def _make_postgres_url(told: BackendOptions) -> str:
     if "url" in told.values and "://" in str(told.values["url"]):
         _refuse_all(told, "url", ("addr", "username", "password", "database"))
-        return _with_options(told, _own_url(told, "postgres"), _POSTGRES_OPTIONS)
+        return _with_options(told, _find_section_url(told, "postgres"), _POSTGRES_OPTIONS)
     database = quote(str(told.values.get("database", "")), safe="")
-    place = f"{_login(told)}{_address(told, 5432)}/{database}"
+    place = f"{_format_login(told)}{_format_address(told, 5432)}/{database}"
     return _with_options(told, f"postgresql://{place}", _POSTGRES_OPTIONS)
 
 
-_URLS: Mapping[str, Callable[[Told], str]] = MappingProxyType(
+_URLS: Mapping[str, Callable[[BackendOptions], str]] = MappingProxyType(
     {
-        "memory": _memory_url,
-        "sqlite": _sqlite_url,
-        "redis": _redis_url,
-        "postgres": _postgres_url,
+        "memory": _make_memory_url,
+        "sqlite": _make_sqlite_url,
+        "redis": _make_redis_url,
+        "postgres": _make_postgres_url,
     }
 )
 
 
-def _own_url(told: Told, name: str) -> str:
+def _find_section_url(told: BackendOptions, name: str) -> str:
     url = str(told.values["url"])
-    if _scheme(url) not in FAMILIES[name]:
+    if _find_scheme(url) not in FAMILIES[name]:
         schemes = ", ".join(f"{scheme}://" for scheme in FAMILIES[name])
-        raise told.wrong("url", f"expected a URL that begins with {schemes}")
+        raise told.make_error("url", f"expected a URL that begins with {schemes}")
     return url
 
 
-def _address(told: Told, port: int) -> str:
+def _format_address(told: BackendOptions, port: int) -> str:
     """`host:port` from `addr`, or from a `url` without a scheme; this machine when neither is."""
     _refuse_both(told, "addr", "url")
     key = "url" if "url" in told.values else "addr"
@@ -191,11 +193,11 @@ def _address(told: Told, port: int) -> str:
     except ValueError:
         parts, whole = urlsplit("//"), ""
     if not parts.hostname or parts.netloc != address or "@" in address or not address.isprintable():
-        raise told.wrong(key, "expected host:port, like localhost:6379")
+        raise told.make_error(key, "expected host:port, like localhost:6379")
     return whole
 
 
-def _login(told: Told) -> str:
+def _format_login(told: BackendOptions) -> str:
     user = quote(str(told.values.get("username", "")), safe="")
     password = quote(str(told.values.get("password", "")), safe="")
     if password:
@@ -203,31 +205,31 @@ def _login(told: Told) -> str:
     return f"{user}@" if user else ""
 
 
-def _refuse_both(told: Told, first: str, second: str) -> None:
+def _refuse_both(told: BackendOptions, first: str, second: str) -> None:
     _refuse_all(told, second, (first,))
 
 
-def _refuse_all(told: Told, whole: str, others: tuple[str, ...]) -> None:
+def _refuse_all(told: BackendOptions, whole: str, others: tuple[str, ...]) -> None:
     for other in others:
         if whole in told.values and other in told.values:
-            raise told.wrong(other, f"{whole} says it already; keep one of them")
+            raise told.make_error(other, f"{whole} says it already; keep one of them")
 
 
-def _scheme(url: str) -> str:
+def _find_scheme(url: str) -> str:
     scheme, mark, _ = url.partition("://")
     return scheme.lower() if mark and _SCHEME.fullmatch(scheme) else ""
 
 
-def absolute(url: str) -> str:
+def make_absolute(url: str) -> str:
     """A SQLite URL with its file as absolute path; other URLs as they are."""
     scheme, _, rest = url.partition(":///")
     if scheme.lower() != "sqlite" or not rest or rest.startswith(":memory:"):
         return url
     path, mark, query = rest.partition("?")
-    return f"{sqlite_url(unquote(path))}{mark}{query}"
+    return f"{make_sqlite_url(unquote(path))}{mark}{query}"
 
 
-def sqlite_url(path: str) -> str:
+def make_sqlite_url(path: str) -> str:
     """The URL of a file; what would mean something else in a URL is escaped."""
     escaped = absolute_path(path).translate({ord(one): f"%{ord(one):02X}" for one in "%?#"})
     return f"sqlite:///{escaped}"

@@ -1,7 +1,7 @@
 """Settings from the environment: `NIMBURION_JOBS__CONCURRENCY=20`.
 
 `__` separates the steps of a key path. Lists and maps are written as YAML flow:
-`NIMBURION_JOBS__QUEUES='[{name: mail, priority: 5}]'`.
+`NIMBURION_JOBS__QUEUES='[{name: make_job, priority: 5}]'`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import reduce
 
 import msgspec
 
-from nimburion.config.schema import JOBS, Section, shape_at, unknown
-from nimburion.config.tree import DEEPEST, Path, Place, Written, nested, overlay, refusal, spelled
-from nimburion.config.value_types import Kind
-from nimburion.config.yaml_reader import scalar
+from nimburion.config.schema import JOBS, Section, describe_unknown_key, find_shape
+from nimburion.config.tree import DEEPEST, Path, Place, Written, format_path, nest, overlay, refusal
+from nimburion.config.value_types import ValueType
+from nimburion.config.yaml_reader import parse_scalar
 
 PREFIX = "NIMBURION_"
 FILE_VARIABLE = "NIMBURION_CONFIG"
@@ -24,12 +24,12 @@ FILE_VARIABLE = "NIMBURION_CONFIG"
 def read_environment(environment: Mapping[str, str]) -> Written | None:
     """The tree that all our variables make together; None when there are none."""
     ours = sorted(name for name in environment if name.startswith(PREFIX))
-    found = [setting_of(name, environment[name]) for name in ours if name != FILE_VARIABLE]
+    found = [parse_variable(name, environment[name]) for name in ours if name != FILE_VARIABLE]
     settings = [setting for setting in found if setting is not None]
     return reduce(overlay, settings) if settings else None
 
 
-def setting_of(variable: str, text: str) -> Written | None:
+def parse_variable(variable: str, text: str) -> Written | None:
     """The tree of one variable; None for one that is not a setting.
 
     A name with `__` must be a setting. Without, it may belong to somebody else (Kubernetes sets
@@ -37,23 +37,23 @@ def setting_of(variable: str, text: str) -> Written | None:
     """
     path = tuple(variable.removeprefix(PREFIX).lower().split("__"))
     place = Place(variable)
-    shape = shape_at(path)
+    shape = find_shape(path)
     if shape is None:
-        refuse_unless_foreign(variable, path, place)
+        reject_unless_foreign(variable, path, place)
         return None
     if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
         raise refusal(place, path, "not UTF-8")
-    if isinstance(shape, Kind):
-        return nested(path, Written(scalar(text), place, text))
+    if isinstance(shape, ValueType):
+        return nest(path, Written(parse_scalar(text), place, text))
     from nimburion.config.yaml_reader import read_yaml  # PyYAML only where there is YAML
 
-    return nested(path, read_yaml(text, variable, numbered=False, path=path))
+    return nest(path, read_yaml(text, variable, numbered=False, path=path))
 
 
-def refuse_unless_foreign(variable: str, path: tuple[str, ...], place: Place) -> None:
+def reject_unless_foreign(variable: str, path: tuple[str, ...], place: Place) -> None:
     """Raise for a variable that was meant as a setting."""
     if len(path) > 1:
-        raise refusal(place, path, unknown_at(path))
+        raise refusal(place, path, describe_unknown_path(path))
     (name,) = path or ("",)
     meant = name.removeprefix("jobs_")
     if meant in JOBS.keys and meant != name:
@@ -61,13 +61,13 @@ def refuse_unless_foreign(variable: str, path: tuple[str, ...], place: Place) ->
         raise refusal(place, (), f"is not read; {variable} must be spelled {right}")
 
 
-def unknown_at(path: tuple[str, ...]) -> str:
+def describe_unknown_path(path: tuple[str, ...]) -> str:
     """Say which step of the path is unknown."""
-    depth = next(depth for depth in range(len(path)) if shape_at(path[: depth + 1]) is None)
-    above = shape_at(path[:depth])
+    depth = next(depth for depth in range(len(path)) if find_shape(path[: depth + 1]) is None)
+    above = find_shape(path[:depth])
     if isinstance(above, Section):
-        return unknown(path[depth], above.keys, path[:depth])
-    return f"no such setting; {spelled(path[:depth])} has no parts of its own"
+        return describe_unknown_key(path[depth], above.keys, path[:depth])
+    return f"no such setting; {format_path(path[:depth])} has no parts of its own"
 
 
 PLACE = Place("load()")
@@ -75,20 +75,20 @@ PLACE = Place("load()")
 
 def read_arguments(arguments: Mapping[str, object]) -> Written | None:
     """The tree of the arguments; None when there are none."""
-    return written_of(arguments, ()) if arguments else None
+    return to_written(arguments, ()) if arguments else None
 
 
-def written_of(value: object, path: Path) -> Written:
+def to_written(value: object, path: Path) -> Written:
     """A value of Python as if it had been written: the same rules hold for it."""
     if len(path) > DEEPEST:
         raise refusal(PLACE, (), f"nested deeper than {DEEPEST} levels")
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):
-        pairs = {str(key): written_of(one, (*path, str(key))) for key, one in value.items()}
+        pairs = {str(key): to_written(one, (*path, str(key))) for key, one in value.items()}
         return Written(pairs, PLACE)
     if isinstance(value, list | tuple):
-        items = [written_of(one, (*path, index)) for index, one in enumerate(value)]
+        items = [to_written(one, (*path, index)) for index, one in enumerate(value)]
         return Written(items, PLACE)
     if isinstance(value, timedelta):
         return Written(value.total_seconds(), PLACE)

@@ -9,18 +9,18 @@ from typing import get_args, get_type_hints
 
 import msgspec
 
-from nimburion.config.tree import Path, Written, kind_of, refusal
+from nimburion.config.tree import Path, Written, name_type, refusal
 from nimburion.config.value_types import (
-    Kind,
+    ValueType,
     choice,
     duration,
+    fixed,
     flag,
+    integer,
     json_object,
     name,
-    only,
     size,
     text,
-    whole,
     zone,
 )
 from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
@@ -33,17 +33,17 @@ class Section(msgspec.Struct, frozen=True):
     required: frozenset[str] = frozenset()
 
 
-class Series(msgspec.Struct, frozen=True):
+class SectionList(msgspec.Struct, frozen=True):
     """A list of such maps, told apart by `unique`."""
 
     each: Section
     unique: str
 
 
-Shape = Kind | Section | Series
+Shape = ValueType | Section | SectionList
 
 
-def bounded(settings: type[msgspec.Struct]) -> dict[str, Kind]:
+def bounded(settings: type[msgspec.Struct]) -> dict[str, ValueType]:
     """The kinds of the settings whose bounds `core.settings` declares, in its order."""
     hints = get_type_hints(settings)
     return {
@@ -52,13 +52,13 @@ def bounded(settings: type[msgspec.Struct]) -> dict[str, Kind]:
     }
 
 
-def _number(bounds: Bounds, seconds: bool) -> Kind:  # noqa: FBT001 (an adjective of the kind)
+def _number(bounds: Bounds, seconds: bool) -> ValueType:  # noqa: FBT001 (an adjective of the kind)
     if seconds or bounds.most is None:
         return duration(bounds.least, optional=bounds.optional)
-    return whole(int(bounds.least), int(bounds.most), optional=bounds.optional)
+    return integer(int(bounds.least), int(bounds.most), optional=bounds.optional)
 
 
-STORES: Mapping[str, Shape] = MappingProxyType(
+BACKENDS: Mapping[str, Shape] = MappingProxyType(
     {
         "memory": Section({}),
         "sqlite": Section({"path": text(), "url": text(secret=True)}),
@@ -68,7 +68,7 @@ STORES: Mapping[str, Shape] = MappingProxyType(
                 "url": text(secret=True),
                 "username": text(),
                 "password": text(secret=True),
-                "db": whole(0, 1_000_000),
+                "db": integer(0, 1_000_000),
                 "tls": flag(),
                 "tls_ca": text(),
                 "tls_cert": text(),
@@ -95,7 +95,7 @@ STORES: Mapping[str, Shape] = MappingProxyType(
                 "sslrootcert": text(),
                 "sslcert": text(),
                 "sslkey": text(),
-                "connections": whole(1, 1000),
+                "connections": integer(1, 1000),
                 "pooler": choice("auto", "yes", "no"),
                 "timeout": duration(0.001, most=3600),
             }
@@ -114,8 +114,8 @@ QUEUE = Section(
 LIMITS = Section(
     {
         "payload": size(1, 256 * 1024**2),
-        "nesting": whole(1, 500),
-        "batch": whole(1, 1_000_000),
+        "nesting": integer(1, 500),
+        "batch": integer(1, 1_000_000),
         "error": size(256, 16 * 1024**2),
         "result": size(0, 256 * 1024**2),
         "headers": size(0, 16 * 1024**2),
@@ -125,7 +125,7 @@ LIMITS = Section(
 )
 
 STORE_KEYS: Mapping[str, Shape] = MappingProxyType(
-    {"backend": choice(*STORES), "url": text(secret=True), **STORES}
+    {"backend": choice(*BACKENDS), "url": text(secret=True), **BACKENDS}
 )
 """The keys that together say which store: `Settings.url` is made of them."""
 
@@ -136,9 +136,9 @@ JOBS = Section(
         **STORE_KEYS,
         "owner": name(),
         "concurrency": _NUMBERS["concurrency"],
-        "queues": Series(QUEUE, unique="name"),
+        "queues": SectionList(QUEUE, unique="name"),
         **_NUMBERS,
-        "processes": only(1, "more are not in this version yet; start more workers"),
+        "processes": fixed(1, "more are not in this version yet; start more workers"),
         "limits": LIMITS,
     }
 )
@@ -153,13 +153,15 @@ TASK = Section(
         "timezone": zone(),
         "misfire_policy": choice("fire_once", "skip", "catch_up"),
         "overlap": choice("allow", "skip", "queue_one", "cancel_previous"),
-        "priority": whole(0, 9),
+        "priority": integer(0, 9),
         "enabled": flag(),
     },
     required=frozenset({"name", "cron", "job_name"}),
 )
 
-SCHEDULER = Section({"enabled": flag(), "timezone": zone(), "tasks": Series(TASK, unique="name")})
+SCHEDULER = Section(
+    {"enabled": flag(), "timezone": zone(), "tasks": SectionList(TASK, unique="name")}
+)
 
 ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER})
 
@@ -167,7 +169,7 @@ COMING = frozenset({"server", "management", "telemetry"})
 """Sections that later versions will read. Refused until then: none is ignored in silence."""
 
 
-def shape_at(path: tuple[str, ...]) -> Shape | None:
+def find_shape(path: tuple[str, ...]) -> Shape | None:
     """What may stand at this path, or None where nothing may."""
     shape: Shape = ROOT
     for key in path:
@@ -177,9 +179,9 @@ def shape_at(path: tuple[str, ...]) -> Shape | None:
     return shape
 
 
-def read(shape: Shape, written: Written, path: Path) -> object:
+def read_value(shape: Shape, written: Written, path: Path) -> object:
     """The value of a tree, in the types that `Settings` holds."""
-    if isinstance(shape, Kind):
+    if isinstance(shape, ValueType):
         return shape.read(written, path)
     if isinstance(shape, Section):
         return read_section(shape, written, path)
@@ -192,25 +194,26 @@ def read_section(section: Section, written: Written, path: Path) -> dict[str, ob
         return {}
     if not isinstance(written.value, dict):
         keys = ", ".join(section.keys)
-        found = kind_of(written.value)
+        found = name_type(written.value)
         raise refusal(written.place, path, f"expected a map of {keys}; found {found}")
     for key, value in written.value.items():
         if key not in section.keys:
-            raise refusal(value.place, (*path, key), unknown(key, section.keys, path))
+            raise refusal(value.place, (*path, key), describe_unknown_key(key, section.keys, path))
     for key in sorted(section.required - written.value.keys()):
         raise refusal(written.place, path, f"{key} is missing")
     return {
-        key: read(section.keys[key], value, (*path, key)) for key, value in written.value.items()
+        key: read_value(section.keys[key], value, (*path, key))
+        for key, value in written.value.items()
     }
 
 
-def read_series(series: Series, written: Written, path: Path) -> list[dict[str, object]]:
+def read_series(series: SectionList, written: Written, path: Path) -> list[dict[str, object]]:
     """The items in their order."""
     if written.value is None:
         return []
     if not isinstance(written.value, list):
         keys = ", ".join(series.each.keys)
-        found = kind_of(written.value)
+        found = name_type(written.value)
         raise refusal(written.place, path, f"expected a list of maps of {keys}; found {found}")
     items: list[dict[str, object]] = []
     seen: set[object] = set()
@@ -225,7 +228,7 @@ def read_series(series: Series, written: Written, path: Path) -> list[dict[str, 
     return items
 
 
-def unknown(key: str, known: Iterable[str], path: Path = ()) -> str:
+def describe_unknown_key(key: str, known: Iterable[str], path: Path = ()) -> str:
     """Say that there is no such key, and what was probably meant."""
     if not path and key in COMING:
         return "not in this version yet; remove the section (this version reads: jobs, scheduler)"

@@ -57,14 +57,14 @@ def without(tree: Written | None, keys: frozenset[str]) -> Written | None:
     return Written(kept, tree.place)
 
 
-def nested(path: tuple[str, ...], value: Written) -> Written:
+def nest(path: tuple[str, ...], value: Written) -> Written:
     """A map of maps that holds nothing but `value`, at `path`."""
     for key in reversed(path):
         value = Written({key: value}, value.place)
     return value
 
 
-def spelled(path: Path) -> str:
+def format_path(path: Path) -> str:
     """A path as people write it: `jobs.queues[0].name`."""
     text = ""
     for step in path:
@@ -74,11 +74,11 @@ def spelled(path: Path) -> str:
 
 def refusal(place: Place, path: Path, problem: str) -> ConfigurationError:
     """The one form of all errors: place, key path, what is wrong."""
-    where = f"{place}: {spelled(path)}" if path else str(place)
+    where = f"{place}: {format_path(path)}" if path else str(place)
     return ConfigurationError(f"{where}: {problem}")
 
 
-def kind_of(value: object) -> str:
+def name_type(value: object) -> str:
     """What sort of thing stands there, without showing it."""
     if value is None:
         return "nothing"

@@ -10,12 +10,12 @@ from types import MappingProxyType
 
 import msgspec
 
-from nimburion.config.tree import Path, Written, kind_of, refusal
+from nimburion.config.tree import Path, Written, name_type, refusal
 from nimburion.core.errors import DefinitionError
 from nimburion.core.limits import NAME_PATTERN
 from nimburion.core.redaction import redact_value
 
-CENTURY = 36_525 * 86_400.0
+MAX_DURATION = 36_525 * 86_400.0
 
 _UNITS = MappingProxyType({"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
 _DURATION = re.compile(
@@ -27,17 +27,17 @@ _SIZE = re.compile(r"(\d{1,12})\s?(B|KiB|MiB|KB|MB)")
 _BYTES = MappingProxyType({"B": 1, "KiB": 1024, "MiB": 1024**2, "KB": 1000, "MB": 1000**2})
 
 
-class Unfit(Exception):
+class InvalidValue(Exception):
     """A value that is not of its kind; the message may say why."""
 
 
-class Kind(msgspec.Struct, frozen=True):
+class ValueType(msgspec.Struct, frozen=True):
     """One kind of value."""
 
     allowed: str
     """What may stand there, for messages and docs."""
     take: Callable[[Written], object]
-    """The value as settings hold it, or `Unfit`."""
+    """The value as settings hold it, or `InvalidValue`."""
     optional: bool = False
     """Nothing, or the word `none`, means None."""
     secret: bool = False
@@ -49,192 +49,196 @@ class Kind(msgspec.Struct, frozen=True):
             return None
         try:
             return self.take(written)
-        except Unfit as unfit:
+        except InvalidValue as unfit:
             hint = f" ({unfit})" if str(unfit) else ""
-            problem = f"expected {self.allowed}, found {self._shown(written)}{hint}"
+            problem = f"expected {self.allowed}, found {self._show(written)}{hint}"
             raise refusal(written.place, path, problem) from None
 
-    def _shown(self, written: Written) -> str:
+    def _show(self, written: Written) -> str:
         value = written.value
         if self.secret or not isinstance(value, str | int | float) or isinstance(value, bool):
-            return kind_of(value)
+            return name_type(value)
         text = redact_value(value) if isinstance(value, str) else written.text or str(value)
         cut = text if len(text) <= 60 else text[:57] + "..."
         return ascii(cut) if isinstance(value, str) else cut
 
 
-def whole(least: int, most: int, *, optional: bool = False) -> Kind:
+def integer(least: int, most: int, *, optional: bool = False) -> ValueType:
     """A whole number within bounds."""
 
     def take(written: Written) -> int:
         value = written.value
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise Unfit(_without_quotes(value))
+            raise InvalidValue(_unquote(value))
         return value
 
-    return Kind(_or_none(f"a whole number from {least} to {most}", optional), take, optional)
+    return ValueType(_add_none(f"a whole number from {least} to {most}", optional), take, optional)
 
 
-def only(number: int, why: str) -> Kind:
+def fixed(number: int, why: str) -> ValueType:
     """A setting that this version knows and cannot change yet."""
 
     def take(written: Written) -> int:
         if isinstance(written.value, bool) or written.value != number:
-            raise Unfit(why)
+            raise InvalidValue(why)
         return number
 
-    return Kind(str(number), take)
+    return ValueType(str(number), take)
 
 
-def duration(least: float, *, most: float = CENTURY, optional: bool = False) -> Kind:
+def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False) -> ValueType:
     """Seconds, or a text like `1h30m`."""
 
     def take(written: Written) -> float:
-        seconds = seconds_of(written.value)
+        seconds = parse_seconds(written.value)
         if not least <= seconds <= most:
-            raise Unfit(f"at least {least:g} s" if seconds < least else f"at most {most:g} s")
+            raise InvalidValue(
+                f"at least {least:g} s" if seconds < least else f"at most {most:g} s"
+            )
         return seconds
 
-    return Kind(_or_none("seconds, or a text like 30s, 5m, 1h30m, 90d", optional), take, optional)
+    return ValueType(
+        _add_none("seconds, or a text like 30s, 5m, 1h30m, 90d", optional), take, optional
+    )
 
 
-def size(least: int, most: int) -> Kind:
+def size(least: int, most: int) -> ValueType:
     """Bytes, or a text like `256KiB`."""
 
     def take(written: Written) -> int:
-        count = _byte_count(written.value)
+        count = _parse_byte_count(written.value)
         if not least <= count <= most:
-            raise Unfit(f"from {least} to {most} bytes")
+            raise InvalidValue(f"from {least} to {most} bytes")
         return count
 
-    return Kind("bytes, or a text like 256KiB, 1MiB", take)
+    return ValueType("bytes, or a text like 256KiB, 1MiB", take)
 
 
-def text(*, secret: bool = False) -> Kind:
+def text(*, secret: bool = False) -> ValueType:
     """Any text. Numbers count as their own spelling: `password: 0123` keeps its zero."""
 
     def take(written: Written) -> str:
         value = written.text if written.text is not None else written.value
         if not isinstance(value, str) or not value or written.value is None:
-            raise Unfit
+            raise InvalidValue
         if not value.isprintable():
-            raise Unfit("without control characters")
+            raise InvalidValue("without control characters")
         if re.fullmatch(r"\$\{.*\}|\$\w+", value):
-            raise Unfit("variables are not expanded here; set it by NIMBURION_… instead")
+            raise InvalidValue("variables are not expanded here; set it by NIMBURION_… instead")
         return value
 
-    return Kind("a text", take, secret=secret)
+    return ValueType("a text", take, secret=secret)
 
 
-def zone() -> Kind:
+def zone() -> ValueType:
     """The IANA name of a time zone."""
     spelled = text()
 
     def take(written: Written) -> object:
-        from nimburion.core.timezones import hint_for, zone_of  # only where one is named
+        from nimburion.core.timezones import find_zone, suggest_zone  # only where one is named
 
         found = str(spelled.take(written))
         try:
-            return zone_of(found).key
+            return find_zone(found).key
         except DefinitionError:
-            raise Unfit(hint_for(found)) from None
+            raise InvalidValue(suggest_zone(found)) from None
 
-    return Kind("an IANA time zone", take)
+    return ValueType("an IANA time zone", take)
 
 
-def name(longest: int = 128) -> Kind:
+def name(longest: int = 128) -> ValueType:
     """What queues, applications and namespaces may be called."""
 
     def take(written: Written) -> str:
         value = written.text if written.text is not None else written.value
         if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value) or len(value) > longest:
-            raise Unfit
+            raise InvalidValue
         return value
 
-    return Kind(f"1-{longest} characters of A-Z a-z 0-9 _ . : -", take)
+    return ValueType(f"1-{longest} characters of A-Z a-z 0-9 _ . : -", take)
 
 
-def choice(*words: str) -> Kind:
+def choice(*words: str) -> ValueType:
     """One of these words."""
 
     def take(written: Written) -> str:
         if written.value not in words or not isinstance(written.value, str):
-            raise Unfit
+            raise InvalidValue
         return written.value
 
-    return Kind(f"one of {', '.join(words)}", take)
+    return ValueType(f"one of {', '.join(words)}", take)
 
 
-def flag() -> Kind:
+def flag() -> ValueType:
     """True or false."""
 
     def take(written: Written) -> bool:
         if not isinstance(written.value, bool):
-            raise Unfit
+            raise InvalidValue
         return written.value
 
-    return Kind("true or false", take)
+    return ValueType("true or false", take)
 
 
-def json_object() -> Kind:
+def json_object() -> ValueType:
     """A map of anything, or its JSON as a text; kept as JSON."""
 
     def take(written: Written) -> str:
         if isinstance(written.value, dict):
-            return json.dumps(_plain(written), ensure_ascii=False, allow_nan=False)
+            return json.dumps(_to_plain(written), ensure_ascii=False, allow_nan=False)
         try:
             found = json.loads(written.value) if isinstance(written.value, str) else None
         except (ValueError, RecursionError):
-            raise Unfit("no JSON") from None
+            raise InvalidValue("no JSON") from None
         if not isinstance(found, dict):
-            raise Unfit
+            raise InvalidValue
         return str(written.value)
 
-    return Kind("a map, or a JSON object as a text", take)
+    return ValueType("a map, or a JSON object as a text", take)
 
 
-def _plain(written: Written) -> object:
+def _to_plain(written: Written) -> object:
     """What was written, without its places."""
     value = written.value
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _to_plain(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_to_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise Unfit("JSON has no infinite numbers")
+        raise InvalidValue("JSON has no infinite numbers")
     return value
 
 
-def _or_none(allowed: str, optional: bool) -> str:  # noqa: FBT001 (an adjective of the kind)
+def _add_none(allowed: str, optional: bool) -> str:  # noqa: FBT001 (an adjective of the kind)
     return f"{allowed}, or none" if optional else allowed
 
 
-def _without_quotes(value: object) -> str:
+def _unquote(value: object) -> str:
     return "without quotes" if isinstance(value, str) and value.isdecimal() else ""
 
 
-def seconds_of(value: object) -> float:
-    """A number of seconds, or a text like `1h30m`; `Unfit` for anything else."""
+def parse_seconds(value: object) -> float:
+    """A number of seconds, or a text like `1h30m`; `InvalidValue` for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _finite(value)
+        return _check_finite(value)
     if not isinstance(value, str) or not (match := _DURATION.fullmatch(value)) or not value:
-        raise Unfit(_without_quotes(value))
+        raise InvalidValue(_unquote(value))
     return sum(float(count) * _UNITS[unit] for unit, count in match.groupdict("0").items())
 
 
-def _finite(value: float) -> float:
+def _check_finite(value: float) -> float:
     try:
         seconds = float(value)
     except OverflowError:
-        raise Unfit from None
+        raise InvalidValue from None
     if not math.isfinite(seconds):
-        raise Unfit
+        raise InvalidValue
     return seconds
 
 
-def _byte_count(value: object) -> int:
+def _parse_byte_count(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         return int(match[1]) * _BYTES[match[2]]
-    raise Unfit(_without_quotes(value))
+    raise InvalidValue(_unquote(value))

@@ -47,14 +47,14 @@ class _Reader:
         try:
             return self._document(yaml.parse(text, Loader=_Loader))
         except yaml.MarkedYAMLError as error:
-            raise self._refusal(error.problem_mark, f"no YAML: {error.problem}") from None
+            raise self._make_error(error.problem_mark, f"no YAML: {error.problem}") from None
         except yaml.YAMLError:
-            raise self._refusal(None, "no YAML: unreadable text") from None
+            raise self._make_error(None, "no YAML: unreadable text") from None
 
     def _check_characters(self, text: str) -> None:
         found = _UNPRINTABLE.search(text)
         if found:
-            place = self._place(text.count("\n", 0, found.start()))
+            place = self._make_place(text.count("\n", 0, found.start()))
             shown = f"U+{ord(found[0]):04X}"
             raise refusal(place, self._path, f"the character {shown} is not allowed in YAML")
 
@@ -63,20 +63,20 @@ class _Reader:
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if tree is not None:
-                    raise self._refusal(event.start_mark, "a second document; one is allowed")
+                    raise self._make_error(event.start_mark, "a second document; one is allowed")
                 tree = self._node(next(events), events, self._path)
-        return tree or Written(None, self._place(0))
+        return tree or Written(None, self._make_place(0))
 
     def _node(self, event: yaml.Event, events: Iterator[yaml.Event], path: Path) -> Written:
         self._check_plain(event, path)
-        place = self._at(event.start_mark)
+        place = self._find_place(event.start_mark)
         if isinstance(event, yaml.ScalarEvent):
-            return _scalar_of(event, place)
+            return _read_scalar(event, place)
         if len(path) >= DEEPEST:
             raise refusal(place, (), f"nested deeper than {DEEPEST} levels")
         if isinstance(event, yaml.SequenceStartEvent):
             return Written(self._items(events, path), place)
-        return Written(self._pairs(events, path), place)
+        return Written(self._read_pairs(events, path), place)
 
     def _items(self, events: Iterator[yaml.Event], path: Path) -> list[Written]:
         items: list[Written] = []
@@ -84,11 +84,11 @@ class _Reader:
             items.append(self._node(event, events, (*path, len(items))))
         return items
 
-    def _pairs(self, events: Iterator[yaml.Event], path: Path) -> dict[str, Written]:
+    def _read_pairs(self, events: Iterator[yaml.Event], path: Path) -> dict[str, Written]:
         pairs: dict[str, Written] = {}
         while not isinstance(event := next(events), yaml.MappingEndEvent):
-            key = self._key(event, path)
-            place = self._at(event.start_mark)
+            key = self._read_key(event, path)
+            place = self._find_place(event.start_mark)
             if key in pairs:
                 first = pairs[key].place.line
                 also = f"; the first is in line {first}" if first else ""
@@ -97,37 +97,37 @@ class _Reader:
             pairs[key] = Written(value.value, place, value.text)
         return pairs
 
-    def _key(self, event: yaml.Event, path: Path) -> str:
+    def _read_key(self, event: yaml.Event, path: Path) -> str:
         self._check_plain(event, path)
         if isinstance(event, yaml.ScalarEvent):
             return str(event.value)
-        raise self._refusal(event.start_mark, "a key must be a word, not a list or a map")
+        raise self._make_error(event.start_mark, "a key must be a word, not a list or a map")
 
     def _check_plain(self, event: yaml.Event, path: Path) -> None:
         """Refuse what could hide or multiply content, or name a type to construct."""
-        place = self._at(event.start_mark)
+        place = self._find_place(event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise refusal(place, path, "anchors (&) and aliases (*) are not allowed; repeat it")
         if getattr(event, "tag", None) is not None:
             raise refusal(place, path, "tags (!) are not allowed; write the plain value")
 
-    def _place(self, line: int) -> Place:
+    def _make_place(self, line: int) -> Place:
         return Place(self._source, line + 1 if self._numbered else None)
 
-    def _at(self, mark: _Mark | None) -> Place:
-        return self._place(mark.line if mark else 0)
+    def _find_place(self, mark: _Mark | None) -> Place:
+        return self._make_place(mark.line if mark else 0)
 
-    def _refusal(self, mark: _Mark | None, problem: str) -> Exception:
-        return refusal(self._at(mark), self._path, problem)
+    def _make_error(self, mark: _Mark | None, problem: str) -> Exception:
+        return refusal(self._find_place(mark), self._path, problem)
 
 
-def _scalar_of(event: yaml.ScalarEvent, place: Place) -> Written:
+def _read_scalar(event: yaml.ScalarEvent, place: Place) -> Written:
     text = str(event.value)
     plain = bool(event.implicit[0])
-    return Written(scalar(text), place, text) if plain else Written(text, place)
+    return Written(parse_scalar(text), place, text) if plain else Written(text, place)
 
 
-LONGEST_NUMBER = 40
+MAX_NUMBER_LENGTH = 40
 
 _WORDS = MappingProxyType(
     {
@@ -141,24 +141,24 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
-def scalar(text: str) -> Scalar:
+def parse_scalar(text: str) -> Scalar:
     """What a plain scalar means in YAML 1.2: `012` is 12; `on`, `1:30` and `0b1` are texts."""
     if text in _WORDS:
         return _WORDS[text]
-    if len(text) > LONGEST_NUMBER:
+    if len(text) > MAX_NUMBER_LENGTH:
         return text
     if _INT.fullmatch(text):
-        return _whole(text)
+        return _parse_int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
-    return _infinite(text) if _INFINITE.fullmatch(text) else text
+    return _parse_special_float(text) if _INFINITE.fullmatch(text) else text
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
-def _infinite(text: str) -> float:
+def _parse_special_float(text: str) -> float:
     if text[-3:].lower() == "nan":
         return math.nan
     return -math.inf if text[0] == "-" else math.inf

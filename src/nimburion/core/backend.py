@@ -21,16 +21,16 @@ from typing import Protocol
 
 import msgspec
 
-from nimburion.core.checks import Finding
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.checks import CheckResult
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import Orders, Session, SessionInfo
+from nimburion.core.session import HeartbeatReply, Session, SessionInfo
 from nimburion.core.settlement import Settlement
-from nimburion.core.transactions import Lent, Transaction
+from nimburion.core.transactions import CallerConnection, Transaction
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -40,20 +40,20 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Survives the death of every process that uses it."""
     notifies: bool
     """`wait` wakes for jobs that other processes enqueue, not only by timeout."""
-    joins_transaction: bool
+    supports_transactions: bool
     """Can enqueue and complete inside a caller's own transaction: is a `Joining` too."""
     atomic_batch: int | None
     """The most jobs of one enqueue call that are stored in one step; None: all of them."""
     shared: bool = True
     """Other processes can open the same data."""
-    patient: bool = False
-    """`exchange` waits for a job for as long as `Want.patience` says, and the store has `hurry`:
-    a job then begins one round trip sooner than by `wait`."""
-    remote: bool = False
+    supports_long_poll: bool = False
+    """`exchange` waits for a job for as long as `ReserveRequest.long_poll` says, and the store has
+    `hurry`: a job then begins one round trip sooner than by `wait`."""
+    out_of_process: bool = False
     """Its work is done by another process: a worker should have jobs to run while it answers."""
     roles: bool = False
     """Knows roles: `grant` lets another one do what workers do."""
-    gradual: bool = False
+    lazy_batches: bool = False
     """`enqueue` looks at the last jobs of a large call while the first are being stored: they may
     be made as they are looked at, and what that raises refuses the call."""
 
@@ -86,7 +86,11 @@ class Consuming(Protocol):
         ...
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         """Settle what is done and reserve what may run, in one atomic step.
 
@@ -103,7 +107,7 @@ class Consuming(Protocol):
         """
         ...
 
-    async def beat(self, session_id: str) -> Orders:
+    async def heartbeat(self, session_id: str) -> HeartbeatReply:
         """Say that the process lives: the session expires `ttl` from now. Revives a session that
         is overdue but not rescued; `SessionLost` afterwards."""
         ...
@@ -144,10 +148,10 @@ class Consuming(Protocol):
         ...
 
 
-class Patient(Protocol):
+class LongPolling(Protocol):
     """What a store offers besides, whose capabilities say `patient`."""
 
-    def hurry(self) -> None:
+    def interrupt_long_poll(self) -> None:
         """Let the exchange that waits answer now. A hint: it may come too late, or not arrive."""
         ...
 
@@ -206,7 +210,7 @@ class Inspecting(Protocol):
         ...
 
 
-class Scheduling(Protocol):
+class ScheduleCases(Protocol):
     """Storage for the scheduler."""
 
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
@@ -235,7 +239,7 @@ class Scheduling(Protocol):
         ...
 
 
-class Living(Protocol):
+class Lifecycle(Protocol):
     """Coming and going."""
 
     @property
@@ -247,7 +251,7 @@ class Living(Protocol):
         """One line that names the store, secrets left out: `SQLite /srv/app/nimburion.db`."""
         ...
 
-    def sibling(self) -> Backend:
+    def new_handle(self) -> Backend:
         """Another handle on the same data, not open yet, to be opened on a loop of its own."""
         ...
 
@@ -274,7 +278,7 @@ class Living(Protocol):
         nothing."""
         ...
 
-    async def examine(self) -> list[Finding]:
+    async def check(self) -> list[CheckResult]:
         """What an operator should know of an open store, in an order that stays the same: where
         it is, what would be lost and when, room, speed, clock. Changes nothing. What the store
         refuses meanwhile is not raised but said, as an `error`."""
@@ -297,24 +301,26 @@ class Living(Protocol):
         ...
 
 
-class Backend(Producing, Consuming, Maintaining, Inspecting, Scheduling, Living, Protocol):
+class Backend(Producing, Consuming, Maintaining, Inspecting, ScheduleCases, Lifecycle, Protocol):
     """A whole store."""
 
 
-class Joining(Protocol):
-    """What a store has beside `Backend` where its capabilities say `joins_transaction`.
+class Transactional(Protocol):
+    """What a store has beside `Backend` where its capabilities say `supports_transactions`.
 
     Whatever happens in a caller's transaction is visible to nobody else before its commit, and
-    never happened after its rollback. `NotJoinable` where the connection is of no driver that the
-    store knows, not of this store's own database, or has no transaction open.
+    never happened after its rollback. `UnusableConnection` where the connection is of no driver
+    that the store knows, not of this store's own database, or has no transaction open.
     """
 
-    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue_in(
+        self, connection: CallerConnection, jobs: Sequence[NewJob]
+    ) -> list[Enqueued]:
         """As `enqueue`, inside the transaction of this connection, which the caller commits. The
         queues are rung after the commit. A refused call writes nothing and leaves the transaction
         usable; so does every error but `BackendUnavailable`, after which it must be rolled back."""
         ...
 
-    def transaction(self, lent: Lent | None) -> Transaction:
+    def transaction(self, connection: CallerConnection | None) -> Transaction:
         """A transaction to complete a job in: on this connection, or on one of the store's own."""
         ...

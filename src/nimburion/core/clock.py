@@ -48,9 +48,9 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-def _boot_clock() -> Callable[[], float]:
+def _make_boot_clock() -> Callable[[], float]:
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic if boot is None else partial(time.clock_gettime, boot)
 
 
-_boot_seconds = _boot_clock()
+_boot_seconds = _make_boot_clock()

@@ -15,12 +15,12 @@ NimburionError
 ├── UseAwait                  processor.sync was called on the processor's own loop
 ├── NotOpen                   a processor or store was used before open or after close
 ├── LeaseLost                 this worker does not own that job any more
-├── NotJoinable               this connection's transaction cannot be joined (also a ValueError)
-└── BackendError              the store; the driver's own error is the __cause__
+├── UnusableConnection               this connection's transaction cannot be joined (also a
+ValueError) └── BackendError              the store; the driver's own error is the __cause__
     ├── BackendUnavailable    no answer; `.outcome` says what may be concluded
-    ├── StoreFull             no room: nothing was written
-    ├── StoreReadOnly         the store takes no writes: nothing was written
-    ├── StoreCorrupt          the store's data cannot be read
+    ├── BackendFull             no room: nothing was written
+    ├── BackendReadOnly         the store takes no writes: nothing was written
+    ├── BackendCorrupt          the store's data cannot be read
     ├── BackendReplaced       its file was deleted or replaced while it was open
     ├── FormatMismatch        written by another version of nimburion
     ├── Unstorable            this data cannot be stored, by anyone, ever: nothing was written
@@ -144,7 +144,7 @@ class LeaseLost(NimburionError):
         self.job_id = job_id
 
 
-class NotJoinable(NimburionError, ValueError):
+class UnusableConnection(NimburionError, ValueError):
     """This connection's transaction cannot be joined: it is of an unknown driver or of another
     database, or no transaction is open. The message says which; nothing was written."""
 
@@ -168,15 +168,15 @@ class BackendUnavailable(BackendError):
         self.job_id = job_id
 
 
-class StoreFull(BackendError):
+class BackendFull(BackendError):
     """The store has no room left; nothing was written. It recovers when there is room again."""
 
 
-class StoreReadOnly(BackendError):
+class BackendReadOnly(BackendError):
     """The store takes no writes; nothing was written."""
 
 
-class StoreCorrupt(BackendError):
+class BackendCorrupt(BackendError):
     """What the store holds cannot be read. Nothing was changed; see the message for what to do."""
 
 
@@ -229,7 +229,7 @@ class Retry(JobSignal):
     def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.after: float | None = seconds_of(after) if after is not None else None
+        self.after: float | None = to_seconds(after) if after is not None else None
 
 
 class Snooze(JobSignal):
@@ -237,7 +237,7 @@ class Snooze(JobSignal):
 
     def __init__(self, for_: float | timedelta) -> None:
         super().__init__(f"snoozed for {for_}")
-        self.for_: float = seconds_of(for_)
+        self.for_: float = to_seconds(for_)
 
 
 class Cancel(JobSignal):
@@ -248,7 +248,7 @@ class Cancel(JobSignal):
         self.reason = reason
 
 
-def seconds_of(duration: float | timedelta) -> float:
+def to_seconds(duration: float | timedelta) -> float:
     """The duration in seconds; negative ones count as zero."""
     if isinstance(duration, timedelta):
         return max(0.0, duration.total_seconds())

@@ -89,7 +89,7 @@ class TickDecided(Event, frozen=True):
     """Seconds after the nominal time."""
 
 
-class StoreUnreachable(Event, frozen=True):
+class BackendUnreachable(Event, frozen=True):
     """The store did not answer; asked again with backoff."""
 
     error: str

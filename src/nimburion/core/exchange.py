@@ -15,16 +15,16 @@ class Lane(msgspec.Struct, frozen=True, gc=False):
     name: str
 
 
-class QueueTerms(msgspec.Struct, frozen=True, gc=False):
+class QueueOptions(msgspec.Struct, frozen=True, gc=False):
     """How a worker serves one queue."""
 
     priority: int = 0
     """Higher first, before the priorities of single jobs."""
-    cap: int | None = None
+    limit: int | None = None
     """At most so many of this queue in this reply; None: the total bounds it."""
 
 
-DEFAULT_TERMS = QueueTerms()
+DEFAULT_QUEUE_OPTIONS = QueueOptions()
 
 REPLY_BYTES = 16 * 1024 * 1024
 """What the deliveries of one reply hold at most, where a request does not say less."""
@@ -32,7 +32,7 @@ DELIVERY_OVERHEAD = 256
 """Bytes that a delivery counts beside its payload and its options."""
 
 
-class Want(msgspec.Struct, frozen=True):
+class ReserveRequest(msgspec.Struct, frozen=True):
     """What the worker could start now.
 
     The store returns the first `total` of the merge of the lanes' heads. A head is ranked by:
@@ -43,12 +43,12 @@ class Want(msgspec.Struct, frozen=True):
 
     total: int
     lanes: tuple[Lane, ...] = ()
-    queues: dict[str, QueueTerms] = msgspec.field(default_factory=dict)
-    """Terms by queue; a queue that is not here has `DEFAULT_TERMS`."""
+    queues: dict[str, QueueOptions] = msgspec.field(default_factory=dict)
+    """Terms by queue; a queue that is not here has `DEFAULT_QUEUE_OPTIONS`."""
     ageing: float = 60.0
     nonce: bytes = bytes(16)
     """16 fresh random bytes: the random half of the tokens of this reply."""
-    patience: float = 0.0
+    long_poll: float = 0.0
     """Seconds that the answer may wait, in a `patient` store, while there is nothing to hand out.
     A hint: it may come at once, and does where settlements are written."""
     max_bytes: int = REPLY_BYTES
@@ -61,7 +61,7 @@ class Want(msgspec.Struct, frozen=True):
     """
 
 
-NOTHING = Want(total=0)
+RESERVE_NOTHING = ReserveRequest(total=0)
 
 
 class Reply(msgspec.Struct, frozen=True):

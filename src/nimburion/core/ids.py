@@ -42,7 +42,7 @@ class JobIds:
         self._buffer = b""
         self._used = _BUFFERED
 
-    def new(self) -> str:
+    def make(self) -> str:
         """One new id. Safe to call from any thread."""
         with self._lock:
             tick = max(int(self._now() * 1000 * _TICKS_PER_MS), self._last + 1)
@@ -53,22 +53,22 @@ class JobIds:
             start = 8 * self._used
             self._used += 1
             low = int.from_bytes(self._buffer[start : start + 8], "big")
-        text = f"{_high(tick):016x}{low & _LOW_BITS | _VARIANT:016x}"
+        text = f"{_timestamp_half(tick):016x}{low & _LOW_BITS | _VARIANT:016x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
-    def many(self, count: int) -> list[str]:
+    def make_many(self, count: int) -> list[str]:
         """So many new ids, rising. As `new`, in a third of the time for each."""
         if count < _FEW:
-            return [self.new() for _ in range(count)]
+            return [self.make() for _ in range(count)]
         with self._lock:
             tick = max(int(self._now() * 1000 * _TICKS_PER_MS), self._last + 1)
             self._last = tick + count - 1
-        return _texts(range(tick, tick + count), self._entropy(8 * count))
+        return _format_ids(range(tick, tick + count), self._entropy(8 * count))
 
 
-def _texts(ticks: range, random: bytes) -> list[str]:
+def _format_ids(ticks: range, random: bytes) -> list[str]:
     """The ids of these ticks, written column by column: the same digit of all of them at once."""
-    high = struct.pack(f">{len(ticks)}Q", *[_high(tick) for tick in ticks]).hex().encode()
+    high = struct.pack(f">{len(ticks)}Q", *[_timestamp_half(tick) for tick in ticks]).hex().encode()
     low = random.hex().encode()
     text = bytearray(b"-") * (36 * len(ticks))
     for place, at in enumerate(_PLACES):
@@ -78,11 +78,11 @@ def _texts(ticks: range, random: bytes) -> list[str]:
     return [ids[start : start + 36] for start in range(0, len(ids), 36)]
 
 
-def _high(tick: int) -> int:
+def _timestamp_half(tick: int) -> int:
     """The half of an id that says when it was made."""
     return (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
 
 
-def new_session_id(entropy: Entropy = os.urandom) -> str:
+def make_session_id(entropy: Entropy = os.urandom) -> str:
     """A random 128-bit id, as hex. Never derived from host or process: those repeat."""
     return entropy(16).hex()

@@ -1,7 +1,7 @@
 """What a job is in a store: as it enters, as it is read, and the states between.
 
-States and their legal moves are data (`MOVES`), so that every store, the model and the docs can be
-checked against the same table.
+States and their legal moves are data (`TRANSITIONS`), so that every store, the model and the docs
+can be checked against the same table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FINISHED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 
 _WAITING = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})
 
-MOVES: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
+TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
     "enqueue": (frozenset(), frozenset({State.PENDING, State.SCHEDULED})),
     "become due": (frozenset({State.SCHEDULED}), frozenset({State.PENDING})),
     "reserve": (frozenset({State.PENDING, State.RETRYING}), frozenset({State.PROCESSING})),
@@ -87,7 +87,7 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     """Store time, in epoch seconds; set by the store."""
 
 
-class Options(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """What may travel with a job and seldom does. Stores keep it as one JSON object."""
 
     headers: dict[str, str] = msgspec.field(default_factory=dict)
@@ -103,7 +103,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds, instead of what the handler's declaration says."""
 
 
-NO_OPTIONS = Options()
+NO_JOB_OPTIONS = JobOptions()
 
 
 class NewJob(msgspec.Struct, frozen=True):
@@ -119,39 +119,39 @@ class NewJob(msgspec.Struct, frozen=True):
     """Due at this epoch second, or ..."""
     after: float = 0.0
     """... this many seconds from now, by the store's clock. `at` wins."""
-    options: Options = NO_OPTIONS
+    options: JobOptions = NO_JOB_OPTIONS
 
-    def due(self, now: float) -> float:
+    def due_at(self, now: float) -> float:
         """The second it is due, given the store's time."""
         return now + self.after if self.at is None else self.at
 
-    def digest(self) -> bytes:
+    def compute_digest(self) -> bytes:
         """16 bytes that tell this body (name and payload) from another under the same id."""
-        return digest(self.name, self.payload)
+        return compute_digest(self.name, self.payload)
 
 
-def digest(name: str, payload: bytes) -> bytes:
+def compute_digest(name: str, payload: bytes) -> bytes:
     """The digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
-    body = _begun(name)
+    body = _start_digest(name)
     body.update(payload)
     return body.digest()
 
 
-def digests(jobs: Sequence[NewJob]) -> list[bytes]:
+def compute_digests(jobs: Sequence[NewJob]) -> list[bytes]:
     """The digests of the bodies of many, in their order; each takes half as long as one alone."""
     begun: dict[str, hashlib.blake2b] = {}
     made = []
     for job in jobs:
         name = begun.get(job.name)
         if name is None:
-            name = begun[job.name] = _begun(job.name)
+            name = begun[job.name] = _start_digest(job.name)
         body = name.copy()
         body.update(job.payload)
         made.append(body.digest())
     return made
 
 
-def _begun(name: str) -> hashlib.blake2b:
+def _start_digest(name: str) -> hashlib.blake2b:
     """The digest of a body as far as its name goes; the payload comes next."""
     return hashlib.blake2b(name.encode() + b"\0", digest_size=16)
 
@@ -205,7 +205,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool = False
     session: str | None = None
     """The session that holds its lease."""
-    options: Options = NO_OPTIONS
+    options: JobOptions = NO_JOB_OPTIONS
 
     @property
     def attempt(self) -> int:

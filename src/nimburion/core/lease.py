@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.core.job import NO_OPTIONS, Options
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +47,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     lost: int = 0
     due: float = 0.0
     created_at: float = 0.0
-    options: Options = NO_OPTIONS
+    options: JobOptions = NO_JOB_OPTIONS
 
     @property
     def attempt(self) -> int:

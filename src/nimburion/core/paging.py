@@ -9,8 +9,8 @@ from nimburion.core.job import JobRecord
 from nimburion.core.queries import EVERY_JOB, JobFilter
 
 
-async def every_job(
-    store: Inspecting, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
+async def iterate_jobs(
+    backend: Inspecting, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
 ) -> AsyncIterator[JobRecord]:
     """Every job that matches, newest enqueue first; `step` of them are read at a time.
 
@@ -20,7 +20,7 @@ async def every_job(
     """
     after: str | None = None
     while True:
-        page = await store.list_jobs(which, limit=step, after=after, payloads=payloads)
+        page = await backend.list_jobs(which, limit=step, after=after, payloads=payloads)
         for record in page.jobs:
             yield record
         after = page.next

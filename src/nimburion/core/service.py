@@ -59,7 +59,7 @@ class Service:
 
     async def pause(self, seconds: float) -> None:
         """Let `seconds` pass, or less when `stopping` is set meanwhile."""
-        await first_of(self.clock.sleep(seconds), self.stopping.wait())
+        await wait_for_first(self.clock.sleep(seconds), self.stopping.wait())
 
     def _note(self, failure: BaseException | None) -> None:
         self.failure = failure
@@ -93,9 +93,9 @@ class Periodic(Service):
             spread = 1 + self._jitter * (2 * self._random.random() - 1)
             await self.pause(self.interval * spread)
             if not self.stopping.is_set():
-                await self._ticked()
+                await self._run_tick()
 
-    async def _ticked(self) -> None:
+    async def _run_tick(self) -> None:
         """One turn; a store that fails it is asked again at the next. Said once, until it works."""
         try:
             await self.tick()
@@ -111,7 +111,7 @@ class Periodic(Service):
         raise NotImplementedError
 
 
-async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+async def wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:
     """Return when the first of them does, or raise what it raised; the others are cancelled."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:

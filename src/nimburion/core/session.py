@@ -25,7 +25,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Fleet-wide concurrency by job name. For every name of `names` the newest session's word
     counts: a limit here sets the gate, none takes it away."""
 
-    def as_read(
+    def to_info(
         self, *, opened_at: float, expires_in: float, left: bool, running: int
     ) -> SessionInfo:
         """What it said of itself, with what the store knows of it."""
@@ -43,21 +43,21 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Gate(msgspec.Struct, frozen=True, gc=False):
+class ConcurrencyLimit(msgspec.Struct, frozen=True, gc=False):
     """A limit and how much of it is taken."""
 
     limit: int
-    held: int
+    in_use: int
 
 
-class Orders(msgspec.Struct, frozen=True):
+class HeartbeatReply(msgspec.Struct, frozen=True):
     """What the store answers to a beat."""
 
     cancel: list[Lease]
     """Leases of this session whose jobs somebody wants cancelled."""
     paused: list[str]
     """Every paused queue."""
-    gates: dict[str, Gate]
+    limits: dict[str, ConcurrencyLimit]
     """The gates of the session's own names."""
 
 

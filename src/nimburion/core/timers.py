@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 
-class Deadlines:
+class SharedTimer:
     """Cancels waits that take too long and raises `TimeoutError`, as `asyncio.timeout` does.
 
     For the tasks of one event loop. One timer stands for all waits: when it rings, it looks which
@@ -16,80 +16,80 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self._waits: set[Wait] = set()
+        self._timeouts: set[PendingTimeout] = set()
         self._timer: asyncio.Handle | None = None
-        self._rings_at = math.inf
+        self._fires_at = math.inf
 
-    def within(self, seconds: float) -> Wait:
+    def timeout(self, seconds: float) -> PendingTimeout:
         """The block that this opens may take so long; then what it waits for is cancelled, and
         `TimeoutError` leaves it. Only in a task.
 
         >>> async def answer() -> str:
-        ...     with Deadlines().within(5.0):
+        ...     with SharedTimer().within(5.0):
         ...         return await asyncio.sleep(0, "in time")
         >>> asyncio.run(answer())
         'in time'
         """
         task = asyncio.current_task()
         assert task is not None, "there is nothing to cancel"
-        return Wait(self, task, asyncio.get_running_loop().time() + seconds)
+        return PendingTimeout(self, task, asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
         """Let go of the timer."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._rings_at = None, math.inf
+        self._timer, self._fires_at = None, math.inf
 
-    def begin(self, wait: Wait) -> None:
+    def add(self, wait: PendingTimeout) -> None:
         """Count a wait in."""
-        if wait.until < self._rings_at:
+        if wait.until < self._fires_at:
             self._set(wait.until)
-        self._waits.add(wait)
+        self._timeouts.add(wait)
 
-    def end(self, wait: Wait) -> None:
+    def remove(self, wait: PendingTimeout) -> None:
         """Count a wait out."""
-        self._waits.discard(wait)
+        self._timeouts.discard(wait)
 
     def _set(self, moment: float) -> None:
         self.stop()
-        self._timer = asyncio.get_running_loop().call_at(moment, self._look)
-        self._rings_at = moment
+        self._timer = asyncio.get_running_loop().call_at(moment, self._cancel_expired)
+        self._fires_at = moment
 
-    def _look(self) -> None:
+    def _cancel_expired(self) -> None:
         self.stop()
         now = asyncio.get_running_loop().time()
-        for wait in self._waits:
+        for wait in self._timeouts:
             if wait.until <= now:
-                wait.give_up()
-        self._waits = {wait for wait in self._waits if not wait.over}
-        if self._waits:
-            self._set(min(wait.until for wait in self._waits))
+                wait.cancel()
+        self._timeouts = {wait for wait in self._timeouts if not wait.over}
+        if self._timeouts:
+            self._set(min(wait.until for wait in self._timeouts))
 
 
-class Wait:
+class PendingTimeout:
     """One wait of one task: what `within` opens."""
 
     __slots__ = ("_cancelling", "_deadlines", "_task", "over", "until")
 
-    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], until: float) -> None:
+    def __init__(self, deadlines: SharedTimer, task: asyncio.Task[Any], until: float) -> None:
         self._deadlines = deadlines
         self._task = task
         self._cancelling = task.cancelling()
         self.until: float = until
         self.over: bool = False
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Cancel the task: the time is over."""
         self.over = True
         self._task.cancel()
 
     def __enter__(self) -> None:
-        self._deadlines.begin(self)
+        self._deadlines.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if not self.over:
-            self._deadlines.end(self)
+            self._deadlines.remove(self)
         elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -31,16 +31,16 @@ _PLACES = MappingProxyType(
 """Abbreviations that people write for one place, or for places that keep the same time."""
 
 
-def zone_of(name: str) -> ZoneInfo:
+def find_zone(name: str) -> ZoneInfo:
     """The zone of an IANA name, like `Europe/Rome`. `DefinitionError` names the nearest one."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError):
         shown = ascii(str(name)[:60])
-    raise DefinitionError(f"there is no time zone {shown}; {hint_for(str(name))}")
+    raise DefinitionError(f"there is no time zone {shown}; {suggest_zone(str(name))}")
 
 
-def hint_for(name: str) -> str:
+def suggest_zone(name: str) -> str:
     """What may have been meant by a name that is none."""
     if name in _PLACES:
         return f"an abbreviation names no place; did you mean {_PLACES[name]!r}?"

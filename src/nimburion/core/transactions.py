@@ -1,8 +1,8 @@
 """Work inside a transaction that a caller owns: the caller's connection, lent to the store.
 
 Drivers differ in who may use a connection: some tie it to a thread (sqlite3, Django), some to an
-event loop (asyncpg, SQLAlchemy's AsyncSession). So a connection travels as a `Lent`, which knows
-where work on it is done; the store's own code never asks.
+event loop (asyncpg, SQLAlchemy's AsyncSession). So a connection travels as a `CallerConnection`,
+which knows where work on it is done; the store's own code never asks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from nimburion.core.settlement import Completed
 T = TypeVar("T")
 
 
-class Lent:
+class CallerConnection:
     """A connection of the caller's, to be used where the caller may use it: here, on the thread
     of the event loop.
 
-    >>> Lent("a connection").blocking
+    >>> CallerConnection("a connection").blocking
     False
     """
 

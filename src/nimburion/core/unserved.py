@@ -35,7 +35,7 @@ class Unserved(msgspec.Struct, frozen=True):
     def describe(self) -> str:
         """One line.
 
-        >>> Unserved("mail", "send", 2, "queue").describe()
+        >>> Unserved("make_job", "send", 2, "queue").describe()
         "2 jobs 'send' wait in queue 'mail': no live worker serves this queue"
         """
         jobs, wait = ("job", "waits") if self.count == 1 else ("jobs", "wait")

@@ -36,13 +36,13 @@ from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
-from nimburion.jobs.worker.attempt import Attempts
+from nimburion.jobs.worker.attempt import AttemptRunner
 from nimburion.jobs.worker.forking import ForkGuard
 from nimburion.jobs.worker.health import STOPPED, Health
-from nimburion.jobs.worker.inline import Stepper
-from nimburion.jobs.worker.lifecycle import STOPPED_TOO_SOON, Running
+from nimburion.jobs.worker.inline import InlineRunner
+from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
 from nimburion.jobs.worker.maintenance import Pruner, Rescuer
-from nimburion.jobs.worker.threads import Threads
+from nimburion.jobs.worker.threads import HandlerThreads
 from nimburion.jobs.worker.unserved_watch import UnservedWatch
 from nimburion.jobs.worker.worker import Worker
 
@@ -51,7 +51,7 @@ _log = logging.getLogger("nimburion.worker")
 _BOUNDS = read_bounds(Settings)
 _QUEUE_BOUNDS = read_bounds(QueueSettings)
 
-AnyDeclared = type[Job] | JobFunction[..., ..., Any]
+DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
 
 class Processor(Client):
@@ -83,14 +83,14 @@ class Processor(Client):
     ) -> None:
         if isinstance(backend, str):
             backend = open_backend(backend)
-        chosen = _chosen(settings or Settings(), single_settings)
+        chosen = _merge_settings(settings or Settings(), single_settings)
         super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)
         self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
         self._middlewares: list[Middleware] = []
-        self._stepper: Stepper | None = None
-        self._running: Running | None = None
-        self.companions: list[Service] = []
-        """What is started and stopped with the worker; see `accompany`."""
+        self._inline_runner: InlineRunner | None = None
+        self._running: RunningWorker | None = None
+        self.services: list[Service] = []
+        """What is started and stopped with the worker; see `add_service`."""
         self.dead: DeadLetters = DeadLetters(backend)
         """The failed jobs: list, show, replay, purge."""
         self.sync: SyncClient = SyncClient(self)
@@ -117,13 +117,13 @@ class Processor(Client):
     ) -> None: ...
 
     @overload
-    def register(self, job: AnyDeclared, /, *jobs: AnyDeclared) -> None: ...
+    def register(self, job: DeclaredJob, /, *jobs: DeclaredJob) -> None: ...
 
     def register(
         self,
-        job: str | AnyDeclared,
+        job: str | DeclaredJob,
         /,
-        *rest: AnyDeclared | RawHandler,
+        *rest: DeclaredJob | RawHandler,
         queue: str | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
@@ -142,7 +142,7 @@ class Processor(Client):
                     f"{', '.join(options)}: options of a typed job stand where it is declared, in "
                     "@job(…) or in its class statement; only a raw handler takes them here"
                 )
-            self.registry.add(job, *cast("tuple[AnyDeclared, ...]", rest))
+            self.registry.add(job, *cast("tuple[DeclaredJob, ...]", rest))
         elif len(rest) == 1:
             handler = cast("RawHandler", rest[0])
             self.registry.add_raw(
@@ -160,12 +160,12 @@ class Processor(Client):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._middlewares.append(middleware)
 
-    def accompany(self, service: Service) -> None:
+    def add_service(self, service: Service) -> None:
         """Start and stop this with the worker, as a `Scheduler` asks for. `DefinitionError` where
         a worker runs already."""
         if self._running is not None:
             raise DefinitionError("make a scheduler before the processor is started")
-        self.companions.append(service)
+        self.services.append(service)
 
     # Coming and going
 
@@ -180,10 +180,10 @@ class Processor(Client):
         """Stop what runs and close the store. Repeatable."""
         try:
             await self.stop()
-            for companion in self.companions:
+            for companion in self.services:
                 await companion.stop()
-            if self._stepper is not None:
-                stepper, self._stepper = self._stepper, None
+            if self._inline_runner is not None:
+                stepper, self._inline_runner = self._inline_runner, None
                 await stepper.close()
         finally:
             await super().close()
@@ -193,25 +193,25 @@ class Processor(Client):
     async def start(self) -> None:
         """Begin to run jobs in the background of this loop; returns at once. Repeatable."""
         await self.open()
-        self._forget_if_orphaned()
+        self._clear_orphaned()
         if self._running is None:
-            self._warn_of_unserved()
+            self._warn_about_unserved_queues()
             self._running = running = self._make_running_worker()
             try:
                 await running.start()
             except BaseException:
-                self._forget(running)
+                self._clear_running(running)
                 await running.stop(0.0)
                 raise
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no more jobs, hand back what has not started, let handlers finish for `grace`
         seconds (default: the setting), interrupt and release the rest. Repeatable."""
-        self._forget_if_orphaned()
+        self._clear_orphaned()
         if self._running is not None:
             running = self._running
             await running.stop(self.settings.grace if grace is None else grace)
-            self._forget(running)
+            self._clear_running(running)
 
     async def run(self, *, signals: bool = True, owns_process: bool = False) -> None:
         """A worker in this process: start, wait to be told to stop, stop.
@@ -226,26 +226,26 @@ class Processor(Client):
         await self.start()
         running = self._running
         if running is None:
-            raise NotOpen(STOPPED_TOO_SOON)
+            raise NotOpen(STOPPED_BEFORE_START)
         async with AsyncExitStack() as stack:
             if signals and threading.current_thread() is threading.main_thread():
-                stack.callback(running.listen_to_signals(owns_process=owns_process))
+                stack.callback(running.install_signal_handlers(owns_process=owns_process))
             try:
-                await running.until_asked()
+                await running.wait_for_stop_request()
             except asyncio.CancelledError:
                 await self.stop(0.0)
                 raise
-            stuck = await running.wind_down(self.settings.grace)
+            stuck = await running.shut_down(self.settings.grace)
             if stuck and owns_process:
                 await self._end_process(running)
-            await running.leave(stuck)
-            self._forget(running)
+            await running.close_session(stuck)
+            self._clear_running(running)
 
     def health(self) -> Health:
         """How the worker here is, from what it knows itself: the store is not asked. On any
         thread."""
         running = self._running
-        return STOPPED if running is None or running.orphaned else running.health()
+        return STOPPED if running is None or running.is_orphaned else running.health()
 
     async def process_one(self) -> bool:
         """Run one due job here and now, with its middleware; False when none is due.
@@ -253,23 +253,23 @@ class Processor(Client):
         Promotes, rescues, reserves exactly one, runs it, settles it; no thread or task outlives
         it. `NothingRegistered` when all that is due has no handler here.
         """
-        return await self._open_stepper().step()
+        return await self._open_inline_runner().step()
 
     async def drain(self, *, advance: bool = False) -> int:
         """Run due jobs, one after another, until none is left; the number of attempts.
 
         With `advance`, and a fake clock, also what is scheduled: the clock moves to each due time.
         """
-        return await self._open_stepper().drain(advance=advance)
+        return await self._open_inline_runner().drain(advance=advance)
 
     # Inside
 
-    def _make_running_worker(self) -> Running:
+    def _make_running_worker(self) -> RunningWorker:
         """A worker with its threads and services, not started."""
         worker = self._make_worker()
-        return Running(
+        return RunningWorker(
             worker,
-            (*self.companions, *self._make_maintenance(worker)),
+            (*self.services, *self._make_maintenance(worker)),
             self._make_attempt_runner,
             self.settings,
             job_names=self.registry.names,
@@ -278,12 +278,12 @@ class Processor(Client):
 
     def _make_attempt_runner(
         self,
-        threads: Threads,
+        threads: HandlerThreads,
         report: Callable[[Lease, float, str], None],
         guard: ForkGuard | None = None,
-    ) -> Attempts:
+    ) -> AttemptRunner:
         """What performs attempts for a worker or a stepper of this processor."""
-        return Attempts(
+        return AttemptRunner(
             self.registry,
             self._middlewares,
             threads=threads,
@@ -305,7 +305,7 @@ class Processor(Client):
             clock=self.clock,
             entropy=self._entropy,
             events=self.events,
-            threaded_keeper=isinstance(self.clock, SystemClock),
+            heartbeat_in_thread=isinstance(self.clock, SystemClock),
         )
 
     def _make_maintenance(self, worker: Worker) -> tuple[Service, ...]:
@@ -317,18 +317,18 @@ class Processor(Client):
             self.events,
             ttl=self.settings.session_ttl,
             max_lost=self.settings.max_lost,
-            cautious_until=lambda: worker.tenure.keeper.cautious_until,
+            no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,
         )
         pruner = Pruner(self.backend, self.clock, self._random, self.settings)
         watch = UnservedWatch(
-            self.backend, self.clock, self._random, lambda: worker.tenure.session.id
+            self.backend, self.clock, self._random, lambda: worker.session.session.id
         )
         return rescuer, pruner, watch
 
-    def _open_stepper(self) -> Stepper:
+    def _open_inline_runner(self) -> InlineRunner:
         self._check_open()
-        if self._stepper is None:
-            self._stepper = Stepper(
+        if self._inline_runner is None:
+            self._inline_runner = InlineRunner(
                 self.backend,
                 self.registry,
                 self.settings,
@@ -336,19 +336,19 @@ class Processor(Client):
                 clock=self.clock,
                 entropy=self._entropy,
             )
-        return self._stepper
+        return self._inline_runner
 
-    def _forget(self, running: Running) -> None:
+    def _clear_running(self, running: RunningWorker) -> None:
         if self._running is running:
             self._running = None
 
-    def _forget_if_orphaned(self) -> None:
+    def _clear_orphaned(self) -> None:
         """Nothing of it runs here: its loop was closed under it, and its session expires by itself;
         or this is a forked child, and it runs in the parent."""
-        if self._running is not None and self._running.orphaned:
+        if self._running is not None and self._running.is_orphaned:
             self._running = None
 
-    def _warn_of_unserved(self) -> None:
+    def _warn_about_unserved_queues(self) -> None:
         if not self.registry.names:
             _log.warning(
                 "no job is registered: this worker runs none. Before it starts, write "
@@ -365,15 +365,15 @@ class Processor(Client):
                     ", ".join(sorted(served)),
                 )
 
-    async def _end_process(self, running: Running) -> None:
+    async def _end_process(self, running: RunningWorker) -> None:
         _log.warning("a handler does not end; its job is released and the process ends now")
-        await running.leave([])
+        await running.close_session([])
         await self.backend.close()
         logging.shutdown()
         os._exit(0)
 
 
-def _chosen(settings: Settings, single: SettingsOptions) -> Settings:
+def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
     """The settings with single ones over them; a wrong name or type is a `ConfigurationError`."""
     known = settings.__struct_fields__
     for name in single.keys() - set(known):

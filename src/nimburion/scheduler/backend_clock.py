@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from nimburion.core.backend import Living
+from nimburion.core.backend import Lifecycle
 from nimburion.core.clock import Clock
 
 _log = logging.getLogger("nimburion.scheduler")
@@ -20,12 +20,12 @@ _STEP = 0.5
 _LOUD = 5.0
 
 
-class StoreTime:
+class BackendClock:
     """The host's clock, corrected by the store's."""
 
-    def __init__(self, clock: Clock, store: Living) -> None:
+    def __init__(self, clock: Clock, backend: Lifecycle) -> None:
         self._clock = clock
-        self._store = store
+        self._backend = backend
         self._learned: float | None = None
         self._host_ahead = 0.0
         self._ahead = 0.0
@@ -38,12 +38,12 @@ class StoreTime:
             return self._clock.now()
         return self._clock.monotonic() + self._ahead
 
-    async def learn(self) -> None:
+    async def synchronize(self) -> None:
         """Ask the store for its time, where that is due. `BackendError`."""
         if not self._is_due():
             return
         sent = self._clock.now(), self._clock.monotonic()
-        told = await self._store.now()
+        told = await self._backend.now()
         answered = self._clock.monotonic()
         took = answered - sent[1]
         self._host_ahead = sent[0] - sent[1]

@@ -12,7 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 
 from nimburion.core.errors import DefinitionError
-from nimburion.scheduler.cron_fields import KINDS, LAST, Field, Spot, parse_field
+from nimburion.scheduler.cron_fields import KINDS, LAST, CronField, FieldText, parse_field
 
 LONGEST = 256
 _WORD = re.compile(r"\S+")
@@ -34,33 +34,35 @@ _EVERY_CALENDAR = range(2000, 2028)
 """Years in which January begins on each weekday, with and without a leap day."""
 
 
-class Expression:
+class CronExpression:
     """Five fields, or a macro such as `@daily`: minute, hour, day of month, month, day of week.
 
     As in Debian's cron, a day must fit both its fields where one of them begins with `*`, else
     either.
 
-    >>> Expression("30 9 * * MON-FRI").after(datetime(2026, 5, 1, 9, 30))
+    >>> CronExpression("30 9 * * MON-FRI").after(datetime(2026, 5, 1, 9, 30))
     datetime.datetime(2026, 5, 4, 9, 30)
     """
 
     def __init__(self, text: str) -> None:
         self.text: str = text
-        self.fields: tuple[Field, ...] = _fields_of(text)
+        self.fields: tuple[CronField, ...] = _parse_fields(text)
         minute, hour, self._day, month, self._weekday = self.fields
         self._minutes, self._hours, self._months = minute.numbers, hour.numbers, month.numbers
         self.fixed: bool = not (minute.starred or hour.starred)
         """Names times of day; otherwise it follows the passing of real time."""
         self._both = self._day.starred or self._weekday.starred
         self._layouts: dict[tuple[int, int], tuple[int, ...]] = {}
-        if not any(self._days(year, month) for year in _EVERY_CALENDAR for month in self._months):
-            problem = self._day.spot.wrong("no such day in these months, in no year")
+        if not any(
+            self._list_days(year, month) for year in _EVERY_CALENDAR for month in self._months
+        ):
+            problem = self._day.spot.make_error("no such day in these months, in no year")
             raise DefinitionError(f"cron expression {text!a}: {problem}")
 
-    def after(self, local: datetime) -> datetime | None:
+    def next_after(self, local: datetime) -> datetime | None:
         """The first time after `local`, both without a time zone; None: not before year 10000."""
         day = local.day
-        if local.month in self._months and day in self._days(local.year, local.month):
+        if local.month in self._months and day in self._list_days(local.year, local.month):
             hour, minute = local.hour, local.minute
             place = bisect_right(self._minutes, minute)
             if place < len(self._minutes) and hour in self._hours:
@@ -69,32 +71,32 @@ class Expression:
             if place < len(self._hours):
                 hour = self._hours[place]
                 return datetime(local.year, local.month, day, hour, self._minutes[0])  # noqa: DTZ001
-        return self._on_a_later_day(local.year, local.month, day)
+        return self._find_later_day(local.year, local.month, day)
 
-    def _on_a_later_day(self, year: int, month: int, day: int) -> datetime | None:
+    def _find_later_day(self, year: int, month: int, day: int) -> datetime | None:
         first = 12 * year + month - 1
         for count in range(first, min(first + _MONTHS_AHEAD, 12 * 10_000)):
             year, month = count // 12, count % 12 + 1
             if month in self._months:
-                days = self._days(year, month)
+                days = self._list_days(year, month)
                 place = bisect_right(days, day if count == first else 0)
                 if place < len(days):
                     day = days[place]
                     return datetime(year, month, day, self._hours[0], self._minutes[0])  # noqa: DTZ001
         return None
 
-    def _days(self, year: int, month: int) -> tuple[int, ...]:
+    def _list_days(self, year: int, month: int) -> tuple[int, ...]:
         """The days of a month, in order; only 28 different months exist."""
         layout = calendar.monthrange(year, month)
         days = self._layouts.get(layout)
         if days is None:
-            days = tuple(day for day in range(1, layout[1] + 1) if self._fits(day, *layout))
+            days = tuple(day for day in range(1, layout[1] + 1) if self._matches_day(day, *layout))
             self._layouts[layout] = days
         return days
 
-    def _fits(self, day: int, first_weekday: int, length: int) -> bool:
+    def _matches_day(self, day: int, first_weekday: int, length: int) -> bool:
         weekday = (first_weekday + day) % 7  # the first of the month is day 1, Sunday is 0
-        in_month = self._fits_month(day, weekday, length)
+        in_month = self._matches_day_of_month(day, weekday, length)
         in_week = (
             weekday in self._weekday.numbers
             or (weekday, (day + 6) // 7) in self._weekday.nth
@@ -102,7 +104,7 @@ class Expression:
         )
         return in_month and in_week if self._both else in_month or in_week
 
-    def _fits_month(self, day: int, weekday: int, length: int) -> bool:
+    def _matches_day_of_month(self, day: int, weekday: int, length: int) -> bool:
         if day in self._day.numbers or (self._day.last_day and day == length):
             return True
         if not self._day.last_workday:
@@ -112,34 +114,34 @@ class Expression:
         return workday and (day == length or ends_the_week)
 
 
-def _fields_of(text: str) -> tuple[Field, ...]:
+def _parse_fields(text: str) -> tuple[CronField, ...]:
     if not isinstance(text, str):
         raise DefinitionError(f"a cron expression is a text like '0 2 * * *', not {text!r}")
     if len(text) > LONGEST:
         raise DefinitionError(f"a cron expression of more than {LONGEST} characters")
     shown = ascii(text)
-    words = _macro(text.strip(), shown) if text.lstrip().startswith("@") else text
+    words = _expand_macro(text.strip(), shown) if text.lstrip().startswith("@") else text
     terms = list(_WORD.finditer(words))
     if len(terms) != len(KINDS):
-        hint = _at_sign(words)
-        raise DefinitionError(f"cron expression {shown}: {_wrong_count(len(terms))}{hint}")
+        hint = _suggest_macro(words)
+        raise DefinitionError(f"cron expression {shown}: {_explain_field_count(len(terms))}{hint}")
     try:
         return tuple(
-            parse_field(Spot(kind, term[0].upper(), term.start() + 1))
+            parse_field(FieldText(kind, term[0].upper(), term.start() + 1))
             for kind, term in zip(KINDS, terms, strict=True)
         )
     except DefinitionError as error:
         raise DefinitionError(f"cron expression {shown}: {error}") from None
 
 
-def _at_sign(words: str) -> str:
+def _suggest_macro(words: str) -> str:
     """A hint where only that is missing."""
     word = words.strip().lower()
     forgotten = f"@{word}" in MACROS or word.startswith("every ")
     return f"; did you mean @{word[:30]}?" if forgotten else ""
 
 
-def _macro(word: str, shown: str) -> str:
+def _expand_macro(word: str, shown: str) -> str:
     found = MACROS.get(word.lower())
     if found is not None:
         return found
@@ -150,7 +152,7 @@ def _macro(word: str, shown: str) -> str:
     raise DefinitionError(f"cron expression {shown}: {problem}")
 
 
-def _wrong_count(count: int) -> str:
+def _explain_field_count(count: int) -> str:
     if count in {6, 7}:
         return (
             f"{count} fields; libraries disagree about where seconds and years stand, so five are "

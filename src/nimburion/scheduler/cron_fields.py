@@ -43,7 +43,7 @@ WEEKDAY = FieldKind(5, "day of week", 0, 7, _WEEKDAYS)
 KINDS = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
 
 
-class Spot(msgspec.Struct, frozen=True):
+class FieldText(msgspec.Struct, frozen=True):
     """A field in its expression, or a term of it; for messages."""
 
     kind: FieldKind
@@ -51,17 +51,17 @@ class Spot(msgspec.Struct, frozen=True):
     column: int
     """Of its first character in the expression, from 1."""
 
-    def wrong(self, problem: str) -> DefinitionError:
+    def make_error(self, problem: str) -> DefinitionError:
         """The one form of all errors about a field."""
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
         where = f"field {self.kind.place} ({self.kind.name}), column {self.column}"
         return DefinitionError(f"{where}, {shown!a}: {problem}")
 
 
-class Field(msgspec.Struct, frozen=True):
+class CronField(msgspec.Struct, frozen=True):
     """What one field lets through."""
 
-    spot: Spot
+    spot: FieldText
     numbers: tuple[int, ...]
     """In rising order; Sunday is 0."""
     last_day: bool = False
@@ -82,21 +82,21 @@ class Field(msgspec.Struct, frozen=True):
         return self.text.startswith("*")
 
 
-def parse_field(spot: Spot) -> Field:
+def parse_field(spot: FieldText) -> CronField:
     """Read a field, in capitals. `DefinitionError` says where and what is allowed."""
     numbers: set[int] = set()
     nth: set[tuple[int, int]] = set()
     specials: set[str] = set()
-    for term in _terms(spot):
+    for term in _split_terms(spot):
         if spot.kind is DAY and term.text in {"L", "LW"}:
             specials.add(term.text)
-        elif spot.kind is WEEKDAY and (one := _nth_weekday(term)) is not None:
+        elif spot.kind is WEEKDAY and (one := _parse_nth_weekday(term)) is not None:
             nth.add(one)
         else:
-            numbers.update(_numbers(term))
+            numbers.update(_parse_range(term))
     if spot.kind is WEEKDAY:
         numbers = {number % 7 for number in numbers}
-    return Field(
+    return CronField(
         spot,
         tuple(sorted(numbers)),
         last_day="L" in specials,
@@ -105,77 +105,77 @@ def parse_field(spot: Spot) -> Field:
     )
 
 
-def _terms(spot: Spot) -> Iterator[Spot]:
+def _split_terms(spot: FieldText) -> Iterator[FieldText]:
     """What stands between the commas."""
     column = spot.column
     for text in spot.text.split(","):
-        yield Spot(spot.kind, text, column)
+        yield FieldText(spot.kind, text, column)
         column += len(text) + 1
 
 
-def _nth_weekday(term: Spot) -> tuple[int, int] | None:
+def _parse_nth_weekday(term: FieldText) -> tuple[int, int] | None:
     """`1#2`, `FRI#1`, `5L`; None for anything else."""
     if match := _LAST_WEEKDAY.fullmatch(term.text):
-        return _number(match[1], term) % 7, LAST
+        return _parse_number(match[1], term) % 7, LAST
     if "#" not in term.text:
         return None
     match = _NTH.fullmatch(term.text)
     if match is None or not 1 <= int(match[2]) <= 5:
-        raise term.wrong("must be a day, # and 1 to 5, like 1#2 or FRI#1")
-    return _number(match[1], term) % 7, int(match[2])
+        raise term.make_error("must be a day, # and 1 to 5, like 1#2 or FRI#1")
+    return _parse_number(match[1], term) % 7, int(match[2])
 
 
-def _numbers(term: Spot) -> range:
+def _parse_range(term: FieldText) -> range:
     """`*`, `7`, `1-5`, and each of them with `/step`."""
     kind = term.kind
     span, slash, step_text = term.text.partition("/")
-    step = _step(step_text, term) if slash else 1
+    step = _parse_step(step_text, term) if slash else 1
     if span == "*":
-        return range(kind.least, _highest(kind) + 1, step)
+        return range(kind.least, _find_highest(kind) + 1, step)
     first_text, dash, last_text = span.partition("-")
-    first = _number(first_text, term)
+    first = _parse_number(first_text, term)
     if dash:
-        return range(first, _range_end(first, last_text, term) + 1, step)
-    return range(first, (_highest(kind) if slash else first) + 1, step)
+        return range(first, _parse_range_end(first, last_text, term) + 1, step)
+    return range(first, (_find_highest(kind) if slash else first) + 1, step)
 
 
-def _highest(kind: FieldKind) -> int:
+def _find_highest(kind: FieldKind) -> int:
     """7 is Sunday again: a step over the whole week must not meet it twice."""
     return 6 if kind is WEEKDAY else kind.most
 
 
-def _range_end(first: int, last_text: str, term: Spot) -> int:
-    last = _number(last_text, term)
+def _parse_range_end(first: int, last_text: str, term: FieldText) -> int:
+    last = _parse_number(last_text, term)
     if term.kind is WEEKDAY and last == 0 and first > 0:
         last = 7  # FRI-SUN
     if last < first:
-        high, low = _highest(term.kind), term.kind.least
-        raise term.wrong(f"the range runs backwards; write {first}-{high},{low}-{last}")
+        high, low = _find_highest(term.kind), term.kind.least
+        raise term.make_error(f"the range runs backwards; write {first}-{high},{low}-{last}")
     return last
 
 
-def _step(step_text: str, term: Spot) -> int:
+def _parse_step(step_text: str, term: FieldText) -> int:
     longest = term.kind.most - term.kind.least
     if not _NUMBER.fullmatch(step_text) or not 1 <= int(step_text) <= longest:
-        raise term.wrong(f"the step behind / must be 1 to {longest}, not {step_text!a}")
+        raise term.make_error(f"the step behind / must be 1 to {longest}, not {step_text!a}")
     return int(step_text)
 
 
-def _number(word: str, term: Spot) -> int:
+def _parse_number(word: str, term: FieldText) -> int:
     kind = term.kind
     if word in kind.words:
         return kind.words.index(word) + kind.first_word
     if not _NUMBER.fullmatch(word) or not kind.least <= int(word) <= kind.most:
-        raise term.wrong(f"{word!a} is none of {_allowed(kind)}{_hint(word)}")
+        raise term.make_error(f"{word!a} is none of {_describe_allowed(kind)}{_suggest_word(word)}")
     return int(word)
 
 
-def _allowed(kind: FieldKind) -> str:
+def _describe_allowed(kind: FieldKind) -> str:
     numbers = f"{kind.least}-{kind.most}"
     return f"{numbers}, {kind.words[0]}-{kind.words[-1]}" if kind.words else numbers
 
 
-def _hint(word: str) -> str:
+def _suggest_word(word: str) -> str:
     if word == "?":
         return "; for any value write *"
     if word in {"L", "LW"}:

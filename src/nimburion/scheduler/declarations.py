@@ -16,12 +16,12 @@ from nimburion.core.limits import NAME_PATTERN, check_name
 from nimburion.core.schedules import Overlap
 from nimburion.core.settings import TaskSettings
 from nimburion.core.suggestions import describe_unknown
-from nimburion.core.timezones import zone_of
+from nimburion.core.timezones import find_zone
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.codec import check_size
-from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, declaration_of
-from nimburion.scheduler.spec import LONGEST_NAME, Misfire, Spec
-from nimburion.scheduler.triggers import When, epoch_of, trigger_of
+from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, find_declaration
+from nimburion.scheduler.spec import LONGEST_NAME, Misfire, ScheduleSpec
+from nimburion.scheduler.triggers import When, parse_trigger, to_epoch
 
 Compute = Callable[[datetime], AnyJob]
 """Makes the job of a tick from its nominal time, which stands in the schedule's time zone."""
@@ -70,19 +70,19 @@ class ScheduleOptions(TypedDict, total=False):
 _OPTIONS = _JOB_OPTIONS | ScheduleOptions.__annotations__.keys()
 
 
-class Declared(msgspec.Struct, frozen=True):
+class DeclaredSchedule(msgspec.Struct, frozen=True):
     """One schedule of an application."""
 
     name: str
-    spec: Spec
+    spec: ScheduleSpec
     compute: Compute | None = None
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     """Of the jobs that are computed."""
 
 
-def declared(
+def declare_schedule(
     client: Client, when: When, template: object, timezone: str, options: ScheduleOptions
-) -> Declared:
+) -> DeclaredSchedule:
     """A schedule, checked. `DefinitionError` names what cannot be."""
     unknown = describe_unknown("option", options, _OPTIONS)
     if unknown is not None:
@@ -90,17 +90,17 @@ def declared(
     said: dict[str, Any] = dict(options)
     for_jobs = {key: said.pop(key) for key in _JOB_OPTIONS & said.keys()}
     for_jobs = {key: value for key, value in for_jobs.items() if value is not None}
-    compute = _compute_of(template)
+    compute = _find_compute(template)
     try:
-        job = None if compute else client._prepare_job(_job_of(template), **for_jobs)
+        job = None if compute else client._prepare_job(_find_job(template), **for_jobs)
     except InvalidJob as error:
         raise DefinitionError(f"the job of a schedule: {error}") from error
-    name = said.pop("name", None) or (job.name if job else _name_of(template))
-    spec = spec_from(when, timezone, job, **said)
-    return Declared(checked(name), spec, compute, for_jobs if compute else {})
+    name = said.pop("name", None) or (job.name if job else _find_name(template))
+    spec = make_spec(when, timezone, job, **said)
+    return DeclaredSchedule(check_schedule_name(name), spec, compute, for_jobs if compute else {})
 
 
-def spec_from(
+def make_spec(
     when: When,
     default_zone: str,
     job: NewJob | None,
@@ -114,28 +114,28 @@ def spec_from(
     catch_up_window: float | timedelta = 86_400.0,
     overlap: Overlap = "allow",
     enabled: bool = True,
-) -> Spec:
+) -> ScheduleSpec:
     """The schedule as it is stored. `job` None: its jobs are computed."""
     zone = timezone or default_zone
-    begin = None if start is None else epoch_of("start", start)
-    trigger = trigger_of(when, zone_of(zone), begin or 0)
-    spec = Spec(
+    begin = None if start is None else to_epoch("start", start)
+    trigger = parse_trigger(when, find_zone(zone), begin or 0)
+    spec = ScheduleSpec(
         trigger=trigger.text,
         timezone=zone,
         job=job.name if job else "",
-        jitter=_seconds("jitter", jitter),
+        jitter=_parse_seconds("jitter", jitter),
         start=begin,
-        end=None if end is None else epoch_of("end", end),
-        misfire=_one_of("misfire", misfire, get_args(Misfire)),
-        grace=_seconds("misfire_grace", misfire_grace),
-        window=_seconds("catch_up_window", catch_up_window),
-        overlap=_one_of("overlap", overlap, get_args(Overlap)),
+        end=None if end is None else to_epoch("end", end),
+        misfire=_parse_choice("misfire", misfire, get_args(Misfire)),
+        grace=_parse_seconds("misfire_grace", misfire_grace),
+        window=_parse_seconds("catch_up_window", catch_up_window),
+        overlap=_parse_choice("overlap", overlap, get_args(Overlap)),
         enabled=bool(enabled),
     )
-    return spec if job is None else with_job(spec, job)
+    return spec if job is None else set_job(spec, job)
 
 
-def with_job(spec: Spec, job: NewJob) -> Spec:
+def set_job(spec: ScheduleSpec, job: NewJob) -> ScheduleSpec:
     """The schedule, with this job at each tick."""
     try:
         payload = job.payload.decode()
@@ -151,7 +151,7 @@ def with_job(spec: Spec, job: NewJob) -> Spec:
     )
 
 
-def checked(name: object) -> str:
+def check_schedule_name(name: object) -> str:
     """A name of a schedule; `DefinitionError` says what is allowed."""
     if isinstance(name, str) and len(name) <= LONGEST_NAME and NAME_PATTERN.fullmatch(name):
         return name
@@ -162,13 +162,13 @@ def checked(name: object) -> str:
     )
 
 
-def _compute_of(template: object) -> Compute | None:
+def _find_compute(template: object) -> Compute | None:
     """The function that computes jobs; None where the template is a job."""
-    is_job = isinstance(template, JobFunction | type) or declaration_of(template) is not None
+    is_job = isinstance(template, JobFunction | type) or find_declaration(template) is not None
     return cast("Compute", template) if callable(template) and not is_job else None
 
 
-def _job_of(template: object) -> Any:  # noqa: ANN401 (prepare says what is no job)
+def _find_job(template: object) -> Any:  # noqa: ANN401 (prepare says what is no job)
     """A job; a class or function of jobs stands for one without arguments."""
     if isinstance(template, JobFunction):
         return template.job()
@@ -182,11 +182,11 @@ def _job_of(template: object) -> Any:  # noqa: ANN401 (prepare says what is no j
     return template
 
 
-def _name_of(template: object) -> str:
+def _find_name(template: object) -> str:
     return str(getattr(template, "__name__", ""))
 
 
-def _seconds(what: str, value: Any) -> float:  # noqa: ANN401 (whatever was given)
+def _parse_seconds(what: str, value: Any) -> float:  # noqa: ANN401 (whatever was given)
     seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if number and math.isfinite(found := float(seconds)) and found >= 0:
@@ -194,17 +194,17 @@ def _seconds(what: str, value: Any) -> float:  # noqa: ANN401 (whatever was give
     raise DefinitionError(f"{what} must be seconds or a timedelta, 0 or more, not {value!r}")
 
 
-def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 (of a Literal)
+def _parse_choice(what: str, value: Any, allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 (of a Literal)
     if value not in allowed:
         raise DefinitionError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")
     return value
 
 
-def declared_task(client: Client, task: TaskSettings, timezone: str) -> Declared:
+def declare_task(client: Client, task: TaskSettings, timezone: str) -> DeclaredSchedule:
     """A task as a schedule. `DefinitionError` names the task and what cannot be."""
     try:
-        job = raw_job(client, task.job_name, task.queue, task.payload, task.priority)
-        spec = spec_from(
+        job = make_raw_job(client, task.job_name, task.queue, task.payload, task.priority)
+        spec = make_spec(
             task.cron,
             timezone,
             job,
@@ -213,13 +213,13 @@ def declared_task(client: Client, task: TaskSettings, timezone: str) -> Declared
             overlap=cast("Overlap", task.overlap),
             enabled=task.enabled,
         )
-        return Declared(checked(task.name), spec)
+        return DeclaredSchedule(check_schedule_name(task.name), spec)
     except (DefinitionError, InvalidJob) as error:
         where = f"{task.place}: " if task.place else ""
         raise DefinitionError(f"{where}scheduler task {task.name!r}: {error}") from error
 
 
-def raw_job(client: Client, name: str, queue: str, payload: str, priority: int) -> NewJob:
+def make_raw_job(client: Client, name: str, queue: str, payload: str, priority: int) -> NewJob:
     """A job by name, where its class or function is not at hand; `InvalidJob`."""
     try:
         found = json.loads(payload)

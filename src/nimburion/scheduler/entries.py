@@ -8,72 +8,72 @@ from heapq import heapify, heappop, heappush
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.scheduler.spec import Spec, spec_of
+from nimburion.scheduler.spec import ScheduleSpec, parse_spec
 from nimburion.scheduler.triggers import Timetable
 
 _log = logging.getLogger("nimburion.scheduler")
 
 
-class Entry:
+class ScheduleEntry:
     """A schedule as it was read, and what has become of it since."""
 
     __slots__ = ("base", "due", "guessed", "last_tick", "name", "record", "spec", "table")
 
-    def __init__(self, record: ScheduleRecord, spec: Spec, table: Timetable) -> None:
+    def __init__(self, record: ScheduleRecord, spec: ScheduleSpec, table: Timetable) -> None:
         self.name: str = record.name
-        self.spec: Spec = spec
+        self.spec: ScheduleSpec = spec
         self.table: Timetable = table
         self.guessed: bool = False
         """Somebody else decided the last tick; that `last_tick` is theirs is a guess."""
-        self.read(record)
+        self.update(record)
 
-    def read(self, record: ScheduleRecord) -> None:
+    def update(self, record: ScheduleRecord) -> None:
         """Take over what the store says."""
         self.record: ScheduleRecord = record
         self.last_tick: float | None = record.last_tick
         self.base: float = max(record.last_tick or 0.0, self.spec.since)
         self.guessed = False
         rests = record.paused or not self.spec.enabled
-        self.due: int | None = None if rests else self.table.after(self.base)
+        self.due: int | None = None if rests else self.table.next_after(self.base)
 
     def decide(self, tick: int, *, guessed: bool = False) -> None:
         """A tick was decided."""
         self.last_tick, self.guessed = tick, guessed
-        self.pass_by(tick)
+        self.skip_until(tick)
 
-    def pass_by(self, instant: float) -> None:
+    def skip_until(self, instant: float) -> None:
         """No tick up to then is fired here; the store does not hear of it."""
         self.base = instant
-        self.due = self.table.after(instant)
+        self.due = self.table.next_after(instant)
 
-    def rest(self) -> None:
+    def suspend(self) -> None:
         """Fire nothing until it is read again."""
         self.due = None
 
     def tick_at(self, now: float) -> int | None:
         """The tick to decide now; those that the policy passes by are behind it afterwards."""
-        tick = first_due(self.table, self.spec, self.base, now)
+        tick = find_due_tick(self.table, self.spec, self.base, now)
         if tick is None:
-            self.pass_by(max(self.base, now - self.spec.grace))
+            self.skip_until(max(self.base, now - self.spec.grace))
         return tick
 
 
-class Roster:
+class ScheduleEntries:
     """Entries by name, and in the order in which they are due."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, ScheduleEntry] = {}
         self._line: list[tuple[int, str]] = []
 
-    def read(self, records: list[ScheduleRecord]) -> None:
+    def update(self, records: list[ScheduleRecord]) -> None:
         """Become what these say; what has not changed is not looked at twice."""
         known, self.entries = self.entries, {}
         for record in records:
             entry = known.get(record.name)
             if entry is None or entry.record.spec != record.spec:
-                entry = _entry_of(record, entry)
+                entry = _make_entry(record, entry)
             elif entry.record != record or entry.guessed or entry.due is None:
-                entry.read(record)
+                entry.update(record)
             if entry is not None:
                 self.entries[record.name] = entry
         self._line = [(one.due, name) for name, one in self.entries.items() if one.due is not None]
@@ -90,29 +90,29 @@ class Roster:
             heappop(self._line)
         return None
 
-    def due(self, now: float) -> Iterator[Entry]:
+    def take_due(self, now: float) -> Iterator[ScheduleEntry]:
         """Take out what is due, in order; whoever takes it puts it back."""
         while (due := self.next_due) is not None and due <= now:
             yield self.entries[heappop(self._line)[1]]
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: ScheduleEntry) -> None:
         """An entry that was taken out, with its next tick."""
         if entry.due is not None and self.entries.get(entry.name) is entry:
             heappush(self._line, (entry.due, entry.name))
 
 
-def _entry_of(record: ScheduleRecord, before: Entry | None) -> Entry | None:
+def _make_entry(record: ScheduleRecord, before: ScheduleEntry | None) -> ScheduleEntry | None:
     """An entry; one that was only said again keeps its timetable, which is dear to make."""
     try:
-        spec = spec_of(record.spec)
+        spec = parse_spec(record.spec)
         same = before is not None and before.spec.timing == spec.timing
-        return Entry(record, spec, before.table if before and same else spec.timetable())
+        return ScheduleEntry(record, spec, before.table if before and same else spec.timetable())
     except DefinitionError as error:
         _log.error("schedule %r is not fired here: %s", record.name, error)
         return None
 
 
-def first_due(table: Timetable, spec: Spec, base: float, now: float) -> int | None:
+def find_due_tick(table: Timetable, spec: ScheduleSpec, base: float, now: float) -> int | None:
     """The first tick after `base` that fires now; None: none does.
 
     Ticks that are at most `grace` seconds late are fired one by one, whatever the policy. Of those
@@ -125,8 +125,8 @@ def first_due(table: Timetable, spec: Spec, base: float, now: float) -> int | No
     else:
         begin = missed_until
         if spec.misfire == "fire_once" and base < missed_until:
-            missed = table.latest(base, missed_until)
+            missed = table.find_latest(base, missed_until)
             if missed is not None:
                 return missed
-    tick = table.after(begin)
+    tick = table.next_after(begin)
     return tick if tick is not None and tick <= now else None

@@ -15,11 +15,11 @@ from typing import TypeVar
 
 import msgspec
 
-from nimburion.core.backend import Scheduling
+from nimburion.core.backend import ScheduleCases
 from nimburion.core.errors import DefinitionError
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.scheduler.declarations import Declared
-from nimburion.scheduler.spec import Spec, spec_of
+from nimburion.scheduler.declarations import DeclaredSchedule
+from nimburion.scheduler.spec import ScheduleSpec, parse_spec
 
 _log = logging.getLogger("nimburion.scheduler")
 
@@ -35,34 +35,36 @@ _AT_ONCE = 64
 T = TypeVar("T")
 
 
-class Announcing:
+class ScheduleRegistration:
     """Keeps the records of one application's schedules."""
 
-    def __init__(self, store: Scheduling, owner: str, declared: Mapping[str, Declared]) -> None:
-        self._store = store
+    def __init__(
+        self, backend: ScheduleCases, owner: str, declared: Mapping[str, DeclaredSchedule]
+    ) -> None:
+        self._backend = backend
         self._owner = owner
         self._declared = declared
         self._said: set[str] = set()
         self._refused: set[str] = set()
-        self._read: dict[str, tuple[bytes | None, Spec | None]] = {}
+        self._read: dict[str, tuple[bytes | None, ScheduleSpec | None]] = {}
 
     def begin(self) -> None:
         """From now on what this code says is the newest word."""
         self._said.clear()
 
-    async def tidy(self, records: list[ScheduleRecord], now: float) -> bool:
+    async def write_changes(self, records: list[ScheduleRecord], now: float) -> bool:
         """Put what must be put, delete what is over; whether anything was."""
         kept = {record.name: record for record in records}
-        to_put = self._to_put(kept, now)
+        to_put = self._find_changed(kept, now)
         over = [record.name for record in records if self._is_over(record, now)]
-        await in_groups(self._store.put_schedule, to_put)
-        await in_groups(self._store.delete_schedule, over)
+        await run_in_groups(self._backend.put_schedule, to_put)
+        await run_in_groups(self._backend.delete_schedule, over)
         self._said.update(self._declared)
         for name in over:
             _log.info("schedule %r is deleted: nobody declares it any more", name)
         return bool(to_put or over)
 
-    def _to_put(self, kept: Mapping[str, ScheduleRecord], now: float) -> list[ScheduleRecord]:
+    def _find_changed(self, kept: Mapping[str, ScheduleRecord], now: float) -> list[ScheduleRecord]:
         """What is new or was changed, and some of what must be said again: the ticks that are due
         wait meanwhile."""
         turn = max(_TURN, _TURN_PER_SCHEDULE * len(self._declared))
@@ -71,17 +73,21 @@ class Announcing:
         again: list[tuple[float, ScheduleRecord]] = []
         for own in self._declared.values():
             record = kept.get(own.name)
-            spec = None if record is None else self._spec_of(record)
-            if record is not None and spec is not None and self._is_anothers(record, spec, now):
+            spec = None if record is None else self._parse_spec(record)
+            if (
+                record is not None
+                and spec is not None
+                and self._belongs_to_another(record, spec, now)
+            ):
                 continue
             if spec is None or (own.name not in self._said and spec.body() != own.spec):
-                news.append(self._record(own.name, own.spec, now, until))
+                news.append(self._make_record(own.name, own.spec, now, until))
             elif (said := spec.declared_until or 0.0) < until - turn:
-                again.append((said, self._record(own.name, spec, spec.since, until)))
+                again.append((said, self._make_record(own.name, spec, spec.since, until)))
         again.sort(key=itemgetter(0))
         return news + [record for _, record in again[:_AGAIN_AT_ONCE]]
 
-    def _is_anothers(self, kept: ScheduleRecord, spec: Spec, now: float) -> bool:
+    def _belongs_to_another(self, kept: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
         """Whether another application declares it now: its name is taken."""
         taken = kept.owner not in {"", self._owner} and (spec.declared_until or 0.0) > now
         if taken and kept.name not in self._refused:
@@ -96,32 +102,34 @@ class Announcing:
         return taken
 
     def _is_over(self, record: ScheduleRecord, now: float) -> bool:
-        spec = self._spec_of(record)
+        spec = self._parse_spec(record)
         return record.name not in self._declared and spec is not None and is_over(record, spec, now)
 
-    def _spec_of(self, record: ScheduleRecord) -> Spec | None:
+    def _parse_spec(self, record: ScheduleRecord) -> ScheduleSpec | None:
         """None: this version cannot read it. What has not changed is not read twice."""
         encoded, spec = self._read.get(record.name, (None, None))
         if encoded != record.spec:
             try:
-                spec = spec_of(record.spec)
+                spec = parse_spec(record.spec)
             except DefinitionError:
                 spec = None
             self._read[record.name] = record.spec, spec
         return spec
 
-    def _record(self, name: str, spec: Spec, since: float, until: float) -> ScheduleRecord:
+    def _make_record(
+        self, name: str, spec: ScheduleSpec, since: float, until: float
+    ) -> ScheduleRecord:
         spec = msgspec.structs.replace(spec, since=since, declared_until=until)
-        return ScheduleRecord(name=name, spec=spec.encoded(), owner=self._owner)
+        return ScheduleRecord(name=name, spec=spec.encode(), owner=self._owner)
 
 
-async def in_groups(deed: Callable[[T], Awaitable[object]], to: Sequence[T]) -> None:
+async def run_in_groups(action: Callable[[T], Awaitable[object]], subjects: Sequence[T]) -> None:
     """Do it to all of them, some at once: stores write them together."""
-    for first in range(0, len(to), _AT_ONCE):
-        await asyncio.gather(*map(deed, to[first : first + _AT_ONCE]))
+    for first in range(0, len(subjects), _AT_ONCE):
+        await asyncio.gather(*map(action, subjects[first : first + _AT_ONCE]))
 
 
-def is_over(record: ScheduleRecord, spec: Spec, now: float) -> bool:
+def is_over(record: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
     """Whether nobody has declared it for 30 days, or its last tick was so long ago."""
     if spec.declared_until is not None:
         return spec.declared_until < now - KEPT
@@ -129,6 +137,6 @@ def is_over(record: ScheduleRecord, spec: Spec, now: float) -> bool:
     if last >= now - KEPT:
         return False
     try:
-        return spec.timetable().after(last) is None
+        return spec.timetable().next_after(last) is None
     except DefinitionError:  # another version wrote it, and knows what it means
         return False

@@ -9,27 +9,27 @@ from typing import TypeVar, Unpack, cast, overload
 
 from nimburion.core.errors import BackendError, DefinitionError
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.core.service import Service, first_of
+from nimburion.core.service import Service, wait_for_first
 from nimburion.core.settings import Config, SchedulerSettings
-from nimburion.core.timezones import zone_of
+from nimburion.core.timezones import find_zone
 from nimburion.jobs.processor import Processor
-from nimburion.scheduler.backend_clock import StoreTime
+from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import (
-    Declared,
+    DeclaredSchedule,
     ScheduleOptions,
     Template,
-    declared,
-    declared_task,
+    declare_schedule,
+    declare_task,
 )
-from nimburion.scheduler.entries import Entry, Roster
-from nimburion.scheduler.registration import Announcing
+from nimburion.scheduler.entries import ScheduleEntries, ScheduleEntry
+from nimburion.scheduler.registration import ScheduleRegistration
 from nimburion.scheduler.schedules import Schedules
-from nimburion.scheduler.ticker import Firing
+from nimburion.scheduler.ticker import Ticker
 from nimburion.scheduler.triggers import When
 
-_LOOK = 5.0
+_REFRESH_INTERVAL = 5.0
 """Seconds between two looks at what is in the store."""
-_LAZY_LOOK = 15.0
+_IDLE_REFRESH_INTERVAL = 15.0
 """The same, where there is no schedule at all."""
 _SOON = 0.5
 """The same, where others are ahead of us."""
@@ -56,17 +56,19 @@ class Scheduler(Service):
     ) -> None:
         super().__init__(processor.clock)
         self.processor: Processor = processor
-        self.timezone: str = zone_of(timezone).key
+        self.timezone: str = find_zone(timezone).key
         self.schedules: Schedules = Schedules(processor, timezone)
         """All schedules of the store: list, add, pause, remove them."""
-        self._declared: dict[str, Declared] = {}
-        self._time = StoreTime(processor.clock, processor.backend)
-        self._firing = Firing(processor, self._declared, self._time)
-        self._announcing = Announcing(processor.backend, processor.settings.owner, self._declared)
-        self._roster = Roster()
+        self._declared: dict[str, DeclaredSchedule] = {}
+        self._time = BackendClock(processor.clock, processor.backend)
+        self._firing = Ticker(processor, self._declared, self._time)
+        self._announcing = ScheduleRegistration(
+            processor.backend, processor.settings.owner, self._declared
+        )
+        self._roster = ScheduleEntries()
         self._looked: float | None = None
         if in_workers:
-            processor.accompany(self)
+            processor.add_service(self)
 
     @classmethod
     def from_config(cls, processor: Processor, config: Config) -> Scheduler:
@@ -89,14 +91,14 @@ class Scheduler(Service):
     ) -> object:
         """Enqueue `job` at each tick; the schedule's name. Without `job`: a decorator.
 
-        `when` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job` is a
-        job, a class or function of jobs without arguments, or a function that makes the job from
-        the nominal time. `DefinitionError` says what cannot be, and where; also for a name that is
-        taken here, or when it runs already.
+        `format_time` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job`
+        is a job, a class or function of jobs without arguments, or a function that makes the job
+        from the nominal time. `DefinitionError` says what cannot be, and where; also for a name
+        that is taken here, or when it runs already.
         """
         if job is None:
             return partial(self._decorate, when, options)
-        own = declared(self.processor, when, job, self.timezone, options)
+        own = declare_schedule(self.processor, when, job, self.timezone, options)
         return self._declare(own)
 
     def add_tasks(self, settings: SchedulerSettings) -> None:
@@ -105,7 +107,7 @@ class Scheduler(Service):
         for task in settings.tasks:
             if task.name in self._declared:
                 continue
-            self._declare(declared_task(self.processor, task, settings.timezone))
+            self._declare(declare_task(self.processor, task, settings.timezone))
 
     @property
     def names(self) -> list[str]:
@@ -119,7 +121,7 @@ class Scheduler(Service):
         if self.running:
             return
         await self.processor.open()
-        self._warn_of_unknown_jobs()
+        self._warn_about_unknown_jobs()
         self._announcing.begin()
         self._looked = None
         await super().start()
@@ -137,20 +139,20 @@ class Scheduler(Service):
                 await self.pause(_AFTER_ERROR)
             else:
                 self._note(None)
-                await self._until_next()
+                await self._wait_for_next()
 
     # Firing
 
     async def fire_due(self) -> int:
         """Decide every tick that is due, here and now; how many this process decided. For tests:
         nothing runs between two calls."""
-        await self._look()
+        await self._refresh()
         decided = 0
-        while due := self._take(_AT_ONCE):
+        while due := self._take_due(_AT_ONCE):
             results = await asyncio.gather(*map(self._firing.decide, due), return_exceptions=True)
             for entry in due:
                 self._roster.put_back(entry)
-            decided += _count(results)
+            decided += _count_decided(results)
         return decided
 
     @property
@@ -158,28 +160,30 @@ class Scheduler(Service):
         """When the next tick of all is, epoch seconds, as of the last look at the store."""
         return self._roster.next_due
 
-    def _take(self, most: int) -> list[Entry]:
-        due = self._roster.due(self._time.now())
+    def _take_due(self, most: int) -> list[ScheduleEntry]:
+        due = self._roster.take_due(self._time.now())
         return [entry for _, entry in zip(range(most), due, strict=False)]
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         """Read what is in the store, when it is time to."""
         now = self.clock.monotonic()
-        if self._looked is not None and now - self._looked < self._pace:
+        if self._looked is not None and now - self._looked < self._choose_refresh_interval:
             return
-        await self._time.learn()
+        await self._time.synchronize()
         store = self.processor.backend
         records = await store.list_schedules()
-        if await self._announcing.tidy(records, self._time.now()):
+        if await self._announcing.write_changes(records, self._time.now()):
             records = await store.list_schedules()
-        self._roster.read([record for record in records if self._is_ours(record)])
+        self._roster.update([record for record in records if self._is_ours(record)])
         self._looked, self._firing.behind = now, False
 
     @property
-    def _pace(self) -> float:
+    def _choose_refresh_interval(self) -> float:
         if self._firing.behind:
             return _SOON
-        return _LOOK if self._roster.entries or self._declared else _LAZY_LOOK
+        return (
+            _REFRESH_INTERVAL if self._roster.entries or self._declared else _IDLE_REFRESH_INTERVAL
+        )
 
     def _is_ours(self, record: ScheduleRecord) -> bool:
         """Declared here, or added by hand."""
@@ -187,11 +191,15 @@ class Scheduler(Service):
             return record.name in self._declared and (record.owner == self.processor.settings.owner)
         return True
 
-    async def _until_next(self) -> None:
+    async def _wait_for_next(self) -> None:
         due = self.next_due
-        wait = self._pace if due is None else min(self._pace, due - self._time.now())
+        wait = (
+            self._choose_refresh_interval
+            if due is None
+            else min(self._choose_refresh_interval, due - self._time.now())
+        )
         if wait > 0:
-            await first_of(self.clock.sleep(wait), self.stopping.wait())
+            await wait_for_first(self.clock.sleep(wait), self.stopping.wait())
 
     # Declaring
 
@@ -199,7 +207,7 @@ class Scheduler(Service):
         self.schedule(when, cast("Template", template), **options)
         return template
 
-    def _declare(self, own: Declared) -> str:
+    def _declare(self, own: DeclaredSchedule) -> str:
         if self.running:
             raise DefinitionError("declare schedules before the scheduler is started")
         if own.name in self._declared:
@@ -209,7 +217,7 @@ class Scheduler(Service):
         self._declared[own.name] = own
         return own.name
 
-    def _warn_of_unknown_jobs(self) -> None:
+    def _warn_about_unknown_jobs(self) -> None:
         known = set(self.processor.registry.names)
         for own in self._declared.values():
             if own.spec.job and known and own.spec.job not in known:
@@ -220,7 +228,7 @@ class Scheduler(Service):
                 )
 
 
-def _count(results: Iterable[bool | BaseException]) -> int:
+def _count_decided(results: Iterable[bool | BaseException]) -> int:
     """How many ticks were decided; the first error is raised once all have ended."""
     decided = 0
     for result in results:

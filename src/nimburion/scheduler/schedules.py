@@ -10,14 +10,21 @@ import msgspec
 from nimburion.core.backend import Inspecting
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
 from nimburion.core.job import JobRecord, NewJob, State
-from nimburion.core.paging import every_job
+from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.jobs.client.client import Client
-from nimburion.scheduler.backend_clock import StoreTime
-from nimburion.scheduler.declarations import checked, raw_job, spec_from
-from nimburion.scheduler.spec import NAME_HEADER, TICK_HEADER, Spec, job_id, spec_of, spelled
-from nimburion.scheduler.triggers import When, explained
+from nimburion.scheduler.backend_clock import BackendClock
+from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
+from nimburion.scheduler.spec import (
+    NAME_HEADER,
+    TICK_HEADER,
+    ScheduleSpec,
+    format_time,
+    make_job_id,
+    parse_spec,
+)
+from nimburion.scheduler.triggers import When, explain_trigger
 
 Condition = Literal["active", "paused", "disabled", "inactive", "over", "unreadable"]
 """`disabled`: its code says `enabled=False`. `inactive`: nobody who runs declares it. `over`: no
@@ -52,16 +59,16 @@ class Schedules:
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
         self._timezone = timezone
-        self._time = StoreTime(client.clock, client.backend)
+        self._time = BackendClock(client.clock, client.backend)
 
     async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
         """All of them, by name, with so many coming ticks."""
         records = await self._client.backend.list_schedules()
-        return [await self._told(record, ticks) for record in records]
+        return [await self._describe(record, ticks) for record in records]
 
     async def get(self, name: str, ticks: int = 5) -> ScheduleInfo:
         """One of them. `ScheduleNotFound`."""
-        return await self._told(await self._record(name), ticks)
+        return await self._describe(await self._get_record(name), ticks)
 
     async def add(
         self,
@@ -77,13 +84,13 @@ class Schedules:
         """Add a schedule by hand, or change one that was added by hand. Every scheduler of the
         store fires it. `options` are `timezone`, `misfire`, `overlap`, `jitter`, `start`, `end` and
         so on. `DefinitionError` for what cannot be, and for a name that code declares."""
-        job = raw_job(self._client, job_name, queue, payload, priority)
-        spec = spec_from(when, self._timezone, job, **options)
-        kept = await self._kept(checked(name))
+        job = make_raw_job(self._client, job_name, queue, payload, priority)
+        spec = make_spec(when, self._timezone, job, **options)
+        kept = await self._find_record(check_schedule_name(name))
         if kept is not None and kept.owner:
             raise DefinitionError(f"schedule {name!r} is declared by the code of {kept.owner!r}")
-        put = ScheduleRecord(name=name, spec=await self._from_now(spec))
-        if not coming(spec, self._now(), 1):
+        put = ScheduleRecord(name=name, spec=await self._start_now(spec))
+        if not list_next_ticks(spec, self._read_now(), 1):
             raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
         await self._client.backend.put_schedule(put)
         return await self.get(name)
@@ -95,17 +102,22 @@ class Schedules:
 
     async def resume(self, name: str) -> None:
         """Fire its ticks from now on; those of the pause are not made up. `ScheduleNotFound`."""
-        record = await self._record(name)
+        record = await self._get_record(name)
         if record.paused:
-            put = msgspec.structs.replace(record, spec=await self._from_now(spec_of(record.spec)))
+            put = msgspec.structs.replace(
+                record, spec=await self._start_now(parse_spec(record.spec))
+            )
             await self._client.backend.put_schedule(put)
             await self._client.backend.pause_schedule(name, paused=False)
 
     async def remove(self, name: str) -> None:
         """Forget it. `DefinitionError` while code that runs declares it: it would come back.
         `ScheduleNotFound`."""
-        record = await self._record(name)
-        if record.owner and _condition(record, self._now()) not in {"inactive", "unreadable"}:
+        record = await self._get_record(name)
+        if record.owner and _choose_condition(record, self._read_now()) not in {
+            "inactive",
+            "unreadable",
+        }:
             raise DefinitionError(
                 f"schedule {name!r} is declared by the code of {record.owner!r}, which runs: "
                 "pause it, or take it out of the code"
@@ -115,51 +127,53 @@ class Schedules:
     async def run_now(self, name: str) -> str:
         """Enqueue its job here and now, beside its ticks; the job's id. `ScheduleNotFound`;
         `DefinitionError` where the job is computed."""
-        spec = spec_of((await self._record(name)).spec)
+        spec = parse_spec((await self._get_record(name)).spec)
         if spec.payload is None:
             raise DefinitionError(f"the job of {name!r} is computed by its code, not known here")
-        job = self._extra_job(name, spec)
+        job = self._make_extra_job(name, spec)
         await self._client.backend.enqueue([job])
         return job.id
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Its latest jobs that are kept, newest first. `ScheduleNotFound`."""
-        record = await self._record(name)
-        return await history_of(self._client.backend, record, spec_of(record.spec), limit)
+        record = await self._get_record(name)
+        return await list_schedule_jobs(
+            self._client.backend, record, parse_spec(record.spec), limit
+        )
 
     # Inside
 
-    def _now(self) -> float:
+    def _read_now(self) -> float:
         return self._time.now()
 
-    async def _kept(self, name: str) -> ScheduleRecord | None:
+    async def _find_record(self, name: str) -> ScheduleRecord | None:
         records = await self._client.backend.list_schedules()
         return next((record for record in records if record.name == name), None)
 
-    async def _record(self, name: str) -> ScheduleRecord:
-        record = await self._kept(name)
+    async def _get_record(self, name: str) -> ScheduleRecord:
+        record = await self._find_record(name)
         if record is None:
             raise ScheduleNotFound(name)
         return record
 
-    async def _from_now(self, spec: Spec) -> bytes:
+    async def _start_now(self, spec: ScheduleSpec) -> bytes:
         """The schedule as it is stored; ticks up to now, by the store's clock, are none of it."""
-        await self._time.learn()
-        return msgspec.structs.replace(spec, since=self._now()).encoded()
+        await self._time.synchronize()
+        return msgspec.structs.replace(spec, since=self._read_now()).encode()
 
-    async def _told(self, record: ScheduleRecord, ticks: int) -> ScheduleInfo:
-        now = self._now()
+    async def _describe(self, record: ScheduleRecord, ticks: int) -> ScheduleInfo:
+        now = self._read_now()
         state = None
         if record.last_job is not None:
             try:
                 state = (await self._client.backend.get(record.last_job)).state
             except JobNotFound:
                 state = None
-        return _info(record, now, ticks, state)
+        return _make_info(record, now, ticks, state)
 
-    def _extra_job(self, name: str, spec: Spec) -> NewJob:
-        now = self._now()
-        headers = {**spec.options.headers, NAME_HEADER: name, TICK_HEADER: spelled(now)}
+    def _make_extra_job(self, name: str, spec: ScheduleSpec) -> NewJob:
+        now = self._read_now()
+        headers = {**spec.options.headers, NAME_HEADER: name, TICK_HEADER: format_time(now)}
         return NewJob(
             f"{name}:now:{int(now * 1000)}",
             spec.job,
@@ -170,20 +184,20 @@ class Schedules:
         )
 
 
-def _info(record: ScheduleRecord, now: float, ticks: int, state: State | None) -> ScheduleInfo:
-    spec, condition = _spec_or_stub(record), _condition(record, now)
+def _make_info(record: ScheduleRecord, now: float, ticks: int, state: State | None) -> ScheduleInfo:
+    spec, condition = _parse_spec_or_stub(record), _choose_condition(record, now)
     readable = condition != "unreadable"
     table = spec.timetable() if readable else None
     return ScheduleInfo(
         name=record.name,
         condition=condition,
         trigger=spec.trigger,
-        explanation=explained(table.trigger) if table else "of another version of nimburion",
+        explanation=explain_trigger(table.trigger) if table else "of another version of nimburion",
         timezone=spec.timezone,
         owner=record.owner,
         job=spec.job,
         queue=spec.queue,
-        next_ticks=coming(spec, max(now, spec.since), ticks) if readable else [],
+        next_ticks=list_next_ticks(spec, max(now, spec.since), ticks) if readable else [],
         last_tick=record.last_tick,
         last_job=record.last_job,
         last_state=state,
@@ -192,16 +206,16 @@ def _info(record: ScheduleRecord, now: float, ticks: int, state: State | None) -
     )
 
 
-def coming(spec: Spec, after: float, count: int) -> list[int]:
+def list_next_ticks(spec: ScheduleSpec, after: float, count: int) -> list[int]:
     """The next ticks of a schedule."""
-    ticks: Iterable[int] = spec.timetable().between(after, float("inf"))
+    ticks: Iterable[int] = spec.timetable().iterate_between(after, float("inf"))
     return [tick for tick, _ in zip(ticks, range(count), strict=False)]
 
 
-def _condition(record: ScheduleRecord, now: float) -> Condition:
+def _choose_condition(record: ScheduleRecord, now: float) -> Condition:
     try:
-        spec = spec_of(record.spec)
-        left = coming(spec, max(now, spec.since), 1)
+        spec = parse_spec(record.spec)
+        left = list_next_ticks(spec, max(now, spec.since), 1)
     except DefinitionError:
         return "unreadable"
     if spec.declared_until is not None and spec.declared_until < now:
@@ -213,19 +227,19 @@ def _condition(record: ScheduleRecord, now: float) -> Condition:
     return "active" if left else "over"
 
 
-def _spec_or_stub(record: ScheduleRecord) -> Spec:
+def _parse_spec_or_stub(record: ScheduleRecord) -> ScheduleSpec:
     try:
-        return spec_of(record.spec)
+        return parse_spec(record.spec)
     except DefinitionError:
-        return Spec(trigger="?", job="?")
+        return ScheduleSpec(trigger="?", job="?")
 
 
 _PAGE = 500
-_MOST_LOOKED_AT = 20_000
+_MAX_SCANNED = 20_000
 
 
-async def history_of(
-    store: Inspecting, record: ScheduleRecord, spec: Spec, limit: int
+async def list_schedule_jobs(
+    backend: Inspecting, record: ScheduleRecord, spec: ScheduleSpec, limit: int
 ) -> list[JobRecord]:
     """Its latest jobs, newest first.
 
@@ -235,28 +249,28 @@ async def history_of(
     """
     found: dict[str, JobRecord] = {}
     looked_at = 0
-    async for job in every_job(store, JobFilter(name=spec.job or None), step=_PAGE):
+    async for job in iterate_jobs(backend, JobFilter(name=spec.job or None), step=_PAGE):
         looked_at += 1
         if job.options.headers.get(NAME_HEADER) == record.name:
             found[job.id] = job
-        if len(found) >= limit or looked_at >= _MOST_LOOKED_AT:
+        if len(found) >= limit or looked_at >= _MAX_SCANNED:
             break
-    async for job in _of_ticks(store, record, spec, limit):
+    async for job in _iterate_tick_jobs(backend, record, spec, limit):
         found[job.id] = job
     return sorted(found.values(), key=lambda job: job.created_at, reverse=True)[:limit]
 
 
-async def _of_ticks(
-    store: Inspecting, record: ScheduleRecord, spec: Spec, limit: int
+async def _iterate_tick_jobs(
+    backend: Inspecting, record: ScheduleRecord, spec: ScheduleSpec, limit: int
 ) -> AsyncIterator[JobRecord]:
     """The jobs of its last so many ticks."""
     try:
         table = spec.timetable()
     except DefinitionError:  # another version wrote it
         return
-    ticks = table.last(limit, record.last_tick or 0.0)
-    ids = [job_id(record.name, tick) for tick in ticks]
+    ticks = table.list_last(limit, record.last_tick or 0.0)
+    ids = [make_job_id(record.name, tick) for tick in ticks]
     for first in range(0, len(ids), _PAGE):
         which = JobFilter(ids=tuple(ids[first : first + _PAGE]))
-        async for job in every_job(store, which, step=_PAGE):
+        async for job in iterate_jobs(backend, which, step=_PAGE):
             yield job

@@ -9,10 +9,10 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.job import NO_OPTIONS, NewJob, Options
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, NewJob
 from nimburion.core.schedules import Overlap
-from nimburion.core.timezones import zone_of
-from nimburion.scheduler.triggers import Timetable, trigger_of
+from nimburion.core.timezones import find_zone
+from nimburion.scheduler.triggers import Timetable, parse_trigger
 
 Misfire = Literal["skip", "fire_once", "catch_up"]
 """What becomes of ticks that were missed."""
@@ -23,7 +23,7 @@ LONGEST_NAME = 100
 """A name and a time make the id of a job."""
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When, what, and by which rules."""
 
     trigger: str
@@ -33,7 +33,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     payload: str | None = None
     """A JSON object; None: it is computed, by those who declare the schedule."""
     priority: int = 5
-    options: Options = NO_OPTIONS
+    options: JobOptions = NO_JOB_OPTIONS
     jitter: float = 0.0
     """The job is due up to so many seconds after its tick."""
     start: int | None = None
@@ -51,7 +51,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     declared_until: float | None = None
     """Whoever declares it in code says so again before then; None: it was made by hand."""
 
-    def body(self) -> Spec:
+    def body(self) -> ScheduleSpec:
         """What was declared, without the times at which it was."""
         return msgspec.structs.replace(self, since=0.0, declared_until=None)
 
@@ -62,56 +62,56 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def timetable(self) -> Timetable:
         """When it ticks. `DefinitionError` for a trigger or a time zone that cannot be."""
-        trigger = trigger_of(self.trigger, zone_of(self.timezone), self.start or 0)
+        trigger = parse_trigger(self.trigger, find_zone(self.timezone), self.start or 0)
         return Timetable(trigger, self.start, self.end)
 
-    def encoded(self) -> bytes:
+    def encode(self) -> bytes:
         """The JSON that is stored."""
         return msgspec.json.encode(self)
 
-    def new_job(self, name: str, tick: int) -> NewJob:
+    def make_job(self, name: str, tick: int) -> NewJob:
         """The job of a tick, of a schedule whose arguments are not computed."""
         job = NewJob(
-            job_id(name, tick), self.job, self.queue, (self.payload or "{}").encode(),
+            make_job_id(name, tick), self.job, self.queue, (self.payload or "{}").encode(),
             self.priority, options=self.options,
         )  # fmt: skip
-        return ticked(job, name, tick, self.jitter)
+        return bind_to_tick(job, name, tick, self.jitter)
 
 
-def spec_of(encoded: bytes) -> Spec:
+def parse_spec(encoded: bytes) -> ScheduleSpec:
     """What is stored. `DefinitionError` where this version cannot read it."""
     try:
-        return msgspec.json.decode(encoded, type=Spec)
+        return msgspec.json.decode(encoded, type=ScheduleSpec)
     except msgspec.MsgspecError as error:
         raise DefinitionError(f"the stored schedule cannot be read: {error}") from error
 
 
-def ticked(job: NewJob, name: str, tick: int, jitter: float) -> NewJob:
+def bind_to_tick(job: NewJob, name: str, tick: int, jitter: float) -> NewJob:
     """A job as the job of this tick: its id, its time, and where it comes from."""
-    headers = {**job.options.headers, NAME_HEADER: name, TICK_HEADER: spelled(tick)}
+    headers = {**job.options.headers, NAME_HEADER: name, TICK_HEADER: format_time(tick)}
     return msgspec.structs.replace(
         job,
-        id=job_id(name, tick),
-        at=tick + spread(name, tick, jitter),
+        id=make_job_id(name, tick),
+        at=tick + compute_jitter(name, tick, jitter),
         options=msgspec.structs.replace(job.options, headers=headers),
     )
 
 
-def job_id(name: str, tick: int) -> str:
+def make_job_id(name: str, tick: int) -> str:
     """The id of a tick's job, the same whoever fires it.
 
     >>> job_id("nightly", 1_780_000_000)
     'nightly:2026-05-28T20:26:40Z'
     """
-    return f"{name}:{spelled(tick)}"
+    return f"{name}:{format_time(tick)}"
 
 
-def spelled(tick: float) -> str:
+def format_time(tick: float) -> str:
     """A time in UTC as ids and headers have it."""
     return f"{datetime.fromtimestamp(tick, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def spread(name: str, tick: int, jitter: float) -> float:
+def compute_jitter(name: str, tick: int, jitter: float) -> float:
     """Seconds from 0 to `jitter`, the same for this tick whoever computes them."""
     if jitter <= 0:
         return 0.0

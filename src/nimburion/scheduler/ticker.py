@@ -10,23 +10,23 @@ from nimburion.core.errors import BackendError, InvalidJob, Unstorable
 from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired
-from nimburion.core.timezones import zone_of
+from nimburion.core.timezones import find_zone
 from nimburion.jobs.processor import Processor
-from nimburion.scheduler.declarations import Declared
-from nimburion.scheduler.entries import Entry
-from nimburion.scheduler.spec import ticked
+from nimburion.scheduler.declarations import DeclaredSchedule
+from nimburion.scheduler.entries import ScheduleEntry
+from nimburion.scheduler.spec import bind_to_tick
 
 if TYPE_CHECKING:
-    from nimburion.scheduler.backend_clock import StoreTime
+    from nimburion.scheduler.backend_clock import BackendClock
 
 _log = logging.getLogger("nimburion.scheduler")
 
 
-class Firing:
+class Ticker:
     """Decides ticks, and says so."""
 
     def __init__(
-        self, processor: Processor, declared: dict[str, Declared], time: StoreTime
+        self, processor: Processor, declared: dict[str, DeclaredSchedule], time: BackendClock
     ) -> None:
         self._processor = processor
         self._declared = declared
@@ -34,20 +34,20 @@ class Firing:
         self.behind: bool = False
         """Others have decided what this process knows nothing of: look soon."""
 
-    async def decide(self, entry: Entry) -> bool:
+    async def decide(self, entry: ScheduleEntry) -> bool:
         """Decide the tick of an entry that is due; whether this process did. A store that does not
         answer raises `BackendError`: the tick is still to be decided."""
         tick = entry.tick_at(self._time.now())
         if tick is None:
             return False
-        fired = await self._fired(entry, tick)
+        fired = await self._fire(entry, tick)
         if fired is None:
-            entry.pass_by(tick)
+            entry.skip_until(tick)
             return False
-        self._note(entry, tick, fired)
+        self._note_result(entry, tick, fired)
         return fired.outcome in {"fired", "skipped"}
 
-    async def _fired(self, entry: Entry, tick: int) -> Fired | None:
+    async def _fire(self, entry: ScheduleEntry, tick: int) -> Fired | None:
         """None: no job could be made of it, or a middleware kept it back; said in the log."""
         answer: list[Fired] = []
 
@@ -59,7 +59,7 @@ class Firing:
             return fired.job_id or new.id
 
         try:
-            job, new = self._job_of(entry, tick)
+            job, new = self._make_job(entry, tick)
             await self._processor._run_enqueue_middleware(job, new, fire)
         except BackendError as error:
             if not isinstance(error, Unstorable):
@@ -71,20 +71,20 @@ class Firing:
             return None
         if not answer:
             return None
-        self._tell(new, answer[0])
+        self._emit(new, answer[0])
         return answer[0]
 
-    def _job_of(self, entry: Entry, tick: int) -> tuple[object, NewJob]:
+    def _make_job(self, entry: ScheduleEntry, tick: int) -> tuple[object, NewJob]:
         if entry.spec.payload is not None:
-            return None, entry.spec.new_job(entry.name, tick)
+            return None, entry.spec.make_job(entry.name, tick)
         own = self._declared[entry.name]
         if own.compute is None:
             raise InvalidJob("its arguments are computed, but not by this version of the code")
-        job = own.compute(datetime.fromtimestamp(tick, zone_of(entry.spec.timezone)))
+        job = own.compute(datetime.fromtimestamp(tick, find_zone(entry.spec.timezone)))
         new = self._processor._prepare_job(job, **own.options)
-        return job, ticked(new, entry.name, tick, entry.spec.jitter)
+        return job, bind_to_tick(new, entry.name, tick, entry.spec.jitter)
 
-    def _note(self, entry: Entry, tick: int, fired: Fired) -> None:
+    def _note_result(self, entry: ScheduleEntry, tick: int, fired: Fired) -> None:
         match fired.outcome:
             case "fired" | "skipped":
                 entry.decide(tick)
@@ -93,20 +93,20 @@ class Firing:
                 events = self._processor.events
                 events.emit(TickDecided(entry.name, tick, fired.outcome, fired.job_id, late))
             case "moved":
-                self._lose(entry, tick)
+                self._give_up_tick(entry, tick)
             case _:
-                entry.rest()
+                entry.suspend()
 
-    def _lose(self, entry: Entry, tick: int) -> None:
+    def _give_up_tick(self, entry: ScheduleEntry, tick: int) -> None:
         """Somebody else was first, most probably with the same tick. Who loses twice and has more
         to decide is far behind, and reads what was decided rather than to lose each tick."""
         was_guessed = entry.guessed
         entry.decide(tick, guessed=True)
         if was_guessed and entry.due is not None and entry.due <= self._time.now():
-            entry.rest()
+            entry.suspend()
             self.behind = True
 
-    def _tell(self, new: NewJob, fired: Fired) -> None:
+    def _emit(self, new: NewJob, fired: Fired) -> None:
         if fired.outcome == "fired" and fired.job_id is not None:
             told = JobEnqueued(fired.job_id, new.name, new.queue, created=True)
             self._processor.events.emit(told)

@@ -14,8 +14,8 @@ from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from nimburion.core.errors import DefinitionError
-from nimburion.scheduler.cron import Expression
-from nimburion.scheduler.timezones import instant_after
+from nimburion.scheduler.cron import CronExpression
+from nimburion.scheduler.timezones import find_next_instant
 
 SHORTEST = 1
 LONGEST = 366 * 86_400
@@ -34,10 +34,10 @@ class Trigger(Protocol):
 
     @property
     def text(self) -> str:
-        """How it is stored; `trigger_of` reads it."""
+        """How it is stored; `parse_trigger` reads it."""
         ...
 
-    def after(self, instant: int) -> int | None:
+    def next_after(self, instant: int) -> int | None:
         """The first tick after that; None: there is none."""
         ...
 
@@ -45,14 +45,14 @@ class Trigger(Protocol):
 class CronTrigger:
     """Ticks when a cron expression comes true in a time zone."""
 
-    def __init__(self, expression: Expression, zone: ZoneInfo) -> None:
-        self.expression: Expression = expression
+    def __init__(self, expression: CronExpression, zone: ZoneInfo) -> None:
+        self.expression: CronExpression = expression
         self.zone: ZoneInfo = zone
         self.text: str = expression.text.strip()
 
-    def after(self, instant: int) -> int | None:
-        """See `Trigger.after`."""
-        return instant_after(self.expression, self.zone, instant)
+    def next_after(self, instant: int) -> int | None:
+        """See `Trigger.next_after`."""
+        return find_next_instant(self.expression, self.zone, instant)
 
 
 class IntervalTrigger:
@@ -64,10 +64,10 @@ class IntervalTrigger:
             raise DefinitionError(f"an interval must be 1 second to 366 days, not {seconds} s")
         self.seconds: int = seconds
         self.anchor: int = anchor
-        self.text: str = f"@every {_spelled(seconds)}"
+        self.text: str = f"@every {_format_interval(seconds)}"
 
-    def after(self, instant: int) -> int | None:
-        """See `Trigger.after`."""
+    def next_after(self, instant: int) -> int | None:
+        """See `Trigger.next_after`."""
         return ((instant - self.anchor) // self.seconds + 1) * self.seconds + self.anchor
 
 
@@ -75,26 +75,26 @@ class OnceTrigger:
     """Ticks once."""
 
     def __init__(self, at: datetime) -> None:
-        self.at: int = epoch_of("the time of a one-off schedule", at)
+        self.at: int = to_epoch("the time of a one-off schedule", at)
         self.text: str = f"@at {at.isoformat()}"
 
-    def after(self, instant: int) -> int | None:
-        """See `Trigger.after`."""
+    def next_after(self, instant: int) -> int | None:
+        """See `Trigger.next_after`."""
         return self.at if self.at > instant else None
 
 
-def trigger_of(when: When, zone: ZoneInfo, anchor: int = 0) -> Trigger:
+def parse_trigger(when: When, zone: ZoneInfo, anchor: int = 0) -> Trigger:
     """What ticks as said. `DefinitionError` says what is wrong with it."""
     if isinstance(when, datetime):
         return OnceTrigger(when)
     if isinstance(when, timedelta):
-        return IntervalTrigger(_whole(when), anchor)
+        return IntervalTrigger(_to_whole_seconds(when), anchor)
     text = str(when).strip()
     if text.lower().startswith("@every"):
-        return IntervalTrigger(_every(text), anchor)
+        return IntervalTrigger(_parse_interval(text), anchor)
     if match := _AT.fullmatch(text):
-        return OnceTrigger(_moment(match[1]))
-    return CronTrigger(Expression(when), zone)
+        return OnceTrigger(_parse_moment(match[1]))
+    return CronTrigger(CronExpression(when), zone)
 
 
 class Timetable:
@@ -105,45 +105,45 @@ class Timetable:
         self.start: int | None = start
         self.end: int | None = end
 
-    def after(self, instant: float) -> int | None:
+    def next_after(self, instant: float) -> int | None:
         """The first tick after that instant; not before `start`, and before `end`."""
         whole = math.floor(instant)
         if self.start is not None:
             whole = max(whole, self.start - 1)
-        tick = self.trigger.after(whole)
+        tick = self.trigger.next_after(whole)
         return None if tick is None or (self.end is not None and tick >= self.end) else tick
 
-    def between(self, after: float, until: float) -> Iterator[int]:
+    def iterate_between(self, after: float, until: float) -> Iterator[int]:
         """The ticks in (after, until], in order."""
-        tick = self.after(after)
+        tick = self.next_after(after)
         while tick is not None and tick <= until:
             yield tick
-            tick = self.after(tick)
+            tick = self.next_after(tick)
 
-    def latest(self, after: float, until: float) -> int | None:
+    def find_latest(self, after: float, until: float) -> int | None:
         """The last tick in (after, until], without going through all of them."""
-        found = self.last(1, until, after)
+        found = self.list_last(1, until, after)
         return found[0] if found else None
 
-    def last(self, count: int, until: float, after: float = 0.0) -> list[int]:
+    def list_last(self, count: int, until: float, after: float = 0.0) -> list[int]:
         """The last so many ticks in (after, until], in order, without going through all of them."""
         reach = 120.0
         while True:
             begin = max(after, until - reach)
-            found = deque(self.between(begin, until), maxlen=count)
+            found = deque(self.iterate_between(begin, until), maxlen=count)
             if len(found) == count or begin <= after:
                 return list(found)
             reach *= 2
 
 
-def epoch_of(what: str, moment: object) -> int:
+def to_epoch(what: str, moment: object) -> int:
     """The whole second of a datetime with a time zone; `DefinitionError` for any other."""
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise DefinitionError(f"{what} must be a datetime with a time zone, not {moment!r}")
     return math.ceil(moment.timestamp())
 
 
-def _moment(text: str) -> datetime:
+def _parse_moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
@@ -152,7 +152,7 @@ def _moment(text: str) -> datetime:
         ) from None
 
 
-def _every(text: str) -> int:
+def _parse_interval(text: str) -> int:
     match = _EVERY.fullmatch(text)
     if match is None:
         raise DefinitionError(
@@ -162,14 +162,14 @@ def _every(text: str) -> int:
     return sum(int(count or 0) * unit for count, unit in zip(match.groups(), _UNITS, strict=True))
 
 
-def _whole(interval: timedelta) -> int:
+def _to_whole_seconds(interval: timedelta) -> int:
     seconds = interval.total_seconds()
     if seconds != int(seconds):
         raise DefinitionError(f"an interval must be whole seconds, not {seconds} s")
     return int(seconds)
 
 
-def _spelled(seconds: int) -> str:
+def _format_interval(seconds: int) -> str:
     """`5400` as `1h30m`."""
     parts = []
     for unit, letter in zip(_UNITS, "dhms", strict=True):
@@ -182,34 +182,34 @@ def _spelled(seconds: int) -> str:
 _UNIT_NAMES = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 
-def explained(trigger: Trigger) -> str:
+def explain_trigger(trigger: Trigger) -> str:
     """What a trigger does, for people.
 
     >>> from datetime import timedelta, timezone
     >>> from zoneinfo import ZoneInfo
-    >>> from nimburion.scheduler.triggers import trigger_of
-    >>> explained(trigger_of("*/5 9-17 * * MON-FRI", ZoneInfo("Europe/Rome")))
+    >>> from nimburion.scheduler.triggers import parse_trigger
+    >>> explain_trigger(parse_trigger("*/5 9-17 * * MON-FRI", ZoneInfo("Europe/Rome")))
     'Every fifth minute from 09:00 through 17:59 on Monday through Friday, Europe/Rome'
-    >>> explained(trigger_of(timedelta(minutes=90), ZoneInfo("UTC")))
+    >>> explain_trigger(parse_trigger(timedelta(minutes=90), ZoneInfo("UTC")))
     'Every 1 hour 30 minutes'
     """
     if isinstance(trigger, CronTrigger):
-        return f"{_of_expression(trigger)}, {trigger.zone.key}"
+        return f"{_explain_expression(trigger)}, {trigger.zone.key}"
     if isinstance(trigger, IntervalTrigger):
-        return f"Every {_span(trigger.seconds)}"
+        return f"Every {_format_span(trigger.seconds)}"
     if isinstance(trigger, OnceTrigger):
         return f"Once, at {datetime.fromtimestamp(trigger.at).astimezone():%Y-%m-%d %H:%M:%S %z}"
     return trigger.text
 
 
-def _of_expression(trigger: CronTrigger) -> str:
+def _explain_expression(trigger: CronTrigger) -> str:
     from cronsim.explain import Expression  # only where somebody asks
 
     said = Expression(["0", *(field.text for field in trigger.expression.fields)]).explain()
     return said if trigger.expression.fixed else f"{said}, in real time"
 
 
-def _span(seconds: int) -> str:
+def _format_span(seconds: int) -> str:
     words = []
     for unit, name in _UNIT_NAMES:
         count, seconds = divmod(seconds, unit)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from nimburion.core.job import JobRecord, Options
-from nimburion.core.paging import every_job
+from nimburion.core.job import JobOptions, JobRecord
+from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _SHOWN = 20
 _CUT = 200
 _MISSING = object()
 _OF_RECORD = frozenset(JobRecord.__struct_fields__) - {"options"}
-_OF_OPTIONS = frozenset(Options.__struct_fields__)
+_OF_OPTIONS = frozenset(JobOptions.__struct_fields__)
 
 
 async def assert_enqueued(where: Client | Backend, what: object, /, **fields: object) -> JobRecord:
@@ -36,28 +36,28 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
         await assert_enqueued(processor, "send_email", to="a@example.com", queue="mails")
     """
     store = cast("Backend", getattr(where, "backend", where))
-    name, arguments = _described(what)
-    async for record in every_job(store, JobFilter(name=name), payloads=True):
-        if _has(record, arguments, fields):
+    name, arguments = _describe(what)
+    async for record in iterate_jobs(store, JobFilter(name=name), payloads=True):
+        if _matches(record, arguments, fields):
             return record
-    raise AssertionError(await _message(store, name, arguments, fields))
+    raise AssertionError(await _format_message(store, name, arguments, fields))
 
 
-def _described(what: object) -> tuple[str, Mapping[str, object]]:
+def _describe(what: object) -> tuple[str, Mapping[str, object]]:
     """The name, and the arguments where one job is given."""
     from nimburion.core.limits import Limits
-    from nimburion.jobs.declaration.job import JobFunction, declaration_of, declaration_of_job
+    from nimburion.jobs.declaration.job import JobFunction, find_declaration, require_declaration
 
     if isinstance(what, str):
         return what, {}
-    declared = declaration_of(what)
+    declared = find_declaration(what)
     if declared is not None and isinstance(what, type | JobFunction):
         return declared.name, {}
-    declared = declaration_of_job(what)
-    return declared.name, _arguments(declared.encode(what, Limits()))
+    declared = require_declaration(what)
+    return declared.name, _decode_arguments(declared.encode(what, Limits()))
 
 
-def _arguments(payload: bytes | None) -> Mapping[str, object]:
+def _decode_arguments(payload: bytes | None) -> Mapping[str, object]:
     """The members of a payload; none where it is gone or no object."""
     try:
         return msgspec.json.decode(payload or b"{}", type=dict[str, object])
@@ -65,14 +65,16 @@ def _arguments(payload: bytes | None) -> Mapping[str, object]:
         return {}
 
 
-def _has(record: JobRecord, arguments: Mapping[str, object], fields: Mapping[str, object]) -> bool:
-    given = _arguments(record.payload)
+def _matches(
+    record: JobRecord, arguments: Mapping[str, object], fields: Mapping[str, object]
+) -> bool:
+    given = _decode_arguments(record.payload)
     if arguments and given != arguments:
         return False
-    return all(_field(record, given, name) == value for name, value in fields.items())
+    return all(_read_field(record, given, name) == value for name, value in fields.items())
 
 
-def _field(record: JobRecord, arguments: Mapping[str, object], name: str) -> object:
+def _read_field(record: JobRecord, arguments: Mapping[str, object], name: str) -> object:
     if name in _OF_RECORD:
         return getattr(record, name)
     if name in _OF_OPTIONS:
@@ -80,37 +82,37 @@ def _field(record: JobRecord, arguments: Mapping[str, object], name: str) -> obj
     return arguments.get(name, _MISSING)
 
 
-async def _message(
+async def _format_message(
     store: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
 ) -> str:
     wanted = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **fields}.items())
     head = f"no job {name!r}{f' with {wanted}' if wanted else ''} was enqueued"
     lines: list[str] = []
     count = 0
-    async for record in every_job(store, payloads=True):
+    async for record in iterate_jobs(store, payloads=True):
         count += 1
         if count <= _SHOWN:
-            lines.append(f"  {_shown(record)}")
+            lines.append(f"  {_format_record(record)}")
     if not count:
         return f"{head}; nothing was"
     more = [f"  … and {count - _SHOWN} more"] if count > _SHOWN else []
     return "\n".join([f"{head}; newest first, there are:", *lines, *more])
 
 
-def _text(payload: bytes) -> str:
+def _shorten_payload(payload: bytes) -> str:
     """A payload in one line that is not too long."""
     text = payload.decode(errors="backslashreplace")
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     return text if len(text) <= _CUT else text[: _CUT - 1] + "…"
 
 
-def _shown(record: JobRecord) -> str:
+def _format_record(record: JobRecord) -> str:
     """One job in a line: what it is, and what was said beside its arguments."""
-    payload = "(arguments not kept)" if record.payload is None else _text(record.payload)
+    payload = "(arguments not kept)" if record.payload is None else _shorten_payload(record.payload)
     said = {
         name: value
-        for name in Options.__struct_fields__
-        if (value := getattr(record.options, name)) != getattr(Options(), name)
+        for name in JobOptions.__struct_fields__
+        if (value := getattr(record.options, name)) != getattr(JobOptions(), name)
     }
     options = "".join(f" {name}={value!r}" for name, value in said.items())
     about = f"queue={record.queue!r} priority={record.priority}{options}"

@@ -48,7 +48,7 @@ def nimburion_processor(nimburion_clock: FakeClock) -> MakeProcessor:
 
     def make(*jobs: Any, **settings: Any) -> Processor:
         processor = Processor(
-            store.sibling(),
+            store.new_handle(),
             clock=nimburion_clock,
             random=Random(0),  # noqa: S311 (jitter that is the same each time)
             **settings,

@@ -55,7 +55,7 @@ class Application(Protocol):
     async def close(self) -> None: ...
 
 
-class OfThread:
+class BlockingApplication:
     """Drivers that block; here used on the loop's thread."""
 
     is_async = False
@@ -99,7 +99,7 @@ class OfThread:
         self.connection.close()
 
 
-class Awaited(OfThread):
+class AsyncApplication(BlockingApplication):
     is_async = True
 
     def write_on(self, connection: Any) -> Any:

@@ -17,7 +17,12 @@ from sqlalchemy.ext import asyncio as alchemy_asyncio
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.job import AnyJob
 from nimburion.jobs.declaration.options import EnqueueOptions
-from tests.backends.caller_connections.applications import INSERT, Awaited, OfThread, Thread
+from tests.backends.caller_connections.applications import (
+    INSERT,
+    AsyncApplication,
+    BlockingApplication,
+    Thread,
+)
 from tests.backends.caller_connections.sqlite_drivers import configure_django
 
 
@@ -26,12 +31,12 @@ def for_alchemy(url: str, driver: str) -> str:
     return url.replace("postgresql://", f"postgresql+{driver}://")
 
 
-class Psycopg(OfThread):
+class Psycopg(BlockingApplication):
     def connect(self) -> Any:
         return psycopg.connect(self.where)
 
 
-class PsycopgAutocommit(OfThread):
+class PsycopgAutocommit(BlockingApplication):
     """Says BEGIN itself, and has rows of another shape."""
 
     def connect(self) -> Any:
@@ -42,7 +47,7 @@ class PsycopgAutocommit(OfThread):
         self.connection.execute("BEGIN")
 
 
-class AlchemyConnection(OfThread):
+class AlchemyConnection(BlockingApplication):
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self._engine = sqlalchemy.create_engine(for_alchemy(where, "psycopg"))
@@ -66,12 +71,12 @@ class AlchemySession(AlchemyConnection):
         return orm.Session(self._engine)
 
 
-class PsycopgAsync(Awaited):
+class PsycopgAsync(AsyncApplication):
     async def open(self) -> None:
         self.connection = await psycopg.AsyncConnection.connect(self.where)
 
 
-class Asyncpg(Awaited):
+class Asyncpg(AsyncApplication):
     """Commits each statement, but inside a transaction."""
 
     async def open(self) -> None:
@@ -98,7 +103,7 @@ class AsyncpgPool(Asyncpg):
         await self._pool.close()
 
 
-class AsyncAlchemyOnAsyncpg(Awaited):
+class AsyncAlchemyOnAsyncpg(AsyncApplication):
     driver = "asyncpg"
 
     def __init__(self, where: str) -> None:

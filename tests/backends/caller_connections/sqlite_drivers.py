@@ -1,4 +1,4 @@
-"""One application on each driver: a table `account` beside the jobs, and transactions on it."""
+"""One application on each driver: a table `reconcile` beside the jobs, and transactions on it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ from sqlalchemy.ext import asyncio as alchemy_asyncio
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.job import AnyJob
 from nimburion.jobs.declaration.options import EnqueueOptions
-from tests.backends.caller_connections.applications import INSERT, Awaited, OfThread, Thread
+from tests.backends.caller_connections.applications import (
+    INSERT,
+    AsyncApplication,
+    BlockingApplication,
+    Thread,
+)
 
 
-class Sqlite3(OfThread):
+class Sqlite3(BlockingApplication):
     def connect(self) -> Any:
         return sqlite3.connect(self.where)
 
 
-class Sqlite3ByHand(OfThread):
+class Sqlite3ManualTransactions(BlockingApplication):
     """Says BEGIN and COMMIT itself."""
 
     def connect(self) -> Any:
@@ -39,7 +44,7 @@ class Sqlite3ByHand(OfThread):
         self.connection.execute("COMMIT")
 
 
-class AlchemyConnection(OfThread):
+class AlchemyConnection(BlockingApplication):
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self._engine = sqlalchemy.create_engine(f"sqlite:///{where}")
@@ -68,12 +73,12 @@ class AlchemyScopedSession(AlchemyConnection):
         return orm.scoped_session(orm.sessionmaker(self._engine))
 
 
-class Aiosqlite(Awaited):
+class Aiosqlite(AsyncApplication):
     async def open(self) -> None:
         self.connection = await aiosqlite.connect(self.where)
 
 
-class AsyncAlchemyConnection(Awaited):
+class AsyncAlchemyConnection(AsyncApplication):
     async def open(self) -> None:
         self._engine = alchemy_asyncio.create_async_engine(f"sqlite+aiosqlite:///{self.where}")
         self.connection = await self._engine.connect()
@@ -186,7 +191,7 @@ class ThroughSync(Sqlite3):
 
 SQLITE: tuple[Callable[[str], Any], ...] = (
     Sqlite3,
-    Sqlite3ByHand,
+    Sqlite3ManualTransactions,
     ThroughSync,
     Aiosqlite,
     AlchemyConnection,
@@ -198,13 +203,13 @@ SQLITE: tuple[Callable[[str], Any], ...] = (
 )
 
 
-def make_table(where: str) -> None:
+def create_table(where: str) -> None:
     """The application's own table."""
     with closing(sqlite3.connect(where)) as connection, connection:
         connection.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, owner TEXT)")
 
 
-def accounts(where: str) -> int:
+def count_accounts(where: str) -> int:
     """How many rows everybody can see."""
     with closing(sqlite3.connect(where)) as connection:
         return int(connection.execute("SELECT count(*) FROM account").fetchone()[0])

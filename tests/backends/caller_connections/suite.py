@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nimburion.jobs import Context, Job, JobConflict, Processor, State
-from nimburion.jobs.errors import LeaseLost, NotJoinable
+from nimburion.jobs.errors import LeaseLost, UnusableConnection
 from tests.backends.caller_connections.applications import Application
 
 Count = Callable[[], int]
@@ -20,7 +20,7 @@ class Greet(Job, name="greet"):
     async def process(self, ctx: Context) -> None: ...
 
 
-class Together:
+class CallerConnectionSuite:
     """The cases; a database is a subclass with the fixtures they ask for."""
 
     transactions: type
@@ -81,7 +81,7 @@ class Together:
         self, app: Application, processor: Processor, accounts: Count, elsewhere: Processor
     ) -> None:
         await app.begin()
-        with pytest.raises(NotJoinable, match=r"one commit cannot cover both"):
+        with pytest.raises(UnusableConnection, match=r"one commit cannot cover both"):
             await app.enqueue(elsewhere, Greet(whom="Ada"))
         await app.rollback()
         assert await elsewhere.pending_count() == 0

@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.backends.postgres.transactions import LentTransaction
+from nimburion.backends.postgres.transactions import PostgresCallerTransaction
 from nimburion.jobs import Processor
 from tests.backends.caller_connections.applications import Application
 from tests.backends.caller_connections.postgres_drivers import POSTGRES
-from tests.backends.caller_connections.suite import Count, Greet, Together
+from tests.backends.caller_connections.suite import CallerConnectionSuite, Count, Greet
 from tests.servers.server_kinds import RunningPostgres
 
 
-class TestPostgres(Together):
-    transactions = LentTransaction
+class TestPostgres(CallerConnectionSuite):
+    transactions = PostgresCallerTransaction
 
     @pytest.fixture
     def where(self, postgres_store: RunningPostgres) -> str:

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.transactions import LentTransaction
+from nimburion.backends.sqlite.transactions import SQLiteCallerTransaction
 from nimburion.jobs import Processor
 from tests.backends.caller_connections.applications import Application
-from tests.backends.caller_connections.sqlite_drivers import SQLITE, accounts, make_table
-from tests.backends.caller_connections.suite import Count, Greet, Together
+from tests.backends.caller_connections.sqlite_drivers import SQLITE, count_accounts, create_table
+from tests.backends.caller_connections.suite import CallerConnectionSuite, Count, Greet
 
 
-class TestSQLite(Together):
-    transactions = LentTransaction
+class TestSQLite(CallerConnectionSuite):
+    transactions = SQLiteCallerTransaction
 
     @pytest.fixture
     def where(self, tmp_path: Path) -> str:
         made = str(tmp_path / "app.db")
-        make_table(made)
+        create_table(made)
         return made
 
     @pytest.fixture
     def accounts(self, where: str) -> Count:
-        return partial(accounts, where)
+        return partial(count_accounts, where)
 
     @pytest.fixture
     async def processor(self, where: str) -> AsyncIterator[Processor]:

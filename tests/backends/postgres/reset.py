@@ -22,6 +22,6 @@ BEGIN
 END $$"""
 
 
-def forget_all(server: RunningPostgres) -> None:
+def truncate_all(server: RunningPostgres) -> None:
     """Delete every row. A hundred times as fast as to make tables and functions anew."""
     server.ask(_FORGET)

@@ -12,7 +12,7 @@ WORKER = "worker_of_tests"
 
 
 @asynccontextmanager
-async def opened_by_worker(server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+async def open_as_worker_role(server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     """Let the server's owner make the tables, and open them as a role with a worker's grants."""
     if not server.ask("SELECT 1 FROM pg_roles WHERE rolname = %s", (WORKER,)):
         server.ask(f"CREATE ROLE {WORKER} LOGIN")

@@ -11,18 +11,18 @@ import pytest
 
 from nimburion.backends.checks import format_size
 from nimburion.backends.postgres.checks import (
-    connections,
-    durability,
-    findings,
-    role,
-    server_clock,
-    snapshot,
-    vacuum,
+    check_clock,
+    check_connections,
+    check_durability,
+    check_role,
+    check_snapshots,
+    check_vacuum,
+    run_checks,
 )
-from nimburion.backends.postgres.connection.pool import Link
-from nimburion.backends.postgres.migrations import migrate
-from nimburion.backends.postgres.url import Address, parse
-from nimburion.core.checks import Finding
+from nimburion.backends.postgres.connection.pool import PostgresConnection
+from nimburion.backends.postgres.migrations import run_migrations
+from nimburion.backends.postgres.url import PostgresSettings, parse_url
+from nimburion.core.checks import CheckResult
 from nimburion.core.clock import SystemClock
 from tests.backends.postgres.test_migrations import FIRST, SECOND
 from tests.servers.binaries import Binary
@@ -55,20 +55,22 @@ TABLE: Mapping[str, Any] = {
 
 
 @pytest.fixture
-def address(postgres_server: RunningPostgres) -> Address:
-    return parse(postgres_server.url)
+def address(postgres_server: RunningPostgres) -> PostgresSettings:
+    return parse_url(postgres_server.url)
 
 
 @pytest.fixture
-async def link(address: Address) -> AsyncIterator[Link]:
-    made = Link(address, asyncio.sleep)
-    await migrate(made, address, FIRST)
+async def link(address: PostgresSettings) -> AsyncIterator[PostgresConnection]:
+    made = PostgresConnection(address, asyncio.sleep)
+    await run_migrations(made, address, FIRST)
     yield made
     await made.close()
 
 
-async def test_each_subject_once_and_all_in_one_line(link: Link, address: Address) -> None:
-    found = await findings(link, address, FIRST, SystemClock())
+async def test_each_subject_occurs_once_in_one_line(
+    link: PostgresConnection, address: PostgresSettings
+) -> None:
+    found = await run_checks(link, address, FIRST, SystemClock())
     subjects = [one.subject for one in found]
     assert len({*subjects}) == len(subjects) == 11
     assert all("\n" not in one.text + one.advice for one in found)
@@ -76,26 +78,26 @@ async def test_each_subject_once_and_all_in_one_line(link: Link, address: Addres
     assert [one.subject for one in found if one.verdict != "good"] == ["durability"]  # fsync is off
 
 
-async def test_it_sees_a_pooler_and_a_format(
-    link: Link, address: Address, postgres_server: RunningPostgres
+async def test_pooler_and_format_are_detected(
+    link: PostgresConnection, address: PostgresSettings, postgres_server: RunningPostgres
 ) -> None:
-    found = by_subject(await findings(link, address, SECOND, SystemClock()))
+    found = index_by_subject(await run_checks(link, address, SECOND, SystemClock()))
     pooled = "PgBouncer" in postgres_server.name
     assert ("polling" in found["wake-up"].text) is pooled
     assert found["format"].text == "1; this nimburion writes 2"
     assert found["size"].text.startswith(("24.0 KiB", "32.0 KiB", "40.0 KiB", "48.0 KiB"))
 
 
-async def test_it_finds_a_prepared_transaction(postgres_binary: Binary) -> None:
+async def test_a_prepared_transaction_is_found(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary, "max_prepared_transactions=2", durable=True) as server:
-        address = parse(server.url)
-        link = Link(address, asyncio.sleep)
-        await migrate(link, address, FIRST)
+        address = parse_url(server.url)
+        link = PostgresConnection(address, asyncio.sleep)
+        await run_migrations(link, address, FIRST)
         with psycopg.connect(server.url, autocommit=True) as holder:
             holder.execute("BEGIN")
             holder.execute("SELECT pg_current_xact_id()")
             holder.execute("PREPARE TRANSACTION 'forgotten'")
-        found = by_subject(await findings(link, address, FIRST, SystemClock()))
+        found = index_by_subject(await run_checks(link, address, FIRST, SystemClock()))
         assert found["durability"].verdict == "good"
         assert found["snapshots"].verdict == "good"  # it is young
         await link.close()
@@ -112,7 +114,7 @@ async def test_it_finds_a_prepared_transaction(postgres_binary: Binary) -> None:
     ],
 )
 def test_durability(wrong: Mapping[str, str], verdict: str, said: str) -> None:
-    found = durability({**SERVER, **wrong})
+    found = check_durability({**SERVER, **wrong})
     assert (found.verdict, said in found.text) == (verdict, True)
 
 
@@ -130,7 +132,7 @@ def test_durability(wrong: Mapping[str, str], verdict: str, said: str) -> None:
 def test_vacuum(
     server: Mapping[str, Any], table: Mapping[str, Any], verdict: str, said: str
 ) -> None:
-    found = vacuum({**SERVER, **server}, [{**TABLE, **table}])
+    found = check_vacuum({**SERVER, **server}, [{**TABLE, **table}])
     assert (found.verdict, said in found.text) == (verdict, True)
 
 
@@ -138,8 +140,8 @@ def test_old_snapshots_are_named() -> None:
     young = {"kind": "session", "whose": "pid 1", "seconds": 10.0, "transactions": 5}
     old = {**young, "seconds": 4000.0, "whose": "pid 2 of app (idle in transaction)"}
     slot = {"kind": "replication slot", "whose": "gone", "seconds": None, "transactions": 2_000_000}
-    assert snapshot([young]).verdict == "good"
-    found = snapshot([young, old, slot])
+    assert check_snapshots([young]).verdict == "good"
+    found = check_snapshots([young, old, slot])
     assert found.verdict == "warning"
     assert found.text == (
         "session pid 2 of app (idle in transaction), 4000 s old; "
@@ -148,11 +150,11 @@ def test_old_snapshots_are_named() -> None:
 
 
 def test_what_else_may_be_wrong() -> None:
-    assert role({**SERVER, "standby": True}).verdict == "error"
-    assert connections({**SERVER, "connections": 90}).verdict == "warning"
-    assert connections(SERVER).text == "10 of 100"
-    assert server_clock(100.0, 99.0, 101.0).verdict == "good"
-    assert server_clock(200.0, 99.0, 101.0).text == "+99.0 s from this host's"
+    assert check_role({**SERVER, "standby": True}).verdict == "error"
+    assert check_connections({**SERVER, "connections": 90}).verdict == "warning"
+    assert check_connections(SERVER).text == "10 of 100"
+    assert check_clock(100.0, 99.0, 101.0).verdict == "good"
+    assert check_clock(200.0, 99.0, 101.0).text == "+99.0 s from this host's"
     assert [format_size(n) for n in (5, 2048, 3 << 20, 5 << 30)] == [
         "5 bytes",
         "2.0 KiB",
@@ -161,5 +163,5 @@ def test_what_else_may_be_wrong() -> None:
     ]
 
 
-def by_subject(found: list[Finding]) -> dict[str, Finding]:
+def index_by_subject(found: list[CheckResult]) -> dict[str, CheckResult]:
     return {one.subject: one for one in found}

@@ -11,7 +11,7 @@ from typing import Literal
 import psycopg
 import pytest
 
-from tests.crash.flow import Flow, Record, flowing
+from tests.crash.flow import Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
@@ -29,12 +29,12 @@ async def test_others_lock_the_tables_in_another_order(
 ) -> None:
     """The server sees deadlocks, and ends our side of them: these calls are made again."""
     with PostgresServer(postgres_binary, "deadlock_timeout=60ms") as server:
-        async with flowing(tmp_path, server.url, jobs=1_000) as flow:
-            with rival_of(server) as rival:
-                while deadlocks(server) < 8:
+        async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
+            with open_rival_connection(server) as rival:
+                while count_deadlocks(server) < 8:
                     await asyncio.to_thread(lock_backwards, rival)
                     await flow.pass_time(0.05)
-        met = deadlocks(server)
+        met = count_deadlocks(server)
     record_property(f"{postgres_binary.name}: deadlocks, in total", met)
     assert flow.refused.total() == 0
     flow.result.check()
@@ -44,9 +44,9 @@ async def test_others_lock_the_tables_in_another_order(
 async def test_transactions_fail_to_serialize(tmp_path: Path, postgres_binary: Binary) -> None:
     """As some extensions and replicating servers say it, whatever the isolation."""
     with PostgresServer(postgres_binary) as server:
-        async with flowing(tmp_path, server.url, jobs=1_000) as flow:
+        async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
             fail_at_random(server, "job", "turn", "done")
-            await flow.until_more(500)
+            await flow.wait_until_more(500)
             for table in ("job", "turn", "done"):
                 server.ask(f"DROP TRIGGER fail ON nimburion.{table}")
         ((met,),) = server.ask("SELECT last_value FROM met")
@@ -59,11 +59,11 @@ async def test_transactions_fail_to_serialize(tmp_path: Path, postgres_binary: B
 async def test_it_takes_no_writes_for_a_while(tmp_path: Path, postgres_binary: Binary) -> None:
     """As a hosting company does it when the disk is nearly full."""
     with PostgresServer(postgres_binary) as server:
-        async with flowing(tmp_path, server.url, jobs=1_000, per_second=500) as flow:
-            await flow.until_more(100)
-            read_only(server, "on")
+        async with run_flow(tmp_path, server.url, jobs=1_000, per_second=500) as flow:
+            await flow.wait_until_more(100)
+            set_read_only(server, "on")
             await flow.pass_time(1.0)
-            read_only(server, "off")
+            set_read_only(server, "off")
     assert flow.held_up
     flow.result.check()
     assert flow.result.sessions_lost == 0
@@ -76,9 +76,9 @@ async def test_the_network_drops_delays_and_cuts(
     with PostgresServer(postgres_binary) as server:
         async with Proxy(server.port) as proxy:
             url = server.url.replace(str(server.port), str(proxy.port)) + "?timeout=0.5"
-            async with flowing(tmp_path, url, jobs=1_000, per_second=500, ttl=20.0) as flow:
+            async with run_flow(tmp_path, url, jobs=1_000, per_second=500, ttl=20.0) as flow:
                 for n in range(3):
-                    proxy.hole()
+                    proxy.hold_up()
                     await flow.pass_time(0.8)
                     proxy.heal()
                     await flow.pass_time(0.2)
@@ -100,12 +100,14 @@ async def test_it_hangs_for_longer_than_sessions_live(
     """Workers stop believing in their leases, and what they hold may run again; nothing else."""
     with PostgresServer(postgres_binary) as server:
         url = f"{server.url}?timeout=1"
-        async with flowing(tmp_path, url, jobs=1_000, per_second=500, ttl=1.0) as flow:
-            await flow.until_more(100)
+        async with run_flow(tmp_path, url, jobs=1_000, per_second=500, ttl=1.0) as flow:
+            await flow.wait_until_more(100)
             server.pause()
             await flow.pass_time(2.5)
             server.resume()
-    flow.result.tell(record_property, f"{postgres_binary.name}, hung for 2.5 session lives")
+    flow.result.record_counts(
+        record_property, f"{postgres_binary.name}, hung for 2.5 session lives"
+    )
     assert flow.result.sessions_lost >= len(flow.workers)
     flow.result.check(flow.result.was_given_up)
     assert flow.result.lost == set()
@@ -116,9 +118,9 @@ async def test_it_hangs_for_longer_than_sessions_live(
 async def test_the_pooler_is_restarted(tmp_path: Path) -> None:
     with PgBouncer(pgbouncer_binary(), PostgresServer(from_wheel())) as pooler:
         pooler.empty()
-        async with flowing(tmp_path, pooler.url, jobs=1_500) as flow:
+        async with run_flow(tmp_path, pooler.url, jobs=1_500) as flow:
             for _ in range(3):
-                await flow.until_more(300)
+                await flow.wait_until_more(300)
                 await asyncio.to_thread(pooler.stop)
                 await asyncio.to_thread(pooler.start)
     flow.result.check()
@@ -129,7 +131,7 @@ async def test_the_pooler_is_restarted(tmp_path: Path) -> None:
 
 
 @contextmanager
-def rival_of(server: PostgresServer) -> Iterator[psycopg.Connection]:
+def open_rival_connection(server: PostgresServer) -> Iterator[psycopg.Connection]:
     """Somebody else's connection, who is never the first to look for a deadlock."""
     with psycopg.connect(server.url) as rival:
         rival.execute("SET deadlock_timeout = '10s'")
@@ -138,14 +140,14 @@ def rival_of(server: PostgresServer) -> Iterator[psycopg.Connection]:
 
 
 def lock_backwards(rival: psycopg.Connection) -> None:
-    """A new job stands in `job` before it stands in `ready`."""
+    """A new job stands in `job` before it stands in `prepare`."""
     rival.execute("LOCK TABLE nimburion.ready IN EXCLUSIVE MODE")
     rival.execute("SELECT pg_sleep(0.01)")  # who waits the longest looks first
     rival.execute("LOCK TABLE nimburion.job IN EXCLUSIVE MODE")
     rival.commit()
 
 
-def deadlocks(server: PostgresServer) -> int:
+def count_deadlocks(server: PostgresServer) -> int:
     """How many the server has resolved."""
     return int(server.ask("SELECT sum(deadlocks) FROM pg_stat_database")[0][0])
 
@@ -169,7 +171,7 @@ def fail_at_random(server: PostgresServer, *tables: str) -> None:
         )
 
 
-def read_only(server: PostgresServer, value: str) -> None:
+def set_read_only(server: PostgresServer, value: str) -> None:
     """What transactions are from now on that do not say it themselves."""
     server.ask(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
     server.ask("SELECT pg_reload_conf()")
@@ -178,4 +180,4 @@ def read_only(server: PostgresServer, value: str) -> None:
 async def proxy_has_served(flow: Flow, proxy: Proxy) -> None:
     """Somebody whose connection was reset has made another one."""
     before = proxy.connections
-    await flow.until(lambda: proxy.connections > before, "somebody connects anew")
+    await flow.wait_until(lambda: proxy.connections > before, "somebody connects anew")

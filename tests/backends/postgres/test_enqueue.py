@@ -10,7 +10,7 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.errors import Unstorable
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import NewJob, State
 from nimburion.core.lease import Delivery
@@ -33,21 +33,21 @@ async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBacke
     await made.close()
 
 
-def jobs_of(ids: Sequence[str], name: str = "mail") -> list[NewJob]:
+def make_jobs(ids: Sequence[str], name: str = "mail") -> list[NewJob]:
     return [NewJob(one, name, "default", b'{"n": %d}' % n) for n, one in enumerate(ids)]
 
 
-def new_jobs(count: int = MANY, now: float | None = None) -> list[NewJob]:
-    return jobs_of(JobIds(time.time if now is None else lambda: now).many(count))
+def make_new_jobs(count: int = MANY, now: float | None = None) -> list[NewJob]:
+    return make_jobs(JobIds(time.time if now is None else lambda: now).make_many(count))
 
 
 async def take(store: PostgresBackend, number: int, total: int) -> list[Delivery]:
-    want = Want(total, (LANE,), nonce=os.urandom(16))
+    want = ReserveRequest(total, (LANE,), nonce=os.urandom(16))
     return list((await store.exchange(SESSION, number, [], want)).deliveries)
 
 
 async def test_all_of_them_are_handed_out_in_the_order_of_the_call(store: PostgresBackend) -> None:
-    jobs = new_jobs()
+    jobs = make_new_jobs()
     results = await store.enqueue(jobs)
     assert [(one.id, one.outcome) for one in results] == [(job.id, "created") for job in jobs]
     taken = await take(store, 1, MANY)
@@ -56,7 +56,7 @@ async def test_all_of_them_are_handed_out_in_the_order_of_the_call(store: Postgr
 
 
 async def test_lanes_of_one_call_are_kept_apart(store: PostgresBackend) -> None:
-    jobs = new_jobs()
+    jobs = make_new_jobs()
     mixed = [
         NewJob(job.id, "mail" if n % 3 else "other", "default", job.payload, n % 10)
         for n, job in enumerate(jobs)
@@ -67,8 +67,8 @@ async def test_lanes_of_one_call_are_kept_apart(store: PostgresBackend) -> None:
     assert found == {job.id: (job.name, job.priority) for job in mixed}
 
 
-async def test_asked_again_they_exist(store: PostgresBackend) -> None:
-    jobs = new_jobs()
+async def test_a_repeated_call_reports_exists(store: PostgresBackend) -> None:
+    jobs = make_new_jobs()
     await store.enqueue(jobs[:1000])
     outcomes = [one.outcome for one in await store.enqueue(jobs)]
     assert outcomes == ["exists"] * 1000 + ["created"] * (MANY - 1000)
@@ -76,7 +76,7 @@ async def test_asked_again_they_exist(store: PostgresBackend) -> None:
 
 
 async def test_a_conflict_at_the_end_takes_back_what_was_before(store: PostgresBackend) -> None:
-    jobs = new_jobs()
+    jobs = make_new_jobs()
     await store.enqueue([NewJob(jobs[-1].id, "mail", "default", b'"another"')])
     outcomes = [one.outcome for one in await store.enqueue(jobs)]
     assert outcomes == ["refused"] * (MANY - 1) + ["conflict"]
@@ -84,10 +84,10 @@ async def test_a_conflict_at_the_end_takes_back_what_was_before(store: PostgresB
 
 
 async def test_an_id_that_has_ended_is_found_among_many(store: PostgresBackend) -> None:
-    jobs = new_jobs()
+    jobs = make_new_jobs()
     await store.enqueue(jobs[700:710])
     taken = await take(store, 1, 10)
-    await store.exchange(SESSION, 2, [Completed(one.lease) for one in taken], Want(0, ()))
+    await store.exchange(SESSION, 2, [Completed(one.lease) for one in taken], ReserveRequest(0, ()))
     outcomes = [one.outcome for one in await store.enqueue(jobs)]
     assert outcomes == ["created"] * 700 + ["exists"] * 10 + ["created"] * (MANY - 710)
 
@@ -97,23 +97,23 @@ async def test_an_id_that_has_ended_is_found_among_many(store: PostgresBackend) 
 async def test_an_id_made_by_another_clock_is_found_when_it_has_ended(
     store: PostgresBackend, ahead: float, count: int
 ) -> None:
-    jobs = new_jobs(count, time.time() + ahead)
+    jobs = make_new_jobs(count, time.time() + ahead)
     await store.enqueue(jobs)
     taken = await take(store, 1, count)
-    await store.exchange(SESSION, 2, [Completed(one.lease) for one in taken], Want(0, ()))
+    await store.exchange(SESSION, 2, [Completed(one.lease) for one in taken], ReserveRequest(0, ()))
     assert {one.outcome for one in await store.enqueue(jobs)} == {"exists"}
 
 
 async def test_an_id_of_the_callers_own_at_the_end_is_taken_too(store: PostgresBackend) -> None:
-    jobs = new_jobs()
-    odd = jobs_of(["an-id-of-just-as-many-letters-as-ours"[:36]])
+    jobs = make_new_jobs()
+    odd = make_jobs(["an-id-of-just-as-many-letters-as-ours"[:36]])
     assert {one.outcome for one in await store.enqueue(jobs + odd)} == {"created"}
     assert (await store.get(odd[0].id)).id == odd[0].id
 
 
-async def test_what_cannot_be_stored_at_the_end_refuses_the_call(store: PostgresBackend) -> None:
-    jobs = new_jobs()
-    bad = NewJob(JobIds(time.time).new(), "mail\0", "default", b"{}")
+async def test_an_unstorable_last_job_rejects_the_call(store: PostgresBackend) -> None:
+    jobs = make_new_jobs()
+    bad = NewJob(JobIds(time.time).make(), "mail\0", "default", b"{}")
     with pytest.raises(Unstorable):
         await store.enqueue([*jobs, bad])
     assert (await store.counts())[State.PENDING] == 0
@@ -124,7 +124,7 @@ async def test_what_cannot_be_stored_at_the_end_refuses_the_call(store: Postgres
 async def letter(to: str) -> None: ...
 
 
-async def test_a_job_that_cannot_be_at_the_end_refuses_the_call(store: PostgresBackend) -> None:
+async def test_an_invalid_last_job_rejects_the_call(store: PostgresBackend) -> None:
     """Jobs of one call are made while the first of them are being stored."""
     async with Processor(store) as processor:
         jobs = [letter.job(to=f"{n}@example.com") for n in range(MANY)]

@@ -7,30 +7,30 @@ import ssl
 import asyncpg
 import pytest
 
-from nimburion.backends.postgres.connection.connect import why_not
+from nimburion.backends.postgres.connection.connect import map_connect_error
 from nimburion.backends.postgres.errors import (
-    asks_to_repeat,
     breaks_connection,
-    code_of,
-    meaning_of,
+    get_error_code,
+    is_retryable,
+    map_error,
 )
-from nimburion.backends.postgres.transactions import meaning_in_transaction
-from nimburion.backends.postgres.url import Address
-from nimburion.backends.server.url import Node
+from nimburion.backends.postgres.transactions import map_transaction_error
+from nimburion.backends.postgres.url import PostgresSettings
+from nimburion.backends.server.url import Endpoint
 from nimburion.core.errors import (
+    BackendCorrupt,
     BackendError,
+    BackendFull,
+    BackendReadOnly,
     BackendUnavailable,
     ConfigurationError,
     FormatMismatch,
-    NotJoinable,
-    StoreCorrupt,
-    StoreFull,
-    StoreReadOnly,
     Unstorable,
+    UnusableConnection,
 )
 
 
-def said(sqlstate: str, text: str = "what it said") -> asyncpg.PostgresError:
+def make_error(sqlstate: str, text: str = "what it said") -> asyncpg.PostgresError:
     """An error as the driver makes it of the server's message."""
     return asyncpg.PostgresError.new({"S": "ERROR", "V": "ERROR", "C": sqlstate, "M": text})
 
@@ -38,9 +38,9 @@ def said(sqlstate: str, text: str = "what it said") -> asyncpg.PostgresError:
 @pytest.mark.parametrize(
     ("sqlstate", "kind"),
     [
-        ("53100", StoreFull),
-        ("XX001", StoreCorrupt),
-        ("XX002", StoreCorrupt),
+        ("53100", BackendFull),
+        ("XX001", BackendCorrupt),
+        ("XX002", BackendCorrupt),
         ("42501", ConfigurationError),
         ("28P01", ConfigurationError),
         ("28000", ConfigurationError),
@@ -55,9 +55,9 @@ def said(sqlstate: str, text: str = "what it said") -> asyncpg.PostgresError:
         ("NB001", BackendError),
     ],
 )
-def test_the_server_says_what_it_will_not(sqlstate: str, kind: type[Exception]) -> None:
-    error = said(sqlstate)
-    meant = meaning_of(error, "PostgreSQL h/d", sent=True)
+def test_server_errors_are_mapped(sqlstate: str, kind: type[Exception]) -> None:
+    error = make_error(sqlstate)
+    meant = map_error(error, "PostgreSQL h/d", sent=True)
     assert type(meant) is kind
     assert "what it said" in str(meant)
     assert "\n" not in str(meant)
@@ -66,8 +66,8 @@ def test_the_server_says_what_it_will_not(sqlstate: str, kind: type[Exception]) 
 @pytest.mark.parametrize(
     "sqlstate", ["25006", "57P03", "57014", "55P03", "53300", "53200", "40001", "40P01", "58030"]
 )
-def test_later_is_not_applied(sqlstate: str) -> None:
-    meant = meaning_of(said(sqlstate), "PostgreSQL h/d", sent=True)
+def test_transient_errors_are_not_applied(sqlstate: str) -> None:
+    meant = map_error(make_error(sqlstate), "PostgreSQL h/d", sent=True)
     assert isinstance(meant, BackendUnavailable)
     assert meant.outcome == "not applied"
     assert "nothing was written" in str(meant)
@@ -76,7 +76,7 @@ def test_later_is_not_applied(sqlstate: str) -> None:
 @pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "08006", "08P01", "40003"])
 def test_a_connection_that_is_ended_leaves_it_open(sqlstate: str) -> None:
     for sent, outcome in ((True, "unknown"), (False, "not applied")):
-        meant = meaning_of(said(sqlstate), "PostgreSQL h/d", sent=sent)
+        meant = map_error(make_error(sqlstate), "PostgreSQL h/d", sent=sent)
         assert isinstance(meant, BackendUnavailable)
         assert meant.outcome == outcome
 
@@ -84,21 +84,21 @@ def test_a_connection_that_is_ended_leaves_it_open(sqlstate: str) -> None:
 @pytest.mark.parametrize(
     ("sqlstate", "kind", "words"),
     [
-        ("42883", NotJoinable, "one commit cannot cover both"),
-        ("42P01", NotJoinable, "one commit cannot cover both"),
-        ("3F000", NotJoinable, "one commit cannot cover both"),
-        ("42501", NotJoinable, "may not enqueue to"),
-        ("25P02", NotJoinable, "has failed already"),
-        ("25006", StoreReadOnly, "takes no writes"),
+        ("42883", UnusableConnection, "one commit cannot cover both"),
+        ("42P01", UnusableConnection, "one commit cannot cover both"),
+        ("3F000", UnusableConnection, "one commit cannot cover both"),
+        ("42501", UnusableConnection, "may not enqueue to"),
+        ("25P02", UnusableConnection, "has failed already"),
+        ("25006", BackendReadOnly, "takes no writes"),
         ("40001", BackendUnavailable, "run all of it again"),
         ("40P01", BackendUnavailable, "run all of it again"),
     ],
 )
-def test_a_callers_transaction_hears_what_to_do_with_it(
+def test_errors_in_a_callers_transaction_say_what_to_do(
     sqlstate: str, kind: type[Exception], words: str
 ) -> None:
-    error = said(sqlstate, "it said {so}")
-    meant = meaning_in_transaction(error, "PostgreSQL {h}", at_commit=True)
+    error = make_error(sqlstate, "it said {so}")
+    meant = map_transaction_error(error, "PostgreSQL {h}", at_commit=True)
     assert type(meant) is kind
     assert words in str(meant)
     assert "PostgreSQL {h}" in str(meant)
@@ -116,9 +116,9 @@ def test_a_callers_transaction_hears_what_to_do_with_it(
         ssl.SSLError("broken"),
     ],
 )
-def test_nobody_answered(error: Exception) -> None:
+def test_lost_replies_are_mapped(error: Exception) -> None:
     for sent, outcome in ((True, "unknown"), (False, "not applied")):
-        meant = meaning_of(error, "PostgreSQL h/d", sent=sent)
+        meant = map_error(error, "PostgreSQL h/d", sent=sent)
         assert isinstance(meant, BackendUnavailable)
         assert meant.outcome == outcome
     assert breaks_connection(error)
@@ -126,34 +126,34 @@ def test_nobody_answered(error: Exception) -> None:
 
 def test_what_the_driver_cannot_send_is_unstorable() -> None:
     error = asyncpg.DataError("invalid input for query argument $1")
-    assert type(meaning_of(error, "h", sent=True)) is Unstorable
+    assert type(map_error(error, "h", sent=True)) is Unstorable
     assert not breaks_connection(error)
 
 
 def test_only_what_others_were_in_the_way_of_is_repeated() -> None:
     assert [
-        code for code in ("40001", "40P01", "40003", "57P01") if asks_to_repeat(said(code))
+        code for code in ("40001", "40P01", "40003", "57P01") if is_retryable(make_error(code))
     ] == [
         "40001",
         "40P01",
     ]
-    assert not asks_to_repeat(TimeoutError())
+    assert not is_retryable(TimeoutError())
 
 
 def test_which_errors_end_a_connection() -> None:
     assert [
         code
         for code in ("57P01", "08006", "25006", "57P03", "40001", "23505", "53100")
-        if breaks_connection(said(code))
+        if breaks_connection(make_error(code))
     ] == ["57P01", "08006", "25006", "57P03"]
-    assert code_of(OSError()) == ""
+    assert get_error_code(OSError()) == ""
 
 
-def test_its_hint_stands_in_the_line_and_its_detail_does_not() -> None:
+def test_the_message_has_the_hint_but_not_the_detail() -> None:
     error = asyncpg.PostgresError.new(
         {"S": "ERROR", "C": "42501", "M": "permission\ndenied", "D": "(1, secret)", "H": "Hint."}
     )
-    assert "(permission denied Hint.)" in str(meaning_of(error, "h", sent=True))
+    assert "(permission denied Hint.)" in str(map_error(error, "h", sent=True))
 
 
 @pytest.mark.parametrize(
@@ -165,39 +165,39 @@ def test_its_hint_stands_in_the_line_and_its_detail_does_not() -> None:
         asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
     ],
 )
-def test_words_of_the_driver_about_itself_are_not_repeated(error: Exception) -> None:
-    meant = meaning_of(error, "PostgreSQL h/d", sent=True)
+def test_internal_driver_messages_are_not_shown(error: Exception) -> None:
+    meant = map_error(error, "PostgreSQL h/d", sent=True)
     assert str(meant) == (
         "PostgreSQL h/d: the connection was lost in the middle of an answer; it may have been "
         "applied or not"
     )
-    begun = why_not(error, Node("h", 1), Address())
+    begun = map_connect_error(error, Endpoint("h", 1), PostgresSettings())
     assert "h:1 hung up: it restarts, or is no PostgreSQL server" in str(begun)
     assert "switch" not in str(begun)
     assert "another operation" not in str(begun)
 
 
-def test_who_must_come_by_tls_is_told_how() -> None:
-    error = said("28000", 'no pg_hba.conf entry for host "h", user "u", no encryption')
-    assert "add sslmode=require" in str(meaning_of(error, "h", sent=False))
-    assert "sslmode" not in str(meaning_of(said("28P01"), "h", sent=False))
+def test_a_required_tls_connection_is_explained() -> None:
+    error = make_error("28000", 'no pg_hba.conf entry for host "h", user "u", no encryption')
+    assert "add sslmode=require" in str(map_error(error, "h", sent=False))
+    assert "sslmode" not in str(map_error(make_error("28P01"), "h", sent=False))
 
 
-def test_a_right_that_lacks_names_the_command_for_the_owner() -> None:
-    assert "migrate up --grant ROLE" in str(meaning_of(said("42501"), "h", sent=False))
+def test_a_missing_privilege_names_the_command_for_the_owner() -> None:
+    assert "migrate up --grant ROLE" in str(map_error(make_error("42501"), "h", sent=False))
 
 
 @pytest.mark.parametrize("sqlstate", ["42P05", "26000", "25P02"])
 def test_a_session_that_is_out_of_step_is_replaced_and_the_call_may_be_made_again(
     sqlstate: str,
 ) -> None:
-    meant = meaning_of(said(sqlstate), "h", sent=True)
+    meant = map_error(make_error(sqlstate), "h", sent=True)
     assert isinstance(meant, BackendUnavailable)
     assert meant.outcome == "not applied"
-    assert breaks_connection(said(sqlstate))
+    assert breaks_connection(make_error(sqlstate))
 
 
 def test_an_answer_without_a_meaning_ends_the_connection() -> None:
     """A plan that must not change, a relation that is gone from a cache: for this session only."""
     codes = ("0A000", "XX000", "42601", "NB001", "57014", "42501")
-    assert [code for code in codes if breaks_connection(said(code))] == [*codes[:3]]
+    assert [code for code in codes if breaks_connection(make_error(code))] == [*codes[:3]]

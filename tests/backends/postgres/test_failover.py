@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.flow import BOUND, Flow, Record, flowing
+from tests.crash.flow import BOUND, Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(180)]
 
@@ -29,15 +29,17 @@ async def test_the_primary_is_killed_while_its_standby_lags(
     """What was acknowledged in the last second is lost, and no more than that."""
     with (
         PostgresServer(postgres_binary, durable=True) as primary,
-        following(primary) as standby,
+        start_standby(primary) as standby,
     ):
-        async with flowing(tmp_path, url_of(primary, standby), jobs=1_000) as flow:
-            await flow.until_more(100)
+        async with run_flow(tmp_path, make_failover_url(primary, standby), jobs=1_000) as flow:
+            await flow.wait_until_more(100)
             cut_off(standby)
             behind = time.monotonic()
             await flow.pass_time(0.8)
             pause = await fail_over(primary, standby, flow)
-    flow.result.tell(record_property, f"{postgres_binary.name}, primary killed 0.8 s ahead")
+    flow.result.record_counts(
+        record_property, f"{postgres_binary.name}, primary killed 0.8 s ahead"
+    )
     assert pause < GOES_ON
     assert flow.result.lost, "the standby was not behind"
     flow.result.check(flow.result.younger_than(behind - BOUND))
@@ -48,26 +50,28 @@ async def test_the_primary_is_killed_and_its_standby_was_waited_for(
 ) -> None:
     with (
         PostgresServer(postgres_binary, durable=True) as primary,
-        following(primary, "fsync=on") as standby,
+        start_standby(primary, "fsync=on") as standby,
     ):
         wait_for_standbys(primary)
-        async with flowing(tmp_path, url_of(primary, standby), jobs=1_000) as flow:
-            await flow.until_more(100)
+        async with run_flow(tmp_path, make_failover_url(primary, standby), jobs=1_000) as flow:
+            await flow.wait_until_more(100)
             killed = time.monotonic()
             pause = await fail_over(primary, standby, flow)
-    flow.result.tell(record_property, f"{postgres_binary.name}, synchronous primary killed")
+    flow.result.record_counts(
+        record_property, f"{postgres_binary.name}, synchronous primary killed"
+    )
     assert pause < GOES_ON
     assert flow.result.lost == set()
     flow.result.check(flow.result.younger_than(killed - BOUND))
 
 
-def following(primary: PostgresServer, *settings: str) -> PostgresServer:
+def start_standby(primary: PostgresServer, *settings: str) -> PostgresServer:
     """A standby, to be started; jobs go into a database of their own."""
     primary.empty()
     return primary.follower(*settings)
 
 
-def url_of(primary: PostgresServer, standby: PostgresServer) -> str:
+def make_failover_url(primary: PostgresServer, standby: PostgresServer) -> str:
     """Both of them."""
     ours, other = f"127.0.0.1:{primary.port}", f"127.0.0.1:{standby.port}"
     return primary.url.replace(ours, f"{ours},{other}") + "?timeout=2"
@@ -77,7 +81,7 @@ def cut_off(standby: PostgresServer) -> None:
     """Let it hear no more of its primary."""
     standby.ask("ALTER SYSTEM SET primary_conninfo = ''")
     standby.ask("SELECT pg_reload_conf()")
-    until(lambda: not standby.ask("SELECT 1 FROM pg_stat_wal_receiver"), "it hears no more")
+    wait_until(lambda: not standby.ask("SELECT 1 FROM pg_stat_wal_receiver"), "it hears no more")
 
 
 def wait_for_standbys(primary: PostgresServer) -> None:
@@ -85,11 +89,11 @@ def wait_for_standbys(primary: PostgresServer) -> None:
     primary.ask("ALTER SYSTEM SET synchronous_standby_names = '*'")
     primary.ask("SELECT pg_reload_conf()")
     asked = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-    until(lambda: bool(primary.ask(asked)), "the standby is waited for")
+    wait_until(lambda: bool(primary.ask(asked)), "the standby is waited for")
 
 
 async def fail_over(primary: PostgresServer, standby: PostgresServer, flow: Flow) -> float:
     """Kill the one, promote the other; seconds until every worker went on."""
     await asyncio.to_thread(primary.kill)
     await asyncio.to_thread(standby.promote)
-    return await flow.until_every_worker_goes_on(since=time.monotonic())
+    return await flow.wait_until_every_worker_resumes(since=time.monotonic())

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.core.errors import JobNotFound, StoreFull
+from nimburion.core.errors import BackendFull, JobNotFound
 from nimburion.core.job import NewJob, State
 from tests.crash.flow import Record
-from tests.crash.harness import Stage
+from tests.crash.harness import ProcessHarness
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
-from tests.servers.unprivileged import NOBODY, folder
+from tests.servers.unprivileged import UNPRIVILEGED_USER, make_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -34,8 +34,8 @@ PAYLOAD = b'"%b"' % b"".join(b"%08x" % (2_654_435_761 * n % 2**32) for n in rang
 @contextmanager
 def small_disk() -> Iterator[Path]:
     """A file system of that size."""
-    with folder() as where:
-        options = f"size={ROOM},uid={NOBODY},gid={NOBODY},mode=700"
+    with make_folder() as where:
+        options = f"size={ROOM},uid={UNPRIVILEGED_USER},gid={UNPRIVILEGED_USER},mode=700"
         command = ["mount", "-t", "tmpfs", "-o", options, "nb-small", where]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode != 0:
@@ -46,48 +46,48 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", where], check=True)
 
 
-def on_a_disk(server: PostgresServer, disk: Path) -> None:
+def use_disk(server: PostgresServer, disk: Path) -> None:
     """Let its database for jobs lie there."""
     server.ask(f"CREATE TABLESPACE small LOCATION '{disk}'")
     server.ask("CREATE DATABASE jobs TEMPLATE template0 TABLESPACE small")
     server.database = "jobs"
 
 
-def make_room(disk: Path) -> None:
+def free_space(disk: Path) -> None:
     """Let the disk be larger."""
     subprocess.run(["mount", "-o", f"remount,size={MORE}", disk], check=True)
 
 
-async def fill(stage: Stage) -> str:
+async def fill(stage: ProcessHarness) -> str:
     """Enqueue until the store is full; the id of a job that it refused."""
     while True:
         ids = [f"patient-{len(stage.jobs) + n}" for n in range(10)]
         try:
-            await stage.store.enqueue([NewJob(one, "patient", "default", PAYLOAD) for one in ids])
-        except StoreFull:
+            await stage.backend.enqueue([NewJob(one, "patient", "default", PAYLOAD) for one in ids])
+        except BackendFull:
             return ids[0]
         stage.jobs += ids
 
 
 @pytest.mark.wide
-async def test_it_takes_no_more_and_goes_on_when_there_is_room(
+async def test_a_full_disk_rejects_jobs_and_recovers(
     tmp_path: Path, postgres_binary: Binary, record_property: Record
 ) -> None:
     with small_disk() as disk, PostgresServer(postgres_binary) as server:
-        on_a_disk(server, disk)
-        async with Stage(tmp_path, server.url) as stage:
+        use_disk(server, disk)
+        async with ProcessHarness(tmp_path, server.url) as stage:
             await stage.enqueue("patient")
-            worker = stage.worker(session_ttl=20.0)
-            await stage.until_noted("start")
+            worker = stage.start_worker(session_ttl=20.0)
+            await stage.wait_until_logged("start")
             refused = await fill(stage)
-            make_room(disk)
+            free_space(disk)
             (stage.folder / "go-1").touch()
             with pytest.raises(JobNotFound):
-                await stage.store.get(refused)
-            assert sum((await stage.store.counts()).values()) == len(stage.jobs) > 300
-            await stage.until_finished()
-            assert (await stage.store.counts())[State.COMPLETED] == len(stage.jobs)
-            begun = Counter(line["job"] for line in stage.noted("start"))
+                await stage.backend.get(refused)
+            assert sum((await stage.backend.counts()).values()) == len(stage.jobs) > 300
+            await stage.wait_until_finished()
+            assert (await stage.backend.counts())[State.COMPLETED] == len(stage.jobs)
+            begun = Counter(line["job"] for line in stage.find_events("start"))
             assert begun == Counter(stage.jobs), "lost, or run twice"
             assert worker.poll() is None
         server.close()
@@ -96,27 +96,27 @@ async def test_it_takes_no_more_and_goes_on_when_there_is_room(
     )
 
 
-async def test_a_worker_waits_for_room(tmp_path: Path, postgres_binary: Binary) -> None:
+async def test_a_worker_waits_for_disk_space(tmp_path: Path, postgres_binary: Binary) -> None:
     """It can neither settle nor reserve; what it holds it keeps, and nothing runs twice."""
     with PostgresServer(postgres_binary) as server:
-        async with Stage(tmp_path, server.url) as stage:
+        async with ProcessHarness(tmp_path, server.url) as stage:
             server.ask(
                 """CREATE FUNCTION full_() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                     RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100';
                 END $$"""
             )
             await stage.enqueue("patient")
-            stage.worker(session_ttl=20.0)
-            await stage.until_noted("start")
+            stage.start_worker(session_ttl=20.0)
+            await stage.wait_until_logged("start")
             for table in ("job", "lease", "done", "turn"):
                 server.ask(
                     f"CREATE TRIGGER full_ BEFORE INSERT ON nimburion.{table} "
                     "FOR EACH STATEMENT EXECUTE FUNCTION full_()"
                 )
             (stage.folder / "go-1").touch()
-            await stage.until_noted("end")
-            with pytest.raises(StoreFull, match="nothing was written"):
-                await stage.store.enqueue([NewJob("more", "quick", "default", b"{}")])
+            await stage.wait_until_logged("end")
+            with pytest.raises(BackendFull, match="nothing was written"):
+                await stage.backend.enqueue([NewJob("more", "quick", "default", b"{}")])
             server.ask("DROP FUNCTION full_ CASCADE")
             await stage.check_all_completed(lost=0)
-            assert len(stage.noted("start")) == 1
+            assert len(stage.find_events("start")) == 1

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.exchange import Lane, Reply, Want
+from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
@@ -28,7 +28,7 @@ async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBacke
 
 
 async def take(store: PostgresBackend, number: int, lanes: tuple[Lane, ...]) -> Reply:
-    return await store.exchange(SESSION, number, [], Want(500, lanes))
+    return await store.exchange(SESSION, number, [], ReserveRequest(500, lanes))
 
 
 @pytest.mark.parametrize("names", ["n", "nm"])
@@ -61,7 +61,7 @@ async def test_what_is_larger_than_that_goes_alone(store: PostgresBackend) -> No
         reply = await take(store, number, LANES[:1])
         assert [one.lease.job_id for one in reply.deliveries] == [str(number - 1)]
         lease = reply.deliveries[0].lease
-        await store.exchange(SESSION, number, [], Want(500, LANES[:1]))
+        await store.exchange(SESSION, number, [], ReserveRequest(500, LANES[:1]))
         assert lease.token.fence == 1
 
 
@@ -70,7 +70,7 @@ async def test_what_went_back_is_a_first_delivery_later(store: PostgresBackend) 
     await store.enqueue([NewJob(str(n), "n", "q", b"x" * 9 * MIB, at=n + 1.0) for n in range(2)])
     (first,) = (await take(store, 1, LANES[:1])).deliveries
     await store.enqueue([NewJob("2", "n", "q", b"{}")])
-    want = Want(500, LANES[:1])
+    want = ReserveRequest(500, LANES[:1])
     reply = await store.exchange(SESSION, 2, [Completed(first.lease)], want)
     assert [one.lease.job_id for one in reply.deliveries] == ["1", "2"]
     assert [one.lease.token.fence for one in reply.deliveries] == [1, 1]

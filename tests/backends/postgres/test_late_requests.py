@@ -11,7 +11,7 @@ from nimburion.jobs import Processor, State
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 
 @pytest.mark.parametrize("tenant", [None, "acme"])
@@ -28,15 +28,17 @@ async def test_an_enqueue_that_arrives_after_its_repetition_makes_no_second_job(
             url = f"postgresql://postgres@{ways}/postgres?timeout=0.5"
             async with Processor(PostgresBackend(url)) as client:
                 await client.enqueue_raw("count", b"0", tenant=tenant)
-                held_up = connected(server)
+                held_up = list_connections(server)
                 async with worker:
                     await worker.drain()
-                    proxy.hole()
+                    proxy.hold_up()
                     job_id = await client.enqueue_raw("count", b"1", tenant=tenant)
                     await worker.drain()
                     proxy.heal()
                     gone = "what was held up has arrived"
-                    await asyncio.to_thread(until, lambda: not held_up & connected(server), gone)
+                    await asyncio.to_thread(
+                        wait_until, lambda: not held_up & list_connections(server), gone
+                    )
                     await worker.drain()
                     assert (await worker.get_status(job_id)).state is State.COMPLETED
                     assert sum((await worker.backend.counts()).values()) == 2
@@ -44,7 +46,7 @@ async def test_an_enqueue_that_arrives_after_its_repetition_makes_no_second_job(
     assert held_up
 
 
-def connected(server: PostgresServer) -> set[int]:
+def list_connections(server: PostgresServer) -> set[int]:
     """The processes that serve clients of the server."""
     asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
     return {pid for (pid,) in server.ask(f"{asked} AND pid <> pg_backend_pid()")}

@@ -15,8 +15,8 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import Stage
-from tests.backends.postgres.roles import WORKER, opened_by_worker
+from nimburion.testing.contract.harness import Harness
+from tests.backends.postgres.roles import WORKER, open_as_worker_role
 from tests.servers.server_kinds import RunningPostgres
 
 FAILED = JobFilter(states=frozenset({State.FAILED}))
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize(
 
 @pytest.fixture
 async def store(postgres_server: RunningPostgres) -> AsyncIterator[Backend]:
-    async with opened_by_worker(postgres_server) as made:
+    async with open_as_worker_role(postgres_server) as made:
         yield made
 
 
@@ -43,7 +43,7 @@ async def greet(ctx: Context, name: str) -> str:
 
 
 async def test_it_runs_jobs(store: Backend) -> None:
-    processor = Processor(store.sibling())
+    processor = Processor(store.new_handle())
     processor.register(greet)
     async with processor:
         for name in ("Ann", "Bob", "nobody"):
@@ -57,12 +57,12 @@ async def test_it_runs_jobs(store: Backend) -> None:
 
 
 async def test_it_looks_after_them(store: Backend) -> None:
-    stage = Stage(FakeClock(), [store])
+    stage = Harness(FakeClock(), [store])
     await stage.add("a", "b", "c")
     await store.cancel("a")
     worker = await stage.worker()
     await worker.take_one()
-    await store.beat(worker.id)
+    await store.heartbeat(worker.id)
     assert await store.rescue(10, max_lost=3) is not None
     await store.promote(10)
     await store.pause("mail", paused=True)
@@ -78,7 +78,7 @@ async def test_it_looks_after_them(store: Backend) -> None:
 
 
 async def test_it_keeps_schedules(store: Backend) -> None:
-    stage = Stage(FakeClock(), [store])
+    stage = Harness(FakeClock(), [store])
     await store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
     fired = await store.fire("nightly", None, 1000.0, stage.job("tick"), "allow")
     assert fired.outcome == "fired"
@@ -87,8 +87,8 @@ async def test_it_keeps_schedules(store: Backend) -> None:
     assert await store.delete_schedule("nightly")
 
 
-async def test_it_is_examined(store: Backend) -> None:
-    found = {one.subject: one.verdict for one in await store.examine()}
+async def test_health_checks_run(store: Backend) -> None:
+    found = {one.subject: one.verdict for one in await store.check()}
     assert found["format"] == "good"
     assert await store.plan() == []
     assert await store.migrate() == []

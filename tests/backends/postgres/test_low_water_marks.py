@@ -9,10 +9,10 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
-from nimburion.core.transactions import Lent
+from nimburion.core.transactions import CallerConnection
 from tests.servers.server_kinds import RunningPostgres
 
 SESSION = "5e" * 16
@@ -21,12 +21,12 @@ LANES = (Lane("q", "n"),)
 
 class Taker:
     def __init__(self, store: PostgresBackend) -> None:
-        self._store = store
+        self._backend = store
         self._number = 0
 
     async def take(self) -> list[str]:
         self._number += 1
-        reply = await self._store.exchange(SESSION, self._number, [], Want(10, LANES))
+        reply = await self._backend.exchange(SESSION, self._number, [], ReserveRequest(10, LANES))
         return [one.lease.job_id for one in reply.deliveries]
 
 
@@ -61,7 +61,7 @@ async def test_a_job_whose_transaction_commits_late_is_found(
     late = await asyncpg.connect(postgres_server.url, statement_cache_size=0)
     transaction = late.transaction()
     await transaction.start()
-    await store.enqueue_in(Lent(late), [NewJob("late", "n", "q", b"{}")])
+    await store.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
     for n in range(looks):
         assert await taker.take() == []
         if others:
@@ -79,7 +79,7 @@ async def test_several_that_overlap_are_all_found(
     running: list[psycopg.Connection] = []
     for n in range(12):
         mine = psycopg.connect(postgres_server.url)
-        await store.enqueue_in(Lent(mine), [NewJob(str(n), "n", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")])
         running.append(mine)
         found += await taker.take()
         if len(running) > 2:

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.exchange import Lane, Reply, Want
+from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.lease import Delivery
 from nimburion.core.session import Session
@@ -65,32 +65,32 @@ INSERT INTO nimburion.ready (due, seq, lane, tried) SELECT due, seq, lane, 0 FRO
 """
 
 
-class Explained:
+class ExplainedBackend:
     """A worker, and the plans of all that its exchanges made the server do."""
 
     def __init__(self, store: PostgresBackend) -> None:
-        self._store = store
+        self._backend = store
         self._number = 0
-        self._told: list[str] = []
+        self._plans: list[str] = []
         self.held: Sequence[Delivery] = ()
 
     async def listen(self) -> None:
         """Let the server tell its plans from now on."""
-        link = self._store._here().exchanges
+        link = self._backend._get_connections().exchanges
         await link.connect()
         await link.driver.execute(_EXPLAIN)
-        link.driver.add_log_listener(lambda _, said: self._told.append(said.message))
+        link.driver.add_log_listener(lambda _, said: self._plans.append(said.message))
 
     async def exchange(self) -> list[Any]:
         """Settle what was handed out, and take as many; the plans."""
-        self._told.clear()
+        self._plans.clear()
         self._number += 1
         done = [Completed(one.lease) for one in self.held]
-        want = Want(AT_ONCE, (Lane("default", "quick"),), nonce=os.urandom(16))
-        reply: Reply = await self._store.exchange(SESSION, self._number, done, want)
+        want = ReserveRequest(AT_ONCE, (Lane("default", "quick"),), nonce=os.urandom(16))
+        reply: Reply = await self._backend.exchange(SESSION, self._number, done, want)
         assert len(reply.deliveries) == AT_ONCE
         self.held = reply.deliveries
-        return [json.loads(text[text.index("{") :])["Plan"] for text in self._told if "{" in text]
+        return [json.loads(text[text.index("{") :])["Plan"] for text in self._plans if "{" in text]
 
 
 @pytest.fixture
@@ -101,19 +101,21 @@ async def server(postgres_binary: Binary) -> AsyncIterator[PostgresServer]:
 
 
 @pytest.fixture
-async def worker(server: PostgresServer) -> AsyncIterator[Explained]:
+async def worker(server: PostgresServer) -> AsyncIterator[ExplainedBackend]:
     store = PostgresBackend(server.url)
     await store.open()
     await store.enqueue([NewJob("first", "quick", "default", b"{}")])
     await store.open_session(Session(id=SESSION, names=("quick",)))
     server.ask("ANALYZE")
-    worker = Explained(store)
+    worker = ExplainedBackend(store)
     await worker.listen()
     yield worker
     await store.close()
 
 
-async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Explained) -> None:
+async def test_an_exchange_reads_by_indexes(
+    server: PostgresServer, worker: ExplainedBackend
+) -> None:
     """With what was true of empty tables; with what is true; and when most of it is not there any
     more."""
     server.ask(_FILL.replace("JOBS", str(JOBS)))
@@ -131,35 +133,35 @@ async def test_an_exchange_reads_by_indexes(server: PostgresServer, worker: Expl
 
 @pytest.mark.wide
 async def test_an_old_snapshot_makes_no_exchange_slower(
-    server: PostgresServer, worker: Explained
+    server: PostgresServer, worker: ExplainedBackend
 ) -> None:
     """Nothing that was deleted can be removed while it is held; what is dead is not read again."""
     server.ask(_FILL.replace("JOBS", str(JOBS)))
     with psycopg.connect(server.url) as report:
         report.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         report.execute("SELECT FROM nimburion.ready LIMIT 1")
-        needed = [max(map(blocks_of, await worker.exchange())) for _ in range(LONG)]
+        needed = [max(map(count_blocks, await worker.exchange())) for _ in range(LONG)]
     early, late = needed[LONG // 10], needed[-1]
     assert late < 1.1 * early < MOST_BLOCKS * AT_ONCE, f"{early} pages at first, {late} later"
 
 
-async def check(worker: Explained, when: str, most: int | None = MOST_BLOCKS) -> None:
+async def check(worker: ExplainedBackend, when: str, most: int | None = MOST_BLOCKS) -> None:
     """Let it work for a while, and look at each plan."""
     for n in range(OFTEN):
         plans = await worker.exchange()
         assert len(plans) > 4, "nothing was explained"
-        read = [one for plan in plans for one in nodes_of(plan) if is_of_large(one)]
+        read = [one for plan in plans for one in iter_nodes(plan) if is_of_large(one)]
         whole = [one["Relation Name"] for one in read if one["Node Type"] == "Seq Scan"]
         assert whole == [], f"read from end to end, when {when}"
-        blocks = max(blocks_of(plan) for plan in plans) / AT_ONCE
+        blocks = max(count_blocks(plan) for plan in plans) / AT_ONCE
         assert most is None or n == 0 or blocks < most, f"{blocks} pages a job, when {when}"
 
 
-def nodes_of(plan: Any) -> Iterator[Any]:
+def iter_nodes(plan: Any) -> Iterator[Any]:
     """A plan's node, and all below it."""
     yield plan
     for one in plan.get("Plans", ()):
-        yield from nodes_of(one)
+        yield from iter_nodes(one)
 
 
 def is_of_large(node: Any) -> bool:
@@ -168,6 +170,6 @@ def is_of_large(node: Any) -> bool:
     return name in LARGE or name.startswith(("done_", "result_"))
 
 
-def blocks_of(plan: Any) -> int:
+def count_blocks(plan: Any) -> int:
     """Pages that were touched in all; of the statement that calls the function, all of them."""
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])

@@ -17,19 +17,21 @@ def is_pooled(server: RunningPostgres) -> bool:
     return "PgBouncer" in server.name
 
 
-async def test_it_says_whether_it_hears_other_processes(postgres_server: RunningPostgres) -> None:
+async def test_capabilities_say_whether_notifications_work(
+    postgres_server: RunningPostgres,
+) -> None:
     store = PostgresBackend(postgres_server.url)
     await store.open()
     assert store.capabilities.notifies is not is_pooled(postgres_server)
     await store.close()
 
 
-def test_what_the_url_says_of_a_pooler_is_known_before_it_is_open() -> None:
+def test_the_pooler_option_is_known_before_open() -> None:
     assert PostgresBackend("postgresql://h/x").capabilities.notifies
     assert not PostgresBackend("postgresql://h/x?pooler=yes").capabilities.notifies
 
 
-async def test_a_ring_is_heard_in_its_own_process_also_through_a_pooler(
+async def test_notifications_work_within_a_process_behind_a_pooler(
     postgres_server: RunningPostgres,
 ) -> None:
     clock = FakeClock()

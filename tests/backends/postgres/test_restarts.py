@@ -17,10 +17,10 @@ from random import Random
 import psycopg
 import pytest
 
-from tests.crash.flow import BOUND, Flow, Record, flowing
+from tests.crash.flow import BOUND, Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -37,15 +37,15 @@ async def test_stopped_immediately_and_started_again(
     """Without a checkpoint, and with connections killed at random before and after."""
     random, ended = Random(7), 0
     with PostgresServer(postgres_binary, durable=True) as server:
-        async with flowing(tmp_path, server.url, jobs=5_000) as flow:
+        async with run_flow(tmp_path, server.url, jobs=5_000) as flow:
             ended += await backends_end(server, flow, random, jobs=1_500)
             await asyncio.to_thread(server.stop_immediately)
             stopped = time.monotonic()
             await flow.pass_time(1.0)
             await asyncio.to_thread(server.start)
-            pause = await flow.until_every_worker_goes_on(since=time.monotonic())
+            pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
             ended += await backends_end(server, flow, random, jobs=1_500)
-    flow.result.tell(record_property, f"{postgres_binary.name}, stopped immediately")
+    flow.result.record_counts(record_property, f"{postgres_binary.name}, stopped immediately")
     record_property(f"{postgres_binary.name}: connections ended at random, in total", ended)
     assert pause < GOES_ON
     assert len(flow.acknowledged) >= 5_000
@@ -61,7 +61,7 @@ async def test_connections_are_ended_at_random(
 ) -> None:
     """Nobody can know what became of a call; asking again by id and number makes it true, once."""
     with PostgresServer(postgres_binary, durable=True) as server:
-        async with flowing(tmp_path, server.url, jobs=1_000) as flow:
+        async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
             ended = await backends_end(server, flow, Random(11), jobs=1_000)
     record_property(f"{postgres_binary.name}: connections ended at random, in total", ended)
     assert ended > 10
@@ -75,15 +75,17 @@ async def test_the_kernel_kills_a_backend(
 ) -> None:
     """As when memory runs out. The server then ends all others and recovers from its log."""
     with PostgresServer(postgres_binary, durable=True) as server:
-        async with flowing(tmp_path, server.url, jobs=1_000) as flow:
-            await flow.until_more(100)
+        async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
+            await flow.wait_until_more(100)
             ((victim,),) = server.ask(f"SELECT pid {_OTHERS} LIMIT 1")
             os.kill(victim, signal.SIGKILL)
             killed = time.monotonic()
-            await asyncio.to_thread(until, lambda: has_recovered(server), "it takes connections")
-            pause = await flow.until_every_worker_goes_on(since=time.monotonic())
+            await asyncio.to_thread(
+                wait_until, lambda: has_recovered(server), "it takes connections"
+            )
+            pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
         assert "all server processes terminated; reinitializing" in server.log
-    flow.result.tell(record_property, f"{postgres_binary.name}, a backend killed")
+    flow.result.record_counts(record_property, f"{postgres_binary.name}, a backend killed")
     assert pause < GOES_ON
     assert flow.result.lost == set()
     flow.result.check(flow.result.younger_than(killed - BOUND))

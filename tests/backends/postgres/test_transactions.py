@@ -14,9 +14,14 @@ import sqlalchemy
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.core.errors import BackendUnavailable, NotJoinable, StoreReadOnly, Unstorable
-from nimburion.core.job import NewJob, Options, State
-from nimburion.core.transactions import Lent
+from nimburion.core.errors import (
+    BackendReadOnly,
+    BackendUnavailable,
+    Unstorable,
+    UnusableConnection,
+)
+from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
 from tests.servers.server_kinds import RunningPostgres
 
@@ -77,27 +82,30 @@ async def run(processor: Processor, handler: Callable[..., Any]) -> Any:
 async def test_statements_that_commit_each_are_refused(
     store: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
 ) -> None:
-    with pytest.raises(NotJoinable, match="no transaction is open"):
-        await store.enqueue_in(Lent(connection), [JOB])
+    with pytest.raises(UnusableConnection, match="no transaction is open"):
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     with (
         closing(psycopg.connect(server.url, autocommit=True)) as blocking,
-        pytest.raises(NotJoinable, match="no transaction is open"),
+        pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await store.enqueue_in(Lent(blocking), [JOB])
+        await store.enqueue_in(CallerConnection(blocking), [JOB])
     async with await psycopg.AsyncConnection.connect(server.url, autocommit=True) as other:
-        with pytest.raises(NotJoinable, match="no transaction is open"):
-            await store.enqueue_in(Lent(other), [JOB])
+        with pytest.raises(UnusableConnection, match="no transaction is open"):
+            await store.enqueue_in(CallerConnection(other), [JOB])
     engine = sqlalchemy.create_engine(
         server.url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
     )
-    with engine.connect() as outer, pytest.raises(NotJoinable, match="no transaction is open"):
-        await store.enqueue_in(Lent(outer), [JOB])
+    with (
+        engine.connect() as outer,
+        pytest.raises(UnusableConnection, match="no transaction is open"),
+    ):
+        await store.enqueue_in(CallerConnection(outer), [JOB])
     engine.dispose()
     assert sum((await store.counts()).values()) == 0
 
 
 async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.Connection) -> None:
-    options = Options(
+    options = JobOptions(
         headers={"ümlaut": '"\\\x01'}, tenant="acme", unique_key="k", unique_for=60.0, timeout=1.5
     )
     jobs = [
@@ -106,7 +114,7 @@ async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.C
         NewJob("01a213ed-8d95-7d4e-a620-53f692792fd7", "m", "q", b"[]"),
     ]
     async with connection.transaction():
-        results = await store.enqueue_in(Lent(connection), jobs)
+        results = await store.enqueue_in(CallerConnection(connection), jobs)
     assert {one.outcome for one in results} == {"created"}
     first, second, third = [await store.get(job.id) for job in jobs]
     assert (first.payload, first.options, first.priority) == (jobs[0].payload, options, 9)
@@ -116,15 +124,19 @@ async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.C
 
 
 @pytest.mark.parametrize("at", [None, 1.0])
-async def test_the_first_job_of_a_name_keeps_nobody_waiting(
+async def test_the_first_job_of_a_lane_blocks_no_other_transaction(
     store: PostgresBackend, connection: asyncpg.Connection, at: float | None
 ) -> None:
     """What stands for queue and name is made beside the caller's transaction, not in it."""
     async with asyncio.timeout(DEADLINE):
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        await store.enqueue_in(Lent(connection), [NewJob("a", "new", "q", b"{}", at=at)])
+        await store.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "new", "q", b"{}", at=at)]
+        )
         await store.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
-        other = await store.enqueue_in(Lent(connection), [NewJob("c", "new", "q", b"{}")])
+        other = await store.enqueue_in(
+            CallerConnection(connection), [NewJob("c", "new", "q", b"{}")]
+        )
         assert [one.outcome for one in other] == ["created"]
         await connection.execute("ROLLBACK")
     assert (await store.counts())[State.PENDING] == 1
@@ -137,7 +149,9 @@ async def test_a_name_that_came_after_its_snapshot_is_no_hindrance(
 ) -> None:
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
-        results = await store.enqueue_in(Lent(connection), [NewJob("a", "new", "q", b"{}")])
+        results = await store.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "new", "q", b"{}")]
+        )
     assert [one.outcome for one in results] == ["created"]
 
 
@@ -149,7 +163,7 @@ async def test_any_isolation_will_do(
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
         await store.enqueue([NewJob("other", "n", "q", b"{}")])
-        await store.enqueue_in(Lent(connection), [JOB])
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     assert (await store.counts())[State.PENDING] == 3
 
 
@@ -162,66 +176,66 @@ async def test_what_cannot_be_serialized_is_to_be_run_again(
     await connection.execute(ROW)
     await store.enqueue([NewJob("other", "n", "q", b"{}")])
     with pytest.raises(BackendUnavailable, match="run all of it again") as unavailable:
-        await store.enqueue_in(Lent(connection), [JOB])
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     await transaction.rollback()
     assert unavailable.value.outcome == "not applied"
     async with connection.transaction(isolation="repeatable_read"):
-        await store.enqueue_in(Lent(connection), [JOB])
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     assert (await store.counts())[State.PENDING] == 2
 
 
-async def test_what_cannot_be_stored_is_said_before_it_is_sent(
+async def test_unstorable_jobs_are_rejected_before_they_are_sent(
     store: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     async with connection.transaction():
         with pytest.raises(Unstorable):
-            await store.enqueue_in(Lent(connection), [NewJob("a", "n\0", "q", b"{}")])
-        await store.enqueue_in(Lent(connection), [JOB])
+            await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     assert (await store.counts())[State.PENDING] == 1
 
 
-async def test_a_transaction_that_has_failed_says_so(
+async def test_a_failed_transaction_is_rejected(
     store: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     transaction = connection.transaction()
     await transaction.start()
     with pytest.raises(asyncpg.UndefinedTableError):
         await connection.execute("SELECT * FROM nowhere")
-    with pytest.raises(NotJoinable, match="roll it back first"):
-        await store.enqueue_in(Lent(connection), [JOB])
+    with pytest.raises(UnusableConnection, match="roll it back first"):
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     await transaction.rollback()
 
 
-async def test_a_transaction_that_only_reads_says_so(
+async def test_a_read_only_transaction_is_rejected(
     store: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
-    with pytest.raises(StoreReadOnly):
+    with pytest.raises(BackendReadOnly):
         async with connection.transaction(readonly=True):
-            await store.enqueue_in(Lent(connection), [JOB])
+            await store.enqueue_in(CallerConnection(connection), [JOB])
 
 
-async def test_a_database_without_the_store_says_so(
+async def test_a_database_without_our_schema_is_rejected(
     store: PostgresBackend, server: RunningPostgres
 ) -> None:
     with (
         closing(psycopg.connect(server.url_for("postgres", database="postgres"))) as elsewhere,
-        pytest.raises(NotJoinable, match="one commit cannot cover both"),
+        pytest.raises(UnusableConnection, match="one commit cannot cover both"),
     ):
-        await store.enqueue_in(Lent(elsewhere), [JOB])
+        await store.enqueue_in(CallerConnection(elsewhere), [JOB])
 
 
-async def test_a_connection_of_another_store_says_so(
+async def test_a_connection_to_another_schema_is_rejected(
     store: PostgresBackend, tmp_path: Any, connection: asyncpg.Connection
 ) -> None:
     other = SQLiteBackend(tmp_path / "jobs.db")
     await other.open()
     async with connection.transaction():
-        with pytest.raises(NotJoinable, match="no connection to this store: SQLite"):
-            await other.enqueue_in(Lent(connection), [JOB])
+        with pytest.raises(UnusableConnection, match="no connection to this store: SQLite"):
+            await other.enqueue_in(CallerConnection(connection), [JOB])
     await other.close()
 
 
-async def test_a_role_without_the_rights_says_so(
+async def test_a_role_without_privileges_is_rejected(
     store: PostgresBackend, server: RunningPostgres
 ) -> None:
     role = f"guest_{server.database}"
@@ -229,8 +243,8 @@ async def test_a_role_without_the_rights_says_so(
     with closing(psycopg.connect(server.url)) as guest:
         server.ask(f'GRANT "{role}" TO "{guest.info.user}"', database=server.database)
         guest.execute(f'SET ROLE "{role}"'.encode())
-        with pytest.raises(NotJoinable, match="nimburion migrate up --grant"):
-            await store.enqueue_in(Lent(guest), [JOB])
+        with pytest.raises(UnusableConnection, match="nimburion migrate up --grant"):
+            await store.enqueue_in(CallerConnection(guest), [JOB])
 
 
 async def test_two_callers_with_one_id_make_one_job(
@@ -241,8 +255,8 @@ async def test_two_callers_with_one_id_make_one_job(
     first, second = (one.transaction(isolation="read_committed") for one in (connection, other))
     await first.start()
     await second.start()
-    await store.enqueue_in(Lent(connection), [JOB])
-    waiting = asyncio.create_task(store.enqueue_in(Lent(other), [JOB]))
+    await store.enqueue_in(CallerConnection(connection), [JOB])
+    waiting = asyncio.create_task(store.enqueue_in(CallerConnection(other), [JOB]))
     await asyncio.sleep(0)
     await first.commit()
     ((result,),) = (await asyncio.wait_for(waiting, DEADLINE),)
@@ -260,7 +274,7 @@ async def test_a_killed_connection_means_that_nothing_was_applied(
     pid = await connection.fetchval("SELECT pg_backend_pid()")
     server.ask("SELECT pg_terminate_backend(%s)", [pid])
     with pytest.raises(BackendUnavailable) as gone:
-        await store.enqueue_in(Lent(connection), [JOB])
+        await store.enqueue_in(CallerConnection(connection), [JOB])
     assert gone.value.outcome == "not applied"
     assert (rows(server), sum((await store.counts()).values())) == (0, 0)
 

@@ -4,54 +4,73 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.backends.postgres.url import Address, Tls, parse
-from nimburion.backends.server.url import Login, Node
+from nimburion.backends.postgres.url import PostgresSettings, PostgresTls, parse_url
+from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.core.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("postgresql://", Address()),
-        ("postgres://h", Address(nodes=(Node("h", 5432),))),
-        ("h:7/d", Address(nodes=(Node("h", 7),), database="d")),
-        ("postgresql:///d", Address(database="d")),
-        ("PostgreSQL://u@H/", Address(nodes=(Node("h", 5432),), login=Login("u"))),
+        ("postgresql://", PostgresSettings()),
+        ("postgres://h", PostgresSettings(endpoints=(Endpoint("h", 5432),))),
+        ("h:7/d", PostgresSettings(endpoints=(Endpoint("h", 7),), database="d")),
+        ("postgresql:///d", PostgresSettings(database="d")),
+        (
+            "PostgreSQL://u@H/",
+            PostgresSettings(endpoints=(Endpoint("h", 5432),), credentials=Credentials("u")),
+        ),
         (
             "postgresql://u%40:p%2F@h:1/a%20b",
-            Address(nodes=(Node("h", 1),), login=Login("u@", "p/"), database="a b"),
+            PostgresSettings(
+                endpoints=(Endpoint("h", 1),), credentials=Credentials("u@", "p/"), database="a b"
+            ),
         ),
         (
             "postgresql://a,b:2,[::1]:3/d",
-            Address(nodes=(Node("a", 5432), Node("b", 2), Node("::1", 3)), database="d"),
+            PostgresSettings(
+                endpoints=(Endpoint("a", 5432), Endpoint("b", 2), Endpoint("::1", 3)), database="d"
+            ),
         ),
         (
             "postgresql:///d?host=/run/postgresql",
-            Address(nodes=(Node("/run/postgresql", 5432),), database="d"),
+            PostgresSettings(endpoints=(Endpoint("/run/postgresql", 5432),), database="d"),
         ),
-        ("postgresql://%2Frun:7/d", Address(nodes=(Node("/run", 7),), database="d")),
+        (
+            "postgresql://%2Frun:7/d",
+            PostgresSettings(endpoints=(Endpoint("/run", 7),), database="d"),
+        ),
         (
             "postgresql:///?host=a,b&port=1,2&dbname=d&user=u&password=p",
-            Address(nodes=(Node("a", 1), Node("b", 2)), database="d", login=Login("u", "p")),
+            PostgresSettings(
+                endpoints=(Endpoint("a", 1), Endpoint("b", 2)),
+                database="d",
+                credentials=Credentials("u", "p"),
+            ),
         ),
-        ("postgresql://a,b/?port=7", Address(nodes=(Node("a", 7), Node("b", 7)))),
-        ("postgresql:///?port=7", Address(nodes=(Node("localhost", 7),))),
+        (
+            "postgresql://a,b/?port=7",
+            PostgresSettings(endpoints=(Endpoint("a", 7), Endpoint("b", 7))),
+        ),
+        ("postgresql:///?port=7", PostgresSettings(endpoints=(Endpoint("localhost", 7),))),
         (
             "postgresql://?sslmode=verify-full&sslrootcert=/ca&sslcert=/c&sslkey=/k",
-            Address(tls=Tls(sslmode="verify-full", sslrootcert="/ca", sslcert="/c", sslkey="/k")),
+            PostgresSettings(
+                tls=PostgresTls(sslmode="verify-full", sslrootcert="/ca", sslcert="/c", sslkey="/k")
+            ),
         ),
         (
             "postgresql://?target_session_attrs=any&application_name=shop&connect_timeout=2",
-            Address(target="any", application_name="shop", timeout=2.0),
+            PostgresSettings(target="any", application_name="shop", timeout=2.0),
         ),
         (
             "postgresql://?schema=jobs&prefix=a_&timeout=0.5&connections=9&pooler=yes",
-            Address(schema="jobs", prefix="a_", timeout=0.5, connections=9, pooler="yes"),
+            PostgresSettings(schema="jobs", prefix="a_", timeout=0.5, connections=9, pooler="yes"),
         ),
     ],
 )
-def test_it_is_read(url: str, address: Address) -> None:
-    assert parse(url) == address
+def test_it_is_read(url: str, address: PostgresSettings) -> None:
+    assert parse_url(url) == address
 
 
 @pytest.mark.parametrize(
@@ -82,24 +101,26 @@ def test_it_is_read(url: str, address: Address) -> None:
         ("postgresql://u:secret@h/d?schema=a&schema=b", "stands there twice"),
     ],
 )
-def test_what_is_wrong_is_said_without_secrets(url: str, said: str) -> None:
+def test_an_invalid_url_is_explained_without_secrets(url: str, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        parse(url)
+        parse_url(url)
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_it_is_described_in_one_line_without_secrets() -> None:
-    address = parse("postgresql://u:secret@one,two:7/shop?schema=jobs&prefix=a_")
+def test_describe_is_one_line_without_secrets() -> None:
+    address = parse_url("postgresql://u:secret@one,two:7/shop?schema=jobs&prefix=a_")
     assert address.describe() == ('PostgreSQL one:5432, two:7/shop, schema "jobs", prefix "a_"')
-    assert parse("postgresql:///d").describe() == "PostgreSQL on this machine/d"
-    assert "secret" not in repr(address) + repr(address.login)
+    assert parse_url("postgresql:///d").describe() == "PostgreSQL on this machine/d"
+    assert "secret" not in repr(address) + repr(address.credentials)
 
 
-def test_arguments_stand_in_place_of_options() -> None:
-    address = parse("postgresql://h/d?schema=jobs").using(schema="other", timeout=2, connections=1)
+def test_arguments_override_url_options() -> None:
+    address = parse_url("postgresql://h/d?schema=jobs").replace(
+        schema="other", timeout=2, connections=1
+    )
     assert (address.schema, address.timeout, address.connections) == ("other", 2.0, 1)
     with pytest.raises(ConfigurationError, match=r"PostgreSQL h:5432/d.*: prefix: expected"):
-        address.using(prefix="A")
+        address.replace(prefix="A")
     with pytest.raises(ConfigurationError, match="pooler: expected auto"):
-        address.using(pooler="perhaps")
+        address.replace(pooler="perhaps")

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.flow import BOUND, Account, Flow, Record, flowing
+from tests.crash.flow import BOUND, Account, Flow, Record, run_flow
 from tests.servers import Binary, Proxy, Server
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
 
 TTL = 2.0
-FAULTS = 60
+FAILURES = 60
 
 
-class Storm:
+class Chaos:
     """Lets one thing after another go wrong, and notes what and when."""
 
     def __init__(self, flow: Flow, server: Server, proxy: Proxy, luck: random.Random) -> None:
@@ -36,14 +36,14 @@ class Storm:
         self.victims: set[int] = set()
         """Workers that were killed or stopped."""
 
-    async def blow(self) -> None:
+    async def run(self) -> None:
         """So many faults, with a moment between."""
         kinds: list[Callable[[], Awaitable[None]]] = [
             *(self.server_dies, self.server_hangs, self.scripts_are_forgotten, self.clients_go),
             *(self.network_drops, self.network_cuts, self.network_resets),
             *(self.worker_dies, self.worker_stops),
         ]
-        for _ in range(FAULTS):
+        for _ in range(FAILURES):
             fault = self._luck.choice(kinds)
             self.counts[fault.__name__] += 1
             await fault()
@@ -70,7 +70,7 @@ class Storm:
             await asyncio.to_thread(self._server.ask, "CLIENT", "KILL", "TYPE", kind)
 
     async def network_drops(self) -> None:
-        self._proxy.hole()
+        self._proxy.hold_up()
         await self._flow.pass_time(self._luck.uniform(0.2, 1.5 * TTL))
         self._proxy.heal()
 
@@ -94,14 +94,14 @@ class Storm:
 
     async def _victim(self) -> int:
         """A third worker, in the middle of its work."""
-        worker = self._flow.stage.worker(session_ttl=TTL, concurrency=10)
+        worker = self._flow.harness.start_worker(session_ttl=TTL, concurrency=10)
         self.victims.add(worker.pid)
-        await self._flow.until(
-            lambda: bool(self._flow.stage.noted("start", pid=worker.pid)), "it works"
+        await self._flow.wait_until(
+            lambda: bool(self._flow.harness.find_events("start", pid=worker.pid)), "it works"
         )
         return worker.pid
 
-    def forgiven(self, account: Account) -> Callable[[str], bool]:
+    def make_excuse_filter(self, account: Account) -> Callable[[str], bool]:
         """What may be lost: that was acknowledged just before the server's death. What may have
         been begun twice: that, and what a worker held that died or gave its session up."""
 
@@ -125,19 +125,19 @@ class Storm:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_storm(
+async def test_chaos(
     seed: int, tmp_path: Path, redis_binary: Binary, record_property: Record
 ) -> None:
     with Server(redis_binary, "appendfsync everysec", appendonly=True) as server:
         async with Proxy(server.port) as proxy:
             url = f"{proxy.url}?timeout=1"
-            async with flowing(tmp_path, url, jobs=20_000, per_second=500, ttl=TTL) as flow:
-                storm = Storm(flow, server, proxy, random.Random(seed))
-                await storm.blow()
+            async with run_flow(tmp_path, url, jobs=20_000, per_second=500, ttl=TTL) as flow:
+                storm = Chaos(flow, server, proxy, random.Random(seed))
+                await storm.run()
     account = flow.result
-    account.tell(record_property, f"storm on {redis_binary.name}")
+    account.record_counts(record_property, f"storm on {redis_binary.name}")
     for name, number in storm.counts.items():
         record_property(f"storm: {name}, in total", number)
     record_property("storm: outcomes refused as too late, in total", account.settled_too_late)
     assert len(storm.counts) == 9, "something never happened"
-    account.check(storm.forgiven(account))
+    account.check(storm.make_excuse_filter(account))

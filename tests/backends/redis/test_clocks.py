@@ -8,10 +8,10 @@ import pytest
 
 from nimburion.backends.redis import RedisBackend
 from nimburion.core.clock import SystemClock
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
-from tests.servers.server_kinds import BINARIES, Running
+from tests.servers.server_kinds import BINARIES, RunningRedis
 
 HOUR = 3600.0
 MARGIN = 10.0
@@ -33,20 +33,22 @@ def _wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-async def store(redis_server: Running) -> AsyncIterator[RedisBackend]:
+async def store(redis_server: RunningRedis) -> AsyncIterator[RedisBackend]:
     store = RedisBackend(redis_server.url)
     await store.open()
     yield store
     await store.close()
 
 
-def server_time(server: Running) -> float:
+def server_time(server: RunningRedis) -> float:
     seconds, _ = server.ask("TIME")
     return float(seconds)
 
 
 @pytest.mark.usefixtures("_wrong")
-async def test_times_are_those_of_the_server(store: RedisBackend, redis_server: Running) -> None:
+async def test_times_are_those_of_the_server(
+    store: RedisBackend, redis_server: RunningRedis
+) -> None:
     await store.enqueue([NewJob("a", "mail", "default", b"{}")])
     record = await store.get("a")
     assert abs(record.created_at - server_time(redis_server)) < MARGIN
@@ -60,17 +62,17 @@ async def test_a_delay_ends_on_the_clock_of_the_server(store: RedisBackend) -> N
     assert (await store.promote(10)).count == 0
     session = Session(id="0" * 32, names=("mail",))
     await store.open_session(session)
-    reply = await store.exchange(session.id, 1, [], Want(5, (Lane("default", "mail"),)))
+    reply = await store.exchange(session.id, 1, [], ReserveRequest(5, (Lane("default", "mail"),)))
     assert [delivery.lease.job_id for delivery in reply.deliveries] == ["due"]
     assert (await store.get("later")).state is State.SCHEDULED
 
 
-async def test_nobody_expires_by_the_clock_of_another(
+async def test_no_session_expires_by_the_clock_of_another(
     store: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(id="0" * 32)
     await store.open_session(session)
     set_clocks(monkeypatch, 2 * HOUR)
     await store.rescue(10, max_lost=3)
-    await store.beat(session.id)
+    await store.heartbeat(session.id)
     assert [one.id for one in await store.sessions()] == [session.id]

@@ -19,7 +19,7 @@ from tests.servers import Binary, Proxy, Server
 from tests.servers.server import HOUSEKEEPER
 
 TTL = 2.0
-KEEPER = (HOUSEKEEPER, HOUSEKEEPER)
+ADMIN_LOGIN = (HOUSEKEEPER, HOUSEKEEPER)
 
 
 async def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
@@ -50,7 +50,7 @@ class LongJob:
             raise
 
 
-class Away:
+class ServerOutage:
     """Two ways for a server not to be there."""
 
     def __init__(self, server: Server, how: str) -> None:
@@ -60,12 +60,12 @@ class Away:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["hangs", "is dead"])
-async def test_it_says_so_keeps_what_runs_and_stops_believing_in_time(
+async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
     how: str, redis_binary: Binary
 ) -> None:
     long, states = LongJob(), list[Condition]()
     with Server(redis_binary, appendonly=True) as server:
-        away = Away(server, how)
+        away = ServerOutage(server, how)
         processor = Processor(RedisBackend(server.url, timeout=0.4), session_ttl=TTL)
         processor.register("long", long.run)
 
@@ -88,7 +88,7 @@ async def test_it_says_so_keeps_what_runs_and_stops_believing_in_time(
             assert (told.running, told.session is None, long.interrupted) == (1, False, [])
             assert told.error
             assert server.address in told.error
-            assert 0 < told.believed_for < TTL
+            assert 0 < told.lease_seconds_left < TTL
 
             await until(lambda: bool(long.interrupted), "the job is interrupted")
             assert long.interrupted[0] - gone < TTL, "the server would have given it to others"
@@ -110,7 +110,7 @@ async def test_it_says_so_keeps_what_runs_and_stops_believing_in_time(
 
 
 @asynccontextmanager
-async def listening(url: str) -> AsyncIterator[RedisBackend]:
+async def open_listening_backend(url: str) -> AsyncIterator[RedisBackend]:
     """A store whose bell hears."""
     store = RedisBackend(url, timeout=0.5)
     await store.open()
@@ -121,7 +121,7 @@ async def listening(url: str) -> AsyncIterator[RedisBackend]:
         await store.close()
 
 
-async def rung(store: RedisBackend, other: RedisBackend, job_id: str) -> float:
+async def measure_wake_up(store: RedisBackend, other: RedisBackend, job_id: str) -> float:
     """Seconds from an enqueue until one who waits hears of it."""
     while True:  # what rang before is heard first
         began = time.monotonic()
@@ -129,40 +129,40 @@ async def rung(store: RedisBackend, other: RedisBackend, job_id: str) -> float:
         if time.monotonic() - began > 0.05:
             break
     waiting = asyncio.create_task(store.wait(["default"], 5.0))
-    bell = store._here().bell
-    await until(lambda: "default" in bell._armed and bool(bell._waiters), "it listens")
+    bell = store._get_connections().listener
+    await until(lambda: "default" in bell._subscribed_queues and bool(bell._waiters), "it listens")
     began = time.monotonic()
     await other.enqueue([NewJob(job_id, "quick", "default", b"{}")])
     await waiting
     return time.monotonic() - began
 
 
-async def test_rings_are_heard_again_after_each_cut(valkey: Server) -> None:
+async def test_notifications_resume_after_each_cut(valkey: Server) -> None:
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=cuts", f"{valkey.url}?namespace=cuts"
-        async with listening(url) as store, listening(direct) as other:
+        async with open_listening_backend(url) as store, open_listening_backend(direct) as other:
             for n in range(5):
-                assert await rung(store, other, f"a-{n}") < 1.0
+                assert await measure_wake_up(store, other, f"a-{n}") < 1.0
                 assert proxy.cut()
 
 
-async def test_a_connection_that_is_silent_for_ever_is_left(
+async def test_a_silent_connection_is_replaced(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half open: no reset comes, and no ring either."""
-    monkeypatch.setattr(notifications, "_SILENCE", 0.1)
-    monkeypatch.setattr(notifications, "_PATIENCE", 0.2)
+    monkeypatch.setattr(notifications, "_PING_AFTER", 0.1)
+    monkeypatch.setattr(notifications, "_REPLY_TIMEOUT", 0.2)
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
-        async with listening(url) as store, listening(direct) as other:
-            bell = store._here().bell
-            proxy.hole()
-            await until(lambda: not bell._subscribed.is_set(), "it does not believe in it")
+        async with open_listening_backend(url) as store, open_listening_backend(direct) as other:
+            bell = store._get_connections().listener
+            proxy.hold_up()
+            await until(lambda: not bell._is_connected.is_set(), "it does not believe in it")
             proxy.heal()
-            assert await rung(store, other, "a") < 1.0
+            assert await measure_wake_up(store, other, "a") < 1.0
 
 
-async def test_a_refusal_ends_no_listening(
+async def test_a_permission_error_does_not_stop_listening(
     redis_binary: Binary, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is nobody's to catch must not end a loop in the background; it is said, once."""
@@ -170,15 +170,18 @@ async def test_a_refusal_ends_no_listening(
     rights = "worker on >pw ~* +@all"
     with Server(redis_binary, users=[f"{rights} &*"]) as server:
         url = server.url_for("worker", "pw")
-        async with listening(url) as store, listening(server.url_for(*KEEPER)) as other:
-            bell = store._here().bell
+        async with (
+            open_listening_backend(url) as store,
+            open_listening_backend(server.url_for(*ADMIN_LOGIN)) as other,
+        ):
+            bell = store._get_connections().listener
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await until(lambda: "not heard to ring" in caplog.text, "it is said")
             await store.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
-            await until(bell._subscribed.is_set, "it listens again")
-            assert await rung(store, other, "a") < 1.0
+            await until(bell._is_connected.is_set, "it listens again")
+            assert await measure_wake_up(store, other, "a") < 1.0
     assert caplog.text.count("not heard to ring") == 1
 
 

@@ -15,7 +15,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.queries import JobFilter
 from tests.backends.redis.stuck_disk import StuckDisk
 from tests.servers import Binary, Server
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def binary(redis_binary: Binary) -> Binary:
 
 
 @asynccontextmanager
-async def store_of(server: Server, **options: object) -> AsyncIterator[RedisBackend]:
+async def open_backend_on(server: Server, **options: object) -> AsyncIterator[RedisBackend]:
     store = RedisBackend.from_url(server.url, **options)
     await store.open()
     try:
@@ -40,7 +40,7 @@ async def store_of(server: Server, **options: object) -> AsyncIterator[RedisBack
         await store.close()
 
 
-def append_only(binary: Binary) -> Server:
+def make_append_only_server(binary: Binary) -> Server:
     return Server(binary, "appendfsync everysec", appendonly=True)
 
 
@@ -52,7 +52,7 @@ def wait_for_a_sync_that_hangs(server: Server) -> None:
         with server.client() as client:
             return bool(client.info("persistence")["aof_pending_bio_fsync"])
 
-    until(hangs, "a sync is under way")
+    wait_until(hangs, "a sync is under way")
 
 
 def job(job_id: str) -> NewJob:
@@ -75,7 +75,7 @@ async def until_killed(store: RedisBackend, disk: StuckDisk, seconds: float) -> 
     return acknowledged
 
 
-async def kept(store: RedisBackend, ids: list[str]) -> set[str]:
+async def find_kept(store: RedisBackend, ids: list[str]) -> set[str]:
     found: set[str] = set()
     for at in range(0, len(ids), 500):
         page = await store.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
@@ -83,11 +83,11 @@ async def kept(store: RedisBackend, ids: list[str]) -> set[str]:
     return found
 
 
-async def test_without_it_a_kill_may_lose_two_seconds(
+async def test_without_durable_enqueue_a_kill_may_lose_two_seconds(
     binary: Binary, record_property: Callable[[str, object], None]
 ) -> None:
     """The control: so it is the wait that makes the difference below."""
-    ages, lost = await killed_while_the_disk_hangs(binary, durable_enqueue=False)
+    ages, lost = await kill_while_the_disk_hangs(binary, durable_enqueue=False)
     oldest = max((ages[job_id] for job_id in lost), default=0.0)
     what = f"{binary.name}, killed while its disk hung:"
     record_property(f"{what} lost of {len(ages)} acknowledged, in total", len(lost))
@@ -96,18 +96,18 @@ async def test_without_it_a_kill_may_lose_two_seconds(
     assert oldest < BOUND
 
 
-async def test_with_it_a_kill_loses_nothing(binary: Binary) -> None:
-    ages, lost = await killed_while_the_disk_hangs(binary, durable_enqueue=True)
+async def test_durable_enqueue_survives_a_kill(binary: Binary) -> None:
+    ages, lost = await kill_while_the_disk_hangs(binary, durable_enqueue=True)
     assert len(ages) >= 3
     assert not lost
 
 
-async def killed_while_the_disk_hangs(
+async def kill_while_the_disk_hangs(
     binary: Binary, *, durable_enqueue: bool
 ) -> tuple[dict[str, float], set[str]]:
     """How long before the kill each job was acknowledged; which of them the server has lost."""
-    with append_only(binary) as server:
-        async with store_of(server, durable_enqueue=durable_enqueue) as store:
+    with make_append_only_server(binary) as server:
+        async with open_backend_on(server, durable_enqueue=durable_enqueue) as store:
             acknowledged = {}
             for n in range(3):
                 await store.enqueue([job(f"earlier-{n}")])
@@ -118,14 +118,14 @@ async def killed_while_the_disk_hangs(
                 killed = time.monotonic()
             await asyncio.to_thread(server.start)
             ages = {job_id: killed - at for job_id, at in acknowledged.items()}
-            return ages, ages.keys() - await kept(store, list(ages))
+            return ages, ages.keys() - await find_kept(store, list(ages))
 
 
-async def test_asked_again_over_another_connection_it_waits_as_well(binary: Binary) -> None:
+async def test_a_repeat_over_another_connection_waits_as_well(binary: Binary) -> None:
     """The job is there already, so that the second call writes nothing; its answer would still say
     that it is on the disk."""
-    with append_only(binary) as server:
-        async with store_of(server, durable_enqueue=True, timeout=0.8) as store:
+    with make_append_only_server(binary) as server:
+        async with open_backend_on(server, durable_enqueue=True, timeout=0.8) as store:
             with suppress(BackendUnavailable):  # a sync takes a second
                 await store.enqueue([job("first")])
             outcomes = []
@@ -135,13 +135,13 @@ async def test_asked_again_over_another_connection_it_waits_as_well(binary: Bina
                     with pytest.raises(BackendUnavailable) as caught:
                         await store.enqueue([job("a")])
                     outcomes.append(caught.value.outcome)
-                    await store._here().enqueues.close()
+                    await store._get_connections().enqueues.close()
             assert outcomes == ["applied", "applied"]
 
 
 async def test_many_slices_share_one_wait(binary: Binary) -> None:
-    with append_only(binary) as server:
-        async with store_of(server, durable_enqueue=True) as store:
+    with make_append_only_server(binary) as server:
+        async with open_backend_on(server, durable_enqueue=True) as store:
             began = time.monotonic()
             results = await store.enqueue([job(f"job-{n}") for n in range(5_000)])
             took = time.monotonic() - began

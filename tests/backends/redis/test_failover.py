@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.crash.flow import BOUND, Record, flowing
+from tests.crash.flow import BOUND, Record, run_flow
 from tests.servers import Binary, SentinelTrio, Server
-from tests.servers.sentinel import role_of
+from tests.servers.sentinel import read_role
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +24,14 @@ async def test_the_primary_is_killed(
     tmp_path: Path, redis_binary: Binary, record_property: Record
 ) -> None:
     with SentinelTrio(redis_binary, appendonly=True) as trio:
-        async with flowing(tmp_path, f"{trio.url}?timeout=2", jobs=2_000) as flow:
-            await flow.until_acknowledged(1_500)
+        async with run_flow(tmp_path, f"{trio.url}?timeout=2", jobs=2_000) as flow:
+            await flow.wait_until_acknowledged(1_500)
             former = await asyncio.to_thread(trio.kill_primary)
             killed = time.monotonic()
             await asyncio.to_thread(trio.wait_for_another, former)
             promoted = time.monotonic()
-            pause = await flow.until_every_worker_goes_on(since=promoted)
-    flow.result.tell(record_property, f"{redis_binary.name}, primary killed")
+            pause = await flow.wait_until_every_worker_resumes(since=promoted)
+    flow.result.record_counts(record_property, f"{redis_binary.name}, primary killed")
     record_property("ms from its death to a promotion, in total", round(1000 * (promoted - killed)))
     record_property("ms from there until every worker went on, in total", round(1000 * pause))
     assert pause < GOES_ON
@@ -46,8 +46,8 @@ async def test_the_primary_is_killed_while_its_replica_lags(
     fills the buffers between them, and stays with the primary."""
     with SentinelTrio(redis_binary, appendonly=True) as trio:
         url = f"{trio.url}?timeout=2"
-        async with flowing(tmp_path, url, jobs=1_500, load=30_000) as flow:
-            await flow.until_acknowledged(1_000)
+        async with run_flow(tmp_path, url, jobs=1_500, load=30_000) as flow:
+            await flow.wait_until_acknowledged(1_000)
             replica = next(server for server in trio.data if server is not trio.primary)
             replica.pause()
             await flow.pass_time(1.2)
@@ -55,8 +55,8 @@ async def test_the_primary_is_killed_while_its_replica_lags(
             killed = time.monotonic()
             replica.resume()
             await asyncio.to_thread(trio.wait_for_another, former)
-            pause = await flow.until_every_worker_goes_on(since=time.monotonic())
-    flow.result.tell(record_property, f"{redis_binary.name}, primary killed 1.2 s ahead")
+            pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
+    flow.result.record_counts(record_property, f"{redis_binary.name}, primary killed 1.2 s ahead")
     assert flow.result.lost, "the replica was not behind"
     assert pause < GOES_ON
     flow.result.check(flow.result.younger_than(killed - BOUND))
@@ -69,21 +69,21 @@ async def test_the_primary_hangs_and_comes_back_as_a_replica(
     """It wakes up and takes itself for the primary still. Nobody who has met the new one writes
     there, and what it was sent before it hung is void."""
     with SentinelTrio(redis_binary, appendonly=True) as trio:
-        async with flowing(tmp_path, f"{trio.url}?timeout=1", jobs=1_000) as flow:
-            await flow.until_acknowledged(500)
+        async with run_flow(tmp_path, f"{trio.url}?timeout=1", jobs=1_000) as flow:
+            await flow.wait_until_acknowledged(500)
             former = trio.primary
             former.pause()
             hung = time.monotonic()
             await asyncio.to_thread(trio.wait_for_another, former)
-            await flow.until_every_worker_goes_on(since=time.monotonic())
+            await flow.wait_until_every_worker_resumes(since=time.monotonic())
             former.resume()
-            await flow.until(lambda: follows(former), "it has learnt of it")
-    flow.result.tell(record_property, f"{redis_binary.name}, primary hung")
+            await flow.wait_until(lambda: is_replica(former), "it has learnt of it")
+    flow.result.record_counts(record_property, f"{redis_binary.name}, primary hung")
     flow.result.check(flow.result.younger_than(hung - BOUND))
 
 
-def follows(server: Server) -> bool:
+def is_replica(server: Server) -> bool:
     """Whether it is a replica now. A sentinel that makes it one hangs up on everybody."""
     with suppress(redis.ConnectionError):
-        return role_of(server) == "slave"
+        return read_role(server) == "slave"
     return False

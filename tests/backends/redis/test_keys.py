@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nimburion.backends.redis.keys import KEYS
-from tests.backends.redis.operations import everything
+from tests.backends.redis.operations import run_everything
 from tests.servers import Server
 
 KINDS = {"hash": "hash", "zset": "sorted set", "stream": "stream"}
@@ -19,7 +19,7 @@ async def test_every_key_is_described(valkey: Server) -> None:
         def look() -> None:
             found.update({key: KINDS[str(client.type(key))] for key in client.scan_iter()})
 
-        await everything(valkey.url, [valkey], after_each=look)
+        await run_everything(valkey.url, [valkey], after_each=look)
     told = {f"{{nimburion}}:{name}": text.partition(":")[0] for name, text in KEYS.items()}
     assert found.items() <= told.items()
     unseen = {key.removeprefix("{nimburion}:") for key in told.keys() - found.keys()}

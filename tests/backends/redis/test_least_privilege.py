@@ -11,13 +11,13 @@ import pytest
 import redis
 
 from nimburion.backends import open_backend
-from nimburion.backends.redis.keys import RINGS
+from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.jobs import Processor
-from tests.backends.redis.operations import PATIENCE, everything, greet, told_by
+from tests.backends.redis.operations import TIMEOUT, greet, read_from, run_everything
 from tests.docs.pages import read
 from tests.house.tree import ROOT
-from tests.servers import Binary, Cluster, Running, SentinelTrio, Server
+from tests.servers import Binary, Cluster, RunningRedis, SentinelTrio, Server
 
 PAGE = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 LUA = ROOT / "src" / "nimburion" / "backends" / "redis" / "lua"
@@ -29,7 +29,7 @@ SOON = 0.5
 # --- what the page gives --------------------------------------------------------------------------
 
 
-def words_of_the_page() -> list[str]:
+def read_rights_from_page() -> list[str]:
     """The words of `ACL SETUSER nimburion …`, as a shell reads them."""
     blocks = [block.text for block in PAGE.blocks if "ACL SETUSER nimburion" in block.text]
     (text,) = blocks
@@ -39,24 +39,24 @@ def words_of_the_page() -> list[str]:
     return words[4:]
 
 
-def more_of_the_page(what: str) -> list[str]:
+def read_more_rights_from_page(what: str) -> list[str]:
     """The rights that the table adds for something."""
     text = PAGE.path.read_text(encoding="utf-8")
     (cell,) = re.findall(rf"^\| {re.escape(what)} \| ([^\n]*\+[^\n]*) \|$", text, re.MULTILINE)
     return re.findall(r"\+[a-z|\-]+", cell.replace("\\|", "|"))
 
 
-RIGHTS = words_of_the_page()
+RIGHTS = read_rights_from_page()
 NEEDED = [word for word in RIGHTS if word[0] in "+~&"]
 LEFT_OUT = ["config|get", "role", "client|setname", "subscribe"]
 """Of these the page says what is missing without them."""
-ASKED_BY_THE_STORE = {"xread", "xrevrange"}
+COMMANDS_OF_THE_BACKEND = {"xread", "xrevrange"}
 """What scripts do not call, and no worker can do without."""
 FRAME = [word for word in RIGHTS if word not in NEEDED]
 """Who it is, and that it may do nothing else."""
 
 
-def data_servers(running: Running) -> list[Server]:
+def list_data_servers(running: RunningRedis) -> list[Server]:
     """The servers whose users count."""
     if isinstance(running, Cluster):
         return running.nodes
@@ -66,13 +66,13 @@ def data_servers(running: Running) -> list[Server]:
     return [running]
 
 
-def as_user(url: str) -> str:
+def add_user_to_url(url: str) -> str:
     """The URL with which the user of the page comes in."""
     return url.replace("://", f"://{USER}:{PASSWORD}@", 1)
 
 
 @contextmanager
-def user(servers: Sequence[Server], words: Sequence[str]) -> Iterator[None]:
+def temporary_user(servers: Sequence[Server], words: Sequence[str]) -> Iterator[None]:
     """A user with these words, on each of the servers."""
     for server in servers:
         server.ask("ACL", "SETUSER", USER, *words)
@@ -84,12 +84,12 @@ def user(servers: Sequence[Server], words: Sequence[str]) -> Iterator[None]:
             server.ask("ACL", "DELUSER", USER)
 
 
-def refusals(servers: Iterable[Server]) -> set[str]:
+def read_denied_commands(servers: Iterable[Server]) -> set[str]:
     """What the user was refused, by the servers' own account."""
     return {
         entry["object"].lower()
         for server in servers
-        for entry in told_by(server, redis.Redis.acl_log)
+        for entry in read_from(server, redis.Redis.acl_log)
         if entry["username"] == USER
     }
 
@@ -97,83 +97,87 @@ def refusals(servers: Iterable[Server]) -> set[str]:
 # --- the tests ------------------------------------------------------------------------------------
 
 
-async def test_the_rights_are_enough(redis_server: Running) -> None:
-    servers, watchers = data_servers(redis_server), watchers_of(redis_server)
-    words = RIGHTS + (more_of_the_page("a cluster") if isinstance(redis_server, Cluster) else [])
-    with user(servers, words), user(watchers, words_of_a_watcher()):
-        url = as_user(redis_server.url)
-        await everything(f"{url}{login_of_watchers(watchers)}", servers)
-        assert refusals([*servers, *watchers]) == set()
+async def test_the_rights_are_enough(redis_server: RunningRedis) -> None:
+    servers, watchers = list_data_servers(redis_server), list_sentinels(redis_server)
+    words = RIGHTS + (
+        read_more_rights_from_page("a cluster") if isinstance(redis_server, Cluster) else []
+    )
+    with temporary_user(servers, words), temporary_user(watchers, read_sentinel_rights()):
+        url = add_user_to_url(redis_server.url)
+        await run_everything(f"{url}{make_sentinel_login(watchers)}", servers)
+        assert read_denied_commands([*servers, *watchers]) == set()
 
 
-def watchers_of(running: Running) -> list[Server]:
+def list_sentinels(running: RunningRedis) -> list[Server]:
     """The sentinels."""
     return running.sentinels if isinstance(running, SentinelTrio) else []
 
 
-def words_of_a_watcher() -> list[str]:
-    return ["reset", "on", f">{PASSWORD}", *more_of_the_page("Sentinels that have users")]
+def read_sentinel_rights() -> list[str]:
+    return ["reset", "on", f">{PASSWORD}", *read_more_rights_from_page("Sentinels that have users")]
 
 
-def login_of_watchers(watchers: Sequence[Server]) -> str:
+def make_sentinel_login(watchers: Sequence[Server]) -> str:
     return f"?sentinel_username={USER}&sentinel_password={PASSWORD}" if watchers else ""
 
 
 @pytest.mark.parametrize("left_out", [[], LEFT_OUT], ids=["all", "least"])
 async def test_a_worker_has_enough_rights(valkey: Server, left_out: list[str]) -> None:
     valkey.empty()
-    with user([valkey], [word for word in RIGHTS if word.removeprefix("+") not in left_out]):
-        processor = Processor(open_backend(as_user(valkey.url)))
+    with temporary_user(
+        [valkey], [word for word in RIGHTS if word.removeprefix("+") not in left_out]
+    ):
+        processor = Processor(open_backend(add_user_to_url(valkey.url)))
         processor.register(greet)
         async with processor:
             await processor.start()
             await processor.enqueue(greet.job("Ann"), id="Ann")
-            assert await processor.wait("Ann", timeout=PATIENCE) == "Hello Ann"
+            assert await processor.wait("Ann", timeout=TIMEOUT) == "Hello Ann"
             assert (processor.health().error, processor.health().faults) == (None, {})
-        assert refusals([valkey]) <= set(left_out)
+        assert read_denied_commands([valkey]) <= set(left_out)
 
 
 async def test_each_right_is_needed(redis_binary: Binary) -> None:
     with Server(redis_binary, appendonly=True) as server:
-        assert await needless(server, NEEDED, FRAME, server.url) == []
+        assert await find_needless(server, NEEDED, FRAME, server.url) == []
 
 
 async def test_each_right_for_more_is_needed(redis_binary: Binary) -> None:
     durable = ["+waitaof"] if redis_binary.version >= (7, 2) else []
-    assert more_of_the_page("`durable_enqueue`") == ["+waitaof"]
-    words = [*more_of_the_page("a db other than 0"), *durable]
+    assert read_more_rights_from_page("`durable_enqueue`") == ["+waitaof"]
+    words = [*read_more_rights_from_page("a db other than 0"), *durable]
     with Server(redis_binary, "appendfsync always", appendonly=True) as server:
         url = server.url.removesuffix("/0") + "/1"
         more = f"{url}?durable_enqueue=true" if durable else url
-        assert await needless(server, words, RIGHTS, more) == []
+        assert await find_needless(server, words, RIGHTS, more) == []
 
 
 async def test_each_right_for_a_cluster_is_needed(redis_binary: Binary) -> None:
     with Cluster(redis_binary, nodes=1, node_timeout=15) as cluster:
         (node,) = cluster.nodes
-        words = more_of_the_page("a cluster")
+        words = read_more_rights_from_page("a cluster")
         assert words == ["+cluster|slots", "+cluster|info"]
-        assert await needless(node, words, RIGHTS, cluster.url) == []
+        assert await find_needless(node, words, RIGHTS, cluster.url) == []
 
 
-async def needless(
+async def find_needless(
     server: Server, words: Sequence[str], always: Sequence[str], url: str
 ) -> list[str]:
     """Those of the words without which everything works as well; with all of them it does."""
-    with user([server], [*always, *words]):
-        await everything(as_user(url), [server])
-    return [word for word in words if not await is_missed(word, server, [*always, *words], url)]
+    with temporary_user([server], [*always, *words]):
+        await run_everything(add_user_to_url(url), [server])
+    return [word for word in words if not await is_needed(word, server, [*always, *words], url)]
 
 
-async def is_missed(word: str, server: Server, words: Sequence[str], url: str) -> bool:
+async def is_needed(word: str, server: Server, words: Sequence[str], url: str) -> bool:
     """Whether something fails without this right, and for lack of it."""
     server.empty()
     server.ask("SCRIPT", "FLUSH")
-    with user([server], [one for one in words if one != word]):
+    with temporary_user([server], [one for one in words if one != word]):
         try:
-            await everything(as_user(url), [server], SOON)
+            await run_everything(add_user_to_url(url), [server], SOON)
         except (BackendError, ConfigurationError, AssertionError, TimeoutError):
-            return names(word, refusals([server]))
+            return names(word, read_denied_commands([server]))
         return False
 
 
@@ -186,19 +190,22 @@ def names(word: str, refused: set[str]) -> bool:
 
 async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary) -> None:
     """Before a script stops in its middle: nothing can take back what it had written."""
-    rung = {"{nimburion}:n", *(f"{{nimburion}}:ring{n}" for n in range(RINGS))}
+    rung = {"{nimburion}:n", *(f"{{nimburion}}:ring{n}" for n in range(WAKEUP_STREAMS))}
     begun = [rung, {"{nimburion}:n"}, set()]
     with Server(redis_binary) as server:
-        for word in [*(f"+{command}" for command in commands_in("open.lua")), "&{nimburion}:bell"]:
+        for word in [
+            *(f"+{command}" for command in find_commands("open.lua")),
+            "&{nimburion}:bell",
+        ]:
             server.empty()
-            with user([server], [one for one in RIGHTS if one != word]):
+            with temporary_user([server], [one for one in RIGHTS if one != word]):
                 with pytest.raises(ConfigurationError, match="this user may not"):
-                    await opened_and_closed(as_user(server.url))
-                assert names(word, refusals([server]))
+                    await open_and_close(add_user_to_url(server.url))
+                assert names(word, read_denied_commands([server]))
             assert set(map(bytes.decode, server.ask("KEYS", "*"))) in begun
 
 
-async def opened_and_closed(url: str) -> None:
+async def open_and_close(url: str) -> None:
     store = open_backend(url)
     try:
         await store.open()
@@ -206,7 +213,7 @@ async def opened_and_closed(url: str) -> None:
         await store.close()
 
 
-def commands_in(*scripts: str) -> set[str]:
+def find_commands(*scripts: str) -> set[str]:
     """Every command in these scripts: what stands in capitals, but for options."""
     texts = [(LUA / script).read_text(encoding="utf-8") for script in scripts]
     words = {word.lower() for text in texts for word in re.findall(r"'([A-Z]{3,})'", text)}
@@ -215,14 +222,17 @@ def commands_in(*scripts: str) -> set[str]:
 
 def test_opening_tries_every_command_of_every_script() -> None:
     others = sorted({file.name for file in LUA.glob("*.lua")} - {"open.lua"})
-    assert commands_in("open.lua") == commands_in(*others) | {"hsetnx", *ASKED_BY_THE_STORE}
+    assert find_commands("open.lua") == find_commands(*others) | {
+        "hsetnx",
+        *COMMANDS_OF_THE_BACKEND,
+    }
 
 
-def test_the_page_gives_what_scripts_and_store_call() -> None:
+def test_the_page_lists_every_command_used() -> None:
     given = {word[1:] for word in NEEDED if word[0] == "+"}
-    assert given == commands_in("open.lua") | {"evalsha", "eval", "info", "ping"} | {*LEFT_OUT}
+    assert given == find_commands("open.lua") | {"evalsha", "eval", "info", "ping"} | {*LEFT_OUT}
 
 
-def test_the_page_says_what_is_missing_without_some() -> None:
+def test_the_page_explains_optional_rights() -> None:
     text = PAGE.path.read_text(encoding="utf-8").split("| without |")[1].split("\n\n")[0]
     assert re.findall(r"^\| `([^`]*)`", text.replace("\\|", "|"), re.MULTILINE) == LEFT_OUT

@@ -8,11 +8,11 @@ import pytest
 
 from nimburion.backends.redis import RedisBackend
 from nimburion.core.errors import BackendError, ConfigurationError, FormatMismatch
-from nimburion.core.exchange import Lane, Want
-from nimburion.core.job import NewJob, Options
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session
 from nimburion.testing import FakeClock
-from tests.servers import Binary, Running, Server
+from tests.servers import Binary, RunningRedis, Server
 
 READER = "reader on >pw ~* &* +@connection +@read +info +config|get +cluster"
 """A user who may look at everything and change nothing."""
@@ -31,7 +31,7 @@ async def plan(url: str) -> list[str]:
         await store.close()
 
 
-async def test_planning_an_empty_server_leaves_it_empty(redis_server: Running) -> None:
+async def test_planning_an_empty_server_leaves_it_empty(redis_server: RunningRedis) -> None:
     before = redis_server.ask("DBSIZE")
     store = RedisBackend(redis_server.url)
     try:
@@ -107,7 +107,7 @@ async def leased(store: RedisBackend, jobs: Sequence[NewJob], session: str) -> N
     await store.enqueue(jobs)
     await store.open_session(Session(id=session))
     lanes = (Lane("default", "mail"),)
-    reply = await store.exchange(session, 1, [], Want(lanes=lanes, total=len(jobs)))
+    reply = await store.exchange(session, 1, [], ReserveRequest(lanes=lanes, total=len(jobs)))
     assert len(reply.deliveries) == len(jobs)
 
 
@@ -122,7 +122,7 @@ async def test_a_rescue_that_fails_while_it_decides_writes_nothing(
     await store.open()
     try:
         jobs = [
-            NewJob(one, "mail", "default", b"{}", options=Options(unique_key=one))
+            NewJob(one, "mail", "default", b"{}", options=JobOptions(unique_key=one))
             for one in ("a", "b")
         ]
         await leased(store, jobs, "dying")

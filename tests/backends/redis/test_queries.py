@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from nimburion.backends.redis.backend import RedisBackend
-from nimburion.backends.redis.connection.command_connection import Part
-from nimburion.backends.redis.keys import RINGS
-from nimburion.backends.redis.queries import FEW
+from nimburion.backends.redis.connection.command_connection import CommandPart
+from nimburion.backends.redis.keys import WAKEUP_STREAMS
+from nimburion.backends.redis.queries import MAX_SORTED
 from nimburion.core.errors import InvalidJob, JobNotFound, Unstorable
-from nimburion.core.job import NewJob, Options, State
+from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.standing import STANDING
-from tests.servers.server_kinds import BINARIES, Running
+from tests.servers.server_kinds import BINARIES, RunningRedis
 
 pytestmark = pytest.mark.parametrize("redis_server", BINARIES, indirect=True)
 
@@ -29,41 +29,41 @@ NOTHING_KEPT = Retention(completed=0.0, failed=0.0, results=0.0)
 MIB = 1024 * 1024
 
 
-class Counting(RedisBackend):
+class CountingBackend(RedisBackend):
     """Counts the scripts that it runs."""
 
     def __init__(self, url: str, clock: FakeClock) -> None:
         super().__init__(url, clock=clock)
         self.ran: Counter[str] = Counter()
 
-    async def _run(self, name: str, *arguments: Part) -> Any:
+    async def _run_script(self, name: str, *arguments: CommandPart) -> Any:
         self.ran[name] += 1
-        return await super()._run(name, *arguments)
+        return await super()._run_script(name, *arguments)
 
 
 @pytest.fixture
-async def store(redis_server: Running) -> AsyncIterator[Counting]:
-    store = Counting(redis_server.url, FakeClock())
+async def store(redis_server: RunningRedis) -> AsyncIterator[CountingBackend]:
+    store = CountingBackend(redis_server.url, FakeClock())
     await store.open()
     yield store
     await store.close()
 
 
 @pytest.fixture
-def stage(store: Counting) -> Stage:
+def stage(store: CountingBackend) -> Harness:
     clock = store._clock
     assert isinstance(clock, FakeClock)
-    return Stage(clock, [store])
+    return Harness(clock, [store])
 
 
-async def fill(stage: Stage, count: int, queue: str = "default") -> list[str]:
+async def enqueue_many(stage: Harness, count: int, queue: str = "default") -> list[str]:
     """Enqueue so many jobs; their ids."""
     jobs = [stage.job(queue=queue) for _ in range(count)]
     assert {one.outcome for one in await stage.enqueue(*jobs)} == {"created"}
     return [job.id for job in jobs]
 
 
-async def end(stage: Stage, count: int, *, fails: bool = False) -> None:
+async def finish_many(stage: Harness, count: int, *, fails: bool = False) -> None:
     """Let the next so many end."""
     worker = await stage.worker(queues=("default", "red"))
     while count:
@@ -75,7 +75,9 @@ async def end(stage: Stage, count: int, *, fails: bool = False) -> None:
     await worker.close()
 
 
-async def listed(store: RedisBackend, which: JobFilter = EVERY_JOB, limit: int = 700) -> list[str]:
+async def list_ids(
+    store: RedisBackend, which: JobFilter = EVERY_JOB, limit: int = 700
+) -> list[str]:
     """All pages of a filter, as ids."""
     ids: list[str] = []
     after = None
@@ -87,45 +89,49 @@ async def listed(store: RedisBackend, which: JobFilter = EVERY_JOB, limit: int =
             return ids
 
 
-async def test_a_list_passes_over_what_was_forgotten(stage: Stage, store: Counting) -> None:
+async def test_a_list_passes_over_what_was_forgotten(
+    stage: Harness, store: CountingBackend
+) -> None:
     """However many jobs there were: it looks at those that are there."""
-    (first,) = await fill(stage, 1, queue="kept")
-    await fill(stage, 6_000)
-    (middle,) = await fill(stage, 1, queue="kept")
-    await fill(stage, 6_000)
-    (last,) = await fill(stage, 1, queue="kept")
-    await end(stage, 12_000)
+    (first,) = await enqueue_many(stage, 1, queue="kept")
+    await enqueue_many(stage, 6_000)
+    (middle,) = await enqueue_many(stage, 1, queue="kept")
+    await enqueue_many(stage, 6_000)
+    (last,) = await enqueue_many(stage, 1, queue="kept")
+    await finish_many(stage, 12_000)
     stage.clock.advance(1.0)
     assert await store.prune(NOTHING_KEPT, 20_000) == 12_000
     store.ran.clear()
-    assert await listed(store) == [last, middle, first]
+    assert await list_ids(store) == [last, middle, first]
     assert store.ran["list"] <= 2
 
 
-async def test_blocks_are_emptied_in_any_order(stage: Stage, store: Counting) -> None:
-    ids = await fill(stage, 2_500)
-    await end(stage, 2_500)
+async def test_blocks_are_emptied_in_any_order(stage: Harness, store: CountingBackend) -> None:
+    ids = await enqueue_many(stage, 2_500)
+    await finish_many(stage, 2_500)
     for block in (3, 1, 0, 2):
         chosen = tuple(ids[block * 500 : (block + 1) * 500])
         assert set(await store.delete(JobFilter(ids=chosen), 500)) == set(chosen)
-        assert len(await listed(store)) == (await store.counts())[State.COMPLETED]
+        assert len(await list_ids(store)) == (await store.counts())[State.COMPLETED]
     store.ran.clear()
-    assert await listed(store) == ids[:1999:-1]
+    assert await list_ids(store) == ids[:1999:-1]
     assert store.ran["list"] <= 2
 
 
-async def test_a_filter_finds_the_few_among_the_many(stage: Stage, store: Counting) -> None:
-    few = await fill(stage, 3, queue="red")
-    await fill(stage, 1_400)
-    few += await fill(stage, 2, queue="red")
-    assert await listed(store, JobFilter(queue="red"), limit=2) == few[::-1]
+async def test_a_filter_finds_the_few_among_the_many(
+    stage: Harness, store: CountingBackend
+) -> None:
+    few = await enqueue_many(stage, 3, queue="red")
+    await enqueue_many(stage, 1_400)
+    few += await enqueue_many(stage, 2, queue="red")
+    assert await list_ids(store, JobFilter(queue="red"), limit=2) == few[::-1]
 
 
 async def test_unfinished_jobs_are_found_without_looking_at_the_others(
-    stage: Stage, store: Counting
+    stage: Harness, store: CountingBackend
 ) -> None:
-    await fill(stage, 2_000)
-    await end(stage, 2_000)
+    await enqueue_many(stage, 2_000)
+    await finish_many(stage, 2_000)
     order = sorted(STANDING, key=lambda name: name.startswith("processing"))  # else they get lost
     ids = [await STANDING[name](stage) for name in order]
     store.ran.clear()
@@ -135,28 +141,28 @@ async def test_unfinished_jobs_are_found_without_looking_at_the_others(
     assert store.ran == {"unfinished": 4, "list": 4}
     waiting = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING})
     unfinished = [one for one in reversed(ids) if not (await store.get(one)).state.finished]
-    assert await listed(store, JobFilter(states=waiting), limit=2) == unfinished
+    assert await list_ids(store, JobFilter(states=waiting), limit=2) == unfinished
 
 
 async def test_of_many_unfinished_jobs_the_newest_are_found_first(
-    stage: Stage, store: Counting
+    stage: Harness, store: CountingBackend
 ) -> None:
-    ids = await fill(stage, FEW + 1)
+    ids = await enqueue_many(stage, MAX_SORTED + 1)
     store.ran.clear()
     page = await store.list_jobs(JobFilter(states=frozenset({State.PENDING})))
     assert [job.id for job in page.jobs] == ids[:-101:-1]
     assert store.ran == {"unfinished": 1, "list": 1}
 
 
-async def test_more_ids_than_one_script_takes(stage: Stage, store: Counting) -> None:
-    ids = await fill(stage, 1_300)
+async def test_more_ids_than_one_script_takes(stage: Harness, store: CountingBackend) -> None:
+    ids = await enqueue_many(stage, 1_300)
     asked = JobFilter(ids=(*ids, *ids[:10], "nobody", "\ud800"))
-    assert await listed(store, asked) == ids[::-1]
-    assert await listed(store, asked, limit=1_300) == ids[::-1]
+    assert await list_ids(store, asked) == ids[::-1]
+    assert await list_ids(store, asked, limit=1_300) == ids[::-1]
 
 
 async def test_a_page_of_large_payloads_takes_several_answers(
-    stage: Stage, store: Counting
+    stage: Harness, store: CountingBackend
 ) -> None:
     jobs = [stage.job(payload=b"%d" % n + b"x" * MIB) for n in range(40)]
     await stage.enqueue(*jobs)
@@ -167,23 +173,23 @@ async def test_a_page_of_large_payloads_takes_several_answers(
     assert store.ran["list"] == 3
 
 
-async def test_a_delete_goes_on_past_what_it_leaves(stage: Stage, store: Counting) -> None:
+async def test_a_delete_goes_on_past_what_it_leaves(stage: Harness, store: CountingBackend) -> None:
     for _ in range(3):
-        await fill(stage, 300)
-        await fill(stage, 300, queue="red")
-    await end(stage, 1_800)
+        await enqueue_many(stage, 300)
+        await enqueue_many(stage, 300, queue="red")
+    await finish_many(stage, 1_800)
     assert len(await store.delete(JobFilter(queue="red"), 700)) == 700
     assert len(await store.delete(JobFilter(queue="red"), 700)) == 200
     assert await store.delete(JobFilter(queue="red"), 700) == []
     assert (await store.counts())[State.COMPLETED] == 900
-    assert len(await listed(store)) == 900
+    assert len(await list_ids(store)) == 900
 
 
 async def test_a_replay_goes_on_to_its_bound_and_knows_of_more(
-    stage: Stage, store: Counting
+    stage: Harness, store: CountingBackend
 ) -> None:
-    ids = await fill(stage, 1_300)
-    await end(stage, 1_300, fails=True)
+    ids = await enqueue_many(stage, 1_300)
+    await finish_many(stage, 1_300, fails=True)
     first = await store.replay(EVERY_JOB, 700)
     assert first.ids == ids[:599:-1]
     second = await store.replay(EVERY_JOB, 600, first.next)
@@ -192,7 +198,7 @@ async def test_a_replay_goes_on_to_its_bound_and_knows_of_more(
 
 
 async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
-    stage: Stage, store: Counting
+    stage: Harness, store: CountingBackend
 ) -> None:
     await stage.enqueue(*(stage.job(after=5.0 + n % 2) for n in range(2_400)))
     stage.clock.advance(10.0)
@@ -202,7 +208,7 @@ async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
     assert (queue.size, queue.scheduled, queue.oldest_age) == (2_400, 0, 5.0)
 
 
-async def test_a_due_job_is_the_oldest_before_it_is_promoted(stage: Stage) -> None:
+async def test_a_due_job_is_the_oldest_before_it_is_promoted(stage: Harness) -> None:
     await stage.put(stage.job(after=5.0))
     stage.clock.advance(8.0)
     await stage.add()
@@ -210,23 +216,23 @@ async def test_a_due_job_is_the_oldest_before_it_is_promoted(stage: Stage) -> No
     assert (queue.size, queue.oldest_age) == (2, 3.0)
 
 
-async def test_prune_goes_on_to_its_bound(stage: Stage, store: Counting) -> None:
-    await fill(stage, 1_800)
-    await end(stage, 1_800)
+async def test_prune_goes_on_to_its_bound(stage: Harness, store: CountingBackend) -> None:
+    await enqueue_many(stage, 1_800)
+    await finish_many(stage, 1_800)
     keep = Retention(completed=None, completed_max=100, results=None)
     assert [await store.prune(keep, 1_200), await store.prune(keep, 1_200)] == [1_200, 500]
 
 
 async def test_nothing_is_left_of_what_was_forgotten(
-    stage: Stage, store: Counting, redis_server: Running
+    stage: Harness, store: CountingBackend, redis_server: RunningRedis
 ) -> None:
     """Jobs of every kind, dead sessions and keys whose time is past: no byte of them stays."""
     for build in STANDING.values():
         await build(stage)
-    large = stage.job(payload=b"x" * 10_000, options=Options(unique_key="k", unique_for=5.0))
+    large = stage.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
     await stage.put(large)
     await store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
-    await store.fire("nightly", None, 60.0, stage.job(options=Options(unique_key="l")), "allow")
+    await store.fire("nightly", None, 60.0, stage.job(options=JobOptions(unique_key="l")), "allow")
     worker = await stage.worker()
     stage.clock.advance(7_200.0)
     await store.rescue(100, max_lost=1)
@@ -242,20 +248,20 @@ async def test_nothing_is_left_of_what_was_forgotten(
         await store.get(large.id)
     assert worker.id not in {one.id for one in await store.sessions()}
     left = {"meta", "n", "lane", "lanes", "count", "running", "void"}
-    assert names_of(redis_server) == left | {f"ring{n}" for n in range(RINGS)}
+    assert list_keys(redis_server) == left | {f"ring{n}" for n in range(WAKEUP_STREAMS)}
     assert set((await store.counts()).values()) == {0}
 
 
-def names_of(server: Running) -> set[str]:
+def list_keys(server: RunningRedis) -> set[str]:
     keys: Sequence[bytes] = server.ask("KEYS", "*")
     return {key.decode().partition("}:")[2] for key in keys}
 
 
-async def test_a_reason_may_be_empty_long_or_none(stage: Stage, store: Counting) -> None:
+async def test_a_reason_may_be_empty_long_or_none(stage: Harness, store: CountingBackend) -> None:
     (waits,) = await stage.add()
     await store.cancel(waits)
     reasons = ["", "r" * 65_534]
-    ids = await fill(stage, 3)
+    ids = await enqueue_many(stage, 3)
     worker = await stage.worker()
     leases = [one.lease for one in await worker.take(3)]
     with pytest.raises(Unstorable, match="reason"):
@@ -263,13 +269,15 @@ async def test_a_reason_may_be_empty_long_or_none(stage: Stage, store: Counting)
     await worker.settle(*(Cancelled(*one) for one in zip(leases, reasons, strict=False)))
     records = [await store.get(job_id) for job_id in (waits, *ids[:2])]
     assert [record.reason for record in records] == [None, *reasons]
-    assert await listed(store, JobFilter(reason="")) == ids[:1]
+    assert await list_ids(store, JobFilter(reason="")) == ids[:1]
 
 
-async def test_names_that_no_store_holds_are_found_nowhere(stage: Stage, store: Counting) -> None:
+async def test_names_that_cannot_be_stored_match_nothing(
+    stage: Harness, store: CountingBackend
+) -> None:
     await stage.add()
     odd = "\ud800"
-    assert await listed(store, JobFilter(queue=odd)) == []
+    assert await list_ids(store, JobFilter(queue=odd)) == []
     assert await store.delete(JobFilter(name=odd), 10) == []
     assert set((await store.counts(odd)).values()) == {0}
     assert await store.delete_schedule(odd) is False
@@ -284,14 +292,14 @@ async def test_names_that_no_store_holds_are_found_nowhere(stage: Stage, store: 
 
 
 @pytest.mark.parametrize("after", ["", "-1", "1.0", "٣", "no cursor"])
-async def test_a_cursor_of_another_store_is_refused(store: Counting, after: str) -> None:
+async def test_a_foreign_cursor_is_rejected(store: CountingBackend, after: str) -> None:
     for call in (store.list_jobs(after=after), store.replay(EVERY_JOB, 1, after)):
         with pytest.raises(InvalidJob):
             await call
 
 
 @pytest.mark.parametrize("after", ["0", "1", "9" * 40])
-async def test_a_cursor_beyond_all_jobs_is_one(stage: Stage, after: str) -> None:
+async def test_a_cursor_beyond_all_jobs_is_one(stage: Harness, after: str) -> None:
     (job_id,) = await stage.add()
     page = await stage.store.list_jobs(after=after)
     assert [job.id for job in page.jobs] == ([job_id] if len(after) > 1 else [])

@@ -10,43 +10,43 @@ from typing import Any, cast
 import pytest
 
 from nimburion.backends.redis import RedisBackend
-from nimburion.backends.redis.checks import findings
-from nimburion.backends.redis.connection.command_connection import Line
-from nimburion.backends.redis.connection.topology import Servers
-from nimburion.backends.redis.server_check import Send, Server, vet
-from nimburion.backends.redis.url import parse
-from nimburion.core.checks import Finding
+from nimburion.backends.redis.checks import run_checks
+from nimburion.backends.redis.connection.command_connection import CommandConnection
+from nimburion.backends.redis.connection.topology import ServerLocator
+from nimburion.backends.redis.server_check import RedisServerInfo, SendCommand, check_server
+from nimburion.backends.redis.url import parse_url
+from nimburion.core.checks import CheckResult
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import BackendUnavailable, ConfigurationError
 from nimburion.testing import FakeClock
 from tests import servers
 from tests.servers import Binary, Cluster, valkey_binary
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 SAFE = ("appendonly yes", "appendfsync everysec")
 
 
 @asynccontextmanager
-async def line_to(url: str) -> AsyncIterator[Send]:
+async def open_send_command(url: str) -> AsyncIterator[SendCommand]:
     """What sends commands, as a store has it."""
-    address = parse(url)
-    line = Line(Servers(address), address.describe(), address.timeout)
+    address = parse_url(url)
+    line = CommandConnection(ServerLocator(address), address.describe(), address.timeout)
     try:
-        yield line.call
+        yield line.execute
     finally:
         await line.close()
 
 
-async def vetted(url: str) -> Server:
-    async with line_to(url) as send:
-        return await vet(send, parse(url), set())
+async def check_url(url: str) -> RedisServerInfo:
+    async with open_send_command(url) as send:
+        return await check_server(send, parse_url(url), set())
 
 
-async def refused(url: str) -> str:
+async def get_error(url: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
-        await vetted(url)
+        await check_url(url)
     line = str(caught.value)
-    assert line.startswith(parse(url).describe())
+    assert line.startswith(parse_url(url).describe())
     assert "\n" not in line
     return line
 
@@ -56,15 +56,15 @@ async def refused(url: str) -> str:
 
 async def test_product_version_and_settings(redis_binary: Binary) -> None:
     with servers.Server(redis_binary, *SAFE, maxmemory="300mb") as server:
-        found = await vetted(server.url)
-    assert found == Server(
+        found = await check_url(server.url)
+    assert found == RedisServerInfo(
         product=redis_binary.product,
         version=redis_binary.version,
         cluster=False,
         append_only=True,
         fsync="everysec",
         maxmemory=300 << 20,
-        policy="noeviction",
+        eviction_policy="noeviction",
     )
     assert found.name == redis_binary.name
     assert found.has_waitaof == (redis_binary.version >= (7, 2))
@@ -74,34 +74,34 @@ async def test_a_user_who_may_not_see_the_settings(redis_binary: Binary) -> None
     users = ["worker on >pw ~* +@all -config"]
     with servers.Server(redis_binary, *SAFE, users=users) as server:
         url = server.url_for("worker", "pw")
-        assert (await vetted(f"{url}?require_durable=true")).fsync is None
-        assert "this user may not ask" in (await said_of(url, "durability")).text
+        assert (await check_url(f"{url}?require_durable=true")).fsync is None
+        assert "this user may not ask" in (await find_check(url, "durability")).text
 
 
 async def test_a_user_who_may_not_see_anything(redis_binary: Binary) -> None:
     with servers.Server(redis_binary, users=["worker on >pw ~* +@all -info"]) as server:
-        assert "this user may not run 'INFO'" in await refused(server.url_for("worker", "pw"))
+        assert "this user may not run 'INFO'" in await get_error(server.url_for("worker", "pw"))
 
 
 # --- what would be lost ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def stock() -> Iterator[servers.Server]:
+def default_server() -> Iterator[servers.Server]:
     """A server as it comes."""
     with servers.Server(valkey_binary()) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def safe() -> Iterator[servers.Server]:
+def durable_server() -> Iterator[servers.Server]:
     """A server that keeps jobs. Tests set it up otherwise, and `settled` sets it right again."""
     with servers.Server(valkey_binary(), *SAFE) as server:
         yield server
 
 
 @pytest.fixture
-def settled(safe: servers.Server) -> Iterator[Callable[[str, str], object]]:
+def change_setting(safe: servers.Server) -> Iterator[Callable[[str, str], object]]:
     """Change a setting of the safe server, for one test."""
     changed: dict[str, bytes] = {}
 
@@ -115,7 +115,9 @@ def settled(safe: servers.Server) -> Iterator[Callable[[str, str], object]]:
 
 
 @pytest.fixture
-def risky(safe: servers.Server, settled: Callable[[str, str], object]) -> Callable[[str], str]:
+def risk_after_change(
+    safe: servers.Server, settled: Callable[[str, str], object]
+) -> Callable[[str], str]:
     """Change a setting, written as in the server's file; the URL."""
 
     def change(setting: str) -> str:
@@ -131,7 +133,7 @@ async def test_stock_settings_are_warned_of_once(
 ) -> None:
     store = RedisBackend(stock.url)
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        for handle in (store, store, store.sibling(), store.sibling().sibling()):
+        for handle in (store, store, store.new_handle(), store.new_handle().new_handle()):
             await handle.open()
             await handle.close()
         assert await store.plan() == []
@@ -158,7 +160,7 @@ async def test_safe_settings_are_not_warned_of(
     safe: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await vetted(f"{safe.url}?require_durable=true")
+        await check_url(f"{safe.url}?require_durable=true")
     assert caplog.messages == []
 
 
@@ -171,7 +173,7 @@ async def test_safe_settings_are_not_warned_of(
         ("redis_version:8.0.2", "everysec", True),
     ],
 )
-async def test_servers_whose_word_on_syncing_is_not_believed(
+async def test_servers_whose_waitaof_is_not_trusted(
     version: str, fsync: str, believed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def send(*command: Any) -> Any:
@@ -180,7 +182,7 @@ async def test_servers_whose_word_on_syncing_is_not_believed(
         )
 
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await vet(send, parse("redis://a?durable_enqueue=true"), set())
+        await check_server(send, parse_url("redis://a?durable_enqueue=true"), set())
     assert [line for line in caplog.messages if "answers WAITAOF before its sync" in line] == (
         caplog.messages
     )
@@ -205,9 +207,9 @@ async def test_each_risk_is_a_warning_and_with_require_durable_an_error(
 ) -> None:
     url = risky(setting)
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await vetted(url)
+        await check_url(url)
     (warning,) = caplog.messages
-    error = await refused(f"{url}?require_durable=true")
+    error = await get_error(f"{url}?require_durable=true")
     assert "require_durable, but" in error
     for line in (warning, error):
         assert lost in line
@@ -219,8 +221,8 @@ async def test_policies_that_leave_our_keys_alone(
     policy: str, safe: servers.Server, settled: Callable[[str, str], object]
 ) -> None:
     settled("maxmemory-policy", policy)
-    await vetted(f"{safe.url}?require_durable=true")
-    found = await said_of(safe.url, "eviction")
+    await check_url(f"{safe.url}?require_durable=true")
+    found = await find_check(safe.url, "eviction")
     assert found.verdict == "good"
     assert ("refuses writes" in found.text) == (policy == "noeviction")
 
@@ -233,12 +235,12 @@ async def test_an_enqueue_cannot_wait_for_a_disk_that_is_never_synced(
     name: str, value: str, safe: servers.Server, settled: Callable[[str, str], object]
 ) -> None:
     settled(name, value)
-    line = await refused(f"{safe.url}?durable_enqueue=true")
+    line = await get_error(f"{safe.url}?durable_enqueue=true")
     assert "durable_enqueue, but the server" in line
     assert f"CONFIG SET {name}" in line
 
 
-def saying(info: str) -> Send:
+def make_fake_info(info: str) -> SendCommand:
     """A server that says this of itself."""
 
     async def send(*command: Any) -> Any:
@@ -247,7 +249,7 @@ def saying(info: str) -> Send:
     return send
 
 
-async def test_servers_that_will_not_do() -> None:
+async def test_unsupported_servers() -> None:
     for info, url, why in [
         ("redis_version:6.0.16", "redis://a", "Redis 6.0.16 is too old; 6.2 is the oldest"),
         ("redis_version:5.0.14", "redis://a", "Redis 5.0.14 is too old"),
@@ -259,8 +261,8 @@ async def test_servers_that_will_not_do() -> None:
         ("redis_version:8.0.2\ncluster_enabled:1", "unix:///a", "use redis+cluster://HOST:PORT"),
     ]:  # fmt: skip
         with pytest.raises(ConfigurationError) as caught:
-            await vet(saying(info), parse(url), set())
-        assert str(caught.value).startswith(f"{parse(url).describe()}: ")
+            await check_server(make_fake_info(info), parse_url(url), set())
+        assert str(caught.value).startswith(f"{parse_url(url).describe()}: ")
         assert why in str(caught.value)
 
 
@@ -274,20 +276,20 @@ async def test_servers_that_will_not_do() -> None:
     ],
 )
 async def test_versions_of_all_kinds(info: str, name: str) -> None:
-    assert (await vet(saying(info), parse("redis://a"), set())).name == name
+    assert (await check_server(make_fake_info(info), parse_url("redis://a"), set())).name == name
 
 
-async def test_a_node_of_a_cluster_asked_as_a_single_server(cluster: Cluster) -> None:
+async def test_a_cluster_node_named_as_a_single_server(cluster: Cluster) -> None:
     node = cluster.nodes[0]
-    assert f"use redis+cluster://{node.address}" in await refused(node.url)
-    assert (await vetted(cluster.url)).cluster
+    assert f"use redis+cluster://{node.address}" in await get_error(node.url)
+    assert (await check_url(cluster.url)).cluster
 
 
 async def test_no_answer_is_no_answer(redis_binary: Binary) -> None:
     with servers.Server(redis_binary) as server:
         url = server.url
     with pytest.raises(BackendUnavailable, match="nothing listens"):
-        await vetted(url)
+        await check_url(url)
 
 
 # --- what an operator is told ---------------------------------------------------------------------
@@ -299,13 +301,13 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-async def examined(url: str, clock: Clock | None = None) -> list[Finding]:
-    async with line_to(url) as send:
-        return await findings(send, parse(url), clock or SystemClock())
+async def run_health_checks(url: str, clock: Clock | None = None) -> list[CheckResult]:
+    async with open_send_command(url) as send:
+        return await run_checks(send, parse_url(url), clock or SystemClock())
 
 
-async def said_of(url: str, subject: str, clock: Clock | None = None) -> Finding:
-    (found,) = [one for one in await examined(url, clock) if one.subject == subject]
+async def find_check(url: str, subject: str, clock: Clock | None = None) -> CheckResult:
+    (found,) = [one for one in await run_health_checks(url, clock) if one.subject == subject]
     assert (found.advice == "") == (found.verdict == "good")
     assert "\n" not in found.text + found.advice
     return found
@@ -313,7 +315,7 @@ async def said_of(url: str, subject: str, clock: Clock | None = None) -> Finding
 
 async def test_a_healthy_server(redis_binary: Binary) -> None:
     with servers.Server(redis_binary, *SAFE, maxmemory="300mb") as server:
-        found = await examined(server.url)
+        found = await run_health_checks(server.url)
     assert [one.subject for one in found] == [
         "server", "role", "durability", "snapshots", "eviction", "memory", "clients",
         "round trip", "clock",
@@ -328,18 +330,20 @@ async def test_a_healthy_server(redis_binary: Binary) -> None:
 
 
 async def test_a_stock_server(stock: servers.Server) -> None:
-    found = await said_of(stock.url, "durability")
+    found = await find_check(stock.url, "durability")
     assert found.verdict == "warning"
     assert "every job since its last snapshot is lost" in found.text
     assert "CONFIG SET appendonly yes" in found.advice
-    assert "no bound is set" in (await said_of(stock.url, "memory")).text
+    assert "no bound is set" in (await find_check(stock.url, "memory")).text
 
 
 async def test_a_file_synced_with_each_write(
     safe: servers.Server, settled: Callable[[str, str], object]
 ) -> None:
     settled("appendfsync", "always")
-    assert "nothing that was acknowledged is lost" in (await said_of(safe.url, "durability")).text
+    assert (
+        "nothing that was acknowledged is lost" in (await find_check(safe.url, "durability")).text
+    )
 
 
 async def test_little_memory_left(
@@ -348,18 +352,18 @@ async def test_little_memory_left(
     settled("maxmemory-policy", "allkeys-lru")
     settled("maxmemory", "1mb")
     for subject in ("memory", "eviction"):
-        assert (await said_of(safe.url, subject)).verdict == "warning"
+        assert (await find_check(safe.url, subject)).verdict == "warning"
 
 
 async def test_a_save_that_failed(redis_binary: Binary) -> None:
     with servers.Server(redis_binary, "dbfilename gone.rdb") as server:
         (server.folder / "gone.rdb").mkdir()
         server.ask("BGSAVE")
-        until(lambda: b"last_bgsave_status:err" in info_of(server), "the save fails")
-        assert (await said_of(server.url, "snapshots")).verdict == "warning"
+        wait_until(lambda: b"last_bgsave_status:err" in read_info(server), "the save fails")
+        assert (await find_check(server.url, "snapshots")).verdict == "warning"
 
 
-def info_of(server: servers.Server) -> bytes:
+def read_info(server: servers.Server) -> bytes:
     """What it says of itself, raw."""
     with server.client() as client:
         client.set_response_callback("INFO", lambda reply, **_: reply)
@@ -367,10 +371,10 @@ def info_of(server: servers.Server) -> bytes:
 
 
 async def test_a_clock_that_is_off(stock: servers.Server) -> None:
-    found = await said_of(stock.url, "clock", FakeClock(SystemClock().now() - 60))
+    found = await find_check(stock.url, "clock", FakeClock(SystemClock().now() - 60))
     assert found.verdict == "warning"
     assert "ahead of ours; it decides when jobs are due" in found.text
-    assert (await said_of(stock.url, "clock", FakeClock(SystemClock().now()))).verdict == "good"
+    assert (await find_check(stock.url, "clock", FakeClock(SystemClock().now()))).verdict == "good"
 
 
 async def test_a_long_way() -> None:
@@ -381,11 +385,11 @@ async def test_a_long_way() -> None:
             clock.advance(0.02)
         if command == ("TIME",):
             return [str(int(clock.now())).encode(), b"0"]
-        return await saying("redis_version:8.0.2\nrole:master")(*command)
+        return await make_fake_info("redis_version:8.0.2\nrole:master")(*command)
 
     (found,) = [
         one
-        for one in await findings(send, parse("redis://a"), clock)
+        for one in await run_checks(send, parse_url("redis://a"), clock)
         if one.subject == "round trip"
     ]
     assert (found.verdict, found.text[:8]) == ("warning", "20.00 ms")
@@ -402,7 +406,7 @@ async def test_a_long_way() -> None:
         ("aof_enabled:1\naof_last_bgrewrite_status:err", "durability", "warning", "grows without"),
     ],
 )
-async def test_what_a_server_says_of_its_troubles(
+async def test_problems_in_info_become_failed_checks(
     info: str, subject: str, verdict: str, text: str
 ) -> None:
     clock = FakeClock()
@@ -410,23 +414,25 @@ async def test_what_a_server_says_of_its_troubles(
     async def send(*command: Any) -> Any:
         if command == ("TIME",):
             return [b"0", b"0"]
-        return await saying(f"redis_version:8.0.2\n{info}")(*command)
+        return await make_fake_info(f"redis_version:8.0.2\n{info}")(*command)
 
     found = [
-        one for one in await findings(send, parse("redis://a"), clock) if one.subject == subject
+        one
+        for one in await run_checks(send, parse_url("redis://a"), clock)
+        if one.subject == subject
     ]
     assert [one.verdict for one in found] == [verdict]
     assert text in found[0].text
 
 
 async def test_a_cluster_whole_and_not(cluster: Cluster) -> None:
-    found = await said_of(cluster.url, "cluster")
+    found = await find_check(cluster.url, "cluster")
     assert (found.verdict, found.text) == ("good", "whole, 3 nodes known")
     node = cluster.nodes[0]
     node.ask("CLUSTER", "DELSLOTS", 0)
     try:
-        async with line_to(node.url) as send:
-            *_, found = await findings(send, parse(node.url), SystemClock())
+        async with open_send_command(node.url) as send:
+            *_, found = await run_checks(send, parse_url(node.url), SystemClock())
     finally:
         node.ask("CLUSTER", "ADDSLOTS", 0)
         cluster.settle()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.flow import BOUND, Flow, Record, flowing
+from tests.crash.flow import BOUND, Flow, Record, run_flow
 from tests.servers import Binary, Cluster
 
 pytestmark = pytest.mark.slow
@@ -20,10 +20,10 @@ SLOT_KEY = "{nimburion}:n"
 
 
 @asynccontextmanager
-async def flowing_through(
+async def run_flow_through(
     cluster: Cluster, folder: Path, jobs: int, ttl: float = 10.0
 ) -> AsyncIterator[Flow]:
-    async with flowing(folder, f"{cluster.url}?timeout=2", jobs=jobs, ttl=ttl) as flow:
+    async with run_flow(folder, f"{cluster.url}?timeout=2", jobs=jobs, ttl=ttl) as flow:
         yield flow
 
 
@@ -38,16 +38,16 @@ async def test_the_slot_moves_there_and_back(
     test, and the sessions live long enough for a machine that is busy with something else.
     """
     with Cluster(redis_binary) as cluster:
-        slot = cluster.slot_of(SLOT_KEY)
-        home = cluster.owner_of(slot)
-        async with flowing_through(cluster, tmp_path, 1_000, ttl=60.0) as flow:
+        slot = cluster.compute_slot(SLOT_KEY)
+        home = cluster.find_owner(slot)
+        async with run_flow_through(cluster, tmp_path, 1_000, ttl=60.0) as flow:
             pauses, moved = [], 0
-            for target in (cluster.other_than(home), home):
-                await flow.until_acknowledged(len(flow.acknowledged) + 300)
+            for target in (cluster.find_other(home), home):
+                await flow.wait_until_acknowledged(len(flow.acknowledged) + 300)
                 moved += await asyncio.to_thread(cluster.move_slot, slot, target)
-                pauses.append(await flow.until_every_worker_goes_on(since=time.monotonic()))
-        met = refusals(cluster)
-    flow.result.tell(record_property, f"{redis_binary.name}, slot moved twice")
+                pauses.append(await flow.wait_until_every_worker_resumes(since=time.monotonic()))
+        met = count_redirects(cluster)
+    flow.result.record_counts(record_property, f"{redis_binary.name}, slot moved twice")
     record_property("keys moved with their slot, in total", moved)
     for code, number in met.items():
         record_property(f"{code} while a slot moved, in total", number)
@@ -58,7 +58,7 @@ async def test_the_slot_moves_there_and_back(
     assert flow.result.sessions_lost == 0
 
 
-def refusals(cluster: Cluster) -> dict[str, int]:
+def count_redirects(cluster: Cluster) -> dict[str, int]:
     """How often nodes have answered that a key is elsewhere, or on its way."""
     found: dict[str, int] = dict.fromkeys(("MOVED", "ASK", "TRYAGAIN"), 0)
     for node in cluster.nodes:
@@ -74,20 +74,20 @@ async def test_nodes_die(tmp_path: Path, redis_binary: Binary, record_property: 
     its slots. The one that has: everybody waits until it is back."""
     lines = ("cluster-require-full-coverage no", "appendfsync everysec")
     with Cluster(redis_binary, *lines, appendonly=True) as cluster:
-        owner = cluster.owner_of(cluster.slot_of(SLOT_KEY))
-        bystander = cluster.other_than(owner)
-        async with flowing_through(cluster, tmp_path, 1_500) as flow:
-            await flow.until_acknowledged(500)
+        owner = cluster.find_owner(cluster.compute_slot(SLOT_KEY))
+        bystander = cluster.find_other(owner)
+        async with run_flow_through(cluster, tmp_path, 1_500) as flow:
+            await flow.wait_until_acknowledged(500)
             bystander.kill()
-            await flow.until_acknowledged(1_000)
+            await flow.wait_until_acknowledged(1_000)
             assert flow.held_up == 0, "a node died that has nothing of it"
             await asyncio.to_thread(owner.kill)
             killed = time.monotonic()
             await flow.pass_time(1.0)
             await asyncio.to_thread(owner.start)
-            pause = await flow.until_every_worker_goes_on(since=time.monotonic())
+            pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
             bystander.start()
-    flow.result.tell(record_property, f"{redis_binary.name}, node of a cluster killed")
+    flow.result.record_counts(record_property, f"{redis_binary.name}, node of a cluster killed")
     assert pause < GOES_ON
     assert flow.held_up
     flow.result.check(flow.result.younger_than(killed - BOUND))

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimburion.backends.redis.url import SCHEMES, Address, Tls, parse
-from nimburion.backends.server.url import Login, Node
+from nimburion.backends.redis.url import SCHEMES, RedisSettings, RedisTls, parse_url
+from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.core.errors import ConfigurationError
 
-LOCAL = (Node("localhost", 6379),)
+LOCAL = (Endpoint("localhost", 6379),)
 
 
-def refused(url: str) -> str:
+def get_error(url: str) -> str:
     """The message that refuses this URL."""
     with pytest.raises(ConfigurationError) as caught:
-        parse(url)
+        parse_url(url)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -24,48 +24,48 @@ def refused(url: str) -> str:
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("redis://localhost", Address(kind="single", nodes=LOCAL)),
-        ("localhost", Address(kind="single", nodes=LOCAL)),
-        ("cache:7000", Address(kind="single", nodes=(Node("cache", 7000),))),
-        ("REDIS://LocalHost:6379/", Address(kind="single", nodes=LOCAL)),
-        ("valkey://10.0.0.1:1/15", Address(kind="single", nodes=(Node("10.0.0.1", 1),), db=15)),
-        ("redis://localhost?", Address(kind="single", nodes=LOCAL)),
-        ("redis://localhost?db=3", Address(kind="single", nodes=LOCAL, db=3)),
-        ("redis://localhost/3?db=3", Address(kind="single", nodes=LOCAL, db=3)),
-        ("redis://[::1]:7/0", Address(kind="single", nodes=(Node("::1", 7),))),
-        ("redis://[FE80::1%25eth0]", Address(kind="single", nodes=(Node("fe80::1%eth0", 6379),))),
+        ("redis://localhost", RedisSettings(kind="single", endpoints=LOCAL)),
+        ("localhost", RedisSettings(kind="single", endpoints=LOCAL)),
+        ("cache:7000", RedisSettings(kind="single", endpoints=(Endpoint("cache", 7000),))),
+        ("REDIS://LocalHost:6379/", RedisSettings(kind="single", endpoints=LOCAL)),
+        ("valkey://10.0.0.1:1/15", RedisSettings(kind="single", endpoints=(Endpoint("10.0.0.1", 1),), db=15)),
+        ("redis://localhost?", RedisSettings(kind="single", endpoints=LOCAL)),
+        ("redis://localhost?db=3", RedisSettings(kind="single", endpoints=LOCAL, db=3)),
+        ("redis://localhost/3?db=3", RedisSettings(kind="single", endpoints=LOCAL, db=3)),
+        ("redis://[::1]:7/0", RedisSettings(kind="single", endpoints=(Endpoint("::1", 7),))),
+        ("redis://[FE80::1%25eth0]", RedisSettings(kind="single", endpoints=(Endpoint("fe80::1%eth0", 6379),))),
         ("redis://job_cache-1.internal",
-         Address(kind="single", nodes=(Node("job_cache-1.internal", 6379),))),
-        ("rediss://localhost", Address(kind="single", nodes=LOCAL, tls=Tls())),
+         RedisSettings(kind="single", endpoints=(Endpoint("job_cache-1.internal", 6379),))),
+        ("rediss://localhost", RedisSettings(kind="single", endpoints=LOCAL, tls=RedisTls())),
         ("valkeys://localhost?tls_ca=/a%20b&tls_cert=c&tls_key=k&tls_verify=ca",
-         Address(kind="single", nodes=LOCAL, tls=Tls(ca="/a b", cert="c", key="k", verify="ca"))),
+         RedisSettings(kind="single", endpoints=LOCAL, tls=RedisTls(ca="/a b", cert="c", key="k", verify="ca"))),
         ("redis://:p%40%2F%3A%25@localhost",
-         Address(kind="single", nodes=LOCAL, login=Login(None, "p@/:%"))),
+         RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials(None, "p@/:%"))),
         ("redis://u%3A:a:b@localhost",
-         Address(kind="single", nodes=LOCAL, login=Login("u:", "a:b"))),
-        ("redis://u@localhost", Address(kind="single", nodes=LOCAL, login=Login("u"))),
+         RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials("u:", "a:b"))),
+        ("redis://u@localhost", RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials("u"))),
         ("redis://:p%C3%A4ss@localhost",
-         Address(kind="single", nodes=LOCAL, login=Login(None, "päss"))),
-        ("unix:///run/redis.sock", Address(kind="unix", path="/run/redis.sock")),
+         RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials(None, "päss"))),
+        ("unix:///run/redis.sock", RedisSettings(kind="unix", socket_path="/run/redis.sock")),
         ("unix://u:p@/run/r%23.sock?db=2&namespace=a",
-         Address(kind="unix", path="/run/r#.sock", db=2, namespace="a", login=Login("u", "p"))),
+         RedisSettings(kind="unix", socket_path="/run/r#.sock", db=2, namespace="a", credentials=Credentials("u", "p"))),
         ("redis+sentinel://a,b:2,[::1]:3,a/jobs",
-         Address(kind="sentinel", service="jobs",
-                 nodes=(Node("a", 26379), Node("b", 2), Node("::1", 3)))),
+         RedisSettings(kind="sentinel", service="jobs",
+                 endpoints=(Endpoint("a", 26379), Endpoint("b", 2), Endpoint("::1", 3)))),
         ("rediss+sentinel://u:p@a/my%20master/4?sentinel_username=s&sentinel_password=t%26",
-         Address(kind="sentinel", nodes=(Node("a", 26379),), service="my master", db=4, tls=Tls(),
-                 login=Login("u", "p"), sentinel_login=Login("s", "t&"))),
+         RedisSettings(kind="sentinel", endpoints=(Endpoint("a", 26379),), service="my master", db=4, tls=RedisTls(),
+                 credentials=Credentials("u", "p"), sentinel_credentials=Credentials("s", "t&"))),
         ("redis+cluster://a:7000,b/0",
-         Address(kind="cluster", nodes=(Node("a", 7000), Node("b", 6379)))),
-        ("rediss+cluster://a", Address(kind="cluster", nodes=(Node("a", 6379),), tls=Tls())),
+         RedisSettings(kind="cluster", endpoints=(Endpoint("a", 7000), Endpoint("b", 6379)))),
+        ("rediss+cluster://a", RedisSettings(kind="cluster", endpoints=(Endpoint("a", 6379),), tls=RedisTls())),
         (("redis://localhost?namespace=shop:1.x-y_z&require_durable=true"
           "&durable_enqueue=True&timeout=0.5"),
-         Address(kind="single", nodes=LOCAL, namespace="shop:1.x-y_z", require_durable=True,
+         RedisSettings(kind="single", endpoints=LOCAL, namespace="shop:1.x-y_z", require_durable=True,
                  durable_enqueue=True, timeout=0.5)),
     ],
 )  # fmt: skip
-def test_what_a_url_means(url: str, address: Address) -> None:
-    assert parse(url) == address
+def test_what_a_url_means(url: str, address: RedisSettings) -> None:
+    assert parse_url(url) == address
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_what_a_url_means(url: str, address: Address) -> None:
         ("rediss://a?tls_ca=c&tls_verify=none", "tls_verify=none looks at no certificate"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(url: str, said: str) -> None:
-    assert said in refused(url)
+def test_an_invalid_url_is_explained(url: str, said: str) -> None:
+    assert said in get_error(url)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said(url: str, said: str) -> None:
     ],
 )
 def test_a_secret_is_never_part_of_a_refusal(url: str) -> None:
-    assert "hunter2" not in refused(url)
+    assert "hunter2" not in get_error(url)
 
 
 @pytest.mark.parametrize(
@@ -176,17 +176,19 @@ def test_a_secret_is_never_part_of_a_refusal(url: str) -> None:
         ("rediss+cluster://u:hunter2@a,b:2", "Redis Cluster via a:6379, b:2 (TLS)"),
     ],
 )  # fmt: skip
-def test_a_store_is_named_in_one_line_without_secrets(url: str, line: str) -> None:
-    address = parse(url)
+def test_describe_is_one_line_without_secrets(url: str, line: str) -> None:
+    address = parse_url(url)
     assert address.describe() == line
     assert "hunter2" not in repr(address)
 
 
-def test_arguments_stand_over_the_url() -> None:
-    address = parse("redis://a?namespace=one&timeout=2&require_durable=true")
-    assert address.using() == address
-    changed = address.using(namespace="two", require_durable=False, durable_enqueue=True, timeout=3)
-    assert changed == parse("redis://a?namespace=two&timeout=3&durable_enqueue=true")
+def test_arguments_override_the_url() -> None:
+    address = parse_url("redis://a?namespace=one&timeout=2&require_durable=true")
+    assert address.replace() == address
+    changed = address.replace(
+        namespace="two", require_durable=False, durable_enqueue=True, timeout=3
+    )
+    assert changed == parse_url("redis://a?namespace=two&timeout=3&durable_enqueue=true")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_arguments_stand_over_the_url() -> None:
 )
 def test_a_wrong_argument_is_refused(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        parse("redis://a").using(**arguments)  # type: ignore[arg-type]
+        parse_url("redis://a").replace(**arguments)  # type: ignore[arg-type]
     assert said in str(caught.value)
 
 
@@ -215,11 +217,11 @@ PIECES = st.lists(
 
 
 @given(st.sampled_from(sorted(SCHEMES)), PIECES)
-def test_any_url_gives_an_address_or_a_refusal(scheme: str, rest: str) -> None:
+def test_any_url_gives_settings_or_an_error(scheme: str, rest: str) -> None:
     try:
-        address = parse(f"{scheme}://{rest}")
+        address = parse_url(f"{scheme}://{rest}")
     except ConfigurationError as error:
         assert str(error).startswith(f"{scheme}://…: ")  # noqa: PT017 (either is right)
     else:
-        assert all(node.host and 1 <= node.port <= 65535 for node in address.nodes)
-        assert address.nodes or address.path
+        assert all(node.host and 1 <= node.port <= 65535 for node in address.endpoints)
+        assert address.endpoints or address.socket_path

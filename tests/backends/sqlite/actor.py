@@ -16,8 +16,8 @@ from pathlib import Path
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.errors import BackendError, NimburionError
-from nimburion.core.exchange import Lane, Want
-from nimburion.core.ids import new_session_id
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.ids import make_session_id
 from nimburion.core.job import NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
@@ -26,32 +26,32 @@ from nimburion.core.settlement import Completed
 LANES = (Lane("q", "n"),)
 
 
-def say(*words: object) -> None:
+def print_line(*words: object) -> None:
     """Print a line that arrives at once."""
     sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()
 
 
 async def enqueue(store: SQLiteBackend, prefix: str, many: str, size: str) -> None:
-    """Enqueue `many` jobs by `size`; say each once it is acknowledged."""
+    """Enqueue `make_many` jobs by `size`; say each once it is acknowledged."""
     for start in range(0, int(many), int(size)):
         ids = [f"{prefix}-{n}" for n in range(start, start + int(size))]
         await store.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
-        say(*ids)
+        print_line(*ids)
 
 
 async def work(store: SQLiteBackend, total: str) -> None:
     """Complete jobs until none is left; say each once its completion is acknowledged."""
-    session = new_session_id()
+    session = make_session_id()
     await store.open_session(Session(id=session, ttl=30.0, names=("n",)))
     number = 0
     settled: list[Completed] = []
     while True:
         number += 1
-        want = Want(int(total), LANES, nonce=os.urandom(16))
+        want = ReserveRequest(int(total), LANES, nonce=os.urandom(16))
         reply = await store.exchange(session, number, settled, want)
         for one, result in zip(settled, reply.results, strict=True):
-            say(one.lease.job_id, result)
+            print_line(one.lease.job_id, result)
         settled = [Completed(one.lease, one.lease.job_id.encode()) for one in reply.deliveries]
         if not settled:
             return
@@ -61,9 +61,9 @@ async def wait(store: SQLiteBackend, queue: str) -> None:
     """Wait for a ring; say that it waits, and that it was woken."""
     waiting = asyncio.ensure_future(store.wait([queue], 3600.0))
     await asyncio.sleep(0)
-    say("waiting")
+    print_line("waiting")
     await waiting
-    say("woken")
+    print_line("woken")
 
 
 async def fill(store: SQLiteBackend, limit: str) -> None:
@@ -76,19 +76,19 @@ async def fill(store: SQLiteBackend, limit: str) -> None:
             await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
             stored += 1
     except BackendError as error:
-        say(type(error).__name__, stored)
+        print_line(type(error).__name__, stored)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
-    say("recovered", sum((await store.counts()).values()))
+    print_line("recovered", sum((await store.counts()).values()))
 
 
 async def crowd(store: SQLiteBackend, prefix: str, seconds: str) -> None:
     """Enqueue and complete for so long, whether the disk is full or not; say what was done."""
-    session = new_session_id()
+    session = make_session_id()
     loop = asyncio.get_running_loop()
     end, number, stored, completed, refused = loop.time() + float(seconds), 0, 0, 0, 0
     settled: list[Completed] = []
-    want = Want(100, LANES, nonce=os.urandom(16))
+    want = ReserveRequest(100, LANES, nonce=os.urandom(16))
     opened = False
     while loop.time() < end:
         try:
@@ -104,13 +104,13 @@ async def crowd(store: SQLiteBackend, prefix: str, seconds: str) -> None:
                     opened = True
                 reply = await store.exchange(session, number + 1, settled, want)
             except BackendError as error:
-                say("stuck", type(error).__name__, error)
+                print_line("stuck", type(error).__name__, error)
                 continue
             number += 1
             completed += len(settled)
             settled = [Completed(one.lease, b"x" * 500) for one in reply.deliveries]
             await store.delete(COMPLETED, 1000)
-    say("stored", stored, "completed", completed, "refused", refused)
+    print_line("stored", stored, "completed", completed, "refused", refused)
 
 
 COMPLETED = JobFilter(states=frozenset({State.COMPLETED}))
@@ -131,12 +131,12 @@ async def main(verb: str, path: str, *more: str) -> None:
         await store.open()
         await VERBS[verb](store, *more)
     except NimburionError as error:
-        say(type(error).__name__, error)
+        print_line(type(error).__name__, error)
     finally:
         await store.close()
 
 
-def forked(path: str) -> None:
+def run_forked(path: str) -> None:
     """After a fork the handle refuses, and opens anew in the child's own loop."""
     store = SQLiteBackend(Path(path))
     loop = asyncio.new_event_loop()
@@ -144,36 +144,36 @@ def forked(path: str) -> None:
     loop.run_until_complete(store.enqueue([NewJob("before", "n", "q", b"")]))
     child = os.fork()
     if child == 0:
-        asyncio.run(in_child(store))
+        asyncio.run(run_in_child(store))
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     loop.run_until_complete(store.enqueue([NewJob("after", "n", "q", b"")]))
-    say("parent", status, sum(loop.run_until_complete(store.counts()).values()))
+    print_line("parent", status, sum(loop.run_until_complete(store.counts()).values()))
     loop.run_until_complete(store.close())
     loop.close()
 
 
-async def in_child(store: SQLiteBackend) -> None:
+async def run_in_child(store: SQLiteBackend) -> None:
     """What the child of a fork sees."""
     for call in (store.counts(), store.enqueue([NewJob("no", "n", "q", b"")])):
         try:
             await call
         except NimburionError as error:
-            say(type(error).__name__, "fork" in str(error))
+            print_line(type(error).__name__, "fork" in str(error))
     await store.open()
     await store.enqueue([NewJob("child", "n", "q", b"")])
-    say("child", sum((await store.counts()).values()))
+    print_line("child", sum((await store.counts()).values()))
     await store.close()
 
 
-async def open_as(path: str, user: str) -> None:
+async def open_as_user(path: str, user: str) -> None:
     """Open the store as a user who may not write there."""
     await tried_out()
     os.seteuid(int(user))
     try:
         await SQLiteBackend(path).open()
     except NimburionError as error:
-        say(type(error).__name__, error)
+        print_line(type(error).__name__, error)
 
 
 def share(path: str, user: str, group: str) -> None:
@@ -205,9 +205,9 @@ async def used(path: str, whose: str) -> SQLiteBackend:
     try:
         await store.open()
         await store.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
-        say(whose, sum((await store.counts()).values()))
+        print_line(whose, sum((await store.counts()).values()))
     except NimburionError as error:
-        say(type(error).__name__, error)
+        print_line(type(error).__name__, error)
     return store
 
 
@@ -221,10 +221,10 @@ async def tried_out() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "fork":
-        forked(sys.argv[2])
+        run_forked(sys.argv[2])
     elif sys.argv[1] == "share":
         share(*sys.argv[2:])
     elif sys.argv[1] == "open_as":
-        asyncio.run(open_as(*sys.argv[2:]))
+        asyncio.run(open_as_user(*sys.argv[2:]))
     else:
         asyncio.run(main(*sys.argv[1:]))

@@ -83,13 +83,13 @@ def let_others_in(folder: Path) -> None:
             above.chmod(0o755)
 
 
-def said(process: subprocess.Popen[str]) -> list[str]:
+def read_output(process: subprocess.Popen[str]) -> list[str]:
     """Everything that an actor says until it ends, by line."""
     output, _ = process.communicate(timeout=50)
     return output.splitlines()
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     """The next line that an actor says."""
     assert process.stdout is not None
     return process.stdout.readline().rstrip("\n")

@@ -14,7 +14,7 @@ import pytest
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite import SQLiteBackend, checks
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.core.checks import Finding
+from nimburion.core.checks import CheckResult
 from nimburion.core.errors import BackendUnavailable, NotOpen
 from nimburion.core.job import NewJob
 from nimburion.testing import FakeClock
@@ -36,9 +36,9 @@ async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend
     await store.close()
 
 
-async def said(store: SQLiteBackend, subject: str) -> Finding:
+async def find_check(store: SQLiteBackend, subject: str) -> CheckResult:
     """The one finding on this subject."""
-    (found,) = [one for one in await store.examine() if one.subject == subject]
+    (found,) = [one for one in await store.check() if one.subject == subject]
     return found
 
 
@@ -46,48 +46,48 @@ async def test_a_healthy_file_has_no_error(
     store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000 * MIB))
-    found = await store.examine()
+    found = await store.check()
     assert {one.subject for one in found if one.verdict != "good"} <= {"version"}
     assert [one.subject for one in found] == [
         "file", "version", "format", "durability", "folder", "access", "disk", "log", "clock",
         "integrity", "reading", "write lock",
     ]  # fmt: skip
-    assert (await said(store, "format")).text.startswith("1,")
-    assert str(store.path) in (await said(store, "file")).text
+    assert (await find_check(store, "format")).text.startswith("1,")
+    assert str(store.path) in (await find_check(store, "file")).text
 
 
-async def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+async def test_check_requires_an_open_backend(tmp_path: Path) -> None:
     with pytest.raises(NotOpen):
-        await SQLiteBackend(tmp_path / "jobs.db").examine()
+        await SQLiteBackend(tmp_path / "jobs.db").check()
 
 
 @pytest.mark.parametrize(
     ("free", "verdict"),
     [(1024 * MIB, "good"), (1023 * MIB, "warning"), (16 * MIB, "warning"), (15 * MIB, "error")],
 )
-async def test_room_on_the_disk(
+async def test_free_disk_space(
     free: int, verdict: str, store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert (await said(store, "disk")).verdict == verdict
+    assert (await find_check(store, "disk")).verdict == verdict
 
 
-def test_a_place_without_a_write_ahead_log() -> None:
+def test_a_file_without_a_write_ahead_log() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         db = Database(connection, Statements("nimburion.backends.sqlite"), FakeClock(), "")
-        found = checks.durability(db)
+        found = checks.check_durability(db)
     assert (found.verdict, "journal mode is memory" in found.text) == ("warning", True)
 
 
 async def test_a_damaged_file(store: SQLiteBackend) -> None:
-    assert await said(store, "integrity") == Finding(
+    assert await find_check(store, "integrity") == CheckResult(
         "integrity", "good", "the whole file was checked"
     )
     await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
     await store.close()
     damage_a_page(store.path)
     await store.open()
-    found = await said(store, "integrity")
+    found = await find_check(store, "integrity")
     assert found.verdict == "error"
     assert "damaged" in found.text or "cannot be read" in found.text
 
@@ -104,25 +104,27 @@ async def test_a_check_is_bounded_in_time(store: SQLiteBackend) -> None:
     found = await store._read(lambda db: checks.integrity(db, store.path, seconds=-1.0))
     assert (found.verdict, found.text.split(";")[0]) == ("good", "no fault found in -1 s")
     assert "PRAGMA quick_check" in found.text
-    assert (await said(store, "integrity")).text == "the whole file was checked"
+    assert (await find_check(store, "integrity")).text == "the whole file was checked"
 
 
 async def test_a_check_that_cannot_be_interrupted_reads_no_large_file(
     store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 41, 0))
-    assert (await said(store, "integrity")).text == "the whole file was checked"
+    assert (await find_check(store, "integrity")).text == "the whole file was checked"
     monkeypatch.setattr(checks, "_SMALL", 1)
-    assert (await said(store, "integrity")).text.startswith("not checked, as the file is large")
+    assert (await find_check(store, "integrity")).text.startswith(
+        "not checked, as the file is large"
+    )
 
 
 async def test_a_long_log(store: SQLiteBackend) -> None:
-    assert (await said(store, "log")).verdict == "good"
+    assert (await find_check(store, "log")).verdict == "good"
     log = store.path.with_name("jobs.db-wal")
     grown = log.with_name("grown.db-wal")
     with grown.open("wb") as file:
         file.truncate(257 * MIB)
-    found = checks.log(grown.with_name("grown.db"))
+    found = checks.check_log(grown.with_name("grown.db"))
     assert (found.verdict, found.text) == (
         "warning",
         "the write-ahead log has 257.0 MiB, 62.5 MiB are usual",
@@ -131,42 +133,42 @@ async def test_a_long_log(store: SQLiteBackend) -> None:
 
 async def test_a_clock_that_was_set_back(store: SQLiteBackend, clock: FakeClock) -> None:
     await store.enqueue([NewJob("a", "mail", "default", b"{}")])
-    assert (await said(store, "clock")).verdict == "good"
+    assert (await find_check(store, "clock")).verdict == "good"
     clock.step_wall(-3600)
-    found = await said(store, "clock")
+    found = await find_check(store, "clock")
     assert (found.verdict, found.text.split(":")[0]) == (
         "warning",
         "the latest job was stored 3600 s in the future",
     )
     clock.step_wall(-clock.now())
-    assert (await said(store, "clock")).verdict == "error"
+    assert (await find_check(store, "clock")).verdict == "error"
 
 
 async def test_a_file_that_this_user_must_not_write(store: SQLiteBackend) -> None:
-    assert (await said(store, "folder")).verdict == "good"
-    missing = checks.folder(store.path.parent / "gone" / "jobs.db", Path("/nowhere"))
+    assert (await find_check(store, "folder")).verdict == "good"
+    missing = checks.check_folder(store.path.parent / "gone" / "jobs.db", Path("/nowhere"))
     assert (missing.verdict, "not writable" in missing.text) == ("error", True)
 
 
 async def test_a_network_file_system(store: SQLiteBackend, tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/x {tmp_path} nfs4 rw 0 0\n")
-    assert checks.folder(store.path, mounts).verdict == "error"
+    assert checks.check_folder(store.path, mounts).verdict == "error"
 
 
-async def test_what_the_file_refuses_is_a_finding(store: SQLiteBackend) -> None:
+async def test_a_file_error_becomes_a_failed_check(store: SQLiteBackend) -> None:
     with closing(sqlite3.connect(store.path)) as other:
         other.execute("DROP TABLE meta")
-    found = {one.subject: one for one in await store.examine()}
+    found = {one.subject: one for one in await store.check()}
     assert (found["format"].verdict, found["file"].verdict) == ("error", "good")
     assert "no such table" in found["format"].text
 
 
-async def test_a_lock_that_is_never_let_go() -> None:
+async def test_a_lock_that_is_never_released() -> None:
     async def refuse() -> None:
         raise BackendUnavailable("another process kept it locked")
 
-    found = await checks.write_lock(refuse, FakeClock())
+    found = await checks.check_write_lock(refuse, FakeClock())
     assert (found.verdict, found.text) == ("error", "another process kept it locked")
 
 
@@ -177,8 +179,8 @@ async def test_slow_answers(seconds: float, verdict: str) -> None:
     async def step() -> None:
         clock.advance(seconds)
 
-    assert (await checks.write_lock(step, clock)).verdict == verdict
-    assert (await checks.reading(step, clock)).verdict == verdict
+    assert (await checks.check_write_lock(step, clock)).verdict == verdict
+    assert (await checks.check_read_latency(step, clock)).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -190,4 +192,4 @@ async def test_slow_answers(seconds: float, verdict: str) -> None:
     ],
 )  # fmt: skip
 def test_which_versions_reset_their_log_safely(version: tuple[int, int, int], safe: bool) -> None:
-    assert checks.resets_safely(version) is safe
+    assert checks.has_wal_reset_fix(version) is safe

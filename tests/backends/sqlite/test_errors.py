@@ -15,19 +15,19 @@ from nimburion.backends.sql_files import migrations_of
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import opening
 from nimburion.core.errors import (
+    BackendCorrupt,
+    BackendFull,
     BackendUnavailable,
     ConfigurationError,
     FormatMismatch,
     NotOpen,
-    StoreCorrupt,
-    StoreFull,
     Unstorable,
 )
 from nimburion.core.job import NewJob
 from nimburion.testing.clock import FakeClock
-from tests.backends.sqlite.conftest import Start, assert_sound, let_others_in, said
+from tests.backends.sqlite.conftest import Start, assert_sound, let_others_in, read_output
 
-NOBODY = 65534
+UNPRIVILEGED_UID = 65534
 
 MOUNTS = """\
 /dev/vda / ext4 rw 0 0
@@ -41,7 +41,7 @@ server:/export /srv/shared nfs4 rw 0 0
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Iterator[Path]:
+def foreign_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder; the actor acts as nobody when the tests run as root, whom no mode stops."""
     folder = tmp_path / "theirs"
     folder.mkdir()
@@ -50,12 +50,12 @@ def theirs(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o755)
 
 
-def user() -> int:
+def actor_uid() -> int:
     """Who the actor is."""
-    return NOBODY if os.geteuid() == 0 else os.geteuid()
+    return UNPRIVILEGED_UID if os.geteuid() == 0 else os.geteuid()
 
 
-async def made(path: Path) -> None:
+async def make_file(path: Path) -> None:
     """A store with one job, closed."""
     store = SQLiteBackend(path)
     await store.open()
@@ -65,8 +65,8 @@ async def made(path: Path) -> None:
 
 def test_a_read_only_folder(start: Start, theirs: Path) -> None:
     theirs.chmod(0o555)
-    (line,) = said(start("open_as", theirs / "jobs.db", user()))
-    assert line.startswith("StoreReadOnly")
+    (line,) = read_output(start("open_as", theirs / "jobs.db", actor_uid()))
+    assert line.startswith("BackendReadOnly")
     assert "is not writable for this user" in line
     assert list(theirs.iterdir()) == []
 
@@ -75,16 +75,16 @@ def test_a_read_only_folder(start: Start, theirs: Path) -> None:
 def test_a_folder_that_may_not_be_entered(start: Start, theirs: Path, inside: str) -> None:
     (theirs / inside).parent.mkdir(exist_ok=True)
     theirs.chmod(0o000)
-    (line,) = said(start("open_as", theirs / inside, user()))
-    assert line.startswith("StoreReadOnly")
+    (line,) = read_output(start("open_as", theirs / inside, actor_uid()))
+    assert line.startswith("BackendReadOnly")
 
 
 def test_a_read_only_file(start: Start, theirs: Path) -> None:
-    asyncio.run(made(theirs / "jobs.db"))
+    asyncio.run(make_file(theirs / "jobs.db"))
     (theirs / "jobs.db").chmod(0o444)
     theirs.chmod(0o777)
-    (line,) = said(start("open_as", theirs / "jobs.db", user()))
-    assert line.startswith("StoreReadOnly")
+    (line,) = read_output(start("open_as", theirs / "jobs.db", actor_uid()))
+    assert line.startswith("BackendReadOnly")
     assert "change the owner or mode" in line
 
 
@@ -109,7 +109,7 @@ async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: F
     await store.enqueue([NewJob("kept", "n", "q", b"{}")])
     room = 0
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
-    with pytest.raises(StoreFull, match="goes on by itself"):
+    with pytest.raises(BackendFull, match="goes on by itself"):
         await store.enqueue(jobs)
     assert sum((await store.counts()).values()) == 1
     room = 10 << 20
@@ -118,10 +118,10 @@ async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: F
     await store.close()
 
 
-def test_a_limit_on_file_size_is_a_full_store_until_it_is_lifted(path: Path, start: Start) -> None:
-    refused, recovered = said(start("fill", path, 1 << 20))
+def test_a_file_size_limit_is_backend_full_until_it_is_lifted(path: Path, start: Start) -> None:
+    refused, recovered = read_output(start("fill", path, 1 << 20))
     name, stored = refused.split()
-    assert name == "StoreFull"
+    assert name == "BackendFull"
     assert int(stored) > 10
     assert recovered == f"recovered {int(stored) + 1}"
     assert_sound(path)
@@ -132,7 +132,7 @@ def test_a_limit_on_file_size_is_a_full_store_until_it_is_lifted(path: Path, sta
 
 async def test_a_file_that_is_no_database(path: Path) -> None:
     write_text(path)
-    with pytest.raises(StoreCorrupt, match="restore a backup"):
+    with pytest.raises(BackendCorrupt, match="restore a backup"):
         await SQLiteBackend(path).open()
     assert is_text(path)
 
@@ -152,7 +152,7 @@ async def test_a_damaged_page_is_reported_and_nothing_is_deleted(path: Path) -> 
     await store.close()
     damaged = damage(path)
     store = SQLiteBackend(path)
-    with pytest.raises(StoreCorrupt):
+    with pytest.raises(BackendCorrupt):
         await use(store)
     await store.close()
     assert damaged <= path.stat().st_size  # noqa: ASYNC240
@@ -177,7 +177,7 @@ async def use(store: SQLiteBackend) -> None:
 
 
 async def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
-    await made(path)
+    await make_file(path)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE meta SET value = 99")
     with pytest.raises(FormatMismatch, match=r"has format 99.*upgrade nimburion"):
@@ -199,13 +199,13 @@ async def test_a_database_of_the_application_gets_our_tables_beside_its_own(path
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE person (name TEXT)")
         connection.execute("INSERT INTO person VALUES ('Ada')")
-    await made(path)
+    await make_file(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name FROM person").fetchall() == [("Ada",)]
         assert connection.execute("SELECT count(*) FROM job").fetchone() == (1,)
 
 
-async def test_opening_a_new_file_says_what_it_did(path: Path) -> None:
+async def test_migrate_reports_what_opening_a_new_file_did(path: Path) -> None:
     store = SQLiteBackend(path)
     assert await store.migrate() == ["format 1: tables"]
     await store.close()
@@ -214,17 +214,17 @@ async def test_opening_a_new_file_says_what_it_did(path: Path) -> None:
 
 
 async def test_an_older_format_is_migrated_once_and_whole(path: Path) -> None:
-    await made(path)
+    await make_file(path)
     first = migrations_of(opening.PACKAGE, opening.MIGRATIONS)
     newer = [*first, (2, "colour", "ALTER TABLE job ADD COLUMN colour TEXT;\nCREATE TABLE b (x);")]
     connection = opening.connect(path)
-    assert opening.prepare(connection, path, newer) == ["format 2: colour"]
-    assert opening.prepare(connection, path, newer) == []
+    assert opening.prepare_file(connection, path, newer) == ["format 2: colour"]
+    assert opening.prepare_file(connection, path, newer) == []
     assert connection.execute("SELECT id, colour FROM job").fetchall() == [("a", None)]
     broken = [*newer, (3, "broken", "CREATE TABLE c (x);\nCREATE TABLE c (x);")]
     with pytest.raises(sqlite3.OperationalError):
-        opening.prepare(connection, path, broken)
-    assert opening.prepare(connection, path, newer) == []
+        opening.prepare_file(connection, path, broken)
+    assert opening.prepare_file(connection, path, newer) == []
     assert "c" not in {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     connection.close()
 
@@ -256,7 +256,7 @@ async def test_a_local_one_is_not(path: Path, tmp_path: Path, table: str | None)
 # Handles
 
 
-async def test_a_handle_that_is_not_open_says_so(path: Path) -> None:
+async def test_a_handle_that_is_not_open_is_rejected(path: Path) -> None:
     store = SQLiteBackend(path)
     for call in (store.counts(), store.ping(), store.wait(["q"], 1.0)):
         with pytest.raises(NotOpen, match=r"call open\(\) first"):
@@ -269,7 +269,7 @@ async def test_a_handle_that_is_not_open_says_so(path: Path) -> None:
         await store.enqueue([NewJob("a", "n", "q", b"")])
 
 
-async def test_a_lock_that_is_kept_is_no_answer_and_nothing_is_written(
+async def test_a_lock_held_too_long_is_unavailable_and_writes_nothing(
     store: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.05)

@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.notifications import Bells, bells_of, read, written
-from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.backends.sqlite.notifications import (
+    SocketNotifier,
+    decode_queues,
+    encode_queues,
+    find_socket_folder,
+)
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Released
@@ -24,22 +29,22 @@ DEADLINE = 20.0
 @pytest.fixture
 async def other(store: SQLiteBackend) -> AsyncIterator[SQLiteBackend]:
     """A second handle on the same file, with threads and a socket of its own."""
-    other = store.sibling()
+    other = store.new_handle()
     await other.open()
     yield other
     await other.close()
 
 
-def waiting(store: SQLiteBackend, *queues: str) -> asyncio.Task[None]:
+def start_wait(store: SQLiteBackend, *queues: str) -> asyncio.Task[None]:
     """Somebody who waits, without a timeout of note."""
     return asyncio.create_task(store.wait(queues, 1e9))
 
 
-async def soon(task: asyncio.Task[None]) -> None:
+async def assert_wakes(task: asyncio.Task[None]) -> None:
     await asyncio.wait_for(task, DEADLINE)
 
 
-async def still(task: asyncio.Task[None]) -> None:
+async def assert_keeps_waiting(task: asyncio.Task[None]) -> None:
     """Nothing has woken it: a few turns of the loop go by."""
     for _ in range(50):
         await asyncio.sleep(0)
@@ -47,131 +52,136 @@ async def still(task: asyncio.Task[None]) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["same handle", "another handle"])
-async def test_an_enqueue_rings(store: SQLiteBackend, other: SQLiteBackend, own: bool) -> None:
-    task = waiting(store, "q")
-    await still(task)
+async def test_an_enqueue_notifies(store: SQLiteBackend, other: SQLiteBackend, own: bool) -> None:
+    task = start_wait(store, "q")
+    await assert_keeps_waiting(task)
     ringing = store if own else other
     await ringing.enqueue([NewJob("a", "n", "elsewhere", b"")])
-    await still(task)
+    await assert_keeps_waiting(task)
     await ringing.enqueue([NewJob("b", "n", "q", b"")])
-    await soon(task)
+    await assert_wakes(task)
 
 
-async def test_everything_that_makes_work_rings(
+async def test_every_operation_that_makes_work_notifies(
     store: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
 ) -> None:
     await store.enqueue([NewJob("a", "n", "q", b""), NewJob("b", "n", "q", b"", after=5.0)])
     await store.pause("q", paused=True)
-    task = waiting(other, "q")
-    await still(task)
+    task = start_wait(other, "q")
+    await assert_keeps_waiting(task)
     await store.pause("q", paused=False)
-    await soon(task)
-    task = waiting(other, "q")
+    await assert_wakes(task)
+    task = start_wait(other, "q")
     clock.advance(5.0)
-    await still(task)
+    await assert_keeps_waiting(task)
     await store.promote(10)
-    await soon(task)
+    await assert_wakes(task)
 
 
-async def test_a_ring_while_nobody_waits_is_heard_by_the_next_wait(
+async def test_a_notification_before_the_wait_ends_the_next_wait(
     store: SQLiteBackend, other: SQLiteBackend
 ) -> None:
     await store.open_session(Session(id="s"))
     await other.enqueue([NewJob("a", "n", "q", b"")])
-    await soon(waiting(store, "q"))
-    task = waiting(store, "q")
-    await still(task)
+    await assert_wakes(start_wait(store, "q"))
+    task = start_wait(store, "q")
+    await assert_keeps_waiting(task)
     task.cancel()
 
 
 async def test_the_timeout_ends_a_wait(store: SQLiteBackend, clock: FakeClock) -> None:
     task = asyncio.create_task(store.wait(["q"], 5.0))
-    await still(task)
+    await assert_keeps_waiting(task)
     clock.advance(5.0)
-    await soon(task)
+    await assert_wakes(task)
 
 
 async def test_closing_ends_a_wait_and_removes_the_socket(path: Path, clock: FakeClock) -> None:
     store = SQLiteBackend(path, clock=clock)
     await store.open()
-    task = waiting(store, "q")
-    await still(task)
-    assert bells_of(path).is_dir()
+    task = start_wait(store, "q")
+    await assert_keeps_waiting(task)
+    assert find_socket_folder(path).is_dir()
     await store.close()
-    await soon(task)
-    assert not bells_of(path).exists()
+    await assert_wakes(task)
+    assert not find_socket_folder(path).exists()
 
 
-async def test_a_handle_that_hears_twice_wakes_all_who_wait(store: SQLiteBackend) -> None:
-    tasks = [waiting(store, "q"), waiting(store, "q", "p"), waiting(store, "p")]
-    await still(tasks[0])
+async def test_two_notifications_wake_all_waiters_of_a_handle(store: SQLiteBackend) -> None:
+    tasks = [start_wait(store, "q"), start_wait(store, "q", "p"), start_wait(store, "p")]
+    await assert_keeps_waiting(tasks[0])
     await store.enqueue([NewJob("a", "n", "q", b"")])
-    await soon(tasks[0])
-    await soon(tasks[1])
-    await still(tasks[2])
+    await assert_wakes(tasks[0])
+    await assert_wakes(tasks[1])
+    await assert_keeps_waiting(tasks[2])
     tasks[2].cancel()
 
 
-async def test_full_sockets_and_many_rings_do_no_harm(
+async def test_full_sockets_and_many_notifications_are_tolerated(
     store: SQLiteBackend, other: SQLiteBackend
 ) -> None:
     await store.open_session(Session(id="s"))
     for n in range(600):  # more than a socket holds
         await other.enqueue([NewJob(f"j-{n}", "n", f"q{n % 3}", b"")])
-    await soon(waiting(store, "q1"))
+    await assert_wakes(start_wait(store, "q1"))
 
 
-async def test_without_sockets_own_rings_are_still_heard(store: SQLiteBackend, path: Path) -> None:
-    bells_of(path).write_text("in the way")
-    task = waiting(store, "q")
-    await still(task)
+async def test_without_sockets_own_notifications_still_arrive(
+    store: SQLiteBackend, path: Path
+) -> None:
+    find_socket_folder(path).write_text("in the way")
+    task = start_wait(store, "q")
+    await assert_keeps_waiting(task)
     await store.enqueue([NewJob("a", "n", "q", b"")])
-    await soon(task)
-    bells_of(path).unlink()
+    await assert_wakes(task)
+    find_socket_folder(path).unlink()
 
 
 def test_a_long_path_gets_a_short_folder(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 60) / ("y" * 60) / "jobs.db"
-    assert len(os.fsencode(bells_of(deep))) < 80
-    assert bells_of(deep) == bells_of(deep.parent / "." / "jobs.db")
-    assert bells_of(deep) != bells_of(deep.with_name("other.db"))
-    assert bells_of(tmp_path / "j.db").parent in {tmp_path, bells_of(deep).parent}
+    assert len(os.fsencode(find_socket_folder(deep))) < 80
+    assert find_socket_folder(deep) == find_socket_folder(deep.parent / "." / "jobs.db")
+    assert find_socket_folder(deep) != find_socket_folder(deep.with_name("other.db"))
+    assert find_socket_folder(tmp_path / "j.db").parent in {
+        tmp_path,
+        find_socket_folder(deep).parent,
+    }
 
 
-def test_a_dead_socket_is_removed_and_a_living_one_is_rung(tmp_path: Path) -> None:
-    living = bound(tmp_path / "living")
-    bound(tmp_path / "dead").close()
-    bound(tmp_path / "own").close()
-    bells = Bells(tmp_path, "own")
-    bells.ring({"q"})
+def test_a_dead_socket_is_removed_and_a_live_one_is_notified(tmp_path: Path) -> None:
+    living = bind_socket(tmp_path / "living")
+    bind_socket(tmp_path / "dead").close()
+    bind_socket(tmp_path / "own").close()
+    bells = SocketNotifier(tmp_path, "own")
+    bells.notify({"q"})
     assert living.recv(100) == b"q"
-    bells.ring({"r"})
+    bells.notify({"r"})
     assert living.recv(100) == b"r"
     assert {one.name for one in tmp_path.iterdir()} == {"living", "own"}
     bells.close()
     living.close()
 
 
-def bound(path: Path) -> socket.socket:
+def bind_socket(path: Path) -> socket.socket:
     """A socket of this name."""
     bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     bell.bind(str(path))
     return bell
 
 
-def test_messages_say_which_queues() -> None:
-    assert read(written({"b", "a"})) == {"a", "b"}
-    assert read(written({"*", "a"})) == {"*"}
-    assert read(written({f"queue-{n}" for n in range(1000)})) == {"*"}
-    assert read(b"\xff") == {"\ufffd"}
+def test_messages_carry_queue_names() -> None:
+    assert decode_queues(encode_queues({"b", "a"})) == {"a", "b"}
+    assert decode_queues(encode_queues({"*", "a"})) == {"*"}
+    assert decode_queues(encode_queues({f"queue-{n}" for n in range(1000)})) == {"*"}
+    assert decode_queues(b"\xff") == {"\ufffd"}
 
 
-async def test_a_freed_limit_rings(store: SQLiteBackend, other: SQLiteBackend) -> None:
+async def test_a_freed_limit_notifies(store: SQLiteBackend, other: SQLiteBackend) -> None:
     await store.enqueue([NewJob(one, "n", "q", b"") for one in "ab"])
     await store.open_session(Session(id="s", names=("n",), limits={"n": 1}))
-    reply = await store.exchange("s", 1, [], Want(5, (Lane("q", "n"),)))
+    reply = await store.exchange("s", 1, [], ReserveRequest(5, (Lane("q", "n"),)))
     (held,) = reply.deliveries
-    task = waiting(other, "q")
-    await still(task)
-    await store.exchange("s", 2, [Released(held.lease, 60.0)], NOTHING)
-    await soon(task)
+    task = start_wait(other, "q")
+    await assert_keeps_waiting(task)
+    await store.exchange("s", 2, [Released(held.lease, 60.0)], RESERVE_NOTHING)
+    await assert_wakes(task)

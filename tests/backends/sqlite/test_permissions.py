@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.core.checks import Finding
+from nimburion.core.checks import CheckResult
 from nimburion.core.job import NewJob
-from tests.backends.sqlite.conftest import Start, let_others_in, said
+from tests.backends.sqlite.conftest import Start, let_others_in, read_output
 
 NOBODY = 65534
 
@@ -91,7 +91,7 @@ def test_a_group_shares_a_file_that_is_open_to_it(path: Path, tmp_path: Path, st
     for what, mode in ((folder, 0o2770), (shared, 0o660)):
         os.chown(what, os.geteuid(), group)
         what.chmod(mode)
-    assert said(start("share", shared, user, group)) == ["ours 1", "theirs 2", "ours 3"]
+    assert read_output(start("share", shared, user, group)) == ["ours 1", "theirs 2", "ours 3"]
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ async def test_the_doctor_warns_of_a_file_that_everybody_can_use(
     path: Path, mode: int, verdict: str
 ) -> None:
     store = await opened(touched(path, mode))
-    (found,) = [one for one in await store.examine() if one.subject == "access"]
+    (found,) = [one for one in await store.check() if one.subject == "access"]
     assert found.verdict == verdict
     if verdict == "warning":
-        assert found == Finding(
+        assert found == CheckResult(
             "access",
             "warning",
             f"other users of this host can use the file (mode {mode:04o}): payloads, results, "

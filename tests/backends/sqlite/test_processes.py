@@ -7,13 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.notifications import bells_of
+from nimburion.backends.sqlite.notifications import find_socket_folder
 from nimburion.core.clock import SystemClock
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
-from tests.backends.sqlite.conftest import Start, assert_sound, line_of, said
+from tests.backends.sqlite.conftest import Start, assert_sound, read_line, read_output
 
 
 class Later(SystemClock):
@@ -25,10 +25,10 @@ class Later(SystemClock):
 
 async def test_four_enqueue_and_two_work_each_job_once(path: Path, start: Start) -> None:
     makers = [start("enqueue", path, f"p{n}", 1000, 10) for n in range(4)]
-    stored = {one for maker in makers for line in said(maker) for one in line.split()}
+    stored = {one for maker in makers for line in read_output(maker) for one in line.split()}
     assert len(stored) == 4000
     workers = [start("work", path, 50) for _ in range(2)]
-    ends = Counter(line for worker in workers for line in said(worker))
+    ends = Counter(line for worker in workers for line in read_output(worker))
     assert ends == Counter(f"{one} done" for one in stored)
     assert_sound(path)
 
@@ -39,8 +39,8 @@ async def test_makers_and_workers_at_once_lose_nothing(path: Path, start: Start)
         *(start("work", path, 7) for _ in range(2)),
     ]
     for process in running:
-        said(process)
-    ends = Counter(said(start("work", path, 500)))
+        read_output(process)
+    ends = Counter(read_output(start("work", path, 500)))
     store = SQLiteBackend(path)
     await store.open()
     counts = await store.counts()
@@ -55,9 +55,9 @@ async def test_kill_while_enqueueing_keeps_what_was_acknowledged(path: Path, sta
     for turn in range(5):
         maker = start("enqueue", path, f"t{turn}", 1_000_000, 3)
         for _ in range(20 + turn):
-            acknowledged.update(line_of(maker).split())
+            acknowledged.update(read_line(maker).split())
         maker.send_signal(signal.SIGKILL)
-        acknowledged.update(one for line in said(maker)[:-1] for one in line.split())
+        acknowledged.update(one for line in read_output(maker)[:-1] for one in line.split())
     store = SQLiteBackend(path)
     await store.open()
     kept = set[str]()
@@ -83,9 +83,9 @@ async def test_kill_while_exchanging_repeats_but_never_loses(path: Path, start: 
     for turn in range(4):
         worker = start("work", path, 20)
         for _ in range(60 + turn):
-            ended[line_of(worker).split()[0]] += 1
+            ended[read_line(worker).split()[0]] += 1
         worker.send_signal(signal.SIGKILL)
-        ended.update(line.split()[0] for line in said(worker)[:-1])
+        ended.update(line.split()[0] for line in read_output(worker)[:-1])
         rescued = await store.rescue(1000, max_lost=100)
         assert len(rescued.returned) <= 20
     assert set(ended.values()) == {1}
@@ -102,7 +102,7 @@ async def drain(store: SQLiteBackend) -> None:
     await store.open_session(Session(id="last", names=("n",)))
     settled: list[Completed] = []
     for number in range(1, 1000):
-        want = Want(500, (Lane("q", "n"),), nonce=bytes(16))
+        want = ReserveRequest(500, (Lane("q", "n"),), nonce=bytes(16))
         reply = await store.exchange("last", number, settled, want)
         settled = [Completed(one.lease) for one in reply.deliveries]
         if not settled:
@@ -113,19 +113,19 @@ async def test_an_enqueue_wakes_another_process(path: Path, start: Start) -> Non
     store = SQLiteBackend(path)
     await store.open()
     waiter = start("wait", path, "q")
-    assert line_of(waiter) == "waiting"
+    assert read_line(waiter) == "waiting"
     await store.enqueue([NewJob("other", "n", "elsewhere", b"")])
     await store.enqueue([NewJob("a", "n", "q", b"")])
-    assert line_of(waiter) == "woken"  # its own timeout is an hour
+    assert read_line(waiter) == "woken"  # its own timeout is an hour
     await store.close()
-    assert said(waiter) == []
+    assert read_output(waiter) == []
 
 
 async def test_the_socket_of_a_killed_waiter_is_removed(path: Path, start: Start) -> None:
     store = SQLiteBackend(path)
     await store.open()
     waiter = start("wait", path, "q")
-    assert line_of(waiter) == "waiting"
+    assert read_line(waiter) == "waiting"
     assert len(sockets(path)) == 1
     waiter.send_signal(signal.SIGKILL)
     waiter.wait()
@@ -136,11 +136,11 @@ async def test_the_socket_of_a_killed_waiter_is_removed(path: Path, start: Start
 
 def sockets(path: Path) -> list[Path]:
     """The sockets of those who wait."""
-    return list(bells_of(path).iterdir())
+    return list(find_socket_folder(path).iterdir())
 
 
 def test_a_handle_refuses_after_a_fork_and_opens_anew(path: Path, start: Start) -> None:
-    assert sorted(said(start("fork", path))) == [
+    assert sorted(read_output(start("fork", path))) == [
         "NotOpen True",
         "NotOpen True",
         "child 2",

@@ -16,9 +16,9 @@ from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.core.errors import BackendReplaced
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
-from nimburion.core.transactions import Lent
+from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Processor
-from tests.backends.sqlite.conftest import Start, line_of, said
+from tests.backends.sqlite.conftest import Start, read_line, read_output
 
 Deed = Callable[[Path], object]
 
@@ -80,7 +80,7 @@ async def test_every_call_is_refused(path: Path, deed: Deed, words: str) -> None
     let_time_pass(store)
     for call in (
         store.enqueue([NewJob("after", "n", "q", b"{}")]),
-        store.beat("s"),
+        store.heartbeat("s"),
         store.counts(),
         store.ping(),
     ):
@@ -146,7 +146,7 @@ async def test_a_sibling_opens_no_other_file(path: Path) -> None:
     await store.open()
     delete(path)
     with pytest.raises(BackendReplaced):
-        await store.sibling().open()
+        await store.new_handle().open()
     assert not path.exists()  # noqa: ASYNC240
     await store.close()
 
@@ -158,7 +158,7 @@ async def test_no_transaction_begins_on_another_file(path: Path) -> None:
     with pytest.raises(BackendReplaced):
         await store.transaction(None).begin()
     with closing(sqlite3.connect(path)) as connection, pytest.raises(BackendReplaced):
-        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
     await store.close()
 
 
@@ -172,7 +172,7 @@ async def test_another_working_directory_is_no_other_file(
     monkeypatch.chdir(tmp_path / "elsewhere")
     let_time_pass(store)
     await store.enqueue([NewJob("a", "n", "q", b"{}")])
-    sibling = store.sibling()
+    sibling = store.new_handle()
     await sibling.open()
     assert (await sibling.counts())[State.PENDING] == 1
     await sibling.close()
@@ -250,8 +250,8 @@ def test_a_producer_of_another_process_is_refused(path: Path, start: Start) -> N
     """It acknowledges no more than what was under way."""
     producer = start("enqueue", path, "j", 1_000_000, 1)
     for _ in range(20):
-        line_of(producer)
+        read_line(producer)
     path.rename(path.with_name("old.db"))
-    *_, last = said(producer)
+    *_, last = read_output(producer)
     assert last.startswith("BackendReplaced")
     assert "was deleted while this process had it open" in last

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.core.exchange import Lane, QueueTerms, Want
+from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.testing.clock import FakeClock
@@ -37,26 +37,26 @@ class Waiting:
 jobs = st.lists(
     st.tuples(st.sampled_from(LANES), st.integers(0, 9), st.integers(-300, 0)), max_size=80
 )
-terms = st.dictionaries(
+queue_options = st.dictionaries(
     st.sampled_from("pqr"),
-    st.builds(QueueTerms, st.integers(0, 4), st.none() | st.integers(0, 6)),
+    st.builds(QueueOptions, st.integers(0, 4), st.none() | st.integers(0, 6)),
 )
 limits = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 6))
 
 
 wants = st.builds(
-    Want,
+    ReserveRequest,
     st.integers(1, 40),
     st.sets(st.sampled_from(LANES), min_size=1).map(lambda lanes: tuple(sorted(lanes, key=str))),
-    terms,
+    queue_options,
     st.sampled_from([0.0, 10.0, 60.0]),
 )
 
 
 @settings(max_examples=100)
 @given(jobs, wants, limits)
-async def test_the_store_hands_out_what_the_rule_says(
-    drawn: list[tuple[Lane, int, int]], want: Want, bounds: dict[str, int]
+async def test_the_backend_hands_out_in_the_specified_order(
+    drawn: list[tuple[Lane, int, int]], want: ReserveRequest, bounds: dict[str, int]
 ) -> None:
     clock = FakeClock()
     line = [
@@ -76,52 +76,58 @@ async def test_the_store_hands_out_what_the_rule_says(
         reply = await store.exchange("s", 1, [], want)
         await store.close()
     handed = [int(delivery.lease.job_id) for delivery in reply.deliveries]
-    assert handed == by_the_rule(line, want, bounds, clock.now())
+    assert handed == choose_by_specification(line, want, bounds, clock.now())
 
 
-def by_the_rule(line: list[Waiting], want: Want, bounds: dict[str, int], now: float) -> list[int]:
+def choose_by_specification(
+    waiting: list[Waiting], request: ReserveRequest, limits: dict[str, int], now: float
+) -> list[int]:
     """SPEC G15, one job after the other."""
-    left = sorted((one for one in line if one.lane in want.lanes), key=lambda one: one.place)
+    left = sorted((one for one in waiting if one.lane in request.lanes), key=lambda one: one.place)
     chosen: list[Waiting] = []
-    while len(chosen) < want.total:
+    while len(chosen) < request.total:
         heads: dict[Lane, Waiting] = {}
         for one in left:
-            if admitted(one.lane, chosen, want, bounds):
+            if is_admitted(one.lane, chosen, request, limits):
                 heads.setdefault(one.lane, one)
         if not heads:
             break
-        best = min(heads.values(), key=lambda head: rank(head, want, now))
+        best = min(heads.values(), key=lambda head: compute_rank(head, request, now))
         chosen.append(best)
         left.remove(best)
     return [one.seq for one in chosen]
 
 
-def admitted(lane: Lane, chosen: list[Waiting], want: Want, bounds: dict[str, int]) -> bool:
+def is_admitted(
+    lane: Lane, chosen: list[Waiting], request: ReserveRequest, limits: dict[str, int]
+) -> bool:
     """Whether neither the queue's cap nor the name's limit is reached."""
-    cap = want.queues.get(lane.queue, QueueTerms()).cap
+    cap = request.queues.get(lane.queue, QueueOptions()).limit
     of_queue = sum(one.lane.queue == lane.queue for one in chosen)
     of_name = sum(one.lane.name == lane.name for one in chosen)
-    return (cap is None or of_queue < cap) and of_name < bounds.get(lane.name, 1000)
+    return (cap is None or of_queue < cap) and of_name < limits.get(lane.name, 1000)
 
 
-def rank(head: Waiting, want: Want, now: float) -> tuple[float, int, float, int]:
+def compute_rank(
+    head: Waiting, request: ReserveRequest, now: float
+) -> tuple[float, int, float, int]:
     """Lower is first."""
-    level = want.queues.get(head.lane.queue, QueueTerms()).priority
-    if want.ageing:
-        level += int((now - head.due) // want.ageing)
+    level = request.queues.get(head.lane.queue, QueueOptions()).priority
+    if request.ageing:
+        level += int((now - head.due) // request.ageing)
     return (-level, *head.place)
 
 
-async def test_who_asks_for_no_lane_hears_of_none(store: SQLiteBackend) -> None:
+async def test_a_request_without_lanes_reports_none_waiting(store: SQLiteBackend) -> None:
     await store.enqueue([NewJob("a", "a", "p", b"")])
     await store.open_session(Session(id="s", names=("a",)))
-    asked = Want(1, (Lane("p", "a"),))
+    asked = ReserveRequest(1, (Lane("p", "a"),))
     assert len((await store.exchange("s", 1, [], asked)).deliveries) == 1
     await store.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
-    reply = await store.exchange("s", 2, [], Want(0))
+    reply = await store.exchange("s", 2, [], ReserveRequest(0))
     assert (reply.deliveries, reply.waiting) == ([], [])
     assert (await store.exchange("s", 3, [], asked)).waiting == []
-    assert (await store.exchange("s", 4, [], Want(0, asked.lanes))).waiting == []
+    assert (await store.exchange("s", 4, [], ReserveRequest(0, asked.lanes))).waiting == []
 
 
 @pytest.mark.parametrize("young", [7, 8], ids=["at the end of a reading", "inside one"])
@@ -133,7 +139,7 @@ async def test_old_jobs_stand_behind_the_urgent_ones_of_their_lane(
     old = [NewJob(f"old-{n}", "a", "q", b"", 3, now - 1000) for n in range(30)]
     await store.enqueue([*urgent, *old, NewJob("other", "b", "q", b"", 1, now)])
     await store.open_session(Session(id="s", names=("a", "b")))
-    want = Want(10, (Lane("q", "a"), Lane("q", "b")), ageing=60.0)
+    want = ReserveRequest(10, (Lane("q", "a"), Lane("q", "b")), ageing=60.0)
     reply = await store.exchange("s", 1, [], want)
     handed = [delivery.lease.job_id for delivery in reply.deliveries]
     assert handed == [job.id for job in [*urgent, *old]][:10]

@@ -9,18 +9,18 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.core.exchange import Lane, QueueTerms, Want
+from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.testing import FakeClock
 
 
 @pytest.mark.parametrize("seed", range(25))
-async def test_any_mix_comes_out_as_from_the_memory_store(seed: int, tmp_path: Path) -> None:
+async def test_any_mix_is_ordered_as_in_the_memory_backend(seed: int, tmp_path: Path) -> None:
     random, clock = Random(seed), FakeClock()
     lanes = tuple(Lane(f"q{n % 3}", f"n{n}") for n in range(random.randint(2, 40)))
     priorities = random.choice([[5], [5, 5, 5, 5, 9], list(range(10))])
-    queues = {f"q{n}": QueueTerms(random.choice([0, 0, 1, 3])) for n in range(3)}
+    queues = {f"q{n}": QueueOptions(random.choice([0, 0, 1, 3])) for n in range(3)}
     stores = MemoryBackend(clock=clock), SQLiteBackend(tmp_path / "jobs.db", clock=clock)
     for store in stores:
         await store.open()
@@ -45,7 +45,7 @@ async def test_any_mix_comes_out_as_from_the_memory_store(seed: int, tmp_path: P
     number = 0
     while True:
         number += 1
-        want = Want(random.randint(1, 50), lanes, queues, nonce=bytes(16))
+        want = ReserveRequest(random.randint(1, 50), lanes, queues, nonce=bytes(16))
         replies = [await store.exchange("s", number, [], want) for store in stores]
         handed_out = [[one.lease.job_id for one in reply.deliveries] for reply in replies]
         assert handed_out[0] == handed_out[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.connection.path import boot_id
-from nimburion.core.exchange import Lane, Want
+from nimburion.backends.sqlite.connection.path import read_boot_id
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
 from nimburion.testing.clock import FakeClock
@@ -14,17 +14,15 @@ from nimburion.testing.clock import FakeClock
 LANES = (Lane("q", "n"),)
 
 
-async def held(store: SQLiteBackend) -> None:
+async def reserve_one(store: SQLiteBackend) -> None:
     """One job in the hands of a session."""
     await store.enqueue([NewJob("a", "n", "q", b"")])
     await store.open_session(Session(id="s", ttl=30.0, names=("n",)))
-    assert len((await store.exchange("s", 1, [], Want(1, LANES))).deliveries) == 1
+    assert len((await store.exchange("s", 1, [], ReserveRequest(1, LANES))).deliveries) == 1
 
 
-async def test_a_step_of_the_wall_clock_expires_nobody(
-    store: SQLiteBackend, clock: FakeClock
-) -> None:
-    await held(store)
+async def test_a_wall_clock_step_expires_no_session(store: SQLiteBackend, clock: FakeClock) -> None:
+    await reserve_one(store)
     clock.step_wall(86_400.0)
     assert (await store.rescue(10, max_lost=3)).returned == []
     clock.step_wall(-2 * 86_400.0)
@@ -33,20 +31,20 @@ async def test_a_step_of_the_wall_clock_expires_nobody(
     assert (await store.rescue(10, max_lost=3)).returned == ["a"]
 
 
-async def test_sessions_of_another_boot_are_over(store: SQLiteBackend) -> None:
-    await held(store)
+async def test_sessions_of_another_boot_are_expired(store: SQLiteBackend) -> None:
+    await reserve_one(store)
     await store._write(lambda db: db.connection.execute("UPDATE session SET boot = 'before'"))
     (session,) = await store.sessions()
     assert session.expires_in < 0
     assert (await store.rescue(10, max_lost=3)).returned == ["a"]
 
 
-async def test_sessions_of_a_boot_without_a_name_are_told_by_their_clock(path: Path) -> None:
+async def test_without_boot_ids_sessions_expire_by_their_clock(path: Path) -> None:
     clock = FakeClock()
     clock.advance(1e6)
     store = SQLiteBackend(path, clock=clock)
     await store.open()
-    await held(store)
+    await reserve_one(store)
     await store.close()
     booted = SQLiteBackend(path, clock=FakeClock())
     await booted.open()
@@ -61,13 +59,13 @@ async def test_a_job_is_not_handed_out_early_whatever_the_clock_does(
     await store.open_session(Session(id="s", ttl=1e9, names=("n",)))
     for number, step in enumerate((-5.0, 5.0, 9.999_999), 1):
         clock.step_wall(step)
-        assert (await store.exchange("s", number, [], Want(1, LANES))).deliveries == []
+        assert (await store.exchange("s", number, [], ReserveRequest(1, LANES))).deliveries == []
     clock.step_wall(0.000_001)
     assert await store.counts() | {State.PENDING: 1} == await store.counts()
-    assert len((await store.exchange("s", 4, [], Want(1, LANES))).deliveries) == 1
+    assert len((await store.exchange("s", 4, [], ReserveRequest(1, LANES))).deliveries) == 1
 
 
 def test_a_system_without_boot_ids_has_none(tmp_path: Path) -> None:
-    assert boot_id(tmp_path / "missing") == ""
+    assert read_boot_id(tmp_path / "missing") == ""
     (tmp_path / "id").write_text("abc\n")
-    assert boot_id(tmp_path / "id") == "abc"
+    assert read_boot_id(tmp_path / "id") == "abc"

@@ -14,14 +14,14 @@ import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection.space import Space, size_of
-from nimburion.core.errors import StoreFull
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.errors import BackendFull
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
-from nimburion.core.transactions import Lent
-from tests.backends.sqlite.conftest import Start, assert_sound, said
+from nimburion.core.transactions import CallerConnection
+from tests.backends.sqlite.conftest import Start, assert_sound, read_output
 
 KIB, MIB = 1 << 10, 1 << 20
 COMPLETED = JobFilter(states=frozenset({State.COMPLETED}))
@@ -82,7 +82,7 @@ async def fill(store: SQLiteBackend, volume: Volume, batch: int, length: int) ->
         jobs = [NewJob(os.urandom(8).hex(), "n", "q", b"x" * length) for _ in range(batch)]
         try:
             await store.enqueue(jobs)
-        except StoreFull:
+        except BackendFull:
             await check(store, volume)
             return stored
         await check(store, volume)
@@ -94,13 +94,13 @@ async def settle(store: SQLiteBackend, volume: Volume, session: str) -> None:
     await store.open_session(Session(id=session, names=("n",)))
     settled: list[Completed] = []
     for number in range(1, 10_000):
-        want = Want(500, (Lane("q", "n"),), nonce=os.urandom(16))
+        want = ReserveRequest(500, (Lane("q", "n"),), nonce=os.urandom(16))
         reply = await store.exchange(session, number, settled, want)
         await check(store, volume)
         settled = [Completed(one.lease, b"{}") for one in reply.deliveries]
         if not settled:
             break
-    await store.beat(session)
+    await store.heartbeat(session)
     await store.close_session(session)
 
 
@@ -111,7 +111,7 @@ async def test_a_group_of_calls_gets_no_more_than_one(path: Path) -> None:
     calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 50_000)]) for n in range(200)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     kinds = {type(one) for one in results}
-    assert kinds == {list, StoreFull}
+    assert kinds == {list, BackendFull}
     await check(store, volume)
     await settle(store, volume, "s")
     await store.close()
@@ -124,7 +124,7 @@ async def test_a_call_too_large_for_the_disk_leaves_nothing_in_the_log(path: Pat
     store = SQLiteBackend(path, measure=volume.measure)
     await store.open()
     await store.enqueue([NewJob("a", "n", "q", b"{}")])
-    with pytest.raises(StoreFull):
+    with pytest.raises(BackendFull):
         await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 990_000) for n in range(160)])
     assert size_of(path.with_name("jobs.db-wal")) < MIB
     await check(store, volume)
@@ -138,11 +138,11 @@ async def test_on_a_callers_connection_it_is_refused_too(path: Path) -> None:
     await store.open()
     await fill(store, volume, 1, 2000)
     with closing(sqlite3.connect(path)) as connection:
-        with pytest.raises(StoreFull, match="goes on by itself"):
-            await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        with pytest.raises(BackendFull, match="goes on by itself"):
+            await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.rollback()
         volume.size = 20 * MIB
-        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.commit()
     assert (await store.get("a")).id == "a"
     await store.close()
@@ -216,7 +216,7 @@ async def test_what_others_take_of_the_disk_is_waited_for(small_disk: Path) -> N
     await store.open()
     await store.enqueue([NewJob("a", "n", "q", b"x" * 2000)])
     take_all(ballast)
-    with pytest.raises(StoreFull):
+    with pytest.raises(BackendFull):
         await store.enqueue([NewJob(f"b-{n}", "n", "q", b"x" * 2000) for n in range(100)])
     ballast.unlink()
     await store.enqueue([NewJob("more", "n", "q", b"{}")])
@@ -238,7 +238,7 @@ def take_all(ballast: Path) -> None:
 def test_several_processes_on_a_small_disk_do_not_get_stuck(small_disk: Path, start: Start) -> None:
     path = small_disk / "jobs.db"
     running = [start("crowd", path, f"p{n}", 1.5) for n in range(3)]
-    lines = [line for process in running for line in said(process)]
+    lines = [line for process in running for line in read_output(process)]
     assert [line for line in lines if line.startswith("stuck")] == []
     assert len(lines) == 3
     assert sum(int(line.split()[3]) for line in lines) > 30

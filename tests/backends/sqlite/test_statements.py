@@ -13,8 +13,8 @@ from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import opening
 from nimburion.backends.sqlite.connection.identity import OpenFiles
-from nimburion.core.exchange import Lane, Want
-from nimburion.core.job import NewJob, Options
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 
@@ -53,14 +53,14 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def plan_of(connection: sqlite3.Connection, text: str) -> list[str]:
+def read_plan(connection: sqlite3.Connection, text: str) -> list[str]:
     """How SQLite would run it."""
     numbers = [int(n) for n in re.findall(r"\?(\d+)", text)]
     values = [None] * max(numbers, default=text.count("?"))
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", values)]
 
 
-def scanned(plan: list[str]) -> set[str]:
+def find_scanned_tables(plan: list[str]) -> set[str]:
     """The tables that a plan reads whole."""
     found = [re.match(r"SCAN (\w+)(?! VIRTUAL)(?!.*USING INDEX)", line) for line in plan]
     return {match[1] for match in found if match}
@@ -68,28 +68,30 @@ def scanned(plan: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(SQL))
 def test_it_compiles(connection: sqlite3.Connection, name: str) -> None:
-    plan_of(connection, SQL[name])
+    read_plan(connection, SQL[name])
 
 
 @pytest.mark.parametrize("name", sorted(HOT))
 def test_it_scans_no_table(connection: sqlite3.Connection, name: str) -> None:
-    plan = plan_of(connection, SQL[name])
+    plan = read_plan(connection, SQL[name])
     real = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
     aliases = {"j": "job", "l": "lease", "s": "session", "r": "ready"}
-    tables = {aliases.get(name, name) for name in scanned(plan)} & real
+    tables = {aliases.get(name, name) for name in find_scanned_tables(plan)} & real
     assert tables - SMALL == set(), plan
 
 
 @pytest.mark.parametrize("name", ["reserve_one", "reserve_heads", "reserve_more"])
-def test_a_reserve_walks_the_line_from_its_front(connection: sqlite3.Connection, name: str) -> None:
-    plan = plan_of(connection, SQL[name])
+def test_a_reserve_reads_the_lane_in_index_order(connection: sqlite3.Connection, name: str) -> None:
+    plan = read_plan(connection, SQL[name])
     assert any(line.startswith("SEARCH ready USING PRIMARY KEY (lane=?") for line in plan)
     assert not any("TEMP B-TREE" in line for line in plan)
 
 
 def test_a_scan_is_seen(connection: sqlite3.Connection) -> None:
-    assert scanned(plan_of(connection, "SELECT payload FROM job")) == {"job"}
-    assert scanned(plan_of(connection, "SELECT * FROM ready WHERE seq = ?1")) == {"ready"}
+    assert find_scanned_tables(read_plan(connection, "SELECT payload FROM job")) == {"job"}
+    assert find_scanned_tables(read_plan(connection, "SELECT * FROM ready WHERE seq = ?1")) == {
+        "ready"
+    }
 
 
 def test_the_oldest_sqlite_knows_every_function_used() -> None:
@@ -108,17 +110,17 @@ async def test_any_text_and_bytes_come_back_as_they_went_in(
     store: SQLiteBackend, text: str
 ) -> None:
     payload = text.encode() + b"\0\xff\xfe"
-    options = Options(headers={text: text}, tenant=text, correlation_id=text, unique_key=text)
+    options = JobOptions(headers={text: text}, tenant=text, correlation_id=text, unique_key=text)
     await store.enqueue([NewJob(text, text, text, payload, options=options)])
     await store.open_session(Session(id=text, host=text, names=(text,), queues=(text,)))
-    want = Want(1, (Lane(text, text),), nonce=bytes(16))
+    want = ReserveRequest(1, (Lane(text, text),), nonce=bytes(16))
     reply = await store.exchange(text, 1, [], want)
     (delivery,) = reply.deliveries
     assert (delivery.lease.job_id, delivery.name, delivery.queue) == (text, text, text)
     assert (delivery.payload, delivery.options) == (payload, options)
     record = await store.get(text)
     assert (record.payload, record.options, record.session) == (payload, options, text)
-    await store.exchange(text, 2, [Completed(delivery.lease, payload)], Want(0))
+    await store.exchange(text, 2, [Completed(delivery.lease, payload)], ReserveRequest(0))
     assert (await store.get(text)).result == payload
 
 
@@ -128,7 +130,7 @@ async def test_payloads_too_large_for_one_value_come_in_parts(store: SQLiteBacke
     await store.enqueue(jobs)
     await store.open_session(Session(id="s", names=("n",)))
     await store._write(lambda db: db.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000))
-    reply = await store.exchange("s", 1, [], Want(100, (Lane("q", "n"),)))
+    reply = await store.exchange("s", 1, [], ReserveRequest(100, (Lane("q", "n"),)))
     assert [delivery.payload for delivery in reply.deliveries] == payloads
 
 
@@ -137,8 +139,8 @@ async def test_a_batch_of_ten_thousand_keeps_its_order(store: SQLiteBackend) -> 
     results = await store.enqueue(jobs)
     assert [one.outcome for one in results] == ["created"] * 10_000
     await store.open_session(Session(id="s", names=("n",)))
-    reply = await store.exchange("s", 1, [], Want(10_000, (Lane("q", "n"),)))
+    reply = await store.exchange("s", 1, [], ReserveRequest(10_000, (Lane("q", "n"),)))
     assert [int(delivery.payload) for delivery in reply.deliveries] == list(range(10_000))
     settled = [Completed(d.lease, d.payload) for d in reply.deliveries]
-    assert set((await store.exchange("s", 2, settled, Want(0))).results) == {"done"}
+    assert set((await store.exchange("s", 2, settled, ReserveRequest(0))).results) == {"done"}
     assert (await store.get("j-9999")).result == b"9999"

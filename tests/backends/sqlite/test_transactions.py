@@ -17,10 +17,15 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.sqlite import SQLiteBackend, transactions
-from nimburion.backends.sqlite.notifications import Watch
-from nimburion.core.errors import BackendUnavailable, NotJoinable, NotOpen, TransactionExpired
+from nimburion.backends.sqlite.notifications import CommitPoller
+from nimburion.core.errors import (
+    BackendUnavailable,
+    NotOpen,
+    TransactionExpired,
+    UnusableConnection,
+)
 from nimburion.core.job import NewJob
-from nimburion.core.transactions import Lent
+from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor, State
 from nimburion.testing.clock import FakeClock
 
@@ -78,9 +83,9 @@ async def test_a_connection_that_commits_each_statement_is_refused(
     options: dict[str, Any] = {how: None if how == "isolation_level" else True}
     with (
         closing(sqlite3.connect(path, **options)) as connection,
-        pytest.raises(NotJoinable, match="no transaction is open"),
+        pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
     assert sum((await store.counts()).values()) == 0
 
 
@@ -89,7 +94,7 @@ async def test_the_callers_own_settings_do_not_matter(store: SQLiteBackend, path
         connection.row_factory = lambda cursor, row: {"a dict": row}
         connection.text_factory = bytes
         jobs = [NewJob("a", "n", "q", b"{}"), NewJob("a", "n", "q", b"{}")]
-        results = await store.enqueue_in(Lent(connection), jobs)
+        results = await store.enqueue_in(CallerConnection(connection), jobs)
         assert [one.outcome for one in results] == ["created", "exists"]
         assert connection.execute("SELECT 'x'").fetchone() == {"a dict": (b"x",)}
         connection.commit()
@@ -99,28 +104,28 @@ async def test_the_callers_own_settings_do_not_matter(store: SQLiteBackend, path
 async def test_a_database_in_memory_is_refused(store: SQLiteBackend) -> None:
     with (
         closing(sqlite3.connect(":memory:")) as connection,
-        pytest.raises(NotJoinable, match="a database in memory"),
+        pytest.raises(UnusableConnection, match="a database in memory"),
     ):
-        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
 
 
-async def test_a_closed_connection_says_so(store: SQLiteBackend, path: Path) -> None:
+async def test_a_closed_connection_is_rejected(store: SQLiteBackend, path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         pass
-    with pytest.raises(NotJoinable, match="closed database"):
-        await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+    with pytest.raises(UnusableConnection, match="closed database"):
+        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
 
 
-async def test_a_connection_of_another_thread_says_so(store: SQLiteBackend, path: Path) -> None:
+async def test_a_connection_of_another_thread_is_rejected(store: SQLiteBackend, path: Path) -> None:
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1) as thread:
         connection = await loop.run_in_executor(thread, sqlite3.connect, path)
-        with pytest.raises(NotJoinable, match="same thread"):
-            await store.enqueue_in(Lent(connection), [NewJob("a", "n", "q", b"{}")])
+        with pytest.raises(UnusableConnection, match="same thread"):
+            await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         await loop.run_in_executor(thread, connection.close)
 
 
-async def test_a_transaction_that_read_too_early_is_told_how_to_begin(
+async def test_a_transaction_that_read_too_early_names_begin_immediate(
     store: SQLiteBackend, path: Path
 ) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -128,21 +133,21 @@ async def test_a_transaction_that_read_too_early_is_told_how_to_begin(
         connection.execute("SELECT count(*) FROM job").fetchone()
         await store.enqueue([NewJob("a", "n", "q", b"{}")])
         with pytest.raises(BackendUnavailable, match="BEGIN IMMEDIATE") as unavailable:
-            await store.enqueue_in(Lent(connection), [NewJob("b", "n", "q", b"{}")])
+            await store.enqueue_in(CallerConnection(connection), [NewJob("b", "n", "q", b"{}")])
     assert unavailable.value.outcome == "not applied"
 
 
-async def test_before_open_and_after_close_nothing_is_joined(path: Path) -> None:
+async def test_callers_transactions_need_an_open_backend(path: Path) -> None:
     store = SQLiteBackend(path)
     with pytest.raises(NotOpen):
         store.transaction(None)
     await store.open()
     await store.close()
     with pytest.raises(NotOpen):
-        await store.enqueue_in(Lent(None), [NewJob("a", "n", "q", b"{}")])
+        await store.enqueue_in(CallerConnection(None), [NewJob("a", "n", "q", b"{}")])
 
 
-def test_a_plain_script_joins_on_its_own_thread(
+def test_a_plain_script_enqueues_in_a_transaction_on_its_own_thread(
     path: Path, application: sqlite3.Connection
 ) -> None:
     asyncio.run(SQLiteBackend(path).migrate())
@@ -164,25 +169,25 @@ async def test_a_connection_of_a_loop_is_not_used_from_a_thread(
     processor: Processor, path: Path
 ) -> None:
     async with aiosqlite.connect(path) as connection:
-        with pytest.raises(NotJoinable, match="await the processor's own method"):
+        with pytest.raises(UnusableConnection, match="await the processor's own method"):
             await asyncio.to_thread(processor.sync.enqueue_raw, "pay", b"{}", connection=connection)
 
 
 # Rings
 
 
-async def test_who_waits_is_woken_though_nobody_tells_of_the_commit(
+async def test_a_waiter_wakes_after_a_commit_on_a_callers_connection(
     store: SQLiteBackend, path: Path, application: sqlite3.Connection
 ) -> None:
     waiting = asyncio.create_task(store.wait(["q"], 1_000.0))
-    await store.enqueue_in(Lent(application), [NewJob("a", "n", "q", b"{}")])
+    await store.enqueue_in(CallerConnection(application), [NewJob("a", "n", "q", b"{}")])
     await asyncio.sleep(0)
     assert not waiting.done()
     application.commit()
     await asyncio.wait_for(waiting, DEADLINE)
 
 
-async def test_a_watch_looks_until_it_sees_then_rings_once() -> None:
+async def test_a_commit_poller_notifies_once_after_the_commit() -> None:
     looks: list[list[str]] = []
     rung: list[Any] = []
     pauses: list[float] = []
@@ -194,7 +199,7 @@ async def test_a_watch_looks_until_it_sees_then_rings_once() -> None:
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
 
-    watch = Watch(look, rung.append, pause=pause)
+    watch = CommitPoller(look, rung.append, sleep=pause)
     watch.add("a", {"q"})
     await until(lambda: bool(rung))
     await watch.close()
@@ -202,15 +207,15 @@ async def test_a_watch_looks_until_it_sees_then_rings_once() -> None:
     assert pauses == sorted(pauses)
 
 
-async def test_a_watch_forgets_what_is_never_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nimburion.backends.sqlite.notifications._PATIENCE", 0.0)
+async def test_a_commit_poller_gives_up_on_a_rollback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nimburion.backends.sqlite.notifications._COMMIT_TIMEOUT", 0.0)
     looks: list[list[str]] = []
 
     async def look(ids: list[str]) -> list[str]:
         looks.append(ids)
         return []
 
-    watch = Watch(look, lambda _: None, pause=lambda _: asyncio.sleep(0))
+    watch = CommitPoller(look, lambda _: None, sleep=lambda _: asyncio.sleep(0))
     watch.add("a", {"q"})
     await until(lambda: watch._task is not None and watch._task.done())
     assert looks == [["a"]]
@@ -320,7 +325,9 @@ async def test_a_handler_that_times_out_inside_keeps_nothing(
     )
 
 
-async def test_two_handlers_of_a_process_take_turns(processor: Processor, path: Path) -> None:
+async def test_two_handlers_of_a_process_run_one_after_the_other(
+    processor: Processor, path: Path
+) -> None:
     """On one thread, one that waited for the lock would keep the other from giving it back."""
     inside: list[int] = []
     left = 10
@@ -358,7 +365,7 @@ async def test_the_block_that_does_not_fit_the_handler_is_refused(processor: Pro
     assert "async with" in status.error.message
 
 
-async def test_a_store_without_transactions_says_so() -> None:
+async def test_a_backend_without_transactions_is_rejected() -> None:
     async def pay(ctx: Context, _: bytes) -> None:
         async with ctx.transaction():
             pass
@@ -380,7 +387,7 @@ async def test_an_async_handler_loses_the_lock_after_five_seconds(
             clock.advance(60.0)  # reading holds nobody up
             connection.execute(ROW)
             await until(lambda: clock.sleepers > 0)
-            clock.advance(transactions.LONGEST)
+            clock.advance(transactions.MAX_SECONDS)
             await until(lambda: not connection.in_transaction)
             await store.enqueue([NewJob("other", "n", "q", b"{}")])  # others write again
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
@@ -392,7 +399,9 @@ async def test_an_async_handler_loses_the_lock_after_five_seconds(
     )
 
 
-async def test_so_does_a_def_handler(processor: Processor, path: Path, clock: FakeClock) -> None:
+async def test_a_def_handler_loses_the_lock_after_five_seconds(
+    processor: Processor, path: Path, clock: FakeClock
+) -> None:
     written, over = threading.Event(), threading.Event()
 
     def pay(ctx: Context, _: bytes) -> None:
@@ -407,7 +416,7 @@ async def test_so_does_a_def_handler(processor: Processor, path: Path, clock: Fa
     running = asyncio.create_task(processor.process_one())
     await asyncio.to_thread(written.wait, DEADLINE)
     await until(lambda: clock.sleepers > 0)
-    clock.advance(transactions.LONGEST)
+    clock.advance(transactions.MAX_SECONDS)
     async with asyncio.timeout(DEADLINE):
         await processor.enqueue_raw("other", b"{}")
     over.set()
@@ -428,7 +437,7 @@ async def test_after_one_that_expired_the_next_has_its_turn(
             connection.execute(ROW)
             if ctx.attempt == 1:
                 await until(lambda: clock.sleepers > 0)
-                clock.advance(transactions.LONGEST)
+                clock.advance(transactions.MAX_SECONDS)
                 await until(lambda: not connection.in_transaction)
 
     processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
@@ -458,12 +467,12 @@ async def test_a_result_that_is_set_inside_is_there_with_the_commit(
     assert not caplog.records
 
 
-def says_its_job(record: logging.LogRecord) -> bool:
+def names_its_job(record: logging.LogRecord) -> bool:
     """As all records of this logger do."""
     return (record.name, vars(record).get("job_name")) == ("nimburion.job", "pay")
 
 
-async def test_what_a_handler_returns_after_its_transaction_is_not_kept_and_said(
+async def test_a_result_returned_after_the_transaction_is_dropped_with_a_warning(
     processor: Processor, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def pay(ctx: Context, _: bytes) -> int:
@@ -476,7 +485,7 @@ async def test_what_a_handler_returns_after_its_transaction_is_not_kept_and_said
     assert (status.state, status.result) == (State.COMPLETED, None)
     late, returned = [record.getMessage() for record in caplog.records]
     assert "set_result comes too late" in late
-    assert says_its_job(caplog.records[0])
+    assert names_its_job(caplog.records[0])
     assert "Call ctx.set_result(...) inside the block" in returned
 
 
@@ -492,7 +501,7 @@ async def test_a_result_that_cannot_be_kept_undoes_nothing(
     status = await run(processor, pay)
     assert (status.state, status.result, rows(path)) == (State.COMPLETED, None, 1)
     assert "is not kept" in caplog.text
-    assert says_its_job(caplog.records[0])
+    assert names_its_job(caplog.records[0])
 
 
 async def test_without_a_transaction_a_set_result_stands_for_none(processor: Processor) -> None:

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from nimburion.core.errors import BackendUnavailable, StoreFull, Unstorable
+from nimburion.core.errors import BackendFull, BackendUnavailable, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.jobs.client.batching import MOST_AT_ONCE, Intake, limit_of
+from nimburion.jobs.client.batching import MAX_BATCH, EnqueueBatcher, limit_of
 from nimburion.testing import FakeClock
 from tests.simulation.loop import SimulatedLoop, elapse, run
 from tests.simulation.world import LocalClock
@@ -49,17 +49,19 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def intake(store: Store, clock: FakeClock, timeout: float = 5.0) -> Intake:
-    return Intake(store, clock, timeout)  # type: ignore[arg-type]
+def intake(store: Store, clock: FakeClock, timeout: float = 5.0) -> EnqueueBatcher:
+    return EnqueueBatcher(store, clock, timeout)  # type: ignore[arg-type]
 
 
-async def behind_a_first(way: Intake, store: Store, ids: str) -> list[asyncio.Task[Enqueued]]:
+async def behind_a_first(
+    way: EnqueueBatcher, store: Store, ids: str
+) -> list[asyncio.Task[Enqueued]]:
     """One call in flight, and callers that wait behind it."""
     store.gate.clear()
     store.entered.clear()
-    tasks = [asyncio.create_task(way.store(new("first")))]
+    tasks = [asyncio.create_task(way.enqueue(new("first")))]
     await store.entered.wait()
-    tasks += [asyncio.create_task(way.store(new(one))) for one in ids]
+    tasks += [asyncio.create_task(way.enqueue(new(one))) for one in ids]
     await asyncio.sleep(0)
     return tasks
 
@@ -67,8 +69,8 @@ async def behind_a_first(way: Intake, store: Store, ids: str) -> list[asyncio.Ta
 async def test_alone_a_call_leaves_at_once(clock: FakeClock) -> None:
     store = Store()
     way = intake(store, clock)
-    assert await way.store(new("a")) == Enqueued("a", "created")
-    assert await way.store(new("b")) == Enqueued("b", "created")
+    assert await way.enqueue(new("a")) == Enqueued("a", "created")
+    assert await way.enqueue(new("b")) == Enqueued("b", "created")
     assert store.calls == [["a"], ["b"]]
 
 
@@ -114,12 +116,12 @@ async def test_a_neighbours_unstorable_data_stays_its_own(clock: FakeClock) -> N
 async def test_a_full_store_is_told_to_each(clock: FakeClock) -> None:
     store = Store()
     tasks = await behind_a_first(intake(store, clock), store, "ab")
-    store.faults = [StoreFull("full"), StoreFull("full")]
+    store.faults = [BackendFull("full"), BackendFull("full")]
     store.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(one) for one in results] == [StoreFull] * 3
+    assert [type(one) for one in results] == [BackendFull] * 3
     store.faults = []
-    assert (await intake(store, clock).store(new("a"))).outcome == "created"
+    assert (await intake(store, clock).enqueue(new("a"))).outcome == "created"
 
 
 async def test_a_caller_that_gave_up_while_waiting_is_not_stored(clock: FakeClock) -> None:
@@ -154,7 +156,7 @@ async def settled(task: asyncio.Task[Enqueued], clock: FakeClock) -> None:
 async def test_an_unanswered_call_is_repeated_by_id(clock: FakeClock) -> None:
     store = Store()
     store.faults = [BackendUnavailable("gone"), BackendUnavailable("gone", outcome="not applied")]
-    task = asyncio.create_task(intake(store, clock).store(new("a")))
+    task = asyncio.create_task(intake(store, clock).enqueue(new("a")))
     await settled(task, clock)
     assert (await task).outcome == "created"
     assert store.calls == [["a"]] * 3
@@ -164,7 +166,7 @@ async def test_a_store_that_says_nothing_is_given_up(clock: FakeClock) -> None:
     store = Store()
     store.gate.clear()
     with pytest.raises(BackendUnavailable, match=r"no answer within 0\.02 s") as failed:
-        await intake(store, clock, timeout=0.02).store(new("a"))
+        await intake(store, clock, timeout=0.02).enqueue(new("a"))
     assert failed.value.outcome == "unknown"
 
 
@@ -182,7 +184,7 @@ async def test_after_the_time_it_says_what_may_be_concluded(
     store = Store()
     store.faults = [BackendUnavailable("gone", outcome=one) for one in outcomes]  # type: ignore[arg-type]
     began = clock.monotonic()
-    task = asyncio.create_task(intake(store, clock).store(new("a")))
+    task = asyncio.create_task(intake(store, clock).enqueue(new("a")))
     await settled(task, clock)
     with pytest.raises(BackendUnavailable) as failed:
         await task
@@ -212,7 +214,7 @@ async def test_many_unanswered_are_told_apart_from_one(clock: FakeClock) -> None
     store = Store()
     store.faults = [BackendUnavailable("gone")]
     with pytest.raises(BackendUnavailable, match="the 2 jobs may be stored or not") as failed:
-        await intake(store, clock, timeout=0.0).store_all([new("a"), new("b")])
+        await intake(store, clock, timeout=0.0).enqueue_all([new("a"), new("b")])
     assert failed.value.job_id is None
 
 
@@ -247,12 +249,12 @@ async def late_and_known(_: Sequence[NewJob]) -> list[Enqueued]:
 Told = tuple[str, float, Enqueued | BackendUnavailable]
 
 
-async def called(way: Intake, job_id: str, at: float) -> Told:
+async def called(way: EnqueueBatcher, job_id: str, at: float) -> Told:
     """Enqueue a job at some time; what came of it, after how long."""
     loop = asyncio.get_running_loop()
     await elapse(at)
     try:
-        what: Enqueued | BackendUnavailable = await way.store(new(job_id))
+        what: Enqueued | BackendUnavailable = await way.enqueue(new(job_id))
     except BackendUnavailable as error:
         what = error
     assert getattr(what, "job_id", job_id) == job_id
@@ -264,7 +266,7 @@ def all_called(answer: Answers, moments: Sequence[float]) -> list[Told]:
     loop = SimulatedLoop(Random(1))
 
     async def story() -> list[Told]:
-        way = Intake(Trouble(answer), LocalClock(loop), TIMEOUT)  # type: ignore[arg-type]
+        way = EnqueueBatcher(Trouble(answer), LocalClock(loop), TIMEOUT)  # type: ignore[arg-type]
         return await asyncio.gather(*(called(way, f"{n}", at) for n, at in enumerate(moments)))
 
     return run(loop, story())
@@ -273,7 +275,7 @@ def all_called(answer: Answers, moments: Sequence[float]) -> list[Told]:
 @pytest.mark.parametrize("answer", [never, late, late_and_known])
 def test_no_caller_waits_longer_than_its_time(answer: Answers) -> None:
     """However many share the call before, and however late they come."""
-    moments = [0.0, *(0.01 + 0.5 * n for n in range(40)), *[3.0] * (2 * MOST_AT_ONCE)]
+    moments = [0.0, *(0.01 + 0.5 * n for n in range(40)), *[3.0] * (2 * MAX_BATCH)]
     for job_id, seconds, what in all_called(answer, moments):
         assert isinstance(what, BackendUnavailable)
         assert seconds <= limit_of(TIMEOUT) + 0.001, f"{job_id} after {seconds:.2f} s"
@@ -287,7 +289,7 @@ def test_a_job_that_never_left_was_not_stored() -> None:
         sent.update(job.id for job in jobs)
         return await never(jobs)
 
-    told = all_called(never_answered, [0.0, *[0.1] * (MOST_AT_ONCE + 7)])
+    told = all_called(never_answered, [0.0, *[0.1] * (MAX_BATCH + 7)])
     outcomes = {job_id: getattr(what, "outcome", None) for job_id, _, what in told}
     assert {job_id for job_id, outcome in outcomes.items() if outcome == "unknown"} == sent
     assert list(outcomes.values()).count("not applied") == 7

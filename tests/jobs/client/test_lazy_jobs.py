@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import NewJob
-from nimburion.jobs.client.lazy_jobs import Batch
+from nimburion.jobs.client.lazy_jobs import LazyJobs
 
 
 class Made:
@@ -14,7 +14,7 @@ class Made:
     def __init__(self, bad: int = 10) -> None:
         self.calls: list[tuple[int, int]] = []
         self._bad = bad
-        self.batch = Batch(10, self._make)
+        self.batch = LazyJobs(10, self._make)
 
     def _make(self, start: int, stop: int) -> list[NewJob]:
         self.calls.append((start, stop))

@@ -23,7 +23,7 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.settings import Settings
 from nimburion.jobs import Priority, Processor, job
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.client.sync import SyncClient, Synced
+from nimburion.jobs.client.sync import SyncClient, SyncMethod
 from nimburion.jobs.errors import (
     BackendUnavailable,
     InvalidJob,
@@ -80,7 +80,7 @@ def test_it_has_each_async_method_of_the_client() -> None:
         for name, method in inspect.getmembers(Client, inspect.iscoroutinefunction)
         if not name.startswith("_")
     }
-    synced = {name: one for name, one in vars(SyncClient).items() if isinstance(one, Synced)}
+    synced = {name: one for name, one in vars(SyncClient).items() if isinstance(one, SyncMethod)}
     assert synced.keys() == wanted - LIVING
     assert {name: one.method for name, one in synced.items()} == {
         name: getattr(Client, name) for name in synced
@@ -194,7 +194,7 @@ def test_a_store_that_cannot_be_opened_is_told_and_leaves_no_thread(tmp_path: Pa
 class Unreachable(MemoryBackend):
     """A store that does not answer while it is opened."""
 
-    def sibling(self) -> Unreachable:
+    def new_handle(self) -> Unreachable:
         return Unreachable()
 
     async def open(self) -> None:
@@ -225,7 +225,7 @@ def test_threads_that_wait_for_the_opening_each_keep_their_time() -> None:
 
 def test_what_the_opening_took_counts_as_the_calls_own_time() -> None:
     class Slow(MemoryBackend):
-        def sibling(self) -> Slow:
+        def new_handle(self) -> Slow:
             return Slow()
 
         async def open(self) -> None:

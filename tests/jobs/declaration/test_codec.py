@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.codec import Codec, UnreadablePayload
-from nimburion.jobs.declaration.fields import Field
+from nimburion.jobs.declaration.fields import JobField
 from nimburion.jobs.declaration.job import Job
-from nimburion.jobs.declaration.json_values import deeper_than
+from nimburion.jobs.declaration.json_values import nests_deeper_than
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.errors import DefinitionError, InvalidJob
 
@@ -95,7 +95,7 @@ UserId = NewType("UserId", int)
 
 
 def codec_of(kind: Any) -> Codec:
-    return Codec("sample", [Field("it", kind)])
+    return Codec("sample", [JobField("it", kind)])
 
 
 def round_trip(kind: Any, value: Any) -> Any:
@@ -344,9 +344,9 @@ def depth_of(value: Any) -> int:
 
 @given(JSON, st.integers(0, 5))
 def test_depth_is_told_without_parsing_as_parsing_would_tell_it(value: Any, limit: int) -> None:
-    assert deeper_than(limit, msgspec.json.encode(value)) == (depth_of(value) > limit)
+    assert nests_deeper_than(limit, msgspec.json.encode(value)) == (depth_of(value) > limit)
 
 
 @given(st.binary(max_size=300), st.integers(0, 5))
 def test_the_depth_of_anything_is_told_without_failing(payload: bytes, limit: int) -> None:
-    assert deeper_than(limit, b'"' + payload) in (True, False)
+    assert nests_deeper_than(limit, b'"' + payload) in (True, False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.job import Options
+from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.jobs import Cancel, Context, Processor, job
 from nimburion.jobs.declaration.middleware import Middleware, Next, compose
@@ -23,7 +23,7 @@ DELIVERY = Delivery(
     priority=7,
     failures=2,
     lost=1,
-    options=Options(headers={"h": "1"}, tenant="acme", correlation_id="c1", unique_key="k"),
+    options=JobOptions(headers={"h": "1"}, tenant="acme", correlation_id="c1", unique_key="k"),
 )
 
 

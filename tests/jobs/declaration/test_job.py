@@ -15,7 +15,7 @@ from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.job import Job, declaration_of_job, job
+from nimburion.jobs.declaration.job import Job, job, require_declaration
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.errors import DefinitionError, InvalidJob
 from nimburion.jobs.processor import Processor
@@ -464,5 +464,5 @@ def test_a_result_that_cannot_be_kept_says_why(value: Any, said: str) -> None:
 )
 def test_what_is_no_job_is_refused_with_a_hint(thing: Any, said: str) -> None:
     with pytest.raises(InvalidJob) as refused:
-        declaration_of_job(thing)
+        require_declaration(thing)
     assert said in str(refused.value)

@@ -16,7 +16,7 @@ from nimburion.jobs.declaration.policy import (
     exponential,
     linear,
     listed,
-    policy_of,
+    parse_policy,
 )
 from nimburion.jobs.errors import DefinitionError
 
@@ -32,8 +32,8 @@ class MostJitter(Random):
 
 
 def delays(backoff: Any, count: int = 4, **more: Any) -> list[float]:
-    policy = policy_of(retry_backoff=backoff, **more).completed_by(Settings())
-    return [policy.delay(n, NoJitter()) for n in range(1, count + 1)]
+    policy = parse_policy(retry_backoff=backoff, **more).with_defaults(Settings())
+    return [policy.compute_delay(n, NoJitter()) for n in range(1, count + 1)]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_each_backoff_grows_as_it_says(backoff: Any, expected: list[float]) -> N
 
 
 def test_the_cap_holds_however_many_failures_there_were() -> None:
-    policy = policy_of(retry_backoff=1.0, retry_backoff_max=30).completed_by(Settings())
-    assert [policy.delay(n, MostJitter()) for n in (5, 6, 5_000)] == [
+    policy = parse_policy(retry_backoff=1.0, retry_backoff_max=30).with_defaults(Settings())
+    assert [policy.compute_delay(n, MostJitter()) for n in (5, 6, 5_000)] == [
         pytest.approx(19.2, abs=0.01),
         30.0,
         30.0,
@@ -64,8 +64,8 @@ def test_the_cap_holds_however_many_failures_there_were() -> None:
 
 
 def test_jitter_only_adds_and_at_most_a_fifth() -> None:
-    policy = policy_of(retry_backoff=10.0).completed_by(Settings())
-    seen = [policy.delay(1, Random(seed)) for seed in range(200)]
+    policy = parse_policy(retry_backoff=10.0).with_defaults(Settings())
+    seen = [policy.compute_delay(1, Random(seed)) for seed in range(200)]
     assert min(seen) >= 10.0
     assert max(seen) <= 12.0
     assert len(set(seen)) > 100
@@ -73,13 +73,13 @@ def test_jitter_only_adds_and_at_most_a_fifth() -> None:
 
 def test_what_is_not_said_is_taken_from_the_settings() -> None:
     settings = Settings(max_retries=7, retry_backoff=3.0, retry_backoff_max=5.0, timeout=9.0)
-    policy = Policy().completed_by(settings)
+    policy = Policy().with_defaults(settings)
     assert (policy.max_retries, policy.timeout, policy.backoff_max) == (7, 9.0, 5.0)
-    assert [policy.delay(n, NoJitter()) for n in (1, 2)] == [3.0, 5.0]
+    assert [policy.compute_delay(n, NoJitter()) for n in (1, 2)] == [3.0, 5.0]
 
 
 def test_what_is_said_wins_over_the_settings() -> None:
-    policy = policy_of(max_retries=0, timeout=timedelta(minutes=1)).completed_by(
+    policy = parse_policy(max_retries=0, timeout=timedelta(minutes=1)).with_defaults(
         Settings(max_retries=7, timeout=9.0)
     )
     assert (policy.max_retries, policy.timeout) == (0, 60.0)
@@ -119,9 +119,9 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
 )
 def test_a_policy_that_cannot_be_is_refused_by_word(words: PolicyOptions, complaint: str) -> None:
     with pytest.raises(DefinitionError) as refused:
-        policy_of(**words)
+        parse_policy(**words)
     assert complaint in str(refused.value)
 
 
 def test_one_permanent_exception_needs_no_tuple() -> None:
-    assert policy_of(permanent=KeyError).permanent == (KeyError,)
+    assert parse_policy(permanent=KeyError).permanent == (KeyError,)

@@ -9,13 +9,13 @@ from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Released
 from nimburion.jobs import Processor
 from nimburion.jobs.worker.attempt import Attempt
-from nimburion.jobs.worker.threads import Threads
+from nimburion.jobs.worker.threads import HandlerThreads
 
 
 async def test_an_unknown_name_is_given_back() -> None:
     """A worker asks for names that it knows; should another come, it waits for who knows it."""
     processor = Processor(MemoryBackend())
-    threads = Threads(1, asyncio.get_running_loop())
+    threads = HandlerThreads(1, asyncio.get_running_loop())
     attempts = processor._make_attempt_runner(threads, lambda *_: None)
     lease = Lease("a", Token(1, bytes(16)))
     attempt = Attempt(Delivery(lease, "from_another_release", "default", b"{}"), "session")

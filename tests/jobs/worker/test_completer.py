@@ -10,10 +10,10 @@ import pytest
 from nimburion.core.clock import SystemClock
 from nimburion.core.errors import BackendUnavailable, SessionLost, Unstorable
 from nimburion.core.events import Event, Events, StaleSettlement
-from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Lease, Token
-from nimburion.core.session import Orders, Session
+from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import (
     Completed,
     Failed,
@@ -23,8 +23,8 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.jobs.worker.completer import Conveyor, size_of
-from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.completer import Completer, size_of
+from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
 
 
@@ -48,7 +48,7 @@ class Store:
         self.stale: set[str] = set()
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: ReserveRequest
     ) -> Reply:
         self.calls.append((number, list(settlements)))
         if self.script and (error := self.script.pop(0)) is not None:
@@ -64,7 +64,7 @@ class Store:
     async def open_session(self, session: Session) -> None:
         raise NotImplementedError
 
-    async def beat(self, session_id: str) -> Orders:
+    async def beat(self, session_id: str) -> HeartbeatReply:
         raise NotImplementedError
 
 
@@ -72,16 +72,16 @@ def lease(job_id: str) -> Lease:
     return Lease(job_id, Token(1, bytes(16)))
 
 
-def conveyor(store: Store, events: Events | None = None) -> Conveyor:
-    return Conveyor(store, "s", Clock(), events or Events(), Reach(Clock()))  # type: ignore[arg-type]
+def conveyor(store: Store, events: Events | None = None) -> Completer:
+    return Completer(store, "s", Clock(), events or Events(), BackendConnectivity(Clock()))  # type: ignore[arg-type]
 
 
 async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
     store = Store(BackendUnavailable("gone"), BackendUnavailable("gone"), None)
     belt = conveyor(store)
     belt.settle(Completed(lease("a")))
-    await belt.turn(NOTHING)
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     assert [number for number, _ in store.calls] == [1, 1, 1, 2]
     assert store.calls[0] == store.calls[1] == store.calls[2]
 
@@ -89,7 +89,7 @@ async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
 async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
     store = Store(*[BackendUnavailable("gone")] * 8, None)
     belt = conveyor(store)
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     slept = belt._clock.slept  # type: ignore[attr-defined]
     assert slept == sorted(slept)
     assert slept[-1] == 2.0
@@ -102,8 +102,8 @@ async def test_what_settles_goes_once_and_in_order() -> None:
         belt.settle(Completed(lease(str(n))))
     loaded = []
     for _ in range(2):
-        await belt.turn(NOTHING)
-        loaded.append(belt.loaded)
+        await belt.exchange(RESERVE_NOTHING)
+        loaded.append(belt.has_pending)
     assert loaded == [True, False]
     sent = [s.lease.job_id for _, batch in store.calls for s in batch]
     assert sent == [str(n) for n in range(MOST_AT_ONCE + 3)]
@@ -116,7 +116,7 @@ async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:
     belt = conveyor(store)
     for n in range(8):
         belt.settle(Completed(lease(str(n))))
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     applied = [
         s
         for number, batch in store.calls
@@ -151,7 +151,7 @@ async def test_what_stands_in_for_the_unstorable(
     store = Store(Unstorable("no"), None)
     belt = conveyor(store)
     belt.settle(settlement)
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     [(_, first), (_, second)] = store.calls
     assert first == [settlement]
     assert isinstance(second[0], expected)
@@ -160,10 +160,10 @@ async def test_what_stands_in_for_the_unstorable(
 async def test_a_newer_progress_report_replaces_an_older_one() -> None:
     store = Store()
     belt = conveyor(store)
-    belt.report(Progressed(lease("a"), 0.1))
-    belt.report(Progressed(lease("a"), 0.2))
+    belt.report_progress(Progressed(lease("a"), 0.1))
+    belt.report_progress(Progressed(lease("a"), 0.2))
     belt.settle(Completed(lease("b")))
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     assert store.calls[0][1] == [Progressed(lease("a"), 0.2), Completed(lease("b"))]
 
 
@@ -175,7 +175,7 @@ async def test_a_stale_settlement_is_told() -> None:
     belt = conveyor(store, events)
     belt.settle(Completed(lease("a")))
     belt.settle(Completed(lease("b")))
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     assert seen == [StaleSettlement("a")]
 
 
@@ -183,16 +183,16 @@ async def test_an_abandoned_conveyor_sends_nothing() -> None:
     store = Store()
     belt = conveyor(store)
     belt.settle(Completed(lease("a")))
-    belt.abandoned = True
+    belt.closed = True
     with pytest.raises(SessionLost):
-        await belt.turn(NOTHING)
+        await belt.exchange(RESERVE_NOTHING)
     assert store.calls == []
 
 
 async def test_a_lost_session_is_not_repeated() -> None:
     store = Store(SessionLost("s"))
     with pytest.raises(SessionLost):
-        await conveyor(store).turn(NOTHING)
+        await conveyor(store).exchange(RESERVE_NOTHING)
     assert len(store.calls) == 1
 
 
@@ -206,13 +206,13 @@ class Link(Store):
         self.most = most
         self.lose = lose
         self.number = 0
-        self.reach: Reach | None = None
+        self.reach: BackendConnectivity | None = None
         """Hears that heartbeats are answered while exchanges are not."""
         self.results: list[Settled] = []
         self.applied: list[Settlement] = []
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self, session_id: str, number: int, settlements: Sequence[Settlement], want: ReserveRequest
     ) -> Reply:
         self.calls.append((number, list(settlements)))
         if sum(map(size_of, settlements)) > self.most:
@@ -246,9 +246,9 @@ class Ticking(Clock):
         self.time += seconds
 
 
-def on(store: Link, *, give_up_after: float = 10_000.0, max_unsettled: int = 10_000) -> Conveyor:
-    reach = Reach(store.clock)
-    return Conveyor(
+def on(store: Link, *, give_up_after: float = 10_000.0, max_unsettled: int = 10_000) -> Completer:
+    reach = BackendConnectivity(store.clock)
+    return Completer(
         store,  # type: ignore[arg-type]
         "s",
         store.clock,
@@ -264,9 +264,9 @@ def done(number: int, size: int = 1_000) -> Completed:
     return Completed(lease(str(number)), b"x" * size)
 
 
-async def flush(belt: Conveyor) -> None:
-    while belt.loaded:
-        await belt.turn(NOTHING)
+async def flush(belt: Completer) -> None:
+    while belt.has_pending:
+        await belt.exchange(RESERVE_NOTHING)
 
 
 async def test_an_exchange_carries_so_many_bytes() -> None:
@@ -317,9 +317,9 @@ async def test_what_a_smaller_repeat_left_out_keeps_its_place() -> None:
     belt = on(store)
     for n in range(4):
         belt.settle(done(n))
-    belt.report(Progressed(lease("9"), 0.5))
-    await belt.turn(NOTHING)
-    belt.report(Progressed(lease("9"), 0.6))
+    belt.report_progress(Progressed(lease("9"), 0.5))
+    await belt.exchange(RESERVE_NOTHING)
+    belt.report_progress(Progressed(lease("9"), 0.6))
     belt.settle(Completed(lease("9")))
     await flush(belt)
     order = [one.lease.job_id for one in store.applied]
@@ -336,10 +336,10 @@ async def test_it_grows_again_when_exchanges_are_quick() -> None:
     await flush(belt)
     store.most = 1_000_000
     for _ in range(6):
-        await belt.turn(NOTHING)
+        await belt.exchange(RESERVE_NOTHING)
     for n in range(8):
         belt.settle(done(n))
-    await belt.turn(NOTHING)
+    await belt.exchange(RESERVE_NOTHING)
     assert len(store.calls[-1][1]) == 8
 
 
@@ -389,8 +389,8 @@ async def test_exchanges_that_fail_for_too_long_give_the_session_up(
     belt = on(store, give_up_after=27.0)
     belt.settle(Completed(lease("1")))
     with pytest.raises(SessionLost):
-        await belt.turn(NOTHING)
-    assert belt.abandoned
+        await belt.exchange(RESERVE_NOTHING)
+    assert belt.closed
     assert clock.time - 100.0 <= 27.0 + 5.0
     assert "is given up: no exchange with the backend succeeded" in caplog.text
 
@@ -398,14 +398,18 @@ async def test_exchanges_that_fail_for_too_long_give_the_session_up(
 async def test_an_exchange_that_hangs_gives_the_session_up() -> None:
     class Hanging(Link):
         async def exchange(
-            self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+            self,
+            session_id: str,
+            number: int,
+            settlements: Sequence[Settlement],
+            want: ReserveRequest,
         ) -> Reply:
             await asyncio.Event().wait()
             raise AssertionError
 
     belt = on(Hanging(Ticking(), 1), give_up_after=0.05)
     with pytest.raises(SessionLost):
-        await asyncio.wait_for(belt.turn(NOTHING), 10.0)
+        await asyncio.wait_for(belt.exchange(RESERVE_NOTHING), 10.0)
 
 
 async def test_it_is_full_while_too_much_waits() -> None:

@@ -1,4 +1,5 @@
-"""When a worker exchanges with its backend: the table of `Reasons.find_reason`, state by state."""
+"""When a worker exchanges with its backend: the table of `ExchangeTrigger.find_reason`, state by
+state."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.clock import SystemClock
 from nimburion.core.events import Events
-from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.lease import Lease, Token
 from nimburion.core.settlement import Completed, Progressed
-from nimburion.jobs.worker.completer import Conveyor
-from nimburion.jobs.worker.connectivity import Reach
-from nimburion.jobs.worker.exchange_trigger import ExchangeReason, Reasons
+from nimburion.jobs.worker.completer import Completer
+from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.exchange_trigger import ExchangeReason, ExchangeTrigger
 from nimburion.jobs.worker.prefetch import Prefetch
 
 FULL = 88
@@ -29,7 +30,7 @@ class State:
         self.running: set[int] = set()
         self.room = 10
         self.prefetch = Prefetch(10, remote=False)
-        self.reasons = Reasons(
+        self.reasons = ExchangeTrigger(
             asyncio.get_running_loop(),
             self.prefetch,
             held=self.held,
@@ -38,9 +39,11 @@ class State:
             long_poll=long_poll,
         )
         clock = SystemClock()
-        self.conveyor = Conveyor(MemoryBackend(), "session", clock, Events(), Reach(clock))
+        self.conveyor = Completer(
+            MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock)
+        )
         self.reasons.conveyor = self.conveyor
-        self.reasons.hinted = False
+        self.reasons.may_have_work = False
 
     def hold_plenty(self) -> None:
         """More jobs are held than leave room for a batch."""
@@ -67,13 +70,15 @@ def _lease(number: int) -> Lease:
     return Lease(f"job-{number}", Token(1, b"nonce"))
 
 
-def _want(total: int) -> Want:
-    return Want(total=total, lanes=(Lane("default", "job"),), queues={}, ageing=60.0, nonce=b"n")
+def _want(total: int) -> ReserveRequest:
+    return ReserveRequest(
+        total=total, lanes=(Lane("default", "job"),), queues={}, ageing=60.0, nonce=b"n"
+    )
 
 
 async def test_a_new_worker_looks_for_work() -> None:
     prefetch = Prefetch(1, remote=False)
-    reasons = Reasons(
+    reasons = ExchangeTrigger(
         asyncio.get_running_loop(),
         prefetch,
         held=[],
@@ -101,20 +106,20 @@ async def test_what_runs_must_be_able_to_settle_so_there_is_no_long_poll_beside_
 
 async def test_work_is_possible_after_a_hint() -> None:
     state = State()
-    state.reasons.hint()
+    state.reasons.note_possible_work()
     assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
 async def test_lanes_that_are_not_empty_are_asked_again() -> None:
     state = State()
-    state.reasons.more = True
+    state.reasons.lanes_not_empty = True
     assert state.reason is ExchangeReason.LANES_NOT_EMPTY
 
 
 @pytest.mark.parametrize("news", ["hinted", "more", "long poll"])
 async def test_without_room_no_news_is_a_reason(news: str) -> None:
     state = State(long_poll=news == "long poll")
-    state.reasons.hinted, state.reasons.more = news == "hinted", news == "more"
+    state.reasons.may_have_work, state.reasons.lanes_not_empty = news == "hinted", news == "more"
     assert state.reason is not None
     state.room = 0
     assert state.reason is None
@@ -129,14 +134,14 @@ async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
 
 async def test_so_is_progress() -> None:
     state = State()
-    state.conveyor.report(Progressed(_lease(1), 0.5))
+    state.conveyor.report_progress(Progressed(_lease(1), 0.5))
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
 async def test_while_plenty_is_held_a_batch_fills() -> None:
     state = State()
     state.hold_plenty()
-    state.reasons.hint()
+    state.reasons.note_possible_work()
     state.settle(FULL - 1)
     assert state.reason is None
     state.settle()
@@ -172,7 +177,7 @@ async def test_too_many_bytes_of_results_do_not_wait_for_company() -> None:
 async def test_a_session_that_is_over_is_replaced_whatever_else_holds() -> None:
     state = State()
     state.hold_plenty()
-    state.conveyor.abandoned = True
+    state.conveyor.closed = True
     assert state.reason is ExchangeReason.SESSION_OVER
 
 
@@ -197,16 +202,24 @@ async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
 
 async def test_an_exchange_that_asks_for_jobs_takes_up_all_news() -> None:
     state = State()
-    state.reasons.hinted = state.reasons.more = state.reasons.overdue = True
-    state.reasons.begin(_want(1))
-    assert (state.reasons.hinted, state.reasons.more, state.reasons.overdue) == (False,) * 3
+    state.reasons.may_have_work = state.reasons.lanes_not_empty = state.reasons.flush_due = True
+    state.reasons.start_exchange(_want(1))
+    assert (
+        state.reasons.may_have_work,
+        state.reasons.lanes_not_empty,
+        state.reasons.flush_due,
+    ) == (False,) * 3
 
 
 async def test_one_that_only_settles_leaves_news_of_work() -> None:
     state = State()
-    state.reasons.hinted = state.reasons.more = state.reasons.overdue = True
-    state.reasons.begin(NOTHING)
-    assert (state.reasons.hinted, state.reasons.more, state.reasons.overdue) == (True, True, False)
+    state.reasons.may_have_work = state.reasons.lanes_not_empty = state.reasons.flush_due = True
+    state.reasons.start_exchange(RESERVE_NOTHING)
+    assert (
+        state.reasons.may_have_work,
+        state.reasons.lanes_not_empty,
+        state.reasons.flush_due,
+    ) == (True, True, False)
 
 
 async def test_a_result_with_a_reason_wakes_the_waiter() -> None:

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import BackendUnavailable, StoreFull
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.errors import BackendFull, BackendUnavailable
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.operations import Rescued
-from nimburion.core.session import Orders, Session
+from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
@@ -35,7 +35,7 @@ class Unsteady(MemoryBackend):
         self.refused: dict[str, Exception] = {} if refused is None else refused
         self.asked = 0
 
-    def sibling(self) -> Unsteady:
+    def new_handle(self) -> Unsteady:
         handle = Unsteady(self.clock, self.refused)
         handle._shared = self._shared
         return handle
@@ -58,14 +58,18 @@ class Unsteady(MemoryBackend):
         await super().open_session(session)
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         self._check("exchange")
-        return await super().exchange(session_id, number, settlements, want)
+        return await super().exchange(session_id, number, settlements, request)
 
-    async def beat(self, session_id: str) -> Orders:
+    async def heartbeat(self, session_id: str) -> HeartbeatReply:
         self._check("beat")
-        return await super().beat(session_id)
+        return await super().heartbeat(session_id)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         self._check("rescue")
@@ -160,16 +164,16 @@ async def test_a_worker_with_all_it_needs_is_ready(
     await until(clock, lambda: slow.begun == 1)
     health = processor.health()
     [session] = await processor.backend.sessions()
-    assert (health.state, health.session, health.running, health.held) == (
+    assert (health.state, health.session, health.running, health.prefetched) == (
         "ready",
         session.id,
         1,
         0,
     )
     assert (health.error, health.faults) == (None, {})
-    assert 0 < health.believed_for < session.expires_in
-    assert health.silent_for is not None
-    assert health.silent_for < 3.0
+    assert 0 < health.lease_seconds_left < session.expires_in
+    assert health.seconds_since_answer is not None
+    assert health.seconds_since_answer < 3.0
 
 
 async def test_asking_for_it_asks_nothing_of_the_store(
@@ -197,9 +201,9 @@ async def test_a_store_that_goes_away_is_told_while_what_runs_goes_on(
     await elapse(store.clock, 10.0)
     later = processor.health()
     assert (later.session, later.running, slow.interrupted) == (session, 1, 0)
-    assert first.silent_for is not None
-    assert later.silent_for == pytest.approx(first.silent_for + 10.0)
-    assert later.believed_for == pytest.approx(first.believed_for - 10.0)
+    assert first.seconds_since_answer is not None
+    assert later.seconds_since_answer == pytest.approx(first.seconds_since_answer + 10.0)
+    assert later.lease_seconds_left == pytest.approx(first.lease_seconds_left - 10.0)
 
 
 async def test_it_stops_believing_before_the_store_gives_its_jobs_away(
@@ -215,7 +219,7 @@ async def test_it_stops_believing_before_the_store_gives_its_jobs_away(
     assert (await store.get(job_id)).session == session.id
     health = processor.health()
     assert (health.state, health.session, health.running) == ("unreachable", None, 0)
-    assert health.believed_for == 0.0
+    assert health.lease_seconds_left == 0.0
 
 
 async def test_it_goes_on_by_itself_when_the_store_is_back(
@@ -264,7 +268,11 @@ async def test_a_worker_that_finds_no_store_waits_for_it(
     starting = asyncio.create_task(processor.start())
     await settle()
     health = processor.health()
-    assert (health.state, health.session, health.silent_for) == ("unreachable", None, None)
+    assert (health.state, health.session, health.seconds_since_answer) == (
+        "unreachable",
+        None,
+        None,
+    )
     assert health.error == "nobody there"
     store.come_back()
     await until(store.clock, starting.done)
@@ -276,7 +284,7 @@ async def test_a_store_that_answers_beats_only_is_degraded(
 ) -> None:
     await processor.start()
     await until(store.clock, states(processor, "ready"))
-    store.refused["exchange"] = StoreFull("no room")
+    store.refused["exchange"] = BackendFull("no room")
     await until(store.clock, states(processor, "unreachable"))
     await until(store.clock, states(processor, "degraded"))
     health = processor.health()

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.jobs.worker.connectivity import Reach
-from nimburion.jobs.worker.heartbeat import LeaseKeeper
+from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.heartbeat import Heartbeat
 from nimburion.testing import FakeClock
 
 
@@ -18,16 +18,16 @@ async def test_a_session_that_is_gone_is_not_said_to_be_rescued(
     """Its data may be gone, or an operator closed it: no other worker need have done anything."""
     clock = FakeClock()
     stopping = asyncio.Event()
-    keeper = LeaseKeeper(
+    keeper = Heartbeat(
         MemoryBackend(clock=clock),
         "s1",
         30.0,
         clock,
-        Reach(clock),
-        on_orders=lambda _: None,
+        BackendConnectivity(clock),
+        on_reply=lambda _: None,
         on_end=stopping.set,
     )
-    await asyncio.wait_for(keeper.keep(stopping), 10.0)
+    await asyncio.wait_for(keeper.run(stopping), 10.0)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
         "session s1 is not known to the store any more (it expired, or its data is gone); "

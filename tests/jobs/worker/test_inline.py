@@ -10,7 +10,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import NothingRegistered, NotOpen
-from nimburion.core.exchange import Lane, Want
+from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.session import Session
 from nimburion.core.settings import QueueSettings
@@ -133,7 +133,7 @@ async def test_process_one_rescues(processor: Processor, clock: FakeClock) -> No
     job_id = await processor.enqueue(note.job("again"))
     store = processor.backend
     await store.open_session(Session(id="dead", ttl=30, names=("note",)))
-    reply = await store.exchange("dead", 1, [], Want(1, (Lane("default", "note"),)))
+    reply = await store.exchange("dead", 1, [], ReserveRequest(1, (Lane("default", "note"),)))
     assert len(reply.deliveries) == 1
     assert not await processor.process_one()
     clock.advance(31)

@@ -6,7 +6,7 @@ from nimburion.core.exchange import Lane
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.prefetch import Demand
+from nimburion.jobs.worker.prefetch import LaneSelector
 
 
 def test_a_queue_whose_concurrency_is_used_up_is_not_asked_for() -> None:
@@ -14,14 +14,14 @@ def test_a_queue_whose_concurrency_is_used_up_is_not_asked_for() -> None:
     settings = Settings(queues=(QueueSettings("capped", concurrency=1), QueueSettings("free")))
     registry = Registry(settings)
     registry.add_raw("work", lambda ctx, data: None)
-    demand = Demand(registry, settings, bytes)
+    demand = LaneSelector(registry, settings, bytes)
     delivery = Delivery(Lease("id", Token(1, bytes(16))), "work", "capped", b"{}")
 
-    demand.take(delivery)
-    full = demand.want(5, everything=True)
-    demand.free(delivery)
-    again = demand.want(5, everything=True)
+    demand.occupy_slot(delivery)
+    full = demand.make_request(5, everything=True)
+    demand.free_slot(delivery)
+    again = demand.make_request(5, everything=True)
 
     assert full.lanes == (Lane("free", "work"),)
     assert again.lanes == (Lane("capped", "work"), Lane("free", "work"))
-    assert again.queues["capped"].cap == 1
+    assert again.queues["capped"].limit == 1

@@ -13,16 +13,16 @@ import pytest
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import (
+    BackendReadOnly,
     BackendUnavailable,
     DefinitionError,
     NimburionError,
     NotOpen,
     OutOfOrder,
     SessionLost,
-    StoreReadOnly,
 )
 from nimburion.core.events import Event, SessionEnded
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
@@ -52,19 +52,23 @@ class Forgetting(MemoryBackend):
     forgets = True
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         if settlements and self.forgets:
             self.forgets = False
             raise self.error(session_id)
-        return await super().exchange(session_id, number, settlements, want)
+        return await super().exchange(session_id, number, settlements, request)
 
 
 class ReadOnly(MemoryBackend):
     """Refuses to open a session."""
 
     async def open_session(self, session: Session) -> None:
-        raise StoreReadOnly("takes no writes")
+        raise BackendReadOnly("takes no writes")
 
 
 class Gated:
@@ -80,7 +84,7 @@ class Gated:
 
 
 async def test_a_start_that_failed_says_why_and_can_be_closed() -> None:
-    with pytest.raises(StoreReadOnly):
+    with pytest.raises(BackendReadOnly):
         async with Processor(ReadOnly()) as processor:
             await processor.start()
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.settings import QueueSettings
 from nimburion.core.settlement import Settlement
@@ -30,9 +30,13 @@ class SlowReply(MemoryBackend):
         self.answered = asyncio.Event()
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
-        reply = await super().exchange(session_id, number, settlements, want)
+        reply = await super().exchange(session_id, number, settlements, request)
         if any(one.lease.job_id == "late" for one in reply.deliveries):
             self.under_way.set()
             await self.answered.wait()
@@ -41,7 +45,7 @@ class SlowReply(MemoryBackend):
 
 def block_until(backend: MemoryBackend, holds: Callable[[dict[str, State]], bool]) -> None:
     """Block this thread until it holds of the states of all jobs."""
-    store = backend.sibling()
+    store = backend.new_handle()
     never = threading.Event()
 
     def wait() -> None:

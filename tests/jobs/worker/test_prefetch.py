@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Capabilities
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
@@ -25,10 +25,14 @@ class Counting(MemoryBackend):
     exchanges = 0
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         self.exchanges += 1
-        return await super().exchange(session_id, number, settlements, want)
+        return await super().exchange(session_id, number, settlements, request)
 
 
 async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> None:
@@ -72,7 +76,7 @@ class Elsewhere(MemoryBackend):
 
     @property
     def capabilities(self) -> Capabilities:
-        return msgspec.structs.replace(super().capabilities, remote=True)
+        return msgspec.structs.replace(super().capabilities, out_of_process=True)
 
 
 @pytest.mark.parametrize("kind", [Elsewhere, MemoryBackend])
@@ -86,7 +90,7 @@ async def test_twice_what_an_exchange_brings_is_held_of_a_store_in_another_proce
 
     async def handle(_: Context, data: bytes) -> None:
         nonlocal most
-        most = max(most, processor.health().held)
+        most = max(most, processor.health().prefetched)
 
     processor.register("job", handle)
     async with processor, asyncio.timeout(30), AsyncExitStack() as stack:

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from nimburion.jobs.worker.threads import Threads
+from nimburion.jobs.worker.threads import HandlerThreads
 
 
 async def test_values_and_errors_come_back() -> None:
-    threads = Threads(2, asyncio.get_running_loop())
+    threads = HandlerThreads(2, asyncio.get_running_loop())
     assert await threads.start(lambda a, b: a + b, 1, 2).future == 3
     with pytest.raises(ZeroDivisionError):
         await threads.start(lambda: 1 // 0).future
@@ -21,7 +21,7 @@ async def test_values_and_errors_come_back() -> None:
 
 
 async def test_no_more_threads_than_needed_and_never_more_than_the_size() -> None:
-    threads = Threads(3, asyncio.get_running_loop())
+    threads = HandlerThreads(3, asyncio.get_running_loop())
     gate = threading.Event()
     for _ in range(2):
         await threads.start(lambda: None).future
@@ -36,7 +36,7 @@ async def test_no_more_threads_than_needed_and_never_more_than_the_size() -> Non
 
 
 async def test_context_variables_travel() -> None:
-    threads = Threads(1, asyncio.get_running_loop())
+    threads = HandlerThreads(1, asyncio.get_running_loop())
     variable = contextvars.ContextVar("variable", default="outside")
     variable.set("inside")
     assert await threads.start(variable.get).future == "inside"
@@ -44,7 +44,7 @@ async def test_context_variables_travel() -> None:
 
 
 async def test_a_call_whose_waiter_is_gone_still_tells_when_it_ends() -> None:
-    threads = Threads(1, asyncio.get_running_loop())
+    threads = HandlerThreads(1, asyncio.get_running_loop())
     gate, over = threading.Event(), asyncio.Event()
     call = threads.start(gate.wait, 10)
     call.on_finish = over.set
@@ -58,7 +58,7 @@ async def test_a_call_whose_waiter_is_gone_still_tells_when_it_ends() -> None:
 
 
 async def test_stop_iteration_is_an_error_like_others() -> None:
-    threads = Threads(1, asyncio.get_running_loop())
+    threads = HandlerThreads(1, asyncio.get_running_loop())
     with pytest.raises(RuntimeError, match="StopIteration"):
         await threads.start(lambda: next(iter(()))).future
     threads.close()

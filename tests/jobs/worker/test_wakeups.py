@@ -10,8 +10,8 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Capabilities
 from nimburion.core.exchange import Reply
-from nimburion.core.service import first_of
-from nimburion.jobs.worker.wakeups import Hints
+from nimburion.core.service import wait_for_first
+from nimburion.jobs.worker.wakeups import WakeupListener
 from nimburion.testing import FakeClock
 
 
@@ -36,12 +36,12 @@ async def test_an_idle_worker_looks_each_second_where_nothing_rings(
     rings: bool, seconds: float
 ) -> None:
     store, clock = Timed(), FakeClock()
-    hints = Hints(store, ("q",), clock, lambda: None)
+    hints = WakeupListener(store, ("q",), clock, lambda: None)
     store.rings = rings
-    hints.expect(Reply([], [], [], None, clock.now()), found=False)
+    hints.note_reply(Reply([], [], [], None, clock.now()), found=False)
     await hints.start()
-    hints.listen()
+    hints.resume()
     while not store.asked:
-        await first_of(clock.sleep(0))
+        await wait_for_first(clock.sleep(0))
     await hints.stop()
     assert store.asked[0] == seconds

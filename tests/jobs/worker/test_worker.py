@@ -344,13 +344,13 @@ async def test_a_suspect_runs_alone(make: Make) -> None:
 
 async def lose(store: MemoryBackend, name: str) -> None:
     """Let a worker reserve one job and die."""
-    from nimburion.core.exchange import Lane, Want
-    from nimburion.core.ids import new_session_id
+    from nimburion.core.exchange import Lane, ReserveRequest
+    from nimburion.core.ids import make_session_id
     from nimburion.core.session import Session
 
-    session = Session(id=new_session_id(), ttl=0.0, names=(name,))
+    session = Session(id=make_session_id(), ttl=0.0, names=(name,))
     await store.open_session(session)
-    want = Want(1, (Lane("default", name),))
+    want = ReserveRequest(1, (Lane("default", name),))
     assert (await store.exchange(session.id, 1, [], want)).deliveries
     async with asyncio.timeout(DEADLINE):
         while not (await store.rescue(10, max_lost=3)).returned:

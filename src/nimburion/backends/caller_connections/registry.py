@@ -8,25 +8,35 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
-from nimburion.backends.caller_connections.drivers import Asyncpg, Plain, PlainAsync, Rows, shown
-from nimburion.backends.caller_connections.wrappers import Alchemy, AsyncAlchemy, Django
-from nimburion.core.errors import NotJoinable
-from nimburion.core.transactions import Lent
+from nimburion.backends.caller_connections.drivers import (
+    AsyncDbApiAdapter,
+    AsyncpgAdapter,
+    DbApiAdapter,
+    Rows,
+    describe_connection,
+)
+from nimburion.backends.caller_connections.wrappers import (
+    AsyncSQLAlchemyAdapter,
+    DjangoAdapter,
+    SQLAlchemyAdapter,
+)
+from nimburion.core.errors import UnusableConnection
+from nimburion.core.transactions import CallerConnection
 
 
-class Door(Protocol):
+class ConnectionAdapter(Protocol):
     """One caller's connection."""
 
-    lent: Lent
+    caller: CallerConnection
 
-    async def inner(self) -> object:
+    async def get_driver_connection(self) -> object:
         """The driver's own connection, once the wrapper around it has begun its transaction."""
         ...
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
         """Run one statement of a server's, with `$1`, `$2`, … for its arguments; its rows.
 
-        `NotJoinable` where no transaction is open, and none begins by itself.
+        `UnusableConnection` where no transaction is open, and none begins by itself.
         """
         ...
 
@@ -43,42 +53,43 @@ class Door(Protocol):
         ...
 
 
-DOORS: MappingProxyType[str, Callable[[Lent], Door]] = MappingProxyType(
+ADAPTERS: MappingProxyType[str, Callable[[CallerConnection], ConnectionAdapter]] = MappingProxyType(
     {
-        "sqlite3.Connection": Plain,
-        "psycopg.Connection": Plain,
-        "psycopg.AsyncConnection": PlainAsync,
-        "asyncpg.connection.Connection": Asyncpg,
-        "asyncpg.pool.PoolConnectionProxy": Asyncpg,
-        "aiosqlite.core.Connection": PlainAsync,
-        "sqlalchemy.engine.base.Connection": Alchemy,
-        "sqlalchemy.orm.session.Session": Alchemy,
-        "sqlalchemy.orm.scoping.scoped_session": Alchemy,
-        "sqlalchemy.ext.asyncio.engine.AsyncConnection": AsyncAlchemy,
-        "sqlalchemy.ext.asyncio.session.AsyncSession": AsyncAlchemy,
-        "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncAlchemy,
-        "django.db.backends.base.base.BaseDatabaseWrapper": Django,
-        "django.utils.connection.ConnectionProxy": Django,
+        "sqlite3.Connection": DbApiAdapter,
+        "psycopg.Connection": DbApiAdapter,
+        "psycopg.AsyncConnection": AsyncDbApiAdapter,
+        "asyncpg.connection.Connection": AsyncpgAdapter,
+        "asyncpg.pool.PoolConnectionProxy": AsyncpgAdapter,
+        "aiosqlite.core.Connection": AsyncDbApiAdapter,
+        "sqlalchemy.engine.base.Connection": SQLAlchemyAdapter,
+        "sqlalchemy.orm.session.Session": SQLAlchemyAdapter,
+        "sqlalchemy.orm.scoping.scoped_session": SQLAlchemyAdapter,
+        "sqlalchemy.ext.asyncio.engine.AsyncConnection": AsyncSQLAlchemyAdapter,
+        "sqlalchemy.ext.asyncio.session.AsyncSession": AsyncSQLAlchemyAdapter,
+        "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncSQLAlchemyAdapter,
+        "django.db.backends.base.base.BaseDatabaseWrapper": DjangoAdapter,
+        "django.utils.connection.ConnectionProxy": DjangoAdapter,
     }
 )
 
 
-def door_of(lent: Lent) -> Door:
-    """What opens this connection. `NotJoinable` where nothing does."""
-    kind = kind_of(lent.connection)
+def find_adapter(caller: CallerConnection) -> ConnectionAdapter:
+    """What opens this connection. `UnusableConnection` where nothing does."""
+    kind = find_known_class(caller.connection)
     if kind is None:
-        raise NotJoinable(
-            f"{shown(lent.connection)} is no connection that nimburion knows; give one of sqlite3, "
+        raise UnusableConnection(
+            f"{describe_connection(caller.connection)} is no connection that nimburion knows; give "
+            "one of sqlite3, "
             "aiosqlite, asyncpg, psycopg, SQLAlchemy (Connection, Session and their async kinds) "
             "or Django"
         )
-    return DOORS[kind](lent)
+    return ADAPTERS[kind](caller)
 
 
-def kind_of(connection: object) -> str | None:
+def find_known_class(connection: object) -> str | None:
     """The driver's class that this connection is of."""
     for base in type(connection).__mro__:
         name = f"{base.__module__}.{base.__qualname__}"
-        if name in DOORS:
+        if name in ADAPTERS:
             return name
     return None

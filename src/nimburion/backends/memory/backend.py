@@ -12,15 +12,15 @@ from typing import TypeVar
 import msgspec
 
 from nimburion.backends.memory import operations
-from nimburion.backends.memory.state import MICRO, Entry, Shelf, micros
-from nimburion.backends.memory.transitions import Step
+from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
+from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import no_roles
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Capabilities
-from nimburion.core.checks import Finding
+from nimburion.core.checks import CheckResult
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, JobNotFound
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
@@ -28,13 +28,13 @@ from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued,
 from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
 from nimburion.core.redaction import redact_url
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import Orders, Session, SessionInfo
+from nimburion.core.session import HeartbeatReply, Session, SessionInfo
 from nimburion.core.settlement import Settlement
 
 T = TypeVar("T")
 
 CAPABILITIES = Capabilities(
-    durable=False, notifies=True, joins_transaction=False, atomic_batch=None, shared=False
+    durable=False, notifies=True, supports_transactions=False, atomic_batch=None, shared=False
 )
 
 
@@ -52,7 +52,7 @@ class MemoryBackend:
     def __init__(self, *, clock: Clock | None = None, entropy: Entropy = os.urandom) -> None:
         self._clock = clock or SystemClock()
         self._entropy = entropy
-        self._shared = _Shared()
+        self._shared = _SharedState()
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryBackend:
@@ -75,7 +75,7 @@ class MemoryBackend:
         """Name the store."""
         return "memory (of this process; nothing is kept)"
 
-    def sibling(self) -> MemoryBackend:
+    def new_handle(self) -> MemoryBackend:
         """Another handle on the same data; for any thread and loop."""
         handle = MemoryBackend(clock=self._clock, entropy=self._entropy)
         handle._shared = self._shared
@@ -96,13 +96,13 @@ class MemoryBackend:
 
     async def now(self) -> float:
         """See `Backend.now`."""
-        return self._do(lambda step: step.now / MICRO)
+        return self._run_atomically(lambda step: step.now / MICRO)
 
-    async def examine(self) -> list[Finding]:
-        """See `Backend.examine`."""
-        count = self._do(lambda step: len(step.shelf.jobs))
+    async def check(self) -> list[CheckResult]:
+        """See `Backend.check`."""
+        count = self._run_atomically(lambda step: len(step.state.jobs))
         return [
-            Finding(
+            CheckResult(
                 "durability",
                 "warning",
                 f"nothing is kept: with this process its {count} jobs are gone",
@@ -126,56 +126,62 @@ class MemoryBackend:
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """See `Backend.enqueue`."""
-        return self._do(lambda step: step.enqueue(jobs))
+        return self._run_atomically(lambda step: step.enqueue(jobs))
 
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""
-        return self._do(lambda step: operations.cancel(step, job_id))
+        return self._run_atomically(lambda step: operations.cancel(step, job_id))
 
     # Consuming
 
     async def open_session(self, session: Session) -> None:
         """See `Backend.open_session`."""
         monotonic = self._clock.monotonic()
-        self._do(lambda step: operations.open_session(step, session, monotonic))
+        self._run_atomically(lambda step: operations.open_session(step, session, monotonic))
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         """See `Backend.exchange`."""
-        return self._do(
-            lambda step: operations.exchange(step, session_id, number, settlements, want)
+        return self._run_atomically(
+            lambda step: operations.run_exchange(step, session_id, number, settlements, request)
         )
 
-    async def beat(self, session_id: str) -> Orders:
-        """See `Backend.beat`."""
+    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+        """See `Backend.heartbeat`."""
         monotonic = self._clock.monotonic()
-        return self._do(lambda step: operations.beat(step, session_id, monotonic))
+        return self._run_atomically(lambda step: operations.heartbeat(step, session_id, monotonic))
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
         """See `Backend.release`."""
-        self._do(lambda step: operations.release(step, session_id, leases, nonce))
+        self._run_atomically(lambda step: operations.release(step, session_id, leases, nonce))
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`."""
-        self._do(lambda step: operations.close_session(step, session_id, running))
+        self._run_atomically(lambda step: operations.close_session(step, session_id, running))
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         """See `Backend.rescue`."""
         monotonic = self._clock.monotonic()
-        return self._do(lambda step: operations.rescue(step, limit, max_lost, monotonic))
+        return self._run_atomically(
+            lambda step: operations.rescue(step, limit, max_lost, monotonic)
+        )
 
     async def promote(self, limit: int) -> Promoted:
         """See `Backend.promote`."""
 
-        def promote(step: Step) -> Promoted:
-            moved = step.shelf.promote(step.now, limit)
-            step.rung.update(entry.queue for entry in moved)
-            return Promoted(len(moved), operations.next_due(step.shelf))
+        def promote(step: AtomicStep) -> Promoted:
+            moved = step.state.promote(step.now, limit)
+            step.queues_to_notify.update(entry.queue for entry in moved)
+            return Promoted(len(moved), operations.find_next_due(step.state))
 
-        return self._do(promote)
+        return self._run_atomically(promote)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         """See `Backend.wait`."""
@@ -185,46 +191,46 @@ class MemoryBackend:
             await asyncio.wait({waiter, sleep}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleep.cancel()
-            self._shared.drop_waiter(waiter)
+            self._shared.remove_waiter(waiter)
 
     # Maintaining
 
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """See `Backend.replay`."""
-        return self._do(lambda step: operations.replay(step, which, limit, after))
+        return self._run_atomically(lambda step: operations.replay(step, which, limit, after))
 
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
-        return self._do(lambda step: operations.delete(step, which, limit))
+        return self._run_atomically(lambda step: operations.delete(step, which, limit))
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         """See `Backend.pause`."""
 
-        def pause(step: Step) -> None:
+        def pause(step: AtomicStep) -> None:
             if paused:
-                step.shelf.paused.add(queue)
+                step.state.paused_queues.add(queue)
             else:
-                step.shelf.paused.discard(queue)
-                step.rung.add(queue)
+                step.state.paused_queues.discard(queue)
+                step.queues_to_notify.add(queue)
 
-        self._do(pause)
+        self._run_atomically(pause)
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
-        return self._do(lambda step: operations.prune(step, keep, limit))
+        return self._run_atomically(lambda step: operations.prune(step, keep, limit))
 
     # Inspecting
 
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
 
-        def get(step: Step) -> JobRecord:
-            entry = step.shelf.jobs.get(job_id)
+        def get(step: AtomicStep) -> JobRecord:
+            entry = step.state.jobs.get(job_id)
             if entry is None:
                 raise JobNotFound(job_id)
-            return entry.record(step.now, payloads=True)
+            return entry.make_record(step.now, payloads=True)
 
-        return self._do(get)
+        return self._run_atomically(get)
 
     async def list_jobs(
         self,
@@ -236,118 +242,126 @@ class MemoryBackend:
     ) -> Page:
         """See `Backend.list_jobs`."""
 
-        def list_jobs(step: Step) -> Page:
-            page, following = operations.page_of(operations.matching(step, which, after), limit)
-            return Page([e.record(step.now, payloads=payloads) for e in page], following)
+        def list_jobs(step: AtomicStep) -> Page:
+            page, following = operations.take_page(
+                operations.iter_matching(step, which, after), limit
+            )
+            return Page([e.make_record(step.now, payloads=payloads) for e in page], following)
 
-        return self._do(list_jobs)
+        return self._run_atomically(list_jobs)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
 
-        def count(step: Step) -> dict[State, int]:
+        def count(step: AtomicStep) -> dict[State, int]:
             found = Counter(
-                entry.state_at(step.now)
-                for entry in step.shelf.jobs.values()
+                entry.get_state(step.now)
+                for entry in step.state.jobs.values()
                 if queue in (None, entry.queue)
             )
             return {state: found[state] for state in State}
 
-        return self._do(count)
+        return self._run_atomically(count)
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
 
-        def queues(step: Step) -> list[QueueInfo]:
-            unfinished: dict[str, list[Entry]] = {name: [] for name in step.shelf.paused}
-            for entry in step.shelf.jobs.values():
-                if entry.state is None:
+        def queues(step: AtomicStep) -> list[QueueInfo]:
+            unfinished: dict[str, list[JobEntry]] = {name: [] for name in step.state.paused_queues}
+            for entry in step.state.jobs.values():
+                if entry.final_state is None:
                     unfinished.setdefault(entry.queue, []).append(entry)
             return [
-                _queue_info(name, unfinished[name], step.now, paused=name in step.shelf.paused)
+                _make_queue_info(
+                    name, unfinished[name], step.now, paused=name in step.state.paused_queues
+                )
                 for name in sorted(unfinished)
             ]
 
-        return self._do(queues)
+        return self._run_atomically(queues)
 
     async def sessions(self) -> list[SessionInfo]:
         """See `Backend.sessions`."""
         monotonic = self._clock.monotonic()
 
-        def sessions(step: Step) -> list[SessionInfo]:
+        def sessions(step: AtomicStep) -> list[SessionInfo]:
             return [
-                tenant.said.as_read(
+                tenant.session.to_info(
                     opened_at=tenant.opened_at / 1e6,
-                    expires_in=tenant.expires - monotonic,
+                    expires_in=tenant.expires_at - monotonic,
                     left=tenant.left,
-                    running=len(tenant.held),
+                    running=len(tenant.leased_jobs),
                 )
-                for tenant in step.shelf.sessions.values()
-                if not tenant.dead
+                for tenant in step.state.sessions.values()
+                if not tenant.is_ended
             ]
 
-        return self._do(sessions)
+        return self._run_atomically(sessions)
 
     # Scheduling
 
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
         """See `Backend.put_schedule`."""
 
-        def put(step: Step) -> None:
-            kept = step.shelf.schedules.get(schedule.name)
-            step.shelf.schedules[schedule.name] = (
+        def put(step: AtomicStep) -> None:
+            kept = step.state.schedules.get(schedule.name)
+            step.state.schedules[schedule.name] = (
                 schedule
                 if kept is None
                 else msgspec.structs.replace(kept, spec=schedule.spec, owner=schedule.owner)
             )
 
-        self._do(put)
+        self._run_atomically(put)
 
     async def list_schedules(self) -> list[ScheduleRecord]:
         """See `Backend.list_schedules`."""
-        return self._do(lambda step: [record for _, record in sorted(step.shelf.schedules.items())])
+        return self._run_atomically(
+            lambda step: [record for _, record in sorted(step.state.schedules.items())]
+        )
 
     async def pause_schedule(self, name: str, *, paused: bool) -> bool:
         """See `Backend.pause_schedule`."""
 
-        def pause(step: Step) -> bool:
-            kept = step.shelf.schedules.get(name)
+        def pause(step: AtomicStep) -> bool:
+            kept = step.state.schedules.get(name)
             if kept is None:
                 return False
-            step.shelf.schedules[name] = msgspec.structs.replace(kept, paused=paused)
+            step.state.schedules[name] = msgspec.structs.replace(kept, paused=paused)
             return True
 
-        return self._do(pause)
+        return self._run_atomically(pause)
 
     async def delete_schedule(self, name: str) -> bool:
         """See `Backend.delete_schedule`."""
-        return self._do(lambda step: step.shelf.schedules.pop(name, None) is not None)
+        return self._run_atomically(lambda step: step.state.schedules.pop(name, None) is not None)
 
     async def fire(
         self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
     ) -> Fired:
         """See `Backend.fire`."""
-        return self._do(lambda step: operations.fire(step, name, expected_last, tick, job, overlap))
+        return self._run_atomically(
+            lambda step: operations.fire(step, name, expected_last, tick, job, overlap)
+        )
 
     # Inside
 
-    def _do(self, operation: Callable[[Step], T]) -> T:
+    def _run_atomically(self, operation: Callable[[AtomicStep], T]) -> T:
         """One atomic step; afterwards the queues that it touched are rung."""
         shared = self._shared
         with shared.lock:
-            step = Step(shared.shelf, micros(self._clock.now()))
+            step = AtomicStep(shared.state, to_micros(self._clock.now()))
             answer = operation(step)
-        if step.rung and shared.waiters:
-            shared.ring(step.rung)
+        if step.queues_to_notify and shared.waiters:
+            shared.notify(step.queues_to_notify)
         return answer
 
 
-class _Shared:
+class _SharedState:
     """What the handles of one store share."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.shelf = Shelf()
+        self.state = MemoryState()
         self.waiters: dict[asyncio.Future[None], frozenset[str]] = {}
 
     def add_waiter(self, queues: Collection[str]) -> asyncio.Future[None]:
@@ -356,11 +370,11 @@ class _Shared:
             self.waiters[waiter] = frozenset(queues)
         return waiter
 
-    def drop_waiter(self, waiter: asyncio.Future[None]) -> None:
+    def remove_waiter(self, waiter: asyncio.Future[None]) -> None:
         with self.lock:
             self.waiters.pop(waiter, None)
 
-    def ring(self, queues: set[str]) -> None:
+    def notify(self, queues: set[str]) -> None:
         """Wake whoever waits for one of them, each on its own loop."""
         with self.lock:
             rung = [
@@ -379,8 +393,8 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _queue_info(name: str, entries: list[Entry], now: int, *, paused: bool) -> QueueInfo:
-    waiting = [entry for entry in entries if entry.held is None]
+def _make_queue_info(name: str, entries: list[JobEntry], now: int, *, paused: bool) -> QueueInfo:
+    waiting = [entry for entry in entries if entry.leased is None]
     due = [entry.due for entry in waiting if entry.due <= now]
     return QueueInfo(
         name=name,

@@ -6,240 +6,266 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from nimburion.backends.memory.reserve import Reserving, delivery_of, size_of
-from nimburion.backends.memory.state import Entry, Limit, Shelf, Tenant, micros
-from nimburion.backends.memory.transitions import Step, check_jobs, check_settlements
+from nimburion.backends.memory.reserve import LaneMerge, make_delivery, size_of
+from nimburion.backends.memory.state import (
+    JobEntry,
+    LimitEntry,
+    MemoryState,
+    SessionEntry,
+    to_micros,
+)
+from nimburion.backends.memory.transitions import (
+    AtomicStep,
+    check_job_times,
+    check_settlement_delays,
+)
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.operations import Cancellation, Replayed, Rescued, Retention
 from nimburion.core.queries import JobFilter, parse_cursor
 from nimburion.core.schedules import Fired, Overlap
-from nimburion.core.session import Gate, Orders, Session
+from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session
 from nimburion.core.settlement import Settled, Settlement
 
-_PROMOTED = 10_000
-_TOMBSTONE = micros(86_400)
+_MAX_PROMOTED = 10_000
+_ENDED_SESSION_RETENTION = to_micros(86_400)
 
 
 # Sessions
 
 
-def alive(shelf: Shelf, session_id: str) -> Tenant:
+def get_live_session(state: MemoryState, session_id: str) -> SessionEntry:
     """The session, if it may go on."""
-    tenant = shelf.sessions.get(session_id)
-    if tenant is None or tenant.dead or tenant.left:
+    tenant = state.sessions.get(session_id)
+    if tenant is None or tenant.is_ended or tenant.left:
         raise SessionLost(session_id)
     return tenant
 
 
-def open_session(step: Step, session: Session, monotonic: float) -> None:
+def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
     """See `Backend.open_session`."""
-    if session.id in step.shelf.sessions:
-        beat(step, session.id, monotonic)
+    if session.id in step.state.sessions:
+        heartbeat(step, session.id, monotonic)
         return
-    step.shelf.sessions[session.id] = Tenant(session, step.now, monotonic + session.ttl)
+    step.state.sessions[session.id] = SessionEntry(session, step.now, monotonic + session.ttl)
     for name in session.names:
-        set_gate(step, name, session.limits.get(name))
+        set_limit(step, name, session.limits.get(name))
 
 
-def set_gate(step: Step, name: str, limit: int | None) -> None:
+def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
     """The newest session's word about a name. A new gate counts what is processing now."""
-    gates = step.shelf.gates
+    gates = step.state.limits
     running = [
-        entry.held
-        for tenant in step.shelf.sessions.values()
-        for entry in tenant.held.values()
-        if entry.name == name and entry.held is not None
+        entry.leased
+        for tenant in step.state.sessions.values()
+        for entry in tenant.leased_jobs.values()
+        if entry.name == name and entry.leased is not None
     ]
     if limit is None:
         gates.pop(name, None)
     elif name in gates:
         gates[name].limit = limit
     else:
-        gates[name] = Limit(limit, len(running))
+        gates[name] = LimitEntry(limit, len(running))
     for held in running:
-        held.gated = limit is not None
-    step.rung.add(EVERY_QUEUE)
+        held.counts_in_limit = limit is not None
+    step.queues_to_notify.add(EVERY_QUEUE)
 
 
-def beat(step: Step, session_id: str, monotonic: float) -> Orders:
-    """See `Backend.beat`."""
-    shelf = step.shelf
-    tenant = alive(shelf, session_id)
-    tenant.expires = monotonic + tenant.said.ttl
-    return Orders(
+def heartbeat(step: AtomicStep, session_id: str, monotonic: float) -> HeartbeatReply:
+    """See `Backend.heartbeat`."""
+    shelf = step.state
+    tenant = get_live_session(shelf, session_id)
+    tenant.expires_at = monotonic + tenant.session.ttl
+    return HeartbeatReply(
         cancel=[
-            entry.lease(entry.held.token)
-            for entry in tenant.held.values()
-            if entry.held is not None and entry.held.cancel
+            entry.make_lease(entry.leased.token)
+            for entry in tenant.leased_jobs.values()
+            if entry.leased is not None and entry.leased.cancel_requested
         ],
-        paused=sorted(shelf.paused),
-        gates={
-            name: Gate(shelf.gates[name].limit, shelf.gates[name].held)
-            for name in tenant.said.names
-            if name in shelf.gates
+        paused=sorted(shelf.paused_queues),
+        limits={
+            name: ConcurrencyLimit(shelf.limits[name].limit, shelf.limits[name].in_use)
+            for name in tenant.session.names
+            if name in shelf.limits
         },
     )
 
 
-def release(step: Step, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
+def release(
+    step: AtomicStep, session_id: str, leases: Sequence[Lease], nonce: bytes | None
+) -> None:
     """See `Backend.release`."""
     try:
-        tenant = alive(step.shelf, session_id)
+        tenant = get_live_session(step.state, session_id)
     except SessionLost:
         return
     wanted = {(lease.job_id, lease.token) for lease in leases}
-    for entry in list(tenant.held.values()):
-        held = entry.held
+    for entry in list(tenant.leased_jobs.values()):
+        held = entry.leased
         if held is not None and (
             (entry.id, held.token) in wanted or (nonce is not None and held.token.nonce == nonce)
         ):
-            step.wait_or_cancel(entry, held, settled=held.token)
+            step.requeue_or_cancel(entry, held, settled=held.token)
 
 
-def close_session(step: Step, session_id: str, running: Sequence[Lease]) -> None:
+def close_session(step: AtomicStep, session_id: str, running: Sequence[Lease]) -> None:
     """See `Backend.close_session`."""
-    tenant = step.shelf.sessions.get(session_id)
-    if tenant is None or tenant.dead:
+    tenant = step.state.sessions.get(session_id)
+    if tenant is None or tenant.is_ended:
         return
     kept = {(lease.job_id, lease.token) for lease in running}
-    for entry in list(tenant.held.values()):
-        held = entry.held
+    for entry in list(tenant.leased_jobs.values()):
+        held = entry.leased
         if held is not None and (entry.id, held.token) not in kept:
-            step.wait_or_cancel(entry, held)
-    if tenant.held:
+            step.requeue_or_cancel(entry, held)
+    if tenant.leased_jobs:
         tenant.left = True
     else:
-        tenant.died_at = step.now
+        tenant.ended_at = step.now
 
 
-def rescue(step: Step, limit: int, max_lost: int, monotonic: float) -> Rescued:
+def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Rescued:
     """See `Backend.rescue`."""
-    for tenant in step.shelf.sessions.values():
-        if not tenant.dead and tenant.expires <= monotonic:
-            tenant.died_at = step.now
-    orphans = list(_orphans(step.shelf))
+    for tenant in step.state.sessions.values():
+        if not tenant.is_ended and tenant.expires_at <= monotonic:
+            tenant.ended_at = step.now
+    orphans = list(_iter_orphaned_jobs(step.state))
     rescued = Rescued([], [], [], more=len(orphans) > limit)
     for entry, beside_others in orphans[:limit]:
-        take_back(step, entry, rescued, max_lost, beside_others=beside_others)
+        rescue_job(step, entry, rescued, max_lost, beside_others=beside_others)
     return rescued
 
 
-def _orphans(shelf: Shelf) -> Iterator[tuple[Entry, bool]]:
+def _iter_orphaned_jobs(state: MemoryState) -> Iterator[tuple[JobEntry, bool]]:
     """Jobs of dead sessions, each with whether its session holds others too."""
-    for tenant in shelf.sessions.values():
-        if tenant.dead:
-            for entry in tenant.held.values():
-                yield entry, len(tenant.held) > 1
+    for tenant in state.sessions.values():
+        if tenant.is_ended:
+            for entry in tenant.leased_jobs.values():
+                yield entry, len(tenant.leased_jobs) > 1
 
 
-def take_back(
-    step: Step, entry: Entry, rescued: Rescued, max_lost: int, *, beside_others: bool
+def rescue_job(
+    step: AtomicStep, entry: JobEntry, rescued: Rescued, max_lost: int, *, beside_others: bool
 ) -> None:
     """Rescue one job. Its session's word of leaving spares it the loss; so does it a suspect that
     was held beside other jobs, as that had not begun."""
-    held = entry.held
+    held = entry.leased
     if held is None:
         return
     not_begun = beside_others and entry.lost >= SUSPECT_AFTER
     if not (held.session.left or not_begun):
         attempt = entry.failures + entry.lost + 1
-        step.note(entry, AttemptError(attempt, "lost", "WorkerLost", "its worker vanished"))
+        step.add_error(entry, AttemptError(attempt, "lost", "WorkerLost", "its worker vanished"))
         entry.lost += 1
-        if entry.lost >= max_lost and not held.cancel:
+        if entry.lost >= max_lost and not held.cancel_requested:
             step.end_lease(entry)
             step.finish(entry, State.FAILED, reason=Reason.LOST)
             rescued.failed.append(entry.id)
             return
-    line = rescued.returned if step.wait_or_cancel(entry, held) else rescued.cancelled
+    line = rescued.returned if step.requeue_or_cancel(entry, held) else rescued.cancelled
     line.append(entry.id)
 
 
 # The exchange
 
 
-def exchange(
-    step: Step, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+def run_exchange(
+    step: AtomicStep,
+    session_id: str,
+    number: int,
+    settlements: Sequence[Settlement],
+    request: ReserveRequest,
 ) -> Reply:
     """See `Backend.exchange`."""
-    tenant = alive(step.shelf, session_id)
-    if number == tenant.number and number > 0:
-        return repeated(step, tenant, want)
-    if number != tenant.number + 1:
-        raise OutOfOrder(f"exchange {number} after {tenant.number} of session {session_id}")
-    check_settlements(settlements)
+    tenant = get_live_session(step.state, session_id)
+    if number == tenant.last_exchange_number and number > 0:
+        return repeat_reply(step, tenant, request)
+    if number != tenant.last_exchange_number + 1:
+        raise OutOfOrder(
+            f"exchange {number} after {tenant.last_exchange_number} of session {session_id}"
+        )
+    check_settlement_delays(settlements)
     results: list[Settled] = [step.settle(tenant, one) for one in settlements]
-    step.shelf.promote(step.now, _PROMOTED)
-    reserving = Reserving(step.shelf, want, step.now)
-    deliveries = reserving.serve(tenant, number) if want.total > 0 else []
-    tenant.number, tenant.results = number, results
-    return Reply(results, deliveries, reserving.waiting(), next_due(step.shelf), step.now / 1e6)
+    step.state.promote(step.now, _MAX_PROMOTED)
+    reserving = LaneMerge(step.state, request, step.now)
+    deliveries = reserving.lease_jobs(tenant, number) if request.total > 0 else []
+    tenant.last_exchange_number, tenant.last_results = number, results
+    return Reply(
+        results,
+        deliveries,
+        reserving.find_waiting_lanes(),
+        find_next_due(step.state),
+        step.now / 1e6,
+    )
 
 
-def repeated(step: Step, tenant: Tenant, want: Want) -> Reply:
+def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveRequest) -> Reply:
     """The same answer again; what does not fit it any more goes back to the line."""
     deliveries: list[Delivery] = []
-    room = want.max_bytes
-    for entry in list(tenant.held.values()):
-        held = entry.held
-        if held is None or held.number != tenant.number:
+    room = request.max_bytes
+    for entry in list(session.leased_jobs.values()):
+        held = entry.leased
+        if held is None or held.exchange_number != session.last_exchange_number:
             continue
         room -= size_of(entry)
         if room < 0 and deliveries:
-            step.wait_or_cancel(entry, held)
+            step.requeue_or_cancel(entry, held)
         else:
-            deliveries.append(delivery_of(entry, held.token))
-    waiting = Reserving(step.shelf, want, step.now).waiting()
-    return Reply(list(tenant.results), deliveries, waiting, next_due(step.shelf), step.now / 1e6)
+            deliveries.append(make_delivery(entry, held.token))
+    waiting = LaneMerge(step.state, request, step.now).find_waiting_lanes()
+    return Reply(
+        list(session.last_results), deliveries, waiting, find_next_due(step.state), step.now / 1e6
+    )
 
 
-def next_due(shelf: Shelf) -> float | None:
+def find_next_due(state: MemoryState) -> float | None:
     """The earliest due time still set aside, in seconds."""
-    entry = shelf.next_scheduled()
+    entry = state.peek_scheduled()
     return None if entry is None else entry.due / 1e6
 
 
 # Operators
 
 
-def cancel(step: Step, job_id: str) -> Cancellation:
+def cancel(step: AtomicStep, job_id: str) -> Cancellation:
     """See `Backend.cancel`."""
-    entry = step.shelf.jobs.get(job_id)
+    entry = step.state.jobs.get(job_id)
     if entry is None:
         raise JobNotFound(job_id)
-    if entry.state is not None:
+    if entry.final_state is not None:
         return Cancellation.FINISHED
-    if entry.held is not None:
-        entry.held.cancel = True
+    if entry.leased is not None:
+        entry.leased.cancel_requested = True
         return Cancellation.REQUESTED
     step.finish(entry, State.CANCELLED)
     return Cancellation.CANCELLED
 
 
-def matching(step: Step, which: JobFilter, after: str | None) -> Iterator[Entry]:
+def iter_matching(step: AtomicStep, which: JobFilter, after: str | None) -> Iterator[JobEntry]:
     """What a filter means, newest enqueue first, from a page's `next` on."""
     last = parse_cursor(after)
-    for seq, entry in reversed(step.shelf.by_seq.items()):
+    for seq, entry in reversed(step.state.jobs_by_seq.items()):
         if (last is None or seq < last) and _matches(entry, which, step.now):
             yield entry
 
 
-def _matches(entry: Entry, which: JobFilter, now: int) -> bool:
+def _matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
     return (
         (which.ids is None or entry.id in which.ids)
-        and (which.states is None or entry.state_at(now) in which.states)
+        and (which.states is None or entry.get_state(now) in which.states)
         and which.queue in (None, entry.queue)
         and which.name in (None, entry.name)
         and which.reason in (None, entry.reason)
     )
 
 
-def page_of(entries: Iterator[Entry], limit: int) -> tuple[list[Entry], str | None]:
+def take_page(entries: Iterator[JobEntry], limit: int) -> tuple[list[JobEntry], str | None]:
     """The first `limit` of them, and where the next page begins."""
-    page: list[Entry] = []
+    page: list[JobEntry] = []
     for entry in entries:
         if len(page) == limit:
             return page, str(page[-1].seq) if page else None
@@ -247,89 +273,101 @@ def page_of(entries: Iterator[Entry], limit: int) -> tuple[list[Entry], str | No
     return page, None
 
 
-def replay(step: Step, which: JobFilter, limit: int, after: str | None) -> Replayed:
+def replay(step: AtomicStep, which: JobFilter, limit: int, after: str | None) -> Replayed:
     """See `Backend.replay`."""
-    failed = (e for e in matching(step, which, after) if e.state is State.FAILED)
-    page, following = page_of(failed, limit)
+    failed = (e for e in iter_matching(step, which, after) if e.final_state is State.FAILED)
+    page, following = take_page(failed, limit)
     replayed = Replayed([], [], following)
     for entry in page:
         key = entry.options.unique_key
-        holder = None if key is None else step.holder(entry.name, key)
+        holder = None if key is None else step.find_key_holder(entry.name, key)
         if holder not in (None, entry.id):
             replayed.held.append(entry.id)
             continue
         if holder is None:
             step.take_key(entry)
-        begin_anew(step, entry)
+        reset_dead_letter(step, entry)
         replayed.ids.append(entry.id)
     return replayed
 
 
-def begin_anew(step: Step, entry: Entry) -> None:
+def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
     """Let a dead letter wait again: due now, counts begun anew, history kept."""
-    entry.state, entry.finished_at, entry.reason = None, None, None
+    entry.final_state, entry.finished_at, entry.reason = None, None, None
     entry.failures = entry.lost = 0
     entry.due = step.now
-    step.shelf.stand(entry, step.now)
-    step.rung.add(entry.queue)
+    step.state.add_waiting(entry, step.now)
+    step.queues_to_notify.add(entry.queue)
 
 
-def delete(step: Step, which: JobFilter, limit: int) -> list[str]:
+def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
     """See `Backend.delete`."""
-    finished = (e for e in matching(step, which, None) if e.state in FINISHED)
-    page, _ = page_of(finished, limit)
+    finished = (e for e in iter_matching(step, which, None) if e.final_state in FINISHED)
+    page, _ = take_page(finished, limit)
     for entry in page:
-        step.shelf.forget(entry)
+        step.state.remove_job(entry)
     return [entry.id for entry in page]
 
 
-def prune(step: Step, keep: Retention, limit: int) -> int:
+def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
-    shelf, left = step.shelf, limit
-    forget_the_dead(shelf, step.now)
-    for entry in [e for e in shelf.by_seq.values() if _outlived(e, keep, step.now)][:left]:
-        shelf.forget(entry)
+    shelf, left = step.state, limit
+    prune_sessions_and_keys(shelf, step.now)
+    for entry in [e for e in shelf.jobs_by_seq.values() if _is_past_retention(e, keep, step.now)][
+        :left
+    ]:
+        shelf.remove_job(entry)
         left -= 1
     if keep.completed_max is not None:
-        kept = [e for e in shelf.by_seq.values() if e.state in {State.COMPLETED, State.CANCELLED}]
+        kept = [
+            e
+            for e in shelf.jobs_by_seq.values()
+            if e.final_state in {State.COMPLETED, State.CANCELLED}
+        ]
         kept.sort(key=lambda e: (e.finished_at or 0, e.seq))
         for entry in kept[: min(left, max(0, len(kept) - keep.completed_max))]:
-            shelf.forget(entry)
+            shelf.remove_job(entry)
             left -= 1
-    for entry in shelf.by_seq.values():
-        if left and entry.result is not None and _older(entry, keep.results, step.now):
+    for entry in shelf.jobs_by_seq.values():
+        if left and entry.result is not None and _is_older(entry, keep.results, step.now):
             entry.result = None
             left -= 1
     return limit - left
 
 
-def forget_the_dead(shelf: Shelf, now: int) -> None:
+def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
     """Drop sessions that died a day ago, and keys that are held no longer."""
-    for session_id, tenant in list(shelf.sessions.items()):
-        if tenant.died_at is not None and not tenant.held and tenant.died_at < now - _TOMBSTONE:
-            del shelf.sessions[session_id]
-    for key, held in list(shelf.keys.items()):
-        if held.until is not None and held.until <= now:
-            del shelf.keys[key]
+    for session_id, tenant in list(state.sessions.items()):
+        if (
+            tenant.ended_at is not None
+            and not tenant.leased_jobs
+            and tenant.ended_at < now - _ENDED_SESSION_RETENTION
+        ):
+            del state.sessions[session_id]
+    for key, held in list(state.unique_keys.items()):
+        if held.valid_until is not None and held.valid_until <= now:
+            del state.unique_keys[key]
 
 
-def _outlived(entry: Entry, keep: Retention, now: int) -> bool:
-    if entry.state is None:
+def _is_past_retention(entry: JobEntry, keep: Retention, now: int) -> bool:
+    if entry.final_state is None:
         return False
-    return _older(entry, keep.failed if entry.state is State.FAILED else keep.completed, now)
+    return _is_older(
+        entry, keep.failed if entry.final_state is State.FAILED else keep.completed, now
+    )
 
 
-def _older(entry: Entry, seconds: float | None, now: int) -> bool:
+def _is_older(entry: JobEntry, seconds: float | None, now: int) -> bool:
     if seconds is None or entry.finished_at is None:
         return False
-    return entry.finished_at < now - micros(seconds)
+    return entry.finished_at < now - to_micros(seconds)
 
 
 # Schedules
 
 
 def fire(  # noqa: PLR0917 - as the contract has it
-    step: Step,
+    step: AtomicStep,
     name: str,
     expected_last: float | None,
     tick: float,
@@ -337,8 +375,8 @@ def fire(  # noqa: PLR0917 - as the contract has it
     overlap: Overlap,
 ) -> Fired:
     """See `Backend.fire`."""
-    check_jobs([job])
-    schedule = step.shelf.schedules.get(name)
+    check_job_times([job])
+    schedule = step.state.schedules.get(name)
     if schedule is None:
         return Fired("missing")
     if schedule.paused:
@@ -346,22 +384,22 @@ def fire(  # noqa: PLR0917 - as the contract has it
     if schedule.last_tick != expected_last:
         return Fired("moved")
     stored: str | None = None
-    if schedule.last_job is None or makes_way(step, schedule.last_job, overlap):
+    if schedule.last_job is None or allows_next_job(step, schedule.last_job, overlap):
         (result,) = step.enqueue([job])
         stored = result.id if result.outcome in {"created", "exists"} else None
-    step.shelf.schedules[name] = msgspec.structs.replace(
+    step.state.schedules[name] = msgspec.structs.replace(
         schedule, last_tick=tick, last_job=stored or schedule.last_job
     )
     return Fired("skipped") if stored is None else Fired("fired", stored)
 
 
-def makes_way(step: Step, last_job: str, overlap: Overlap) -> bool:
+def allows_next_job(step: AtomicStep, last_job: str, overlap: Overlap) -> bool:
     """Whether the schedule's previous job lets the next one in."""
-    entry = step.shelf.jobs.get(last_job)
-    if entry is None or entry.state is not None or overlap == "allow":
+    entry = step.state.jobs.get(last_job)
+    if entry is None or entry.final_state is not None or overlap == "allow":
         return True
     if overlap == "cancel_previous":
         cancel(step, last_job)
         return True
-    started = entry.held is not None or entry.failures > 0
+    started = entry.leased is not None or entry.failures > 0
     return overlap == "queue_one" and started

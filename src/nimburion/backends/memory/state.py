@@ -8,7 +8,15 @@ from heapq import heappop, heappush
 import msgspec
 
 from nimburion.core.errors import Unstorable
-from nimburion.core.job import AttemptError, JobRecord, NewJob, Options, Progress, State, digest
+from nimburion.core.job import (
+    AttemptError,
+    JobOptions,
+    JobRecord,
+    NewJob,
+    Progress,
+    State,
+    compute_digest,
+)
 from nimburion.core.lease import Lease, Token
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import Session
@@ -18,40 +26,55 @@ MICRO = 1_000_000
 """Times are kept in whole microseconds, as on every store: what is equal here is equal there."""
 
 
-_FURTHEST = 2**63 / MICRO / 2
+_MAX_SECONDS = 2**63 / MICRO / 2
 """Seconds; twice as many would fill the 64 bits that stores have for microseconds."""
 
 
-def micros(seconds: float) -> int:
+def to_micros(seconds: float) -> int:
     """Seconds in whole microseconds."""
     return round(seconds * MICRO)
 
 
 def check_time(seconds: float) -> None:
     """Refuse what is no time, before anything of its call is applied."""
-    if not -_FURTHEST < seconds < _FURTHEST:
+    if not -_MAX_SECONDS < seconds < _MAX_SECONDS:
         raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
 
 
-class Held:
+class LeaseEntry:
     """A lease as the store has it."""
 
-    __slots__ = ("at", "cancel", "gated", "number", "session", "token")
+    __slots__ = (
+        "cancel_requested",
+        "counts_in_limit",
+        "exchange_number",
+        "session",
+        "started_at",
+        "token",
+    )
 
-    def __init__(self, session: Tenant, number: int, token: Token, at: int, *, gated: bool) -> None:
-        self.session: Tenant = session
-        self.number: int = number
+    def __init__(
+        self,
+        session: SessionEntry,
+        exchange_number: int,
+        token: Token,
+        started_at: int,
+        *,
+        counts_in_limit: bool,
+    ) -> None:
+        self.session: SessionEntry = session
+        self.exchange_number: int = exchange_number
         self.token: Token = token
-        self.at: int = at
-        self.gated: bool = gated
-        self.cancel: bool = False
+        self.started_at: int = started_at
+        self.counts_in_limit: bool = counts_in_limit
+        self.cancel_requested: bool = False
 
 
-Place = tuple[int, int, int]
+LanePosition = tuple[int, int, int]
 """Where a job stands in its lane: minus its priority, due time, enqueue order. Lower is earlier."""
 
 
-class Entry:
+class JobEntry:
     """One job."""
 
     __slots__ = (
@@ -60,24 +83,24 @@ class Entry:
         "due",
         "failures",
         "fence",
+        "final_state",
         "finished_at",
-        "held",
         "history",
         "id",
+        "last_settled_token",
+        "leased",
         "lost",
         "name",
         "options",
         "payload",
-        "place",
+        "position",
         "priority",
         "progress",
         "queue",
         "reason",
         "result",
         "seq",
-        "settled",
         "started_at",
-        "state",
     )
 
     def __init__(self, job: NewJob, seq: int, now: int) -> None:
@@ -88,186 +111,197 @@ class Entry:
         self.digest: bytes | None = None
         """Set when the payload goes."""
         self.priority: int = job.priority
-        self.options: Options = job.options
+        self.options: JobOptions = job.options
         self.seq: int = seq
-        self.due: int = micros(job.at) if job.at is not None else now + max(0, micros(job.after))
+        self.due: int = (
+            to_micros(job.at) if job.at is not None else now + max(0, to_micros(job.after))
+        )
         self.created_at: int = now
         self.started_at: int | None = None
         self.finished_at: int | None = None
         self.failures: int = 0
         self.lost: int = 0
         self.fence: int = 0
-        self.state: State | None = None
+        self.final_state: State | None = None
         """How it ended; None while it is unfinished."""
         self.reason: str | None = None
         self.history: tuple[AttemptError, ...] = ()
         self.progress: Progress | None = None
         self.result: bytes | None = None
-        self.held: Held | None = None
-        self.settled: Token | None = None
+        self.leased: LeaseEntry | None = None
+        self.last_settled_token: Token | None = None
         """The token of its latest settlement."""
-        self.place: Place | None = None
+        self.position: LanePosition | None = None
         """Its place in the line or in the list of the scheduled; None: in neither."""
 
-    def body_digest(self) -> bytes:
+    def get_body_digest(self) -> bytes:
         """What tells this body from another, also when the payload is gone."""
         if self.digest is not None or self.payload is None:
             return self.digest or b""
-        return digest(self.name, self.payload)
+        return compute_digest(self.name, self.payload)
 
-    def state_at(self, now: int) -> State:
+    def get_state(self, now: int) -> State:
         """Where it stands."""
-        if self.state is not None:
-            return self.state
-        if self.held is not None:
+        if self.final_state is not None:
+            return self.final_state
+        if self.leased is not None:
             return State.PROCESSING
         if self.failures:
             return State.RETRYING
         return State.SCHEDULED if self.due > now else State.PENDING
 
-    def lease(self, token: Token) -> Lease:
+    def make_lease(self, token: Token) -> Lease:
         """The lease of a holder of this token."""
         return Lease(self.id, token, self.seq)
 
-    def record(self, now: int, *, payloads: bool) -> JobRecord:
+    def make_record(self, now: int, *, payloads: bool) -> JobRecord:
         """The entry in the words of the contract."""
         return JobRecord(
             id=self.id,
             name=self.name,
             queue=self.queue,
-            state=self.state_at(now),
+            state=self.get_state(now),
             priority=self.priority,
             payload=self.payload if payloads else None,
             failures=self.failures,
             lost=self.lost,
             due=self.due / MICRO,
             created_at=self.created_at / MICRO,
-            started_at=_seconds(self.held.at if self.held else self.started_at),
-            finished_at=_seconds(self.finished_at),
+            started_at=_to_seconds(self.leased.started_at if self.leased else self.started_at),
+            finished_at=_to_seconds(self.finished_at),
             reason=self.reason,
             history=list(self.history),
             progress=self.progress,
             result=self.result,
-            cancel_requested=self.held is not None and self.held.cancel,
-            session=self.held.session.said.id if self.held else None,
+            cancel_requested=self.leased is not None and self.leased.cancel_requested,
+            session=self.leased.session.session.id if self.leased else None,
             options=self.options,
         )
 
 
-def _seconds(at: int | None) -> float | None:
+def _to_seconds(at: int | None) -> float | None:
     return None if at is None else at / MICRO
 
 
-class Tenant:
+class SessionEntry:
     """A session as the store has it."""
 
-    __slots__ = ("died_at", "expires", "held", "left", "number", "opened_at", "results", "said")
+    __slots__ = (
+        "ended_at",
+        "expires_at",
+        "last_exchange_number",
+        "last_results",
+        "leased_jobs",
+        "left",
+        "opened_at",
+        "session",
+    )
 
-    def __init__(self, said: Session, opened_at: int, expires: float) -> None:
-        self.said: Session = said
+    def __init__(self, session: Session, opened_at: int, expires_at: float) -> None:
+        self.session: Session = session
         self.opened_at: int = opened_at
-        self.expires: float = expires
+        self.expires_at: float = expires_at
         """On the monotonic clock."""
-        self.number: int = 0
+        self.last_exchange_number: int = 0
         """Its latest exchange, and ..."""
-        self.results: list[Settled] = []
+        self.last_results: list[Settled] = []
         """... what that made of the settlements."""
         self.left: bool = False
-        self.died_at: int | None = None
-        self.held: dict[int, Entry] = {}
+        self.ended_at: int | None = None
+        self.leased_jobs: dict[int, JobEntry] = {}
         """What it holds, by seq."""
 
     @property
-    def dead(self) -> bool:
+    def is_ended(self) -> bool:
         """Whether it is over. Its id is remembered for a while, so that it never lives again."""
-        return self.died_at is not None
+        return self.ended_at is not None
 
 
-class Limit:
+class LimitEntry:
     """A gate with a count of its own."""
 
-    __slots__ = ("held", "limit")
+    __slots__ = ("in_use", "limit")
 
-    def __init__(self, limit: int, held: int) -> None:
+    def __init__(self, limit: int, in_use: int) -> None:
         self.limit: int = limit
-        self.held: int = held
+        self.in_use: int = in_use
 
     @property
-    def room(self) -> int:
+    def available(self) -> int:
         """How many more may pass."""
-        return max(0, self.limit - self.held)
+        return max(0, self.limit - self.in_use)
 
 
-class Key(msgspec.Struct):
+class UniqueKeyEntry(msgspec.Struct):
     """Who holds a unique key, and until when (None: while its job is unfinished)."""
 
     job_id: str
-    until: int | None
+    valid_until: int | None
 
 
-Line = list[tuple[Place, Entry]]
+LaneHeap = list[tuple[LanePosition, JobEntry]]
 
 
-class Shelf:
+class MemoryState:
     """All the data of one store. Handles share it."""
 
     def __init__(self) -> None:
         self.seq = 0
-        self.jobs: dict[str, Entry] = {}
-        self.by_seq: dict[int, Entry] = {}
-        self.lanes: dict[tuple[str, str], Line] = defaultdict(list)
+        self.jobs: dict[str, JobEntry] = {}
+        self.jobs_by_seq: dict[int, JobEntry] = {}
+        self.lanes: dict[tuple[str, str], LaneHeap] = defaultdict(list)
         """Heaps; an entry that no longer has the place it is filed under is passed over."""
-        self.scheduled: list[tuple[int, int, Place, Entry]] = []
+        self.scheduled: list[tuple[int, int, LanePosition, JobEntry]] = []
         """A heap by due time and seq, likewise."""
-        self.sessions: dict[str, Tenant] = {}
-        self.gates: dict[str, Limit] = {}
-        self.keys: dict[tuple[str, str], Key] = {}
-        self.paused: set[str] = set()
+        self.sessions: dict[str, SessionEntry] = {}
+        self.limits: dict[str, LimitEntry] = {}
+        self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
+        self.paused_queues: set[str] = set()
         self.schedules: dict[str, ScheduleRecord] = {}
 
-    def stand(self, entry: Entry, now: int) -> None:
+    def add_waiting(self, entry: JobEntry, now: int) -> None:
         """Let an entry stand in its lane, or aside until it is due."""
-        entry.place = place = (-entry.priority, entry.due, entry.seq)
+        entry.position = place = (-entry.priority, entry.due, entry.seq)
         if entry.due <= now:
             heappush(self.lanes[entry.queue, entry.name], (place, entry))
         else:
             heappush(self.scheduled, (entry.due, entry.seq, place, entry))
 
-    def head(self, lane: tuple[str, str]) -> Entry | None:
+    def peek_lane(self, lane: tuple[str, str]) -> JobEntry | None:
         """The first of a lane; None when it is empty."""
         line = self.lanes.get(lane)
         while line:
             place, entry = line[0]
-            if entry.place is place:
+            if entry.position is place:
                 return entry
             heappop(line)
         return None
 
-    def take_head(self, lane: tuple[str, str]) -> Entry:
-        """Take the first of a lane, that `head` has just named, out of the line."""
+    def pop_lane(self, lane: tuple[str, str]) -> JobEntry:
+        """Take the first of a lane, that `peek_lane` has just named, out of the line."""
         _, entry = heappop(self.lanes[lane])
-        entry.place = None
+        entry.position = None
         return entry
 
-    def next_scheduled(self) -> Entry | None:
+    def peek_scheduled(self) -> JobEntry | None:
         """The scheduled entry that is due first."""
         while self.scheduled:
             _, _, place, entry = self.scheduled[0]
-            if entry.place is place:
+            if entry.position is place:
                 return entry
             heappop(self.scheduled)
         return None
 
-    def promote(self, now: int, limit: int) -> list[Entry]:
+    def promote(self, now: int, limit: int) -> list[JobEntry]:
         """Move up to `limit` entries that are due into the line, earliest first."""
-        moved: list[Entry] = []
-        while len(moved) < limit and (entry := self.next_scheduled()) and entry.due <= now:
+        moved: list[JobEntry] = []
+        while len(moved) < limit and (entry := self.peek_scheduled()) and entry.due <= now:
             heappop(self.scheduled)
-            self.stand(entry, now)
+            self.add_waiting(entry, now)
             moved.append(entry)
         return moved
 
-    def forget(self, entry: Entry) -> None:
+    def remove_job(self, entry: JobEntry) -> None:
         """Drop a finished entry."""
         del self.jobs[entry.id]
-        del self.by_seq[entry.seq]
+        del self.jobs_by_seq[entry.seq]

@@ -8,13 +8,13 @@ import msgspec
 
 from nimburion.backends.memory.state import (
     MICRO,
-    Entry,
-    Held,
-    Key,
-    Shelf,
-    Tenant,
+    JobEntry,
+    LeaseEntry,
+    MemoryState,
+    SessionEntry,
+    UniqueKeyEntry,
     check_time,
-    micros,
+    to_micros,
 )
 from nimburion.core.job import AttemptError, Enqueued, NewJob, Progress, State
 from nimburion.core.lease import Token
@@ -30,40 +30,40 @@ from nimburion.core.settlement import (
 )
 
 
-class Step:
+class AtomicStep:
     """One atomic step on the shelf, at one time; collects the queues to ring afterwards."""
 
-    __slots__ = ("now", "rung", "shelf")
+    __slots__ = ("now", "queues_to_notify", "state")
 
-    def __init__(self, shelf: Shelf, now: int) -> None:
-        self.shelf: Shelf = shelf
+    def __init__(self, state: MemoryState, now: int) -> None:
+        self.state: MemoryState = state
         self.now: int = now
-        self.rung: set[str] = set()
+        self.queues_to_notify: set[str] = set()
 
     # The way in
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """See `Backend.enqueue`: first decide about all, then store all that are new."""
-        check_jobs(jobs)
+        check_job_times(jobs)
         fresh: dict[str, NewJob] = {}
         keys: dict[tuple[str, str], str] = {}
-        results = [self._decide(job, fresh, keys) for job in jobs]
+        results = [self._decide_outcome(job, fresh, keys) for job in jobs]
         if any(result.outcome in {"conflict", "taken"} for result in results):
-            return [_refused(job, result) for job, result in zip(jobs, results, strict=True)]
+            return [_mark_refused(job, result) for job, result in zip(jobs, results, strict=True)]
         for job in fresh.values():
-            self._store(job)
+            self._insert(job)
         return results
 
-    def _decide(
+    def _decide_outcome(
         self, job: NewJob, fresh: dict[str, NewJob], keys: dict[tuple[str, str], str]
     ) -> Enqueued:
-        kept = self.shelf.jobs.get(job.id)
+        kept = self.state.jobs.get(job.id)
         if kept is not None or job.id in fresh:
-            known = fresh[job.id].digest() if kept is None else kept.body_digest()
-            return Enqueued(job.id, "exists" if known == job.digest() else "conflict")
+            known = fresh[job.id].compute_digest() if kept is None else kept.get_body_digest()
+            return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
         key = job.options.unique_key
         if key is not None:
-            holder = keys.get((job.name, key)) or self.holder(job.name, key)
+            holder = keys.get((job.name, key)) or self.find_key_holder(job.name, key)
             if holder is not None:
                 lenient = job.options.on_duplicate == "existing"
                 return Enqueued(holder, "exists" if lenient else "taken")
@@ -71,68 +71,68 @@ class Step:
         fresh[job.id] = job
         return Enqueued(job.id, "created")
 
-    def _store(self, job: NewJob) -> None:
-        shelf = self.shelf
+    def _insert(self, job: NewJob) -> None:
+        shelf = self.state
         shelf.seq += 1
-        entry = Entry(job, shelf.seq, self.now)
-        shelf.jobs[job.id] = shelf.by_seq[entry.seq] = entry
+        entry = JobEntry(job, shelf.seq, self.now)
+        shelf.jobs[job.id] = shelf.jobs_by_seq[entry.seq] = entry
         if job.options.unique_key is not None:
             self.take_key(entry)
-        shelf.stand(entry, self.now)
-        self.rung.add(job.queue)
+        shelf.add_waiting(entry, self.now)
+        self.queues_to_notify.add(job.queue)
 
     # Unique keys
 
-    def holder(self, name: str, key: str) -> str | None:
+    def find_key_holder(self, name: str, key: str) -> str | None:
         """The id of the job that holds a unique key now."""
-        held = self.shelf.keys.get((name, key))
-        if held is None or (held.until is not None and held.until <= self.now):
+        held = self.state.unique_keys.get((name, key))
+        if held is None or (held.valid_until is not None and held.valid_until <= self.now):
             return None
         return held.job_id
 
-    def take_key(self, entry: Entry) -> None:
+    def take_key(self, entry: JobEntry) -> None:
         """Let an entry hold its unique key."""
         key, span = entry.options.unique_key, entry.options.unique_for
         if key is not None:
-            until = None if span is None else self.now + micros(span)
-            self.shelf.keys[entry.name, key] = Key(entry.id, until)
+            until = None if span is None else self.now + to_micros(span)
+            self.state.unique_keys[entry.name, key] = UniqueKeyEntry(entry.id, until)
 
-    def free_key(self, entry: Entry) -> None:
+    def release_key(self, entry: JobEntry) -> None:
         """Give back the key of a job that has ended, unless it is held for a stated time."""
         key = entry.options.unique_key
         if key is None:
             return
-        held = self.shelf.keys.get((entry.name, key))
-        if held is not None and held.job_id == entry.id and held.until is None:
-            del self.shelf.keys[entry.name, key]
-            self.rung.add(entry.queue)
+        held = self.state.unique_keys.get((entry.name, key))
+        if held is not None and held.job_id == entry.id and held.valid_until is None:
+            del self.state.unique_keys[entry.name, key]
+            self.queues_to_notify.add(entry.queue)
 
     # Out of a worker's hands
 
-    def settle(self, tenant: Tenant, one: Settlement) -> Settled:
+    def settle(self, session: SessionEntry, one: Settlement) -> Settled:
         """Apply one settlement, if its whole token holds."""
-        entry = self.shelf.jobs.get(one.lease.job_id)
+        entry = self.state.jobs.get(one.lease.job_id)
         if entry is None:
             return Settled.STALE
-        held = entry.held
-        if held is None or held.session is not tenant or held.token != one.lease.token:
-            same = entry.settled == one.lease.token
+        held = entry.leased
+        if held is None or held.session is not session or held.token != one.lease.token:
+            same = entry.last_settled_token == one.lease.token
             return Settled.ALREADY if same else Settled.STALE
         match one:
             case Completed():
                 self.end_lease(entry, settled=held.token)
                 self.finish(entry, State.COMPLETED, result=one.result)
             case Retried():
-                self.note(entry, one.error)
+                self.add_error(entry, one.error)
                 entry.failures += 1
-                self.wait_or_cancel(entry, held, delay=one.delay, settled=held.token)
+                self.requeue_or_cancel(entry, held, delay=one.delay, settled=held.token)
             case Failed():
-                self.note(entry, one.error)
+                self.add_error(entry, one.error)
                 entry.failures += 1
                 self.end_lease(entry, settled=held.token)
                 self.finish(entry, State.FAILED, reason=one.reason)
             case Released():
-                self.wait_or_cancel(entry, held, delay=one.delay, settled=held.token)
+                self.requeue_or_cancel(entry, held, delay=one.delay, settled=held.token)
             case Cancelled():
                 self.end_lease(entry, settled=held.token)
                 self.finish(entry, State.CANCELLED, reason=one.reason)
@@ -140,10 +140,10 @@ class Step:
                 entry.progress = Progress(one.fraction, one.message)
         return Settled.DONE
 
-    def wait_or_cancel(
+    def requeue_or_cancel(
         self,
-        entry: Entry,
-        held: Held,
+        entry: JobEntry,
+        lease: LeaseEntry,
         *,
         delay: float | None = None,
         settled: Token | None = None,
@@ -151,54 +151,54 @@ class Step:
         """Let the job wait again: `delay` seconds from now, or in its old place. Where a cancel
         was asked for it ends instead: False."""
         self.end_lease(entry, settled=settled)
-        if held.cancel:
+        if lease.cancel_requested:
             self.finish(entry, State.CANCELLED)
             return False
         if delay is not None:
-            entry.due = self.now + max(0, micros(delay))
-        self.shelf.stand(entry, self.now)
-        self.rung.add(entry.queue)
+            entry.due = self.now + max(0, to_micros(delay))
+        self.state.add_waiting(entry, self.now)
+        self.queues_to_notify.add(entry.queue)
         return True
 
-    def end_lease(self, entry: Entry, *, settled: Token | None = None) -> None:
+    def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
         """Take the job out of its session's hands, and give back its place under a limit."""
-        held = entry.held
+        held = entry.leased
         if held is None:
             return
-        entry.held = None
-        entry.started_at = held.at
+        entry.leased = None
+        entry.started_at = held.started_at
         if settled is not None:
-            entry.settled = settled
-        held.session.held.pop(entry.seq, None)
-        if held.gated:
-            self.shelf.gates[entry.name].held -= 1
-            self.rung.add(entry.queue)
+            entry.last_settled_token = settled
+        held.session.leased_jobs.pop(entry.seq, None)
+        if held.counts_in_limit:
+            self.state.limits[entry.name].in_use -= 1
+            self.queues_to_notify.add(entry.queue)
 
     def finish(
         self,
-        entry: Entry,
+        entry: JobEntry,
         state: State,
         *,
         reason: str | None = None,
         result: bytes | None = None,
     ) -> None:
         """End the job. Only a dead letter keeps its payload."""
-        entry.state = state
+        entry.final_state = state
         entry.finished_at = self.now
         entry.reason = reason
         entry.result = result
-        entry.place = None
+        entry.position = None
         if state is not State.FAILED:
-            entry.digest = entry.body_digest()
+            entry.digest = entry.get_body_digest()
             entry.payload = None
-        self.free_key(entry)
+        self.release_key(entry)
 
-    def note(self, entry: Entry, error: AttemptError) -> None:
+    def add_error(self, entry: JobEntry, error: AttemptError) -> None:
         """Add to the history, with the store's time."""
         entry.history = (*entry.history, msgspec.structs.replace(error, at=self.now / MICRO))
 
 
-def check_jobs(jobs: Sequence[NewJob]) -> None:
+def check_job_times(jobs: Sequence[NewJob]) -> None:
     """Refuse jobs whose times are none, before one of the call is stored."""
     for job in jobs:
         check_time(job.after if job.at is None else job.at)
@@ -206,12 +206,12 @@ def check_jobs(jobs: Sequence[NewJob]) -> None:
             check_time(job.options.unique_for)
 
 
-def check_settlements(settlements: Sequence[Settlement]) -> None:
+def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     """Refuse settlements whose delays are none, before one of the call is applied."""
     for one in settlements:
         if isinstance(one, Retried | Released) and one.delay is not None:
             check_time(one.delay)
 
 
-def _refused(job: NewJob, result: Enqueued) -> Enqueued:
+def _mark_refused(job: NewJob, result: Enqueued) -> Enqueued:
     return result if result.outcome in {"conflict", "taken"} else Enqueued(job.id, "refused")

@@ -7,18 +7,18 @@ from operator import itemgetter
 from typing import Any
 
 from nimburion.backends.postgres.encoding import (
-    int4,
-    options_of,
-    refusing,
-    seconds_of,
-    seq_of,
-    text_of,
-    time_of,
+    clamp_int4,
+    clamp_seq,
+    decode_job_options,
+    encode_text,
+    reject_unstorable_text,
+    to_optional_seconds,
+    to_seconds,
 )
-from nimburion.backends.server.encoding import MICRO, encode_json, micros, pack_id, unpack_id
+from nimburion.backends.server.encoding import MICRO, decode_id, encode_id, encode_json, to_micros
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import DEFAULT_TERMS, Reply, Want
-from nimburion.core.job import NO_OPTIONS
+from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, Reply, ReserveRequest
+from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import (
     Cancelled,
@@ -31,32 +31,32 @@ from nimburion.core.settlement import (
     Settlement,
 )
 
-NOT_ALL_HELD = "NB001"
+NOT_ALL_LEASED = "NB001"
 """The code of the server's answer when completions were asked for at once and not all are held."""
-_RESULTS = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
+_RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _DONE = Settled.DONE
-_WAITING = 64
+_MAX_WAITING_LANES = 64
 """Lanes a reply names at most."""
-_NOTHING: tuple[None, ...] = (None,) * 9
+_NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
 
-_place = itemgetter(0, 2, 1)
+_delivery_order = itemgetter(0, 2, 1)
 """In the reply; what came out of one lane has one place, and stands there by due time and seq."""
 
 
-def _ref(one: Settlement) -> int:
-    return seq_of(one.lease.ref)
+def _get_seq(one: Settlement) -> int:
+    return clamp_seq(one.lease.ref)
 
 
-Rest = tuple[bytes | None, int | None, str | None, float | None]
+SettlementDetails = tuple[bytes | None, int | None, str | None, float | None]
 """Result or error, delay, reason or message, fraction."""
 
 
-@refusing
-def arguments_of(
+@reject_unstorable_text
+def encode_arguments(
     session_id: str,
     number: int,
     settlements: Sequence[Settlement],
-    want: Want,
+    request: ReserveRequest,
     *,
     one_by_one: bool = False,
 ) -> list[Any]:
@@ -67,70 +67,75 @@ def arguments_of(
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
     """
     number = number if 0 <= number < 1 << 62 else -1
-    return [session_id, number, *settlements_of(settlements, one_by_one=one_by_one), *want_of(want)]
+    return [
+        session_id,
+        number,
+        *encode_settlements(settlements, one_by_one=one_by_one),
+        *encode_request(request),
+    ]
 
 
-def settlements_of(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
+def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
     """Settlements as arrays; without letters, and by seq, where each completes another job."""
     if not settlements:
-        return _NOTHING
+        return _NO_SETTLEMENTS
     plain = not one_by_one and all(type(one) is Completed for one in settlements)
-    plain = plain and len({*map(_ref, settlements)}) == len(settlements)
+    plain = plain and len({*map(_get_seq, settlements)}) == len(settlements)
     if plain:
-        settlements = sorted(settlements, key=_ref)
+        settlements = sorted(settlements, key=_get_seq)
     leases = [one.lease for one in settlements]
-    seqs = [seq_of(lease.ref) for lease in leases]
+    seqs = [clamp_seq(lease.ref) for lease in leases]
     named = [
         seqs,
-        [pack_id(lease.job_id) for lease in leases],
-        [int4(lease.token.fence) for lease in leases],
+        [encode_id(lease.job_id) for lease in leases],
+        [clamp_int4(lease.token.fence) for lease in leases],
         [lease.token.nonce for lease in leases],
     ]
     if plain:
         results = [one.result for one in settlements]  # type: ignore[union-attr]
         return [None, *named, results if any(results) else None, None, None, None]
-    told = [_settlement(one) for one in settlements]
+    told = [_encode_settlement(one) for one in settlements]
     bodies, delays, texts, fractions = (
         list(part) for part in zip(*(r for _, r in told), strict=True)
     )
     return ["".join(kind for kind, _ in told), *named, bodies, delays, texts, fractions]
 
 
-def _settlement(one: Settlement) -> tuple[str, Rest]:
+def _encode_settlement(one: Settlement) -> tuple[str, SettlementDetails]:
     """The letter of a settlement, and what it brings besides its lease."""
     match one:
         case Completed():
             return "c", (one.result, None, None, None)
         case Retried():
-            return "r", (encode_json(one.error), max(0, micros(one.delay)), None, None)
+            return "r", (encode_json(one.error), max(0, to_micros(one.delay)), None, None)
         case Failed():
-            return "f", (encode_json(one.error), None, text_of(one.reason), None)
+            return "f", (encode_json(one.error), None, encode_text(one.reason), None)
         case Released():
-            delay = None if one.delay is None else max(0, micros(one.delay))
+            delay = None if one.delay is None else max(0, to_micros(one.delay))
             return "l", (None, delay, None, None)
         case Cancelled():
-            return "x", (None, None, text_of(one.reason), None)
+            return "x", (None, None, encode_text(one.reason), None)
         case Progressed():
-            return "p", (None, None, text_of(one.message), one.fraction)
+            return "p", (None, None, encode_text(one.message), one.fraction)
 
 
-def want_of(want: Want) -> list[Any]:
+def encode_request(request: ReserveRequest) -> list[Any]:
     """A request as arrays."""
-    lanes = list(dict.fromkeys(want.lanes))
-    terms = [want.queues.get(lane.queue, DEFAULT_TERMS) for lane in lanes]
+    lanes = list(dict.fromkeys(request.lanes))
+    terms = [request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in lanes]
     return [
-        max(0, want.total),
-        want.nonce,
-        micros(want.ageing),
+        max(0, request.total),
+        request.nonce,
+        to_micros(request.ageing),
         [lane.queue for lane in lanes],
         [lane.name for lane in lanes],
         [one.priority for one in terms],
-        [one.cap for one in terms],
-        want.max_bytes,
+        [one.limit for one in terms],
+        request.max_bytes,
     ]
 
 
-def reply_of(rows: list[Any], session_id: str, number: int, want: Want) -> Reply:
+def decode_reply(rows: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:
     """The answer in the words of the contract.
 
     Raises:
@@ -143,35 +148,35 @@ def reply_of(rows: list[Any], session_id: str, number: int, want: Want) -> Reply
         raise SessionLost(session_id)
     if kind < 0:
         raise OutOfOrder(f"exchange {number} after {said['seq']} of session {session_id}")
-    lanes = list(dict.fromkeys(want.lanes))
+    lanes = list(dict.fromkeys(request.lanes))
     return Reply(
-        [_RESULTS[letter] for letter in said["options"]],
-        deliveries_of(rows, said),
-        [lanes[place - 1] for place in (said["waiting"] or ())[:_WAITING]],
-        time_of(said["due"]),
-        seconds_of(said["seq"]),
+        [_RESULTS_BY_CODE[letter] for letter in said["options"]],
+        decode_deliveries(rows, said),
+        [lanes[place - 1] for place in (said["waiting"] or ())[:_MAX_WAITING_LANES]],
+        to_optional_seconds(said["due"]),
+        to_seconds(said["seq"]),
     )
 
 
-def deliveries_of(rows: list[Any], said: Any) -> list[Delivery]:  # noqa: ANN401 - a row
+def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: ANN401 - a row
     """What was handed out, in rank order."""
     if len(rows) == 1:
         return []
-    nonce = said["id"]
+    nonce = status["id"]
     names = {
         lane: (queue, name, 9 - rank)
         for lane, queue, name, rank in zip(
-            said["lanes"], said["queues"], said["names"], said["ranks"], strict=True
+            status["lanes"], status["queues"], status["names"], status["ranks"], strict=True
         )
     }
     del rows[-1]
-    rows.sort(key=_place)
+    rows.sort(key=_delivery_order)
     deliveries = []
     for _, seq, due, created, lane, fence, failures, lost, job_id, options, payload, *_ in rows:
         queue, name, priority = names[lane]
         deliveries.append(
             Delivery(
-                Lease(unpack_id(job_id), Token(fence, nonce), seq),
+                Lease(decode_id(job_id), Token(fence, nonce), seq),
                 name,
                 queue,
                 payload,
@@ -180,12 +185,12 @@ def deliveries_of(rows: list[Any], said: Any) -> list[Delivery]:  # noqa: ANN401
                 lost,
                 due / MICRO,
                 created / MICRO,
-                NO_OPTIONS if options is None else options_of(options),
+                NO_JOB_OPTIONS if options is None else decode_job_options(options),
             )
         )
     return deliveries
 
 
-def rung_of(said: Any) -> list[str]:  # noqa: ANN401 - a row
+def get_queues_to_notify(status: Any) -> list[str]:  # noqa: ANN401 - a row
     """The queues that an exchange rings."""
-    return said["rung"] or []
+    return status["rung"] or []

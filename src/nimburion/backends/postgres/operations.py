@@ -4,52 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
-from nimburion.backends.postgres.encoding import refusing, text_of
-from nimburion.backends.server.encoding import micros, pack_id, unpack_id
+from nimburion.backends.postgres.encoding import encode_text, reject_unstorable_text
+from nimburion.backends.server.encoding import decode_id, encode_id, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, ScheduleRecord
 
 
-def cancellation_of(answer: str, job_id: str) -> Cancellation:
+def decode_cancellation(reply: str, job_id: str) -> Cancellation:
     """What `cancel_1` answered.
 
     Raises:
         JobNotFound: there is no such job.
     """
-    if answer == "missing":
+    if reply == "missing":
         raise JobNotFound(job_id)
-    return Cancellation(answer)
+    return Cancellation(reply)
 
 
-def replayed_of(rows: list[Any]) -> Replayed:
+def decode_replayed(rows: list[Any]) -> Replayed:
     """What `replay_1` answered; its last row says whether there are more."""
-    ids = [unpack_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
-    held = [unpack_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
+    ids = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
+    held = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
     more = len(rows) > 1 and rows[-1][1] is None
     return Replayed(ids, held, str(rows[-2][0]) if more else None)
 
 
-def pruning_of(keep: Retention) -> list[Any]:
+def encode_retention(keep: Retention) -> list[Any]:
     """What `prune_1` takes before its bound."""
     spans = (keep.completed, keep.failed, keep.results)
-    return [*(None if one is None else micros(one) for one in spans), keep.completed_max]
+    return [*(None if one is None else to_micros(one) for one in spans), keep.completed_max]
 
 
-@refusing
-def schedule_of(schedule: ScheduleRecord) -> list[Any]:
+@reject_unstorable_text
+def encode_schedule(schedule: ScheduleRecord) -> list[Any]:
     """What `put_schedule_1` takes."""
     return [
-        text_of(schedule.name),
+        encode_text(schedule.name),
         schedule.spec,
-        text_of(schedule.owner),
+        encode_text(schedule.owner),
         schedule.paused,
         schedule.last_tick,
-        None if schedule.last_job is None else pack_id(schedule.last_job),
+        None if schedule.last_job is None else encode_id(schedule.last_job),
     ]
 
 
-def schedules_of(rows: list[Any]) -> list[ScheduleRecord]:
+def decode_schedules(rows: list[Any]) -> list[ScheduleRecord]:
     """All schedules, by name."""
     records = [
         ScheduleRecord(
@@ -58,14 +58,14 @@ def schedules_of(rows: list[Any]) -> list[ScheduleRecord]:
             owner=owner,
             paused=paused,
             last_tick=last_tick,
-            last_job=None if last_job is None else unpack_id(last_job),
+            last_job=None if last_job is None else decode_id(last_job),
         )
         for name, spec, owner, paused, last_tick, last_job in rows
     ]
     return sorted(records, key=lambda record: record.name)
 
 
-def fired_of(row: Any) -> Fired:  # noqa: ANN401 - a row
+def decode_fired(row: Any) -> Fired:  # noqa: ANN401 - a row
     """What `fire_1` answered."""
     outcome, job_id = row
-    return Fired(outcome, None if job_id is None else unpack_id(job_id))
+    return Fired(outcome, None if job_id is None else decode_id(job_id))

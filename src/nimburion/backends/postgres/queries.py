@@ -6,28 +6,40 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.postgres.encoding import ALWAYS, asked_text, options_of, seconds_of, time_of
+from nimburion.backends.postgres.encoding import (
+    MAX_INT8,
+    decode_job_options,
+    encode_lookup_text,
+    to_optional_seconds,
+    to_seconds,
+)
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.server.encoding import MICRO, STATE_CODES, STATES, asked_id, unpack_id
+from nimburion.backends.server.encoding import (
+    MICRO,
+    STATE_CODES,
+    STATES,
+    decode_id,
+    encode_id_or_empty,
+)
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
 from nimburion.core.session import Session, SessionInfo
 
-_session = msgspec.json.Decoder(Session).decode
-_error = msgspec.json.Decoder(AttemptError).decode
+_decode_session_info = msgspec.json.Decoder(Session).decode
+_decode_error = msgspec.json.Decoder(AttemptError).decode
 
 
 # --- which ----------------------------------------------------------------------------------------
 
 
-def filter_of(which: JobFilter, states: frozenset[State] | None) -> list[Any]:
+def encode_filter(which: JobFilter, states: frozenset[State] | None) -> list[Any]:
     """A filter as the functions read it."""
     return [
         None if states is None else "".join(STATE_CODES[state] for state in states),
-        *(None if one is None else asked_text(one) for one in (which.queue, which.name)),
-        None if which.reason is None else asked_text(which.reason) or "\ufffd",
-        None if which.ids is None else sorted({asked_id(one) for one in which.ids}),
+        *(None if one is None else encode_lookup_text(one) for one in (which.queue, which.name)),
+        None if which.reason is None else encode_lookup_text(which.reason) or "\ufffd",
+        None if which.ids is None else sorted({encode_id_or_empty(one) for one in which.ids}),
     ]
 
 
@@ -38,13 +50,13 @@ def encode_cursor(after: str | None) -> int:
         InvalidJob: it is no cursor of this store.
     """
     seq = parse_cursor(after)
-    return ALWAYS if seq is None else min(seq, ALWAYS)
+    return MAX_INT8 if seq is None else min(seq, MAX_INT8)
 
 
 # --- records --------------------------------------------------------------------------------------
 
 
-def record_of(rows: list[Any], job_id: str) -> JobRecord:
+def decode_record(rows: list[Any], job_id: str) -> JobRecord:
     """What `get_1` answered of one.
 
     Raises:
@@ -52,20 +64,20 @@ def record_of(rows: list[Any], job_id: str) -> JobRecord:
     """
     if not rows:
         raise JobNotFound(job_id)
-    return _record(rows[0])
+    return _decode_job(rows[0])
 
 
-def page_of(rows: list[Any], found: list[int], limit: int) -> Page:
+def decode_page(rows: list[Any], found: list[int], limit: int) -> Page:
     """One page of records; if more than `limit` were found, there is a next one."""
     following = str(found[limit - 1]) if len(found) > limit > 0 else None
-    return Page([_record(row) for row in rows], following)
+    return Page([_decode_job(row) for row in rows], following)
 
 
-def _record(row: Any) -> JobRecord:  # noqa: ANN401 - a row
+def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
     fraction = row["fraction"]
     history = zip(row["history_at"] or (), row["history"] or (), strict=True)
     return JobRecord(
-        id=unpack_id(row["id"]),
+        id=decode_id(row["id"]),
         name=row["name"],
         queue=row["queue"],
         state=STATES[row["letter"]],
@@ -73,24 +85,26 @@ def _record(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         payload=row["payload"],
         failures=row["failures"],
         lost=row["lost"],
-        due=seconds_of(row["due"]),
-        created_at=seconds_of(row["created"]),
-        started_at=time_of(row["started"]),
-        finished_at=time_of(row["finished"]),
+        due=to_seconds(row["due"]),
+        created_at=to_seconds(row["created"]),
+        started_at=to_optional_seconds(row["started"]),
+        finished_at=to_optional_seconds(row["finished"]),
         reason=row["reason"],
-        history=[msgspec.structs.replace(_error(body), at=seconds_of(at)) for at, body in history],
+        history=[
+            msgspec.structs.replace(_decode_error(body), at=to_seconds(at)) for at, body in history
+        ],
         progress=None if fraction is None else Progress(fraction, row["message"]),
         result=row["result"],
         cancel_requested=row["cancel"],
         session=row["holder"],
-        options=options_of(row["options"]),
+        options=decode_job_options(row["options"]),
     )
 
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def counts_of(rows: list[Any]) -> dict[State, int]:
+def decode_counts(rows: list[Any]) -> dict[State, int]:
     """What `counts_1` answered."""
     counts = dict.fromkeys(State, 0)
     for letter, number in rows:
@@ -98,7 +112,7 @@ def counts_of(rows: list[Any]) -> dict[State, int]:
     return counts
 
 
-def queues_of(rows: list[Any]) -> list[QueueInfo]:
+def decode_queues(rows: list[Any]) -> list[QueueInfo]:
     """What `queues_2` answered, by name."""
     return combine_rows(
         LaneRow(
@@ -114,14 +128,16 @@ def queues_of(rows: list[Any]) -> list[QueueInfo]:
     )
 
 
-def sessions_of(rows: list[Any]) -> list[SessionInfo]:
+def decode_sessions(rows: list[Any]) -> list[SessionInfo]:
     """What `sessions_1` answered, oldest first."""
-    return [_session_of(_session(info), *rest) for _, info, *rest in rows]
+    return [_make_session_info(_decode_session_info(info), *rest) for _, info, *rest in rows]
 
 
-def _session_of(said: Session, opened: int, life: int, gone: object, running: int) -> SessionInfo:
-    return said.as_read(
-        opened_at=seconds_of(opened),
+def _make_session_info(
+    session: Session, opened: int, life: int, gone: object, running: int
+) -> SessionInfo:
+    return session.to_info(
+        opened_at=to_seconds(opened),
         expires_in=life / MICRO,
         left=bool(gone),
         running=running,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 
-from nimburion.backends.postgres.url import Address
+from nimburion.backends.postgres.url import PostgresSettings
 
 _OURS = re.compile(r"\bnb\.(\w+)")
 
 
-def named(text: str, address: Address) -> str:
+def insert_schema(text: str, settings: PostgresSettings) -> str:
     """The SQL with the names of one store.
 
     >>> named("SELECT nb.exchange_1($1)", Address(schema="jobs", prefix="a_"))
     'SELECT "jobs"."a_exchange_1"($1)'
     """
-    return _OURS.sub(lambda match: name_of(match[1], address), text)
+    return _OURS.sub(lambda match: name_of(match[1], settings), text)
 
 
-def name_of(name: str, address: Address) -> str:
+def name_of(name: str, address: PostgresSettings) -> str:
     """One table or function of one store."""
     return f'"{address.schema}"."{address.prefix}{name}"'

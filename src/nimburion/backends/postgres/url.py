@@ -8,47 +8,47 @@ from typing import Literal, TypeVar, get_args
 import msgspec
 
 from nimburion.backends.server.url import (
-    Login,
-    Node,
-    Options,
-    Wrong,
-    checked,
-    cut,
-    given_of,
-    login_of,
-    node_of,
-    pairs_of,
-    parts_of,
-    port_of,
-    read_seconds,
-    read_text,
-    scheme_of,
-    unquoted,
-    whole,
+    Credentials,
+    Endpoint,
+    InvalidUrl,
+    UrlOptions,
+    decode_percents,
+    make_options,
+    parse_credentials,
+    parse_endpoint,
+    parse_integer,
+    parse_port,
+    parse_query,
+    parse_seconds,
+    parse_text,
+    report_invalid_url,
+    shorten,
+    split_scheme,
+    split_url,
 )
 from nimburion.core.errors import ConfigurationError
 
-SCHEMA = "nimburion"
-TIMEOUT = 5.0
-CONNECTIONS = 4
-PORT = 5432
+DEFAULT_SCHEMA = "nimburion"
+DEFAULT_TIMEOUT = 5.0
+DEFAULT_CONNECTIONS = 4
+DEFAULT_PORT = 5432
 SCHEMES = ("postgresql", "postgres")
 
-Mode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
-Target = Literal["any", "primary", "standby", "read-write", "read-only", "prefer-standby"]
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+SessionTarget = Literal["any", "primary", "standby", "read-write", "read-only", "prefer-standby"]
 Pooler = Literal["auto", "yes", "no"]
 T = TypeVar("T", bound=str)
 
 _EXAMPLE = "localhost:5432/app"
-_MOST_CONNECTIONS = 1000
+_MAX_CONNECTIONS = 1000
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _PREFIX = re.compile(r"([a-z_][a-z0-9_]{0,19})?")
 
 
-class Tls(msgspec.Struct, frozen=True, kw_only=True):
+class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
     """How a connection is encrypted, in the words of libpq; the files are PEM."""
 
-    sslmode: Mode | None = None
+    sslmode: SslMode | None = None
     """None: encrypted where the server can (`prefer`)."""
     sslrootcert: str | None = None
     """Whom to trust."""
@@ -58,27 +58,27 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
     """Its key."""
 
 
-class Address(msgspec.Struct, frozen=True, kw_only=True):
+class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a URL of this store says."""
 
-    nodes: tuple[Node, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
     """The server, or several of which one takes writes; a host that begins with `/` is the folder
     of a Unix socket. None: the driver looks where libpq does, at the socket and at localhost."""
-    login: Login = Login()
+    credentials: Credentials = Credentials()
     database: str | None = None
     """None: the one named as the user."""
-    tls: Tls = Tls()
-    target: Target | None = None
+    tls: PostgresTls = PostgresTls()
+    target: SessionTarget | None = None
     """Which of several servers will do; None: the one that takes writes."""
     application_name: str = "nimburion"
     """What `pg_stat_activity` shows."""
-    schema: str = SCHEMA
+    schema: str = DEFAULT_SCHEMA
     """Where our tables are."""
     prefix: str = ""
     """What their names begin with."""
-    timeout: float = TIMEOUT
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds that connecting may take, and then each answer."""
-    connections: int = CONNECTIONS
+    connections: int = DEFAULT_CONNECTIONS
     """The most connections for callers in one process; a worker has three of its own."""
     pooler: Pooler = "auto"
     """Whether PgBouncer or the like stands between; `auto` finds out by itself."""
@@ -88,13 +88,13 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         """One line without secrets."""
-        nodes = ", ".join(map(str, self.nodes)) or "on this machine"
+        nodes = ", ".join(map(str, self.endpoints)) or "on this machine"
         database = f"/{self.database}" if self.database else ""
-        schema = "" if self.schema == SCHEMA else f', schema "{self.schema}"'
+        schema = "" if self.schema == DEFAULT_SCHEMA else f', schema "{self.schema}"'
         prefix = f', prefix "{self.prefix}"' if self.prefix else ""
         return f"PostgreSQL {nodes}{database}{schema}{prefix}"
 
-    def using(
+    def replace(
         self,
         *,
         schema: str | None = None,
@@ -102,20 +102,20 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         timeout: float | None = None,
         connections: int | None = None,
         pooler: str | None = None,
-    ) -> Address:
+    ) -> PostgresSettings:
         """The same, with what is not None in place of what the URL says.
 
         Raises:
             ConfigurationError: one of them is not what it can be.
         """
-        given = given_of(
+        given = make_options(
             schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
         )
-        with checked(self.describe()):
-            return _with_options(self, given)
+        with report_invalid_url(self.describe()):
+            return _apply_options(self, given)
 
 
-def parse(url: str) -> Address:
+def parse_url(url: str) -> PostgresSettings:
     """The address that a URL names; `host:port/database` alone means `postgresql://` before it.
 
     Forms, as libpq takes them: `postgresql://user:password@host:5432/database`, several hosts
@@ -133,145 +133,155 @@ def parse(url: str) -> Address:
     >>> parse("postgresql://app:secret@one,two:5433/shop?schema=jobs").describe()
     'PostgreSQL one:5432, two:5433/shop, schema "jobs"'
     """
-    word, rest = scheme_of(url, "postgresql")
+    word, rest = split_scheme(url, "postgresql")
     if word not in SCHEMES:
         raise ConfigurationError("not the URL of a PostgreSQL store; it begins with postgresql://")
-    with checked(f"{word}://…"):
-        return _address(rest)
+    with report_invalid_url(f"{word}://…"):
+        return _parse_settings(rest)
 
 
-def _address(rest: str) -> Address:
-    authority, path, query = parts_of(rest)
+def _parse_settings(rest: str) -> PostgresSettings:
+    authority, path, query = split_url(rest)
     login, _, hosts = authority.rpartition("@")
-    options = Options(pairs_of(query))
-    address = Address(
-        nodes=_nodes(hosts, options),
-        login=_login(login_of(login), options),
-        database=_once("dbname", unquoted(path.removeprefix("/")), options),
-        tls=_tls(options),
-        target=options.take("target_session_attrs", _read_target, None),
-        application_name=options.take("application_name", read_text, "nimburion"),
-        timeout=options.take("connect_timeout", read_seconds, TIMEOUT),
+    options = UrlOptions(parse_query(query))
+    address = PostgresSettings(
+        endpoints=_read_endpoints(hosts, options),
+        credentials=_read_credentials(parse_credentials(login), options),
+        database=_read_once("dbname", decode_percents(path.removeprefix("/")), options),
+        tls=_read_tls(options),
+        target=options.read("target_session_attrs", _parse_session_target, None),
+        application_name=options.read("application_name", parse_text, "nimburion"),
+        timeout=options.read("connect_timeout", parse_seconds, DEFAULT_TIMEOUT),
     )
-    whole_address = _with_options(address, options)
-    options.refuse_others()
+    whole_address = _apply_options(address, options)
+    options.reject_unknown()
     return whole_address
 
 
-def _with_options(address: Address, options: Options) -> Address:
+def _apply_options(settings: PostgresSettings, options: UrlOptions) -> PostgresSettings:
     return msgspec.structs.replace(
-        address,
-        schema=options.take("schema", read_schema, address.schema),
-        prefix=options.take("prefix", read_prefix, address.prefix),
-        timeout=options.take("timeout", read_seconds, address.timeout),
-        connections=options.take("connections", _read_connections, address.connections),
-        pooler=options.take("pooler", _read_pooler, address.pooler),
+        settings,
+        schema=options.read("schema", parse_schema, settings.schema),
+        prefix=options.read("prefix", parse_prefix, settings.prefix),
+        timeout=options.read("timeout", parse_seconds, settings.timeout),
+        connections=options.read("connections", _parse_connections, settings.connections),
+        pooler=options.read("pooler", _parse_pooler, settings.pooler),
     )
 
 
 # --- the parts ------------------------------------------------------------------------------------
 
 
-def _nodes(hosts: str, options: Options) -> tuple[Node, ...]:
+def _read_endpoints(hosts: str, options: UrlOptions) -> tuple[Endpoint, ...]:
     """From before the path, or from `host` and `port`; not both."""
-    named = options.take("host", read_text, None)
-    ports: tuple[int, ...] = options.take("port", _read_ports, tuple[int, ...]())
+    named = options.read("host", parse_text, None)
+    ports: tuple[int, ...] = options.read("port", _parse_ports, tuple[int, ...]())
     if named and hosts:
-        raise Wrong("host: stands before the path too; keep one of them")
+        raise InvalidUrl("host: stands before the path too; keep one of them")
     if named:
-        return _paired(
-            [Node(one, 0) if one[:1] == "/" else _node(one) for one in named.split(",")], ports
+        return _pair_hosts_and_ports(
+            [
+                Endpoint(one, 0) if one[:1] == "/" else _parse_endpoint(one)
+                for one in named.split(",")
+            ],
+            ports,
         )
     if not hosts and not ports:
         return ()
-    return _paired(
-        [_node(one) for one in hosts.split(",")] if hosts else [Node("localhost", 0)], ports
+    return _pair_hosts_and_ports(
+        [_parse_endpoint(one) for one in hosts.split(",")] if hosts else [Endpoint("localhost", 0)],
+        ports,
     )
 
 
-def _node(text: str) -> Node:
-    host = unquoted(text.partition(":")[0])
+def _parse_endpoint(text: str) -> Endpoint:
+    host = decode_percents(text.partition(":")[0])
     if host.startswith("/"):
         _, _, port = text.partition(":")
-        return Node(host, port_of(port) if port else 0)
-    return node_of(text, 0, _EXAMPLE)
+        return Endpoint(host, parse_port(port) if port else 0)
+    return parse_endpoint(text, 0, _EXAMPLE)
 
 
-def _paired(nodes: list[Node], ports: tuple[int, ...]) -> tuple[Node, ...]:
+def _pair_hosts_and_ports(nodes: list[Endpoint], ports: tuple[int, ...]) -> tuple[Endpoint, ...]:
     """Each host with its port: its own, the one at its place, the only one, or 5432."""
     if len(ports) not in {0, 1, len(nodes)}:
-        raise Wrong(f"port: {len(ports)} ports for {len(nodes)} hosts")
-    given = ports * len(nodes) if len(ports) == 1 else ports or (PORT,) * len(nodes)
-    found = [Node(node.host, node.port or port) for node, port in zip(nodes, given, strict=True)]
+        raise InvalidUrl(f"port: {len(ports)} ports for {len(nodes)} hosts")
+    given = ports * len(nodes) if len(ports) == 1 else ports or (DEFAULT_PORT,) * len(nodes)
+    found = [
+        Endpoint(node.host, node.port or port) for node, port in zip(nodes, given, strict=True)
+    ]
     return tuple(dict.fromkeys(found))
 
 
-def _login(login: Login, options: Options) -> Login:
-    user = _once("user", login.username, options)
-    return Login(user, _once("password", login.password, options))
+def _read_credentials(login: Credentials, options: UrlOptions) -> Credentials:
+    user = _read_once("user", login.username, options)
+    return Credentials(user, _read_once("password", login.password, options))
 
 
-def _once(name: str, before: str | None, options: Options) -> str | None:
+def _read_once(name: str, before: str | None, options: UrlOptions) -> str | None:
     """A part of the URL that may stand as option instead."""
-    value = options.take(name, read_text, None)
+    value = options.read(name, parse_text, None)
     if value and before:
-        raise Wrong(f"{name}: stands before the ? too; keep one of them")
+        raise InvalidUrl(f"{name}: stands before the ? too; keep one of them")
     return value or before or None
 
 
-def _tls(options: Options) -> Tls:
-    tls = Tls(
-        sslmode=options.take("sslmode", _read_mode, None),
-        sslrootcert=options.take("sslrootcert", read_text, None),
-        sslcert=options.take("sslcert", read_text, None),
-        sslkey=options.take("sslkey", read_text, None),
+def _read_tls(options: UrlOptions) -> PostgresTls:
+    tls = PostgresTls(
+        sslmode=options.read("sslmode", _parse_ssl_mode, None),
+        sslrootcert=options.read("sslrootcert", parse_text, None),
+        sslcert=options.read("sslcert", parse_text, None),
+        sslkey=options.read("sslkey", parse_text, None),
     )
     if tls.sslkey and not tls.sslcert:
-        raise Wrong("sslkey without sslcert; name the certificate too")
+        raise InvalidUrl("sslkey without sslcert; name the certificate too")
     return tls
 
 
 # --- the options ----------------------------------------------------------------------------------
 
 
-def read_schema(text: str) -> str:
+def parse_schema(text: str) -> str:
     """A schema's name, such as needs no quotes in SQL."""
     if not _NAME.fullmatch(text) or text.startswith("pg_"):
-        raise Wrong(
-            f"expected 1-40 characters of a-z 0-9 _, no digit first and not pg_, found {cut(text)}"
+        raise InvalidUrl(
+            f"expected 1-40 characters of a-z 0-9 _, no digit first and not pg_, found "
+            f"{shorten(text)}"
         )
     return text
 
 
-def read_prefix(text: str) -> str:
+def parse_prefix(text: str) -> str:
     """What names of tables begin with; may be empty."""
     if not _PREFIX.fullmatch(text):
-        raise Wrong(f"expected up to 20 characters of a-z 0-9 _, no digit first, found {cut(text)}")
+        raise InvalidUrl(
+            f"expected up to 20 characters of a-z 0-9 _, no digit first, found {shorten(text)}"
+        )
     return text
 
 
-def _read_ports(text: str) -> tuple[int, ...]:
-    return tuple(port_of(one) if one else PORT for one in text.split(","))
+def _parse_ports(text: str) -> tuple[int, ...]:
+    return tuple(parse_port(one) if one else DEFAULT_PORT for one in text.split(","))
 
 
-def _read_connections(text: str) -> int:
-    return whole(text, 1, _MOST_CONNECTIONS)
+def _parse_connections(text: str) -> int:
+    return parse_integer(text, 1, _MAX_CONNECTIONS)
 
 
-def _read_mode(text: str) -> Mode:
-    return _one_of(text, get_args(Mode))
+def _parse_ssl_mode(text: str) -> SslMode:
+    return _parse_choice(text, get_args(SslMode))
 
 
-def _read_target(text: str) -> Target:
-    return _one_of(text, get_args(Target))
+def _parse_session_target(text: str) -> SessionTarget:
+    return _parse_choice(text, get_args(SessionTarget))
 
 
-def _read_pooler(text: str) -> Pooler:
-    return _one_of(text, get_args(Pooler))
+def _parse_pooler(text: str) -> Pooler:
+    return _parse_choice(text, get_args(Pooler))
 
 
-def _one_of(text: str, words: tuple[T, ...]) -> T:
-    for word in words:
+def _parse_choice(text: str, choices: tuple[T, ...]) -> T:
+    for word in choices:
         if text == word:
             return word
-    raise Wrong(f"expected {', '.join(words)}; found {cut(text)}")
+    raise InvalidUrl(f"expected {', '.join(choices)}; found {shorten(text)}")

@@ -1,7 +1,7 @@
 """What the server, the driver and the network say, in the words of the contract.
 
 A server's error begins with a code word (`OOM`, `READONLY`). Inside a script Redis 6.2 hides it in
-a sentence of its own, and redis-py drops the word of some; `code_of` finds it again.
+a sentence of its own, and redis-py drops the word of some; `get_error_code` finds it again.
 """
 
 from __future__ import annotations
@@ -12,23 +12,28 @@ from types import MappingProxyType
 
 from redis import exceptions as driver
 
-from nimburion.backends.server.errors import Meaning, not_applied, saying, unanswered
-from nimburion.backends.server.url import Node
+from nimburion.backends.server.errors import (
+    ErrorFactory,
+    make_error_factory,
+    make_no_reply_error,
+    make_not_applied_error,
+)
+from nimburion.backends.server.url import Endpoint
 from nimburion.core.errors import (
+    BackendCorrupt,
     BackendError,
+    BackendFull,
+    BackendReadOnly,
     ConfigurationError,
     NimburionError,
-    StoreCorrupt,
-    StoreFull,
-    StoreReadOnly,
     Unstorable,
 )
 from nimburion.core.redaction import redact_urls
 
-FAULTS = (driver.RedisError, OSError, EOFError, UnicodeEncodeError, OverflowError)
-"""What may come out of a connection: catch these, and raise `meaning_of` them."""
+DRIVER_ERRORS = (driver.RedisError, OSError, EOFError, UnicodeEncodeError, OverflowError)
+"""What may come out of a connection: catch these, and raise `map_error` them."""
 
-_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+_OTHER_SERVER_CODES: Mapping[str, str] = MappingProxyType(
     {
         "READONLY": "it is a replica now and takes no writes",
         "LOADING": "it is starting and still reads its data",
@@ -43,7 +48,7 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
 )
 """Codes that say: write somewhere else, or later. Nothing was written."""
 
-_CLASSES: tuple[tuple[type[Exception], str], ...] = (
+_CODES_BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (driver.MovedError, "MOVED"),
     (driver.AskError, "ASK"),
     (driver.MasterDownError, "MASTERDOWN"),
@@ -60,39 +65,39 @@ _CLASSES: tuple[tuple[type[Exception], str], ...] = (
 """Whose word redis-py drops; the narrower class first."""
 
 _FIRST_WORD = re.compile(r"[A-Z][A-Z0-9_]+(?=[ ]|$)")
-_WITHIN = re.compile(r"(?:^|[:\s])-?(OOM|READONLY|MISCONF|WRONGTYPE|NOREPLICAS|NOPERM)\s")
-_NO_RIGHT = re.compile(r"ACL failure in script|user executing the script can't")
+_CODE_IN_TEXT = re.compile(r"(?:^|[:\s])-?(OOM|READONLY|MISCONF|WRONGTYPE|NOREPLICAS|NOPERM)\s")
+_PERMISSION_TEXT = re.compile(r"ACL failure in script|user executing the script can't")
 _QUOTED = re.compile(r"'([^']+)'")
 _ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
 """A server, or a proxy, that does not know `AUTH` or `HELLO` repeats the password there."""
 _TRAILER = re.compile(r"\s*script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
 
 
-def code_of(error: BaseException) -> str:
+def get_error_code(error: BaseException) -> str:
     """The server's code word; empty for what no server said."""
-    for kind, code in _CLASSES:
+    for kind, code in _CODES_BY_CLASS:
         if isinstance(error, kind):
             return code
     if not isinstance(error, driver.ResponseError):
         return ""
     text = str(error)
-    if _NO_RIGHT.search(text):
+    if _PERMISSION_TEXT.search(text):
         return "NOPERM"
-    hidden = _WITHIN.search(text) if "script" in text else None
+    hidden = _CODE_IN_TEXT.search(text) if "script" in text else None
     first = _FIRST_WORD.match(text)
     if hidden:
         return hidden[1]
     return first[0] if first else "ERR"
 
 
-def moves_on(error: BaseException) -> bool:
+def needs_other_server(error: BaseException) -> bool:
     """Whether the server that takes writes has to be looked for again. Nothing was written."""
-    return code_of(error) in _ELSEWHERE
+    return get_error_code(error) in _OTHER_SERVER_CODES
 
 
 def lacks_script(error: BaseException) -> bool:
     """Whether EVALSHA named a script that the server does not hold. Nothing was written."""
-    return code_of(error) == "NOSCRIPT"
+    return get_error_code(error) == "NOSCRIPT"
 
 
 def breaks_connection(error: BaseException) -> bool:
@@ -103,47 +108,47 @@ def breaks_connection(error: BaseException) -> bool:
 def spoils_session(error: BaseException) -> bool:
     """Whether what the server answered may hold for this connection only, and for as long as it
     lives: it is logged out, subscribed, or says what we have no words for. A new one may do."""
-    code = code_of(error)
+    code = get_error_code(error)
     if not code or not isinstance(error, Exception):
         return False
-    return code == "NOAUTH" or type(meaning_of(error, "", sent=True)) is BackendError
+    return code == "NOAUTH" or type(map_error(error, "", sent=True)) is BackendError
 
 
-def redirect_of(error: BaseException) -> Node | None:
+def parse_redirect(error: BaseException) -> Endpoint | None:
     """Where `MOVED` points to. The host is empty where the server means its own."""
-    if code_of(error) != "MOVED":
+    if get_error_code(error) != "MOVED":
         return None
     host, _, port = str(error).split()[-1].rpartition(":")
-    return Node(host.strip("[]"), int(port))
+    return Endpoint(host.strip("[]"), int(port))
 
 
-def meaning_of(error: Exception, where: str, *, sent: bool) -> NimburionError:
+def map_error(error: Exception, where: str, *, sent: bool) -> NimburionError:
     """The error of the contract that says the same.
 
     `where` names the store, as `Address.describe` does. `sent`: at least a part of the request had
     left, so that without an answer nobody knows whether it was applied.
     """
-    code = code_of(error)
+    code = get_error_code(error)
     if code:
-        return _answered(code, error, where)
+        return _map_server_error(code, error, where)
     if isinstance(error, UnicodeEncodeError | OverflowError | driver.DataError):
         return Unstorable(f"Redis cannot hold this: {error}")
-    return _unanswered(error, where, sent=sent)
+    return _map_lost_reply(error, where, sent=sent)
 
 
 # --- the server answered --------------------------------------------------------------------------
 
 
-def _answered(code: str, error: Exception, where: str) -> NimburionError:
+def _map_server_error(code: str, error: Exception, where: str) -> NimburionError:
     text = _ARGUMENTS.sub("", _TRAILER.sub("", redact_urls(str(error))))
-    if code in _ELSEWHERE:
-        return not_applied(f"{where}: {_ELSEWHERE[code]}; nothing was written")
-    if code in _ANSWERS:
-        return _ANSWERS[code](where, text)
-    return _said_in_words(where, text)
+    if code in _OTHER_SERVER_CODES:
+        return make_not_applied_error(f"{where}: {_OTHER_SERVER_CODES[code]}; nothing was written")
+    if code in _ERRORS_BY_CODE:
+        return _ERRORS_BY_CODE[code](where, text)
+    return _map_by_message(where, text)
 
 
-def _not_logged_in(where: str, text: str) -> NimburionError:
+def _map_auth_error(where: str, text: str) -> NimburionError:
     if "without any password configured" in text:
         problem = "the server has no password, but one is set; leave it out, or set it there too"
     elif re.search(r"WRONGPASS|invalid (?:username|password)", text):
@@ -153,7 +158,7 @@ def _not_logged_in(where: str, text: str) -> NimburionError:
     return ConfigurationError(f"{where}: {problem}")
 
 
-def _no_right(where: str, text: str) -> NimburionError:
+def _map_permission_error(where: str, text: str) -> NimburionError:
     command = _QUOTED.search(text)
     if command and "access" not in text:
         grant = f"run {command[1].upper()!r}; grant it (ACL SETUSER … +{command[1]})"
@@ -164,35 +169,36 @@ def _no_right(where: str, text: str) -> NimburionError:
     return ConfigurationError(f"{where}: this user may not {grant}")
 
 
-_ANSWERS: Mapping[str, Meaning] = MappingProxyType(
+_ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
     {
-        "OOM": saying(
-            StoreFull,
+        "OOM": make_error_factory(
+            BackendFull,
             "{where}: the server's memory is full (maxmemory); nothing was written. Raise "
             "maxmemory (CONFIG SET maxmemory) or prune what is kept; then it goes on by itself",
         ),
-        "MISCONF": saying(
-            StoreReadOnly,
+        "MISCONF": make_error_factory(
+            BackendReadOnly,
             "{where}: the server cannot save to its disk and refuses writes; nothing was written. "
             "See its log, make room on its disk or mend its rights; then it goes on by itself",
         ),
-        "WRONGTYPE": saying(
-            StoreCorrupt,
+        "WRONGTYPE": make_error_factory(
+            BackendCorrupt,
             "{where}: a key of this namespace holds something else; nothing was repaired. The "
             "namespace is used by another program too: choose another one (?namespace=NAME)",
         ),
-        "NOAUTH": _not_logged_in,
-        "WRONGPASS": _not_logged_in,
-        "NOPERM": _no_right,
-        "BUSY": saying(
-            not_applied,
+        "NOAUTH": _map_auth_error,
+        "WRONGPASS": _map_auth_error,
+        "NOPERM": _map_permission_error,
+        "BUSY": make_error_factory(
+            make_not_applied_error,
             "{where}: the server is held by a script that does not end; nothing was written. "
             "SCRIPT KILL ends it",
         ),
-        "NOSCRIPT": saying(
-            not_applied, "{where}: the server has forgotten our scripts; nothing was written"
+        "NOSCRIPT": make_error_factory(
+            make_not_applied_error,
+            "{where}: the server has forgotten our scripts; nothing was written",
         ),
-        "DENIED": saying(
+        "DENIED": make_error_factory(
             ConfigurationError,
             "{where}: the server is in protected mode and answers only its own host; give it a "
             "password and set that here, or set protected-mode no",
@@ -201,7 +207,7 @@ _ANSWERS: Mapping[str, Meaning] = MappingProxyType(
 )
 
 
-def _said_in_words(where: str, text: str) -> NimburionError:
+def _map_by_message(where: str, text: str) -> NimburionError:
     """An error that only its sentence tells apart."""
     lower = text.lower()
     if "db index is out of range" in lower:
@@ -225,13 +231,15 @@ def _said_in_words(where: str, text: str) -> NimburionError:
 # --- nobody answered ------------------------------------------------------------------------------
 
 
-def _unanswered(error: Exception, where: str, *, sent: bool) -> NimburionError:
+def _map_lost_reply(error: Exception, where: str, *, sent: bool) -> NimburionError:
     if "max number of clients" in str(error):
-        return not_applied(f"{where}: the server has as many clients as it takes (maxclients)")
+        return make_not_applied_error(
+            f"{where}: the server has as many clients as it takes (maxclients)"
+        )
     if isinstance(error, TimeoutError | driver.TimeoutError):
         problem = "no answer in time"
     elif isinstance(error, driver.InvalidResponse):
         problem = f"what came back is no answer of Redis ({error})"
     else:
         problem = f"the connection was lost ({str(error) or type(error).__name__})"
-    return unanswered(where, problem, sent=sent)
+    return make_no_reply_error(where, problem, sent=sent)

@@ -9,20 +9,20 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.redis.encoding import (
-    KEY,
-    OPTIONS,
+    FLAG_OPTIONS,
+    FLAG_UNIQUE_KEY,
     decode_options,
-    reason_of,
-    refusing,
-    seconds_of,
-    seq8,
-    time8,
-    token20,
+    decode_time,
+    encode_reason,
+    encode_seq,
+    encode_time,
+    encode_token,
+    reject_unstorable_text,
 )
-from nimburion.backends.server.encoding import encode_json, micros, unpack_id
+from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import Reply, Want
-from nimburion.core.job import NO_OPTIONS, Options
+from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import (
     Cancelled,
@@ -35,20 +35,20 @@ from nimburion.core.settlement import (
     Settlement,
 )
 
-_RESULTS = {100: Settled.DONE, 97: Settled.ALREADY, 115: Settled.STALE}
-_HEAD = struct.Struct(">IQ8xBB16xB")
-_TOLD = struct.Struct(">QQIIH")
-_AFTER_ID = _HEAD.size
-_MOST = (1 << 53) - 1
+_RESULTS_BY_CODE = {100: Settled.DONE, 97: Settled.ALREADY, 115: Settled.STALE}
+_BODY_HEAD = struct.Struct(">IQ8xBB16xB")
+_DELIVERY = struct.Struct(">QQIIH")
+_AFTER_ID = _BODY_HEAD.size
+_MAX_NUMBER = (1 << 53) - 1
 """No number is larger: up to here Lua's numbers are exact."""
-_MOST_PLACES = (1 << 16) - 1
+_MAX_PLACE = (1 << 16) - 1
 """A lease says its place in the reply in two bytes."""
 _pack = msgspec.msgpack.Encoder().encode
 
 
-@refusing
-def arguments_of(
-    session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+@reject_unstorable_text
+def encode_arguments(
+    session_id: str, number: int, settlements: Sequence[Settlement], request: ReserveRequest
 ) -> list[bytes]:
     """What the script takes, in its order.
 
@@ -58,91 +58,95 @@ def arguments_of(
     records: list[bytes] = []
     extras: list[bytes] = []
     for one in settlements:
-        kind, more = _settlement(one)
-        records.append(kind + seq8(one.lease.ref) + token20(one.lease))
+        kind, more = _encode_settlement(one)
+        records.append(kind + encode_seq(one.lease.ref) + encode_token(one.lease))
         if more:
             extras += more
     return [
         session_id.encode(),
-        min(max(0, number), _MOST).to_bytes(8, "big"),
-        want.nonce,
-        want_of(want),
+        min(max(0, number), _MAX_NUMBER).to_bytes(8, "big"),
+        request.nonce,
+        encode_request(request),
         b"".join(records),
         *extras,
     ]
 
 
-def _settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
+def _encode_settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
     """The letter of a settlement, and what it brings besides its lease."""
     match one:
         case Completed():
             return (b"c", ()) if one.result is None else (b"C", (one.result,))
         case Retried():
-            return b"r", (time8(max(0, micros(one.delay))), encode_json(one.error))
+            return b"r", (encode_time(max(0, to_micros(one.delay))), encode_json(one.error))
         case Failed():
-            return b"f", (reason_of(one.reason), encode_json(one.error))
+            return b"f", (encode_reason(one.reason), encode_json(one.error))
         case Released():
-            return (b"l", ()) if one.delay is None else (b"s", (time8(max(0, micros(one.delay))),))
+            return (
+                (b"l", ())
+                if one.delay is None
+                else (b"s", (encode_time(max(0, to_micros(one.delay))),))
+            )
         case Cancelled():
-            return b"x", (reason_of(one.reason),)
+            return b"x", (encode_reason(one.reason),)
         case Progressed():
             return b"p", (struct.pack(">d", one.fraction) + one.message.encode(),)
 
 
-def want_of(want: Want) -> bytes:
+def encode_request(request: ReserveRequest) -> bytes:
     """A request as the script reads it."""
     lanes: list[str] = []
-    for lane in want.lanes:
+    for lane in request.lanes:
         lanes += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
     queues = {
-        queue: (terms.priority, False if terms.cap is None else terms.cap)
-        for queue, terms in want.queues.items()
+        queue: (terms.priority, False if terms.limit is None else terms.limit)
+        for queue, terms in request.queues.items()
     }
-    total, waits = min(want.total, _MOST_PLACES), want.patience > 0
-    return _pack((total, micros(want.ageing), lanes, queues, waits, want.max_bytes))
+    total, waits = min(request.total, _MAX_PLACE), request.long_poll > 0
+    return _pack((total, to_micros(request.ageing), lanes, queues, waits, request.max_bytes))
 
 
-def reply_of(answer: list[Any], session_id: str, number: int, want: Want) -> Reply:
+def decode_reply(reply: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:
     """The answer in the words of the contract.
 
     Raises:
         SessionLost: the session is not alive.
         OutOfOrder: another number is due.
     """
-    if answer[0] == b"lost":
+    if reply[0] == b"lost":
         raise SessionLost(session_id)
-    if answer[0] == b"order":
-        last = int.from_bytes(answer[1], "big")
+    if reply[0] == b"order":
+        last = int.from_bytes(reply[1], "big")
         raise OutOfOrder(f"exchange {number} after {last} of session {session_id}")
-    _, letters, nonce, now, due, told, waiting, lanes, bodies = answer
+    _, letters, nonce, now, due, told, waiting, lanes, bodies = reply
     return Reply(
-        [_RESULTS[letter] for letter in letters],
-        deliveries_of(told, bodies, nonce, lanes) if bodies else [],
-        [want.lanes[place - 1] for place in waiting],
-        _seconds(due) if due else None,
-        _seconds(now),
+        [_RESULTS_BY_CODE[letter] for letter in letters],
+        decode_deliveries(told, bodies, nonce, lanes) if bodies else [],
+        [request.lanes[place - 1] for place in waiting],
+        _decode_time(due) if due else None,
+        _decode_time(now),
     )
 
 
-def _seconds(time: bytes) -> float:
-    return seconds_of(int.from_bytes(time, "big"))
+def _decode_time(time: bytes) -> float:
+    return decode_time(int.from_bytes(time, "big"))
 
 
-def deliveries_of(
-    told: bytes, bodies: list[bytes], nonce: bytes, lanes: list[bytes]
+def decode_deliveries(
+    packed: bytes, bodies: list[bytes], nonce: bytes, lanes: list[bytes]
 ) -> list[Delivery]:
     """What was handed out, in rank order."""
-    names = names_of(lanes)
+    names = decode_lane_names(lanes)
     deliveries = []
     for (due, seq, fence, failures, lost), body in zip(
-        _TOLD.iter_unpack(told), bodies, strict=True
+        _DELIVERY.iter_unpack(packed), bodies, strict=True
     ):
-        lane, created, flags, priority, length = _HEAD.unpack_from(body)
+        lane, created, flags, priority, length = _BODY_HEAD.unpack_from(body)
         at = _AFTER_ID + length
-        job_id = unpack_id(body[_AFTER_ID:at])
-        options = NO_OPTIONS
-        if flags & (OPTIONS | KEY):
-            options, at = options_of(body, at, flags)
+        job_id = decode_id(body[_AFTER_ID:at])
+        options = NO_JOB_OPTIONS
+        if flags & (FLAG_OPTIONS | FLAG_UNIQUE_KEY):
+            options, at = decode_body_options(body, at, flags)
         queue, name = names[lane]
         deliveries.append(
             Delivery(
@@ -153,26 +157,26 @@ def deliveries_of(
                 priority,
                 failures,
                 lost,
-                seconds_of(due),
-                seconds_of(created),
+                decode_time(due),
+                decode_time(created),
                 options,
             )
         )
     return deliveries
 
 
-def options_of(body: bytes, at: int, flags: int) -> tuple[Options, int]:
+def decode_body_options(body: bytes, at: int, flags: int) -> tuple[JobOptions, int]:
     """The options of a body, and where what follows them begins."""
-    options = NO_OPTIONS
-    if flags & OPTIONS:
+    options = NO_JOB_OPTIONS
+    if flags & FLAG_OPTIONS:
         end = at + 4 + int.from_bytes(body[at : at + 4], "big")
         options, at = decode_options(body[at + 4 : end]), end
-    if flags & KEY:
+    if flags & FLAG_UNIQUE_KEY:
         at += 9 + body[at]
     return options, at
 
 
-def names_of(lanes: list[bytes]) -> dict[int, tuple[str, str]]:
+def decode_lane_names(lanes: list[bytes]) -> dict[int, tuple[str, str]]:
     """Queue and name by the number of the lane."""
     names = {}
     for number, full in zip(lanes[::2], lanes[1::2], strict=True):

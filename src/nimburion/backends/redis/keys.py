@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import MappingProxyType
 
-RINGS = 4
+WAKEUP_STREAMS = 4
 """Streams on which workers wait; a ring wakes those of one."""
 
 KEYS = MappingProxyType(
@@ -45,7 +45,10 @@ KEYS = MappingProxyType(
         "paused": "hash: queue",
         "schedule": "hash: name -> schedule",
         "bell": "hash: queues whose workers have nothing to do; also the channel that rings them",
-        **{f"ring{n}": "stream: the last ring of a fourth of all queues" for n in range(RINGS)},
+        **{
+            f"ring{n}": "stream: the last ring of a fourth of all queues"
+            for n in range(WAKEUP_STREAMS)
+        },
     }
 )
 """What each key is, by its name behind the tag."""
@@ -54,15 +57,17 @@ KEYS = MappingProxyType(
 class Keys:
     """The keys of one namespace."""
 
-    __slots__ = ("_names", "channel", "rings")
+    __slots__ = ("_names", "channel", "wakeup_streams")
 
     def __init__(self, namespace: str) -> None:
         self._names = {name: f"{{{namespace}}}:{name}".encode() for name in KEYS}
         self.channel: bytes = self._names["bell"]
         """On which queues are rung."""
-        self.rings: tuple[bytes, ...] = self.of(f"ring{n}" for n in range(RINGS))
+        self.wakeup_streams: tuple[bytes, ...] = self.select(
+            f"ring{n}" for n in range(WAKEUP_STREAMS)
+        )
         """Streams that ring for those who wait in an exchange."""
 
-    def of(self, names: Iterable[str]) -> tuple[bytes, ...]:
+    def select(self, names: Iterable[str]) -> tuple[bytes, ...]:
         """The keys of these names, in their order."""
         return tuple(self._names[name] for name in names)

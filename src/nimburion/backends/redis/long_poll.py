@@ -12,78 +12,80 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-from nimburion.backends.redis.connection.command_connection import Line, Part
-from nimburion.backends.redis.keys import RINGS
+from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
+from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.core.errors import BackendError
 
-_NONE = b"0-0"
+_NO_ENTRY = b"0-0"
 
-Command = tuple[Part, ...]
+Command = tuple[CommandPart, ...]
 
 
-class Parking:
+class StreamLongPoll:
     """The rings that the exchanges of one handle have seen. Belongs to one event loop."""
 
-    def __init__(self, rings: Sequence[bytes], exchanges: Line, asks: Line) -> None:
-        self._rings = rings
+    def __init__(
+        self, streams: Sequence[bytes], exchanges: CommandConnection, commands: CommandConnection
+    ) -> None:
+        self._streams = streams
         self._exchanges = exchanges
-        self._asks = asks
-        self._connection = 0
-        self._seen: dict[Part, bytes] = {}
-        self._waits_on: tuple[bytes, ...] = ()
-        self._hurrying: asyncio.Task[None] | None = None
+        self._commands = commands
+        self._connection_count = 0
+        self._last_entries: dict[CommandPart, bytes] = {}
+        self._blocked_on: tuple[bytes, ...] = ()
+        self._interrupt_task: asyncio.Task[None] | None = None
 
-    def ahead(self, queues: Collection[str], patience: float) -> list[Command]:
+    def commands_before(self, queues: Collection[str], seconds: float) -> list[Command]:
         """What to ask ahead of an exchange: wait for a ring of one of these queues, for `patience`
         seconds (0: not at all); on a new connection, which rings there were."""
-        if self._connection != self._exchanges.connections:
-            self._seen.clear()
-        streams = tuple({self.ring_of(queue): None for queue in queues})
-        if any(stream not in self._seen for stream in streams):
+        if self._connection_count != self._exchanges.connection_count:
+            self._last_entries.clear()
+        streams = tuple({self.get_stream(queue): None for queue in queues})
+        if any(stream not in self._last_entries for stream in streams):
             return [("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in streams]
-        if patience <= 0 or not streams:
+        if seconds <= 0 or not streams:
             return []
-        self._waits_on = streams
-        block = max(1, round(patience * 1000))
-        seen = [self._seen[stream] for stream in streams]
+        self._blocked_on = streams
+        block = max(1, round(seconds * 1000))
+        seen = [self._last_entries[stream] for stream in streams]
         return [("XREAD", "BLOCK", block, "STREAMS", *streams, *seen)]
 
-    def note(self, asked: Sequence[Command], answers: Sequence[Any]) -> None:
+    def note_replies(self, commands: Sequence[Command], replies: Sequence[Any]) -> None:
         """What came of `ahead`."""
-        self._connection = self._exchanges.connections
-        for command, answer in zip(asked, answers, strict=True):
+        self._connection_count = self._exchanges.connection_count
+        for command, answer in zip(commands, replies, strict=True):
             if command[0] == "XREVRANGE":
-                self._seen[command[1]] = answer[0][0] if answer else _NONE
+                self._last_entries[command[1]] = answer[0][0] if answer else _NO_ENTRY
             else:
                 for stream, entries in answer or ():
-                    self._seen[stream] = entries[-1][0]
+                    self._last_entries[stream] = entries[-1][0]
 
-    def ring_of(self, queue: str) -> bytes:
+    def get_stream(self, queue: str) -> bytes:
         """The stream that rings for a queue."""
-        return self._rings[ring_of(queue)]
+        return self._streams[compute_stream_number(queue)]
 
-    def leave(self) -> None:
+    def end_wait(self) -> None:
         """The exchange is over: nobody waits."""
-        self._waits_on = ()
+        self._blocked_on = ()
 
-    def hurry(self) -> None:
+    def interrupt_long_poll(self) -> None:
         """Ring for ourselves: the exchange that waits answers. Others look once for nothing."""
-        if self._waits_on:
-            ring = ("XADD", self._waits_on[0], "MAXLEN", 1, "*", "", "")
-            self._hurrying = asyncio.get_running_loop().create_task(self._ring(ring))
+        if self._blocked_on:
+            ring = ("XADD", self._blocked_on[0], "MAXLEN", 1, "*", "", "")
+            self._interrupt_task = asyncio.get_running_loop().create_task(self._notify(ring))
 
     async def close(self) -> None:
         """Let a ring that is under way go."""
-        task, self._hurrying = self._hurrying, None
+        task, self._interrupt_task = self._interrupt_task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _ring(self, command: Command) -> None:
+    async def _notify(self, command: Command) -> None:
         with suppress(BackendError):
-            await self._asks.call(*command)
+            await self._commands.execute(*command)
 
 
-def ring_of(queue: str) -> int:
+def compute_stream_number(queue: str) -> int:
     """The number of the stream that rings for a queue; `bell.lua` counts alike."""
-    return sum(queue.encode()) % RINGS
+    return sum(queue.encode()) % WAKEUP_STREAMS

@@ -14,55 +14,55 @@ from typing import NamedTuple
 from nimburion.backends.sql_files import Statements
 
 PACKAGE = "nimburion.backends.redis.lua"
-FLAGGED = (7, 0)
+FLAGS_SINCE = (7, 0)
 """From this version of the server on, a script says by flags what it may do."""
 
 
-class Recipe(NamedTuple):
+class ScriptSpec(NamedTuple):
     """What an operation's script is made of."""
 
-    parts: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     flags: str = ""
     """`allow-oom`: may run on a full server, as it frees more than it takes, or lets jobs go on.
     `no-writes`: only reads."""
 
 
-_LEDGER = ("times", "layout", "lists", "bell", "lanes", "unique", "ledger")
-_SEEKING = ("times", "layout", "lists", "lanes", "seeking")
+_WRITE_PARTS = ("times", "layout", "lists", "bell", "lanes", "unique", "ledger")
+_SCAN_PARTS = ("times", "layout", "lists", "lanes", "seeking")
 
-RECIPES = MappingProxyType(
+SCRIPT_SPECS = MappingProxyType(
     {
-        "open": Recipe(flags="allow-oom"),
-        "enqueue": Recipe(
+        "open": ScriptSpec(flags="allow-oom"),
+        "enqueue": ScriptSpec(
             ("times", "layout", "lists", "bell", "lanes", "unique", "ids", "storing")
         ),
-        "enqueue_one": Recipe(("times",)),
-        "flush": Recipe(flags="allow-oom"),
-        "look": Recipe(("times", "layout", "lists", "unique", "ids"), "no-writes"),
-        "exchange": Recipe((*_LEDGER, "settling", "promoting", "reserving"), "allow-oom"),
-        "open_session": Recipe(("times", "bell"), "allow-oom"),
-        "beat": Recipe(("times", "layout", "lists"), "allow-oom"),
-        "release": Recipe((*_LEDGER, "returning"), "allow-oom"),
-        "close_session": Recipe((*_LEDGER, "returning"), "allow-oom"),
-        "rescue": Recipe((*_LEDGER, "returning"), "allow-oom"),
-        "promote": Recipe(("times", "lists", "bell", "lanes", "promoting"), "allow-oom"),
-        "cancel": Recipe((*_LEDGER, "ids", "cancelling"), "allow-oom"),
-        "pause": Recipe(("bell",), "allow-oom"),
-        "replay": Recipe((*_LEDGER, "seeking"), "allow-oom"),
-        "delete": Recipe((*_SEEKING, "forgetting"), "allow-oom"),
-        "prune": Recipe(("times", "layout", "lists", "lanes", "forgetting"), "allow-oom"),
-        "find": Recipe(("ids",), "no-writes"),
-        "unfinished": Recipe(("lists",), "no-writes"),
-        "get": Recipe((*_SEEKING, "ids", "telling"), "no-writes"),
-        "list": Recipe((*_SEEKING, "telling"), "no-writes"),
-        "counts": Recipe(("times", "lanes", "counting"), "no-writes"),
-        "queues": Recipe(("times", "layout", "lists", "lanes", "counting"), "no-writes"),
-        "sessions": Recipe(("times", "layout", "lists"), "no-writes"),
-        "put_schedule": Recipe(),
-        "pause_schedule": Recipe(flags="allow-oom"),
-        "delete_schedule": Recipe(flags="allow-oom"),
-        "schedules": Recipe(flags="no-writes"),
-        "fire": Recipe((*_LEDGER, "ids", "cancelling", "storing")),
+        "enqueue_one": ScriptSpec(("times",)),
+        "flush": ScriptSpec(flags="allow-oom"),
+        "look": ScriptSpec(("times", "layout", "lists", "unique", "ids"), "no-writes"),
+        "exchange": ScriptSpec((*_WRITE_PARTS, "settling", "promoting", "reserving"), "allow-oom"),
+        "open_session": ScriptSpec(("times", "bell"), "allow-oom"),
+        "beat": ScriptSpec(("times", "layout", "lists"), "allow-oom"),
+        "release": ScriptSpec((*_WRITE_PARTS, "returning"), "allow-oom"),
+        "close_session": ScriptSpec((*_WRITE_PARTS, "returning"), "allow-oom"),
+        "rescue": ScriptSpec((*_WRITE_PARTS, "returning"), "allow-oom"),
+        "promote": ScriptSpec(("times", "lists", "bell", "lanes", "promoting"), "allow-oom"),
+        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", "cancelling"), "allow-oom"),
+        "pause": ScriptSpec(("bell",), "allow-oom"),
+        "replay": ScriptSpec((*_WRITE_PARTS, "seeking"), "allow-oom"),
+        "delete": ScriptSpec((*_SCAN_PARTS, "forgetting"), "allow-oom"),
+        "prune": ScriptSpec(("times", "layout", "lists", "lanes", "forgetting"), "allow-oom"),
+        "find": ScriptSpec(("ids",), "no-writes"),
+        "unfinished": ScriptSpec(("lists",), "no-writes"),
+        "get": ScriptSpec((*_SCAN_PARTS, "ids", "telling"), "no-writes"),
+        "list": ScriptSpec((*_SCAN_PARTS, "telling"), "no-writes"),
+        "counts": ScriptSpec(("times", "lanes", "counting"), "no-writes"),
+        "queues": ScriptSpec(("times", "layout", "lists", "lanes", "counting"), "no-writes"),
+        "sessions": ScriptSpec(("times", "layout", "lists"), "no-writes"),
+        "put_schedule": ScriptSpec(),
+        "pause_schedule": ScriptSpec(flags="allow-oom"),
+        "delete_schedule": ScriptSpec(flags="allow-oom"),
+        "schedules": ScriptSpec(flags="no-writes"),
+        "fire": ScriptSpec((*_WRITE_PARTS, "ids", "cancelling", "storing")),
     }
 )
 """By operation."""
@@ -89,7 +89,8 @@ class Scripts:
     def __init__(self, version: tuple[int, ...]) -> None:
         files = Statements(PACKAGE)
         self._scripts = {
-            name: script_of(files, name, recipe, version) for name, recipe in RECIPES.items()
+            name: build_script(files, name, recipe, version)
+            for name, recipe in SCRIPT_SPECS.items()
         }
 
     def __getitem__(self, name: str) -> Script:
@@ -99,13 +100,15 @@ class Scripts:
         return iter(self._scripts.values())
 
 
-def script_of(files: Statements, name: str, recipe: Recipe, version: tuple[int, ...]) -> Script:
+def build_script(
+    files: Statements, name: str, spec: ScriptSpec, version: tuple[int, ...]
+) -> Script:
     """Put a script together."""
-    used = (*recipe.parts, name)
-    keys = keys_of(files, used)
+    used = (*spec.shared, name)
+    keys = collect_keys(files, used)
     text = "".join(
         [
-            beginning(recipe.flags, keys, version),
+            make_prologue(spec.flags, keys, version),
             *(f"{files[part]}\n" for part in used),
         ]
     ).encode()
@@ -113,15 +116,15 @@ def script_of(files: Statements, name: str, recipe: Recipe, version: tuple[int, 
     return Script(name, text, sha, keys)
 
 
-def keys_of(files: Statements, used: tuple[str, ...]) -> tuple[str, ...]:
+def collect_keys(files: Statements, used: tuple[str, ...]) -> tuple[str, ...]:
     """The keys that these files use, each once."""
     named = [key for part in used for key in files.said(part, "Keys").split()]
     return tuple(dict.fromkeys(named))
 
 
-def beginning(flags: str, keys: tuple[str, ...], version: tuple[int, ...]) -> str:
+def make_prologue(flags: str, keys: tuple[str, ...], version: tuple[int, ...]) -> str:
     """What stands before the parts: flags, and a local for each key."""
-    flagged = version >= FLAGGED
+    flagged = version >= FLAGS_SINCE
     first = f"#!lua flags={flags}\n" if flags else "#!lua\n"
     oom = _OLD_ALLOW_OOM if flags == "allow-oom" and not flagged else ""
     names = ", ".join(f"{key}_key" for key in keys)

@@ -8,19 +8,19 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis.url import Address
+from nimburion.backends.redis.url import RedisSettings
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
 
-OLDEST = (6, 2)
+OLDEST_SERVER = (6, 2)
 WAITAOF_SINCE = (7, 2)
 
-Send = Callable[..., Awaitable[Any]]
+SendCommand = Callable[..., Awaitable[Any]]
 """Sends one command and returns its reply; its errors are those of the contract."""
 
 _log = logging.getLogger("nimburion.backends.redis")
 
 
-class Server(msgspec.Struct, frozen=True, kw_only=True):
+class RedisServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a server says of itself."""
 
     product: str
@@ -34,7 +34,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """When it syncs that: `always`, `everysec` or `no`; None: it does not tell this user."""
     maxmemory: int
     """Bytes; 0: as many as there are."""
-    policy: str
+    eviction_policy: str
     """What it does when those are full."""
 
     @property
@@ -54,14 +54,16 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return self.fsync == "always" or (self.product == "Redis" and self.version >= (8, 0))
 
 
-class Doubt(msgspec.Struct, frozen=True):
+class Risk(msgspec.Struct, frozen=True):
     """Why jobs are not safe, and what to do."""
 
     text: str
     advice: str
 
 
-async def vet(send: Send, address: Address, warned: set[str]) -> Server:
+async def check_server(
+    send: SendCommand, settings: RedisSettings, warned: set[str]
+) -> RedisServerInfo:
     """Check the server; log a warning for each way to lose jobs, unless it is in `warned` already.
 
     `warned` belongs to a backend and its siblings, and new warnings are added to it: a worker
@@ -73,49 +75,49 @@ async def vet(send: Send, address: Address, warned: set[str]) -> Server:
             they need. The message says what to change.
         BackendUnavailable: no answer.
     """
-    where = address.describe()
-    server = await server_of(send, where)
-    _refuse_unfit(server, address, where)
-    _refuse_unsynced(server, address, where)
-    for doubt in doubts_of(server):
-        if address.require_durable:
+    where = settings.describe()
+    server = await read_server_info(send, where)
+    _reject_unsupported(server, settings, where)
+    _reject_unsynced(server, settings, where)
+    for doubt in find_risks(server):
+        if settings.require_durable:
             problem = f"{where}: require_durable, but {doubt.text}. {doubt.advice}"
             raise ConfigurationError(problem)
         _warn_once(warned, f"{where}: {doubt.text}. {doubt.advice}")
-    unsynced = flush_doubt(server) if address.durable_enqueue else None
+    unsynced = find_flush_risk(server) if settings.durable_enqueue else None
     if unsynced is not None:
         _warn_once(warned, f"{where}: {unsynced.text}. {unsynced.advice}")
     return server
 
 
-async def server_of(send: Send, where: str) -> Server:
+async def read_server_info(send: SendCommand, where: str) -> RedisServerInfo:
     """What the server says of itself."""
-    said = fields_of(await send("INFO"))
+    said = parse_info(await send("INFO"))
     if "redis_version" not in said:
         raise ConfigurationError(f"{where}: this is no Redis and no Valkey: INFO has no version")
-    return Server(
+    return RedisServerInfo(
         product="Valkey" if "valkey_version" in said else "Redis",
-        version=_version(said.get("valkey_version") or said["redis_version"]),
+        version=_parse_version(said.get("valkey_version") or said["redis_version"]),
         cluster=said.get("cluster_enabled") == "1",
         append_only=said.get("aof_enabled") == "1",
-        fsync=await _setting(send, "appendfsync"),
+        fsync=await _read_setting(send, "appendfsync"),
         maxmemory=int(said.get("maxmemory", 0)),
-        policy=said.get("maxmemory_policy", "noeviction"),
+        eviction_policy=said.get("maxmemory_policy", "noeviction"),
     )
 
 
-def fields_of(info: bytes) -> Mapping[str, str]:
+def parse_info(info: bytes) -> Mapping[str, str]:
     """The lines of INFO by name."""
     lines = info.decode("utf-8", "replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _parse_version(text: str) -> tuple[int, ...]:
     numbers = [part for part in text.split("-", maxsplit=1)[0].split(".") if part.isdecimal()]
     return tuple(map(int, numbers)) or (0,)
 
 
-async def _setting(send: Send, name: str) -> str | None:
+async def _read_setting(send: SendCommand, name: str) -> str | None:
     """One setting of the server; None where it does not tell."""
     try:
         reply = await send("CONFIG", "GET", name)
@@ -126,22 +128,22 @@ async def _setting(send: Send, name: str) -> str | None:
     return reply[1].decode() if reply else None
 
 
-def doubts_of(server: Server) -> list[Doubt]:
+def find_risks(server: RedisServerInfo) -> list[Risk]:
     """What would lose jobs that were acknowledged."""
-    found = [durability_doubt(server), eviction_doubt(server)]
+    found = [find_durability_risk(server), find_eviction_risk(server)]
     return [doubt for doubt in found if doubt is not None]
 
 
-def durability_doubt(server: Server) -> Doubt | None:
+def find_durability_risk(server: RedisServerInfo) -> Risk | None:
     """What the death of the server or its host would lose."""
     if not server.append_only:
-        return Doubt(
+        return Risk(
             "the server keeps no append-only file: when it dies, every job since its last snapshot "
             "is lost, all of them if it makes none",
             "CONFIG SET appendonly yes, then CONFIG REWRITE (or appendonly yes in its file)",
         )
     if server.fsync == "no":
-        return Doubt(
+        return Risk(
             "the server never syncs its append-only file (appendfsync no): when its host dies, the "
             "jobs of about the last 30 s are lost",
             "CONFIG SET appendfsync everysec, then CONFIG REWRITE",
@@ -149,40 +151,41 @@ def durability_doubt(server: Server) -> Doubt | None:
     return None
 
 
-def flush_doubt(server: Server) -> Doubt | None:
+def find_flush_risk(server: RedisServerInfo) -> Risk | None:
     """What `durable_enqueue` does not keep on some servers."""
     if server.waits_for_sync:
         return None
-    return Doubt(
+    return Risk(
         f"{server.name} answers WAITAOF before its sync, unless it syncs with each write: "
         "durable_enqueue then keeps jobs when the server dies, not when its host does",
         "CONFIG SET appendfsync always, then CONFIG REWRITE; or use Redis 8",
     )
 
 
-def eviction_doubt(server: Server) -> Doubt | None:
+def find_eviction_risk(server: RedisServerInfo) -> Risk | None:
     """What a full memory would lose. `volatile-…` takes keys that expire; none of ours does."""
-    if not server.policy.startswith("allkeys"):
+    if not server.eviction_policy.startswith("allkeys"):
         return None
-    return Doubt(
-        f"the server may evict any key (maxmemory-policy {server.policy}): when maxmemory is "
+    return Risk(
+        f"the server may evict any key (maxmemory-policy {server.eviction_policy}): when maxmemory "
+        "is "
         "reached it deletes keys of ours, each of which holds many jobs",
         "CONFIG SET maxmemory-policy noeviction, then CONFIG REWRITE; caches need another server",
     )
 
 
-def _refuse_unfit(server: Server, address: Address, where: str) -> None:
-    if server.version < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+def _reject_unsupported(server: RedisServerInfo, settings: RedisSettings, where: str) -> None:
+    if server.version < OLDEST_SERVER:
+        oldest = ".".join(map(str, OLDEST_SERVER))
         raise ConfigurationError(f"{where}: {server.name} is too old; {oldest} is the oldest")
-    if server.cluster and address.kind != "cluster":
-        node = address.nodes[0] if address.kind == "single" else "HOST:PORT"
+    if server.cluster and settings.kind != "cluster":
+        node = settings.endpoints[0] if settings.kind == "single" else "HOST:PORT"
         raise ConfigurationError(f"{where}: a node of a cluster; use redis+cluster://{node}")
 
 
-def _refuse_unsynced(server: Server, address: Address, where: str) -> None:
+def _reject_unsynced(server: RedisServerInfo, settings: RedisSettings, where: str) -> None:
     """`durable_enqueue` waits for what some servers never do."""
-    if not address.durable_enqueue:
+    if not settings.durable_enqueue:
         return
     needs = None
     if not server.has_waitaof:

@@ -10,36 +10,36 @@ from typing import Literal
 import msgspec
 
 from nimburion.backends.server.url import (
-    Login,
-    Node,
-    Options,
-    Wrong,
-    checked,
-    cut,
-    given_of,
-    login_of,
-    node_of,
-    pairs_of,
-    parts_of,
-    read_flag,
-    read_seconds,
-    read_text,
-    scheme_of,
-    unquoted,
-    whole,
+    Credentials,
+    Endpoint,
+    InvalidUrl,
+    UrlOptions,
+    decode_percents,
+    make_options,
+    parse_credentials,
+    parse_endpoint,
+    parse_flag,
+    parse_integer,
+    parse_query,
+    parse_seconds,
+    parse_text,
+    report_invalid_url,
+    shorten,
+    split_scheme,
+    split_url,
 )
 from nimburion.core.errors import ConfigurationError
 
-NAMESPACE = "nimburion"
-TIMEOUT = 5.0
-PORT, SENTINEL_PORT = 6379, 26379
+DEFAULT_NAMESPACE = "nimburion"
+DEFAULT_TIMEOUT = 5.0
+DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 
-Kind = Literal["single", "unix", "sentinel", "cluster"]
+ServerKind = Literal["single", "unix", "sentinel", "cluster"]
 
-_HIGHEST_DB = 1_000_000
+_MAX_DB = 1_000_000
 
 
-class Tls(msgspec.Struct, frozen=True, kw_only=True):
+class RedisTls(msgspec.Struct, frozen=True, kw_only=True):
     """How a TLS connection is made; the files are PEM."""
 
     ca: str | None = None
@@ -48,31 +48,31 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
     """Our own certificate, for servers that ask for one."""
     key: str | None = None
     """Its key; None: in the same file."""
-    verify: Verify = "full"
+    verify: TlsVerify = "full"
     """`full`: the certificate must be signed by somebody trusted and made out to this host;
     `ca`: only signed; `none`: anything, which hides from nobody who can stand in between."""
 
 
-class Address(msgspec.Struct, frozen=True, kw_only=True):
+class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a URL of this store says."""
 
-    kind: Kind
-    nodes: tuple[Node, ...] = ()
+    kind: ServerKind
+    endpoints: tuple[Endpoint, ...] = ()
     """The server; the Sentinels; some nodes of the cluster."""
-    path: str = ""
+    socket_path: str = ""
     """The socket of kind `unix`."""
     service: str = ""
     """What the Sentinels call the master."""
     db: int = 0
-    login: Login = Login()
-    sentinel_login: Login = Login()
-    tls: Tls | None = None
-    namespace: str = NAMESPACE
+    credentials: Credentials = Credentials()
+    sentinel_credentials: Credentials = Credentials()
+    tls: RedisTls | None = None
+    namespace: str = DEFAULT_NAMESPACE
     require_durable: bool = False
     """A server that would lose jobs is refused, not warned of."""
     durable_enqueue: bool = False
     """`enqueue` returns when the job is on the disk."""
-    timeout: float = TIMEOUT
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds that connecting may take, and then each answer."""
 
     def __repr__(self) -> str:
@@ -80,73 +80,73 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         """One line without secrets."""
-        nodes = ", ".join(map(str, self.nodes))
+        nodes = ", ".join(map(str, self.endpoints))
         text = {
             "single": f"Redis {nodes}/{self.db}",
-            "unix": f"Redis socket {self.path}, db {self.db}",
+            "unix": f"Redis socket {self.socket_path}, db {self.db}",
             "sentinel": f'Redis Sentinel service "{self.service}"/{self.db} via {nodes}',
             "cluster": f"Redis Cluster via {nodes}",
         }[self.kind]
-        named = "" if self.namespace == NAMESPACE else f', namespace "{self.namespace}"'
+        named = "" if self.namespace == DEFAULT_NAMESPACE else f', namespace "{self.namespace}"'
         return f"{text}{' (TLS)' if self.tls else ''}{named}"
 
-    def using(
+    def replace(
         self,
         *,
         namespace: str | None = None,
         require_durable: bool | None = None,
         durable_enqueue: bool | None = None,
         timeout: float | None = None,
-    ) -> Address:
+    ) -> RedisSettings:
         """The same, with what is not None in place of what the URL says.
 
         Raises:
             ConfigurationError: one of them is not what it can be.
         """
-        given = given_of(
+        given = make_options(
             namespace=namespace,
             require_durable=require_durable,
             durable_enqueue=durable_enqueue,
             timeout=timeout,
         )
-        with checked(self.describe()):
-            return _with_options(self, given)
+        with report_invalid_url(self.describe()):
+            return _apply_options(self, given)
 
 
-class Scheme(msgspec.Struct, frozen=True):
+class UrlScheme(msgspec.Struct, frozen=True):
     """What the word before `://` says."""
 
-    kind: Kind
+    kind: ServerKind
     example: str
     """What may stand behind it."""
     tls: bool = False
 
 
-_SINGLE = Scheme("single", "localhost:6379/0")
-_SENTINEL = Scheme("sentinel", "one:26379,two:26379/mymaster/0")
-_CLUSTER = Scheme("cluster", "one:7000,two:7000")
+_SINGLE = UrlScheme("single", "localhost:6379/0")
+_SENTINEL = UrlScheme("sentinel", "one:26379,two:26379/mymaster/0")
+_CLUSTER = UrlScheme("cluster", "one:7000,two:7000")
 
 
-def _secure(scheme: Scheme) -> Scheme:
+def _with_tls(scheme: UrlScheme) -> UrlScheme:
     return msgspec.structs.replace(scheme, tls=True)
 
 
-SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+SCHEMES: Mapping[str, UrlScheme] = MappingProxyType(
     {
         "redis": _SINGLE,
-        "rediss": _secure(_SINGLE),
+        "rediss": _with_tls(_SINGLE),
         "valkey": _SINGLE,
-        "valkeys": _secure(_SINGLE),
-        "unix": Scheme("unix", "/run/redis/redis.sock"),
+        "valkeys": _with_tls(_SINGLE),
+        "unix": UrlScheme("unix", "/run/redis/redis.sock"),
         "redis+sentinel": _SENTINEL,
-        "rediss+sentinel": _secure(_SENTINEL),
+        "rediss+sentinel": _with_tls(_SENTINEL),
         "redis+cluster": _CLUSTER,
-        "rediss+cluster": _secure(_CLUSTER),
+        "rediss+cluster": _with_tls(_CLUSTER),
     }
 )
 
 
-def parse(url: str) -> Address:
+def parse_url(url: str) -> RedisSettings:
     """The address that a URL names; `host:port` alone means `redis://host:port`.
 
     Forms: `redis://user:password@host:6379/0`, with TLS `rediss://` (`valkey://` and `valkeys://`
@@ -164,62 +164,64 @@ def parse(url: str) -> Address:
     >>> parse("redis+sentinel://a,b:26380/jobs/2?namespace=shop").describe()
     'Redis Sentinel service "jobs"/2 via a:26379, b:26380, namespace "shop"'
     """
-    word, rest = scheme_of(url, "redis")
+    word, rest = split_scheme(url, "redis")
     if word not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
         raise ConfigurationError(f"not the URL of a Redis store; these begin with {known}")
-    with checked(f"{word}://…"):
-        return _address(SCHEMES[word], rest)
+    with report_invalid_url(f"{word}://…"):
+        return _parse_settings(SCHEMES[word], rest)
 
 
-def _address(scheme: Scheme, rest: str) -> Address:
-    authority, path, query = parts_of(rest)
+def _parse_settings(scheme: UrlScheme, rest: str) -> RedisSettings:
+    authority, path, query = split_url(rest)
     login, _, hosts = authority.rpartition("@")
-    service, db = _service_and_db(scheme, path)
-    options = Options(pairs_of(query), ELSEWHERE)
-    address = Address(
+    service, db = _split_service_and_db(scheme, path)
+    options = UrlOptions(parse_query(query), OPTIONS_OF_OTHER_SCHEMES)
+    address = RedisSettings(
         kind=scheme.kind,
-        nodes=_nodes(hosts, scheme),
-        path=_socket(hosts, path) if scheme.kind == "unix" else "",
+        endpoints=_parse_endpoints(hosts, scheme),
+        socket_path=_parse_socket_path(hosts, path) if scheme.kind == "unix" else "",
         service=service,
-        db=_db(scheme, db, options),
-        login=login_of(login),
-        sentinel_login=_sentinel_login(scheme, options),
-        tls=_tls(scheme, options),
+        db=_choose_db(scheme, db, options),
+        credentials=parse_credentials(login),
+        sentinel_credentials=_read_sentinel_credentials(scheme, options),
+        tls=_read_tls(scheme, options),
     )
-    whole_address = _with_options(address, options)
-    options.refuse_others()
+    whole_address = _apply_options(address, options)
+    options.reject_unknown()
     return whole_address
 
 
-def _with_options(address: Address, options: Options) -> Address:
+def _apply_options(settings: RedisSettings, options: UrlOptions) -> RedisSettings:
     return msgspec.structs.replace(
-        address,
-        namespace=options.take("namespace", read_namespace, address.namespace),
-        require_durable=options.take("require_durable", read_flag, address.require_durable),
-        durable_enqueue=options.take("durable_enqueue", read_flag, address.durable_enqueue),
-        timeout=options.take("timeout", read_seconds, address.timeout),
+        settings,
+        namespace=options.read("namespace", parse_namespace, settings.namespace),
+        require_durable=options.read("require_durable", parse_flag, settings.require_durable),
+        durable_enqueue=options.read("durable_enqueue", parse_flag, settings.durable_enqueue),
+        timeout=options.read("timeout", parse_seconds, settings.timeout),
     )
 
 
 # --- the parts ------------------------------------------------------------------------------------
 
 
-def _nodes(hosts: str, scheme: Scheme) -> tuple[Node, ...]:
+def _parse_endpoints(hosts: str, scheme: UrlScheme) -> tuple[Endpoint, ...]:
     if scheme.kind == "unix":
         return ()
-    default = SENTINEL_PORT if scheme.kind == "sentinel" else PORT
+    default = DEFAULT_SENTINEL_PORT if scheme.kind == "sentinel" else DEFAULT_PORT
     texts = [hosts] if scheme.kind == "single" else hosts.split(",")
-    return tuple(dict.fromkeys(node_of(one, default, scheme.example) for one in texts))
+    return tuple(dict.fromkeys(parse_endpoint(one, default, scheme.example) for one in texts))
 
 
-def _socket(hosts: str, path: str) -> str:
-    if hosts or len(path) < 2 or "\0" in unquoted(path):
-        raise Wrong("expected the path of a socket from the root: unix:///run/redis/redis.sock")
-    return unquoted(path)
+def _parse_socket_path(hosts: str, path: str) -> str:
+    if hosts or len(path) < 2 or "\0" in decode_percents(path):
+        raise InvalidUrl(
+            "expected the path of a socket from the root: unix:///run/redis/redis.sock"
+        )
+    return decode_percents(path)
 
 
-def _service_and_db(scheme: Scheme, path: str) -> tuple[str, str]:
+def _split_service_and_db(scheme: UrlScheme, path: str) -> tuple[str, str]:
     """What stands between slashes: the service's name for Sentinel, then the db."""
     if scheme.kind == "unix":
         return "", ""
@@ -227,56 +229,56 @@ def _service_and_db(scheme: Scheme, path: str) -> tuple[str, str]:
     if scheme.kind != "sentinel":
         first, rest = "", path.removeprefix("/")
     elif not first:
-        raise Wrong(f"the name of the service is missing; expected like {scheme.example}")
-    return unquoted(first), rest.removesuffix("/")
+        raise InvalidUrl(f"the name of the service is missing; expected like {scheme.example}")
+    return decode_percents(first), rest.removesuffix("/")
 
 
-def _db(scheme: Scheme, text: str, options: Options) -> int:
+def _choose_db(scheme: UrlScheme, text: str, options: UrlOptions) -> int:
     """From the path or the option, not both."""
-    in_path = Options({"db": text} if text else {}).take("db", _read_db, None)
+    in_path = UrlOptions({"db": text} if text else {}).read("db", _parse_db, None)
     if scheme.kind == "cluster":
         if in_path:
-            raise Wrong(f"db {in_path}: a cluster has only db 0; leave it out")
+            raise InvalidUrl(f"db {in_path}: a cluster has only db 0; leave it out")
         return 0
-    db = options.take("db", _read_db, in_path)
+    db = options.read("db", _parse_db, in_path)
     if in_path is not None and db != in_path:
-        raise Wrong(f"db {db} as option, but {in_path} in the path; keep one of them")
+        raise InvalidUrl(f"db {db} as option, but {in_path} in the path; keep one of them")
     return db or 0
 
 
-def _read_db(text: str) -> int:
-    return whole(text, 0, _HIGHEST_DB)
+def _parse_db(text: str) -> int:
+    return parse_integer(text, 0, _MAX_DB)
 
 
-def _sentinel_login(scheme: Scheme, options: Options) -> Login:
+def _read_sentinel_credentials(scheme: UrlScheme, options: UrlOptions) -> Credentials:
     if scheme.kind != "sentinel":
-        return Login()
-    username = options.take("sentinel_username", read_text, None)
-    password = options.take("sentinel_password", read_text, None)
-    return Login(username, password)
+        return Credentials()
+    username = options.read("sentinel_username", parse_text, None)
+    password = options.read("sentinel_password", parse_text, None)
+    return Credentials(username, password)
 
 
-def _tls(scheme: Scheme, options: Options) -> Tls | None:
+def _read_tls(scheme: UrlScheme, options: UrlOptions) -> RedisTls | None:
     if not scheme.tls:
         return None
-    tls = Tls(
-        ca=options.take("tls_ca", read_text, None),
-        cert=options.take("tls_cert", read_text, None),
-        key=options.take("tls_key", read_text, None),
-        verify=options.take("tls_verify", read_verify, "full"),
+    tls = RedisTls(
+        ca=options.read("tls_ca", parse_text, None),
+        cert=options.read("tls_cert", parse_text, None),
+        key=options.read("tls_key", parse_text, None),
+        verify=options.read("tls_verify", parse_verify, "full"),
     )
     if tls.key and not tls.cert:
-        raise Wrong("tls_key without tls_cert; name the certificate too")
+        raise InvalidUrl("tls_key without tls_cert; name the certificate too")
     if tls.ca and tls.verify == "none":
-        raise Wrong("tls_ca, but tls_verify=none looks at no certificate; keep one of them")
+        raise InvalidUrl("tls_ca, but tls_verify=none looks at no certificate; keep one of them")
     return tls
 
 
-Verify = Literal["full", "ca", "none"]
+TlsVerify = Literal["full", "ca", "none"]
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
-ELSEWHERE: Mapping[str, str] = MappingProxyType(
+OPTIONS_OF_OTHER_SCHEMES: Mapping[str, str] = MappingProxyType(
     {
         "db": "single servers and Sentinel",
         **dict.fromkeys(("tls_ca", "tls_cert", "tls_key", "tls_verify"), "rediss://"),
@@ -286,16 +288,16 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
 """Options that only some kinds of URL have."""
 
 
-def read_namespace(text: str) -> str:
+def parse_namespace(text: str) -> str:
     """What becomes the hash tag of every key: no braces, no blanks."""
     if not _NAMESPACE.fullmatch(text):
-        raise Wrong(f"expected 1-64 characters of A-Z a-z 0-9 _ . : -, found {cut(text)}")
+        raise InvalidUrl(f"expected 1-64 characters of A-Z a-z 0-9 _ . : -, found {shorten(text)}")
     return text
 
 
-def read_verify(text: str) -> Verify:
+def parse_verify(text: str) -> TlsVerify:
     """How closely a certificate is looked at."""
     for word in ("full", "ca", "none"):
         if text == word:
             return word
-    raise Wrong(f"expected full, ca or none, found {cut(text)}")
+    raise InvalidUrl(f"expected full, ca or none, found {shorten(text)}")

@@ -32,31 +32,31 @@ STATE_CODES: Mapping[State, str] = MappingProxyType(
 STATES: Mapping[str, State] = MappingProxyType({code: state for state, code in STATE_CODES.items()})
 """The states by their codes."""
 
-_FURTHEST = 1 << 62
+_MAX_MICROS = 1 << 62
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 
-class Refusing:
+class UnstorableTextGuard:
     """Lets a function that packs what is to be stored raise `Unstorable` for text that has no
     bytes (a lone surrogate)."""
 
     def __init__(self, server: str) -> None:
         self._server = server
 
-    def __call__(self, pack: Callable[P, T]) -> Callable[P, T]:
-        @wraps(pack)
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
         def packing(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                return pack(*args, **kwargs)
+                return function(*args, **kwargs)
             except UnicodeEncodeError as error:
                 raise Unstorable(f"{self._server} cannot hold this: {error}") from error
 
         return packing
 
 
-def micros(seconds: float) -> int:
+def to_micros(seconds: float) -> int:
     """Seconds in whole microseconds, the resolution of the store's clock.
 
     Raises:
@@ -65,30 +65,30 @@ def micros(seconds: float) -> int:
     try:
         whole = round(seconds * MICRO)
     except (ValueError, OverflowError):
-        whole = _FURTHEST
-    if not -_FURTHEST < whole < _FURTHEST:
+        whole = _MAX_MICROS
+    if not -_MAX_MICROS < whole < _MAX_MICROS:
         raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
     return whole
 
 
-def pack_id(job_id: str) -> bytes:
+def encode_id(job_id: str) -> bytes:
     """An id as the store has it. A UUID, which ours are, takes 17 bytes instead of 36."""
     if len(job_id) == 36 and _UUID.fullmatch(job_id):
         return b"\0" + bytes.fromhex(job_id.replace("-", ""))
     return job_id.encode()
 
 
-def unpack_id(packed: bytes) -> str:
+def decode_id(encoded: bytes) -> str:
     """The text of an id."""
-    if packed[0]:
-        return packed.decode()
-    text = packed.hex()
+    if encoded[0]:
+        return encoded.decode()
+    text = encoded.hex()
     return f"{text[2:10]}-{text[10:14]}-{text[14:18]}-{text[18:22]}-{text[22:]}"
 
 
-def asked_id(job_id: str) -> bytes:
+def encode_id_or_empty(job_id: str) -> bytes:
     """An id as the store has it; one that no store can hold is nobody's."""
     try:
-        return pack_id(job_id)
+        return encode_id(job_id)
     except UnicodeEncodeError:
         return b""

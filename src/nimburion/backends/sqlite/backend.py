@@ -20,35 +20,40 @@ from nimburion.backends.sqlite.connection.checkpointer import Checkpointer
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.connection.path import (
-    MOUNTS,
-    boot_id,
-    check_place,
+    MOUNTS_FILE,
+    check_path,
     file_exists,
-    path_of,
+    parse_url,
+    read_boot_id,
 )
 from nimburion.backends.sqlite.connection.space import Measure, Space, free_bytes
-from nimburion.backends.sqlite.connection.threads import Reader, Writer
-from nimburion.backends.sqlite.notifications import Bells, Chime, Doorbell, bells_of
-from nimburion.backends.sqlite.transactions import Joining, transaction_of
+from nimburion.backends.sqlite.connection.threads import ReaderThread, WriterThread
+from nimburion.backends.sqlite.notifications import (
+    SocketListener,
+    SocketNotifier,
+    SQLiteNotifier,
+    find_socket_folder,
+)
+from nimburion.backends.sqlite.transactions import CallerTransactions, make_transaction
 from nimburion.core.backend import Capabilities
-from nimburion.core.checks import Finding
+from nimburion.core.checks import CheckResult
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import NotOpen
-from nimburion.core.exchange import Reply, Want
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import Orders, Session, SessionInfo
+from nimburion.core.session import HeartbeatReply, Session, SessionInfo
 from nimburion.core.settlement import Settlement
-from nimburion.core.transactions import Lent, Transaction
+from nimburion.core.transactions import CallerConnection, Transaction
 
 T = TypeVar("T")
 
 CAPABILITIES = Capabilities(
-    durable=True, notifies=True, joins_transaction=True, atomic_batch=None, shared=True
+    durable=True, notifies=True, supports_transactions=True, atomic_batch=None, shared=True
 )
 
 
@@ -78,7 +83,7 @@ class SQLiteBackend:
         clock: Clock | None = None,
         random: Random | None = None,
         entropy: Entropy = os.urandom,
-        mounts: Path = MOUNTS,
+        mounts: Path = MOUNTS_FILE,
         measure: Measure = free_bytes,
     ) -> None:
         self.path: Path = Path(path).absolute()
@@ -87,15 +92,15 @@ class SQLiteBackend:
         self._entropy = entropy
         self._mounts = mounts
         self._measure = measure
-        self._name = ""
+        self._socket_name = ""
         self._pid = 0
-        self._writer: Writer | None = None
-        self._reader: Reader | None = None
-        self._doorbell: Doorbell | None = None
-        self._bells: Bells | None = None
-        self._joining: Joining | None = None
-        self._changing = asyncio.Lock()
-        self._done: list[str] = []
+        self._writer: WriterThread | None = None
+        self._reader: ReaderThread | None = None
+        self._listener: SocketListener | None = None
+        self._notifier: SocketNotifier | None = None
+        self._caller_transactions: CallerTransactions | None = None
+        self._open_lock = asyncio.Lock()
+        self._migrations_done: list[str] = []
         self.files: OpenFiles | None = None
         """What this handle has open; None while it is closed."""
         self._origin: SQLiteBackend | None = None
@@ -103,7 +108,7 @@ class SQLiteBackend:
     @classmethod
     def from_url(cls, url: str, **options: object) -> SQLiteBackend:
         """The store that `sqlite:///jobs.db` or `sqlite:////srv/jobs.db` names."""
-        return cls(path_of(url), **options)  # type: ignore[arg-type]
+        return cls(parse_url(url), **options)  # type: ignore[arg-type]
 
     # --- coming and going ---
 
@@ -116,7 +121,7 @@ class SQLiteBackend:
         """Name the store."""
         return f"SQLite {self.path.absolute()}"
 
-    def sibling(self) -> SQLiteBackend:
+    def new_handle(self) -> SQLiteBackend:
         """Another handle on the same file, not open yet. While this one is open, the other opens
         no file that has taken its place."""
         sibling = SQLiteBackend(
@@ -132,39 +137,42 @@ class SQLiteBackend:
 
     async def open(self) -> None:
         """Make or open the file, and bring it to this version's format. Repeatable."""
-        async with self._changing:
-            self._let_go_of_a_dead_loop()
+        async with self._open_lock:
+            self._abandon_closed_loop()
             if self._writer is not None and self._pid == os.getpid():
                 return
-            check_place(self.path, mounts=self._mounts)
+            check_path(self.path, mounts=self._mounts)
             await self._start()
 
     async def _start(self) -> None:
-        folder = bells_of(self.path)
-        self._name = self._entropy(8).hex()
-        bells, doorbell = Bells(folder, self._name), Doorbell(folder, self._name)
+        folder = find_socket_folder(self.path)
+        self._socket_name = self._entropy(8).hex()
+        bells, doorbell = (
+            SocketNotifier(folder, self._socket_name),
+            SocketListener(folder, self._socket_name),
+        )
         loop = asyncio.get_running_loop()
 
         def ring(queues: frozenset[str]) -> None:
-            bells.ring(queues)
-            if doorbell.listening:
+            bells.notify(queues)
+            if doorbell.is_listening:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(doorbell.wake, queues)
 
-        sql, boot = Statements(opening.PACKAGE), boot_id()
+        sql, boot = Statements(opening.PACKAGE), read_boot_id()
         files = OpenFiles(self.path)
-        writer = Writer(
+        writer = WriterThread(
             "nimburion-sqlite-writer",
             self.path,
             lambda: self._open_writer(sql, boot, files),
             files,
-            ring=ring,
+            notify=ring,
             checkpointer=Checkpointer(lambda: opening.connect(self.path)),
             space=Space(self.path, self._measure),
             random=self._random,
         )
         await writer.start()
-        reader = Reader(
+        reader = ReaderThread(
             "nimburion-sqlite-reader",
             self.path,
             lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
@@ -176,15 +184,15 @@ class SQLiteBackend:
         except BaseException:
             await writer.stop()
             raise
-        self._bells, self._doorbell = bells, doorbell
-        chime = Chime(Bells(folder, self._name), doorbell)
-        self._joining = Joining(
+        self._notifier, self._listener = bells, doorbell
+        chime = SQLiteNotifier(SocketNotifier(folder, self._socket_name), doorbell)
+        self._caller_transactions = CallerTransactions(
             self.path,
             sql,
             self._clock,
             boot,
             reader=reader,
-            chime=chime,
+            notifier=chime,
             files=files,
             space=Space(self.path, self._measure),
         )
@@ -196,35 +204,35 @@ class SQLiteBackend:
         origin = None if self._origin is None else self._origin.files
         if origin is not None:
             origin.check(at_once=True)
-        connection, self._done = opening.open_writer(self.path, files)
+        connection, self._migrations_done = opening.open_writer(self.path, files)
         return Database(connection, sql, self._clock, boot)
 
-    def _let_go_of_a_dead_loop(self) -> None:
+    def _abandon_closed_loop(self) -> None:
         """A loop that ended without `close` left threads behind that have nobody to answer."""
         writer, reader = self._writer, self._reader
-        if writer is None or reader is None or self._pid != os.getpid() or not writer.orphaned:
+        if writer is None or reader is None or self._pid != os.getpid() or not writer.is_orphaned:
             return
         self._writer = self._reader = None
-        writer.abandon()
-        reader.abandon()
-        if self._doorbell is not None:
-            self._doorbell.abandon()
+        writer.request_stop()
+        reader.request_stop()
+        if self._listener is not None:
+            self._listener.discard()
 
     async def close(self) -> None:
         """Answer what was asked, and let go of the file. Repeatable."""
-        async with self._changing:
-            self._let_go_of_a_dead_loop()
+        async with self._open_lock:
+            self._abandon_closed_loop()
             writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
             if writer is None or reader is None or self._pid != os.getpid():
                 return
-            if self._joining is not None:
-                await self._joining.close()
-            if self._doorbell is not None:
-                self._doorbell.close()
+            if self._caller_transactions is not None:
+                await self._caller_transactions.close()
+            if self._listener is not None:
+                self._listener.close()
             await reader.stop()
             await writer.stop()
-            if self._bells is not None:
-                self._bells.close()
+            if self._notifier is not None:
+                self._notifier.close()
             self.files = None
 
     async def exists(self) -> bool:
@@ -237,28 +245,28 @@ class SQLiteBackend:
 
     async def ping(self) -> None:
         """Return when the file can be read."""
-        await self._read(lambda db: db.value("next_due"))
+        await self._read(lambda db: db.fetch_value("next_due"))
 
-    async def examine(self) -> list[Finding]:
-        """See `Backend.examine`. Takes the write lock once, to see that it is to be had; writes
+    async def check(self) -> list[CheckResult]:
+        """See `Backend.check`. Takes the write lock once, to see that it is to be had; writes
         nothing. Checks the file for damage, for a few seconds at most."""
         return [
-            *await self._read(lambda db: checks.examine(db, self.path, self._mounts)),
-            await checks.reading(self.ping, self._clock),
-            await checks.write_lock(self._take_the_lock, self._clock),
+            *await self._read(lambda db: checks.run_checks(db, self.path, self._mounts)),
+            await checks.check_read_latency(self.ping, self._clock),
+            await checks.check_write_lock(self._take_write_lock, self._clock),
         ]
 
-    async def _take_the_lock(self) -> None:
+    async def _take_write_lock(self) -> None:
         await self._write(lambda _: None, durable=False)
 
     async def plan(self) -> list[str]:
         """What opening would do to the file."""
-        return await asyncio.to_thread(opening.plan, self.path)
+        return await asyncio.to_thread(opening.plan_migrations, self.path)
 
     async def migrate(self) -> list[str]:
         """What the opening did to bring the file to this version's format."""
         await self.open()
-        return list(self._done)
+        return list(self._migrations_done)
 
     async def grant(self, role: str) -> list[str]:
         """See `Backend.grant`."""
@@ -266,20 +274,20 @@ class SQLiteBackend:
 
     async def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> T:
         if self._writer is None or self._pid != os.getpid():
-            raise self._not_open()
+            raise self._make_not_open_error()
         return await self._writer.call(work, durable=durable)
 
     async def _read(self, work: Callable[[Database], T]) -> T:
         if self._reader is None or self._pid != os.getpid():
-            raise self._not_open()
+            raise self._make_not_open_error()
         return await self._reader.call(work)
 
-    def _joined(self) -> Joining:
-        if self._joining is None or self._writer is None or self._pid != os.getpid():
-            raise self._not_open()
-        return self._joining
+    def _get_caller_transactions(self) -> CallerTransactions:
+        if self._caller_transactions is None or self._writer is None or self._pid != os.getpid():
+            raise self._make_not_open_error()
+        return self._caller_transactions
 
-    def _not_open(self) -> NotOpen:
+    def _make_not_open_error(self) -> NotOpen:
         if self._writer is not None:
             return NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
         return NotOpen(f"{self.describe()} is not open; call open() first")
@@ -290,42 +298,48 @@ class SQLiteBackend:
         """See `Backend.enqueue`. The whole call is one step."""
         if not jobs:
             return []
-        return await self._write(lambda db: enqueueing.enqueue(db, jobs))
+        return await self._write(lambda db: enqueueing.enqueue_jobs(db, jobs))
 
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""
         return await self._write(lambda db: operations.cancel(db, job_id))
 
-    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `nimburion.core.backend.Joining`."""
-        return await self._joined().enqueue_in(lent, jobs)
+    async def enqueue_in(
+        self, connection: CallerConnection, jobs: Sequence[NewJob]
+    ) -> list[Enqueued]:
+        """See `nimburion.core.backend.Transactional`."""
+        return await self._get_caller_transactions().enqueue_in(connection, jobs)
 
-    def transaction(self, lent: Lent | None) -> Transaction:
-        """See `nimburion.core.backend.Joining`. One of the store's own gives a
+    def transaction(self, connection: CallerConnection | None) -> Transaction:
+        """See `nimburion.core.backend.Transactional`. One of the store's own gives a
         `sqlite3.Connection`."""
-        return transaction_of(self._joined(), lent, self._clock)
+        return make_transaction(self._get_caller_transactions(), connection, self._clock)
 
     # --- workers ---
 
     async def open_session(self, session: Session) -> None:
         """See `Backend.open_session`."""
         await self._write(lambda db: sessions.open_session(db, session), durable=False)
-        if self._doorbell is not None:
-            self._doorbell.listen()
+        if self._listener is not None:
+            self._listener.listen()
 
     async def exchange(
-        self, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
     ) -> Reply:
         """See `Backend.exchange`."""
         answer = await self._write(
-            lambda db: exchanging.exchange(db, session_id, number, settlements, want),
+            lambda db: exchanging.run_exchange(db, session_id, number, settlements, request),
             durable=False,
         )
-        return exchanging.reply_of(answer)
+        return exchanging.make_reply(answer)
 
-    async def beat(self, session_id: str) -> Orders:
-        """See `Backend.beat`."""
-        return await self._write(lambda db: sessions.beat(db, session_id), durable=False)
+    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+        """See `Backend.heartbeat`."""
+        return await self._write(lambda db: sessions.heartbeat(db, session_id), durable=False)
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
@@ -344,15 +358,15 @@ class SQLiteBackend:
     async def promote(self, limit: int) -> Promoted:
         """See `Backend.promote`."""
         count, due = await self._write(
-            lambda db: exchanging.promote_and_ring(db, limit), durable=False
+            lambda db: exchanging.promote_and_notify(db, limit), durable=False
         )
         return Promoted(count, None if due is None else due / MICRO)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         """See `Backend.wait`. Other processes ring too."""
-        if self._doorbell is None or self._writer is None or self._pid != os.getpid():
-            raise self._not_open()
-        await self._doorbell.wait(queues, timeout, self._clock.sleep)
+        if self._listener is None or self._writer is None or self._pid != os.getpid():
+            raise self._make_not_open_error()
+        await self._listener.wait(queues, timeout, self._clock.sleep)
 
     # --- operators ---
 
@@ -376,7 +390,7 @@ class SQLiteBackend:
 
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
-        return await self._read(lambda db: queries.get(db, job_id))
+        return await self._read(lambda db: queries.get_job(db, job_id))
 
     async def list_jobs(
         self,
@@ -393,15 +407,15 @@ class SQLiteBackend:
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
-        return await self._read(lambda db: queries.counts(db, queue))
+        return await self._read(lambda db: queries.count_by_state(db, queue))
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
-        return await self._read(queries.queues)
+        return await self._read(queries.list_queues)
 
     async def sessions(self) -> list[SessionInfo]:
         """See `Backend.sessions`."""
-        return await self._read(queries.sessions)
+        return await self._read(queries.list_sessions)
 
     # --- schedules ---
 

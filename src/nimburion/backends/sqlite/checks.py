@@ -13,22 +13,22 @@ from typing import Any
 
 from nimburion.backends.checks import format_size, measure_seconds
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.connection.opening import CHECKPOINT
-from nimburion.backends.sqlite.connection.path import NETWORKED, file_system_of
+from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES
+from nimburion.backends.sqlite.connection.path import NETWORK_FILE_SYSTEMS, find_file_system
 from nimburion.backends.sqlite.connection.space import KEPT
-from nimburion.backends.sqlite.errors import code_of, meaning_of
-from nimburion.core.checks import Finding, finding_of
+from nimburion.backends.sqlite.errors import get_error_code, map_error
+from nimburion.core.checks import CheckResult, make_failed_check
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _PAGE = 4096
-_LOG = CHECKPOINT * _PAGE
+_CHECKPOINT_BYTES = CHECKPOINT_PAGES * _PAGE
 """Bytes at which the writer itself empties the write-ahead log."""
-_LONG_LOG = 4 * _LOG
-_LITTLE_ROOM = _GIB
-_NO_ROOM = 2 * KEPT
-_BUILT = 1_704_067_200.0
+_LONG_LOG_BYTES = 4 * _CHECKPOINT_BYTES
+_LOW_DISK_BYTES = _GIB
+_FULL_DISK_BYTES = 2 * KEPT
+_EARLIEST_CLOCK = 1_704_067_200.0
 """2024-01-01: a clock that shows less was never set."""
 _SLOW_READ = 0.02
 _SLOW_LOCK = 0.5
@@ -41,57 +41,57 @@ _BOUNDED = (3, 42)
 """The first SQLite whose check can be interrupted; an older one checks only a file that is small
 enough to be read in `_CHECK_SECONDS`."""
 _SMALL = 512 * _MIB
-_EFFECTIVE = os.access in os.supports_effective_ids
+_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
-def examine(db: Database, path: Path, mounts: Path) -> list[Finding]:
+def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
     """All that is found on the reader's thread; what a look is refused becomes its finding."""
-    looks: dict[str, Callable[[], Finding]] = {
-        "file": lambda: _file(db, path),
-        "version": _version,
-        "format": lambda: _format(db),
-        "durability": lambda: durability(db),
-        "folder": lambda: folder(path, mounts),
+    looks: dict[str, Callable[[], CheckResult]] = {
+        "file": lambda: _check_file(db, path),
+        "version": _check_version,
+        "format": lambda: _check_format(db),
+        "durability": lambda: check_durability(db),
+        "folder": lambda: check_folder(path, mounts),
         "access": lambda: access(path),
-        "disk": lambda: disk(path),
-        "log": lambda: log(path),
-        "clock": lambda: _clock(db),
+        "disk": lambda: check_disk(path),
+        "log": lambda: check_log(path),
+        "clock": lambda: _check_clock(db),
         "integrity": lambda: integrity(db, path),
     }
-    return [_looked(subject, look, path) for subject, look in looks.items()]
+    return [_run_check(subject, look, path) for subject, look in looks.items()]
 
 
-def _looked(subject: str, look: Callable[[], Finding], path: Path) -> Finding:
+def _run_check(subject: str, check: Callable[[], CheckResult], path: Path) -> CheckResult:
     try:
-        return look()
+        return check()
     except sqlite3.Error as error:
-        return finding_of(subject, meaning_of(error, path))
+        return make_failed_check(subject, map_error(error, path))
     except OSError as error:
         advice = "see that the file and its folder can be reached from here"
-        return Finding(subject, "error", f"cannot be looked at: {error}", advice)
+        return CheckResult(subject, "error", f"cannot be looked at: {error}", advice)
 
 
-def _file(db: Database, path: Path) -> Finding:
+def _check_file(db: Database, path: Path) -> CheckResult:
     page, pages, free = (
-        _pragma(db, name) for name in ("page_size", "page_count", "freelist_count")
+        _read_pragma(db, name) for name in ("page_size", "page_count", "freelist_count")
     )
     spare = f", {format_size(page * free)} of them free for new jobs" if free else ""
-    return Finding("file", "good", f"{path.absolute()}, {format_size(page * pages)}{spare}")
+    return CheckResult("file", "good", f"{path.absolute()}, {format_size(page * pages)}{spare}")
 
 
-def _version() -> Finding:
+def _check_version() -> CheckResult:
     text = f"SQLite {sqlite3.sqlite_version}"
-    if resets_safely(sqlite3.sqlite_version_info):
-        return Finding("version", "good", text)
+    if has_wal_reset_fix(sqlite3.sqlite_version_info):
+        return CheckResult("version", "good", text)
     text += (
         ": very rarely, two checkpoints at once damage the file "
         "(https://www.sqlite.org/wal.html#walresetbug)"
     )
     advice = "use a Python that brings SQLite 3.51.3 or newer, or a system package with that fix"
-    return Finding("version", "warning", text, advice)
+    return CheckResult("version", "warning", text, advice)
 
 
-def resets_safely(version: tuple[int, int, int]) -> bool:
+def has_wal_reset_fix(version: tuple[int, int, int]) -> bool:
     """Whether this SQLite has the repair of the WAL-reset bug, which is as old as the log."""
     repaired = ((3, 44, 6), (3, 50, 7))
     return version >= (3, 51, 3) or any(
@@ -99,148 +99,157 @@ def resets_safely(version: tuple[int, int, int]) -> bool:
     )
 
 
-def _format(db: Database) -> Finding:
-    return Finding("format", "good", f"{_examined(db)[0]}, the one that this nimburion writes")
+def _check_format(db: Database) -> CheckResult:
+    return CheckResult(
+        "format", "good", f"{_read_format_and_latest(db)[0]}, the one that this nimburion writes"
+    )
 
 
-def durability(db: Database) -> Finding:
+def check_durability(db: Database) -> CheckResult:
     """What would be lost, and when."""
-    mode = _pragma(db, "journal_mode")
+    mode = _read_pragma(db, "journal_mode")
     if mode == "wal":
         text = (
             "what callers ask for is synced before the call returns (WAL, FULL); what workers note "
             "outlives them, and after a power cut those jobs may run again (NORMAL)"
         )
-        return Finding("durability", "good", text)
+        return CheckResult("durability", "good", text)
     text = f"no write-ahead log here (journal mode is {mode}): a power cut may damage the file"
-    return Finding("durability", "warning", text, "put the file on an ordinary local disk")
+    return CheckResult("durability", "warning", text, "put the file on an ordinary local disk")
 
 
-def folder(path: Path, mounts: Path) -> Finding:
+def check_folder(path: Path, mounts: Path) -> CheckResult:
     """Whether the file may lie here, and this user may write it."""
-    kind = file_system_of(path, mounts)
-    if kind in NETWORKED:
+    kind = find_file_system(path, mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
         advice = "put the file on a local disk: SQLite's locks do not hold here"
-        return Finding("folder", "error", f"on a network file system ({kind})", advice)
+        return CheckResult("folder", "error", f"on a network file system ({kind})", advice)
     for what in (path, path.parent):
-        if not os.access(what, os.W_OK, effective_ids=_EFFECTIVE):
+        if not os.access(what, os.W_OK, effective_ids=_EFFECTIVE_IDS):
             advice = "change its owner or mode: SQLite writes the file and files beside it"
-            return Finding("folder", "error", f"{what} is not writable for this user", advice)
+            return CheckResult("folder", "error", f"{what} is not writable for this user", advice)
     shown = f"on a local file system ({kind})" if kind else "on a file system of unknown kind"
-    return Finding("folder", "good", f"writable, {shown}")
+    return CheckResult("folder", "good", f"writable, {shown}")
 
 
-def access(path: Path) -> Finding:
+def access(path: Path) -> CheckResult:
     """Who may read and write the file."""
     mode = path.stat().st_mode & 0o777
     if not mode & 0o007:
         whom = "its owner and group" if mode & 0o070 else "its owner alone"
-        return Finding("access", "good", f"the file is for {whom} (mode {mode:04o})")
+        return CheckResult("access", "good", f"the file is for {whom} (mode {mode:04o})")
     text = f"other users of this host can use the file (mode {mode:04o}): payloads, results, errors"
     advice = "while no process runs: chmod o= the file and its -wal and -shm files"
-    return Finding("access", "warning", text, advice)
+    return CheckResult("access", "warning", text, advice)
 
 
-def disk(path: Path) -> Finding:
+def check_disk(path: Path) -> CheckResult:
     """How much room there is."""
     free = shutil.disk_usage(path.parent).free
     text = f"{format_size(free)} are free"
-    if free >= _LITTLE_ROOM:
-        return Finding("disk", "good", text)
-    if free >= _NO_ROOM:
-        return Finding(
-            "disk", "warning", text, f"make room: below {format_size(_NO_ROOM)} enqueues fail"
+    if free >= _LOW_DISK_BYTES:
+        return CheckResult("disk", "good", text)
+    if free >= _FULL_DISK_BYTES:
+        return CheckResult(
+            "disk",
+            "warning",
+            text,
+            f"make room: below {format_size(_FULL_DISK_BYTES)} enqueues fail",
         )
     advice = "make room: enqueues are refused, what is left is for settling the jobs stored here"
-    return Finding("disk", "error", text, advice)
+    return CheckResult("disk", "error", text, advice)
 
 
-def log(path: Path) -> Finding:
+def check_log(path: Path) -> CheckResult:
     """How long the write-ahead log has grown."""
     try:
         length = path.with_name(f"{path.name}-wal").stat().st_size
     except FileNotFoundError:
         length = 0
     text = f"the write-ahead log has {format_size(length)}"
-    if length <= _LONG_LOG:
-        return Finding("log", "good", text)
+    if length <= _LONG_LOG_BYTES:
+        return CheckResult("log", "good", text)
     advice = (
         "find who keeps a read open (a sqlite3 shell, a backup that hangs) and end it: until then "
         "the log grows, and every read is slower"
     )
-    return Finding("log", "warning", f"{text}, {format_size(_LOG)} are usual", advice)
+    return CheckResult(
+        "log", "warning", f"{text}, {format_size(_CHECKPOINT_BYTES)} are usual", advice
+    )
 
 
-def _clock(db: Database) -> Finding:
+def _check_clock(db: Database) -> CheckResult:
     now = db.now / MICRO
-    if now < _BUILT:
-        return Finding("clock", "error", "the clock of this host was never set", "set it, use NTP")
-    latest = (_examined(db)[1] or 0) / MICRO
+    if now < _EARLIEST_CLOCK:
+        return CheckResult(
+            "clock", "error", "the clock of this host was never set", "set it, use NTP"
+        )
+    latest = (_read_format_and_latest(db)[1] or 0) / MICRO
     if latest <= now + 1:
-        return Finding("clock", "good", "no job is from the future")
+        return CheckResult("clock", "good", "no job is from the future")
     text = f"the latest job was stored {latest - now:.0f} s in the future: the clock was set back"
     advice = "set it right and use NTP; until then jobs wait longer than they should"
-    return Finding("clock", "warning", text, advice)
+    return CheckResult("clock", "warning", text, advice)
 
 
-def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> Finding:
+def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> CheckResult:
     """Whether the file is whole, as far as `seconds` of reading tell."""
     command = f"sqlite3 {shlex.quote(str(path.absolute()))} 'PRAGMA quick_check'"
     whole = f"to check all of it: {command}"
     if sqlite3.sqlite_version_info < _BOUNDED and path.stat().st_size > _SMALL:
-        return Finding("integrity", "good", f"not checked, as the file is large; {whole}")
+        return CheckResult("integrity", "good", f"not checked, as the file is large; {whole}")
     until = time.monotonic() + seconds
     db.connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
     try:
         rows = db.connection.execute(f"PRAGMA quick_check({_MOST_FAULTS})").fetchall()
     except sqlite3.OperationalError as error:
-        if code_of(error) != sqlite3.SQLITE_INTERRUPT:
+        if get_error_code(error) != sqlite3.SQLITE_INTERRUPT:
             raise
         text = f"no fault found in {seconds:g} s; {whole}"
-        return Finding("integrity", "good", text)
+        return CheckResult("integrity", "good", text)
     finally:
         db.connection.set_progress_handler(None, 0)
     if rows == [("ok",)]:
-        return Finding("integrity", "good", "the whole file was checked")
+        return CheckResult("integrity", "good", "the whole file was checked")
     found = " ".join("; ".join(str(row[0]) for row in rows).split())
     advice = (
         "stop every process that uses it, keep a copy of it with its -wal file, then restore a "
         f"backup or save what can be saved: sqlite3 {shlex.quote(path.name)} .recover | "
         "sqlite3 recovered.db"
     )
-    return Finding("integrity", "error", f"the file is damaged: {found}", advice)
+    return CheckResult("integrity", "error", f"the file is damaged: {found}", advice)
 
 
-async def reading(ping: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
+async def check_read_latency(ping: Callable[[], Awaitable[None]], clock: Clock) -> CheckResult:
     """How long a read takes, the way that a caller's does: the best of some."""
     try:
         took = min([await measure_seconds(ping, clock) for _ in range(_READS)])
     except BackendError as error:
-        return finding_of("reading", error)
+        return make_failed_check("reading", error)
     text = f"a read takes {1000 * took:.1f} ms"
     if took < _SLOW_READ:
-        return Finding("reading", "good", text)
-    return Finding("reading", "warning", text, "see whether the disk or the host is overloaded")
+        return CheckResult("reading", "good", text)
+    return CheckResult("reading", "warning", text, "see whether the disk or the host is overloaded")
 
 
-async def write_lock(take: Callable[[], Awaitable[None]], clock: Clock) -> Finding:
+async def check_write_lock(take_lock: Callable[[], Awaitable[None]], clock: Clock) -> CheckResult:
     """How long the lock that all who write share is waited for."""
     try:
-        took = await measure_seconds(take, clock)
+        took = await measure_seconds(take_lock, clock)
     except BackendError as error:
-        return finding_of("write lock", error)
+        return make_failed_check("write lock", error)
     text = f"had after {1000 * took:.1f} ms"
     if took < _SLOW_LOCK:
-        return Finding("write lock", "good", text)
+        return CheckResult("write lock", "good", text)
     advice = "find what else writes this file in long transactions, and end or shorten them"
-    return Finding("write lock", "warning", text, advice)
+    return CheckResult("write lock", "warning", text, advice)
 
 
-def _examined(db: Database) -> tuple[int, int | None]:
-    found = db.one("examined")
+def _read_format_and_latest(db: Database) -> tuple[int, int | None]:
+    found = db.fetch_one("examined")
     assert found is not None
     return found[0], found[1]
 
 
-def _pragma(db: Database, name: str) -> Any:  # noqa: ANN401 (what SQLite gives)
+def _read_pragma(db: Database, name: str) -> Any:  # noqa: ANN401 (what SQLite gives)
     return db.connection.execute(f"PRAGMA {name}").fetchone()[0]

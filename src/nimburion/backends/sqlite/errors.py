@@ -10,57 +10,57 @@ from pathlib import Path
 
 from nimburion.backends.sqlite.connection.path import is_folder
 from nimburion.core.errors import (
+    BackendCorrupt,
     BackendError,
+    BackendFull,
+    BackendReadOnly,
     BackendUnavailable,
-    StoreCorrupt,
-    StoreFull,
-    StoreReadOnly,
     Unstorable,
 )
 
-_PRIMARY = 0xFF
-_EFFECTIVE = os.access in os.supports_effective_ids
+_PRIMARY_CODE_MASK = 0xFF
+_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
+def map_errors(path: Path) -> Iterator[None]:
     """Raise the store's own error for each of the driver's, which stays as its cause."""
     try:
         yield
     except sqlite3.Error as error:
-        raise meaning_of(error, path) from error
+        raise map_error(error, path) from error
     except (UnicodeEncodeError, OverflowError) as error:
         raise Unstorable(f"SQLite cannot hold this: {error}") from error
 
 
-def code_of(error: BaseException) -> int:
+def get_error_code(error: BaseException) -> int:
     """SQLite's primary result code, 0 where the driver gives none."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
-    return (code or 0) & _PRIMARY
+    return (code or 0) & _PRIMARY_CODE_MASK
 
 
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether another connection holds the lock just now."""
-    return code_of(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+    return get_error_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def meaning_of(error: sqlite3.Error, path: Path) -> BackendError:
+def map_error(error: sqlite3.Error, path: Path) -> BackendError:
     """The error of the contract that says the same."""
-    code = code_of(error)
+    code = get_error_code(error)
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return BackendUnavailable(
             f"another process kept {path} locked; nothing was written", outcome="not applied"
         )
     if code == sqlite3.SQLITE_FULL or _cannot_grow(error):
-        return StoreFull(
+        return BackendFull(
             f"{path} cannot grow: the disk is full, but for what is needed to settle the jobs that "
             "are stored, or a quota or size limit is reached; nothing was written. Make room, and "
             "it goes on by itself"
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
-        return _unwritable(error, path)
+        return _map_write_error(error, path)
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-        return StoreCorrupt(
+        return BackendCorrupt(
             f"{path} cannot be read ({error}); nothing was changed. Stop every process that uses "
             f"it, keep a copy of it with its -wal file, then restore a backup or save what can be "
             f"saved: sqlite3 {path.name} .recover | sqlite3 recovered.db"
@@ -78,9 +78,9 @@ def _cannot_grow(error: sqlite3.Error) -> bool:
     return found in {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
-def _unwritable(error: sqlite3.Error, path: Path) -> BackendError:
+def _map_write_error(error: sqlite3.Error, path: Path) -> BackendError:
     """A file that cannot be opened for writing: why, and what to do."""
-    if os.access(path.parent.parent, os.X_OK, effective_ids=_EFFECTIVE) and not is_folder(
+    if os.access(path.parent.parent, os.X_OK, effective_ids=_EFFECTIVE_IDS) and not is_folder(
         path.parent
     ):
         return BackendUnavailable(
@@ -88,12 +88,12 @@ def _unwritable(error: sqlite3.Error, path: Path) -> BackendError:
         )
     for what in (path, path.parent):
         seen = os.access(what, os.F_OK) or what == path.parent
-        if seen and not os.access(what, os.W_OK, effective_ids=_EFFECTIVE):
-            return StoreReadOnly(
+        if seen and not os.access(what, os.W_OK, effective_ids=_EFFECTIVE_IDS):
+            return BackendReadOnly(
                 f"{what} is not writable for this user; nothing was written. SQLite needs to write "
                 f"the file and its folder: change the owner or mode, or choose another place"
             )
-    return StoreReadOnly(
+    return BackendReadOnly(
         f"{path} cannot be written ({error}); nothing was written. Is the file system mounted "
         f"read-only, or {path} no regular file?"
     )

@@ -11,36 +11,36 @@ import msgspec
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.reserve import (
     Lanes,
-    choose,
+    choose_jobs,
     count_fitting,
-    gates_of,
+    decode_limits,
+    find_open_lanes,
+    find_waiting_lanes,
     lease,
-    open_lanes,
     sizes_of,
-    waiting_of,
 )
-from nimburion.backends.sqlite.settle import settle, wait_or_cancel
-from nimburion.backends.sqlite.transitions import Held
+from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
+from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, Want
-from nimburion.core.job import NO_OPTIONS, Options
+from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
-from nimburion.core.session import Gate
+from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Settled, Settlement
 
-PROMOTED = 10_000
+MAX_PROMOTED = 10_000
 """Jobs that one exchange promotes at most; more became due at once only after an outage."""
 
-_LETTERS = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
-_RESULTS = {letter: result for result, letter in _LETTERS.items()}
+_RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
+_RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
 _encode = msgspec.json.Encoder().encode
-_names = msgspec.json.Decoder(frozenset[str]).decode
-_seqs = msgspec.json.Decoder(list[int]).decode
-_options = msgspec.json.Decoder(Options).decode
+_decode_names = msgspec.json.Decoder(frozenset[str]).decode
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_options = msgspec.json.Decoder(JobOptions).decode
 
 
-class Parcel(msgspec.Struct, array_like=True, gc=False):
+class ReservedJob(msgspec.Struct, array_like=True, gc=False):
     """One job as `deliver` lists it."""
 
     seq: int
@@ -56,69 +56,83 @@ class Parcel(msgspec.Struct, array_like=True, gc=False):
     options: str | None
 
 
-Parcelled = tuple[Parcel, bytes, Lane]
+Parcelled = tuple[ReservedJob, bytes, Lane]
 """A job, its payload and its lane."""
 
-_parcels = msgspec.json.Decoder(list[Parcel]).decode
+_decode_reserved_jobs = msgspec.json.Decoder(list[ReservedJob]).decode
 
 
-class Head(NamedTuple):
+class SessionHead(NamedTuple):
     """What an exchange knows before it begins."""
 
-    n: int
-    number: int
+    session: int
+    last_exchange_number: int
     results: str
     left_at: int | None
     dead_at: int | None
     paused: str
-    gates: str
+    limits: str
     next_due: int | None
-    keyed: int
+    has_unique_keys: int
 
 
-class Answer(NamedTuple):
+class ExchangeResult(NamedTuple):
     """What an exchange found; a reply once it is mapped, which happens after the commit."""
 
     results: list[Settled]
-    parcels: list[Parcelled]
+    reserved: list[Parcelled]
     nonce: bytes
     waiting: list[Lane]
     next_due: int | None
     now: int
 
 
-def exchange(
-    db: Database, session_id: str, number: int, settlements: Sequence[Settlement], want: Want
-) -> Answer:
+def run_exchange(
+    db: Database,
+    session_id: str,
+    number: int,
+    settlements: Sequence[Settlement],
+    request: ReserveRequest,
+) -> ExchangeResult:
     """See `Backend.exchange`."""
-    head = head_of(db, session_id)
-    if number == head.number and number > 0:
-        return repeated(db, head, want)
-    if number != head.number + 1:
-        raise OutOfOrder(f"exchange {number} after {head.number} of session {session_id}")
-    gates = gates_of(head.gates)
-    keyed = bool(head.keyed)
-    results = settle(db, head.n, settlements, gated=bool(gates), keyed=keyed) if settlements else []
+    head = read_session_head(db, session_id)
+    if number == head.last_exchange_number and number > 0:
+        return repeat_result(db, head, request)
+    if number != head.last_exchange_number + 1:
+        raise OutOfOrder(
+            f"exchange {number} after {head.last_exchange_number} of session {session_id}"
+        )
+    gates = decode_limits(head.limits)
+    keyed = bool(head.has_unique_keys)
+    results = (
+        settle_batch(db, head.session, settlements, has_limits=bool(gates), has_unique_keys=keyed)
+        if settlements
+        else []
+    )
     next_due = promote_due(db, head, settled=bool(settlements))
-    freed = gates_of(db.value("gates")) if gates else gates
-    lanes = open_lanes(db, want, _names(head.paused), freed)
-    parcels = hand_out(db, (head.n, number), want, lanes, freed)
-    taken = gates_of(db.value("gates")) if gates else gates
-    if any(now.held < now.limit <= gates[name].held for name, now in taken.items()):
-        db.ring([EVERY_QUEUE])
-    db.run("exchange_note", head.n, number, "".join([_LETTERS[one] for one in results]))
-    waiting = waiting_of(db, still_open(lanes, taken))
-    return Answer(results, parcels, want.nonce, waiting, next_due, db.now)
+    freed = decode_limits(db.fetch_value("gates")) if gates else gates
+    lanes = find_open_lanes(db, request, _decode_names(head.paused), freed)
+    parcels = hand_out(db, (head.session, number), request, lanes, freed)
+    taken = decode_limits(db.fetch_value("gates")) if gates else gates
+    if any(now.in_use < now.limit <= gates[name].in_use for name, now in taken.items()):
+        db.notify([EVERY_QUEUE])
+    db.run("exchange_note", head.session, number, "".join([_RESULT_CODES[one] for one in results]))
+    waiting = find_waiting_lanes(db, exclude_full_limits(lanes, taken))
+    return ExchangeResult(results, parcels, request.nonce, waiting, next_due, db.now)
 
 
 def hand_out(
-    db: Database, by: tuple[int, int], want: Want, lanes: Lanes, gates: dict[str, Gate]
+    db: Database,
+    by: tuple[int, int],
+    want: ReserveRequest,
+    lanes: Lanes,
+    gates: dict[str, ConcurrencyLimit],
 ) -> list[Parcelled]:
     """Lease the first of the merge that fit one reply, and read them, in rank order.
 
     Their payloads are read first, as they seldom are too much; what is too much then stays in line.
     """
-    seqs = choose(db, want, lanes, gates) if want.total > 0 and lanes else []
+    seqs = choose_jobs(db, want, lanes, gates) if want.total > 0 and lanes else []
     if not seqs:
         return []
     if db.looks_ahead:
@@ -127,7 +141,7 @@ def hand_out(
         db.looks_ahead = count < len(seqs)
         leave_in_line(db, [lane for lane, _ in sizes[count:]])
         del seqs[count:]
-    parcels = parcels_of(db, seqs)
+    parcels = read_reserved_jobs(db, seqs)
     count = fitting(parcels, want.max_bytes)
     if count < len(seqs):
         db.looks_ahead = True
@@ -151,40 +165,45 @@ def leave_in_line(db: Database, lanes: list[int]) -> None:
         db.run("gate_release", lane)
 
 
-def head_of(db: Database, session_id: str) -> Head:
+def read_session_head(db: Database, session_id: str) -> SessionHead:
     """The session and what holds for all; `SessionLost` when it is not alive."""
-    row = db.one("exchange_head", session_id)
+    row = db.fetch_one("exchange_head", session_id)
     if row is None or row[3] is not None or row[4] is not None:
         raise SessionLost(session_id)
-    return Head(*row)
+    return SessionHead(*row)
 
 
-def repeated(db: Database, head: Head, want: Want) -> Answer:
+def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> ExchangeResult:
     """The same answer again; what does not fit it any more goes back to the line."""
-    listed, nonce = db.one("lease_repeat", head.n, head.number) or ("[]", None)
-    seqs = _seqs(listed)
-    count = count_fitting([size for _, size in sizes_of(db, seqs)], want.max_bytes)
+    listed, nonce = db.fetch_one("lease_repeat", head.session, head.last_exchange_number) or (
+        "[]",
+        None,
+    )
+    seqs = _decode_seqs(listed)
+    count = count_fitting([size for _, size in sizes_of(db, seqs)], request.max_bytes)
     for seq in seqs[count:]:
-        held = db.one("lease_get", head.n, seq)
+        held = db.fetch_one("lease_get", head.session, seq)
         assert held is not None, "it was read just now, in this transaction"
-        wait_or_cancel(db, Held(*held), settles=False)
-    lanes = open_lanes(db, want, _names(head.paused), gates_of(db.value("gates")))
-    return Answer(
-        [_RESULTS[letter] for letter in head.results],
-        parcels_of(db, seqs[:count]),
+        requeue_or_cancel(db, LeaseRow(*held), settles=False)
+    lanes = find_open_lanes(
+        db, request, _decode_names(head.paused), decode_limits(db.fetch_value("gates"))
+    )
+    return ExchangeResult(
+        [_RESULTS_BY_CODE[letter] for letter in head.results],
+        read_reserved_jobs(db, seqs[:count]),
         nonce or b"",
-        waiting_of(db, lanes),
+        find_waiting_lanes(db, lanes),
         head.next_due,
         db.now,
     )
 
 
-def promote_due(db: Database, head: Head, *, settled: bool) -> int | None:
+def promote_due(db: Database, head: SessionHead, *, settled: bool) -> int | None:
     """Put what became due into the line; the earliest due time still ahead."""
-    due = db.value("next_due") if settled else head.next_due
+    due = db.fetch_value("next_due") if settled else head.next_due
     if due is not None and due <= db.now:
-        promote(db, PROMOTED)
-        due = db.value("next_due")
+        promote(db, MAX_PROMOTED)
+        due = db.fetch_value("next_due")
     return due
 
 
@@ -195,44 +214,44 @@ def promote(db: Database, limit: int) -> int:
     return count
 
 
-def promote_and_ring(db: Database, limit: int) -> tuple[int, int | None]:
+def promote_and_notify(db: Database, limit: int) -> tuple[int, int | None]:
     """Promote by itself: how many, and the earliest due time still set aside."""
-    lanes = _seqs(db.value("promote_lanes", db.now, limit))
+    lanes = _decode_seqs(db.fetch_value("promote_lanes", db.now, limit))
     count = promote(db, limit) if lanes else 0
-    db.ring({db.lane(lane).queue for lane in lanes})
-    return count, db.value("next_due")
+    db.notify({db.get_lane(lane).queue for lane in lanes})
+    return count, db.fetch_value("next_due")
 
 
-def still_open(lanes: Lanes, gates: dict[str, Gate]) -> Lanes:
+def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> Lanes:
     """The lanes that may still be served after what was taken."""
-    if not gates:
+    if not limits:
         return lanes
-    full = {name for name, gate in gates.items() if gate.held >= gate.limit}
+    full = {name for name, gate in limits.items() if gate.in_use >= gate.limit}
     return {number: lane for number, lane in lanes.items() if lane.name not in full}
 
 
-def parcels_of(db: Database, seqs: list[int]) -> list[Parcelled]:
+def read_reserved_jobs(db: Database, seqs: list[int]) -> list[Parcelled]:
     """Jobs with their payloads, in this order."""
     if not seqs:
         return []
     try:
-        listed, payloads = db.one("deliver", _encode(seqs).decode())  # type: ignore[misc]
+        listed, payloads = db.fetch_one("deliver", _encode(seqs).decode())  # type: ignore[misc]
     except sqlite3.DataError:  # their payloads together are too large for one value
         if len(seqs) == 1:
             raise
         half = len(seqs) // 2
-        return parcels_of(db, seqs[:half]) + parcels_of(db, seqs[half:])
+        return read_reserved_jobs(db, seqs[:half]) + read_reserved_jobs(db, seqs[half:])
     found, at = {}, 0
-    for parcel in _parcels(listed):
+    for parcel in _decode_reserved_jobs(listed):
         end = at + parcel.size
-        found[parcel.seq] = (parcel, payloads[at:end], db.lane(parcel.lane))
+        found[parcel.seq] = (parcel, payloads[at:end], db.get_lane(parcel.lane))
         at = end
     return [found[seq] for seq in seqs]
 
 
-def reply_of(answer: Answer) -> Reply:
+def make_reply(result: ExchangeResult) -> Reply:
     """The answer in the words of the contract."""
-    nonce = answer.nonce
+    nonce = result.nonce
     deliveries = [
         Delivery(
             Lease(parcel.id, Token(parcel.fence + 1, nonce), parcel.seq),
@@ -244,9 +263,9 @@ def reply_of(answer: Answer) -> Reply:
             parcel.lost,
             parcel.due / MICRO,
             parcel.created_at / MICRO,
-            NO_OPTIONS if parcel.options is None else _options(parcel.options),
+            NO_JOB_OPTIONS if parcel.options is None else _decode_options(parcel.options),
         )
-        for parcel, payload, lane in answer.parcels
+        for parcel, payload, lane in result.reserved
     ]
-    next_due = None if answer.next_due is None else answer.next_due / MICRO
-    return Reply(answer.results, deliveries, answer.waiting, next_due, answer.now / MICRO)
+    next_due = None if result.next_due is None else result.next_due / MICRO
+    return Reply(result.results, deliveries, result.waiting, next_due, result.now / MICRO)

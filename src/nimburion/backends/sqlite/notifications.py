@@ -20,43 +20,43 @@ from pathlib import Path
 from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
 from nimburion.core.errors import NimburionError
 
-_LONGEST = 100
+_MAX_PATH_BYTES = 100
 """Bytes of a socket's path; systems allow 104 to 108."""
-_LARGEST = 4096
+_MAX_MESSAGE_BYTES = 4096
 """Bytes of a message; more queues than fit are rung as all."""
-_SETTLED = 50_000_000
+_MTIME_SETTLED_NS = 50_000_000
 """Nanoseconds after which a folder's time tells of every change before."""
 
 
-def bells_of(path: Path) -> Path:
+def find_socket_folder(path: Path) -> Path:
     """The folder of the sockets: beside the file, or a short path that stands for it."""
     place = path.resolve()
     beside = place.with_name(place.name + "-bells")
-    if len(os.fsencode(beside)) + 20 <= _LONGEST:
+    if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES:
         return beside
     mark = hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest()
     return Path(tempfile.gettempdir()) / f"nimburion-{mark}"
 
 
-class Bells:
+class SocketNotifier:
     """Sends: rings the other processes. For one thread."""
 
     def __init__(self, folder: Path, own: str) -> None:
         self._folder = folder
         self._own = own
         self._others: list[str] = []
-        self._seen = -1
+        self._folder_mtime = -1
         self._socket: socket.socket | None = None
 
-    def ring(self, queues: Collection[str]) -> None:
+    def notify(self, queues: Collection[str]) -> None:
         """Send the names of these queues to everybody else who waits."""
-        self._look()
+        self._refresh()
         if not self._others:
             return
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)  # noqa: FBT003 (the library's)
-        message = written(queues)
+        message = encode_queues(queues)
         for other in self._others:
             self._send(self._socket, message, other)
 
@@ -70,20 +70,20 @@ class Bells:
         try:
             sender.sendto(message, other)
         except ConnectionRefusedError:  # its process died
-            self._seen = -1
+            self._folder_mtime = -1
             with suppress(OSError):
                 Path(other).unlink()
         except OSError:  # full: it is rung already; gone: the next look will miss it
             return
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """Read the folder again, unless its time says that nothing changed."""
         try:
             changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116 (five times as fast)
         except OSError:
-            self._others, self._seen = [], -1
+            self._others, self._folder_mtime = [], -1
             return
-        if changed == self._seen:
+        if changed == self._folder_mtime:
             return
         with suppress(OSError):
             self._others = [
@@ -91,23 +91,23 @@ class Bells:
                 for name in sorted(os.listdir(self._folder))  # noqa: PTH208
                 if name != self._own
             ]
-        self._seen = changed if time.time_ns() - changed > _SETTLED else -1
+        self._folder_mtime = changed if time.time_ns() - changed > _MTIME_SETTLED_NS else -1
 
 
-class Doorbell:
+class SocketListener:
     """Hears: the socket of this handle, and its callers who wait. For the loop's thread."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / name
         self._socket: socket.socket | None = None
         self._waiters = Waiters()
-        self.listening: bool = False
+        self.is_listening: bool = False
 
     def listen(self) -> None:
         """Bind the socket, once; without one, only this process's own rings are heard."""
-        if self.listening:
+        if self.is_listening:
             return
-        self.listening = True
+        self.is_listening = True
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         bell.setblocking(False)  # noqa: FBT003 (the library's)
         try:
@@ -124,7 +124,7 @@ class Doorbell:
     ) -> None:
         """Return when one of the queues is rung, or after `timeout` seconds as `sleep` has them."""
         self.listen()
-        self._drain()
+        self._read_messages()
         if self._waiters.take_missed(queues):
             return
         self._watch()
@@ -133,13 +133,13 @@ class Doorbell:
                 await wait_until(notified, sleep(timeout))
         finally:
             if not self._waiters:  # a busy worker is not to be disturbed
-                self._unwatch()
+                self._stop_reading()
 
     def wake(self, queues: Collection[str]) -> None:
         """These queues were rung. What nobody waits for is kept for the next who does."""
         self._waiters.notify(queues)
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Let go of the socket where the loop that watched it is gone."""
         self._waiters.discard_all()
         bell, self._socket = self._socket, None
@@ -152,100 +152,100 @@ class Doorbell:
         """Remove the socket, and the folder when it was the last."""
         self._waiters.end_all()
         if self._socket is not None:
-            self._unwatch()
+            self._stop_reading()
             self._socket.close()
             self._socket = None
             with suppress(OSError):
                 self._path.unlink()
             with suppress(OSError):
                 self._path.parent.rmdir()
-        self.listening = False
+        self.is_listening = False
 
     def _watch(self) -> None:
         if not self._waiters and self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._drain)
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read_messages)
 
-    def _unwatch(self) -> None:
+    def _stop_reading(self) -> None:
         if self._socket is not None:
             with suppress(RuntimeError):
                 asyncio.get_running_loop().remove_reader(self._socket.fileno())
 
-    def _drain(self) -> None:
+    def _read_messages(self) -> None:
         """Take every message that has come."""
         if self._socket is None:
             return
         with suppress(OSError):
             while True:
-                self._waiters.notify(read(self._socket.recv(_LARGEST)))
+                self._waiters.notify(decode_queues(self._socket.recv(_MAX_MESSAGE_BYTES)))
 
 
-class Chime:
+class SQLiteNotifier:
     """Rings everybody, this process included. For the loop's thread."""
 
-    def __init__(self, bells: Bells, doorbell: Doorbell) -> None:
-        self._bells = bells
-        self._doorbell = doorbell
+    def __init__(self, sender: SocketNotifier, listener: SocketListener) -> None:
+        self._sender = sender
+        self._listener = listener
 
-    def ring(self, queues: Collection[str]) -> None:
+    def notify(self, queues: Collection[str]) -> None:
         """Wake who waits for one of these queues."""
         if queues:
-            self._bells.ring(queues)
-            if self._doorbell.listening:
-                self._doorbell.wake(queues)
+            self._sender.notify(queues)
+            if self._listener.is_listening:
+                self._listener.wake(queues)
 
     def close(self) -> None:
         """Let go of the socket."""
-        self._bells.close()
+        self._sender.close()
 
 
-def written(queues: Collection[str]) -> bytes:
+def encode_queues(queues: Collection[str]) -> bytes:
     """A message: queue names by line; empty for all of them."""
     if EVERY_QUEUE in queues:
         return b""
     message = "\n".join(sorted(queues)).encode()
-    return message if len(message) <= _LARGEST else b""
+    return message if len(message) <= _MAX_MESSAGE_BYTES else b""
 
 
-def read(message: bytes) -> set[str]:
+def decode_queues(message: bytes) -> set[str]:
     """The queues of a message."""
     if not message:
         return {EVERY_QUEUE}
     return set(message.decode(errors="replace").split("\n"))
 
 
-_FIRST = 0.001
+_FIRST_INTERVAL = 0.001
 _MAX_INTERVAL = 0.05
-_PATIENCE = 60.0
+_COMMIT_TIMEOUT = 60.0
 """Seconds after which a transaction is taken for rolled back; its jobs are found by a poll then."""
 
-Look = Callable[[list[str]], Awaitable[Collection[str]]]
+FindCommitted = Callable[[list[str]], Awaitable[Collection[str]]]
 """Which of these job ids are to be seen by everybody."""
-Ring = Callable[[Collection[str]], None]
+Notify = Callable[[Collection[str]], None]
 
 
-class Watch:
+class CommitPoller:
     """The jobs of open transactions, and the queues to ring for each. For the loop's thread."""
 
     def __init__(
         self,
-        look: Look,
-        ring: Ring,
+        find_committed: FindCommitted,
+        notify: Notify,
         *,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._look = look
-        self._ring = ring
-        self._pause = pause
-        self._open: dict[str, tuple[float, Collection[str]]] = {}
+        self._find_committed = find_committed
+        self._notify = notify
+        self._sleep = sleep
+        self._uncommitted: dict[str, tuple[float, Collection[str]]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._interval = _FIRST
+        self._interval = _FIRST_INTERVAL
 
     def add(self, job_id: str, queues: Collection[str]) -> None:
         """Ring these queues once this job is to be seen."""
-        self._open[job_id] = (asyncio.get_running_loop().time() + _PATIENCE, queues)
-        self._interval = _FIRST
+        self._uncommitted[job_id] = (asyncio.get_running_loop().time() + _COMMIT_TIMEOUT, queues)
+        self._interval = _FIRST_INTERVAL
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._watch(), name="nimburion-commits")
+            self._task = asyncio.create_task(self._poll_until_empty(), name="nimburion-commits")
 
     async def close(self) -> None:
         """Look a last time."""
@@ -253,23 +253,23 @@ class Watch:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await self.look()
-            self._open.clear()
+            await self.poll()
+            self._uncommitted.clear()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Ring for what is committed by now. A look that fails is tried again."""
-        if not self._open:
+        if not self._uncommitted:
             return
         with suppress(NimburionError):
-            for job_id in await self._look(list(self._open)):
-                _, queues = self._open.pop(job_id, (0.0, ()))
-                self._ring(queues)
+            for job_id in await self._find_committed(list(self._uncommitted)):
+                _, queues = self._uncommitted.pop(job_id, (0.0, ()))
+                self._notify(queues)
 
-    async def _watch(self) -> None:
-        while self._open:
-            await self._pause(self._interval)
+    async def _poll_until_empty(self) -> None:
+        while self._uncommitted:
+            await self._sleep(self._interval)
             self._interval = min(1.5 * self._interval, _MAX_INTERVAL)
-            await self.look()
+            await self.poll()
             now = asyncio.get_running_loop().time()
-            for job_id in [one for one, (until, _) in self._open.items() if until < now]:
-                del self._open[job_id]
+            for job_id in [one for one, (until, _) in self._uncommitted.items() if until < now]:
+                del self._uncommitted[job_id]

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 import msgspec
 
 from nimburion.backends.sqlite import transitions
-from nimburion.backends.sqlite.connection.database import MICRO, Database, micros
-from nimburion.backends.sqlite.enqueue import enqueue, holder_of
-from nimburion.backends.sqlite.queries import matching
+from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder
+from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import FINISHED, NewJob, Options, State
+from nimburion.core.job import FINISHED, JobOptions, NewJob, State
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 
-TOMBSTONE = 86_400 * MICRO
+ENDED_SESSION_RETENTION = 86_400 * MICRO
 """How long the id of a dead session is remembered, in microseconds."""
 
 _encode = msgspec.json.Encoder().encode
-_options = msgspec.json.Decoder(Options).decode
-_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_options = msgspec.json.Decoder(JobOptions).decode
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 
 def cancel(db: Database, job_id: str) -> Cancellation:
     """See `Backend.cancel`."""
-    row = db.one("job_find", job_id)
+    row = db.fetch_one("job_find", job_id)
     if row is None:
         raise JobNotFound(job_id)
     seq, state, lane = row
@@ -45,7 +45,7 @@ def pause(db: Database, queue: str, *, paused: bool) -> None:
         db.run("pause_set", queue)
     else:
         db.run("pause_drop", queue)
-        db.ring([queue])
+        db.notify([queue])
 
 
 def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Replayed:
@@ -53,32 +53,32 @@ def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Rep
     if which.states is not None and State.FAILED not in which.states:
         return Replayed([], [])
     failed = msgspec.structs.replace(which, states=frozenset({State.FAILED}))
-    seqs, more = matching(db, failed, limit, after)
+    seqs, more = find_matching(db, failed, limit, after)
     replayed = Replayed([], [], more)
     for seq in seqs:
-        job_id, lane, priority, options = db.one("replay_get", seq)  # type: ignore[misc]
-        if not take_key_again(db, job_id, lane, options):
+        job_id, lane, priority, options = db.fetch_one("replay_get", seq)  # type: ignore[misc]
+        if not retake_key(db, job_id, lane, options):
             replayed.held.append(job_id)
             continue
         db.run("replay_set", seq, db.now)
-        transitions.put_in_line(db, lane, priority, db.now, seq, retry=False)
+        transitions.put_in_lane(db, lane, priority, db.now, seq, retry=False)
         replayed.ids.append(job_id)
     return replayed
 
 
-def take_key_again(db: Database, job_id: str, lane: int, options: str | None) -> bool:
+def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> bool:
     """Whether the job may have its unique key again; true where it has none."""
     if options is None:
         return True
-    asked = _options(options)
+    asked = _decode_options(options)
     if asked.unique_key is None:
         return True
-    name = db.lane(lane).name
-    holder = holder_of(db, name, asked.unique_key)
+    name = db.get_lane(lane).name
+    holder = find_key_holder(db, name, asked.unique_key)
     if holder is not None and holder != job_id:
         return False
     if holder is None:
-        until = None if asked.unique_for is None else db.now + micros(asked.unique_for)
+        until = None if asked.unique_for is None else db.now + to_micros(asked.unique_for)
         db.run("unique_take", name, asked.unique_key, job_id, until)
     return True
 
@@ -88,14 +88,14 @@ def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
     finished = which.finished_states
     if not finished:
         return []
-    seqs, _ = matching(db, msgspec.structs.replace(which, states=finished), limit, None)
+    seqs, _ = find_matching(db, msgspec.structs.replace(which, states=finished), limit, None)
     listed = _encode(seqs).decode()
     ids = dict(db.run("job_ids", listed))
-    forget(db, listed)
+    delete_jobs(db, listed)
     return [ids[seq] for seq in seqs]
 
 
-def forget(db: Database, listed: str) -> None:
+def delete_jobs(db: Database, listed: str) -> None:
     """Drop finished jobs and all that belongs to them."""
     db.run("forget_history", listed)
     db.run("forget_progress", listed)
@@ -104,7 +104,7 @@ def forget(db: Database, listed: str) -> None:
 
 def prune(db: Database, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
-    db.run("session_forget", db.now - TOMBSTONE)
+    db.run("session_forget", db.now - ENDED_SESSION_RETENTION)
     left = limit
     for state, seconds in (
         (COMPLETED, keep.completed),
@@ -112,19 +112,21 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
         (FAILED, keep.failed),
     ):
         if seconds is not None and left > 0:
-            left -= forget_all(db, db.value("prune_older", state, db.now - micros(seconds), left))
+            left -= delete_listed(
+                db, db.fetch_value("prune_older", state, db.now - to_micros(seconds), left)
+            )
     if keep.completed_max is not None and left > 0:
-        left -= forget_all(db, db.value("prune_beyond", keep.completed_max, left))
+        left -= delete_listed(db, db.fetch_value("prune_beyond", keep.completed_max, left))
     if keep.results is not None and left > 0:
-        left -= db.run("prune_results", db.now - micros(keep.results), left).rowcount
+        left -= db.run("prune_results", db.now - to_micros(keep.results), left).rowcount
     return limit - left
 
 
-def forget_all(db: Database, listed: str) -> int:
+def delete_listed(db: Database, listed: str) -> int:
     """Drop the jobs of a JSON array; how many."""
-    seqs: Sequence[int] = _seqs(listed)
+    seqs: Sequence[int] = _decode_seqs(listed)
     if seqs:
-        forget(db, listed)
+        delete_jobs(db, listed)
     return len(seqs)
 
 
@@ -157,11 +159,11 @@ def delete_schedule(db: Database, name: str) -> bool:
 
 
 def fire(
-    db: Database, name: str, move: tuple[float | None, float], job: NewJob, overlap: Overlap
+    db: Database, name: str, ticks: tuple[float | None, float], job: NewJob, overlap: Overlap
 ) -> Fired:
     """See `Backend.fire`; `move` is from which last tick to which."""
-    expected_last, tick = move
-    row = db.one("schedule_get", name)
+    expected_last, tick = ticks
+    row = db.fetch_one("schedule_get", name)
     if row is None:
         return Fired("missing")
     paused, last_tick, last_job = row
@@ -169,18 +171,18 @@ def fire(
         return Fired("paused")
     if last_tick != expected_last:
         return Fired("moved")
-    if last_job is not None and not makes_way(db, last_job, overlap):
+    if last_job is not None and not allows_next_job(db, last_job, overlap):
         db.run("schedule_move", name, tick, None)
         return Fired("skipped")
-    (result,) = enqueue(db, [job])
+    (result,) = enqueue_jobs(db, [job])
     stored = result.outcome in {"created", "exists"}
     db.run("schedule_move", name, tick, result.id if stored else None)
     return Fired("fired", result.id) if stored else Fired("skipped")
 
 
-def makes_way(db: Database, last_job: str, overlap: Overlap) -> bool:
+def allows_next_job(db: Database, last_job: str, overlap: Overlap) -> bool:
     """Whether the schedule's previous job lets the next one in."""
-    row = db.one("job_state", last_job, db.now)
+    row = db.fetch_one("job_state", last_job, db.now)
     if row is None or overlap == "allow" or State(row[0]) in FINISHED:
         return True
     if overlap == "cancel_previous":

@@ -8,40 +8,40 @@ import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row
-from nimburion.backends.sqlite.sessions import info_of
+from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import (
     FINISHED,
-    NO_OPTIONS,
+    NO_JOB_OPTIONS,
     AttemptError,
+    JobOptions,
     JobRecord,
-    Options,
     Progress,
     State,
 )
 from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
 from nimburion.core.session import SessionInfo
 
-_MANY = 10_000
+_MANY_UNFINISHED = 10_000
 """From so many unfinished jobs on, going back from the newest finds some sooner than sorting."""
 
 _encode = msgspec.json.Encoder().encode
-_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 
-def matching(
+def find_matching(
     db: Database, which: JobFilter, limit: int, after: str | None
 ) -> tuple[list[int], str | None]:
     """The seqs of up to `limit` jobs, and where the next page begins (None: this is the last)."""
-    name, values = question(db, which, limit + 1, after)
-    seqs = _seqs(db.value(name, *values))
+    name, values = choose_statement(db, which, limit + 1, after)
+    seqs = _decode_seqs(db.fetch_value(name, *values))
     if len(seqs) <= limit:
         return seqs, None
     page = seqs[:limit]
     return page, str(page[-1]) if page else after
 
 
-def question(
+def choose_statement(
     db: Database, which: JobFilter, limit: int, after: str | None
 ) -> tuple[str, list[object]]:
     """The statement to ask, and its values."""
@@ -54,15 +54,15 @@ def question(
     if which.states is not None and which.states <= {State.FAILED}:
         return "list_failed", values
     unfinished = which.states is not None and not which.states & FINISHED
-    if unfinished and not db.value("unfinished_many", _MANY):
+    if unfinished and not db.fetch_value("unfinished_many", _MANY_UNFINISHED):
         return "list_unfinished", values
     return "list_newest", values
 
 
-_options = msgspec.json.Decoder(Options).decode
-_history = msgspec.json.Decoder(list[AttemptError]).decode
+_decode_options = msgspec.json.Decoder(JobOptions).decode
+_decode_history = msgspec.json.Decoder(list[AttemptError]).decode
 
-_COUNTED = (
+_COUNT_COLUMNS = (
     State.PENDING,
     State.SCHEDULED,
     State.PROCESSING,
@@ -73,35 +73,35 @@ _COUNTED = (
 )
 
 
-def get(db: Database, job_id: str) -> JobRecord:
+def get_job(db: Database, job_id: str) -> JobRecord:
     """See `Backend.get`."""
-    row = db.one("job_find", job_id)
+    row = db.fetch_one("job_find", job_id)
     if row is None:
         raise JobNotFound(job_id)
-    return records(db, [row[0]], payloads=True)[0]
+    return read_records(db, [row[0]], payloads=True)[0]
 
 
 def list_jobs(
     db: Database, which: JobFilter, limit: int, after: str | None, *, payloads: bool
 ) -> Page:
     """See `Backend.list_jobs`."""
-    seqs, following = matching(db, which, limit, after)
-    return Page(records(db, seqs, payloads=payloads), following)
+    seqs, following = find_matching(db, which, limit, after)
+    return Page(read_records(db, seqs, payloads=payloads), following)
 
 
-def records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
+def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
     """The whole records of jobs, newest first."""
     rows = db.run("records", _encode(seqs).decode(), payloads, db.now)
-    return [record_of(db, row) for row in rows.fetchall()]
+    return [make_record(db, row) for row in rows.fetchall()]
 
 
-def record_of(db: Database, row: Row) -> JobRecord:
-    """One row of `records` in the words of the contract."""
+def make_record(db: Database, row: Row) -> JobRecord:
+    """One row of `read_records` in the words of the contract."""
     (
         job_id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at,
         reason, options, history, fraction, message, session, at, cancel, result, payload,
     ) = row  # fmt: skip
-    stands = db.lane(lane)
+    stands = db.get_lane(lane)
     return JobRecord(
         id=job_id,
         name=stands.name,
@@ -113,30 +113,30 @@ def record_of(db: Database, row: Row) -> JobRecord:
         lost=lost,
         due=due / MICRO,
         created_at=created_at / MICRO,
-        started_at=seconds(started_at if at is None else at),
-        finished_at=seconds(finished_at),
+        started_at=to_seconds(started_at if at is None else at),
+        finished_at=to_seconds(finished_at),
         reason=reason,
-        history=_history(history),
+        history=_decode_history(history),
         progress=None if fraction is None else Progress(fraction, message),
         result=result,
         cancel_requested=bool(cancel),
         session=session,
-        options=NO_OPTIONS if options is None else _options(options),
+        options=NO_JOB_OPTIONS if options is None else _decode_options(options),
     )
 
 
-def seconds(micros: int | None) -> float | None:
+def to_seconds(micros: int | None) -> float | None:
     """A time as the contract has it."""
     return None if micros is None else micros / MICRO
 
 
-def counts(db: Database, queue: str | None) -> dict[State, int]:
+def count_by_state(db: Database, queue: str | None) -> dict[State, int]:
     """See `Backend.counts`."""
     row: Row = db.run("counts", queue, db.now).fetchone()
-    return dict(zip(_COUNTED, row, strict=True))
+    return dict(zip(_COUNT_COLUMNS, row, strict=True))
 
 
-def queues(db: Database) -> list[QueueInfo]:
+def list_queues(db: Database) -> list[QueueInfo]:
     """See `Backend.queues`."""
     return combine_rows(
         LaneRow(
@@ -152,15 +152,15 @@ def queues(db: Database) -> list[QueueInfo]:
     )
 
 
-def sessions(db: Database) -> list[SessionInfo]:
+def list_sessions(db: Database) -> list[SessionInfo]:
     """See `Backend.sessions`."""
-    return [session_of(db, *row) for row in db.run("sessions")]
+    return [make_session_info(db, *row) for row in db.run("sessions")]
 
 
-def session_of(db: Database, job_id: str, info: str, *fields: Any) -> SessionInfo:
+def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> SessionInfo:
     """One row of `sessions` in the words of the contract."""
     ttl, expires, boot, opened_at, left_at, running = fields
-    said = info_of(info)
+    said = decode_description(info)
     return SessionInfo(
         id=job_id,
         host=said.host,
@@ -169,7 +169,7 @@ def session_of(db: Database, job_id: str, info: str, *fields: Any) -> SessionInf
         queues=said.queues,
         names=said.names,
         opened_at=opened_at / MICRO,
-        expires_in=expires - db.boot if boot == db.boot_id else -ttl,
+        expires_in=expires - db.boot_time if boot == db.boot_id else -ttl,
         left=left_at is not None,
         running=running,
     )

@@ -9,20 +9,20 @@ import msgspec
 
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.reserve import gates_of
-from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Counts, Held
+from nimburion.backends.sqlite.reserve import decode_limits
+from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.operations import Rescued
-from nimburion.core.session import Orders, Session
+from nimburion.core.session import HeartbeatReply, Session
 
-_LOST = Counts(lost=1)
+_LOST_INCREMENT = Increments(lost=1)
 _encode = msgspec.json.Encoder().encode
 
 
-class Info(msgspec.Struct, frozen=True, omit_defaults=True):
+class SessionDescription(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker says of itself, as the file keeps it."""
 
     host: str = ""
@@ -32,33 +32,37 @@ class Info(msgspec.Struct, frozen=True, omit_defaults=True):
     names: tuple[str, ...] = ()
 
 
-info_of: Callable[[bytes | str], Info] = msgspec.json.Decoder(Info).decode
+decode_description: Callable[[bytes | str], SessionDescription] = msgspec.json.Decoder(
+    SessionDescription
+).decode
 
 
-class Known(NamedTuple):
+class SessionRow(NamedTuple):
     """A session as far as its own calls need it."""
 
-    n: int
-    info: str
+    session: int
+    description: str
     ttl: float
     left_at: int | None
     dead_at: int | None
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether it may go on."""
         return self.left_at is None and self.dead_at is None
 
 
 def open_session(db: Database, session: Session) -> None:
     """See `Backend.open_session`."""
-    if known(db, session.id) is not None:
-        beat(db, session.id)
+    if find_session(db, session.id) is not None:
+        heartbeat(db, session.id)
         return
-    info = Info(session.host, session.pid, session.owner, session.queues, session.names)
+    info = SessionDescription(
+        session.host, session.pid, session.owner, session.queues, session.names
+    )
     db.run(
         "session_open", session.id, _encode(info).decode(), session.ttl,
-        db.boot + session.ttl, db.boot_id, db.now,
+        db.boot_time + session.ttl, db.boot_id, db.now,
     )  # fmt: skip
     for name in session.names:
         if name in session.limits:
@@ -66,99 +70,103 @@ def open_session(db: Database, session: Session) -> None:
         else:
             db.run("gate_drop", name)
     if session.names:
-        db.ring([EVERY_QUEUE])  # others may wait for a limit that has changed
+        db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 
 
-def known(db: Database, session_id: str) -> Known | None:
+def find_session(db: Database, session_id: str) -> SessionRow | None:
     """The session, dead or alive."""
-    row = db.one("session_get", session_id)
-    return None if row is None else Known(*row)
+    row = db.fetch_one("session_get", session_id)
+    return None if row is None else SessionRow(*row)
 
 
-def beat(db: Database, session_id: str) -> Orders:
-    """See `Backend.beat`."""
-    session = known(db, session_id)
-    if session is None or not session.alive:
+def heartbeat(db: Database, session_id: str) -> HeartbeatReply:
+    """See `Backend.heartbeat`."""
+    session = find_session(db, session_id)
+    if session is None or not session.is_alive:
         raise SessionLost(session_id)
-    db.run("session_beat", session.n, db.boot + session.ttl, db.boot_id)
-    names = set(info_of(session.info).names)
-    gates = gates_of(db.value("gates"))
-    return Orders(
+    db.run("session_beat", session.session, db.boot_time + session.ttl, db.boot_id)
+    names = set(decode_description(session.description).names)
+    gates = decode_limits(db.fetch_value("gates"))
+    return HeartbeatReply(
         cancel=[
             Lease(job_id, Token(fence, nonce), seq)
-            for seq, job_id, fence, nonce in db.run("session_cancels", session.n)
+            for seq, job_id, fence, nonce in db.run("session_cancels", session.session)
         ],
         paused=[queue for (queue,) in db.run("paused_all")],
-        gates={name: gate for name, gate in gates.items() if name in names},
+        limits={name: gate for name, gate in gates.items() if name in names},
     )
 
 
 def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
     """See `Backend.release`."""
-    session = known(db, session_id)
-    if session is None or not session.alive:
+    session = find_session(db, session_id)
+    if session is None or not session.is_alive:
         return
     wanted = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in leases}
-    for held in leases_of(db.run("session_leases", session.n)):
+    for held in read_leases(db.run("session_leases", session.session)):
         if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
-            if held.cancel:
-                transitions.finish_held(db, held, CANCELLED, nonce=held.nonce)
+            if held.cancel_requested:
+                transitions.finish_leased(db, held, CANCELLED, nonce=held.nonce)
             else:
-                transitions.wait_again(db, held, nonce=held.nonce)
+                transitions.requeue(db, held, nonce=held.nonce)
 
 
 def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> None:
     """See `Backend.close_session`."""
-    session = known(db, session_id)
+    session = find_session(db, session_id)
     if session is None or session.dead_at is not None:
         return
     kept = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in running}
     left = False
-    for held in leases_of(db.run("session_leases", session.n)):
+    for held in read_leases(db.run("session_leases", session.session)):
         if (held.seq, held.fence, held.nonce) in kept:
             left = True
-        elif held.cancel:
-            transitions.finish_held(db, held, CANCELLED)
+        elif held.cancel_requested:
+            transitions.finish_leased(db, held, CANCELLED)
         else:
-            transitions.wait_again(db, held)
-    db.run("session_left" if left else "session_dead", session.n, db.now)
+            transitions.requeue(db, held)
+    db.run("session_left" if left else "session_dead", session.session, db.now)
 
 
-def leases_of(rows: Iterable[tuple[object, ...]]) -> list[Held]:
+def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
     """The rows of a statement that lists leases; read whole, as the moves change that table."""
-    return [Held(*row) for row in rows]  # type: ignore[arg-type]
+    return [LeaseRow(*row) for row in rows]  # type: ignore[arg-type]
 
 
 def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     """See `Backend.rescue`."""
-    db.run("session_expire", db.now, db.boot, db.boot_id)
+    db.run("session_expire", db.now, db.boot_time, db.boot_id)
     rows = db.run("rescue_leases", limit + 1, SUSPECT_AFTER).fetchall()
     rescued = Rescued([], [], [], more=len(rows) > limit)
     for *fields, spared, job_id, lost, failures in rows[:limit]:
-        held = Held(*fields)
+        held = LeaseRow(*fields)
         if spared:
-            give_back(db, held, job_id, rescued, transitions.NONE)
-        elif lost + 1 >= max_lost and not held.cancel:
-            note_loss(db, held, failures + lost + 1)
-            transitions.finish_held(db, held, FAILED, reason=Reason.LOST, counts=_LOST)
+            return_or_cancel(db, held, job_id, rescued, transitions.NO_INCREMENTS)
+        elif lost + 1 >= max_lost and not held.cancel_requested:
+            add_loss(db, held, failures + lost + 1)
+            transitions.finish_leased(
+                db, held, FAILED, reason=Reason.LOST, increments=_LOST_INCREMENT
+            )
             rescued.failed.append(job_id)
         else:
-            note_loss(db, held, failures + lost + 1)
-            give_back(db, held, job_id, rescued, _LOST)
+            add_loss(db, held, failures + lost + 1)
+            return_or_cancel(db, held, job_id, rescued, _LOST_INCREMENT)
     return rescued
 
 
-def give_back(db: Database, held: Held, job_id: str, rescued: Rescued, counts: Counts) -> None:
+def return_or_cancel(
+    db: Database, lease: LeaseRow, job_id: str, rescued: Rescued, increments: Increments
+) -> None:
     """Let a job wait again in its old place, unless somebody wants it cancelled."""
-    if held.cancel:
-        transitions.finish_held(db, held, CANCELLED, counts=counts)
+    if lease.cancel_requested:
+        transitions.finish_leased(db, lease, CANCELLED, increments=increments)
         rescued.cancelled.append(job_id)
     else:
-        transitions.wait_again(db, held, counts=counts)
+        transitions.requeue(db, lease, increments=increments)
         rescued.returned.append(job_id)
 
 
-def note_loss(db: Database, held: Held, attempt: int) -> None:
+def add_loss(db: Database, lease: LeaseRow, attempt: int) -> None:
     """The attempt whose worker vanished joins the history."""
     error = AttemptError(attempt, "lost", "WorkerLost", "its worker vanished")
-    transitions.add_history(db, held.seq, error)
+    transitions.add_error(db, lease.seq, error)

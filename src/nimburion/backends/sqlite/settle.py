@@ -8,7 +8,7 @@ import msgspec
 
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Counts, Held
+from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Increments, LeaseRow
 from nimburion.core.lease import Lease
 from nimburion.core.settlement import (
     Cancelled,
@@ -21,26 +21,33 @@ from nimburion.core.settlement import (
     Settlement,
 )
 
-_FAILURE = Counts(failures=1)
+_FAILURE_INCREMENT = Increments(failures=1)
 _encode = msgspec.json.Encoder().encode
-_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
 
-Group = list[tuple[int, Completed]]
+TokenGroup = list[tuple[int, Completed]]
 """Completions of one token, each with its place in the call."""
 
 
-def settle(
-    db: Database, session: int, settlements: Sequence[Settlement], *, gated: bool, keyed: bool
+def settle_batch(
+    db: Database,
+    session: int,
+    settlements: Sequence[Settlement],
+    *,
+    has_limits: bool,
+    has_unique_keys: bool,
 ) -> list[Settled]:
     """Apply settlements in order; see `Backend.exchange`.
 
-    `gated`: some limit is set. `keyed`: some unique key is held.
+    `counts_in_limit`: some limit is set. `keyed`: some unique key is held.
     """
     if len({one.lease.ref for one in settlements}) < len(settlements):
         return [settle_one(db, session, one) for one in settlements]
     results: list[Settled | None] = [None] * len(settlements)
-    for (fence, nonce), group in completions_by_token(settlements).items():
-        matched = complete_all(db, session, fence, nonce, group, gated=gated, keyed=keyed)
+    for (fence, nonce), group in group_completions_by_token(settlements).items():
+        matched = complete_group(
+            db, session, fence, nonce, group, has_limits=has_limits, has_unique_keys=has_unique_keys
+        )
         for place, one in group:
             if matched is None or one.lease.ref in matched:
                 results[place] = Settled.DONE
@@ -50,9 +57,11 @@ def settle(
     ]
 
 
-def completions_by_token(settlements: Sequence[Settlement]) -> dict[tuple[int, bytes], Group]:
+def group_completions_by_token(
+    settlements: Sequence[Settlement],
+) -> dict[tuple[int, bytes], TokenGroup]:
     """The completions among them; most calls have few tokens, as an exchange gives one nonce."""
-    groups: dict[tuple[int, bytes], Group] = {}
+    groups: dict[tuple[int, bytes], TokenGroup] = {}
     for place, one in enumerate(settlements):
         if type(one) is Completed and type(one.lease.ref) is int:
             token = one.lease.token
@@ -60,26 +69,33 @@ def completions_by_token(settlements: Sequence[Settlement]) -> dict[tuple[int, b
     return groups
 
 
-def complete_all(
-    db: Database, session: int, fence: int, nonce: bytes, group: Group, *, gated: bool, keyed: bool
+def complete_group(
+    db: Database,
+    session: int,
+    fence: int,
+    nonce: bytes,
+    group: TokenGroup,
+    *,
+    has_limits: bool,
+    has_unique_keys: bool,
 ) -> set[int] | None:
     """Complete the jobs of one token; which of them, or None for all."""
     seqs = _encode([one.lease.ref for _, one in group]).decode()
     count = db.run("complete_jobs", db.now, session, seqs, fence, nonce).rowcount
     matched = None
     if count < len(group):
-        matched = set(_seqs(db.value("complete_matched", session, seqs, fence, nonce)))
+        matched = set(_decode_seqs(db.fetch_value("complete_matched", session, seqs, fence, nonce)))
         seqs = _encode(sorted(matched)).decode()
-    if gated:
+    if has_limits:
         db.run("complete_gates", session, seqs, fence, nonce)
     db.run("complete_leases", session, seqs, fence, nonce)
-    if keyed and db.run("unique_free", seqs).rowcount:
-        db.ring({db.lane(lane).queue for (lane,) in db.run("lanes_of", seqs)})
-    keep_results(db, [one for _, one in group if matched is None or one.lease.ref in matched])
+    if has_unique_keys and db.run("unique_free", seqs).rowcount:
+        db.notify({db.get_lane(lane).queue for (lane,) in db.run("lanes_of", seqs)})
+    store_results(db, [one for _, one in group if matched is None or one.lease.ref in matched])
     return matched
 
 
-def keep_results(db: Database, completed: Sequence[Completed]) -> None:
+def store_results(db: Database, completed: Sequence[Completed]) -> None:
     """Write what completed handlers returned."""
     places: dict[str, int] = {}
     at = 0
@@ -94,56 +110,56 @@ def keep_results(db: Database, completed: Sequence[Completed]) -> None:
 
 def settle_one(db: Database, session: int, one: Settlement) -> Settled:
     """Apply one settlement if its token holds."""
-    held = held_under(db, session, one.lease)
+    held = find_lease(db, session, one.lease)
     if held is None:
-        return settled_before(db, one.lease)
+        return classify_unmatched(db, one.lease)
     match one:
         case Completed():
-            transitions.finish_held(db, held, COMPLETED, result=one.result, nonce=held.nonce)
+            transitions.finish_leased(db, held, COMPLETED, result=one.result, nonce=held.nonce)
         case Retried():
-            transitions.add_history(db, held.seq, one.error)
-            wait_or_cancel(db, held, delay=one.delay, counts=_FAILURE)
+            transitions.add_error(db, held.seq, one.error)
+            requeue_or_cancel(db, held, delay=one.delay, increments=_FAILURE_INCREMENT)
         case Failed():
-            transitions.add_history(db, held.seq, one.error)
-            transitions.finish_held(
-                db, held, FAILED, reason=one.reason, counts=_FAILURE, nonce=held.nonce
+            transitions.add_error(db, held.seq, one.error)
+            transitions.finish_leased(
+                db, held, FAILED, reason=one.reason, increments=_FAILURE_INCREMENT, nonce=held.nonce
             )
         case Released():
-            wait_or_cancel(db, held, delay=one.delay)
+            requeue_or_cancel(db, held, delay=one.delay)
         case Cancelled():
-            transitions.finish_held(db, held, CANCELLED, reason=one.reason, nonce=held.nonce)
+            transitions.finish_leased(db, held, CANCELLED, reason=one.reason, nonce=held.nonce)
         case Progressed():
             db.run("progress_set", held.seq, one.fraction, one.message)
     return Settled.DONE
 
 
-def wait_or_cancel(
+def requeue_or_cancel(
     db: Database,
-    held: Held,
+    lease: LeaseRow,
     *,
     delay: float | None = None,
-    counts: Counts = transitions.NONE,
+    increments: Increments = transitions.NO_INCREMENTS,
     settles: bool = True,
 ) -> None:
-    """Let the job wait again, unless somebody wants it cancelled. Without `settles`, its token did
-    not ask for that."""
-    nonce = held.nonce if settles else None
-    if held.cancel:
-        transitions.finish_held(db, held, CANCELLED, counts=counts, nonce=nonce)
+    """Let the job wait again, unless somebody wants it cancelled. Without `check_settlements`, its
+    token did not ask for that."""
+    nonce = lease.nonce if settles else None
+    if lease.cancel_requested:
+        transitions.finish_leased(db, lease, CANCELLED, increments=increments, nonce=nonce)
     else:
-        transitions.wait_again(db, held, delay=delay, counts=counts, nonce=nonce)
+        transitions.requeue(db, lease, delay=delay, increments=increments, nonce=nonce)
 
 
-def held_under(db: Database, session: int, lease: Lease) -> Held | None:
+def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
     """The lease as the file has it, if the session holds it under this whole token."""
-    row = db.one("lease_get", session, lease.ref)
+    row = db.fetch_one("lease_get", session, lease.ref)
     if row is None or (row[3], row[4]) != (lease.token.fence, lease.token.nonce):
         return None
-    return Held(*row)
+    return LeaseRow(*row)
 
 
-def settled_before(db: Database, lease: Lease) -> Settled:
+def classify_unmatched(db: Database, lease: Lease) -> Settled:
     """`already` when this token was the last to settle the job, else `stale`."""
-    token = db.one("job_token", lease.ref, lease.job_id)
+    token = db.fetch_one("job_token", lease.ref, lease.job_id)
     same = token == (lease.token.fence, lease.token.nonce)
     return Settled.ALREADY if same else Settled.STALE

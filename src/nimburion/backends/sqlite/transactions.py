@@ -13,170 +13,184 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from nimburion.backends.caller_connections.drivers import Plain, not_begun, shown
-from nimburion.backends.caller_connections.registry import Door, door_of
+from nimburion.backends.caller_connections.drivers import (
+    DbApiAdapter,
+    describe_connection,
+    make_no_transaction_error,
+)
+from nimburion.backends.caller_connections.registry import ConnectionAdapter, find_adapter
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.connection.opening import connect_for_handler
 from nimburion.backends.sqlite.connection.space import Space
-from nimburion.backends.sqlite.connection.threads import Reader
-from nimburion.backends.sqlite.enqueue import enqueue
-from nimburion.backends.sqlite.errors import translated
-from nimburion.backends.sqlite.exchange import head_of
-from nimburion.backends.sqlite.notifications import Chime, Watch
+from nimburion.backends.sqlite.connection.threads import ReaderThread
+from nimburion.backends.sqlite.enqueue import enqueue_jobs
+from nimburion.backends.sqlite.errors import map_errors
+from nimburion.backends.sqlite.exchange import read_session_head
+from nimburion.backends.sqlite.notifications import CommitPoller, SQLiteNotifier
 from nimburion.backends.sqlite.settle import settle_one
 from nimburion.core.clock import Clock
 from nimburion.core.errors import (
     BackendUnavailable,
     LeaseLost,
-    NotJoinable,
     SessionLost,
     TransactionExpired,
+    UnusableConnection,
 )
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.settlement import Completed, Settled
-from nimburion.core.transactions import Lent, Transaction
+from nimburion.core.transactions import CallerConnection, Transaction
 
 T = TypeVar("T")
 
-LONGEST = 5.0
+MAX_SECONDS = 5.0
 """Seconds that a handler may hold the write lock: for so long nobody else can write."""
 
 
-def transaction_of(joining: Joining, lent: Lent | None, clock: Clock) -> Transaction:
+def make_transaction(
+    caller_transactions: CallerTransactions, caller: CallerConnection | None, clock: Clock
+) -> Transaction:
     """On the caller's connection, or on one of the store's own."""
-    if lent is not None:
-        return LentTransaction(joining, door_of(lent))
-    return OwnTransaction(joining, joining.connect, clock)
+    if caller is not None:
+        return SQLiteCallerTransaction(caller_transactions, find_adapter(caller))
+    return SQLiteOwnTransaction(caller_transactions, caller_transactions.connect, clock)
 
 
-class LentTransaction:
+class SQLiteCallerTransaction:
     """On the caller's connection, which the caller answers for."""
 
-    def __init__(self, joining: Joining, door: Door) -> None:
-        self._joining = joining
-        self._door = door
-        self._rung: set[str] = set()
+    def __init__(self, caller_transactions: CallerTransactions, adapter: ConnectionAdapter) -> None:
+        self._caller_transactions = caller_transactions
+        self._adapter = adapter
+        self._queues_to_notify: set[str] = set()
 
     async def begin(self) -> object:
         """See `nimburion.core.transactions.Transaction`."""
         try:
-            await self._joining.begin_on(self._door)
+            await self._caller_transactions.begin(self._adapter)
         except BaseException:
-            await self._door.rollback()
+            await self._adapter.rollback()
             raise
-        return self._door.lent.connection
+        return self._adapter.caller.connection
 
     async def complete(self, session_id: str, completed: Completed) -> None:
         """See `nimburion.core.transactions.Transaction`."""
-        self._rung = await self._joining.complete_in(self._door, session_id, completed)
+        self._queues_to_notify = await self._caller_transactions.complete_job(
+            self._adapter, session_id, completed
+        )
 
     async def commit(self) -> None:
         """See `nimburion.core.transactions.Transaction`."""
-        await self._door.commit()
-        self._joining.chime.ring(self._rung)
-        await self._joining.watch.look()
+        await self._adapter.commit()
+        self._caller_transactions.notifier.notify(self._queues_to_notify)
+        await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
         """See `nimburion.core.transactions.Transaction`."""
-        await self._door.rollback()
+        await self._adapter.rollback()
 
 
-class OwnTransaction:
+class SQLiteOwnTransaction:
     """On a connection that is opened for it. The write lock is taken at the first write and held
     for five seconds at most; only this class commits, so that nothing of the handler's is kept
     without the completion."""
 
     def __init__(
-        self, joining: Joining, connect: Callable[[], sqlite3.Connection], clock: Clock
+        self,
+        caller_transactions: CallerTransactions,
+        connect: Callable[[], sqlite3.Connection],
+        clock: Clock,
     ) -> None:
-        self._joining = joining
+        self._caller_transactions = caller_transactions
         self._connect = connect
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._connection: sqlite3.Connection | None = None
-        self._alarm: asyncio.Task[None] | None = None
+        self._expiry_task: asyncio.Task[None] | None = None
         self._ending = False
         self._expired = False
-        self._rung: set[str] = set()
+        self._queues_to_notify: set[str] = set()
 
     async def begin(self) -> sqlite3.Connection:
         """See `nimburion.core.transactions.Transaction`."""
-        await self._joining.turn.acquire()
+        await self._caller_transactions.handler_lock.acquire()
         try:
-            self._connection = opened = await finished(self._connect)
+            self._connection = opened = await run_to_completion(self._connect)
         except BaseException:
-            self._joining.turn.release()
+            self._caller_transactions.handler_lock.release()
             raise
-        opened.set_authorizer(self._allows)
-        opened.set_trace_callback(self._note)
+        opened.set_authorizer(self._authorize)
+        opened.set_trace_callback(self._on_statement)
         return opened
 
     async def complete(self, session_id: str, completed: Completed) -> None:
         """See `nimburion.core.transactions.Transaction`."""
-        self._end()
-        self._check()
-        door = Plain(_Aside(self._connection))
-        self._rung = await self._joining.complete_in(door, session_id, completed)
+        self._stop_expiry()
+        self._check_not_expired()
+        door = DbApiAdapter(_OffLoopConnection(self._connection))
+        self._queues_to_notify = await self._caller_transactions.complete_job(
+            door, session_id, completed
+        )
 
     async def commit(self) -> None:
         """See `nimburion.core.transactions.Transaction`."""
         assert self._connection is not None
-        with self._joining.translated():
-            await finished(self._connection.commit)
-        self._let_go()
-        self._joining.chime.ring(self._rung)
-        await self._joining.watch.look()
+        with self._caller_transactions.map_errors():
+            await run_to_completion(self._connection.commit)
+        self._close_connection()
+        self._caller_transactions.notifier.notify(self._queues_to_notify)
+        await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
         """See `nimburion.core.transactions.Transaction`. `TransactionExpired` where that is why."""
-        self._end()
-        self._let_go()
-        self._check()
+        self._stop_expiry()
+        self._close_connection()
+        self._check_not_expired()
 
-    def _end(self) -> None:
+    def _stop_expiry(self) -> None:
         """The handler is done with it: from now on nothing expires, and a commit is allowed."""
         self._ending = True
-        if self._alarm is not None:
-            self._alarm.cancel()
+        if self._expiry_task is not None:
+            self._expiry_task.cancel()
 
-    def _let_go(self) -> None:
+    def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()  # undoes what is not committed
-            self._joining.turn.release()
+            self._caller_transactions.handler_lock.release()
 
-    def _check(self) -> None:
+    def _check_not_expired(self) -> None:
         if self._expired:
             raise TransactionExpired(
-                f"the transaction held the write lock of {self._joining.path} for more than "
-                f"{LONGEST:g} s, so that nobody else could write, and was rolled back; do what "
+                f"the transaction held the write lock of {self._caller_transactions.path} for more "
+                "than "
+                f"{MAX_SECONDS:g} s, so that nobody else could write, and was rolled back; do what "
                 "takes long before the first write"
             )
 
-    def _note(self, statement: str) -> None:
+    def _on_statement(self, statement: str) -> None:
         """Called by SQLite with each statement that begins, on the thread that runs it."""
         if not self._ending and statement.lstrip()[:5].upper() == "BEGIN":
-            self._loop.call_soon_threadsafe(self._watch_the_time)
+            self._loop.call_soon_threadsafe(self._start_expiry)
 
-    def _watch_the_time(self) -> None:
-        if self._alarm is None and not self._ending:
-            self._alarm = asyncio.create_task(self._expire(), name="nimburion-transaction")
+    def _start_expiry(self) -> None:
+        if self._expiry_task is None and not self._ending:
+            self._expiry_task = asyncio.create_task(self._expire(), name="nimburion-transaction")
 
     async def _expire(self) -> None:
-        await self._clock.sleep(LONGEST)
+        await self._clock.sleep(MAX_SECONDS)
         connection = self._connection
         if self._ending or connection is None:
             return
         self._expired = True
         # Set anew, so that statements the driver has prepared are refused too.
-        connection.set_authorizer(self._allows)
+        connection.set_authorizer(self._authorize)
         connection.interrupt()
         with suppress(sqlite3.Error):  # none was open after all
             connection.execute("ROLLBACK")
 
-    def _allows(self, action: int, what: str | None, *_: str | None) -> int:
+    def _authorize(self, action: int, what: str | None, *_: str | None) -> int:
         """Called by SQLite with each thing that a statement would do."""
         if action == sqlite3.SQLITE_TRANSACTION and what in {"COMMIT", "ROLLBACK"}:
             allowed = self._ending or what == "ROLLBACK"
@@ -185,15 +199,15 @@ class OwnTransaction:
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
-class _Aside(Lent):
+class _OffLoopConnection(CallerConnection):
     """A connection that any thread may use: not on the loop's, which it would hold up."""
 
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` returns."""
-        return await finished(work)
+        return await run_to_completion(work)
 
 
-async def finished(work: Callable[[], T]) -> T:
+async def run_to_completion(work: Callable[[], T]) -> T:
     """What `work` returns, run on a thread; cancelled, it is waited for all the same."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
@@ -207,7 +221,7 @@ _STALE_SNAPSHOT = 517
 """SQLITE_BUSY_SNAPSHOT: it has read, others have written since, so it can never write."""
 
 
-class Guest:
+class PlainRowConnection:
     """A caller's connection, as much of it as the statements need."""
 
     __slots__ = ("_connection",)
@@ -227,37 +241,39 @@ class Guest:
         return cursor.execute(sql, values)
 
 
-class Joining:
+class CallerTransactions:
     """What an open store does on connections of others. For the loop's thread."""
 
     def __init__(
         self,
         path: Path,
-        sql: Statements,
+        statements: Statements,
         clock: Clock,
         boot_id: str,
         *,
-        reader: Reader,
-        chime: Chime,
+        reader: ReaderThread,
+        notifier: SQLiteNotifier,
         files: OpenFiles,
         space: Space,
     ) -> None:
         self.path: Path = path
         self._files = files
         self._space = space
-        self._sql = sql
+        self._statements = statements
         self._clock = clock
         self._boot_id = boot_id
-        self.chime: Chime = chime
-        self.watch: Watch = Watch(partial(kept, reader), chime.ring)
-        self.turn: asyncio.Lock = asyncio.Lock()
+        self.notifier: SQLiteNotifier = notifier
+        self.commit_poller: CommitPoller = CommitPoller(
+            partial(find_committed, reader), notifier.notify
+        )
+        self.handler_lock: asyncio.Lock = asyncio.Lock()
         """Of the handlers of this process: one that waited for the lock on the loop's thread would
         keep the one that holds it from going on."""
 
     async def close(self) -> None:
         """Ring for what is committed, and let go."""
-        await self.watch.close()
-        self.chime.close()
+        await self.commit_poller.close()
+        self.notifier.close()
 
     def connect(self) -> sqlite3.Connection:
         """A connection for a handler's rows, to the file that the store has open."""
@@ -269,79 +285,89 @@ class Joining:
             raise
         return connection
 
-    async def enqueue_in(self, lent: Lent, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `nimburion.core.backend.Joining`."""
+    async def enqueue_in(self, caller: CallerConnection, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """See `nimburion.core.backend.Transactional`."""
         if not jobs:
             return []
-        results, rung = await self.use(door_of(lent), lambda db: self._enqueue(db, jobs))
+        results, rung = await self.run(find_adapter(caller), lambda db: self._enqueue(db, jobs))
         created = next((one.id for one in results if one.outcome == "created"), None)
         if created is not None:
-            self.watch.add(created, rung)
+            self.commit_poller.add(created, rung)
         return results
 
     def _enqueue(self, db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
         self._space.check(db.connection, sum(len(job.payload) for job in jobs))
-        return enqueue(db, jobs)
+        return enqueue_jobs(db, jobs)
 
-    async def complete_in(self, door: Door, session_id: str, completed: Completed) -> set[str]:
+    async def complete_job(
+        self, adapter: ConnectionAdapter, session_id: str, completed: Completed
+    ) -> set[str]:
         """Complete a job as the last thing before a commit; the queues to ring after it."""
-        _, rung = await self.use(door, lambda db: complete(db, session_id, completed))
+        _, rung = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
         return rung
 
-    async def begin_on(self, door: Door) -> None:
+    async def begin(self, adapter: ConnectionAdapter) -> None:
         """Have a transaction open for a handler, also where its driver would not begin one."""
-        await door.begin()
-        await self._on_inner(door, self._begin_on)
+        await adapter.begin()
+        await self._run_on_driver_connection(adapter, self._begin)
 
-    async def use(self, door: Door, work: Callable[[Database], T]) -> tuple[T, set[str]]:
+    async def run(
+        self, adapter: ConnectionAdapter, work: Callable[[Database], T]
+    ) -> tuple[T, set[str]]:
         """What `work` returns, done inside the caller's transaction, and the queues it rings."""
-        return await self._on_inner(door, lambda connection: self._work_on(connection, work))
+        return await self._run_on_driver_connection(
+            adapter, lambda connection: self._run(connection, work)
+        )
 
-    async def _on_inner(self, door: Door, work: Callable[[sqlite3.Connection], T]) -> T:
-        inner = await door.inner()
+    async def _run_on_driver_connection(
+        self, adapter: ConnectionAdapter, work: Callable[[sqlite3.Connection], T]
+    ) -> T:
+        inner = await adapter.get_driver_connection()
         if isinstance(inner, sqlite3.Connection):
-            return await door.lent.run(lambda: work(inner))
+            return await adapter.caller.run(lambda: work(inner))
         if type(inner).__module__.startswith("aiosqlite"):
             # It has no public way to run a function on the thread that owns the connection.
-            return await _on_its_thread(inner, work)
-        raise NotJoinable(f"{shown(inner)} is no connection to this store: SQLite {self.path}")
+            return await _run_on_aiosqlite_thread(inner, work)
+        raise UnusableConnection(
+            f"{describe_connection(inner)} is no connection to this store: SQLite {self.path}"
+        )
 
-    def _begin_on(self, connection: sqlite3.Connection) -> None:
-        with self.translated(), _plain_text(connection):
-            self._check_file(self._database(connection))
-            if _commits_each(connection):
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        with self.map_errors(), _read_text_as_str(connection):
+            self._check_file(self._make_database(connection))
+            if _commits_each_statement(connection):
                 connection.execute("BEGIN IMMEDIATE")
 
-    def _work_on(
+    def _run(
         self, connection: sqlite3.Connection, work: Callable[[Database], T]
     ) -> tuple[T, set[str]]:
-        database = self._database(connection)
-        with self.translated(), _plain_text(connection):
+        database = self._make_database(connection)
+        with self.map_errors(), _read_text_as_str(connection):
             self._check_file(database)
-            begin(connection)
+            ensure_transaction(connection)
             database.run("join_lock")
-            database.tick()
-            return work(database), database.rung
+            database.set_time()
+            return work(database), database.queues_to_notify
 
     def _check_file(self, database: Database) -> None:
         """The caller's connection may have been opened before or after the file was replaced."""
         self._files.check(at_once=True)
         check_file(database, self.path)
 
-    def _database(self, connection: sqlite3.Connection) -> Database:
-        guest = cast("sqlite3.Connection", Guest(connection))
-        return Database(guest, self._sql, self._clock, self._boot_id)
+    def _make_database(self, connection: sqlite3.Connection) -> Database:
+        guest = cast("sqlite3.Connection", PlainRowConnection(connection))
+        return Database(guest, self._statements, self._clock, self._boot_id)
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
+    def map_errors(self) -> Iterator[None]:
         """Raise the store's own error for each of the driver's."""
         try:
-            with translated(self.path):
+            with map_errors(self.path):
                 yield
         except BackendUnavailable as error:
             cause = error.__cause__
             if isinstance(cause, sqlite3.ProgrammingError) and "binding" not in str(cause):
-                raise NotJoinable(f"this connection cannot be used here: {cause}") from cause
+                raise UnusableConnection(f"this connection cannot be used here: {cause}") from cause
             if getattr(cause, "sqlite_errorcode", 0) != _STALE_SNAPSHOT:
                 raise
             raise BackendUnavailable(
@@ -352,50 +378,52 @@ class Joining:
             ) from cause
 
 
-async def kept(reader: Reader, ids: list[str]) -> list[str]:
+async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
     """Which of these jobs everybody can see."""
     asked = msgspec.json.encode(ids).decode()
     return await reader.call(lambda db: [row[0] for row in db.run("job_known", asked)])
 
 
-def complete(db: Database, session_id: str, completed: Completed) -> None:
+def complete_job(db: Database, session_id: str, completed: Completed) -> None:
     """Complete a job that this session holds under this token; else `LeaseLost`."""
     try:
-        head = head_of(db, session_id)
+        head = read_session_head(db, session_id)
     except SessionLost as error:
         raise LeaseLost(completed.lease.job_id) from error
-    if settle_one(db, head.n, completed) is not Settled.DONE:
+    if settle_one(db, head.session, completed) is not Settled.DONE:
         raise LeaseLost(completed.lease.job_id)
 
 
 def check_file(db: Database, path: Path) -> None:
-    """Raise `NotJoinable` unless the connection's main database is the store's file."""
-    opened = db.value("join_file")
+    """Raise `UnusableConnection` unless the connection's main database is the store's file."""
+    opened = db.fetch_value("join_file")
     if opened and path.samefile(opened):
         return
-    raise NotJoinable(
+    raise UnusableConnection(
         f"the connection is to {opened or 'a database in memory'}, but this store is "
         f"{path.absolute()}: one commit cannot cover both. Open the store on the file that holds "
         "your tables"
     )
 
 
-def begin(connection: sqlite3.Connection) -> None:
+def ensure_transaction(connection: sqlite3.Connection) -> None:
     """Have a transaction open; the driver begins one by itself only where it is to write."""
-    if _commits_each(connection):
-        raise not_begun("this sqlite3 connection", 'execute("BEGIN IMMEDIATE") first')
+    if _commits_each_statement(connection):
+        raise make_no_transaction_error(
+            "this sqlite3 connection", 'execute("BEGIN IMMEDIATE") first'
+        )
     if not connection.in_transaction:
         connection.execute("BEGIN IMMEDIATE")
 
 
-def _commits_each(connection: sqlite3.Connection) -> bool:
+def _commits_each_statement(connection: sqlite3.Connection) -> bool:
     """Whether each statement would be committed by itself."""
     by_hand = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
     return by_hand and not connection.in_transaction
 
 
 @contextmanager
-def _plain_text(connection: sqlite3.Connection) -> Iterator[None]:
+def _read_text_as_str(connection: sqlite3.Connection) -> Iterator[None]:
     """Read text as `str`, whatever the caller reads it as."""
     factory = connection.text_factory
     connection.text_factory = str
@@ -405,6 +433,6 @@ def _plain_text(connection: sqlite3.Connection) -> Iterator[None]:
         connection.text_factory = factory
 
 
-async def _on_its_thread(inner: Any, work: Callable[[sqlite3.Connection], T]) -> T:  # noqa: ANN401
-    result: T = await inner._execute(lambda: work(inner._conn))  # noqa: SLF001
+async def _run_on_aiosqlite_thread(connection: Any, work: Callable[[sqlite3.Connection], T]) -> T:  # noqa: ANN401
+    result: T = await connection._execute(lambda: work(connection._conn))  # noqa: SLF001
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nimburion.cli.exit_codes import FAILED, BadInput
-from nimburion.cli.invocation import current, shared_options
+from nimburion.cli.invocation import add_shared_options, current_invocation
 
 
 @click.command()
@@ -19,7 +19,7 @@ from nimburion.cli.invocation import current, shared_options
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Other data, other faults.")
 @click.option("--plain", is_flag=True, help="Plain lines instead of a live view.")
-@shared_options
+@add_shared_options
 @click.pass_context
 def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None:  # noqa: FBT001
     """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
@@ -30,10 +30,10 @@ def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None
     """
     from nimburion.cli.demo.run import run_demo
 
-    if current().config or current().store:
+    if current_invocation().config or current_invocation().store:
         raise BadInput("the demo has its own configuration and backend; see --keep")
     keep = None if folder is None else Path(folder)
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise BadInput(f"{keep} is not an empty folder")
-    if not run_demo(keep, seed, plain=plain, as_json=current().as_json):
+    if not run_demo(keep, seed, plain=plain, as_json=current_invocation().as_json):
         ctx.exit(FAILED)

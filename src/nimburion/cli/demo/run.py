@@ -18,7 +18,7 @@ from nimburion.cli.demo.snapshot import Snapshot, is_accounted_for
 from nimburion.cli.demo.views import View, choose_view, show_result
 from nimburion.cli.demo.web_service import WebService
 from nimburion.cli.demo.workers import start_workers_in
-from nimburion.cli.exit_codes import Failed
+from nimburion.cli.exit_codes import CommandFailed
 from nimburion.jobs import Processor
 
 MAX_SECONDS = 60.0
@@ -67,7 +67,7 @@ async def run_scenario(folder: Path, seed: int, view: View) -> tuple[Plan, Snaps
                 except TimeoutError:
                     unfinished = scenario.describe_unfinished()
                     message = f"not finished after {MAX_SECONDS:.0f} s: {unfinished}"
-                    raise Failed(message) from None
+                    raise CommandFailed(message) from None
             return plan, scenario.snapshot
 
 

@@ -23,7 +23,7 @@ from nimburion.cli.demo.snapshot import EMPTY, Snapshot, describe_changes, take_
 from nimburion.cli.demo.views import View
 from nimburion.cli.demo.web_service import GONE_PATH, WebService
 from nimburion.cli.demo.workers import WorkerProcesses
-from nimburion.cli.exit_codes import Failed
+from nimburion.cli.exit_codes import CommandFailed
 from nimburion.core.job import JobRecord, State
 from nimburion.jobs import Priority, Processor
 
@@ -113,7 +113,7 @@ class Scenario:
         await self.wait_until(lambda: self.find_busy_worker() is not None)
         pid = self.find_busy_worker()
         if pid is None:
-            raise Failed("no worker holds a job")
+            raise CommandFailed("no worker holds a job")
         held = self.snapshot.list_held_by(pid)
         await self.workers.kill(pid)
         number = self.workers.numbers[pid]
@@ -158,7 +158,7 @@ class Scenario:
             if reached():
                 return
             if exited := self.workers.list_exited():
-                raise Failed(f"worker {exited[0]} has ended; see worker-{exited[0]}.log")
+                raise CommandFailed(f"worker {exited[0]} has ended; see worker-{exited[0]}.log")
             await asyncio.sleep(POLL_SECONDS)
 
     async def refresh(self) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.job import JobRecord, Reason, State
-from nimburion.core.paging import every_job
+from nimburion.core.paging import iterate_jobs
 from nimburion.core.session import SessionInfo
 
 
@@ -41,7 +41,7 @@ EMPTY = Snapshot({}, [])
 
 async def take_snapshot(backend: Inspecting) -> Snapshot:
     """Read all jobs and sessions."""
-    jobs = {record.id: record async for record in every_job(backend, step=500)}
+    jobs = {record.id: record async for record in iterate_jobs(backend, step=500)}
     oldest_first = dict(reversed(jobs.items()))
     return Snapshot(oldest_first, await backend.sessions())
 

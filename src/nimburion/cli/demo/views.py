@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from nimburion.cli.demo.snapshot import EMPTY, Snapshot, Totals, count_totals
-from nimburion.cli.output import clean, table, write_json
+from nimburion.cli.output import escape_controls, print_table, write_json
 from nimburion.core.job import State
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class PlainView(SilentView):
     def write(self, line: str, *, loud: bool = False) -> None:
         """Print it with the seconds since the start."""
         mark = "--" if loud else "  "
-        click.echo(f"{self._clock():5.1f} s {mark} {clean(line)}")
+        click.echo(f"{self._clock():5.1f} s {mark} {escape_controls(line)}")
 
 
 class LiveView(SilentView):
@@ -138,7 +138,7 @@ class LiveView(SilentView):
 
     def write(self, line: str, *, loud: bool = False) -> None:
         """Add it to the latest lines; loud ones stay above the live view."""
-        stamped = f"{self._clock():5.1f} s  {clean(line)}"
+        stamped = f"{self._clock():5.1f} s  {escape_controls(line)}"
         if loud:
             self._live.console.print(stamped, style="bold", markup=False, highlight=False)
         else:
@@ -165,7 +165,7 @@ class LiveView(SilentView):
             table.add_column(state.value, justify="right", style=colour, no_wrap=True)
         for name, counts in self._snapshot.count_by_name().items():
             cells = [str(counts[state] or "") for state, _ in STATES]
-            table.add_row(Text(clean(name)), *cells)
+            table.add_row(Text(escape_controls(name)), *cells)
         return table
 
     def _draw_workers(self) -> RenderableType:
@@ -188,7 +188,7 @@ def show_result(
         write_json({"ok": right, "folder": str(folder), "jobs": msgspec.to_builtins(rows)})
         return
     click.echo()
-    table(Totals.__struct_fields__, [msgspec.structs.astuple(row) for row in rows], "nothing")
+    print_table(Totals.__struct_fields__, [msgspec.structs.astuple(row) for row in rows], "nothing")
     click.echo("\n" + _describe_total(rows[-1], right=right))
     _show_files(folder)
     _show_next_commands(folder, snapshot)
@@ -204,7 +204,7 @@ def _describe_total(total: Totals, *, right: bool) -> str:
 def _show_files(folder: Path) -> None:
     files = len(list((folder / "compressed").iterdir()))
     mails = len(list((folder / "mail" / "new").iterdir()))
-    click.echo(f"\nfiles in {clean(folder)}:")
+    click.echo(f"\nfiles in {escape_controls(folder)}:")
     click.echo(f"  compressed/ ({files} files), report.csv, mail/ ({mails} messages)")
     click.echo("  notes.txt (in the order of priority), worker-1.log, worker-2.log, nimburion.db")
 

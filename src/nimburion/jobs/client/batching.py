@@ -16,9 +16,9 @@ from nimburion.core.backend import Producing
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.timers import Deadlines
+from nimburion.core.timers import SharedTimer
 
-MOST_AT_ONCE = 500
+MAX_BATCH = 500
 """Callers that share one call to the store."""
 CALL_BEGAN: ContextVar[float | None] = ContextVar("nimburion_call_began", default=None)
 """Monotonic seconds at which a call began that had to wait before it came here: for the opening."""
@@ -75,7 +75,7 @@ class _Repetition:
         self.pause = min(2 * self.pause, _LONGEST_PAUSE)
 
 
-class Intake:
+class EnqueueBatcher:
     """The way into one store, for one event loop."""
 
     def __init__(self, backend: Producing, clock: Clock, timeout: float) -> None:
@@ -83,7 +83,7 @@ class Intake:
         self._clock = clock
         self._timeout = timeout
         self._limit = limit_of(timeout)
-        self._deadlines = Deadlines()
+        self._shared_timer = SharedTimer()
         self._busy = False
         self._waiting: list[_Waiter] = []
         self._unanswered: deque[_Waiter] = deque()
@@ -91,17 +91,17 @@ class Intake:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def store(self, job: NewJob) -> Enqueued:
+    async def enqueue(self, job: NewJob) -> Enqueued:
         """Store one job, together with what others bring meanwhile; their errors stay theirs."""
         if self._busy:
             return await self._wait_behind(job)
         self._busy = True
         try:
-            return (await self.store_all([job]))[0]
+            return (await self.enqueue_all([job]))[0]
         finally:
-            self._hand_over()
+            self._serve_next()
 
-    async def store_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """Store these in one step, repeating the call until it is answered, for `enqueue_timeout`
         seconds; then `BackendUnavailable`."""
         began = CALL_BEGAN.get()
@@ -111,19 +111,19 @@ class Intake:
         repetition: _Repetition | None = None
         while True:
             try:
-                return await self._asked(jobs, left)
+                return await self._enqueue_once(jobs, left)
             except BackendUnavailable as error:
                 repetition = repetition or _Repetition()
                 repetition.note(error)
                 if self._clock.monotonic() - since + repetition.pause >= self._timeout:
-                    raise _unavailable(error, jobs, repetition.outcome) from error
+                    raise _make_unavailable_error(error, jobs, repetition.outcome) from error
             await repetition.wait(self._clock)
             left = self._limit - (self._clock.monotonic() - since)
 
-    async def _asked(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
+    async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
         """One call. A store that neither answers nor fails is given up after so many seconds."""
         try:
-            with self._deadlines.within(seconds):
+            with self._shared_timer.timeout(seconds):
                 return await self._backend.enqueue(jobs)
         except TimeoutError as error:
             raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error
@@ -153,7 +153,7 @@ class Intake:
             if waiter.until <= now and not waiter.future.done():
                 error = BackendUnavailable(f"no answer within {self._timeout:g} s")
                 outcome: Outcome = "unknown" if waiter.sent else "not applied"
-                _refuse([waiter], _unavailable(error, [waiter.job], outcome))
+                _reject([waiter], _make_unavailable_error(error, [waiter.job], outcome))
         self._unanswered = deque(_still_waiting(self._unanswered))
         self._waiting[:] = _still_waiting(self._waiting)
         self._timer = None
@@ -161,7 +161,7 @@ class Intake:
             earliest = min(waiter.until for waiter in self._unanswered)
             self._timer = loop.call_at(earliest, self._refuse_late)
 
-    def _hand_over(self) -> None:
+    def _serve_next(self) -> None:
         if self._waiting:
             self._task = asyncio.get_running_loop().create_task(self._serve_waiting())
         else:
@@ -170,8 +170,8 @@ class Intake:
     async def _serve_waiting(self) -> None:
         try:
             while self._waiting:
-                group = self._waiting[:MOST_AT_ONCE]
-                del self._waiting[:MOST_AT_ONCE]
+                group = self._waiting[:MAX_BATCH]
+                del self._waiting[:MAX_BATCH]
                 await self._serve(group)
                 while self._unanswered and self._unanswered[0].future.done():
                     self._unanswered.popleft()
@@ -187,7 +187,7 @@ class Intake:
             for waiter in group:
                 waiter.sent = True
             try:
-                results = await self._asked(
+                results = await self._enqueue_once(
                     [waiter.job for waiter in group], group[-1].until - loop.time()
                 )
             except Unstorable as error:
@@ -199,13 +199,13 @@ class Intake:
                 if _still_waiting(group):
                     await repetition.wait(self._clock)
             except Exception as error:  # noqa: BLE001 (it goes to each caller)
-                _refuse(group, error)
+                _reject(group, error)
                 return
             except BaseException:
                 _cancel(group)
                 raise
             else:
-                group = _answer(group, results)
+                group = _resolve(group, results)
 
     def _note_failure(
         self, group: list[_Waiter], error: BackendUnavailable, repetition: _Repetition
@@ -215,20 +215,20 @@ class Intake:
         for waiter in group:
             waiter.sent = repetition.outcome != "not applied"
             if now - waiter.since + repetition.pause >= self._timeout:
-                own = _unavailable(error, [waiter.job], repetition.outcome)
+                own = _make_unavailable_error(error, [waiter.job], repetition.outcome)
                 own.__cause__ = error
-                _refuse([waiter], own)
+                _reject([waiter], own)
 
     async def _serve_halves(self, group: list[_Waiter], error: Unstorable) -> None:
         if len(group) == 1:
-            _refuse(group, error)
+            _reject(group, error)
             return
         half = len(group) // 2
         await self._serve(group[:half])
         await self._serve(group[half:])
 
 
-def _answer(group: list[_Waiter], results: list[Enqueued]) -> list[_Waiter]:
+def _resolve(group: list[_Waiter], results: list[Enqueued]) -> list[_Waiter]:
     """Tell everybody, but those whom a neighbour's conflict refused: they are asked for again."""
     again = []
     for waiter, result in zip(group, results, strict=True):
@@ -245,7 +245,7 @@ def _still_waiting(waiters: Iterable[_Waiter]) -> list[_Waiter]:
     return [waiter for waiter in waiters if not waiter.future.done()]
 
 
-def _refuse(group: list[_Waiter], error: Exception) -> None:
+def _reject(group: list[_Waiter], error: Exception) -> None:
     for waiter in group:
         if not waiter.future.done():
             waiter.future.set_exception(error)
@@ -256,7 +256,7 @@ def _cancel(group: list[_Waiter]) -> None:
         waiter.future.cancel()
 
 
-def _unavailable(
+def _make_unavailable_error(
     error: BaseException, jobs: Sequence[NewJob], outcome: Outcome
 ) -> BackendUnavailable:
     """What the caller is told: the id to ask with again, and what may be concluded."""

@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack, cast
 
 import msgspec
 
-from nimburion.core.backend import Backend, Joining
+from nimburion.core.backend import Backend, Transactional
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import (
     DefinitionError,
@@ -22,7 +22,7 @@ from nimburion.core.errors import (
     NotOpen,
     NotSupported,
     WaitTimeout,
-    seconds_of,
+    to_seconds,
 )
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
@@ -30,29 +30,29 @@ from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.limits import check_name
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
-from nimburion.core.transactions import Lent, Transaction
-from nimburion.jobs.client.batching import CALL_BEGAN, Intake
-from nimburion.jobs.client.lazy_jobs import Batch
-from nimburion.jobs.client.pipeline import Passage
-from nimburion.jobs.client.status import Status, status_of
+from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.jobs.client.batching import CALL_BEGAN, EnqueueBatcher
+from nimburion.jobs.client.lazy_jobs import LazyJobs
+from nimburion.jobs.client.pipeline import EnqueuePipeline
+from nimburion.jobs.client.status import Status, make_status
 from nimburion.jobs.declaration.codec import check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT
-from nimburion.jobs.declaration.job import AnyJob, declaration_of_job
+from nimburion.jobs.declaration.job import AnyJob, require_declaration
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
 from nimburion.jobs.declaration.options import (
-    NO_TERMS,
+    NOTHING_PARSED,
     EnqueueManyOptions,
     EnqueueOptions,
-    Terms,
-    terms_of,
+    ParsedOptions,
+    parse_options,
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
 
 __all__ = ["Client", "Priority"]
 
-_FIRST_LOOK = 0.01
-_LONGEST_LOOK = 1.0
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 1.0
 _LAST_LOOK = 0.25
 """Seconds that the store has to answer, also where the time is all but over."""
 
@@ -88,22 +88,22 @@ class Client:
         """The loop it belongs to; None while it is not open."""
         self._ids = JobIds(self.clock.now, entropy)
         self._limits = self.settings.limits
-        self._intake: Intake | None = None
-        self._intake_loop: asyncio.AbstractEventLoop | None = None
-        self._enqueue_layers: list[EnqueueMiddleware] = []
+        self._batcher: EnqueueBatcher | None = None
+        self._batcher_loop: asyncio.AbstractEventLoop | None = None
+        self._enqueue_middlewares: list[EnqueueMiddleware] = []
 
     def _new_handle(self) -> Client:
         """Another client on the same store, not open yet, for a loop of its own. Handlers, events
         and enqueue middleware are shared."""
         other = Client(
-            self.backend.sibling(),
+            self.backend.new_handle(),
             settings=self.settings,
             registry=self.registry,
             clock=self.clock,
             events=self.events,
             entropy=self._entropy,
         )
-        other._enqueue_layers = self._enqueue_layers
+        other._enqueue_middlewares = self._enqueue_middlewares
         return other
 
     # Coming and going
@@ -145,7 +145,7 @@ class Client:
         used is outermost. See `nimburion.jobs.declaration.middleware.Enqueueing`."""
         if not callable(middleware):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
-        self._enqueue_layers.append(middleware)
+        self._enqueue_middlewares.append(middleware)
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
         """Store one job; its id. When this returns, the job is as safe as the store is.
@@ -159,8 +159,8 @@ class Client:
         ```
         """
         job_id = options.pop("id", None)
-        terms = self._terms(options)
-        new = self._new_job(job, terms)
+        terms = self._parse_options(options)
+        new = self._make_job(job, terms)
         if job_id is not None:
             new = _with_id(new, job_id)
         return await self._enqueue_one(job, new, terms)
@@ -173,19 +173,19 @@ class Client:
         All or nothing (Redis: per slice of 500). `InvalidJob` names the one at fault, or says that
         there are more than `limits.batch` (10,000).
         """
-        terms = self._terms(options)
+        terms = self._parse_options(options)
         batch = list(jobs)
         self._check_batch(len(batch))
         if not batch:
             return []
-        if not self._enqueue_layers:
-            return await self._store(self._gradually(batch, terms), terms)
-        new = self._new_jobs(batch, terms)
-        passage = Passage(
-            self._enqueue_layers, lambda some: self._store(some, terms), self._limits, len(new)
+        if not self._enqueue_middlewares:
+            return await self._store(self._make_jobs_lazily(batch, terms), terms)
+        new = self._make_jobs(batch, terms)
+        passage = EnqueuePipeline(
+            self._enqueue_middlewares, lambda some: self._store(some, terms), self._limits, len(new)
         )
-        return await passage.all(
-            [_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
+        return await passage.run(
+            [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
         )
 
     async def enqueue_with_id(
@@ -238,12 +238,12 @@ class Client:
         does not fit is found by the worker. The queue is `default` unless given.
         """
         job_id = options.pop("id", None)
-        terms = self._terms(options)
+        terms = self._parse_options(options)
         new = NewJob(
-            id=self._ids.new() if job_id is None else check_name("job id", job_id),
+            id=self._ids.make() if job_id is None else check_name("job id", job_id),
             name=check_name("job name", name),
             queue=terms.queue or "default",
-            payload=self._raw_payload(name, payload),
+            payload=self._encode_raw_payload(name, payload),
             priority=Priority.NORMAL.value if terms.priority is None else terms.priority,
             at=terms.at,
             after=terms.after,
@@ -255,8 +255,8 @@ class Client:
 
     async def get_status(self, job_id: str) -> Status:
         """What is known of a job. `JobNotFound` when nothing is."""
-        record = await self._record(job_id)
-        return status_of(record, self._result_decoder(record.name))
+        record = await self._get_record(job_id)
+        return make_status(record, self._find_result_decoder(record.name))
 
     async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
         """Wait until the job is completed; what its handler returned.
@@ -265,18 +265,20 @@ class Client:
         `timeout` seconds, or the store had not answered; the job goes on. `JobNotFound`. The store
         is asked at growing intervals, up to a second.
         """
-        seconds = None if timeout is None else seconds_of(timeout)
+        seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _began(self.clock) + seconds
-        pause = _FIRST_LOOK
+        pause = _FIRST_PAUSE
         while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
             left = pause if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
             await self.clock.sleep(min(pause, left))
-            pause = min(1.5 * pause, _LONGEST_LOOK)
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
         if record.state is not State.COMPLETED:
-            raise JobNotCompleted(job_id, record.state, _why(record))
-        return None if record.result is None else self._result_decoder(record.name)(record.result)
+            raise JobNotCompleted(job_id, record.state, _describe_end(record))
+        return (
+            None if record.result is None else self._find_result_decoder(record.name)(record.result)
+        )
 
     async def cancel(self, job_id: str) -> Cancellation:
         """`cancelled`: it will not run. `requested`: it runs, and its worker is asked to end it; a
@@ -299,21 +301,21 @@ class Client:
     def _prepare_job(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
         """A job as a store takes it, checked like `enqueue` does, with a new id; nothing is
         stored. `InvalidJob`."""
-        return self._new_job(job, self._terms(options))
+        return self._make_job(job, self._parse_options(options))
 
     async def _run_enqueue_middleware(
         self, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
     ) -> str:
         """Let the enqueue middleware see a job that `store` stores by an operation of its own; the
         id that comes back."""
-        if not self._enqueue_layers:
+        if not self._enqueue_middlewares:
             return await store(new)
 
         async def one(jobs: list[NewJob]) -> list[str]:
             return [await store(jobs[0])]
 
-        passage = Passage(self._enqueue_layers, one, self._limits, 1)
-        return (await passage.all([_enqueueing(job, new)]))[0]
+        passage = EnqueuePipeline(self._enqueue_middlewares, one, self._limits, 1)
+        return (await passage.run([_make_enqueueing(job, new)]))[0]
 
     # Inside
 
@@ -328,7 +330,7 @@ class Client:
                 "it on this loop, where that one has ended"
             )
 
-    async def _record(self, job_id: str) -> JobRecord:
+    async def _get_record(self, job_id: str) -> JobRecord:
         self._check_open()
         return await self.backend.get(check_name("job id", job_id))
 
@@ -337,11 +339,11 @@ class Client:
     ) -> JobRecord:
         """As `_record`; `WaitTimeout` where the store does not answer until then."""
         if deadline is None:
-            return await self._record(job_id)
+            return await self._get_record(job_id)
         time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
         try:
             async with time:
-                return await self._record(job_id)
+                return await self._get_record(job_id)
         except TimeoutError as error:
             if not time.expired():
                 raise
@@ -350,18 +352,18 @@ class Client:
                 "of waiting"
             ) from error
 
-    def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
+    def _find_result_decoder(self, name: str) -> Callable[[bytes], Any]:
         handler = self.registry.get(name)
         return msgspec.json.decode if handler is None else handler.decode_result
 
-    def _opened(self) -> Intake:
+    def _require_batcher(self) -> EnqueueBatcher:
         self._check_open()
-        if self._intake is None or self._intake_loop is not self._loop:
-            self._intake = Intake(self.backend, self.clock, self.settings.enqueue_timeout)
-            self._intake_loop = self._loop
-        return self._intake
+        if self._batcher is None or self._batcher_loop is not self._loop:
+            self._batcher = EnqueueBatcher(self.backend, self.clock, self.settings.enqueue_timeout)
+            self._batcher_loop = self._loop
+        return self._batcher
 
-    def _terms(self, options: EnqueueManyOptions) -> Terms:
+    def _parse_options(self, options: EnqueueManyOptions) -> ParsedOptions:
         """The options, checked, with what the running job hands on."""
         current = CURRENT.get()
         if current is not None:
@@ -371,14 +373,14 @@ class Client:
             ):
                 if inherited is not None and options.get(key) is None:
                     cast("dict[str, object]", options)[key] = inherited
-        return terms_of(self._limits, **options) if options else NO_TERMS
+        return parse_options(self._limits, **options) if options else NOTHING_PARSED
 
-    def _new_job(self, job: AnyJob, terms: Terms, job_id: str | None = None) -> NewJob:
+    def _make_job(self, job: AnyJob, terms: ParsedOptions, job_id: str | None = None) -> NewJob:
         """A job as the store takes it, with a new id. Hot: once for each job of a bulk enqueue."""
-        declaration = declaration_of_job(job)
+        declaration = require_declaration(job)
         priority = terms.priority
         return NewJob(
-            job_id or self._ids.new(),
+            job_id or self._ids.make(),
             declaration.name,
             terms.queue or declaration.queue,
             declaration.encode(job, self._limits),
@@ -388,21 +390,25 @@ class Client:
             terms.options,
         )
 
-    def _new_jobs(self, jobs: Sequence[AnyJob], terms: Terms, start: int = 0) -> list[NewJob]:
+    def _make_jobs(
+        self, jobs: Sequence[AnyJob], terms: ParsedOptions, start: int = 0
+    ) -> list[NewJob]:
         """Jobs as the store takes them, of which the first is the one at `start` of its call."""
         new: list[NewJob] = []
         try:
-            for job, job_id in zip(jobs, self._ids.many(len(jobs)), strict=True):
-                new.append(self._new_job(job, terms, job_id))
+            for job, job_id in zip(jobs, self._ids.make_many(len(jobs)), strict=True):
+                new.append(self._make_job(job, terms, job_id))
         except InvalidJob as error:
             raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
         return new
 
-    def _gradually(self, jobs: Sequence[AnyJob], terms: Terms) -> Sequence[NewJob]:
+    def _make_jobs_lazily(self, jobs: Sequence[AnyJob], terms: ParsedOptions) -> Sequence[NewJob]:
         """Jobs as the store takes them, made while it stores if it can do with that."""
-        if terms.connection is not None or not self.backend.capabilities.gradual:
-            return self._new_jobs(jobs, terms)
-        return Batch(len(jobs), lambda start, stop: self._new_jobs(jobs[start:stop], terms, start))
+        if terms.connection is not None or not self.backend.capabilities.lazy_batches:
+            return self._make_jobs(jobs, terms)
+        return LazyJobs(
+            len(jobs), lambda start, stop: self._make_jobs(jobs[start:stop], terms, start)
+        )
 
     def _check_batch(self, count: int) -> None:
         if count > self._limits.batch:
@@ -411,7 +417,7 @@ class Client:
                 "enqueue them in several calls"
             )
 
-    def _raw_payload(self, name: str, payload: object) -> bytes:
+    def _encode_raw_payload(self, name: str, payload: object) -> bytes:
         if isinstance(payload, Mapping):
             return encode_object(name, payload, self._limits)
         if not isinstance(payload, bytes | bytearray | memoryview):
@@ -419,41 +425,45 @@ class Client:
         check_size(name, raw := bytes(payload), self._limits)
         return raw
 
-    async def _enqueue_one(self, job: object, new: NewJob, terms: Terms) -> str:
-        if not self._enqueue_layers:
+    async def _enqueue_one(self, job: object, new: NewJob, terms: ParsedOptions) -> str:
+        if not self._enqueue_middlewares:
             return (await self._store([new], terms))[0]
-        passage = Passage(
-            self._enqueue_layers, lambda some: self._store(some, terms), self._limits, 1
+        passage = EnqueuePipeline(
+            self._enqueue_middlewares, lambda some: self._store(some, terms), self._limits, 1
         )
-        return (await passage.all([_enqueueing(job, new)]))[0]
+        return (await passage.run([_make_enqueueing(job, new)]))[0]
 
-    async def _store(self, jobs: Sequence[NewJob], terms: Terms) -> list[str]:
-        intake = self._opened()
+    async def _store(self, jobs: Sequence[NewJob], terms: ParsedOptions) -> list[str]:
+        intake = self._require_batcher()
         if terms.connection is not None:
-            results = await self._joining().enqueue_in(_lent(terms.connection), jobs)
+            results = await self._require_transactions().enqueue_in(
+                _to_caller_connection(terms.connection), jobs
+            )
         elif len(jobs) == 1:
-            results = [await intake.store(jobs[0])]
+            results = [await intake.enqueue(jobs[0])]
         else:
-            results = await intake.store_all(jobs)
-        ids = [_id_of(job, result) for job, result in zip(jobs, results, strict=True)]
+            results = await intake.enqueue_all(jobs)
+        ids = [_require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         if self.events:
-            self._tell(jobs, results)
+            self._emit_enqueued(jobs, results)
         return ids
 
     def _make_transaction(self, connection: object) -> Transaction:
         """What a handler's own transaction is made of; see `Context.transaction`."""
-        return self._joining().transaction(None if connection is None else _lent(connection))
+        return self._require_transactions().transaction(
+            None if connection is None else _to_caller_connection(connection)
+        )
 
-    def _joining(self) -> Joining:
-        if not self.backend.capabilities.joins_transaction:
+    def _require_transactions(self) -> Transactional:
+        if not self.backend.capabilities.supports_transactions:
             raise NotSupported(
                 f"{self.backend.describe()} cannot be part of a caller's transaction; enqueue "
                 "after the commit, without `connection`, and let the handler's return complete "
                 "its job"
             )
-        return cast("Joining", self.backend)
+        return cast("Transactional", self.backend)
 
-    def _tell(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
+    def _emit_enqueued(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
         for job, result in zip(jobs, results, strict=True):
             created = result.outcome == "created"
             self.events.emit(JobEnqueued(result.id, job.name, job.queue, created))
@@ -463,11 +473,11 @@ def _with_id(job: NewJob, job_id: str) -> NewJob:
     return msgspec.structs.replace(job, id=check_name("job id", job_id))
 
 
-def _lent(connection: object) -> Lent:
-    return connection if isinstance(connection, Lent) else Lent(connection)
+def _to_caller_connection(connection: object) -> CallerConnection:
+    return connection if isinstance(connection, CallerConnection) else CallerConnection(connection)
 
 
-def _id_of(job: NewJob, result: Enqueued) -> str:
+def _require_stored(job: NewJob, result: Enqueued) -> str:
     match result.outcome:
         case "conflict":
             raise JobConflict(job.id)
@@ -477,7 +487,7 @@ def _id_of(job: NewJob, result: Enqueued) -> str:
             return result.id
 
 
-def _enqueueing(job: object, new: NewJob) -> Enqueueing:
+def _make_enqueueing(job: object, new: NewJob) -> Enqueueing:
     return Enqueueing(
         job=job,
         id=new.id,
@@ -497,7 +507,7 @@ def _began(clock: Clock) -> float:
     return clock.monotonic() if began is None else began
 
 
-def _why(record: JobRecord) -> str | None:
+def _describe_end(record: JobRecord) -> str | None:
     """The reason, and the last error where there is one."""
     error = record.error
     if record.state is not State.FAILED or error is None:

@@ -9,7 +9,7 @@ import msgspec
 from nimburion.core.backend import Backend
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import JobRecord, State
-from nimburion.core.paging import every_job
+from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 
 _STEP = 500
@@ -35,7 +35,7 @@ class DeadLetters:
         reason: str | None = None,
     ) -> AsyncIterator[JobRecord]:
         """All that match, newest enqueue first, read page by page."""
-        return every_job(self._backend, self._filter(queue, name, reason), payloads=True)
+        return iterate_jobs(self._backend, self._filter(queue, name, reason), payloads=True)
 
     async def show(self, job_id: str) -> JobRecord:
         """One of them. `JobNotFound` where there is no failed job of that id."""

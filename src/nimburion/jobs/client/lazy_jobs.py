@@ -7,17 +7,17 @@ from typing import overload
 
 from nimburion.core.job import NewJob
 
-Make = Callable[[int, int], list[NewJob]]
+MakeJobs = Callable[[int, int], list[NewJob]]
 """Makes the jobs from one place up to another."""
 
 
-class Batch(Sequence[NewJob]):
-    """As many jobs, each made once, in their order: for a store that is `gradual`.
+class LazyJobs(Sequence[NewJob]):
+    """As many jobs, each made once, in their order: for a store that is `lazy_batches`.
 
     Whoever looks at one gets what making it, or one before it, raises.
     """
 
-    def __init__(self, count: int, make: Make) -> None:
+    def __init__(self, count: int, make: MakeJobs) -> None:
         self._count = count
         self._make = make
         self._made: list[NewJob] = []
@@ -26,7 +26,7 @@ class Batch(Sequence[NewJob]):
         return self._count
 
     def __iter__(self) -> Iterator[NewJob]:
-        self._until(self._count)
+        self._make_until(self._count)
         return iter(self._made)
 
     @overload
@@ -38,12 +38,12 @@ class Batch(Sequence[NewJob]):
     def __getitem__(self, place: int | slice) -> NewJob | list[NewJob]:
         if isinstance(place, slice):
             places = range(self._count)[place]
-            self._until(max(places[0], places[-1]) + 1 if places else 0)
+            self._make_until(max(places[0], places[-1]) + 1 if places else 0)
         else:
-            self._until(place + 1 if place >= 0 else self._count)
+            self._make_until(place + 1 if place >= 0 else self._count)
         return self._made[place]
 
-    def _until(self, stop: int) -> None:
+    def _make_until(self, stop: int) -> None:
         stop = min(stop, self._count)
         if stop > len(self._made):
             self._made += self._make(len(self._made), stop)

@@ -11,28 +11,28 @@ from nimburion.core.limits import Limits, check_name
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
 
-Store = Callable[[list[NewJob]], Awaitable[list[str]]]
+StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 """Stores jobs in one step and answers their ids."""
 
 
-class Passage:
+class EnqueuePipeline:
     """One enqueue call. The middleware runs for each job by itself; when all have come through,
     they are stored in one step, and each `call_next` returns. If one raises before, none is."""
 
     def __init__(
-        self, layers: Sequence[EnqueueMiddleware], store: Store, limits: Limits, expected: int
+        self, layers: Sequence[EnqueueMiddleware], store: StoreJobs, limits: Limits, expected: int
     ) -> None:
-        self._chain = compose(layers, self._arrive)
+        self._chain = compose(layers, self._collect)
         self._store = store
         self._limits = limits
-        self._outstanding = expected
+        self._missing = expected
         self._seen: set[int] = set()
-        self._arrived: list[tuple[NewJob, asyncio.Future[str]]] = []
+        self._collected: list[tuple[NewJob, asyncio.Future[str]]] = []
         self._storing: asyncio.Task[None] | None = None
 
-    async def all(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
+    async def run(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
         """Their ids, in their order."""
-        tasks = [asyncio.ensure_future(self._pass(one)) for one in enqueueings]
+        tasks = [asyncio.ensure_future(self._run_middleware(one)) for one in enqueueings]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -40,24 +40,24 @@ class Passage:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pass(self, enqueueing: Enqueueing) -> str:
+    async def _run_middleware(self, enqueueing: Enqueueing) -> str:
         """Through the middleware. Where that raises, the call never becomes complete."""
         answer: str = await self._chain(enqueueing)
         if id(enqueueing) not in self._seen:  # a middleware kept it back
-            self._one_less()
+            self._count_down()
         return answer
 
-    async def _arrive(self, enqueueing: Enqueueing) -> str:
+    async def _collect(self, enqueueing: Enqueueing) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._seen.add(id(enqueueing))
-        self._arrived.append((_checked(enqueueing, self._limits), future))
-        self._one_less()
+        self._collected.append((_validate(enqueueing, self._limits), future))
+        self._count_down()
         return await future
 
-    def _one_less(self) -> None:
-        self._outstanding -= 1
-        if self._outstanding <= 0 and self._arrived:
-            arrived, self._arrived = self._arrived, []
+    def _count_down(self) -> None:
+        self._missing -= 1
+        if self._missing <= 0 and self._collected:
+            arrived, self._collected = self._collected, []
             self._storing = asyncio.ensure_future(self._store_all(arrived))
 
     async def _store_all(self, arrived: list[tuple[NewJob, asyncio.Future[str]]]) -> None:
@@ -73,7 +73,7 @@ class Passage:
                     future.set_result(job_id)
 
 
-def _checked(enqueueing: Enqueueing, limits: Limits) -> NewJob:
+def _validate(enqueueing: Enqueueing, limits: Limits) -> NewJob:
     """The job as the middleware left it; `InvalidJob` where that cannot be stored."""
     if not isinstance(enqueueing.payload, bytes):
         raise InvalidJob(

@@ -58,7 +58,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return self.state.finished
 
 
-def status_of(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:
+def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:
     """A store's record for people."""
     return Status(
         id=record.id,
@@ -69,10 +69,10 @@ def status_of(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Statu
         attempt=record.attempt,
         failures=record.failures,
         lost=record.lost,
-        due=_when(record.due),
-        created_at=_when(record.created_at),
-        started_at=_when(record.started_at),
-        finished_at=_when(record.finished_at),
+        due=_to_datetime(record.due),
+        created_at=_to_datetime(record.created_at),
+        started_at=_to_datetime(record.started_at),
+        finished_at=_to_datetime(record.finished_at),
         reason=record.reason,
         history=record.history,
         progress=record.progress,
@@ -87,10 +87,10 @@ def status_of(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Statu
 
 
 @overload
-def _when(second: float) -> datetime: ...
+def _to_datetime(second: float) -> datetime: ...
 @overload
-def _when(second: float | None) -> datetime | None: ...
-def _when(second: float | None) -> datetime | None:
+def _to_datetime(second: float | None) -> datetime | None: ...
+def _to_datetime(second: float | None) -> datetime | None:
     if second is None:
         return None
     try:

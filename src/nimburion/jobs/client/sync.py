@@ -17,10 +17,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from nimburion.core.errors import BackendUnavailable, seconds_of
+from nimburion.core.errors import BackendUnavailable, to_seconds
 from nimburion.jobs.client.batching import CALL_BEGAN, limit_of
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.declaration.loop_calls import LentByThread, call_on
+from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ _LEAVE_WITHIN = 0.5
 """Seconds for a thread to end whose client could not be opened: its caller has waited enough."""
 
 
-class Synced(Generic[P, R]):
+class SyncMethod(Generic[P, R]):
     """A method of `SyncClient` that does what an async method of `Client` does, typed like it."""
 
     def __init__(self, method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]) -> None:
@@ -41,12 +41,12 @@ class Synced(Generic[P, R]):
         self.__name__: str = method.__name__
 
     @overload
-    def __get__(self, instance: None, owner: type[SyncClient]) -> Synced[P, R]: ...
+    def __get__(self, instance: None, owner: type[SyncClient]) -> SyncMethod[P, R]: ...
     @overload
     def __get__(self, instance: SyncClient, owner: type[SyncClient]) -> Callable[P, R]: ...
     def __get__(
         self, instance: SyncClient | None, owner: type[SyncClient]
-    ) -> Synced[P, R] | Callable[P, R]:
+    ) -> SyncMethod[P, R] | Callable[P, R]:
         if instance is None:
             return self
         call = partial(instance.call, self.method)
@@ -54,11 +54,11 @@ class Synced(Generic[P, R]):
         return call
 
 
-def _synced(
+def _make_sync(
     method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
-) -> Callable[[Callable[[SyncClient], None]], Synced[P, R]]:
+) -> Callable[[Callable[[SyncClient], None]], SyncMethod[P, R]]:
     """Put the async method, made blocking, in the place of what is decorated."""
-    return lambda _: Synced(method)
+    return lambda _: SyncMethod(method)
 
 
 class SyncClient:
@@ -74,31 +74,31 @@ class SyncClient:
         self._client = client
         self._owner_process = os.getpid()
         # By process: a child of a fork finds no portal of its own, and leaves its parent's alone.
-        self._portals: dict[int, _PortalOfProcess] = {}
+        self._portals: dict[int, _ProcessPortal] = {}
 
-    @_synced(Client.enqueue)
+    @_make_sync(Client.enqueue)
     def enqueue(self) -> None: ...
-    @_synced(Client.enqueue_many)
+    @_make_sync(Client.enqueue_many)
     def enqueue_many(self) -> None: ...
-    @_synced(Client.enqueue_with_id)
+    @_make_sync(Client.enqueue_with_id)
     def enqueue_with_id(self) -> None: ...
-    @_synced(Client.enqueue_with_priority)
+    @_make_sync(Client.enqueue_with_priority)
     def enqueue_with_priority(self) -> None: ...
-    @_synced(Client.enqueue_at)
+    @_make_sync(Client.enqueue_at)
     def enqueue_at(self) -> None: ...
-    @_synced(Client.enqueue_after)
+    @_make_sync(Client.enqueue_after)
     def enqueue_after(self) -> None: ...
-    @_synced(Client.enqueue_raw)
+    @_make_sync(Client.enqueue_raw)
     def enqueue_raw(self) -> None: ...
-    @_synced(Client.get_status)
+    @_make_sync(Client.get_status)
     def get_status(self) -> None: ...
-    @_synced(Client.wait)
+    @_make_sync(Client.wait)
     def wait(self) -> None: ...
-    @_synced(Client.cancel)
+    @_make_sync(Client.cancel)
     def cancel(self) -> None: ...
-    @_synced(Client.queue_size)
+    @_make_sync(Client.queue_size)
     def queue_size(self) -> None: ...
-    @_synced(Client.pending_count)
+    @_make_sync(Client.pending_count)
     def pending_count(self) -> None: ...
 
     def call(
@@ -110,19 +110,19 @@ class SyncClient:
         """Run one async method of the client where it belongs, and wait for it."""
         lent = None
         if kwargs.get("connection") is not None:  # of this thread, as a rule: used here alone
-            kwargs["connection"] = lent = LentByThread(kwargs["connection"])
-        loop = self._owning_loop()
+            kwargs["connection"] = lent = ThreadBoundConnection(kwargs["connection"])
+        loop = self._find_owning_loop()
         if loop is not None:
-            return call_on(loop, partial(method, self._client, *args, **kwargs), lent)
+            return run_on_loop(loop, partial(method, self._client, *args, **kwargs), lent)
         seconds = _time_of(method, args, kwargs)
-        with self._portal().used() as portal:
+        with self._find_portal().used() as portal:
             make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
-            return call_on(portal.loop, make, lent)
+            return run_on_loop(portal.loop, make, lent)
 
     def close(self) -> None:
         """Close what was opened for calls from outside a loop. Repeatable; a later call opens it
         again. The processor itself is not touched."""
-        self._portal().close()
+        self._find_portal().close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,22 +135,22 @@ class SyncClient:
     ) -> None:
         self.close()
 
-    def _owning_loop(self) -> asyncio.AbstractEventLoop | None:
+    def _find_owning_loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that the client is open on, if it runs, in this very process."""
         loop = self._client._loop
         usable = loop is not None and loop.is_running() and os.getpid() == self._owner_process
         return loop if usable else None
 
-    def _portal(self) -> _PortalOfProcess:
+    def _find_portal(self) -> _ProcessPortal:
         process = os.getpid()
         found = self._portals.get(process)
         if found is None:
             # setdefault is atomic: of two threads that come first, both get the same one.
-            found = self._portals.setdefault(process, _PortalOfProcess(self._client))
+            found = self._portals.setdefault(process, _ProcessPortal(self._client))
         return found
 
 
-class _PortalOfProcess:
+class _ProcessPortal:
     """At most one portal, made when first needed. One whose client could not be opened ends when
     nobody waits for it any more."""
 
@@ -232,7 +232,7 @@ class _Portal:
     def close(self) -> None:
         """Close the client and end the thread."""
         try:
-            call_on(self.loop, self.client.close)
+            run_on_loop(self.loop, self.client.close)
         finally:
             self.stop(_CLOSE_WITHIN)
 
@@ -257,7 +257,7 @@ def _time_of(
     if method is not Client.wait:
         return None
     timeout = args[1] if len(args) > 1 else kwargs.get("timeout")
-    return None if timeout is None else seconds_of(timeout)
+    return None if timeout is None else to_seconds(timeout)
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:

@@ -17,15 +17,15 @@ import msgspec
 
 from nimburion.core.errors import InvalidJob, NimburionError
 from nimburion.core.limits import Limits
-from nimburion.jobs.declaration.fields import Field, struct_of, traits_of
-from nimburion.jobs.declaration.json_values import OddValue, deeper_than, refuse_odd
-from nimburion.jobs.declaration.pydantic_models import from_plain, to_plain
+from nimburion.jobs.declaration.fields import JobField, inspect_fields, make_struct
+from nimburion.jobs.declaration.json_values import NotJson, check_json_value, nests_deeper_than
+from nimburion.jobs.declaration.pydantic_models import dec_hook, enc_hook
 
-_KEPT = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal)
-_MISFIT = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError)
+_NATIVE_TYPES = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal)
+_CONVERSION_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError)
 _AT = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`", re.DOTALL)
 
-_encode = msgspec.json.Encoder(enc_hook=to_plain).encode
+_encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
 _to_builtins = msgspec.to_builtins
 _convert = msgspec.convert
 
@@ -45,8 +45,8 @@ class Codec:
     __slots__ = (
         "_decoder",
         "_is_plain",
-        "_may_be_deep",
-        "_may_be_odd",
+        "_may_nest_deeply",
+        "_needs_json_check",
         "_with_times",
         "fields",
         "name",
@@ -54,16 +54,16 @@ class Codec:
     )
 
     def __init__(
-        self, name: str, fields: Sequence[Field], base: type[msgspec.Struct] = msgspec.Struct
+        self, name: str, fields: Sequence[JobField], base: type[msgspec.Struct] = msgspec.Struct
     ) -> None:
         self.name: str = name
         self.fields: tuple[str, ...] = tuple(field.name for field in fields)
-        traits = traits_of(name, fields)
-        self._is_plain, self._may_be_deep = traits.plain, traits.deep
-        self._may_be_odd, self._with_times = traits.odd, traits.times
-        self.struct: Any = struct_of(name, fields, base)
+        traits = inspect_fields(name, fields)
+        self._is_plain, self._may_nest_deeply = traits.plain, traits.deep
+        self._needs_json_check, self._with_times = traits.needs_json_check, traits.times
+        self.struct: Any = make_struct(name, fields, base)
         """The class of what `decode` answers."""
-        self._decoder = msgspec.json.Decoder(self.struct, dec_hook=from_plain)
+        self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
 
     def encode(self, arguments: dict[str, Any], limits: Limits) -> bytes:
         """The payload of these arguments; `InvalidJob` when they do not fit, naming field,
@@ -73,44 +73,46 @@ class Codec:
                 _convert(arguments, self.struct)
                 plain = arguments
             else:
-                plain = _to_builtins(arguments, builtin_types=_KEPT, enc_hook=to_plain)
-                _convert(plain, self.struct, builtin_types=_KEPT, dec_hook=from_plain)
-            if self._may_be_odd:
-                refuse_odd(plain)
+                plain = _to_builtins(arguments, builtin_types=_NATIVE_TYPES, enc_hook=enc_hook)
+                _convert(plain, self.struct, builtin_types=_NATIVE_TYPES, dec_hook=dec_hook)
+            if self._needs_json_check:
+                check_json_value(plain)
             payload = _encode(plain)
-        except _MISFIT as error:
-            raise InvalidJob(self._refusal(arguments, error)) from error
-        if self._may_be_deep or len(payload) > limits.payload:
+        except _CONVERSION_ERRORS as error:
+            raise InvalidJob(self._explain_refusal(arguments, error)) from error
+        if self._may_nest_deeply or len(payload) > limits.payload:
             check_payload(self.name, payload, limits)
         return payload
 
     def decode(self, payload: bytes, limits: Limits) -> Any:  # noqa: ANN401
         """The `struct` of a payload; `UnreadablePayload` says what does not fit."""
-        if deeper_than(limits.nesting, payload):
-            raise UnreadablePayload(_too_deep(self.name, limits))
+        if nests_deeper_than(limits.nesting, payload):
+            raise UnreadablePayload(_explain_nesting(self.name, limits))
         try:
             arguments = self._decoder.decode(payload)
             if self._with_times:
-                refuse_odd(_to_builtins(arguments, builtin_types=_KEPT, enc_hook=to_plain))
-        except _MISFIT as error:
-            text = f"the payload does not fit job {self.name!r}{_where(error)}"
+                check_json_value(
+                    _to_builtins(arguments, builtin_types=_NATIVE_TYPES, enc_hook=enc_hook)
+                )
+        except _CONVERSION_ERRORS as error:
+            text = f"the payload does not fit job {self.name!r}{_locate(error)}"
             raise UnreadablePayload(text) from error
         return arguments
 
-    def _refusal(self, arguments: dict[str, Any], error: Exception) -> str:
+    def _explain_refusal(self, arguments: dict[str, Any], error: Exception) -> str:
         """Where and why; tried field by field where the error does not say where."""
         if _AT.fullmatch(str(error)):
-            return f"job {self.name!r}{_where(error)}"
-        field = self._field_at_fault(arguments, type(error))
-        path = error.path if isinstance(error, OddValue) else []
-        place = _dotted([field, *path] if field else path)
-        return f"job {self.name!r}" + (f", field {place!r}: " if place else ": ") + _plainly(error)
+            return f"job {self.name!r}{_locate(error)}"
+        field = self._find_faulty_field(arguments, type(error))
+        path = error.path if isinstance(error, NotJson) else []
+        place = _join_path([field, *path] if field else path)
+        return f"job {self.name!r}" + (f", field {place!r}: " if place else ": ") + _describe(error)
 
-    def _field_at_fault(self, arguments: dict[str, Any], kind: type[Exception]) -> str | None:
+    def _find_faulty_field(self, arguments: dict[str, Any], kind: type[Exception]) -> str | None:
         """The first field that by itself raises such an error on its way to JSON."""
         for field, value in arguments.items():
             try:
-                _encode(_to_builtins(value, builtin_types=_KEPT, enc_hook=to_plain))
+                _encode(_to_builtins(value, builtin_types=_NATIVE_TYPES, enc_hook=enc_hook))
             except kind:
                 return field
         return None
@@ -123,17 +125,17 @@ class ResultCodec:
 
     def __init__(self, name: str, kind: object = Any) -> None:
         self._name = name
-        self._decoder = msgspec.json.Decoder(kind, dec_hook=from_plain)
+        self._decoder = msgspec.json.Decoder(kind, dec_hook=dec_hook)
 
     def encode(self, value: object, limit: int) -> bytes | None:
         """JSON of at most `limit` bytes, None for None; else `UnstorableResult`."""
         if value is None:
             return None
         try:
-            encoded = msgspec.json.encode(value, enc_hook=to_plain)
+            encoded = msgspec.json.encode(value, enc_hook=enc_hook)
         except Exception as error:  # what a guest's own code raises may be anything
             raise UnstorableResult(
-                f"the result of {self._name!r} cannot be kept: {_plainly(error)}; "
+                f"the result of {self._name!r} cannot be kept: {_describe(error)}; "
                 "return what JSON can carry, or declare result=False"
             ) from error
         if len(encoded) > limit:
@@ -147,18 +149,18 @@ class ResultCodec:
         """The value; plain JSON where it does not fit the type (any more)."""
         try:
             return self._decoder.decode(result)
-        except _MISFIT:
+        except _CONVERSION_ERRORS:
             return msgspec.json.decode(result)
 
 
 def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> bytes:
     """The payload of plain values, for a name whose types are not known here."""
     try:
-        plain = _to_builtins(dict(payload), builtin_types=_KEPT, enc_hook=to_plain)
-        refuse_odd(plain)
+        plain = _to_builtins(dict(payload), builtin_types=_NATIVE_TYPES, enc_hook=enc_hook)
+        check_json_value(plain)
         encoded = _encode(plain)
-    except _MISFIT as error:
-        raise InvalidJob(f"job {name!r}{_where(error)}") from error
+    except _CONVERSION_ERRORS as error:
+        raise InvalidJob(f"job {name!r}{_locate(error)}") from error
     check_payload(name, encoded, limits)
     return encoded
 
@@ -166,8 +168,8 @@ def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> b
 def check_payload(name: str, payload: bytes, limits: Limits) -> None:
     """`InvalidJob` when it is too large, or nests too deep."""
     check_size(name, payload, limits)
-    if deeper_than(limits.nesting, payload):
-        raise InvalidJob(_too_deep(name, limits))
+    if nests_deeper_than(limits.nesting, payload):
+        raise InvalidJob(_explain_nesting(name, limits))
 
 
 def check_size(name: str, payload: bytes, limits: Limits) -> None:
@@ -179,27 +181,27 @@ def check_size(name: str, payload: bytes, limits: Limits) -> None:
         )
 
 
-def _too_deep(name: str, limits: Limits) -> str:
+def _explain_nesting(name: str, limits: Limits) -> str:
     return f"job {name!r}: the payload nests deeper than the limit of {limits.nesting}"
 
 
-def _where(error: Exception) -> str:
+def _locate(error: Exception) -> str:
     """`, field 'x': what` if the error tells, else `: what`."""
-    if isinstance(error, OddValue) and error.path:
-        return f", field {_dotted(error.path)!r}: {error.message}"
+    if isinstance(error, NotJson) and error.path:
+        return f", field {_join_path(error.path)!r}: {error.message}"
     found = _AT.fullmatch(str(error))
     if found is None or not found["path"]:
-        return f": {_plainly(error)}"
+        return f": {_describe(error)}"
     key = "a key of " if found["key"] else ""
-    return f", {key}field {found['path']!r}: {_lowered(found['what'])}"
+    return f", {key}field {found['path']!r}: {_lower_first(found['what'])}"
 
 
-def _dotted(path: Sequence[object]) -> str:
+def _join_path(path: Sequence[object]) -> str:
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
     return "".join(parts).removeprefix(".")
 
 
-def _plainly(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     match error:
         case RecursionError():
             return "it contains itself, or nests too deep"
@@ -208,8 +210,8 @@ def _plainly(error: BaseException) -> str:
         case UnicodeDecodeError():
             return "it is no UTF-8"
     found = _AT.fullmatch(str(error))
-    return _lowered(found["what"] if found else str(error))
+    return _lower_first(found["what"] if found else str(error))
 
 
-def _lowered(text: str) -> str:
+def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() else text

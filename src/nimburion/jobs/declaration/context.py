@@ -11,7 +11,7 @@ from nimburion.core.errors import Cancel, LeaseLost, NotOpen
 from nimburion.core.lease import Delivery, Lease
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.transaction import HandlerTransaction
-from nimburion.jobs.worker.outcome import MOST_WORDS, clean
+from nimburion.jobs.worker.outcome import MAX_MESSAGE_BYTES, clean_text
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -30,7 +30,7 @@ ProgressSink = Callable[[Lease, float, str], None]
 """Takes note of a report: lease, fraction, message. Callable from any thread."""
 
 
-class Named(Protocol):
+class ResultEncoder(Protocol):
     """What is told of the handler."""
 
     @property
@@ -43,7 +43,7 @@ class Named(Protocol):
         ...
 
 
-class Enqueuing(Protocol):
+class EnqueueClient(Protocol):
     """The way in, as a context uses it."""
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
@@ -83,11 +83,11 @@ class Context:
     def __init__(  # noqa: PLR0917 (made once per attempt: keywords cost)
         self,
         delivery: Delivery,
-        handler: Named | None,
+        handler: ResultEncoder | None,
         now: Callable[[], float],
         sink: ProgressSink,
         deadline: float | None,
-        client: Enqueuing | None = None,
+        client: EnqueueClient | None = None,
     ) -> None:
         self._delivery: Delivery = delivery
         self._handler = handler
@@ -180,7 +180,7 @@ class Context:
     def log(self) -> JobLog:
         """A logger whose records carry job_id, job_name, queue, attempt, correlation_id, tenant."""
         if self._log is None:
-            self._log = JobLog(_log, _said_of(self._delivery))
+            self._log = JobLog(_log, _make_log_fields(self._delivery))
         return self._log
 
     def remaining(self) -> float | None:
@@ -192,7 +192,9 @@ class Context:
         to the store, cut to 1024 bytes. Cheap: call it as often as you like."""
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
-        self._sink(self._delivery.lease, float(fraction), clean(str(message), MOST_WORDS))
+        self._sink(
+            self._delivery.lease, float(fraction), clean_text(str(message), MAX_MESSAGE_BYTES)
+        )
 
     def set_result(self, value: object) -> None:
         """The result of this job, for a handler whose transaction completes it: say it inside the
@@ -247,7 +249,7 @@ class Context:
         is stored by the same commit where `set_result` was called inside; what the handler returns
         afterwards is not kept, as the job has ended. `LeaseLost`: another worker has
         the job by now; nothing was kept. `NotSupported`: this store has no transactions.
-        `NotJoinable`: the connection does not fit.
+        `UnusableConnection`: the connection does not fit.
         `TransactionExpired`: on SQLite, nobody else could write for five seconds.
         """
         if self._client is None:
@@ -259,7 +261,7 @@ class Context:
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
-    """Adds what is known of the job to each record, beside the `extra` of the call."""
+    """Adds what is known of the job to each record, beside the `extra_time` of the call."""
 
     def process(
         self, msg: object, kwargs: MutableMapping[str, Any]
@@ -269,7 +271,7 @@ class JobLog(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
-def _said_of(delivery: Delivery) -> dict[str, object]:
+def _make_log_fields(delivery: Delivery) -> dict[str, object]:
     return {
         "job_id": delivery.lease.job_id,
         "job_name": delivery.name,

@@ -9,17 +9,17 @@ import msgspec
 from msgspec import NODEFAULT, inspect
 
 from nimburion.core.errors import DefinitionError
-from nimburion.jobs.declaration.pydantic_models import is_guest
+from nimburion.jobs.declaration.pydantic_models import is_pydantic_model
 
-_ODD = (inspect.IntType, inspect.FloatType, inspect.AnyType, inspect.DateTimeType)
-_DEEP = (
+_CHECKED_TYPES = (inspect.IntType, inspect.FloatType, inspect.AnyType, inspect.DateTimeType)
+_NESTING_TYPES = (
     inspect.AnyType,
     inspect.StructType,
     inspect.DataclassType,
     inspect.TypedDictType,
     inspect.NamedTupleType,
 )
-_PLAIN = (
+_JSON_TYPES = (
     inspect.StrType,
     inspect.IntType,
     inspect.FloatType,
@@ -31,14 +31,14 @@ _PLAIN = (
     inspect.DictType,
     inspect.UnionType,
 )
-_CANNOT = (inspect.CustomType, inspect.RawType, inspect.ExtType)
+_UNSUPPORTED_TYPES = (inspect.CustomType, inspect.RawType, inspect.ExtType)
 _ADVICE = (
     "use a str, number, bool, bytes, datetime, UUID, Decimal, enum, list, dict, dataclass, "
     "msgspec Struct, TypedDict or pydantic model instead"
 )
 
 
-class Field(NamedTuple):
+class JobField(NamedTuple):
     """One argument of a job."""
 
     name: str
@@ -48,10 +48,10 @@ class Field(NamedTuple):
     keyword_only: bool = True
 
 
-class Traits(NamedTuple):
+class FieldTraits(NamedTuple):
     """What the types of some fields may hold, so that only needed checks are made."""
 
-    odd: bool
+    needs_json_check: bool
     """Numbers, datetimes or anything: values that need a look before they become JSON."""
     times: bool
     """Datetimes: text that needs a look after it was JSON."""
@@ -61,26 +61,26 @@ class Traits(NamedTuple):
     """Only text, numbers, enums and collections of them: values that are JSON as they are."""
 
 
-def traits_of(name: str, fields: Sequence[Field]) -> Traits:
+def inspect_fields(name: str, fields: Sequence[JobField]) -> FieldTraits:
     """Look through all types; `DefinitionError` names the first that JSON cannot carry."""
-    nodes = [node for field in fields for node in _checked(name, field)]
-    return Traits(
-        odd=_any(nodes, *_ODD, inspect.CustomType),
-        times=_any(nodes, inspect.DateTimeType),
-        deep=_any(nodes, *_DEEP, inspect.CustomType),
-        plain=all(isinstance(node, _PLAIN) for node in nodes),
+    nodes = [node for field in fields for node in _iterate_field_types(name, field)]
+    return FieldTraits(
+        needs_json_check=_has_type(nodes, *_CHECKED_TYPES, inspect.CustomType),
+        times=_has_type(nodes, inspect.DateTimeType),
+        deep=_has_type(nodes, *_NESTING_TYPES, inspect.CustomType),
+        plain=all(isinstance(node, _JSON_TYPES) for node in nodes),
     )
 
 
-def _any(nodes: Sequence[inspect.Type], *kinds: type[inspect.Type]) -> bool:
+def _has_type(nodes: Sequence[inspect.Type], *kinds: type[inspect.Type]) -> bool:
     return any(isinstance(node, kinds) for node in nodes)
 
 
-def struct_of(name: str, fields: Sequence[Field], base: type[msgspec.Struct]) -> Any:  # noqa: ANN401
+def make_struct(name: str, fields: Sequence[JobField], base: type[msgspec.Struct]) -> Any:  # noqa: ANN401
     """A Struct class with these fields that refuses all others. What may be given by position
     keeps its place; the rest is keyword-only."""
-    positional = [_described(field) for field in fields if not field.keyword_only]
-    keywords = [_described(field) for field in fields if field.keyword_only]
+    positional = [_make_member(field) for field in fields if not field.keyword_only]
+    keywords = [_make_member(field) for field in fields if field.keyword_only]
     front = msgspec.defstruct(
         name, positional, bases=(base,), forbid_unknown_fields=True, module=__name__
     )
@@ -98,11 +98,11 @@ def struct_of(name: str, fields: Sequence[Field], base: type[msgspec.Struct]) ->
 
 def check_type(what: str, kind: object) -> None:
     """`DefinitionError` when values of this type cannot travel as JSON."""
-    for _ in _nodes_of(what, kind):
+    for _ in _iterate_types(what, kind):
         pass
 
 
-def _described(field: Field) -> tuple[str, Any, Any]:
+def _make_member(field: JobField) -> tuple[str, Any, Any]:
     if field.default_factory is not NODEFAULT:
         return field.name, field.type, msgspec.field(default_factory=field.default_factory)
     if field.default is NODEFAULT:
@@ -112,27 +112,29 @@ def _described(field: Field) -> tuple[str, Any, Any]:
     return field.name, field.type, msgspec.field(default=field.default)
 
 
-def _checked(name: str, field: Field) -> Iterator[inspect.Type]:
-    return _nodes_of(f"job {name!r}, field {field.name!r}", field.type)
+def _iterate_field_types(name: str, field: JobField) -> Iterator[inspect.Type]:
+    return _iterate_types(f"job {name!r}, field {field.name!r}", field.type)
 
 
-def _nodes_of(what: str, kind: object) -> Iterator[inspect.Type]:
+def _iterate_types(what: str, kind: object) -> Iterator[inspect.Type]:
     try:
         root = inspect.type_info(kind)
     except Exception as error:
-        raise DefinitionError(f"{what}: {_plainly(error)}; {_ADVICE}") from error
-    for node in _walk(root, set()):
-        if isinstance(node, _CANNOT) and not _is_welcome(node):
+        raise DefinitionError(f"{what}: {_shorten_error(error)}; {_ADVICE}") from error
+    for node in _visit_types(root, set()):
+        if isinstance(node, _UNSUPPORTED_TYPES) and not _is_supported(node):
             shown = getattr(getattr(node, "cls", type(node)), "__qualname__", repr(kind))
             raise DefinitionError(f"{what}: {shown} cannot travel as JSON; {_ADVICE}")
         yield node
 
 
-def _is_welcome(node: inspect.Type) -> bool:
-    return isinstance(node, inspect.CustomType) and (node.cls is object or is_guest(node.cls))
+def _is_supported(node: inspect.Type) -> bool:
+    return isinstance(node, inspect.CustomType) and (
+        node.cls is object or is_pydantic_model(node.cls)
+    )
 
 
-def _walk(node: object, seen: set[int]) -> Iterator[inspect.Type]:
+def _visit_types(node: object, seen: set[int]) -> Iterator[inspect.Type]:
     """Every type below `node`, each once; types that hold themselves end."""
     if id(node) in seen:
         return
@@ -141,12 +143,12 @@ def _walk(node: object, seen: set[int]) -> Iterator[inspect.Type]:
         yield node
     if isinstance(node, inspect.Type | inspect.Field):
         for attribute in node.__struct_fields__:
-            yield from _walk(getattr(node, attribute), seen)
+            yield from _visit_types(getattr(node, attribute), seen)
     elif isinstance(node, tuple):
         for member in node:
-            yield from _walk(member, seen)
+            yield from _visit_types(member, seen)
 
 
-def _plainly(error: Exception) -> str:
+def _shorten_error(error: Exception) -> str:
     """Msgspec's sentence without the repetition at its end."""
     return str(error).partition(" - type ")[0]

@@ -45,8 +45,8 @@ from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     Signature,
     check_takes_context,
-    fields_of_class,
-    signature_of,
+    read_class_fields,
+    read_signature,
 )
 
 CallP = ParamSpec("CallP")
@@ -69,10 +69,10 @@ class Declaration:
         options: PolicyOptions,
     ) -> None:
         self.target: type[Job] | JobFunction[..., ..., Any] = target
-        self.name: str = checked_name("the name of a job", name)
-        self.queue: str = checked_name("queue", queue)
+        self.name: str = check_declared_name("the name of a job", name)
+        self.queue: str = check_declared_name("queue", queue)
         self.options: PolicyOptions = options
-        self.policy: Policy = _checked_policy(name, options)
+        self.policy: Policy = _parse_policy(name, options)
         self._codec: Codec | None = None
 
     @property
@@ -85,18 +85,18 @@ class Declaration:
     def encode(self, job: object, limits: Limits) -> bytes:
         """The payload of a job of this declaration; `InvalidJob`."""
         codec = self._codec or self.codec
-        if isinstance(job, Call):
+        if isinstance(job, JobCall):
             arguments = msgspec.structs.asdict(job)
         else:
             arguments = job.__dict__
             if len(arguments) != len(codec.fields):
-                arguments = _members(job, codec)
+                arguments = _read_fields(job, codec)
         return codec.encode(arguments, limits)
 
     def _make_codec(self) -> Codec:
         if isinstance(self.target, JobFunction):
             return Codec(self.name, self.target.signature.fields, self.target.base)
-        return Codec(self.name, fields_of_class(self.name, self.target))
+        return Codec(self.name, read_class_fields(self.name, self.target))
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field, dataclasses.Field))
@@ -136,11 +136,11 @@ class Job:
         raise NotImplementedError(f"{type(self).__name__} has no process method")
 
 
-class Call(msgspec.Struct):
+class JobCall(msgspec.Struct):
     """A job of a function: its arguments, by name. Made by `function.job(…)`."""
 
 
-AnyJob = Job | Call
+AnyJob = Job | JobCall
 """What can be enqueued: an instance of a job class, or `function.job(…)`."""
 
 
@@ -160,8 +160,8 @@ class JobFunction(Generic[CallP, P, R]):
         self.__job__: Declaration = Declaration(
             self, own_name if name is None else name, queue, policy
         )
-        self.base: type[Call] = type(
-            "Call", (Call,), {"__job__": self.__job__, "__module__": __name__}
+        self.base: type[JobCall] = type(
+            "Call", (JobCall,), {"__job__": self.__job__, "__module__": __name__}
         )
         self._signature: Signature | None = None
 
@@ -169,16 +169,16 @@ class JobFunction(Generic[CallP, P, R]):
     def signature(self) -> Signature:
         """The function's parameters; `DefinitionError` where one cannot be a job's argument."""
         if self._signature is None:
-            self._signature = signature_of(self.__job__.name, self.function)
+            self._signature = read_signature(self.__job__.name, self.function)
         return self._signature
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> R:
         """Call the function itself, here and now."""
         return self.function(*args, **kwargs)
 
-    def job(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+    def job(self, *args: P.args, **kwargs: P.kwargs) -> JobCall:
         """A job with these arguments, to be enqueued. A context is not among them."""
-        return cast("Call", self.__job__.codec.struct(*args, **kwargs))
+        return cast("JobCall", self.__job__.codec.struct(*args, **kwargs))
 
     def __get__(self, instance: object, owner: type | None = None) -> JobFunction[CallP, P, R]:
         if instance is not None:
@@ -192,7 +192,7 @@ class JobFunction(Generic[CallP, P, R]):
         return f"<job {self.__job__.name} in {self.__job__.queue}>"
 
 
-class Decorator:
+class JobDecorator:
     """What `@job(…)` with options gives: waits for the function."""
 
     def __init__(self, name: str | None, queue: str, policy: PolicyOptions) -> None:
@@ -218,7 +218,7 @@ def job(function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
 @overload
 def job(
     *, name: str | None = None, queue: str = "default", **policy: Unpack[PolicyOptions]
-) -> Decorator: ...
+) -> JobDecorator: ...
 def job(
     function: Callable[..., Any] | None = None,
     /,
@@ -232,17 +232,17 @@ def job(
     The name is the function's own unless given; the other words are those of `Job`. A first
     parameter annotated `Context`, or named `ctx`, receives the context and is no argument.
     """
-    decorator = Decorator(name, queue, policy)
+    decorator = JobDecorator(name, queue, policy)
     return decorator if function is None else decorator(function)
 
 
-def declaration_of(thing: object) -> Declaration | None:
+def find_declaration(thing: object) -> Declaration | None:
     """The declaration of a job class or function, or of one job of it; None for anything else."""
     found = getattr(thing, "__job__", None)
     return found if isinstance(found, Declaration) else None
 
 
-def declaration_of_job(job: object) -> Declaration:
+def require_declaration(job: object) -> Declaration:
     """The declaration of a job that is to be enqueued; `InvalidJob` says what to pass."""
     found = getattr(type(job), "__job__", None)
     if isinstance(found, Declaration):
@@ -255,7 +255,7 @@ def declaration_of_job(job: object) -> Declaration:
         hint = "decorate the function with @job and pass function.job(…)"
     else:
         hint = "pass an instance of a Job class or function.job(…); or use enqueue_raw(name, …)"
-    raise InvalidJob(f"{_brief(job)} is no job: {hint}")
+    raise InvalidJob(f"{_describe(job)} is no job: {hint}")
 
 
 def _make_dataclass(cls: type[Job], name: str) -> None:
@@ -272,19 +272,19 @@ def _make_dataclass(cls: type[Job], name: str) -> None:
         raise DefinitionError(f"job {name!r}: a field cannot be named 'process'")
 
 
-def _members(job: object, codec: Codec) -> dict[str, Any]:
+def _read_fields(job: object, codec: Codec) -> dict[str, Any]:
     """The arguments of a job, and nothing else that may hang on the instance."""
     return {field: getattr(job, field) for field in codec.fields if hasattr(job, field)}
 
 
-def _checked_policy(name: str, options: PolicyOptions) -> Policy:
+def _parse_policy(name: str, options: PolicyOptions) -> Policy:
     try:
         return read_policy(options)
     except DefinitionError as error:
         raise DefinitionError(f"job {name!r}: {error}") from None
 
 
-def checked_name(what: str, value: object) -> str:
+def check_declared_name(what: str, value: object) -> str:
     """`check_name` for what is declared: `DefinitionError`."""
     try:
         return check_name(what, value)
@@ -292,6 +292,6 @@ def checked_name(what: str, value: object) -> str:
         raise DefinitionError(str(error)) from None
 
 
-def _brief(value: object) -> str:
+def _describe(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "…"

@@ -15,7 +15,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
-class OddValue(ValueError):
+class NotJson(ValueError):
     """A value that JSON cannot carry; `path` leads to it from outside."""
 
     def __init__(self, message: str) -> None:
@@ -24,32 +24,32 @@ class OddValue(ValueError):
         self.path: list[object] = []
 
 
-def refuse_odd(value: object) -> None:
-    """`OddValue` for a naive datetime, NaN, an infinity, or a whole number over 64 bits, wherever
+def check_json_value(value: object) -> None:
+    """`NotJson` for a naive datetime, NaN, an infinity, or a whole number over 64 bits, wherever
     it is among dicts, lists, tuples and sets."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return
     if kind is dict:
-        _refuse_odd_members(value.items())  # type: ignore[attr-defined]
+        _check_members(value.items())  # type: ignore[attr-defined]
     elif kind is int:
         if not LOWEST <= value <= HIGHEST:  # type: ignore[operator]
-            raise OddValue("a whole number must fit in 64 bits")
+            raise NotJson("a whole number must fit in 64 bits")
     elif kind is float:
         if not math.isfinite(value):  # type: ignore[arg-type]
-            raise OddValue(f"a number must be finite, not {value}")
+            raise NotJson(f"a number must be finite, not {value}")
     elif kind is list or kind is tuple or kind is set or kind is frozenset:
-        _refuse_odd_members(enumerate(value))  # type: ignore[arg-type]
+        _check_members(enumerate(value))  # type: ignore[arg-type]
     elif isinstance(value, float):  # a subclass
-        refuse_odd(float(value))
+        check_json_value(float(value))
     elif isinstance(value, datetime) and value.utcoffset() is None:
-        raise OddValue(
+        raise NotJson(
             "a datetime must have a time zone: "
             "datetime(…, tzinfo=timezone.utc), datetime.now(timezone.utc), or .astimezone()"
         )
 
 
-def deeper_than(limit: int, payload: bytes) -> bool:
+def nests_deeper_than(limit: int, payload: bytes) -> bool:
     """Whether JSON nests deeper than `limit`, told without parsing it. Never false for JSON that
     does; malformed text may be judged either way."""
     if payload.count(b"{") + payload.count(b"[") <= limit:
@@ -58,10 +58,10 @@ def deeper_than(limit: int, payload: bytes) -> bool:
     return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > limit
 
 
-def _refuse_odd_members(members: object) -> None:
+def _check_members(members: object) -> None:
     for key, member in members:  # type: ignore[attr-defined]
         try:
-            refuse_odd(member)
-        except OddValue as odd:
+            check_json_value(member)
+        except NotJson as odd:
             odd.path.insert(0, key)
             raise

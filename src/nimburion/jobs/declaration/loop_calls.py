@@ -11,14 +11,14 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from nimburion.core.errors import NotOpen, UseAwait
-from nimburion.core.transactions import Lent
+from nimburion.core.transactions import CallerConnection
 
 T = TypeVar("T")
 
 _LOOK_AGAIN = 1.0
 
 
-class LentByThread(Lent):
+class ThreadBoundConnection(CallerConnection):
     """A connection of a thread that waits for the loop, and does what is asked of it meanwhile."""
 
     __slots__ = ("_work",)
@@ -47,20 +47,20 @@ class LentByThread(Lent):
                 work = self._work.get(timeout=_LOOK_AGAIN)
             except Empty:
                 if not loop.is_running():
-                    raise _ended() from None
+                    raise _make_loop_ended_error() from None
                 continue
             if work is None:
                 return
             work()
 
 
-def call_on(
+def run_on_loop(
     loop: asyncio.AbstractEventLoop,
     make: Callable[[], Coroutine[Any, Any, T]],
-    lent: LentByThread | None = None,
+    connection: ThreadBoundConnection | None = None,
 ) -> T:
     """Run a coroutine on a loop of another thread; `UseAwait` when that is this very thread."""
-    if _running_loop() is loop:
+    if _find_running_loop() is loop:
         raise UseAwait(
             "this is the loop that the processor is open on, and waiting would stop it: "
             "await the processor's own method instead of calling `sync`"
@@ -70,11 +70,11 @@ def call_on(
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:  # the loop was closed meanwhile
         coroutine.close()
-        raise _ended() from None
+        raise _make_loop_ended_error() from None
     try:
-        if lent is not None:
-            lent.serve(future, loop)
-        return _result_of(future, loop)
+        if connection is not None:
+            connection.serve(future, loop)
+        return _wait_for_result(future, loop)
     except BaseException:
         future.cancel()
         raise
@@ -99,14 +99,14 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def _find_running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
 
 
-def _result_of(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
+def _wait_for_result(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
     """Its result, and no waiting for ever on a loop that is gone."""
     while True:
         try:
@@ -115,8 +115,8 @@ def _result_of(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
             if future.done():  # a TimeoutError of the call itself
                 raise
             if not loop.is_running():
-                raise _ended() from None
+                raise _make_loop_ended_error() from None
 
 
-def _ended() -> NotOpen:
+def _make_loop_ended_error() -> NotOpen:
     return NotOpen("the loop that owned the processor has ended")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nimburion.core.job import NO_OPTIONS, Options
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.jobs.declaration.context import Context
 
 Subject = TypeVar("Subject")
@@ -48,7 +48,7 @@ class Enqueueing(msgspec.Struct, kw_only=True):
     """Due at this epoch second, or …"""
     after: float
     """… this many seconds from now. `at` wins."""
-    options: Options = NO_OPTIONS
+    options: JobOptions = NO_JOB_OPTIONS
     """Headers, tenant, correlation id and the like; replace it by `with_options`."""
 
     @property

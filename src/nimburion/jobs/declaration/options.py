@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.job import NO_OPTIONS, Options
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.limits import Limits, check_name
 from nimburion.core.suggestions import describe_unknown
 
@@ -49,18 +49,18 @@ class EnqueueOptions(EnqueueManyOptions, total=False):
     """The caller's own id: enqueueing again with it makes no second job."""
 
 
-class Terms(msgspec.Struct, frozen=True):
+class ParsedOptions(msgspec.Struct, frozen=True):
     """The options of one call, checked. None: as the job's declaration says."""
 
     queue: str | None = None
     priority: int | None = None
     at: float | None = None
     after: float = 0.0
-    options: Options = NO_OPTIONS
+    options: JobOptions = NO_JOB_OPTIONS
     connection: object = None
 
 
-NO_TERMS = Terms()
+NOTHING_PARSED = ParsedOptions()
 
 _RECORD_OPTIONS = frozenset(
     {
@@ -71,7 +71,7 @@ _RECORD_OPTIONS = frozenset(
 _CENTURY = 100 * 365.25 * 86_400
 
 
-def terms_of(
+def parse_options(
     limits: Limits,
     /,
     *,
@@ -81,23 +81,23 @@ def terms_of(
     after: float | timedelta | None = None,
     connection: object = None,
     **options: Any,
-) -> Terms:
+) -> ParsedOptions:
     """What was said, checked: `InvalidJob` names the option that cannot be, or does not exist."""
     if not options.keys() <= _RECORD_OPTIONS:
         raise InvalidJob(describe_unknown("option", options, EnqueueManyOptions.__annotations__))
     if at is not None and after is not None:
         raise InvalidJob("say `at` or `after`, not both")
-    return Terms(
+    return ParsedOptions(
         queue=None if queue is None else check_name("queue", queue),
-        priority=None if priority is None else _priority_of(priority),
-        at=None if at is None else _epoch_of(at),
+        priority=None if priority is None else _parse_priority(priority),
+        at=None if at is None else _parse_time(at),
         after=0.0 if after is None else _delay_of(after),
-        options=_options_of(limits, **options) if options else NO_OPTIONS,
+        options=_parse_job_options(limits, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
     )
 
 
-def _options_of(
+def _parse_job_options(
     limits: Limits,
     *,
     unique_key: str | None = None,
@@ -108,19 +108,21 @@ def _options_of(
     correlation_id: str | None = None,
     max_retries: int | None = None,
     timeout: float | timedelta | None = None,
-) -> Options:
+) -> JobOptions:
     _check_uniqueness(unique_key, unique_for, on_duplicate)
-    return Options(
-        headers=_headers_of(headers, limits) if headers else {},
+    return JobOptions(
+        headers=_parse_headers(headers, limits) if headers else {},
         tenant=None if tenant is None else check_name("tenant", tenant),
         correlation_id=(
             None if correlation_id is None else check_name("correlation_id", correlation_id)
         ),
         unique_key=None if unique_key is None else check_name("unique_key", unique_key),
-        unique_for=None if unique_for is None else _positive("unique_for", unique_for),
+        unique_for=None
+        if unique_for is None
+        else _parse_positive_seconds("unique_for", unique_for),
         on_duplicate=on_duplicate,
-        max_retries=None if max_retries is None else _count_of("max_retries", max_retries),
-        timeout=None if timeout is None else _positive("timeout", timeout),
+        max_retries=None if max_retries is None else _parse_count("max_retries", max_retries),
+        timeout=None if timeout is None else _parse_positive_seconds("timeout", timeout),
     )
 
 
@@ -131,7 +133,7 @@ def _check_uniqueness(unique_key: object, unique_for: object, on_duplicate: obje
         raise InvalidJob("unique_for needs a unique_key")
 
 
-def _epoch_of(at: object) -> float:
+def _parse_time(at: object) -> float:
     if not isinstance(at, datetime):
         raise InvalidJob(f"at must be a datetime with a time zone, not {at!r}; or say `after`")
     if at.utcoffset() is None:
@@ -142,20 +144,20 @@ def _epoch_of(at: object) -> float:
     return at.timestamp()
 
 
-def _priority_of(priority: object) -> int:
-    number = _count_of("priority", priority)
+def _parse_priority(priority: object) -> int:
+    number = _parse_count("priority", priority)
     if number > 9:
         raise InvalidJob(f"priority must be from 0 to 9 (higher first), not {number}")
     return number
 
 
-def _count_of(what: str, value: object) -> int:
+def _parse_count(what: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return int(value)
     raise InvalidJob(f"{what} must be a whole number, 0 or more, not {value!r}")
 
 
-def _seconds_of(what: str, value: object) -> float:
+def _parse_seconds(what: str, value: object) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
@@ -166,20 +168,20 @@ def _seconds_of(what: str, value: object) -> float:
 
 
 def _delay_of(after: object) -> float:
-    seconds = _seconds_of("after", after)
+    seconds = _parse_seconds("after", after)
     if seconds < 0:
         raise InvalidJob(f"after must be 0 seconds or more, not {after!r}")
     return seconds
 
 
-def _positive(what: str, value: object) -> float:
-    seconds = _seconds_of(what, value)
+def _parse_positive_seconds(what: str, value: object) -> float:
+    seconds = _parse_seconds(what, value)
     if seconds <= 0:
         raise InvalidJob(f"{what} must be more than 0 seconds, not {value!r}")
     return seconds
 
 
-def _headers_of(headers: Mapping[str, str], limits: Limits) -> dict[str, str]:
+def _parse_headers(headers: Mapping[str, str], limits: Limits) -> dict[str, str]:
     try:
         checked = msgspec.convert(dict(headers), dict[str, str])
         size = sum(len(part.encode()) for pair in checked.items() for part in pair)

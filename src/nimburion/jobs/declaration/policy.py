@@ -25,7 +25,7 @@ Backoff = Callable[[int], float]
 JITTER = 0.2
 """Up to this part of a delay is added at random: only ever later, so that retries spread."""
 
-_MOST_DOUBLINGS = 60
+_MAX_DOUBLINGS = 60
 
 
 class Priority(enum.IntEnum):
@@ -54,27 +54,27 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     result: bool = True
     """Whether what the handler returns is kept."""
 
-    def completed_by(self, settings: Settings) -> Policy:
+    def with_defaults(self, settings: Settings) -> Policy:
         """This policy with every gap filled; `timeout` and `concurrency` may stay None."""
         return msgspec.structs.replace(
             self,
-            max_retries=_first(self.max_retries, settings.max_retries),
-            backoff=_first(self.backoff, exponential(settings.retry_backoff)),
-            backoff_max=_first(self.backoff_max, settings.retry_backoff_max),
-            timeout=_first(self.timeout, settings.timeout),
+            max_retries=_value_or_default(self.max_retries, settings.max_retries),
+            backoff=_value_or_default(self.backoff, exponential(settings.retry_backoff)),
+            backoff_max=_value_or_default(self.backoff_max, settings.retry_backoff_max),
+            timeout=_value_or_default(self.timeout, settings.timeout),
         )
 
-    def delay(self, failures: int, random: Random) -> float:
+    def compute_delay(self, failures: int, random: Random) -> float:
         """Seconds from failure number `failures` to the next try: backoff, jitter, cap."""
-        cap = _first(self.backoff_max, Settings().retry_backoff_max)
-        return min(self._backed_off(failures) * (1.0 + JITTER * random.random()), cap)
+        cap = _value_or_default(self.backoff_max, Settings().retry_backoff_max)
+        return min(self._compute_backoff(failures) * (1.0 + JITTER * random.random()), cap)
 
-    def _backed_off(self, failures: int) -> float:
+    def _compute_backoff(self, failures: int) -> float:
         """What the backoff says; a user's function that fails or answers nonsense is logged, and
         exponential backoff takes its place: a job must not be lost to it."""
         default = exponential(Settings().retry_backoff)
         try:
-            seconds = float(_first(self.backoff, default)(failures))
+            seconds = float(_value_or_default(self.backoff, default)(failures))
         except Exception:  # noqa: BLE001 (a user's function may raise anything)
             _log.exception("the backoff function failed; exponential backoff takes its place")
             seconds = math.nan
@@ -101,7 +101,7 @@ class _Exponential(msgspec.Struct, frozen=True):
     base: float
 
     def __call__(self, failures: int) -> float:
-        return self.base * 2.0 ** min(failures - 1, _MOST_DOUBLINGS)
+        return self.base * 2.0 ** min(failures - 1, _MAX_DOUBLINGS)
 
 
 class _Linear(msgspec.Struct, frozen=True):
@@ -121,43 +121,43 @@ class _Listed(msgspec.Struct, frozen=True):
 def exponential(base: float | timedelta) -> Backoff:
     """`base`, twice as much, four times as much …
 
-    >>> [exponential(1.5)(n) for n in (1, 2, 3)]
+    >>> [exponential(1.5)(session) for session in (1, 2, 3)]
     [1.5, 3.0, 6.0]
     """
-    return _Exponential(_seconds("retry_backoff", base))
+    return _Exponential(_parse_seconds("retry_backoff", base))
 
 
 def linear(step: float | timedelta) -> Backoff:
     """`step`, twice, three times `step` …
 
-    >>> [linear(10)(n) for n in (1, 2, 3)]
+    >>> [linear(10)(session) for session in (1, 2, 3)]
     [10.0, 20.0, 30.0]
     """
-    return _Linear(_seconds("retry_backoff", step))
+    return _Linear(_parse_seconds("retry_backoff", step))
 
 
 def listed(*seconds: float | timedelta) -> Backoff:
     """Exactly these, the last one again and again.
 
-    >>> [listed(1, 60)(n) for n in (1, 2, 3)]
+    >>> [listed(1, 60)(session) for session in (1, 2, 3)]
     [1.0, 60.0, 60.0]
     """
     if not seconds:
         raise DefinitionError("retry_backoff: list at least one delay")
-    return _Listed(tuple(_seconds("retry_backoff", one) for one in seconds))
+    return _Listed(tuple(_parse_seconds("retry_backoff", one) for one in seconds))
 
 
 def read_policy(options: Mapping[str, Any]) -> Policy:
-    """`policy_of` for words that somebody typed: `DefinitionError` names one that does not exist,
-    too."""
+    """`parse_policy` for words that somebody typed: `DefinitionError` names one that does not
+    exist, too."""
     known = {*PolicyOptions.__annotations__, "queue"}
     unknown = describe_unknown("option", options, known)
     if unknown is not None:
         raise DefinitionError(unknown)
-    return policy_of(**options)
+    return parse_policy(**options)
 
 
-def policy_of(
+def parse_policy(
     *,
     max_retries: int | None = None,
     retry_backoff: float | timedelta | Sequence[float] | Backoff | None = None,
@@ -170,22 +170,22 @@ def policy_of(
 ) -> Policy:
     """The policy that these words say; `DefinitionError` names the word that cannot be."""
     return Policy(
-        max_retries=None if max_retries is None else _whole("max_retries", max_retries, 0),
-        backoff=None if retry_backoff is None else _backoff_of(retry_backoff),
-        backoff_max=_perhaps_seconds("retry_backoff_max", retry_backoff_max),
-        permanent=_exceptions_of(permanent),
-        timeout=_perhaps_seconds("timeout", timeout),
-        concurrency=None if concurrency is None else _whole("concurrency", concurrency, 1),
-        priority=_whole("priority", priority, 0, 9),
+        max_retries=None if max_retries is None else _parse_int("max_retries", max_retries, 0),
+        backoff=None if retry_backoff is None else _parse_backoff(retry_backoff),
+        backoff_max=_parse_optional_seconds("retry_backoff_max", retry_backoff_max),
+        permanent=_parse_exceptions(permanent),
+        timeout=_parse_optional_seconds("timeout", timeout),
+        concurrency=None if concurrency is None else _parse_int("concurrency", concurrency, 1),
+        priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
     )
 
 
-def _first(value: _T | None, default: _T) -> _T:
+def _value_or_default(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _backoff_of(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:
+def _parse_backoff(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:
     if callable(value):
         return value
     if isinstance(value, list | tuple):
@@ -198,7 +198,7 @@ def _backoff_of(value: float | timedelta | Sequence[float] | Backoff) -> Backoff
     )
 
 
-def _exceptions_of(
+def _parse_exceptions(
     value: type[BaseException] | tuple[type[BaseException], ...],
 ) -> tuple[type[BaseException], ...]:
     kinds: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
@@ -208,16 +208,16 @@ def _exceptions_of(
     return kinds
 
 
-def _perhaps_seconds(what: str, value: object) -> float | None:
+def _parse_optional_seconds(what: str, value: object) -> float | None:
     if value is None:
         return None
-    seconds = _seconds(what, value)
+    seconds = _parse_seconds(what, value)
     if seconds == 0.0:
         raise DefinitionError(f"{what} must be more than 0 seconds")
     return seconds
 
 
-def _seconds(what: str, value: object) -> float:
+def _parse_seconds(what: str, value: object) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -227,7 +227,7 @@ def _seconds(what: str, value: object) -> float:
     raise DefinitionError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
 
 
-def _whole(what: str, value: object, low: int, high: int | None = None) -> int:
+def _parse_int(what: str, value: object, low: int, high: int | None = None) -> int:
     number = value if isinstance(value, int) and not isinstance(value, bool) else low - 1
     if low <= number <= (number if high is None else high):
         return int(number)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.jobs.declaration.json_values import refuse_odd
+from nimburion.jobs.declaration.json_values import check_json_value
 
 _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
@@ -16,20 +16,20 @@ _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (list, list),
     (dict, dict),
 )
-_FACE = ("model_dump", "model_validate_json", "__pydantic_serializer__")
+_MODEL_ATTRIBUTES = ("model_dump", "model_validate_json", "__pydantic_serializer__")
 
 
-def is_guest(kind: object) -> bool:
+def is_pydantic_model(kind: object) -> bool:
     """Whether `kind` is a pydantic model class."""
-    return isinstance(kind, type) and all(hasattr(kind, name) for name in _FACE)
+    return isinstance(kind, type) and all(hasattr(kind, name) for name in _MODEL_ATTRIBUTES)
 
 
-def to_plain(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
+def enc_hook(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
     """What msgspec does not know (`enc_hook`): a guest as plain JSON values, by alias; an instance
     of a subclass of a built-in type (Markup, a NumPy float) as one of that type. Else `TypeError`.
     """
-    if is_guest(type(value)):
-        refuse_odd(value.model_dump(warnings=False))
+    if is_pydantic_model(type(value)):
+        check_json_value(value.model_dump(warnings=False))
         return value.model_dump(mode="json", by_alias=True, warnings=False)
     for kind, plainly in _BASES:
         if isinstance(value, kind):
@@ -37,17 +37,17 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
     raise TypeError(f"{type(value).__qualname__} cannot travel as JSON")
 
 
-def from_plain(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
+def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
     """Msgspec's `dec_hook`: a guest from plain JSON values. `ValueError` says what does not fit."""
     if kind is object:
         return value
     try:
         return kind.model_validate_json(msgspec.json.encode(value))
     except ValueError as error:
-        raise ValueError(_first_fault(error)) from error
+        raise ValueError(_describe_first_error(error)) from error
 
 
-def _first_fault(error: ValueError) -> str:
+def _describe_first_error(error: ValueError) -> str:
     """Pydantic's first complaint, in one line and without its page of documentation."""
     listed: Callable[[], Iterable[dict[str, Any]]] = getattr(error, "errors", tuple)
     faults = listed()

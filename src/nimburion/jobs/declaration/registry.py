@@ -17,11 +17,11 @@ from nimburion.jobs.declaration.job import (
     Declaration,
     Job,
     JobFunction,
-    checked_name,
-    declaration_of,
+    check_declared_name,
+    find_declaration,
 )
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
-from nimburion.jobs.declaration.signature import is_async, return_type_of
+from nimburion.jobs.declaration.signature import is_async, read_return_type
 
 RawHandler = Callable[[Context, bytes], Any]
 Target = type[Job] | JobFunction[..., ..., Any] | RawHandler
@@ -66,7 +66,7 @@ class Handler:
         """Takes the context and what `decode` gave."""
         self.decode: Callable[[bytes], Any] = decode
         """Payload to arguments; `UnreadablePayload`. A raw handler's payload stays as it is."""
-        self._result = _result_codec(name, function) if policy.result else None
+        self._result = _make_result_codec(name, function) if policy.result else None
         self._result_limit = limits.result
 
     def encode_result(self, value: object) -> bytes | None:
@@ -93,8 +93,8 @@ class Registry:
     def add(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
         """Register job classes and job functions. The same one again changes nothing; another
         one under a name that is taken is a `DefinitionError`."""
-        for handler in [self._handler_of(job) for job in jobs]:
-            self._put(handler)
+        for handler in [self._make_handler(job) for job in jobs]:
+            self._add(handler)
 
     def add_raw(
         self,
@@ -107,11 +107,11 @@ class Registry:
         """Register `handler(ctx, data)` for jobs of `name`: it gets the payload's bytes."""
         if not callable(handler):
             raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
-        self._put(
+        self._add(
             Handler(
-                name=checked_name("the name of a job", name),
-                queue=checked_name("queue", queue),
-                policy=_read_policy(name, policy).completed_by(self._settings),
+                name=check_declared_name("the name of a job", name),
+                queue=check_declared_name("queue", queue),
+                policy=_read_policy(name, policy).with_defaults(self._settings),
                 target=handler,
                 function=handler,
                 call=handler,
@@ -144,31 +144,31 @@ class Registry:
             if handler.policy.concurrency is not None
         }
 
-    def _put(self, handler: Handler) -> None:
+    def _add(self, handler: Handler) -> None:
         known = self._handlers.setdefault(handler.name, handler)
         if known is not handler and known.target is not handler.target:
             raise DefinitionError(
-                f"the name {handler.name!r} is taken by {_shown(known.target)}; "
-                f"give {_shown(handler.target)} another name"
+                f"the name {handler.name!r} is taken by {_describe(known.target)}; "
+                f"give {_describe(handler.target)} another name"
             )
 
-    def _handler_of(self, job: object) -> Handler:
-        declaration = declaration_of(job)
+    def _make_handler(self, job: object) -> Handler:
+        declaration = find_declaration(job)
         if isinstance(job, JobFunction) and declaration:
-            function, call = job.function, _function_caller(job)
-            decode = _decoder(declaration.codec, self._settings.limits)
+            function, call = job.function, _make_function_call(job)
+            decode = _make_decoder(declaration.codec, self._settings.limits)
         elif isinstance(job, type) and issubclass(job, Job) and declaration:
-            function, call = job.process, _process
-            decode = _instance_decoder(job, declaration, self._settings.limits)
+            function, call = job.process, _call_process
+            decode = _make_instance_decoder(job, declaration, self._settings.limits)
         else:
             raise DefinitionError(
-                f"cannot register {_shown(job)}: pass Job classes and @job functions, "
+                f"cannot register {_describe(job)}: pass Job classes and @job functions, "
                 "or a name and a raw handler"
             )
         return Handler(
             name=declaration.name,
             queue=declaration.queue,
-            policy=declaration.policy.completed_by(self._settings),
+            policy=declaration.policy.with_defaults(self._settings),
             target=job,
             function=function,
             call=call,
@@ -184,22 +184,22 @@ def _read_policy(name: str, options: PolicyOptions) -> Policy:
         raise DefinitionError(f"job {name!r}: {error}") from None
 
 
-def _process(ctx: Context, job: Job) -> object:
+def _call_process(ctx: Context, job: Job) -> object:
     return job.process(ctx)
 
 
-def _function_caller(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
+def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
     """How to call the function with the context and its decoded arguments."""
     function, signature = job.function, job.signature
     by_name = msgspec.structs.asdict
     if signature.positional_only:
-        return _positional_caller(job)
+        return _make_positional_call(job)
     if signature.takes_context:
         return lambda ctx, call: function(ctx, **by_name(call))
     return lambda _, call: function(**by_name(call))
 
 
-def _positional_caller(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
+def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
     function, signature = job.function, job.signature
     names = [field.name for field in signature.fields[: signature.positional_only]]
 
@@ -211,12 +211,12 @@ def _positional_caller(job: JobFunction[..., ..., Any]) -> Callable[[Context, An
     return call_by_position
 
 
-def _decoder(codec: Codec, limits: Limits) -> Callable[[bytes], Any]:
+def _make_decoder(codec: Codec, limits: Limits) -> Callable[[bytes], Any]:
     decode = codec.decode
     return lambda payload: decode(payload, limits)
 
 
-def _instance_decoder(
+def _make_instance_decoder(
     cls: type[Job], declaration: Declaration, limits: Limits
 ) -> Callable[[bytes], Job]:
     if cls.process is Job.process:
@@ -235,13 +235,13 @@ def _instance_decoder(
     return decode_instance
 
 
-def _result_codec(name: str, function: Callable[..., Any]) -> ResultCodec:
-    kind = return_type_of(name, function)
+def _make_result_codec(name: str, function: Callable[..., Any]) -> ResultCodec:
+    kind = read_return_type(name, function)
     check_type(f"job {name!r}, return type (declare result=False if it is not to be kept)", kind)
     return ResultCodec(name, kind)
 
 
-def _shown(target: object) -> str:
+def _describe(target: object) -> str:
     module = getattr(target, "__module__", None)
     name = getattr(target, "__qualname__", None)
     return f"{module}.{name}" if module and name else repr(target)

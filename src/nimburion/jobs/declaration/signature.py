@@ -13,7 +13,7 @@ from msgspec import NODEFAULT
 
 from nimburion.core.errors import DefinitionError
 from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.declaration.fields import Field
+from nimburion.jobs.declaration.fields import JobField
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -22,28 +22,28 @@ class Signature(NamedTuple):
     """What a job function takes."""
 
     takes_context: bool
-    fields: list[Field]
+    fields: list[JobField]
     positional_only: int
     """How many fields, from the first, must be given by position."""
 
 
-def fields_of_class(name: str, cls: type) -> list[Field]:
+def read_class_fields(name: str, cls: type) -> list[JobField]:
     """The fields of a job class, types resolved."""
     members = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    hints = {key: _resolved_in_class(name, cls, key) for key in members}
+    hints = {key: _resolve_in_class(name, cls, key) for key in members}
     return [
-        Field(
+        JobField(
             member.name,
             hints[member.name],
-            _msgspec_default(member.default),
-            _msgspec_default(member.default_factory),
+            _to_msgspec_default(member.default),
+            _to_msgspec_default(member.default_factory),
         )
         for member in dataclasses.fields(cls)
         if member.init
     ]
 
 
-def signature_of(name: str, function: Callable[..., Any]) -> Signature:
+def read_signature(name: str, function: Callable[..., Any]) -> Signature:
     """The parameters of a job function, types resolved; `DefinitionError` when one cannot be an
     argument of a job."""
     parameters = list(inspect.signature(function).parameters.values())
@@ -51,7 +51,7 @@ def signature_of(name: str, function: Callable[..., Any]) -> Signature:
     own = parameters[1:] if takes_context else parameters
     return Signature(
         takes_context,
-        [_field_of(name, function, parameter) for parameter in own],
+        [_make_field(name, function, parameter) for parameter in own],
         sum(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in own),
     )
 
@@ -74,7 +74,7 @@ def check_takes_context(name: str, cls: type) -> None:
         ) from None
 
 
-def return_type_of(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
+def read_return_type(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
     """What the handler is annotated to return; Any when it is not."""
     try:
         annotation = inspect.signature(function).return_annotation
@@ -82,21 +82,21 @@ def return_type_of(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN
         return Any
     if annotation is inspect.Signature.empty:
         return Any
-    resolved = _resolved(f"job {name!r}, return type", function, annotation)
+    resolved = _resolve(f"job {name!r}, return type", function, annotation)
     return Any if resolved in (typing.NoReturn, typing.Never) else resolved
 
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it makes a coroutine. `DefinitionError` for generators, which run nothing."""
-    target = function if inspect.isroutine(function) else _call_method(function)
+    target = function if inspect.isroutine(function) else _find_call_method(function)
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise DefinitionError(
-            f"{_shown(function)} is a generator: calling it runs nothing; use return, not yield"
+            f"{_describe(function)} is a generator: calling it runs nothing; use return, not yield"
         )
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target)
 
 
-def _call_method(instance: Any) -> Any:  # noqa: ANN401 (any callable)
+def _find_call_method(instance: Any) -> Any:  # noqa: ANN401 (any callable)
     return type(instance).__call__
 
 
@@ -114,21 +114,21 @@ def _is_context(parameter: inspect.Parameter) -> bool:
     return parameter.name == "ctx" and untyped
 
 
-def _field_of(name: str, function: Callable[..., Any], parameter: inspect.Parameter) -> Field:
+def _make_field(name: str, function: Callable[..., Any], parameter: inspect.Parameter) -> JobField:
     what = f"job {name!r}, parameter {parameter.name!r}"
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         raise DefinitionError(f"{what}: name each argument; * and ** cannot be checked")
     if parameter.annotation is inspect.Parameter.empty:
         raise DefinitionError(f"{what}: annotate it; its type is what `enqueue` checks")
-    return Field(
+    return JobField(
         parameter.name,
-        _resolved(what, function, parameter.annotation),
+        _resolve(what, function, parameter.annotation),
         NODEFAULT if parameter.default is inspect.Parameter.empty else parameter.default,
         keyword_only=parameter.kind is inspect.Parameter.KEYWORD_ONLY,
     )
 
 
-def _resolved_in_class(name: str, cls: type, key: str) -> Any:  # noqa: ANN401
+def _resolve_in_class(name: str, cls: type, key: str) -> Any:  # noqa: ANN401
     """The type of one field, looked up where the class that declares it was written."""
     owner = next(base for base in cls.__mro__ if key in inspect.get_annotations(base))
     annotation = inspect.get_annotations(owner)[key]
@@ -137,10 +137,10 @@ def _resolved_in_class(name: str, cls: type, key: str) -> Any:  # noqa: ANN401
         ("InitVar", "dataclasses.InitVar")
     ):
         raise DefinitionError(f"{what}: an InitVar is not kept, so it cannot travel; use a field")
-    return _resolved(what, owner, annotation)
+    return _resolve(what, owner, annotation)
 
 
-def _resolved(what: str, owner: Any, annotation: Any) -> Any:  # noqa: ANN401
+def _resolve(what: str, owner: Any, annotation: Any) -> Any:  # noqa: ANN401
     namespace = vars(inspect.getmodule(owner) or SimpleNamespace())
     namespace = getattr(inspect.unwrap(owner), "__globals__", namespace)
     holder = SimpleNamespace(__annotations__={"it": annotation})
@@ -154,9 +154,9 @@ def _resolved(what: str, owner: Any, annotation: Any) -> Any:  # noqa: ANN401
         ) from error
 
 
-def _msgspec_default(default: object) -> object:
+def _to_msgspec_default(default: object) -> object:
     return NODEFAULT if default is dataclasses.MISSING else default
 
 
-def _shown(function: object) -> str:
+def _describe(function: object) -> str:
     return getattr(function, "__qualname__", repr(function))

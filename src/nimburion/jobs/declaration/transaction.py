@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nimburion.core.errors import LeaseLost, UseAwait
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import Transaction
-from nimburion.jobs.declaration.loop_calls import LentByThread, call_on
+from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
 
 if TYPE_CHECKING:
     from nimburion.jobs.declaration.context import Context
@@ -36,7 +36,7 @@ class HandlerTransaction:
         self._context = context
         self._make = make
         self._connection = connection
-        self._lent: LentByThread | None = None
+        self._lent: ThreadBoundConnection | None = None
         self._transaction: Transaction | None = None
 
     async def __aenter__(self) -> Any:  # noqa: ANN401 (the connection, of whatever driver)
@@ -53,8 +53,8 @@ class HandlerTransaction:
     def __enter__(self) -> Any:  # noqa: ANN401
         connection = self._connection
         if connection is not None:
-            connection = self._lent = LentByThread(connection)
-        return self._on_loop(lambda: self._begin(connection))
+            connection = self._lent = ThreadBoundConnection(connection)
+        return self._run_on_loop(lambda: self._begin(connection))
 
     def __exit__(
         self,
@@ -62,12 +62,12 @@ class HandlerTransaction:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._on_loop(lambda: self._end(undone=error is not None))
+        self._run_on_loop(lambda: self._end(undone=error is not None))
 
-    def _on_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def _run_on_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop: asyncio.AbstractEventLoop = self._context._attempt.task.get_loop()
         try:
-            return call_on(loop, make, self._lent)
+            return run_on_loop(loop, make, self._lent)
         except UseAwait:
             raise UseAwait(
                 "an `async def` handler says `async with ctx.transaction()`; `with` is for `def` "

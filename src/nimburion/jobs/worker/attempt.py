@@ -26,7 +26,7 @@ from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.jobs.declaration.codec import UnstorableResult
-from nimburion.jobs.declaration.context import CURRENT, Context, Enqueuing
+from nimburion.jobs.declaration.context import CURRENT, Context, EnqueueClient
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker import outcome as outcomes
@@ -34,13 +34,13 @@ from nimburion.jobs.worker.forking import ForkGuard
 from nimburion.jobs.worker.outcome import (
     INTERRUPTED,
     NO_RESULT,
+    AttemptFailed,
+    CancelRequested,
     Outcome,
-    Raised,
     Succeeded,
-    Withdrawn,
 )
-from nimburion.jobs.worker.retry import decide
-from nimburion.jobs.worker.threads import Call, Threads
+from nimburion.jobs.worker.retry import decide_settlement
+from nimburion.jobs.worker.threads import HandlerThreads, ThreadCall
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -53,7 +53,7 @@ _AFTER_FAULT = 5.0
 """Seconds until a job is tried again that an error inside nimburion kept from beginning."""
 
 
-class Why(enum.Enum):
+class Interruption(enum.Enum):
     """Why an attempt was interrupted."""
 
     STOP = "stop"
@@ -68,28 +68,28 @@ class Attempt:
     """One try at one job, from the worker's side: what can be asked of it from outside."""
 
     __slots__ = (
-        "accounted",
         "call",
         "context",
         "delivery",
+        "interruption",
         "keyboard_interrupt",
         "raised",
         "session_id",
+        "settled",
         "task",
-        "why",
     )
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery
         self.session_id: str = session_id
         """The session that holds its lease."""
-        self.accounted: bool = False
+        self.settled: bool = False
         """Whether its settlement is on its way to the store."""
         self.context: Context | None = None
         self.task: asyncio.Task[Any] | None = None
-        self.call: Call | None = None
+        self.call: ThreadCall | None = None
         """The thread call of a `def` handler."""
-        self.why: Why | None = None
+        self.interruption: Interruption | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
         """A Ctrl-C that arrived inside the handler: it stops the process once the attempt is
         accounted for."""
@@ -100,20 +100,20 @@ class Attempt:
     @property
     def lost(self) -> bool:
         """Whether its lease is gone: nothing may be written about it."""
-        return self.why is Why.LOST
+        return self.interruption is Interruption.LOST
 
     @property
     def cancelled_by_others(self) -> bool:
         """Whether something other than the worker has cancelled the handler's task: a failure,
         also where the worker stops at the same time."""
-        return self.why is None and self.task is not None and self.task.cancelling() > 0
+        return self.interruption is None and self.task is not None and self.task.cancelling() > 0
 
     @property
     def in_thread(self) -> bool:
         """Whether a thread still works on it, waited for or not."""
         return self.call is not None and not self.call.finished
 
-    def let_go(self) -> None:
+    def clear(self) -> None:
         """It is over: undo the circles of references, so that nothing of it is left for the
         garbage collector (measured: a sixth of the engine's time)."""
         if self.context is not None:
@@ -121,21 +121,21 @@ class Attempt:
             self.context = None
         self.task = None
 
-    def interrupt(self, why: Why) -> None:
+    def interrupt(self, interruption: Interruption) -> None:
         """Ask it to end. A coroutine is cancelled; a thread can only be told, and is waited for
         unless the lease is lost."""
         if self.lost:
             return
-        if why is not Why.STOP or not self.cancelled_by_others:
-            self.why = why
+        if interruption is not Interruption.STOP or not self.cancelled_by_others:
+            self.interruption = interruption
         if self.context is None:  # not begun: `perform` will see it
             return
         self.context._request_cancel()
-        if self.task is not None and (why is Why.LOST or not self.in_thread):
+        if self.task is not None and (interruption is Interruption.LOST or not self.in_thread):
             self.task.cancel()
 
 
-class Attempts:
+class AttemptRunner:
     """Performs attempts: knows handlers, middleware and policy, and nothing of slots or stores."""
 
     def __init__(
@@ -143,13 +143,13 @@ class Attempts:
         registry: Registry,
         middlewares: Sequence[Middleware],
         *,
-        threads: Threads,
+        threads: HandlerThreads,
         report: Report,
         clock: Clock,
         random: Random,
         events: Events,
         limits: Limits,
-        client: Enqueuing,
+        client: EnqueueClient,
         guard: ForkGuard | None = None,
     ) -> None:
         self._registry = registry
@@ -173,15 +173,15 @@ class Attempts:
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and say what to write; None: nothing, the lease is lost."""
         delivery = attempt.delivery
-        found = self._chains.get(delivery.name) or self._look_up(delivery.name)
-        if found is None or attempt.why is not None:
-            return self._not_begun(attempt)
+        found = self._chains.get(delivery.name) or self._find_handler(delivery.name)
+        if found is None or attempt.interruption is not None:
+            return self._settle_unstarted(attempt)
         handler, chain = found
         context = self._open_context(attempt, handler)
         if self._events or self._logs_attempts:
-            return await self._performed_aloud(attempt, context, handler, chain)
-        outcome = await self._outcome(attempt, context, handler, chain)
-        return self._settled(attempt, outcome, handler, context)
+            return await self._perform_with_events(attempt, context, handler, chain)
+        outcome = await self._run_handler(attempt, context, handler, chain)
+        return self._make_settlement(attempt, outcome, handler, context)
 
     def after_fault(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
         """What to write where `perform` itself raised: because of an error inside nimburion.
@@ -204,38 +204,38 @@ class Attempts:
         handler = self._registry.get(delivery.name)
         if context is None or handler is None:
             return Released(delivery.lease, _AFTER_FAULT)
-        if attempt.why is Why.LOST:
+        if attempt.interruption is Interruption.LOST:
             return None
         if context._completed:
             return Completed(delivery.lease)
         kind: Kind = "failure" if from_handler else "internal"
-        error = outcomes.describe(raised, delivery.attempt, kind, self._limits.error)
-        return decide(delivery, Raised(error), handler.policy, self._random)
+        error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
+        return decide_settlement(delivery, AttemptFailed(error), handler.policy, self._random)
 
-    def _settled(
+    def _make_settlement(
         self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
     ) -> Settlement | None:
         raised, attempt.raised = attempt.raised, None
         if context._completed:
-            return _completed_before(context, outcome, raised)
+            return _settle_completed(context, outcome, raised)
         if attempt.lost:
             return None
-        settlement = decide(attempt.delivery, outcome, handler.policy, self._random)
+        settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)
         if isinstance(settlement, Retried | Failed):
             _log_failure(attempt.delivery, settlement, raised)
         return settlement
 
-    def _not_begun(self, attempt: Attempt) -> Settlement | None:
+    def _settle_unstarted(self, attempt: Attempt) -> Settlement | None:
         lease = attempt.delivery.lease
-        match attempt.why:
-            case Why.LOST:
+        match attempt.interruption:
+            case Interruption.LOST:
                 return None
-            case Why.CANCEL:
+            case Interruption.CANCEL:
                 return Cancelled(lease, CANCELLED_ON_REQUEST)
-            case Why.STOP | None:
+            case Interruption.STOP | None:
                 return Released(lease)
 
-    async def _performed_aloud(
+    async def _perform_with_events(
         self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
     ) -> Settlement | None:
         """The same, told to whoever listens, and logged at debug."""
@@ -254,8 +254,8 @@ class Attempts:
                 delivery.lease.job_id, delivery.name, delivery.queue, delivery.attempt, waited
             )
         )
-        outcome = await self._outcome(attempt, context, handler, chain)
-        settlement = self._settled(attempt, outcome, handler, context)
+        outcome = await self._run_handler(attempt, context, handler, chain)
+        settlement = self._make_settlement(attempt, outcome, handler, context)
         ended = "lost" if settlement is None else type(settlement).__name__.lower()
         duration = self._clock.monotonic() - started
         if logs:
@@ -272,16 +272,18 @@ class Attempts:
                 delivery.attempt,
                 ended,
                 duration,
-                outcome.error.type if isinstance(outcome, Raised) else None,
+                outcome.error.type if isinstance(outcome, AttemptFailed) else None,
             )
         )
         return settlement
 
-    def _look_up(self, name: str) -> tuple[Handler, Chain] | None:
+    def _find_handler(self, name: str) -> tuple[Handler, Chain] | None:
         handler = self._registry.get(name)
         if handler is None:
             return None
-        innermost = self._async_call(handler) if handler.is_async else self._thread_call(handler)
+        innermost = (
+            self._make_async_call(handler) if handler.is_async else self._make_thread_call(handler)
+        )
         chain = compose(self._middlewares, innermost)
         if self._middlewares:  # they may fork too
             chain = self._checked(chain)
@@ -300,7 +302,7 @@ class Attempts:
 
         return call
 
-    def _async_call(self, handler: Handler) -> Chain:
+    def _make_async_call(self, handler: Handler) -> Chain:
         decode, function, guard = handler.decode, handler.call, self._guard
 
         async def call(context: Context) -> object:
@@ -313,7 +315,7 @@ class Attempts:
 
         return call
 
-    def _thread_call(self, handler: Handler) -> Chain:
+    def _make_thread_call(self, handler: Handler) -> Chain:
         decode, function, threads = handler.decode, handler.call, self._threads
 
         async def call(context: Context) -> object:
@@ -338,30 +340,30 @@ class Attempts:
         CURRENT.set(context)
         return context
 
-    async def _outcome(
+    async def _run_handler(
         self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
     ) -> Outcome:
         try:
             if context.deadline is None:
                 result = await chain(context)
             else:
-                result = await self._within(context, chain)
+                result = await self._run_with_timeout(context, chain)
             if result is not None:
-                return self._succeeded(handler, result, context)
+                return self._encode_success(handler, result, context)
             return NO_RESULT if context._result is None else Succeeded(context._encode_result())
         except _TimedOut as late:
             attempt.raised = late.__cause__
-            return outcomes.of_timeout(late.seconds, context.attempt)
+            return outcomes.make_timeout_failure(late.seconds, context.attempt)
         except asyncio.CancelledError as cancelled:
-            return self._of_cancellation(attempt, cancelled)
+            return self._classify_cancellation(attempt, cancelled)
         except LeaseLost as lost:
-            return self._of_loss(attempt, context, lost)
+            return self._classify_lease_loss(attempt, context, lost)
         except BaseException as raised:
             if _is_closing(raised):
                 raise
             return self._of_exception(attempt, handler, raised)
 
-    async def _within(self, context: Context, chain: Chain) -> object:
+    async def _run_with_timeout(self, context: Context, chain: Chain) -> object:
         """The handler's value; `_TimedOut` when it has none before the deadline."""
         seconds = context.remaining() or 0.0
         limit = asyncio.timeout(seconds)
@@ -374,7 +376,7 @@ class Attempts:
                 raise _TimedOut(seconds) from error
             raise
 
-    def _succeeded(self, handler: Handler, result: object, context: Context) -> Succeeded:
+    def _encode_success(self, handler: Handler, result: object, context: Context) -> Succeeded:
         """A result that cannot be kept is no reason to do the work again."""
         try:
             return Succeeded(handler.encode_result(result))
@@ -382,37 +384,39 @@ class Attempts:
             _log.warning("the result of job %s is not kept: %s", context.job_id, error)
             return NO_RESULT
 
-    def _of_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
-        match attempt.why:
-            case Why.CANCEL:
-                return Withdrawn(CANCELLED_ON_REQUEST)
-            case Why.STOP | Why.LOST:
+    def _classify_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
+        match attempt.interruption:
+            case Interruption.CANCEL:
+                return CancelRequested(CANCELLED_ON_REQUEST)
+            case Interruption.STOP | Interruption.LOST:
                 return INTERRUPTED
             case None:  # something inside the handler was cancelled: a failure like others
                 attempt.raised = raised
-                return Raised(
-                    outcomes.describe(
+                return AttemptFailed(
+                    outcomes.describe_exception(
                         raised, attempt.delivery.attempt, "failure", self._limits.error
                     )
                 )
 
-    def _of_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
+    def _classify_lease_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
         """Its own transaction found that the job is another's: there is nothing to write. Where the
         handler raises that error by itself, it is a failure like others."""
         if lost is context._lease_lost:
             _log.warning("%s", lost)
-            attempt.why = Why.LOST
+            attempt.interruption = Interruption.LOST
             return INTERRUPTED
         attempt.raised = lost
-        error = outcomes.describe(lost, attempt.delivery.attempt, "failure", self._limits.error)
-        return Raised(error)
+        error = outcomes.describe_exception(
+            lost, attempt.delivery.attempt, "failure", self._limits.error
+        )
+        return AttemptFailed(error)
 
     def _of_exception(self, attempt: Attempt, handler: Handler, raised: BaseException) -> Outcome:
         attempt.raised = raised
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         permanent, number = handler.policy.permanent, attempt.delivery.attempt
-        return outcomes.of_exception(raised, number, permanent, self._limits.error)
+        return outcomes.classify_exception(raised, number, permanent, self._limits.error)
 
 
 def raise_keyboard_interrupt(attempt: Attempt) -> None:
@@ -449,7 +453,7 @@ def _is_closing(raised: BaseException) -> bool:
         return True
 
 
-def _completed_before(
+def _settle_completed(
     context: Context, outcome: Outcome, raised: BaseException | None
 ) -> Settlement:
     """The handler's own transaction completed the job. Said once more, the store answers `already`
@@ -467,7 +471,7 @@ def _completed_before(
             "job %s was completed by its own transaction; what its handler did afterwards ended "
             "badly (%s) and changes nothing",
             delivery.lease.job_id,
-            outcome.error.message if isinstance(outcome, Raised) else type(outcome).__name__,
+            outcome.error.message if isinstance(outcome, AttemptFailed) else type(outcome).__name__,
             exc_info=raised,
             extra=_extra_of(delivery),
         )

@@ -24,8 +24,8 @@ from msgspec.structs import replace
 from nimburion.core.backend import Consuming
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, NotSupported, OutOfOrder, SessionLost, Unstorable
-from nimburion.core.events import Events, StaleSettlement, StoreUnreachable
-from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
+from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Lease
 from nimburion.core.limits import Limits
@@ -39,9 +39,9 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.jobs.worker.connectivity import Reach, described
+from nimburion.jobs.worker.connectivity import BackendConnectivity, describe_error
 from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
-from nimburion.jobs.worker.outcome import clean
+from nimburion.jobs.worker.outcome import clean_text
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -54,7 +54,7 @@ _LEAN_TEXT = 512
 _FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
 
 
-class Conveyor:
+class Completer:
     """The settlements of one session on their way to the store, in order, each once."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Conveyor:
         session_id: str,
         clock: Clock,
         events: Events,
-        reach: Reach,
+        reach: BackendConnectivity,
         *,
         size: ExchangeSize | None = None,
         max_unsettled: int = Limits().unsettled,
@@ -86,10 +86,10 @@ class Conveyor:
         self.pending: list[Settlement] = []
         self.in_flight: bool = False
         """Whether an exchange was sent and has no answer yet."""
-        self._unanswered: tuple[list[Settlement], Want] | None = None
+        self._unanswered: tuple[list[Settlement], ReserveRequest] | None = None
         """What a cancelled exchange carried: it may have been applied, so it is sent again as it
         was, under its number, before anything else."""
-        self.abandoned = False
+        self.closed = False
         """Set when the session is given up: nothing is sent or repeated any more."""
 
     def settle(self, settlement: Settlement) -> None:
@@ -98,12 +98,12 @@ class Conveyor:
         if type(settlement) is not Completed or settlement.result is not None:
             self._count(self._unsettled + size_of(settlement))
 
-    def report(self, progress: Progressed) -> None:
+    def report_progress(self, progress: Progressed) -> None:
         """Send this with the next exchange, unless a newer report of the lease takes its place."""
         self._progress[progress.lease] = progress
 
     @property
-    def loaded(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether anything waits to be sent."""
         return bool(self.pending or self._progress or self._unanswered)
 
@@ -112,18 +112,18 @@ class Conveyor:
         """Whether the backend has answered for every settlement: none waits or is under way."""
         return not (self.pending or self._unanswered or self.in_flight)
 
-    async def turn(self, want: Want) -> Reply:
+    async def exchange(self, request: ReserveRequest) -> Reply:
         """One exchange: send what waits (a bounded part of it), bring back what `want` asks for.
 
         Returns when the store has answered. `SessionLost` when the session is over, or was given up
         here because exchanges failed for too long.
         """
-        batch, want = self._unanswered or (self._load(), want)
+        batch, request = self._unanswered or (self._take_batch(), request)
         self._unanswered, self.in_flight = None, True
         try:
-            reply = await self._send(batch, want)
+            reply = await self._send(batch, request)
         except asyncio.CancelledError:
-            self._unanswered = batch, want
+            self._unanswered = batch, request
             raise
         finally:
             self.in_flight = False
@@ -135,7 +135,7 @@ class Conveyor:
         self._unsettled = unsettled
         self.is_full = unsettled > self._max_unsettled
 
-    def _load(self) -> list[Settlement]:
+    def _take_batch(self) -> list[Settlement]:
         batch: list[Settlement] = list(self._progress.values())
         self._progress.clear()
         batch += self.pending[:MOST_AT_ONCE]
@@ -162,23 +162,27 @@ class Conveyor:
                 settled.append(one)
         self.pending[:0] = settled
 
-    async def _send(self, batch: list[Settlement], want: Want) -> Reply:
+    async def _send(self, batch: list[Settlement], want: ReserveRequest) -> Reply:
         """One exchange; refused for its data, it is halved until the culprit stands alone."""
         try:
-            return await self._until_answered(batch, want)
+            return await self._exchange_until_answered(batch, want)
         except Unstorable as error:
             if not batch:
                 raise
             if len(batch) == 1:
-                return await self._until_answered([_instead_of(batch[0], error)], want)
+                return await self._exchange_until_answered(
+                    [_replace_unstorable(batch[0], error)], want
+                )
             half = len(batch) // 2
-            await self._send(batch[:half], NOTHING)
+            await self._send(batch[:half], RESERVE_NOTHING)
             return await self._send(batch[half:], want)
 
-    async def _until_answered(self, batch: list[Settlement], want: Want) -> Reply:
+    async def _exchange_until_answered(
+        self, batch: list[Settlement], want: ReserveRequest
+    ) -> Reply:
         pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
         began = sent = monotonic()  # the same: `_cut` takes any time between them for a failure
-        while not self.abandoned:
+        while not self.closed:
             part, asked = self._cut(batch, want, sent - began)
             try:
                 async with asyncio.timeout(self._left(sent - began)):
@@ -209,14 +213,18 @@ class Conveyor:
         raise SessionLost(self.session_id)
 
     def _cut(
-        self, batch: list[Settlement], want: Want, failed_for: float
-    ) -> tuple[list[Settlement], Want]:
+        self, batch: list[Settlement], want: ReserveRequest, failed_for: float
+    ) -> tuple[list[Settlement], ReserveRequest]:
         """What to send and to ask for in this try."""
         size, part = self._size, self._part_of(batch)
         if want.total:
-            patience = 0.0 if failed_for else want.patience  # what it waited for may be there
-            want = replace(want, max_bytes=size.max_bytes, patience=patience)
-        if len(part) == 1 and failed_for > _LEAN * self._give_up_after and not self._reach.lost:
+            patience = 0.0 if failed_for else want.long_poll  # what it waited for may be there
+            want = replace(want, max_bytes=size.max_bytes, long_poll=patience)
+        if (
+            len(part) == 1
+            and failed_for > _LEAN * self._give_up_after
+            and not self._reach.is_unreachable
+        ):
             return [_lean(part[0])], replace(want, total=0)  # no reply stands in its way
         return part, want
 
@@ -227,7 +235,7 @@ class Conveyor:
 
     def _note_failure(self, error: Exception, pause: float) -> None:
         self._reach.note_failure("exchange", error)
-        self._events.emit(StoreUnreachable(str(error)))
+        self._events.emit(BackendUnreachable(str(error)))
         _log.debug("the store did not answer (%s); again in %.2f s", error, pause)
 
     def _gives_up(self, error: Exception, failed_for: float) -> bool:
@@ -235,12 +243,12 @@ class Conveyor:
         although its heartbeats may be answered."""
         if failed_for < self._give_up_after:
             return False
-        if not self.abandoned:
-            self.abandoned = True
+        if not self.closed:
+            self.closed = True
             _log.error(
                 "session %s is given up: no exchange with the backend succeeded for %.0f s (%s). "
                 "Its jobs go back to the queue",
-                *(self.session_id, failed_for, described(error)),
+                *(self.session_id, failed_for, describe_error(error)),
             )
         return True
 
@@ -256,14 +264,14 @@ class Conveyor:
                 )
 
 
-def _instead_of(settlement: Settlement, error: Unstorable) -> Settlement:
+def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement:
     """What to write where `settlement` cannot be stored: the job fails, so it wedges nothing."""
     _log.error("job %s cannot be settled as it is: %s", settlement.lease.job_id, error)
     if isinstance(settlement, Progressed):
         return Progressed(settlement.lease, settlement.fraction)
     if isinstance(settlement, Failed):
         return Released(settlement.lease, delay=60.0)
-    message = clean(f"what the attempt left behind cannot be stored: {error}", 1024)
+    message = clean_text(f"what the attempt left behind cannot be stored: {error}", 1024)
     report = AttemptError(attempt=0, kind="unstorable", type="Unstorable", message=message)
     return Failed(settlement.lease, Reason.UNSTORABLE, report)
 

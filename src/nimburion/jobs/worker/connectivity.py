@@ -15,10 +15,10 @@ from nimburion.core.clock import Clock
 
 _log = logging.getLogger("nimburion.worker")
 
-Way = Literal["exchange", "beat"]
+Channel = Literal["exchange", "beat"]
 
 
-class _Seen:
+class _ChannelState:
     """What became of the calls of one way."""
 
     __slots__ = ("answer", "failing")
@@ -30,7 +30,7 @@ class _Seen:
         """The number of the first failure after it."""
 
 
-class Reach:
+class BackendConnectivity:
     """Notes answers and failures, from any thread; logs once when failures begin, and once when all
     are over."""
 
@@ -38,60 +38,65 @@ class Reach:
         self._clock = clock
         self._lock = threading.Lock()
         self._numbers = count(1)
-        self._ways: dict[Way, _Seen] = {"exchange": _Seen(), "beat": _Seen()}
+        self._channels: dict[Channel, _ChannelState] = {
+            "exchange": _ChannelState(),
+            "beat": _ChannelState(),
+        }
         self._answered: float | None = None
         self._failing_since = 0.0
         self.error: str | None = None
         """The latest failure, in one line; None while nothing fails."""
 
-    def note_answer(self, way: Way) -> None:
+    def note_answer(self, channel: Channel) -> None:
         """A call was answered; that its content is refused is an answer too."""
         with self._lock:
-            seen, was_failing = self._ways[way], self.failing
+            seen, was_failing = self._channels[channel], self.is_failing
             seen.answer, seen.failing = next(self._numbers), None
             self._answered = now = self._clock.monotonic()
-            if not was_failing or self.failing:
+            if not was_failing or self.is_failing:
                 return
             self.error = None
         _log.warning("the store can be used again, after %.1f s", now - self._failing_since)
 
-    def note_failure(self, way: Way, error: BaseException) -> None:
+    def note_failure(self, channel: Channel, error: BaseException) -> None:
         """A call was not answered, or the store could not do it; it will be asked again."""
         with self._lock:
-            seen, was_failing = self._ways[way], self.failing
+            seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)
-            self.error = described(error)
+            self.error = describe_error(error)
             if was_failing:
                 return
             self._failing_since = self._clock.monotonic()
         _log.warning(
             "the store cannot be used (%s); it is asked again, and what runs goes on for as long "
             "as its leases can be believed in",
-            described(error),
+            describe_error(error),
         )
 
     @property
-    def failing(self) -> bool:
+    def is_failing(self) -> bool:
         """Whether the latest call of any way failed."""
-        return any(seen.failing for seen in self._ways.values())
+        return any(seen.failing for seen in self._channels.values())
 
     @property
-    def lost(self) -> bool:
+    def is_unreachable(self) -> bool:
         """Whether no way brought an answer since calls began to fail."""
-        first = min((seen.failing for seen in self._ways.values() if seen.failing), default=None)
+        first = min(
+            (seen.failing for seen in self._channels.values() if seen.failing), default=None
+        )
         return first is not None and all(
-            seen.failing or seen.answer < first for seen in self._ways.values()
+            seen.failing or seen.answer < first for seen in self._channels.values()
         )
 
     @property
-    def silent_for(self) -> float | None:
+    def seconds_since_answer(self) -> float | None:
         """Seconds since a call was last answered; None when none ever was."""
         if self._answered is None:
             return None
         return max(0.0, self._clock.monotonic() - self._answered)
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"

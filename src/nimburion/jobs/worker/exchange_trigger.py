@@ -6,22 +6,22 @@ import asyncio
 from collections.abc import Callable, Sized
 from enum import Enum, auto
 
-from nimburion.core.exchange import Want
-from nimburion.jobs.worker.completer import Conveyor
+from nimburion.core.exchange import ReserveRequest
+from nimburion.jobs.worker.completer import Completer
 from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE
 from nimburion.jobs.worker.prefetch import Prefetch
 
-_LATEST_SETTLE = 0.020
+_MAX_FLUSH_DELAY = 0.020
 """Seconds that a settlement waits for company at most."""
 
-_REFILL = 8
+_REFILL_FRACTION = 8
 """Until there is room for a whole batch, or for all but an eighth of the prefetch, settlements wait
 for company: the larger a batch, the less each job costs (an eighth: 15-25 % less than a half,
 measured)."""
 
 
 class ExchangeReason(Enum):
-    """Why an exchange is made now. See `Reasons.find_reason`."""
+    """Why an exchange is made now. See `ExchangeTrigger.find_reason`."""
 
     CLOSING = auto()
     SESSION_OVER = auto()
@@ -34,24 +34,24 @@ class ExchangeReason(Enum):
     IDLE = auto()
 
 
-class Reasons:
+class ExchangeTrigger:
     """Decides whether to exchange now, from the state of one worker."""
 
     __slots__ = (
-        "_backstop",
-        "_bell",
         "_count_room",
+        "_flush_timer",
         "_held",
         "_long_poll",
         "_loop",
         "_prefetch",
         "_running",
+        "_woken",
         "cancelled",
         "closing",
         "conveyor",
-        "hinted",
-        "more",
-        "overdue",
+        "flush_due",
+        "lanes_not_empty",
+        "may_have_work",
     )
 
     def __init__(
@@ -64,13 +64,13 @@ class Reasons:
         count_room: Callable[[], int],
         long_poll: bool,
     ) -> None:
-        self.conveyor: Conveyor
+        self.conveyor: Completer
         """The settlements of the current session. Set when a session is opened."""
-        self.hinted: bool = True
+        self.may_have_work: bool = True
         """There may be work that nobody has looked for yet."""
-        self.more: bool = False
+        self.lanes_not_empty: bool = False
         """The last reply said that lanes still hold jobs."""
-        self.overdue: bool = False
+        self.flush_due: bool = False
         """A settlement has waited for company for long enough."""
         self.closing: bool = False
         """The worker ends: what is left is sent, and nothing is waited for."""
@@ -82,8 +82,8 @@ class Reasons:
         self._running = running
         self._count_room = count_room
         self._long_poll = long_poll
-        self._backstop: asyncio.TimerHandle | None = None
-        self._bell = asyncio.Event()
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._woken = asyncio.Event()
 
     def find_reason(self) -> ExchangeReason | None:
         """Return why to exchange now; None: not now. The first state that holds decides.
@@ -108,30 +108,30 @@ class Reasons:
         conveyor = self.conveyor
         if self.closing or (self.cancelled and not self._running):
             return ExchangeReason.CLOSING
-        if conveyor.abandoned:
+        if conveyor.closed:
             return ExchangeReason.SESSION_OVER
         if conveyor.is_full:
             return ExchangeReason.RESULTS_FULL
         prefetch = self._prefetch.size
-        full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL)
+        full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL_FRACTION)
         if len(self._held) > prefetch - full:
             return self._find_flush_reason(full)
-        if conveyor.loaded:
+        if conveyor.has_pending:
             return ExchangeReason.RESULTS_WAIT
         reason = self._find_work_reason()
         return reason if reason is not None and self._count_room() > 0 else None
 
     def _find_flush_reason(self, full: int) -> ExchangeReason | None:
-        if self.overdue:
+        if self.flush_due:
             return ExchangeReason.FLUSH_DUE
         if len(self.conveyor.pending) >= max(1, full):
             return ExchangeReason.BATCH_FULL
         return None
 
     def _find_work_reason(self) -> ExchangeReason | None:
-        if self.hinted:
+        if self.may_have_work:
             return ExchangeReason.WORK_POSSIBLE
-        if self.more:
+        if self.lanes_not_empty:
             return ExchangeReason.LANES_NOT_EMPTY
         if self._long_poll and not self._running:
             return ExchangeReason.IDLE
@@ -140,42 +140,42 @@ class Reasons:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to exchange, ever: the reserve loop ends."""
-        if self.conveyor.loaded:
+        if self.conveyor.has_pending:
             return False
         return self.closing or (self.cancelled and not self._running)
 
     async def wait_for_reason(self) -> None:
         """Return when there is a reason; looks again after each ring."""
         while self.find_reason() is None:
-            self._bell.clear()
-            await self._bell.wait()
+            self._woken.clear()
+            await self._woken.wait()
 
     def note_result(self) -> None:
         """An attempt has ended: wake the waiter, or let its settlement wait for company a while."""
         if self.find_reason() is not None:
-            self._bell.set()
-        elif self._backstop is None and self.conveyor.pending:
-            self._backstop = self._loop.call_later(_LATEST_SETTLE, self._on_overdue)
+            self._woken.set()
+        elif self._flush_timer is None and self.conveyor.pending:
+            self._flush_timer = self._loop.call_later(_MAX_FLUSH_DELAY, self._on_flush_due)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Something has changed."""
-        self._bell.set()
+        self._woken.set()
 
-    def hint(self) -> None:
+    def note_possible_work(self) -> None:
         """There may be work."""
-        self.hinted = True
-        self._bell.set()
+        self.may_have_work = True
+        self._woken.set()
 
-    def begin(self, want: Want) -> None:
+    def start_exchange(self, request: ReserveRequest) -> None:
         """An exchange begins: what it takes care of is no reason any more."""
-        self.overdue = False
-        if self._backstop is not None:
-            self._backstop.cancel()
-            self._backstop = None
-        if want.total:
-            self.more = False
-            self.hinted = False
+        self.flush_due = False
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        if request.total:
+            self.lanes_not_empty = False
+            self.may_have_work = False
 
-    def _on_overdue(self) -> None:
-        self.overdue = True
-        self._bell.set()
+    def _on_flush_due(self) -> None:
+        self.flush_due = True
+        self._woken.set()

@@ -18,19 +18,19 @@ from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, SessionLost
 from nimburion.core.lease import Lease
-from nimburion.core.service import first_of
-from nimburion.core.session import Orders
-from nimburion.jobs.worker.connectivity import Reach
+from nimburion.core.service import wait_for_first
+from nimburion.core.session import HeartbeatReply
+from nimburion.jobs.worker.connectivity import BackendConnectivity
 
 _log = logging.getLogger("nimburion.worker")
 
-_BEATS_PER_TTL = 4
+_HEARTBEATS_PER_TTL = 4
 _MARGIN = 0.1
 _SILENCE = 1.5
 """So many intervals without an answer are more than a beat that was late."""
 
 
-class LeaseKeeper:
+class Heartbeat:
     """Beats for one session.
 
     `on_orders` gets the answer of each beat; `on_end` is called once, when the session is lost or
@@ -43,9 +43,9 @@ class LeaseKeeper:
         session_id: str,
         ttl: float,
         clock: Clock,
-        reach: Reach,
+        reach: BackendConnectivity,
         *,
-        on_orders: Callable[[Orders], None],
+        on_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[], None],
     ) -> None:
         self._backend = backend
@@ -53,13 +53,13 @@ class LeaseKeeper:
         self._ttl = ttl
         self._clock = clock
         self._reach = reach
-        self._on_orders = on_orders
+        self._on_reply = on_reply
         self._on_end = on_end
-        self.interval: float = ttl / _BEATS_PER_TTL
+        self.interval: float = ttl / _HEARTBEATS_PER_TTL
         self._answered = 0.0
-        self.believed_until: float = 0.0
+        self.lease_valid_until: float = 0.0
         """Monotonic seconds; no later than the store's own expiry, whatever the store does."""
-        self.cautious_until: float = 0.0
+        self.no_rescue_before: float = 0.0
         """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
         outage) the others get one beat to show that they live."""
         self.ended: bool = False
@@ -68,52 +68,54 @@ class LeaseKeeper:
 
     def begin(self, sent: float) -> None:
         """The session was opened by a call that was sent then."""
-        self._confirm(sent)
-        self.cautious_until = sent + self.interval
+        self._note_answer(sent)
+        self.no_rescue_before = sent + self.interval
 
-    async def keep(self, stopping: asyncio.Event) -> None:
+    async def run(self, stopping: asyncio.Event) -> None:
         """Beat until `stopping` is set or the session has ended."""
-        self._handle = handle = self._backend.sibling()
+        self._handle = handle = self._backend.new_handle()
         try:
             while not (stopping.is_set() or self.ended):
-                pause = await self._beat(handle)
-                await first_of(self._clock.sleep(pause), stopping.wait())
+                pause = await self._send(handle)
+                await wait_for_first(self._clock.sleep(pause), stopping.wait())
         finally:
             await handle.close()
 
-    async def _beat(self, handle: Backend) -> float:
+    async def _send(self, handle: Backend) -> float:
         """One beat; the seconds until the next."""
         sent = self._clock.monotonic()
         try:
-            async with asyncio.timeout(max(0.05, min(self.interval, self.believed_until - sent))):
+            async with asyncio.timeout(
+                max(0.05, min(self.interval, self.lease_valid_until - sent))
+            ):
                 await handle.open()
-                orders = await handle.beat(self._session_id)
+                orders = await handle.heartbeat(self._session_id)
         except SessionLost:
             self._reach.note_answer("beat")
             self._end("is not known to the store any more (it expired, or its data is gone)")
         except (BackendError, TimeoutError) as error:
-            return self._unanswered(error)
+            return self._note_failure(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, leases must not die in silence
             _log.exception("a beat failed")
-            return self._unanswered(error)
+            return self._note_failure(error)
         else:
             self._reach.note_answer("beat")
-            self._confirm(sent)
-            self._on_orders(orders)
+            self._note_answer(sent)
+            self._on_reply(orders)
         return self.interval
 
-    def _confirm(self, sent: float) -> None:
+    def _note_answer(self, sent: float) -> None:
         if sent - self._answered > _SILENCE * self.interval:
-            self.cautious_until = self._clock.monotonic() + self.interval
+            self.no_rescue_before = self._clock.monotonic() + self.interval
         self._answered = sent
-        self.believed_until = sent + self._ttl * (1 - _MARGIN)
+        self.lease_valid_until = sent + self._ttl * (1 - _MARGIN)
 
-    def _unanswered(self, error: Exception) -> float:
+    def _note_failure(self, error: Exception) -> float:
         self._reach.note_failure("beat", error)
         now = self._clock.monotonic()
-        left = self.believed_until - now
+        left = self.lease_valid_until - now
         if now - self._answered > _SILENCE * self.interval:
-            self.cautious_until = math.inf
+            self.no_rescue_before = math.inf
         _log.debug("a beat was not answered (%s); %.1f s left to believe", error, left)
         if left <= 0:
             self._end("could not be renewed in time")
@@ -143,15 +145,15 @@ class LeaseKeeper:
     def _end(self, how: str) -> None:
         _log.error("session %s %s; its jobs are given up", self._session_id, how)
         self.ended = True
-        self.cautious_until = math.inf
+        self.no_rescue_before = math.inf
         self._on_end()
 
 
-class KeeperThread:
+class HeartbeatThread:
     """A keeper on a thread: started and stopped from the worker's loop."""
 
-    def __init__(self, keeper: LeaseKeeper) -> None:
-        self._keeper = keeper
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._releases: set[asyncio.Future[None]] = set()
@@ -172,7 +174,7 @@ class KeeperThread:
                 self._loop.call_soon_threadsafe(self._start_release, leases, nonce)
 
     def _start_release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
-        task = asyncio.ensure_future(self._keeper.release(leases, nonce))
+        task = asyncio.ensure_future(self._heartbeat.release(leases, nonce))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 
@@ -180,7 +182,7 @@ class KeeperThread:
         """End the session from another thread than the worker's; whether that was done in time."""
         if self._loop is None or not self._thread.is_alive():
             return False
-        closing = asyncio.run_coroutine_threadsafe(self._keeper.close_session(), self._loop)
+        closing = asyncio.run_coroutine_threadsafe(self._heartbeat.close_session(), self._loop)
         try:
             closing.result(timeout)
         except Exception as error:  # noqa: BLE001 - the process ends, whatever it is
@@ -199,31 +201,31 @@ class KeeperThread:
 
     def _main(self) -> None:
         try:
-            asyncio.run(self._keep())
+            asyncio.run(self._run())
         except Exception:  # noqa: BLE001 - whoever waits for it must hear of it
             _log.exception("the lease keeper failed")
-            self._keeper.give_up()
+            self._heartbeat.give_up()
         finally:
             self._ready.set()
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._ready.set()
-        await self._keeper.keep(self._stopping)
+        await self._heartbeat.run(self._stopping)
 
 
-class KeeperTask:
+class HeartbeatTask:
     """A keeper on the worker's own loop: for stores and clocks that live on one loop (tests)."""
 
-    def __init__(self, keeper: LeaseKeeper) -> None:
-        self._keeper = keeper
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to beat."""
-        self._task = asyncio.create_task(self._keeper.keep(self._stopping))
+        self._task = asyncio.create_task(self._heartbeat.run(self._stopping))
 
     async def stop(self) -> None:
         """Stop beating."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.errors import NothingRegistered, SessionLost
-from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
 from nimburion.core.lease import Delivery, Lease
@@ -21,18 +21,23 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.attempt import Attempt, Attempts, Why, raise_keyboard_interrupt
-from nimburion.jobs.worker.prefetch import Demand
-from nimburion.jobs.worker.session import new_session
-from nimburion.jobs.worker.threads import Threads
+from nimburion.jobs.worker.attempt import (
+    Attempt,
+    AttemptRunner,
+    Interruption,
+    raise_keyboard_interrupt,
+)
+from nimburion.jobs.worker.prefetch import LaneSelector
+from nimburion.jobs.worker.session import make_session
+from nimburion.jobs.worker.threads import HandlerThreads
 
 _LIMIT = 500
 
-MakeAttempts = Callable[[Threads, Callable[[Lease, float, str], None]], Attempts]
+MakeAttemptRunner = Callable[[HandlerThreads, Callable[[Lease, float, str], None]], AttemptRunner]
 
 
 @runtime_checkable
-class Advancing(Protocol):
+class AdvanceableClock(Protocol):
     """A clock that can be moved by hand: `nimburion.testing.FakeClock`."""
 
     def advance(self, seconds: float) -> None:
@@ -40,7 +45,7 @@ class Advancing(Protocol):
         ...
 
 
-class Stepper:
+class InlineRunner:
     """A session that works only when asked to."""
 
     def __init__(
@@ -48,7 +53,7 @@ class Stepper:
         backend: Backend,
         registry: Registry,
         settings: Settings,
-        make_attempts: MakeAttempts,
+        make_attempts: MakeAttemptRunner,
         *,
         clock: Clock,
         entropy: Entropy,
@@ -56,7 +61,7 @@ class Stepper:
         self._backend = backend
         self._registry = registry
         self._settings = settings
-        self._make_attempts = make_attempts
+        self._make_attempt_runner = make_attempts
         self._clock = clock
         self._entropy = entropy
         self._session_id: str | None = None
@@ -65,10 +70,10 @@ class Stepper:
 
     async def step(self) -> bool:
         """Promote, rescue, reserve one job, run it, settle it; False when nothing is due."""
-        await self._be_alive()
+        await self._ensure_session()
         await self._backend.promote(_LIMIT)
         await self._backend.rescue(_LIMIT, max_lost=self._settings.max_lost)
-        reply = await self._exchange([], self._want())
+        reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
             await self._check_names(reply)
             return False
@@ -91,18 +96,18 @@ class Stepper:
         if session_id is not None:
             await self._backend.close_session(session_id)
 
-    async def _be_alive(self) -> None:
+    async def _ensure_session(self) -> None:
         if self._session_id is not None:
             try:
-                await self._backend.beat(self._session_id)
+                await self._backend.heartbeat(self._session_id)
                 return
             except SessionLost:
                 self._session_id = None
-        session = new_session(self._registry, self._settings, self._entropy)
+        session = make_session(self._registry, self._settings, self._entropy)
         await self._backend.open_session(session)
         self._session_id, self._number = session.id, 0
 
-    async def _exchange(self, settlements: list[Settlement], want: Want) -> Reply:
+    async def _exchange(self, settlements: list[Settlement], want: ReserveRequest) -> Reply:
         if self._session_id is None:
             raise SessionLost("(closed)")
         number = self._number + 1
@@ -110,9 +115,9 @@ class Stepper:
         self._number = number
         return reply
 
-    def _want(self) -> Want:
-        demand = Demand(self._registry, self._settings, self._entropy)
-        return demand.want(1, everything=True)
+    def _make_request(self) -> ReserveRequest:
+        demand = LaneSelector(self._registry, self._settings, self._entropy)
+        return demand.make_request(1, everything=True)
 
     async def _run(self, delivery: Delivery) -> None:
         """Run it and settle it. Where the caller is cancelled, the handler is interrupted and its
@@ -122,15 +127,15 @@ class Stepper:
         try:
             await asyncio.shield(ending)
         except asyncio.CancelledError:
-            attempt.interrupt(Why.STOP)
+            attempt.interrupt(Interruption.STOP)
             await asyncio.wait({ending})
             raise
         finally:
-            attempt.let_go()
+            attempt.clear()
 
     async def _run_and_settle(self, attempt: Attempt) -> None:
-        threads = Threads(1, asyncio.get_running_loop())
-        attempts = self._make_attempts(threads, self._note_progress)
+        threads = HandlerThreads(1, asyncio.get_running_loop())
+        attempts = self._make_attempt_runner(threads, self._note_progress)
         settlement: Settlement | None = Released(attempt.delivery.lease)
 
         async def perform() -> None:
@@ -150,7 +155,7 @@ class Stepper:
         self._progress.clear()
         if settlement is not None:
             settlements.append(settlement)
-        await self._exchange(settlements, NOTHING)
+        await self._exchange(settlements, RESERVE_NOTHING)
         raise_keyboard_interrupt(attempt)
 
     def _note_progress(self, lease: Lease, fraction: float, message: str) -> None:
@@ -176,7 +181,7 @@ class Stepper:
             return True
         if promoted.next_due is None:
             return False
-        if not isinstance(self._clock, Advancing):
+        if not isinstance(self._clock, AdvanceableClock):
             raise TypeError("drain(advance=True) needs a clock that can be advanced: FakeClock")
         self._clock.advance(max(0.0, promoted.next_due - self._clock.now()))
         return True

@@ -233,7 +233,7 @@ class LoopWatchdog:
 
     def _ask(self, now: float) -> None:
         """Ask for a sign of life: each time while jobs run, else now and then."""
-        busy = self._worker.running or self._worker.held or self._told
+        busy = self._worker.running_count or self._worker.prefetched_count or self._told
         self._idle_rounds = 0 if busy else self._idle_rounds + 1
         if busy or self._idle_rounds >= _ROUNDS:
             self._idle_rounds = self._rounds = 0
@@ -270,7 +270,7 @@ class LoopWatchdog:
         self._nonce = nonce or self._nonce
         if leases or nonce or (self._nonce and now - self._released_at >= _AGAIN):
             self._released_at = now
-            self._worker.tenure.release(leases, self._nonce)
+            self._worker.session.release(leases, self._nonce)
         return len(leases)
 
     def _find_culprit(self) -> tuple[str, str]:
@@ -313,7 +313,7 @@ class LoopWatchdog:
 
     def _end_process(self) -> None:
         """Give all jobs back and end the process, without the loop."""
-        closed = self._worker.tenure.close_from_thread(_CLOSE_WITHIN)
+        closed = self._worker.session.close_from_thread(_CLOSE_WITHIN)
         what = "its jobs are given back" if closed else "its jobs are given back when it expires"
         self._say(
             logging.WARNING,

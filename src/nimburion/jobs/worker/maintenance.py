@@ -28,17 +28,17 @@ class Rescuer(Periodic):
         *,
         ttl: float,
         max_lost: int,
-        cautious_until: Callable[[], float],
+        no_rescue_before: Callable[[], float],
     ) -> None:
         super().__init__(clock, ttl / _SWEEPS_PER_TTL, random)
         self._backend = backend
         self._events = events
         self._max_lost = max_lost
-        self._cautious_until = cautious_until
+        self._no_rescue_before = no_rescue_before
 
     async def tick(self) -> None:
         """One sweep; none while this worker itself has just come back from silence."""
-        if self.clock.monotonic() < self._cautious_until():
+        if self.clock.monotonic() < self._no_rescue_before():
             return
         more = True
         while more and not self.stopping.is_set():
@@ -55,7 +55,7 @@ class Rescuer(Periodic):
 _INTERVAL = 60.0
 
 
-def retention(settings: Settings) -> Retention:
+def make_retention(settings: Settings) -> Retention:
     """What the settings say about keeping."""
     return Retention(
         completed=settings.keep_completed,
@@ -73,7 +73,7 @@ class Pruner(Periodic):
     ) -> None:
         super().__init__(clock, _INTERVAL, random, jitter=0.5)
         self._backend = backend
-        self._keep = retention(settings)
+        self._keep = make_retention(settings)
 
     async def tick(self) -> None:
         """Prune until nothing is left to prune."""

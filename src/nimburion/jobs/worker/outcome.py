@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze, seconds_of
+from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze, to_seconds
 from nimburion.core.job import AttemptError, Kind
 from nimburion.jobs.declaration.codec import UnreadablePayload
 
@@ -22,7 +22,7 @@ class Succeeded(NamedTuple):
     result: bytes | None
 
 
-class Raised(NamedTuple):
+class AttemptFailed(NamedTuple):
     """The attempt failed. `after`: seconds until the next, where the handler said so."""
 
     error: AttemptError
@@ -35,7 +35,7 @@ class Snoozed(NamedTuple):
     delay: float
 
 
-class Withdrawn(NamedTuple):
+class CancelRequested(NamedTuple):
     """The job is to end as cancelled."""
 
     reason: str
@@ -45,16 +45,16 @@ class Interrupted(NamedTuple):
     """The worker stopped before the handler had ended."""
 
 
-Outcome = Succeeded | Raised | Snoozed | Withdrawn | Interrupted
+Outcome = Succeeded | AttemptFailed | Snoozed | CancelRequested | Interrupted
 
-MOST_WORDS = 1024
+MAX_MESSAGE_BYTES = 1024
 """Bytes of a reason to cancel, and of a message about progress."""
 
 NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
 
 
-def of_exception(
+def classify_exception(
     raised: BaseException, attempt: int, permanent: tuple[type[BaseException], ...], limit: int
 ) -> Outcome:
     """The outcome of an attempt that raised; error texts are cut to `limit` bytes.
@@ -66,14 +66,16 @@ def of_exception(
     if issubclass(kind, Snooze):
         return _snoozed(raised, attempt, limit)
     if issubclass(kind, Cancel):
-        return Withdrawn(clean(_reason(raised), MOST_WORDS))
+        return CancelRequested(clean_text(_reason(raised), MAX_MESSAGE_BYTES))
     if issubclass(kind, Retry):
-        return Raised(describe(raised, attempt, "failure", limit), _seconds(raised, "after"))
+        return AttemptFailed(
+            describe_exception(raised, attempt, "failure", limit), _seconds(raised, "after")
+        )
     if issubclass(kind, UnreadablePayload):
-        return Raised(describe(raised, attempt, "unreadable", limit))
+        return AttemptFailed(describe_exception(raised, attempt, "unreadable", limit))
     if _is_permanent(raised, permanent):
-        return Raised(describe(raised, attempt, "permanent", limit))
-    return Raised(describe(raised, attempt, "failure", limit))
+        return AttemptFailed(describe_exception(raised, attempt, "permanent", limit))
+    return AttemptFailed(describe_exception(raised, attempt, "failure", limit))
 
 
 def _snoozed(raised: BaseException, attempt: int, limit: int) -> Outcome:
@@ -81,9 +83,9 @@ def _snoozed(raised: BaseException, attempt: int, limit: int) -> Outcome:
     delay = _seconds(raised, "for_")
     if delay is not None:
         return Snoozed(delay)
-    error = describe(raised, attempt, "failure", limit)
+    error = describe_exception(raised, attempt, "failure", limit)
     message = f"{error.message} (no valid `for_`: a subclass of Snooze calls super().__init__)"
-    return Raised(msgspec.structs.replace(error, message=clean(message, limit // 4)))
+    return AttemptFailed(msgspec.structs.replace(error, message=clean_text(message, limit // 4)))
 
 
 def _reason(raised: BaseException) -> str:
@@ -91,14 +93,14 @@ def _reason(raised: BaseException) -> str:
         reason = raised.reason  # type: ignore[attr-defined]
     except BaseException:  # noqa: BLE001 - a subclass that does not call super().__init__
         reason = raised
-    return _message(reason)
+    return _format_message(reason)
 
 
 def _seconds(raised: BaseException, attribute: str) -> float | None:
     """The duration under that attribute; None where it is missing or no number."""
     try:
         value: Any = getattr(raised, attribute)
-        seconds = None if value is None else seconds_of(value)
+        seconds = None if value is None else to_seconds(value)
         return seconds if seconds is not None and math.isfinite(seconds) else None
     except BaseException:  # noqa: BLE001 - likewise, or a property that raises
         return None
@@ -113,25 +115,27 @@ def _is_permanent(raised: BaseException, permanent: tuple[type[BaseException], .
         return False
 
 
-def of_timeout(seconds: float, attempt: int) -> Raised:
+def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
     """The outcome of an attempt that had not ended after its `timeout`."""
     message = f"not done after {seconds:g} s"
-    return Raised(AttemptError(attempt=attempt, kind="timeout", type="Timeout", message=message))
+    return AttemptFailed(
+        AttemptError(attempt=attempt, kind="timeout", type="Timeout", message=message)
+    )
 
 
-def describe(raised: BaseException, attempt: int, kind: Kind, limit: int) -> AttemptError:
+def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: int) -> AttemptError:
     """The exception as text that any store can hold, cut in the middle to `limit` bytes. Never
     raises."""
     return AttemptError(
         attempt=attempt,
         kind=kind,
-        type=clean(_type_name(raised), 512),
-        message=clean(_message(raised), limit // 4),
-        traceback=clean(_traceback(raised), limit - limit // 4),
+        type=clean_text(_type_name(raised), 512),
+        message=clean_text(_format_message(raised), limit // 4),
+        traceback=clean_text(_format_traceback(raised), limit - limit // 4),
     )
 
 
-def clean(text: str, limit: int) -> str:
+def clean_text(text: str, limit: int) -> str:
     """`text` without NUL and lone surrogates, cut in the middle to at most `limit` bytes."""
     raw = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
     if len(raw) <= limit:
@@ -149,14 +153,14 @@ def _type_name(raised: BaseException) -> str:
     return str.__str__(_QUALNAME.__get__(type(raised)))
 
 
-def _message(raised: object) -> str:
+def _format_message(raised: object) -> str:
     try:
         return str.__str__(str(raised))  # a plain str, also of a subclass
     except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
         return f"<its str() raised {_type_name(error)}>"
 
 
-def _traceback(raised: BaseException) -> str:
+def _format_traceback(raised: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(raised, limit=-50))
     except BaseException as error:  # noqa: BLE001 - likewise

@@ -10,46 +10,48 @@ from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.jobs.declaration.policy import Policy
 from nimburion.jobs.worker.outcome import (
+    AttemptFailed,
+    CancelRequested,
     Interrupted,
     Outcome,
-    Raised,
     Snoozed,
     Succeeded,
-    Withdrawn,
 )
 
 _FINAL = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE}
 
 
-def decide(delivery: Delivery, outcome: Outcome, policy: Policy, random: Random) -> Settlement:
+def decide_settlement(
+    delivery: Delivery, outcome: Outcome, policy: Policy, random: Random
+) -> Settlement:
     """What to write about this attempt."""
     match outcome:
         case Succeeded():
             return Completed(delivery.lease, outcome.result)
-        case Raised():
-            return _after_failure(delivery, outcome, policy, random)
+        case AttemptFailed():
+            return _settle_failure(delivery, outcome, policy, random)
         case Snoozed():
             return Released(delivery.lease, outcome.delay)
-        case Withdrawn():
+        case CancelRequested():
             return Cancelled(delivery.lease, outcome.reason)
         case Interrupted():
             return Released(delivery.lease)
     assert_never(outcome)
 
 
-def _after_failure(
-    delivery: Delivery, outcome: Raised, policy: Policy, random: Random
+def _settle_failure(
+    delivery: Delivery, outcome: AttemptFailed, policy: Policy, random: Random
 ) -> Retried | Failed:
     failures = delivery.failures + 1
-    reason = _verdict(outcome.error, failures, _max_retries(delivery, policy))
+    reason = _find_final_reason(outcome.error, failures, _read_max_retries(delivery, policy))
     if reason is not None:
         return Failed(delivery.lease, reason, outcome.error)
     after = outcome.after
-    delay = after if after is not None else policy.delay(failures, random)
+    delay = after if after is not None else policy.compute_delay(failures, random)
     return Retried(delivery.lease, delay, outcome.error)
 
 
-def _verdict(error: AttemptError, failures: int, max_retries: int) -> Reason | None:
+def _find_final_reason(error: AttemptError, failures: int, max_retries: int) -> Reason | None:
     """Why this failure is the last; None when it is not."""
     final = _FINAL.get(error.kind)
     if final is not None:
@@ -57,7 +59,7 @@ def _verdict(error: AttemptError, failures: int, max_retries: int) -> Reason | N
     return Reason.EXHAUSTED if failures > max_retries else None
 
 
-def _max_retries(delivery: Delivery, policy: Policy) -> int:
+def _read_max_retries(delivery: Delivery, policy: Policy) -> int:
     asked = delivery.options.max_retries
     if asked is not None:
         return asked

@@ -11,29 +11,29 @@ from collections.abc import Callable, Sequence
 
 from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
-from nimburion.core.errors import BackendError, BackendReplaced, BackendUnavailable, StoreFull
+from nimburion.core.errors import BackendError, BackendFull, BackendReplaced, BackendUnavailable
 from nimburion.core.events import Events, SessionEnded, SessionOpened
-from nimburion.core.ids import Entropy, new_session_id
+from nimburion.core.ids import Entropy, make_session_id
 from nimburion.core.lease import Lease
-from nimburion.core.session import Orders, Session
+from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.completer import Conveyor
-from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.completer import Completer
+from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange_size import ExchangeSize
-from nimburion.jobs.worker.heartbeat import KeeperTask, KeeperThread, LeaseKeeper
+from nimburion.jobs.worker.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
 
 _log = logging.getLogger("nimburion.worker")
 
 _GIVE_UP = 0.9
 """Of the time to live: exchanges that fail for so long end the session, whatever its heartbeats do,
 so that it is closed, and its jobs are free, within the time to live."""
-_CLOSE_PATIENCE = 5.0
+_CLOSE_SECONDS = 5.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
 
-class Tenure:
+class WorkerSession:
     """A worker's time in the store under one session id. Opened once, closed once."""
 
     def __init__(
@@ -42,13 +42,13 @@ class Tenure:
         session: Session,
         clock: Clock,
         events: Events,
-        reach: Reach,
+        reach: BackendConnectivity,
         *,
         threaded: bool,
         size: ExchangeSize,
         max_unsettled: int,
-        on_orders: Callable[[Orders], None],
-        on_end: Callable[[Tenure], None],
+        on_heartbeat_reply: Callable[[HeartbeatReply], None],
+        on_end: Callable[[WorkerSession], None],
     ) -> None:
         self._backend = backend
         self.session = session
@@ -56,9 +56,9 @@ class Tenure:
         self._events = events
         self._reach = reach
         self._loop = asyncio.get_running_loop()
-        self._on_orders = on_orders
+        self._on_heartbeat_reply = on_heartbeat_reply
         self._on_end = on_end
-        self.conveyor: Conveyor = Conveyor(
+        self.completer: Completer = Completer(
             backend,
             session.id,
             clock,
@@ -68,28 +68,30 @@ class Tenure:
             max_unsettled=max_unsettled,
             give_up_after=session.ttl * _GIVE_UP,
         )
-        self.keeper: LeaseKeeper = LeaseKeeper(
+        self.heartbeat: Heartbeat = Heartbeat(
             backend,
             session.id,
             session.ttl,
             clock,
             reach,
-            on_orders=self._post_orders,
+            on_reply=self._post_heartbeat_reply,
             on_end=self._post_end,
         )
         self.lost: bool = False
         """Its store said so to an exchange, before the keeper heard of it."""
-        self._runner = KeeperThread(self.keeper) if threaded else KeeperTask(self.keeper)
+        self._heartbeat_runner = (
+            HeartbeatThread(self.heartbeat) if threaded else HeartbeatTask(self.heartbeat)
+        )
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether nothing is reserved or settled under it any more."""
-        return self.keeper.ended or self.conveyor.abandoned
+        return self.heartbeat.ended or self.completer.closed
 
     @property
-    def believed_for(self) -> float:
+    def lease_seconds_left(self) -> float:
         """Seconds for which its leases are still believed in, should the store stay silent."""
-        return max(0.0, self.keeper.believed_until - self._clock.monotonic())
+        return max(0.0, self.heartbeat.lease_valid_until - self._clock.monotonic())
 
     async def open(self) -> None:
         """Open the session and begin to beat. Asks again while the store does not answer or is
@@ -100,56 +102,58 @@ class Tenure:
             try:
                 await self._backend.open_session(self.session)
                 break
-            except (BackendUnavailable, BackendReplaced, StoreFull) as error:
+            except (BackendUnavailable, BackendReplaced, BackendFull) as error:
                 self._reach.note_failure("exchange", error)
                 _log.debug("no session yet (%s); again in %.2f s", error, pause)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         self._reach.note_answer("exchange")
-        self.keeper.begin(sent)
-        self._runner.start()
+        self.heartbeat.begin(sent)
+        self._heartbeat_runner.start()
         self._events.emit(SessionOpened(self.session.id))
 
-    async def close(self, running: Sequence[Lease] = (), *, patiently: bool = False) -> None:
+    async def close(self, running: Sequence[Lease] = (), *, until_answered: bool = False) -> None:
         """Stop beating and end the session. A store that does not answer is not waited for long
         (the session then expires by itself) unless `patiently`: where this worker goes on, its jobs
         must not count as lost because the store was away."""
-        self.conveyor.abandoned = True
-        await self._runner.stop()
-        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_PATIENCE
+        self.completer.closed = True
+        await self._heartbeat_runner.stop()
+        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_SECONDS
         while True:
             try:
                 await self._backend.close_session(self.session.id, running)
                 break
             except BackendError as error:
                 self._reach.note_failure("exchange", error)
-                waits = patiently and isinstance(error, BackendUnavailable)
+                waits = until_answered and isinstance(error, BackendUnavailable)
                 if not waits and self._clock.monotonic() >= until:
                     break
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        how = "lost" if self.lost or self.keeper.ended else "closed"
+        how = "lost" if self.lost or self.heartbeat.ended else "closed"
         self._events.emit(SessionEnded(self.session.id, how))
 
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
         """Give leases back on the connection of the heartbeat: the worker's loop is blocked. From
         any thread."""
-        if isinstance(self._runner, KeeperThread):
-            self._runner.release(leases, nonce)
+        if isinstance(self._heartbeat_runner, HeartbeatThread):
+            self._heartbeat_runner.release(leases, nonce)
 
     def close_from_thread(self, timeout: float) -> bool:
         """End the session on the connection of the heartbeat, as this process ends; whether that
         was done in time."""
-        return isinstance(self._runner, KeeperThread) and self._runner.close_session(timeout)
+        return isinstance(
+            self._heartbeat_runner, HeartbeatThread
+        ) and self._heartbeat_runner.close_session(timeout)
 
-    def _post_orders(self, orders: Orders) -> None:
+    def _post_heartbeat_reply(self, orders: HeartbeatReply) -> None:
         if self._loop.is_closed():  # nobody works under it any more: let it expire
-            self.keeper.ended = True
+            self.heartbeat.ended = True
         elif orders.cancel:
-            self._post(lambda: self._on_orders(orders))
+            self._post(lambda: self._on_heartbeat_reply(orders))
 
     def _post_end(self) -> None:
-        self.conveyor.abandoned = True
+        self.completer.closed = True
         self._post(lambda: self._on_end(self))
 
     def _post(self, callback: Callable[[], None]) -> None:
@@ -158,10 +162,10 @@ class Tenure:
             self._loop.call_soon_threadsafe(callback)
 
 
-def new_session(registry: Registry, settings: Settings, entropy: Entropy) -> Session:
+def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Session:
     """What this process says of itself to the store."""
     return Session(
-        id=new_session_id(entropy),
+        id=make_session_id(entropy),
         ttl=settings.session_ttl,
         host=socket.gethostname(),
         pid=os.getpid(),

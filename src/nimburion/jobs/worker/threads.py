@@ -17,7 +17,7 @@ from typing import Any
 from nimburion.jobs.worker.forking import ForkGuard
 
 
-class Call:
+class ThreadCall:
     """One function call on its way through a thread."""
 
     __slots__ = (
@@ -65,7 +65,7 @@ class Call:
             self.on_finish()
 
 
-class Threads:
+class HandlerThreads:
     """At most `size` daemon threads that belong to one event loop."""
 
     def __init__(
@@ -74,15 +74,15 @@ class Threads:
         self._size = size
         self._loop = loop
         self._guard = guard or ForkGuard()
-        self._queue: SimpleQueue[Call | None] = SimpleQueue()
-        self._done: deque[Call] = deque()
+        self._queue: SimpleQueue[ThreadCall | None] = SimpleQueue()
+        self._done: deque[ThreadCall] = deque()
         self._threads: list[threading.Thread] = []
         self._outstanding = 0
         self._woken = False
 
-    def start(self, function: Callable[..., Any], *args: Any) -> Call:
+    def start(self, function: Callable[..., Any], *args: Any) -> ThreadCall:
         """Begin a call with the caller's context variables; await its `future`."""
-        call = Call(function, args, self._loop)
+        call = ThreadCall(function, args, self._loop)
         self._outstanding += 1
         if self._outstanding > len(self._threads) < self._size:
             self._add_thread()

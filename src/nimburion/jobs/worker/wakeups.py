@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Collection
 from typing import cast
 
-from nimburion.core.backend import Backend, Patient
+from nimburion.core.backend import Backend, LongPolling
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply
-from nimburion.core.service import Service, first_of
+from nimburion.core.service import Service, wait_for_first
 
 _POLL = 1.0
 _IDLE_POLL = 2.0
@@ -24,50 +24,50 @@ _IDLE_POLL = 2.0
 _AFTER_ERROR = 1.0
 
 
-class Hints:
-    """Calls `on_hint` when there may be work; silent from then until `listen`."""
+class WakeupListener:
+    """Calls `on_wakeup` when there may be work; silent from then until `listen`."""
 
     def __init__(
         self,
         backend: Backend,
         queues: tuple[str, ...],
         clock: Clock,
-        on_hint: Callable[[], None],
+        on_wakeup: Callable[[], None],
     ) -> None:
-        self._listener = _Listener(backend, queues, clock, on_hint)
-        self._due_watch = _DueWatch(clock, on_hint)
+        self._notifications = _NotificationListener(backend, queues, clock, on_wakeup)
+        self._due_timer = _DueTimer(clock, on_wakeup)
 
     async def start(self) -> None:
         """Begin to listen."""
-        await self._listener.start()
-        await self._due_watch.start()
+        await self._notifications.start()
+        await self._due_timer.start()
 
     async def stop(self) -> None:
         """Stop listening."""
-        await self._listener.stop()
-        await self._due_watch.stop()
+        await self._notifications.stop()
+        await self._due_timer.stop()
 
     @property
     def failure(self) -> BaseException | None:
         """Why rings are not heard, or due times not watched; the poll of exchanges goes on."""
-        return self._listener.failure or self._due_watch.failure
+        return self._notifications.failure or self._due_timer.failure
 
-    def listen(self) -> None:
+    def resume(self) -> None:
         """The last hint was taken up, or there was none yet: a new one says something new."""
-        self._listener.taken.set()
+        self._notifications.resumed.set()
 
     @property
     def due_in(self) -> float:
         """Seconds until the earliest due time that the store told of."""
-        return self._due_watch.left
+        return self._due_timer.seconds_left
 
-    def expect(self, reply: Reply, *, found: bool) -> None:
+    def note_reply(self, reply: Reply, *, found: bool) -> None:
         """Learn from an exchange: when the next job is due, and whether it is quiet."""
-        self._listener.quiet = not found
-        self._due_watch.expect(reply)
+        self._notifications.is_idle = not found
+        self._due_timer.note_reply(reply)
 
 
-class _Listener(Service):
+class _NotificationListener(Service):
     """Waits for rings, with a poll behind them."""
 
     def __init__(
@@ -75,32 +75,32 @@ class _Listener(Service):
         backend: Backend,
         queues: tuple[str, ...],
         clock: Clock,
-        on_hint: Callable[[], None],
+        on_wakeup: Callable[[], None],
     ) -> None:
         super().__init__(clock)
         self._backend = backend
         self._queues = queues
-        self._on_hint = on_hint
-        self.taken = asyncio.Event()
-        if not backend.capabilities.patient:
-            self.taken.set()
-        self.quiet = False
+        self._on_wakeup = on_wakeup
+        self.resumed = asyncio.Event()
+        if not backend.capabilities.supports_long_poll:
+            self.resumed.set()
+        self.is_idle = False
 
     async def run(self) -> None:
         while not self.stopping.is_set():
-            if not self.taken.is_set():
-                await first_of(self.taken.wait(), self.stopping.wait())
-            await first_of(self._hint(), self.stopping.wait())
+            if not self.resumed.is_set():
+                await wait_for_first(self.resumed.wait(), self.stopping.wait())
+            await wait_for_first(self._wait_and_wake(), self.stopping.wait())
 
-    async def _hint(self) -> None:
+    async def _wait_and_wake(self) -> None:
         """Wait and pass it on in the same step: each step of the loop is a part of a job's way."""
         await self._wait()
-        self.taken.clear()
-        self._on_hint()
+        self.resumed.clear()
+        self._on_wakeup()
 
     async def _wait(self) -> None:
         rings = self._backend.capabilities.notifies
-        timeout = _IDLE_POLL if self.quiet and rings else _POLL
+        timeout = _IDLE_POLL if self.is_idle and rings else _POLL
         try:
             await self._backend.wait(self._queues, timeout)
         except BackendError as error:
@@ -110,21 +110,21 @@ class _Listener(Service):
             self._note(None)
 
 
-class _DueWatch(Service):
+class _DueTimer(Service):
     """Wakes when the earliest scheduled job that the store told of is due."""
 
-    def __init__(self, clock: Clock, on_hint: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, on_wakeup: Callable[[], None]) -> None:
         super().__init__(clock)
-        self._on_hint = on_hint
+        self._on_wakeup = on_wakeup
         self._due: float | None = None
         self._changed = asyncio.Event()
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until then."""
         return math.inf if self._due is None else self._due - self.clock.monotonic()
 
-    def expect(self, reply: Reply) -> None:
+    def note_reply(self, reply: Reply) -> None:
         """The store's earliest due time, as of this reply."""
         if reply.next_due is None:
             self._due = None
@@ -138,35 +138,37 @@ class _DueWatch(Service):
         while not self.stopping.is_set():
             self._changed.clear()
             if self._due is None:
-                await first_of(self._changed.wait(), self.stopping.wait())
+                await wait_for_first(self._changed.wait(), self.stopping.wait())
                 continue
             left = self._due - self.clock.monotonic()
             if left > 0:
-                await first_of(self.clock.sleep(left), self._changed.wait(), self.stopping.wait())
+                await wait_for_first(
+                    self.clock.sleep(left), self._changed.wait(), self.stopping.wait()
+                )
                 continue
             self._due = None
-            self._on_hint()
+            self._on_wakeup()
 
 
 _LONGEST = 2.0
 """Seconds: an idle worker looks that often in any case, as news may be lost."""
 
 
-class Patience:
+class LongPoll:
     """Lets exchanges of an idle worker wait in a store that is `patient`."""
 
-    __slots__ = ("_store", "offered")
+    __slots__ = ("_backend", "is_supported")
 
     def __init__(self, backend: Backend, queues: Collection[str]) -> None:
-        self.offered: bool = backend.capabilities.patient and bool(queues)
+        self.is_supported: bool = backend.capabilities.supports_long_poll and bool(queues)
         """Whether the store can wait, and there is something to wait for."""
-        self._store = cast("Patient", backend)
+        self._backend = cast("LongPolling", backend)
 
-    def until(self, due_in: float) -> float:
+    def choose_timeout(self, due_in: float) -> float:
         """Seconds for which the next exchange may wait, when something is due in `due_in`."""
-        return min(_LONGEST, max(0.001, due_in)) if self.offered else 0.0
+        return min(_LONGEST, max(0.001, due_in)) if self.is_supported else 0.0
 
-    def end(self) -> None:
+    def interrupt(self) -> None:
         """Something has come up: let an exchange that waits answer now."""
-        if self.offered:
-            self._store.hurry()
+        if self.is_supported:
+            self._backend.interrupt_long_poll()

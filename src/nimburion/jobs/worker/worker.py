@@ -22,33 +22,33 @@ from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
-from nimburion.core.exchange import NOTHING, Reply, Want
+from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
-from nimburion.core.service import first_of
-from nimburion.core.session import Orders
+from nimburion.core.service import wait_for_first
+from nimburion.core.session import HeartbeatReply
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt import (
     CANCELLED_ON_REQUEST,
     Attempt,
-    Attempts,
-    Why,
+    AttemptRunner,
+    Interruption,
     raise_keyboard_interrupt,
 )
-from nimburion.jobs.worker.connectivity import Reach
+from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange_size import ExchangeSize
-from nimburion.jobs.worker.exchange_trigger import Reasons
-from nimburion.jobs.worker.prefetch import MOST_ASKED, Demand, Prefetch, StallWatch
-from nimburion.jobs.worker.session import Tenure, new_session
-from nimburion.jobs.worker.wakeups import Hints, Patience
+from nimburion.jobs.worker.exchange_trigger import ExchangeTrigger
+from nimburion.jobs.worker.prefetch import MAX_REQUESTED, LaneSelector, Prefetch, PrefetchWatchdog
+from nimburion.jobs.worker.session import WorkerSession, make_session
+from nimburion.jobs.worker.wakeups import LongPoll, WakeupListener
 
 _log = logging.getLogger("nimburion.worker")
 
-_UNWIND_PATIENCE = 1.0
-_AFTER_FAULT = 5.0
-_FLUSH_PATIENCE = 5.0
+_UNWIND_SECONDS = 1.0
+_PAUSE_AFTER_FAULT = 5.0
+_FLUSH_SECONDS = 5.0
 
 
 class Worker:
@@ -63,7 +63,7 @@ class Worker:
         clock: Clock,
         entropy: Entropy,
         events: Events,
-        threaded_keeper: bool,
+        heartbeat_in_thread: bool,
     ) -> None:
         self._backend = backend
         self._registry = registry
@@ -72,112 +72,116 @@ class Worker:
         self._monotonic = clock.monotonic
         self._entropy = entropy
         self._events = events
-        self._threaded_keeper = threaded_keeper
+        self._heartbeat_in_thread = heartbeat_in_thread
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._concurrency = settings.concurrency
-        self.reach: Reach = Reach(clock)
+        self.connectivity: BackendConnectivity = BackendConnectivity(clock)
         self.failure: BaseException | None = None
         """A fault of the engine, until an exchange works again."""
-        self.demand: Demand = Demand(registry, settings, entropy)
-        self._prefetch = Prefetch(settings.concurrency, remote=backend.capabilities.remote)
+        self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
+        self._prefetch_size = Prefetch(
+            settings.concurrency, remote=backend.capabilities.out_of_process
+        )
         self._size = ExchangeSize(settings.limits.exchange)
-        self._held: deque[Delivery] = deque()
+        self._prefetched: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
-        self._alone = False
+        self._runs_suspect = False
         self._running: set[Attempt] = set()
         # Shared with the watchdog's thread, as `_held` and `_suspects` are. Whoever takes an entry
         # out has it: `remove` and `pop` are atomic, so no lock is needed.
         self._not_begun: set[Attempt] = set()
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange whose reply is awaited, if it may hand out jobs."""
-        self._patience = Patience(backend, self.demand.queues)
-        self._reasons = Reasons(
+        self._long_poll = LongPoll(backend, self.lanes.queues)
+        self._trigger = ExchangeTrigger(
             self._loop,
-            self._prefetch,
-            held=self._held,
+            self._prefetch_size,
+            held=self._prefetched,
             running=self._running,
-            count_room=self._room,
-            long_poll=self._patience.offered,
+            count_room=self._count_free_places,
+            long_poll=self._long_poll.is_supported,
         )
-        self.hints: Hints = Hints(backend, self.demand.queues, clock, self._reasons.hint)
-        self._stall = StallWatch(self._loop, self._held, self._on_stall)
+        self.wakeups: WakeupListener = WakeupListener(
+            backend, self.lanes.queues, clock, self._trigger.note_possible_work
+        )
+        self._prefetch_watchdog = PrefetchWatchdog(self._loop, self._prefetched, self._on_stall)
         self._draining = False
-        self._quiet = asyncio.Event()
+        self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._attempts: Attempts
-        self.tenure: Tenure
+        self._attempt_runner: AttemptRunner
+        self.session: WorkerSession
 
     # Coming and going
 
-    async def start(self, attempts: Attempts) -> None:
+    async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session and begin to reserve."""
-        self._attempts = attempts
-        await self._open_tenure()
+        self._attempt_runner = attempt_runner
+        await self._open_session()
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
-        await self.hints.start()
+        await self.wakeups.start()
 
-    def take_no_more(self) -> None:
+    def drain(self) -> None:
         """From now on reserve nothing, and hand back what has not started."""
         self._draining = True
-        self._give_back_held()
-        self._reasons.ring()
-        self._patience.end()
+        self._release_all_prefetched()
+        self._trigger.wake()
+        self._long_poll.interrupt()
 
-    async def stop(self, grace: float, hurry: asyncio.Event) -> list[Lease]:
+    async def stop(self, grace: float, stop_now: asyncio.Event) -> list[Lease]:
         """Take no more, let what runs finish for `grace` seconds (or until `hurry`), interrupt it,
         write everything down.
 
         Returns the leases of handlers that are still running: nobody could stop them. The session
         is still open; `leave` closes it.
         """
-        self.take_no_more()
-        await self.hints.stop()
-        await self._until_quiet(grace, hurry)
+        self.drain()
+        await self.wakeups.stop()
+        await self._wait_until_idle(grace, stop_now)
         for attempt in self._running:
-            attempt.interrupt(Why.STOP)
-        await self._until_quiet(_UNWIND_PATIENCE, hurry)
-        self._reasons.closing = True
-        self._reasons.ring()
-        self._patience.end()
+            attempt.interrupt(Interruption.STOP)
+        await self._wait_until_idle(_UNWIND_SECONDS, stop_now)
+        self._trigger.closing = True
+        self._trigger.wake()
+        self._long_poll.interrupt()
         if self._task is not None:
-            if self._task.done() and self.tenure.conveyor.loaded:  # it was cancelled twice
+            if self._task.done() and self.session.completer.has_pending:  # it was cancelled twice
                 self._task = asyncio.create_task(self._run(), name="nimburion-worker")
-            await self._flushed(self._task)
-        return self._stuck()
+            await self._flush(self._task)
+        return self._list_unfinished_leases()
 
-    async def leave(self, running: list[Lease]) -> None:
+    async def close_session(self, running: list[Lease]) -> None:
         """Close the session. `running` stay leased until it expires; all others are free."""
-        await self.tenure.close(running)
+        await self.session.close(running)
 
     @property
-    def done(self) -> asyncio.Task[None] | None:
+    def task(self) -> asyncio.Task[None] | None:
         """The reserve loop; it ends early only by a fault of the engine."""
         return self._task
 
     @property
-    def running(self) -> int:
+    def running_count(self) -> int:
         """How many handlers run."""
         return len(self._running)
 
     @property
-    def held(self) -> int:
+    def prefetched_count(self) -> int:
         """How many jobs are reserved and have not begun."""
-        return len(self._held) + len(self._suspects)
+        return len(self._prefetched) + len(self._suspects)
 
     def recall(self) -> tuple[list[Lease], bytes | None]:
         """Take what has not begun away from the loop, which is blocked: leases, and the nonce of an
         exchange that may bring more. The caller gives them back. From any thread; what the loop
         takes at the same time belongs to the loop."""
         held: list[Delivery] = []
-        for line in (self._held, self._suspects):
+        for line in (self._prefetched, self._suspects):
             while (delivery := _take(line)) is not None:
                 held.append(delivery)
         leases = [delivery.lease for delivery in held]
         for attempt in list(self._not_begun):
             with suppress(KeyError):
                 self._not_begun.remove(attempt)
-                attempt.accounted = True
+                attempt.settled = True
                 leases.append(attempt.delivery.lease)
         if held:
             self._loop.call_soon_threadsafe(self._free_all, held)
@@ -188,8 +192,8 @@ class Worker:
 
     def _free_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            self.demand.free(delivery)
-        self._reasons.hint()
+            self.lanes.free_slot(delivery)
+        self._trigger.note_possible_work()
 
     def attempt_of(self, task: asyncio.Task[Any]) -> Attempt | None:
         """The attempt that this task performs; from any thread."""
@@ -209,7 +213,7 @@ class Worker:
         try:
             await self._make_exchanges()
         except asyncio.CancelledError:
-            if self._reasons.closing:
+            if self._trigger.closing:
                 raise
             _log.warning("the worker's task was cancelled from outside; it takes no more jobs")
             self._wind_down()
@@ -218,8 +222,8 @@ class Worker:
     def _wind_down(self) -> None:
         """The reserve loop was cancelled: by a handler, or because the event loop ends. Every
         attempt must still be counted, so the loop goes on until all have ended and are stored."""
-        self.take_no_more()
-        self._reasons.cancelled = True
+        self.drain()
+        self._trigger.cancelled = True
         for attempt in self._running:
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
@@ -228,39 +232,39 @@ class Worker:
         """A task that is cancelled before its first step runs none of its code."""
         if attempt not in self._running or attempt.context is not None:
             return
-        if attempt.accounted:  # the watchdog has given it back
-            self._vacate(attempt)
+        if attempt.settled:  # the watchdog has given it back
+            self._free_slot(attempt)
         else:
             self._not_begun.discard(attempt)
-            self._end(attempt, Released(attempt.delivery.lease))
+            self._finish(attempt, Released(attempt.delivery.lease))
 
     async def _make_exchanges(self) -> None:
-        while not self._reasons.is_over:
-            await self._reasons.wait_for_reason()
+        while not self._trigger.is_over:
+            await self._trigger.wait_for_reason()
             try:
-                await self._turn()
+                await self._exchange()
                 self.failure = None
             except Exception as error:  # noqa: BLE001 - the loop must not die; its jobs run again
                 self.failure = error
                 _log.exception("an exchange failed; its session is given up")
-                self.tenure.conveyor.abandoned = True
-                await self._clock.sleep(_AFTER_FAULT)
+                self.session.completer.closed = True
+                await self._clock.sleep(_PAUSE_AFTER_FAULT)
 
-    async def _turn(self) -> None:
+    async def _exchange(self) -> None:
         """One exchange, and what comes of it."""
-        want = self._want()
-        self._reasons.begin(want)
-        if want.total and not want.patience:
-            self.hints.listen()
-        tenure = self.tenure
+        want = self._make_request()
+        self._trigger.start_exchange(want)
+        if want.total and not want.long_poll:
+            self.wakeups.resume()
+        tenure = self.session
         if want.total:
             self._under_way.append(want.nonce)
         try:
-            reply = await tenure.conveyor.turn(want)
+            reply = await tenure.completer.exchange(want)
         except (SessionLost, OutOfOrder) as error:
             # An abandoned conveyor says so too, whose session its store may still believe in.
-            tenure.lost = isinstance(error, SessionLost) and not tenure.conveyor.abandoned
-            await self._begin_anew()
+            tenure.lost = isinstance(error, SessionLost) and not tenure.completer.closed
+            await self._reopen_session()
             return
         finally:
             was_recalled = want.total > 0 and not self._under_way
@@ -269,73 +273,78 @@ class Worker:
             # The loop was blocked meanwhile, and other workers may have these jobs by now.
             self._return_all(reply.deliveries)
             reply = msgspec.structs.replace(reply, deliveries=[])
-        if tenure.conveyor.abandoned:
-            await self._begin_anew()
+        if tenure.completer.closed:
+            await self._reopen_session()
         else:
             self._receive(reply, want)
 
-    def _want(self) -> Want:
-        total = min(self._room(), MOST_ASKED)
+    def _make_request(self) -> ReserveRequest:
+        total = min(self._count_free_places(), MAX_REQUESTED)
         if total <= 0:
-            return NOTHING
-        everything = self._reasons.hinted or not self._reasons.more
-        patience = 0.0 if self._running else self._patience.until(self.hints.due_in)
-        return self.demand.want(total, everything=everything, patience=patience)
+            return RESERVE_NOTHING
+        everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
+        patience = 0.0 if self._running else self._long_poll.choose_timeout(self.wakeups.due_in)
+        return self.lanes.make_request(total, everything=everything, long_poll=patience)
 
-    def _receive(self, reply: Reply, want: Want) -> None:
+    def _receive(self, reply: Reply, request: ReserveRequest) -> None:
         for delivery in reply.deliveries:
-            self.demand.take(delivery)
-            line = self._suspects if delivery.lost >= SUSPECT_AFTER else self._held
+            self.lanes.occupy_slot(delivery)
+            line = self._suspects if delivery.lost >= SUSPECT_AFTER else self._prefetched
             line.append(delivery)
-        if want.total:
-            self._reasons.more = bool(reply.waiting)
-            self.demand.remember(reply.waiting)
-        self.hints.expect(reply, found=bool(reply.deliveries))
-        self._attempts.read_log_level()
+        if request.total:
+            self._trigger.lanes_not_empty = bool(reply.waiting)
+            self.lanes.note_non_empty(reply.waiting)
+        self.wakeups.note_reply(reply, found=bool(reply.deliveries))
+        self._attempt_runner.read_log_level()
         if self._draining:
-            self._give_back_held()
+            self._release_all_prefetched()
         while len(self._suspects) > 1:
             # If the one that runs kills this worker, those that wait here would share the blame.
             if (suspect := _take(self._suspects, last=True)) is not None:
-                self._put_back(suspect, Released(suspect.lease))
-        self._fill()
+                self._return_delivery(suspect, Released(suspect.lease))
+        self._start_jobs()
 
     def _return_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            self.tenure.conveyor.settle(Released(delivery.lease))
-        self._reasons.hint()
+            self.session.completer.settle(Released(delivery.lease))
+        self._trigger.note_possible_work()
 
-    def _room(self) -> int:
+    def _count_free_places(self) -> int:
         """How many more jobs would be welcome."""
-        if self._draining or self._suspects or self._alone or self.tenure.conveyor.is_full:
+        if self._draining or self._suspects or self._runs_suspect or self.session.completer.is_full:
             return 0
-        return self._concurrency + self._prefetch.size - len(self._running) - len(self._held)
+        return (
+            self._concurrency
+            + self._prefetch_size.size
+            - len(self._running)
+            - len(self._prefetched)
+        )
 
     # Attempts
 
-    def _fill(self) -> None:
+    def _start_jobs(self) -> None:
         """Start what may start; nothing while too many results wait to be written."""
-        held, running = self._held, self._running
-        if self.tenure.conveyor.is_full:
+        held, running = self._prefetched, self._running
+        if self.session.completer.is_full:
             if held:
-                self._stall.watch()
+                self._prefetch_watchdog.watch()
             return
-        while held and len(running) < self._concurrency and not self._alone:
+        while held and len(running) < self._concurrency and not self._runs_suspect:
             if (delivery := _take(held)) is not None:
-                self._begin(delivery)
+                self._start_job(delivery)
         if held:
-            self._stall.watch()
-        if self._suspects and not running and not held and self.tenure.conveyor.all_stored:
+            self._prefetch_watchdog.watch()
+        if self._suspects and not running and not held and self.session.completer.all_stored:
             suspect = _take(self._suspects)
             if suspect is not None:
                 # From here on its lease is the only one of this session: if the suspect kills this
                 # worker, what has ended or was given back before is not counted as lost with it.
-                self._alone = True
-                self._begin(suspect)
+                self._runs_suspect = True
+                self._start_job(suspect)
 
-    def _begin(self, delivery: Delivery) -> None:
-        self._stall.begun += 1
-        attempt = Attempt(delivery, self.tenure.session.id)
+    def _start_job(self, delivery: Delivery) -> None:
+        self._prefetch_watchdog.started_count += 1
+        attempt = Attempt(delivery, self.session.session.id)
         self._running.add(attempt)
         self._not_begun.add(attempt)
         attempt.task = asyncio.Task(self._perform(attempt), loop=self._loop, name=delivery.name)
@@ -344,153 +353,157 @@ class Worker:
         try:
             self._not_begun.remove(attempt)
         except KeyError:  # the watchdog has given it back
-            self._vacate(attempt)
+            self._free_slot(attempt)
             return
         started = self._monotonic()
-        if started >= self.tenure.keeper.believed_until:
+        if started >= self.session.heartbeat.lease_valid_until:
             # This process slept (SIGSTOP, suspend): somebody else may have the job by now.
-            self._end(attempt, Released(attempt.delivery.lease))
+            self._finish(attempt, Released(attempt.delivery.lease))
             return
-        settlement: Settlement | None = Released(attempt.delivery.lease, _AFTER_FAULT)
+        settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_FAULT)
         try:
-            settlement = await self._attempts.perform(attempt)
+            settlement = await self._attempt_runner.perform(attempt)
         except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
-            settlement = self._attempts.after_fault(attempt, error)
+            settlement = self._attempt_runner.after_fault(attempt, error)
         finally:
-            self._prefetch.learn(self._monotonic() - started)
-            self._end(attempt, settlement)
-            if self._held and not self._prefetch.size:  # longer jobs than it was held for
-                self._give_back(self._held)
+            self._prefetch_size.learn(self._monotonic() - started)
+            self._finish(attempt, settlement)
+            if (
+                self._prefetched and not self._prefetch_size.size
+            ):  # longer jobs than it was held for
+                self._release_prefetched(self._prefetched)
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)
 
-    def _end(self, attempt: Attempt, settlement: Settlement | None) -> None:
+    def _finish(self, attempt: Attempt, settlement: Settlement | None) -> None:
         if settlement is not None:
-            attempt.accounted = True
-            self.tenure.conveyor.settle(settlement)
+            attempt.settled = True
+            self.session.completer.settle(settlement)
         if attempt.in_thread and attempt.call is not None:
             # The thread cannot be stopped: its slot is taken until it returns.
-            attempt.call.on_finish = lambda: self._vacate(attempt, late=True)
-            self._reasons.ring()
+            attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)
+            self._trigger.wake()
         else:
-            self._vacate(attempt)
+            self._free_slot(attempt)
 
-    def _vacate(self, attempt: Attempt, *, late: bool = False) -> None:
-        self._reasons.hinted |= (
+    def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
+        self._trigger.may_have_work |= (
             late  # its queue may have been at its cap: there may be more for it now
         )
         self._running.discard(attempt)
-        attempt.let_go()
-        self.demand.free(attempt.delivery)
+        attempt.clear()
+        self.lanes.free_slot(attempt.delivery)
         if not self._running:
-            self._alone = False
-            self._quiet.set()
-        if self._held or self._suspects:
-            self._fill()
-        self._reasons.note_result()
+            self._runs_suspect = False
+            self._idle.set()
+        if self._prefetched or self._suspects:
+            self._start_jobs()
+        self._trigger.note_result()
 
     # What others say
 
     def _on_stall(self) -> None:
         """Give back what is held behind long jobs: other workers could run it."""
-        self._prefetch.suspend()
-        self._give_back(self._held)
+        self._prefetch_size.suspend()
+        self._release_prefetched(self._prefetched)
 
     def _note_progress(self, progress: Progressed) -> None:
-        self.tenure.conveyor.report(progress)
-        self._reasons.ring()
+        self.session.completer.report_progress(progress)
+        self._trigger.wake()
 
-    def _obey(self, orders: Orders) -> None:
+    def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         """Cancel what somebody wants cancelled."""
-        asked = set(orders.cancel)
+        asked = set(reply.cancel)
         for attempt in self._running:
-            if attempt.delivery.lease in asked and attempt.why is None:
-                attempt.interrupt(Why.CANCEL)
-        for line in (self._held, self._suspects):
+            if attempt.delivery.lease in asked and attempt.interruption is None:
+                attempt.interrupt(Interruption.CANCEL)
+        for line in (self._prefetched, self._suspects):
             for delivery in [d for d in list(line) if d.lease in asked]:
                 with suppress(ValueError):  # the watchdog has taken it
                     line.remove(delivery)
-                    self._put_back(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
+                    self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
 
-    def _on_tenure_end(self, tenure: Tenure) -> None:
-        if tenure is self.tenure:
-            self._give_up()
-            self._reasons.ring()
-            self._patience.end()
+    def _on_session_end(self, tenure: WorkerSession) -> None:
+        if tenure is self.session:
+            self._drop_leases()
+            self._trigger.wake()
+            self._long_poll.interrupt()
 
     # Sessions
 
-    async def _open_tenure(self) -> None:
+    async def _open_session(self) -> None:
         while True:
-            tenure = Tenure(
+            tenure = WorkerSession(
                 self._backend,
-                new_session(self._registry, self._settings, self._entropy),
+                make_session(self._registry, self._settings, self._entropy),
                 self._clock,
                 self._events,
-                self.reach,
-                threaded=self._threaded_keeper,
+                self.connectivity,
+                threaded=self._heartbeat_in_thread,
                 size=self._size,
                 max_unsettled=self._settings.limits.unsettled,
-                on_orders=self._obey,
-                on_end=self._on_tenure_end,
+                on_heartbeat_reply=self._apply_heartbeat_reply,
+                on_end=self._on_session_end,
             )
             # `SessionLost`: it was opened, the answer got lost, and it was rescued since.
             with suppress(SessionLost):
                 await tenure.open()
-                self.tenure, self._reasons.conveyor = tenure, tenure.conveyor
+                self.session, self._trigger.conveyor = tenure, tenure.completer
                 return
 
-    async def _begin_anew(self) -> None:
+    async def _reopen_session(self) -> None:
         """The session is over: stop believing in what it held, and open another."""
-        self._give_up()
-        await self._until_quiet(_UNWIND_PATIENCE, asyncio.Event())
-        await self.tenure.close(self._stuck(), patiently=not self._reasons.closing)
-        if not (self._reasons.closing or self._reasons.cancelled):
-            await self._open_tenure()
-            self._reasons.hinted = True
+        self._drop_leases()
+        await self._wait_until_idle(_UNWIND_SECONDS, asyncio.Event())
+        await self.session.close(
+            self._list_unfinished_leases(), until_answered=not self._trigger.closing
+        )
+        if not (self._trigger.closing or self._trigger.cancelled):
+            await self._open_session()
+            self._trigger.may_have_work = True
 
-    def _give_up(self) -> None:
-        for line in (self._held, self._suspects):
+    def _drop_leases(self) -> None:
+        for line in (self._prefetched, self._suspects):
             while (delivery := _take(line)) is not None:
-                self.demand.free(delivery)
+                self.lanes.free_slot(delivery)
         for attempt in self._running:
-            attempt.interrupt(Why.LOST)
+            attempt.interrupt(Interruption.LOST)
 
     # Stopping
 
-    def _give_back_held(self) -> None:
-        for line in (self._held, self._suspects):
-            self._give_back(line)
+    def _release_all_prefetched(self) -> None:
+        for line in (self._prefetched, self._suspects):
+            self._release_prefetched(line)
 
-    def _give_back(self, line: deque[Delivery]) -> None:
+    def _release_prefetched(self, line: deque[Delivery]) -> None:
         while (delivery := _take(line)) is not None:
-            self._put_back(delivery, Released(delivery.lease))
+            self._return_delivery(delivery, Released(delivery.lease))
 
-    def _put_back(self, delivery: Delivery, settlement: Settlement) -> None:
-        self.demand.free(delivery)
-        self.tenure.conveyor.settle(settlement)
-        self._reasons.ring()
+    def _return_delivery(self, delivery: Delivery, settlement: Settlement) -> None:
+        self.lanes.free_slot(delivery)
+        self.session.completer.settle(settlement)
+        self._trigger.wake()
 
-    async def _until_quiet(self, seconds: float, hurry: asyncio.Event) -> None:
+    async def _wait_until_idle(self, seconds: float, stop_now: asyncio.Event) -> None:
         """Return when nothing runs, after `seconds`, or at once when `hurry` is set."""
-        self._quiet.clear()
+        self._idle.clear()
         if self._running:
-            await first_of(self._clock.sleep(seconds), self._quiet.wait(), hurry.wait())
+            await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
-    async def _flushed(self, task: asyncio.Task[None]) -> None:
+    async def _flush(self, task: asyncio.Task[None]) -> None:
         """Wait until all is written; a store that does not answer is not waited for for ever."""
-        await first_of(self._clock.sleep(_FLUSH_PATIENCE), asyncio.wait({task}))
-        self.tenure.conveyor.abandoned = True
+        await wait_for_first(self._clock.sleep(_FLUSH_SECONDS), asyncio.wait({task}))
+        self.session.completer.closed = True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    def _stuck(self) -> list[Lease]:
+    def _list_unfinished_leases(self) -> list[Lease]:
         """Leases of this session whose handlers are still running."""
-        session_id = self.tenure.session.id
+        session_id = self.session.session.id
         return [
             attempt.delivery.lease
             for attempt in self._running
-            if attempt.session_id == session_id and not attempt.accounted
+            if attempt.session_id == session_id and not attempt.settled
         ]
 
 

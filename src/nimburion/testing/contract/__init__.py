@@ -3,7 +3,7 @@
 Subclass `BackendContract`, say in one method how to open an empty store, and run pytest.
 """
 
-from nimburion.testing.contract.harness import Stage, Worker
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness
 from nimburion.testing.contract.suite import BackendContract
 
-__all__ = ["BackendContract", "Stage", "Worker"]
+__all__ = ["BackendContract", "Harness", "HandDrivenWorker"]

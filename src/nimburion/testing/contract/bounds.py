@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import Lane
-from nimburion.core.job import AttemptError, Options, State
+from nimburion.core.job import AttemptError, JobOptions, State
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import (
     Cancelled,
@@ -21,7 +21,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, Stage, Worker, ids
+from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids
 
 LIMITS = Limits()
 LONGEST = "n" * 128
@@ -49,7 +49,7 @@ class Payloads:
     """Bytes come back as they went in."""
 
     @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
-    async def test_a_payload_comes_back_byte_for_byte(self, stage: Stage, payload: bytes) -> None:
+    async def test_a_payload_comes_back_byte_for_byte(self, stage: Harness, payload: bytes) -> None:
         """To its worker, to readers, and from the dead letters."""
         await stage.put(stage.job("a", payload=payload))
         worker = await stage.worker()
@@ -63,7 +63,7 @@ class Payloads:
         "result",
         [b"null", b'"\\u0000"', '"ß🚂"'.encode(), b'"' + b"r" * (LIMITS.result - 2) + b'"'],
     )
-    async def test_a_result_comes_back_byte_for_byte(self, stage: Stage, result: bytes) -> None:
+    async def test_a_result_comes_back_byte_for_byte(self, stage: Harness, result: bytes) -> None:
         await stage.add("a", "b", "c")
         worker = await stage.worker()
         one, two, three = [delivery.lease for delivery in await worker.take(3)]
@@ -71,7 +71,7 @@ class Payloads:
         found = [(await stage.store.get(job_id)).result for job_id in ("a", "b", "c")]
         assert found == [b"1", result, None]
 
-    async def test_the_longest_error_text_is_kept(self, stage: Stage) -> None:
+    async def test_the_longest_error_text_is_kept(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         error = AttemptError(1, "failure", "E" * 200, "m" * 1_000, "t" * LIMITS.error)
@@ -79,7 +79,7 @@ class Payloads:
         (kept,) = (await stage.store.get("a")).history
         assert kept == replace(error, at=stage.clock.now())
 
-    async def test_many_large_jobs_are_handed_out_in_the_end(self, stage: Stage) -> None:
+    async def test_many_large_jobs_are_handed_out_in_the_end(self, stage: Harness) -> None:
         """A store may hand out less than asked for, but at least one, and says what waits."""
         large = b"x" * LIMITS.payload
         await stage.store.enqueue([stage.job(f"{n}", payload=large) for n in range(20)])
@@ -96,8 +96,8 @@ class Payloads:
 class Names:
     """Names, ids and numbers at the bounds of SPEC §4."""
 
-    async def test_the_longest_names(self, stage: Stage) -> None:
-        options = Options(unique_key=LONGEST, tenant=LONGEST, correlation_id=LONGEST)
+    async def test_the_longest_names(self, stage: Harness) -> None:
+        options = JobOptions(unique_key=LONGEST, tenant=LONGEST, correlation_id=LONGEST)
         job = stage.job(LONGEST, name=LONGEST, queue=LONGEST, options=options)
         await stage.put(job)
         worker = await stage.worker(names=(LONGEST,), queues=(LONGEST,), limits={LONGEST: 1})
@@ -106,23 +106,23 @@ class Names:
         assert delivery.options == options
         assert await worker.settle(Completed(delivery.lease)) == [Settled.DONE]
 
-    async def test_every_character_that_a_name_may_have(self, stage: Stage) -> None:
+    async def test_every_character_that_a_name_may_have(self, stage: Harness) -> None:
         name = EVERY_CHARACTER
-        await stage.put(stage.job(name, name=name, queue=name, options=Options(unique_key=name)))
+        await stage.put(stage.job(name, name=name, queue=name, options=JobOptions(unique_key=name)))
         worker = await stage.worker(names=(name,), queues=(name,))
         assert (await worker.take_one()).lease.job_id == name
         await stage.store.pause(name, paused=True)
         assert [queue.name for queue in await stage.store.queues()] == [name]
 
-    async def test_upper_and_lower_case_are_two(self, stage: Stage) -> None:
-        await stage.put(stage.job("a", name="mail", queue="q", options=Options(unique_key="k")))
-        await stage.put(stage.job("A", name="mail", queue="Q", options=Options(unique_key="K")))
-        await stage.put(stage.job("b", name="Mail", queue="q", options=Options(unique_key="k")))
+    async def test_upper_and_lower_case_are_two(self, stage: Harness) -> None:
+        await stage.put(stage.job("a", name="mail", queue="q", options=JobOptions(unique_key="k")))
+        await stage.put(stage.job("A", name="mail", queue="Q", options=JobOptions(unique_key="K")))
+        await stage.put(stage.job("b", name="Mail", queue="q", options=JobOptions(unique_key="k")))
         worker = await stage.worker(names=("Mail",), queues=("q",))
         assert ids(await worker.take(5)) == ["b"]
         assert [queue.name for queue in await stage.store.queues()] == ["Q", "q"]
 
-    async def test_a_queue_and_a_name_do_not_run_into_each_other(self, stage: Stage) -> None:
+    async def test_a_queue_and_a_name_do_not_run_into_each_other(self, stage: Harness) -> None:
         """Whatever a store joins them with may occur in them."""
         await stage.put(stage.job("1", queue="a:b", name="c"))
         await stage.put(stage.job("2", queue="a", name="b:c"))
@@ -132,18 +132,18 @@ class Names:
         assert ids(await worker.take(5, lanes=(Lane("a:b", "c"),))) == ["1"]
         assert ids(await worker.take(5, lanes=(Lane("a.b", "c"),))) == ["3"]
 
-    async def test_a_name_and_a_key_do_not_run_into_each_other(self, stage: Stage) -> None:
-        await stage.put(stage.job(name="a:b", options=Options(unique_key="c")))
-        await stage.put(stage.job(name="a", options=Options(unique_key="b:c")))
-        await stage.put(stage.job(name="a.b", options=Options(unique_key="c")))
+    async def test_a_name_and_a_key_do_not_run_into_each_other(self, stage: Harness) -> None:
+        await stage.put(stage.job(name="a:b", options=JobOptions(unique_key="c")))
+        await stage.put(stage.job(name="a", options=JobOptions(unique_key="b:c")))
+        await stage.put(stage.job(name="a.b", options=JobOptions(unique_key="c")))
 
     @pytest.mark.parametrize("priority", range(10))
-    async def test_every_priority_is_kept(self, stage: Stage, priority: int) -> None:
+    async def test_every_priority_is_kept(self, stage: Harness, priority: int) -> None:
         await stage.put(stage.job("a", priority=priority))
         assert (await stage.store.get("a")).priority == priority
         assert (await (await stage.worker()).take_one()).priority == priority
 
-    async def test_epoch_zero_is_a_time(self, stage: Stage) -> None:
+    async def test_epoch_zero_is_a_time(self, stage: Harness) -> None:
         await stage.put(stage.job("a", at=0.0))
         await stage.add("b")
         assert (await stage.store.get("a")).due == 0.0
@@ -153,14 +153,14 @@ class Names:
             ("b", stage.clock.now()),
         ]
 
-    async def test_times_that_differ_by_a_microsecond_are_in_order(self, stage: Stage) -> None:
+    async def test_times_that_differ_by_a_microsecond_are_in_order(self, stage: Harness) -> None:
         now = stage.clock.now()
         await stage.put(stage.job("later", at=now - 0.000_010))
         await stage.put(stage.job("sooner", at=now - 0.000_012))
         assert ids(await (await stage.worker()).take(5)) == ["sooner", "later"]
 
-    async def test_options_of_every_kind_of_value(self, stage: Stage) -> None:
-        options = Options(
+    async def test_options_of_every_kind_of_value(self, stage: Harness) -> None:
+        options = JobOptions(
             headers={"": "", "a b": "c\td", "ключ": "🚂", "q'\"": "\\"},
             max_retries=0,
             timeout=0.001,
@@ -175,7 +175,7 @@ class Names:
 class Sizes:
     """Large calls."""
 
-    async def test_ten_thousand_jobs_in_one_call(self, stage: Stage) -> None:
+    async def test_ten_thousand_jobs_in_one_call(self, stage: Harness) -> None:
         jobs = [stage.job(f"{n}", name=("mail", "post")[n % 2]) for n in range(LIMITS.batch)]
         results = await stage.store.enqueue(jobs)
         assert [one.id for one in results] == [job.id for job in jobs]
@@ -183,7 +183,7 @@ class Sizes:
         assert (await stage.store.counts())[State.PENDING] == LIMITS.batch
         assert {one.outcome for one in await stage.store.enqueue(jobs)} == {"exists"}
 
-    async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, stage: Stage) -> None:
+    async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, stage: Harness) -> None:
         """Whole or not at all; or, where a store says so, in slices of `atomic_batch`."""
         count = stage.store.capabilities.atomic_batch or LIMITS.batch
         await stage.add("bad")
@@ -193,7 +193,7 @@ class Sizes:
         assert results[-1].outcome == "conflict"
         assert sum((await stage.store.counts()).values()) == 1
 
-    async def test_two_hundred_lanes_in_one_request(self, stage: Stage) -> None:
+    async def test_two_hundred_lanes_in_one_request(self, stage: Harness) -> None:
         names = tuple(f"name-{n}" for n in range(40))
         queues = tuple(f"queue-{n}" for n in range(5))
         jobs = [stage.job(name=name, queue=queue) for name in names for queue in queues]
@@ -201,14 +201,14 @@ class Sizes:
         worker = await stage.worker(names=names, queues=queues)
         assert ids(await worker.take(500)) == [job.id for job in jobs]
 
-    async def test_five_hundred_jobs_in_one_reply(self, stage: Stage) -> None:
+    async def test_five_hundred_jobs_in_one_reply(self, stage: Harness) -> None:
         jobs = [stage.job() for _ in range(700)]
         await stage.store.enqueue(jobs)
         worker = await stage.worker()
         assert ids(await worker.take(500)) == [job.id for job in jobs[:500]]
         assert len(await worker.take(500)) == 200
 
-    async def test_ten_thousand_jobs_in_one_reply(self, stage: Stage) -> None:
+    async def test_ten_thousand_jobs_in_one_reply(self, stage: Harness) -> None:
         jobs = [stage.job() for _ in range(10_000)]
         await stage.store.enqueue(jobs)
         worker = await stage.worker()
@@ -218,7 +218,7 @@ class Sizes:
             done = await worker.settle(*(settlement(delivery.lease) for delivery in taken))
             assert done == [Settled.DONE] * len(jobs)
 
-    async def test_a_long_history_is_kept_whole(self, stage: Stage) -> None:
+    async def test_a_long_history_is_kept_whole(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         reply = await worker.exchange(want=worker.want(1))
@@ -236,7 +236,7 @@ class Unstorables:
 
     @pytest.mark.parametrize("text", UNUSUAL_TEXT.values(), ids=UNUSUAL_TEXT.keys())
     @pytest.mark.parametrize("where", ["message", "traceback", "reason", "progress", "cancelled"])
-    async def test_text_is_kept_or_refused(self, stage: Stage, where: str, text: str) -> None:
+    async def test_text_is_kept_or_refused(self, stage: Harness, where: str, text: str) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         good, odd = [delivery.lease for delivery in await worker.take(2)]
@@ -263,7 +263,7 @@ class Unstorables:
     @pytest.mark.parametrize("delay", [float("inf"), float("nan"), 1e300], ids=repr)
     @pytest.mark.parametrize("how", ["retried", "snoozed"])
     async def test_a_delay_that_is_no_time_is_refused(
-        self, stage: Stage, how: str, delay: float
+        self, stage: Harness, how: str, delay: float
     ) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -271,7 +271,7 @@ class Unstorables:
         late = Retried(odd, delay, OOPS) if how == "retried" else Released(odd, delay)
         assert await self._refused(stage, worker, Completed(good), late)
 
-    async def _refused(self, stage: Stage, worker: Worker, *batch: Settlement) -> bool:
+    async def _refused(self, stage: Harness, worker: HandDrivenWorker, *batch: Settlement) -> bool:
         """Whether the call was refused; if so, nothing was applied and the number is free."""
         before = (await stage.store.list_jobs(payloads=True)).jobs
         number = worker.number + 1
@@ -285,8 +285,8 @@ class Unstorables:
         return False
 
     @pytest.mark.parametrize("text", UNUSUAL_TEXT.values(), ids=UNUSUAL_TEXT.keys())
-    async def test_a_job_is_kept_or_refused(self, stage: Stage, text: str) -> None:
-        job = stage.job("odd", options=Options(headers={"a": text}))
+    async def test_a_job_is_kept_or_refused(self, stage: Harness, text: str) -> None:
+        job = stage.job("odd", options=JobOptions(headers={"a": text}))
         try:
             await stage.store.enqueue([stage.job("good"), job])
         except Unstorable:
@@ -296,7 +296,7 @@ class Unstorables:
         assert await stage.state("good") is State.PENDING
 
     @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300], ids=repr)
-    async def test_a_due_time_that_is_no_time_is_refused(self, stage: Stage, at: float) -> None:
+    async def test_a_due_time_that_is_no_time_is_refused(self, stage: Harness, at: float) -> None:
         for job in (stage.job("odd", at=at), stage.job("odd", after=at)):
             with pytest.raises(Unstorable):
                 await stage.store.enqueue([stage.job("good"), job])

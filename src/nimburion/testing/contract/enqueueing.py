@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import Enqueued, JobRecord, NewJob, Options, State
+from nimburion.core.job import Enqueued, JobOptions, JobRecord, NewJob, State
 from nimburion.core.settlement import Cancelled, Completed, Failed, Settlement
-from nimburion.testing.contract.harness import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Harness, ids
 
 
-class Enqueueing:
+class EnqueueCases:
     """`enqueue`."""
 
-    async def test_a_new_job_is_created_and_pending(self, stage: Stage) -> None:
+    async def test_a_new_job_is_created_and_pending(self, stage: Harness) -> None:
         assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "created")]
         assert await stage.state("a") is State.PENDING
 
-    async def test_every_field_is_kept(self, stage: Stage) -> None:
-        options = Options(
+    async def test_every_field_is_kept(self, stage: Harness) -> None:
+        options = JobOptions(
             headers={"trace": "1", "ümlaut": "ß"},
             tenant="acme",
             correlation_id="c-1",
@@ -43,7 +43,7 @@ class Enqueueing:
             options=options,
         )
 
-    async def test_results_stand_in_the_order_of_the_jobs(self, stage: Stage) -> None:
+    async def test_results_stand_in_the_order_of_the_jobs(self, stage: Harness) -> None:
         await stage.add("b")
         results = await stage.enqueue(stage.job("c"), stage.job("b"), stage.job("a"))
         assert results == [
@@ -52,22 +52,22 @@ class Enqueueing:
             Enqueued("a", "created"),
         ]
 
-    async def test_an_empty_call_answers_an_empty_list(self, stage: Stage) -> None:
+    async def test_an_empty_call_answers_an_empty_list(self, stage: Harness) -> None:
         assert await stage.enqueue() == []
 
-    async def test_the_same_id_and_body_exists(self, stage: Stage) -> None:
+    async def test_the_same_id_and_body_exists(self, stage: Harness) -> None:
         await stage.add("a")
         before = await stage.store.get("a")
         assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "exists")]
         assert await stage.store.get("a") == before
 
-    async def test_only_name_and_payload_make_the_body(self, stage: Stage) -> None:
+    async def test_only_name_and_payload_make_the_body(self, stage: Harness) -> None:
         """Another queue, priority, time or option under a kept id still says `exists`, and changes
         nothing."""
         await stage.add("a")
         before = await stage.store.get("a")
         other = stage.job(
-            "a", queue="other", priority=9, after=60.0, options=Options(tenant="acme")
+            "a", queue="other", priority=9, after=60.0, options=JobOptions(tenant="acme")
         )
         assert await stage.enqueue(other) == [Enqueued("a", "exists")]
         assert await stage.store.get("a") == before
@@ -78,7 +78,7 @@ class Enqueueing:
         ids=["payload", "name"],
     )
     async def test_another_body_under_a_kept_id_is_a_conflict(
-        self, stage: Stage, other: NewJob
+        self, stage: Harness, other: NewJob
     ) -> None:
         await stage.add("a")
         before = await stage.store.get("a")
@@ -87,7 +87,7 @@ class Enqueueing:
 
     @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
     async def test_the_id_of_a_finished_job_still_exists_and_does_not_run_again(
-        self, stage: Stage, end: str
+        self, stage: Harness, end: str
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
@@ -102,7 +102,7 @@ class Enqueueing:
         assert await stage.state("a") == end
         assert await worker.take() == []
 
-    async def test_another_body_under_a_finished_id_is_a_conflict(self, stage: Stage) -> None:
+    async def test_another_body_under_a_finished_id_is_a_conflict(self, stage: Harness) -> None:
         """The digest outlives the payload."""
         await stage.add("a")
         worker = await stage.worker()
@@ -111,20 +111,20 @@ class Enqueueing:
         assert await stage.enqueue(stage.job("a", payload=b"[]")) == [Enqueued("a", "conflict")]
         assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "exists")]
 
-    async def test_an_id_twice_in_one_call_is_stored_once(self, stage: Stage) -> None:
+    async def test_an_id_twice_in_one_call_is_stored_once(self, stage: Harness) -> None:
         results = await stage.enqueue(stage.job("a"), stage.job("a"))
         assert results == [Enqueued("a", "created"), Enqueued("a", "exists")]
         assert (await stage.store.counts())[State.PENDING] == 1
 
     async def test_an_id_twice_in_one_call_with_two_bodies_is_a_conflict(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         results = await stage.enqueue(stage.job("a"), stage.job("a", payload=b"[]"))
         assert results == [Enqueued("a", "refused"), Enqueued("a", "conflict")]
         with pytest.raises(JobNotFound):
             await stage.store.get("a")
 
-    async def test_one_conflict_refuses_the_whole_call(self, stage: Stage) -> None:
+    async def test_one_conflict_refuses_the_whole_call(self, stage: Harness) -> None:
         await stage.add("b")
         results = await stage.enqueue(
             stage.job("a"), stage.job("b", payload=b"[]"), stage.job("c", after=5.0), stage.job("b")
@@ -137,13 +137,15 @@ class Enqueueing:
         ]
         assert sum((await stage.store.counts()).values()) == 1
 
-    async def test_a_refused_call_can_be_made_again_without_the_bad_job(self, stage: Stage) -> None:
+    async def test_a_refused_call_can_be_made_again_without_the_bad_job(
+        self, stage: Harness
+    ) -> None:
         await stage.add("b")
         await stage.enqueue(stage.job("a"), stage.job("b", payload=b"[]"))
         assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "created")]
 
     async def test_repeating_a_call_whose_answer_was_lost_stores_nothing_twice(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         jobs = [stage.job() for _ in range(5)]
         await stage.store.enqueue(jobs[:3])
@@ -151,33 +153,35 @@ class Enqueueing:
         assert [one.outcome for one in again] == ["exists"] * 3 + ["created"] * 2
         assert (await stage.store.counts())[State.PENDING] == 5
 
-    async def test_after_is_counted_from_now_on_the_clock_of_the_store(self, stage: Stage) -> None:
+    async def test_after_is_counted_from_now_on_the_clock_of_the_store(
+        self, stage: Harness
+    ) -> None:
         await stage.put(stage.job("a", after=2.5))
         record = await stage.store.get("a")
         assert (record.state, record.due) == (State.SCHEDULED, stage.clock.now() + 2.5)
 
-    async def test_at_wins_over_after(self, stage: Stage) -> None:
+    async def test_at_wins_over_after(self, stage: Harness) -> None:
         at = stage.clock.now() + 7.0
         await stage.put(stage.job("a", at=at, after=100.0))
         assert (await stage.store.get("a")).due == at
 
-    async def test_at_in_the_past_is_due_at_once_and_keeps_its_time(self, stage: Stage) -> None:
+    async def test_at_in_the_past_is_due_at_once_and_keeps_its_time(self, stage: Harness) -> None:
         at = stage.clock.now() - 3600.0
         await stage.put(stage.job("a", at=at))
         record = await stage.store.get("a")
         assert (record.state, record.due) == (State.PENDING, at)
         assert ids(await (await stage.worker()).take()) == ["a"]
 
-    async def test_a_negative_delay_is_none(self, stage: Stage) -> None:
+    async def test_a_negative_delay_is_none(self, stage: Harness) -> None:
         await stage.put(stage.job("a", after=-5.0))
         assert (await stage.store.get("a")).due == stage.clock.now()
 
-    async def test_due_times_are_kept_to_the_microsecond(self, stage: Stage) -> None:
+    async def test_due_times_are_kept_to_the_microsecond(self, stage: Harness) -> None:
         at = stage.clock.now() + 0.123456
         await stage.put(stage.job("a", at=at))
         assert (await stage.store.get("a")).due == pytest.approx(at, abs=1e-6)
 
-    async def test_a_call_may_hold_many_names_queues_and_times(self, stage: Stage) -> None:
+    async def test_a_call_may_hold_many_names_queues_and_times(self, stage: Harness) -> None:
         jobs = [
             stage.job(name=name, queue=queue, after=after)
             for name in ("mail", "post")

@@ -8,23 +8,23 @@ from contextlib import suppress
 import pytest
 
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import NOTHING
+from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import State
 from nimburion.core.settlement import Completed, Failed, Retried, Settled, Settlement
-from nimburion.testing.contract.harness import OOPS, Stage, ids, soon
+from nimburion.testing.contract.harness import OOPS, Harness, ids, soon
 
 
 class NumberedExchanges:
     """The number of an exchange."""
 
-    async def test_the_first_number_is_one(self, stage: Stage) -> None:
+    async def test_the_first_number_is_one(self, stage: Harness) -> None:
         worker = await stage.worker()
         for wrong in (0, 2, -1):
             with pytest.raises(OutOfOrder):
-                await stage.store.exchange(worker.id, wrong, [], NOTHING)
-        await stage.store.exchange(worker.id, 1, [], NOTHING)
+                await stage.store.exchange(worker.id, wrong, [], RESERVE_NOTHING)
+        await stage.store.exchange(worker.id, 1, [], RESERVE_NOTHING)
 
-    async def test_a_repeat_brings_the_same_deliveries(self, stage: Stage) -> None:
+    async def test_a_repeat_brings_the_same_deliveries(self, stage: Harness) -> None:
         """Same jobs, same order, same tokens; the reply that was lost strands nothing."""
         await stage.add("a", "b", "c")
         worker = await stage.worker()
@@ -35,7 +35,7 @@ class NumberedExchanges:
         assert ids(again.deliveries) == ["a", "b"]
         assert (await stage.store.counts())[State.PENDING] == 1
 
-    async def test_a_repeat_keeps_rank_order(self, stage: Stage) -> None:
+    async def test_a_repeat_keeps_rank_order(self, stage: Harness) -> None:
         for n in range(6):
             await stage.put(stage.job(f"{n}", priority=n, name=("mail", "post")[n % 2]))
         worker = await stage.worker(names=("mail", "post"))
@@ -45,25 +45,25 @@ class NumberedExchanges:
         assert ids(first.deliveries) == ["5", "4", "3", "2", "1", "0"]
         assert again.deliveries == first.deliveries
 
-    async def test_a_lease_settled_twice_in_one_call_changes_no_order(self, stage: Stage) -> None:
+    async def test_a_lease_settled_twice_in_one_call_changes_no_order(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         one, other = [delivery.lease for delivery in await worker.take(2)]
         results = await worker.settle(Completed(other), Completed(other), Completed(one))
         assert results == [Settled.DONE, Settled.ALREADY, Settled.DONE]
 
-    async def test_a_repeat_brings_the_same_results(self, stage: Stage) -> None:
+    async def test_a_repeat_brings_the_same_results(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         one, other = [delivery.lease for delivery in await worker.take(2)]
         batch: list[Settlement] = [Completed(one), Completed(one), Retried(other, 9.0, OOPS)]
-        first = await stage.store.exchange(worker.id, 2, batch, NOTHING)
-        again = await stage.store.exchange(worker.id, 2, batch, NOTHING)
+        first = await stage.store.exchange(worker.id, 2, batch, RESERVE_NOTHING)
+        again = await stage.store.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         assert first.results == again.results == [Settled.DONE, Settled.ALREADY, Settled.DONE]
         assert (await stage.store.get("b")).failures == 1
         assert len((await stage.store.get("b")).history) == 1
 
-    async def test_a_repeat_reserves_nothing_new(self, stage: Stage) -> None:
+    async def test_a_repeat_reserves_nothing_new(self, stage: Harness) -> None:
         worker = await stage.worker()
         want = worker.want(5)
         assert (await stage.store.exchange(worker.id, 1, [], want)).deliveries == []
@@ -71,7 +71,7 @@ class NumberedExchanges:
         assert (await stage.store.exchange(worker.id, 1, [], want)).deliveries == []
         assert await stage.state("a") is State.PENDING
 
-    async def test_a_repeat_applies_nothing_that_it_carries_anew(self, stage: Stage) -> None:
+    async def test_a_repeat_applies_nothing_that_it_carries_anew(self, stage: Harness) -> None:
         """The number decides; what a repeat says is not looked at."""
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -83,7 +83,7 @@ class NumberedExchanges:
         assert again.deliveries == [delivery]
         assert await stage.state("a") is State.PROCESSING
 
-    async def test_a_repeat_speaks_of_the_moment(self, stage: Stage) -> None:
+    async def test_a_repeat_speaks_of_the_moment(self, stage: Harness) -> None:
         """`now`, `next_due` and `waiting` are those of the repeat."""
         worker = await stage.worker()
         want = worker.want(1)
@@ -96,7 +96,7 @@ class NumberedExchanges:
         assert again.waiting == [worker.lanes[0]]
 
     async def test_a_repeat_after_a_cancel_brings_the_lease_all_the_same(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
@@ -107,17 +107,19 @@ class NumberedExchanges:
         assert again.deliveries == first.deliveries
 
     async def test_what_a_lost_reply_handed_out_can_be_settled_after_the_repeat(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
         want = worker.want(1)
         await stage.store.exchange(worker.id, 1, [], want)
         (delivery,) = (await stage.store.exchange(worker.id, 1, [], want)).deliveries
-        reply = await stage.store.exchange(worker.id, 2, [Completed(delivery.lease)], NOTHING)
+        reply = await stage.store.exchange(
+            worker.id, 2, [Completed(delivery.lease)], RESERVE_NOTHING
+        )
         assert reply.results == [Settled.DONE]
 
-    async def test_a_number_before_the_last_is_out_of_order(self, stage: Stage) -> None:
+    async def test_a_number_before_the_last_is_out_of_order(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.exchange()
@@ -126,7 +128,9 @@ class NumberedExchanges:
             await stage.store.exchange(worker.id, 1, [], worker.want(1))
         assert await stage.state("a") is State.PENDING
 
-    async def test_a_skipped_number_is_out_of_order_and_writes_nothing(self, stage: Stage) -> None:
+    async def test_a_skipped_number_is_out_of_order_and_writes_nothing(
+        self, stage: Harness
+    ) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -136,21 +140,21 @@ class NumberedExchanges:
         assert await stage.state("b") is State.PENDING
         assert await worker.settle(Completed(lease)) == [Settled.DONE]
 
-    async def test_each_session_counts_for_itself(self, stage: Stage) -> None:
+    async def test_each_session_counts_for_itself(self, stage: Harness) -> None:
         first, second = await stage.worker(), await stage.worker()
         await first.exchange()
         await first.exchange()
         await second.exchange()
         assert (first.number, second.number) == (2, 1)
 
-    async def test_an_unknown_session_is_lost(self, stage: Stage) -> None:
+    async def test_an_unknown_session_is_lost(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         with pytest.raises(SessionLost):
             await stage.store.exchange("f" * 32, 1, [], worker.want(1))
         assert await stage.state("a") is State.PENDING
 
-    async def test_a_repeat_after_the_rescue_is_lost(self, stage: Stage) -> None:
+    async def test_a_repeat_after_the_rescue_is_lost(self, stage: Harness) -> None:
         """Also the same number: what it handed out belongs to others by now."""
         await stage.add("a")
         worker = await stage.worker()
@@ -159,7 +163,9 @@ class NumberedExchanges:
         with pytest.raises(SessionLost):
             await stage.store.exchange(worker.id, 1, [], worker.want(1))
 
-    async def test_a_call_that_was_cancelled_in_flight_can_be_repeated(self, stage: Stage) -> None:
+    async def test_a_call_that_was_cancelled_in_flight_can_be_repeated(
+        self, stage: Harness
+    ) -> None:
         """Whether or not it was applied, the repeat brings the job, and it runs once."""
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -175,21 +181,21 @@ class NumberedExchanges:
         assert (counts[State.PROCESSING], counts[State.PENDING]) == (1, 1)
 
     async def test_a_settlement_that_was_cancelled_in_flight_can_be_repeated(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
         batch = [Retried((await worker.take_one()).lease, 5.0, OOPS)]
-        call = asyncio.ensure_future(stage.store.exchange(worker.id, 2, batch, NOTHING))
+        call = asyncio.ensure_future(stage.store.exchange(worker.id, 2, batch, RESERVE_NOTHING))
         await asyncio.sleep(0)
         call.cancel()
         with suppress(asyncio.CancelledError):
             await soon(call)
-        reply = await soon(stage.store.exchange(worker.id, 2, batch, NOTHING))
+        reply = await soon(stage.store.exchange(worker.id, 2, batch, RESERVE_NOTHING))
         assert reply.results == [Settled.DONE]
         assert (await stage.store.get("a")).failures == 1
 
-    async def test_an_overdue_session_may_still_exchange(self, stage: Stage) -> None:
+    async def test_an_overdue_session_may_still_exchange(self, stage: Harness) -> None:
         """Nobody rescued it: its tokens count."""
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -198,7 +204,7 @@ class NumberedExchanges:
         reply = await worker.exchange(Completed(lease), want=worker.want(1))
         assert (reply.results, ids(reply.deliveries)) == ([Settled.DONE], ["b"])
 
-    async def test_an_exchange_is_no_beat(self, stage: Stage) -> None:
+    async def test_an_exchange_is_no_beat(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         stage.clock.advance(29.0)

@@ -9,11 +9,11 @@ from itertools import count
 from typing import TypeVar
 
 from nimburion.core.backend import Backend
-from nimburion.core.exchange import NOTHING, Lane, QueueTerms, Reply, Want
-from nimburion.core.job import NO_OPTIONS, AttemptError, Enqueued, NewJob, Options, State
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
+from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.operations import Rescued
-from nimburion.core.session import Orders, Session
+from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import Settled, Settlement
 from nimburion.testing.clock import FakeClock
 
@@ -27,7 +27,7 @@ OOPS = AttemptError(1, "failure", "ValueError", "no luck", "Traceback: …")
 """How an attempt may end badly."""
 
 
-class Stage:
+class Harness:
     """An empty store, seen through one or more handles, and its clock."""
 
     def __init__(self, clock: FakeClock, handles: Sequence[Backend]) -> None:
@@ -47,7 +47,7 @@ class Stage:
         priority: int = 5,
         at: float | None = None,
         after: float = 0.0,
-        options: Options = NO_OPTIONS,
+        options: JobOptions = NO_JOB_OPTIONS,
     ) -> NewJob:
         """A new job; ids count up."""
         job_id = job_id or f"job-{next(self._jobs)}"
@@ -77,7 +77,7 @@ class Stage:
         limits: dict[str, int] | None = None,
         ttl: float = TTL,
         store: Backend | None = None,
-    ) -> Worker:
+    ) -> HandDrivenWorker:
         """A worker with a session of its own."""
         session = Session(
             id=f"{next(self._sessions):032x}",
@@ -89,7 +89,7 @@ class Stage:
             names=names,
             limits=limits or {},
         )
-        worker = Worker(store or self.store, session)
+        worker = HandDrivenWorker(store or self.store, session)
         await worker.store.open_session(session)
         return worker
 
@@ -97,13 +97,13 @@ class Stage:
         """Where a job stands."""
         return (await self.store.get(job_id)).state
 
-    async def lose(self, worker: Worker, *, max_lost: int = 3) -> Rescued:
+    async def lose(self, worker: HandDrivenWorker, *, max_lost: int = 3) -> Rescued:
         """Let the worker's session expire, and rescue what it held."""
         self.clock.advance(worker.session.ttl)
         return await self.store.rescue(1_000, max_lost=max_lost)
 
 
-class Worker:
+class HandDrivenWorker:
     """A worker played by hand: a session, and the number of its last exchange."""
 
     def __init__(self, store: Backend, session: Session) -> None:
@@ -126,16 +126,18 @@ class Worker:
         total: int = 1,
         *,
         lanes: tuple[Lane, ...] | None = None,
-        queues: dict[str, QueueTerms] | None = None,
+        queues: dict[str, QueueOptions] | None = None,
         ageing: float = 0.0,
-    ) -> Want:
+    ) -> ReserveRequest:
         """A request with a nonce that no other exchange has."""
         seed = f"{self.id} {self.number + 1}".encode()
         nonce = hashlib.blake2b(seed, digest_size=16).digest()
         lanes = self.lanes if lanes is None else lanes
-        return Want(total, lanes, queues or {}, ageing, nonce)
+        return ReserveRequest(total, lanes, queues or {}, ageing, nonce)
 
-    async def exchange(self, *settlements: Settlement, want: Want = NOTHING) -> Reply:
+    async def exchange(
+        self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING
+    ) -> Reply:
         """The next exchange."""
         reply = await self.store.exchange(self.id, self.number + 1, settlements, want)
         self.number += 1
@@ -154,9 +156,9 @@ class Worker:
         """Say what became of attempts; reserve nothing."""
         return (await self.exchange(*settlements)).results
 
-    async def beat(self) -> Orders:
+    async def beat(self) -> HeartbeatReply:
         """Say that it lives."""
-        return await self.store.beat(self.id)
+        return await self.store.heartbeat(self.id)
 
     async def close(self, *running: Lease) -> None:
         """End its session."""

@@ -7,9 +7,9 @@ import asyncio
 from nimburion.core.exchange import Reply
 from nimburion.core.job import State
 from nimburion.core.lease import Lease
-from nimburion.core.session import Gate
+from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, Settled
-from nimburion.testing.contract.harness import TTL, Stage, Worker
+from nimburion.testing.contract.harness import TTL, HandDrivenWorker, Harness
 
 JOBS, LIMIT, WORKERS = 5_000, 3, 8
 
@@ -17,7 +17,7 @@ JOBS, LIMIT, WORKERS = 5_000, 3, 8
 class Fleet:
     """Eight workers, and what their handlers do at any moment."""
 
-    def __init__(self, stage: Stage, workers: list[Worker]) -> None:
+    def __init__(self, stage: Harness, workers: list[HandDrivenWorker]) -> None:
         self.stage = stage
         self.workers = workers
         self.running: dict[str, Lease] = {}
@@ -29,7 +29,7 @@ class Fleet:
         """Go on until so many are completed in all."""
         await asyncio.gather(*(self._work(worker, until) for worker in self.workers))
 
-    async def _work(self, worker: Worker, until: int) -> None:
+    async def _work(self, worker: HandDrivenWorker, until: int) -> None:
         held: list[Lease] = []
         while self.completed < until:
             for lease in held:
@@ -50,19 +50,19 @@ class Fleet:
         self.most = max(self.most, len(self.running))
         return leases
 
-    async def _give_back(self, worker: Worker, held: list[Lease]) -> None:
+    async def _give_back(self, worker: HandDrivenWorker, held: list[Lease]) -> None:
         for lease in held:
             del self.running[lease.job_id]
         await worker.settle(*(Completed(lease) for lease in held))
         self.completed += len(held)
 
-    async def lose(self, worker: Worker) -> None:
+    async def lose(self, worker: HandDrivenWorker) -> None:
         """One takes what it may and vanishes; the others live on and rescue."""
         self.workers.remove(worker)
         held = self._begin(await worker.exchange(want=worker.want(LIMIT)))
         assert len(held) == LIMIT
-        gate = (await self.workers[0].beat()).gates["mail"]
-        assert gate == Gate(LIMIT, LIMIT)
+        gate = (await self.workers[0].beat()).limits["mail"]
+        assert gate == ConcurrencyLimit(LIMIT, LIMIT)
         for _ in range(2):
             self.stage.clock.advance(TTL / 2)
             for one in self.workers:
@@ -73,10 +73,10 @@ class Fleet:
         assert sorted(rescued.returned) == sorted(lease.job_id for lease in held)
 
 
-class LimitsStory:
+class LimitsScenario:
     """Limits, over time."""
 
-    async def test_a_limit_holds_for_a_fleet_that_loses_workers(self, fleet: Stage) -> None:
+    async def test_a_limit_holds_for_a_fleet_that_loses_workers(self, fleet: Harness) -> None:
         """8 workers, limit 3, 5,000 jobs, two lost: never above 3, all completed, 0 at rest."""
         await fleet.store.enqueue([fleet.job(f"{n}") for n in range(JOBS)])
         crew = Fleet(
@@ -89,5 +89,5 @@ class LimitsStory:
             await crew.lose(crew.workers[-1])
         await crew.work(JOBS)
         assert (crew.most, crew.completed) == (LIMIT, JOBS)
-        assert (await crew.workers[0].beat()).gates == {"mail": Gate(LIMIT, 0)}
+        assert (await crew.workers[0].beat()).limits == {"mail": ConcurrencyLimit(LIMIT, 0)}
         assert (await fleet.store.counts())[State.COMPLETED] == JOBS

@@ -12,24 +12,24 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
-from nimburion.testing.contract.harness import TTL, Stage
+from nimburion.testing.contract.harness import TTL, Harness
 from nimburion.testing.contract.standing import STANDING
 
-Operation = Callable[[Stage, str], Awaitable[str]]
+Operation = Callable[[Harness, str], Awaitable[str]]
 
 KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
 
-async def _reserve(stage: Stage, job_id: str) -> str:
+async def _reserve(stage: Harness, job_id: str) -> str:
     taken = await (await stage.worker()).take(10)
     return "handed out" if [one.lease.job_id for one in taken] == [job_id] else "nothing"
 
 
-async def _cancel(stage: Stage, job_id: str) -> str:
+async def _cancel(stage: Harness, job_id: str) -> str:
     return await stage.store.cancel(job_id)
 
 
-async def _rescue(stage: Stage, job_id: str) -> str:
+async def _rescue(stage: Harness, job_id: str) -> str:
     """After its session, where it has one, expired."""
     stage.clock.advance(TTL)
     rescued = await stage.store.rescue(10, max_lost=3)
@@ -39,17 +39,17 @@ async def _rescue(stage: Stage, job_id: str) -> str:
     return "nothing"
 
 
-async def _replay(stage: Stage, job_id: str) -> str:
+async def _replay(stage: Harness, job_id: str) -> str:
     replayed = await stage.store.replay(JobFilter(ids=(job_id,)), 10)
     return "replayed" if replayed.ids == [job_id] else "nothing"
 
 
-async def _delete(stage: Stage, job_id: str) -> str:
+async def _delete(stage: Harness, job_id: str) -> str:
     deleted = await stage.store.delete(JobFilter(ids=(job_id,)), 10)
     return "deleted" if deleted == [job_id] else "nothing"
 
 
-async def _prune(stage: Stage, _job_id: str) -> str:
+async def _prune(stage: Harness, _job_id: str) -> str:
     stage.clock.advance(1.0)
     return "pruned" if await stage.store.prune(KEEP_NOTHING, 10) else "nothing"
 
@@ -58,12 +58,12 @@ def _same(job_id: str) -> NewJob:
     return NewJob(job_id, "mail", "default", b"{}")
 
 
-async def _enqueue_same(stage: Stage, job_id: str) -> str:
+async def _enqueue_same(stage: Harness, job_id: str) -> str:
     (result,) = await stage.enqueue(_same(job_id))
     return result.outcome
 
 
-async def _enqueue_other(stage: Stage, job_id: str) -> str:
+async def _enqueue_other(stage: Harness, job_id: str) -> str:
     (result,) = await stage.enqueue(replace(_same(job_id), payload=b"[]"))
     return result.outcome
 
@@ -121,7 +121,7 @@ class Operators:
 
     @pytest.mark.parametrize(("operation", "place"), list(product(OPERATIONS, STANDING)))
     async def test_an_operation_does_what_the_place_allows(
-        self, stage: Stage, operation: str, place: str
+        self, stage: Harness, operation: str, place: str
     ) -> None:
         """Where it is not for such a job, the whole record stays as it was."""
         job_id = await STANDING[place](stage)
@@ -138,6 +138,6 @@ class Operators:
 
     @pytest.mark.parametrize("operation", ["rescue", "replay", "delete", "prune"])
     async def test_an_operation_on_a_job_that_is_not_there_does_nothing(
-        self, stage: Stage, operation: str
+        self, stage: Harness, operation: str
     ) -> None:
         assert await OPERATIONS[operation](stage, "nobody") == "nothing"

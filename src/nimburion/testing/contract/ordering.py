@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from nimburion.core.exchange import Lane, QueueTerms
+from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.job import NewJob
 from nimburion.core.settlement import Released, Retried
-from nimburion.testing.contract.harness import OOPS, Stage, Worker, ids
+from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids
 
 QUEUES = ("red", "blue", "green")
 NAMES = ("mail", "post", "scan")
@@ -19,75 +19,78 @@ NAMES = ("mail", "post", "scan")
 class Ordering:
     """The order of a reply."""
 
-    async def test_equal_jobs_come_in_enqueue_order(self, stage: Stage) -> None:
+    async def test_equal_jobs_come_in_enqueue_order(self, stage: Harness) -> None:
         """Never by their ids, which clients make."""
         await stage.add("c", "a", "b")
         await stage.add("0")
         assert ids(await (await stage.worker()).take(9)) == ["c", "a", "b", "0"]
 
-    async def test_job_priority_orders_a_lane(self, stage: Stage) -> None:
+    async def test_job_priority_orders_a_lane(self, stage: Harness) -> None:
         for priority in (5, 0, 9, 7, 3, 1):
             await stage.put(stage.job(f"p{priority}", priority=priority))
         taken = ids(await (await stage.worker()).take(9))
         assert taken == ["p9", "p7", "p5", "p3", "p1", "p0"]
 
-    async def test_job_priority_orders_the_lanes_of_a_queue(self, stage: Stage) -> None:
+    async def test_job_priority_orders_the_lanes_of_a_queue(self, stage: Harness) -> None:
         await stage.put(stage.job("low", name="mail", priority=3))
         await stage.put(stage.job("high", name="post", priority=7))
         assert ids(await (await stage.worker(names=("mail", "post"))).take(9)) == ["high", "low"]
 
-    async def test_due_time_orders_equal_priorities(self, stage: Stage) -> None:
+    async def test_due_time_orders_equal_priorities(self, stage: Harness) -> None:
         now = stage.clock.now()
         for job_id, ago in (("young", 1.0), ("oldest", 9.0), ("old", 5.0)):
             await stage.put(stage.job(job_id, at=now - ago))
         assert ids(await (await stage.worker()).take(9)) == ["oldest", "old", "young"]
 
-    async def test_due_time_orders_across_lanes(self, stage: Stage) -> None:
+    async def test_due_time_orders_across_lanes(self, stage: Harness) -> None:
         now = stage.clock.now()
         await stage.put(stage.job("young", name="mail", at=now - 1.0))
         await stage.put(stage.job("old", name="post", at=now - 5.0))
         assert ids(await (await stage.worker(names=("mail", "post"))).take(9)) == ["old", "young"]
 
     async def test_enqueue_order_decides_across_lanes_when_all_else_is_equal(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         names = ("scan", "mail", "post", "mail", "scan")
         for n, name in enumerate(names):
             await stage.put(stage.job(f"{n}", name=name))
         assert ids(await (await stage.worker(names=NAMES)).take(9)) == ["0", "1", "2", "3", "4"]
 
-    async def test_a_job_that_became_due_stands_by_its_due_time(self, stage: Stage) -> None:
+    async def test_a_job_that_became_due_stands_by_its_due_time(self, stage: Harness) -> None:
         await stage.put(stage.job("planned", after=5.0))
         stage.clock.advance(10.0)
         await stage.add("fresh")
         assert ids(await (await stage.worker()).take(9)) == ["planned", "fresh"]
 
-    async def test_priority_comes_before_due_time(self, stage: Stage) -> None:
+    async def test_priority_comes_before_due_time(self, stage: Harness) -> None:
         await stage.put(stage.job("old", at=stage.clock.now() - 1_000.0, priority=4))
         await stage.put(stage.job("urgent", priority=6))
         assert ids(await (await stage.worker()).take(9)) == ["urgent", "old"]
 
-    async def test_a_queue_of_higher_priority_comes_first(self, stage: Stage) -> None:
+    async def test_a_queue_of_higher_priority_comes_first(self, stage: Harness) -> None:
         """Whatever the priorities of the jobs."""
         await stage.put(stage.job("low", queue="blue", priority=9))
         await stage.put(stage.job("high", queue="red", priority=0))
         worker = await stage.worker(queues=("blue", "red"))
-        assert ids(await worker.take(9, queues={"red": QueueTerms(priority=1)})) == ["high", "low"]
+        assert ids(await worker.take(9, queues={"red": QueueOptions(priority=1)})) == [
+            "high",
+            "low",
+        ]
 
-    async def test_a_queue_may_have_a_priority_below_zero(self, stage: Stage) -> None:
+    async def test_a_queue_may_have_a_priority_below_zero(self, stage: Harness) -> None:
         await stage.put(stage.job("low", queue="blue"))
         await stage.put(stage.job("plain", queue="red"))
         worker = await stage.worker(queues=("blue", "red"))
-        terms = {"blue": QueueTerms(priority=-1)}
+        terms = {"blue": QueueOptions(priority=-1)}
         assert ids(await worker.take(9, queues=terms)) == ["plain", "low"]
 
-    async def test_the_terms_are_those_of_the_request(self, stage: Stage) -> None:
+    async def test_the_terms_are_those_of_the_request(self, stage: Harness) -> None:
         """Two workers may rank the same queues differently."""
         await stage.add("a", "b", queue="blue")
         await stage.add("c", "d", queue="red")
         worker = await stage.worker(queues=("blue", "red"))
-        assert ids(await worker.take(1, queues={"red": QueueTerms(priority=1)})) == ["c"]
-        assert ids(await worker.take(1, queues={"blue": QueueTerms(priority=1)})) == ["a"]
+        assert ids(await worker.take(1, queues={"red": QueueOptions(priority=1)})) == ["c"]
+        assert ids(await worker.take(1, queues={"blue": QueueOptions(priority=1)})) == ["a"]
 
     @pytest.mark.parametrize(
         ("waited", "first"),
@@ -100,7 +103,7 @@ class Ordering:
         ],
     )
     async def test_a_head_ages_one_level_for_each_whole_span(
-        self, stage: Stage, waited: float, first: str
+        self, stage: Harness, waited: float, first: str
     ) -> None:
         """At one level below, it draws level after 60 s (then priority decides) and is ahead
         after 120 s."""
@@ -108,38 +111,38 @@ class Ordering:
         stage.clock.advance(waited)
         await stage.put(stage.job("fresh", queue="high", priority=9))
         worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueTerms(priority=1)}
+        terms = {"high": QueueOptions(priority=1)}
         assert ids(await worker.take(1, queues=terms, ageing=60.0)) == [first]
 
-    async def test_ageing_of_zero_is_off(self, stage: Stage) -> None:
+    async def test_ageing_of_zero_is_off(self, stage: Harness) -> None:
         await stage.put(stage.job("waited", queue="low", priority=9))
         stage.clock.advance(1_000_000.0)
         await stage.put(stage.job("fresh", queue="high", priority=0))
         worker = await stage.worker(queues=("low", "high"))
-        assert ids(await worker.take(1, queues={"high": QueueTerms(priority=1)})) == ["fresh"]
+        assert ids(await worker.take(1, queues={"high": QueueOptions(priority=1)})) == ["fresh"]
 
-    async def test_age_is_counted_from_the_due_time(self, stage: Stage) -> None:
+    async def test_age_is_counted_from_the_due_time(self, stage: Harness) -> None:
         """Not from the enqueue: a job that was planned long ago is not old."""
         await stage.put(stage.job("planned", queue="low", priority=9, after=600.0))
         stage.clock.advance(605.0)
         await stage.put(stage.job("fresh", queue="high", priority=0))
         worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueTerms(priority=1)}
+        terms = {"high": QueueOptions(priority=1)}
         assert ids(await worker.take(1, queues=terms, ageing=60.0)) == ["fresh"]
 
-    async def test_ageing_is_looked_at_anew_for_every_head(self, stage: Stage) -> None:
+    async def test_ageing_is_looked_at_anew_for_every_head(self, stage: Harness) -> None:
         """The old job at the head gives its lane no right beyond itself."""
         await stage.put(stage.job("old", queue="low"))
         stage.clock.advance(125.0)
         await stage.put(stage.job("young", queue="low"))
         await stage.put(stage.job("fresh", queue="high"))
         worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueTerms(priority=1)}
+        terms = {"high": QueueOptions(priority=1)}
         taken = ids(await worker.take(9, queues=terms, ageing=60.0))
         assert taken == ["old", "fresh", "young"]
 
     async def test_an_old_job_behind_a_fresh_urgent_one_does_not_lift_it(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         """A lane stands by priority; only its head is compared with other lanes."""
         await stage.put(stage.job("old", queue="low", priority=1))
@@ -147,11 +150,11 @@ class Ordering:
         await stage.put(stage.job("urgent", queue="low", priority=9))
         await stage.put(stage.job("fresh", queue="high", priority=5))
         worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueTerms(priority=1)}
+        terms = {"high": QueueOptions(priority=1)}
         taken = ids(await worker.take(9, queues=terms, ageing=60.0))
         assert taken == ["fresh", "urgent", "old"]
 
-    async def test_a_run_behind_a_good_head_is_taken_in_one_piece(self, stage: Stage) -> None:
+    async def test_a_run_behind_a_good_head_is_taken_in_one_piece(self, stage: Harness) -> None:
         """Once the fresh urgent job is gone, the old ones behind it win against other lanes."""
         await stage.put(stage.job("old-1", queue="low", priority=1))
         await stage.put(stage.job("old-2", queue="low", priority=1))
@@ -160,16 +163,16 @@ class Ordering:
         await stage.put(stage.job("fresh-1", queue="high", priority=5))
         await stage.put(stage.job("fresh-2", queue="high", priority=4))
         worker = await stage.worker(queues=("low", "high"))
-        taken = ids(await worker.take(9, queues={"high": QueueTerms(priority=0)}, ageing=60.0))
+        taken = ids(await worker.take(9, queues={"high": QueueOptions(priority=0)}, ageing=60.0))
         assert taken == ["urgent", "old-1", "old-2", "fresh-1", "fresh-2"]
 
-    async def test_ageing_does_not_reorder_the_jobs_of_one_lane(self, stage: Stage) -> None:
+    async def test_ageing_does_not_reorder_the_jobs_of_one_lane(self, stage: Harness) -> None:
         await stage.put(stage.job("old", priority=4))
         stage.clock.advance(6_000.0)
         await stage.put(stage.job("fresh", priority=5))
         assert ids(await (await stage.worker()).take(9, ageing=60.0)) == ["fresh", "old"]
 
-    async def test_a_released_job_keeps_its_old_place(self, stage: Stage) -> None:
+    async def test_a_released_job_keeps_its_old_place(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -177,7 +180,7 @@ class Ordering:
         await worker.settle(Released(lease))
         assert ids(await worker.take(9)) == ["a", "b", "c"]
 
-    async def test_a_retried_job_stands_by_its_new_due_time(self, stage: Stage) -> None:
+    async def test_a_retried_job_stands_by_its_new_due_time(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -187,28 +190,28 @@ class Ordering:
         await worker.settle(Retried(lease, 0.0, OOPS))
         assert ids(await worker.take(9)) == ["b", "a"]
 
-    async def test_a_rescued_job_keeps_its_old_place(self, stage: Stage) -> None:
+    async def test_a_rescued_job_keeps_its_old_place(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         await worker.take_one()
         await stage.lose(worker)
         assert ids(await (await stage.worker()).take(9)) == ["a", "b"]
 
-    async def test_a_cap_lets_the_next_lane_move_up(self, stage: Stage) -> None:
+    async def test_a_cap_lets_the_next_lane_move_up(self, stage: Harness) -> None:
         """What a cap shuts out takes no place in the total."""
         await stage.add("a", "b", "c", queue="red")
         await stage.add("d", "e", queue="blue")
         worker = await stage.worker(queues=("red", "blue"))
-        terms = {"red": QueueTerms(priority=5, cap=2)}
+        terms = {"red": QueueOptions(priority=5, limit=2)}
         assert ids(await worker.take(3, queues=terms)) == ["a", "b", "d"]
 
-    async def test_a_gate_lets_the_next_lane_move_up(self, stage: Stage) -> None:
+    async def test_a_gate_lets_the_next_lane_move_up(self, stage: Harness) -> None:
         await stage.add("a", "b", "c", name="mail")
         await stage.add("d", "e", name="post")
         worker = await stage.worker(names=("mail", "post"), limits={"mail": 1})
         assert ids(await worker.take(3)) == ["a", "d", "e"]
 
-    async def test_caps_and_gates_hold_together(self, stage: Stage) -> None:
+    async def test_caps_and_gates_hold_together(self, stage: Harness) -> None:
         """A limited name in two capped queues: both counts hold, in rank order."""
         for n in range(3):
             await stage.put(stage.job(f"rm{n}", queue="red", name="mail"))
@@ -218,12 +221,12 @@ class Ordering:
         worker = await stage.worker(
             names=("mail", "post"), queues=("red", "blue"), limits={"mail": 3}
         )
-        terms = {"red": QueueTerms(cap=3), "blue": QueueTerms(cap=2)}
+        terms = {"red": QueueOptions(limit=3), "blue": QueueOptions(limit=2)}
         taken = ids(await worker.take(20, queues=terms))
         assert taken == ["rm0", "bm0", "rp0", "bp0", "rm1"]
 
     @pytest.mark.parametrize("seed", range(12))
-    async def test_any_line_comes_out_as_the_merge_says(self, stage: Stage, seed: int) -> None:
+    async def test_any_line_comes_out_as_the_merge_says(self, stage: Harness, seed: int) -> None:
         """Random jobs, terms, caps and pieces, against the rule written down in five lines."""
         random = Random(seed)  # noqa: S311 (a seed makes the case the same each time)
         lanes: dict[Lane, list[NewJob]] = {}
@@ -238,7 +241,7 @@ class Ordering:
             await stage.put(job)
             lanes.setdefault(Lane(job.queue, job.name), []).append(job)
         terms = {
-            queue: QueueTerms(random.randint(-1, 2), random.choice((None, None, 2, 5)))
+            queue: QueueOptions(random.randint(-1, 2), random.choice((None, None, 2, 5)))
             for queue in QUEUES[:2]
         }
         worker = await stage.worker(names=NAMES, queues=QUEUES)
@@ -246,10 +249,10 @@ class Ordering:
 
     async def _compare(
         self,
-        stage: Stage,
-        worker: Worker,
+        stage: Harness,
+        worker: HandDrivenWorker,
         lanes: dict[Lane, list[NewJob]],
-        terms: dict[str, QueueTerms],
+        terms: dict[str, QueueOptions],
         random: Random,
     ) -> None:
         ageing = random.choice((0.0, 60.0))
@@ -263,7 +266,7 @@ class Ordering:
 
 def merged(
     lanes: dict[Lane, list[NewJob]],
-    terms: dict[str, QueueTerms],
+    terms: dict[str, QueueOptions],
     ageing: float,
     total: int,
     now: float,
@@ -273,13 +276,13 @@ def merged(
 
     def rank(lane: Lane) -> tuple[float, ...]:
         job = lanes[lane][0]
-        due = job.due(now)
-        level = terms.get(lane.queue, QueueTerms()).priority
+        due = job.due_at(now)
+        level = terms.get(lane.queue, QueueOptions()).priority
         level += int((now - due) // ageing) if ageing else 0
         return (-level, -job.priority, due, int(job.id))
 
     def admitted(lane: Lane) -> bool:
-        cap = terms.get(lane.queue, QueueTerms()).cap
+        cap = terms.get(lane.queue, QueueOptions()).limit
         used = sum(job.queue == lane.queue for job in taken)
         return bool(lanes[lane]) and (cap is None or used < cap)
 

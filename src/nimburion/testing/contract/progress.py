@@ -7,13 +7,13 @@ import pytest
 from nimburion.core.job import Progress, State
 from nimburion.core.settlement import Completed, Progressed, Retried, Settled
 from nimburion.testing.contract.concurrency_limits import ENDING
-from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Harness
 
 
 class Reporting:
     """`Progressed`."""
 
-    async def test_progress_is_read_as_it_was_said(self, stage: Stage) -> None:
+    async def test_progress_is_read_as_it_was_said(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -23,7 +23,7 @@ class Reporting:
         assert record.progress == Progress(0.25, "a quärter")
         assert (record.state, record.failures) == (State.PROCESSING, 0)
 
-    async def test_the_latest_word_counts(self, stage: Stage) -> None:
+    async def test_the_latest_word_counts(self, stage: Harness) -> None:
         """Backwards too: it is what the job says, not what is checked."""
         await stage.add("a")
         worker = await stage.worker()
@@ -31,7 +31,7 @@ class Reporting:
         await worker.settle(Progressed(lease, 0.9, "nearly"), Progressed(lease, 0.1))
         assert (await stage.store.get("a")).progress == Progress(0.1, "")
 
-    async def test_progress_and_completion_may_go_together(self, stage: Stage) -> None:
+    async def test_progress_and_completion_may_go_together(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -40,7 +40,7 @@ class Reporting:
         record = await stage.store.get("a")
         assert (record.state, record.progress) == (State.COMPLETED, Progress(1.0, "all"))
 
-    async def test_progress_after_the_completion_writes_nothing(self, stage: Stage) -> None:
+    async def test_progress_after_the_completion_writes_nothing(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -48,7 +48,7 @@ class Reporting:
         assert results == [Settled.DONE, Settled.ALREADY]
         assert (await stage.store.get("a")).progress is None
 
-    async def test_progress_of_a_lost_attempt_writes_nothing(self, stage: Stage) -> None:
+    async def test_progress_of_a_lost_attempt_writes_nothing(self, stage: Harness) -> None:
         """The new holder's word stays."""
         await stage.add("a")
         first = await stage.worker()
@@ -60,14 +60,14 @@ class Reporting:
         assert await third.settle(Progressed(old, 0.9, "first")) == [Settled.STALE]
         assert (await stage.store.get("a")).progress == Progress(0.1, "second")
 
-    async def test_progress_is_no_settlement_of_the_lease(self, stage: Stage) -> None:
+    async def test_progress_is_no_settlement_of_the_lease(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Progressed(lease, 0.5))
         assert await worker.settle(Retried(lease, 5.0, OOPS)) == [Settled.DONE]
 
-    async def test_a_repeated_exchange_reports_once(self, stage: Stage) -> None:
+    async def test_a_repeated_exchange_reports_once(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -79,7 +79,7 @@ class Reporting:
         assert (await stage.store.get("a")).progress == Progress(0.5, "")
 
     @pytest.mark.parametrize("how", ENDING)
-    async def test_the_last_report_outlives_the_attempt(self, stage: Stage, how: str) -> None:
+    async def test_the_last_report_outlives_the_attempt(self, stage: Harness, how: str) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -87,14 +87,14 @@ class Reporting:
         await worker.settle(ENDING[how](lease))
         assert (await stage.store.get("a")).progress == Progress(0.4, "so far")
 
-    async def test_the_last_report_outlives_the_worker(self, stage: Stage) -> None:
+    async def test_the_last_report_outlives_the_worker(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Progressed((await worker.take_one()).lease, 0.4))
         await stage.lose(worker)
         assert (await stage.store.get("a")).progress == Progress(0.4)
 
-    async def test_a_report_changes_nothing_else(self, stage: Stage) -> None:
+    async def test_a_report_changes_nothing_else(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import Enqueued, Options, State
+from nimburion.core.job import Enqueued, JobOptions, State
 from nimburion.core.operations import Retention
 from nimburion.core.settlement import Cancelled, Completed, Failed
-from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.standing import STANDING
 
 FOREVER = Retention(completed=None, failed=None, results=None)
@@ -16,7 +16,7 @@ A_MINUTE = Retention(completed=60.0, failed=60.0, results=60.0)
 NOTHING_KEPT = Retention(completed=0.0, completed_max=0, failed=0.0, results=0.0)
 
 
-async def complete(stage: Stage, *job_ids: str, result: bytes | None = b"1") -> None:
+async def complete(stage: Harness, *job_ids: str, result: bytes | None = b"1") -> None:
     """Let new jobs complete, one a second."""
     await stage.add(*job_ids)
     worker = await stage.worker()
@@ -26,7 +26,7 @@ async def complete(stage: Stage, *job_ids: str, result: bytes | None = b"1") -> 
     await worker.close()
 
 
-async def kept(stage: Stage) -> set[str]:
+async def kept(stage: Harness) -> set[str]:
     """Which jobs are still there."""
     return {record.id for record in (await stage.store.list_jobs()).jobs}
 
@@ -34,7 +34,7 @@ async def kept(stage: Stage) -> set[str]:
 class Pruning:
     """`prune`."""
 
-    async def test_nothing_is_forgotten_before_its_time(self, stage: Stage) -> None:
+    async def test_nothing_is_forgotten_before_its_time(self, stage: Harness) -> None:
         await complete(stage, "a")
         keep = Retention(completed=60.0, failed=None, results=None)
         stage.clock.advance(59.0)
@@ -46,14 +46,14 @@ class Pruning:
 
     @pytest.mark.parametrize("state", [s for s in STANDING if s.split(",")[0] in {
         "pending", "scheduled", "processing", "retrying"}])  # fmt: skip
-    async def test_what_is_unfinished_is_never_pruned(self, stage: Stage, state: str) -> None:
+    async def test_what_is_unfinished_is_never_pruned(self, stage: Harness, state: str) -> None:
         job_id = await STANDING[state](stage)
         stage.clock.advance(1_000_000_000.0)
         before = await stage.store.get(job_id)
         assert await stage.store.prune(NOTHING_KEPT, 100) == 0
         assert await stage.store.get(job_id) == before
 
-    async def test_failed_jobs_are_kept_by_their_own_span(self, stage: Stage) -> None:
+    async def test_failed_jobs_are_kept_by_their_own_span(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         worker = await stage.worker()
         a, b, c = [delivery.lease for delivery in await worker.take(3)]
@@ -65,13 +65,13 @@ class Pruning:
         assert await stage.store.prune(Retention(completed=50.0, failed=500.0), 100) == 1
         assert await kept(stage) == set()
 
-    async def test_none_keeps_for_ever(self, stage: Stage) -> None:
+    async def test_none_keeps_for_ever(self, stage: Harness) -> None:
         await complete(stage, "a")
         stage.clock.advance(1_000_000_000.0)
         assert await stage.store.prune(FOREVER, 100) == 0
         assert (await stage.store.get("a")).result == b"1"
 
-    async def test_the_oldest_go_first_when_there_are_too_many(self, stage: Stage) -> None:
+    async def test_the_oldest_go_first_when_there_are_too_many(self, stage: Harness) -> None:
         """Failed ones do not count."""
         await complete(stage, "a", "b", "c", "d")
         await stage.add("e")
@@ -82,7 +82,7 @@ class Pruning:
         assert await kept(stage) == {"c", "d", "e"}
         assert await stage.store.prune(keep, 100) == 0
 
-    async def test_oldest_means_finished_first(self, stage: Stage) -> None:
+    async def test_oldest_means_finished_first(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         a, b = [delivery.lease for delivery in await worker.take(2)]
@@ -93,7 +93,7 @@ class Pruning:
         assert await stage.store.prune(keep, 100) == 1
         assert await kept(stage) == {"a"}
 
-    async def test_results_go_before_their_records(self, stage: Stage) -> None:
+    async def test_results_go_before_their_records(self, stage: Harness) -> None:
         await complete(stage, "a")
         stage.clock.advance(100.0)
         assert await stage.store.prune(Retention(completed=None, results=50.0), 100) == 1
@@ -101,19 +101,21 @@ class Pruning:
         assert (record.state, record.result) == (State.COMPLETED, None)
         assert await stage.store.prune(Retention(completed=None, results=50.0), 100) == 0
 
-    async def test_a_record_without_a_result_is_no_result_to_prune(self, stage: Stage) -> None:
+    async def test_a_record_without_a_result_is_no_result_to_prune(self, stage: Harness) -> None:
         await complete(stage, "a", result=None)
         stage.clock.advance(100.0)
         assert await stage.store.prune(Retention(completed=None, results=50.0), 100) == 0
 
-    async def test_the_bound_holds_and_less_means_that_nothing_is_left(self, stage: Stage) -> None:
+    async def test_the_bound_holds_and_less_means_that_nothing_is_left(
+        self, stage: Harness
+    ) -> None:
         await complete(stage, *(f"{n}" for n in range(7)))
         stage.clock.advance(100.0)
         keep = Retention(completed=50.0, failed=None, results=None)
         assert [await stage.store.prune(keep, 3) for _ in range(3)] == [3, 3, 1]
         assert await kept(stage) == set()
 
-    async def test_the_bound_spans_records_and_results(self, stage: Stage) -> None:
+    async def test_the_bound_spans_records_and_results(self, stage: Harness) -> None:
         await complete(stage, "a", "b")
         stage.clock.advance(100.0)
         await complete(stage, "c", "d")
@@ -123,13 +125,13 @@ class Pruning:
         records = (await stage.store.list_jobs()).jobs
         assert [(record.id, record.result) for record in records] == [("d", None), ("c", None)]
 
-    async def test_an_id_that_was_pruned_is_new_again(self, stage: Stage) -> None:
+    async def test_an_id_that_was_pruned_is_new_again(self, stage: Harness) -> None:
         await complete(stage, "a")
         stage.clock.advance(100.0)
         await stage.store.prune(Retention(completed=50.0), 100)
         await stage.put(stage.job("a", payload=b'{"other": 1}'))
 
-    async def test_pruning_does_not_bring_a_dead_session_back(self, stage: Stage) -> None:
+    async def test_pruning_does_not_bring_a_dead_session_back(self, stage: Harness) -> None:
         """Also not a week later: a session id never lives again while anybody may still use it."""
         worker = await stage.worker()
         await stage.lose(worker)
@@ -137,18 +139,18 @@ class Pruning:
         await stage.store.prune(NOTHING_KEPT, 100)
         assert await stage.store.sessions() == []
 
-    async def test_age_is_counted_from_the_end(self, stage: Stage) -> None:
+    async def test_age_is_counted_from_the_end(self, stage: Harness) -> None:
         await stage.add("a")
         stage.clock.advance(10_000.0)
         worker = await stage.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
         assert await stage.store.prune(A_MINUTE, 10) == 0
 
-    async def test_pruning_an_empty_store(self, stage: Stage) -> None:
+    async def test_pruning_an_empty_store(self, stage: Harness) -> None:
         assert await stage.store.prune(Retention(), 10) == 0
 
-    async def test_pruning_keeps_a_key_that_is_held_for_a_time(self, stage: Stage) -> None:
-        options = Options(unique_key="k", unique_for=1_000.0)
+    async def test_pruning_keeps_a_key_that_is_held_for_a_time(self, stage: Harness) -> None:
+        options = JobOptions(unique_key="k", unique_for=1_000.0)
         await stage.put(stage.job("a", options=options))
         await stage.store.cancel("a")
         stage.clock.advance(100.0)
@@ -157,7 +159,7 @@ class Pruning:
         stage.clock.advance(900.0)
         assert await stage.enqueue(stage.job("b", options=options)) == [Enqueued("b", "created")]
 
-    async def test_a_result_as_old_as_it_may_be_stays(self, stage: Stage) -> None:
+    async def test_a_result_as_old_as_it_may_be_stays(self, stage: Harness) -> None:
         await complete(stage, "a")
         stage.clock.advance(49.0)
         assert await stage.store.prune(Retention(results=50.0), 10) == 0

@@ -11,14 +11,14 @@ import pytest
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import SessionLost
-from nimburion.core.exchange import NOTHING
-from nimburion.core.job import Options, State
+from nimburion.core.exchange import RESERVE_NOTHING
+from nimburion.core.job import JobOptions, State
 from nimburion.core.operations import Cancellation
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.core.session import Gate
+from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, Failed, Settled
-from nimburion.testing.contract.harness import OOPS, Stage, Worker, ids, soon
+from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids, soon
 
 T = TypeVar("T")
 
@@ -36,7 +36,9 @@ async def race(count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
     return await soon(asyncio.gather(*(one(n) for n in range(count))))
 
 
-def on_a_loop_of_its_own(run: Callable[[Worker], Coroutine[None, None, T]], worker: Worker) -> T:
+def run_on_own_loop(
+    run: Callable[[HandDrivenWorker], Coroutine[None, None, T]], worker: HandDrivenWorker
+) -> T:
     """For a thread."""
     return asyncio.run(run(worker))
 
@@ -44,23 +46,23 @@ def on_a_loop_of_its_own(run: Callable[[Worker], Coroutine[None, None, T]], work
 class Racing:
     """Thirty-two callers over eight handles."""
 
-    def _handle(self, fleet: Stage, n: int) -> Backend:
+    def _handle(self, fleet: Harness, n: int) -> Backend:
         return fleet.handles[n % len(fleet.handles)]
 
     async def _workers(
-        self, fleet: Stage, count: int = RACERS, limits: dict[str, int] | None = None
-    ) -> list[Worker]:
+        self, fleet: Harness, count: int = RACERS, limits: dict[str, int] | None = None
+    ) -> list[HandDrivenWorker]:
         return [
             await fleet.worker(store=self._handle(fleet, n), limits=limits) for n in range(count)
         ]
 
-    async def test_one_id_is_created_once(self, fleet: Stage) -> None:
+    async def test_one_id_is_created_once(self, fleet: Harness) -> None:
         results = await race(RACERS, lambda n: self._handle(fleet, n).enqueue([fleet.job("a")]))
         outcomes = Counter(one.outcome for (one,) in results)
         assert outcomes == {"created": 1, "exists": RACERS - 1}
         assert sum((await fleet.store.counts()).values()) == 1
 
-    async def test_one_id_with_many_bodies_is_created_once(self, fleet: Stage) -> None:
+    async def test_one_id_with_many_bodies_is_created_once(self, fleet: Harness) -> None:
         results = await race(
             RACERS,
             lambda n: self._handle(fleet, n).enqueue([fleet.job("a", payload=b"%d" % n)]),
@@ -70,8 +72,8 @@ class Racing:
         (winner,) = [n for n, (one,) in enumerate(results) if one.outcome == "created"]
         assert (await fleet.store.get("a")).payload == b"%d" % winner
 
-    async def test_one_unique_key_is_taken_once(self, fleet: Stage) -> None:
-        options = Options(unique_key="k")
+    async def test_one_unique_key_is_taken_once(self, fleet: Harness) -> None:
+        options = JobOptions(unique_key="k")
         results = await race(
             RACERS,
             lambda n: self._handle(fleet, n).enqueue([fleet.job(f"{n}", options=options)]),
@@ -82,11 +84,11 @@ class Racing:
         assert [job.id for job in (await fleet.store.list_jobs()).jobs] == [holder]
 
     async def test_calls_that_overlap_in_other_orders_store_everything_once(
-        self, fleet: Stage
+        self, fleet: Harness
     ) -> None:
         """No deadlock, no half of a call."""
         jobs = [
-            fleet.job(f"{n}", options=Options(unique_key=f"{n}", on_duplicate="existing"))
+            fleet.job(f"{n}", options=JobOptions(unique_key=f"{n}", on_duplicate="existing"))
             for n in range(60)
         ]
         turned = [jobs[shift:] + jobs[:shift] for shift in range(0, 60, 4)]
@@ -96,7 +98,7 @@ class Racing:
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
         assert (await fleet.store.counts())[State.PENDING] == 60
 
-    async def test_no_job_is_handed_out_twice(self, fleet: Stage) -> None:
+    async def test_no_job_is_handed_out_twice(self, fleet: Harness) -> None:
         """Promise 4, and every job is handed out."""
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(400)))
         workers = await self._workers(fleet)
@@ -107,22 +109,22 @@ class Racing:
             taken += [job_id for reply in replies for job_id in ids(reply)]
         assert len(taken) == len(set(taken)) == 400
 
-    async def test_one_job_goes_to_one_worker(self, fleet: Stage) -> None:
+    async def test_one_job_goes_to_one_worker(self, fleet: Harness) -> None:
         workers = await self._workers(fleet)
         for _ in range(5):
             await fleet.add()
             replies = await race(RACERS, lambda n: workers[n].take(1))
             assert sum(len(reply) for reply in replies) == 1
 
-    async def test_a_gate_lets_no_more_through_than_its_limit(self, fleet: Stage) -> None:
+    async def test_a_gate_lets_no_more_through_than_its_limit(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
         workers = await self._workers(fleet, limits={"mail": 3})
         replies = await race(RACERS, lambda n: workers[n].take(2))
         assert sum(len(reply) for reply in replies) == 3
-        assert (await workers[0].beat()).gates == {"mail": Gate(3, 3)}
+        assert (await workers[0].beat()).limits == {"mail": ConcurrencyLimit(3, 3)}
 
     async def test_a_gate_that_is_set_while_jobs_are_taken_counts_them_all(
-        self, fleet: Stage
+        self, fleet: Harness
     ) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
         workers = await self._workers(fleet)
@@ -134,10 +136,10 @@ class Racing:
             return len(await workers[n].take(3))
 
         taken = sum(await race(RACERS, run))
-        assert (await workers[0].beat()).gates == {"mail": Gate(500, taken)}
+        assert (await workers[0].beat()).limits == {"mail": ConcurrencyLimit(500, taken)}
 
     async def test_completing_and_reserving_at_once_leaves_the_gate_exact(
-        self, fleet: Stage
+        self, fleet: Harness
     ) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
         workers = await self._workers(fleet, limits={"mail": 8})
@@ -150,11 +152,11 @@ class Racing:
 
         taken = sum(await race(RACERS, run))
         assert taken <= 8
-        assert (await workers[0].beat()).gates == {"mail": Gate(8, taken)}
+        assert (await workers[0].beat()).limits == {"mail": ConcurrencyLimit(8, taken)}
         counts = await fleet.store.counts()
         assert (counts[State.PROCESSING], counts[State.COMPLETED]) == (taken, 8)
 
-    async def test_a_lost_job_is_rescued_once(self, fleet: Stage) -> None:
+    async def test_a_lost_job_is_rescued_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(40)))
         for worker in await self._workers(fleet, 4):
             await worker.take(10)
@@ -165,7 +167,9 @@ class Racing:
         assert {job.lost for job in (await fleet.store.list_jobs()).jobs} == {1}
 
     @pytest.mark.parametrize("round_", range(4))
-    async def test_a_beat_against_a_rescue_has_one_winner(self, fleet: Stage, round_: int) -> None:
+    async def test_a_beat_against_a_rescue_has_one_winner(
+        self, fleet: Harness, round_: int
+    ) -> None:
         """Either it lives and keeps its jobs, or it is lost and they are back."""
         await fleet.add("a")
         worker = await fleet.worker(store=fleet.handles[0])
@@ -177,7 +181,7 @@ class Racing:
                 await self._handle(fleet, n + 1).rescue(10, max_lost=3)
                 return True
             try:
-                await self._handle(fleet, n).beat(worker.id)
+                await self._handle(fleet, n).heartbeat(worker.id)
             except SessionLost:
                 return False
             return True
@@ -190,7 +194,7 @@ class Racing:
             with pytest.raises(SessionLost):
                 await worker.settle(Completed(lease))
 
-    async def test_a_settlement_against_a_rescue_has_one_winner(self, fleet: Stage) -> None:
+    async def test_a_settlement_against_a_rescue_has_one_winner(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
         workers = await self._workers(fleet, 16)
         leases = [(await worker.take_one()).lease for worker in workers]
@@ -212,7 +216,7 @@ class Racing:
             assert await fleet.state(lease.job_id) is expected
 
     async def test_a_repeat_that_overtakes_its_first_try_brings_the_same(
-        self, fleet: Stage
+        self, fleet: Harness
     ) -> None:
         """One number, sent through every handle at once: one exchange."""
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(50)))
@@ -224,18 +228,18 @@ class Racing:
         assert [reply.deliveries for reply in replies] == [replies[0].deliveries] * RACERS
         assert (await fleet.store.counts())[State.PROCESSING] == 3
 
-    async def test_a_repeated_settlement_is_applied_once(self, fleet: Stage) -> None:
+    async def test_a_repeated_settlement_is_applied_once(self, fleet: Harness) -> None:
         await fleet.add("a")
         worker = await fleet.worker()
         batch = [Failed((await worker.take_one()).lease, "permanent", OOPS)]
         replies = await race(
-            RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 2, batch, NOTHING)
+            RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 2, batch, RESERVE_NOTHING)
         )
         assert [reply.results for reply in replies] == [[Settled.DONE]] * RACERS
         record = await fleet.store.get("a")
         assert (record.failures, len(record.history)) == (1, 1)
 
-    async def test_one_tick_fires_once(self, fleet: Stage) -> None:
+    async def test_one_tick_fires_once(self, fleet: Harness) -> None:
         """Promise 8: however many schedulers run."""
         await fleet.store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
 
@@ -248,7 +252,7 @@ class Racing:
         assert Counter(await race(RACERS, run)) == {"fired": 1, "moved": RACERS - 1}
         assert sum((await fleet.store.counts()).values()) == 1
 
-    async def test_a_dead_letter_is_replayed_once(self, fleet: Stage) -> None:
+    async def test_a_dead_letter_is_replayed_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
         worker = await fleet.worker()
         taken = await worker.take(20)
@@ -257,7 +261,7 @@ class Racing:
         replayed = [job_id for reply in replies for job_id in reply.ids]
         assert len(replayed) == len(set(replayed)) == 20
 
-    async def test_a_job_is_replayed_or_deleted(self, fleet: Stage) -> None:
+    async def test_a_job_is_replayed_or_deleted(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
         worker = await fleet.worker()
         taken = await worker.take(16)
@@ -276,7 +280,7 @@ class Racing:
         assert counts[State.PENDING] == sum(len(one) for one in results[1::2])
         assert counts[State.FAILED] == 0
 
-    async def test_a_cancel_against_a_reservation_has_one_winner(self, fleet: Stage) -> None:
+    async def test_a_cancel_against_a_reservation_has_one_winner(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
         workers = await self._workers(fleet, 16)
 
@@ -295,7 +299,7 @@ class Racing:
                 assert (answer, record.cancel_requested) == (Cancellation.REQUESTED, True)
                 assert record.id in taken
 
-    async def test_a_cancel_against_a_completion_has_one_winner(self, fleet: Stage) -> None:
+    async def test_a_cancel_against_a_completion_has_one_winner(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
         workers = await self._workers(fleet, 16)
         leases = [(await worker.take_one()).lease for worker in workers]
@@ -310,14 +314,14 @@ class Racing:
         assert set(results[1::2]) <= {Cancellation.REQUESTED, Cancellation.FINISHED}
         assert (await fleet.store.counts())[State.COMPLETED] == 16
 
-    async def test_promotions_at_once_move_each_job_once(self, fleet: Stage) -> None:
+    async def test_promotions_at_once_move_each_job_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}", after=5.0) for n in range(100)))
         fleet.clock.advance(5.0)
         replies = await race(RACERS, lambda n: self._handle(fleet, n).promote(9))
         assert sum(reply.count for reply in replies) == 100
         assert len(await (await fleet.worker()).take(500)) == 100
 
-    async def test_pages_have_no_doubles_while_others_enqueue(self, fleet: Stage) -> None:
+    async def test_pages_have_no_doubles_while_others_enqueue(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"old-{n}") for n in range(50)))
 
         async def run(n: int) -> list[str]:
@@ -336,12 +340,12 @@ class Racing:
             assert len(seen) == len(set(seen))
             assert {f"old-{n}" for n in range(50)} <= set(seen)
 
-    async def test_siblings_on_threads_of_their_own_share_the_work(self, stage: Stage) -> None:
+    async def test_siblings_on_threads_of_their_own_share_the_work(self, stage: Harness) -> None:
         await stage.enqueue(*(stage.job(f"{n}") for n in range(300)))
-        siblings = [stage.store.sibling() for _ in range(4)]
-        workers = [Worker(one, (await stage.worker()).session) for one in siblings]
+        siblings = [stage.store.new_handle() for _ in range(4)]
+        workers = [HandDrivenWorker(one, (await stage.worker()).session) for one in siblings]
 
-        async def drain(worker: Worker) -> list[str]:
+        async def drain(worker: HandDrivenWorker) -> list[str]:
             await worker.store.open()
             try:
                 taken: list[str] = []
@@ -353,9 +357,7 @@ class Racing:
                 await worker.store.close()
 
         drained = await soon(
-            asyncio.gather(
-                *(asyncio.to_thread(on_a_loop_of_its_own, drain, one) for one in workers)
-            )
+            asyncio.gather(*(asyncio.to_thread(run_on_own_loop, drain, one) for one in workers))
         )
         taken = [job_id for one in drained for job_id in one]
         assert len(taken) == len(set(taken)) == 300

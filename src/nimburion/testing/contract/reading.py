@@ -8,16 +8,16 @@ from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import State
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
-from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.standing import STANDING
 
 
-async def ids_of(stage: Stage, which: JobFilter) -> list[str]:
+async def list_ids(stage: Harness, which: JobFilter) -> list[str]:
     """The ids a filter finds, in the order of the list."""
     return [job.id for job in (await stage.store.list_jobs(which)).jobs]
 
 
-async def pages_of(stage: Stage, which: JobFilter, limit: int) -> list[list[str]]:
+async def list_pages(stage: Harness, which: JobFilter, limit: int) -> list[list[str]]:
     """All pages, as ids."""
     pages: list[list[str]] = []
     after: str | None = None
@@ -32,13 +32,13 @@ async def pages_of(stage: Stage, which: JobFilter, limit: int) -> list[list[str]
 class Reading:
     """`get`, `list_jobs`, `counts`, `queues`."""
 
-    async def test_an_unknown_id_is_not_found(self, stage: Stage) -> None:
+    async def test_an_unknown_id_is_not_found(self, stage: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
             await stage.store.get("nobody")
         assert caught.value.job_id == "nobody"
 
     @pytest.mark.parametrize("state", STANDING)
-    async def test_every_place_reads_as_its_state(self, stage: Stage, state: str) -> None:
+    async def test_every_place_reads_as_its_state(self, stage: Harness, state: str) -> None:
         """In `get`, `list_jobs`, `counts` and by the filter of states alike."""
         job_id = await STANDING[state](stage)
         expected = State(state.replace(",", "").split(maxsplit=1)[0])
@@ -53,7 +53,7 @@ class Reading:
 
     @pytest.mark.parametrize("state", STANDING)
     async def test_what_belongs_to_a_state_is_there_and_nothing_else(
-        self, stage: Stage, state: str
+        self, stage: Harness, state: str
     ) -> None:
         record = await stage.store.get(await STANDING[state](stage))
         finished = record.state.finished
@@ -66,7 +66,7 @@ class Reading:
         untouched = {"pending", "scheduled", "cancelled while waiting"}
         assert (record.started_at is None) is (state in untouched)
 
-    async def test_reading_changes_nothing(self, stage: Stage) -> None:
+    async def test_reading_changes_nothing(self, stage: Harness) -> None:
         await stage.add("a")
         await stage.put(stage.job("b", after=5.0))
         stage.clock.advance(5.0)
@@ -79,24 +79,24 @@ class Reading:
         assert (await stage.store.list_jobs(payloads=True)).jobs == before
         assert (await stage.store.promote(10)).count == 1
 
-    async def test_the_newest_enqueue_comes_first(self, stage: Stage) -> None:
+    async def test_the_newest_enqueue_comes_first(self, stage: Harness) -> None:
         """Whatever their times and priorities."""
         await stage.put(stage.job("a", after=9.0))
         await stage.put(stage.job("c", priority=9))
         await stage.put(stage.job("b", at=1.0))
         assert [job.id for job in (await stage.store.list_jobs()).jobs] == ["b", "c", "a"]
 
-    async def test_payloads_come_only_when_asked_for(self, stage: Stage) -> None:
+    async def test_payloads_come_only_when_asked_for(self, stage: Harness) -> None:
         await stage.add("a")
         assert (await stage.store.list_jobs()).jobs[0].payload is None
         assert (await stage.store.list_jobs(payloads=True)).jobs[0].payload == b"{}"
 
-    async def test_an_empty_store_has_one_empty_page(self, stage: Stage) -> None:
+    async def test_an_empty_store_has_one_empty_page(self, stage: Harness) -> None:
         page = await stage.store.list_jobs()
         assert (page.jobs, page.next) == ([], None)
 
     @pytest.mark.parametrize("limit", [1, 3, 10, 11])
-    async def test_pages_have_no_gaps_and_no_doubles(self, stage: Stage, limit: int) -> None:
+    async def test_pages_have_no_gaps_and_no_doubles(self, stage: Harness, limit: int) -> None:
         await stage.add(*(f"{n}" for n in range(10)))
         seen: list[str] = []
         after: str | None = None
@@ -109,18 +109,18 @@ class Reading:
                 break
         assert seen == [f"{n}" for n in reversed(range(10))]
 
-    async def test_a_page_that_is_just_full_is_the_last(self, stage: Stage) -> None:
+    async def test_a_page_that_is_just_full_is_the_last(self, stage: Harness) -> None:
         await stage.add("a", "b")
         assert (await stage.store.list_jobs(limit=2)).next is None
 
-    async def test_pages_are_stable_while_others_enqueue(self, stage: Stage) -> None:
+    async def test_pages_are_stable_while_others_enqueue(self, stage: Harness) -> None:
         await stage.add("a", "b", "c", "d")
         first = await stage.store.list_jobs(limit=2)
         await stage.add("e", "f")
         second = await stage.store.list_jobs(limit=2, after=first.next)
         assert [job.id for job in first.jobs + second.jobs] == ["d", "c", "b", "a"]
 
-    async def test_pages_are_stable_while_jobs_move(self, stage: Stage) -> None:
+    async def test_pages_are_stable_while_jobs_move(self, stage: Harness) -> None:
         await stage.add("a", "b", "c", "d")
         first = await stage.store.list_jobs(limit=2)
         worker = await stage.worker()
@@ -129,7 +129,7 @@ class Reading:
         second = await stage.store.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 
-    async def test_pages_of_a_filter(self, stage: Stage) -> None:
+    async def test_pages_of_a_filter(self, stage: Harness) -> None:
         for n in range(9):
             await stage.put(stage.job(f"{n}", queue=("red", "blue", "red")[n % 3]))
         first = await stage.store.list_jobs(JobFilter(queue="red"), limit=4)
@@ -137,7 +137,7 @@ class Reading:
         assert [job.id for job in first.jobs + second.jobs] == ["8", "6", "5", "3", "2", "0"]
         assert second.next is None
 
-    async def test_a_cursor_that_is_none_of_this_store_is_refused(self, stage: Stage) -> None:
+    async def test_a_cursor_that_is_none_of_this_store_is_refused(self, stage: Harness) -> None:
         await stage.add("a")
         with pytest.raises(InvalidJob):
             await stage.store.list_jobs(after="no cursor")
@@ -161,7 +161,7 @@ class Reading:
         ],
     )
     async def test_all_that_a_filter_says_must_hold(
-        self, stage: Stage, which: JobFilter, expected: list[str]
+        self, stage: Harness, which: JobFilter, expected: list[str]
     ) -> None:
         await stage.put(stage.job("a", name="scan"))
         await stage.put(stage.job("b", queue="red"))
@@ -177,17 +177,17 @@ class Reading:
         page = await stage.store.list_jobs(which)
         assert [job.id for job in page.jobs] == expected
 
-    async def test_every_state_has_a_count(self, stage: Stage) -> None:
+    async def test_every_state_has_a_count(self, stage: Harness) -> None:
         assert await stage.store.counts() == dict.fromkeys(State, 0)
 
-    async def test_counts_equal_a_walk(self, stage: Stage) -> None:
+    async def test_counts_equal_a_walk(self, stage: Harness) -> None:
         for build in STANDING.values():
             await build(stage)
         jobs = (await stage.store.list_jobs(limit=1_000)).jobs
         walked = {state: sum(job.state is state for job in jobs) for state in State}
         assert await stage.store.counts() == walked
 
-    async def test_counts_of_one_queue(self, stage: Stage) -> None:
+    async def test_counts_of_one_queue(self, stage: Harness) -> None:
         await stage.add("a", "b", queue="red")
         await stage.add("c", queue="blue")
         worker = await stage.worker(queues=("red",))
@@ -196,7 +196,7 @@ class Reading:
         assert (counts[State.PENDING], counts[State.COMPLETED], len(counts)) == (1, 1, len(State))
         assert sum((await stage.store.counts("nowhere")).values()) == 0
 
-    async def test_queues_tell_what_waits_and_what_runs(self, stage: Stage) -> None:
+    async def test_queues_tell_what_waits_and_what_runs(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         stage.clock.advance(10.0)
         await stage.put(stage.job("d", after=60.0))
@@ -225,7 +225,7 @@ class Reading:
             ),
         ]
 
-    async def test_queues_tell_how_many_jobs_of_each_name_wait(self, stage: Stage) -> None:
+    async def test_queues_tell_how_many_jobs_of_each_name_wait(self, stage: Harness) -> None:
         """Due or not, of whatever priority; what runs does not wait."""
         await stage.put(stage.job("a", name="mail"))
         await stage.put(stage.job("b", name="mail", priority=9))
@@ -238,13 +238,15 @@ class Reading:
         assert default.names == {"mail": 3, "post": 1}
         assert (other.name, other.names, other.processing) == ("other", {}, 1)
 
-    async def test_a_queue_of_finished_jobs_is_not_listed(self, stage: Stage) -> None:
+    async def test_a_queue_of_finished_jobs_is_not_listed(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
         assert await stage.store.queues() == []
 
-    async def test_the_oldest_is_the_one_that_has_been_due_for_longest(self, stage: Stage) -> None:
+    async def test_the_oldest_is_the_one_that_has_been_due_for_longest(
+        self, stage: Harness
+    ) -> None:
         """Not the first in line, nor the first enqueued."""
         now = stage.clock.now()
         await stage.put(stage.job(at=now - 5.0, priority=9))
@@ -253,7 +255,7 @@ class Reading:
         (queue,) = await stage.store.queues()
         assert (queue.oldest_age, queue.size, queue.scheduled) == (50.0, 2, 1)
 
-    async def test_a_queue_where_all_runs_has_no_age(self, stage: Stage) -> None:
+    async def test_a_queue_where_all_runs_has_no_age(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         stage.clock.advance(10.0)
@@ -261,7 +263,7 @@ class Reading:
         (queue,) = await stage.store.queues()
         assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)
 
-    async def test_pages_go_on_when_the_last_seen_job_is_gone(self, stage: Stage) -> None:
+    async def test_pages_go_on_when_the_last_seen_job_is_gone(self, stage: Harness) -> None:
         await stage.add(*"abcd")
         first = await stage.store.list_jobs(limit=2)
         await stage.store.cancel("c")
@@ -269,25 +271,25 @@ class Reading:
         second = await stage.store.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 
-    async def test_a_filter_by_state_sees_that_time_has_passed(self, stage: Stage) -> None:
+    async def test_a_filter_by_state_sees_that_time_has_passed(self, stage: Harness) -> None:
         await stage.put(stage.job("a", after=5.0))
         pending = JobFilter(states=frozenset({State.PENDING}))
-        assert await ids_of(stage, pending) == []
+        assert await list_ids(stage, pending) == []
         stage.clock.advance(5.0)
-        assert await ids_of(stage, pending) == ["a"]
+        assert await list_ids(stage, pending) == ["a"]
 
-    async def test_pages_by_ids_hold_each_match_once(self, stage: Stage) -> None:
+    async def test_pages_by_ids_hold_each_match_once(self, stage: Harness) -> None:
         await stage.add(*"abcdef")
         which = JobFilter(ids=("f", "b", "a", "d"))
-        assert await pages_of(stage, which, 3) == [["f", "d", "b"], ["a"]]
+        assert await list_pages(stage, which, 3) == [["f", "d", "b"], ["a"]]
 
-    async def test_queues_stand_by_name(self, stage: Stage) -> None:
+    async def test_queues_stand_by_name(self, stage: Harness) -> None:
         for queue in ("red", "blue", "Green", "a.b"):
             await stage.add(queue=queue)
         names = [info.name for info in await stage.store.queues()]
         assert names == sorted(["red", "blue", "Green", "a.b"])
 
-    async def test_what_others_did_is_seen_through_every_handle(self, fleet: Stage) -> None:
+    async def test_what_others_did_is_seen_through_every_handle(self, fleet: Harness) -> None:
         await fleet.handles[1].enqueue([fleet.job("a")])
         for handle in fleet.handles:
             assert (await handle.get("a")).state is State.PENDING

@@ -92,11 +92,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def themes() -> Iterator[tuple[str, list[Case]]]:
     """The groups of the suite in its own order: title, cases."""
     for group in BackendContract.__bases__:
-        found = [case_of(name, one) for name, one in vars(group).items() if name[:5] == "test_"]
+        found = [make_case(name, one) for name, one in vars(group).items() if name[:5] == "test_"]
         yield (group.__doc__ or group.__name__).strip().rstrip("."), found
 
 
-def case_of(name: str, function: Callable[..., object]) -> Case:
+def make_case(name: str, function: Callable[..., object]) -> Case:
     """One case function as the page shows it."""
     marks = getattr(function, "pytestmark", [])
     variants = [len(mark.args[1]) for mark in marks if mark.name == "parametrize"]

@@ -9,13 +9,13 @@ from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settled
-from nimburion.testing.contract.harness import OOPS, TTL, Stage, ids
+from nimburion.testing.contract.harness import OOPS, TTL, Harness, ids
 
 
 class Rescuing:
     """`rescue`."""
 
-    async def test_a_live_session_is_left_alone(self, stage: Stage) -> None:
+    async def test_a_live_session_is_left_alone(self, stage: Harness) -> None:
         """Not a second early."""
         await stage.add("a")
         worker = await stage.worker()
@@ -26,7 +26,7 @@ class Rescuing:
         assert await stage.state("a") is State.PROCESSING
         await worker.beat()
 
-    async def test_an_expired_session_gives_its_jobs_back(self, stage: Stage) -> None:
+    async def test_an_expired_session_gives_its_jobs_back(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         await worker.take(2)
@@ -36,7 +36,7 @@ class Rescuing:
         assert ids(await (await stage.worker()).take(5)) == ["a", "b"]
 
     async def test_a_loss_is_counted_apart_from_failures_and_joins_the_history(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
@@ -52,7 +52,7 @@ class Rescuing:
         assert record.history[1].at == stage.clock.now()
         assert record.session is None
 
-    async def test_a_rescued_first_try_is_pending_again(self, stage: Stage) -> None:
+    async def test_a_rescued_first_try_is_pending_again(self, stage: Harness) -> None:
         """A loss is no failure: `retrying` says that it failed."""
         await stage.add("a")
         worker = await stage.worker()
@@ -60,7 +60,7 @@ class Rescuing:
         await stage.lose(worker)
         assert await stage.state("a") is State.PENDING
 
-    async def test_the_last_loss_makes_a_dead_letter(self, stage: Stage) -> None:
+    async def test_the_last_loss_makes_a_dead_letter(self, stage: Harness) -> None:
         await stage.put(stage.job("a", payload=b'{"kills": true}'))
         outcomes = []
         for _ in range(3):
@@ -75,7 +75,7 @@ class Rescuing:
         assert record.finished_at == stage.clock.now()
         assert len(record.history) == 3
 
-    async def test_only_the_job_whose_losses_are_spent_is_set_aside(self, stage: Stage) -> None:
+    async def test_only_the_job_whose_losses_are_spent_is_set_aside(self, stage: Harness) -> None:
         """Its neighbours in the same worker are not."""
         await stage.add("killer")
         first = await stage.worker()
@@ -87,7 +87,9 @@ class Rescuing:
         rescued = await stage.lose(second, max_lost=2)
         assert (rescued.failed, rescued.returned) == (["killer"], ["neighbour"])
 
-    async def test_a_suspect_that_was_held_beside_others_counts_no_loss(self, stage: Stage) -> None:
+    async def test_a_suspect_that_was_held_beside_others_counts_no_loss(
+        self, stage: Harness
+    ) -> None:
         """A worker runs a suspect alone, so this one had not begun when its worker vanished."""
         await stage.add("a", "b")
         for _ in range(2):
@@ -107,7 +109,7 @@ class Rescuing:
         }
         assert [len(record.history) for record in records.values()] == [2, 2, 1]
 
-    async def test_a_suspect_that_was_held_alone_counts_its_loss(self, stage: Stage) -> None:
+    async def test_a_suspect_that_was_held_alone_counts_its_loss(self, stage: Harness) -> None:
         """Also where its session held others before: they were settled or given back."""
         await stage.add("a", "b")
         for _ in range(2):
@@ -120,7 +122,7 @@ class Rescuing:
         rescued = await stage.lose(worker, max_lost=3)
         assert (rescued.returned, rescued.failed) == ([], [first.lease.job_id])
 
-    async def test_a_cancel_that_was_requested_ends_the_job(self, stage: Stage) -> None:
+    async def test_a_cancel_that_was_requested_ends_the_job(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.take_one()
@@ -129,7 +131,7 @@ class Rescuing:
         assert (rescued.cancelled, rescued.returned, rescued.failed) == (["a"], [], [])
         assert await stage.state("a") is State.CANCELLED
 
-    async def test_settling_after_the_rescue_is_lost(self, stage: Stage) -> None:
+    async def test_settling_after_the_rescue_is_lost(self, stage: Harness) -> None:
         """Promise 4: whoever lost the job cannot say anything about it."""
         await stage.add("a")
         worker = await stage.worker()
@@ -141,7 +143,7 @@ class Rescuing:
                 await worker.settle(settlement)
         assert await stage.store.get("a") == record
 
-    async def test_the_new_holder_can_settle(self, stage: Stage) -> None:
+    async def test_the_new_holder_can_settle(self, stage: Harness) -> None:
         await stage.add("a")
         first = await stage.worker()
         await first.take_one()
@@ -149,7 +151,7 @@ class Rescuing:
         second = await stage.worker()
         assert await second.settle(Completed((await second.take_one()).lease)) == [Settled.DONE]
 
-    async def test_the_bound_holds_and_says_that_there_is_more(self, stage: Stage) -> None:
+    async def test_the_bound_holds_and_says_that_there_is_more(self, stage: Harness) -> None:
         await stage.add("a", "b", "c", "d", "e")
         worker = await stage.worker()
         await worker.take(5)
@@ -161,7 +163,9 @@ class Rescuing:
             seen += rescued.returned
         assert sorted(seen) == ["a", "b", "c", "d", "e"]
 
-    async def test_the_session_is_dead_though_some_of_its_jobs_are_left(self, stage: Stage) -> None:
+    async def test_the_session_is_dead_though_some_of_its_jobs_are_left(
+        self, stage: Harness
+    ) -> None:
         """Its token settles none of them any more, also not those that wait for the next sweep."""
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -176,7 +180,7 @@ class Rescuing:
         assert await stage.state(other) is State.PROCESSING
         assert (await stage.store.rescue(1, max_lost=3)).returned == [other]
 
-    async def test_rescuing_twice_counts_one_loss(self, stage: Stage) -> None:
+    async def test_rescuing_twice_counts_one_loss(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.take_one()
@@ -184,7 +188,7 @@ class Rescuing:
         assert (await stage.store.rescue(10, max_lost=3)).returned == []
         assert (await stage.store.get("a")).lost == 1
 
-    async def test_only_expired_sessions_lose_their_jobs(self, stage: Stage) -> None:
+    async def test_only_expired_sessions_lose_their_jobs(self, stage: Harness) -> None:
         await stage.add("a", "b")
         first = await stage.worker()
         await first.take_one()
@@ -196,7 +200,7 @@ class Rescuing:
         assert await stage.state("b") is State.PROCESSING
         await second.beat()
 
-    async def test_each_session_has_its_own_span(self, stage: Stage) -> None:
+    async def test_each_session_has_its_own_span(self, stage: Harness) -> None:
         await stage.add("a", "b")
         short, long = await stage.worker(ttl=5.0), await stage.worker(ttl=500.0)
         await short.take_one()
@@ -206,7 +210,7 @@ class Rescuing:
         stage.clock.advance(495.0)
         assert (await stage.store.rescue(10, max_lost=3)).returned == ["b"]
 
-    async def test_a_rescued_job_keeps_its_due_time(self, stage: Stage) -> None:
+    async def test_a_rescued_job_keeps_its_due_time(self, stage: Harness) -> None:
         await stage.add("a")
         before = await stage.store.get("a")
         worker = await stage.worker()
@@ -223,7 +227,7 @@ class Rescuing:
             history=[replace(lost, at=stage.clock.now())],
         )
 
-    async def test_a_job_that_was_settled_in_time_is_not_rescued(self, stage: Stage) -> None:
+    async def test_a_job_that_was_settled_in_time_is_not_rescued(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
@@ -231,7 +235,7 @@ class Rescuing:
         assert (rescued.returned, rescued.failed) == ([], [])
         assert (await stage.store.get("a")).state is State.COMPLETED
 
-    async def test_a_bound_that_is_just_enough_leaves_no_more(self, stage: Stage) -> None:
+    async def test_a_bound_that_is_just_enough_leaves_no_more(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         await worker.take(2)
@@ -239,7 +243,7 @@ class Rescuing:
         assert (await stage.store.rescue(2, max_lost=3)).more is False
 
     async def test_an_operator_cannot_tell_a_leftover_lease_from_a_lost_one(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         """A lease that the bound left over still reads as processing, and can be cancelled."""
         await stage.add("a", "b")
@@ -252,7 +256,7 @@ class Rescuing:
         assert await stage.store.cancel(left) == "requested"
         assert (await stage.store.rescue(10, max_lost=3)).cancelled == [left]
 
-    async def test_losses_begin_anew_after_a_replay(self, stage: Stage) -> None:
+    async def test_losses_begin_anew_after_a_replay(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.take_one()
@@ -264,7 +268,7 @@ class Rescuing:
         record = await stage.store.get("a")
         assert (record.lost, len(record.history)) == (1, 2)
 
-    async def test_a_hundred_jobs_of_one_worker_come_back(self, stage: Stage) -> None:
+    async def test_a_hundred_jobs_of_one_worker_come_back(self, stage: Harness) -> None:
         jobs = [stage.job() for _ in range(100)]
         await stage.store.enqueue(jobs)
         worker = await stage.worker()
@@ -272,7 +276,7 @@ class Rescuing:
         assert len((await stage.lose(worker)).returned) == 100
         assert ids(await (await stage.worker()).take(200)) == [job.id for job in jobs]
 
-    async def test_failures_are_no_losses(self, stage: Stage) -> None:
+    async def test_failures_are_no_losses(self, stage: Harness) -> None:
         """Two budgets: four failures do not bring the first loss nearer to the last."""
         await stage.add("a")
         worker = await stage.worker()
@@ -281,7 +285,7 @@ class Rescuing:
         await worker.take_one()
         assert (await stage.lose(worker, max_lost=2)).returned == ["a"]
 
-    async def test_all_that_expired_go_in_one_call(self, stage: Stage) -> None:
+    async def test_all_that_expired_go_in_one_call(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         workers = [await stage.worker() for _ in range(3)]
         for worker in workers:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.core.exchange import NOTHING, Lane, QueueTerms
-from nimburion.core.job import Options, State
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions
+from nimburion.core.job import JobOptions, State
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Completed, Released, Retried
-from nimburion.testing.contract.harness import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Harness, ids
 
 
 class Reserving:
     """Reserving, by `exchange`."""
 
-    async def test_a_due_job_is_delivered_whole(self, stage: Stage) -> None:
-        options = Options(headers={"a": "b"}, tenant="acme", correlation_id="c", max_retries=9)
+    async def test_a_due_job_is_delivered_whole(self, stage: Harness) -> None:
+        options = JobOptions(headers={"a": "b"}, tenant="acme", correlation_id="c", max_retries=9)
         await stage.put(stage.job("a", payload=b'{"n":1}', priority=7, options=options))
         made = stage.clock.now()
         stage.clock.advance(3.0)
@@ -28,7 +28,7 @@ class Reserving:
         assert delivery.attempt == 1
 
     async def test_the_token_holds_the_fence_and_the_nonce_of_the_exchange(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
@@ -37,7 +37,7 @@ class Reserving:
         assert delivery.lease.token.nonce == want.nonce
         assert delivery.lease.token.fence >= 1
 
-    async def test_the_fence_rises_with_every_delivery_of_a_job(self, stage: Stage) -> None:
+    async def test_the_fence_rises_with_every_delivery_of_a_job(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         fences = []
@@ -47,7 +47,7 @@ class Reserving:
             await worker.settle(Released(lease))
         assert fences == sorted(set(fences))
 
-    async def test_a_reserved_job_is_processing_and_names_its_session(self, stage: Stage) -> None:
+    async def test_a_reserved_job_is_processing_and_names_its_session(self, stage: Harness) -> None:
         await stage.add("a")
         stage.clock.advance(2.0)
         worker = await stage.worker()
@@ -56,32 +56,32 @@ class Reserving:
         assert (record.state, record.session) == (State.PROCESSING, worker.id)
         assert record.started_at == stage.clock.now()
 
-    async def test_a_reserved_job_is_handed_out_to_nobody_else(self, stage: Stage) -> None:
+    async def test_a_reserved_job_is_handed_out_to_nobody_else(self, stage: Harness) -> None:
         await stage.add("a")
         first, second = await stage.worker(), await stage.worker()
         assert ids(await first.take(5)) == ["a"]
         assert await second.take(5) == []
         assert await first.take(5) == []
 
-    async def test_no_more_than_the_total(self, stage: Stage) -> None:
+    async def test_no_more_than_the_total(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         worker = await stage.worker()
         assert ids(await worker.take(2)) == ["a", "b"]
         assert ids(await worker.take(2)) == ["c"]
 
-    async def test_an_empty_store_hands_out_nothing(self, stage: Stage) -> None:
+    async def test_an_empty_store_hands_out_nothing(self, stage: Harness) -> None:
         reply = await (worker := await stage.worker()).exchange(want=worker.want(5))
         assert (reply.deliveries, reply.waiting, reply.next_due) == ([], [], None)
 
-    async def test_a_want_of_nothing_takes_nothing(self, stage: Stage) -> None:
+    async def test_a_want_of_nothing_takes_nothing(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
-        assert (await worker.exchange(want=NOTHING)).deliveries == []
+        assert (await worker.exchange(want=RESERVE_NOTHING)).deliveries == []
         assert await worker.take(0) == []
         assert await worker.take(5, lanes=()) == []
         assert await stage.state("a") is State.PENDING
 
-    async def test_only_the_lanes_asked_for(self, stage: Stage) -> None:
+    async def test_only_the_lanes_asked_for(self, stage: Harness) -> None:
         await stage.add("a", name="mail", queue="red")
         await stage.add("b", name="post", queue="red")
         await stage.add("c", name="mail", queue="blue")
@@ -90,7 +90,7 @@ class Reserving:
         assert ids(await worker.take(5, lanes=(Lane("blue", "mail"),))) == ["c"]
         assert await stage.state("a") is State.PENDING
 
-    async def test_a_name_that_nobody_asks_for_waits(self, stage: Stage) -> None:
+    async def test_a_name_that_nobody_asks_for_waits(self, stage: Harness) -> None:
         """Promise 9: it is not failed, it is not lost, it stands in nobody's way."""
         await stage.add("a", name="unknown")
         await stage.add("b")
@@ -99,7 +99,7 @@ class Reserving:
         record = await stage.store.get("a")
         assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
-    async def test_a_lane_asked_for_twice_is_served_once(self, stage: Stage) -> None:
+    async def test_a_lane_asked_for_twice_is_served_once(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         lane = Lane("default", "mail")
@@ -107,46 +107,50 @@ class Reserving:
         assert (ids(reply.deliveries), reply.waiting) == (["a"], [lane])
         assert ids(await worker.take(5, lanes=(lane, lane))) == ["b"]
 
-    async def test_a_job_that_is_not_due_is_not_handed_out(self, stage: Stage) -> None:
+    async def test_a_job_that_is_not_due_is_not_handed_out(self, stage: Harness) -> None:
         await stage.put(stage.job("a", after=10.0))
         worker = await stage.worker()
         stage.clock.advance(9.0)
         assert await worker.take(5) == []
 
-    async def test_a_job_is_handed_out_in_the_moment_it_is_due(self, stage: Stage) -> None:
+    async def test_a_job_is_handed_out_in_the_moment_it_is_due(self, stage: Harness) -> None:
         """Without a call of `promote`: the exchange does it."""
         await stage.put(stage.job("a", after=10.0))
         worker = await stage.worker()
         stage.clock.advance(10.0)
         assert ids(await worker.take(5)) == ["a"]
 
-    async def test_a_queue_cap_bounds_this_reply(self, stage: Stage) -> None:
+    async def test_a_queue_cap_bounds_this_reply(self, stage: Harness) -> None:
         await stage.add("a", "b", "c", queue="red")
         await stage.add("d", "e", queue="blue")
         worker = await stage.worker(queues=("red", "blue"))
-        terms = {"red": QueueTerms(cap=1)}
+        terms = {"red": QueueOptions(limit=1)}
         assert ids(await worker.take(5, queues=terms)) == ["a", "d", "e"]
 
-    async def test_a_queue_cap_spans_the_lanes_of_the_queue(self, stage: Stage) -> None:
+    async def test_a_queue_cap_spans_the_lanes_of_the_queue(self, stage: Harness) -> None:
         await stage.add("a", "b", name="mail")
         await stage.add("c", "d", name="post")
         worker = await stage.worker(names=("mail", "post"))
-        assert ids(await worker.take(5, queues={"default": QueueTerms(cap=3)})) == ["a", "b", "c"]
+        assert ids(await worker.take(5, queues={"default": QueueOptions(limit=3)})) == [
+            "a",
+            "b",
+            "c",
+        ]
 
-    async def test_a_cap_of_zero_shuts_the_queue(self, stage: Stage) -> None:
+    async def test_a_cap_of_zero_shuts_the_queue(self, stage: Harness) -> None:
         await stage.add("a", queue="red")
         await stage.add("b", queue="blue")
         worker = await stage.worker(queues=("red", "blue"))
-        assert ids(await worker.take(5, queues={"red": QueueTerms(cap=0)})) == ["b"]
+        assert ids(await worker.take(5, queues={"red": QueueOptions(limit=0)})) == ["b"]
 
-    async def test_a_cap_counts_this_reply_not_what_is_held(self, stage: Stage) -> None:
+    async def test_a_cap_counts_this_reply_not_what_is_held(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         worker = await stage.worker()
-        terms = {"default": QueueTerms(cap=1)}
+        terms = {"default": QueueOptions(limit=1)}
         assert ids(await worker.take(5, queues=terms)) == ["a"]
         assert ids(await worker.take(5, queues=terms)) == ["b"]
 
-    async def test_waiting_names_the_lanes_that_still_hold_jobs(self, stage: Stage) -> None:
+    async def test_waiting_names_the_lanes_that_still_hold_jobs(self, stage: Harness) -> None:
         await stage.add("a", "b", name="mail")
         await stage.add("c", name="post")
         await stage.put(stage.job(name="scan", after=9.0))
@@ -157,7 +161,7 @@ class Reserving:
             [Lane("default", "post")],
         )
 
-    async def test_waiting_names_at_most_64_lanes(self, stage: Stage) -> None:
+    async def test_waiting_names_at_most_64_lanes(self, stage: Harness) -> None:
         names = tuple(f"name-{n}" for n in range(70))
         await stage.enqueue(*(stage.job(name=name) for name in names))
         worker = await stage.worker(names=names)
@@ -165,12 +169,12 @@ class Reserving:
         assert len(reply.waiting) == 64
         assert set(reply.waiting) <= set(worker.lanes)
 
-    async def test_waiting_speaks_of_the_lanes_asked_for_only(self, stage: Stage) -> None:
+    async def test_waiting_speaks_of_the_lanes_asked_for_only(self, stage: Harness) -> None:
         await stage.add("a", name="post")
         worker = await stage.worker()
         assert (await worker.exchange(want=worker.want(1))).waiting == []
 
-    async def test_next_due_is_the_earliest_time_still_ahead(self, stage: Stage) -> None:
+    async def test_next_due_is_the_earliest_time_still_ahead(self, stage: Harness) -> None:
         await stage.put(stage.job(after=20.0, name="post"))
         await stage.put(stage.job(after=10.0, queue="other"))
         worker = await stage.worker()
@@ -182,7 +186,7 @@ class Reserving:
         assert (await worker.exchange()).next_due is None
 
     async def test_what_an_exchange_completes_does_not_bound_what_it_reserves(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -191,7 +195,7 @@ class Reserving:
         assert ids(reply.deliveries) == ["b"]
 
     async def test_a_retry_without_delay_may_come_back_in_the_same_reply(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
@@ -201,14 +205,14 @@ class Reserving:
         assert (delivery.lease.job_id, delivery.failures, delivery.attempt) == ("a", 1, 2)
         assert delivery.lease.token.fence > lease.token.fence
 
-    async def test_a_released_job_may_come_back_in_the_same_reply(self, stage: Stage) -> None:
+    async def test_a_released_job_may_come_back_in_the_same_reply(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
         (delivery,) = (await worker.exchange(Released(lease), want=worker.want(1))).deliveries
         assert (delivery.lease.job_id, delivery.attempt) == ("a", 1)
 
-    async def test_attempt_counts_failures_and_losses(self, stage: Stage) -> None:
+    async def test_attempt_counts_failures_and_losses(self, stage: Harness) -> None:
         await stage.add("a")
         first = await stage.worker()
         await first.settle(Retried((await first.take_one()).lease, 0.0, OOPS))
@@ -218,7 +222,7 @@ class Reserving:
         assert (delivery.failures, delivery.lost, delivery.attempt) == (1, 1, 3)
 
     @pytest.mark.parametrize("total", [1, 7, 500])
-    async def test_the_whole_line_is_handed_out_once(self, stage: Stage, total: int) -> None:
+    async def test_the_whole_line_is_handed_out_once(self, stage: Harness, total: int) -> None:
         jobs = [stage.job() for _ in range(60)]
         await stage.store.enqueue(jobs)
         worker = await stage.worker()

@@ -6,11 +6,11 @@ from typing import Literal
 
 import pytest
 
-from nimburion.core.job import Options, State
+from nimburion.core.job import JobOptions, State
 from nimburion.core.queries import EVERY_JOB
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settlement
-from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Harness
 
 NIGHTLY = ScheduleRecord(name="nightly", spec=b'{"cron": "0 2 * * *"}', owner="app")
 
@@ -44,19 +44,19 @@ OVERLAPS: dict[tuple[Overlap, str], Literal["fired", "skipped"]] = {
 
 
 async def fire(
-    stage: Stage, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
+    stage: Harness, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
 ) -> Fired:
     """Decide a tick of the nightly schedule."""
     return await stage.store.fire("nightly", expected, tick, stage.job(job_id), overlap)
 
 
-async def the_schedule(stage: Stage) -> ScheduleRecord:
+async def the_schedule(stage: Harness) -> ScheduleRecord:
     """The only one."""
     (schedule,) = await stage.store.list_schedules()
     return schedule
 
 
-async def move_previous(stage: Stage, to: str) -> None:
+async def move_previous(stage: Harness, to: str) -> None:
     """Bring the previous job, which is pending, to where it should stand."""
     if to in {"pending", "scheduled"}:
         return
@@ -77,22 +77,22 @@ async def move_previous(stage: Stage, to: str) -> None:
         await worker.settle(settlements[to])
 
 
-class Schedules:
+class ScheduleStorage:
     """Keeping schedules."""
 
-    async def test_a_schedule_is_kept_as_it_is(self, stage: Stage) -> None:
+    async def test_a_schedule_is_kept_as_it_is(self, stage: Harness) -> None:
         spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4"} }'
         record = ScheduleRecord(name="a", spec=spec, owner="me", paused=True, last_tick=7.25)
         await stage.store.put_schedule(record)
         assert await stage.store.list_schedules() == [record]
 
-    async def test_schedules_are_listed_by_name(self, stage: Stage) -> None:
+    async def test_schedules_are_listed_by_name(self, stage: Harness) -> None:
         for name in ("b", "c", "a"):
             await stage.store.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
         assert [one.name for one in await stage.store.list_schedules()] == ["a", "b", "c"]
 
     async def test_putting_again_replaces_the_spec_and_keeps_what_happened(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         """A deploy puts all its schedules; none may fire again or wake up by that."""
         await stage.store.put_schedule(NIGHTLY)
@@ -105,25 +105,25 @@ class Schedules:
             name="nightly", spec=b"{}", owner="other", paused=True, last_tick=100.0, last_job="one"
         )
 
-    async def test_pausing_and_resuming(self, stage: Stage) -> None:
+    async def test_pausing_and_resuming(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         assert await stage.store.pause_schedule("nightly", paused=True) is True
         assert (await the_schedule(stage)).paused is True
         assert await stage.store.pause_schedule("nightly", paused=False) is True
         assert (await the_schedule(stage)).paused is False
 
-    async def test_what_is_not_there_cannot_be_paused_or_deleted(self, stage: Stage) -> None:
+    async def test_what_is_not_there_cannot_be_paused_or_deleted(self, stage: Harness) -> None:
         assert await stage.store.pause_schedule("nobody", paused=True) is False
         assert await stage.store.delete_schedule("nobody") is False
 
-    async def test_deleting(self, stage: Stage) -> None:
+    async def test_deleting(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         assert await stage.store.delete_schedule("nightly") is True
         assert await stage.store.delete_schedule("nightly") is False
         assert await stage.store.list_schedules() == []
 
     async def test_a_schedule_that_is_put_anew_after_deleting_has_no_past(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await fire(stage, None, 100.0, "one")
@@ -132,17 +132,17 @@ class Schedules:
         assert await the_schedule(stage) == NIGHTLY
 
 
-class Firing:
+class Fire:
     """`fire`."""
 
-    async def test_a_tick_stores_its_job_and_moves(self, stage: Stage) -> None:
+    async def test_a_tick_stores_its_job_and_moves(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         assert await fire(stage, None, 100.0, "one") == Fired("fired", "one")
         assert await stage.state("one") is State.PENDING
         schedule = await the_schedule(stage)
         assert (schedule.last_tick, schedule.last_job) == (100.0, "one")
 
-    async def test_ticks_follow_each_other(self, stage: Stage) -> None:
+    async def test_ticks_follow_each_other(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await fire(stage, None, 100.0, "one")
         assert await fire(stage, 100.0, 200.0, "two") == Fired("fired", "two")
@@ -150,7 +150,7 @@ class Firing:
 
     @pytest.mark.parametrize("expected", [None, 99.0, 100.001, 200.0])
     async def test_a_tick_that_somebody_else_decided_stores_nothing(
-        self, stage: Stage, expected: float | None
+        self, stage: Harness, expected: float | None
     ) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await fire(stage, None, 100.0, "one")
@@ -159,23 +159,23 @@ class Firing:
         assert await the_schedule(stage) == before
         assert sum((await stage.store.counts()).values()) == 1
 
-    async def test_the_same_tick_fires_once(self, stage: Stage) -> None:
+    async def test_the_same_tick_fires_once(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         outcomes = [(await fire(stage, None, 100.0, f"{n}")).outcome for n in range(4)]
         assert outcomes == ["fired", "moved", "moved", "moved"]
 
-    async def test_ticks_are_compared_exactly(self, stage: Stage) -> None:
+    async def test_ticks_are_compared_exactly(self, stage: Harness) -> None:
         tick = 1_750_000_000.1234567
         await stage.store.put_schedule(NIGHTLY)
         await fire(stage, None, tick, "one")
         assert (await the_schedule(stage)).last_tick == tick
         assert (await fire(stage, tick, tick + 60.0, "two")).outcome == "fired"
 
-    async def test_a_missing_schedule_fires_nothing(self, stage: Stage) -> None:
+    async def test_a_missing_schedule_fires_nothing(self, stage: Harness) -> None:
         assert await fire(stage, None, 100.0, "one") == Fired("missing")
         assert sum((await stage.store.counts()).values()) == 0
 
-    async def test_a_paused_schedule_fires_nothing_and_does_not_move(self, stage: Stage) -> None:
+    async def test_a_paused_schedule_fires_nothing_and_does_not_move(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await stage.store.pause_schedule("nightly", paused=True)
         assert await fire(stage, None, 100.0, "one") == Fired("paused")
@@ -185,7 +185,7 @@ class Firing:
     @pytest.mark.parametrize("previous", PREVIOUS)
     @pytest.mark.parametrize("overlap", ["allow", "skip", "queue_one", "cancel_previous"])
     async def test_overlap_with_the_previous_job(
-        self, stage: Stage, overlap: Overlap, previous: str
+        self, stage: Harness, overlap: Overlap, previous: str
     ) -> None:
         """The tick moves either way; `last_job` only with a new job."""
         await stage.store.put_schedule(NIGHTLY)
@@ -200,14 +200,14 @@ class Firing:
         assert schedule.last_tick == 200.0
         assert schedule.last_job == ("next" if expected == "fired" else "previous")
 
-    async def test_cancel_previous_ends_what_waits(self, stage: Stage) -> None:
+    async def test_cancel_previous_ends_what_waits(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await fire(stage, None, 100.0, "one")
         await fire(stage, 100.0, 200.0, "two", "cancel_previous")
         assert await stage.state("one") is State.CANCELLED
         assert await stage.state("two") is State.PENDING
 
-    async def test_cancel_previous_asks_what_runs(self, stage: Stage) -> None:
+    async def test_cancel_previous_asks_what_runs(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await fire(stage, None, 100.0, "one")
         worker = await stage.worker()
@@ -215,8 +215,8 @@ class Firing:
         await fire(stage, 100.0, 200.0, "two", "cancel_previous")
         assert (await stage.store.get("one")).cancel_requested is True
 
-    async def test_a_unique_key_that_is_taken_skips_the_tick(self, stage: Stage) -> None:
-        options = Options(unique_key="k")
+    async def test_a_unique_key_that_is_taken_skips_the_tick(self, stage: Harness) -> None:
+        options = JobOptions(unique_key="k")
         await stage.put(stage.job("holder", options=options))
         await stage.store.put_schedule(NIGHTLY)
         job = stage.job("one", options=options)
@@ -224,14 +224,14 @@ class Firing:
         schedule = await the_schedule(stage)
         assert (schedule.last_tick, schedule.last_job) == (100.0, None)
 
-    async def test_a_job_that_is_there_already_counts_as_fired(self, stage: Stage) -> None:
+    async def test_a_job_that_is_there_already_counts_as_fired(self, stage: Harness) -> None:
         """The same id and body: a scheduler that names its jobs by tick may repeat itself."""
         await stage.add("one")
         await stage.store.put_schedule(NIGHTLY)
         assert await fire(stage, None, 100.0, "one") == Fired("fired", "one")
         assert sum((await stage.store.counts()).values()) == 1
 
-    async def test_schedules_do_not_mix(self, stage: Stage) -> None:
+    async def test_schedules_do_not_mix(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await stage.store.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
         await fire(stage, None, 100.0, "one")
@@ -239,7 +239,7 @@ class Firing:
         assert (other.last_tick, nightly.last_tick) == (None, 100.0)
 
     async def test_a_skipped_tick_is_measured_by_the_last_job_that_was_stored(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await stage.store.fire("nightly", None, 60.0, stage.job("first"), "skip")
@@ -248,16 +248,16 @@ class Firing:
         fired = await stage.store.fire("nightly", 120.0, 180.0, stage.job("third"), "skip")
         assert fired == Fired("fired", "third")
 
-    async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(self, stage: Stage) -> None:
+    async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
-        await stage.put(stage.job("holder", options=Options(unique_key="k")))
-        lenient = Options(unique_key="k", on_duplicate="existing")
+        await stage.put(stage.job("holder", options=JobOptions(unique_key="k")))
+        lenient = JobOptions(unique_key="k", on_duplicate="existing")
         job = stage.job("a", options=lenient)
         fired = await stage.store.fire("nightly", None, 60.0, job, "allow")
         assert fired == Fired("fired", "holder")
         assert (await the_schedule(stage)).last_job == "holder"
 
-    async def test_a_tick_whose_id_has_another_body_passes(self, stage: Stage) -> None:
+    async def test_a_tick_whose_id_has_another_body_passes(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await stage.put(stage.job("a", payload=b"[]"))
         fired = await stage.store.fire("nightly", None, 60.0, stage.job("a"), "allow")
@@ -265,7 +265,7 @@ class Firing:
         assert (await the_schedule(stage)).last_tick == 60.0
         assert (await stage.store.get("a")).payload == b"[]"
 
-    async def test_the_other_rules_cancel_nothing(self, stage: Stage) -> None:
+    async def test_the_other_rules_cancel_nothing(self, stage: Harness) -> None:
         await stage.store.put_schedule(NIGHTLY)
         await stage.store.fire("nightly", None, 60.0, stage.job("first"), "allow")
         await stage.store.fire("nightly", 60.0, 120.0, stage.job("second"), "allow")

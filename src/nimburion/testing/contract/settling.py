@@ -19,13 +19,13 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, Stage, ids
+from nimburion.testing.contract.harness import OOPS, Harness, ids
 
 
 class Settling:
     """Settlements."""
 
-    async def test_completed_keeps_the_result_and_drops_the_payload(self, stage: Stage) -> None:
+    async def test_completed_keeps_the_result_and_drops_the_payload(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -41,13 +41,13 @@ class Settling:
         assert (record.started_at, record.finished_at) == (reserved, stage.clock.now())
         assert (record.session, record.failures, record.history) == (None, 0, [])
 
-    async def test_completed_without_a_result_has_none(self, stage: Stage) -> None:
+    async def test_completed_without_a_result_has_none(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
         assert (await stage.store.get("a")).result is None
 
-    async def test_a_completed_job_never_runs_again(self, stage: Stage) -> None:
+    async def test_a_completed_job_never_runs_again(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
@@ -56,7 +56,7 @@ class Settling:
         await stage.store.promote(10)
         assert await (await stage.worker()).take(5) == []
 
-    async def test_retried_counts_a_failure_and_waits_for_its_delay(self, stage: Stage) -> None:
+    async def test_retried_counts_a_failure_and_waits_for_its_delay(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -71,20 +71,20 @@ class Settling:
         stage.clock.advance(1.0)
         assert ids(await worker.take()) == ["a"]
 
-    async def test_retried_without_delay_is_due_at_once(self, stage: Stage) -> None:
+    async def test_retried_without_delay_is_due_at_once(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         assert (await stage.store.get("a")).due == stage.clock.now()
         assert await stage.state("a") is State.RETRYING
 
-    async def test_a_negative_delay_counts_as_none(self, stage: Stage) -> None:
+    async def test_a_negative_delay_counts_as_none(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Retried((await worker.take_one()).lease, -7.0, OOPS))
         assert (await stage.store.get("a")).due == stage.clock.now()
 
-    async def test_the_delay_is_counted_on_the_clock_of_the_store(self, stage: Stage) -> None:
+    async def test_the_delay_is_counted_on_the_clock_of_the_store(self, stage: Harness) -> None:
         """From the moment of the settlement, not of the reservation."""
         await stage.add("a")
         worker = await stage.worker()
@@ -94,7 +94,7 @@ class Settling:
         assert (await stage.store.get("a")).due == stage.clock.now() + 5.0
 
     async def test_an_error_joins_the_history_with_the_time_of_the_store(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         await stage.add("a")
         worker = await stage.worker()
@@ -105,7 +105,7 @@ class Settling:
         assert record.history == [replace(said, at=stage.clock.now())]
         assert record.error == record.history[0]
 
-    async def test_the_history_stands_oldest_first(self, stage: Stage) -> None:
+    async def test_the_history_stands_oldest_first(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         for n in range(1, 6):
@@ -116,7 +116,9 @@ class Settling:
         assert [error.attempt for error in record.history] == [1, 2, 3, 4, 5]
         assert record.failures == 5
 
-    async def test_failed_is_a_dead_letter_with_all_that_belongs_to_it(self, stage: Stage) -> None:
+    async def test_failed_is_a_dead_letter_with_all_that_belongs_to_it(
+        self, stage: Harness
+    ) -> None:
         await stage.put(stage.job("a", payload=b'{ "kept" : "as it came" }'))
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -131,20 +133,20 @@ class Settling:
     @pytest.mark.parametrize(
         "reason", ["exhausted", "permanent", "unreadable", "unstorable", "of my own"]
     )
-    async def test_the_reason_is_kept_as_given(self, stage: Stage, reason: str) -> None:
+    async def test_the_reason_is_kept_as_given(self, stage: Harness, reason: str) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Failed((await worker.take_one()).lease, reason, OOPS))
         assert (await stage.store.get("a")).reason == reason
 
-    async def test_a_failed_job_never_runs_again_by_itself(self, stage: Stage) -> None:
+    async def test_a_failed_job_never_runs_again_by_itself(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
         stage.clock.advance(1_000.0)
         assert await worker.take(5) == []
 
-    async def test_released_counts_nothing(self, stage: Stage) -> None:
+    async def test_released_counts_nothing(self, stage: Harness) -> None:
         await stage.add("a")
         before = await stage.store.get("a")
         worker = await stage.worker()
@@ -154,7 +156,7 @@ class Settling:
         await worker.settle(Released(lease))
         assert await stage.store.get("a") == replace(before, started_at=reserved)
 
-    async def test_snoozed_waits_and_counts_nothing(self, stage: Stage) -> None:
+    async def test_snoozed_waits_and_counts_nothing(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -166,7 +168,7 @@ class Settling:
         stage.clock.advance(10.0)
         assert (await worker.take_one()).attempt == 1
 
-    async def test_a_snooze_of_zero_is_due_now(self, stage: Stage) -> None:
+    async def test_a_snooze_of_zero_is_due_now(self, stage: Harness) -> None:
         """It moves behind those that were due before; only `None` keeps the old place."""
         await stage.add("a", "b")
         worker = await stage.worker()
@@ -175,7 +177,7 @@ class Settling:
         await worker.settle(Released(lease, 0.0))
         assert ids(await worker.take(5)) == ["b", "a"]
 
-    async def test_a_released_retry_stays_retrying(self, stage: Stage) -> None:
+    async def test_a_released_retry_stays_retrying(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
@@ -183,7 +185,7 @@ class Settling:
         record = await stage.store.get("a")
         assert (record.state, record.failures) == (State.RETRYING, 1)
 
-    async def test_cancelled_keeps_its_reason_and_drops_the_payload(self, stage: Stage) -> None:
+    async def test_cancelled_keeps_its_reason_and_drops_the_payload(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         await worker.settle(Cancelled((await worker.take_one()).lease, "no longer wanted"))
@@ -192,7 +194,7 @@ class Settling:
         assert (record.payload, record.finished_at) == (None, stage.clock.now())
         assert (record.failures, record.history) == (0, [])
 
-    async def test_results_stand_in_the_order_of_the_settlements(self, stage: Stage) -> None:
+    async def test_results_stand_in_the_order_of_the_settlements(self, stage: Harness) -> None:
         await stage.add("a", "b", "c")
         worker = await stage.worker()
         a, b, c = [delivery.lease for delivery in await worker.take(3)]
@@ -203,7 +205,7 @@ class Settling:
         assert results == [Settled.DONE, Settled.STALE, Settled.DONE, Settled.ALREADY]
         assert await stage.state("b") is State.PROCESSING
 
-    async def test_the_first_of_two_settlements_of_one_lease_wins(self, stage: Stage) -> None:
+    async def test_the_first_of_two_settlements_of_one_lease_wins(self, stage: Harness) -> None:
         await stage.add("a")
         worker = await stage.worker()
         lease = (await worker.take_one()).lease
@@ -212,7 +214,7 @@ class Settling:
         assert (await stage.store.get("a")).state is State.COMPLETED
         assert (await stage.store.get("a")).history == []
 
-    async def test_a_stale_settlement_does_not_hinder_the_others(self, stage: Stage) -> None:
+    async def test_a_stale_settlement_does_not_hinder_the_others(self, stage: Harness) -> None:
         await stage.add("a", "b")
         worker = await stage.worker()
         a, b = [delivery.lease for delivery in await worker.take(2)]
@@ -221,7 +223,7 @@ class Settling:
         assert await worker.settle(Completed(a), Completed(b)) == [Settled.STALE, Settled.DONE]
         assert await stage.state("b") is State.COMPLETED
 
-    async def test_many_settlements_of_every_kind_go_together(self, stage: Stage) -> None:
+    async def test_many_settlements_of_every_kind_go_together(self, stage: Harness) -> None:
         jobs = [stage.job() for _ in range(500)]
         await stage.store.enqueue(jobs)
         worker = await stage.worker()

@@ -15,21 +15,21 @@ from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
-from nimburion.testing.contract.harness import OOPS, Stage, Worker
+from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
 
 Answer = Literal["done", "already", "stale", "SessionLost"]
 
 JOB = "the-job"
 
 
-class Said(msgspec.Struct, frozen=True):
+class Speaker(msgspec.Struct, frozen=True):
     """Who speaks, under which lease."""
 
-    worker: Worker
+    worker: HandDrivenWorker
     lease: Lease
 
 
-Builder = Callable[[Stage], Awaitable[Said]]
+Builder = Callable[[Harness], Awaitable[Speaker]]
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -46,19 +46,19 @@ class Situation(msgspec.Struct, frozen=True):
         return f"{self.state}, {self.token}"
 
 
-async def _held(stage: Stage) -> Said:
+async def _held(stage: Harness) -> Speaker:
     await stage.add(JOB)
     worker = await stage.worker()
-    return Said(worker, (await worker.take_one()).lease)
+    return Speaker(worker, (await worker.take_one()).lease)
 
 
-async def _wanted_cancelled(stage: Stage) -> Said:
+async def _wanted_cancelled(stage: Harness) -> Speaker:
     said = await _held(stage)
     await stage.store.cancel(JOB)
     return said
 
 
-async def _overdue(stage: Stage) -> Said:
+async def _overdue(stage: Harness) -> Speaker:
     said = await _held(stage)
     stage.clock.advance(said.worker.session.ttl + 1.0)
     return said
@@ -73,128 +73,128 @@ def _other_count(lease: Lease) -> Lease:
     return replace(lease, token=Token(lease.token.fence + 1, lease.token.nonce))
 
 
-async def _held_other_half(stage: Stage) -> Said:
+async def _held_other_half(stage: Harness) -> Speaker:
     said = await _held(stage)
-    return Said(said.worker, _other_half(said.lease))
+    return Speaker(said.worker, _other_half(said.lease))
 
 
-async def _held_other_count(stage: Stage) -> Said:
+async def _held_other_count(stage: Harness) -> Speaker:
     said = await _held(stage)
-    return Said(said.worker, _other_count(said.lease))
+    return Speaker(said.worker, _other_count(said.lease))
 
 
-async def _held_by_another(stage: Stage) -> Said:
+async def _held_by_another(stage: Harness) -> Speaker:
     said = await _held(stage)
-    return Said(await stage.worker(), said.lease)
+    return Speaker(await stage.worker(), said.lease)
 
 
-async def _held_again(stage: Stage) -> Said:
+async def _held_again(stage: Harness) -> Speaker:
     said = await _retried(stage, delay=0.0)
     await said.worker.take_one()
     return said
 
 
-async def _held_again_by_another(stage: Stage) -> Said:
+async def _held_again_by_another(stage: Harness) -> Speaker:
     said = await _retried(stage, delay=0.0)
     await (await stage.worker()).take_one()
     return said
 
 
-async def _held_a_third_time(stage: Stage) -> Said:
+async def _held_a_third_time(stage: Harness) -> Speaker:
     said = await _held_again_settled(stage)
     await said.worker.take_one()
     return said
 
 
-async def _rescued(stage: Stage) -> Said:
+async def _rescued(stage: Harness) -> Speaker:
     said = await _held(stage)
     await stage.lose(said.worker)
     return said
 
 
-async def _rescued_and_held(stage: Stage) -> Said:
+async def _rescued_and_held(stage: Harness) -> Speaker:
     said = await _rescued(stage)
     await (await stage.worker()).take_one()
     return said
 
 
-async def _rescued_other_session(stage: Stage) -> Said:
+async def _rescued_other_session(stage: Harness) -> Speaker:
     """The worker came back under a new session, and still believes in its old lease."""
     said = await _rescued(stage)
-    return Said(await stage.worker(), said.lease)
+    return Speaker(await stage.worker(), said.lease)
 
 
-async def _left(stage: Stage) -> Said:
+async def _left(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.close(said.lease)
     return said
 
 
-async def _closed(stage: Stage) -> Said:
+async def _closed(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.close()
     return said
 
 
-async def _released(stage: Stage) -> Said:
+async def _released(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.settle(Released(said.lease))
     return said
 
 
-async def _snoozed(stage: Stage) -> Said:
+async def _snoozed(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.settle(Released(said.lease, 60.0))
     return said
 
 
-async def _retried(stage: Stage, delay: float = 60.0) -> Said:
+async def _retried(stage: Harness, delay: float = 60.0) -> Speaker:
     said = await _held(stage)
     await said.worker.settle(Retried(said.lease, delay, OOPS))
     return said
 
 
-async def _held_again_settled(stage: Stage) -> Said:
+async def _held_again_settled(stage: Harness) -> Speaker:
     """Two deliveries, both settled; speaks under the first."""
     said = await _retried(stage, delay=0.0)
     await said.worker.settle(Retried((await said.worker.take_one()).lease, 0.0, OOPS))
     return said
 
 
-async def _retried_other_half(stage: Stage) -> Said:
+async def _retried_other_half(stage: Harness) -> Speaker:
     said = await _retried(stage)
-    return Said(said.worker, _other_half(said.lease))
+    return Speaker(said.worker, _other_half(said.lease))
 
 
-async def _completed(stage: Stage) -> Said:
+async def _completed(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.settle(Completed(said.lease, b"1"))
     return said
 
 
-async def _completed_other_half(stage: Stage) -> Said:
+async def _completed_other_half(stage: Harness) -> Speaker:
     said = await _completed(stage)
-    return Said(said.worker, _other_half(said.lease))
+    return Speaker(said.worker, _other_half(said.lease))
 
 
-async def _completed_older(stage: Stage) -> Said:
+async def _completed_older(stage: Harness) -> Speaker:
     said = await _retried(stage, delay=0.0)
     await said.worker.settle(Completed((await said.worker.take_one()).lease))
     return said
 
 
-async def _failed(stage: Stage) -> Said:
+async def _failed(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.settle(Failed(said.lease, "permanent", OOPS))
     return said
 
 
-async def _failed_other_count(stage: Stage) -> Said:
+async def _failed_other_count(stage: Harness) -> Speaker:
     said = await _failed(stage)
-    return Said(said.worker, _other_count(said.lease))
+    return Speaker(said.worker, _other_count(said.lease))
 
 
-async def _replayed_and_held(stage: Stage) -> Said:
+async def _replayed_and_held(stage: Harness) -> Speaker:
     said = await _failed(stage)
     await stage.store.replay(JobFilter(ids=(JOB,)), 10)
     await said.worker.take_one()
@@ -202,32 +202,32 @@ async def _replayed_and_held(stage: Stage) -> Said:
     return said
 
 
-async def _cancelled(stage: Stage) -> Said:
+async def _cancelled(stage: Harness) -> Speaker:
     said = await _held(stage)
     await said.worker.settle(Cancelled(said.lease, "why not"))
     return said
 
 
-async def _cancelled_waiting(stage: Stage) -> Said:
+async def _cancelled_waiting(stage: Harness) -> Speaker:
     said = await _released(stage)
     await stage.store.cancel(JOB)
     return said
 
 
-async def _forgotten(stage: Stage) -> Said:
+async def _forgotten(stage: Harness) -> Speaker:
     said = await _completed(stage)
     await stage.store.delete(JobFilter(ids=(JOB,)), 10)
     return said
 
 
-async def _made_anew(stage: Stage) -> Said:
+async def _made_anew(stage: Harness) -> Speaker:
     """Another job under the id of one that was forgotten; speaks of the first."""
     said = await _forgotten(stage)
     await stage.add(JOB)
     return said
 
 
-async def _made_anew_and_held(stage: Stage) -> Said:
+async def _made_anew_and_held(stage: Harness) -> Speaker:
     said = await _made_anew(stage)
     await said.worker.take_one()
     return said

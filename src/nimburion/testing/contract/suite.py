@@ -14,13 +14,13 @@ from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
 from nimburion.testing.contract.bounds import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.cancelling import Cancelling
-from nimburion.testing.contract.concurrency_limits import DeclaringLimits, Gates
+from nimburion.testing.contract.concurrency_limits import ConcurrencyLimits, DeclaringLimits
 from nimburion.testing.contract.dead_letters import Deleting, Replaying
-from nimburion.testing.contract.enqueueing import Enqueueing
+from nimburion.testing.contract.enqueueing import EnqueueCases
 from nimburion.testing.contract.exchanges import NumberedExchanges
-from nimburion.testing.contract.handles import Living
-from nimburion.testing.contract.harness import Stage
-from nimburion.testing.contract.limits_scenario import LimitsStory
+from nimburion.testing.contract.handles import Handles
+from nimburion.testing.contract.harness import Harness
+from nimburion.testing.contract.limits_scenario import LimitsScenario
 from nimburion.testing.contract.operators import Operators
 from nimburion.testing.contract.ordering import Ordering
 from nimburion.testing.contract.pausing import Pausing
@@ -32,18 +32,18 @@ from nimburion.testing.contract.reading import Reading
 from nimburion.testing.contract.releasing import Releasing
 from nimburion.testing.contract.rescuing import Rescuing
 from nimburion.testing.contract.reserving import Reserving
-from nimburion.testing.contract.schedules import Firing, Schedules
+from nimburion.testing.contract.schedules import Fire, ScheduleStorage
 from nimburion.testing.contract.sessions import Closing, Sessions
 from nimburion.testing.contract.settling import Settling
 from nimburion.testing.contract.tokens import Tokens
 from nimburion.testing.contract.traffic import Traffic
-from nimburion.testing.contract.transactions import JoiningCompletions, JoiningEnqueues
+from nimburion.testing.contract.transactions import TransactionalCompletions, TransactionalEnqueues
 from nimburion.testing.contract.unique_keys import UniqueKeys
 from nimburion.testing.contract.waiting import Waiting
 
 
 class BackendContract(
-    Enqueueing,
+    EnqueueCases,
     UniqueKeys,
     Reserving,
     Ordering,
@@ -57,7 +57,7 @@ class BackendContract(
     Releasing,
     Rescuing,
     Promoting,
-    Gates,
+    ConcurrencyLimits,
     DeclaringLimits,
     Cancelling,
     Reporting,
@@ -66,19 +66,19 @@ class BackendContract(
     Pruning,
     Reading,
     Pausing,
-    Schedules,
-    Firing,
+    ScheduleStorage,
+    Fire,
     Payloads,
     Names,
     Sizes,
     Unstorables,
-    Living,
+    Handles,
     Waiting,
     Racing,
     Traffic,
-    LimitsStory,
-    JoiningEnqueues,
-    JoiningCompletions,
+    LimitsScenario,
+    TransactionalEnqueues,
+    TransactionalCompletions,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 
@@ -103,7 +103,7 @@ class BackendContract(
         raise NotImplementedError
 
     @asynccontextmanager
-    async def stage_of(self, count: int, tmp_path: Path) -> AsyncIterator[Stage]:
+    async def make_harness(self, count: int, tmp_path: Path) -> AsyncIterator[Harness]:
         """A stage with so many handles on one empty store; all closed at the end."""
         clock = FakeClock()
         handles = await self.open_handles(clock, count, tmp_path)
@@ -111,19 +111,19 @@ class BackendContract(
         try:
             for handle in handles:
                 await handle.open()
-            yield Stage(clock, handles)
+            yield Harness(clock, handles)
         finally:
             for handle in handles:
                 await handle.close()
 
     @pytest_asyncio.fixture
-    async def stage(self, tmp_path: Path) -> AsyncIterator[Stage]:
+    async def stage(self, tmp_path: Path) -> AsyncIterator[Harness]:
         """One handle on an empty store."""
-        async with self.stage_of(1, tmp_path) as stage:
+        async with self.make_harness(1, tmp_path) as stage:
             yield stage
 
     @pytest_asyncio.fixture
-    async def fleet(self, tmp_path: Path) -> AsyncIterator[Stage]:
+    async def fleet(self, tmp_path: Path) -> AsyncIterator[Harness]:
         """Eight handles on one empty store."""
-        async with self.stage_of(8, tmp_path) as stage:
+        async with self.make_harness(8, tmp_path) as stage:
             yield stage

@@ -18,7 +18,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, Stage
+from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.situations import AFTER, AFTER_REQUEST, JOB, SITUATIONS, Situation
 
 SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
@@ -37,7 +37,7 @@ class Tokens:
     @pytest.mark.parametrize("kind", SETTLEMENTS)
     @pytest.mark.parametrize("situation", SITUATIONS, ids=[one.name for one in SITUATIONS])
     async def test_a_settlement_writes_only_under_its_whole_token(
-        self, stage: Stage, situation: Situation, kind: str
+        self, stage: Harness, situation: Situation, kind: str
     ) -> None:
         """`done` moves the job; every other answer leaves the whole record as it was."""
         said = await situation.build(stage)
@@ -57,7 +57,7 @@ class Tokens:
             assert after == before
 
 
-async def read(stage: Stage) -> JobRecord | None:
+async def read(stage: Harness) -> JobRecord | None:
     """The job of the situation; None when it is forgotten."""
     try:
         return await stage.store.get(JOB)

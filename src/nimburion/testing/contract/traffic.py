@@ -7,14 +7,14 @@ from collections import Counter
 
 from nimburion.core.operations import Cancellation, Retention
 from nimburion.core.queries import EVERY_JOB
-from nimburion.testing.contract.harness import Stage, ids
+from nimburion.testing.contract.harness import Harness, ids
 from nimburion.testing.contract.racing import RACERS, race
 
 
 class Traffic:
     """Mixed callers."""
 
-    async def test_enqueueing_while_others_reserve_loses_nothing(self, fleet: Stage) -> None:
+    async def test_enqueueing_while_others_reserve_loses_nothing(self, fleet: Harness) -> None:
         workers = [await fleet.worker(store=handle) for handle in fleet.handles]
         taken: list[str] = []
 
@@ -31,12 +31,12 @@ class Traffic:
         await race(16, run)
         assert len(taken) == len(set(taken)) == 200
 
-    async def test_one_cancel_wins(self, fleet: Stage) -> None:
+    async def test_one_cancel_wins(self, fleet: Harness) -> None:
         await fleet.add("a")
         answers = await race(RACERS, lambda n: fleet.handles[n % 8].cancel("a"))
         assert Counter(answers) == {Cancellation.CANCELLED: 1, Cancellation.FINISHED: RACERS - 1}
 
-    async def test_every_record_is_deleted_or_pruned_once(self, fleet: Stage) -> None:
+    async def test_every_record_is_deleted_or_pruned_once(self, fleet: Harness) -> None:
         jobs = [fleet.job() for _ in range(60)]
         await fleet.store.enqueue(jobs)
         for job in jobs:
@@ -55,7 +55,7 @@ class Traffic:
         assert gone == 60
         assert sum((await fleet.store.counts()).values()) == 0
 
-    async def test_after_a_pause_nothing_is_handed_out(self, fleet: Stage) -> None:
+    async def test_after_a_pause_nothing_is_handed_out(self, fleet: Harness) -> None:
         """From the moment that `pause` returns, whoever asks."""
         await fleet.store.enqueue([fleet.job() for _ in range(100)])
         workers = [await fleet.worker(store=handle) for handle in fleet.handles]

@@ -1,5 +1,5 @@
 """Joining a caller's transaction: committed with it or gone with it, for an enqueue and for the
-completion of a job. Run where the store's `Capabilities` say `joins_transaction`."""
+completion of a job. Run where the store's `Capabilities` say `supports_transactions`."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import cast
 
 import pytest
 
-from nimburion.core.backend import Joining as JoiningStore
-from nimburion.core.errors import JobNotFound, LeaseLost, NotJoinable
-from nimburion.core.job import Enqueued, NewJob, Options, State
+from nimburion.core.backend import Transactional as JoiningStore
+from nimburion.core.errors import JobNotFound, LeaseLost, UnusableConnection
+from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Completed, Retried, Settled
-from nimburion.core.transactions import Lent, Transaction
-from nimburion.testing.contract.harness import DEADLINE, OOPS, Stage, Worker, ids, soon
+from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker, Harness, ids, soon
 
 FAR = 1_000.0
 
 
-def joined(stage: Stage) -> JoiningStore:
+def joined(stage: Harness) -> JoiningStore:
     """The store as one that can be joined; the case is skipped where it says that it cannot."""
-    if not stage.store.capabilities.joins_transaction:
+    if not stage.store.capabilities.supports_transactions:
         pytest.skip("this store joins no transaction, and says so")
     return cast("JoiningStore", stage.store)
 
 
-class Open:
+class OpenTransaction:
     """A transaction on a connection of the store's own, as a caller would have one."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Harness) -> None:
         self.store: JoiningStore = joined(stage)
         self.transaction: Transaction = self.store.transaction(None)
-        self.lent: Lent = Lent(None)
+        self.lent: CallerConnection = CallerConnection(None)
 
-    async def begin(self) -> Open:
+    async def begin(self) -> OpenTransaction:
         """Have it open."""
-        self.lent = Lent(await soon(self.transaction.begin()))
+        self.lent = CallerConnection(await soon(self.transaction.begin()))
         return self
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
@@ -44,7 +44,7 @@ class Open:
         return await soon(self.store.enqueue_in(self.lent, jobs))
 
     async def complete(
-        self, worker: Worker, delivery: Delivery, result: bytes | None = None
+        self, worker: HandDrivenWorker, delivery: Delivery, result: bytes | None = None
     ) -> None:
         """End a job inside it."""
         await soon(self.transaction.complete(worker.id, Completed(delivery.lease, result)))
@@ -58,12 +58,12 @@ class Open:
         await soon(self.transaction.rollback())
 
 
-async def opened(stage: Stage) -> Open:
+async def opened(stage: Harness) -> OpenTransaction:
     """A transaction that has begun."""
-    return await Open(stage).begin()
+    return await OpenTransaction(stage).begin()
 
 
-async def committed(stage: Stage, *jobs: NewJob) -> list[Enqueued]:
+async def committed(stage: Harness, *jobs: NewJob) -> list[Enqueued]:
     """Enqueue inside a transaction that also completes a job of its own, and commit."""
     _, worker, delivery = await processing(stage, "carrier", queue="carriers")
     transaction = await opened(stage)
@@ -74,19 +74,19 @@ async def committed(stage: Stage, *jobs: NewJob) -> list[Enqueued]:
 
 
 async def processing(
-    stage: Stage, job_id: str = "a", *, queue: str = "default", options: Options | None = None
-) -> tuple[str, Worker, Delivery]:
+    stage: Harness, job_id: str = "a", *, queue: str = "default", options: JobOptions | None = None
+) -> tuple[str, HandDrivenWorker, Delivery]:
     """A job in the hands of a worker."""
-    job = stage.job(job_id, queue=queue, options=options or Options())
+    job = stage.job(job_id, queue=queue, options=options or JobOptions())
     await stage.put(job)
     worker = await stage.worker(queues=(queue,))
     return job_id, worker, await worker.take_one()
 
 
-class JoiningEnqueues:
+class TransactionalEnqueues:
     """`enqueue_in`: enqueue inside a caller's transaction."""
 
-    async def test_an_enqueue_is_seen_by_nobody_before_the_commit(self, stage: Stage) -> None:
+    async def test_an_enqueue_is_seen_by_nobody_before_the_commit(self, stage: Harness) -> None:
         _, worker, delivery = await processing(stage, "carrier", queue="carriers")
         transaction = await opened(stage)
         assert await transaction.enqueue(stage.job("b")) == [Enqueued("b", "created")]
@@ -96,24 +96,26 @@ class JoiningEnqueues:
         await transaction.commit()
         assert await stage.state("b") is State.PENDING
 
-    async def test_an_enqueue_is_gone_with_the_rollback(self, stage: Stage) -> None:
+    async def test_an_enqueue_is_gone_with_the_rollback(self, stage: Harness) -> None:
         transaction = await opened(stage)
         await transaction.enqueue(stage.job("a"), stage.job("b", after=60.0))
         await transaction.rollback()
         assert sum((await stage.store.counts()).values()) == 0
 
-    async def test_an_id_that_was_rolled_back_is_free(self, stage: Stage) -> None:
+    async def test_an_id_that_was_rolled_back_is_free(self, stage: Harness) -> None:
         transaction = await opened(stage)
         await transaction.enqueue(stage.job("a"))
         await transaction.rollback()
         assert await stage.enqueue(stage.job("a", payload=b"[]")) == [Enqueued("a", "created")]
 
-    async def test_a_committed_job_is_as_any_other(self, stage: Stage) -> None:
+    async def test_a_committed_job_is_as_any_other(self, stage: Harness) -> None:
         joined(stage)
-        options = Options(tenant="acme", unique_key="k")
+        options = JobOptions(tenant="acme", unique_key="k")
         plain = stage.job("a", priority=7, after=5.0, options=options)
         await stage.put(plain)
-        twin = stage.job("b", priority=7, after=5.0, options=Options(tenant="acme", unique_key="l"))
+        twin = stage.job(
+            "b", priority=7, after=5.0, options=JobOptions(tenant="acme", unique_key="l")
+        )
         assert await committed(stage, twin) == [Enqueued("b", "created")]
         one, other = await stage.store.get("a"), await stage.store.get("b")
         assert (one.due, one.priority, one.payload, one.options.tenant) == (
@@ -123,42 +125,42 @@ class JoiningEnqueues:
         worker = await stage.worker()
         assert ids(await worker.take(5)) == ["a", "b"]
 
-    async def test_an_empty_joined_call_answers_an_empty_list(self, stage: Stage) -> None:
+    async def test_an_empty_joined_call_answers_an_empty_list(self, stage: Harness) -> None:
         transaction = await opened(stage)
         assert await transaction.enqueue() == []
         await transaction.rollback()
 
-    async def test_ids_and_keys_are_decided_inside_the_transaction(self, stage: Stage) -> None:
+    async def test_ids_and_keys_are_decided_inside_the_transaction(self, stage: Harness) -> None:
         joined(stage)
-        await stage.put(stage.job("a", options=Options(unique_key="k")))
+        await stage.put(stage.job("a", options=JobOptions(unique_key="k")))
         transaction = await opened(stage)
-        held = Options(unique_key="k", on_duplicate="existing")
+        held = JobOptions(unique_key="k", on_duplicate="existing")
         assert await transaction.enqueue(stage.job("a"), stage.job("b", options=held)) == [
             Enqueued("a", "exists"),
             Enqueued("a", "exists"),
         ]
-        await transaction.enqueue(stage.job("c", options=Options(unique_key="own")))
+        await transaction.enqueue(stage.job("c", options=JobOptions(unique_key="own")))
         again = await transaction.enqueue(
-            stage.job("c"), stage.job("d", options=Options(unique_key="own"))
+            stage.job("c"), stage.job("d", options=JobOptions(unique_key="own"))
         )
         assert again == [Enqueued("c", "refused"), Enqueued("c", "taken")]
         await transaction.rollback()
 
-    async def test_a_unique_key_that_was_rolled_back_is_free(self, stage: Stage) -> None:
+    async def test_a_unique_key_that_was_rolled_back_is_free(self, stage: Harness) -> None:
         transaction = await opened(stage)
-        await transaction.enqueue(stage.job("a", options=Options(unique_key="k")))
+        await transaction.enqueue(stage.job("a", options=JobOptions(unique_key="k")))
         await transaction.rollback()
-        await stage.put(stage.job("b", options=Options(unique_key="k")))
+        await stage.put(stage.job("b", options=JobOptions(unique_key="k")))
 
     @pytest.mark.parametrize("refusal", ["conflict", "taken"])
     async def test_a_refused_call_leaves_the_transaction_usable(
-        self, stage: Stage, refusal: str
+        self, stage: Harness, refusal: str
     ) -> None:
         joined(stage)
-        await stage.put(stage.job("a", options=Options(unique_key="k")))
+        await stage.put(stage.job("a", options=JobOptions(unique_key="k")))
         bad = {
             "conflict": stage.job("a", payload=b"[]"),
-            "taken": stage.job("b", options=Options(unique_key="k")),
+            "taken": stage.job("b", options=JobOptions(unique_key="k")),
         }[refusal]
         _, worker, delivery = await processing(stage, "carrier", queue="carriers")
         transaction = await opened(stage)
@@ -171,7 +173,7 @@ class JoiningEnqueues:
         with pytest.raises(JobNotFound):
             await stage.store.get("c")
 
-    async def test_who_waits_is_woken_after_the_commit(self, stage: Stage) -> None:
+    async def test_who_waits_is_woken_after_the_commit(self, stage: Harness) -> None:
         if not stage.store.capabilities.notifies:
             pytest.skip("this store wakes nobody, and says so")
         _, worker, delivery = await processing(stage, "carrier", queue="carriers")
@@ -183,17 +185,17 @@ class JoiningEnqueues:
         await asyncio.wait_for(waiting, DEADLINE)
         assert await stage.state("b") is State.PENDING
 
-    async def test_what_is_no_connection_is_not_joinable(self, stage: Stage) -> None:
+    async def test_what_is_no_connection_is_not_joinable(self, stage: Harness) -> None:
         store = joined(stage)
-        with pytest.raises(NotJoinable):
-            await store.enqueue_in(Lent(object()), [stage.job("a")])
+        with pytest.raises(UnusableConnection):
+            await store.enqueue_in(CallerConnection(object()), [stage.job("a")])
         assert sum((await stage.store.counts()).values()) == 0
 
 
-class JoiningCompletions:
+class TransactionalCompletions:
     """`transaction`: complete a job inside a handler's transaction."""
 
-    async def test_a_completion_is_seen_by_nobody_before_the_commit(self, stage: Stage) -> None:
+    async def test_a_completion_is_seen_by_nobody_before_the_commit(self, stage: Harness) -> None:
         joined(stage)
         job_id, worker, delivery = await processing(stage)
         transaction = await opened(stage)
@@ -204,7 +206,7 @@ class JoiningCompletions:
         assert (record.state, record.result, record.payload) == (State.COMPLETED, b"7", None)
         assert record.finished_at == stage.clock.now()
 
-    async def test_after_a_rollback_the_job_is_held_as_before(self, stage: Stage) -> None:
+    async def test_after_a_rollback_the_job_is_held_as_before(self, stage: Harness) -> None:
         joined(stage)
         job_id, worker, delivery = await processing(stage)
         transaction = await opened(stage)
@@ -214,7 +216,7 @@ class JoiningCompletions:
         assert await worker.settle(Completed(delivery.lease)) == [Settled.DONE]
 
     @pytest.mark.parametrize("how", ["completed", "retried"])
-    async def test_settling_it_once_more_answers_already(self, stage: Stage, how: str) -> None:
+    async def test_settling_it_once_more_answers_already(self, stage: Harness, how: str) -> None:
         """So an engine that does not know whether the commit was applied need not guess."""
         joined(stage)
         job_id, worker, delivery = await processing(stage)
@@ -226,7 +228,7 @@ class JoiningCompletions:
         assert await worker.settle(again) == [Settled.ALREADY]
         assert await stage.state(job_id) is State.COMPLETED
 
-    async def test_it_cannot_be_completed_twice(self, stage: Stage) -> None:
+    async def test_it_cannot_be_completed_twice(self, stage: Harness) -> None:
         joined(stage)
         _, worker, delivery = await processing(stage)
         await worker.settle(Completed(delivery.lease))
@@ -236,7 +238,7 @@ class JoiningCompletions:
         await transaction.rollback()
 
     @pytest.mark.parametrize("half", ["fence", "nonce", "session"])
-    async def test_the_whole_token_is_compared(self, stage: Stage, half: str) -> None:
+    async def test_the_whole_token_is_compared(self, stage: Harness, half: str) -> None:
         joined(stage)
         job_id, worker, delivery = await processing(stage)
         token = delivery.lease.token
@@ -254,7 +256,7 @@ class JoiningCompletions:
         assert lost.value.job_id == job_id
         assert await stage.state(job_id) is State.PROCESSING
 
-    async def test_who_was_rescued_meanwhile_writes_nothing(self, stage: Stage) -> None:
+    async def test_who_was_rescued_meanwhile_writes_nothing(self, stage: Harness) -> None:
         joined(stage)
         job_id, worker, delivery = await processing(stage)
         await stage.lose(worker)
@@ -268,7 +270,7 @@ class JoiningCompletions:
             await stage.store.get("effect")
 
     async def test_an_overdue_session_that_nobody_rescued_may_still_complete(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         joined(stage)
         job_id, worker, delivery = await processing(stage)
@@ -279,7 +281,7 @@ class JoiningCompletions:
         assert await stage.state(job_id) is State.COMPLETED
 
     async def test_a_joined_completion_wins_over_a_cancel_that_was_asked_for(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         joined(stage)
         job_id, worker, delivery = await processing(stage)
@@ -290,7 +292,7 @@ class JoiningCompletions:
         assert await stage.state(job_id) is State.COMPLETED
 
     async def test_the_slot_under_the_limit_is_given_back_with_the_commit(
-        self, stage: Stage
+        self, stage: Harness
     ) -> None:
         joined(stage)
         await stage.add("a", "b")
@@ -306,11 +308,11 @@ class JoiningCompletions:
         (following,) = await worker.take(5)
         assert following.lease.job_id == "b"
         await worker.settle(Completed(following.lease))
-        assert (await worker.beat()).gates["mail"].held == 0
+        assert (await worker.beat()).limits["mail"].in_use == 0
 
-    async def test_the_unique_key_is_free_with_the_commit(self, stage: Stage) -> None:
+    async def test_the_unique_key_is_free_with_the_commit(self, stage: Harness) -> None:
         joined(stage)
-        key = Options(unique_key="k")
+        key = JobOptions(unique_key="k")
         _, worker, delivery = await processing(stage, options=key)
         transaction = await opened(stage)
         await transaction.complete(worker, delivery)
@@ -319,7 +321,7 @@ class JoiningCompletions:
         await transaction.commit()
         assert await stage.state("b") is State.PENDING
 
-    async def test_two_transactions_complete_two_jobs_of_one_delivery(self, stage: Stage) -> None:
+    async def test_two_transactions_complete_two_jobs_of_one_delivery(self, stage: Harness) -> None:
         joined(stage)
         await stage.add("a", "b")
         worker = await stage.worker()

@@ -7,57 +7,57 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nimburion.core.job import Options
+from nimburion.core.job import JobOptions
 from nimburion.core.queries import EVERY_JOB
 from nimburion.core.settlement import Completed, Failed, Released, Retried
-from nimburion.testing.contract.harness import DEADLINE, OOPS, Stage, soon
+from nimburion.testing.contract.harness import DEADLINE, OOPS, Harness, soon
 
 Act = Callable[[], Awaitable[object]]
-Prepare = Callable[[Stage], Awaitable[Act]]
+Prepare = Callable[[Harness], Awaitable[Act]]
 
 FAR = 1_000.0
 """Seconds on the hand-moved clock: never, unless somebody moves it."""
 
 
-async def _enqueue(stage: Stage) -> Act:
+async def _enqueue(stage: Harness) -> Act:
     return stage.add
 
 
-async def _replay(stage: Stage) -> Act:
+async def _replay(stage: Harness) -> Act:
     await stage.add("a")
     worker = await stage.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
     return lambda: stage.store.replay(EVERY_JOB, 10)
 
 
-async def _resume(stage: Stage) -> Act:
+async def _resume(stage: Harness) -> Act:
     await stage.add("a")
     await stage.store.pause("default", paused=True)
     return lambda: stage.store.pause("default", paused=False)
 
 
-async def _retry(stage: Stage) -> Act:
+async def _retry(stage: Harness) -> Act:
     await stage.add("a")
     worker = await stage.worker()
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Retried(lease, 0.0, OOPS))
 
 
-async def _release(stage: Stage) -> Act:
+async def _release(stage: Harness) -> Act:
     await stage.add("a")
     worker = await stage.worker()
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Released(lease))
 
 
-async def _close(stage: Stage) -> Act:
+async def _close(stage: Harness) -> Act:
     await stage.add("a")
     worker = await stage.worker()
     await worker.take_one()
     return worker.close
 
 
-async def _rescue(stage: Stage) -> Act:
+async def _rescue(stage: Harness) -> Act:
     await stage.add("a")
     worker = await stage.worker()
     await worker.take_one()
@@ -65,27 +65,27 @@ async def _rescue(stage: Stage) -> Act:
     return lambda: stage.store.rescue(10, max_lost=3)
 
 
-async def _promote(stage: Stage) -> Act:
+async def _promote(stage: Harness) -> Act:
     await stage.put(stage.job("a", after=5.0))
     stage.clock.advance(5.0)
     return lambda: stage.store.promote(10)
 
 
-async def _free_gate(stage: Stage) -> Act:
+async def _free_gate(stage: Harness) -> Act:
     await stage.add("a", "b")
     worker = await stage.worker(limits={"mail": 1})
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Completed(lease))
 
 
-async def _raise_gate(stage: Stage) -> Act:
+async def _raise_gate(stage: Harness) -> Act:
     await stage.add("a", "b")
     await (await stage.worker(limits={"mail": 1})).take_one()
     return lambda: stage.worker(limits={"mail": 2})
 
 
-async def _free_key(stage: Stage) -> Act:
-    await stage.put(stage.job("a", options=Options(unique_key="k")))
+async def _free_key(stage: Harness) -> Act:
+    await stage.put(stage.job("a", options=JobOptions(unique_key="k")))
     worker = await stage.worker()
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Completed(lease))
@@ -109,15 +109,15 @@ RINGING: dict[str, Prepare] = {
 class Waiting:
     """Hints."""
 
-    async def test_wait_returns_after_its_timeout(self, stage: Stage) -> None:
+    async def test_wait_returns_after_its_timeout(self, stage: Harness) -> None:
         task = await listening(stage, 0, ("default",), 5.0)
         stage.clock.advance(5.0)
         await soon(task)
 
-    async def test_a_timeout_of_zero_returns_at_once(self, stage: Stage) -> None:
+    async def test_a_timeout_of_zero_returns_at_once(self, stage: Harness) -> None:
         await soon(stage.store.wait(("default",), 0.0))
 
-    async def test_wait_can_be_cancelled(self, stage: Stage) -> None:
+    async def test_wait_can_be_cancelled(self, stage: Harness) -> None:
         task = await listening(stage, 0, ("default",), FAR)
         task.cancel()
         await soon(asyncio.wait({task}))
@@ -125,7 +125,7 @@ class Waiting:
         await stage.add()
 
     @pytest.mark.parametrize("what", RINGING)
-    async def test_wait_wakes_for(self, fleet: Stage, what: str) -> None:
+    async def test_wait_wakes_for(self, fleet: Harness, what: str) -> None:
         """Through another handle, without the clock."""
         if not fleet.store.capabilities.notifies:
             pytest.skip("this store does not notify")
@@ -134,7 +134,7 @@ class Waiting:
         await act()
         await soon(task)
 
-    async def test_everybody_who_waits_is_woken(self, fleet: Stage) -> None:
+    async def test_everybody_who_waits_is_woken(self, fleet: Harness) -> None:
         if not fleet.store.capabilities.notifies:
             pytest.skip("this store does not notify")
         tasks = [await listening(fleet, n, ("default",), FAR) for n in range(8)]
@@ -142,7 +142,7 @@ class Waiting:
         await soon(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
-    async def test_two_may_wait_on_one_handle(self, fleet: Stage) -> None:
+    async def test_two_may_wait_on_one_handle(self, fleet: Harness) -> None:
         if not fleet.store.capabilities.notifies:
             pytest.skip("this store does not notify")
         tasks = [await listening(fleet, 1, (queue,), FAR) for queue in ("red", "blue")]
@@ -151,7 +151,7 @@ class Waiting:
         await soon(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
-    async def test_what_a_missed_hint_left_is_found_by_asking(self, stage: Stage) -> None:
+    async def test_what_a_missed_hint_left_is_found_by_asking(self, stage: Harness) -> None:
         """Nothing depends on hints."""
         await stage.add("a")
         await stage.put(stage.job("b", after=1.0))
@@ -160,7 +160,7 @@ class Waiting:
 
 
 async def listening(
-    stage: Stage, handle: int, queues: tuple[str, ...], timeout: float
+    stage: Harness, handle: int, queues: tuple[str, ...], timeout: float
 ) -> asyncio.Task[None]:
     """A task that waits in earnest: hints of what was before have been heard."""
     async with asyncio.timeout(DEADLINE):
@@ -174,5 +174,5 @@ async def listening(
                 return task
 
 
-async def _wait(stage: Stage, handle: int, queues: tuple[str, ...], timeout: float) -> None:
+async def _wait(stage: Harness, handle: int, queues: tuple[str, ...], timeout: float) -> None:
     await stage.handles[handle].wait(queues, timeout)

@@ -12,16 +12,16 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.backends.postgres.connection.pool import Link, Links
-from nimburion.backends.postgres.url import Address, parse
+from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
+from nimburion.backends.postgres.url import PostgresSettings, parse_url
 from nimburion.core.errors import (
+    BackendReadOnly,
     BackendUnavailable,
     ConfigurationError,
     FormatMismatch,
-    StoreReadOnly,
     Unstorable,
 )
-from nimburion.core.exchange import NOTHING, Lane, Want
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.operations import Retention
 from nimburion.core.session import Session
@@ -29,53 +29,57 @@ from nimburion.core.settlement import Completed, Settlement
 from tests.servers.binaries import Binary
 from tests.servers.postgres import OWNER, PostgresServer
 from tests.servers.server_kinds import RunningPostgres
-from tests.servers.waiting import until
+from tests.servers.waiting import wait_until
 
 
 @pytest.fixture
-async def link(postgres_server: RunningPostgres) -> AsyncIterator[Link]:
-    made = Link(parse(postgres_server.url), asyncio.sleep)
+async def link(postgres_server: RunningPostgres) -> AsyncIterator[PostgresConnection]:
+    made = PostgresConnection(parse_url(postgres_server.url), asyncio.sleep)
     yield made
     await made.close()
 
 
-async def test_it_connects_by_itself_and_asks(link: Link) -> None:
+async def test_a_connection_connects_on_first_use(link: PostgresConnection) -> None:
     before = link.is_open
-    assert await link.value("SELECT $1::int8 + 1", 41) == 42
+    assert await link.fetch_value("SELECT $1::int8 + 1", 41) == 42
     assert (before, link.is_open) == (False, True)
     assert [
-        tuple(row) for row in await link.rows("SELECT * FROM unnest($1::text[])", ["a", "b"])
+        tuple(row) for row in await link.fetch("SELECT * FROM unnest($1::text[])", ["a", "b"])
     ] == [
         ("a",),
         ("b",),
     ]
 
 
-async def test_it_sees_a_pooler(link: Link, postgres_server: RunningPostgres) -> None:
+async def test_a_pooler_is_detected(
+    link: PostgresConnection, postgres_server: RunningPostgres
+) -> None:
     await link.connect()
-    assert link.seen.pooled is ("PgBouncer" in postgres_server.name)
-    assert not link.seen.standby
+    assert link.server.pooled is ("PgBouncer" in postgres_server.name)
+    assert not link.server.standby
 
 
-async def test_a_call_is_read_committed_whatever_the_default(link: Link) -> None:
+async def test_a_call_is_read_committed_whatever_the_default(link: PostgresConnection) -> None:
     asked = "SELECT current_setting('transaction_isolation')"
-    assert await link.value(asked) == "read committed"
-    assert await link.value(asked) == "read committed"
+    assert await link.fetch_value(asked) == "read committed"
+    assert await link.fetch_value(asked) == "read committed"
 
 
-async def test_many_links_share_few_connections_of_a_pooler(
+async def test_many_connections_share_few_of_a_pooler(
     postgres_server: RunningPostgres,
 ) -> None:
-    links = [Link(parse(postgres_server.url), asyncio.sleep) for _ in range(8)]
+    links = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(8)]
     asked = [f"SELECT $1::int4 + {n}" for n in range(6)]
     for _ in range(3):
-        found = await asyncio.gather(*(one.value(text, 1) for one in links for text in asked))
+        found = await asyncio.gather(*(one.fetch_value(text, 1) for one in links for text in asked))
         assert found == [1 + n for _ in links for n in range(6)]
     for one in links:
         await one.close()
 
 
-async def test_it_is_known_by_name(link: Link, postgres_server: RunningPostgres) -> None:
+async def test_it_is_known_by_name(
+    link: PostgresConnection, postgres_server: RunningPostgres
+) -> None:
     await link.connect()
     named = postgres_server.ask(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nimburion'"
@@ -83,12 +87,12 @@ async def test_it_is_known_by_name(link: Link, postgres_server: RunningPostgres)
     assert named[0][0] >= 1
 
 
-async def test_a_killed_connection_leaves_it_open_what_became_of_the_call(
-    link: Link, postgres_server: RunningPostgres
+async def test_a_killed_connection_leaves_the_outcome_unknown(
+    link: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
     await link.connect()
-    call = asyncio.create_task(link.rows("SELECT pg_sleep(20)"))
-    await seen_sleeping(postgres_server)
+    call = asyncio.create_task(link.fetch("SELECT pg_sleep(20)"))
+    await wait_until_sleeping(postgres_server)
     postgres_server.ask(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ 'sleep.20' "
         "AND pid <> pg_backend_pid()"
@@ -96,41 +100,41 @@ async def test_a_killed_connection_leaves_it_open_what_became_of_the_call(
     with pytest.raises(BackendUnavailable, match="may have been applied") as caught:
         await call
     assert caught.value.outcome == "unknown"
-    assert await link.value("SELECT 1") == 1
+    assert await link.fetch_value("SELECT 1") == 1
 
 
 async def test_an_answer_that_does_not_come_is_not_waited_for(
     postgres_server: RunningPostgres,
 ) -> None:
-    link = Link(parse(postgres_server.url).using(timeout=0.5), asyncio.sleep)
+    link = PostgresConnection(parse_url(postgres_server.url).replace(timeout=0.5), asyncio.sleep)
     with pytest.raises(BackendUnavailable, match="no answer in time") as caught:
-        await link.rows("SELECT pg_sleep(20)")
+        await link.fetch("SELECT pg_sleep(20)")
     assert caught.value.outcome == "unknown"
-    assert await link.value("SELECT 1") == 1
+    assert await link.fetch_value("SELECT 1") == 1
     await link.close()
 
 
-async def test_a_cancelled_call_leaves_a_link_that_works(
-    link: Link, postgres_server: RunningPostgres
+async def test_a_cancelled_call_leaves_a_working_connection(
+    link: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
-    call = asyncio.create_task(link.rows("SELECT pg_sleep(20)"))
-    await seen_sleeping(postgres_server)
+    call = asyncio.create_task(link.fetch("SELECT pg_sleep(20)"))
+    await wait_until_sleeping(postgres_server)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert await link.value("SELECT 1") == 1
+    assert await link.fetch_value("SELECT 1") == 1
 
 
-async def test_what_cannot_be_held_is_unstorable(link: Link) -> None:
+async def test_what_cannot_be_held_is_unstorable(link: PostgresConnection) -> None:
     for value in ("a\0b", "\ud800", 5):
         with pytest.raises(Unstorable):
-            await link.rows("SELECT $1::text", value)
-    assert await link.value("SELECT 1") == 1
+            await link.fetch("SELECT $1::text", value)
+    assert await link.fetch_value("SELECT 1") == 1
 
 
-async def test_missing_tables_name_the_command(link: Link) -> None:
+async def test_missing_tables_name_the_command(link: PostgresConnection) -> None:
     with pytest.raises(FormatMismatch, match="nimburion migrate up"):
-        await link.rows("SELECT * FROM nimburion.job")
+        await link.fetch("SELECT * FROM nimburion.job")
 
 
 async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
@@ -142,9 +146,9 @@ async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
             f"UPDATE pair SET times = times + 1 WHERE n = {first}; PERFORM pg_sleep(0.05); "
             f"UPDATE pair SET times = times + 1 WHERE n = {second}; END $$"
         )
-    links = [Link(parse(postgres_server.url), asyncio.sleep) for _ in range(2)]
+    links = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(2)]
     for _ in range(3):
-        await asyncio.gather(links[0].rows("SELECT up()"), links[1].rows("SELECT down()"))
+        await asyncio.gather(links[0].fetch("SELECT up()"), links[1].fetch("SELECT down()"))
     assert postgres_server.ask("SELECT times FROM pair") == [(6,), (6,)]
     for one in links:
         await one.close()
@@ -159,11 +163,13 @@ def locked(server: RunningPostgres, table: str) -> Iterator[None]:
         yield
 
 
-async def cancelled_look_up(link: Link, server: RunningPostgres, statement: str) -> None:
+async def cancelled_look_up(
+    link: PostgresConnection, server: RunningPostgres, statement: str
+) -> None:
     """Cancel a call while the driver looks up a type for a statement that the server has parsed."""
     with locked(server, "pg_catalog.pg_range"):
-        call = asyncio.create_task(link.rows(statement, "calm"))
-        await asyncio.to_thread(until, lambda: cancel_who_waits(server), "waits for the lock")
+        call = asyncio.create_task(link.fetch(statement, "calm"))
+        await asyncio.to_thread(wait_until, lambda: cancel_who_waits(server), "waits for the lock")
         with pytest.raises(BackendUnavailable, match="the call was cancelled there"):
             await call
 
@@ -178,14 +184,14 @@ def cancel_who_waits(server: RunningPostgres) -> bool:
 
 
 async def test_a_type_look_up_that_was_cancelled_spoils_no_later_call(
-    link: Link, postgres_server: RunningPostgres
+    link: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
     postgres_server.ask("CREATE TYPE mood AS ENUM ('calm')")
     statement = "SELECT $1::mood::text"
     await link.connect()
     await cancelled_look_up(link, postgres_server, statement)
-    assert await link.value(statement, "calm") == "calm"
-    assert await link.value("SELECT 1") == 1
+    assert await link.fetch_value(statement, "calm") == "calm"
+    assert await link.fetch_value("SELECT 1") == 1
 
 
 async def test_the_types_of_our_statements_are_never_looked_up(postgres_binary: Binary) -> None:
@@ -205,12 +211,12 @@ async def each_operation(store: PostgresBackend) -> None:
     await store.enqueue([NewJob("one", "n", "q", b"{}")])
     session = Session(id="ab" * 16, names=("n",))
     await store.open_session(session)
-    want = Want(3, (Lane("q", "n"),), nonce=b"n" * 16)
+    want = ReserveRequest(3, (Lane("q", "n"),), nonce=b"n" * 16)
     reply = await store.exchange(session.id, 1, [], want)
     settled: list[Settlement] = [Completed(one.lease, b"1") for one in reply.deliveries]
     assert len(settled) == 3
-    await store.exchange(session.id, 2, settled, NOTHING)
-    await store.beat(session.id)
+    await store.exchange(session.id, 2, settled, RESERVE_NOTHING)
+    await store.heartbeat(session.id)
     await store.rescue(10, max_lost=3)
     await store.promote(10)
     await store.close_session(session.id)
@@ -224,7 +230,7 @@ async def each_operation(store: PostgresBackend) -> None:
 
 
 async def test_a_connection_that_fell_out_of_step_is_given_up(
-    link: Link, postgres_server: RunningPostgres
+    link: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
     """Whatever left a statement, or an open transaction, behind on it."""
     if "PgBouncer" in postgres_server.name:
@@ -234,8 +240,8 @@ async def test_a_connection_that_fell_out_of_step_is_given_up(
         with suppress(asyncpg.PostgresError):
             await link.driver.execute(spoil)
         with suppress(BackendUnavailable):
-            await link.value("SELECT 1")
-        assert await link.value("SELECT 1") == 1
+            await link.fetch_value("SELECT 1")
+        assert await link.fetch_value("SELECT 1") == 1
 
 
 async def test_a_worker_listens_again_after_the_server_refused_it_once(
@@ -256,7 +262,7 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
     await store.open()
     await other.open()
     waiting = asyncio.create_task(store.wait(["q"], 60))
-    await asyncio.to_thread(until, lambda: listeners_of(postgres_server) == 1, "it listens")
+    await asyncio.to_thread(wait_until, lambda: listeners_of(postgres_server) == 1, "it listens")
     await other.enqueue([NewJob("a", "n", "q", b"{}")])
     async with asyncio.timeout(20):
         await waiting
@@ -269,28 +275,32 @@ def listeners_of(server: RunningPostgres) -> int:
     return int(count)
 
 
-async def test_links_are_made_when_needed_and_used_again(postgres_server: RunningPostgres) -> None:
-    links = Links(parse(postgres_server.url).using(connections=2), asyncio.sleep)
-    assert await asyncio.gather(*(links.value("SELECT $1::int4", n) for n in range(20))) == [
+async def test_pool_connections_are_made_on_demand_and_reused(
+    postgres_server: RunningPostgres,
+) -> None:
+    links = ConnectionPool(parse_url(postgres_server.url).replace(connections=2), asyncio.sleep)
+    assert await asyncio.gather(*(links.fetch_value("SELECT $1::int4", n) for n in range(20))) == [
         *range(20)
     ]
-    async with links.one() as first, links.one() as second:
+    async with links.acquire() as first, links.acquire() as second:
         assert first is not second
-    async with links.one() as again:
+    async with links.acquire() as again:
         assert again is first
     await links.close()
 
 
 @pytest.mark.parametrize("given", [False, True])
-async def test_who_no_longer_waits_for_a_link_keeps_none(*, given: bool) -> None:
+async def test_a_cancelled_acquire_keeps_no_connection(*, given: bool) -> None:
     """Cancelled while it waits, and just when it was given one."""
-    links = Links(parse("postgresql://127.0.0.1/x").using(connections=1), asyncio.sleep)
+    links = ConnectionPool(
+        parse_url("postgresql://127.0.0.1/x").replace(connections=1), asyncio.sleep
+    )
 
-    async def borrowing() -> Link:
-        async with links.one() as link:
+    async def borrowing() -> PostgresConnection:
+        async with links.acquire() as link:
             return link
 
-    async with links.one() as only:
+    async with links.acquire() as only:
         first, second = asyncio.create_task(borrowing()), asyncio.create_task(borrowing())
         await asyncio.sleep(0)
         if not given:
@@ -308,68 +318,76 @@ async def test_who_no_longer_waits_for_a_link_keeps_none(*, given: bool) -> None
 
 async def test_a_restarted_server_is_found_again(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server:
-        link = Link(parse(server.url), asyncio.sleep)
-        assert await link.value("SELECT 1") == 1
+        link = PostgresConnection(parse_url(server.url), asyncio.sleep)
+        assert await link.fetch_value("SELECT 1") == 1
         server.stop_immediately()
         await wait_until_closed(link)
         with pytest.raises(BackendUnavailable, match="nothing listens") as caught:
-            await link.value("SELECT 1")
+            await link.fetch_value("SELECT 1")
         assert caught.value.outcome == "not applied"
         server.start()
-        assert await link.value("SELECT 1") == 1
+        assert await link.fetch_value("SELECT 1") == 1
         await link.close()
 
 
 async def test_of_several_servers_the_one_that_takes_writes(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server, server.follower() as standby:
         hosts = f"127.0.0.1:{standby.port},127.0.0.1:{server.port}"
-        link = Link(parse(f"postgresql://postgres@{hosts}/postgres"), asyncio.sleep)
-        await link.rows("CREATE TABLE kept ()")
-        await seen(standby, "SELECT 1 WHERE to_regclass('kept') IS NOT NULL")
+        link = PostgresConnection(
+            parse_url(f"postgresql://postgres@{hosts}/postgres"), asyncio.sleep
+        )
+        await link.fetch("CREATE TABLE kept ()")
+        await wait_until_seen(standby, "SELECT 1 WHERE to_regclass('kept') IS NOT NULL")
         await asyncio.to_thread(server.kill)
         await wait_until_closed(link)
         with pytest.raises(BackendUnavailable, match=r"nothing listens.*standby"):
-            await link.rows("SELECT 1")
+            await link.fetch("SELECT 1")
         await asyncio.to_thread(standby.promote)
-        assert await link.rows("SELECT * FROM kept") == []
+        assert await link.fetch("SELECT * FROM kept") == []
         await link.close()
-        alone = Link(parse(standby.url), asyncio.sleep)
-        assert await alone.value("SELECT 1") == 1
+        alone = PostgresConnection(parse_url(standby.url), asyncio.sleep)
+        assert await alone.fetch_value("SELECT 1") == 1
         await alone.close()
 
 
-async def test_a_server_that_takes_no_writes_is_said_to(postgres_binary: Binary) -> None:
+async def test_a_read_only_server_is_reported(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server, server.follower() as standby:
-        link = Link(parse(standby.url), asyncio.sleep)
+        link = PostgresConnection(parse_url(standby.url), asyncio.sleep)
         with pytest.raises(BackendUnavailable, match="is a standby and takes no writes"):
             await link.connect()
-        reading = Link(parse(f"{standby.url}?target_session_attrs=any"), asyncio.sleep)
-        assert await reading.value("SELECT 1") == 1
+        reading = PostgresConnection(
+            parse_url(f"{standby.url}?target_session_attrs=any"), asyncio.sleep
+        )
+        assert await reading.fetch_value("SELECT 1") == 1
         with pytest.raises(BackendUnavailable, match="takes no writes") as caught:
-            await reading.rows("CREATE TABLE x ()")
+            await reading.fetch("CREATE TABLE x ()")
         assert caught.value.outcome == "not applied"
         await reading.close()
         server.ask("ALTER ROLE postgres SET default_transaction_read_only = on")
-        with pytest.raises(StoreReadOnly, match="set to take no writes"):
-            await Link(parse(server.url), asyncio.sleep).connect()
+        with pytest.raises(BackendReadOnly, match="set to take no writes"):
+            await PostgresConnection(parse_url(server.url), asyncio.sleep).connect()
 
 
-async def test_who_is_not_let_in_is_told_why(postgres_binary: Binary) -> None:
+async def test_an_authentication_error_is_explained(postgres_binary: Binary) -> None:
     hba = ["host all reader 127.0.0.1/32 scram-sha-256", "host all nobody 127.0.0.1/32 reject"]
     with PostgresServer(postgres_binary, "max_connections=4", hba=hba) as server:
         server.ask("CREATE ROLE reader LOGIN PASSWORD 'right'")
-        await refused(parse(server.url_for("reader", "wrong")), "does not let us in.*password")
-        await refused(parse(server.url_for("nobody")), "does not let us in")
-        await refused(parse(server.url_for("stranger")), "does not let us in")
-        await refused(parse(server.url_for("postgres", database="nothing")), "no such database")
-        await refused(parse(f"{server.url}?sslmode=require"), "does not speak TLS")
-        await refused(
-            parse(f"{server.url}?sslrootcert=/no&sslmode=verify-full"), "/no|No such file"
+        await expect_connect_error(
+            parse_url(server.url_for("reader", "wrong")), "does not let us in.*password"
+        )
+        await expect_connect_error(parse_url(server.url_for("nobody")), "does not let us in")
+        await expect_connect_error(parse_url(server.url_for("stranger")), "does not let us in")
+        await expect_connect_error(
+            parse_url(server.url_for("postgres", database="nothing")), "no such database"
+        )
+        await expect_connect_error(parse_url(f"{server.url}?sslmode=require"), "does not speak TLS")
+        await expect_connect_error(
+            parse_url(f"{server.url}?sslrootcert=/no&sslmode=verify-full"), "/no|No such file"
         )
 
 
 @pytest.mark.parametrize("mode", ["", "?sslmode=prefer", "?sslmode=disable"])
-async def test_what_is_no_postgresql_is_said_to_be_none(mode: str) -> None:
+async def test_a_server_that_is_not_postgresql_is_reported(mode: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -377,53 +395,59 @@ async def test_what_is_no_postgresql_is_said_to_be_none(mode: str) -> None:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        link = Link(parse(f"postgresql://127.0.0.1:{port}/x{mode}"), asyncio.sleep)
+        link = PostgresConnection(
+            parse_url(f"postgresql://127.0.0.1:{port}/x{mode}"), asyncio.sleep
+        )
         with pytest.raises(BackendUnavailable, match="PostgreSQL server") as caught:
             await link.connect()
     assert "\n" not in str(caught.value)
     assert "TLS" not in str(caught.value)
 
 
-async def test_nobody_there_is_said_in_one_line() -> None:
+async def test_an_unreachable_server_is_explained_in_one_line() -> None:
     with pytest.raises(BackendUnavailable, match="there is no socket"):
-        await Link(parse("postgresql:///x?host=/nowhere"), asyncio.sleep).connect()
+        await PostgresConnection(
+            parse_url("postgresql:///x?host=/nowhere"), asyncio.sleep
+        ).connect()
     with pytest.raises(BackendUnavailable, match=r"name of .* is not known"):
-        await Link(parse("postgresql://no.such.host.invalid/x"), asyncio.sleep).connect()
+        await PostgresConnection(
+            parse_url("postgresql://no.such.host.invalid/x"), asyncio.sleep
+        ).connect()
 
 
 async def test_a_server_that_hangs_is_given_up(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server:
-        link = Link(parse(server.url).using(timeout=0.5), asyncio.sleep)
+        link = PostgresConnection(parse_url(server.url).replace(timeout=0.5), asyncio.sleep)
         await link.connect()
         server.pause()
         with pytest.raises(BackendUnavailable, match="no answer in time"):
-            await link.rows("SELECT 1")
+            await link.fetch("SELECT 1")
         with pytest.raises(BackendUnavailable, match="no answer from"):
-            await link.rows("SELECT 1")
+            await link.fetch("SELECT 1")
         server.resume()
-        assert await link.value("SELECT 1") == 1
+        assert await link.fetch_value("SELECT 1") == 1
         await link.close()
 
 
 # --- steps --------------------------------------------------------------------------------------
 
 
-async def refused(address: Address, match: str) -> None:
+async def expect_connect_error(settings: PostgresSettings, match: str) -> None:
     with pytest.raises((ConfigurationError, BackendUnavailable), match=match) as caught:
-        await Link(address, asyncio.sleep).connect()
+        await PostgresConnection(settings, asyncio.sleep).connect()
     assert "\n" not in str(caught.value)
 
 
-async def seen_sleeping(server: RunningPostgres) -> None:
-    await seen(
+async def wait_until_sleeping(server: RunningPostgres) -> None:
+    await wait_until_seen(
         server,
         "SELECT 1 FROM pg_stat_activity WHERE query ~ 'sleep.20' AND pid <> pg_backend_pid()",
     )
 
 
-async def seen(server: RunningPostgres, asked: str) -> None:
-    await asyncio.to_thread(until, lambda: bool(server.ask(asked)), asked)
+async def wait_until_seen(server: RunningPostgres, query: str) -> None:
+    await asyncio.to_thread(wait_until, lambda: bool(server.ask(query)), query)
 
 
-async def wait_until_closed(link: Link) -> None:
-    await asyncio.to_thread(until, lambda: not link.is_open, "the link is closed")
+async def wait_until_closed(connection: PostgresConnection) -> None:
+    await asyncio.to_thread(wait_until, lambda: not connection.is_open, "the link is closed")

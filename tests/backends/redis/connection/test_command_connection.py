@@ -12,9 +12,9 @@ from typing import Literal
 
 import pytest
 
-from nimburion.backends.redis.connection.command_connection import Line
-from nimburion.backends.redis.connection.topology import Servers
-from nimburion.backends.redis.url import parse
+from nimburion.backends.redis.connection.command_connection import CommandConnection
+from nimburion.backends.redis.connection.topology import ServerLocator
+from nimburion.backends.redis.url import parse_url
 from nimburion.core.errors import BackendError, BackendUnavailable
 from tests.servers import Binary, Proxy, Server
 
@@ -23,9 +23,11 @@ BOTH_WAYS: tuple[Literal["requests", "replies"], ...] = ("requests", "replies")
 
 
 @asynccontextmanager
-async def line_to(url: str, timeout: float = 5.0) -> AsyncIterator[Line]:
-    address = parse(url).using(timeout=timeout)
-    line = Line(Servers(address), address.describe(), timeout)
+async def open_command_connection(
+    url: str, timeout: float = 5.0
+) -> AsyncIterator[CommandConnection]:
+    address = parse_url(url).replace(timeout=timeout)
+    line = CommandConnection(ServerLocator(address), address.describe(), timeout)
     try:
         yield line
     finally:
@@ -44,8 +46,8 @@ async def proxy(valkey: Server) -> AsyncIterator[Proxy]:
 class Caller:
     """Asks for its own words back, and is often cancelled."""
 
-    def __init__(self, line: Line, luck: random.Random) -> None:
-        self._line = line
+    def __init__(self, connection: CommandConnection, luck: random.Random) -> None:
+        self._connection = connection
         self._luck = luck
         self.cancelled = 0
         self.answered = 0
@@ -53,7 +55,7 @@ class Caller:
     async def ask(self, words: str) -> None:
         """One call. It is given up after a moment in which it may wait for its turn, connect, be on
         its way, or be answered."""
-        calling = asyncio.create_task(self._line.call("ECHO", words))
+        calling = asyncio.create_task(self._connection.execute("ECHO", words))
         for _ in range(self._luck.randrange(16)):
             await asyncio.sleep(0)
         calling.cancel()
@@ -69,7 +71,7 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
     valkey: Server, record_property: Record
 ) -> None:
     luck = random.Random(7)
-    async with line_to(f"unix://{valkey.socket}") as line:
+    async with open_command_connection(f"unix://{valkey.socket}") as line:
         callers = [Caller(line, luck) for _ in range(2)]
 
         async def ask_on(caller: Caller, number: int) -> None:
@@ -77,8 +79,8 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
                 await caller.ask(f"{number}-{caller.cancelled}-{caller.answered}")
 
         await asyncio.gather(*(ask_on(caller, n) for n, caller in enumerate(callers)))
-        dropped = line.connections - 1
-        assert await line.call("ECHO", "still here") == b"still here"
+        dropped = line.connection_count - 1
+        assert await line.execute("ECHO", "still here") == b"still here"
     cancelled, answered = (
         sum(getattr(one, of) for one in callers) for of in ("cancelled", "answered")
     )
@@ -89,15 +91,15 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
     assert 0 < dropped < cancelled, "only what is in flight costs its connection"
 
 
-async def test_a_reply_that_comes_late_is_nobodys(proxy: Proxy) -> None:
-    async with line_to(proxy.url, timeout=0.2) as line:
-        assert await line.call("ECHO", "1") == b"1"
-        proxy.hole()
+async def test_a_late_reply_is_discarded(proxy: Proxy) -> None:
+    async with open_command_connection(proxy.url, timeout=0.2) as line:
+        assert await line.execute("ECHO", "1") == b"1"
+        proxy.hold_up()
         with pytest.raises(BackendUnavailable) as caught:
-            await line.call("ECHO", "2")
+            await line.execute("ECHO", "2")
         assert caught.value.outcome == "unknown"
         proxy.heal()
-        assert await line.call("ECHO", "3") == b"3"
+        assert await line.execute("ECHO", "3") == b"3"
         assert proxy.connections == 2
 
 
@@ -105,35 +107,35 @@ async def test_a_reply_that_comes_late_is_nobodys(proxy: Proxy) -> None:
 
 
 async def test_cut_while_idle_it_costs_nothing(proxy: Proxy) -> None:
-    async with line_to(proxy.url) as line:
+    async with open_command_connection(proxy.url) as line:
         for n in range(20):
-            assert await line.call("ECHO", f"{n}") == f"{n}".encode()
+            assert await line.execute("ECHO", f"{n}") == f"{n}".encode()
             assert proxy.cut() == 1
-            await until_hung_up(line)
-        assert line.connections == 20
+            await wait_until_closed(line)
+        assert line.connection_count == 20
 
 
-async def until_hung_up(line: Line) -> None:
+async def wait_until_closed(connection: CommandConnection) -> None:
     """The news of it has come to our loop."""
-    assert line._wire is not None
+    assert connection._protocol is not None
     async with asyncio.timeout(5):
-        await line._wire.lost
+        await connection._protocol.lost
 
 
-async def test_reset_after_any_number_of_bytes_it_says_what_may_be_concluded(
+async def test_a_reset_after_any_number_of_bytes_reports_the_right_outcome(
     valkey: Server, proxy: Proxy, record_property: Record
 ) -> None:
     """Of the request, or of the reply. Never a wrong reply, never a wrong conclusion; and the next
     call works."""
     valkey.ask("SET", "resets", 0)
     applied = resets = 0
-    async with line_to(proxy.url) as line:
+    async with open_command_connection(proxy.url) as line:
         for of in BOTH_WAYS:
             for count in range(60):
                 before = int(valkey.ask("GET", "resets"))
                 proxy.reset_after(count, of)
                 try:
-                    value = await line.call("INCR", "resets")
+                    value = await line.execute("INCR", "resets")
                 except BackendUnavailable as error:
                     value, outcome = None, error.outcome
                 else:
@@ -143,7 +145,7 @@ async def test_reset_after_any_number_of_bytes_it_says_what_may_be_concluded(
                 assert risen in {"applied": {1}, "unknown": {0, 1}, "not applied": {0}}[outcome]
                 resets += value is None
                 applied += value is None and risen
-        assert await line.call("PING") == b"PONG"
+        assert await line.execute("PING") == b"PONG"
     record_property("Redis connections reset in mid-request, in total", resets)
     record_property("requests applied though unanswered, in total", applied)
     assert resets > 20
@@ -153,17 +155,17 @@ async def test_reset_after_any_number_of_bytes_it_says_what_may_be_concluded(
 async def test_a_server_that_hangs_is_left_and_found_again(redis_binary: Binary) -> None:
     """A kernel goes on accepting connections for a process that stands still."""
     with Server(redis_binary) as server:
-        async with line_to(server.url, timeout=0.3) as line:
-            assert await line.call("PING") == b"PONG"
+        async with open_command_connection(server.url, timeout=0.3) as line:
+            assert await line.execute("PING") == b"PONG"
             server.pause()
             outcomes = []
             for _ in range(3):
                 with pytest.raises(BackendUnavailable) as caught:
-                    await line.call("INCR", "a")
+                    await line.execute("INCR", "a")
                 outcomes.append(caught.value.outcome)
             assert outcomes == ["unknown", "not applied", "not applied"]
             server.resume()
-            assert await line.call("GET", "a") == b"1", "what was unknown was applied, and once"
+            assert await line.execute("GET", "a") == b"1", "what was unknown was applied, and once"
 
 
 @pytest.mark.parametrize("spoil", [("SUBSCRIBE", "news"), ("RESET",)])
@@ -173,14 +175,14 @@ async def test_a_connection_that_lost_its_state_is_replaced(
     """It is subscribed, or logged out, as a proxy in between may leave it: for as long as it lives,
     the server refuses each call."""
     with Server(redis_binary, password="pw") as server:
-        async with line_to(server.url) as line:
-            assert await line.call("PING") == b"PONG"
-            line.proven = True
-            await line.call(*spoil)
+        async with open_command_connection(server.url) as line:
+            assert await line.execute("PING") == b"PONG"
+            line.is_verified = True
+            await line.execute(*spoil)
             with pytest.raises(BackendError) as refused:
-                await line.call("GET", "a")
-            assert await line.call("SET", "a", "1") == b"OK"
-            assert line.connections == 2
+                await line.execute("GET", "a")
+            assert await line.execute("SET", "a", "1") == b"OK"
+            assert line.connection_count == 2
     if spoil == ("RESET",):
         assert isinstance(refused.value, BackendUnavailable)
         assert refused.value.outcome == "not applied"
@@ -191,18 +193,18 @@ async def test_what_a_server_did_not_take_does_not_pile_up(redis_binary: Binary)
     connection: else each try would keep a socket, and send its request after all."""
     load = b"x" * (16 << 20)
     with Server(redis_binary) as server:
-        async with line_to(server.url, timeout=0.2) as line:
-            assert await line.call("PING") == b"PONG"
-            before = descriptors()
+        async with open_command_connection(server.url, timeout=0.2) as line:
+            assert await line.execute("PING") == b"PONG"
+            before = count_descriptors()
             for n in range(4):
                 server.pause()
                 with pytest.raises(BackendUnavailable):
-                    await line.call("SET", f"big-{n}", load)
-                assert descriptors() <= before
+                    await line.execute("SET", f"big-{n}", load)
+                assert count_descriptors() <= before
                 server.resume()
-                assert await line.call("PING") == b"PONG"
+                assert await line.execute("PING") == b"PONG"
         assert server.ask("DBSIZE") == 0
 
 
-def descriptors() -> int:
+def count_descriptors() -> int:
     return len(list(Path(f"/proc/{os.getpid()}/fd").iterdir()))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from redis.asyncio.connection import AbstractConnection
 
-from nimburion.backends.redis.connection.topology import Servers
-from nimburion.backends.redis.url import parse
-from nimburion.backends.server.url import Node
+from nimburion.backends.redis.connection.topology import ServerLocator
+from nimburion.backends.redis.url import parse_url
+from nimburion.backends.server.url import Endpoint
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
-from tests.servers import Binary, Cluster, Proxy, Running, SentinelTrio, Server, valkey_binary
+from tests.servers import Binary, Cluster, Proxy, RunningRedis, SentinelTrio, Server, valkey_binary
 from tests.servers.certificates import Certificates, make_certificates, sign
 from tests.servers.waiting import free_port
 
@@ -24,7 +24,7 @@ Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def connected(servers: Servers) -> AsyncIterator[AbstractConnection]:
+async def open_connection(servers: ServerLocator) -> AsyncIterator[AbstractConnection]:
     """A connection to the server that takes writes."""
     connection = await servers.connect()
     try:
@@ -38,44 +38,44 @@ async def ask(connection: AbstractConnection, *command: Any) -> Any:
     return await connection.read_response()
 
 
-async def port_of(servers: Servers) -> int:
+async def read_port(servers: ServerLocator) -> int:
     """The port of the server that is found, which must take a write."""
-    async with connected(servers) as connection:
+    async with open_connection(servers) as connection:
         assert await ask(connection, "SET", "{nimburion}:there", "1") == b"OK"
         _, port = await ask(connection, "CONFIG", "GET", "port")
         return int(port) or int((await ask(connection, "CONFIG", "GET", "tls-port"))[1])
 
 
-async def refused(url: str, *, timeout: float = 5.0) -> NimburionError:
+async def get_connect_error(url: str, *, timeout: float = 5.0) -> NimburionError:
     """Why there is no connection; in one line, without the password."""
     with pytest.raises(NimburionError) as caught:
-        await Servers(parse(url), timeout=timeout).connect()
+        await ServerLocator(parse_url(url), timeout=timeout).connect()
     error = caught.value
     assert "\n" not in str(error)
     assert "hunter2" not in str(error)
-    assert str(error).startswith(parse(url).describe())
+    assert str(error).startswith(parse_url(url).describe())
     if isinstance(error, BackendUnavailable):
         assert error.outcome == "not applied"
     return error
 
 
-async def unavailable(url: str, *, timeout: float = 5.0) -> str:
+async def get_unavailable_message(url: str, *, timeout: float = 5.0) -> str:
     """The line that says why nobody can be reached."""
-    error = await refused(url, timeout=timeout)
+    error = await get_connect_error(url, timeout=timeout)
     assert isinstance(error, BackendUnavailable)
     return str(error)
 
 
-async def misconfigured(url: str) -> str:
+async def get_configuration_message(url: str) -> str:
     """The line that says what is set wrongly."""
-    error = await refused(url)
+    error = await get_connect_error(url)
     assert isinstance(error, ConfigurationError)
     return str(error)
 
 
-async def test_each_kind_of_server_takes_a_write(redis_server: Running) -> None:
+async def test_each_kind_of_server_takes_a_write(redis_server: RunningRedis) -> None:
     """With TLS, behind Sentinel and in a cluster too, where the run asks for these."""
-    assert await port_of(Servers(parse(redis_server.url))) > 0
+    assert await read_port(ServerLocator(parse_url(redis_server.url))) > 0
 
 
 # --- one server -----------------------------------------------------------------------------------
@@ -84,13 +84,13 @@ async def test_each_kind_of_server_takes_a_write(redis_server: Running) -> None:
 async def test_one_server_by_port_and_by_socket(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         for url in (server.url, server.address, f"unix://{server.socket}"):
-            assert await port_of(Servers(parse(url))) == server.port
+            assert await read_port(ServerLocator(parse_url(url))) == server.port
 
 
 async def test_user_password_db_and_name(redis_binary: Binary) -> None:
     with Server(redis_binary, users=["w%rk on >p@ss:w/rd ~* +@all"]) as server:
         url = f"redis://w%25rk:p%40ss:w%2Frd@{server.address}/3"
-        async with connected(Servers(parse(url))) as connection:
+        async with open_connection(ServerLocator(parse_url(url))) as connection:
             info = (await ask(connection, "CLIENT", "LIST")).decode()
     own = next(line for line in info.splitlines() if "name=nimburion" in line)
     assert " db=3 " in own
@@ -102,7 +102,9 @@ async def test_few_round_trips(redis_binary: Binary) -> None:
     with Server(redis_binary, password="pw") as server:
         async with Proxy(server.port) as proxy:
             chunks = count_requests(proxy)
-            async with connected(Servers(parse(f"redis://:pw@127.0.0.1:{proxy.port}/2"))):
+            async with open_connection(
+                ServerLocator(parse_url(f"redis://:pw@127.0.0.1:{proxy.port}/2"))
+            ):
                 pass
     assert len(chunks) == 3  # AUTH, SELECT, then name and role together
 
@@ -123,12 +125,14 @@ def count_requests(proxy: Proxy) -> list[int]:
 
 async def test_a_user_with_few_rights_may_come_in(redis_binary: Binary) -> None:
     with Server(redis_binary, users=["worker on >pw ~{nimburion}:* -@all +set +config"]) as server:
-        assert await port_of(Servers(parse(server.url_for("worker", "pw")))) == server.port
+        assert (
+            await read_port(ServerLocator(parse_url(server.url_for("worker", "pw")))) == server.port
+        )
 
 
 async def test_a_connection_waits_as_long_as_its_user_wants(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
-        async with connected(Servers(parse(server.url), timeout=0.2)) as connection:
+        async with open_connection(ServerLocator(parse_url(server.url), timeout=0.2)) as connection:
             assert connection.socket_timeout is None
             assert connection.health_check_interval == 0
             assert connection.retry._retries == 0
@@ -138,60 +142,62 @@ async def test_a_connection_waits_as_long_as_its_user_wants(redis_binary: Binary
 
 async def test_logins_that_are_refused(redis_binary: Binary) -> None:
     with Server(redis_binary, password="right") as server:
-        line = await misconfigured(f"redis://{server.address}")
+        line = await get_configuration_message(f"redis://{server.address}")
         assert "asks for a password; set one" in line
-        line = await misconfigured(f"redis://:hunter2@{server.address}")
+        line = await get_configuration_message(f"redis://:hunter2@{server.address}")
         assert "refuses this user or password" in line
     with Server(redis_binary) as server:
-        line = await misconfigured(f"redis://:hunter2@{server.address}")
+        line = await get_configuration_message(f"redis://:hunter2@{server.address}")
         assert "has no password, but one is set" in line
-        assert "no such db" in await misconfigured(f"redis://{server.address}/99")
+        assert "no such db" in await get_configuration_message(f"redis://{server.address}/99")
 
 
-async def test_a_replica_says_whose(redis_binary: Binary) -> None:
+async def test_a_replica_names_its_primary(redis_binary: Binary) -> None:
     with Server(redis_binary) as primary, Server(redis_binary) as server:
         server.ask("REPLICAOF", "127.0.0.1", primary.port)
-        line = await unavailable(server.url)
+        line = await get_unavailable_message(server.url)
     assert f"is a replica of 127.0.0.1:{primary.port} and takes no writes" in line
     assert "name the primary, or use redis+sentinel://" in line
 
 
 async def test_a_server_with_too_many_clients(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
-        async with connected(Servers(parse(server.url))) as first:
+        async with open_connection(ServerLocator(parse_url(server.url))) as first:
             await ask(first, "CONFIG", "SET", "maxclients", "1")
-            line = await unavailable(server.url)
+            line = await get_unavailable_message(server.url)
     assert "maxclients" in line or "hung up without an answer" in line
 
 
 # --- nobody there, or somebody else ---------------------------------------------------------------
 
 
-async def test_nobody_listens() -> None:
+async def test_nothing_listens() -> None:
     port = free_port()
-    line = await unavailable(f"redis://127.0.0.1:{port}")
+    line = await get_unavailable_message(f"redis://127.0.0.1:{port}")
     assert f"nothing listens at 127.0.0.1:{port}; start the server" in line
-    assert "nothing listens at localhost" in await unavailable(f"redis://localhost:{port}")
-    assert "there is no socket /nowhere/redis.sock" in await unavailable(
+    assert "nothing listens at localhost" in await get_unavailable_message(
+        f"redis://localhost:{port}"
+    )
+    assert "there is no socket /nowhere/redis.sock" in await get_unavailable_message(
         "unix:///nowhere/redis.sock"
     )
 
 
 async def test_a_name_that_is_not_known() -> None:
-    assert "the name of nowhere.invalid:6379 is not known" in await unavailable(
+    assert "the name of nowhere.invalid:6379 is not known" in await get_unavailable_message(
         "redis://nowhere.invalid"
     )
 
 
 async def test_a_socket_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "nothing listens at" in await unavailable(f"unix://{tmp_path}/file")
+    assert "nothing listens at" in await get_unavailable_message(f"unix://{tmp_path}/file")
 
 
 async def test_a_server_that_hangs(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         server.pause()
-        line = await unavailable(server.url, timeout=0.2)
+        line = await get_unavailable_message(server.url, timeout=0.2)
         server.resume()
     assert f"no answer from {server.address} within 0.2 s" in line
 
@@ -205,7 +211,7 @@ async def answer(data: bytes, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 
 @asynccontextmanager
-async def stranger(data: bytes) -> AsyncIterator[str]:
+async def run_fake_server(data: bytes) -> AsyncIterator[str]:
     """The address of somebody who is no Redis server."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -226,9 +232,9 @@ async def stranger(data: bytes) -> AsyncIterator[str]:
         (b"", "hung up without an answer. Is it a Redis server? If it speaks TLS, use rediss://"),
     ],
 )
-async def test_somebody_who_is_no_redis(data: bytes, said: str) -> None:
-    async with stranger(data) as address:
-        assert said in await unavailable(f"redis://{address}")
+async def test_a_server_that_is_not_redis(data: bytes, said: str) -> None:
+    async with run_fake_server(data) as address:
+        assert said in await get_unavailable_message(f"redis://{address}")
 
 
 # --- TLS: a port of ours that speaks it, in front of the server -----------------------------------
@@ -248,7 +254,9 @@ def plain() -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def secured(port: int, files: Certificates, *, mutual: bool = False) -> AsyncIterator[int]:
+async def run_tls_proxy(
+    port: int, files: Certificates, *, mutual: bool = False
+) -> AsyncIterator[int]:
     """A port that speaks TLS and hands on to a server that does not; its number."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(files.certificate, files.key)
@@ -280,17 +288,24 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def test_tls(plain: Server, certificates: Certificates, tmp_path: Path) -> None:
     sign("another", tmp_path / "ca.pem", tmp_path / "ca.key")
-    async with secured(plain.port, certificates) as port:
+    async with run_tls_proxy(plain.port, certificates) as port:
         trusted = f"tls_ca={certificates.authority}"
         for query in (trusted, f"{trusted}&tls_verify=ca", "tls_verify=none"):
-            assert await port_of(Servers(parse(f"rediss://127.0.0.1:{port}?{query}"))) == plain.port
-        line = await unavailable(f"rediss://127.0.0.1:{port}")
+            assert (
+                await read_port(ServerLocator(parse_url(f"rediss://127.0.0.1:{port}?{query}")))
+                == plain.port
+            )
+        line = await get_unavailable_message(f"rediss://127.0.0.1:{port}")
         assert "is not accepted" in line
         assert "name its authority by tls_ca=FILE" in line
-        line = await unavailable(f"rediss://127.0.0.1:{port}?tls_ca={tmp_path / 'ca.pem'}")
+        line = await get_unavailable_message(
+            f"rediss://127.0.0.1:{port}?tls_ca={tmp_path / 'ca.pem'}"
+        )
         assert "is not accepted" in line
-        assert "is not accepted" in await unavailable(f"rediss://127.0.0.1:{port}?tls_verify=ca")
-        line = await unavailable(f"redis://127.0.0.1:{port}", timeout=1)
+        assert "is not accepted" in await get_unavailable_message(
+            f"rediss://127.0.0.1:{port}?tls_verify=ca"
+        )
+        line = await get_unavailable_message(f"redis://127.0.0.1:{port}", timeout=1)
         assert "use rediss://" in line
 
 
@@ -300,30 +315,30 @@ async def test_a_certificate_of_another_host(plain: Server, tmp_path: Path) -> N
     sign("authority", files.authority, tmp_path / "ca.key")
     other = "subjectAltName=DNS:other.invalid"
     sign("other", files.certificate, files.key, *signer, "-addext", other)
-    async with secured(plain.port, files) as port:
+    async with run_tls_proxy(plain.port, files) as port:
         url = f"rediss://localhost:{port}?tls_ca={files.authority}"
-        line = await unavailable(url)
+        line = await get_unavailable_message(url)
         assert "tls_verify=ca leaves out whom it is made out to" in line
-        assert await port_of(Servers(parse(f"{url}&tls_verify=ca"))) == plain.port
+        assert await read_port(ServerLocator(parse_url(f"{url}&tls_verify=ca"))) == plain.port
 
 
 async def test_a_server_that_asks_for_our_certificate(
     plain: Server, certificates: Certificates
 ) -> None:
-    async with secured(plain.port, certificates, mutual=True) as port:
+    async with run_tls_proxy(plain.port, certificates, mutual=True) as port:
         url = f"rediss://127.0.0.1:{port}?tls_ca={certificates.authority}"
-        line = await unavailable(url)
+        line = await get_unavailable_message(url)
         assert "asks for our certificate" in line  # or hangs up, with a guess: TLS 1.3 tells late
         assert "set tls_cert and tls_key" in line
         pair = f"tls_cert={certificates.certificate}&tls_key={certificates.key}"
-        assert await port_of(Servers(parse(f"{url}&{pair}"))) == plain.port
+        assert await read_port(ServerLocator(parse_url(f"{url}&{pair}"))) == plain.port
 
 
-async def test_tls_asked_of_a_server_without(plain: Server) -> None:
-    line = await unavailable(f"rediss://{plain.address}?tls_verify=none", timeout=0.5)
+async def test_tls_with_a_plaintext_server(plain: Server) -> None:
+    line = await get_unavailable_message(f"rediss://{plain.address}?tls_verify=none", timeout=0.5)
     assert "does not speak TLS" in line or "does it speak TLS at all?" in line
-    async with stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
-        assert "does not speak TLS" in await unavailable(f"rediss://{address}")
+    async with run_fake_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        assert "does not speak TLS" in await get_unavailable_message(f"rediss://{address}")
 
 
 @pytest.mark.parametrize("option", ["tls_ca", "tls_cert"])
@@ -332,7 +347,7 @@ async def test_files_that_cannot_be_read(plain: Server, option: str, tmp_path: P
     no_pem.write_text("hunter2")
     for file, why in ((tmp_path / "gone", "No such file"), (no_pem, "not the PEM")):
         with pytest.raises(ConfigurationError) as caught:
-            await Servers(parse(f"rediss://{plain.address}?{option}={file}")).connect()
+            await ServerLocator(parse_url(f"rediss://{plain.address}?{option}={file}")).connect()
         assert str(caught.value).startswith(f"{option}: {file} cannot be used: {why}")
         assert "hunter2" not in str(caught.value)
 
@@ -347,45 +362,48 @@ def trio() -> Iterator[SentinelTrio]:
         yield trio
 
 
-def sentinel_url(trio: SentinelTrio, *, first: str = "", options: str = "") -> str:
+def make_sentinel_url(trio: SentinelTrio, *, first: str = "", options: str = "") -> str:
     hosts = ",".join([*([first] if first else []), *(one.address for one in trio.sentinels)])
     return f"redis+sentinel://:pw@{hosts}/{trio.service}?sentinel_password=spw{options}"
 
 
 async def test_sentinels_name_the_primary(trio: SentinelTrio) -> None:
-    servers = Servers(parse(sentinel_url(trio)))
-    assert await port_of(servers) == trio.primary.port
-    servers.doubt()
-    assert await port_of(servers) == trio.primary.port
+    servers = ServerLocator(parse_url(make_sentinel_url(trio)))
+    assert await read_port(servers) == trio.primary.port
+    servers.invalidate()
+    assert await read_port(servers) == trio.primary.port
 
 
 async def test_a_sentinel_that_is_gone_or_silent_is_passed_over(trio: SentinelTrio) -> None:
     gone = f"127.0.0.1:{free_port()}"
-    assert await port_of(Servers(parse(sentinel_url(trio, first=gone)))) == trio.primary.port
+    assert (
+        await read_port(ServerLocator(parse_url(make_sentinel_url(trio, first=gone))))
+        == trio.primary.port
+    )
     async with Proxy(trio.sentinels[0].port) as proxy:
-        proxy.hole()
+        proxy.hold_up()
         silent = f"127.0.0.1:{proxy.port}"
-        servers = Servers(parse(sentinel_url(trio, first=silent)), timeout=2)
+        servers = ServerLocator(parse_url(make_sentinel_url(trio, first=silent)), timeout=2)
         async with asyncio.timeout(2):
-            assert await port_of(servers) == trio.primary.port
-            servers.doubt()
+            assert await read_port(servers) == trio.primary.port
+            servers.invalidate()
         async with asyncio.timeout(0.3):  # the one that answered is asked first now
-            assert await port_of(servers) == trio.primary.port
+            assert await read_port(servers) == trio.primary.port
 
 
 async def test_after_a_failover_the_new_primary_is_found(trio: SentinelTrio) -> None:
-    servers = Servers(parse(sentinel_url(trio)))
+    servers = ServerLocator(parse_url(make_sentinel_url(trio)))
     former = trio.primary
-    assert await port_of(servers) == former.port
+    assert await read_port(servers) == former.port
     primary = trio.fail_over()
-    assert await port_of(servers) == primary.port  # nobody doubted: the old one was asked first
+    assert await read_port(servers) == primary.port  # nobody doubted: the old one was asked first
     former.start()
     trio.settle()
-    assert await port_of(servers) == primary.port
+    assert await read_port(servers) == primary.port
 
 
-async def test_while_nobody_is_primary_it_says_so(trio: SentinelTrio) -> None:
-    servers = Servers(parse(sentinel_url(trio)))
+async def test_without_a_primary_the_error_says_so(trio: SentinelTrio) -> None:
+    servers = ServerLocator(parse_url(make_sentinel_url(trio)))
     former = trio.kill_primary()
     with pytest.raises(BackendUnavailable) as caught:
         await servers.connect()
@@ -396,24 +414,26 @@ async def test_while_nobody_is_primary_it_says_so(trio: SentinelTrio) -> None:
 
 
 async def test_a_service_that_no_sentinel_knows(trio: SentinelTrio) -> None:
-    line = await misconfigured(sentinel_url(trio).replace(f"/{trio.service}", "/jbos"))
+    line = await get_configuration_message(
+        make_sentinel_url(trio).replace(f"/{trio.service}", "/jbos")
+    )
     assert "knows no service 'jbos'; it knows: nimburion" in line
 
 
 async def test_wrong_passwords_with_sentinel(trio: SentinelTrio) -> None:
-    line = await misconfigured(sentinel_url(trio).replace("spw", "hunter2"))
+    line = await get_configuration_message(make_sentinel_url(trio).replace("spw", "hunter2"))
     assert "refuses this user or password" in line
-    line = await misconfigured(sentinel_url(trio).replace(":pw@", ":hunter2@"))
+    line = await get_configuration_message(make_sentinel_url(trio).replace(":pw@", ":hunter2@"))
     assert "refuses this user or password" in line
-    line = await misconfigured(sentinel_url(trio).partition("?")[0])
+    line = await get_configuration_message(make_sentinel_url(trio).partition("?")[0])
     assert "asks for a password" in line
 
 
-async def test_a_sentinel_asked_as_server_and_a_server_as_sentinel(trio: SentinelTrio) -> None:
+async def test_sentinel_and_server_mixed_up(trio: SentinelTrio) -> None:
     sentinel = trio.sentinels[0].address
-    line = await misconfigured(f"redis://:spw@{sentinel}")
+    line = await get_configuration_message(f"redis://:spw@{sentinel}")
     assert f"is a Sentinel; use redis+sentinel://{sentinel}/SERVICE" in line
-    line = await misconfigured(
+    line = await get_configuration_message(
         f"redis+sentinel://{trio.primary.address}/nimburion?sentinel_password=pw"
     )
     assert "is no Sentinel but a server; use redis://" in line
@@ -421,7 +441,7 @@ async def test_a_sentinel_asked_as_server_and_a_server_as_sentinel(trio: Sentine
 
 async def test_no_sentinel_answers() -> None:
     one, two = free_port(), free_port()
-    line = await unavailable(f"redis+sentinel://127.0.0.1:{one},127.0.0.1:{two}/jobs")
+    line = await get_unavailable_message(f"redis+sentinel://127.0.0.1:{one},127.0.0.1:{two}/jobs")
     assert f"nothing listens at 127.0.0.1:{one}" in line
     assert f"nothing listens at 127.0.0.1:{two}" in line
 
@@ -437,58 +457,61 @@ def cluster() -> Iterator[Cluster]:
 
 
 async def test_the_node_of_the_namespace_is_found_from_any_seed(cluster: Cluster) -> None:
-    owner = cluster.owner_of(cluster.slot_of("{nimburion}:x"))
+    owner = cluster.find_owner(cluster.compute_slot("{nimburion}:x"))
     for node in cluster.nodes:
-        assert await port_of(Servers(parse(f"redis+cluster://{node.address}"))) == owner.port
+        assert (
+            await read_port(ServerLocator(parse_url(f"redis+cluster://{node.address}")))
+            == owner.port
+        )
 
 
 async def test_namespaces_lie_on_different_nodes(cluster: Cluster) -> None:
     for namespace in ("a", "b", "c", "d"):
-        owner = cluster.owner_of(cluster.slot_of(f"{{{namespace}}}:x"))
-        servers = Servers(parse(f"{cluster.url}?namespace={namespace}"))
-        async with connected(servers) as connection:
+        owner = cluster.find_owner(cluster.compute_slot(f"{{{namespace}}}:x"))
+        servers = ServerLocator(parse_url(f"{cluster.url}?namespace={namespace}"))
+        async with open_connection(servers) as connection:
             assert await ask(connection, "SET", f"{{{namespace}}}:x", "1") == b"OK"
             assert (await ask(connection, "CONFIG", "GET", "port"))[1] == b"%d" % owner.port
 
 
 async def test_a_slot_that_moved(cluster: Cluster) -> None:
-    slot = cluster.slot_of("{nimburion}:x")
-    owner = cluster.owner_of(slot)
-    other = cluster.other_than(owner)
-    servers, hinted = Servers(parse(cluster.url)), Servers(parse(cluster.url))
-    assert await port_of(servers) == await port_of(hinted) == owner.port
+    slot = cluster.compute_slot("{nimburion}:x")
+    owner = cluster.find_owner(slot)
+    other = cluster.find_other(owner)
+    servers, hinted = ServerLocator(parse_url(cluster.url)), ServerLocator(parse_url(cluster.url))
+    assert await read_port(servers) == await read_port(hinted) == owner.port
     cluster.move_slot(slot, other)
-    servers.doubt()
-    hinted.moved(Node("", other.port))
-    assert await port_of(servers) == await port_of(hinted) == other.port
+    servers.invalidate()
+    hinted.redirect(Endpoint("", other.port))
+    assert await read_port(servers) == await read_port(hinted) == other.port
     cluster.move_slot(slot, owner)
 
 
 async def test_the_seed_may_go_once_the_others_are_known(redis_binary: Binary) -> None:
     with Cluster(redis_binary, "cluster-require-full-coverage no") as cluster:
-        owner = cluster.owner_of(cluster.slot_of("{nimburion}:x"))
-        seed = cluster.other_than(owner)
-        servers = Servers(parse(f"redis+cluster://{seed.address}"))
-        assert await port_of(servers) == owner.port
+        owner = cluster.find_owner(cluster.compute_slot("{nimburion}:x"))
+        seed = cluster.find_other(owner)
+        servers = ServerLocator(parse_url(f"redis+cluster://{seed.address}"))
+        assert await read_port(servers) == owner.port
         seed.kill()
-        servers.doubt()
-        assert await port_of(servers) == owner.port
+        servers.invalidate()
+        assert await read_port(servers) == owner.port
 
 
 async def test_a_cluster_that_has_no_node_for_the_slot(redis_binary: Binary) -> None:
     with Server(redis_binary, "cluster-enabled yes") as server:
-        line = await unavailable(f"redis+cluster://{server.address}")
+        line = await get_unavailable_message(f"redis+cluster://{server.address}")
     assert "knows nobody who has slot" in line
 
 
 async def test_a_server_that_is_no_cluster(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
-        line = await misconfigured(f"redis+cluster://{server.address}")
+        line = await get_configuration_message(f"redis+cluster://{server.address}")
     assert "is no node of a cluster; use redis://" in line
 
 
 async def test_no_node_answers() -> None:
-    line = await unavailable(f"redis+cluster://127.0.0.1:{free_port()}")
+    line = await get_unavailable_message(f"redis+cluster://127.0.0.1:{free_port()}")
     assert "no server takes writes: nothing listens at" in line
 
 
@@ -498,8 +521,8 @@ async def test_no_node_answers() -> None:
 async def test_a_connect_that_is_cancelled_leaves_no_connection(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         async with Proxy(server.port) as proxy:
-            proxy.hole()
-            task = asyncio.create_task(Servers(parse(proxy.url), timeout=20).connect())
+            proxy.hold_up()
+            task = asyncio.create_task(ServerLocator(parse_url(proxy.url), timeout=20).connect())
             async with asyncio.timeout(10):
                 while not proxy.connections:
                     await asyncio.sleep(0)

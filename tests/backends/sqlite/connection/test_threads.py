@@ -11,17 +11,17 @@ import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.core.errors import OutOfOrder, StoreFull, StoreReadOnly
-from nimburion.core.exchange import NOTHING
+from nimburion.core.errors import BackendFull, BackendReadOnly, OutOfOrder
+from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 
 
-class Blocker:
+class WriterBlocker:
     """A call that keeps the writer busy until it is let go, so that others gather behind it."""
 
     def __init__(self, store: SQLiteBackend) -> None:
-        self._store = store
+        self._backend = store
         self._go = threading.Event()
         self._task: asyncio.Task[bool] | None = None
 
@@ -32,7 +32,7 @@ class Blocker:
             entered.set()
             return self._go.wait(30)
 
-        self._task = asyncio.create_task(self._store._write(block))
+        self._task = asyncio.create_task(self._backend._write(block))
         await asyncio.to_thread(entered.wait, 30)
 
     async def __aexit__(self, *_: object) -> None:
@@ -41,7 +41,7 @@ class Blocker:
         assert await self._task
 
 
-async def trace(store: SQLiteBackend) -> list[str]:
+async def record_statements(store: SQLiteBackend) -> list[str]:
     """The transactions that the writer begins from now on."""
     seen: list[str] = []
 
@@ -54,8 +54,8 @@ async def trace(store: SQLiteBackend) -> list[str]:
 
 
 async def test_a_hundred_enqueues_share_a_transaction(store: SQLiteBackend) -> None:
-    seen = await trace(store)
-    async with Blocker(store):
+    seen = await record_statements(store)
+    async with WriterBlocker(store):
         calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"")]) for n in range(100)]
         tasks = [asyncio.create_task(call) for call in calls]
         await asyncio.sleep(0)
@@ -67,10 +67,10 @@ async def test_a_hundred_enqueues_share_a_transaction(store: SQLiteBackend) -> N
 
 async def test_a_failing_call_leaves_its_neighbours_alone(store: SQLiteBackend) -> None:
     await store.open_session(Session(id="s", names=("n",)))
-    async with Blocker(store):
+    async with WriterBlocker(store):
         before = asyncio.create_task(store.enqueue([NewJob("before", "n", "q", b"")]))
-        failing = asyncio.create_task(store._write(half_done))
-        wrong = asyncio.create_task(store.exchange("s", 7, [], NOTHING))
+        failing = asyncio.create_task(store._write(insert_then_fail))
+        wrong = asyncio.create_task(store.exchange("s", 7, [], RESERVE_NOTHING))
         after = asyncio.create_task(store.enqueue([NewJob("after", "m", "q2", b"")]))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
@@ -85,16 +85,16 @@ async def test_a_failing_call_leaves_its_neighbours_alone(store: SQLiteBackend) 
     ]
 
 
-def half_done(db: Database) -> None:
+def insert_then_fail(db: Database) -> None:
     """Write something, in a new lane too, and fail."""
-    db.lane_of("q", "never")
+    db.get_or_add_lane("q", "never")
     db.run("pause_set", "q")
     raise ZeroDivisionError
 
 
 async def test_what_a_failed_call_wrote_is_gone(store: SQLiteBackend) -> None:
-    async with Blocker(store):
-        failing = asyncio.create_task(store._write(half_done))
+    async with WriterBlocker(store):
+        failing = asyncio.create_task(store._write(insert_then_fail))
         other = asyncio.create_task(store.pause("other", paused=True))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
@@ -107,12 +107,12 @@ async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> N
     store = SQLiteBackend(path, measure=lambda _: 1 << 20)
     await store.open()
     big = [NewJob(f"big-{n}", "n", "q", b"x" * 1000) for n in range(1000)]
-    async with Blocker(store):
+    async with WriterBlocker(store):
         first = asyncio.create_task(store.enqueue([NewJob("first", "n", "q", b"")]))
         full = asyncio.create_task(store.enqueue(big))
         last = asyncio.create_task(store.enqueue([NewJob("last", "n", "q", b"")]))
         await asyncio.sleep(0)
-    with pytest.raises(StoreFull):
+    with pytest.raises(BackendFull):
         await full
     assert (await first)[0].outcome == "created"
     assert (await last)[0].outcome == "created"
@@ -121,7 +121,7 @@ async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> N
 
 
 async def test_a_cancelled_wait_does_not_disturb_the_writer(store: SQLiteBackend) -> None:
-    async with Blocker(store):
+    async with WriterBlocker(store):
         task = asyncio.create_task(store.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
         task.cancel()
@@ -129,7 +129,7 @@ async def test_a_cancelled_wait_does_not_disturb_the_writer(store: SQLiteBackend
     assert (await store.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "exists"
 
 
-async def test_closing_answers_what_was_asked_before(path: Path) -> None:
+async def test_close_answers_pending_calls(path: Path) -> None:
     store = SQLiteBackend(path)
     await store.open()
     tasks = [
@@ -149,11 +149,11 @@ async def test_two_hundred_openings_leave_no_thread_and_no_file(path: Path) -> N
         await asyncio.sleep(0)
         await store.close()
         await call
-    assert await gone(before)
+    assert await wait_until_gone(before)
     assert {one.name for one in path.parent.iterdir()} == {"jobs.db"}
 
 
-async def gone(many: int) -> bool:
+async def wait_until_gone(many: int) -> bool:
     """Whether no more than so many threads are left, soon."""
     for _ in range(10_000):
         if threading.active_count() <= many:
@@ -162,22 +162,26 @@ async def gone(many: int) -> bool:
     return False
 
 
-async def test_what_callers_ask_for_is_synced_and_what_workers_note_is_not(
+async def test_callers_writes_are_synced_and_workers_writes_are_not(
     store: SQLiteBackend,
 ) -> None:
     assert store._writer is not None
     assert await store._write(synchronous) == 2
     assert await store._write(synchronous, durable=False) == 1
     await store.open_session(Session(id="s", names=("n",)))
-    assert await level_after(store, store.exchange("s", 1, [], NOTHING)) == "NORMAL"
-    assert await level_after(store, store.enqueue([NewJob("a", "n", "q", b"")])) == "FULL"
-    assert await level_after(store, store.beat("s")) == "NORMAL"
-    assert await level_after(store, store.cancel("a")) == "FULL"
-    assert await level_after(store, store.rescue(1, max_lost=3)) == "NORMAL"
-    assert await level_after(store, store.pause("q", paused=True)) == "FULL"
+    assert (
+        await read_synchronous_after(store, store.exchange("s", 1, [], RESERVE_NOTHING)) == "NORMAL"
+    )
+    assert (
+        await read_synchronous_after(store, store.enqueue([NewJob("a", "n", "q", b"")])) == "FULL"
+    )
+    assert await read_synchronous_after(store, store.heartbeat("s")) == "NORMAL"
+    assert await read_synchronous_after(store, store.cancel("a")) == "FULL"
+    assert await read_synchronous_after(store, store.rescue(1, max_lost=3)) == "NORMAL"
+    assert await read_synchronous_after(store, store.pause("q", paused=True)) == "FULL"
 
 
-async def level_after(store: SQLiteBackend, call: Awaitable[object]) -> str:
+async def read_synchronous_after(store: SQLiteBackend, call: Awaitable[object]) -> str:
     """How the transaction of a call was committed."""
     await call
     assert store._writer is not None
@@ -190,9 +194,9 @@ def synchronous(db: Database) -> int:
     return level
 
 
-async def test_one_caller_who_asks_makes_the_whole_group_synced(store: SQLiteBackend) -> None:
+async def test_one_durable_call_syncs_the_whole_group(store: SQLiteBackend) -> None:
     await store.open_session(Session(id="s", names=("n",)))
-    async with Blocker(store):
+    async with WriterBlocker(store):
         noted = asyncio.create_task(store._write(synchronous, durable=False))
         asked = asyncio.create_task(store.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
@@ -201,5 +205,5 @@ async def test_one_caller_who_asks_makes_the_whole_group_synced(store: SQLiteBac
 
 
 async def test_the_reader_cannot_write(store: SQLiteBackend) -> None:
-    with pytest.raises(StoreReadOnly):
+    with pytest.raises(BackendReadOnly):
         await store._read(lambda db: db.run("pause_set", "q"))

@@ -12,35 +12,40 @@ from urllib.parse import urlencode
 import asyncpg
 import msgspec
 
-from nimburion.backends.postgres.errors import FAULTS, code_of, is_cut_short, meaning_of
-from nimburion.backends.postgres.url import Address, Tls
+from nimburion.backends.postgres.errors import (
+    DRIVER_ERRORS,
+    get_error_code,
+    is_cut_short,
+    map_error,
+)
+from nimburion.backends.postgres.url import PostgresSettings, PostgresTls
 from nimburion.backends.server.errors import (
     explain_network_error,
     explain_silence,
     explain_tls_error,
     is_socket_missing,
 )
-from nimburion.backends.server.url import Node
+from nimburion.backends.server.url import Endpoint
 from nimburion.core.errors import (
+    BackendReadOnly,
     BackendUnavailable,
     ConfigurationError,
     NimburionError,
-    StoreReadOnly,
 )
 from nimburion.core.redaction import redact_urls
 
 Driver = Any
 """The driver's connection: `asyncpg.Connection`."""
-OLDEST = 150_000
+OLDEST_SERVER = 150_000
 """The `server_version_num` of the oldest server that the tests run on."""
 
-_HUNG_UP = (
+_CONNECTION_LOST = (
     ConnectionError,
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-_LOOK = """SELECT pg_backend_pid(), current_setting('server_version_num')::int4,
+_SERVER_INFO_QUERY = """SELECT pg_backend_pid(), current_setting('server_version_num')::int4,
     current_setting('default_transaction_isolation'), pg_is_in_recovery(),
     current_setting('transaction_read_only')"""
 
@@ -91,7 +96,7 @@ def _array_type(number: int) -> dict[str, Any]:
     }
 
 
-class Seen(msgspec.Struct, frozen=True):
+class PostgresServerInfo(msgspec.Struct, frozen=True):
     """What a connection says of the server at its other end."""
 
     version: int
@@ -104,93 +109,95 @@ class Seen(msgspec.Struct, frozen=True):
     read_only: bool
 
 
-class Call(msgspec.Struct, frozen=True):
+class OpenConnection(msgspec.Struct, frozen=True):
     """A connection, and what it leads to."""
 
     driver: Driver
-    node: Node | None
-    seen: Seen
+    endpoint: Endpoint | None
+    server: PostgresServerInfo
 
 
-async def dial(address: Address, node: Node | None) -> Call:
+async def connect(settings: PostgresSettings, endpoint: Endpoint | None) -> OpenConnection:
     """Connect to one server within the address's timeout, and look at it.
 
     Raises:
         BackendUnavailable: it cannot be reached, or takes no writes just now; nothing was written.
-        StoreReadOnly: it was set up to take no writes.
+        BackendReadOnly: it was set up to take no writes.
         ConfigurationError: it does not let us in, or is too old.
     """
     driver: Driver = None
     try:
-        async with asyncio.timeout(address.timeout):
-            driver = await asyncpg.connect(**_options(address, node))
-            call = Call(driver, node, await _look(driver, address))
-            check(call.seen, address)
+        async with asyncio.timeout(settings.timeout):
+            driver = await asyncpg.connect(**_make_driver_options(settings, endpoint))
+            call = OpenConnection(driver, endpoint, await _read_server_info(driver, settings))
+            check_server(call.server, settings)
             return call
-    except FAULTS as error:
-        hang_up(driver)
-        raise why_not(error, node, address) from error
+    except DRIVER_ERRORS as error:
+        disconnect(driver)
+        raise map_connect_error(error, endpoint, settings) from error
     except BaseException:
-        hang_up(driver)
+        disconnect(driver)
         raise
 
 
-def hang_up(driver: Driver) -> None:
+def disconnect(driver: Driver) -> None:
     """End a connection at once; what it was doing is undone or done without us."""
     if driver is not None and not driver.is_closed():
         driver.terminate()
 
 
-def _options(address: Address, node: Node | None) -> dict[str, Any]:
+def _make_driver_options(settings: PostgresSettings, endpoint: Endpoint | None) -> dict[str, Any]:
     """The driver keeps no statements of its own: we do, as what stands between may not."""
     options: dict[str, Any] = {
-        "dsn": _dsn(address.tls),
-        "user": address.login.username,
-        "password": address.login.password,
-        "database": address.database,
-        "timeout": address.timeout,
+        "dsn": _make_dsn(settings.tls),
+        "user": settings.credentials.username,
+        "password": settings.credentials.password,
+        "database": settings.database,
+        "timeout": settings.timeout,
         "statement_cache_size": 0,
         "connection_class": _Connection,
-        "server_settings": {"application_name": address.application_name},
+        "server_settings": {"application_name": settings.application_name},
         "target_session_attrs": "any",
     }
-    return options if node is None else options | {"host": node.host, "port": node.port}
+    return options if endpoint is None else options | {"host": endpoint.host, "port": endpoint.port}
 
 
-def _dsn(tls: Tls) -> str:
+def _make_dsn(tls: PostgresTls) -> str:
     """The driver takes the files of TLS only in a URL."""
     named = {name: getattr(tls, name) for name in tls.__struct_fields__}
     return "postgresql://?" + urlencode({name: one for name, one in named.items() if one})
 
 
-async def _look(driver: Driver, address: Address) -> Seen:
-    statement = await driver.prepare(_LOOK, name="")
+async def _read_server_info(driver: Driver, settings: PostgresSettings) -> PostgresServerInfo:
+    statement = await driver.prepare(_SERVER_INFO_QUERY, name="")
     row = await statement.fetchrow()
     pid, version, isolation, standby, read_only = row
-    pooled = pid != driver.get_server_pid() if address.pooler == "auto" else address.pooler == "yes"
-    return Seen(version, pooled, isolation, standby, read_only == "on")
+    pooled = (
+        pid != driver.get_server_pid() if settings.pooler == "auto" else settings.pooler == "yes"
+    )
+    return PostgresServerInfo(version, pooled, isolation, standby, read_only == "on")
 
 
-def check(seen: Seen, address: Address) -> None:
+def check_server(server: PostgresServerInfo, settings: PostgresSettings) -> None:
     """Refuse a server that will not do."""
-    where, target = address.describe(), address.target or "read-write"
-    if seen.version < OLDEST:
+    where, target = settings.describe(), settings.target or "read-write"
+    if server.version < OLDEST_SERVER:
         raise ConfigurationError(
-            f"{where}: the server is PostgreSQL {seen.version // 10_000}; nimburion needs "
-            f"{OLDEST // 10_000} or newer"
+            f"{where}: the server is PostgreSQL {server.version // 10_000}; nimburion needs "
+            f"{OLDEST_SERVER // 10_000} or newer"
         )
-    if target in {"primary", "read-write"} and seen.standby:
+    if target in {"primary", "read-write"} and server.standby:
         raise BackendUnavailable(
             f"{where}: the server is a standby and takes no writes; name the primary, or all of "
             "them with commas between",
             outcome="not applied",
         )
-    if target == "read-write" and seen.read_only:
-        raise StoreReadOnly(
+    if target == "read-write" and server.read_only:
+        raise BackendReadOnly(
             f"{where}: this database or role was set to take no writes "
             "(default_transaction_read_only); nothing was written"
         )
-    if target in {"standby", "read-only"} and not (seen.standby or seen.read_only):
+    if target in {"standby", "read-only"} and not (server.standby or server.read_only):
         problem = f"{where}: the server takes writes, but target_session_attrs is {target}"
         raise BackendUnavailable(problem, outcome="not applied")
 
@@ -198,29 +205,31 @@ def check(seen: Seen, address: Address) -> None:
 # --- why it did not work --------------------------------------------------------------------------
 
 
-def why_not(error: Exception, node: Node | None, address: Address) -> NimburionError:
+def map_connect_error(
+    error: Exception, endpoint: Endpoint | None, settings: PostgresSettings
+) -> NimburionError:
     """What kept us from connecting, and what to do about it."""
-    where = address.describe()
-    place = str(node) if node else "the server"
-    if code_of(error) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
-        return _of_pooler(error, where) or meaning_of(error, where, sent=False)
+    where = settings.describe()
+    place = str(endpoint) if endpoint else "the server"
+    if get_error_code(error) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        return _map_pooler_error(error, where) or map_error(error, where, sent=False)
     problem = (
-        _of_tls(error, place, address.tls)
-        or _of_network(error, place)
-        or _of_silence(error, place, address)
-        or _of_strangers(error, place)
+        _explain_tls_error(error, place, settings.tls)
+        or _explain_network_error(error, place)
+        or _explain_timeout(error, place, settings)
+        or _explain_wrong_server(error, place)
     )
     if isinstance(error, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"{where}: {redact_urls(str(error))}")
     if problem is None:
-        return meaning_of(error, where, sent=False)
+        return map_error(error, where, sent=False)
     return BackendUnavailable(f"{where}: {problem}", outcome="not applied")
 
 
-def _of_pooler(error: Exception, where: str) -> NimburionError | None:
+def _map_pooler_error(error: Exception, where: str) -> NimburionError | None:
     """PgBouncer refuses everything with the code of a broken protocol."""
     text = redact_urls(str(error))
-    if code_of(error) != "08P01":
+    if get_error_code(error) != "08P01":
         return None
     if "no such database" in text:
         return ConfigurationError(f"{where}: the pooler has no such database ({text})")
@@ -229,30 +238,32 @@ def _of_pooler(error: Exception, where: str) -> NimburionError | None:
     return None
 
 
-def _of_tls(error: Exception, place: str, tls: Tls) -> str | None:
+def _explain_tls_error(error: Exception, endpoint: str, tls: PostgresTls) -> str | None:
     if isinstance(error, ssl.SSLError):
-        return explain_tls_error(error, place, lambda _: "see sslrootcert and sslmode")
+        return explain_tls_error(error, endpoint, lambda _: "see sslrootcert and sslmode")
     if "rejected SSL upgrade" in str(error) and tls.sslmode in {None, "allow", "prefer"}:
-        return f"{place} does not answer like a PostgreSQL server; correct host and port"
+        return f"{endpoint} does not answer like a PostgreSQL server; correct host and port"
     if "rejected SSL upgrade" in str(error):
-        return f"{place} does not speak TLS; let it, or leave sslmode out"
+        return f"{endpoint} does not speak TLS; let it, or leave sslmode out"
     return None
 
 
-def _of_network(error: Exception, place: str) -> str | None:
+def _explain_network_error(error: Exception, endpoint: str) -> str | None:
     if is_socket_missing(error):
-        return f"there is no socket or file for {place} ({error}); start the server, or correct it"
-    return explain_network_error(error, place)
+        return (
+            f"there is no socket or file for {endpoint} ({error}); start the server, or correct it"
+        )
+    return explain_network_error(error, endpoint)
 
 
-def _of_silence(error: Exception, place: str, address: Address) -> str | None:
+def _explain_timeout(error: Exception, endpoint: str, settings: PostgresSettings) -> str | None:
     if not isinstance(error, TimeoutError):
         return None
-    return explain_silence(place, address.timeout, ": is it up, and PostgreSQL?")
+    return explain_silence(endpoint, settings.timeout, ": is it up, and PostgreSQL?")
 
 
-def _of_strangers(error: Exception, place: str) -> str | None:
-    if not isinstance(error, _HUNG_UP):
+def _explain_wrong_server(error: Exception, endpoint: str) -> str | None:
+    if not isinstance(error, _CONNECTION_LOST):
         return None
     words = "in the middle of an answer" if is_cut_short(error) else str(error)
-    return f"{place} hung up: it restarts, or is no PostgreSQL server ({words})"
+    return f"{endpoint} hung up: it restarts, or is no PostgreSQL server ({words})"

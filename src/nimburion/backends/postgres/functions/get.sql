@@ -1,6 +1,6 @@
 -- Whole records.
 -- Inputs: the time; the ids; whether payloads are wanted
--- Result: a row each, newest first, as `records.py` reads it
+-- Result: a row each, newest first, as `read_records.py` reads it
 -- Locks: none; reads a snapshot
 -- Atomic: one statement
 CREATE OR REPLACE FUNCTION nb.get_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (

@@ -1,4 +1,4 @@
--- How many bytes a job counts when it is handed out (`Want.max_bytes`; 256: DELIVERY_OVERHEAD).
+-- How many bytes a job counts when it is handed out (`ReserveRequest.max_bytes`; 256: DELIVERY_OVERHEAD).
 -- Inputs: its payload and its options
 -- Result: the bytes
 -- Locks: none

@@ -19,72 +19,88 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from nimburion.backends.redis.errors import FAULTS, code_of, meaning_of
-from nimburion.backends.redis.url import Address, Tls
+from nimburion.backends.redis.errors import DRIVER_ERRORS, get_error_code, map_error
+from nimburion.backends.redis.url import RedisSettings, RedisTls
 from nimburion.backends.server.errors import (
     explain_network_error,
     explain_silence,
     explain_tls_error,
     is_socket_missing,
 )
-from nimburion.backends.server.url import Login, Node
+from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
 
 CLIENT_NAME = "nimburion"
 """What we are called in CLIENT LIST."""
 
-Place = Node | str
+EndpointOrSocket = Endpoint | str
 """A server's host and port, or the path of its socket."""
 Role = Literal["primary", "replica", "sentinel", "unknown"]
 
 _ROLES: Mapping[bytes, Role] = {b"master": "primary", b"slave": "replica", b"sentinel": "sentinel"}
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 """Seconds of silence, seconds between probes, probes: a dead peer is known after 45 s."""
-_LEAVE = 0.5
-_NO_TLS_THERE = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF")
+_CLOSE_TIMEOUT = 0.5
+_PLAINTEXT_SIGNS = (
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+    "UNEXPECTED_EOF",
+)
 
 
-class Call(msgspec.Struct, frozen=True):
+class ServerConnection(msgspec.Struct, frozen=True):
     """An open connection, and what the server at its other end says it is."""
 
     connection: AbstractConnection
     role: Role
-    follows: Node | None = None
+    primary: Endpoint | None = None
     """The primary of a replica."""
 
-    async def ask(self, *command: bytes | str | int) -> Any:  # noqa: ANN401 (what the server says)
+    async def execute(self, *command: bytes | str | int) -> Any:  # noqa: ANN401 (what the server says)
         """One command and its reply."""
         await self.connection.send_command(*command)
         return await self.connection.read_response()
 
     async def close(self) -> None:
         """Hang up."""
-        await hang_up(self.connection)
+        await disconnect(self.connection)
 
 
-async def dial(
-    place: Place, address: Address, *, within: float, login: Login | None = None, db: int = 0
-) -> Call:
+async def connect(
+    endpoint: EndpointOrSocket,
+    settings: RedisSettings,
+    *,
+    timeout: float,
+    credentials: Credentials | None = None,
+    db: int = 0,
+) -> ServerConnection:
     """Connect to one server, in `within` seconds.
 
     Raises:
         BackendUnavailable: it cannot be reached or does not answer; nothing was written.
         ConfigurationError: it does not let us in, or is no such server.
     """
-    connection = _connection(place, address, address.login if login is None else login, db, within)
+    connection = _make_connection(
+        endpoint,
+        settings,
+        settings.credentials if credentials is None else credentials,
+        db,
+        timeout,
+    )
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout):
             await connection.connect()  # type: ignore[no-untyped-call]
-            return await _greeted(connection)
-    except FAULTS as error:
-        await hang_up(connection)
-        raise why_not(error, place, address, within) from error
+            return await _handshake(connection)
+    except DRIVER_ERRORS as error:
+        await disconnect(connection)
+        raise map_connect_error(error, endpoint, settings, timeout) from error
     except BaseException:
-        await hang_up(connection)
+        await disconnect(connection)
         raise
 
 
-async def hang_up(connection: AbstractConnection) -> None:
+async def disconnect(connection: AbstractConnection) -> None:
     """End a connection, and forget what waits to be sent. TLS takes leave of the server, for which
     this waits a moment at most."""
     writer = connection._writer  # noqa: SLF001 - the driver shows it to nobody
@@ -93,7 +109,7 @@ async def hang_up(connection: AbstractConnection) -> None:
         return
     try:
         if not writer.transport.get_write_buffer_size():
-            async with asyncio.timeout(_LEAVE):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await writer.wait_closed()
     except (TimeoutError, OSError):
         pass
@@ -101,50 +117,56 @@ async def hang_up(connection: AbstractConnection) -> None:
         writer.transport.abort()
 
 
-def _connection(
-    place: Place, address: Address, login: Login, db: int, within: float
+def _make_connection(
+    endpoint: EndpointOrSocket,
+    settings: RedisSettings,
+    credentials: Credentials,
+    db: int,
+    timeout: float,
 ) -> AbstractConnection:
     """Not connected yet. Tries nothing twice, and leaves it to us how long an answer may take."""
     options: dict[str, Any] = {
         "db": db,
-        "username": login.username,
-        "password": login.password,
+        "username": credentials.username,
+        "password": credentials.password,
         "protocol": 2,
         "socket_timeout": None,
-        "socket_connect_timeout": within,
+        "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
     }
     connection: AbstractConnection
-    if isinstance(place, str):
-        connection = UnixDomainSocketConnection(path=place, **options)
+    if isinstance(endpoint, str):
+        connection = UnixDomainSocketConnection(path=endpoint, **options)
     else:
-        options |= {"host": place.host, "port": place.port, "socket_keepalive": True}
-        options |= {"socket_keepalive_options": _keepalive()}
-        connection = _secured(address.tls, options) if address.tls else Connection(**options)
+        options |= {"host": endpoint.host, "port": endpoint.port, "socket_keepalive": True}
+        options |= {"socket_keepalive_options": _make_keepalive_options()}
+        connection = (
+            _make_tls_connection(settings.tls, options) if settings.tls else Connection(**options)
+        )
     for told in ("driver_info", "lib_name", "lib_version"):  # by version; each costs a round trip
         setattr(connection, told, None)
     return connection
 
 
-def _keepalive() -> dict[int, int]:
+def _make_keepalive_options() -> dict[int, int]:
     found = {getattr(socket, name, None): value for name, value in _KEEPALIVE}
     return {option: value for option, value in found.items() if option is not None}
 
 
-def _secured(tls: Tls, options: dict[str, Any]) -> AbstractConnection:
+def _make_tls_connection(tls: RedisTls, options: dict[str, Any]) -> AbstractConnection:
     """With a context of our own: the driver's trusts the system's authorities beside `tls_ca`."""
     connection = SSLConnection(**options)
-    connection.ssl_context.context = _tls_context(tls)
+    connection.ssl_context.context = _make_tls_context(tls)
     return connection
 
 
-def _tls_context(tls: Tls) -> ssl.SSLContext:
+def _make_tls_context(tls: RedisTls) -> ssl.SSLContext:
     """Read anew for each connection, so that a certificate may be replaced while we run."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(_unread("tls_ca", tls.ca, error)) from error
+        raise ConfigurationError(_explain_unreadable("tls_ca", tls.ca, error)) from error
     context.check_hostname = tls.verify == "full"
     context.verify_mode = ssl.CERT_NONE if tls.verify == "none" else ssl.CERT_REQUIRED
     if tls.cert is not None:
@@ -152,34 +174,34 @@ def _tls_context(tls: Tls) -> ssl.SSLContext:
             context.load_cert_chain(tls.cert, tls.key, password="")
         except (OSError, ValueError) as error:
             files = tls.cert if tls.key is None else f"{tls.cert} with {tls.key}"
-            raise ConfigurationError(_unread("tls_cert", files, error)) from error
+            raise ConfigurationError(_explain_unreadable("tls_cert", files, error)) from error
     return context
 
 
-def _unread(option: str, file: str | None, error: Exception) -> str:
+def _explain_unreadable(option: str, file: str | None, error: Exception) -> str:
     missing = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
     why = cast("OSError", error).strerror if missing else f"not the PEM that it should be ({error})"
     return f"{option}: {file} cannot be used: {why}"
 
 
-async def _greeted(connection: AbstractConnection) -> Call:
+async def _handshake(connection: AbstractConnection) -> ServerConnection:
     """Tell our name and ask for the role, in one round trip; a user may lack the right to both."""
     named = ("CLIENT", "SETNAME", CLIENT_NAME)
     await connection.send_packed_command(connection.pack_commands([named, ("ROLE",)]))
-    await _reply_if_allowed(connection)
-    role = await _reply_if_allowed(connection)
+    await _read_reply_if_allowed(connection)
+    role = await _read_reply_if_allowed(connection)
     if not isinstance(role, list) or not role:
-        return Call(connection, "unknown")
+        return ServerConnection(connection, "unknown")
     kind = _ROLES.get(role[0], "unknown")
-    follows = Node(role[1].decode(), int(role[2])) if kind == "replica" else None
-    return Call(connection, kind, follows)
+    follows = Endpoint(role[1].decode(), int(role[2])) if kind == "replica" else None
+    return ServerConnection(connection, kind, follows)
 
 
-async def _reply_if_allowed(connection: AbstractConnection) -> object:
+async def _read_reply_if_allowed(connection: AbstractConnection) -> object:
     try:
         return await connection.read_response()
     except driver.ResponseError as error:
-        if code_of(error) not in {"NOPERM", "ERR"}:
+        if get_error_code(error) not in {"NOPERM", "ERR"}:
             raise
         return None
 
@@ -187,38 +209,40 @@ async def _reply_if_allowed(connection: AbstractConnection) -> object:
 # --- why it did not work --------------------------------------------------------------------------
 
 
-def why_not(error: Exception, place: Place, address: Address, within: float) -> NimburionError:
+def map_connect_error(
+    error: Exception, endpoint: EndpointOrSocket, settings: RedisSettings, timeout: float
+) -> NimburionError:
     """What kept us from connecting, and what to do about it."""
-    where = address.describe()
-    if code_of(error):
-        return meaning_of(error, where, sent=False)
-    root = _root(error)
+    where = settings.describe()
+    if get_error_code(error):
+        return map_error(error, where, sent=False)
+    root = _find_os_error(error)
     problem = (
-        _of_tls(root, place)
+        _explain_tls_error(root, endpoint)
         if isinstance(root, ssl.SSLError)
-        else _of_network(root, place)
-        or _of_silence(root, place, address, within)
-        or _of_strangers(root, place, address)
+        else _explain_network_error(root, endpoint)
+        or _explain_timeout(root, endpoint, settings, timeout)
+        or _explain_wrong_server(root, endpoint, settings)
     )
     if problem is None:
-        return meaning_of(error, where, sent=False)
+        return map_error(error, where, sent=False)
     return BackendUnavailable(f"{where}: {problem}", outcome="not applied")
 
 
-def _root(error: Exception) -> BaseException:
+def _find_os_error(error: Exception) -> BaseException:
     """The system's own error, which the driver's is made of. No further back: there may stand what
     our caller was handling just then."""
     made_of = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return made_of if isinstance(made_of, OSError) else error
 
 
-def _of_tls(error: ssl.SSLError, place: Place) -> str:
+def _explain_tls_error(error: ssl.SSLError, endpoint: EndpointOrSocket) -> str:
     if not isinstance(error, ssl.SSLCertVerificationError):
-        if any(sign in str(error) for sign in _NO_TLS_THERE):
-            return f"{place} does not speak TLS; use redis:// there, or its TLS port"
+        if any(sign in str(error) for sign in _PLAINTEXT_SIGNS):
+            return f"{endpoint} does not speak TLS; use redis:// there, or its TLS port"
         if "CERTIFICATE_REQUIRED" in str(error) or "HANDSHAKE_FAILURE" in str(error):
-            return f"{place} asks for our certificate; set tls_cert and tls_key"
-    return explain_tls_error(error, place, _advise_certificate)
+            return f"{endpoint} asks for our certificate; set tls_cert and tls_key"
+    return explain_tls_error(error, endpoint, _advise_certificate)
 
 
 def _advise_certificate(why: str) -> str:
@@ -227,36 +251,40 @@ def _advise_certificate(why: str) -> str:
     return "name its authority by tls_ca=FILE"
 
 
-def _of_network(error: BaseException, place: Place) -> str | None:
-    if isinstance(place, str) and is_socket_missing(error):
-        return f"there is no socket {place}; start the server, or correct the path"
-    return explain_network_error(error, place)
+def _explain_network_error(error: BaseException, endpoint: EndpointOrSocket) -> str | None:
+    if isinstance(endpoint, str) and is_socket_missing(error):
+        return f"there is no socket {endpoint}; start the server, or correct the path"
+    return explain_network_error(error, endpoint)
 
 
-def _of_silence(error: BaseException, place: Place, address: Address, within: float) -> str | None:
+def _explain_timeout(
+    error: BaseException, endpoint: EndpointOrSocket, settings: RedisSettings, timeout: float
+) -> str | None:
     if not isinstance(error, TimeoutError | driver.TimeoutError):
         return None
-    return explain_silence(place, within, "; does it speak TLS at all?" if address.tls else "")
+    return explain_silence(endpoint, timeout, "; does it speak TLS at all?" if settings.tls else "")
 
 
-def _of_strangers(error: BaseException, place: Place, address: Address) -> str | None:
+def _explain_wrong_server(
+    error: BaseException, endpoint: EndpointOrSocket, settings: RedisSettings
+) -> str | None:
     """Whoever answers is no Redis, or speaks TLS while we do not."""
     if isinstance(error, driver.InvalidResponse):
         if any(sign in str(error) for sign in ("\x15", "\\x15")):
-            return f"{place} speaks TLS; use rediss:// there"
-        return f"what answers at {place} is no Redis ({error}); correct host and port"
+            return f"{endpoint} speaks TLS; use rediss:// there"
+        return f"what answers at {endpoint} is no Redis ({error}); correct host and port"
     lost = isinstance(error, driver.ConnectionError | OSError | EOFError)
     if lost and "max number of clients" not in str(error):
-        return f"{place} hung up without an answer. {_guess(place, address)}"
+        return f"{endpoint} hung up without an answer. {_guess_cause(endpoint, settings)}"
     return None
 
 
-def _guess(place: Place, address: Address) -> str:
+def _guess_cause(endpoint: EndpointOrSocket, settings: RedisSettings) -> str:
     """Why somebody might hang up at once."""
-    if isinstance(place, str):
+    if isinstance(endpoint, str):
         return "Is it a Redis server?"
-    if address.tls is None:
+    if settings.tls is None:
         return "Is it a Redis server? If it speaks TLS, use rediss://"
-    if address.tls.cert is None:
+    if settings.tls.cert is None:
         return "If it asks for our certificate, set tls_cert and tls_key"
     return "Does it accept our certificate?"

@@ -1,6 +1,6 @@
 -- Part of exchange: what became of attempts.
 -- Keys: job state lease history progress result resulted
--- Inputs: `records`, 29 bytes a settlement in their order: kind 1 | seq 8 | token 20; what a kind needs besides it takes
+-- Inputs: `read_records`, 29 bytes a settlement in their order: kind 1 | seq 8 | token 20; what a kind needs besides it takes
 --   from ARGV, from `next_extra` on. Kinds: c completed, C completed with a result, r retried (delay 8, error), f failed
 --   (reason, error), l released, s released for a time (delay 8), x cancelled (reason), p progressed (fraction and message)
 -- Result: settle(session4, records, next_extra) -> a letter each: d done, a already, s stale

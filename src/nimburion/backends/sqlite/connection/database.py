@@ -17,7 +17,7 @@ MICRO = 1_000_000
 Row = tuple[Any, ...]
 
 
-def micros(seconds: float) -> int:
+def to_micros(seconds: float) -> int:
     """Seconds as the file holds them: whole microseconds, the resolution of this store's clock."""
     try:
         return round(seconds * MICRO)
@@ -29,33 +29,33 @@ class Database:
     """Statements by name, the time of the call that runs, and the lanes met so far."""
 
     __slots__ = (
-        "_asked",
         "_by_id",
         "_by_lane",
-        "_found",
+        "_last_found",
+        "_last_requested",
         "_latest_lane",
-        "boot",
         "boot_id",
+        "boot_time",
         "clock",
         "connection",
         "looks_ahead",
         "now",
-        "rung",
-        "sql",
+        "queues_to_notify",
+        "statements",
     )
 
     def __init__(
-        self, connection: sqlite3.Connection, sql: Statements, clock: Clock, boot_id: str
+        self, connection: sqlite3.Connection, statements: Statements, clock: Clock, boot_id: str
     ) -> None:
         self.connection: sqlite3.Connection = connection
-        self.sql: Statements = sql
+        self.statements: Statements = statements
         self.clock: Clock = clock
         self.boot_id: str = boot_id
         self.now: int = 0
         """The time of this call, in microseconds since 1970."""
-        self.boot: float = 0.0
+        self.boot_time: float = 0.0
         """The time of this call, in seconds since the host booted."""
-        self.rung: set[str] = set()
+        self.queues_to_notify: set[str] = set()
         """The queues whose waiters are to be woken after the commit."""
         self.looks_ahead: bool = False
         """Whether the last exchange read payloads that its reply had no room for: then the next
@@ -63,32 +63,32 @@ class Database:
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
         self._latest_lane = 0
-        self._asked: tuple[Lane, ...] | None = None
-        self._found: dict[int, Lane] = {}
+        self._last_requested: tuple[Lane, ...] | None = None
+        self._last_found: dict[int, Lane] = {}
 
-    def tick(self) -> None:
+    def set_time(self) -> None:
         """Note the time for the call that begins."""
-        self.now = micros(self.clock.now())
-        self.boot = self.clock.monotonic()
+        self.now = to_micros(self.clock.now())
+        self.boot_time = self.clock.monotonic()
 
     def run(self, name: str, *values: object) -> sqlite3.Cursor:
         """Run the statement of this name."""
-        return self.connection.execute(self.sql[name], values)
+        return self.connection.execute(self.statements[name], values)
 
-    def one(self, name: str, *values: object) -> Row | None:
+    def fetch_one(self, name: str, *values: object) -> Row | None:
         """The first row of the statement of this name."""
         row: Row | None = self.run(name, *values).fetchone()
         return row
 
-    def value(self, name: str, *values: object) -> Any:  # noqa: ANN401 (what SQLite gives)
+    def fetch_value(self, name: str, *values: object) -> Any:  # noqa: ANN401 (what SQLite gives)
         """The only value of the statement of this name, which always gives one."""
-        row = self.one(name, *values)
+        row = self.fetch_one(name, *values)
         assert row is not None
         return row[0]
 
-    def ring(self, queues: Iterable[str]) -> None:
+    def notify(self, queues: Iterable[str]) -> None:
         """Wake those who wait for these queues, once what was written is committed."""
-        self.rung.update(queues)
+        self.queues_to_notify.update(queues)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -100,38 +100,38 @@ class Database:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK TO part")
                 self.connection.execute("RELEASE part")
-                self.forget_lanes()
+                self.clear_lane_cache()
             raise
         self.connection.execute("RELEASE part")
 
-    def lane_of(self, queue: str, name: str) -> int:
+    def get_or_add_lane(self, queue: str, name: str) -> int:
         """The lane's number, a new one where there is none yet."""
         lane = Lane(queue, name)
         found = self._by_lane.get(lane) or self._find_lane(lane)
         if found is None:
             found = self.run("lane_add", queue, name).lastrowid
             assert found is not None
-            self._note_lane(found, lane)
+            self._cache_lane(found, lane)
         return found
 
-    def lanes_of(self, asked: tuple[Lane, ...]) -> dict[int, Lane]:
+    def find_lanes(self, requested: tuple[Lane, ...]) -> dict[int, Lane]:
         """Those of the lanes in which a job was ever enqueued, by number.
 
         Workers ask for many that never were, and again and again for the same: so the file is
         looked at once, and the answer to the very same request is kept until there is a new lane.
         """
-        latest = self.value("lane_latest")
+        latest = self.fetch_value("lane_latest")
         if latest != self._latest_lane:
             self._read_lanes()
             self._latest_lane = latest
-            self._asked = None
-        if asked is not self._asked:
-            numbered = ((self._by_lane.get(lane), lane) for lane in asked)
-            self._found = {number: lane for number, lane in numbered if number is not None}
-            self._asked = asked
-        return self._found
+            self._last_requested = None
+        if requested is not self._last_requested:
+            numbered = ((self._by_lane.get(lane), lane) for lane in requested)
+            self._last_found = {number: lane for number, lane in numbered if number is not None}
+            self._last_requested = requested
+        return self._last_found
 
-    def lane(self, number: int) -> Lane:
+    def get_lane(self, number: int) -> Lane:
         """The lane with this number."""
         lane = self._by_id.get(number)
         if lane is None:
@@ -139,24 +139,24 @@ class Database:
             lane = self._by_id[number]
         return lane
 
-    def forget_lanes(self) -> None:
+    def clear_lane_cache(self) -> None:
         """After a rollback: a lane added by it is there no more."""
         self._by_lane.clear()
         self._by_id.clear()
         self._latest_lane = 0
-        self._asked = None
+        self._last_requested = None
 
     def _read_lanes(self) -> None:
         for number, queue, name in self.run("lane_all").fetchall():
-            self._note_lane(number, Lane(queue, name))
+            self._cache_lane(number, Lane(queue, name))
 
     def _find_lane(self, lane: Lane) -> int | None:
-        row = self.one("lane_find", lane.queue, lane.name)
+        row = self.fetch_one("lane_find", lane.queue, lane.name)
         if row is None:
             return None
-        self._note_lane(row[0], lane)
+        self._cache_lane(row[0], lane)
         return self._by_lane[lane]
 
-    def _note_lane(self, number: int, lane: Lane) -> None:
+    def _cache_lane(self, number: int, lane: Lane) -> None:
         self._by_lane[lane] = number
         self._by_id[number] = lane

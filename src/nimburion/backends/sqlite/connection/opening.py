@@ -14,16 +14,16 @@ from urllib.parse import quote
 
 from nimburion.backends.sql_files import migrations_of
 from nimburion.backends.sqlite.connection.identity import OpenFiles
-from nimburion.backends.sqlite.errors import is_busy, translated
+from nimburion.backends.sqlite.errors import is_busy, map_errors
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 
 PACKAGE = "nimburion.backends.sqlite"
 MIGRATIONS = "migrations"
 OLDEST_SQLITE = (3, 37)
 BUSY_TIMEOUT = 5.0
-_CACHE = 64 * 1024
+_CACHE_KIB = 64 * 1024
 """KiB of pages a connection may keep. SQLite's own default of 2 MiB thrashes at 1 M jobs."""
-CHECKPOINT = 16_000
+CHECKPOINT_PAGES = 16_000
 """Pages (64 MiB) of the write-ahead log at which the writer itself copies them into the file."""
 
 _MODE = 0o600
@@ -57,7 +57,7 @@ def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
     )
     try:
         for pragma in (
-            f"cache_size=-{_CACHE}",
+            f"cache_size=-{_CACHE_KIB}",
             "temp_store=MEMORY",
             "trusted_schema=OFF",
             "secure_delete=FAST",
@@ -86,7 +86,7 @@ def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[
     files.note_file()
     connection = connect(path)
     try:
-        done = prepare(connection, path, migrations_of(PACKAGE, MIGRATIONS))
+        done = prepare_file(connection, path, migrations_of(PACKAGE, MIGRATIONS))
         files.note_log()
         connection.execute("PRAGMA busy_timeout=0")  # the writer waits for its turn by itself
     except BaseException:
@@ -96,8 +96,8 @@ def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[
 
 
 def connect_for_handler(path: Path) -> sqlite3.Connection:
-    """A connection for a handler's rows. `StoreReadOnly` and the like are said here."""
-    with translated(path):
+    """A connection for a handler's rows. `BackendReadOnly` and the like are said here."""
+    with map_errors(path):
         return connect(path, for_handler=True)
 
 
@@ -108,7 +108,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def prepare(
+def prepare_file(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
 ) -> list[str]:
     """Bring the file to the newest format, under its lock; what was done, in words.
@@ -117,13 +117,13 @@ def prepare(
         FormatMismatch: written by a newer version, or by something else.
     """
     current = check_format(connection, path, migrations) == migrations[-1][0]
-    patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
-    connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT}")
+    retry_while_busy(lambda: connection.execute("PRAGMA journal_mode=WAL"))
+    connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     if current and is_locked(connection):
         return []
-    patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+    retry_while_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
-        done = migrate(connection, check_format(connection, path, migrations), migrations)
+        done = run_migrations(connection, check_format(connection, path, migrations), migrations)
         # Changes nothing, but fails where a file can only be read; BEGIN does not.
         connection.execute("DELETE FROM meta WHERE 0")
         connection.execute("COMMIT")
@@ -158,7 +158,7 @@ def check_format(
     newest = migrations[-1][0]
     found_names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if not {"meta", "job", "lane"} <= found_names:
-        taken = sorted(found_names & names_of(migrations))
+        taken = sorted(found_names & list_created_names(migrations))
         if not taken:
             return 0
         raise FormatMismatch(
@@ -175,13 +175,13 @@ def check_format(
     return found
 
 
-def names_of(migrations: Sequence[Migration]) -> set[str]:
+def list_created_names(migrations: Sequence[Migration]) -> set[str]:
     """The tables and indexes that the migrations make."""
     text = "".join(text for _, _, text in migrations)
     return set(re.findall(r"^CREATE (?:TABLE|INDEX) (\w+)", text, re.MULTILINE))
 
 
-def plan(path: Path) -> list[str]:
+def plan_migrations(path: Path) -> list[str]:
     """What opening would do to bring the file to the newest format, in words.
 
     Raises:
@@ -189,27 +189,27 @@ def plan(path: Path) -> list[str]:
     """
     migrations = migrations_of(PACKAGE, MIGRATIONS)
     if not path.exists():
-        return [said(one) for one in migrations]
-    with translated(path), closing(connect(path)) as connection:
+        return [describe_migration(one) for one in migrations]
+    with map_errors(path), closing(connect(path)) as connection:
         found = check_format(connection, path, migrations)
-    return [said(one) for one in migrations if one[0] > found]
+    return [describe_migration(one) for one in migrations if one[0] > found]
 
 
-def said(migration: Migration) -> str:
+def describe_migration(migration: Migration) -> str:
     """One step in words."""
     return f"format {migration[0]}: {migration[1]}"
 
 
-def migrate(
+def run_migrations(
     connection: sqlite3.Connection, found: int, migrations: Sequence[Migration]
 ) -> list[str]:
     """Run what is missing, inside the caller's transaction."""
     done = []
     for one in migrations:
         if one[0] > found:
-            for statement in statements_of(one[2]):
+            for statement in split_statements(one[2]):
                 connection.execute(statement)
-            done.append(said(one))
+            done.append(describe_migration(one))
     if done:
         connection.execute(
             "INSERT INTO meta (name, value) VALUES ('format', ?1) "
@@ -219,7 +219,7 @@ def migrate(
     return done
 
 
-def statements_of(text: str) -> list[str]:
+def split_statements(text: str) -> list[str]:
     """Split a script; the driver's own way to run one would commit first."""
     found, begun = [], ""
     for line in text.splitlines(keepends=True):
@@ -230,7 +230,7 @@ def statements_of(text: str) -> list[str]:
     return found
 
 
-def patiently(step: Callable[[], object], seconds: float = BUSY_TIMEOUT) -> None:
+def retry_while_busy(step: Callable[[], object], seconds: float = BUSY_TIMEOUT) -> None:
     """Do `step`, again while another process holds the lock (not every step waits by itself)."""
     deadline = time.monotonic() + seconds
     while True:

@@ -8,10 +8,10 @@ from urllib.parse import unquote
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.redaction import redact_url
 
-MOUNTS = Path("/proc/self/mounts")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MOUNTS_FILE = Path("/proc/self/mounts")
+BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
-NETWORKED = frozenset(
+NETWORK_FILE_SYSTEMS = frozenset(
     {
         "nfs",
         "nfs3",
@@ -41,7 +41,7 @@ NETWORKED = frozenset(
 )
 
 
-def path_of(url: str) -> Path:
+def parse_url(url: str) -> Path:
     """The file that `sqlite:///relative.db` or `sqlite:////absolute.db` names."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
@@ -53,12 +53,12 @@ def path_of(url: str) -> Path:
     return Path(unquote(path))
 
 
-def check_place(path: Path, *, mounts: Path = MOUNTS) -> None:
+def check_path(path: Path, *, mounts: Path = MOUNTS_FILE) -> None:
     """Raise `ConfigurationError` where SQLite's locks cannot be trusted, or nothing can be."""
     if is_folder(path):
         raise ConfigurationError(f"{path} is a folder; name a file in it")
-    kind = file_system_of(path, mounts)
-    if kind in NETWORKED:
+    kind = find_file_system(path, mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
         raise ConfigurationError(
             f"{path} is on a network file system ({kind}), where SQLite's locks do not hold; "
             "put it on a local disk, or use a store with a server"
@@ -81,7 +81,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def file_system_of(path: Path, mounts: Path) -> str | None:
+def find_file_system(path: Path, mounts: Path) -> str | None:
     """The type of the file system that holds `path`; None where the system does not tell."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -93,20 +93,20 @@ def file_system_of(path: Path, mounts: Path) -> str | None:
         fields = line.split(" ")
         if len(fields) < 3:
             continue
-        point = Path(unescaped(fields[1]))
+        point = Path(unescape_mount_field(fields[1]))
         if place.is_relative_to(point) and len(point.parts) >= longest:
             longest, kind = len(point.parts), fields[2]
     return kind
 
 
-def unescaped(field: str) -> str:
+def unescape_mount_field(field: str) -> str:
     """A field of the mount table: blanks and backslashes stand there in octal."""
     for code, meant in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         field = field.replace(code, meant)
     return field
 
 
-def boot_id(source: Path = BOOT_ID) -> str:
+def read_boot_id(source: Path = BOOT_ID_FILE) -> str:
     """Which boot of the host this is; empty where the system does not tell."""
     try:
         return source.read_text(encoding="ascii").strip()

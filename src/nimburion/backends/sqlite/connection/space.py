@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from nimburion.core.errors import StoreFull
+from nimburion.core.errors import BackendFull
 
 PLENTY = 256 << 20
 """Bytes: four times the longest log. While so much is free, a look each 50 ms is enough."""
@@ -104,13 +104,13 @@ class Space:
         return size_of(self._log) < length
 
     def check(self, connection: sqlite3.Connection, length: int) -> None:
-        """Raise `StoreFull` where payloads of this length may not be enqueued. For a caller's
+        """Raise `BackendFull` where payloads of this length may not be enqueued. For a caller's
         connection, which keeps its own settings."""
         if self._free() >= PLENTY:
             return
         page, pages, spare = self._spare(connection)
         if spare < 2 * (min(KEPT, page * pages) + length + _AROUND):
-            raise StoreFull(
+            raise BackendFull(
                 f"{self._path} must not grow: the room left on the disk is needed to settle the "
                 "jobs that are stored; nothing was written. Make room, and it goes on by itself"
             )
