@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import msgspec
 
+from nimburion.config.scalars import parse_scalar
 from nimburion.config.schema import COMING, JOBS, SCHEDULER, STORE_KEYS, Section, SectionList, Shape
 from nimburion.config.tree import Place, Written
 from nimburion.config.value_types import ValueType
-from nimburion.config.yaml_reader import parse_scalar
 from nimburion.core.settings import QueueSettings, SchedulerSettings, Settings, TaskSettings
 from tests.house.tree import ROOT
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,22 +34,23 @@ def missing_labels(text: str, comment: str) -> list[str]:
     ]
 
 
-def words_of(folder: Path) -> set[str]:
-    """Return every string and attribute name in the Python files of a folder."""
+@cache
+def read_words(folder: Path) -> frozenset[str]:
+    """Return every string and attribute name in the Python files below a folder."""
     words = set()
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words.add(node.value)
             elif isinstance(node, ast.Attribute):
                 words.add(node.attr)
-    return words
+    return frozenset(words)
 
 
 def is_referenced(path: Path) -> bool:
     """Tell whether the store's Python names this file, or the folder of migrations it is in."""
     store = path.relative_to(PACKAGE / "backends").parts[0]
-    words = words_of(PACKAGE / "backends" / store)
+    words = read_words(PACKAGE / "backends" / store)
     if path.parent.name == "migrations":
         return "migrations" in words
     if path.parent.name == "functions":
@@ -56,7 +58,7 @@ def is_referenced(path: Path) -> bool:
     return path.name in words or path.stem in words
 
 
-def is_called(path: Path, words: set[str]) -> bool:
+def is_called(path: Path, words: frozenset[str]) -> bool:
     """Tell whether Python or another function of the server calls this one, by its format."""
     others = [other.read_text(encoding="utf-8") for other in path.parent.glob("*.sql")]
     others.remove(path.read_text(encoding="utf-8"))

@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "`lost` not counted",
         "backends/sqlite/*.py",
-        "_LOST = Counts($lost=1)",
-        "_LOST = Counts($lost=0)",
+        "= $Increments(lost=1)",
+        "= $Increments(lost=0)",
         (f"{SQLITE}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
     ),
     Mutant(
@@ -130,22 +130,22 @@ MUTANTS = (
     Mutant(
         "rescue gives no place back",
         "backends/memory/*.py",
-        "if $held.gated:",
-        "if $held.gated and settled is not None:",
+        "if $held.counts_in_limit:",
+        "if $held.counts_in_limit and settled is not None:",
         (f"{SIMULATION}test_faults_break_no_promise[0]",),
     ),
     # Numbers
     Mutant(
         "exchange number ignored",
         "backends/sqlite/*.py",
-        "if $number == $head.$number and $number > 0:",
-        "if $number == $head.$number and $number < 0:",
+        "if $number == $head.$last and $number > 0:",
+        "if $number == $head.$last and $number < 0:",
         (f"{SQLITE}test_a_repeat_brings_the_same_deliveries",),
     ),
     Mutant(
         "any number accepted",
         "backends/memory/*.py",
-        "if $number != $tenant.$number + 1:",
+        "if $number != $session.$last + 1:",
         "if $number < 0:",
         (f"{MEMORY}test_a_number_before_the_last_is_out_of_order",),
     ),

@@ -241,8 +241,8 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "what never comes true is declared",
         "scheduler/*.py",
-        "for $year in $_EVERY_CALENDAR for $month in self.$_months)",
-        "for $year in $_EVERY_CALENDAR for $month in self.$_months) and not self.$_months",
+        "for $year in $_EVERY_CALENDAR for $month in self.$_months\n        ):",
+        "for $year in $_EVERY_CALENDAR for $month in self.$_months\n        ) and not self.$_months:",
         (f"{EXPRESSIONS}test_what_is_refused_points_at_the_field",),
     ),
     Mutant(

@@ -12,8 +12,8 @@ PRIORITIES = MappingProxyType({"lowest": 1, "low": 3, "normal": 5, "high": 7, "h
 
 def parse_duration(value: str) -> float:
     """Seconds, or a text like `1h30m`."""
+    from nimburion.config.scalars import parse_scalar
     from nimburion.config.value_types import InvalidValue, parse_seconds
-    from nimburion.config.yaml_reader import parse_scalar
 
     try:
         seconds = parse_seconds(parse_scalar(value))

@@ -12,10 +12,10 @@ from functools import reduce
 
 import msgspec
 
+from nimburion.config.scalars import parse_scalar
 from nimburion.config.schema import JOBS, Section, describe_unknown_key, find_shape
 from nimburion.config.tree import DEEPEST, Path, Place, Written, format_path, nest, overlay, refusal
 from nimburion.config.value_types import ValueType
-from nimburion.config.yaml_reader import parse_scalar
 
 PREFIX = "NIMBURION_"
 FILE_VARIABLE = "NIMBURION_CONFIG"

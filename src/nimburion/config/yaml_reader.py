@@ -6,15 +6,14 @@ is seen and depth is bounded before anything recurses.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import Protocol
 
 import yaml
 
-from nimburion.config.tree import DEEPEST, Path, Place, Scalar, Written, refusal
+from nimburion.config.scalars import parse_scalar
+from nimburion.config.tree import DEEPEST, Path, Place, Written, refusal
 
 _Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -125,40 +124,3 @@ def _read_scalar(event: yaml.ScalarEvent, place: Place) -> Written:
     text = str(event.value)
     plain = bool(event.implicit[0])
     return Written(parse_scalar(text), place, text) if plain else Written(text, place)
-
-
-MAX_NUMBER_LENGTH = 40
-
-_WORDS = MappingProxyType(
-    {
-        **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-        **dict.fromkeys(("true", "True", "TRUE"), True),
-        **dict.fromkeys(("false", "False", "FALSE"), False),
-    }
-)
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-
-
-def parse_scalar(text: str) -> Scalar:
-    """What a plain scalar means in YAML 1.2: `012` is 12; `on`, `1:30` and `0b1` are texts."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if len(text) > MAX_NUMBER_LENGTH:
-        return text
-    if _INT.fullmatch(text):
-        return _parse_int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    return _parse_special_float(text) if _INFINITE.fullmatch(text) else text
-
-
-def _parse_int(text: str) -> int:
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-def _parse_special_float(text: str) -> float:
-    if text[-3:].lower() == "nan":
-        return math.nan
-    return -math.inf if text[0] == "-" else math.inf

@@ -28,42 +28,102 @@ def get_error(url: str) -> str:
         ("localhost", RedisSettings(kind="single", endpoints=LOCAL)),
         ("cache:7000", RedisSettings(kind="single", endpoints=(Endpoint("cache", 7000),))),
         ("REDIS://LocalHost:6379/", RedisSettings(kind="single", endpoints=LOCAL)),
-        ("valkey://10.0.0.1:1/15", RedisSettings(kind="single", endpoints=(Endpoint("10.0.0.1", 1),), db=15)),
+        (
+            "valkey://10.0.0.1:1/15",
+            RedisSettings(kind="single", endpoints=(Endpoint("10.0.0.1", 1),), db=15),
+        ),
         ("redis://localhost?", RedisSettings(kind="single", endpoints=LOCAL)),
         ("redis://localhost?db=3", RedisSettings(kind="single", endpoints=LOCAL, db=3)),
         ("redis://localhost/3?db=3", RedisSettings(kind="single", endpoints=LOCAL, db=3)),
         ("redis://[::1]:7/0", RedisSettings(kind="single", endpoints=(Endpoint("::1", 7),))),
-        ("redis://[FE80::1%25eth0]", RedisSettings(kind="single", endpoints=(Endpoint("fe80::1%eth0", 6379),))),
-        ("redis://job_cache-1.internal",
-         RedisSettings(kind="single", endpoints=(Endpoint("job_cache-1.internal", 6379),))),
+        (
+            "redis://[FE80::1%25eth0]",
+            RedisSettings(kind="single", endpoints=(Endpoint("fe80::1%eth0", 6379),)),
+        ),
+        (
+            "redis://job_cache-1.internal",
+            RedisSettings(kind="single", endpoints=(Endpoint("job_cache-1.internal", 6379),)),
+        ),
         ("rediss://localhost", RedisSettings(kind="single", endpoints=LOCAL, tls=RedisTls())),
-        ("valkeys://localhost?tls_ca=/a%20b&tls_cert=c&tls_key=k&tls_verify=ca",
-         RedisSettings(kind="single", endpoints=LOCAL, tls=RedisTls(ca="/a b", cert="c", key="k", verify="ca"))),
-        ("redis://:p%40%2F%3A%25@localhost",
-         RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials(None, "p@/:%"))),
-        ("redis://u%3A:a:b@localhost",
-         RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials("u:", "a:b"))),
-        ("redis://u@localhost", RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials("u"))),
-        ("redis://:p%C3%A4ss@localhost",
-         RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials(None, "päss"))),
+        (
+            "valkeys://localhost?tls_ca=/a%20b&tls_cert=c&tls_key=k&tls_verify=ca",
+            RedisSettings(
+                kind="single",
+                endpoints=LOCAL,
+                tls=RedisTls(ca="/a b", cert="c", key="k", verify="ca"),
+            ),
+        ),
+        (
+            "redis://:p%40%2F%3A%25@localhost",
+            RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials(None, "p@/:%")),
+        ),
+        (
+            "redis://u%3A:a:b@localhost",
+            RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials("u:", "a:b")),
+        ),
+        (
+            "redis://u@localhost",
+            RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials("u")),
+        ),
+        (
+            "redis://:p%C3%A4ss@localhost",
+            RedisSettings(kind="single", endpoints=LOCAL, credentials=Credentials(None, "päss")),
+        ),
         ("unix:///run/redis.sock", RedisSettings(kind="unix", socket_path="/run/redis.sock")),
-        ("unix://u:p@/run/r%23.sock?db=2&namespace=a",
-         RedisSettings(kind="unix", socket_path="/run/r#.sock", db=2, namespace="a", credentials=Credentials("u", "p"))),
-        ("redis+sentinel://a,b:2,[::1]:3,a/jobs",
-         RedisSettings(kind="sentinel", service="jobs",
-                 endpoints=(Endpoint("a", 26379), Endpoint("b", 2), Endpoint("::1", 3)))),
-        ("rediss+sentinel://u:p@a/my%20master/4?sentinel_username=s&sentinel_password=t%26",
-         RedisSettings(kind="sentinel", endpoints=(Endpoint("a", 26379),), service="my master", db=4, tls=RedisTls(),
-                 credentials=Credentials("u", "p"), sentinel_credentials=Credentials("s", "t&"))),
-        ("redis+cluster://a:7000,b/0",
-         RedisSettings(kind="cluster", endpoints=(Endpoint("a", 7000), Endpoint("b", 6379)))),
-        ("rediss+cluster://a", RedisSettings(kind="cluster", endpoints=(Endpoint("a", 6379),), tls=RedisTls())),
-        (("redis://localhost?namespace=shop:1.x-y_z&require_durable=true"
-          "&durable_enqueue=True&timeout=0.5"),
-         RedisSettings(kind="single", endpoints=LOCAL, namespace="shop:1.x-y_z", require_durable=True,
-                 durable_enqueue=True, timeout=0.5)),
+        (
+            "unix://u:p@/run/r%23.sock?db=2&namespace=a",
+            RedisSettings(
+                kind="unix",
+                socket_path="/run/r#.sock",
+                db=2,
+                namespace="a",
+                credentials=Credentials("u", "p"),
+            ),
+        ),
+        (
+            "redis+sentinel://a,b:2,[::1]:3,a/jobs",
+            RedisSettings(
+                kind="sentinel",
+                service="jobs",
+                endpoints=(Endpoint("a", 26379), Endpoint("b", 2), Endpoint("::1", 3)),
+            ),
+        ),
+        (
+            "rediss+sentinel://u:p@a/my%20master/4?sentinel_username=s&sentinel_password=t%26",
+            RedisSettings(
+                kind="sentinel",
+                endpoints=(Endpoint("a", 26379),),
+                service="my master",
+                db=4,
+                tls=RedisTls(),
+                credentials=Credentials("u", "p"),
+                sentinel_credentials=Credentials("s", "t&"),
+            ),
+        ),
+        (
+            "redis+cluster://a:7000,b/0",
+            RedisSettings(kind="cluster", endpoints=(Endpoint("a", 7000), Endpoint("b", 6379))),
+        ),
+        (
+            "rediss+cluster://a",
+            RedisSettings(kind="cluster", endpoints=(Endpoint("a", 6379),), tls=RedisTls()),
+        ),
+        (
+            (
+                "redis://localhost?namespace=shop:1.x-y_z&require_durable=true"
+                "&durable_enqueue=True&timeout=0.5"
+            ),
+            RedisSettings(
+                kind="single",
+                endpoints=LOCAL,
+                namespace="shop:1.x-y_z",
+                require_durable=True,
+                durable_enqueue=True,
+                timeout=0.5,
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_url_means(url: str, address: RedisSettings) -> None:
     assert parse_url(url) == address
 

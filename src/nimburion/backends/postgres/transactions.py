@@ -180,9 +180,13 @@ class PostgresCallerTransaction:
         assert self._adapter is not None, "not begun"
         lease = completed.lease
         told = (
-            session_id, clamp_seq(lease.ref), encode_id(lease.job_id), clamp_int4(lease.token.fence),
-            lease.token.nonce, completed.result,
-        )  # fmt: skip
+            session_id,
+            clamp_seq(lease.ref),
+            encode_id(lease.job_id),
+            clamp_int4(lease.token.fence),
+            lease.token.nonce,
+            completed.result,
+        )
         if await complete_job(self._context, self._adapter, self._now(), told) != "d":
             raise LeaseLost(lease.job_id)
 

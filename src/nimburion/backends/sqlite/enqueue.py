@@ -59,8 +59,15 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
             lane = db.get_or_add_lane(queue, name)
         options = None if job.options is NO_JOB_OPTIONS else _encode(job.options).decode()
         values += (
-            job.id, lane, job.priority, compute_due(job, now), now, options, job.compute_digest(), job.payload
-        )  # fmt: skip
+            job.id,
+            lane,
+            job.priority,
+            compute_due(job, now),
+            now,
+            options,
+            job.compute_digest(),
+            job.payload,
+        )
     return values
 
 

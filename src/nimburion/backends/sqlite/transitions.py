@@ -55,9 +55,18 @@ def finish_leased(
     """End a job that a session holds; `nonce` is that of the token that settles it, if one does."""
     end_lease(db, lease)
     db.run(
-        "job_finish", lease.seq, state, db.now, reason, increments.failures, increments.lost, result,
-        lease.fence, nonce, lease.started_at,
-    )  # fmt: skip
+        "job_finish",
+        lease.seq,
+        state,
+        db.now,
+        reason,
+        increments.failures,
+        increments.lost,
+        result,
+        lease.fence,
+        nonce,
+        lease.started_at,
+    )
     release_unique_key(db, lease.seq, lease.lane)
 
 
