@@ -162,7 +162,11 @@ def oldest(session: nox.Session) -> None:
             *("sqlalchemy[asyncio]", "django", "aiosqlite"),
         ]
         install(session, python, "-c", write_pins(scratch, "dev", without=pins), *needed)
-        folders = ["tests/redis", "tests/contract/test_redis.py", "tests/postgres"]
+        folders = [
+            "tests/backends/redis",
+            "tests/contract/test_redis.py",
+            "tests/backends/postgres",
+        ]
         options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
         environment = {"NB_TEST_SERVERS": "valkey,postgres"}
         run(session, str(python), "-m", "pytest", *options, *folders, **environment)

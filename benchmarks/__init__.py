@@ -1,5 +1,5 @@
 """What nimburion does in a second, measured beside a peer in one run.
 
 `python3 dev.py bench` prints every table; `python3 dev.py bench drain pickup` prints two. Public
-API and default settings only. Done is what the store's own counts say.
+API and default settings only. Done is what the backend's own counts say.
 """

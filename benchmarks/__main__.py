@@ -149,7 +149,7 @@ def idle(run: Run) -> tuple[str, Rows]:
     cpu, calls = ours["cpu_percent"], ours["calls_per_second"]
     return "SQLite, an idle worker", [
         ["CPU, % of a core", f"{cpu:.2f}", "Huey", f"{peer['cpu_percent']:.2f}", ""],
-        ["calls to the store a second", f"{calls:.2f}", "", "", ""],
+        ["calls to the backend a second", f"{calls:.2f}", "", "", ""],
     ]
 
 

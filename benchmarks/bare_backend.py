@@ -1,7 +1,8 @@
-"""`python -m benchmarks.bare_backend [--jobs N] [SCENE ...]`: what the SQLite store itself can do.
+"""`python -m benchmarks.bare_backend [--jobs N] [SCENE ...]`: what the SQLite backend itself can
+do.
 
 No engine and no handlers: a bare loop of the contract's own calls, on one event loop. What the
-whole system reaches lies below these figures. Every figure is checked against the store's counts.
+whole system reaches lies below these figures. Every figure is checked against the backend's counts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MILLION = 1_000_000
 
 @asynccontextmanager
 async def fresh() -> AsyncIterator[SQLiteBackend]:
-    """A store on a new file in a folder of its own, on the working directory's disk."""
+    """A backend on a new file in a folder of its own, on the working directory's disk."""
     with tempfile.TemporaryDirectory(dir=".", prefix="floor-") as folder:
         store = SQLiteBackend(Path(folder) / "floor.db")
         await store.open()
@@ -53,7 +54,7 @@ def new_jobs(many: int, lanes: Sequence[Lane] = ONE_LANE) -> list[NewJob]:
 
 
 async def fill(store: SQLiteBackend, many: int, lanes: Sequence[Lane] = ONE_LANE) -> float:
-    """Enqueue so many by 1,000; the seconds that the store took."""
+    """Enqueue so many by 1,000; the seconds that the backend took."""
     spent = 0.0
     for start in range(0, many, 1000):
         jobs = new_jobs(min(1000, many - start), lanes)
@@ -152,10 +153,10 @@ async def crowded(jobs: int) -> None:
 
 
 async def show(store: SQLiteBackend, words: str, done: int, spent: float) -> None:
-    """One line, if the store's counts say the same."""
+    """One line, if the backend's counts say the same."""
     completed = (await store.counts())[State.COMPLETED]
     if completed < done:
-        raise SystemExit(f"{words}: {done} settled, but the store counts {completed}")
+        raise SystemExit(f"{words}: {done} settled, but the backend counts {completed}")
     say(words, f"{done / spent:>10,.0f} jobs/s")
 
 

@@ -1,7 +1,7 @@
-"""The same scenes for Huey's SQLite store: `python -m benchmarks.huey_scenes NAME '{...}'`.
+"""The same scenes for Huey's SQLite backend: `python -m benchmarks.huey_scenes NAME '{...}'`.
 
 Public API, default settings but for the number of workers of a drain (its best: one thread). Huey
-takes a job out of its store before it runs it (at most once); done is when its store is empty.
+takes a job out of its backend before it runs it (at most once); done is when its backend is empty.
 """
 
 from __future__ import annotations

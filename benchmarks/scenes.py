@@ -131,7 +131,7 @@ async def pickup_producer(url: str, jobs: int, every: float) -> dict[str, float]
 
 
 async def idle(url: str, seconds: float) -> dict[str, float]:
-    """A worker with nothing to do: its CPU and its calls to the store."""
+    """A worker with nothing to do: its CPU and its calls to the backend."""
     backend = _Counted(open_backend(url))
     processor = Processor(cast("Backend", backend))
     processor.register(noop)
@@ -196,7 +196,7 @@ def _a_year_of(trigger: Trigger) -> float:
 
 
 class _Counted:
-    """A store that counts the calls made to it."""
+    """A backend that counts the calls made to it."""
 
     def __init__(self, backend: Any, calls: Counter[str] | None = None) -> None:
         self._backend = backend
@@ -224,7 +224,7 @@ async def _completed(processor: Processor) -> int:
 async def _expect(processor: Processor, waiting: int) -> None:
     stored = await processor.pending_count()
     if stored != waiting:
-        raise RuntimeError(f"{waiting} jobs were enqueued, the store has {stored}")
+        raise RuntimeError(f"{waiting} jobs were enqueued, the backend has {stored}")
 
 
 SCENES: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {

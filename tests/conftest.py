@@ -36,7 +36,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which stores passed how many contract cases: only these may be called supported."""
+    """Say which backends passed how many contract cases: only these may be called supported."""
     passed = Counter(
         found[1]
         for report in terminalreporter.stats.get("passed", [])
@@ -57,5 +57,5 @@ def totals_of(terminalreporter: pytest.TerminalReporter) -> Counter[str]:
 
 
 def stores() -> list[str]:
-    """Return the names of the stores in the source tree."""
+    """Return the names of the backends in the source tree."""
     return sorted(path.stem for path in BACKENDS.glob("[a-z]*"))

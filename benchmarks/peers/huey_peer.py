@@ -1,4 +1,4 @@
-"""Huey, which takes a job out of its store before it runs it: at most once.
+"""Huey, which takes a job out of its backend before it runs it: at most once.
 
 Default: one thread. Best: 10 threads, no results, no cron. Done: its queue; what the threads have
 just taken out cannot be counted.

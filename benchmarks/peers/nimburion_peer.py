@@ -1,7 +1,7 @@
 """Ourselves. `python -m benchmarks.peers.nimburion_peer` is the worker at its default.
 
 Default: the standard event loop. Best: uvloop (the extra `fast`), as `nimburion worker` takes it.
-Left: what the store says of its queues.
+Left: what the backend says of its queues.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Spent:
 
 
 class Peer:
-    """One job system: how to enqueue, how to start workers, and what its store counts.
+    """One job system: how to enqueue, how to start workers, and what its backend counts.
 
     Three kinds of jobs: `noop` and `burn` take the payload, `pickup` takes `sent`.
     """
@@ -85,7 +85,7 @@ class Peer:
             await asyncio.gather(*(call for call in calls if isawaitable(call)))
 
     async def left(self) -> int:
-        """Jobs that are not done, by the store's own counts."""
+        """Jobs that are not done, by the backend's own counts."""
         raise NotImplementedError
 
     def workers(self, processes: int) -> list[list[str]]:

@@ -172,7 +172,7 @@ async def _together(peer: Peer, jobs: int, producers: int) -> Spent:
 
 
 async def watch(peer: Peer, meter: Meter, workers: Workers, jobs: int, stay: int) -> list[Look]:
-    """Looks at the store's counts, each with a reading, until the jobs are done."""
+    """Looks at the backend's counts, each with a reading, until the jobs are done."""
     looks: list[Look] = []
     pause = LOOK_EVERY
     deadline: float | None = None
@@ -216,7 +216,7 @@ async def _complete(peer: Peer, jobs: int) -> None:
 async def expect(peer: Peer, jobs: int) -> None:
     stored = await peer.left()
     if stored != jobs:
-        raise RuntimeError(f"{jobs} jobs were enqueued, the store has {stored}")
+        raise RuntimeError(f"{jobs} jobs were enqueued, the backend has {stored}")
 
 
 async def _noted(peer: Peer, many: int, workers: Workers) -> list[float]:

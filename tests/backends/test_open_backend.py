@@ -89,9 +89,9 @@ def test_memory_urls() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("jobs.db", "is no URL of a store; write one like sqlite:///jobs.db"),
-        ("://x", "is no URL of a store"),
-        ("sqlite:jobs.db", "is no URL of a store"),
+        ("jobs.db", "is no URL of a backend; write one like sqlite:///jobs.db"),
+        ("://x", "is no URL of a backend"),
+        ("sqlite:jobs.db", "is no URL of a backend"),
         ("sqlite://jobs.db", "names no SQLite file"),
         ("sqlite:///", "names no SQLite file"),
         ("sqlite:///a.db?mode=ro", "names no SQLite file"),

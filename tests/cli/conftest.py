@@ -38,7 +38,7 @@ class Ended(NamedTuple):
 
 
 class CommandLine:
-    """Calls `main` as a shell would, and reaches the store behind it."""
+    """Calls `main` as a shell would, and reaches the backend behind it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class CommandLine:
         return Ended(result.exit_code, result.stdout, result.stderr)
 
     def store(self, deed: Callable[[Backend], Awaitable[T]]) -> T:
-        """Do something with the store in the folder."""
+        """Do something with the backend in the folder."""
 
         async def opened() -> T:
             backend = SQLiteBackend(self.folder / "nimburion.db")

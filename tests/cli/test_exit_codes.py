@@ -1,4 +1,4 @@
-"""Exit codes: 0 done, 1 failed, 2 bad input, 3 no store, 4 no such job; one line says why."""
+"""Exit codes: 0 done, 1 failed, 2 bad input, 3 no backend, 4 no such job; one line says why."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BAD_INPUT = [
     (("queues", "pause", "a b"), "queue must be 1-128 characters"),
     (("--store", "postgres://h:x", "status", "x"), "postgres://…: a port must be a whole number"),
     (("--store", "redis://", "status", "x"), "redis://…: a host is missing"),
-    (("--store", "sqllite:///x", "status", "x"), "no store 'sqllite'; did you mean sqlite?"),
+    (("--store", "sqllite:///x", "status", "x"), "no backend 'sqllite'; did you mean sqlite?"),
     (("--store", "x.db", "status", "x"), "load(): jobs.url: expected a URL like"),
     (("--store", "memory://", "status", "x"), "memory:// lives inside one process"),
     (("--config", "no.yaml", "status", "x"), "no.yaml: cannot be read: No such file"),
@@ -82,7 +82,7 @@ def test_no_such_job_is_code_4(command: tuple[str, ...], nimburion: CommandLine)
     ended = nimburion(*command, "nowhere")
     assert (ended.code, ended.out) == (4, "")
     assert ended.err == (
-        "nimburion: no job 'nowhere' in this store: never enqueued here, or pruned since\n"
+        "nimburion: no job 'nowhere' in this backend: never enqueued here, or pruned since\n"
     )
 
 

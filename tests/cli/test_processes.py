@@ -150,7 +150,7 @@ def test_a_store_that_the_application_would_not_use_is_refused(tmp_path: Path) -
     result = run(tmp_path, "worker", "app:processor", "--store", "sqlite:///other.db")
     assert result.returncode == 2
     assert result.stderr == (
-        f"nimburion: the processor brings its own store (SQLite {tmp_path}/own.db): "
+        f"nimburion: the processor brings its own backend (SQLite {tmp_path}/own.db): "
         "leave out --store\n"
     )
 
@@ -193,7 +193,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_store(folder: Path) -> None:
-    """The store tells the same story as the demo, through the commands it recommends."""
+    """The backend tells the same story as the demo, through the commands it recommends."""
     jobs = json.loads(run(folder, "jobs", "list", "--limit", "1000", "--json").stdout)["jobs"]
     states = [job["state"] for job in jobs]
     assert (len(jobs), states.count("completed"), states.count("cancelled")) == (40, 38, 1)

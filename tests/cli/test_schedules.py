@@ -76,7 +76,7 @@ def test_what_is_not_there(nimburion: CommandLine, deed: str) -> None:
     told = nimburion("schedules", deed, "nobody")
     assert (told.code, told.err) == (
         4,
-        "nimburion: there is no schedule 'nobody' in this store\n",
+        "nimburion: there is no schedule 'nobody' in this backend\n",
     )
 
 

@@ -56,7 +56,7 @@ def test_a_worker_fires_what_is_configured(tmp_path: Path) -> None:
 
 
 def completed(folder: Path) -> int:
-    """How many jobs are done in the store of this folder."""
+    """How many jobs are done in the backend of this folder."""
 
     async def counted() -> int:
         backend = SQLiteBackend(folder / "nimburion.db")

@@ -136,7 +136,7 @@ def test_a_factory_that_fails_is_one_line(attempt: Try) -> None:
 def test_an_error_of_our_own_keeps_its_words_and_its_code(attempt: Try) -> None:
     ended = attempt("from nimburion.backends import open_backend\nopen_backend('sqlit:///x')\n")
     assert ended.code == 2
-    assert ended.err.startswith("nimburion: no store 'sqlit'; did you mean sqlite?")
+    assert ended.err.startswith("nimburion: no backend 'sqlit'; did you mean sqlite?")
 
 
 def test_nothing_in_a_traceback_can_steer_the_terminal() -> None:

@@ -28,7 +28,7 @@ from nimburion.testing.contract.situations import SITUATIONS
 
 
 class OpenMemoryBackend(MemoryBackend):
-    """A memory store whose data the breakages below may reach."""
+    """A memory backend whose data the breakages below may reach."""
 
     @property
     def state(self) -> MemoryState:
@@ -432,7 +432,7 @@ class NewHandleIsEmpty(MemoryBackend):
 
 
 class Breakage(NamedTuple):
-    """A store that is broken, and a case that must say so."""
+    """A backend that is broken, and a case that must say so."""
 
     backend: type[MemoryBackend]
     case: str
@@ -495,7 +495,7 @@ BREAKAGES = [
 
 
 class BrokenBackendContract(BackendContract):
-    """The suite, on any class of memory store. Not collected: no name of a test class."""
+    """The suite, on any class of memory backend. Not collected: no name of a test class."""
 
     def __init__(self, store: type[MemoryBackend]) -> None:
         self.made = store

@@ -1,4 +1,4 @@
-"""The memory store keeps the contract."""
+"""The memory backend keeps the contract."""
 
 from __future__ import annotations
 

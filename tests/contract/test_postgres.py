@@ -1,4 +1,4 @@
-"""The PostgreSQL store keeps the contract, on each kind of server that the run is about."""
+"""The PostgreSQL backend keeps the contract, on each kind of server that the run is about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Redis store keeps the contract, on each kind of server that the run is about."""
+"""The Redis backend keeps the contract, on each kind of server that the run is about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQLite store keeps the contract."""
+"""The SQLite backend keeps the contract."""
 
 from __future__ import annotations
 

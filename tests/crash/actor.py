@@ -94,7 +94,7 @@ def _completes(args: tuple[Any, ...]) -> bool:
 
 
 def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
-    """The store has committed, but nobody hears of it."""
+    """The backend has committed, but nobody hears of it."""
     for store in (SQLiteBackend, RedisBackend, PostgresBackend):
         setattr(store, name, _dying(getattr(store, name), when))
 

@@ -1,8 +1,8 @@
-"""Jobs that flow through a store while something happens to its server, and the account of them.
+"""Jobs that flow through a backend while something happens to its server, and the account of them.
 
 One side enqueues at an even pace, each job by its own id until it is acknowledged, and notes when
 that was; worker processes (`tests.crash`) run them and note each start and end in a diary. In the
-end every acknowledged job is in the store, as completed, or is counted as lost.
+end every acknowledged job is in the backend, as completed, or is counted as lost.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def run_flow(
 
 
 class Flow:
-    """A steady stream of jobs into the store of a stage."""
+    """A steady stream of jobs into the backend of a stage."""
 
     def __init__(self, stage: ProcessHarness, per_second: int, payload: bytes) -> None:
         self.harness = stage
@@ -141,7 +141,7 @@ class Flow:
         return max(began.values())
 
     async def wait_until_idle(self) -> None:
-        """Wait until the store says that nothing is unfinished."""
+        """Wait until the backend says that nothing is unfinished."""
 
         async def quiet() -> bool:
             counts = await self.harness.backend.counts()
@@ -152,7 +152,7 @@ class Flow:
     async def wait_until_backend_reports(
         self, holds: Callable[[], Awaitable[bool]], what: str
     ) -> None:
-        """The same with a question to the store, which may be away."""
+        """The same with a question to the backend, which may be away."""
         last: object = "it does not hold"
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -181,7 +181,7 @@ class Flow:
 
 @dataclass
 class Account:
-    """Every acknowledged job, and what the store and the workers say of it."""
+    """Every acknowledged job, and what the backend and the workers say of it."""
 
     acknowledged: dict[str, float]
     kept: dict[str, Any]
@@ -195,7 +195,7 @@ class Account:
 
     @property
     def lost(self) -> set[str]:
-        """Acknowledged, and not in the store."""
+        """Acknowledged, and not in the backend."""
         return self.acknowledged.keys() - self.kept.keys()
 
     @property

@@ -26,7 +26,7 @@ DEADLINE = 20.0
 
 
 class ProcessHarness:
-    """A store, a folder with a diary, and the processes that use them."""
+    """A backend, a folder with a diary, and the processes that use them."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -171,7 +171,7 @@ class ProcessHarness:
         await self.wait_until(finished, "every job has ended")
 
     async def get_record(self, job_id: str) -> JobRecord:
-        """What the store says."""
+        """What the backend says."""
         return await self.backend.get(job_id)
 
     # Looking

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 class Children:
-    """What happens on every store, on both event loops."""
+    """What happens on every backend, on both event loops."""
 
     @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
     async def test_a_child_is_a_plain_process_and_leaves_its_worker_alone(

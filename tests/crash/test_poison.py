@@ -1,4 +1,4 @@
-"""Jobs that harm their worker, on every durable store: each run counts, and neighbours do not."""
+"""Jobs that harm their worker, on every durable backend: each run counts, and neighbours do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 class Poison:
-    """What such jobs do on every store; a store is a subclass with a fixture `stage`."""
+    """What such jobs do on every backend; a backend is a subclass with a fixture `stage`."""
 
     async def test_a_suspect_that_kills_takes_no_other_suspect_along(
         self, stage: ProcessHarness

@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped, told to go, or held up: real processes on one store."""
+"""Workers that are killed, stopped, told to go, or held up: real processes on one backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SLACK = 1.0
 
 
 class Signals:
-    """What happens to workers on every store; a store is a subclass with a fixture `stage`."""
+    """What happens to workers on every backend; a backend is a subclass with a fixture `stage`."""
 
     async def test_killed_with_ten_jobs_in_flight(self, stage: ProcessHarness) -> None:
         await stage.enqueue("hanging", 10)

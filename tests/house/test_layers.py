@@ -12,8 +12,8 @@ import pytest
 
 from tests.house.tree import PACKAGE, ROOT
 
-# Each third-party module, and the only rooms that may name it.
-ROOMS_OF = {
+# Each third-party module, and the only packages that may name it.
+PACKAGES_OF = {
     "asyncpg": ["backends.postgres"],
     "click": ["cli"],
     "cronsim": ["scheduler"],
@@ -33,11 +33,11 @@ ROOMS_OF = {
 PLANTED = {
     "upwards": ("core/planted.py", "import nimburion.backends", "Imports only go down"),
     "sideways": ("jobs/planted.py", "import nimburion.config", "Imports only go down"),
-    "a new room": ("attic/__init__.py", "", "Imports only go down"),
-    "between stores": (
+    "a new package": ("attic/__init__.py", "", "Imports only go down"),
+    "between backends": (
         "backends/sqlite/planted.py",
         "import nimburion.backends.memory",
-        "No store knows another",
+        "No backend knows another",
     ),
     "a library in core": ("core/planted.py", "import click", "core imports the standard library"),
 }
@@ -56,7 +56,7 @@ def lint_imports(source: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_floors_hold() -> None:
+def test_the_layers_hold() -> None:
     result = lint_imports(PACKAGE.parent)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -80,10 +80,10 @@ def test_each_library_is_named_in_its_own_room_only() -> None:
     graph = grimp.build_graph("nimburion", include_external_packages=True, cache_dir=None)
     strangers = [
         f"{importer} imports {library}"
-        for library, rooms in ROOMS_OF.items()
+        for library, packages in PACKAGES_OF.items()
         if library in graph.modules
         for importer in graph.find_modules_that_directly_import(library)
-        if not any(is_in(importer, room) for room in rooms)
+        if not any(is_in(importer, package) for package in packages)
     ]
     assert strangers == []
 
@@ -100,6 +100,6 @@ def test_core_imports_nothing_but_the_standard_library_and_msgspec() -> None:
     assert "msgspec" in imported  # else the graph is empty and this test blind
 
 
-def is_in(module: str, room: str) -> bool:
-    """Tell whether a module is this room of the package or lies in it."""
-    return f"{module}.".startswith(f"nimburion.{room}.")
+def is_in(module: str, package: str) -> bool:
+    """Tell whether a module is this package of the package or lies in it."""
+    return f"{module}.".startswith(f"nimburion.{package}.")

@@ -74,7 +74,7 @@ EVERYTHING = 'import_all("nimburion"); print(json.dumps(seen))'
 # msgspec takes it along where it happens to be installed.
 PERHAPS = {"typing_extensions"}
 
-# What each door loads beyond the standard library, at most: the start time of every user.
+# What each package loads beyond the standard library, at most: the start time of every user.
 LOADS = {
     "nimburion": {"msgspec"},
     "nimburion.core": {"msgspec"},
@@ -119,8 +119,8 @@ def test_the_watch_sees(line: str, event: str, tmp_path: Path) -> None:
     assert any(f"nimburion.planted: {event}" in entry for entry in seen), seen
 
 
-@pytest.mark.parametrize("door", LOADS)
-def test_a_door_loads_only_what_it_needs(door: str) -> None:
-    listing = f"import {door}; print(json.dumps(sorted(set(sys.modules) - loaded_before)))"
+@pytest.mark.parametrize("package", LOADS)
+def test_a_package_loads_only_what_it_needs(package: str) -> None:
+    listing = f"import {package}; print(json.dumps(sorted(set(sys.modules) - loaded_before)))"
     loaded = {name.partition(".")[0] for name in cast("list[str]", run(listing))}
-    assert loaded - sys.stdlib_module_names - PERHAPS - LOADS[door] == {"nimburion"}
+    assert loaded - sys.stdlib_module_names - PERHAPS - LOADS[package] == {"nimburion"}

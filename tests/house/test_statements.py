@@ -48,7 +48,7 @@ def read_words(folder: Path) -> frozenset[str]:
 
 
 def is_referenced(path: Path) -> bool:
-    """Tell whether the store's Python names this file, or the folder of migrations it is in."""
+    """Tell whether the backend's Python names this file, or the folder of migrations it is in."""
     store = path.relative_to(PACKAGE / "backends").parts[0]
     words = read_words(PACKAGE / "backends" / store)
     if path.parent.name == "migrations":

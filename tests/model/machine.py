@@ -1,4 +1,4 @@
-"""Two stores get the same calls and must give the same answers; one is the memory store.
+"""Two stores get the same calls and must give the same answers; one is the memory backend.
 
 Only what the contract leaves open may differ: a lease's `ref`, the text of cursors, and the order
 of lists that promise none.
@@ -40,7 +40,7 @@ from nimburion.core.settlement import (
 from nimburion.testing.clock import FakeClock
 
 Answer = Any
-"""What a store answers, or what of it is compared."""
+"""What a backend answers, or what of it is compared."""
 
 QUEUES = ("red", "blue")
 NAMES = ("mail", "report", "scan")
@@ -59,7 +59,7 @@ Make = Callable[[Lease], Settlement]
 
 @dataclass(frozen=True)
 class Held:
-    """A lease as each of the two stores gave it."""
+    """A lease as each of the two backends gave it."""
 
     oracle: Lease
     subject: Lease
@@ -78,7 +78,7 @@ class Line:
 
 
 class Twins(RuleBasedStateMachine):
-    """Drives a store against the memory store."""
+    """Drives a backend against the memory backend."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Twins(RuleBasedStateMachine):
             self.remove_subject()
 
     def make_subject(self, clock: FakeClock) -> Backend:
-        """The store to compare, empty and not open."""
+        """The backend to compare, empty and not open."""
         raise NotImplementedError
 
     def remove_subject(self) -> None:
@@ -122,7 +122,7 @@ class Twins(RuleBasedStateMachine):
         return self._answer(call, self.oracle), self._answer(call, self.subject)
 
     def _answer(self, call: Callable[[Backend], Awaitable[Any]], store: Backend) -> Answer:
-        """What the store answers, or the type of what it raises."""
+        """What the backend answers, or the type of what it raises."""
 
         async def ask() -> Answer:
             return await call(store)

@@ -1,4 +1,4 @@
-"""Every store against the memory store. A new store is one more test."""
+"""Every backend against the memory backend. A new backend is one more test."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _IN_MEMORY = Path("/dev/shm")
 def compare(
     make: Callable[[FakeClock], Backend], remove: Callable[[], None], *, share: float = 1.0
 ) -> None:
-    """Let hypothesis look for calls that the store which `make` makes anew each time answers
-    otherwise than the memory store does, in that share of the usual number of examples."""
+    """Let hypothesis look for calls that the backend which `make` makes anew each time answers
+    otherwise than the memory backend does, in that share of the usual number of examples."""
 
     class Pair(Twins):
         def make_subject(self, clock: FakeClock) -> Backend:

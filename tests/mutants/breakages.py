@@ -269,7 +269,7 @@ MUTANTS = (
     Mutant(
         "jobs begun after their lease",
         "jobs/*.py",
-        "if $started >= self.$tenure.$keeper.$lease_valid_until:",
+        "if $started >= self.$session.$keeper.$lease_valid_until:",
         "if $started < 0:",
         (f"{SCENARIO}test_a_worker_that_slept_too_long_begins_nothing_that_it_lost",),
     ),
@@ -288,7 +288,7 @@ MUTANTS = (
         (f"{SCENARIO}test_a_job_that_kills_its_workers_takes_nobody_along",),
     ),
     Mutant(
-        "stop waits for a store that is gone",
+        "stop waits for a backend that is gone",
         "jobs/*.py",
         "        $task.$cancel()\n        await asyncio.$gather($task, $return_exceptions=True)",
         "        await asyncio.$gather($task, $return_exceptions=True)",
@@ -338,7 +338,7 @@ MUTANTS = (
     ),
     # Health
     Mutant(
-        "a store that is lost is called degraded",
+        "a backend that is lost is called degraded",
         "jobs/*.py",
         "$seen.$failing or $seen.$answer < $first for $seen",
         "$seen.$failing for $seen",
@@ -361,7 +361,7 @@ MUTANTS = (
     Mutant(
         "health believes in a session that is over",
         "jobs/*.py",
-        "worker.$done is not None and not worker.$tenure.$over",
+        "worker.$done is not None and not worker.$session.$over",
         "worker.$done is not None",
         (f"{HEALTH}test_it_stops_believing_before_the_store_gives_its_jobs_away",),
     ),

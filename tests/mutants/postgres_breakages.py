@@ -1,4 +1,4 @@
-"""Breakages of the PostgreSQL store's functions."""
+"""Breakages of the PostgreSQL backend's functions."""
 
 from __future__ import annotations
 

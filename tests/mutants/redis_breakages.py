@@ -1,4 +1,4 @@
-"""Breakages of the Redis store's scripts."""
+"""Breakages of the Redis backend's scripts."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ SCHEDULER_MUTANTS = (
         (f"{TIMING}test_the_clock_of_a_host_that_is_set_with_its_store_is_followed", *ON_MEMORY),
     ),
     Mutant(
-        "the store is asked for its time once",
+        "the backend is asked for its time once",
         "scheduler/*.py",
         "if self.$_learned is None or $now - self.$_learned >= $_EACH:",
         "if self.$_learned is None:",

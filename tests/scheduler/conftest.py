@@ -1,4 +1,4 @@
-"""Schedulers on one store of each kind, and a clock that the test moves."""
+"""Schedulers on one backend of each kind, and a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVERS = ("valkey", "postgres")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run on each kind of store that the run asks for; on memory where no processes share it."""
+    """Run on each kind of backend that the run asks for; on memory where no processes share it."""
     if "kind" in metafunc.fixturenames:
         asked = [kind for kind in SERVERS if kind in metafunc.config.stash[REQUESTED_KINDS]]
         kinds: list[Any] = [pytest.param(kind, marks=pytest.mark.server) for kind in asked]
@@ -35,13 +35,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of store."""
+    """The kind of backend."""
     return str(request.param)
 
 
 @pytest.fixture
 def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store of this kind."""
+    """An empty backend of this kind."""
     if kind == "memory":
         return "memory://"
     if kind == "sqlite":
@@ -67,7 +67,7 @@ class Report(Job, name="report"):
 
 
 class Place:
-    """A store, its clock, and as many schedulers as a test asks for."""
+    """A backend, its clock, and as many schedulers as a test asks for."""
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.clock = FakeClock(BEGIN)
@@ -76,7 +76,7 @@ class Place:
         self._stack = stack
 
     def sibling(self) -> Backend:
-        """The same store, as another process has it."""
+        """The same backend, as another process has it."""
         if isinstance(self.store, MemoryBackend):
             return self.store.new_handle()
         return open_backend(self._url, clock=self.clock)
@@ -89,7 +89,7 @@ class Place:
         **settings: Any,
     ) -> Scheduler:
         """A scheduler of its own process, open, that declares something. `clock` is its host's,
-        where that is not the store's."""
+        where that is not the backend's."""
         processor = Processor(self.sibling(), clock=clock or self.clock, **settings)
         processor.register(Report)
         scheduler = Scheduler(processor)
@@ -119,7 +119,7 @@ class Place:
 
 @pytest.fixture
 async def place(url: str) -> AsyncIterator[Place]:
-    """An empty store."""
+    """An empty backend."""
     async with AsyncExitStack() as stack:
         place = Place(url, stack)
         await place.store.open()

@@ -1,4 +1,4 @@
-"""Hosts whose clocks are wrong: the store's time rules."""
+"""Hosts whose clocks are wrong: the backend's time rules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def each_minute(one: Scheduler) -> None:
 
 @pytest.mark.parametrize("off", [HOUR, -HOUR, 30.0, -30.0])
 async def test_a_clock_that_is_off_changes_no_tick(place: Place, off: float) -> None:
-    """Its schedules are declared there, so that their beginning is the store's time too."""
+    """Its schedules are declared there, so that their beginning is the backend's time too."""
     scheduler = await place.scheduler(each_minute, clock=HostClock(place.clock, off))
     for seconds in range(0, 300, 20):
         place.at(seconds)
@@ -74,7 +74,7 @@ async def test_one_that_is_off_does_the_others_no_harm(place: Place, off: float)
 
 
 async def test_a_clock_that_is_set_is_noticed_at_once(place: Place) -> None:
-    """Between two ticks, and well before the time at which the store is asked again."""
+    """Between two ticks, and well before the time at which the backend is asked again."""
     clock = HostClock(place.clock)
     scheduler = await place.scheduler(each_minute, clock=clock)
     for seconds, off in ((0, 0.0), (55, HOUR), (60, HOUR), (110, -HOUR), (120, -HOUR), (180, 0.0)):
@@ -85,7 +85,7 @@ async def test_a_clock_that_is_set_is_noticed_at_once(place: Place) -> None:
 
 
 async def test_the_clock_of_a_host_that_is_set_with_its_store_is_followed(place: Place) -> None:
-    """A store that is a file goes by the clock of the host."""
+    """A backend that is a file goes by the clock of the host."""
     scheduler = await place.scheduler(each_minute)
     await scheduler.fire_due()
     place.clock.step_wall(50)
@@ -152,7 +152,7 @@ async def test_a_clock_far_off_is_said_once(place: Place, caplog: pytest.LogCapt
         await scheduler.fire_due()
     said = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
     assert said == [
-        "the clock of this host is -3600.0 s off that of the store; ticks follow the store's"
+        "the clock of this host is -3600.0 s off that of the backend; ticks follow the backend's"
     ]
 
 
@@ -202,7 +202,7 @@ async def test_what_is_added_by_hand_begins_in_the_time_of_the_store(place: Plac
 
 
 class Slow:
-    """A store that takes its time to say what time it is."""
+    """A backend that takes its time to say what time it is."""
 
     def __init__(self, clock: FakeClock, took: float, says: float) -> None:
         self._clock, self._took, self._says = clock, took, says

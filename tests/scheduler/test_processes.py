@@ -1,4 +1,4 @@
-"""Five schedulers, each a process, on one store: two are killed and one is paused on the way."""
+"""Five schedulers, each a process, on one backend: two are killed and one is paused on the way."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Crew:
 
 
 async def jobs_of(url: str) -> list[JobRecord]:
-    """What the store holds."""
+    """What the backend holds."""
     backend = open_backend(url)
     await backend.open()
     found: list[JobRecord] = []

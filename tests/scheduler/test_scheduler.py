@@ -1,4 +1,4 @@
-"""Schedulers on a store: one job per tick, and every policy as it is written."""
+"""Schedulers on a backend: one job per tick, and every policy as it is written."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_five_schedulers_make_one_job_per_tick(place: Place) -> None:
 
 
 async def test_a_scheduler_that_slept_makes_no_second_job(place: Place) -> None:
-    """It believes in what it read long ago; the store does not."""
+    """It believes in what it read long ago; the backend does not."""
     sleeper, other = [await place.scheduler(each_minute()) for _ in range(2)]
     await sleeper.fire_due()
     await other.fire_due()

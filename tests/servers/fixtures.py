@@ -87,8 +87,8 @@ def postgres_server(
 def postgres_store(
     request: pytest.FixtureRequest, started_servers: StartedServers
 ) -> RunningPostgres:
-    """As `postgres_server`, but with the empty tables of a store, once one was opened there: making
-    them is most of what a new store costs. Do not change them."""
+    """As `postgres_server`, but with the empty tables of a backend, once one was opened there:
+    making them is most of what a new backend costs. Do not change them."""
     server: RunningPostgres = get_server(request, started_servers)
     server.forget()
     return server

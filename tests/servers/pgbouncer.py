@@ -123,7 +123,7 @@ class PgBouncer:
         wait_until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     def forget(self) -> None:
-        """Leave the tables of a store as they were made."""
+        """Leave the tables of a backend as they were made."""
         self.server.forget()
         wait_until(self._leads_through, f"{self.name} has seen that its connections were cut")
 

@@ -244,7 +244,7 @@ class PostgresServer:
             self._renew()
 
     def forget(self) -> None:
-        """Lead `url` to a database of its own in which the tables of a store, once made, stay;
+        """Lead `url` to a database of its own in which the tables of a backend, once made, stay;
         delete all that is in them, and cut who is connected."""
         if self._forgetting is None:
             self._kept = f"{self._names}_kept"

@@ -26,7 +26,7 @@ from tests.servers.server import Server
 
 
 class SharedServer(Protocol):
-    """What every kind has; its URL is all that a store needs."""
+    """What every kind has; its URL is all that a backend needs."""
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class SharedServer(Protocol):
 
     @property
     def url(self) -> str:
-        """The URL for the store."""
+        """The URL for the backend."""
         ...
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class RunningPostgres(SharedServer, Protocol):
         ...
 
     def forget(self) -> None:
-        """Make the tables of a store as they were when they were made, if they were."""
+        """Make the tables of a backend as they were when they were made, if they were."""
 
 
 # Those that tests share take nobody for dead because the machine is busy.

@@ -43,7 +43,7 @@ async def test_a_reused_schema_is_as_new(postgres_store: RunningPostgres) -> Non
 
 
 def read_state(server: RunningPostgres) -> dict[str, object]:
-    """All that a store holds: rows of its tables, and where its sequences are."""
+    """All that a backend holds: rows of its tables, and where its sequences are."""
     made = server.ask(
         "SELECT CAST(oid AS regclass)::text, relkind FROM pg_class"
         " WHERE relnamespace = to_regnamespace('nimburion') AND relkind IN ('r', 'S')"

@@ -16,7 +16,7 @@ BUS = 10_000
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
-    """Look again and again until it holds; `TimeoutError` after `patience` seconds."""
+    """Look again and again until it holds; `TimeoutError` after `long poll` seconds."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not holds():

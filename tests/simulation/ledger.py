@@ -1,7 +1,7 @@
-"""Sits at the store's door, sees every call that is applied, and checks what must always hold.
+"""Sits at the backend's door, sees every call that is applied, and checks what must always hold.
 
 The checks are those of a reader who trusts nobody: tokens, times and limits are compared with what
-was seen before, and after each call with what the store itself then says of the jobs.
+was seen before, and after each call with what the backend itself then says of the jobs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HAIR = 1e-6
 
 
 class Ledger:
-    """Applies calls on the store and keeps the record."""
+    """Applies calls on the backend and keeps the record."""
 
     def __init__(self, store: Backend, clock: Clock, limits: dict[str, int]) -> None:
         self.store = store
@@ -68,7 +68,7 @@ class Ledger:
         try:
             return await self._apply(name, args, kwargs)
         except AssertionError as violation:
-            # Whoever made the call would take it for an error of the store.
+            # Whoever made the call would take it for an error of the backend.
             self.violations.append(str(violation))
             raise
 
@@ -197,7 +197,7 @@ class Ledger:
                 self.counts["leases given back"] += 1
             await self._look_at(job_id)
 
-    # What the store says itself
+    # What the backend says itself
 
     async def _look_at(self, job_id: str) -> None:
         state = (await self.store.get(job_id)).state

@@ -54,7 +54,7 @@ class Net:
         self.weather = weather
         self.happened: Counter[str] = Counter()
         self.cut_off: dict[str, float] = {}
-        """Until when a process does not reach the store, by its name."""
+        """Until when a process does not reach the backend, by its name."""
         self.slow: dict[str, tuple[float, float]] = {}
         """How many bytes the request and the reply of an exchange of a process may have, before its
         time runs out."""
@@ -190,7 +190,7 @@ async def _outcome(apply: Callable[[], Awaitable[Any]]) -> tuple[bool, Any]:
 
 
 class Wire:
-    """A store handle as one simulated process has it: the contract, through the net."""
+    """A backend handle as one simulated process has it: the contract, through the net."""
 
     def __init__(self, net: Net, process: Process, handle: Backend) -> None:
         self._net = net

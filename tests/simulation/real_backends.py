@@ -1,8 +1,8 @@
 """Real stores below the simulated net, and time that waits for them.
 
-A real store needs a real event loop: it runs in another thread, and each call holds the simulated
-loop, and with it the virtual time, until the store has answered. So a simulation follows from its
-seed alone, whatever the store takes, and two stores that keep the same contract play it alike.
+A real backend needs a real event loop: it runs in another thread, and each call holds the simulated
+loop, and with it the virtual time, until the backend has answered. So a simulation follows from its
+seed alone, whatever the backend takes, and two backends that keep the same contract play it alike.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Answer = Any
 """What an operation of the contract answers."""
 
 _PATIENCE = 30.0
-"""Real seconds within which a store must answer."""
+"""Real seconds within which a backend must answer."""
 
 _ANSWERS = (SessionLost, OutOfOrder, JobNotFound)
-"""Errors that say something of the store's data. All others are trouble, which only the simulated
-net may make: from the store it would pass for simulated trouble."""
+"""Errors that say something of the backend's data. All others are trouble, which only the simulated
+net may make: from the backend it would pass for simulated trouble."""
 
 _RINGS = frozenset(
     {"enqueue", "rescue", "promote", "close_session", "open_session", "cancel", "replay", "pause"}
@@ -97,7 +97,7 @@ class Elsewhere:
 
 
 class Standing:
-    """A handle of a real store, as simulated processes have it."""
+    """A handle of a real backend, as simulated processes have it."""
 
     def __init__(self, elsewhere: Elsewhere, handle: Backend) -> None:
         self._elsewhere = elsewhere
@@ -125,7 +125,7 @@ class Standing:
             except _ANSWERS:
                 raise
             except Exception as error:
-                raise AssertionError(f"the store failed at {name}: {error!r}") from error
+                raise AssertionError(f"the backend failed at {name}: {error!r}") from error
             if name in _RINGS or (name == "exchange" and args[2]):
                 self._elsewhere.ring()
             return answer

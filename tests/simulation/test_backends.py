@@ -1,6 +1,6 @@
-"""The same storms on real stores: SQLite, and each server that the run asks for.
+"""The same storms on real backends: SQLite, and each server that the run asks for.
 
-Virtual time waits for the store (see `real_backends.py`), so a seed goes there as it goes in
+Virtual time waits for the backend (see `real_backends.py`), so a seed goes there as it goes in
 memory, kill by kill: beside all that the ledger checks, the totals must be the same.
 
 To run one seed again: `SIMULATION_SEED=417 python3 dev.py test tests/simulation -k one_seed`.
@@ -40,7 +40,7 @@ _MEMORY = Path("/dev/shm")  # nobody cuts the power here, so no file needs a dis
 
 
 def play(seed: int, make: Make) -> Counter[str]:
-    """A simulation on a real store."""
+    """A simulation on a real backend."""
     with Elsewhere() as elsewhere:
         return simulate(seed, make=lambda clock: elsewhere.store(make(clock)))
 
@@ -54,7 +54,7 @@ def play_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -> Coun
 
 
 class Tired(MemoryBackend):
-    """A store that does not answer its hundredth exchange."""
+    """A backend that does not answer its hundredth exchange."""
 
     exchanges = 0
 
@@ -72,12 +72,12 @@ class Tired(MemoryBackend):
 
 
 def test_trouble_of_the_store_is_not_taken_for_that_of_the_net() -> None:
-    with pytest.raises(AssertionError, match=r"the store failed at exchange.*I am tired"):
+    with pytest.raises(AssertionError, match=r"the backend failed at exchange.*I am tired"):
         play(1, lambda clock: Tired(clock=clock))
 
 
 class Storms:
-    """What each store stands; a store is a subclass whose fixture `make` makes empty ones."""
+    """What each backend stands; a backend is a subclass whose fixture `make` makes empty ones."""
 
     @pytest.fixture
     def comparable(self) -> bool:

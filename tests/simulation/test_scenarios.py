@@ -23,7 +23,7 @@ class Story(World):
     """A calm world without a nemesis: the scenario is the only cause of trouble."""
 
     async def enqueue(self, *jobs: NewJob) -> None:
-        """Put jobs into the store, past the net."""
+        """Put jobs into the backend, past the net."""
         self.payloads.update({job.id: job.payload for job in jobs})
         await self.ledger.apply("enqueue", (jobs,), {})
 
@@ -117,7 +117,7 @@ def test_a_session_that_died_before_it_was_known_is_replaced() -> None:
 
 
 class StopsWithoutStore(Story):
-    """The store goes away for good, and the worker is asked to stop so much later."""
+    """The backend goes away for good, and the worker is asked to stop so much later."""
 
     def __init__(self, loop: SimulatedLoop, after: float) -> None:
         super().__init__(loop, seed=1)
@@ -195,7 +195,8 @@ def test_what_was_not_started_is_handed_back_at_stop() -> None:
 
 
 class OutageForAll(Story):
-    """The store does not answer anybody, for longer than sessions live, while jobs are running."""
+    """The backend does not answer anybody, for longer than sessions live, while jobs are
+    running."""
 
     def __init__(self, loop: SimulatedLoop, seed: int, seconds: float) -> None:
         super().__init__(loop, seed)

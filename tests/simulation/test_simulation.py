@@ -1,4 +1,4 @@
-"""The real worker on a store that loses, delays and repeats, over many seeds.
+"""The real worker on a backend that loses, delays and repeats, over many seeds.
 
 To run one seed again: `SIMULATION_SEED=417 python3 dev.py test tests/simulation -k one_seed`.
 """

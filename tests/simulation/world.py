@@ -1,4 +1,4 @@
-"""Workers, a producer and a nemesis around one store, all drawn from one seed."""
+"""Workers, a producer and a nemesis around one backend, all drawn from one seed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _REST = 60.0
 
 
 Make = Callable[[Clock], Backend]
-"""A new, empty store that lives by that clock."""
+"""A new, empty backend that lives by that clock."""
 
 
 def in_memory(clock: Clock) -> Backend:
@@ -199,7 +199,7 @@ class World:
         return self.workers[-1]
 
     async def add_suspects(self, count: int) -> list[str]:
-        """Put jobs into the store, past the net, that have each lost two workers already."""
+        """Put jobs into the backend, past the net, that have each lost two workers already."""
         ids = [f"suspect-{n}" for n in range(count)]
         jobs = [NewJob(job_id, "plain", "default", b"{}") for job_id in ids]
         self.payloads.update({job.id: job.payload for job in jobs})

@@ -1,4 +1,4 @@
-"""The stores of one contract (`nimburion.core.backend`), and `open_backend`: one by its URL."""
+"""The backends of one contract (`nimburion.core.backend`), and `open_backend`: one by its URL."""
 
 from __future__ import annotations
 
@@ -65,14 +65,15 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 def open_backend(url: str, **options: object) -> Backend:
-    """A store by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`,
+    """A backend by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`,
     `postgresql://localhost/app`, `memory://`.
 
     `sqlite:///jobs.db` is relative to the working directory, `sqlite:////srv/jobs.db` absolute.
-    `options` are the keyword arguments of the store's class.
+    `options` are the keyword arguments of the backend's class.
 
     Raises:
-        ConfigurationError: no such scheme, a URL or an option that the store does not take, or its
+        ConfigurationError: no such scheme, a URL or an option that the backend does not take, or
+        its
             package is not installed.
 
     >>> open_backend("sqlite:///jobs.db").capabilities.durable
@@ -88,11 +89,11 @@ def open_backend(url: str, **options: object) -> Backend:
 
 
 def _check_options(scheme: str, factory: Factory, options: dict[str, object]) -> None:
-    """Raise `ConfigurationError` for an option that one of our own stores does not take."""
+    """Raise `ConfigurationError` for an option that one of our own backends does not take."""
     kind = getattr(factory, "__self__", None)
     if not options or scheme not in SCHEMES or kind is None:
         return
-    from inspect import signature  # only where there are options: most stores are opened without
+    from inspect import signature  # only where there are options: most backends are opened without
 
     parameters = signature(kind).parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -106,14 +107,14 @@ def parse_scheme(url: str) -> str:
     scheme, found, _ = url.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
         raise ConfigurationError(
-            f"{redact_url(url)!r} is no URL of a store; write one like sqlite:///jobs.db or "
+            f"{redact_url(url)!r} is no URL of a backend; write one like sqlite:///jobs.db or "
             "memory://"
         )
     return scheme.lower()
 
 
 def find_factory(scheme: str) -> Factory:
-    """What makes a store from a URL of this scheme."""
+    """What makes a backend from a URL of this scheme."""
     if scheme in SCHEMES:
         module, _, name = SCHEMES[scheme].partition(":")
         return cast("Factory", getattr(import_backend_module(module), name).from_url)
@@ -124,7 +125,7 @@ def find_factory(scheme: str) -> Factory:
 
 
 def import_backend_module(module: str) -> ModuleType:
-    """One of our stores; its driver may be an extra that is not installed."""
+    """One of our backends; its driver may be an extra that is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError as missing:
@@ -132,24 +133,25 @@ def import_backend_module(module: str) -> ModuleType:
         if package.partition(".")[0] == "nimburion":
             raise
         raise ConfigurationError(
-            f"this store needs {package!r}, which is not installed; pip install "
+            f"this backend needs {package!r}, which is not installed; pip install "
             f"'nimburion[{extra}]'"
         ) from missing
 
 
 def list_entry_points() -> EntryPoints:
-    """The stores of other packages."""
-    from importlib import metadata  # 12 ms that our own stores need not wait for
+    """The backends of other packages."""
+    from importlib import metadata  # 12 ms that our own backends need not wait for
 
     return metadata.entry_points(group=ENTRY_POINT_GROUP)
 
 
 def explain_unknown_scheme(scheme: str) -> str:
-    """Say that there is no such store, and what is nearest."""
+    """Say that there is no such backend, and what is nearest."""
     known = sorted({*SCHEMES, *(entry.name for entry in list_entry_points())})
     near = difflib.get_close_matches(scheme, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return (
-        f"no store {scheme!r}; {hint}Known here: {', '.join(known)}. A store of another package "
+        f"no backend {scheme!r}; {hint}Known here: {', '.join(known)}. A backend of another "
+        "package "
         f"must be installed with it (entry point group {ENTRY_POINT_GROUP!r})"
     )

@@ -1,4 +1,4 @@
-"""Statements and scripts: the `.statements` and `.lua` files beside a store's Python.
+"""Statements and scripts: the `.statements` and `.lua` files beside a backend's Python.
 
 Each file is one operation and begins with a comment that says its inputs, its result, what it
 locks and why it is atomic.

@@ -24,7 +24,8 @@ def configuration() -> None:
 @configuration.command("check")
 @add_shared_options
 def check() -> None:
-    """Read the configuration and find its store, without opening it; exit code 2 if it is wrong."""
+    """Read the configuration and find its backend, without opening it; exit code 2 if it is
+    wrong."""
     from nimburion.backends import open_backend
     from nimburion.jobs import Processor
 
@@ -44,7 +45,7 @@ def check_tasks(config: Config, processor: Processor) -> None:
 
 
 def draw_check(config: Config, store: str) -> None:
-    """Which file, which store."""
+    """Which file, which backend."""
     click.echo("the configuration is right")
     print_fields({"file": config.source or "none: defaults and environment", "store": store})
 

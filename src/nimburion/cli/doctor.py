@@ -1,4 +1,4 @@
-"""`nimburion doctor`: what is wrong with the store or on this side of it, and what to do."""
+"""`nimburion doctor`: what is wrong with the backend or on this side of it, and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nimburion.core.settings import Config
 
 PATIENCE = 20.0
-"""Seconds after which a store that says nothing, not even no, counts as not answering."""
+"""Seconds after which a backend that says nothing, not even no, counts as not answering."""
 JUMP = 0.1
 """Seconds by which the wall clock may leave the monotonic one while we look."""
 MOST_UNSERVED = 5
@@ -37,7 +37,7 @@ COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 @add_shared_options
 @click.pass_context
 def doctor(ctx: click.Context, *, strict: bool) -> None:
-    """Examine the store and this side of it, and say what to do. Changes nothing.
+    """Examine the backend and this side of it, and say what to do. Changes nothing.
 
     Exit code 1 where something is an error.
     """
@@ -52,7 +52,7 @@ def doctor(ctx: click.Context, *, strict: bool) -> None:
 
 
 async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
-    """Everything there is to say, from here to the store."""
+    """Everything there is to say, from here to the backend."""
     from nimburion.backends import open_backend
 
     wall, monotonic = clock.now(), clock.monotonic()
@@ -94,7 +94,7 @@ def check_event_loop() -> CheckResult:
 
 
 def check_redis_driver(url: str) -> list[CheckResult]:
-    """What reads the answers of a Redis server; nothing to say of other stores."""
+    """What reads the answers of a Redis server; nothing to say of other backends."""
     from nimburion.backends import FAMILIES
 
     if url.partition("://")[0].lower() not in FAMILIES["redis"]:
@@ -119,7 +119,7 @@ def find_version(package: str) -> str:
 
 
 async def check_backend(backend: Backend) -> list[CheckResult]:
-    """What the store says of itself, or that it says nothing."""
+    """What the backend says of itself, or that it says nothing."""
     import asyncio
 
     try:
@@ -170,7 +170,7 @@ def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResul
     if abs(jumped) < JUMP:
         text = f"did not step in the {1000 * passed:.0f} ms of looking"
         return CheckResult("local clock", "good", text)
-    advice = "see what sets it; let NTP slew it. Due times follow it where the store has no clock"
+    advice = "see what sets it; let NTP slew it. Due times follow it where the backend has no clock"
     return CheckResult("local clock", "warning", f"stepped by {jumped:+.1f} s just now", advice)
 
 

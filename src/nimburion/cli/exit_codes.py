@@ -23,7 +23,7 @@ class BadInput(click.ClickException):
 
 
 class BackendNotUsable(click.ClickException):
-    """The store cannot be used."""
+    """The backend cannot be used."""
 
     exit_code = STORE
 

@@ -40,9 +40,9 @@ class Invocation:
         may_create: bool = False,
         unopened: bool = False,
     ) -> T:
-        """Open the store, unless asked `unopened`, ask it, close it. A store that is a file and is
-        not there is only made when it `may_create`: looking in the wrong folder must not leave an
-        empty one."""
+        """Open the backend, unless asked `unopened`, ask it, close it. A backend that is a file and
+        is not there is only made when it `may_create`: looking in the wrong folder must not leave
+        an empty one."""
         import asyncio  # a fifth of the start time: not for help texts
 
         from nimburion.backends import open_backend
@@ -114,7 +114,7 @@ _OPTIONS = (
         metavar="URL",
         expose_value=False,
         callback=_keep_option,
-        help="Use this store instead of the configured one, like sqlite:///jobs.db.",
+        help="Use this backend instead of the configured one, like sqlite:///jobs.db.",
     ),
     click.option(
         "--json",

@@ -1,4 +1,4 @@
-"""`nimburion migrate …`: the tables of the store, brought to what this version needs."""
+"""`nimburion migrate …`: the tables of the backend, brought to what this version needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def migrate() -> None:
-    """See and bring up to date what the store keeps jobs in.
+    """See and bring up to date what the backend keeps jobs in.
 
     A new version of nimburion may need it before its workers start. Older workers go on meanwhile.
     """
@@ -36,7 +36,7 @@ def plan() -> None:
 @click.option("--grant", metavar="ROLE", help="Then let this role do what workers do (PostgreSQL).")
 @add_shared_options
 def up(grant: str | None) -> None:
-    """Bring the store up to date. Safe while workers run, and to be run by several at once."""
+    """Bring the backend up to date. Safe while workers run, and to be run by several at once."""
     steps = current_invocation().run(
         lambda backend: migrate_and_grant(backend, grant), may_create=True, unopened=True
     )

@@ -67,7 +67,7 @@ def print_fields(pairs: Mapping[str, object]) -> None:
 
 
 def format_time(seconds: float | None) -> str | None:
-    """A time of the store as people read it, in local time."""
+    """A time of the backend as people read it, in local time."""
     if seconds is None:
         return None
     try:

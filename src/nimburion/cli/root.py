@@ -19,8 +19,11 @@ COMMANDS = MappingProxyType(
         "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
         "config": ("configuration:configuration", "Check and show the configuration."),
-        "migrate": ("migrate:migrate", "Bring the store's tables up to date; say what is missing."),
-        "doctor": ("doctor:doctor", "Examine the store and this side of it; say what to do."),
+        "migrate": (
+            "migrate:migrate",
+            "Bring the backend's tables up to date; say what is missing.",
+        ),
+        "doctor": ("doctor:doctor", "Examine the backend and this side of it; say what to do."),
         "demo": ("demo:demo", "Watch real jobs run, fail, retry and be rescued."),
     }
 )
@@ -77,6 +80,6 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: object) -> No
 def root() -> None:
     """Background jobs: run them, enqueue them, look after them.
 
-    The store is --store, else what the configuration says, else SQLite in ./nimburion.db.
+    The backend is --store, else what the configuration says, else SQLite in ./nimburion.db.
     Every command takes --config, --store and --json.
     """

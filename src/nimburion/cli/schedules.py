@@ -95,7 +95,7 @@ def add(
     """Add a schedule, or change one that was added before. WHEN is a cron expression, a macro like
     @daily, @every 5m, or @at 2030-01-31T09:00Z; JOB is the name of a handler.
 
-    Every scheduler of the store fires it.
+    Every scheduler of the backend fires it.
     """
     said = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
     options = {key: value for key, value in said.items() if value is not None}
@@ -160,7 +160,7 @@ def history(name: str, limit: int) -> None:
 @click.option("--count", type=click.IntRange(1, 1000), default=5, help="So many ticks.")
 @add_shared_options
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
-    """Explain a cron expression, and list its next ticks; no store is asked."""
+    """Explain a cron expression, and list its next ticks; no backend is asked."""
     from nimburion.core.timezones import find_zone
     from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 
@@ -234,7 +234,7 @@ def format_in_zone(tick: int, timezone: str) -> str:
 def run_on_schedules(
     question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False
 ) -> T:
-    """Ask the schedules of the store."""
+    """Ask the schedules of the backend."""
 
     async def asked(backend: Backend) -> T:
         from nimburion.jobs.client.client import Client

@@ -49,7 +49,7 @@ def worker(
 
 
 async def serve(processor: Processor) -> None:
-    """Run until told to stop, then close the store."""
+    """Run until told to stop, then close the backend."""
     async with processor:
         await processor.run(owns_process=True)
 
@@ -89,7 +89,7 @@ def check_store(processor: Processor, invocation: Invocation) -> None:
     wanted = open_backend(invocation.load().jobs.url).describe()
     actual = processor.backend.describe()
     if wanted != actual:
-        raise BadInput(f"the processor brings its own store ({actual}): leave out --store")
+        raise BadInput(f"the processor brings its own backend ({actual}): leave out --store")
 
 
 def add_scheduler(processor: Processor, invocation: Invocation) -> None:

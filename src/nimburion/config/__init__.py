@@ -95,7 +95,7 @@ def decode_text(content: bytes, source: str) -> str:
 
 
 def merge_layer(lower: Written, upper: Written | None) -> Written:
-    """One layer over another; a store named in the upper one replaces the lower one's.
+    """One layer over another; a backend named in the upper one replaces the lower one's.
 
     Each layer must be right by itself, so that nothing wrong is hidden by what lies over it.
     """

@@ -1,4 +1,4 @@
-"""Which store: one URL, made of `url`, or of `backend` and the section of that name."""
+"""Which backend: one URL, made of `url`, or of `backend` and the section of that name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Values = Mapping[str, object]
 
 
 class BackendOptions(msgspec.Struct, frozen=True):
-    """What was said about the store: the tree for places, the values as read."""
+    """What was said about the backend: the tree for places, the values as read."""
 
     tree: Written
     values: Values
@@ -46,14 +46,15 @@ class BackendOptions(msgspec.Struct, frozen=True):
         return refusal(place, (*self.path, key), problem)
 
     def section(self, name: str) -> BackendOptions:
-        """What was said inside one store's own section."""
+        """What was said inside one backend's own section."""
         tree = part(self.tree, name) or Written({}, self.tree.place)
         values = cast("Values", self.values.get(name, {}))
         return BackendOptions(tree, values, (*self.path, name))
 
 
 def drop_superseded(lower: Written | None, upper: Written | None) -> Written | None:
-    """`lower` without what `upper` overrules: a store named there leaves no other one standing."""
+    """`lower` without what `upper` overrules: a backend named there leaves no other one
+    standing."""
     if part(upper, "url") is not None:
         return without(lower, frozenset(STORE_KEYS))
     if part(upper, "backend") is not None or _has_address(upper):
@@ -70,7 +71,7 @@ def store_url(tree: Written, values: Values, path: Path) -> str:
     """The URL that `open_backend` takes; a file's path in it is absolute.
 
     Raises:
-        ConfigurationError: two answers, or a store without its address.
+        ConfigurationError: two answers, or a backend without its address.
     """
     told = BackendOptions(tree, values, path)
     if "url" in values:
@@ -86,11 +87,13 @@ def _find_complete_url(told: BackendOptions) -> str:
         raise told.make_error("url", "expected a URL like sqlite:///jobs.db or memory://")
     backend = told.values.get("backend")
     if backend is not None and _find_scheme(url) not in FAMILIES[str(backend)]:
-        problem = f"{backend}, but jobs.url names a store of scheme {_find_scheme(url)!r}; keep one"
+        problem = (
+            f"{backend}, but jobs.url names a backend of scheme {_find_scheme(url)!r}; keep one"
+        )
         raise told.make_error("backend", problem)
     for name in BACKENDS:
         if name in told.values:
-            raise told.make_error(name, "jobs.url names the store already; keep one of them")
+            raise told.make_error(name, "jobs.url names the backend already; keep one of them")
     return make_absolute(url)
 
 
@@ -100,7 +103,7 @@ def _choose_backend(told: BackendOptions) -> str:
     named = [name for name in BACKENDS if name in told.values]
     if len(named) > 1:
         raise told.make_error(
-            named[1], f"two stores, {' and '.join(named)}: choose by jobs.backend"
+            named[1], f"two backends, {' and '.join(named)}: choose by jobs.backend"
         )
     return named[0] if named else "sqlite"
 

@@ -127,7 +127,7 @@ LIMITS = Section(
 STORE_KEYS: Mapping[str, Shape] = MappingProxyType(
     {"backend": choice(*BACKENDS), "url": text(secret=True), **BACKENDS}
 )
-"""The keys that together say which store: `Settings.url` is made of them."""
+"""The keys that together say which backend: `Settings.url` is made of them."""
 
 _NUMBERS = bounded(Settings)
 

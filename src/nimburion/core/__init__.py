@@ -1,1 +1,1 @@
-"""Ground floor: values and contracts. Knows nothing of stores, workers or doors."""
+"""Ground floor: values and contracts. Knows nothing of backends, workers or doors."""

@@ -1,17 +1,17 @@
-"""The contract of a store: six narrow protocols, and `Backend`, their union; and a seventh,
-`Joining`, for stores that can be part of a caller's own transaction.
+"""The contract of a backend: six narrow protocols, and `Backend`, their union; and a seventh,
+`Joining`, for backends that can be part of a caller's own transaction.
 
-Rules that hold for every operation, on every store:
+Rules that hold for every operation, on every backend:
 
 - Each call is one atomic step: all of it is applied, or none.
-- Times are epoch seconds on the store's own clock; nothing a caller's clock says is believed.
+- Times are epoch seconds on the backend's own clock; nothing a caller's clock says is believed.
 - Batches first: one call carries many jobs. Bounded: `limit` is the most it will touch.
 - Errors are `BackendError`s of `nimburion.core.errors`. Where the answer is lost
   (`BackendUnavailable`, outcome `unknown`) the same call may be repeated: `enqueue` by its ids,
   `exchange` by its number, settlements by their tokens, all others by being repeatable.
 - Calls are made on the event loop that opened the handle. `sibling()` makes a handle for another.
 
-The cases that prove a store are `nimburion.testing.contract`; the reasons are in decision 0001.
+The cases that prove a backend are `nimburion.testing.contract`; the reasons are in decision 0001.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nimburion.core.transactions import CallerConnection, Transaction
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What a store can do beyond the contract's core. Read it; never test `isinstance`."""
+    """What a backend can do beyond the contract's core. Read it; never test `isinstance`."""
 
     durable: bool
     """Survives the death of every process that uses it."""
@@ -47,8 +47,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     shared: bool = True
     """Other processes can open the same data."""
     supports_long_poll: bool = False
-    """`exchange` waits for a job for as long as `ReserveRequest.long_poll` says, and the store has
-    `hurry`: a job then begins one round trip sooner than by `wait`."""
+    """`exchange` waits for a job for as long as `ReserveRequest.long_poll` says, and the backend
+    has `hurry`: a job then begins one round trip sooner than by `wait`."""
     out_of_process: bool = False
     """Its work is done by another process: a worker should have jobs to run while it answers."""
     roles: bool = False
@@ -80,9 +80,9 @@ class Consuming(Protocol):
     """What workers do."""
 
     async def open_session(self, session: Session) -> None:
-        """Begin a session that lives `session.ttl` seconds after each beat. For each of its names
-        the gate becomes what `session.limits` says; a new gate counts what is processing now.
-        Opening the same id again is a beat."""
+        """Begin a session that lives `session.ttl` seconds after each heartbeat. For each of its
+        names the gate becomes what `session.limits` says; a new gate counts what is processing now.
+        Opening the same id again is a heartbeat."""
         ...
 
     async def exchange(
@@ -149,7 +149,7 @@ class Consuming(Protocol):
 
 
 class LongPolling(Protocol):
-    """What a store offers besides, whose capabilities say `patient`."""
+    """What a backend offers besides, whose capabilities say `patient`."""
 
     def interrupt_long_poll(self) -> None:
         """Let the exchange that waits answer now. A hint: it may come too late, or not arrive."""
@@ -244,11 +244,11 @@ class Lifecycle(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this store can do."""
+        """What this backend can do."""
         ...
 
     def describe(self) -> str:
-        """One line that names the store, secrets left out: `SQLite /srv/app/nimburion.db`."""
+        """One line that names the backend, secrets left out: `SQLite /srv/app/nimburion.db`."""
         ...
 
     def new_handle(self) -> Backend:
@@ -270,7 +270,7 @@ class Lifecycle(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Return when the store answers."""
+        """Return when the backend answers."""
         ...
 
     async def now(self) -> float:
@@ -279,19 +279,19 @@ class Lifecycle(Protocol):
         ...
 
     async def check(self) -> list[CheckResult]:
-        """What an operator should know of an open store, in an order that stays the same: where
-        it is, what would be lost and when, room, speed, clock. Changes nothing. What the store
+        """What an operator should know of an open backend, in an order that stays the same: where
+        it is, what would be lost and when, room, speed, clock. Changes nothing. What the backend
         refuses meanwhile is not raised but said, as an `error`."""
         ...
 
     async def plan(self) -> list[str]:
-        """What `migrate` would do now, in words, without doing it; empty: nothing. The store need
+        """What `migrate` would do now, in words, without doing it; empty: nothing. The backend need
         not be open; close it afterwards. `FormatMismatch` when its format is too new."""
         ...
 
     async def migrate(self) -> list[str]:
-        """Bring the store's format up to date; what was done, in words. The store need not be open;
-        close it afterwards. Any number may do it at once, while others work."""
+        """Bring the backend's format up to date; what was done, in words. The backend need not be
+        open; close it afterwards. Any number may do it at once, while others work."""
         ...
 
     async def grant(self, role: str) -> list[str]:
@@ -302,15 +302,15 @@ class Lifecycle(Protocol):
 
 
 class Backend(Producing, Consuming, Maintaining, Inspecting, ScheduleCases, Lifecycle, Protocol):
-    """A whole store."""
+    """A whole backend."""
 
 
 class Transactional(Protocol):
-    """What a store has beside `Backend` where its capabilities say `supports_transactions`.
+    """What a backend has beside `Backend` where its capabilities say `supports_transactions`.
 
     Whatever happens in a caller's transaction is visible to nobody else before its commit, and
     never happened after its rollback. `UnusableConnection` where the connection is of no driver
-    that the store knows, not of this store's own database, or has no transaction open.
+    that the backend knows, not of this backend's own database, or has no transaction open.
     """
 
     async def enqueue_in(
@@ -322,5 +322,6 @@ class Transactional(Protocol):
         ...
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """A transaction to complete a job in: on this connection, or on one of the store's own."""
+        """A transaction to complete a job in: on this connection, or on one of the backend's
+        own."""
         ...

@@ -1,4 +1,4 @@
-"""What people and tools ask a store, and what it answers."""
+"""What people and tools ask a backend, and what it answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Verdict = Literal["good", "warning", "error"]
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One thing that an examination of a store found.
+    """One thing that an examination of a backend found.
 
     >>> CheckResult("check_disk", "warning", "300 MiB are free", "make room").verdict
     'warning'
@@ -38,16 +38,16 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 _ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
     (BackendFull, "make room; whoever waits goes on by itself"),
-    (BackendReadOnly, "let this user write there, or choose another store"),
+    (BackendReadOnly, "let this user write there, or choose another backend"),
     (BackendReplaced, "end every process that uses it, put the right file in place, start again"),
     (BackendCorrupt, "stop every process that uses it, and keep a copy before anything else"),
-    (FormatMismatch, "run the nimburion version that fits, or choose another store"),
-    (BackendError, "bring the store back or correct its address; workers go on by themselves"),
-    (NimburionError, "correct what the configuration says of the store"),
+    (FormatMismatch, "run the nimburion version that fits, or choose another backend"),
+    (BackendError, "bring the backend back or correct its address; workers go on by themselves"),
+    (NimburionError, "correct what the configuration says of the backend"),
 )
 
 
 def make_failed_check(subject: str, error: NimburionError) -> CheckResult:
-    """What a store refused, as an examination says it."""
+    """What a backend refused, as an examination says it."""
     advice = next(text for kind, text in _ADVICE if isinstance(error, kind))
     return CheckResult(subject, "error", " ".join(str(error).split()), advice)

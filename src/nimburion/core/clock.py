@@ -12,7 +12,7 @@ from typing import Protocol
 class Clock(Protocol):
     """What tells the time and lets it pass.
 
-    Stores use it for due times and session expiry, workers for what they believe of their leases.
+    Backends use it for due times and session expiry, workers for what they believe of their leases.
     Tests pass `nimburion.testing.FakeClock`.
     """
 

@@ -16,18 +16,18 @@ NimburionError
 ├── NotOpen                   a processor or store was used before open or after close
 ├── LeaseLost                 this worker does not own that job any more
 ├── UnusableConnection               this connection's transaction cannot be joined (also a
-ValueError) └── BackendError              the store; the driver's own error is the __cause__
+ValueError) └── BackendError              the backend; the driver's own error is the __cause__
     ├── BackendUnavailable    no answer; `.outcome` says what may be concluded
     ├── BackendFull             no room: nothing was written
-    ├── BackendReadOnly         the store takes no writes: nothing was written
-    ├── BackendCorrupt          the store's data cannot be read
+    ├── BackendReadOnly         the backend takes no writes: nothing was written
+    ├── BackendCorrupt          the backend's data cannot be read
     ├── BackendReplaced       its file was deleted or replaced while it was open
     ├── FormatMismatch        written by another version of nimburion
     ├── Unstorable            this data cannot be stored, by anyone, ever: nothing was written
     ├── SessionLost           the session expired and was rescued; its id never lives again
     ├── TransactionExpired    a handler's own transaction took too long and was rolled back
     ├── OutOfOrder            an exchange number that is neither the next nor the last
-    └── NotSupported          this store cannot do that
+    └── NotSupported          this backend cannot do that
 
 PermanentError                raised by a handler: failed, and no retry will help
 JobSignal                     raised by a handler: not an error
@@ -89,15 +89,15 @@ class JobNotFound(NimburionError):
     """There is no record of this id: never enqueued here, or pruned since."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job {job_id!r} in this store: never enqueued here, or pruned since")
+        super().__init__(f"no job {job_id!r} in this backend: never enqueued here, or pruned since")
         self.job_id = job_id
 
 
 class ScheduleNotFound(NimburionError):
-    """There is no schedule of this name in this store."""
+    """There is no schedule of this name in this backend."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is no schedule {name!r} in this store")
+        super().__init__(f"there is no schedule {name!r} in this backend")
         self.name = name
 
 
@@ -124,7 +124,7 @@ class UseAwait(NimburionError):
 
 
 class NotOpen(NimburionError):
-    """A processor or a store was used before it was opened, or after it was closed."""
+    """A processor or a backend was used before it was opened, or after it was closed."""
 
 
 class LeaseLost(NimburionError):
@@ -150,11 +150,11 @@ class UnusableConnection(NimburionError, ValueError):
 
 
 class BackendError(NimburionError):
-    """The store refused or failed. The driver's own error is kept as `__cause__`."""
+    """The backend refused or failed. The driver's own error is kept as `__cause__`."""
 
 
 class BackendUnavailable(BackendError):
-    """The store did not answer.
+    """The backend did not answer.
 
     `outcome` is what the caller may conclude about the write: `not applied`, `applied` or
     `unknown`; `job_id` is the id to ask for again, where one job was enqueued.
@@ -169,15 +169,16 @@ class BackendUnavailable(BackendError):
 
 
 class BackendFull(BackendError):
-    """The store has no room left; nothing was written. It recovers when there is room again."""
+    """The backend has no room left; nothing was written. It recovers when there is room again."""
 
 
 class BackendReadOnly(BackendError):
-    """The store takes no writes; nothing was written."""
+    """The backend takes no writes; nothing was written."""
 
 
 class BackendCorrupt(BackendError):
-    """What the store holds cannot be read. Nothing was changed; see the message for what to do."""
+    """What the backend holds cannot be read. Nothing was changed; see the message for what to
+    do."""
 
 
 class BackendReplaced(BackendError):
@@ -187,7 +188,7 @@ class BackendReplaced(BackendError):
 
 
 class FormatMismatch(BackendError):
-    """The store was written by another version of nimburion; the message names the command."""
+    """The backend was written by another version of nimburion; the message names the command."""
 
 
 class Unstorable(BackendError):
@@ -198,12 +199,12 @@ class SessionLost(BackendError):
     """The session expired and was rescued: its leases are gone and its id never lives again."""
 
     def __init__(self, session_id: str) -> None:
-        super().__init__(f"session {session_id} is not alive in this store; open a new one")
+        super().__init__(f"session {session_id} is not alive in this backend; open a new one")
         self.session_id = session_id
 
 
 class TransactionExpired(BackendError):
-    """A handler's own transaction held the store's write lock for too long and was rolled back;
+    """A handler's own transaction held the backend's write lock for too long and was rolled back;
     nothing was written. Do slow work before the first write."""
 
 
@@ -212,7 +213,7 @@ class OutOfOrder(BackendError):
 
 
 class NotSupported(BackendError):
-    """This store cannot do that; `Capabilities` says what it can."""
+    """This backend cannot do that; `Capabilities` says what it can."""
 
 
 class PermanentError(Exception):

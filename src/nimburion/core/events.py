@@ -15,7 +15,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class JobEnqueued(Event, frozen=True):
-    """A job is stored. `created` is False when the store had it already."""
+    """A job is stored. `created` is False when the backend had it already."""
 
     job_id: str
     name: str
@@ -35,7 +35,7 @@ class AttemptStarted(Event, frozen=True):
 
 
 class AttemptEnded(Event, frozen=True):
-    """An attempt has an outcome; the store will hear of it with the next exchange."""
+    """An attempt has an outcome; the backend will hear of it with the next exchange."""
 
     job_id: str
     name: str
@@ -90,7 +90,7 @@ class TickDecided(Event, frozen=True):
 
 
 class BackendUnreachable(Event, frozen=True):
-    """The store did not answer; asked again with backoff."""
+    """The backend did not answer; asked again with backoff."""
 
     error: str
 

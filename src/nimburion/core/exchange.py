@@ -35,7 +35,7 @@ DELIVERY_OVERHEAD = 256
 class ReserveRequest(msgspec.Struct, frozen=True):
     """What the worker could start now.
 
-    The store returns the first `total` of the merge of the lanes' heads. A head is ranked by:
+    The backend returns the first `total` of the merge of the lanes' heads. A head is ranked by:
     its queue's priority plus one for each whole `ageing` seconds that it has been due (0: no
     ageing), then job priority, both higher first; then due time, then enqueue order, both lower
     first. Inside a lane jobs stand by priority, due time and enqueue order.
@@ -54,7 +54,7 @@ class ReserveRequest(msgspec.Struct, frozen=True):
     max_bytes: int = REPLY_BYTES
     """The most bytes of deliveries in this reply; the first job is handed out whatever its size.
 
-    A delivery counts the bytes of its payload and of its options as the store encodes them, plus
+    A delivery counts the bytes of its payload and of its options as the backend encodes them, plus
     `DELIVERY_OVERHEAD`. The reply ends before the first job that does not fit, so it is the
     beginning of the same order. In a repeat of a number: what was handed out and no longer fits
     goes back to its place in the line, nothing counted, and is not in the reply.
@@ -76,6 +76,6 @@ class Reply(msgspec.Struct, frozen=True):
     waiting: list[Lane]
     """Of the lanes asked for, up to 64 that still hold jobs which could be handed out."""
     next_due: float | None = None
-    """The store's earliest due time still ahead, in epoch seconds; None: nothing is scheduled."""
+    """The backend's earliest due time still ahead, in epoch seconds; None: nothing is scheduled."""
     now: float = 0.0
-    """The store's time at this exchange."""
+    """The backend's time at this exchange."""

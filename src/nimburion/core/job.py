@@ -1,6 +1,6 @@
-"""What a job is in a store: as it enters, as it is read, and the states between.
+"""What a job is in a backend: as it enters, as it is read, and the states between.
 
-States and their legal moves are data (`TRANSITIONS`), so that every store, the model and the docs
+States and their legal moves are data (`TRANSITIONS`), so that every backend, the model and the docs
 can be checked against the same table.
 """
 
@@ -84,11 +84,11 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str = ""
     traceback: str = ""
     at: float = 0.0
-    """Store time, in epoch seconds; set by the store."""
+    """Store time, in epoch seconds; set by the backend."""
 
 
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What may travel with a job and seldom does. Stores keep it as one JSON object."""
+    """What may travel with a job and seldom does. Backends keep it as one JSON object."""
 
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     tenant: str | None = None
@@ -107,7 +107,7 @@ NO_JOB_OPTIONS = JobOptions()
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job on its way into the store. The client has made its id and checked its limits."""
+    """A job on its way into the backend. The client has made its id and checked its limits."""
 
     id: str
     name: str
@@ -118,11 +118,11 @@ class NewJob(msgspec.Struct, frozen=True):
     at: float | None = None
     """Due at this epoch second, or ..."""
     after: float = 0.0
-    """... this many seconds from now, by the store's clock. `at` wins."""
+    """... this many seconds from now, by the backend's clock. `at` wins."""
     options: JobOptions = NO_JOB_OPTIONS
 
     def due_at(self, now: float) -> float:
-        """The second it is due, given the store's time."""
+        """The second it is due, given the backend's time."""
         return now + self.after if self.at is None else self.at
 
     def compute_digest(self) -> bytes:
@@ -177,7 +177,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One job as the store has it. Times are epoch seconds on the store's clock."""
+    """One job as the backend has it. Times are epoch seconds on the backend's clock."""
 
     id: str
     name: str

@@ -10,13 +10,13 @@ from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 class Token(msgspec.Struct, frozen=True, gc=False):
     """What fences every write about a job: a counter and 128 random bits, compared whole.
 
-    The counter alone repeats when a store loses acknowledged writes in a failover; the random
+    The counter alone repeats when a backend loses acknowledged writes in a failover; the random
     part cannot.
     """
 
     fence: int
     """Rises with each delivery of the job. Hand it to systems that fence by number. After a crash
-    or failover of the store the last numbers can be handed out again."""
+    or failover of the backend the last numbers can be handed out again."""
     nonce: bytes
     """16 random bytes of the exchange that handed the job out."""
 
@@ -32,7 +32,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     job_id: str
     token: Token
     ref: int | str = 0
-    """The store's own handle on the row, handed back untouched."""
+    """The backend's own handle on the row, handed back untouched."""
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):

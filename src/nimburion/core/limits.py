@@ -13,7 +13,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds on what enters the store; all settable, in bytes where they are sizes."""
+    """Bounds on what enters the backend; all settable, in bytes where they are sizes."""
 
     payload: int = 1024 * 1024
     nesting: int = 64

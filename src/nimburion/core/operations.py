@@ -1,4 +1,4 @@
-"""What people and tools ask a store, and what it answers."""
+"""What people and tools ask a backend, and what it answers."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ class Cancellation(enum.StrEnum):
 
     CANCELLED = "cancelled"
     REQUESTED = "requested"
-    """It runs: its worker is told with the next beat; a completion that comes first wins."""
+    """It runs: its worker is told with the next heartbeat; a completion that comes first wins."""
     FINISHED = "finished"
     """Too late: it had ended."""

@@ -1,4 +1,4 @@
-"""Going through all the jobs that a store lists, however many pages they fill."""
+"""Going through all the jobs that a backend lists, however many pages they fill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people and tools ask a store, and what it answers."""
+"""What people and tools ask a backend, and what it answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse_cursor(after: str | None) -> int | None:
         return None
     if after.isascii() and after.isdigit():
         return int(after)
-    raise InvalidJob(f"{after!r} is not the `next` of a page of this store")
+    raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What people and tools ask a store, and what it answers."""
+"""What people and tools ask a backend, and what it answers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ class Fired(msgspec.Struct, frozen=True):
 
     outcome: Literal["fired", "skipped", "moved", "paused", "missing"]
     """`fired`: the job is stored. `skipped`: the overlap rule let the tick pass without one.
-    `redirect`: `expected_last` did not hold, somebody else decided this tick. `paused`, `missing`:
+    `moved`: `expected_last` did not hold, somebody else decided this tick. `paused`, `missing`:
     the schedule is; nothing was written."""
     job_id: str | None = None

@@ -96,12 +96,13 @@ class Periodic(Service):
                 await self._run_tick()
 
     async def _run_tick(self) -> None:
-        """One turn; a store that fails it is asked again at the next. Said once, until it works."""
+        """One turn; a backend that fails it is asked again at the next. Said once, until it
+        works."""
         try:
             await self.tick()
         except BackendError as error:
             level = logging.WARNING if self.failure is None else logging.DEBUG
-            self._log.log(level, "the store did not answer (%s); again in its turn", error)
+            self._log.log(level, "the backend did not answer (%s); again in its turn", error)
             self._note(error)
         else:
             self._note(None)

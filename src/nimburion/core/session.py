@@ -1,4 +1,4 @@
-"""The life of a worker as the store sees it."""
+"""The life of a worker as the backend sees it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """Random, 128 bits; never used twice."""
     ttl: float = 30.0
-    """Seconds it lives after each beat."""
+    """Seconds it lives after each heartbeat."""
     host: str = ""
     pid: int = 0
     owner: str = ""
@@ -28,7 +28,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     def to_info(
         self, *, opened_at: float, expires_in: float, left: bool, running: int
     ) -> SessionInfo:
-        """What it said of itself, with what the store knows of it."""
+        """What it said of itself, with what the backend knows of it."""
         return SessionInfo(
             id=self.id,
             host=self.host,
@@ -51,7 +51,7 @@ class ConcurrencyLimit(msgspec.Struct, frozen=True, gc=False):
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True):
-    """What the store answers to a beat."""
+    """What the backend answers to a heartbeat."""
 
     cancel: list[Lease]
     """Leases of this session whose jobs somebody wants cancelled."""

@@ -31,7 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a processor: the section `jobs` of the configuration."""
 
     url: str = "sqlite:///nimburion.db"
-    """Which store, as `open_backend` takes it."""
+    """Which backend, as `open_backend` takes it."""
     owner: str = "nimburion"
     """The application's name: shown with its workers, and owner of its schedules."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
@@ -51,8 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Annotated[float, Meta(ge=0.001)] | None = None
     ageing: Annotated[float, Meta(ge=0)] = 60.0
     enqueue_timeout: Annotated[float, Meta(ge=0)] = 5.0
-    """How long `enqueue` goes on asking a store that does not answer. It holds for each caller, who
-    hears within this and a tenth more (0.25 s at least)."""
+    """How long `enqueue` goes on asking a backend that does not answer. It holds for each caller,
+    who hears within this and a tenth more (0.25 s at least)."""
     keep_completed: Annotated[float, Meta(ge=0)] | None = 86_400.0
     keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0

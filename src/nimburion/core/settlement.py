@@ -1,4 +1,5 @@
-"""What a worker tells the store about an attempt; each names its lease, a stale one writes nothing.
+"""What a worker tells the backend about an attempt; each names its lease, a stale one writes
+nothing.
 
 Where a cancel was requested meanwhile, `Retried` and `Released` end the job as cancelled; the other
 three say what happened and win.
@@ -22,7 +23,7 @@ class Completed(msgspec.Struct, frozen=True, gc=False, tag="completed"):
 
 
 class Retried(msgspec.Struct, frozen=True, tag="retried"):
-    """The attempt failed; due again `delay` seconds from now by the store's clock. Counts a
+    """The attempt failed; due again `delay` seconds from now by the backend's clock. Counts a
     failure and joins the history."""
 
     lease: Lease
@@ -65,7 +66,7 @@ Settlement = Completed | Retried | Failed | Released | Cancelled | Progressed
 
 
 class Settled(enum.StrEnum):
-    """What the store made of one settlement."""
+    """What the backend made of one settlement."""
 
     DONE = "done"
     ALREADY = "already"

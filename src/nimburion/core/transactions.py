@@ -1,8 +1,8 @@
-"""Work inside a transaction that a caller owns: the caller's connection, lent to the store.
+"""Work inside a transaction that a caller owns: the caller's connection, lent to the backend.
 
 Drivers differ in who may use a connection: some tie it to a thread (sqlite3, Django), some to an
 event loop (asyncpg, SQLAlchemy's AsyncSession). So a connection travels as a `CallerConnection`,
-which knows where work on it is done; the store's own code never asks.
+which knows where work on it is done; the backend's own code never asks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CallerConnection:
 
 
 class Transaction(Protocol):
-    """A transaction in which a handler writes its rows, and the store the end of its job."""
+    """A transaction in which a handler writes its rows, and the backend the end of its job."""
 
     async def begin(self) -> object:
         """Begin, where that has not been done; the connection to write with."""

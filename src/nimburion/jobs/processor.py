@@ -170,14 +170,14 @@ class Processor(Client):
     # Coming and going
 
     async def open(self) -> None:
-        """Open the store, on this loop. Runs no job. Repeatable."""
+        """Open the backend, on this loop. Runs no job. Repeatable."""
         owner = self._loop
         await super().open()
         if self._loop is not owner:
             _log.info("store: %s", self.backend.describe())
 
     async def close(self) -> None:
-        """Stop what runs and close the store. Repeatable."""
+        """Stop what runs and close the backend. Repeatable."""
         try:
             await self.stop()
             for companion in self.services:
@@ -242,7 +242,7 @@ class Processor(Client):
             self._clear_running(running)
 
     def health(self) -> Health:
-        """How the worker here is, from what it knows itself: the store is not asked. On any
+        """How the worker here is, from what it knows itself: the backend is not asked. On any
         thread."""
         running = self._running
         return STOPPED if running is None or running.is_orphaned else running.health()

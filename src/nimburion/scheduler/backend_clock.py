@@ -1,6 +1,6 @@
-"""What the store's clock shows, as far as it is known here.
+"""What the backend's clock shows, as far as it is known here.
 
-The store's time rules, because every scheduler and every due time has it in common. It is asked
+The backend's time rules, because every scheduler and every due time has it in common. It is asked
 for before the first tick, every five minutes, and when the host's clock was set; in between it
 goes on with the host's monotonic clock, which nobody sets.
 """
@@ -21,7 +21,7 @@ _LOUD = 5.0
 
 
 class BackendClock:
-    """The host's clock, corrected by the store's."""
+    """The host's clock, corrected by the backend's."""
 
     def __init__(self, clock: Clock, backend: Lifecycle) -> None:
         self._clock = clock
@@ -29,17 +29,17 @@ class BackendClock:
         self._learned: float | None = None
         self._host_ahead = 0.0
         self._ahead = 0.0
-        """Seconds that the clock on the wall, the host's and the store's, is ahead of the
+        """Seconds that the clock on the wall, the host's and the backend's, is ahead of the
         monotonic one."""
 
     def now(self) -> float:
-        """The store's time, epoch seconds; the host's until `learn` was called."""
+        """The backend's time, epoch seconds; the host's until `learn` was called."""
         if self._learned is None:
             return self._clock.now()
         return self._clock.monotonic() + self._ahead
 
     async def synchronize(self) -> None:
-        """Ask the store for its time, where that is due. `BackendError`."""
+        """Ask the backend for its time, where that is due. `BackendError`."""
         if not self._is_due():
             return
         sent = self._clock.now(), self._clock.monotonic()
@@ -64,6 +64,7 @@ class BackendClock:
         was_loud = abs(self._ahead - self._host_ahead) > _LOUD
         if abs(off) > _LOUD and not (was_loud and self._learned is not None):
             _log.warning(
-                "the clock of this host is %.1f s off that of the store; ticks follow the store's",
+                "the clock of this host is %.1f s off that of the backend; ticks follow the "
+                "backend's",
                 -off,
             )

@@ -36,7 +36,7 @@ class ScheduleOptions(TypedDict, total=False):
     """What may be said of a schedule, beside when and what."""
 
     name: str | None
-    """How it is known in the store, 1 to 100 characters; the job's name unless given."""
+    """How it is known in the backend, 1 to 100 characters; the job's name unless given."""
     timezone: str | None
     """An IANA name, like `Europe/Rome`; the scheduler's unless given."""
     queue: str | None

@@ -28,7 +28,7 @@ class ScheduleEntry:
         self.update(record)
 
     def update(self, record: ScheduleRecord) -> None:
-        """Take over what the store says."""
+        """Take over what the backend says."""
         self.record: ScheduleRecord = record
         self.last_tick: float | None = record.last_tick
         self.base: float = max(record.last_tick or 0.0, self.spec.since)
@@ -42,7 +42,7 @@ class ScheduleEntry:
         self.skip_until(tick)
 
     def skip_until(self, instant: float) -> None:
-        """No tick up to then is fired here; the store does not hear of it."""
+        """No tick up to then is fired here; the backend does not hear of it."""
         self.base = instant
         self.due = self.table.next_after(instant)
 

@@ -1,4 +1,4 @@
-"""Saying in the store what is declared in code, again and again, and forgetting what nobody says.
+"""Saying in the backend what is declared in code, again and again, and forgetting what nobody says.
 
 A schedule is active while somebody who declares it says so; the record tells until when that
 holds. The newest declaration counts: who starts puts its own; afterwards it follows what others
@@ -93,7 +93,7 @@ class ScheduleRegistration:
         if taken and kept.name not in self._refused:
             self._refused.add(kept.name)
             _log.error(
-                "schedule %r belongs to the application %r in this store, and is not fired for "
+                "schedule %r belongs to the application %r in this backend, and is not fired for "
                 "%r; give one of them another name",
                 kept.name,
                 kept.owner,

@@ -28,7 +28,7 @@ from nimburion.scheduler.ticker import Ticker
 from nimburion.scheduler.triggers import When
 
 _REFRESH_INTERVAL = 5.0
-"""Seconds between two looks at what is in the store."""
+"""Seconds between two looks at what is in the backend."""
 _IDLE_REFRESH_INTERVAL = 15.0
 """The same, where there is no schedule at all."""
 _SOON = 0.5
@@ -58,7 +58,7 @@ class Scheduler(Service):
         self.processor: Processor = processor
         self.timezone: str = find_zone(timezone).key
         self.schedules: Schedules = Schedules(processor, timezone)
-        """All schedules of the store: list, add, pause, remove them."""
+        """All schedules of the backend: list, add, pause, remove them."""
         self._declared: dict[str, DeclaredSchedule] = {}
         self._time = BackendClock(processor.clock, processor.backend)
         self._firing = Ticker(processor, self._declared, self._time)
@@ -91,7 +91,7 @@ class Scheduler(Service):
     ) -> object:
         """Enqueue `job` at each tick; the schedule's name. Without `job`: a decorator.
 
-        `format_time` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job`
+        `when` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job`
         is a job, a class or function of jobs without arguments, or a function that makes the job
         from the nominal time. `DefinitionError` says what cannot be, and where; also for a name
         that is taken here, or when it runs already.
@@ -127,13 +127,13 @@ class Scheduler(Service):
         await super().start()
 
     async def run(self) -> None:
-        """Fire until `stop` is called. A store that does not answer is asked again."""
+        """Fire until `stop` is called. A backend that does not answer is asked again."""
         while not self.stopping.is_set():
             try:
                 await self.fire_due()
             except BackendError as error:
                 if self.failure is None:
-                    self._log.warning("the store did not answer (%s); asked again", error)
+                    self._log.warning("the backend did not answer (%s); asked again", error)
                 self._note(error)
                 self._looked = None
                 await self.pause(_AFTER_ERROR)
@@ -157,7 +157,7 @@ class Scheduler(Service):
 
     @property
     def next_due(self) -> int | None:
-        """When the next tick of all is, epoch seconds, as of the last look at the store."""
+        """When the next tick of all is, epoch seconds, as of the last look at the backend."""
         return self._roster.next_due
 
     def _take_due(self, most: int) -> list[ScheduleEntry]:
@@ -165,7 +165,7 @@ class Scheduler(Service):
         return [entry for _, entry in zip(range(most), due, strict=False)]
 
     async def _refresh(self) -> None:
-        """Read what is in the store, when it is time to."""
+        """Read what is in the backend, when it is time to."""
         now = self.clock.monotonic()
         if self._looked is not None and now - self._looked < self._choose_refresh_interval:
             return

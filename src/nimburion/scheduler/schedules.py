@@ -1,4 +1,4 @@
-"""All schedules of a store: read them, add some by hand, pause, resume, remove, run now."""
+"""All schedules of a backend: read them, add some by hand, pause, resume, remove, run now."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Schedules:
         return record
 
     async def _start_now(self, spec: ScheduleSpec) -> bytes:
-        """The schedule as it is stored; ticks up to now, by the store's clock, are none of it."""
+        """The schedule as it is stored; ticks up to now, by the backend's clock, are none of it."""
         await self._time.synchronize()
         return msgspec.structs.replace(spec, since=self._read_now()).encode()
 

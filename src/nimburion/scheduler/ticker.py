@@ -35,8 +35,8 @@ class Ticker:
         """Others have decided what this process knows nothing of: look soon."""
 
     async def decide(self, entry: ScheduleEntry) -> bool:
-        """Decide the tick of an entry that is due; whether this process did. A store that does not
-        answer raises `BackendError`: the tick is still to be decided."""
+        """Decide the tick of an entry that is due; whether this process did. A backend that does
+        not answer raises `BackendError`: the tick is still to be decided."""
         tick = entry.tick_at(self._time.now())
         if tick is None:
             return False

@@ -26,7 +26,7 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
     """The newest job that is `what` and has these `fields`; an `AssertionError` that lists what was
     enqueued instead, when there is none.
 
-    `where` is a processor, a client or a store. `what` is a name, a job class or function, or one
+    `where` is a processor, a client or a backend. `what` is a name, a job class or function, or one
     job: then its arguments must be the same too. `fields` are those of a `JobRecord` (`queue`,
     `priority`, `state`, `due` …) and of its options (`tenant`, `unique_key`, `headers` …); any
     other name is an argument of the job. Finished jobs count; but once a job has completed, its

@@ -1,7 +1,7 @@
 """The pytest plugin: it is there wherever nimburion is installed, and does nothing unless asked.
 
 - `nimburion_clock`: a `FakeClock`.
-- `nimburion_processor`: makes processors on a memory store that lives by this clock.
+- `nimburion_processor`: makes processors on a memory backend that lives by this clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MakeProcessor(Protocol):
 
     def __call__(self, *jobs: Any, **settings: Any) -> Processor:
         """A processor with these jobs registered; `settings` are single ones as keywords. It is
-        not open: use `async with`. All of one test share one store."""
+        not open: use `async with`. All of one test share one backend."""
         ...
 
 

@@ -24,7 +24,7 @@ class CallerConnectionSuite:
     """The cases; a database is a subclass with the fixtures they ask for."""
 
     transactions: type
-    """What the store makes of a connection that a handler brings."""
+    """What the backend makes of a connection that a handler brings."""
 
     async def test_both_are_there_after_the_commit(
         self, app: Application, processor: Processor, accounts: Count

@@ -1,4 +1,4 @@
-"""Making a store empty that many short tests use one after the other."""
+"""Making a backend empty that many short tests use one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store whose role may read and write, and make nothing."""
+"""A backend whose role may read and write, and make nothing."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def open_rival_connection(server: PostgresServer) -> Iterator[psycopg.Connection
 
 
 def lock_backwards(rival: psycopg.Connection) -> None:
-    """A new job stands in `job` before it stands in `prepare`."""
+    """A new job stands in `job` before it stands in `ready`."""
     rival.execute("LOCK TABLE nimburion.ready IN EXCLUSIVE MODE")
     rival.execute("SELECT pg_sleep(0.01)")  # who waits the longest looks first
     rival.execute("LOCK TABLE nimburion.job IN EXCLUSIVE MODE")

@@ -59,7 +59,7 @@ def free_space(disk: Path) -> None:
 
 
 async def fill(stage: ProcessHarness) -> str:
-    """Enqueue until the store is full; the id of a job that it refused."""
+    """Enqueue until the backend is full; the id of a job that it refused."""
     while True:
         ids = [f"patient-{len(stage.jobs) + n}" for n in range(10)]
         try:

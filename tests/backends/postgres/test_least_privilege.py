@@ -1,4 +1,4 @@
-"""A role that may make nothing is enough for all that is done with a store."""
+"""A role that may make nothing is enough for all that is done with a backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store says of itself where PgBouncer stands between, and what workers make of it."""
+"""What a backend says of itself where PgBouncer stands between, and what workers make of it."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ async def test_a_connection_to_another_schema_is_rejected(
     other = SQLiteBackend(tmp_path / "jobs.db")
     await other.open()
     async with connection.transaction():
-        with pytest.raises(UnusableConnection, match="no connection to this store: SQLite"):
+        with pytest.raises(UnusableConnection, match="no connection to this backend: SQLite"):
             await other.enqueue_in(CallerConnection(connection), [JOB])
     await other.close()
 

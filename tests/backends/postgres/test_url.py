@@ -1,4 +1,5 @@
-"""The URL of a PostgreSQL store: what it can say, and what is refused without showing a secret."""
+"""The URL of a PostgreSQL backend: what it can say, and what is refused without showing a
+secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that is done with a store, step by step, on a real server."""
+"""Everything that is done with a backend, step by step, on a real server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT = 20.0
 
 
 class Environment:
-    """A store as the user sees it, and what only an operator with all rights sees."""
+    """A backend as the user sees it, and what only an operator with all rights sees."""
 
     def __init__(self, url: str, servers: Sequence[Server], timeout: float) -> None:
         self.backend: Backend = open_backend(url)
@@ -252,7 +252,7 @@ async def run_everything(
     *,
     after_each: Callable[[], object] = lambda: None,
 ) -> None:
-    """Do it all; at the end a ring must come within `patience` seconds."""
+    """Do it all; at the end a ring must come within `long poll` seconds."""
     live = Environment(url, servers, timeout)
     try:
         await live.backend.open()

@@ -111,7 +111,7 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
 
 @asynccontextmanager
 async def open_listening_backend(url: str) -> AsyncIterator[RedisBackend]:
-    """A store whose bell hears."""
+    """A backend whose bell hears."""
     store = RedisBackend(url, timeout=0.5)
     await store.open()
     try:

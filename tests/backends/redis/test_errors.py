@@ -1,4 +1,4 @@
-"""What servers really say, and what it means: nothing of the driver comes out of the store."""
+"""What servers really say, and what it means: nothing of the driver comes out of the backend."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PAYLOAD = b"{%b}" % (b" " * 2_000)
 
 
 async def fill(stage: ProcessHarness, prefix: str) -> tuple[list[str], str]:
-    """Enqueue until the store is full: the jobs that it took, and the one it refused."""
+    """Enqueue until the backend is full: the jobs that it took, and the one it refused."""
     taken: list[str] = []
     while True:
         job_id = f"{prefix}-{len(taken)}"

@@ -1,4 +1,4 @@
-"""A store keeps nothing but what `keys.KEYS` says, and as it says."""
+"""A backend keeps nothing but what `keys.KEYS` says, and as it says."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None
             assert 0.0 <= record.started_at - record.due < 1.0
 
 
-@pytest.mark.parametrize("patience", [0.0, 5.0])
+@pytest.mark.parametrize("long poll", [0.0, 5.0])
 async def test_without_lanes_there_is_nothing_to_wait_for(valkey: Server, patience: float) -> None:
     valkey.empty()
     async with open_idle_worker(valkey.url, "a") as hand:

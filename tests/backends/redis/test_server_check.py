@@ -1,4 +1,4 @@
-"""What is said of a server when a store is opened on it, and when an operator asks."""
+"""What is said of a server when a backend is opened on it, and when an operator asks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAFE = ("appendonly yes", "appendfsync everysec")
 
 @asynccontextmanager
 async def open_send_command(url: str) -> AsyncIterator[SendCommand]:
-    """What sends commands, as a store has it."""
+    """What sends commands, as a backend has it."""
     address = parse_url(url)
     line = CommandConnection(ServerLocator(address), address.describe(), address.timeout)
     try:

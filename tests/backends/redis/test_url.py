@@ -139,7 +139,7 @@ def test_what_a_url_means(url: str, address: RedisSettings) -> None:
         ("redis://::1", "a host is missing"),
         ("redis+cluster://a,,b", "a host is missing; expected something like one:7000,two:7000"),
         ("redis+cluster://a,", "a host is missing"),
-        ("sqlite:///x.db", "not the URL of a Redis store; these begin with redis://, rediss://"),
+        ("sqlite:///x.db", "not the URL of a Redis backend; these begin with redis://, rediss://"),
         ("redis://a b", "a host must be a name, an IPv4 address or an IPv6 address in []"),
         ("redis://-a", "a host must be"),
         ("redis://[::1", "a host must be"),

@@ -1,7 +1,7 @@
-"""What another process does with a store: `python -m tests.backends.sqlite.actor VERB FILE [MORE
+"""What another process does with a backend: `python -m tests.backends.sqlite.actor VERB FILE [MORE
 ...]`.
 
-It prints one line for each thing that the store has acknowledged, and is killed by the test.
+It prints one line for each thing that the backend has acknowledged, and is killed by the test.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ VERBS: dict[str, Callable[..., Awaitable[None]]] = {
 
 
 async def main(verb: str, path: str, *more: str) -> None:
-    """Open the store and do it; an error of ours is said, not raised."""
+    """Open the backend and do it; an error of ours is said, not raised."""
     store = SQLiteBackend(Path(path))
     try:
         await store.open()
@@ -167,7 +167,7 @@ async def run_in_child(store: SQLiteBackend) -> None:
 
 
 async def open_as_user(path: str, user: str) -> None:
-    """Open the store as a user who may not write there."""
+    """Open the backend as a user who may not write there."""
     await tried_out()
     os.seteuid(int(user))
     try:
@@ -177,7 +177,7 @@ async def open_as_user(path: str, user: str) -> None:
 
 
 def share(path: str, user: str, group: str) -> None:
-    """Use the store as this user, as another one at the same time, and as this one again."""
+    """Use the backend as this user, as another one at the same time, and as this one again."""
     asyncio.run(tried_out())
     reading, writing = os.pipe()
     child = os.fork()  # before anything is open, so that the child has nothing of ours
@@ -200,7 +200,7 @@ def share(path: str, user: str, group: str) -> None:
 
 
 async def used(path: str, whose: str) -> SQLiteBackend:
-    """Open the store and enqueue; say how many jobs there are."""
+    """Open the backend and enqueue; say how many jobs there are."""
     store = SQLiteBackend(Path(path))
     try:
         await store.open()
@@ -212,7 +212,7 @@ async def used(path: str, whose: str) -> SQLiteBackend:
 
 
 async def tried_out() -> None:
-    """Open a store, so that nothing is left to import for a user who may not read it."""
+    """Open a backend, so that nothing is left to import for a user who may not read it."""
     with tempfile.TemporaryDirectory() as folder:
         store = SQLiteBackend(Path(folder) / "jobs.db")
         await store.open()

@@ -24,7 +24,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the store's file will be."""
+    """Where the backend's file will be."""
     return tmp_path / "jobs.db"
 
 
@@ -35,7 +35,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 async def store(path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
-    """An open, empty store that lives by `clock`."""
+    """An open, empty backend that lives by `clock`."""
     store = SQLiteBackend(path, clock=clock)
     await store.open()
     yield store

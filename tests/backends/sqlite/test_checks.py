@@ -29,7 +29,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
-    """A store in a file of its own."""
+    """A backend in a file of its own."""
     store = SQLiteBackend(tmp_path / "jobs.db", clock=clock)
     await store.open()
     yield store

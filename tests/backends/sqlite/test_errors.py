@@ -56,7 +56,7 @@ def actor_uid() -> int:
 
 
 async def make_file(path: Path) -> None:
-    """A store with one job, closed."""
+    """A backend with one job, closed."""
     store = SQLiteBackend(path)
     await store.open()
     await store.enqueue([NewJob("a", "n", "q", b"{}")])

@@ -33,7 +33,7 @@ def modes(path: Path) -> list[int]:
 
 
 async def opened(path: Path) -> SQLiteBackend:
-    """A store with a job."""
+    """A backend with a job."""
     store = SQLiteBackend(path)
     await store.open()
     await store.enqueue([NewJob("a", "n", "q", b"{}")])

@@ -28,7 +28,7 @@ COMPLETED = JobFilter(states=frozenset({State.COMPLETED}))
 
 
 class Volume:
-    """A disk of so many bytes that holds nothing but the store: as much as there would be free.
+    """A disk of so many bytes that holds nothing but the backend: as much as there would be free.
 
     Nothing hinders a file from growing beyond it; the tests see that none does.
     """

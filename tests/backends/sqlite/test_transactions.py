@@ -154,7 +154,7 @@ def test_a_plain_script_enqueues_in_a_transaction_on_its_own_thread(
     processor = Processor(SQLiteBackend(path))
     try:
         with application:
-            application.execute(ROW)  # the store is opened while this holds the lock
+            application.execute(ROW)  # the backend is opened while this holds the lock
             processor.sync.enqueue_raw("pay", b"{}", connection=application)
             assert processor.sync.pending_count() == 0
         assert processor.sync.pending_count() == 1

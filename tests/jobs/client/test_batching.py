@@ -1,4 +1,4 @@
-"""Enqueue calls share a way into the store, and each caller hears only of its own job."""
+"""Enqueue calls share a way into the backend, and each caller hears only of its own job."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ Answers = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
 
 
 class Trouble:
-    """A store in trouble: `answer` says what becomes of each call."""
+    """A backend in trouble: `answer` says what becomes of each call."""
 
     def __init__(self, answer: Answers) -> None:
         self.enqueue = answer
@@ -312,7 +312,7 @@ def test_what_was_refused_in_time_is_not_stored_later() -> None:
 
 
 def test_who_came_last_is_not_refused_with_who_came_first() -> None:
-    """The store is back after seven seconds: in time for one, too late for the other."""
+    """The backend is back after seven seconds: in time for one, too late for the other."""
 
     async def back_after_seven(jobs: Sequence[NewJob]) -> list[Enqueued]:
         await elapse(0.1)

@@ -1,4 +1,4 @@
-"""The way in and the questions, on the memory store with a clock that stands still."""
+"""The way in and the questions, on the memory backend with a clock that stands still."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_a_store_that_cannot_be_opened_is_told_and_leaves_no_thread(tmp_path: Pa
 
 
 class Unreachable(MemoryBackend):
-    """A store that does not answer while it is opened."""
+    """A backend that does not answer while it is opened."""
 
     def new_handle(self) -> Unreachable:
         return Unreachable()

@@ -55,7 +55,7 @@ class Store:
             raise error
         for settlement in settlements:
             if settlement.lease.job_id in self.poison and not isinstance(settlement, Failed):
-                raise Unstorable("a value the store refuses")
+                raise Unstorable("a value the backend refuses")
         results = [
             Settled.STALE if s.lease.job_id in self.stale else Settled.DONE for s in settlements
         ]
@@ -72,13 +72,13 @@ def lease(job_id: str) -> Lease:
     return Lease(job_id, Token(1, bytes(16)))
 
 
-def conveyor(store: Store, events: Events | None = None) -> Completer:
+def completer(store: Store, events: Events | None = None) -> Completer:
     return Completer(store, "s", Clock(), events or Events(), BackendConnectivity(Clock()))  # type: ignore[arg-type]
 
 
 async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
     store = Store(BackendUnavailable("gone"), BackendUnavailable("gone"), None)
-    belt = conveyor(store)
+    belt = completer(store)
     belt.settle(Completed(lease("a")))
     await belt.exchange(RESERVE_NOTHING)
     await belt.exchange(RESERVE_NOTHING)
@@ -88,7 +88,7 @@ async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
 
 async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
     store = Store(*[BackendUnavailable("gone")] * 8, None)
-    belt = conveyor(store)
+    belt = completer(store)
     await belt.exchange(RESERVE_NOTHING)
     slept = belt._clock.slept  # type: ignore[attr-defined]
     assert slept == sorted(slept)
@@ -97,7 +97,7 @@ async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
 
 async def test_what_settles_goes_once_and_in_order() -> None:
     store = Store()
-    belt = conveyor(store)
+    belt = completer(store)
     for n in range(MOST_AT_ONCE + 3):
         belt.settle(Completed(lease(str(n))))
     loaded = []
@@ -113,7 +113,7 @@ async def test_what_settles_goes_once_and_in_order() -> None:
 async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:
     store = Store()
     store.poison = {"3"}
-    belt = conveyor(store)
+    belt = completer(store)
     for n in range(8):
         belt.settle(Completed(lease(str(n))))
     await belt.exchange(RESERVE_NOTHING)
@@ -149,7 +149,7 @@ async def test_what_stands_in_for_the_unstorable(
     settlement: Settlement, expected: type[Settlement]
 ) -> None:
     store = Store(Unstorable("no"), None)
-    belt = conveyor(store)
+    belt = completer(store)
     belt.settle(settlement)
     await belt.exchange(RESERVE_NOTHING)
     [(_, first), (_, second)] = store.calls
@@ -159,7 +159,7 @@ async def test_what_stands_in_for_the_unstorable(
 
 async def test_a_newer_progress_report_replaces_an_older_one() -> None:
     store = Store()
-    belt = conveyor(store)
+    belt = completer(store)
     belt.report_progress(Progressed(lease("a"), 0.1))
     belt.report_progress(Progressed(lease("a"), 0.2))
     belt.settle(Completed(lease("b")))
@@ -172,7 +172,7 @@ async def test_a_stale_settlement_is_told() -> None:
     store.stale = {"a"}
     events, seen = Events(), list[Event]()
     events.subscribe(seen.append)
-    belt = conveyor(store, events)
+    belt = completer(store, events)
     belt.settle(Completed(lease("a")))
     belt.settle(Completed(lease("b")))
     await belt.exchange(RESERVE_NOTHING)
@@ -181,7 +181,7 @@ async def test_a_stale_settlement_is_told() -> None:
 
 async def test_an_abandoned_conveyor_sends_nothing() -> None:
     store = Store()
-    belt = conveyor(store)
+    belt = completer(store)
     belt.settle(Completed(lease("a")))
     belt.closed = True
     with pytest.raises(SessionLost):
@@ -192,12 +192,12 @@ async def test_an_abandoned_conveyor_sends_nothing() -> None:
 async def test_a_lost_session_is_not_repeated() -> None:
     store = Store(SessionLost("s"))
     with pytest.raises(SessionLost):
-        await conveyor(store).exchange(RESERVE_NOTHING)
+        await completer(store).exchange(RESERVE_NOTHING)
     assert len(store.calls) == 1
 
 
 class Link(Store):
-    """A store behind a connection that brings `most` bytes in the time of one call; it keeps the
+    """A backend behind a connection that brings `most` bytes in the time of one call; it keeps the
     number, as stores do, and answers a repeat with what it applied."""
 
     def __init__(self, clock: Ticking, most: int, *, lose: int = 0) -> None:

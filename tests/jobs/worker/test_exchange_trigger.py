@@ -39,10 +39,10 @@ class State:
             long_poll=long_poll,
         )
         clock = SystemClock()
-        self.conveyor = Completer(
+        self.completer = Completer(
             MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock)
         )
-        self.reasons.conveyor = self.conveyor
+        self.reasons.completer = self.completer
         self.reasons.may_have_work = False
 
     def hold_plenty(self) -> None:
@@ -53,7 +53,7 @@ class State:
     def settle(self, count: int = 1) -> None:
         """So many results wait to be sent."""
         for number in range(count):
-            self.conveyor.settle(Completed(_lease(number)))
+            self.completer.settle(Completed(_lease(number)))
 
     @property
     def reason(self) -> ExchangeReason | None:
@@ -86,7 +86,7 @@ async def test_a_new_worker_looks_for_work() -> None:
         count_room=lambda: 1,
         long_poll=False,
     )
-    reasons.conveyor = State().conveyor
+    reasons.completer = State().completer
     assert reasons.find_reason() is ExchangeReason.WORK_POSSIBLE
 
 
@@ -134,7 +134,7 @@ async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
 
 async def test_so_is_progress() -> None:
     state = State()
-    state.conveyor.report_progress(Progressed(_lease(1), 0.5))
+    state.completer.report_progress(Progressed(_lease(1), 0.5))
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
@@ -170,14 +170,14 @@ async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
 async def test_too_many_bytes_of_results_do_not_wait_for_company() -> None:
     state = State()
     state.hold_plenty()
-    state.conveyor.is_full = True
+    state.completer.is_full = True
     assert state.reason is ExchangeReason.RESULTS_FULL
 
 
 async def test_a_session_that_is_over_is_replaced_whatever_else_holds() -> None:
     state = State()
     state.hold_plenty()
-    state.conveyor.closed = True
+    state.completer.closed = True
     assert state.reason is ExchangeReason.SESSION_OVER
 
 
@@ -187,7 +187,7 @@ async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
     state.settle()
     state.reasons.closing = True
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, False]
-    state.conveyor.pending.clear()
+    state.completer.pending.clear()
     assert state.is_over
 
 

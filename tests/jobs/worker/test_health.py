@@ -1,4 +1,4 @@
-"""What a processor says of itself while its store comes and goes, on a clock moved by hand."""
+"""What a processor says of itself while its backend comes and goes, on a clock moved by hand."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from nimburion.testing import FakeClock
 
 DEADLINE = 10.0
 TTL = 30.0
-SAID = ("the store cannot be used", "the store can be used again")
+SAID = ("the backend cannot be used", "the backend can be used again")
 
 
 class Unsteady(MemoryBackend):
-    """A store whose operations fail while they are named in `refused`, with what stands there."""
+    """A backend whose operations fail while they are named in `refused`, with what stands there."""
 
     def __init__(self, clock: FakeClock, refused: dict[str, Exception] | None = None) -> None:
         super().__init__(clock=clock)
@@ -113,7 +113,7 @@ async def slow() -> Slow:
 
 @pytest.fixture
 async def processor(store: Unsteady, slow: Slow) -> AsyncIterator[Processor]:
-    """A processor that has not started; its store is back when it is closed."""
+    """A processor that has not started; its backend is back when it is closed."""
     processor = Processor(store, clock=store.clock, session_ttl=TTL, grace=0.0)
     processor.register("slow", slow)
     await processor.open()
@@ -255,9 +255,9 @@ async def test_an_outage_is_two_lines_of_the_log_however_long(
     store.come_back()
     await until(store.clock, lambda: not processor.health().error)
     lines = [line for line in caplog.messages if line.startswith(SAID)]
-    assert lines[0].startswith("the store cannot be used (nobody there); ")
+    assert lines[0].startswith("the backend cannot be used (nobody there); ")
     assert lines[1:] == [lines[-1]]
-    assert lines[-1].startswith("the store can be used again, after 2")
+    assert lines[-1].startswith("the backend can be used again, after 2")
     assert len(caplog.messages) <= 4, "and one each of the services that were refused"
 
 

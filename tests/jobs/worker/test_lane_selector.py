@@ -10,7 +10,7 @@ from nimburion.jobs.worker.prefetch import LaneSelector
 
 
 def test_a_queue_whose_concurrency_is_used_up_is_not_asked_for() -> None:
-    # Asked for, the store would answer "there is more", and the worker would ask without end.
+    # Asked for, the backend would answer "there is more", and the worker would ask without end.
     settings = Settings(queues=(QueueSettings("capped", concurrency=1), QueueSettings("free")))
     registry = Registry(settings)
     registry.add_raw("work", lambda ctx, data: None)

@@ -1,4 +1,4 @@
-"""A whole worker on the memory store and the real clock; waits on events, with a deadline."""
+"""A whole worker on the memory backend and the real clock; waits on events, with a deadline."""
 
 from __future__ import annotations
 

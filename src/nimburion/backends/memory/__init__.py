@@ -1,6 +1,6 @@
-"""The memory store: for tests, and the written reference of the contract.
+"""The memory backend: for tests, and the written reference of the contract.
 
-The clearest version of every rule; other stores are compared with it. It lives and dies with its
+The clearest version of every rule; other backends are compared with it. It lives and dies with its
 process.
 """
 

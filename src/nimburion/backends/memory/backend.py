@@ -1,4 +1,4 @@
-"""The memory store's handle: the contract, each operation under one lock at one time."""
+"""The memory backend's handle: the contract, each operation under one lock at one time."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ CAPABILITIES = Capabilities(
 
 
 class MemoryBackend:
-    """A store in this process's memory; gone with it.
+    """A backend in this process's memory; gone with it.
 
     Args:
         clock: its time; a fake one in tests.
-        entropy: unused here, taken so that every store is made alike.
+        entropy: unused here, taken so that every backend is made alike.
 
     >>> MemoryBackend().capabilities.durable
     False
@@ -56,7 +56,7 @@ class MemoryBackend:
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryBackend:
-        """The store that `memory://` names: a new, empty one."""
+        """The backend that `memory://` names: a new, empty one."""
         if url.lower().rstrip("/") != "memory:":
             raise ConfigurationError(
                 f"{redact_url(url)!r}: nothing may follow memory://, which has no server and no "
@@ -72,7 +72,7 @@ class MemoryBackend:
         return CAPABILITIES
 
     def describe(self) -> str:
-        """Name the store."""
+        """Name the backend."""
         return "memory (of this process; nothing is kept)"
 
     def new_handle(self) -> MemoryBackend:
@@ -106,7 +106,7 @@ class MemoryBackend:
                 "durability",
                 "warning",
                 f"nothing is kept: with this process its {count} jobs are gone",
-                "for anything but tests use a store that lasts, like sqlite:///jobs.db",
+                "for anything but tests use a backend that lasts, like sqlite:///jobs.db",
             )
         ]
 
@@ -357,7 +357,7 @@ class MemoryBackend:
 
 
 class _SharedState:
-    """What the handles of one store share."""
+    """What the handles of one backend share."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

@@ -1,4 +1,4 @@
-"""What the memory store keeps: jobs, sessions, gates, and where each job stands."""
+"""What the memory backend keeps: jobs, sessions, gates, and where each job stands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Settled
 
 MICRO = 1_000_000
-"""Times are kept in whole microseconds, as on every store: what is equal here is equal there."""
+"""Times are kept in whole microseconds, as on every backend: what is equal here is equal there."""
 
 
 _MAX_SECONDS = 2**63 / MICRO / 2
@@ -42,7 +42,7 @@ def check_time(seconds: float) -> None:
 
 
 class LeaseEntry:
-    """A lease as the store has it."""
+    """A lease as the backend has it."""
 
     __slots__ = (
         "cancel_requested",
@@ -184,7 +184,7 @@ def _to_seconds(at: int | None) -> float | None:
 
 
 class SessionEntry:
-    """A session as the store has it."""
+    """A session as the backend has it."""
 
     __slots__ = (
         "ended_at",
@@ -243,7 +243,7 @@ LaneHeap = list[tuple[LanePosition, JobEntry]]
 
 
 class MemoryState:
-    """All the data of one store. Handles share it."""
+    """All the data of one backend. Handles share it."""
 
     def __init__(self) -> None:
         self.seq = 0

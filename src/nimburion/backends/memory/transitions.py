@@ -194,7 +194,7 @@ class AtomicStep:
         self.release_key(entry)
 
     def add_error(self, entry: JobEntry, error: AttemptError) -> None:
-        """Add to the history, with the store's time."""
+        """Add to the history, with the backend's time."""
         entry.history = (*entry.history, msgspec.structs.replace(error, at=self.now / MICRO))
 
 

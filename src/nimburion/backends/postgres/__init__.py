@@ -1,4 +1,4 @@
-"""The PostgreSQL store."""
+"""The PostgreSQL backend."""
 
 from nimburion.backends.postgres.backend import PostgresBackend
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL store."""
+"""The PostgreSQL backend."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _LARGE_READ_TIMEOUT = 60.0
 
 
 class PostgresBackend:
-    """A store in one PostgreSQL database: a schema of its own, beside whatever else is there.
+    """A backend in one PostgreSQL database: a schema of its own, beside whatever else is there.
 
     Args:
         url: where; see `docs/how-to/postgresql-in-production.md` for all forms.
@@ -106,7 +106,7 @@ class PostgresBackend:
         connections: the most for callers.
         pooler: whether PgBouncer or the like stands between: `auto` finds out, `yes`, `no`.
         clock: tests pass theirs; else the server's own time counts.
-        entropy: unused here, taken so that every store is made alike.
+        entropy: unused here, taken so that every backend is made alike.
 
     >>> PostgresBackend("postgresql://localhost/app").capabilities.durable
     True
@@ -135,7 +135,7 @@ class PostgresBackend:
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> PostgresBackend:
-        """The store that `postgresql://localhost/app` names."""
+        """The backend that `postgresql://localhost/app` names."""
         return cls(url, **options)  # type: ignore[arg-type]
 
     # --- coming and going ---
@@ -148,7 +148,7 @@ class PostgresBackend:
         return POOLED_CAPABILITIES if pooled else CAPABILITIES
 
     def describe(self) -> str:
-        """Name the store."""
+        """Name the backend."""
         return self.settings.describe()
 
     def new_handle(self) -> PostgresBackend:
@@ -302,7 +302,7 @@ class PostgresBackend:
         )
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """See `nimburion.core.backend.Transactional`. One of the store's own gives an
+        """See `nimburion.core.backend.Transactional`. One of the backend's own gives an
         `asyncpg.Connection`."""
         return joining.make_transaction(
             self._get_connections().caller_context, connection, self._now
@@ -531,7 +531,7 @@ class PostgresBackend:
 
 
 class PostgresConnections:
-    """A store that is open on one event loop: its connections."""
+    """A backend that is open on one event loop: its connections."""
 
     def __init__(self, settings: PostgresSettings) -> None:
         self.settings: PostgresSettings = settings
@@ -553,7 +553,7 @@ class PostgresConnections:
         self._statements: dict[str, str] = {}
 
     def insert_schema(self, statement: str) -> str:
-        """A statement with the names of this store."""
+        """A statement with the names of this backend."""
         found = self._statements.get(statement)
         if found is None:
             found = self._statements[statement] = insert_schema(statement, self.settings)

@@ -51,7 +51,7 @@ def clamp_seq(ref: int | str) -> int:
 
 
 def encode_uuids(job_ids: Sequence[str]) -> bytes:
-    """Ids as the store has them, end to end.
+    """Ids as the backend has them, end to end.
 
     Raises:
         NotPlain: one of them is no UUIDv7.

@@ -1,4 +1,4 @@
--- What an examination asks about the tables of the store.
+-- What an examination asks about the tables of the backend.
 -- Inputs: $1 the schema, $2 the prefix of names
 -- Result: a row for each table: name without the prefix, bytes with indexes, estimated live and dead rows, seconds since
 --   it was vacuumed (NULL: never since the statistics began), whether vacuuming is switched off for it

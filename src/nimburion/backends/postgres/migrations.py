@@ -1,4 +1,4 @@
-"""Tables and functions of the store: which format is there, what is missing, and making it."""
+"""Tables and functions of the backend: which format is there, what is missing, and making it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class InstalledFormat(msgspec.Struct, frozen=True):
     oldest: int = 0
     functions: str = ""
     identity: str = ""
-    """Random: tells this store from others, also from copies of none."""
+    """Random: tells this backend from others, also from copies of none."""
 
 
 NOT_INSTALLED = InstalledFormat(0)
@@ -84,7 +84,7 @@ def load_current_format() -> CurrentFormat:
 async def ensure_format(
     connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat
 ) -> InstalledFormat:
-    """What a store that opens needs: the tables of an empty database are made, an old format is
+    """What a backend that opens needs: the tables of an empty database are made, an old format is
     left to `nimburion migrate up`.
 
     Raises:
@@ -181,7 +181,7 @@ async def run_migrations(
     seconds at a time, so that a busy store stands still for no longer; tried again until it is had.
 
     Raises:
-        BackendUnavailable: not had within `patience` seconds; nothing was changed.
+        BackendUnavailable: not had within `long poll` seconds; nothing was changed.
         ConfigurationError: this role may not.
     """
     await connection.connect()
@@ -206,13 +206,14 @@ def map_migration_error(error: Exception, settings: PostgresSettings) -> Excepti
     """Why it did not work: as a rule, a right that lacks."""
     if get_error_code(error) in _NAME_TAKEN_CODES:
         return ConfigurationError(
-            f"{settings.describe()}: a name that the store needs is taken there by something else "
+            f"{settings.describe()}: a name that the backend needs is taken there by something "
+            "else "
             f"({error}); nothing was changed. Name another `schema`, or a `prefix` for its tables"
         )
     if get_error_code(error) != "42501":
         return map_error(error, settings.describe(), sent=True)
     return ConfigurationError(
-        f"{settings.describe()}: this role may not make the tables of the store ({error}). Run: "
+        f"{settings.describe()}: this role may not make the tables of the backend ({error}). Run: "
         "nimburion migrate up as a role that may, with --grant for this one"
     )
 
@@ -264,7 +265,7 @@ def make_script(
 
 
 def compute_lock_number(settings: PostgresSettings) -> int:
-    """The number of the advisory lock of this store."""
+    """The number of the advisory lock of this backend."""
     text = f"nimburion {settings.schema}.{settings.prefix}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -33,7 +33,7 @@ _NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $
 
 
 def make_channel_name(settings: PostgresSettings) -> str:
-    """What the processes of one store tell each other on.
+    """What the processes of one backend tell each other on.
 
     >>> make_channel_name(Address(schema="jobs", prefix="a_"))
     'jobs.a_ring'

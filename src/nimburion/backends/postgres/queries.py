@@ -47,7 +47,7 @@ def encode_cursor(after: str | None) -> int:
     """The seq before which a page begins.
 
     Raises:
-        InvalidJob: it is no cursor of this store.
+        InvalidJob: it is no cursor of this backend.
     """
     seq = parse_cursor(after)
     return MAX_INT8 if seq is None else min(seq, MAX_INT8)

@@ -55,7 +55,7 @@ Now = Callable[[], int | None]
 
 
 class CallerContext:
-    """What an open store knows that transactions are joined with."""
+    """What an open backend knows that transactions are joined with."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class CallerContext:
 
     @property
     def description(self) -> str:
-        """The store's name."""
+        """The backend's name."""
         return self.settings.describe()
 
     async def call_function(
@@ -123,11 +123,11 @@ def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
 
 
 async def check_driver_connection(context: CallerContext, adapter: ConnectionAdapter) -> None:
-    """Raise `UnusableConnection` where the connection cannot be one to this store."""
+    """Raise `UnusableConnection` where the connection cannot be one to this backend."""
     inner = await adapter.get_driver_connection()
     if _DRIVERS.isdisjoint(kind.__module__.partition(".")[0] for kind in type(inner).__mro__):
         raise UnusableConnection(
-            f"{describe_connection(inner)} is no connection to this store: {context.description}"
+            f"{describe_connection(inner)} is no connection to this backend: {context.description}"
         )
 
 
@@ -145,7 +145,7 @@ async def complete_job(
 def make_transaction(
     context: CallerContext, caller: CallerConnection | None, now: Now
 ) -> Transaction:
-    """On the caller's connection, or on one of the store's own."""
+    """On the caller's connection, or on one of the backend's own."""
     return (
         PostgresOwnTransaction(context, now)
         if caller is None
@@ -205,7 +205,7 @@ class PostgresCallerTransaction:
 
 
 class PostgresOwnTransaction:
-    """On a connection of the store's own, from those that are kept for handlers."""
+    """On a connection of the backend's own, from those that are kept for handlers."""
 
     def __init__(self, context: CallerContext, now: Now) -> None:
         self._context = context
@@ -263,7 +263,7 @@ def _do_nothing() -> None:
 
 @contextmanager
 def map_errors(where: str, *, at_commit: bool = False) -> Iterator[None]:
-    """Raise the store's own error for what a caller's driver raises, which stays as its cause.
+    """Raise the backend's own error for what a caller's driver raises, which stays as its cause.
 
     Before the commit, nothing can have been applied, whatever was lost.
     """
@@ -310,7 +310,7 @@ def find_sqlstate(error: BaseException | None) -> str:
 _map_other_database = make_error_factory(
     UnusableConnection,
     "the connection is to a database without the tables and functions of {where} ({said}): one "
-    "commit cannot cover both. Open the store on the database that holds your tables",
+    "commit cannot cover both. Open the backend on the database that holds your tables",
 )
 _map_conflict = make_error_factory(
     make_not_applied_error,

@@ -59,7 +59,7 @@ class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL of this store says."""
+    """What a URL of this backend says."""
 
     endpoints: tuple[Endpoint, ...] = ()
     """The server, or several of which one takes writes; a host that begins with `/` is the folder
@@ -135,7 +135,9 @@ def parse_url(url: str) -> PostgresSettings:
     """
     word, rest = split_scheme(url, "postgresql")
     if word not in SCHEMES:
-        raise ConfigurationError("not the URL of a PostgreSQL store; it begins with postgresql://")
+        raise ConfigurationError(
+            "not the URL of a PostgreSQL backend; it begins with postgresql://"
+        )
     with report_invalid_url(f"{word}://…"):
         return _parse_settings(rest)
 

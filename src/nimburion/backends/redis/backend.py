@@ -1,4 +1,4 @@
-"""The Redis store: also Valkey, behind Sentinel, or in a cluster."""
+"""The Redis backend: also Valkey, behind Sentinel, or in a cluster."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _MAX_PER_SCRIPT = 500
 
 
 class RedisBackend:
-    """A store in one Redis or Valkey server, Sentinel service or cluster.
+    """A backend in one Redis or Valkey server, Sentinel service or cluster.
 
     All of its keys begin with `{namespace}:`, so that in a cluster they lie on one node.
 
@@ -71,7 +71,7 @@ class RedisBackend:
         durable_enqueue: `enqueue` returns when the job is on the server's disk.
         timeout: seconds that connecting may take, and then each answer.
         clock: tests pass theirs; else the server's own time counts.
-        entropy: unused here, taken so that every store is made alike.
+        entropy: unused here, taken so that every backend is made alike.
 
     >>> RedisBackend("redis://localhost:6379/0").capabilities.durable
     True
@@ -104,7 +104,7 @@ class RedisBackend:
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> RedisBackend:
-        """The store that `redis://localhost:6379/0` names."""
+        """The backend that `redis://localhost:6379/0` names."""
         return cls(url, **options)  # type: ignore[arg-type]
 
     # --- coming and going ---
@@ -116,7 +116,7 @@ class RedisBackend:
         return CAPABILITIES if self._test_clock is None else _TEST_CLOCK_CAPABILITIES
 
     def describe(self) -> str:
-        """Name the store."""
+        """Name the backend."""
         return self.settings.describe()
 
     def new_handle(self) -> RedisBackend:
@@ -506,7 +506,7 @@ FORMAT = 1
 
 
 class RedisConnections:
-    """A store that is open on one event loop: its connections, and what its server is."""
+    """A backend that is open on one event loop: its connections, and what its server is."""
 
     def __init__(self, settings: RedisSettings, subscribe: Subscribe, warned: set[str]) -> None:
         self.address: RedisSettings = settings

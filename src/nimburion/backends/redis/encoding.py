@@ -54,7 +54,7 @@ def decode_time(biased: int) -> float:
 
 
 def encode_lookup_text(text: str) -> bytes:
-    """A name as the store has it; of one that no store can hold there is nothing."""
+    """A name as the backend has it; of one that no backend can hold there is nothing."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -113,7 +113,7 @@ def encode_unique_key(job: NewJob) -> bytes:
 
 
 def encode_seq(ref: int | str) -> bytes:
-    """The field of a job in the hashes. What no lease of this store says is the field of none."""
+    """The field of a job in the hashes. What no lease of this backend says is the field of none."""
     return _SEQ.pack(ref if isinstance(ref, int) and 0 < ref < _TIME_BIAS else 0)
 
 

@@ -125,8 +125,8 @@ def parse_redirect(error: BaseException) -> Endpoint | None:
 def map_error(error: Exception, where: str, *, sent: bool) -> NimburionError:
     """The error of the contract that says the same.
 
-    `where` names the store, as `Address.describe` does. `sent`: at least a part of the request had
-    left, so that without an answer nobody knows whether it was applied.
+    `where` names the backend, as `Address.describe` does. `sent`: at least a part of the request
+    had left, so that without an answer nobody knows whether it was applied.
     """
     code = get_error_code(error)
     if code:

@@ -36,7 +36,7 @@ class StreamLongPoll:
         self._interrupt_task: asyncio.Task[None] | None = None
 
     def commands_before(self, queues: Collection[str], seconds: float) -> list[Command]:
-        """What to ask ahead of an exchange: wait for a ring of one of these queues, for `patience`
+        """What to ask ahead of an exchange: wait for a ring of one of these queues, for `long poll`
         seconds (0: not at all); on a new connection, which rings there were."""
         if self._connection_count != self._exchanges.connection_count:
             self._last_entries.clear()

@@ -39,7 +39,7 @@ class JobScan:
         deletes: whether jobs that are picked are taken out, so that only finished ones are meant.
 
     Raises:
-        InvalidJob: the cursor is none of this store.
+        InvalidJob: the cursor is none of this backend.
     """
 
     __slots__ = ("_after", "_filter", "_segments")
@@ -104,7 +104,7 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | 
     rest = (False if one is None else one for one in (which.queue, which.name, which.reason))
     try:
         return _pack((letters, *rest))
-    except UnicodeEncodeError:  # no store holds such a name
+    except UnicodeEncodeError:  # no backend holds such a name
         return None
 
 
@@ -238,7 +238,7 @@ def _decode_optional_time(biased: int) -> float | None:
 
 
 def decode_history(packed: bytes) -> list[AttemptError]:
-    """Attempts that ended badly, each with the store's time of its end."""
+    """Attempts that ended badly, each with the backend's time of its end."""
     errors, at = [], 0
     while at < len(packed):
         ended, length = _ERROR.unpack_from(packed, at)

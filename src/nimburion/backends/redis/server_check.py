@@ -1,4 +1,4 @@
-"""What the server is, and whether jobs are safe with it: looked at when a store is opened."""
+"""What the server is, and whether jobs are safe with it: looked at when a backend is opened."""
 
 from __future__ import annotations
 

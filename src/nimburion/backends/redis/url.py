@@ -54,7 +54,7 @@ class RedisTls(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL of this store says."""
+    """What a URL of this backend says."""
 
     kind: ServerKind
     endpoints: tuple[Endpoint, ...] = ()
@@ -167,7 +167,7 @@ def parse_url(url: str) -> RedisSettings:
     word, rest = split_scheme(url, "redis")
     if word not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
-        raise ConfigurationError(f"not the URL of a Redis store; these begin with {known}")
+        raise ConfigurationError(f"not the URL of a Redis backend; these begin with {known}")
     with report_invalid_url(f"{word}://…"):
         return _parse_settings(SCHEMES[word], rest)
 

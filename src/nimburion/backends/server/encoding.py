@@ -1,4 +1,4 @@
-"""Ids, times and objects as the stores on a server pack them."""
+"""Ids, times and objects as the backends on a server pack them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class UnstorableTextGuard:
 
 
 def to_micros(seconds: float) -> int:
-    """Seconds in whole microseconds, the resolution of the store's clock.
+    """Seconds in whole microseconds, the resolution of the backend's clock.
 
     Raises:
         Unstorable: no time or span that can be stored.
@@ -72,7 +72,7 @@ def to_micros(seconds: float) -> int:
 
 
 def encode_id(job_id: str) -> bytes:
-    """An id as the store has it. A UUID, which ours are, takes 17 bytes instead of 36."""
+    """An id as the backend has it. A UUID, which ours are, takes 17 bytes instead of 36."""
     if len(job_id) == 36 and _UUID.fullmatch(job_id):
         return b"\0" + bytes.fromhex(job_id.replace("-", ""))
     return job_id.encode()
@@ -87,7 +87,7 @@ def decode_id(encoded: bytes) -> str:
 
 
 def encode_id_or_empty(job_id: str) -> bytes:
-    """An id as the store has it; one that no store can hold is nobody's."""
+    """An id as the backend has it; one that no backend can hold is nobody's."""
     try:
         return encode_id(job_id)
     except UnicodeEncodeError:

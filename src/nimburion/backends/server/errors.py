@@ -1,4 +1,4 @@
-"""What goes wrong between a store and its server, in the words of the contract."""
+"""What goes wrong between a backend and its server, in the words of the contract."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nimburion.core.errors import BackendUnavailable, NimburionError, NotSupport
 from nimburion.core.redaction import redact_urls
 
 ErrorFactory = Callable[[str, str], NimburionError]
-"""Makes an error of the name of the store and what its server said."""
+"""Makes an error of the name of the backend and what its server said."""
 
 
 def make_error_factory(error_class: Callable[[str], NimburionError], template: str) -> ErrorFactory:
-    """Errors of this kind; `{where}` in the words stands for the store, `{said}` for what the
+    """Errors of this kind; `{where}` in the words stands for the backend, `{said}` for what the
     server said."""
     return lambda where, said: error_class(template.format(where=where, said=redact_urls(said)))
 

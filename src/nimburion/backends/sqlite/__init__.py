@@ -1,4 +1,4 @@
-"""The SQLite store: the embedded default. One file, no server, durable."""
+"""The SQLite backend: the embedded default. One file, no server, durable."""
 
 from nimburion.backends.sqlite.backend import SQLiteBackend
 

@@ -1,4 +1,4 @@
-"""The SQLite store: one file, no server, several processes of one host at once."""
+"""The SQLite backend: one file, no server, several processes of one host at once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CAPABILITIES = Capabilities(
 
 
 class SQLiteBackend:
-    """A store in one SQLite file.
+    """A backend in one SQLite file.
 
     What a caller asks for (enqueue, cancel, replay, …) is on the disk when the call returns; what
     workers note (exchanges, beats) survives the death of every process, and after a power cut may
@@ -107,7 +107,7 @@ class SQLiteBackend:
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> SQLiteBackend:
-        """The store that `sqlite:///jobs.db` or `sqlite:////srv/jobs.db` names."""
+        """The backend that `sqlite:///jobs.db` or `sqlite:////srv/jobs.db` names."""
         return cls(parse_url(url), **options)  # type: ignore[arg-type]
 
     # --- coming and going ---
@@ -118,7 +118,7 @@ class SQLiteBackend:
         return CAPABILITIES
 
     def describe(self) -> str:
-        """Name the store."""
+        """Name the backend."""
         return f"SQLite {self.path.absolute()}"
 
     def new_handle(self) -> SQLiteBackend:
@@ -311,7 +311,7 @@ class SQLiteBackend:
         return await self._get_caller_transactions().enqueue_in(connection, jobs)
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """See `nimburion.core.backend.Transactional`. One of the store's own gives a
+        """See `nimburion.core.backend.Transactional`. One of the backend's own gives a
         `sqlite3.Connection`."""
         return make_transaction(self._get_caller_transactions(), connection, self._clock)
 

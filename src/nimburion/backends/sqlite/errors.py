@@ -24,7 +24,7 @@ _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 @contextmanager
 def map_errors(path: Path) -> Iterator[None]:
-    """Raise the store's own error for each of the driver's, which stays as its cause."""
+    """Raise the backend's own error for each of the driver's, which stays as its cause."""
     try:
         yield
     except sqlite3.Error as error:

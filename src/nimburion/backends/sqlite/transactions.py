@@ -1,5 +1,5 @@
-"""The transactions in which handlers complete their jobs: on a connection of the store's own, or on
-one of the caller's."""
+"""The transactions in which handlers complete their jobs: on a connection of the backend's own, or
+on one of the caller's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MAX_SECONDS = 5.0
 def make_transaction(
     caller_transactions: CallerTransactions, caller: CallerConnection | None, clock: Clock
 ) -> Transaction:
-    """On the caller's connection, or on one of the store's own."""
+    """On the caller's connection, or on one of the backend's own."""
     if caller is not None:
         return SQLiteCallerTransaction(caller_transactions, find_adapter(caller))
     return SQLiteOwnTransaction(caller_transactions, caller_transactions.connect, clock)
@@ -242,7 +242,7 @@ class PlainRowConnection:
 
 
 class CallerTransactions:
-    """What an open store does on connections of others. For the loop's thread."""
+    """What an open backend does on connections of others. For the loop's thread."""
 
     def __init__(
         self,
@@ -276,7 +276,7 @@ class CallerTransactions:
         self.notifier.close()
 
     def connect(self) -> sqlite3.Connection:
-        """A connection for a handler's rows, to the file that the store has open."""
+        """A connection for a handler's rows, to the file that the backend has open."""
         connection = connect_for_handler(self.path)
         try:
             self._files.check(at_once=True)
@@ -329,7 +329,7 @@ class CallerTransactions:
             # It has no public way to run a function on the thread that owns the connection.
             return await _run_on_aiosqlite_thread(inner, work)
         raise UnusableConnection(
-            f"{describe_connection(inner)} is no connection to this store: SQLite {self.path}"
+            f"{describe_connection(inner)} is no connection to this backend: SQLite {self.path}"
         )
 
     def _begin(self, connection: sqlite3.Connection) -> None:
@@ -360,7 +360,7 @@ class CallerTransactions:
 
     @contextmanager
     def map_errors(self) -> Iterator[None]:
-        """Raise the store's own error for each of the driver's."""
+        """Raise the backend's own error for each of the driver's."""
         try:
             with map_errors(self.path):
                 yield
@@ -395,13 +395,13 @@ def complete_job(db: Database, session_id: str, completed: Completed) -> None:
 
 
 def check_file(db: Database, path: Path) -> None:
-    """Raise `UnusableConnection` unless the connection's main database is the store's file."""
+    """Raise `UnusableConnection` unless the connection's main database is the backend's file."""
     opened = db.fetch_value("join_file")
     if opened and path.samefile(opened):
         return
     raise UnusableConnection(
-        f"the connection is to {opened or 'a database in memory'}, but this store is "
-        f"{path.absolute()}: one commit cannot cover both. Open the store on the file that holds "
+        f"the connection is to {opened or 'a database in memory'}, but this backend is "
+        f"{path.absolute()}: one commit cannot cover both. Open the backend on the file that holds "
         "your tables"
     )
 

@@ -116,6 +116,6 @@ def release_unique_key(db: Database, seq: int, lane: int) -> None:
 
 
 def add_error(db: Database, seq: int, error: AttemptError) -> None:
-    """Keep how an attempt ended, with the store's time."""
+    """Keep how an attempt ended, with the backend's time."""
     dated = msgspec.structs.replace(error, at=db.now / MICRO)
     db.run("history_add", seq, msgspec.json.encode(dated).decode())

@@ -1,6 +1,6 @@
-"""Enqueue calls on their way to the store: what comes while one is in flight shares the next.
+"""Enqueue calls on their way to the backend: what comes while one is in flight shares the next.
 
-Alone, a call leaves at once and costs nothing more. A store that does not answer is asked again:
+Alone, a call leaves at once and costs nothing more. A backend that does not answer is asked again:
 ids make the repetition safe. Each caller has a time of its own, however many share a call and
 however long the call before theirs takes.
 """
@@ -19,7 +19,7 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.timers import SharedTimer
 
 MAX_BATCH = 500
-"""Callers that share one call to the store."""
+"""Callers that share one call to the backend."""
 CALL_BEGAN: ContextVar[float | None] = ContextVar("nimburion_call_began", default=None)
 """Monotonic seconds at which a call began that had to wait before it came here: for the opening."""
 
@@ -30,8 +30,8 @@ _SHORTEST = 0.25
 
 
 def limit_of(timeout: float) -> float:
-    """The seconds after which a call with this timeout is given up: a little more, as a store often
-    gives up after the same time, and says more than we can.
+    """The seconds after which a call with this timeout is given up: a little more, as a backend
+    often gives up after the same time, and says more than we can.
 
     >>> limit_of(5.0), limit_of(0.5)
     (5.5, 0.75)
@@ -76,7 +76,7 @@ class _Repetition:
 
 
 class EnqueueBatcher:
-    """The way into one store, for one event loop."""
+    """The way into one backend, for one event loop."""
 
     def __init__(self, backend: Producing, clock: Clock, timeout: float) -> None:
         self._backend = backend
@@ -121,7 +121,7 @@ class EnqueueBatcher:
             left = self._limit - (self._clock.monotonic() - since)
 
     async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
-        """One call. A store that neither answers nor fails is given up after so many seconds."""
+        """One call. A backend that neither answers nor fails is given up after so many seconds."""
         try:
             with self._shared_timer.timeout(seconds):
                 return await self._backend.enqueue(jobs)
@@ -268,5 +268,5 @@ def _make_unavailable_error(
         else f"{what} may be stored or not; enqueueing again with the same id is safe"
     )
     return BackendUnavailable(
-        f"the store did not answer ({error}): {verdict}", outcome=outcome, job_id=job_id
+        f"the backend did not answer ({error}): {verdict}", outcome=outcome, job_id=job_id
     )

@@ -54,7 +54,7 @@ __all__ = ["Client", "Priority"]
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
 _LAST_LOOK = 0.25
-"""Seconds that the store has to answer, also where the time is all but over."""
+"""Seconds that the backend has to answer, also where the time is all but over."""
 
 
 class Client:
@@ -93,7 +93,7 @@ class Client:
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
 
     def _new_handle(self) -> Client:
-        """Another client on the same store, not open yet, for a loop of its own. Handlers, events
+        """Another client on the same backend, not open yet, for a loop of its own. Handlers, events
         and enqueue middleware are shared."""
         other = Client(
             self.backend.new_handle(),
@@ -109,7 +109,7 @@ class Client:
     # Coming and going
 
     async def open(self) -> None:
-        """Open the store, on this loop. Repeatable. `NotOpen` when another loop has it open."""
+        """Open the backend, on this loop. Repeatable. `NotOpen` when another loop has it open."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -121,7 +121,7 @@ class Client:
         self._ids = JobIds(self.clock.now, self._entropy)
 
     async def close(self) -> None:
-        """Close the store. Repeatable."""
+        """Close the backend. Repeatable."""
         if self._loop is not None:
             self._loop = None
             await self.backend.close()
@@ -148,7 +148,7 @@ class Client:
         self._enqueue_middlewares.append(middleware)
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
-        """Store one job; its id. When this returns, the job is as safe as the store is.
+        """Store one job; its id. When this returns, the job is as safe as the backend is.
 
         `InvalidJob`: an argument or option cannot be, nothing was stored. `JobConflict`: the id
         belongs to another body. `DuplicateJob`: the unique key is held. `BackendUnavailable`: the
@@ -210,7 +210,7 @@ class Client:
     async def enqueue_at(
         self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """`enqueue` for a time, which must have a time zone. Never run before it, by the store's
+        """`enqueue` for a time, which must have a time zone. Never run before it, by the backend's
         clock."""
         if at is None:
             raise InvalidJob("enqueue_at needs a datetime with a time zone, not None")
@@ -220,7 +220,7 @@ class Client:
     async def enqueue_after(
         self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """`enqueue` for so many seconds (or a timedelta) from now, by the store's clock."""
+        """`enqueue` for so many seconds (or a timedelta) from now, by the backend's clock."""
         if after is None:
             raise InvalidJob("enqueue_after needs seconds or a timedelta, not None")
         options["after"] = after
@@ -262,8 +262,8 @@ class Client:
         """Wait until the job is completed; what its handler returned.
 
         `JobNotCompleted`: it failed or was cancelled. `WaitTimeout`: it had not ended after
-        `timeout` seconds, or the store had not answered; the job goes on. `JobNotFound`. The store
-        is asked at growing intervals, up to a second.
+        `timeout` seconds, or the backend had not answered; the job goes on. `JobNotFound`. The
+        backend is asked at growing intervals, up to a second.
         """
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _began(self.clock) + seconds
@@ -299,7 +299,7 @@ class Client:
     # For what stores jobs by other operations
 
     def _prepare_job(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
-        """A job as a store takes it, checked like `enqueue` does, with a new id; nothing is
+        """A job as a backend takes it, checked like `enqueue` does, with a new id; nothing is
         stored. `InvalidJob`."""
         return self._make_job(job, self._parse_options(options))
 
@@ -337,7 +337,7 @@ class Client:
     async def _record_by(
         self, deadline: float | None, job_id: str, seconds: float | None
     ) -> JobRecord:
-        """As `_record`; `WaitTimeout` where the store does not answer until then."""
+        """As `_record`; `WaitTimeout` where the backend does not answer until then."""
         if deadline is None:
             return await self._get_record(job_id)
         time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
@@ -376,7 +376,8 @@ class Client:
         return parse_options(self._limits, **options) if options else NOTHING_PARSED
 
     def _make_job(self, job: AnyJob, terms: ParsedOptions, job_id: str | None = None) -> NewJob:
-        """A job as the store takes it, with a new id. Hot: once for each job of a bulk enqueue."""
+        """A job as the backend takes it, with a new id. Hot: once for each job of a bulk
+        enqueue."""
         declaration = require_declaration(job)
         priority = terms.priority
         return NewJob(
@@ -393,7 +394,7 @@ class Client:
     def _make_jobs(
         self, jobs: Sequence[AnyJob], terms: ParsedOptions, start: int = 0
     ) -> list[NewJob]:
-        """Jobs as the store takes them, of which the first is the one at `start` of its call."""
+        """Jobs as the backend takes them, of which the first is the one at `start` of its call."""
         new: list[NewJob] = []
         try:
             for job, job_id in zip(jobs, self._ids.make_many(len(jobs)), strict=True):
@@ -403,7 +404,7 @@ class Client:
         return new
 
     def _make_jobs_lazily(self, jobs: Sequence[AnyJob], terms: ParsedOptions) -> Sequence[NewJob]:
-        """Jobs as the store takes them, made while it stores if it can do with that."""
+        """Jobs as the backend takes them, made while it stores if it can do with that."""
         if terms.connection is not None or not self.backend.capabilities.lazy_batches:
             return self._make_jobs(jobs, terms)
         return LazyJobs(

@@ -19,7 +19,7 @@ Ids = list[str]
 
 
 class DeadLetters:
-    """The dead letters of a store.
+    """The dead letters of a backend.
 
     Each carries the payload byte for byte as it was enqueued, the reason and the whole history.
     """

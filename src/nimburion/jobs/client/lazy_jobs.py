@@ -12,7 +12,7 @@ MakeJobs = Callable[[int, int], list[NewJob]]
 
 
 class LazyJobs(Sequence[NewJob]):
-    """As many jobs, each made once, in their order: for a store that is `lazy_batches`.
+    """As many jobs, each made once, in their order: for a backend that is `lazy_batches`.
 
     Whoever looks at one gets what making it, or one before it, raises.
     """

@@ -15,7 +15,7 @@ _LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """One job as it stood when it was read. Times are datetimes in UTC, by the store's clock."""
+    """One job as it stood when it was read. Times are datetimes in UTC, by the backend's clock."""
 
     id: str
     name: str
@@ -59,7 +59,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:
-    """A store's record for people."""
+    """A backend's record for people."""
     return Status(
         id=record.id,
         name=record.name,

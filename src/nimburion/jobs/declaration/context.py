@@ -145,7 +145,7 @@ class Context:
     def fence(self) -> int:
         """Rises with each delivery of this job: hand it to systems that fence by number.
 
-        Deliveries are not waited for until they are on the disk. After a crash of the store's
+        Deliveries are not waited for until they are on the disk. After a crash of the backend's
         server, or a failover, the last numbers can be handed out again, to another attempt: write
         once and accept only a higher number, or make the write safe to repeat by `job_id`.
         """
@@ -189,7 +189,7 @@ class Context:
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Note how far the work has come, 0.0 to 1.0; the newest note goes out with the next call
-        to the store, cut to 1024 bytes. Cheap: call it as often as you like."""
+        to the backend, cut to 1024 bytes. Cheap: call it as often as you like."""
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
         self._sink(
@@ -243,17 +243,17 @@ class Context:
             conn.execute("UPDATE account SET balance = balance + ?", (self.amount,))
         ```
 
-        `connection`: one of your own to the store's database, begun here if need be, and committed
-        here; without, the store opens one (a `sqlite3.Connection`; on PostgreSQL an
+        `connection`: one of your own to the backend's database, begun here if need be, and
+        committed here; without, the backend opens one (a `sqlite3.Connection`; on PostgreSQL an
         `asyncpg.Connection`). An error inside rolls back, and the attempt fails as always. A result
         is stored by the same commit where `set_result` was called inside; what the handler returns
         afterwards is not kept, as the job has ended. `LeaseLost`: another worker has
-        the job by now; nothing was kept. `NotSupported`: this store has no transactions.
+        the job by now; nothing was kept. `NotSupported`: this backend has no transactions.
         `UnusableConnection`: the connection does not fit.
         `TransactionExpired`: on SQLite, nobody else could write for five seconds.
         """
         if self._client is None:
-            raise NotOpen("this context has no processor, and so no store to write to")
+            raise NotOpen("this context has no processor, and so no backend to write to")
         return HandlerTransaction(self, self._client._make_transaction, connection)
 
     def __repr__(self) -> str:

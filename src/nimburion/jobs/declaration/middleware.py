@@ -24,7 +24,7 @@ from nimburion.jobs.declaration.context import Context
 Subject = TypeVar("Subject")
 
 Next = Callable[[Subject], Awaitable[Any]]
-"""What comes after a middleware; in the end the handler, or the store."""
+"""What comes after a middleware; in the end the handler, or the backend."""
 
 Layer = Callable[[Subject, Next[Subject]], Awaitable[Any]]
 
@@ -34,7 +34,7 @@ Middleware = Layer[Context]
 
 
 class Enqueueing(msgspec.Struct, kw_only=True):
-    """A job on its way into the store, as an enqueue middleware sees it; all may be replaced."""
+    """A job on its way into the backend, as an enqueue middleware sees it; all may be replaced."""
 
     job: object
     """What was handed to `enqueue`; None for `enqueue_raw`. Changing it has no effect on

@@ -25,7 +25,7 @@ class EnqueueManyOptions(TypedDict, total=False):
     at: datetime | None
     """Due then; it must have a time zone."""
     after: float | timedelta | None
-    """Due so many seconds from now, by the store's clock."""
+    """Due so many seconds from now, by the backend's clock."""
     unique_key: str | None
     """At most one unfinished job of that name has it."""
     unique_for: float | timedelta | None

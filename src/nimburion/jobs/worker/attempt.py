@@ -84,7 +84,7 @@ class Attempt:
         self.session_id: str = session_id
         """The session that holds its lease."""
         self.settled: bool = False
-        """Whether its settlement is on its way to the store."""
+        """Whether its settlement is on its way to the backend."""
         self.context: Context | None = None
         self.task: asyncio.Task[Any] | None = None
         self.call: ThreadCall | None = None
@@ -456,8 +456,8 @@ def _is_closing(raised: BaseException) -> bool:
 def _settle_completed(
     context: Context, outcome: Outcome, raised: BaseException | None
 ) -> Settlement:
-    """The handler's own transaction completed the job. Said once more, the store answers `already`
-    and writes nothing."""
+    """The handler's own transaction completed the job. Said once more, the backend answers
+    `already` and writes nothing."""
     delivery = context._delivery
     if isinstance(outcome, Succeeded):
         if outcome.result is not None and context._result is None:

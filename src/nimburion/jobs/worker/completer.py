@@ -1,4 +1,4 @@
-"""The one call in flight between a worker and its store.
+"""The one call in flight between a worker and its backend.
 
 Whatever settles while an exchange is under way goes with the next one; so batches grow by
 themselves when there is much to do, and a single completion leaves at once when there is not.
@@ -6,10 +6,10 @@ An unanswered exchange is repeated under its number until it is answered, or unt
 so long that the session is given up.
 
 Each repeat may be smaller: it carries the first of the same settlements and asks for fewer bytes.
-That is safe although nobody knows whether the store has applied an earlier one. The number is
+That is safe although nobody knows whether the backend has applied an earlier one. The number is
 applied once; the results say how many of the settlements that was, and the others go with the next
-number. What the store handed out and the repeat has no room for, it takes back: no reply that named
-it was received here.
+number. What the backend handed out and the repeat has no room for, it takes back: no reply that
+named it was received here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
 
 
 class Completer:
-    """The settlements of one session on their way to the store, in order, each once."""
+    """The settlements of one session on their way to the backend, in order, each once."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class Completer:
     async def exchange(self, request: ReserveRequest) -> Reply:
         """One exchange: send what waits (a bounded part of it), bring back what `want` asks for.
 
-        Returns when the store has answered. `SessionLost` when the session is over, or was given up
-        here because exchanges failed for too long.
+        Returns when the backend has answered. `SessionLost` when the session is over, or was given
+        up here because exchanges failed for too long.
         """
         batch, request = self._unanswered or (self._take_batch(), request)
         self._unanswered, self.in_flight = None, True
@@ -236,7 +236,7 @@ class Completer:
     def _note_failure(self, error: Exception, pause: float) -> None:
         self._reach.note_failure("exchange", error)
         self._events.emit(BackendUnreachable(str(error)))
-        _log.debug("the store did not answer (%s); again in %.2f s", error, pause)
+        _log.debug("the backend did not answer (%s); again in %.2f s", error, pause)
 
     def _gives_up(self, error: Exception, failed_for: float) -> bool:
         """Whether exchanges have failed for so long that others should run this session's jobs,

@@ -1,7 +1,7 @@
-"""Whether the store can be used, by what became of the calls of one worker.
+"""Whether the backend can be used, by what became of the calls of one worker.
 
-A worker has two ways to its store: that of its exchanges, and that of its beats, on another thread
-and connection. One of them may fail alone.
+A worker has two ways to its backend: that of its exchanges, and that of its heartbeats, on another
+thread and connection. One of them may fail alone.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class BackendConnectivity:
             if not was_failing or self.is_failing:
                 return
             self.error = None
-        _log.warning("the store can be used again, after %.1f s", now - self._failing_since)
+        _log.warning("the backend can be used again, after %.1f s", now - self._failing_since)
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
-        """A call was not answered, or the store could not do it; it will be asked again."""
+        """A call was not answered, or the backend could not do it; it will be asked again."""
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)
@@ -68,7 +68,7 @@ class BackendConnectivity:
                 return
             self._failing_since = self._clock.monotonic()
         _log.warning(
-            "the store cannot be used (%s); it is asked again, and what runs goes on for as long "
+            "the backend cannot be used (%s); it is asked again, and what runs goes on for as long "
             "as its leases can be believed in",
             describe_error(error),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 MOST_AT_ONCE = 500
-"""Settlements in one exchange: what a store does in a few milliseconds."""
+"""Settlements in one exchange: what a backend does in a few milliseconds."""
 
 _AT_ONCE = 0.05
 """Seconds: a failure that comes sooner (nobody listens) says nothing about the size."""
@@ -44,7 +44,7 @@ class ExchangeSize:
         return max(1, int(MOST_AT_ONCE * self._share))
 
     def note_failure(self, seconds: float) -> None:
-        """An exchange was not answered, or the store ended it, after so long."""
+        """An exchange was not answered, or the backend ended it, after so long."""
         if seconds >= _AT_ONCE:
             self._share = max(_SMALLEST, self._share / _SHRINK)
             self._failed_after = seconds

@@ -48,7 +48,7 @@ class ExchangeTrigger:
         "_woken",
         "cancelled",
         "closing",
-        "conveyor",
+        "completer",
         "flush_due",
         "lanes_not_empty",
         "may_have_work",
@@ -64,7 +64,7 @@ class ExchangeTrigger:
         count_room: Callable[[], int],
         long_poll: bool,
     ) -> None:
-        self.conveyor: Completer
+        self.completer: Completer
         """The settlements of the current session. Set when a session is opened."""
         self.may_have_work: bool = True
         """There may be work that nobody has looked for yet."""
@@ -105,18 +105,18 @@ class ExchangeTrigger:
         | nothing runs, and the backend can long-poll | IDLE: wait inside the backend for a job |
         | otherwise | None: wait until woken |
         """
-        conveyor = self.conveyor
+        completer = self.completer
         if self.closing or (self.cancelled and not self._running):
             return ExchangeReason.CLOSING
-        if conveyor.closed:
+        if completer.closed:
             return ExchangeReason.SESSION_OVER
-        if conveyor.is_full:
+        if completer.is_full:
             return ExchangeReason.RESULTS_FULL
         prefetch = self._prefetch.size
         full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL_FRACTION)
         if len(self._held) > prefetch - full:
             return self._find_flush_reason(full)
-        if conveyor.has_pending:
+        if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
         reason = self._find_work_reason()
         return reason if reason is not None and self._count_room() > 0 else None
@@ -124,7 +124,7 @@ class ExchangeTrigger:
     def _find_flush_reason(self, full: int) -> ExchangeReason | None:
         if self.flush_due:
             return ExchangeReason.FLUSH_DUE
-        if len(self.conveyor.pending) >= max(1, full):
+        if len(self.completer.pending) >= max(1, full):
             return ExchangeReason.BATCH_FULL
         return None
 
@@ -140,7 +140,7 @@ class ExchangeTrigger:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to exchange, ever: the reserve loop ends."""
-        if self.conveyor.has_pending:
+        if self.completer.has_pending:
             return False
         return self.closing or (self.cancelled and not self._running)
 
@@ -154,7 +154,7 @@ class ExchangeTrigger:
         """An attempt has ended: wake the waiter, or let its settlement wait for company a while."""
         if self.find_reason() is not None:
             self._woken.set()
-        elif self._flush_timer is None and self.conveyor.pending:
+        elif self._flush_timer is None and self.completer.pending:
             self._flush_timer = self._loop.call_later(_MAX_FLUSH_DELAY, self._on_flush_due)
 
     def wake(self) -> None:

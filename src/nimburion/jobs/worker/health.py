@@ -1,4 +1,4 @@
-"""How a processor is, from what it knows itself: the store is not asked."""
+"""How a processor is, from what it knows itself: the backend is not asked."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     state: Condition
     """`stopped`: no worker runs here. `starting`: it has no session yet, or no longer, and takes no
-    jobs. `prepare`: all is well. `degraded`: it works, but something in `error` or `faults` does
-    not. `unreachable`: no call to the store succeeds; what runs goes on for `lease_seconds_left`
+    jobs. `ready`: all is well. `degraded`: it works, but something in `error` or `faults` does
+    not. `unreachable`: no call to the backend succeeds; what runs goes on for `lease_seconds_left`
     seconds. `stopping`: it takes no more jobs."""
     session: str | None = None
-    """The id that the store knows this worker by; None while there is none to believe in."""
+    """The id that the backend knows this worker by; None while there is none to believe in."""
     running: int = 0
     """Jobs whose handlers run."""
     prefetched: int = 0
     """Jobs that are reserved and have not begun."""
     seconds_since_answer: float | None = None
-    """Seconds since the store last answered this worker; None: it never did."""
+    """Seconds since the backend last answered this worker; None: it never did."""
     lease_seconds_left: float = 0.0
-    """Seconds for which the worker still believes in its leases, should the store stay silent; then
-    it interrupts what runs, before anybody else may begin it."""
+    """Seconds for which the worker still believes in its leases, should the backend stay silent;
+    then it interrupts what runs, before anybody else may begin it."""
     error: str | None = None
     """Why calls fail, as the latest said; None while none does."""
     faults: dict[str, str] = {}

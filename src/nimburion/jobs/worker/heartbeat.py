@@ -1,8 +1,9 @@
 """Keeps a session alive from a thread of its own, with a connection of its own.
 
 A handler that blocks the event loop therefore costs no lease. The keeper also knows how long this
-worker may believe in its leases: until the time to live has passed since the last beat that was
-answered was *sent*, less a margin; on the host's monotonic clock, so before the store gives up.
+worker may believe in its leases: until the time to live has passed since the last heartbeat that
+was answered was *sent*, less a margin; on the host's monotonic clock, so before the backend gives
+up.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _log = logging.getLogger("nimburion.worker")
 _HEARTBEATS_PER_TTL = 4
 _MARGIN = 0.1
 _SILENCE = 1.5
-"""So many intervals without an answer are more than a beat that was late."""
+"""So many intervals without an answer are more than a heartbeat that was late."""
 
 
 class Heartbeat:
     """Beats for one session.
 
-    `on_orders` gets the answer of each beat; `on_end` is called once, when the session is lost or
-    can no longer be believed in. Both are called on the keeper's own loop.
+    `on_orders` gets the answer of each heartbeat; `on_end` is called once, when the session is lost
+    or can no longer be believed in. Both are called on the keeper's own loop.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class Heartbeat:
         self.interval: float = ttl / _HEARTBEATS_PER_TTL
         self._answered = 0.0
         self.lease_valid_until: float = 0.0
-        """Monotonic seconds; no later than the store's own expiry, whatever the store does."""
+        """Monotonic seconds; no later than the backend's own expiry, whatever the backend does."""
         self.no_rescue_before: float = 0.0
         """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
-        outage) the others get one beat to show that they live."""
+        outage) the others get one heartbeat to show that they live."""
         self.ended: bool = False
         self._handle: Backend | None = None
         self.begin(clock.monotonic())
@@ -82,7 +83,7 @@ class Heartbeat:
             await handle.close()
 
     async def _send(self, handle: Backend) -> float:
-        """One beat; the seconds until the next."""
+        """One heartbeat; the seconds until the next."""
         sent = self._clock.monotonic()
         try:
             async with asyncio.timeout(
@@ -92,11 +93,11 @@ class Heartbeat:
                 orders = await handle.heartbeat(self._session_id)
         except SessionLost:
             self._reach.note_answer("beat")
-            self._end("is not known to the store any more (it expired, or its data is gone)")
+            self._end("is not known to the backend any more (it expired, or its data is gone)")
         except (BackendError, TimeoutError) as error:
             return self._note_failure(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, leases must not die in silence
-            _log.exception("a beat failed")
+            _log.exception("a heartbeat failed")
             return self._note_failure(error)
         else:
             self._reach.note_answer("beat")
@@ -116,13 +117,14 @@ class Heartbeat:
         left = self.lease_valid_until - now
         if now - self._answered > _SILENCE * self.interval:
             self.no_rescue_before = math.inf
-        _log.debug("a beat was not answered (%s); %.1f s left to believe", error, left)
+        _log.debug("a heartbeat was not answered (%s); %.1f s left to believe", error, left)
         if left <= 0:
             self._end("could not be renewed in time")
         return max(0.01, min(self.interval / 4, left))
 
     async def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
-        """Give these leases back; asks again until the store has answered or the session ended."""
+        """Give these leases back; asks again until the backend has answered or the session
+        ended."""
         while not self.ended and self._handle is not None:
             try:
                 async with asyncio.timeout(self.interval):
@@ -196,14 +198,14 @@ class HeartbeatThread:
             try:
                 self._loop.call_soon_threadsafe(self._stopping.set)
             except RuntimeError:  # it has just ended by itself
-                _log.debug("the lease keeper had ended")
+                _log.debug("the heartbeat thread had ended")
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _main(self) -> None:
         try:
             asyncio.run(self._run())
         except Exception:  # noqa: BLE001 - whoever waits for it must hear of it
-            _log.exception("the lease keeper failed")
+            _log.exception("the heartbeat thread failed")
             self._heartbeat.give_up()
         finally:
             self._ready.set()
@@ -216,7 +218,7 @@ class HeartbeatThread:
 
 
 class HeartbeatTask:
-    """A keeper on the worker's own loop: for stores and clocks that live on one loop (tests)."""
+    """A keeper on the worker's own loop: for backends and clocks that live on one loop (tests)."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat

@@ -67,7 +67,7 @@ class RunningWorker:
         return self._loop.is_closed() or self._guard.in_child
 
     async def start(self) -> None:
-        """Begin; `NotOpen` when it is stopped before the store has answered."""
+        """Begin; `NotOpen` when it is stopped before the backend has answered."""
         self._guard.arm()
         if self._is_real_time:
             self._watchdog.start()  # first: the first job may block

@@ -124,7 +124,7 @@ def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
 
 
 def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: int) -> AttemptError:
-    """The exception as text that any store can hold, cut in the middle to `limit` bytes. Never
+    """The exception as text that any backend can hold, cut in the middle to `limit` bytes. Never
     raises."""
     return AttemptError(
         attempt=attempt,

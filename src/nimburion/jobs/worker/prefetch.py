@@ -26,9 +26,9 @@ _WEIGHT = 0.05
 class Prefetch:
     """How many jobs to hold beyond those that run: a time budget, by the measured mean.
 
-    Of a remote store up to twice what one exchange brings: one half runs while the store works on
-    the other (26,000 jobs a second became 42,000 on PostgreSQL). A store in this process would only
-    get smaller batches from that.
+    Of a remote backend up to twice what one exchange brings: one half runs while the backend works
+    on the other (26,000 jobs a second became 42,000 on PostgreSQL). A backend in this process would
+    only get smaller batches from that.
     """
 
     __slots__ = ("_concurrency", "_mean", "_most", "size")
@@ -81,9 +81,9 @@ class LaneSelector:
         self, total: int, *, everything: bool, long_poll: float = 0.0
     ) -> ReserveRequest:
         """A request for `total` jobs: of all lanes, or of those last known not to be empty. The
-        answer may wait for `patience` seconds.
+        answer may wait for `long poll` seconds.
 
-        Not of queues whose concurrency is used up: the store would say that they hold more, and
+        Not of queues whose concurrency is used up: the backend would say that they hold more, and
         the worker would ask again at once. What ends in them asks anew, with its settlement.
         """
         lanes = (
@@ -99,7 +99,7 @@ class LaneSelector:
         )
 
     def note_non_empty(self, waiting: Iterable[Lane]) -> None:
-        """The store said that these lanes still hold jobs. A list as long as lists get may leave
+        """The backend said that these lanes still hold jobs. A list as long as lists get may leave
         some out: then all are asked for, so that none waits behind its place."""
         if len(self._lanes) > _MAX_LISTED_LANES:
             named = tuple(waiting)

@@ -1,4 +1,4 @@
-"""One session of a worker, from open to close: the conveyor that uses it and the keeper that
+"""One session of a worker, from open to close: the completer that uses it and the keeper that
 keeps it alive."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LONGEST_PAUSE = 2.0
 
 
 class WorkerSession:
-    """A worker's time in the store under one session id. Opened once, closed once."""
+    """A worker's time in the backend under one session id. Opened once, closed once."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class WorkerSession:
             on_end=self._post_end,
         )
         self.lost: bool = False
-        """Its store said so to an exchange, before the keeper heard of it."""
+        """Its backend said so to an exchange, before the keeper heard of it."""
         self._heartbeat_runner = (
             HeartbeatThread(self.heartbeat) if threaded else HeartbeatTask(self.heartbeat)
         )
@@ -90,11 +90,11 @@ class WorkerSession:
 
     @property
     def lease_seconds_left(self) -> float:
-        """Seconds for which its leases are still believed in, should the store stay silent."""
+        """Seconds for which its leases are still believed in, should the backend stay silent."""
         return max(0.0, self.heartbeat.lease_valid_until - self._clock.monotonic())
 
     async def open(self) -> None:
-        """Open the session and begin to beat. Asks again while the store does not answer or is
+        """Open the session and begin to beat. Asks again while the backend does not answer or is
         full; `SessionLost` when the session died before that was known here."""
         pause = _FIRST_PAUSE
         while True:
@@ -113,9 +113,9 @@ class WorkerSession:
         self._events.emit(SessionOpened(self.session.id))
 
     async def close(self, running: Sequence[Lease] = (), *, until_answered: bool = False) -> None:
-        """Stop beating and end the session. A store that does not answer is not waited for long
+        """Stop beating and end the session. A backend that does not answer is not waited for long
         (the session then expires by itself) unless `patiently`: where this worker goes on, its jobs
-        must not count as lost because the store was away."""
+        must not count as lost because the backend was away."""
         self.completer.closed = True
         await self._heartbeat_runner.stop()
         pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_SECONDS
@@ -163,7 +163,7 @@ class WorkerSession:
 
 
 def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Session:
-    """What this process says of itself to the store."""
+    """What this process says of itself to the backend."""
     return Session(
         id=make_session_id(entropy),
         ttl=settings.session_ttl,

@@ -1,4 +1,4 @@
-"""When it may be worth asking the store: a ring, a due time that has come, or a poll.
+"""When it may be worth asking the backend: a ring, a due time that has come, or a poll.
 
 A hint is never more than that: the exchange it leads to decides. So a missed ring costs at most one
 poll interval, and an idle worker makes less than one call a second.
@@ -19,7 +19,7 @@ from nimburion.core.service import Service, wait_for_first
 
 _POLL = 1.0
 _IDLE_POLL = 2.0
-"""Where the store rings and nothing has come for a while."""
+"""Where the backend rings and nothing has come for a while."""
 
 _AFTER_ERROR = 1.0
 
@@ -58,7 +58,7 @@ class WakeupListener:
 
     @property
     def due_in(self) -> float:
-        """Seconds until the earliest due time that the store told of."""
+        """Seconds until the earliest due time that the backend told of."""
         return self._due_timer.seconds_left
 
     def note_reply(self, reply: Reply, *, found: bool) -> None:
@@ -111,7 +111,7 @@ class _NotificationListener(Service):
 
 
 class _DueTimer(Service):
-    """Wakes when the earliest scheduled job that the store told of is due."""
+    """Wakes when the earliest scheduled job that the backend told of is due."""
 
     def __init__(self, clock: Clock, on_wakeup: Callable[[], None]) -> None:
         super().__init__(clock)
@@ -125,7 +125,7 @@ class _DueTimer(Service):
         return math.inf if self._due is None else self._due - self.clock.monotonic()
 
     def note_reply(self, reply: Reply) -> None:
-        """The store's earliest due time, as of this reply."""
+        """The backend's earliest due time, as of this reply."""
         if reply.next_due is None:
             self._due = None
             return
@@ -155,13 +155,13 @@ _LONGEST = 2.0
 
 
 class LongPoll:
-    """Lets exchanges of an idle worker wait in a store that is `patient`."""
+    """Lets exchanges of an idle worker wait in a backend that is `patient`."""
 
     __slots__ = ("_backend", "is_supported")
 
     def __init__(self, backend: Backend, queues: Collection[str]) -> None:
         self.is_supported: bool = backend.capabilities.supports_long_poll and bool(queues)
-        """Whether the store can wait, and there is something to wait for."""
+        """Whether the backend can wait, and there is something to wait for."""
         self._backend = cast("LongPolling", backend)
 
     def choose_timeout(self, due_in: float) -> float:

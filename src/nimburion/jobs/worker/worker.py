@@ -262,7 +262,7 @@ class Worker:
         try:
             reply = await tenure.completer.exchange(want)
         except (SessionLost, OutOfOrder) as error:
-            # An abandoned conveyor says so too, whose session its store may still believe in.
+            # An abandoned completer says so too, whose session its backend may still believe in.
             tenure.lost = isinstance(error, SessionLost) and not tenure.completer.closed
             await self._reopen_session()
             return
@@ -448,7 +448,7 @@ class Worker:
             # `SessionLost`: it was opened, the answer got lost, and it was rescued since.
             with suppress(SessionLost):
                 await tenure.open()
-                self.session, self._trigger.conveyor = tenure, tenure.completer
+                self.session, self._trigger.completer = tenure, tenure.completer
                 return
 
     async def _reopen_session(self) -> None:
@@ -491,7 +491,7 @@ class Worker:
             await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
     async def _flush(self, task: asyncio.Task[None]) -> None:
-        """Wait until all is written; a store that does not answer is not waited for for ever."""
+        """Wait until all is written; a backend that does not answer is not waited for for ever."""
         await wait_for_first(self._clock.sleep(_FLUSH_SECONDS), asyncio.wait({task}))
         self.session.completer.closed = True
         task.cancel()

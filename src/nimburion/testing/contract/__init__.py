@@ -1,6 +1,6 @@
-"""The contract of a store as a test suite: what passes it is a backend.
+"""The contract of a backend as a test suite: what passes it is a backend.
 
-Subclass `BackendContract`, say in one method how to open an empty store, and run pytest.
+Subclass `BackendContract`, say in one method how to open an empty backend, and run pytest.
 """
 
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness

@@ -80,7 +80,7 @@ class Payloads:
         assert kept == replace(error, at=stage.clock.now())
 
     async def test_many_large_jobs_are_handed_out_in_the_end(self, stage: Harness) -> None:
-        """A store may hand out less than asked for, but at least one, and says what waits."""
+        """A backend may hand out less than asked for, but at least one, and says what waits."""
         large = b"x" * LIMITS.payload
         await stage.store.enqueue([stage.job(f"{n}", payload=large) for n in range(20)])
         worker = await stage.worker()
@@ -123,7 +123,7 @@ class Names:
         assert [queue.name for queue in await stage.store.queues()] == ["Q", "q"]
 
     async def test_a_queue_and_a_name_do_not_run_into_each_other(self, stage: Harness) -> None:
-        """Whatever a store joins them with may occur in them."""
+        """Whatever a backend joins them with may occur in them."""
         await stage.put(stage.job("1", queue="a:b", name="c"))
         await stage.put(stage.job("2", queue="a", name="b:c"))
         await stage.put(stage.job("3", queue="a.b", name="c"))
@@ -184,7 +184,7 @@ class Sizes:
         assert {one.outcome for one in await stage.store.enqueue(jobs)} == {"exists"}
 
     async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, stage: Harness) -> None:
-        """Whole or not at all; or, where a store says so, in slices of `atomic_batch`."""
+        """Whole or not at all; or, where a backend says so, in slices of `atomic_batch`."""
         count = stage.store.capabilities.atomic_batch or LIMITS.batch
         await stage.add("bad")
         jobs = [stage.job(f"{n}") for n in range(count - 1)]

@@ -16,7 +16,7 @@ KEY = JobOptions(unique_key="k")
 ODD = b'{ "b":1.0 ,"a":"\\u00e4 \xc3\xa4",\n "a":2 }'
 """JSON that nobody would write again in the same bytes."""
 LARGE = b'"' + b"x" * 100_000 + b'"'
-"""So large that a store may keep it apart from the rest of the job."""
+"""So large that a backend may keep it apart from the rest of the job."""
 
 
 async def bury(stage: Harness, *job_ids: str, reason: str = "permanent", **where: str) -> None:

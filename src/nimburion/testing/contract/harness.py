@@ -1,4 +1,5 @@
-"""What the cases play on: one empty store, a clock to move by hand, and workers played by hand."""
+"""What the cases play on: one empty backend, a clock to move by hand, and workers played by
+hand."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ OOPS = AttemptError(1, "failure", "ValueError", "no luck", "Traceback: …")
 
 
 class Harness:
-    """An empty store, seen through one or more handles, and its clock."""
+    """An empty backend, seen through one or more handles, and its clock."""
 
     def __init__(self, clock: FakeClock, handles: Sequence[Backend]) -> None:
         self.clock = clock
@@ -171,5 +172,5 @@ def ids(deliveries: Sequence[Delivery]) -> list[str]:
 
 
 async def soon(what: Awaitable[T]) -> T:
-    """What it gives, or a failure when it takes longer than a store may."""
+    """What it gives, or a failure when it takes longer than a backend may."""
     return await asyncio.wait_for(what, DEADLINE)

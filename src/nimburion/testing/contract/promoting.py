@@ -1,4 +1,4 @@
-"""Never early: delays, retries and snoozes wait for the clock of the store."""
+"""Never early: delays, retries and snoozes wait for the clock of the backend."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Promoting:
         assert ids(await (await stage.worker()).take()) == ["a"]
 
     async def test_a_job_far_ahead_keeps_its_time(self, stage: Harness) -> None:
-        """A hundred years: no store may overflow."""
+        """A hundred years: no backend may overflow."""
         century = 100 * 365.25 * 86_400.0
         await stage.put(stage.job("a", after=century))
         due = stage.clock.now() + century

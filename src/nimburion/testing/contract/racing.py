@@ -1,4 +1,4 @@
-"""Several at once: what is decided in the store is decided once."""
+"""Several at once: what is decided in the backend is decided once."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Case = tuple[str, str, int]
 HEAD = """\
 # The contract, case by case
 
-What every store must pass, made from the suite `nimburion.testing.contract` itself: {functions}
+What every backend must pass, made from the suite `nimburion.testing.contract` itself: {functions}
 promises, {cases} cases with their variants. Do not edit: make it anew with
 
     python -m nimburion.testing.contract.reference docs/reference/contract-cases.md

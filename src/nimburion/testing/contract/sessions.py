@@ -80,7 +80,7 @@ class Sessions:
             await stage.store.heartbeat("f" * 32)
 
     async def test_a_rescued_session_never_lives_again(self, stage: Harness) -> None:
-        """Neither by a beat, nor by an exchange, nor by opening its id anew."""
+        """Neither by a heartbeat, nor by an exchange, nor by opening its id anew."""
         worker = await stage.worker()
         await stage.lose(worker)
         for _ in range(2):

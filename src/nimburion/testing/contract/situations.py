@@ -1,6 +1,6 @@
 """Where a job may stand when somebody says something about it, and under which token they say it.
 
-These are the rows of the table of tokens: each builds one situation on an empty store.
+These are the rows of the table of tokens: each builds one situation on an empty backend.
 """
 
 from __future__ import annotations

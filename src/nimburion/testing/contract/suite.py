@@ -1,4 +1,4 @@
-"""The suite as one class: subclass it, say how to open your store, and run pytest."""
+"""The suite as one class: subclass it, say how to open your backend, and run pytest."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class BackendContract(
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 
-    A store proves itself with a subclass that opens it:
+    A backend proves itself with a subclass that opens it:
 
         class TestMyStore(BackendContract):
             async def open_handles(self, clock, count, tmp_path):
@@ -90,13 +90,13 @@ class BackendContract(
                 return [first, *(first.sibling() for _ in range(count - 1))]
 
     Needs pytest and pytest-asyncio. The suite opens and closes the handles. A case is skipped only
-    where the store's `Capabilities` say that it cannot apply.
+    where the backend's `Capabilities` say that it cannot apply.
     """
 
     pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
-        """`count` handles on one new, empty store that lives by `clock`; open or not.
+        """`count` handles on one new, empty backend that lives by `clock`; open or not.
 
         `tmp_path` is an empty folder of this case alone.
         """
@@ -104,7 +104,7 @@ class BackendContract(
 
     @asynccontextmanager
     async def make_harness(self, count: int, tmp_path: Path) -> AsyncIterator[Harness]:
-        """A stage with so many handles on one empty store; all closed at the end."""
+        """A stage with so many handles on one empty backend; all closed at the end."""
         clock = FakeClock()
         handles = await self.open_handles(clock, count, tmp_path)
         assert len(handles) == count
@@ -118,12 +118,12 @@ class BackendContract(
 
     @pytest_asyncio.fixture
     async def stage(self, tmp_path: Path) -> AsyncIterator[Harness]:
-        """One handle on an empty store."""
+        """One handle on an empty backend."""
         async with self.make_harness(1, tmp_path) as stage:
             yield stage
 
     @pytest_asyncio.fixture
     async def fleet(self, tmp_path: Path) -> AsyncIterator[Harness]:
-        """Eight handles on one empty store."""
+        """Eight handles on one empty backend."""
         async with self.make_harness(8, tmp_path) as stage:
             yield stage

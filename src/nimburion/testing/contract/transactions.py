@@ -1,5 +1,5 @@
 """Joining a caller's transaction: committed with it or gone with it, for an enqueue and for the
-completion of a job. Run where the store's `Capabilities` say `supports_transactions`."""
+completion of a job. Run where the backend's `Capabilities` say `supports_transactions`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FAR = 1_000.0
 
 
 def joined(stage: Harness) -> JoiningStore:
-    """The store as one that can be joined; the case is skipped where it says that it cannot."""
+    """The backend as one that can be joined; the case is skipped where it says that it cannot."""
     if not stage.store.capabilities.supports_transactions:
-        pytest.skip("this store joins no transaction, and says so")
+        pytest.skip("this backend joins no transaction, and says so")
     return cast("JoiningStore", stage.store)
 
 
 class OpenTransaction:
-    """A transaction on a connection of the store's own, as a caller would have one."""
+    """A transaction on a connection of the backend's own, as a caller would have one."""
 
     def __init__(self, stage: Harness) -> None:
         self.store: JoiningStore = joined(stage)
@@ -175,7 +175,7 @@ class TransactionalEnqueues:
 
     async def test_who_waits_is_woken_after_the_commit(self, stage: Harness) -> None:
         if not stage.store.capabilities.notifies:
-            pytest.skip("this store wakes nobody, and says so")
+            pytest.skip("this backend wakes nobody, and says so")
         _, worker, delivery = await processing(stage, "carrier", queue="carriers")
         waiting = asyncio.create_task(stage.store.wait(["default"], FAR))
         transaction = await opened(stage)

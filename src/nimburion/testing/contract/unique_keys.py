@@ -1,4 +1,4 @@
-"""Unique keys: one unfinished job per (name, key), decided by the store."""
+"""Unique keys: one unfinished job per (name, key), decided by the backend."""
 
 from __future__ import annotations
 

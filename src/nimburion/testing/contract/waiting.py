@@ -128,7 +128,7 @@ class Waiting:
     async def test_wait_wakes_for(self, fleet: Harness, what: str) -> None:
         """Through another handle, without the clock."""
         if not fleet.store.capabilities.notifies:
-            pytest.skip("this store does not notify")
+            pytest.skip("this backend does not notify")
         act = await RINGING[what](fleet)
         task = await listening(fleet, 1, ("other", "default"), FAR)
         await act()
@@ -136,7 +136,7 @@ class Waiting:
 
     async def test_everybody_who_waits_is_woken(self, fleet: Harness) -> None:
         if not fleet.store.capabilities.notifies:
-            pytest.skip("this store does not notify")
+            pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, n, ("default",), FAR) for n in range(8)]
         await fleet.add()
         await soon(asyncio.wait(tasks))
@@ -144,7 +144,7 @@ class Waiting:
 
     async def test_two_may_wait_on_one_handle(self, fleet: Harness) -> None:
         if not fleet.store.capabilities.notifies:
-            pytest.skip("this store does not notify")
+            pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, 1, (queue,), FAR) for queue in ("red", "blue")]
         await fleet.add(queue="red")
         await fleet.add(queue="blue")

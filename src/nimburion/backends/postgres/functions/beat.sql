@@ -4,7 +4,7 @@
 --   queues that are paused, and the limits of its names (names, bounds, held)
 -- Locks: its own row
 -- Atomic: one update tests that it lives and moves its expiry. Its commit is not waited for: what a
---   server forgets that crashes, the next beat says again
+--   server forgets that crashes, the next heartbeat says again
 CREATE OR REPLACE FUNCTION nb.beat_1(
     p_mono int8, p_id text, OUT seqs int8[], OUT ids bytea[], OUT fences int4[], OUT nonces bytea[],
     OUT paused text[], OUT names text[], OUT bounds int4[], OUT held int4[]

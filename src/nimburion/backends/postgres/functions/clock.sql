@@ -1,4 +1,4 @@
--- The store's time in whole microseconds.
+-- The backend's time in whole microseconds.
 -- Inputs: the time of a test's clock, or NULL
 -- Result: that, or the server's
 -- Locks: none. Takes a transaction number first: whoever has none yet takes a later time, which is

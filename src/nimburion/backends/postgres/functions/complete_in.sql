@@ -1,7 +1,7 @@
 -- Complete a job as the last thing in the transaction of its handler.
--- Inputs: the time or NULL; the identity of the store that is meant; the channel of its rings; the
+-- Inputs: the time or NULL; the identity of the backend that is meant; the channel of its rings; the
 --   session's id; seq, id, fence and nonce of the lease; the result or NULL
--- Result: done, already, stale as letters; l: the session is not alive; !: this is another store
+-- Result: done, already, stale as letters; l: the session is not alive; !: this is another backend
 -- Locks: the tables `gate` and `paused` in ROW SHARE; the limit of the job's name; its unique key; the
 --   job's own rows; until the caller's transaction ends
 -- Atomic: of the caller's transaction; the lease is deleted by its whole token, so a job that is

@@ -1,8 +1,8 @@
 -- Store new jobs inside a caller's own transaction, whatever driver it is on: texts, bytes and numbers.
--- Inputs: the time or NULL; the identity of the store that is meant; the channel of its rings; as a
+-- Inputs: the time or NULL; the identity of the backend that is meant; the channel of its rings; as a
 --   JSON array, the arguments of `enqueue_1` behind the time, ids and digests as hexadecimal digits and
 --   in the place of the payloads where each begins (from 1) and how long it is; the payloads end to end
--- Result: as `enqueue_1`, the holders as a JSON array; the letter ! alone: this is another store; ? alone:
+-- Result: as `enqueue_1`, the holders as a JSON array; the letter ! alone: this is another backend; ? alone:
 --   a lane is new, nothing was done: to be made by `new_lanes_1` in a transaction of its own, or others
 --   who enqueue in it would wait for the end of this one. Not where this one could not see it then
 -- Locks: as `enqueue_1`, until the caller's transaction ends

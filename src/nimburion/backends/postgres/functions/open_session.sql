@@ -1,6 +1,6 @@
 -- Begin a session, and say what limits its names have from now on.
 -- Inputs: the time or NULL, the time that sessions live by or NULL; the id; how long it lives after
---   each beat, in microseconds; what it says of itself, as JSON; its names and, side by side, their
+--   each heartbeat, in microseconds; what it says of itself, as JSON; its names and, side by side, their
 --   limits (NULL: none)
 -- Result: whether it lives; false when this id is over
 -- Locks: the session's own number; the table `gate`, in EXCLUSIVE when a limit is new: exchanges hold

@@ -5,7 +5,7 @@
 --   id whose letter is m when there is more, with the queues to ring
 -- Locks: the numbers of the sessions, in the order in which they were opened; all limits, by name;
 --   unique keys; then places, those that another holds are passed over
--- Atomic: that a session expired is tested by the update that ends it, so a beat comes before or after
+-- Atomic: that a session expired is tested by the update that ends it, so a heartbeat comes before or after
 CREATE OR REPLACE FUNCTION nb.rescue_1(
     p_now int8, p_mono int8, p_limit int4, p_max_lost int4, p_before text, p_behind text
 ) RETURNS TABLE (id bytea, letter text, rung text[])

@@ -1,4 +1,4 @@
--- The store's time in whole microseconds, for who only reads.
+-- The backend's time in whole microseconds, for who only reads.
 -- Inputs: the time of a test's clock, or NULL
 -- Result: that, or the server's
 -- Locks: none

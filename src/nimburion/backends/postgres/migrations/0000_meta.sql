@@ -1,5 +1,5 @@
--- What tells which format the tables have, and which store this is: one row.
--- Inputs: `nb.` stands for the schema and the prefix of the store
+-- What tells which format the tables have, and which backend this is: one row.
+-- Inputs: `nb.` stands for the schema and the prefix of the backend
 -- Result: none
 -- Locks: what it makes
 -- Atomic: runs in the transaction that also writes the new format number
@@ -8,7 +8,7 @@ CREATE TABLE nb.meta (
     format int4 NOT NULL,
     oldest int4 NOT NULL,               -- the oldest format whose nimburion can still work here
     functions text NOT NULL,            -- a digest of their texts
-    identity text NOT NULL              -- random: tells this store from others
+    identity text NOT NULL              -- random: tells this backend from others
 );
 INSERT INTO nb.meta (format, oldest, functions, identity)
 VALUES (0, 0, '', replace(CAST(gen_random_uuid() AS text), '-', ''));

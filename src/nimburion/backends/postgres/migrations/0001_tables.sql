@@ -1,5 +1,5 @@
 -- The tables of format 1. Times are whole microseconds since 1970-01-01 UTC; ids are packed bytes.
--- Inputs: none; `nb.` stands for the schema and the prefix of the store
+-- Inputs: none; `nb.` stands for the schema and the prefix of the backend
 -- Result: none
 -- Locks: what it makes
 -- Atomic: runs in the transaction that also writes the new format number

@@ -70,7 +70,7 @@ class CommandConnection:
         long_poll: float = 0.0,
     ) -> list[Any]:
         """Run a script by its hash, with commands ahead of it and behind it in the same trip; the
-        replies. They may wait for `patience` seconds more than others. A server that does not know
+        replies. They may wait for `long poll` seconds more than others. A server that does not know
         the script is given it, and all is asked again."""
         count = b"%d" % len(keys)
         async with self._lock:

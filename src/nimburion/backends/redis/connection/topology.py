@@ -32,7 +32,7 @@ _MAX_ASKED = 4
 
 
 class ServerLocator:
-    """The way to the server that takes a store's writes.
+    """The way to the server that takes a backend's writes.
 
     Args:
         address: what its URL says.

@@ -1,7 +1,7 @@
 -- Cancel one job.
 -- Keys: id job
 -- Inputs: ARGV[3] id
--- Result: cancelled, requested (it runs: its worker is told with the next beat), finished, or missing
+-- Result: cancelled, requested (it runs: its worker is told with the next heartbeat), finished, or missing
 -- Locks: none
 -- Atomic: one script
 local field = field_of(ARGV[3])

@@ -2,7 +2,7 @@
 -- Keys: count due
 -- Inputs: none
 -- Result: tally() -> {[lane number] = {[letter] = how many}}, and the jobs set aside that are due; nil when these are more than
---   500: then the store promotes first
+--   500: then the backend promotes first
 -- Locks: none
 -- Atomic: part of its script. A job that is due counts as ready, also before somebody promotes it.
 local function tally()

@@ -1,7 +1,7 @@
 -- Open a session; its word about limits counts from now on.
 -- Keys: n session sessions turn alive gate running bell
 -- Inputs: ARGV[3] id, [4] ttl in microseconds, [5] what it says of itself (JSON), [6] MessagePack: [name, limit or false, ...]
--- Result: 'opened', 'beaten' (it was open: this is a beat), or 'lost'
+-- Result: 'opened', 'beaten' (it was open: this is a heartbeat), or 'lost'
 -- Locks: none
 -- Atomic: one script. What runs of a name is counted always, so a new gate counts right.
 local turn = redis.call('HGET', turn_key, ARGV[3])

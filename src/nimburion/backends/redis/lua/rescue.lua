@@ -4,7 +4,7 @@
 --   attempt), in two parts: [5] before the number of the attempt, [6] behind it, [7] losses that make a suspect
 -- Result: {[id, ...] returned, failed, cancelled, 1 when more are left}
 -- Locks: none
--- Atomic: one script: the test of the expiry and the end of the session are one step, so a beat comes before or after
+-- Atomic: one script: the test of the expiry and the end of the session are one step, so a heartbeat comes before or after
 local most, max_lost, suspect_after = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[7])
 local left_behind = redis.call('ZRANGEBYSCORE', alive_key, '-inf', alive_now, 'LIMIT', 0, 100)
 local orphans, turns, put_orphan, drop_orphan, put_history = redis.call('ZRANGE', orphan_key, 0, 99), {}, {}, {}, {}

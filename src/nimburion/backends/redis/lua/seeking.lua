@@ -7,7 +7,7 @@
 --   letter, lease or state if there is one) for each job that is meant; that may answer two truths: this is enough, and
 --   this one leaves the place it was found in
 -- Locks: none
--- Atomic: part of its script. It looks at 500 jobs or a little more, then the store asks again. Seqs are dense, but for
+-- Atomic: part of its script. It looks at 500 jobs or a little more, then the backend asks again. Seqs are dense, but for
 --   what was forgotten: blocks of them where nothing is left are passed over.
 
 -- The seqs below one, down to the first of a block.

@@ -1,4 +1,4 @@
--- Part of every script: the store's time, and times as bytes.
+-- Part of every script: the backend's time, and times as bytes.
 -- Inputs: ARGV[1] '' or microseconds since 1970, ARGV[2] '' or microseconds since boot: a test's own clock
 -- Result: now and alive_now (microseconds: for due times, and for the lives of sessions), time8, micros8
 -- Locks: none

@@ -18,7 +18,8 @@ Row = tuple[Any, ...]
 
 
 def to_micros(seconds: float) -> int:
-    """Seconds as the file holds them: whole microseconds, the resolution of this store's clock."""
+    """Seconds as the file holds them: whole microseconds, the resolution of this backend's
+    clock."""
     try:
         return round(seconds * MICRO)
     except (ValueError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Notices that the files of a store were deleted or replaced while they are open.
+"""Notices that the files of a backend were deleted or replaced while they are open.
 
 SQLite goes on with the files that it has open, whatever becomes of their names: what it commits
 then lies in a file that nobody finds any more, and other processes do not see it.

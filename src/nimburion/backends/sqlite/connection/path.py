@@ -1,4 +1,4 @@
-"""Where the file lies, and whether a store may live there."""
+"""Where the file lies, and whether a backend may live there."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_path(path: Path, *, mounts: Path = MOUNTS_FILE) -> None:
     if kind in NETWORK_FILE_SYSTEMS:
         raise ConfigurationError(
             f"{path} is on a network file system ({kind}), where SQLite's locks do not hold; "
-            "put it on a local disk, or use a store with a server"
+            "put it on a local disk, or use a backend with a server"
         )
 
 

@@ -1,4 +1,4 @@
-"""The two threads of a store: one writes, one reads, each with a connection of its own.
+"""The two threads of a backend: one writes, one reads, each with a connection of its own.
 
 The writer runs everything that waits in one transaction (group commit), each call under a
 savepoint, so that a failed one leaves the others alone. Answers go to the event loop in one piece:
@@ -90,7 +90,7 @@ class DatabaseThread:
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether the loop that it answers to is gone: nobody closed the store before."""
+        """Whether the loop that it answers to is gone: nobody closed the backend before."""
         return self._loop.is_closed()
 
     def request_stop(self) -> None:
