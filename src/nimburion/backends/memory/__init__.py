@@ -1,7 +1,7 @@
-"""The memory backend: for tests, and the written reference of the contract.
+"""The memory backend: for tests, and the reference implementation of the contract.
 
-The clearest version of every rule; other backends are compared with it. It lives and dies with its
-process.
+It states every rule in its clearest form; the other backends are compared with it. The data is
+lost when the process ends.
 """
 
 from nimburion.backends.memory.backend import MemoryBackend

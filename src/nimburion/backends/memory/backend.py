@@ -1,4 +1,4 @@
-"""The memory backend's handle: the contract, each operation under one lock at one time."""
+"""`MemoryBackend`: implements the contract. Each operation holds one lock and sees one time."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ CAPABILITIES = Capabilities(
 
 
 class MemoryBackend:
-    """A backend in this process's memory; gone with it.
+    """A backend in the memory of this process. Its data is lost when the process ends.
 
     Args:
-        clock: its time; a fake one in tests.
-        entropy: unused here, taken so that every backend is made alike.
+        clock: source of the time; tests pass a fake clock.
+        entropy: unused; accepted so that every backend has the same constructor arguments.
 
     >>> MemoryBackend().capabilities.durable
     False
@@ -56,7 +56,10 @@ class MemoryBackend:
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryBackend:
-        """The backend that `memory://` names: a new, empty one."""
+        """Return a new, empty backend for the URL `memory://`.
+
+        Raises `ConfigurationError` for any other URL.
+        """
         if url.lower().rstrip("/") != "memory:":
             raise ConfigurationError(
                 f"{redact_url(url)!r}: nothing may follow memory://, which has no server and no "
@@ -64,35 +67,35 @@ class MemoryBackend:
             )
         return cls(**options)  # type: ignore[arg-type]
 
-    # Coming and going
+    # Lifecycle
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """The capabilities of this backend: notifications only."""
         return CAPABILITIES
 
     def describe(self) -> str:
-        """Name the backend."""
+        """Return a name of the backend for people."""
         return "memory (of this process; nothing is kept)"
 
     def new_handle(self) -> MemoryBackend:
-        """Another handle on the same data; for any thread and loop."""
+        """Return another handle on the same data, for any thread and event loop."""
         handle = MemoryBackend(clock=self._clock, entropy=self._entropy)
         handle._shared = self._shared
         return handle
 
     async def open(self) -> None:
-        """Nothing to do."""
+        """Do nothing: this backend needs no opening."""
 
     async def close(self) -> None:
-        """Nothing to do; the data stays as long as a handle does."""
+        """Do nothing: the data stays as long as any handle exists."""
 
     async def exists(self) -> bool:
         """See `Backend.exists`."""
         return True
 
     async def ping(self) -> None:
-        """Answer."""
+        """Return at once: the backend is always reachable."""
 
     async def now(self) -> float:
         """See `Backend.now`."""
@@ -111,18 +114,18 @@ class MemoryBackend:
         ]
 
     async def plan(self) -> list[str]:
-        """Nothing."""
+        """Return an empty list: there are no migrations."""
         return []
 
     async def migrate(self) -> list[str]:
-        """Nothing to do."""
+        """Return an empty list: there are no migrations."""
         return []
 
     async def grant(self, role: str) -> list[str]:
         """See `Backend.grant`."""
         raise no_roles(self.describe(), role)
 
-    # Producing
+    # Enqueue and cancel
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """See `Backend.enqueue`."""
@@ -132,7 +135,7 @@ class MemoryBackend:
         """See `Backend.cancel`."""
         return self._run_atomically(lambda step: operations.cancel(step, job_id))
 
-    # Consuming
+    # Workers
 
     async def open_session(self, session: Session) -> None:
         """See `Backend.open_session`."""
@@ -193,7 +196,7 @@ class MemoryBackend:
             sleep.cancel()
             self._shared.remove_waiter(waiter)
 
-    # Maintaining
+    # Operators and maintenance
 
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """See `Backend.replay`."""
@@ -219,7 +222,7 @@ class MemoryBackend:
         """See `Backend.prune`."""
         return self._run_atomically(lambda step: operations.prune(step, keep, limit))
 
-    # Inspecting
+    # Queries
 
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
@@ -298,7 +301,7 @@ class MemoryBackend:
 
         return self._run_atomically(sessions)
 
-    # Scheduling
+    # Schedules
 
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
         """See `Backend.put_schedule`."""
@@ -343,10 +346,10 @@ class MemoryBackend:
             lambda step: operations.fire(step, name, expected_last, tick, job, overlap)
         )
 
-    # Inside
+    # Internals
 
     def _run_atomically(self, operation: Callable[[AtomicStep], T]) -> T:
-        """One atomic step; afterwards the queues that it touched are rung."""
+        """Run `operation` under the lock, then notify waiters of the queues it changed."""
         shared = self._shared
         with shared.lock:
             step = AtomicStep(shared.state, to_micros(self._clock.now()))
@@ -357,7 +360,7 @@ class MemoryBackend:
 
 
 class _SharedState:
-    """What the handles of one backend share."""
+    """The data, the lock and the waiters that all handles of one backend share."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -375,7 +378,7 @@ class _SharedState:
             self.waiters.pop(waiter, None)
 
     def notify(self, queues: set[str]) -> None:
-        """Wake whoever waits for one of them, each on its own loop."""
+        """Wake the callers that wait for any of these queues, each on its own event loop."""
         with self.lock:
             rung = [
                 waiter

@@ -1,4 +1,4 @@
-"""The operations of sessions, operators and the scheduler, each one step on the shelf."""
+"""The operations of sessions, operators and the scheduler. Each runs in one `AtomicStep`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ENDED_SESSION_RETENTION = to_micros(86_400)
 
 
 def get_live_session(state: MemoryState, session_id: str) -> SessionEntry:
-    """The session, if it may go on."""
+    """Return the session; raise `SessionLost` if it is unknown, ended or closing."""
     tenant = state.sessions.get(session_id)
     if tenant is None or tenant.is_ended or tenant.left:
         raise SessionLost(session_id)
@@ -56,7 +56,10 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
 
 
 def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
-    """The newest session's word about a name. A new gate counts what is processing now."""
+    """Set or remove the concurrency limit of a job name. The newest session decides.
+
+    A new limit starts with the count of jobs of that name that are processing now.
+    """
     gates = step.state.limits
     running = [
         entry.leased
@@ -141,7 +144,7 @@ def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Res
 
 
 def _iter_orphaned_jobs(state: MemoryState) -> Iterator[tuple[JobEntry, bool]]:
-    """Jobs of dead sessions, each with whether its session holds others too."""
+    """Yield the jobs of ended sessions, each with whether its session holds other jobs too."""
     for tenant in state.sessions.values():
         if tenant.is_ended:
             for entry in tenant.leased_jobs.values():
@@ -151,8 +154,11 @@ def _iter_orphaned_jobs(state: MemoryState) -> Iterator[tuple[JobEntry, bool]]:
 def rescue_job(
     step: AtomicStep, entry: JobEntry, rescued: Rescued, max_lost: int, *, beside_others: bool
 ) -> None:
-    """Rescue one job. Its session's word of leaving spares it the loss; so does it a suspect that
-    was held beside other jobs, as that had not begun."""
+    """Rescue one job and record it in `rescued`.
+
+    The job does not count a lost attempt in two cases: its session was closed and left it running,
+    or it is a suspect that was held beside other jobs and had therefore not started.
+    """
     held = entry.leased
     if held is None:
         return
@@ -204,7 +210,7 @@ def run_exchange(
 
 
 def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveRequest) -> Reply:
-    """The same answer again; what does not fit it any more goes back to the line."""
+    """Build the reply of the last exchange again. Jobs that no longer fit are requeued."""
     deliveries: list[Delivery] = []
     room = request.max_bytes
     for entry in list(session.leased_jobs.values()):
@@ -223,7 +229,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
 
 
 def find_next_due(state: MemoryState) -> float | None:
-    """The earliest due time still set aside, in seconds."""
+    """Return the earliest due time of the scheduled jobs, in seconds since 1970, or None."""
     entry = state.peek_scheduled()
     return None if entry is None else entry.due / 1e6
 
@@ -246,7 +252,7 @@ def cancel(step: AtomicStep, job_id: str) -> Cancellation:
 
 
 def iter_matching(step: AtomicStep, which: JobFilter, after: str | None) -> Iterator[JobEntry]:
-    """What a filter means, newest enqueue first, from a page's `next` on."""
+    """Yield the jobs that match the filter, newest enqueue first, after the cursor `after`."""
     last = parse_cursor(after)
     for seq, entry in reversed(step.state.jobs_by_seq.items()):
         if (last is None or seq < last) and _matches(entry, which, step.now):
@@ -264,7 +270,7 @@ def _matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
 
 
 def take_page(entries: Iterator[JobEntry], limit: int) -> tuple[list[JobEntry], str | None]:
-    """The first `limit` of them, and where the next page begins."""
+    """Return the first `limit` entries and the cursor of the next page (None: no next page)."""
     page: list[JobEntry] = []
     for entry in entries:
         if len(page) == limit:
@@ -292,7 +298,7 @@ def replay(step: AtomicStep, which: JobFilter, limit: int, after: str | None) ->
 
 
 def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
-    """Let a dead letter wait again: due now, counts begun anew, history kept."""
+    """Make a dead letter due now. Reset its failure and loss counts; keep its history."""
     entry.final_state, entry.finished_at, entry.reason = None, None, None
     entry.failures = entry.lost = 0
     entry.due = step.now
@@ -336,7 +342,7 @@ def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
 
 
 def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
-    """Drop sessions that died a day ago, and keys that are held no longer."""
+    """Remove sessions that ended more than a day ago, and unique keys that have expired."""
     for session_id, tenant in list(state.sessions.items()):
         if (
             tenant.ended_at is not None
@@ -394,7 +400,10 @@ def fire(  # noqa: PLR0917 - as the contract has it
 
 
 def allows_next_job(step: AtomicStep, last_job: str, overlap: Overlap) -> bool:
-    """Whether the schedule's previous job lets the next one in."""
+    """Return whether the overlap policy allows a new job while the previous job may be unfinished.
+
+    `cancel_previous` cancels the previous job.
+    """
     entry = step.state.jobs.get(last_job)
     if entry is None or entry.final_state is not None or overlap == "allow":
         return True

@@ -1,4 +1,4 @@
-"""Handing jobs out: the merge of lane heads, in the order of SPEC G15, exactly."""
+"""Reserve jobs: merge the heads of the lanes, exactly in the order of SPEC G15."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from nimburion.core.lease import Delivery, Token
 _MAX_WAITING_LANES = 64
 
 RankedHead = tuple[int, int, int, int, int, int]
-"""Minus the level of its queue, minus its priority, due time, seq; which lane it heads, and how
-many bytes it counts."""
+"""Sort key of the first job of a lane; the lowest is leased first.
+
+Minus the level of its queue, minus its priority, due time, seq; then the index of its lane and its
+size in bytes."""
 
 
 class LaneMerge:
-    """One request being served."""
+    """The merge of the lanes of one reserve request, at one time."""
 
     def __init__(self, state: MemoryState, request: ReserveRequest, now: int) -> None:
         self._state = state
@@ -38,7 +40,10 @@ class LaneMerge:
         }
 
     def lease_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
-        """Lease the first `total` of the merge that fit `max_bytes`, in rank order."""
+        """Lease up to `total` jobs in rank order, as long as they fit into `max_bytes`.
+
+        The first job is leased whatever its size.
+        """
         chosen: list[Delivery] = []
         room = self._request.max_bytes
         every = range(len(self._lanes))
@@ -61,7 +66,7 @@ class LaneMerge:
         return chosen
 
     def find_waiting_lanes(self) -> list[Lane]:
-        """Which of the lanes still hold jobs that could be handed out."""
+        """Return up to 64 requested lanes that still hold jobs and are not paused or at a limit."""
         found: list[Lane] = []
         for lane in self._request.lanes:
             if len(found) == _MAX_WAITING_LANES:
@@ -75,8 +80,10 @@ class LaneMerge:
         return found
 
     def _rank_head(self, n: int) -> RankedHead | None:
-        """The rank of the job that heads lane `session` now: it ages by itself, whatever is behind
-        it."""
+        """Return the rank of the first job of lane `n`, or None if the lane is paused or empty.
+
+        Ageing depends on the due time of this job only, not on the jobs behind it.
+        """
         line = self._lanes[n]
         if line[0] in self._state.paused_queues:
             return None
@@ -92,7 +99,7 @@ class LaneMerge:
         return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
     def _has_capacity(self, queue: str, name: str) -> bool:
-        """Whether the queue's cap and the name's gate let one more pass."""
+        """Return whether the queue's cap and the name's concurrency limit allow another job."""
         if self._queue_capacity.get(queue, 1) <= 0:
             return False
         gate = self._state.limits.get(name)
@@ -115,13 +122,13 @@ class LaneMerge:
 
 
 def size_of(entry: JobEntry) -> int:
-    """How many bytes a job counts when it is handed out (`ReserveRequest.max_bytes`)."""
+    """Return the size of a job in bytes, as `ReserveRequest.max_bytes` counts it."""
     size = DELIVERY_OVERHEAD + len(entry.payload or b"")
     return size if entry.options is NO_JOB_OPTIONS else size + len(encode_json(entry.options))
 
 
 def make_delivery(entry: JobEntry, token: Token) -> Delivery:
-    """The job as a worker gets it."""
+    """Return the job as a `Delivery` for the worker."""
     return Delivery(
         entry.make_lease(token),
         entry.name,

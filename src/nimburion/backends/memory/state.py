@@ -1,4 +1,4 @@
-"""What the memory backend keeps: jobs, sessions, gates, and where each job stands."""
+"""The data of the memory backend: jobs, lanes, sessions, concurrency limits, unique keys."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Settled
 
 MICRO = 1_000_000
-"""Times are kept in whole microseconds, as on every backend: what is equal here is equal there."""
+"""Microseconds per second. All backends store whole microseconds, so equal times stay equal."""
 
 
 _MAX_SECONDS = 2**63 / MICRO / 2
-"""Seconds; twice as many would fill the 64 bits that stores have for microseconds."""
+"""Seconds: half of what a signed 64-bit count of microseconds, as backends store it, can hold."""
 
 
 def to_micros(seconds: float) -> int:
-    """Seconds in whole microseconds."""
+    """Convert seconds to whole microseconds, rounded."""
     return round(seconds * MICRO)
 
 
 def check_time(seconds: float) -> None:
-    """Refuse what is no time, before anything of its call is applied."""
+    """Raise `Unstorable` unless `seconds` is a finite time in range. Call it before any change."""
     if not -_MAX_SECONDS < seconds < _MAX_SECONDS:
         raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
 
 
 class LeaseEntry:
-    """A lease as the backend has it."""
+    """A lease on a job: its session, exchange, token and start time."""
 
     __slots__ = (
         "cancel_requested",
@@ -71,11 +71,11 @@ class LeaseEntry:
 
 
 LanePosition = tuple[int, int, int]
-"""Where a job stands in its lane: minus its priority, due time, enqueue order. Lower is earlier."""
+"""Sort key of a job in its lane: minus its priority, due time, enqueue order. Lowest first."""
 
 
 class JobEntry:
-    """One job."""
+    """A job with its state, counters and history. Times are in microseconds since 1970."""
 
     __slots__ = (
         "created_at",
@@ -109,7 +109,7 @@ class JobEntry:
         self.queue: str = job.queue
         self.payload: bytes | None = job.payload
         self.digest: bytes | None = None
-        """Set when the payload goes."""
+        """Digest of name and payload; set when the payload is removed."""
         self.priority: int = job.priority
         self.options: JobOptions = job.options
         self.seq: int = seq
@@ -123,25 +123,25 @@ class JobEntry:
         self.lost: int = 0
         self.fence: int = 0
         self.final_state: State | None = None
-        """How it ended; None while it is unfinished."""
+        """The finished state of the job; None while it is unfinished."""
         self.reason: str | None = None
         self.history: tuple[AttemptError, ...] = ()
         self.progress: Progress | None = None
         self.result: bytes | None = None
         self.leased: LeaseEntry | None = None
         self.last_settled_token: Token | None = None
-        """The token of its latest settlement."""
+        """The token of the latest settlement of this job."""
         self.position: LanePosition | None = None
-        """Its place in the line or in the list of the scheduled; None: in neither."""
+        """Position in its lane or among the scheduled jobs; None if the job is in neither."""
 
     def get_body_digest(self) -> bytes:
-        """What tells this body from another, also when the payload is gone."""
+        """Return the digest of name and payload, also after the payload was removed."""
         if self.digest is not None or self.payload is None:
             return self.digest or b""
         return compute_digest(self.name, self.payload)
 
     def get_state(self, now: int) -> State:
-        """Where it stands."""
+        """Return the state of the job at the time `now`, in microseconds."""
         if self.final_state is not None:
             return self.final_state
         if self.leased is not None:
@@ -151,11 +151,11 @@ class JobEntry:
         return State.SCHEDULED if self.due > now else State.PENDING
 
     def make_lease(self, token: Token) -> Lease:
-        """The lease of a holder of this token."""
+        """Return a lease on this job with the given token."""
         return Lease(self.id, token, self.seq)
 
     def make_record(self, now: int, *, payloads: bool) -> JobRecord:
-        """The entry in the words of the contract."""
+        """Return the job as a `JobRecord`; without its payload unless `payloads` is true."""
         return JobRecord(
             id=self.id,
             name=self.name,
@@ -184,7 +184,7 @@ def _to_seconds(at: int | None) -> float | None:
 
 
 class SessionEntry:
-    """A session as the backend has it."""
+    """A session of a worker, with its expiry, its last exchange and its leased jobs."""
 
     __slots__ = (
         "ended_at",
@@ -201,24 +201,24 @@ class SessionEntry:
         self.session: Session = session
         self.opened_at: int = opened_at
         self.expires_at: float = expires_at
-        """On the monotonic clock."""
+        """Seconds on the monotonic clock."""
         self.last_exchange_number: int = 0
-        """Its latest exchange, and ..."""
+        """Number of the latest exchange; 0 before the first."""
         self.last_results: list[Settled] = []
-        """... what that made of the settlements."""
+        """Results of the settlements of the latest exchange."""
         self.left: bool = False
         self.ended_at: int | None = None
         self.leased_jobs: dict[int, JobEntry] = {}
-        """What it holds, by seq."""
+        """The jobs that this session has leased, by seq."""
 
     @property
     def is_ended(self) -> bool:
-        """Whether it is over. Its id is remembered for a while, so that it never lives again."""
+        """Whether the session has ended. Its id is kept for a day, so it cannot be reopened."""
         return self.ended_at is not None
 
 
 class LimitEntry:
-    """A gate with a count of its own."""
+    """A concurrency limit and the number of jobs that count against it."""
 
     __slots__ = ("in_use", "limit")
 
@@ -228,12 +228,15 @@ class LimitEntry:
 
     @property
     def available(self) -> int:
-        """How many more may pass."""
+        """The number of further jobs that the limit allows; never negative."""
         return max(0, self.limit - self.in_use)
 
 
 class UniqueKeyEntry(msgspec.Struct):
-    """Who holds a unique key, and until when (None: while its job is unfinished)."""
+    """The job that holds a unique key.
+
+    `valid_until` is in microseconds since 1970; None: until the job finishes.
+    """
 
     job_id: str
     valid_until: int | None
@@ -243,16 +246,16 @@ LaneHeap = list[tuple[LanePosition, JobEntry]]
 
 
 class MemoryState:
-    """All the data of one backend. Handles share it."""
+    """All the data of one memory backend, shared by its handles."""
 
     def __init__(self) -> None:
         self.seq = 0
         self.jobs: dict[str, JobEntry] = {}
         self.jobs_by_seq: dict[int, JobEntry] = {}
         self.lanes: dict[tuple[str, str], LaneHeap] = defaultdict(list)
-        """Heaps; an entry that no longer has the place it is filed under is passed over."""
+        """A heap per lane. An entry is skipped if its job no longer has the recorded position."""
         self.scheduled: list[tuple[int, int, LanePosition, JobEntry]] = []
-        """A heap by due time and seq, likewise."""
+        """A heap by due time and seq. Outdated entries are skipped as in `lanes`."""
         self.sessions: dict[str, SessionEntry] = {}
         self.limits: dict[str, LimitEntry] = {}
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
@@ -260,7 +263,7 @@ class MemoryState:
         self.schedules: dict[str, ScheduleRecord] = {}
 
     def add_waiting(self, entry: JobEntry, now: int) -> None:
-        """Let an entry stand in its lane, or aside until it is due."""
+        """Add a job to its lane if it is due, else to the scheduled jobs."""
         entry.position = place = (-entry.priority, entry.due, entry.seq)
         if entry.due <= now:
             heappush(self.lanes[entry.queue, entry.name], (place, entry))
@@ -268,7 +271,7 @@ class MemoryState:
             heappush(self.scheduled, (entry.due, entry.seq, place, entry))
 
     def peek_lane(self, lane: tuple[str, str]) -> JobEntry | None:
-        """The first of a lane; None when it is empty."""
+        """Return the first job of a lane without removing it; None if the lane is empty."""
         line = self.lanes.get(lane)
         while line:
             place, entry = line[0]
@@ -278,13 +281,13 @@ class MemoryState:
         return None
 
     def pop_lane(self, lane: tuple[str, str]) -> JobEntry:
-        """Take the first of a lane, that `peek_lane` has just named, out of the line."""
+        """Remove and return the first job of a lane. Call `peek_lane` first: it drops old entries."""
         _, entry = heappop(self.lanes[lane])
         entry.position = None
         return entry
 
     def peek_scheduled(self) -> JobEntry | None:
-        """The scheduled entry that is due first."""
+        """Return the scheduled job with the earliest due time without removing it, or None."""
         while self.scheduled:
             _, _, place, entry = self.scheduled[0]
             if entry.position is place:
@@ -293,7 +296,7 @@ class MemoryState:
         return None
 
     def promote(self, now: int, limit: int) -> list[JobEntry]:
-        """Move up to `limit` entries that are due into the line, earliest first."""
+        """Move up to `limit` due jobs from the scheduled jobs into their lanes, earliest first."""
         moved: list[JobEntry] = []
         while len(moved) < limit and (entry := self.peek_scheduled()) and entry.due <= now:
             heappop(self.scheduled)
@@ -302,6 +305,6 @@ class MemoryState:
         return moved
 
     def remove_job(self, entry: JobEntry) -> None:
-        """Drop a finished entry."""
+        """Remove a finished job."""
         del self.jobs[entry.id]
         del self.jobs_by_seq[entry.seq]

@@ -1,4 +1,7 @@
-"""The moves of one job from one state to another; each with all that belongs to it."""
+"""State transitions of a single job.
+
+Each also updates lanes, concurrency limits, unique keys and notifications.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from nimburion.core.settlement import (
 
 
 class AtomicStep:
-    """One atomic step on the shelf, at one time; collects the queues to ring afterwards."""
+    """One atomic change of the data, at one time. Collects the queues to notify afterwards."""
 
     __slots__ = ("now", "queues_to_notify", "state")
 
@@ -40,10 +43,10 @@ class AtomicStep:
         self.now: int = now
         self.queues_to_notify: set[str] = set()
 
-    # The way in
+    # Enqueue
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `Backend.enqueue`: first decide about all, then store all that are new."""
+        """See `Backend.enqueue`. Decide the outcome of every job first, then store the new ones."""
         check_job_times(jobs)
         fresh: dict[str, NewJob] = {}
         keys: dict[tuple[str, str], str] = {}
@@ -84,21 +87,21 @@ class AtomicStep:
     # Unique keys
 
     def find_key_holder(self, name: str, key: str) -> str | None:
-        """The id of the job that holds a unique key now."""
+        """Return the id of the job that holds a unique key now, or None."""
         held = self.state.unique_keys.get((name, key))
         if held is None or (held.valid_until is not None and held.valid_until <= self.now):
             return None
         return held.job_id
 
     def take_key(self, entry: JobEntry) -> None:
-        """Let an entry hold its unique key."""
+        """Assign its unique key to a job; do nothing for a job without a key."""
         key, span = entry.options.unique_key, entry.options.unique_for
         if key is not None:
             until = None if span is None else self.now + to_micros(span)
             self.state.unique_keys[entry.name, key] = UniqueKeyEntry(entry.id, until)
 
     def release_key(self, entry: JobEntry) -> None:
-        """Give back the key of a job that has ended, unless it is held for a stated time."""
+        """Release the unique key of a finished job, unless the key is held until a fixed time."""
         key = entry.options.unique_key
         if key is None:
             return
@@ -107,10 +110,13 @@ class AtomicStep:
             del self.state.unique_keys[entry.name, key]
             self.queues_to_notify.add(entry.queue)
 
-    # Out of a worker's hands
+    # Settle
 
     def settle(self, session: SessionEntry, one: Settlement) -> Settled:
-        """Apply one settlement, if its whole token holds."""
+        """Apply one settlement if its token matches the lease.
+
+        Otherwise return `ALREADY` if this token settled the job last, else `STALE`.
+        """
         entry = self.state.jobs.get(one.lease.job_id)
         if entry is None:
             return Settled.STALE
@@ -148,8 +154,11 @@ class AtomicStep:
         delay: float | None = None,
         settled: Token | None = None,
     ) -> bool:
-        """Let the job wait again: `delay` seconds from now, or in its old place. Where a cancel
-        was asked for it ends instead: False."""
+        """End the lease and make the job wait again, or cancel it if a cancel was requested.
+
+        It is due in `delay` seconds; without a delay it keeps its position. Returns False if it
+        was cancelled.
+        """
         self.end_lease(entry, settled=settled)
         if lease.cancel_requested:
             self.finish(entry, State.CANCELLED)
@@ -161,7 +170,7 @@ class AtomicStep:
         return True
 
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
-        """Take the job out of its session's hands, and give back its place under a limit."""
+        """Remove the lease of a job and decrement the count of its concurrency limit."""
         held = entry.leased
         if held is None:
             return
@@ -182,7 +191,8 @@ class AtomicStep:
         reason: str | None = None,
         result: bytes | None = None,
     ) -> None:
-        """End the job. Only a dead letter keeps its payload."""
+        """Put the job into a finished state and release its key. Only a failed job keeps its
+        payload."""
         entry.final_state = state
         entry.finished_at = self.now
         entry.reason = reason
@@ -194,12 +204,12 @@ class AtomicStep:
         self.release_key(entry)
 
     def add_error(self, entry: JobEntry, error: AttemptError) -> None:
-        """Add to the history, with the backend's time."""
+        """Append an error to the history, with the time of this step."""
         entry.history = (*entry.history, msgspec.structs.replace(error, at=self.now / MICRO))
 
 
 def check_job_times(jobs: Sequence[NewJob]) -> None:
-    """Refuse jobs whose times are none, before one of the call is stored."""
+    """Raise `Unstorable` if a job has an invalid time. Call it before any job is stored."""
     for job in jobs:
         check_time(job.after if job.at is None else job.at)
         if job.options.unique_for is not None:
@@ -207,7 +217,7 @@ def check_job_times(jobs: Sequence[NewJob]) -> None:
 
 
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
-    """Refuse settlements whose delays are none, before one of the call is applied."""
+    """Raise `Unstorable` if a delay is invalid. Call it before any settlement is applied."""
     for one in settlements:
         if isinstance(one, Retried | Released) and one.delay is not None:
             check_time(one.delay)
