@@ -102,7 +102,9 @@ class Periodic(Service):
             await self.tick()
         except BackendError as error:
             level = logging.WARNING if self.failure is None else logging.DEBUG
-            self._log.log(level, "the backend did not answer (%s); again in its turn", error)
+            self._log.log(
+                level, "the backend did not answer (%s); next try at the next interval", error
+            )
             self._note(error)
         else:
             self._note(None)

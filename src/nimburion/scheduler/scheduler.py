@@ -133,7 +133,7 @@ class Scheduler(Service):
                 await self.fire_due()
             except BackendError as error:
                 if self.failure is None:
-                    self._log.warning("the backend did not answer (%s); asked again", error)
+                    self._log.warning("the backend did not answer (%s); retrying", error)
                 self._note(error)
                 self._looked = None
                 await self.pause(_AFTER_ERROR)

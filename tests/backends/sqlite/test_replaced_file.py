@@ -216,7 +216,7 @@ class Heard(logging.Handler):
 async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_file(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    noticed, gave_up = Heard("cannot be used"), Heard("its jobs are given up")
+    noticed, gave_up = Heard("backend unreachable"), Heard("its jobs are given up")
     log = logging.getLogger("nimburion.worker")
     for one in (noticed, gave_up):
         log.addHandler(one)
@@ -241,7 +241,7 @@ async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_f
     for one in (noticed, gave_up):
         log.removeHandler(one)
     assert ran == []
-    (words,) = [one for one in caplog.messages if "cannot be used" in one]
+    (words,) = [one for one in caplog.messages if "backend unreachable" in one]
     assert "jobs.db was replaced by another file" in words or "jobs.db was deleted" in words
     assert not [one for one in caplog.records if one.exc_info]
 

@@ -23,7 +23,7 @@ from nimburion.testing import FakeClock
 
 DEADLINE = 10.0
 TTL = 30.0
-SAID = ("the backend cannot be used", "the backend can be used again")
+SAID = ("backend unreachable", "backend reachable again")
 
 
 class Unsteady(MemoryBackend):
@@ -255,9 +255,9 @@ async def test_an_outage_is_two_lines_of_the_log_however_long(
     store.come_back()
     await until(store.clock, lambda: not processor.health().error)
     lines = [line for line in caplog.messages if line.startswith(SAID)]
-    assert lines[0].startswith("the backend cannot be used (nobody there); ")
+    assert lines[0].startswith("backend unreachable (nobody there); ")
     assert lines[1:] == [lines[-1]]
-    assert lines[-1].startswith("the backend can be used again, after 2")
+    assert lines[-1].startswith("backend reachable again after 2")
     assert len(caplog.messages) <= 4, "and one each of the services that were refused"
 
 

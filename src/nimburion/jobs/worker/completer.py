@@ -236,7 +236,7 @@ class Completer:
     def _note_failure(self, error: Exception, pause: float) -> None:
         self._reach.note_failure("exchange", error)
         self._events.emit(BackendUnreachable(str(error)))
-        _log.debug("the backend did not answer (%s); again in %.2f s", error, pause)
+        _log.debug("the backend did not answer (%s); retrying in %.2f s", error, pause)
 
     def _gives_up(self, error: Exception, failed_for: float) -> bool:
         """Whether exchanges have failed for so long that others should run this session's jobs,

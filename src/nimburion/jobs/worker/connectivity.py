@@ -56,7 +56,7 @@ class BackendConnectivity:
             if not was_failing or self.is_failing:
                 return
             self.error = None
-        _log.warning("the backend can be used again, after %.1f s", now - self._failing_since)
+        _log.warning("backend reachable again after %.1f s", now - self._failing_since)
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
         """A call was not answered, or the backend could not do it; it will be asked again."""
@@ -68,8 +68,7 @@ class BackendConnectivity:
                 return
             self._failing_since = self._clock.monotonic()
         _log.warning(
-            "the backend cannot be used (%s); it is asked again, and what runs goes on for as long "
-            "as its leases can be believed in",
+            "backend unreachable (%s); retrying. Running jobs continue until their leases expire",
             describe_error(error),
         )
 
