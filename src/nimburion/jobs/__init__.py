@@ -1,4 +1,5 @@
-"""What applications import: jobs, the processor that enqueues and runs them, and their errors."""
+"""The public API for applications: job declarations, the processor that enqueues and runs jobs, and
+their errors."""
 
 from nimburion.core.errors import (
     BackendUnavailable,

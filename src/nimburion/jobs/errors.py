@@ -1,4 +1,4 @@
-"""The errors and signals that users of jobs meet, under the name they look for them."""
+"""The exceptions and signals that applications meet, re-exported from `nimburion.core.errors`."""
 
 from nimburion.core.errors import (
     BackendCorrupt,

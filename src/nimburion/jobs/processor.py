@@ -1,4 +1,4 @@
-"""What an application holds: the guide's `Processor`. Joins client, worker and housekeeping."""
+"""The `Processor`: one object that combines the client, the worker and the maintenance services."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
 
 class Processor(Client):
-    """Enqueues jobs, registers their handlers and, when asked to, runs them.
+    """Enqueues jobs, registers their handlers and, once you start it, runs them.
 
     ```python
     processor = Processor("memory://")
@@ -65,10 +65,12 @@ class Processor(Client):
         await processor.drain()
     ```
 
-    `backend` is what `open_backend` returns, or the URL to give to it. `settings` come from
-    `nimburion.config`, or single ones as keywords (`concurrency=20`). `clock`,
-    `random` and `entropy` are for tests. A processor belongs to the event loop that opened it;
-    `processor.sync` is for all other code.
+    `backend` is an object that `open_backend` returned, or a URL to pass to it. `settings` come
+    from `nimburion.config`; keywords override single settings (`concurrency=20`). An unknown
+    setting or a value outside its bounds raises `ConfigurationError`. `clock`, `random` and
+    `entropy` are for tests.
+
+    A processor belongs to the event loop that opened it. All other code uses `processor.sync`.
     """
 
     def __init__(
@@ -90,20 +92,21 @@ class Processor(Client):
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None
         self.services: list[Service] = []
-        """What is started and stopped with the worker; see `add_service`."""
+        """The services that start and stop with the worker; see `add_service`."""
         self.dead: DeadLetters = DeadLetters(backend)
-        """The failed jobs: list, show, replay, purge."""
+        """The failed jobs: list, show, replay and purge them."""
         self.sync: SyncClient = SyncClient(self)
-        """The same methods for code that is not async."""
+        """The blocking form of the client's methods, for code that is not async."""
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
-        """A processor as configured: `Processor.from_config(config.load())`."""
+        """Return a processor built from loaded configuration:
+        `Processor.from_config(config.load())`."""
         processor = cls(open_backend(config.jobs.url), config.jobs)
         _log.info("settings: %s", config.source or "defaults (no file) and environment")
         return processor
 
-    # What it can do
+    # Registration
 
     @overload
     def register(
@@ -127,11 +130,15 @@ class Processor(Client):
         queue: str | None = None,
         **policy: Unpack[PolicyOptions],
     ) -> None:
-        """Register typed jobs, `register(SendEmail, report)`, or a handler of raw bytes,
-        `register("send_email", handler)`, called as `handler(ctx, data)`.
+        """Register typed jobs, or one handler of raw bytes.
 
-        A raw handler takes the policy of `@job` as keywords: `queue`, `max_retries`, `timeout` ...
-        `DefinitionError` where a name is taken by something else, or a worker runs already.
+        `register(SendEmail, report)` registers `Job` classes and `@job` functions.
+        `register("send_email", handler)` registers a raw handler, called as `handler(ctx, data)`.
+
+        A raw handler takes its policy as keywords, with the options of `@job`: `queue`,
+        `max_retries`, `timeout` and so on. A typed job declares its own. `DefinitionError` is
+        raised when another job has the name, when an option is not allowed, or when a worker runs
+        already.
         """
         if self._running is not None:
             raise DefinitionError("register jobs before the processor is started")
@@ -152,8 +159,11 @@ class Processor(Client):
             raise DefinitionError(f"register({job!r}, handler) takes exactly one handler")
 
     def use(self, middleware: Middleware) -> None:
-        """Wrap every run in `async def middleware(ctx, call_next)`; the first used is outermost.
-        `DefinitionError` where a worker runs already."""
+        """Wrap every attempt in `async def middleware(ctx, call_next)`.
+
+        The first middleware you add is the outermost. `DefinitionError` is raised when a worker
+        runs already, or when `middleware` is not callable.
+        """
         if self._running is not None:
             raise DefinitionError("use middleware before the processor is started")
         if not callable(middleware):
@@ -161,23 +171,28 @@ class Processor(Client):
         self._middlewares.append(middleware)
 
     def add_service(self, service: Service) -> None:
-        """Start and stop this with the worker, as a `Scheduler` asks for. `DefinitionError` where
-        a worker runs already."""
+        """Start and stop a service, such as a `Scheduler`, together with the worker.
+
+        `DefinitionError` is raised when a worker runs already.
+        """
         if self._running is not None:
             raise DefinitionError("make a scheduler before the processor is started")
         self.services.append(service)
 
-    # Coming and going
+    # Opening and closing
 
     async def open(self) -> None:
-        """Open the backend, on this loop. Runs no job. Repeatable."""
+        """Open the backend on this event loop, without running any job. You can call it repeatedly.
+
+        `NotOpen` is raised when the processor is open on another event loop that still runs.
+        """
         owner = self._loop
         await super().open()
         if self._loop is not owner:
             _log.info("store: %s", self.backend.describe())
 
     async def close(self) -> None:
-        """Stop what runs and close the backend. Repeatable."""
+        """Stop the worker and its services, then close the backend. You can call it repeatedly."""
         try:
             await self.stop()
             for companion in self.services:
@@ -191,7 +206,10 @@ class Processor(Client):
     # Running jobs
 
     async def start(self) -> None:
-        """Begin to run jobs in the background of this loop; returns at once. Repeatable."""
+        """Start to run jobs in the background of this event loop, and return at once.
+
+        Opens the backend if needed. You can call it repeatedly.
+        """
         await self.open()
         self._clear_orphaned()
         if self._running is None:
@@ -205,8 +223,11 @@ class Processor(Client):
                 raise
 
     async def stop(self, grace: float | None = None) -> None:
-        """Take no more jobs, hand back what has not started, let handlers finish for `grace`
-        seconds (default: the setting), interrupt and release the rest. Repeatable."""
+        """Stop the worker; running handlers get `grace` seconds to finish (default: the setting).
+
+        The worker reserves no more jobs and releases those that have not started. After `grace` it
+        interrupts the handlers that still run and releases their jobs. You can call it repeatedly.
+        """
         self._clear_orphaned()
         if self._running is not None:
             running = self._running
@@ -214,14 +235,18 @@ class Processor(Client):
             self._clear_running(running)
 
     async def run(self, *, signals: bool = True, owns_process: bool = False) -> None:
-        """A worker in this process: start, wait to be told to stop, stop.
+        """Run a worker in this process: start it, wait for a stop request, stop it.
 
-        Cancelled, it stops at once: what runs is interrupted and given back. `NotOpen` when it is
-        stopped before it has started.
+        With `signals`, SIGTERM and SIGINT request the stop, and a second signal stops at once.
+        Signal handlers are installed only on the main thread.
 
-        `signals`: SIGTERM and SIGINT stop it, a second one at once; only on the main thread.
-        `owns_process`: where a `def` handler will not end, release its job as the last act and end
-        the process; else its session stays until it expires.
+        With `owns_process`, a `def` handler that does not end does not delay the exit: its job is
+        released and the process ends. Otherwise the session of such a worker stays until it
+        expires.
+
+        When this coroutine is cancelled, the worker stops at once: running handlers are interrupted
+        and their jobs are released. `NotOpen` is raised when the worker is stopped before it has
+        started.
         """
         await self.start()
         running = self._running
@@ -242,30 +267,33 @@ class Processor(Client):
             self._clear_running(running)
 
     def health(self) -> Health:
-        """How the worker here is, from what it knows itself: the backend is not asked. On any
-        thread."""
+        """Return the health of this process's worker, from local state: the backend is not queried.
+
+        You can call it from any thread.
+        """
         running = self._running
         return STOPPED if running is None or running.is_orphaned else running.health()
 
     async def process_one(self) -> bool:
-        """Run one due job here and now, with its middleware; False when none is due.
+        """Run one due job here and now, with its middleware. Return False when no job is due.
 
-        Promotes, rescues, reserves exactly one, runs it, settles it; no thread or task outlives
-        it. `NothingRegistered` when all that is due has no handler here.
+        Promotes and rescues jobs, reserves exactly one, runs it and settles it. No thread or task
+        outlives the call. `NothingRegistered` is raised when no due job has a handler in this
+        processor.
         """
         return await self._open_inline_runner().step()
 
     async def drain(self, *, advance: bool = False) -> int:
-        """Run due jobs, one after another, until none is left; the number of attempts.
+        """Run due jobs, one after another, until no job is due. Return the number of attempts.
 
-        With `advance`, and a fake clock, also what is scheduled: the clock moves to each due time.
+        With `advance` and a fake clock, scheduled jobs run too: the clock moves to each due time.
         """
         return await self._open_inline_runner().drain(advance=advance)
 
-    # Inside
+    # Internals
 
     def _make_running_worker(self) -> RunningWorker:
-        """A worker with its threads and services, not started."""
+        """Return a worker with its threads and services, not started."""
         worker = self._make_worker()
         return RunningWorker(
             worker,
@@ -282,7 +310,7 @@ class Processor(Client):
         report: Callable[[Lease, float, str], None],
         guard: ForkGuard | None = None,
     ) -> AttemptRunner:
-        """What performs attempts for a worker or a stepper of this processor."""
+        """Return an attempt runner for a worker or an inline runner of this processor."""
         return AttemptRunner(
             self.registry,
             self._middlewares,
@@ -297,7 +325,7 @@ class Processor(Client):
         )
 
     def _make_worker(self) -> Worker:
-        """A worker of this processor, not started."""
+        """Return a worker of this processor, not started."""
         return Worker(
             self.backend,
             self.registry,
@@ -309,7 +337,7 @@ class Processor(Client):
         )
 
     def _make_maintenance(self, worker: Worker) -> tuple[Service, ...]:
-        """What every worker does for all of them."""
+        """Return the maintenance services, which every worker runs on behalf of the whole fleet."""
         rescuer = Rescuer(
             self.backend,
             self.clock,
@@ -343,8 +371,11 @@ class Processor(Client):
             self._running = None
 
     def _clear_orphaned(self) -> None:
-        """Nothing of it runs here: its loop was closed under it, and its session expires by itself;
-        or this is a forked child, and it runs in the parent."""
+        """Forget a worker that does not run in this process any more.
+
+        Either its loop was closed before it stopped, and its session expires by itself; or this
+        process is a forked child, and the worker runs in the parent.
+        """
         if self._running is not None and self._running.is_orphaned:
             self._running = None
 
@@ -374,7 +405,10 @@ class Processor(Client):
 
 
 def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
-    """The settings with single ones over them; a wrong name or type is a `ConfigurationError`."""
+    """Return the settings with single ones over them.
+
+    A wrong name, type or value raises `ConfigurationError`.
+    """
     known = settings.__struct_fields__
     for name in single.keys() - set(known):
         near = difflib.get_close_matches(name, known, n=1)
@@ -389,7 +423,7 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
 
 
 def _check_bounds(asked: dict[str, Any]) -> None:
-    """`ConfigurationError` for a number outside of its bounds; types are checked elsewhere."""
+    """Raise `ConfigurationError` for a number outside its bounds; types are checked elsewhere."""
     for name, bounds in _BOUNDS.items():
         if not _is_allowed(asked[name], bounds):
             raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {asked[name]!r}")

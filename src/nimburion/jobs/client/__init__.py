@@ -1,1 +1,1 @@
-"""The client: enqueue jobs and ask about them."""
+"""The client: enqueue jobs, query them, wait for results, and handle dead letters."""

@@ -1,4 +1,4 @@
-"""Enqueues jobs and asks about them, without running anything."""
+"""Enqueue jobs and query them, without running anything."""
 
 from __future__ import annotations
 
@@ -54,18 +54,22 @@ __all__ = ["Client", "Priority"]
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
 _LAST_LOOK = 0.25
-"""Seconds that the backend has to answer, also where the time is all but over."""
+"""Seconds that the backend has to answer, even when the timeout is almost over."""
 
 
 class Client:
-    """Enqueues jobs and asks about them. Belongs to the event loop that opened it; `sync` of a
-    processor is for all other code.
+    """Enqueues jobs and queries them, without running anything.
 
-    The options of every `enqueue…` are keywords: `id`, `queue`, `priority` (0 to 9), `at` (a
-    datetime with a time zone), `after` (seconds or timedelta), `unique_key`, `unique_for`,
+    A client belongs to the event loop that opened it. All other code uses the `sync` client of a
+    processor.
+
+    Every `enqueue…` method takes these options as keywords: `id`, `queue`, `priority` (0 to 9),
+    `at` (a datetime with a time zone), `after` (seconds or timedelta), `unique_key`, `unique_for`,
     `on_duplicate` (`"reject"` or `"existing"`), `headers`, `tenant`, `correlation_id`,
-    `max_retries`, `timeout`, `connection`. Inside a handler, tenant and correlation id are those
-    of its job unless given.
+    `max_retries`, `timeout`, `connection`. `enqueue_many` takes all of them but `id`.
+
+    A job enqueued inside a handler inherits tenant and correlation id from the running job, unless
+    you pass your own.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class Client:
         self.events: Events = events if events is not None else Events()
         self._entropy: Entropy = entropy
         self._loop: asyncio.AbstractEventLoop | None = None
-        """The loop it belongs to; None while it is not open."""
+        """The event loop that the client belongs to; None while it is not open."""
         self._ids = JobIds(self.clock.now, entropy)
         self._limits = self.settings.limits
         self._batcher: EnqueueBatcher | None = None
@@ -93,8 +97,10 @@ class Client:
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
 
     def _new_handle(self) -> Client:
-        """Another client on the same backend, not open yet, for a loop of its own. Handlers, events
-        and enqueue middleware are shared."""
+        """Return another client on the same backend, not open yet, for another event loop.
+
+        Both share the handlers, the events and the enqueue middleware.
+        """
         other = Client(
             self.backend.new_handle(),
             settings=self.settings,
@@ -106,10 +112,13 @@ class Client:
         other._enqueue_middlewares = self._enqueue_middlewares
         return other
 
-    # Coming and going
+    # Opening and closing
 
     async def open(self) -> None:
-        """Open the backend, on this loop. Repeatable. `NotOpen` when another loop has it open."""
+        """Open the backend on this event loop. You can call it repeatedly.
+
+        `NotOpen` is raised when the client is open on another event loop that still runs.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
@@ -117,11 +126,11 @@ class Client:
             raise NotOpen("it is open on another event loop; use `processor.sync` here")
         await self.backend.open()
         self._loop = loop
-        # What is left of the old ones' randomness may be in another process too, by a fork.
+        # After a fork, the parent may still hold the same unused randomness: start with new ids.
         self._ids = JobIds(self.clock.now, self._entropy)
 
     async def close(self) -> None:
-        """Close the backend. Repeatable."""
+        """Close the backend. You can call it repeatedly."""
         if self._loop is not None:
             self._loop = None
             await self.backend.close()
@@ -141,22 +150,32 @@ class Client:
     # Enqueueing
 
     def use_enqueue(self, middleware: EnqueueMiddleware) -> None:
-        """Wrap every enqueue in `async def middleware(enqueueing, call_next) -> id`; the first
-        used is outermost. See `nimburion.jobs.declaration.middleware.Enqueueing`."""
+        """Wrap every enqueue in `async def middleware(enqueueing, call_next) -> id`.
+
+        The first middleware you add is the outermost. It receives an `Enqueueing`, described in
+        `nimburion.jobs.declaration.middleware`. `DefinitionError` is raised when `middleware` is
+        not callable.
+        """
         if not callable(middleware):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._enqueue_middlewares.append(middleware)
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
-        """Store one job; its id. When this returns, the job is as safe as the backend is.
+        """Store one job and return its id.
 
-        `InvalidJob`: an argument or option cannot be, nothing was stored. `JobConflict`: the id
-        belongs to another body. `DuplicateJob`: the unique key is held. `BackendUnavailable`: the
-        store did not answer for `enqueue_timeout` seconds; see its `job_id` and `outcome`.
+        When the call returns, the job is as durable as the other data of the backend.
 
         ```python
         job_id = await processor.enqueue(SendEmail(to="a@example.com", subject="Hi"), priority=7)
         ```
+
+        Errors:
+
+        - `InvalidJob`: an argument or option is not valid; nothing was stored.
+        - `JobConflict`: another job, with a different body, has the id.
+        - `DuplicateJob`: another job holds the unique key.
+        - `BackendUnavailable`: the backend did not answer for `enqueue_timeout` seconds. The
+          error's `outcome` says whether the job may be stored; repeat the call with its `job_id`.
         """
         job_id = options.pop("id", None)
         terms = self._parse_options(options)
@@ -168,10 +187,11 @@ class Client:
     async def enqueue_many(
         self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
     ) -> list[str]:
-        """Store these in one step, the options holding for each; their ids, in their order.
+        """Store several jobs in one step and return their ids, in the order of `jobs`.
 
-        All or nothing (Redis: per slice of 500). `InvalidJob` names the one at fault, or says that
-        there are more than `limits.batch` (10,000).
+        The options apply to each job. The call is atomic: all jobs are stored, or none (Redis: per
+        slice of 500 jobs). `InvalidJob` names the job at fault, or reports more than `limits.batch`
+        jobs (10,000). The other errors are those of `enqueue`.
         """
         terms = self._parse_options(options)
         batch = list(jobs)
@@ -195,7 +215,10 @@ class Client:
         /,
         **options: Unpack[EnqueueOptions],
     ) -> str:
-        """`enqueue` with the caller's own id, which makes it safe to repeat; None: a new one."""
+        """Store one job under your own id, as `enqueue` does; None makes a new id.
+
+        With an id, the call is safe to repeat: it stores no second job.
+        """
         if job_id is not None:
             options["id"] = job_id
         return await self.enqueue(job, **options)
@@ -203,15 +226,21 @@ class Client:
     async def enqueue_with_priority(
         self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """`enqueue` with a priority: `Priority.HIGH`, or 0 to 9, higher first."""
+        """Store one job with a priority, as `enqueue` does.
+
+        The priority is `Priority.HIGH` or another name, or a number from 0 to 9. Higher runs first.
+        """
         options["priority"] = priority
         return await self.enqueue(job, **options)
 
     async def enqueue_at(
         self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """`enqueue` for a time, which must have a time zone. Never run before it, by the backend's
-        clock."""
+        """Store one job for a time, as `enqueue` does.
+
+        `at` must have a time zone; otherwise `InvalidJob` is raised. The job never runs before that
+        time, by the backend's clock.
+        """
         if at is None:
             raise InvalidJob("enqueue_at needs a datetime with a time zone, not None")
         options["at"] = at
@@ -220,7 +249,10 @@ class Client:
     async def enqueue_after(
         self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """`enqueue` for so many seconds (or a timedelta) from now, by the backend's clock."""
+        """Store one job that becomes due after a delay, as `enqueue` does.
+
+        `after` is a number of seconds or a timedelta, counted from now by the backend's clock.
+        """
         if after is None:
             raise InvalidJob("enqueue_after needs seconds or a timedelta, not None")
         options["after"] = after
@@ -232,10 +264,11 @@ class Client:
         payload: bytes | Mapping[str, object],
         **options: Unpack[EnqueueOptions],
     ) -> str:
-        """Store a job by name, where its class or function is not at hand.
+        """Store a job by name, for code that does not have its class or function.
 
-        A dict becomes JSON. Bytes are stored as they are, looked at for their size only: what
-        does not fit is found by the worker. The queue is `default` unless given.
+        A dict is encoded as JSON. Bytes are stored as they are, and only their size is checked: a
+        payload that does not fit the handler's types fails in the worker. The queue is `default`
+        unless you name another one.
         """
         job_id = options.pop("id", None)
         terms = self._parse_options(options)
@@ -251,19 +284,25 @@ class Client:
         )
         return await self._enqueue_one(None, new, terms)
 
-    # Asking
+    # Queries
 
     async def get_status(self, job_id: str) -> Status:
-        """What is known of a job. `JobNotFound` when nothing is."""
+        """Return what the backend knows about a job. `JobNotFound` is raised for an unknown id."""
         record = await self._get_record(job_id)
         return make_status(record, self._find_result_decoder(record.name))
 
     async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
-        """Wait until the job is completed; what its handler returned.
+        """Wait until the job is completed, and return the handler's result.
 
-        `JobNotCompleted`: it failed or was cancelled. `WaitTimeout`: it had not ended after
-        `timeout` seconds, or the backend had not answered; the job goes on. `JobNotFound`. The
-        backend is asked at growing intervals, up to a second.
+        `timeout` is a number of seconds or a timedelta; None waits without a limit. The method
+        queries the backend at growing intervals, up to one second.
+
+        Errors:
+
+        - `JobNotCompleted`: the job failed or was cancelled.
+        - `WaitTimeout`: the job did not end within `timeout`, or the backend did not answer. The
+          job continues.
+        - `JobNotFound`: no job has the id.
         """
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _began(self.clock) + seconds
@@ -281,33 +320,44 @@ class Client:
         )
 
     async def cancel(self, job_id: str) -> Cancellation:
-        """`cancelled`: it will not run. `requested`: it runs, and its worker is asked to end it; a
-        completion that comes first wins. `finished`: too late. `JobNotFound`."""
+        """Cancel a job and return what happened to it.
+
+        - `cancelled`: the job will not run.
+        - `requested`: the job runs, and its worker is asked to end it. If the job completes first,
+          the completion counts.
+        - `finished`: the job has ended already; nothing changes.
+
+        `JobNotFound` is raised for an unknown id.
+        """
         self._check_open()
         return await self.backend.cancel(check_name("job id", job_id))
 
     async def queue_size(self, queue: str | None = None) -> int:
-        """Jobs that are due now and not processing, in one queue or in all."""
+        """Return the number of jobs that are due and not processing, in one queue or in all."""
         self._check_open()
         return sum(info.size for info in await self.backend.queues() if queue in (None, info.name))
 
     async def pending_count(self) -> int:
-        """Jobs that wait: pending, retrying and scheduled."""
+        """Return the number of jobs that wait: pending, retrying and scheduled."""
         self._check_open()
         return sum(info.size + info.scheduled for info in await self.backend.queues())
 
-    # For what stores jobs by other operations
+    # For operations other than `enqueue` that store jobs
 
     def _prepare_job(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
-        """A job as a backend takes it, checked like `enqueue` does, with a new id; nothing is
-        stored. `InvalidJob`."""
+        """Return a job in the backend's form, with a new id, without storing it.
+
+        The job and its options are validated as in `enqueue`; `InvalidJob`.
+        """
         return self._make_job(job, self._parse_options(options))
 
     async def _run_enqueue_middleware(
         self, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
     ) -> str:
-        """Let the enqueue middleware see a job that `store` stores by an operation of its own; the
-        id that comes back."""
+        """Run the enqueue middleware around `store`, another operation that stores one job.
+
+        Returns the id that the outermost middleware returns.
+        """
         if not self._enqueue_middlewares:
             return await store(new)
 
@@ -317,7 +367,7 @@ class Client:
         passage = EnqueuePipeline(self._enqueue_middlewares, one, self._limits, 1)
         return (await passage.run([_make_enqueueing(job, new)]))[0]
 
-    # Inside
+    # Internals
 
     def _check_open(self) -> None:
         if self._loop is None:
@@ -337,7 +387,10 @@ class Client:
     async def _record_by(
         self, deadline: float | None, job_id: str, seconds: float | None
     ) -> JobRecord:
-        """As `_record`; `WaitTimeout` where the backend does not answer until then."""
+        """Return the record as `_get_record` does.
+
+        `WaitTimeout` is raised when the backend does not answer before `deadline`.
+        """
         if deadline is None:
             return await self._get_record(job_id)
         time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
@@ -364,7 +417,8 @@ class Client:
         return self._batcher
 
     def _parse_options(self, options: EnqueueManyOptions) -> ParsedOptions:
-        """The options, checked, with what the running job hands on."""
+        """Return the validated options; tenant and correlation id default to those of the running
+        job."""
         current = CURRENT.get()
         if current is not None:
             for key, inherited in (
@@ -376,7 +430,7 @@ class Client:
         return parse_options(self._limits, **options) if options else NOTHING_PARSED
 
     def _make_job(self, job: AnyJob, terms: ParsedOptions, job_id: str | None = None) -> NewJob:
-        """A job as the backend takes it, with a new id. Hot: once for each job of a bulk
+        """Return a job in the backend's form, with a new id. Hot path: runs for each job of a bulk
         enqueue."""
         declaration = require_declaration(job)
         priority = terms.priority
@@ -394,7 +448,7 @@ class Client:
     def _make_jobs(
         self, jobs: Sequence[AnyJob], terms: ParsedOptions, start: int = 0
     ) -> list[NewJob]:
-        """Jobs as the backend takes them, of which the first is the one at `start` of its call."""
+        """Return jobs in the backend's form; the first one has the index `start` in its call."""
         new: list[NewJob] = []
         try:
             for job, job_id in zip(jobs, self._ids.make_many(len(jobs)), strict=True):
@@ -404,7 +458,8 @@ class Client:
         return new
 
     def _make_jobs_lazily(self, jobs: Sequence[AnyJob], terms: ParsedOptions) -> Sequence[NewJob]:
-        """Jobs as the backend takes them, made while it stores if it can do with that."""
+        """Return jobs in the backend's form, encoded while the backend stores them if it supports
+        that."""
         if terms.connection is not None or not self.backend.capabilities.lazy_batches:
             return self._make_jobs(jobs, terms)
         return LazyJobs(
@@ -450,7 +505,7 @@ class Client:
         return ids
 
     def _make_transaction(self, connection: object) -> Transaction:
-        """What a handler's own transaction is made of; see `Context.transaction`."""
+        """Return a transaction for a handler; see `Context.transaction`."""
         return self._require_transactions().transaction(
             None if connection is None else _to_caller_connection(connection)
         )
@@ -503,13 +558,13 @@ def _make_enqueueing(job: object, new: NewJob) -> Enqueueing:
 
 
 def _began(clock: Clock) -> float:
-    """When the call that runs began."""
+    """Return the monotonic time at which the current call began."""
     began = CALL_BEGAN.get()
     return clock.monotonic() if began is None else began
 
 
 def _describe_end(record: JobRecord) -> str | None:
-    """The reason, and the last error where there is one."""
+    """Return the reason why a job ended, with its last error if it failed with one."""
     error = record.error
     if record.state is not State.FAILED or error is None:
         return record.reason
