@@ -1,4 +1,4 @@
-"""Turns ticks into jobs: cron expressions, intervals, and schedulers that need no leader."""
+"""Schedules: cron expressions, intervals and one-off times that enqueue jobs, without a leader."""
 
 from nimburion.core.errors import ScheduleNotFound
 from nimburion.scheduler.scheduler import Scheduler

@@ -1,8 +1,8 @@
-"""What the backend's clock shows, as far as it is known here.
+"""Estimate the backend's clock on this host.
 
-The backend's time rules, because every scheduler and every due time has it in common. It is asked
-for before the first tick, every five minutes, and when the host's clock was set; in between it
-goes on with the host's monotonic clock, which nobody sets.
+Ticks follow the backend's clock, because all schedulers and all due times share it. The scheduler
+reads it before the first tick, every five minutes, and after the host's wall clock was set. In
+between, the estimate advances with the host's monotonic clock, which cannot be set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOUD = 5.0
 
 
 class BackendClock:
-    """The host's clock, corrected by the backend's."""
+    """The host's clock, corrected to the time of the backend."""
 
     def __init__(self, clock: Clock, backend: Lifecycle) -> None:
         self._clock = clock
@@ -29,17 +29,17 @@ class BackendClock:
         self._learned: float | None = None
         self._host_ahead = 0.0
         self._ahead = 0.0
-        """Seconds that the clock on the wall, the host's and the backend's, is ahead of the
-        monotonic one."""
+        """Seconds by which the corrected wall clock is ahead of the host's monotonic clock."""
 
     def now(self) -> float:
-        """The backend's time, epoch seconds; the host's until `learn` was called."""
+        """Return the estimated backend time in epoch seconds; the host's time before the first
+        `synchronize`."""
         if self._learned is None:
             return self._clock.now()
         return self._clock.monotonic() + self._ahead
 
     async def synchronize(self) -> None:
-        """Ask the backend for its time, where that is due. `BackendError`."""
+        """Read the backend's time when the last reading is out of date. Raises `BackendError`."""
         if not self._is_due():
             return
         sent = self._clock.now(), self._clock.monotonic()
@@ -49,7 +49,7 @@ class BackendClock:
         self._host_ahead = sent[0] - sent[1]
         off = told - (sent[0] + took / 2) if told else 0.0
         if abs(off) <= max(_NOTEWORTHY, took / 2):
-            off = 0.0  # the time that the answer took explains it: a handler may block the loop
+            off = 0.0  # within the round-trip time: a handler may have blocked the loop
         self._warn(off)
         self._ahead = self._host_ahead + off
         self._learned = answered

@@ -1,6 +1,6 @@
-"""A cron expression on a calendar without time zones: which minutes of which days.
+"""Evaluate cron expressions on a calendar without time zones.
 
-What clocks do when they change is none of its business: see `zones`.
+`timezones` handles clock changes such as daylight saving time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ MACROS = MappingProxyType(
 )
 
 _MONTHS_AHEAD = 12 * 41
-"""A leap day on a given weekday comes at most 40 years after the last (over 2100)."""
+"""Months to search ahead. A leap day on a given weekday recurs within 40 years, even across
+2100."""
 _EVERY_CALENDAR = range(2000, 2028)
-"""Years in which January begins on each weekday, with and without a leap day."""
+"""28 years in which January 1 falls on each weekday, in leap years and in common years."""
 
 
 class CronExpression:
-    """Five fields, or a macro such as `@daily`: minute, hour, day of month, month, day of week.
+    """Five fields (minute, hour, day of month, month, day of week) or a macro such as `@daily`.
 
-    As in Debian's cron, a day must fit both its fields where one of them begins with `*`, else
-    either.
+    As in Debian's cron, a day must match both day fields if one of them begins with `*`.
+    Otherwise it must match at least one of them. Raises `DefinitionError` for invalid text and for
+    days that do not exist, such as February 30.
 
     >>> CronExpression("30 9 * * MON-FRI").after(datetime(2026, 5, 1, 9, 30))
     datetime.datetime(2026, 5, 4, 9, 30)
@@ -50,7 +52,7 @@ class CronExpression:
         minute, hour, self._day, month, self._weekday = self.fields
         self._minutes, self._hours, self._months = minute.numbers, hour.numbers, month.numbers
         self.fixed: bool = not (minute.starred or hour.starred)
-        """Names times of day; otherwise it follows the passing of real time."""
+        """Whether the expression names times of day; otherwise it follows elapsed time."""
         self._both = self._day.starred or self._weekday.starred
         self._layouts: dict[tuple[int, int], tuple[int, ...]] = {}
         if not any(
@@ -60,7 +62,8 @@ class CronExpression:
             raise DefinitionError(f"cron expression {text!a}: {problem}")
 
     def next_after(self, local: datetime) -> datetime | None:
-        """The first time after `local`, both without a time zone; None: not before year 10000."""
+        """Return the first match after `local`; None if there is none before the year 10000.
+        Both times are without a time zone."""
         day = local.day
         if local.month in self._months and day in self._list_days(local.year, local.month):
             hour, minute = local.hour, local.minute
@@ -86,7 +89,8 @@ class CronExpression:
         return None
 
     def _list_days(self, year: int, month: int) -> tuple[int, ...]:
-        """The days of a month, in order; only 28 different months exist."""
+        """Return the matching days of a month in ascending order. Cached: there are only 28
+        month layouts."""
         layout = calendar.monthrange(year, month)
         days = self._layouts.get(layout)
         if days is None:
@@ -95,7 +99,7 @@ class CronExpression:
         return days
 
     def _matches_day(self, day: int, first_weekday: int, length: int) -> bool:
-        weekday = (first_weekday + day) % 7  # the first of the month is day 1, Sunday is 0
+        weekday = (first_weekday + day) % 7  # days count from 1; Sunday is 0
         in_month = self._matches_day_of_month(day, weekday, length)
         in_week = (
             weekday in self._weekday.numbers
@@ -135,7 +139,7 @@ def _parse_fields(text: str) -> tuple[CronField, ...]:
 
 
 def _suggest_macro(words: str) -> str:
-    """A hint where only that is missing."""
+    """Return a suggestion if the text is a macro without its `@`, else an empty string."""
     word = words.strip().lower()
     forgotten = f"@{word}" in MACROS or word.startswith("every ")
     return f"; did you mean @{word[:30]}?" if forgotten else ""

@@ -1,7 +1,6 @@
-"""The five fields of a cron expression: what may stand in each, and what it means.
+"""Parse the five fields of a cron expression.
 
-An error names the field by its place and its name, the column of what is wrong, and says what may
-stand there.
+An error names the field, its position, the column of the invalid part, and the allowed values.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import msgspec
 from nimburion.core.errors import DefinitionError
 
 LAST = -1
-"""As the number of a weekday in its month: the last one."""
+"""The value that stands for the last occurrence of a weekday in its month."""
 
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
@@ -24,14 +23,15 @@ _LAST_WEEKDAY = re.compile(r"([0-9]{1,4}|[A-Z]{3})L")
 
 
 class FieldKind(msgspec.Struct, frozen=True):
-    """One of the five: its name, its numbers, and words for some of them."""
+    """One of the five fields: its position, name, range of numbers and symbolic names."""
 
     place: int
     name: str
     least: int
     most: int
     words: tuple[str, ...] = ()
-    """The first stands for 1 in months, for 0 in weekdays."""
+    """Symbolic names in ascending order. The first one stands for `first_word`: 1 in months, 0
+    in weekdays."""
     first_word: int = 0
 
 
@@ -44,46 +44,48 @@ KINDS = (MINUTE, HOUR, DAY, MONTH, WEEKDAY)
 
 
 class FieldText(msgspec.Struct, frozen=True):
-    """A field in its expression, or a term of it; for messages."""
+    """A field of an expression, or one term of it, with its position for error messages."""
 
     kind: FieldKind
     text: str
     column: int
-    """Of its first character in the expression, from 1."""
+    """The column of the first character in the expression, counted from 1."""
 
     def make_error(self, problem: str) -> DefinitionError:
-        """The one form of all errors about a field."""
+        """Return a `DefinitionError` that names the field, the column and the text."""
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
         where = f"field {self.kind.place} ({self.kind.name}), column {self.column}"
         return DefinitionError(f"{where}, {shown!a}: {problem}")
 
 
 class CronField(msgspec.Struct, frozen=True):
-    """What one field lets through."""
+    """The values that one field matches."""
 
     spot: FieldText
     numbers: tuple[int, ...]
-    """In rising order; Sunday is 0."""
+    """The matching numbers in ascending order; Sunday is 0."""
     last_day: bool = False
-    """`L` among the days of the month."""
+    """Whether `L` is among the days: the last day of the month."""
     last_workday: bool = False
-    """`LW`: the last Monday to Friday of the month."""
+    """Whether `LW` is among the days: the last Monday to Friday of the month."""
     nth: frozenset[tuple[int, int]] = frozenset()
-    """`1#2`, the second Monday: (weekday, which); which is `LAST` for `1L`."""
+    """Pairs (weekday, occurrence in the month). `1#2` is the second Monday; `1L` has occurrence
+    `LAST`."""
 
     @property
     def text(self) -> str:
-        """As it stands in the expression, in capitals."""
+        """The text of the field, in capitals."""
         return self.spot.text
 
     @property
     def starred(self) -> bool:
-        """Whether it begins with `*`, which is what cron's rules turn on."""
+        """Whether the field begins with `*`, as the rules of cron distinguish."""
         return self.text.startswith("*")
 
 
 def parse_field(spot: FieldText) -> CronField:
-    """Read a field, in capitals. `DefinitionError` says where and what is allowed."""
+    """Parse a field in capitals. Raises `DefinitionError` with the position and the allowed
+    values."""
     numbers: set[int] = set()
     nth: set[tuple[int, int]] = set()
     specials: set[str] = set()
@@ -106,7 +108,7 @@ def parse_field(spot: FieldText) -> CronField:
 
 
 def _split_terms(spot: FieldText) -> Iterator[FieldText]:
-    """What stands between the commas."""
+    """Yield the terms between the commas."""
     column = spot.column
     for text in spot.text.split(","):
         yield FieldText(spot.kind, text, column)
@@ -114,7 +116,7 @@ def _split_terms(spot: FieldText) -> Iterator[FieldText]:
 
 
 def _parse_nth_weekday(term: FieldText) -> tuple[int, int] | None:
-    """`1#2`, `FRI#1`, `5L`; None for anything else."""
+    """Parse `1#2`, `FRI#1` or `5L`; return None for any other term."""
     if match := _LAST_WEEKDAY.fullmatch(term.text):
         return _parse_number(match[1], term) % 7, LAST
     if "#" not in term.text:
@@ -126,7 +128,7 @@ def _parse_nth_weekday(term: FieldText) -> tuple[int, int] | None:
 
 
 def _parse_range(term: FieldText) -> range:
-    """`*`, `7`, `1-5`, and each of them with `/step`."""
+    """Parse `*`, `7` or `1-5`, each with an optional `/step`."""
     kind = term.kind
     span, slash, step_text = term.text.partition("/")
     step = _parse_step(step_text, term) if slash else 1
@@ -140,14 +142,15 @@ def _parse_range(term: FieldText) -> range:
 
 
 def _find_highest(kind: FieldKind) -> int:
-    """7 is Sunday again: a step over the whole week must not meet it twice."""
+    """Return the highest number of a field. Weekdays end at 6: a step must not match Sunday as 0
+    and 7."""
     return 6 if kind is WEEKDAY else kind.most
 
 
 def _parse_range_end(first: int, last_text: str, term: FieldText) -> int:
     last = _parse_number(last_text, term)
     if term.kind is WEEKDAY and last == 0 and first > 0:
-        last = 7  # FRI-SUN
+        last = 7  # a range such as FRI-SUN
     if last < first:
         high, low = _find_highest(term.kind), term.kind.least
         raise term.make_error(f"the range runs backwards; write {first}-{high},{low}-{last}")

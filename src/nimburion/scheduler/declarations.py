@@ -1,4 +1,4 @@
-"""What an application says of a schedule, checked, and made ready to be stored."""
+"""Validate the schedules that an application declares and build their stored form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from nimburion.scheduler.spec import LONGEST_NAME, Misfire, ScheduleSpec
 from nimburion.scheduler.triggers import When, parse_trigger, to_epoch
 
 Compute = Callable[[datetime], AnyJob]
-"""Makes the job of a tick from its nominal time, which stands in the schedule's time zone."""
+"""A function that returns the job of a tick. Its argument is the nominal time in the time zone
+of the schedule."""
 Template = AnyJob | Compute
 _JOB_OPTIONS = frozenset(
     {"queue", "priority", "headers", "tenant", "correlation_id", "max_retries", "timeout",
@@ -33,12 +34,13 @@ _JOB_OPTIONS = frozenset(
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """What may be said of a schedule, beside when and what."""
+    """Options of a schedule, besides its trigger and its job. Durations are seconds or a
+    timedelta."""
 
     name: str | None
-    """How it is known in the backend, 1 to 100 characters; the job's name unless given."""
+    """Name in the backend, 1 to 100 characters; default: the name of the job."""
     timezone: str | None
-    """An IANA name, like `Europe/Rome`; the scheduler's unless given."""
+    """IANA time zone, such as `Europe/Rome`; default: the scheduler's time zone."""
     queue: str | None
     priority: int | None
     headers: dict[str, str] | None
@@ -47,43 +49,44 @@ class ScheduleOptions(TypedDict, total=False):
     max_retries: int | None
     timeout: float | timedelta | None
     unique_key: str | None
-    """A tick whose key is held makes no job."""
+    """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
     jitter: float | timedelta
-    """The job is due up to so many seconds after its tick; the same for whoever fires it."""
+    """Delay the job by up to this many seconds; every scheduler computes the same delay for a
+    tick."""
     start: datetime | None
-    """No tick before; an interval is counted from it."""
+    """Earliest time of a tick. Intervals are counted from it."""
     end: datetime | None
-    """No tick from then on."""
+    """End of the ticks, exclusive."""
     misfire: Misfire
-    """`fire_once` (default), `skip` or `catch_up`."""
+    """Policy for missed ticks: `fire_once` (default), `skip` or `catch_up`."""
     misfire_grace: float | timedelta
-    """A tick later than so many seconds was missed; 60."""
+    """A tick is missed when it is later than this many seconds; default 60."""
     catch_up_window: float | timedelta
-    """`catch_up` goes back so many seconds; a day."""
+    """Maximum age in seconds of ticks that `catch_up` fires; default one day."""
     overlap: Overlap
-    """While the schedule's previous job is unfinished: `allow` (default), `skip`, `queue_one`,
-    `cancel_previous`."""
+    """Policy while the previous job of the schedule is unfinished: `allow` (default), `skip`,
+    `queue_one` or `cancel_previous`."""
     enabled: bool
-    """False: declared, and not fired."""
+    """False: the schedule is declared but never fires."""
 
 
 _OPTIONS = _JOB_OPTIONS | ScheduleOptions.__annotations__.keys()
 
 
 class DeclaredSchedule(msgspec.Struct, frozen=True):
-    """One schedule of an application."""
+    """One validated schedule of an application."""
 
     name: str
     spec: ScheduleSpec
     compute: Compute | None = None
     options: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Of the jobs that are computed."""
+    """Enqueue options for computed jobs."""
 
 
 def declare_schedule(
     client: Client, when: When, template: object, timezone: str, options: ScheduleOptions
 ) -> DeclaredSchedule:
-    """A schedule, checked. `DefinitionError` names what cannot be."""
+    """Validate a schedule and return it. Raises `DefinitionError` that names the invalid option."""
     unknown = describe_unknown("option", options, _OPTIONS)
     if unknown is not None:
         raise DefinitionError(unknown)
@@ -115,7 +118,7 @@ def make_spec(
     overlap: Overlap = "allow",
     enabled: bool = True,
 ) -> ScheduleSpec:
-    """The schedule as it is stored. `job` None: its jobs are computed."""
+    """Return the stored form of a schedule. `job` is None if a function computes the jobs."""
     zone = timezone or default_zone
     begin = None if start is None else to_epoch("start", start)
     trigger = parse_trigger(when, find_zone(zone), begin or 0)
@@ -136,7 +139,8 @@ def make_spec(
 
 
 def set_job(spec: ScheduleSpec, job: NewJob) -> ScheduleSpec:
-    """The schedule, with this job at each tick."""
+    """Return a copy of the schedule that enqueues `job` at each tick. Raises `DefinitionError`
+    if its payload is not UTF-8."""
     try:
         payload = job.payload.decode()
     except UnicodeDecodeError:
@@ -152,7 +156,8 @@ def set_job(spec: ScheduleSpec, job: NewJob) -> ScheduleSpec:
 
 
 def check_schedule_name(name: object) -> str:
-    """A name of a schedule; `DefinitionError` says what is allowed."""
+    """Return `name` if it is a valid schedule name. Raises `DefinitionError` with the allowed
+    form."""
     if isinstance(name, str) and len(name) <= LONGEST_NAME and NAME_PATTERN.fullmatch(name):
         return name
     shown = ascii(name) if len(str(name)) <= LONGEST_NAME else f"{len(str(name))} characters"
@@ -163,13 +168,13 @@ def check_schedule_name(name: object) -> str:
 
 
 def _find_compute(template: object) -> Compute | None:
-    """The function that computes jobs; None where the template is a job."""
+    """Return the function that computes jobs; None if the template is a job."""
     is_job = isinstance(template, JobFunction | type) or find_declaration(template) is not None
     return cast("Compute", template) if callable(template) and not is_job else None
 
 
 def _find_job(template: object) -> Any:  # noqa: ANN401 (prepare says what is no job)
-    """A job; a class or function of jobs stands for one without arguments."""
+    """Return the job of a template. A job class or function stands for a job without arguments."""
     if isinstance(template, JobFunction):
         return template.job()
     if isinstance(template, type) and issubclass(template, Job):
@@ -201,7 +206,8 @@ def _parse_choice(what: str, value: Any, allowed: tuple[str, ...]) -> Any:  # no
 
 
 def declare_task(client: Client, task: TaskSettings, timezone: str) -> DeclaredSchedule:
-    """A task as a schedule. `DefinitionError` names the task and what cannot be."""
+    """Build a schedule from a configured task. Raises `DefinitionError` that names the task and
+    the cause."""
     try:
         job = make_raw_job(client, task.job_name, task.queue, task.payload, task.priority)
         spec = make_spec(
@@ -220,7 +226,7 @@ def declare_task(client: Client, task: TaskSettings, timezone: str) -> DeclaredS
 
 
 def make_raw_job(client: Client, name: str, queue: str, payload: str, priority: int) -> NewJob:
-    """A job by name, where its class or function is not at hand; `InvalidJob`."""
+    """Build a job from a name and JSON text, without its class or function. Raises `InvalidJob`."""
     try:
         found = json.loads(payload)
     except (ValueError, RecursionError) as error:

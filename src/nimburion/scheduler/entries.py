@@ -1,4 +1,4 @@
-"""What one scheduler fires: its entries, and which of them is next."""
+"""The schedules that one scheduler fires, ordered by their next tick."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger("nimburion.scheduler")
 
 
 class ScheduleEntry:
-    """A schedule as it was read, and what has become of it since."""
+    """A schedule as last read from the backend, and the ticks decided since."""
 
     __slots__ = ("base", "due", "guessed", "last_tick", "name", "record", "spec", "table")
 
@@ -24,11 +24,11 @@ class ScheduleEntry:
         self.spec: ScheduleSpec = spec
         self.table: Timetable = table
         self.guessed: bool = False
-        """Somebody else decided the last tick; that `last_tick` is theirs is a guess."""
+        """Whether `last_tick` is a guess, because another scheduler decided the last tick."""
         self.update(record)
 
     def update(self, record: ScheduleRecord) -> None:
-        """Take over what the backend says."""
+        """Update the entry from a record of the backend."""
         self.record: ScheduleRecord = record
         self.last_tick: float | None = record.last_tick
         self.base: float = max(record.last_tick or 0.0, self.spec.since)
@@ -37,21 +37,22 @@ class ScheduleEntry:
         self.due: int | None = None if rests else self.table.next_after(self.base)
 
     def decide(self, tick: int, *, guessed: bool = False) -> None:
-        """A tick was decided."""
+        """Record that `tick` was decided."""
         self.last_tick, self.guessed = tick, guessed
         self.skip_until(tick)
 
     def skip_until(self, instant: float) -> None:
-        """No tick up to then is fired here; the backend does not hear of it."""
+        """Skip all ticks up to `instant` in this process; the backend is not updated."""
         self.base = instant
         self.due = self.table.next_after(instant)
 
     def suspend(self) -> None:
-        """Fire nothing until it is read again."""
+        """Fire no tick until the next `update`."""
         self.due = None
 
     def tick_at(self, now: float) -> int | None:
-        """The tick to decide now; those that the policy passes by are behind it afterwards."""
+        """Return the tick to decide now; None if there is none. Ticks that the misfire policy
+        drops are skipped."""
         tick = find_due_tick(self.table, self.spec, self.base, now)
         if tick is None:
             self.skip_until(max(self.base, now - self.spec.grace))
@@ -59,14 +60,14 @@ class ScheduleEntry:
 
 
 class ScheduleEntries:
-    """Entries by name, and in the order in which they are due."""
+    """Entries by name, and a heap of them by due time."""
 
     def __init__(self) -> None:
         self.entries: dict[str, ScheduleEntry] = {}
         self._line: list[tuple[int, str]] = []
 
     def update(self, records: list[ScheduleRecord]) -> None:
-        """Become what these say; what has not changed is not looked at twice."""
+        """Replace the entries by these records; unchanged records keep their entries."""
         known, self.entries = self.entries, {}
         for record in records:
             entry = known.get(record.name)
@@ -81,7 +82,7 @@ class ScheduleEntries:
 
     @property
     def next_due(self) -> int | None:
-        """When the next tick is; None: there is none."""
+        """Time of the next tick in epoch seconds; None if there is none."""
         while self._line:
             due, name = self._line[0]
             entry = self.entries.get(name)
@@ -91,18 +92,20 @@ class ScheduleEntries:
         return None
 
     def take_due(self, now: float) -> Iterator[ScheduleEntry]:
-        """Take out what is due, in order; whoever takes it puts it back."""
+        """Yield the due entries in order and remove them from the heap. The caller calls
+        `put_back` for each one."""
         while (due := self.next_due) is not None and due <= now:
             yield self.entries[heappop(self._line)[1]]
 
     def put_back(self, entry: ScheduleEntry) -> None:
-        """An entry that was taken out, with its next tick."""
+        """Return an entry to the heap under its next tick."""
         if entry.due is not None and self.entries.get(entry.name) is entry:
             heappush(self._line, (entry.due, entry.name))
 
 
 def _make_entry(record: ScheduleRecord, before: ScheduleEntry | None) -> ScheduleEntry | None:
-    """An entry; one that was only said again keeps its timetable, which is dear to make."""
+    """Build an entry; None if this version cannot read the record. An unchanged timetable is
+    kept, because it is expensive to build."""
     try:
         spec = parse_spec(record.spec)
         same = before is not None and before.spec.timing == spec.timing
@@ -113,11 +116,11 @@ def _make_entry(record: ScheduleRecord, before: ScheduleEntry | None) -> Schedul
 
 
 def find_due_tick(table: Timetable, spec: ScheduleSpec, base: float, now: float) -> int | None:
-    """The first tick after `base` that fires now; None: none does.
+    """Return the first tick after `base` that fires at `now`; None if there is none.
 
-    Ticks that are at most `grace` seconds late are fired one by one, whatever the policy. Of those
-    that are later, `skip` fires none, `fire_once` the latest, `catch_up` all that are at most
-    `window` seconds late.
+    Ticks that are at most `grace` seconds late fire one by one under every policy. Of later ticks,
+    `skip` fires none, `fire_once` the latest, and `catch_up` all that are at most `window` seconds
+    late.
     """
     missed_until = max(base, now - spec.grace)
     if spec.misfire == "catch_up":

@@ -1,8 +1,8 @@
-"""Saying in the backend what is declared in code, again and again, and forgetting what nobody says.
+"""Register the declared schedules in the backend, renew them, and delete abandoned ones.
 
-A schedule is active while somebody who declares it says so; the record tells until when that
-holds. The newest declaration counts: who starts puts its own; afterwards it follows what others
-put.
+A schedule is active while a running scheduler renews its declaration before `declared_until`. The
+newest declaration counts: a scheduler writes its own when it starts. Afterwards it renews whatever
+declaration is stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nimburion.scheduler.spec import ScheduleSpec, parse_spec
 _log = logging.getLogger("nimburion.scheduler")
 
 KEPT = 30 * 86_400.0
-"""Seconds for which a schedule that nobody declares any more is kept."""
+"""Seconds for which a schedule is kept after its last declaration expired."""
 
 _TURN = 60.0
 _TURN_PER_SCHEDULE = 0.05
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class ScheduleRegistration:
-    """Keeps the records of one application's schedules."""
+    """Writes and renews the schedule records of one application."""
 
     def __init__(
         self, backend: ScheduleCases, owner: str, declared: Mapping[str, DeclaredSchedule]
@@ -49,11 +49,13 @@ class ScheduleRegistration:
         self._read: dict[str, tuple[bytes | None, ScheduleSpec | None]] = {}
 
     def begin(self) -> None:
-        """From now on what this code says is the newest word."""
+        """Treat this code's declarations as the newest: the next `write_changes` writes those
+        that differ."""
         self._said.clear()
 
     async def write_changes(self, records: list[ScheduleRecord], now: float) -> bool:
-        """Put what must be put, delete what is over; whether anything was."""
+        """Write new, changed and expiring records and delete abandoned ones. Return whether
+        anything was written."""
         kept = {record.name: record for record in records}
         to_put = self._find_changed(kept, now)
         over = [record.name for record in records if self._is_over(record, now)]
@@ -65,8 +67,8 @@ class ScheduleRegistration:
         return bool(to_put or over)
 
     def _find_changed(self, kept: Mapping[str, ScheduleRecord], now: float) -> list[ScheduleRecord]:
-        """What is new or was changed, and some of what must be said again: the ticks that are due
-        wait meanwhile."""
+        """Return all new and changed records and a limited number of renewals: due ticks wait
+        meanwhile."""
         turn = max(_TURN, _TURN_PER_SCHEDULE * len(self._declared))
         until = now + _TURNS * turn
         news: list[ScheduleRecord] = []
@@ -88,7 +90,8 @@ class ScheduleRegistration:
         return news + [record for _, record in again[:_AGAIN_AT_ONCE]]
 
     def _belongs_to_another(self, kept: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
-        """Whether another application declares it now: its name is taken."""
+        """Return whether another application declares this name now. Logs an error once per
+        name."""
         taken = kept.owner not in {"", self._owner} and (spec.declared_until or 0.0) > now
         if taken and kept.name not in self._refused:
             self._refused.add(kept.name)
@@ -106,7 +109,7 @@ class ScheduleRegistration:
         return record.name not in self._declared and spec is not None and is_over(record, spec, now)
 
     def _parse_spec(self, record: ScheduleRecord) -> ScheduleSpec | None:
-        """None: this version cannot read it. What has not changed is not read twice."""
+        """Decode a record, cached by its bytes; None if this version cannot read it."""
         encoded, spec = self._read.get(record.name, (None, None))
         if encoded != record.spec:
             try:
@@ -124,13 +127,13 @@ class ScheduleRegistration:
 
 
 async def run_in_groups(action: Callable[[T], Awaitable[object]], subjects: Sequence[T]) -> None:
-    """Do it to all of them, some at once: stores write them together."""
+    """Run `action` on all subjects, up to 64 at a time: backends batch concurrent writes."""
     for first in range(0, len(subjects), _AT_ONCE):
         await asyncio.gather(*map(action, subjects[first : first + _AT_ONCE]))
 
 
 def is_over(record: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
-    """Whether nobody has declared it for 30 days, or its last tick was so long ago."""
+    """Return whether the declaration expired, or the last possible tick was, over 30 days ago."""
     if spec.declared_until is not None:
         return spec.declared_until < now - KEPT
     last = max(record.last_tick or 0.0, spec.since)
@@ -138,5 +141,5 @@ def is_over(record: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
         return False
     try:
         return spec.timetable().next_after(last) is None
-    except DefinitionError:  # another version wrote it, and knows what it means
+    except DefinitionError:  # written by another version, which can read it
         return False

@@ -1,4 +1,4 @@
-"""Turns ticks into jobs. Any number of these may run: each tick makes one job, and none is led."""
+"""The scheduler: enqueues one job per tick. Any number may run, and no leader is needed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from nimburion.scheduler.ticker import Ticker
 from nimburion.scheduler.triggers import When
 
 _REFRESH_INTERVAL = 5.0
-"""Seconds between two looks at what is in the backend."""
+"""Seconds between two reads of the schedules."""
 _IDLE_REFRESH_INTERVAL = 15.0
-"""The same, where there is no schedule at all."""
+"""Seconds between two reads while there is no schedule."""
 _SOON = 0.5
-"""The same, where others are ahead of us."""
+"""Seconds until the next read after other schedulers decided several ticks first."""
 _AT_ONCE = 64
 _AFTER_ERROR = 1.0
 
@@ -40,15 +40,16 @@ Decorated = TypeVar("Decorated")
 
 
 class Scheduler(Service):
-    """Fires the schedules that are declared here, and those that were added by hand.
+    """Fires the schedules that this process declares, and those that were added by hand.
 
     ```python
     scheduler = Scheduler(processor)
     scheduler.schedule("0 2 * * *", DailyReport(), timezone="Europe/Rome")
     ```
 
-    It starts and stops with the processor's worker, or by `start` and `stop`. Schedules that name
-    no time zone are in `timezone` (UTC). With `in_workers=False` only `start` starts it.
+    The scheduler starts and stops with the worker of the processor, or by `start` and `stop`. With
+    `in_workers=False`, only `start` starts it. `timezone` applies to schedules that name no time
+    zone; the default is UTC.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Scheduler(Service):
         self.processor: Processor = processor
         self.timezone: str = find_zone(timezone).key
         self.schedules: Schedules = Schedules(processor, timezone)
-        """All schedules of the backend: list, add, pause, remove them."""
+        """All schedules of the backend: list, add, pause and remove them."""
         self._declared: dict[str, DeclaredSchedule] = {}
         self._time = BackendClock(processor.clock, processor.backend)
         self._firing = Ticker(processor, self._declared, self._time)
@@ -72,13 +73,13 @@ class Scheduler(Service):
 
     @classmethod
     def from_config(cls, processor: Processor, config: Config) -> Scheduler:
-        """A scheduler as configured: with the time zone and the tasks of its section."""
+        """Create a scheduler with the time zone and the tasks of the configuration."""
         settings = config.scheduler
         scheduler = cls(processor, timezone=settings.timezone, in_workers=settings.enabled)
         scheduler.add_tasks(settings)
         return scheduler
 
-    # What it fires
+    # Declaring
 
     @overload
     def schedule(self, when: When, job: Template, /, **options: Unpack[ScheduleOptions]) -> str: ...
@@ -89,12 +90,13 @@ class Scheduler(Service):
     def schedule(
         self, when: When, job: object = None, /, **options: Unpack[ScheduleOptions]
     ) -> object:
-        """Enqueue `job` at each tick; the schedule's name. Without `job`: a decorator.
+        """Enqueue `job` at each tick and return the name of the schedule. Without `job`: a
+        decorator.
 
-        `when` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job`
-        is a job, a class or function of jobs without arguments, or a function that makes the job
-        from the nominal time. `DefinitionError` says what cannot be, and where; also for a name
-        that is taken here, or when it runs already.
+        `when` is a cron expression, `"@every 5m"`, a timedelta, or a datetime (once). `job` is a
+        job, a job class or function that needs no arguments, or a function that returns the job for
+        a nominal time. Raises `DefinitionError` for invalid values, for a name that is already
+        declared here, and while the scheduler runs.
         """
         if job is None:
             return partial(self._decorate, when, options)
@@ -102,8 +104,8 @@ class Scheduler(Service):
         return self._declare(own)
 
     def add_tasks(self, settings: SchedulerSettings) -> None:
-        """Declare the tasks of the configuration, but for those whose names are taken here: the
-        code has declared them already."""
+        """Declare the tasks of the configuration. Tasks whose names are already declared in code
+        are skipped."""
         for task in settings.tasks:
             if task.name in self._declared:
                 continue
@@ -111,13 +113,14 @@ class Scheduler(Service):
 
     @property
     def names(self) -> list[str]:
-        """The schedules that are declared here."""
+        """The names of the schedules that this process declares."""
         return list(self._declared)
 
-    # Coming and going
+    # Lifecycle
 
     async def start(self) -> None:
-        """Begin to fire in the background of this loop; returns at once. Repeatable."""
+        """Start to fire in the background of this event loop. Does nothing if the scheduler runs
+        already."""
         if self.running:
             return
         await self.processor.open()
@@ -127,7 +130,8 @@ class Scheduler(Service):
         await super().start()
 
     async def run(self) -> None:
-        """Fire until `stop` is called. A backend that does not answer is asked again."""
+        """Fire due ticks until `stop` is called. If the backend is unreachable, retry after 1
+        second."""
         while not self.stopping.is_set():
             try:
                 await self.fire_due()
@@ -144,8 +148,8 @@ class Scheduler(Service):
     # Firing
 
     async def fire_due(self) -> int:
-        """Decide every tick that is due, here and now; how many this process decided. For tests:
-        nothing runs between two calls."""
+        """Decide every due tick now; return the number that this process decided. Useful in
+        tests: nothing runs in the background."""
         await self._refresh()
         decided = 0
         while due := self._take_due(_AT_ONCE):
@@ -157,7 +161,8 @@ class Scheduler(Service):
 
     @property
     def next_due(self) -> int | None:
-        """When the next tick of all is, epoch seconds, as of the last look at the backend."""
+        """Time of the next tick of all schedules in epoch seconds, as of the last read; None if
+        there is none."""
         return self._roster.next_due
 
     def _take_due(self, most: int) -> list[ScheduleEntry]:
@@ -165,7 +170,7 @@ class Scheduler(Service):
         return [entry for _, entry in zip(range(most), due, strict=False)]
 
     async def _refresh(self) -> None:
-        """Read what is in the backend, when it is time to."""
+        """Read the schedules from the backend if the refresh interval has passed."""
         now = self.clock.monotonic()
         if self._looked is not None and now - self._looked < self._choose_refresh_interval:
             return
@@ -186,7 +191,7 @@ class Scheduler(Service):
         )
 
     def _is_ours(self, record: ScheduleRecord) -> bool:
-        """Declared here, or added by hand."""
+        """Return whether a schedule is declared here or was added by hand."""
         if record.owner:
             return record.name in self._declared and (record.owner == self.processor.settings.owner)
         return True
@@ -201,7 +206,7 @@ class Scheduler(Service):
         if wait > 0:
             await wait_for_first(self.clock.sleep(wait), self.stopping.wait())
 
-    # Declaring
+    # Internals of declaring
 
     def _decorate(self, when: When, options: ScheduleOptions, template: Decorated) -> Decorated:
         self.schedule(when, cast("Template", template), **options)
@@ -229,7 +234,7 @@ class Scheduler(Service):
 
 
 def _count_decided(results: Iterable[bool | BaseException]) -> int:
-    """How many ticks were decided; the first error is raised once all have ended."""
+    """Return the number of decided ticks. Raises the first error after all of them have ended."""
     decided = 0
     for result in results:
         if isinstance(result, BaseException):

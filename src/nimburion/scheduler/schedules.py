@@ -1,4 +1,4 @@
-"""All schedules of a backend: read them, add some by hand, pause, resume, remove, run now."""
+"""Read, add, pause, resume, remove and run the schedules of a backend."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from nimburion.scheduler.spec import (
 from nimburion.scheduler.triggers import When, explain_trigger
 
 Condition = Literal["active", "paused", "disabled", "inactive", "over", "unreadable"]
-"""`disabled`: its code says `enabled=False`. `inactive`: nobody who runs declares it. `over`: no
-tick is left. `unreadable`: of another version of nimburion."""
+"""Condition of a schedule. `disabled`: the code declares `enabled=False`. `inactive`: no running
+scheduler declares it. `over`: no tick remains. `unreadable`: written by another version of
+nimburion."""
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One schedule, as read. Times are epoch seconds."""
+    """A schedule as read from the backend. Times are epoch seconds."""
 
     name: str
     condition: Condition
@@ -40,21 +41,21 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     explanation: str
     timezone: str
     owner: str
-    """The application that declares it; empty: added by hand."""
+    """The application that declares it; empty if it was added by hand."""
     job: str
-    """Empty where the job is computed."""
+    """The name of the job; empty if a function computes the job."""
     queue: str
     next_ticks: list[int]
     last_tick: float | None
     last_job: str | None
     last_state: State | None = None
-    """How the last job stands; None: there was none, or it is forgotten."""
+    """State of the last job; None if there was none or its record was pruned."""
     misfire: str
     overlap: str
 
 
 class Schedules:
-    """The schedules of a client's store, whoever declared them."""
+    """All schedules in a client's backend, declared in code or added by hand."""
 
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
@@ -62,12 +63,12 @@ class Schedules:
         self._time = BackendClock(client.clock, client.backend)
 
     async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
-        """All of them, by name, with so many coming ticks."""
+        """Return all schedules by name, each with its next `ticks` ticks."""
         records = await self._client.backend.list_schedules()
         return [await self._describe(record, ticks) for record in records]
 
     async def get(self, name: str, ticks: int = 5) -> ScheduleInfo:
-        """One of them. `ScheduleNotFound`."""
+        """Return one schedule with its next `ticks` ticks. Raises `ScheduleNotFound`."""
         return await self._describe(await self._get_record(name), ticks)
 
     async def add(
@@ -81,9 +82,13 @@ class Schedules:
         priority: int = 5,
         **options: Any,
     ) -> ScheduleInfo:
-        """Add a schedule by hand, or change one that was added by hand. Every scheduler of the
-        store fires it. `options` are `timezone`, `misfire`, `overlap`, `jitter`, `start`, `end` and
-        so on. `DefinitionError` for what cannot be, and for a name that code declares."""
+        """Add a schedule by hand, or replace one that was added by hand.
+
+        Every scheduler of the backend fires it. `options` are `timezone`, `misfire`,
+        `misfire_grace`, `catch_up_window`, `overlap`, `jitter`, `start`, `end` and `enabled`.
+        Raises `DefinitionError` for invalid values, for a schedule without a future tick, and for a
+        name that code declares.
+        """
         job = make_raw_job(self._client, job_name, queue, payload, priority)
         spec = make_spec(when, self._timezone, job, **options)
         kept = await self._find_record(check_schedule_name(name))
@@ -96,12 +101,13 @@ class Schedules:
         return await self.get(name)
 
     async def pause(self, name: str) -> None:
-        """Fire no tick until it is resumed. `ScheduleNotFound`."""
+        """Fire no tick until `resume`. Raises `ScheduleNotFound`."""
         if not await self._client.backend.pause_schedule(name, paused=True):
             raise ScheduleNotFound(name)
 
     async def resume(self, name: str) -> None:
-        """Fire its ticks from now on; those of the pause are not made up. `ScheduleNotFound`."""
+        """Fire ticks from now on; ticks missed during the pause do not fire. Raises
+        `ScheduleNotFound`."""
         record = await self._get_record(name)
         if record.paused:
             put = msgspec.structs.replace(
@@ -111,8 +117,8 @@ class Schedules:
             await self._client.backend.pause_schedule(name, paused=False)
 
     async def remove(self, name: str) -> None:
-        """Forget it. `DefinitionError` while code that runs declares it: it would come back.
-        `ScheduleNotFound`."""
+        """Delete a schedule. Raises `ScheduleNotFound`, and `DefinitionError` while running code
+        declares it: a scheduler would write it again."""
         record = await self._get_record(name)
         if record.owner and _choose_condition(record, self._read_now()) not in {
             "inactive",
@@ -125,8 +131,8 @@ class Schedules:
         await self._client.backend.delete_schedule(name)
 
     async def run_now(self, name: str) -> str:
-        """Enqueue its job here and now, beside its ticks; the job's id. `ScheduleNotFound`;
-        `DefinitionError` where the job is computed."""
+        """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
+        Raises `ScheduleNotFound`, and `DefinitionError` if a function computes the job."""
         spec = parse_spec((await self._get_record(name)).spec)
         if spec.payload is None:
             raise DefinitionError(f"the job of {name!r} is computed by its code, not known here")
@@ -135,13 +141,14 @@ class Schedules:
         return job.id
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
-        """Its latest jobs that are kept, newest first. `ScheduleNotFound`."""
+        """Return up to `limit` stored jobs of a schedule, newest first. Raises
+        `ScheduleNotFound`."""
         record = await self._get_record(name)
         return await list_schedule_jobs(
             self._client.backend, record, parse_spec(record.spec), limit
         )
 
-    # Inside
+    # Internals
 
     def _read_now(self) -> float:
         return self._time.now()
@@ -157,7 +164,7 @@ class Schedules:
         return record
 
     async def _start_now(self, spec: ScheduleSpec) -> bytes:
-        """The schedule as it is stored; ticks up to now, by the backend's clock, are none of it."""
+        """Encode a schedule that excludes all ticks up to now by the clock of the backend."""
         await self._time.synchronize()
         return msgspec.structs.replace(spec, since=self._read_now()).encode()
 
@@ -207,7 +214,7 @@ def _make_info(record: ScheduleRecord, now: float, ticks: int, state: State | No
 
 
 def list_next_ticks(spec: ScheduleSpec, after: float, count: int) -> list[int]:
-    """The next ticks of a schedule."""
+    """Return the next `count` ticks of a schedule after `after`."""
     ticks: Iterable[int] = spec.timetable().iterate_between(after, float("inf"))
     return [tick for tick, _ in zip(ticks, range(count), strict=False)]
 
@@ -241,11 +248,11 @@ _MAX_SCANNED = 20_000
 async def list_schedule_jobs(
     backend: Inspecting, record: ScheduleRecord, spec: ScheduleSpec, limit: int
 ) -> list[JobRecord]:
-    """Its latest jobs, newest first.
+    """Return up to `limit` latest jobs of a schedule, newest first.
 
-    Those of its ticks are found by their ids, however many others there are. Those that `run_now`
-    made, and those of ticks before its last change, are looked for among the latest 20,000 jobs of
-    that name.
+    Jobs of ticks are found by their ids, independent of the number of other jobs. Jobs of
+    `run_now`, and of ticks before the last change of the schedule, are searched among the latest
+    20,000 jobs with that name.
     """
     found: dict[str, JobRecord] = {}
     looked_at = 0
@@ -263,10 +270,10 @@ async def list_schedule_jobs(
 async def _iterate_tick_jobs(
     backend: Inspecting, record: ScheduleRecord, spec: ScheduleSpec, limit: int
 ) -> AsyncIterator[JobRecord]:
-    """The jobs of its last so many ticks."""
+    """Yield the stored jobs of the last `limit` ticks."""
     try:
         table = spec.timetable()
-    except DefinitionError:  # another version wrote it
+    except DefinitionError:  # written by another version
         return
     ticks = table.list_last(limit, record.last_tick or 0.0)
     ids = [make_job_id(record.name, tick) for tick in ticks]

@@ -1,4 +1,4 @@
-"""A schedule as it is stored: JSON that every version reads, and the times that come of it."""
+"""The stored form of a schedule: JSON that every version reads, and the ids of its jobs."""
 
 from __future__ import annotations
 
@@ -15,62 +15,63 @@ from nimburion.core.timezones import find_zone
 from nimburion.scheduler.triggers import Timetable, parse_trigger
 
 Misfire = Literal["skip", "fire_once", "catch_up"]
-"""What becomes of ticks that were missed."""
+"""Policies for missed ticks."""
 
 NAME_HEADER = "nimburion-schedule"
 TICK_HEADER = "nimburion-tick"
 LONGEST_NAME = 100
-"""A name and a time make the id of a job."""
+"""Longest name of a schedule. The id of a job consists of the name and the time of the tick."""
 
 
 class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """When, what, and by which rules."""
+    """The trigger, the job and the options of a schedule."""
 
     trigger: str
     job: str
     timezone: str = "UTC"
     queue: str = "default"
     payload: str | None = None
-    """A JSON object; None: it is computed, by those who declare the schedule."""
+    """Payload as a JSON object; None if the declaring application computes the job."""
     priority: int = 5
     options: JobOptions = NO_JOB_OPTIONS
     jitter: float = 0.0
-    """The job is due up to so many seconds after its tick."""
+    """Maximum delay of the job after its tick, in seconds."""
     start: int | None = None
     end: int | None = None
-    """Ticks from `start` on and before `end`, epoch seconds."""
+    """Ticks are at or after `start` and before `end`, in epoch seconds."""
     misfire: Misfire = "fire_once"
     grace: float = 60.0
-    """A tick that is later than so many seconds was missed."""
+    """Seconds after which a tick counts as missed."""
     window: float = 86_400.0
-    """`catch_up` goes back so many seconds."""
+    """Maximum age in seconds of ticks that `catch_up` fires."""
     overlap: Overlap = "allow"
     enabled: bool = True
     since: float = 0.0
-    """Ticks up to then are none of this schedule's: it was made, changed or resumed then."""
+    """Ticks up to this time do not fire: the schedule was created, changed or resumed then."""
     declared_until: float | None = None
-    """Whoever declares it in code says so again before then; None: it was made by hand."""
+    """Time until which the declaration in code is valid; schedulers renew it. None if added by
+    hand."""
 
     def body(self) -> ScheduleSpec:
-        """What was declared, without the times at which it was."""
+        """Return the declaration without the times of registration."""
         return msgspec.structs.replace(self, since=0.0, declared_until=None)
 
     @property
     def timing(self) -> tuple[str, str, int | None, int | None]:
-        """What its timetable is made of."""
+        """The fields that determine the timetable."""
         return self.trigger, self.timezone, self.start, self.end
 
     def timetable(self) -> Timetable:
-        """When it ticks. `DefinitionError` for a trigger or a time zone that cannot be."""
+        """Build the timetable. Raises `DefinitionError` for an invalid trigger or time zone."""
         trigger = parse_trigger(self.trigger, find_zone(self.timezone), self.start or 0)
         return Timetable(trigger, self.start, self.end)
 
     def encode(self) -> bytes:
-        """The JSON that is stored."""
+        """Return the stored JSON."""
         return msgspec.json.encode(self)
 
     def make_job(self, name: str, tick: int) -> NewJob:
-        """The job of a tick, of a schedule whose arguments are not computed."""
+        """Return the job of a tick. Only for schedules whose job is not computed."""
         job = NewJob(
             make_job_id(name, tick), self.job, self.queue, (self.payload or "{}").encode(),
             self.priority, options=self.options,
@@ -79,7 +80,7 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 def parse_spec(encoded: bytes) -> ScheduleSpec:
-    """What is stored. `DefinitionError` where this version cannot read it."""
+    """Decode a stored schedule. Raises `DefinitionError` if this version cannot read it."""
     try:
         return msgspec.json.decode(encoded, type=ScheduleSpec)
     except msgspec.MsgspecError as error:
@@ -87,7 +88,7 @@ def parse_spec(encoded: bytes) -> ScheduleSpec:
 
 
 def bind_to_tick(job: NewJob, name: str, tick: int, jitter: float) -> NewJob:
-    """A job as the job of this tick: its id, its time, and where it comes from."""
+    """Return a copy of `job` with the id, the due time and the headers of a tick."""
     headers = {**job.options.headers, NAME_HEADER: name, TICK_HEADER: format_time(tick)}
     return msgspec.structs.replace(
         job,
@@ -98,7 +99,7 @@ def bind_to_tick(job: NewJob, name: str, tick: int, jitter: float) -> NewJob:
 
 
 def make_job_id(name: str, tick: int) -> str:
-    """The id of a tick's job, the same whoever fires it.
+    """Return the id of a tick's job; every scheduler computes the same id.
 
     >>> job_id("nightly", 1_780_000_000)
     'nightly:2026-05-28T20:26:40Z'
@@ -107,12 +108,13 @@ def make_job_id(name: str, tick: int) -> str:
 
 
 def format_time(tick: float) -> str:
-    """A time in UTC as ids and headers have it."""
+    """Format an epoch time in UTC as ids and headers contain it."""
     return f"{datetime.fromtimestamp(tick, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def compute_jitter(name: str, tick: int, jitter: float) -> float:
-    """Seconds from 0 to `jitter`, the same for this tick whoever computes them."""
+    """Return a delay of 0 to `jitter` seconds; every scheduler computes the same delay for a
+    tick."""
     if jitter <= 0:
         return 0.0
     hashed = blake2b(f"{name}:{tick}".encode(), digest_size=8).digest()

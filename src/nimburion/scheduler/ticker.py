@@ -1,4 +1,4 @@
-"""One tick, from its job to the step that stores both."""
+"""Decide one tick: build its job and store both in one step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("nimburion.scheduler")
 
 
 class Ticker:
-    """Decides ticks, and says so."""
+    """Decides ticks and emits `TickDecided` and `JobEnqueued` events."""
 
     def __init__(
         self, processor: Processor, declared: dict[str, DeclaredSchedule], time: BackendClock
@@ -32,11 +32,12 @@ class Ticker:
         self._declared = declared
         self._time = time
         self.behind: bool = False
-        """Others have decided what this process knows nothing of: look soon."""
+        """Whether other schedulers decided ticks that this process does not know; read the
+        backend soon."""
 
     async def decide(self, entry: ScheduleEntry) -> bool:
-        """Decide the tick of an entry that is due; whether this process did. A backend that does
-        not answer raises `BackendError`: the tick is still to be decided."""
+        """Decide the due tick of an entry; return whether this process decided it. Raises
+        `BackendError` if the backend is unreachable; the tick then remains undecided."""
         tick = entry.tick_at(self._time.now())
         if tick is None:
             return False
@@ -48,7 +49,8 @@ class Ticker:
         return fired.outcome in {"fired", "skipped"}
 
     async def _fire(self, entry: ScheduleEntry, tick: int) -> Fired | None:
-        """None: no job could be made of it, or a middleware kept it back; said in the log."""
+        """Store the tick and its job. Return None if no job could be built, which is logged, or
+        if a middleware dropped it."""
         answer: list[Fired] = []
 
         async def fire(new: NewJob) -> str:
@@ -98,8 +100,9 @@ class Ticker:
                 entry.suspend()
 
     def _give_up_tick(self, entry: ScheduleEntry, tick: int) -> None:
-        """Somebody else was first, most probably with the same tick. Who loses twice and has more
-        to decide is far behind, and reads what was decided rather than to lose each tick."""
+        """Skip a tick that another scheduler decided first. A scheduler that loses two ticks in
+        a row and has more to decide is far behind. It then reads the schedules again instead of
+        losing each tick."""
         was_guessed = entry.guessed
         entry.decide(tick, guessed=True)
         if was_guessed and entry.due is not None and entry.due <= self._time.now():

@@ -1,9 +1,9 @@
-"""From times on the wall to instants, and what happens when clocks are changed.
+"""Convert local times to instants across clock changes.
 
-The rule is that of Debian's cron. An expression that names times of day (neither minute nor hour
-begins with `*`) runs once for each: a time that clocks skip runs right after the gap, one that
-they show twice runs at the first. Any other follows real time: what clocks skip is not there,
-what they show twice comes twice.
+The rule is that of Debian's cron. An expression is fixed when neither minute nor hour begins with
+`*`. A fixed expression runs once for each local time. A skipped time runs right after the gap; a
+repeated time runs at its first occurrence. Any other expression follows elapsed time: skipped times
+do not run, and repeated times run twice.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from zoneinfo import ZoneInfo
 from nimburion.scheduler.cron import CronExpression
 
 _REACH = 25 * 3600
-"""Clocks were never set back by more than a day (and a date line crossed)."""
+"""No clock change has exceeded one day (a move across the date line)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCAL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (of times on the wall)
 _SECOND = timedelta(seconds=1)
 
 
 def find_next_instant(expression: CronExpression, zone: ZoneInfo, after: int) -> int | None:
-    """The first epoch second after `after` at which the expression comes true there."""
+    """Return the first epoch second after `after` at which the expression matches in `zone`;
+    None if there is none."""
     now = datetime.fromtimestamp(after, zone)
     local = expression.next_after(now.replace(tzinfo=None))
     if local is None:
@@ -31,7 +32,7 @@ def find_next_instant(expression: CronExpression, zone: ZoneInfo, after: int) ->
     if instant - after <= _REACH:
         then = datetime.fromtimestamp(instant, zone)
         if not then.fold and then.utcoffset() == offset:
-            return instant  # clocks are not changed in between
+            return instant  # no clock change in between
     return _find_by_wall_clock(expression, zone, after, now)
 
 
@@ -51,7 +52,7 @@ def _find_by_wall_clock(
 
 
 def _find_start(zone: ZoneInfo, after: int, now: datetime) -> datetime:
-    """What clocks show now; less, where they are about to show some times again."""
+    """Return the local time of `now`, minus the length of a repetition that is about to begin."""
     soon = datetime.fromtimestamp(after + _REACH, zone)
     back = _read_offset(now) - _read_offset(soon)
     local = now.replace(tzinfo=None)
@@ -63,7 +64,7 @@ def _read_offset(moment: datetime) -> timedelta:
 
 
 def _to_instant(local: datetime, zone: ZoneInfo, fold: int) -> int:
-    """The second at which clocks show this, taking the offset before (0) or after (1) a change."""
+    """Return the epoch second of a local time, with the offset before (0) or after (1) a change."""
     return (local.replace(tzinfo=zone, fold=fold) - _EPOCH) // _SECOND
 
 
@@ -72,13 +73,13 @@ def _list_candidates(
 ) -> tuple[int, ...]:
     if first == second:
         return (first,)
-    if first < second:  # shown twice
+    if first < second:  # repeated
         return (first,) if expression.fixed else (first, second)
     return (_find_change(zone, second, first),) if expression.fixed else ()  # skipped
 
 
 def _find_change(zone: ZoneInfo, low: int, high: int) -> int:
-    """The second at which clocks jump, in (low, high]."""
+    """Return the epoch second of the clock change in (low, high]."""
     before = _read_offset(datetime.fromtimestamp(low, zone))
     while high - low > 1:
         middle = (low + high) // 2

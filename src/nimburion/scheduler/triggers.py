@@ -1,6 +1,6 @@
-"""When a schedule ticks: by a cron expression, at an interval, or once.
+"""Triggers: when a schedule ticks, by a cron expression, at an interval, or once.
 
-A trigger has a text that means the same everywhere: that is how it is stored.
+A trigger is stored as text that has the same meaning in every process.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _AT = re.compile(r"@at\s+(\S+)", re.IGNORECASE)
 _UNITS = (86_400, 3_600, 60, 1)
 
 When = str | timedelta | datetime
-"""How a trigger may be said: a cron expression or `@every 5m`, an interval, a time."""
+"""A trigger as you write it: a cron expression or `@every 5m`, an interval, or a time."""
 
 
 class Trigger(Protocol):
-    """Something that ticks at whole epoch seconds."""
+    """A source of ticks at whole epoch seconds."""
 
     @property
     def text(self) -> str:
-        """How it is stored; `parse_trigger` reads it."""
+        """The stored text; `parse_trigger` reads it."""
         ...
 
     def next_after(self, instant: int) -> int | None:
-        """The first tick after that; None: there is none."""
+        """Return the first tick after `instant`; None if there is none."""
         ...
 
 
 class CronTrigger:
-    """Ticks when a cron expression comes true in a time zone."""
+    """A trigger that ticks when a cron expression matches in a time zone."""
 
     def __init__(self, expression: CronExpression, zone: ZoneInfo) -> None:
         self.expression: CronExpression = expression
@@ -56,8 +56,8 @@ class CronTrigger:
 
 
 class IntervalTrigger:
-    """Ticks each so many seconds, counted from 1970 in UTC (or from a start): every scheduler
-    counts the same."""
+    """A trigger that ticks every n seconds, counted from 1970 in UTC or from a start time, so
+    that every scheduler computes the same ticks."""
 
     def __init__(self, seconds: int, anchor: int = 0) -> None:
         if not SHORTEST <= seconds <= LONGEST:
@@ -72,7 +72,7 @@ class IntervalTrigger:
 
 
 class OnceTrigger:
-    """Ticks once."""
+    """A trigger that ticks once."""
 
     def __init__(self, at: datetime) -> None:
         self.at: int = to_epoch("the time of a one-off schedule", at)
@@ -84,7 +84,7 @@ class OnceTrigger:
 
 
 def parse_trigger(when: When, zone: ZoneInfo, anchor: int = 0) -> Trigger:
-    """What ticks as said. `DefinitionError` says what is wrong with it."""
+    """Parse a trigger. Raises `DefinitionError` with the cause."""
     if isinstance(when, datetime):
         return OnceTrigger(when)
     if isinstance(when, timedelta):
@@ -98,7 +98,7 @@ def parse_trigger(when: When, zone: ZoneInfo, anchor: int = 0) -> Trigger:
 
 
 class Timetable:
-    """A trigger between a first and a last instant."""
+    """The ticks of a trigger from `start`, inclusive, to `end`, exclusive."""
 
     def __init__(self, trigger: Trigger, start: int | None = None, end: int | None = None) -> None:
         self.trigger: Trigger = trigger
@@ -106,7 +106,7 @@ class Timetable:
         self.end: int | None = end
 
     def next_after(self, instant: float) -> int | None:
-        """The first tick after that instant; not before `start`, and before `end`."""
+        """Return the first tick after `instant` within `start` and `end`; None if there is none."""
         whole = math.floor(instant)
         if self.start is not None:
             whole = max(whole, self.start - 1)
@@ -114,19 +114,21 @@ class Timetable:
         return None if tick is None or (self.end is not None and tick >= self.end) else tick
 
     def iterate_between(self, after: float, until: float) -> Iterator[int]:
-        """The ticks in (after, until], in order."""
+        """Yield the ticks in (after, until] in ascending order."""
         tick = self.next_after(after)
         while tick is not None and tick <= until:
             yield tick
             tick = self.next_after(tick)
 
     def find_latest(self, after: float, until: float) -> int | None:
-        """The last tick in (after, until], without going through all of them."""
+        """Return the last tick in (after, until] without reading all of them; None if there is
+        none."""
         found = self.list_last(1, until, after)
         return found[0] if found else None
 
     def list_last(self, count: int, until: float, after: float = 0.0) -> list[int]:
-        """The last so many ticks in (after, until], in order, without going through all of them."""
+        """Return the last `count` ticks in (after, until] in ascending order, without reading
+        all of them."""
         reach = 120.0
         while True:
             begin = max(after, until - reach)
@@ -137,7 +139,8 @@ class Timetable:
 
 
 def to_epoch(what: str, moment: object) -> int:
-    """The whole second of a datetime with a time zone; `DefinitionError` for any other."""
+    """Return the epoch second of a datetime with a time zone, rounded up. Raises
+    `DefinitionError` for any other value."""
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise DefinitionError(f"{what} must be a datetime with a time zone, not {moment!r}")
     return math.ceil(moment.timestamp())
@@ -170,7 +173,7 @@ def _to_whole_seconds(interval: timedelta) -> int:
 
 
 def _format_interval(seconds: int) -> str:
-    """`5400` as `1h30m`."""
+    """Format seconds as text: `5400` becomes `1h30m`."""
     parts = []
     for unit, letter in zip(_UNITS, "dhms", strict=True):
         count, seconds = divmod(seconds, unit)
@@ -183,7 +186,7 @@ _UNIT_NAMES = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 
 def explain_trigger(trigger: Trigger) -> str:
-    """What a trigger does, for people.
+    """Return an English description of a trigger.
 
     >>> from datetime import timedelta, timezone
     >>> from zoneinfo import ZoneInfo
@@ -203,7 +206,7 @@ def explain_trigger(trigger: Trigger) -> str:
 
 
 def _explain_expression(trigger: CronTrigger) -> str:
-    from cronsim.explain import Expression  # only where somebody asks
+    from cronsim.explain import Expression  # imported only when needed
 
     said = Expression(["0", *(field.text for field in trigger.expression.fields)]).explain()
     return said if trigger.expression.fixed else f"{said}, in real time"
