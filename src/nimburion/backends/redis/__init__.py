@@ -1,4 +1,4 @@
-"""The Redis and Valkey store: many hosts, one server, Sentinel's primary or a cluster."""
+"""The Redis and Valkey backend: a single server, Sentinel's primary, or a cluster."""
 
 from nimburion.backends.redis.backend import RedisBackend
 

@@ -1,4 +1,4 @@
-"""The Redis backend: also Valkey, behind Sentinel, or in a cluster."""
+"""The Redis backend: Redis or Valkey, as a single server, behind Sentinel, or in a cluster."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ CAPABILITIES = Capabilities(
 )
 _TEST_CLOCK_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, supports_long_poll=False)
 _MAX_PER_SCRIPT = 500
-"""The most that one script moves."""
+"""The largest number of jobs that one script changes."""
 
 
 class RedisBackend:
     """A backend in one Redis or Valkey server, Sentinel service or cluster.
 
-    All of its keys begin with `{namespace}:`, so that in a cluster they lie on one node.
+    All keys of the backend begin with `{namespace}:`, so a cluster keeps them on one node.
 
     Args:
-        url: where; see `docs/how-to/redis-in-production.md` for all forms.
-        namespace: what the keys begin with; also in the URL, as all of the following.
-        require_durable: refuse a server that would lose jobs, instead of warning.
-        durable_enqueue: `enqueue` returns when the job is on the server's disk.
-        timeout: seconds that connecting may take, and then each answer.
-        clock: tests pass theirs; else the server's own time counts.
-        entropy: unused here, taken so that every backend is made alike.
+        url: the URL of the server; `docs/how-to/redis-in-production.md` lists all forms.
+        namespace: the prefix of all keys. The URL can set it, and all options below, too.
+        require_durable: reject a server that can lose jobs, instead of logging a warning.
+        durable_enqueue: `enqueue` returns only when the job is on the server's disk.
+        timeout: seconds allowed for connecting, and then for each reply.
+        clock: the clock of a test; by default the server's own time counts.
+        entropy: not used here; accepted so that all backends have the same signature.
 
     >>> RedisBackend("redis://localhost:6379/0").capabilities.durable
     True
@@ -99,38 +99,40 @@ class RedisBackend:
         self._clock = clock or SystemClock()
         self._entropy = entropy
         self._warned: set[str] = set()
-        """The warnings about the server that were logged already; shared with siblings."""
+        """The server warnings already logged; shared by all handles of this backend."""
         self._handle = OpenHandle(self.describe(), self._make_connections)
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> RedisBackend:
-        """The backend that `redis://localhost:6379/0` names."""
+        """Create the backend for a URL such as `redis://localhost:6379/0`."""
         return cls(url, **options)  # type: ignore[arg-type]
 
-    # --- coming and going ---
+    # --- lifecycle ---
 
     @property
     def capabilities(self) -> Capabilities:
-        """As durable as the server is set up to be; a call is stored in slices of 500. On a test's
-        clock it is not patient: the server waits by its own."""
+        """The capabilities of this backend. Durability depends on the server's configuration.
+        `enqueue` is atomic per batch of 500 jobs. With a test clock, long polling is off, because
+        the server waits by its own clock.
+        """
         return CAPABILITIES if self._test_clock is None else _TEST_CLOCK_CAPABILITIES
 
     def describe(self) -> str:
-        """Name the backend."""
+        """Return a one-line description of the backend, without secrets."""
         return self.settings.describe()
 
     def new_handle(self) -> RedisBackend:
-        """Another handle on the same data, with connections of its own, not open yet."""
+        """Return another handle on the same data. It is not open and has its own connections."""
         sibling = RedisBackend(self.settings, clock=self._test_clock, entropy=self._entropy)
         sibling._warned = self._warned
         return sibling
 
     async def open(self) -> None:
-        """Connect, and check server and format. Repeatable."""
+        """Connect, and check the server and the format. You can call it more than once."""
         await self._handle.open()
 
     async def close(self) -> None:
-        """Hang up. Repeatable."""
+        """Disconnect. You can call it more than once."""
         await self._handle.close()
 
     async def exists(self) -> bool:
@@ -142,7 +144,7 @@ class RedisBackend:
         await self._get_connections().commands.execute("PING")
 
     async def now(self) -> float:
-        """See `Backend.now`: the clock of the server."""
+        """See `Backend.now`: returns the time of the server's clock."""
         opened = self._get_connections()
         if self._test_clock is not None:
             return to_micros(self._test_clock.now()) / MICRO
@@ -159,7 +161,7 @@ class RedisBackend:
             return [make_failed_check("server", error)]
 
     async def plan(self) -> list[str]:
-        """See `Backend.plan`. Reads on a connection of its own; needs no right to write."""
+        """See `Backend.plan`. Reads on a separate connection; needs no write permission."""
         opened = self._make_connections()
         try:
             return await opened.plan()
@@ -167,13 +169,13 @@ class RedisBackend:
             await opened.close()
 
     async def migrate(self) -> list[str]:
-        """See `Backend.migrate`. There is one format so far, which the first `open` writes."""
+        """See `Backend.migrate`. Only one format exists so far; the first `open` writes it."""
         steps = await self.plan()
         await self.open()
         return steps
 
     async def grant(self, role: str) -> list[str]:
-        """See `Backend.grant`. What a user of the server may do is set on the server."""
+        """See `Backend.grant`. Permissions of Redis users are configured on the server."""
         raise no_roles(self.describe(), role)
 
     def _make_connections(self) -> RedisConnections:
@@ -183,7 +185,7 @@ class RedisBackend:
         return self._handle.get()
 
     def _make_times(self) -> tuple[CommandPart, CommandPart]:
-        """The time of a test's clock; the server takes its own when it is told none."""
+        """Return the time of the test clock; without one, the script reads the server's time."""
         if self._test_clock is None:
             return b"", b""
         return to_micros(self._test_clock.now()), to_micros(self._test_clock.monotonic())
@@ -199,11 +201,12 @@ class RedisBackend:
         pairs = [part for queue in queues for part in (queue, b"1")]
         await opened.commands.execute("HSET", channel, *pairs)
 
-    # --- the way in ---
+    # --- enqueue ---
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `Backend.enqueue`. Each 500 jobs are stored in one step; before the first of several
-        steps all are looked at."""
+        """See `Backend.enqueue`. Each batch of 500 jobs is stored atomically. For a call of several
+        batches, all jobs are checked before the first batch is stored.
+        """
         if not jobs:
             return []
         if len(jobs) == 1 and (plain := enqueueing.encode_single(jobs[0])) is not None:
@@ -239,7 +242,7 @@ class RedisBackend:
         more_keys: Sequence[bytes] = (),
         flush: bool = True,
     ) -> Any:  # noqa: ANN401 - a script's reply
-        """Store new jobs; with `durable_enqueue`, wait until they are on the disk."""
+        """Store new jobs. With `durable_enqueue`, wait until they are on the server's disk."""
         opened, flush = self._get_connections(), flush and self.settings.durable_enqueue
         then = opened.make_flush_commands(self.settings) if flush else ()
         answer, *flushed = await opened.run_script(
@@ -250,8 +253,10 @@ class RedisBackend:
         return answer
 
     def _check_one_server(self, connections: Collection[int]) -> None:
-        """The last of several slices was flushed for all of them: that holds where they went over
-        one connection. Else a server that forgot the first may stand between."""
+        """Raise `BackendUnavailable` if the batches of a durable call used several connections. The
+        flush after the last batch covers all batches only on one connection. After a reconnect, the
+        server may have lost the first batches.
+        """
         if self.settings.durable_enqueue and len(connections) > 1:
             problem = "the connection was lost between slices; the first may not be on the disk"
             raise BackendUnavailable(f"{self.describe()}: {problem}")
@@ -289,7 +294,7 @@ class RedisBackend:
     async def _exchange_long_poll(
         self, arguments: Sequence[CommandPart], request: ReserveRequest, seconds: float
     ) -> Any:  # noqa: ANN401 - a script's reply
-        """An exchange of a worker that has nothing to do: behind a wait, where it may wait."""
+        """Run an exchange of an idle worker, preceded by a blocking read of up to `seconds`."""
         opened = self._get_connections()
         ahead = opened.long_poll.commands_before([lane.queue for lane in request.lanes], seconds)
         line, times = opened.exchanges, self._make_times()
@@ -315,13 +320,13 @@ class RedisBackend:
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
-        """See `Backend.release`. Releases 500 a step."""
+        """See `Backend.release`. Releases up to 500 leases per script."""
         asked = sessions.releasing_of(session_id, leases, nonce, _MAX_PER_SCRIPT)
         while await self._run_script("release", *asked) == b"more":
             pass
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
-        """See `Backend.close_session`. Releases 500 a step."""
+        """See `Backend.close_session`. Releases up to 500 leases per script."""
         asked = sessions.encode_close_session(session_id, running, _MAX_PER_SCRIPT)
         while await self._run_script("close_session", *asked) == b"more":
             pass
@@ -362,8 +367,9 @@ class RedisBackend:
         return operations.decode_cancellation(reply, job_id)
 
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        """See `Backend.replay`. Looks at 500 dead letters a step, until `limit` are found and it
-        is known whether there are more."""
+        """See `Backend.replay`. Each script checks 500 dead letters. The scan ends when `limit`
+        jobs are found and it is known whether more match.
+        """
         scan = await self._open_scan(which, which.failed_states, after)
         replies: list[list[Any]] = []
         while not scan.is_finished:
@@ -376,7 +382,7 @@ class RedisBackend:
         return operations.decode_replayed(replies)
 
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        """See `Backend.delete`. Looks at 500 finished jobs a step."""
+        """See `Backend.delete`. Each script checks 500 finished jobs."""
         scan = await self._open_scan(which, which.finished_states, deletes=True)
         ids: list[str] = []
         while len(ids) < limit and not scan.is_finished:
@@ -392,7 +398,7 @@ class RedisBackend:
         await self._run_script("pause", queue, b"1" if paused else b"")
 
     async def prune(self, keep: Retention, limit: int) -> int:
-        """See `Backend.prune`. Forgets 500 a step."""
+        """See `Backend.prune`. Each script deletes up to 500 entries."""
         arguments, pruned, more = operations.encode_retention(keep), 0, 1
         while pruned < limit and more:
             step = min(limit - pruned, SCAN_STEP)
@@ -409,8 +415,10 @@ class RedisBackend:
         *,
         deletes: bool = False,
     ) -> JobScan:
-        """The way through the jobs of a filter: those that it names, or the unfinished ones where
-        only these are meant and they are few, or all."""
+        """Start a scan over the jobs of a filter. It covers the listed ids if the filter has ids.
+        It covers only the unfinished jobs if the filter allows no others and there are few.
+        Otherwise it covers all jobs.
+        """
         fields: Iterable[bytes] | None = None
         if which.ids is not None:
             fields = await self._find_fields(which.ids)
@@ -420,13 +428,13 @@ class RedisBackend:
         return JobScan(which, states, after, fields=fields, deletes=deletes)
 
     async def _find_fields(self, ids: Collection[str]) -> list[bytes]:
-        """Where jobs lie, those that there are."""
+        """Return the fields (encoded seqs) of the jobs with these ids; unknown ids are skipped."""
         arguments, found = sorted({encode_id_or_empty(one) for one in ids}), []
         for at in range(0, len(arguments), SCAN_STEP):
             found += await self._run_script("find", *arguments[at : at + SCAN_STEP])
         return [field for field in found if field is not None]
 
-    # --- readers ---
+    # --- queries ---
 
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
@@ -441,8 +449,9 @@ class RedisBackend:
         after: str | None = None,
         payloads: bool = False,
     ) -> Page:
-        """See `Backend.list_jobs`. Looks at 500 jobs a step: a page of a filter that few jobs fit
-        takes as many steps as there are jobs before them."""
+        """See `Backend.list_jobs`. Each script checks 500 jobs. If few jobs match the filter, a
+        page takes as many scripts as it takes to pass the jobs before them.
+        """
         scan = await self._open_scan(which, which.states, after)
         replies, left = [], limit + 1
         while left > 0 and not scan.is_finished:
@@ -468,8 +477,9 @@ class RedisBackend:
         return queries.decode_sessions(await self._run_script("sessions"))
 
     async def _run_counting_script(self, name: str, *arguments: CommandPart) -> list[Any]:
-        """What a script replies that counts. It takes up to 500 jobs that are due and not yet
-        promoted for what they are; where there are more, they are promoted first."""
+        """Run a script that counts jobs, and return its reply. The script counts up to 500 due jobs
+        that are not promoted yet as if they were. If there are more, they are promoted first.
+        """
         while not (reply := await self._run_script(name, *arguments)):
             await self.promote(SCAN_STEP)
         return reply  # type: ignore[no-any-return]
@@ -502,18 +512,18 @@ class RedisBackend:
 
 
 FORMAT = 1
-"""What this version writes. Workers of one format run together."""
+"""The format that this version writes. Workers of the same format run together."""
 
 
 class RedisConnections:
-    """A backend that is open on one event loop: its connections, and what its server is."""
+    """The open connections of a backend on one event loop, and the properties of its server."""
 
     def __init__(self, settings: RedisSettings, subscribe: Subscribe, warned: set[str]) -> None:
         self.address: RedisSettings = settings
         self.locator: ServerLocator = ServerLocator(settings, timeout=settings.timeout)
         where = settings.describe()
         self.commands: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
-        """For all that is neither enqueued nor exchanged."""
+        """The connection for all operations other than enqueue and exchange."""
         self.enqueues: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.exchanges: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         keys = Keys(settings.namespace)
@@ -527,12 +537,12 @@ class RedisConnections:
         self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
 
     async def start(self) -> None:
-        """Look at the server and at the namespace.
+        """Check the server and the format of the namespace; write the format if there is none.
 
         Raises:
-            ConfigurationError: the server will not do.
+            ConfigurationError: the server is not suitable.
             FormatMismatch: the namespace was written by another version.
-            BackendUnavailable: no answer.
+            BackendUnavailable: the server does not answer.
         """
         self.server = await check_server(self.commands.execute, self.address, self._warned)
         self._scripts = {
@@ -545,12 +555,12 @@ class RedisConnections:
             line.is_verified = True
 
     async def plan(self) -> list[str]:
-        """What `start` would do to the namespace, in words. Writes nothing.
+        """Return descriptions of what `start` would change in the namespace. Writes nothing.
 
         Raises:
-            ConfigurationError: the server will not do.
+            ConfigurationError: the server is not suitable.
             FormatMismatch: the namespace was written by another version.
-            BackendUnavailable: no answer.
+            BackendUnavailable: the server does not answer.
         """
         await check_server(self.commands.execute, self.address, self._warned)
         (meta,) = self._keys.select(["meta"])
@@ -572,7 +582,9 @@ class RedisConnections:
         after: Sequence[Command] = (),
         long_poll: float = 0.0,
     ) -> list[Any]:
-        """Run a script: its reply, between those of the commands ahead of it and behind it."""
+        """Run a script with commands before and after it in one request. Return all replies in
+        order.
+        """
         script, keys = self._scripts[name]
         return await connection.run_script(
             script,
@@ -584,11 +596,11 @@ class RedisConnections:
         )
 
     def make_flush_commands(self, settings: RedisSettings) -> list[enqueue.FlushCommand]:
-        """The commands behind a write that wait until it is on the disk."""
+        """Return the commands that follow a write and wait until it is on the disk."""
         return enqueue.make_flush_commands(*self._scripts["flush"], settings)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         await self.listener.close()
         await self.long_poll.close()
         for line in (self.exchanges, self.enqueues, self.commands):
@@ -596,7 +608,7 @@ class RedisConnections:
 
 
 def _check_format(found: int, address: RedisSettings) -> None:
-    """Raise `FormatMismatch` for a format newer than ours."""
+    """Raise `FormatMismatch` if the format is newer than `FORMAT`."""
     if found > FORMAT:
         raise FormatMismatch(
             f"{address.describe()} has format {found}, this nimburion knows formats up to "

@@ -1,4 +1,4 @@
-"""What an operator should know of the server: durability, memory, speed, clock. Changes nothing."""
+"""Checks of the server for operators: durability, memory, speed, clock. They change nothing."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ InfoFields = Mapping[str, str]
 async def run_checks(
     send_command: SendCommand, settings: RedisSettings, clock: Clock
 ) -> list[CheckResult]:
-    """All that is found, always on the same subjects for one kind of server.
+    """Run all checks. The subjects are always the same for one kind of server.
 
     Raises:
-        BackendError: no answer.
-        ConfigurationError: this user may not ask.
+        BackendError: the server does not answer.
+        ConfigurationError: this user lacks the permission to read the server's state.
     """
     said = parse_info(await send_command("INFO"))
     server = await read_server_info(send_command, settings.describe())

@@ -1,4 +1,4 @@
-"""Jobs, tokens and times as bytes: the Python half of `lua/layout.lua`, which describes them."""
+"""Encode and decode jobs, tokens and times. `lua/layout.lua` describes the byte layout."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ FLAG_OPTIONS, FLAG_UNIQUE_KEY, FLAG_LARGE_PAYLOAD, FLAG_FINISHED, FLAG_ACCEPT_EX
     8,
     16,
 )
-"""Flags of a body."""
+"""The flags of a body."""
 MAX_INLINE_PAYLOAD = 4 * 1024
-"""Bytes of payload that lie with the rest of a job; larger ones lie apart, so that completing jobs
-does not move their payloads about."""
+"""The largest payload, in bytes, that is stored together with the job. Larger payloads are stored
+separately, so that completing a job does not move its payload.
+"""
 
 _TIME_BIAS = 1 << 63
 _NEVER = b"\xff" * 8
@@ -44,22 +45,24 @@ decode_options: Callable[[bytes], JobOptions] = msgspec.json.Decoder(JobOptions)
 
 
 def encode_time(whole: int) -> bytes:
-    """Microseconds as 8 bytes that sort as times do."""
+    """Encode microseconds as 8 bytes whose order is the order of the times."""
     return _SEQ.pack(whole + _TIME_BIAS)
 
 
 def decode_time(biased: int) -> float:
-    """The seconds that 8 such bytes, read as a number, stand for."""
+    """Return the seconds for the 8 bytes of an encoded time, given as an integer."""
     return (biased - _TIME_BIAS) / MICRO
 
 
 def encode_lookup_text(text: str) -> bytes:
-    """A name as the backend has it; of one that no backend can hold there is nothing."""
+    """Encode a name for a lookup. A name that cannot be stored matches nothing."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def encode_position(job: NewJob, lane: int) -> bytes:
-    """Where a new job is to stand: its lane by place in the call, its rank, and when it is due."""
+    """Encode the position of a new job: the index of its lane in the call, its rank and its due
+    time.
+    """
     if job.at is None:
         return _POSITION.pack(
             lane, 9 - job.priority, b"d", encode_time(max(0, to_micros(job.after)))
@@ -68,8 +71,9 @@ def encode_position(job: NewJob, lane: int) -> bytes:
 
 
 def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:
-    """A new job as it is stored, but for what the server adds in front; and its payload where
-    that lies apart."""
+    """Encode a new job as a body, without the part that the server adds in front. The second value
+    is the payload if it is stored separately, else None.
+    """
     payload, job_id, flags, middle = job.payload, encode_id(job.id), 0, b""
     if job.options is not NO_JOB_OPTIONS and job.options != NO_JOB_OPTIONS:
         flags, middle = _encode_options(job.options)
@@ -95,10 +99,10 @@ def _encode_options(options: JobOptions) -> tuple[int, bytes]:
 
 
 def encode_reason(text: str) -> bytes:
-    """Why a job ended, as it is stored.
+    """Encode the reason why a job ended.
 
     Raises:
-        Unstorable: it is too long.
+        Unstorable: the reason is too long.
     """
     reason = text.encode()
     if len(reason) > _MAX_REASON_BYTES:
@@ -107,17 +111,19 @@ def encode_reason(text: str) -> bytes:
 
 
 def encode_unique_key(job: NewJob) -> bytes:
-    """The scope of a job's unique key; empty without one."""
+    """Return the scope of a job's unique key; empty if the job has no unique key."""
     key = job.options.unique_key
     return b"" if key is None else f"{job.name}\0{key}".encode()
 
 
 def encode_seq(ref: int | str) -> bytes:
-    """The field of a job in the hashes. What no lease of this backend says is the field of none."""
+    """Encode the seq of a job as its field in the hashes. A value that cannot come from a lease of
+    this backend becomes 0, which matches no job.
+    """
     return _SEQ.pack(ref if isinstance(ref, int) and 0 < ref < _TIME_BIAS else 0)
 
 
 def encode_token(lease: Lease) -> bytes:
-    """A whole token."""
+    """Encode the token of a lease: fence and nonce. A fence out of range becomes 0."""
     fence = lease.token.fence
     return _TOKEN.pack(fence if 0 < fence < _MAX_FENCES else 0, lease.token.nonce)

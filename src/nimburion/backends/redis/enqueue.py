@@ -1,4 +1,4 @@
-"""The way in: what `enqueue.lua` and `look.lua` are asked, and what they answer."""
+"""Enqueue: encode the arguments and decode the replies of `enqueue.lua` and `look.lua`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import Enqueued, NewJob
 
 BATCH_SIZE = 500
-"""Jobs that one script stores: what `Capabilities.atomic_batch` says."""
+"""The number of jobs that one script stores; equal to `Capabilities.atomic_batch`."""
 
 _GENERAL_FLAGS = ~FLAG_OPTIONS
-"""Flags of a body that `enqueue_one.lua` does not take."""
+"""The body flags that `enqueue_one.lua` does not support."""
 _OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
 
 EnqueueReply = tuple[bytes, list[bytes | int]]
-"""A letter for each job; and by place who holds its unique key."""
+"""One letter per job, then pairs of a job's place in the batch and the id that holds its unique
+key.
+"""
 
 
 class EncodedBatch(NamedTuple):
-    """Jobs that are stored in one step, as the script takes them."""
+    """Jobs that are stored atomically, encoded for the script."""
 
     positions: bytes
     lanes: list[bytes]
@@ -38,7 +40,7 @@ class EncodedBatch(NamedTuple):
     large_payloads: list[bytes]
 
     def make_arguments(self) -> list[bytes]:
-        """In their order."""
+        """Return the arguments in the order that the script expects."""
         return [
             self.positions,
             b"%d" % len(self.lanes),
@@ -50,10 +52,10 @@ class EncodedBatch(NamedTuple):
 
 @reject_unstorable_text
 def encode_batch(jobs: Sequence[NewJob]) -> EncodedBatch:
-    """Pack up to 500 jobs.
+    """Encode up to 500 jobs.
 
     Raises:
-        Unstorable: a time or a text that cannot be.
+        Unstorable: a time or a text cannot be stored.
     """
     lanes: dict[tuple[str, str], int] = {}
     metas, bodies, apart = [], [], []
@@ -70,10 +72,10 @@ def encode_batch(jobs: Sequence[NewJob]) -> EncodedBatch:
 
 @reject_unstorable_text
 def encode_single(job: NewJob) -> list[bytes] | None:
-    """What `enqueue_one.lua` takes; None for a job that needs more than that.
+    """Return the arguments of `enqueue_one.lua`; None if the job needs `enqueue.lua`.
 
     Raises:
-        Unstorable: a time or a text that cannot be.
+        Unstorable: a time or a text cannot be stored.
     """
     body, _ = encode_body(job)
     if body[0] & _GENERAL_FLAGS:
@@ -83,17 +85,19 @@ def encode_single(job: NewJob) -> list[bytes] | None:
 
 
 def make_single_result(job: NewJob, letter: bytes) -> list[Enqueued]:
-    """What became of one."""
+    """Decode the result for one job."""
     return [Enqueued(job.id, _OUTCOMES[letter.decode()])]  # type: ignore[arg-type]
 
 
 def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
-    """All of a call, each slice packed before the first is sent: bad data refuses the call."""
+    """Encode all jobs of a call. All batches are encoded before the first is sent, so invalid data
+    rejects the whole call.
+    """
     return [encode_batch(jobs[at : at + BATCH_SIZE]) for at in range(0, len(jobs), BATCH_SIZE)]
 
 
 def make_results(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued]:
-    """What became of each."""
+    """Decode the results of one batch, one per job."""
     letters, told = reply
     if letters.count(b"c") == len(jobs):
         return [Enqueued(job.id, "created") for job in jobs]
@@ -110,7 +114,7 @@ def _decode_holder(value: bytes | int | None) -> str | None:
 
 @reject_unstorable_text
 def encode_lookups(jobs: Sequence[NewJob]) -> list[bytes]:
-    """What `look.lua` is asked of a call that has more than one slice."""
+    """Return the arguments of `look.lua` for a call of more than one batch."""
     asked: list[bytes] = []
     for job in jobs:
         asked += (encode_id(job.id), job.compute_digest(), encode_unique_key(job))
@@ -118,7 +122,9 @@ def encode_lookups(jobs: Sequence[NewJob]) -> list[bytes]:
 
 
 def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued] | None:
-    """The answer to the whole call, if one of it is refused already; None: go on and store it."""
+    """Return the results of the whole call if one of its jobs is already rejected, else None. None
+    means that the jobs can be stored.
+    """
     letters, told = reply
     rivals = dict(zip(told[::2], told[1::2], strict=True))
     bodies: dict[str, bytes] = {}
@@ -139,7 +145,7 @@ def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueue
 def _predict_outcome(
     job: NewJob, letter: str, holder: str | None, bodies: dict[str, bytes], keys: dict[bytes, str]
 ) -> Enqueued:
-    """One job, also in the light of earlier ones of its call."""
+    """Predict the result for one job. Earlier jobs of the same call are taken into account."""
     if letter in "ex":
         return Enqueued(job.id, "exists" if letter == "e" else "conflict")
     known = bodies.get(job.id)
@@ -157,7 +163,7 @@ def _predict_outcome(
 
 
 _FLUSH_TIMEOUT_SHARE = 0.8
-"""Of the time for an answer: what is left is for the way."""
+"""The share of the reply timeout that WAITAOF may use; the rest is for the network."""
 
 FlushCommand = tuple[bytes | int, ...]
 
@@ -165,14 +171,16 @@ FlushCommand = tuple[bytes | int, ...]
 def make_flush_commands(
     touch: Script, keys: Sequence[bytes], settings: RedisSettings
 ) -> list[FlushCommand]:
-    """The commands, behind an enqueue in its trip, that wait until the append-only file holds all
-    that was written before them, fsync done. The first writes something (see `flush.lua`)."""
+    """Return the commands that follow an enqueue in the same request and wait for the disk. They
+    return when the append-only file holds all earlier writes and is synced (fsync). The first
+    command performs a write (see `flush.lua`).
+    """
     write: FlushCommand = (b"EVAL", touch.text, len(keys), *keys)
     return [write, (b"WAITAOF", 1, 0, int(settings.timeout * 1000 * _FLUSH_TIMEOUT_SHARE))]
 
 
 def check_flushed(replies: Sequence[Any], settings: RedisSettings) -> None:
-    """Raise `BackendUnavailable` (outcome `applied`) where the fsync did not come in time."""
+    """Raise `BackendUnavailable` (outcome `applied`) if the fsync did not finish in time."""
     _, (local, _) = replies
     if local < 1:
         raise BackendUnavailable(

@@ -1,7 +1,8 @@
-"""What the server, the driver and the network say, in the words of the contract.
+"""Map errors of the server, the driver and the network to the errors of nimburion.
 
-A server's error begins with a code word (`OOM`, `READONLY`). Inside a script Redis 6.2 hides it in
-a sentence of its own, and redis-py drops the word of some; `get_error_code` finds it again.
+A server error begins with a code word such as `OOM` or `READONLY`. Redis 6.2 embeds the code in a
+longer message when the error occurs inside a script, and redis-py removes the code of some errors.
+`get_error_code` restores it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from nimburion.core.errors import (
 from nimburion.core.redaction import redact_urls
 
 DRIVER_ERRORS = (driver.RedisError, OSError, EOFError, UnicodeEncodeError, OverflowError)
-"""What may come out of a connection: catch these, and raise `map_error` them."""
+"""The exceptions that a connection can raise. Catch these, and raise the result of `map_error`."""
 
 _OTHER_SERVER_CODES: Mapping[str, str] = MappingProxyType(
     {
@@ -46,7 +47,7 @@ _OTHER_SERVER_CODES: Mapping[str, str] = MappingProxyType(
         "UNBLOCKED": "it became a replica while we waited",
     }
 )
-"""Codes that say: write somewhere else, or later. Nothing was written."""
+"""Codes that mean: write to another server, or later. Nothing was written."""
 
 _CODES_BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (driver.MovedError, "MOVED"),
@@ -62,19 +63,21 @@ _CODES_BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (driver.NoPermissionError, "NOPERM"),
     (driver.AuthenticationError, "NOAUTH"),
 )
-"""Whose word redis-py drops; the narrower class first."""
+"""The error classes whose code redis-py removes; subclasses come before their base classes."""
 
 _FIRST_WORD = re.compile(r"[A-Z][A-Z0-9_]+(?=[ ]|$)")
 _CODE_IN_TEXT = re.compile(r"(?:^|[:\s])-?(OOM|READONLY|MISCONF|WRONGTYPE|NOREPLICAS|NOPERM)\s")
 _PERMISSION_TEXT = re.compile(r"ACL failure in script|user executing the script can't")
 _QUOTED = re.compile(r"'([^']+)'")
 _ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
-"""A server, or a proxy, that does not know `AUTH` or `HELLO` repeats the password there."""
+"""Matches the arguments that an error message repeats. A server or proxy without `AUTH` or `HELLO`
+repeats the password there.
+"""
 _TRAILER = re.compile(r"\s*script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
 
 
 def get_error_code(error: BaseException) -> str:
-    """The server's code word; empty for what no server said."""
+    """Return the server's code word; empty if the error does not come from the server."""
     for kind, code in _CODES_BY_CLASS:
         if isinstance(error, kind):
             return code
@@ -91,23 +94,24 @@ def get_error_code(error: BaseException) -> str:
 
 
 def needs_other_server(error: BaseException) -> bool:
-    """Whether the server that takes writes has to be looked for again. Nothing was written."""
+    """Whether the server that takes writes must be located again. Nothing was written."""
     return get_error_code(error) in _OTHER_SERVER_CODES
 
 
 def lacks_script(error: BaseException) -> bool:
-    """Whether EVALSHA named a script that the server does not hold. Nothing was written."""
+    """Whether EVALSHA named a script that the server does not have. Nothing was written."""
     return get_error_code(error) == "NOSCRIPT"
 
 
 def breaks_connection(error: BaseException) -> bool:
-    """Whether the connection is of no use any more: it is closed, or one answer off."""
+    """Whether the connection is unusable: it is closed, or its replies are out of step."""
     return not isinstance(error, driver.ResponseError | driver.DataError | UnicodeEncodeError)
 
 
 def spoils_session(error: BaseException) -> bool:
-    """Whether what the server answered may hold for this connection only, and for as long as it
-    lives: it is logged out, subscribed, or says what we have no words for. A new one may do."""
+    """Whether the error may be a property of this connection, so that a new connection may work.
+    Examples: the connection is logged out or subscribed, or the error is unknown.
+    """
     code = get_error_code(error)
     if not code or not isinstance(error, Exception):
         return False
@@ -115,7 +119,9 @@ def spoils_session(error: BaseException) -> bool:
 
 
 def parse_redirect(error: BaseException) -> Endpoint | None:
-    """Where `MOVED` points to. The host is empty where the server means its own."""
+    """Return the target of a `MOVED` error. An empty host means the host of the server that
+    replied.
+    """
     if get_error_code(error) != "MOVED":
         return None
     host, _, port = str(error).split()[-1].rpartition(":")
@@ -123,10 +129,10 @@ def parse_redirect(error: BaseException) -> Endpoint | None:
 
 
 def map_error(error: Exception, where: str, *, sent: bool) -> NimburionError:
-    """The error of the contract that says the same.
+    """Return the nimburion error for a driver, network or server error.
 
-    `where` names the backend, as `Address.describe` does. `sent`: at least a part of the request
-    had left, so that without an answer nobody knows whether it was applied.
+    `where` names the backend, as `RedisSettings.describe` does. `sent` means that at least a part
+    of the request was sent. Without a reply, it is then unknown whether the request was applied.
     """
     code = get_error_code(error)
     if code:
@@ -136,7 +142,7 @@ def map_error(error: Exception, where: str, *, sent: bool) -> NimburionError:
     return _map_lost_reply(error, where, sent=sent)
 
 
-# --- the server answered --------------------------------------------------------------------------
+# --- errors that the server returned --------------------------------------------------------------
 
 
 def _map_server_error(code: str, error: Exception, where: str) -> NimburionError:
@@ -208,7 +214,7 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
 
 
 def _map_by_message(where: str, text: str) -> NimburionError:
-    """An error that only its sentence tells apart."""
+    """Map an error that only its message text identifies."""
     lower = text.lower()
     if "db index is out of range" in lower:
         return ConfigurationError(
@@ -228,7 +234,7 @@ def _map_by_message(where: str, text: str) -> NimburionError:
     return BackendError(f"{where}: the server refused: {text[:500]}")
 
 
-# --- nobody answered ------------------------------------------------------------------------------
+# --- no reply -------------------------------------------------------------------------------------
 
 
 def _map_lost_reply(error: Exception, where: str, *, sent: bool) -> NimburionError:

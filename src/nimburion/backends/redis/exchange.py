@@ -1,4 +1,4 @@
-"""The exchange: what `exchange.lua` is asked, and what it answers."""
+"""The exchange: encode the arguments and decode the reply of `exchange.lua`."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _BODY_HEAD = struct.Struct(">IQ8xBB16xB")
 _DELIVERY = struct.Struct(">QQIIH")
 _AFTER_ID = _BODY_HEAD.size
 _MAX_NUMBER = (1 << 53) - 1
-"""No number is larger: up to here Lua's numbers are exact."""
+"""The largest number in use: Lua represents integers exactly up to this value."""
 _MAX_PLACE = (1 << 16) - 1
-"""A lease says its place in the reply in two bytes."""
+"""The largest index in a reply: a lease stores it in two bytes."""
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -50,7 +50,7 @@ _pack = msgspec.msgpack.Encoder().encode
 def encode_arguments(
     session_id: str, number: int, settlements: Sequence[Settlement], request: ReserveRequest
 ) -> list[bytes]:
-    """What the script takes, in its order.
+    """Return the arguments of the script in their order.
 
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
@@ -73,7 +73,7 @@ def encode_arguments(
 
 
 def _encode_settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
-    """The letter of a settlement, and what it brings besides its lease."""
+    """Return the letter of a settlement and its data other than the lease."""
     match one:
         case Completed():
             return (b"c", ()) if one.result is None else (b"C", (one.result,))
@@ -94,7 +94,7 @@ def _encode_settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
 
 
 def encode_request(request: ReserveRequest) -> bytes:
-    """A request as the script reads it."""
+    """Encode a reserve request for the script."""
     lanes: list[str] = []
     for lane in request.lanes:
         lanes += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
@@ -107,11 +107,11 @@ def encode_request(request: ReserveRequest) -> bytes:
 
 
 def decode_reply(reply: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:
-    """The answer in the words of the contract.
+    """Decode the reply of the script.
 
     Raises:
         SessionLost: the session is not alive.
-        OutOfOrder: another number is due.
+        OutOfOrder: the backend expects another number.
     """
     if reply[0] == b"lost":
         raise SessionLost(session_id)
@@ -135,7 +135,7 @@ def _decode_time(time: bytes) -> float:
 def decode_deliveries(
     packed: bytes, bodies: list[bytes], nonce: bytes, lanes: list[bytes]
 ) -> list[Delivery]:
-    """What was handed out, in rank order."""
+    """Return the reserved jobs in rank order."""
     names = decode_lane_names(lanes)
     deliveries = []
     for (due, seq, fence, failures, lost), body in zip(
@@ -166,7 +166,7 @@ def decode_deliveries(
 
 
 def decode_body_options(body: bytes, at: int, flags: int) -> tuple[JobOptions, int]:
-    """The options of a body, and where what follows them begins."""
+    """Decode the options of a body. Return them with the offset of the byte after them."""
     options = NO_JOB_OPTIONS
     if flags & FLAG_OPTIONS:
         end = at + 4 + int.from_bytes(body[at : at + 4], "big")
@@ -177,7 +177,7 @@ def decode_body_options(body: bytes, at: int, flags: int) -> tuple[JobOptions, i
 
 
 def decode_lane_names(lanes: list[bytes]) -> dict[int, tuple[str, str]]:
-    """Queue and name by the number of the lane."""
+    """Return a mapping from lane number to queue and job name."""
     names = {}
     for number, full in zip(lanes[::2], lanes[1::2], strict=True):
         queue, _, name = full.decode().partition("\0")

@@ -1,4 +1,4 @@
-"""The names of all keys. They share one hash tag, so one slot: `{nimburion}:job`."""
+"""The names of all keys. They share one hash tag, hence one slot: `{nimburion}:job`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import MappingProxyType
 
 WAKEUP_STREAMS = 4
-"""Streams on which workers wait; a ring wakes those of one."""
+"""Number of streams on which idle workers wait. A notification wakes the workers of one stream."""
 
 KEYS = MappingProxyType(
     {
@@ -51,7 +51,7 @@ KEYS = MappingProxyType(
         },
     }
 )
-"""What each key is, by its name behind the tag."""
+"""A description of each key, by its name after the hash tag."""
 
 
 class Keys:
@@ -62,12 +62,12 @@ class Keys:
     def __init__(self, namespace: str) -> None:
         self._names = {name: f"{{{namespace}}}:{name}".encode() for name in KEYS}
         self.channel: bytes = self._names["bell"]
-        """On which queues are rung."""
+        """The pub/sub channel that carries notifications."""
         self.wakeup_streams: tuple[bytes, ...] = self.select(
             f"ring{n}" for n in range(WAKEUP_STREAMS)
         )
-        """Streams that ring for those who wait in an exchange."""
+        """The streams that wake exchanges in a long poll."""
 
     def select(self, names: Iterable[str]) -> tuple[bytes, ...]:
-        """The keys of these names, in their order."""
+        """Return the keys with these names, in the same order."""
         return tuple(self._names[name] for name in names)

@@ -1,8 +1,9 @@
-"""Exchanges that wait at the server for a job: the way in which an idle worker gets it soonest.
+"""Long polling: an idle worker's exchange waits inside the server for a job.
 
-A blocking read of the streams that ring goes ahead of the script, in the same request. The server
-runs the script the moment a ring ends the read, so job and ring need one trip together. Rings count
-from those last seen on this connection; one between two exchanges ends the next read at once.
+A blocking read of the wake-up streams precedes the script in the same request. When a notification
+ends the read, the server runs the script at once, so notification and job need one round trip. Each
+read starts after the last stream entry seen on this connection. A notification between two
+exchanges therefore ends the next read at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Command = tuple[CommandPart, ...]
 
 
 class StreamLongPoll:
-    """The rings that the exchanges of one handle have seen. Belongs to one event loop."""
+    """The last wake-up stream entries that the exchanges of one handle have seen. Belongs to one
+    event loop.
+    """
 
     def __init__(
         self, streams: Sequence[bytes], exchanges: CommandConnection, commands: CommandConnection
@@ -36,8 +39,10 @@ class StreamLongPoll:
         self._interrupt_task: asyncio.Task[None] | None = None
 
     def commands_before(self, queues: Collection[str], seconds: float) -> list[Command]:
-        """What to ask ahead of an exchange: wait for a ring of one of these queues, for `long poll`
-        seconds (0: not at all); on a new connection, which rings there were."""
+        """Return the commands that precede an exchange. They wait up to `seconds` seconds (0: no
+        wait) for a notification of one of these queues. On a new connection they read the last
+        entry of each stream instead.
+        """
         if self._connection_count != self._exchanges.connection_count:
             self._last_entries.clear()
         streams = tuple({self.get_stream(queue): None for queue in queues})
@@ -51,7 +56,7 @@ class StreamLongPoll:
         return [("XREAD", "BLOCK", block, "STREAMS", *streams, *seen)]
 
     def note_replies(self, commands: Sequence[Command], replies: Sequence[Any]) -> None:
-        """What came of `ahead`."""
+        """Record the replies to the commands of `commands_before`."""
         self._connection_count = self._exchanges.connection_count
         for command, answer in zip(commands, replies, strict=True):
             if command[0] == "XREVRANGE":
@@ -61,21 +66,23 @@ class StreamLongPoll:
                     self._last_entries[stream] = entries[-1][0]
 
     def get_stream(self, queue: str) -> bytes:
-        """The stream that rings for a queue."""
+        """Return the wake-up stream of a queue."""
         return self._streams[compute_stream_number(queue)]
 
     def end_wait(self) -> None:
-        """The exchange is over: nobody waits."""
+        """Record that the exchange has ended and no read blocks."""
         self._blocked_on = ()
 
     def interrupt_long_poll(self) -> None:
-        """Ring for ourselves: the exchange that waits answers. Others look once for nothing."""
+        """End this handle's long poll by a notification on its first stream. Other workers on that
+        stream wake up and query once without a result.
+        """
         if self._blocked_on:
             ring = ("XADD", self._blocked_on[0], "MAXLEN", 1, "*", "", "")
             self._interrupt_task = asyncio.get_running_loop().create_task(self._notify(ring))
 
     async def close(self) -> None:
-        """Let a ring that is under way go."""
+        """Cancel a notification that is being sent."""
         task, self._interrupt_task = self._interrupt_task, None
         if task is not None:
             task.cancel()
@@ -87,5 +94,5 @@ class StreamLongPoll:
 
 
 def compute_stream_number(queue: str) -> int:
-    """The number of the stream that rings for a queue; `bell.lua` counts alike."""
+    """Return the number of the wake-up stream of a queue; `bell.lua` uses the same formula."""
     return sum(queue.encode()) % WAKEUP_STREAMS

@@ -1,7 +1,7 @@
-"""Hints: a connection that listens for rung queues, while somebody waits for them.
+"""Notifications: a connection that subscribes to wake-ups while this process waits for jobs.
 
-A queue rings only when a worker of it has nothing to do: it then stands in the hash `bell`, put
-there by the exchange that found nothing, or by `wait` itself. Busy fleets publish nothing.
+A queue is notified only when one of its workers is idle. Its name is then in the hash `bell`, where
+the exchange that found nothing, or `wait`, has put it. Busy workers cause no notifications.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger("nimburion.backends.redis")
 _REPLY_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PING_AFTER = 15.0
-"""Seconds without a word after which the server is asked whether it is still there."""
+"""Seconds of silence after which the listener sends a PING."""
 _PING = pack_command((b"PING",))
 
 _OUTAGES = (BackendUnavailable, OSError, EOFError, driver.ConnectionError, driver.TimeoutError)
@@ -33,14 +33,16 @@ Subscribe = Callable[[Collection[str]], Awaitable[None]]
 
 
 class PubSubListener:
-    """The rings that one handle hears. Belongs to one event loop; listens from the first `wait`."""
+    """The notifications that one handle receives. Belongs to one event loop; listens from the first
+    `wait`.
+    """
 
     def __init__(self, locator: ServerLocator, channel: bytes, subscribe: Subscribe) -> None:
         self._locator = locator
         self.channel: bytes = channel
         self._subscribe = subscribe
         self._subscribed_queues: set[str] = set()
-        """Queues that stand in the hash, as far as is known."""
+        """The queues that are in the hash, as far as this handle knows."""
         self._waiters = Waiters()
         self._is_connected = asyncio.Event()
         self._listen_task: asyncio.Task[None] | None = None
@@ -49,8 +51,9 @@ class PubSubListener:
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
     ) -> None:
-        """Return when one of the queues rings, has rung since the last wait, or after `timeout`
-        seconds as `sleep` has them."""
+        """Return when one of the queues is notified, or was notified since the last wait. Return at
+        the latest after `timeout` seconds, measured by `sleep`.
+        """
         await self._ensure_listening(min(timeout, _REPLY_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
@@ -59,7 +62,7 @@ class PubSubListener:
             await wait_until(notified, sleep(timeout))
 
     def note_subscribed(self, queues: Iterable[str]) -> None:
-        """An exchange found nothing, and put these into the hash."""
+        """Record that an exchange found nothing and put these queues into the hash."""
         if self._listen_task is not None:
             self._subscribed_queues.update(queues)
 
@@ -72,7 +75,7 @@ class PubSubListener:
                 await task
 
     async def _ensure_listening(self, timeout: float) -> None:
-        """Be subscribed, or give up after so many seconds: the poll behind the hints goes on."""
+        """Wait up to `timeout` seconds for the subscription. Polling works without it."""
         if self._listen_task is None:
             self._listen_task = asyncio.create_task(
                 self._listen_forever(), name="nimburion-redis-bell"
@@ -95,7 +98,9 @@ class PubSubListener:
         self._waiters.notify(queues)
 
     async def _listen_forever(self) -> None:
-        """Listen, again after each failure. What rang meanwhile was missed: everybody looks."""
+        """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
+        connection wakes all waiters.
+        """
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -111,8 +116,9 @@ class PubSubListener:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _log_failure(self, error: Exception) -> None:
-        """An outage is said by those who need the server; what keeps only rings away is said here,
-        once."""
+        """Log why notifications are unavailable. An outage is logged at debug level, because other
+        operations report it. Any other cause is logged as a warning, once.
+        """
         if isinstance(error, _OUTAGES) or str(error) == self._last_warning:
             _log.debug("no rings for now: %s", error)
             return
@@ -143,8 +149,11 @@ class PubSubListener:
 
 
 async def _wait_until_lost(protocol: RedisProtocol) -> None:
-    """Return when the connection is lost. A server that is silent for long is asked whether it is
-    there."""
+    """Return when the connection is lost. After a long silence, send a PING.
+
+    Raises:
+        TimeoutError: the server does not answer the PING.
+    """
     while protocol.is_alive:
         words = protocol.message_count
         await asyncio.wait({protocol.lost}, timeout=_PING_AFTER)

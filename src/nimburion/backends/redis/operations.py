@@ -1,4 +1,4 @@
-"""What operators do: what the scripts are asked, and what they answer."""
+"""Operator calls and schedules: encode script arguments and decode replies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 
 _ENDED_SESSION_RETENTION = 86_400.0
-"""Seconds for which the id of a session that is over is remembered."""
+"""Seconds for which the id of an ended session is kept."""
 
 
 def decode_cancellation(reply: bytes, job_id: str) -> Cancellation:
-    """What `cancel.lua` answered.
+    """Decode the reply of `cancel.lua`.
 
     Raises:
         JobNotFound: there is no such job.
@@ -31,7 +31,9 @@ def decode_cancellation(reply: bytes, job_id: str) -> Cancellation:
 
 
 def decode_replayed(replies: Sequence[list[Any]]) -> Replayed:
-    """What calls of `replay.lua` answered together; the last says whether more are meant."""
+    """Combine the replies of several `replay.lua` runs. The last reply says whether more jobs
+    match.
+    """
     ids = [decode_id(packed) for answer in replies for packed in answer[2]]
     held = [decode_id(packed) for answer in replies for packed in answer[3]]
     last = next((answer[4] for answer in reversed(replies) if answer[4]), b"")
@@ -40,7 +42,7 @@ def decode_replayed(replies: Sequence[list[Any]]) -> Replayed:
 
 
 def encode_retention(keep: Retention) -> list[bytes]:
-    """What `prune.lua` takes behind its bound."""
+    """Return the arguments of `prune.lua` that follow its limit."""
     spans = (keep.completed, keep.failed, keep.results)
     most = b"" if keep.completed_max is None else b"%d" % keep.completed_max
     return [*(_encode_span(one) for one in spans), most, _encode_span(_ENDED_SESSION_RETENTION)]
@@ -57,7 +59,7 @@ _FLAGS = (b"0", b"1")
 
 @reject_unstorable_text
 def encode_schedule(schedule: ScheduleRecord) -> list[bytes]:
-    """What `put_schedule.lua` takes."""
+    """Return the arguments of `put_schedule.lua`."""
     job = b"" if schedule.last_job is None else encode_id(schedule.last_job)
     ticked, owner = schedule.last_tick is not None, schedule.owner.encode()
     past = _SCHEDULE_STATE.pack(
@@ -68,7 +70,7 @@ def encode_schedule(schedule: ScheduleRecord) -> list[bytes]:
 
 
 def decode_schedules(reply: list[bytes]) -> list[ScheduleRecord]:
-    """What `schedules.lua` answered, by name."""
+    """Decode the reply of `schedules.lua`, sorted by name."""
     records = [
         _decode_schedule(name.decode(), packed)
         for name, packed in zip(reply[::2], reply[1::2], strict=True)
@@ -93,10 +95,11 @@ def _decode_schedule(name: str, packed: bytes) -> ScheduleRecord:
 def encode_fire(
     name: str, ticks: tuple[float | None, float], job: NewJob, overlap: Overlap
 ) -> list[bytes]:
-    """What `fire.lua` takes; `move` is from which last tick to which.
+    """Return the arguments of `fire.lua`. `ticks` holds the expected last tick and the new tick, in
+    seconds.
 
     Raises:
-        Unstorable: a time or a text of the job that cannot be.
+        Unstorable: a time or a text of the job cannot be stored.
     """
     expected, tick = ticks
     one = encode_batch([job])
@@ -113,11 +116,11 @@ def encode_fire(
 
 
 def _encode_tick(tick: float) -> bytes:
-    """A tick, compared as these bytes; there is one zero."""
+    """Encode a tick. Ticks are compared as bytes, so negative zero becomes zero."""
     return _TICK.pack(tick + 0.0)
 
 
 def decode_fired(reply: list[Any]) -> Fired:
-    """What `fire.lua` answered."""
+    """Decode the reply of `fire.lua`."""
     outcome, job_id = reply
     return Fired(outcome.decode(), decode_id(job_id) if job_id else None)

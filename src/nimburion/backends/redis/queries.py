@@ -1,4 +1,4 @@
-"""Which jobs a filter means, and the way through them: the Python half of `seeking.lua`."""
+"""Job filters and scans: the Python half of `seeking.lua`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
 from nimburion.core.session import Session, SessionInfo
 
 SCAN_STEP = 500
-"""Jobs that one script looks at."""
+"""The number of jobs that one script checks."""
 MAX_SORTED = 5_000
-"""Unfinished jobs that are gathered and sorted, rather than looked for among all."""
+"""The largest number of unfinished jobs that are collected and sorted. With more, all jobs are
+scanned.
+"""
 _MAX_SEQ = (1 << 53) - 1
-"""No seq is larger: up to here Lua's numbers are exact."""
+"""The largest seq: Lua represents integers exactly up to this value."""
 _FAILED_ONLY = frozenset({State.FAILED})
 
 _pack = msgspec.msgpack.Encoder().encode
 
 
 class JobScan:
-    """The way through the jobs that may be meant, in legs, each from the newest job on.
+    """A scan over the jobs that a filter may match. It consists of segments, each newest job first.
 
     Args:
         which: the filter.
-        states: what its states come to for this operation; None: any.
-        after: the cursor behind which to begin.
-        given: the fields of all that may be meant; None where these are not known.
-        deletes: whether jobs that are picked are taken out, so that only finished ones are meant.
+        states: the states of the filter that this operation accepts; None: any.
+        after: the cursor after which the scan begins.
+        fields: the fields of all jobs that may match; None if they are not known.
+        deletes: whether matching jobs are deleted, so that only finished jobs are scanned.
 
     Raises:
-        InvalidJob: the cursor is none of this backend.
+        InvalidJob: the cursor does not come from this backend.
     """
 
     __slots__ = ("_after", "_filter", "_segments")
@@ -63,41 +65,43 @@ class JobScan:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to look at."""
+        """Whether the scan has covered all segments."""
         return not self._segments
 
     def make_arguments(self, limit: int) -> list[bytes]:
-        """What the next script takes, to pick up to `most` jobs."""
+        """Return the arguments of the next script, which selects up to `limit` jobs."""
         source, given = self._segments[0]
         return [source, self._after, self._filter or b"", b"%d" % limit, given]
 
     def advance(self, after: bytes, last: int) -> None:
-        """Take up what it said: behind which job to go on, and whether nothing is left there."""
+        """Record the reply of a script: the position to continue from, and whether the segment has
+        ended.
+        """
         self._after = b"" if last else after
         if last:
             del self._segments[0]
 
 
 def encode_cursor(after: str | None) -> bytes:
-    """The field of the job that a page's `next` names; empty for none."""
+    """Decode the `next` of a page to the field of a job; empty if there is no cursor."""
     seq = parse_cursor(after)
     return b"" if seq is None else min(seq, _MAX_SEQ).to_bytes(8, "big")
 
 
 def format_cursor(field: bytes) -> str:
-    """The `next` of a page that ends with this job."""
+    """Return the `next` of a page that ends with this job."""
     return str(int.from_bytes(field, "big"))
 
 
 def split_fields(joined: bytes | None) -> list[bytes] | None:
-    """What `unfinished.lua` answered, apart; None where they were too many."""
+    """Split the reply of `unfinished.lua` into fields; None if there were too many jobs."""
     if joined is None:
         return None
     return [joined[at : at + 8] for at in range(0, len(joined), 8)]
 
 
 def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | None:
-    """A filter as scripts read it; None when it can mean nothing."""
+    """Encode a filter for the scripts; None if it cannot match any job."""
     if states is not None and not states:
         return None
     letters = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
@@ -109,7 +113,7 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | 
 
 
 def choose_sources(states: frozenset[State] | None, *, deletes: bool) -> list[bytes]:
-    """Where to look, one after the other."""
+    """Return the names of the collections to scan, in order."""
     if states is not None and states <= _FAILED_ONLY:
         return [b"dead"]
     if not deletes:
@@ -118,7 +122,7 @@ def choose_sources(states: frozenset[State] | None, *, deletes: bool) -> list[by
 
 
 def split_segments(job_fields: Iterable[bytes], after: bytes) -> list[tuple[bytes, bytes]]:
-    """Jobs that are named, newest first, as many a leg as one script looks at."""
+    """Split listed jobs into segments, newest first, with `SCAN_STEP` jobs each."""
     fields = [
         field for field in sorted(set(job_fields), reverse=True) if not after or field < after
     ]
@@ -141,11 +145,11 @@ _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
 
 JobDetails = list[Any]
-"""What `telling.lua` tells of one job."""
+"""The details of one job, as `telling.lua` returns them."""
 
 
 class AttemptSummary(msgspec.Struct):
-    """What became of a job so far."""
+    """A summary of the attempts of a job so far."""
 
     due: int
     failures: int = 0
@@ -157,7 +161,7 @@ class AttemptSummary(msgspec.Struct):
 
 
 def decode_ids(packed: Iterable[bytes]) -> list[str]:
-    """Ids as their callers know them."""
+    """Decode job ids."""
     return [decode_id(one) for one in packed]
 
 
@@ -165,10 +169,10 @@ def decode_ids(packed: Iterable[bytes]) -> list[str]:
 
 
 def decode_record(reply: list[Any], job_id: str) -> JobRecord:
-    """What `get.lua` answered.
+    """Decode the reply of `get.lua`.
 
     Raises:
-        JobNotFound: there is none.
+        JobNotFound: there is no such job.
     """
     if not reply:
         raise JobNotFound(job_id)
@@ -177,8 +181,9 @@ def decode_record(reply: list[Any], job_id: str) -> JobRecord:
 
 
 def decode_page(replies: Sequence[list[Any]], limit: int) -> Page:
-    """One page of what calls of `list.lua` answered together: if they found more than `limit`,
-    there is a next one."""
+    """Combine the replies of several `list.lua` runs to one page. If they hold more than `limit`
+    jobs, the page has a `next`.
+    """
     told = [(one, decode_lane_names(names)) for _, _, names, found in replies for one in found]
     following = format_cursor(told[limit - 1][0][0]) if len(told) > limit > 0 else None
     return Page([_decode_job(one, names) for one, names in told[:limit]], following)
@@ -215,7 +220,9 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
 
 
 def _decode_attempts(letter: bytes, end: bytes, moves: bytes | None, due: int) -> AttemptSummary:
-    """The past of a job as `layout.lua` has it: behind its body, in its lease, or in its state."""
+    """Decode the attempts of a job. `layout.lua` describes the three places: after the body, in the
+    lease, or in the state.
+    """
     if end:
         _, started, finished, failures, lost, size = _FINISHED_TAIL.unpack_from(end)
         reason = (
@@ -238,7 +245,7 @@ def _decode_optional_time(biased: int) -> float | None:
 
 
 def decode_history(packed: bytes) -> list[AttemptError]:
-    """Attempts that ended badly, each with the backend's time of its end."""
+    """Decode the failed attempts, each with the backend's time of its end."""
     errors, at = [], 0
     while at < len(packed):
         ended, length = _ERROR.unpack_from(packed, at)
@@ -249,7 +256,7 @@ def decode_history(packed: bytes) -> list[AttemptError]:
 
 
 def decode_progress(packed: bytes) -> Progress:
-    """The latest word of a job."""
+    """Decode the last progress report of a job."""
     (fraction,) = _FRACTION.unpack_from(packed)
     return Progress(fraction, packed[_FRACTION.size :].decode())
 
@@ -258,12 +265,12 @@ def decode_progress(packed: bytes) -> Progress:
 
 
 def decode_counts(reply: list[int]) -> dict[State, int]:
-    """What `counts.lua` answered."""
+    """Decode the reply of `counts.lua`."""
     return dict(zip(STATE_CODES, reply, strict=True))
 
 
 def decode_queues(reply: list[Any]) -> list[QueueInfo]:
-    """What `queues.lua` answered, by name."""
+    """Decode the reply of `queues.lua`, sorted by name."""
     now, told = int.from_bytes(reply[0], "big"), reply[1]
     return combine_rows(
         LaneRow(
@@ -280,7 +287,7 @@ def decode_queues(reply: list[Any]) -> list[QueueInfo]:
 
 
 def decode_sessions(reply: list[Any]) -> list[SessionInfo]:
-    """What `sessions.lua` answered, oldest first."""
+    """Decode the reply of `sessions.lua`, oldest first."""
     rows = sorted(_split_rows(reply, 5), key=lambda row: row[1][:4])
     return [_decode_session(*row) for _, *row in rows]
 

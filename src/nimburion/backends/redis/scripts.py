@@ -1,7 +1,7 @@
-"""The Lua scripts: one an operation, put together from parts that several share.
+"""The Lua scripts, one per operation. Each is built from parts that several scripts share.
 
-Each file says in its header which keys it uses; a script declares those of all its parts, and has
-each as a local of its name: `job` is `job_key`.
+The header of each file lists the keys that it uses. A script declares the keys of all its parts and
+assigns each to a local variable: key `job` is the local `job_key`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from nimburion.backends.sql_files import Statements
 
 PACKAGE = "nimburion.backends.redis.lua"
 FLAGS_SINCE = (7, 0)
-"""From this version of the server on, a script says by flags what it may do."""
+"""The first server version in which scripts declare their behaviour by flags."""
 
 
 class ScriptSpec(NamedTuple):
-    """What an operation's script is made of."""
+    """The parts and flags of the script of one operation."""
 
     shared: tuple[str, ...] = ()
     flags: str = ""
-    """`allow-oom`: may run on a full server, as it frees more than it takes, or lets jobs go on.
-    `no-writes`: only reads."""
+    """`allow-oom`: the script may run on a full server, because it frees memory or lets jobs
+    continue. `no-writes`: the script only reads.
+    """
 
 
 _WRITE_PARTS = ("times", "layout", "lists", "bell", "lanes", "unique", "ledger")
@@ -65,15 +66,16 @@ SCRIPT_SPECS = MappingProxyType(
         "fire": ScriptSpec((*_WRITE_PARTS, "ids", "cancelling", "storing")),
     }
 )
-"""By operation."""
+"""The script of each operation, by name."""
 
 _OLD_ALLOW_OOM = "redis.call('HDEL', KEYS[1], '')\n"
-"""Before flags a full server refuses a script at its first write, unless that one frees; then all
-others pass."""
+"""A first write for servers without flags. Such a server, when full, rejects a script at its first
+write, unless that write frees memory. All later writes are then allowed.
+"""
 
 
 class Script(NamedTuple):
-    """One operation, ready to be called."""
+    """The script of one operation, ready to run."""
 
     name: str
     text: bytes
@@ -82,7 +84,7 @@ class Script(NamedTuple):
 
 
 class Scripts:
-    """All scripts, as a server of this version takes them."""
+    """All scripts, built for a server of this version."""
 
     __slots__ = ("_scripts",)
 
@@ -103,7 +105,7 @@ class Scripts:
 def build_script(
     files: Statements, name: str, spec: ScriptSpec, version: tuple[int, ...]
 ) -> Script:
-    """Put a script together."""
+    """Build a script from its parts."""
     used = (*spec.shared, name)
     keys = collect_keys(files, used)
     text = "".join(
@@ -117,13 +119,13 @@ def build_script(
 
 
 def collect_keys(files: Statements, used: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that these files use, each once."""
+    """Return the keys that these files use, without duplicates."""
     named = [key for part in used for key in files.said(part, "Keys").split()]
     return tuple(dict.fromkeys(named))
 
 
 def make_prologue(flags: str, keys: tuple[str, ...], version: tuple[int, ...]) -> str:
-    """What stands before the parts: flags, and a local for each key."""
+    """Return the text before the parts: the flags, and one local variable per key."""
     flagged = version >= FLAGS_SINCE
     first = f"#!lua flags={flags}\n" if flags else "#!lua\n"
     oom = _OLD_ALLOW_OOM if flags == "allow-oom" and not flagged else ""

@@ -1,4 +1,4 @@
-"""What the server is, and whether jobs are safe with it: looked at when a backend is opened."""
+"""Check the server when a backend opens: what it is, and whether jobs are safe on it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ OLDEST_SERVER = (6, 2)
 WAITAOF_SINCE = (7, 2)
 
 SendCommand = Callable[..., Awaitable[Any]]
-"""Sends one command and returns its reply; its errors are those of the contract."""
+"""Sends one command and returns its reply; raises errors of nimburion."""
 
 _log = logging.getLogger("nimburion.backends.redis")
 
 
 class RedisServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server says of itself."""
+    """The properties that a server reports."""
 
     product: str
     """`Redis` or `Valkey`."""
     version: tuple[int, ...]
     cluster: bool
-    """It is a node of a cluster."""
+    """Whether the server is a node of a cluster."""
     append_only: bool
-    """It writes each change to its append-only file."""
+    """Whether the server writes each change to its append-only file."""
     fsync: str | None
-    """When it syncs that: `always`, `everysec` or `no`; None: it does not tell this user."""
+    """When the append-only file is synced: `always`, `everysec` or `no`; None: this user may not
+    read the setting.
+    """
     maxmemory: int
-    """Bytes; 0: as many as there are."""
+    """The memory limit in bytes; 0: no limit."""
     eviction_policy: str
-    """What it does when those are full."""
+    """The eviction policy that applies when the memory limit is reached."""
 
     @property
     def name(self) -> str:
@@ -44,18 +46,19 @@ class RedisServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_waitaof(self) -> bool:
-        """Whether it can tell that a write is on the disk."""
+        """Whether the server supports WAITAOF, which confirms that a write is on the disk."""
         return self.version >= WAITAOF_SINCE
 
     @property
     def waits_for_sync(self) -> bool:
-        """Whether WAITAOF means what it says under `everysec`. Redis 7.4, and every Valkey so far,
-        answers when the write is with the operating system (redis/redis#13793)."""
+        """Whether WAITAOF waits for the fsync under `everysec`. Redis 7.4, and every Valkey so far,
+        replies when the operating system has the write (redis/redis#13793).
+        """
         return self.fsync == "always" or (self.product == "Redis" and self.version >= (8, 0))
 
 
 class Risk(msgspec.Struct, frozen=True):
-    """Why jobs are not safe, and what to do."""
+    """A reason why jobs may be lost, and a suggested fix."""
 
     text: str
     advice: str
@@ -64,16 +67,16 @@ class Risk(msgspec.Struct, frozen=True):
 async def check_server(
     send: SendCommand, settings: RedisSettings, warned: set[str]
 ) -> RedisServerInfo:
-    """Check the server; log a warning for each way to lose jobs, unless it is in `warned` already.
+    """Check the server. Log a warning for each risk of losing jobs that is not in `warned`.
 
-    `warned` belongs to a backend and its siblings, and new warnings are added to it: a worker
+    `warned` is shared by all handles of a backend, and new warnings are added to it. A worker
     connects several times, and every connection checks the server.
 
     Raises:
-        ConfigurationError: it will not do, or not for what the address asks: too old, a cluster
-            where a single server was named, `require_durable` or `durable_enqueue` without what
-            they need. The message says what to change.
-        BackendUnavailable: no answer.
+        ConfigurationError: the server is not suitable, or the settings need what it lacks. It is
+            too old, is a cluster although the URL names a single server, or does not support
+            `require_durable` or `durable_enqueue`. The message says what to change.
+        BackendUnavailable: the server does not answer.
     """
     where = settings.describe()
     server = await read_server_info(send, where)
@@ -91,7 +94,7 @@ async def check_server(
 
 
 async def read_server_info(send: SendCommand, where: str) -> RedisServerInfo:
-    """What the server says of itself."""
+    """Read the properties of the server."""
     said = parse_info(await send("INFO"))
     if "redis_version" not in said:
         raise ConfigurationError(f"{where}: this is no Redis and no Valkey: INFO has no version")
@@ -107,7 +110,7 @@ async def read_server_info(send: SendCommand, where: str) -> RedisServerInfo:
 
 
 def parse_info(info: bytes) -> Mapping[str, str]:
-    """The lines of INFO by name."""
+    """Return the fields of an INFO reply by name."""
     lines = info.decode("utf-8", "replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")
 
@@ -118,7 +121,7 @@ def _parse_version(text: str) -> tuple[int, ...]:
 
 
 async def _read_setting(send: SendCommand, name: str) -> str | None:
-    """One setting of the server; None where it does not tell."""
+    """Return one setting of the server; None if this user may not read it."""
     try:
         reply = await send("CONFIG", "GET", name)
     except BackendUnavailable:
@@ -129,13 +132,13 @@ async def _read_setting(send: SendCommand, name: str) -> str | None:
 
 
 def find_risks(server: RedisServerInfo) -> list[Risk]:
-    """What would lose jobs that were acknowledged."""
+    """Return the risks of losing acknowledged jobs."""
     found = [find_durability_risk(server), find_eviction_risk(server)]
     return [doubt for doubt in found if doubt is not None]
 
 
 def find_durability_risk(server: RedisServerInfo) -> Risk | None:
-    """What the death of the server or its host would lose."""
+    """Return the risk of losing jobs when the server or its host fails."""
     if not server.append_only:
         return Risk(
             "the server keeps no append-only file: when it dies, every job since its last snapshot "
@@ -152,7 +155,7 @@ def find_durability_risk(server: RedisServerInfo) -> Risk | None:
 
 
 def find_flush_risk(server: RedisServerInfo) -> Risk | None:
-    """What `durable_enqueue` does not keep on some servers."""
+    """Return the limit of `durable_enqueue` on this server, if it has one."""
     if server.waits_for_sync:
         return None
     return Risk(
@@ -163,7 +166,9 @@ def find_flush_risk(server: RedisServerInfo) -> Risk | None:
 
 
 def find_eviction_risk(server: RedisServerInfo) -> Risk | None:
-    """What a full memory would lose. `volatile-…` takes keys that expire; none of ours does."""
+    """Return the risk of losing jobs when the memory is full. The policies `volatile-…` evict only
+    keys with an expiry, and no key of nimburion has one.
+    """
     if not server.eviction_policy.startswith("allkeys"):
         return None
     return Risk(
@@ -184,7 +189,7 @@ def _reject_unsupported(server: RedisServerInfo, settings: RedisSettings, where:
 
 
 def _reject_unsynced(server: RedisServerInfo, settings: RedisSettings, where: str) -> None:
-    """`durable_enqueue` waits for what some servers never do."""
+    """Reject a server on which `durable_enqueue` would wait for an fsync that never happens."""
     if not settings.durable_enqueue:
         return
     needs = None

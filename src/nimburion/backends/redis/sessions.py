@@ -1,4 +1,4 @@
-"""The life of workers: what the session scripts are asked, and what they answer."""
+"""Sessions of workers: encode the arguments and decode the replies of the session scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOST_ERROR = AttemptError(0, "lost", "WorkerLost", "its worker vanished")
 
 @reject_unstorable_text
 def encode_open_session(session: Session) -> list[bytes]:
-    """What `open_session.lua` takes."""
+    """Return the arguments of `open_session.lua`."""
     limits: list[object] = []
     for name in session.names:
         limits += (name, session.limits.get(name, False))
@@ -30,13 +30,13 @@ def encode_open_session(session: Session) -> list[bytes]:
 
 
 def check_alive(reply: bytes, session_id: str) -> None:
-    """Raise `SessionLost` when that is what the server said."""
+    """Raise `SessionLost` if the reply says that the session is not alive."""
     if reply == b"lost":
         raise SessionLost(session_id)
 
 
 def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
-    """What `beat.lua` answered.
+    """Decode the reply of the heartbeat script.
 
     Raises:
         SessionLost: the session is not alive.
@@ -65,26 +65,26 @@ def _decode_lease(field: bytes, token: bytes, job_id: bytes) -> Lease:
 def releasing_of(
     session_id: str, leases: Sequence[Lease], nonce: bytes | None, most: int
 ) -> list[bytes]:
-    """What `release.lua` takes."""
+    """Return the arguments of `release.lua`."""
     wanted = b"".join([encode_seq(lease.ref) + encode_token(lease) for lease in leases])
     return [session_id.encode(), wanted, nonce or b"", b"%d" % most]
 
 
 def encode_close_session(session_id: str, running: Sequence[Lease], limit: int) -> list[bytes]:
-    """What `close_session.lua` takes."""
+    """Return the arguments of `close_session.lua`."""
     kept = b"".join([encode_seq(lease.ref) + encode_token(lease) for lease in running])
     return [session_id.encode(), kept, b"%d" % limit]
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[bytes]:
-    """What `rescue.lua` takes. It knows the number of each attempt, and puts it in."""
+    """Return the arguments of `rescue.lua`. The script inserts the attempt numbers."""
     before, after = encode_json(_LOST_ERROR).split(b'"attempt":0', 1)
     numbers = [b"%d" % limit, b"%d" % max_lost]
     return [*numbers, before + b'"attempt":', after, b"%d" % SUSPECT_AFTER]
 
 
 def decode_rescued(replies: Sequence[list[Any]]) -> Rescued:
-    """What one or more calls of `rescue.lua` answered, together."""
+    """Combine the replies of one or more runs of `rescue.lua`."""
     returned, failed, cancelled = (
         [decode_id(job_id) for answer in replies for job_id in answer[place]] for place in range(3)
     )
