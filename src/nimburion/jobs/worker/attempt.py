@@ -1,7 +1,7 @@
-"""One delivery from lookup to settlement: the spine.
+"""Runs one delivery: look up the handler, run it, and decide its settlement.
 
-Whatever a handler does (return, raise, hang, be interrupted) ends here as one settlement, or as
-None where the lease was lost and nothing may be written.
+Every end of a handler (return, exception, timeout, interruption) results in exactly one settlement.
+The result is None when the lease was lost: then nothing may be written.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ Report = Callable[[Lease, float, str], None]
 CANCELLED_ON_REQUEST = "cancelled on request"
 
 _AFTER_FAULT = 5.0
-"""Seconds until a job is tried again that an error inside nimburion kept from beginning."""
+"""Seconds until the next attempt of a job that an error inside nimburion kept from starting."""
 
 
 class Interruption(enum.Enum):
-    """Why an attempt was interrupted."""
+    """The reason why an attempt was interrupted."""
 
     STOP = "stop"
-    """The worker stops: give the job back, count nothing."""
+    """The worker stops: release the job without counting an attempt."""
     CANCEL = "cancel"
-    """Somebody cancelled the job."""
+    """A user cancelled the job."""
     LOST = "lost"
-    """The lease is gone: write nothing."""
+    """The lease is lost: write nothing."""
 
 
 class Attempt:
-    """One try at one job, from the worker's side: what can be asked of it from outside."""
+    """One attempt at one job, with the state that the worker and its watchdog need."""
 
     __slots__ = (
         "call",
@@ -82,53 +82,61 @@ class Attempt:
     def __init__(self, delivery: Delivery, session_id: str) -> None:
         self.delivery: Delivery = delivery
         self.session_id: str = session_id
-        """The session that holds its lease."""
+        """The id of the session that holds the lease."""
         self.settled: bool = False
-        """Whether its settlement is on its way to the backend."""
+        """Whether the settlement was handed to the completer, or the lease was released."""
         self.context: Context | None = None
         self.task: asyncio.Task[Any] | None = None
         self.call: ThreadCall | None = None
-        """The thread call of a `def` handler."""
+        """The thread call of a `def` handler; None for a coroutine."""
         self.interruption: Interruption | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
-        """A Ctrl-C that arrived inside the handler: it stops the process once the attempt is
-        accounted for."""
+        """A Ctrl-C that was raised inside the handler. It stops the process once the attempt is
+        settled."""
         self.raised: BaseException | None = None
-        """What its handler raised, until that is logged: kept no longer, as its traceback holds
+        """The exception of the handler. Cleared after it is logged, because its traceback refers to
         the attempt."""
 
     @property
     def lost(self) -> bool:
-        """Whether its lease is gone: nothing may be written about it."""
+        """Whether the lease is lost; then nothing may be written about the attempt."""
         return self.interruption is Interruption.LOST
 
     @property
     def cancelled_by_others(self) -> bool:
-        """Whether something other than the worker has cancelled the handler's task: a failure,
-        also where the worker stops at the same time."""
+        """Whether code other than the worker cancelled the handler's task.
+
+        This counts as a failure, even if the worker stops at the same time.
+        """
         return self.interruption is None and self.task is not None and self.task.cancelling() > 0
 
     @property
     def in_thread(self) -> bool:
-        """Whether a thread still works on it, waited for or not."""
+        """Whether a thread still runs the handler, even if its result is no longer awaited."""
         return self.call is not None and not self.call.finished
 
     def clear(self) -> None:
-        """It is over: undo the circles of references, so that nothing of it is left for the
-        garbage collector (measured: a sixth of the engine's time)."""
+        """Break the reference cycles of an ended attempt, so that the garbage collector has no work
+        with it.
+
+        Measured: the collector otherwise takes a sixth of the engine's time.
+        """
         if self.context is not None:
             self.context._attempt = None
             self.context = None
         self.task = None
 
     def interrupt(self, interruption: Interruption) -> None:
-        """Ask it to end. A coroutine is cancelled; a thread can only be told, and is waited for
-        unless the lease is lost."""
+        """Request the end of the attempt.
+
+        A coroutine is cancelled. A thread cannot be: its context is marked as cancelled, and the
+        worker waits for it unless the lease is lost.
+        """
         if self.lost:
             return
         if interruption is not Interruption.STOP or not self.cancelled_by_others:
             self.interruption = interruption
-        if self.context is None:  # not begun: `perform` will see it
+        if self.context is None:  # not started: `perform` checks `interruption`
             return
         self.context._request_cancel()
         if self.task is not None and (interruption is Interruption.LOST or not self.in_thread):
@@ -136,7 +144,8 @@ class Attempt:
 
 
 class AttemptRunner:
-    """Performs attempts: knows handlers, middleware and policy, and nothing of slots or stores."""
+    """Performs attempts: applies handlers, middleware and retry policy. Independent of slots and
+    backends."""
 
     def __init__(
         self,
@@ -166,12 +175,15 @@ class AttemptRunner:
         self.read_log_level()
 
     def read_log_level(self) -> None:
-        """Look whether start and end of attempts are to be logged. Not for each attempt: asking the
-        logger costs one percent of an attempt."""
+        """Read from the logger whether the start and end of attempts are logged (level debug).
+
+        The result is cached, because a query of the logger costs one percent of an attempt.
+        """
         self._logs_attempts = _log.isEnabledFor(logging.DEBUG)
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
-        """Run the handler and say what to write; None: nothing, the lease is lost."""
+        """Run the handler and return its settlement; None if the lease is lost and nothing may be
+        written."""
         delivery = attempt.delivery
         found = self._chains.get(delivery.name) or self._find_handler(delivery.name)
         if found is None or attempt.interruption is not None:
@@ -184,10 +196,11 @@ class AttemptRunner:
         return self._make_settlement(attempt, outcome, handler, context)
 
     def after_fault(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
-        """What to write where `perform` itself raised: because of an error inside nimburion.
+        """Return the settlement of an attempt for which `perform` itself raised: an error inside
+        nimburion.
 
-        An attempt whose handler may have begun counts as a failure of kind `internal`, so that an
-        error that repeats ends as a dead letter. One that has not begun is given back.
+        If the handler may have started, this counts as a failure of kind `internal`, so that a
+        repeated error ends as a dead letter. Otherwise the job is released.
         """
         if _is_closing(raised):
             raise raised
@@ -238,7 +251,7 @@ class AttemptRunner:
     async def _perform_with_events(
         self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
     ) -> Settlement | None:
-        """The same, told to whoever listens, and logged at debug."""
+        """Like `perform`, and emit the attempt events and log at debug level."""
         delivery = attempt.delivery
         logs = self._logs_attempts
         if logs:
@@ -285,7 +298,7 @@ class AttemptRunner:
             self._make_async_call(handler) if handler.is_async else self._make_thread_call(handler)
         )
         chain = compose(self._middlewares, innermost)
-        if self._middlewares:  # they may fork too
+        if self._middlewares:  # middleware may fork too
             chain = self._checked(chain)
         self._chains[name] = found = (handler, chain)
         return found
@@ -310,7 +323,9 @@ class AttemptRunner:
             try:
                 return await function(context, job)
             finally:
-                if guard.in_child:  # before the middleware, which holds what the parent uses
+                if (
+                    guard.in_child
+                ):  # before any middleware, which shares resources with the parent, runs
                     guard.check(sys.exc_info()[1])
 
         return call
@@ -323,7 +338,7 @@ class AttemptRunner:
             started = threads.start(function, context, job)
             context._attempt.call = started
             value = await started.future
-            # A lambda or a wrapper around an `async def`: what it made has not run yet.
+            # A lambda or a wrapper around an `async def` returns a coroutine that has not run yet.
             return await value if inspect.isawaitable(value) else value
 
         return call
@@ -364,7 +379,7 @@ class AttemptRunner:
             return self._of_exception(attempt, handler, raised)
 
     async def _run_with_timeout(self, context: Context, chain: Chain) -> object:
-        """The handler's value; `_TimedOut` when it has none before the deadline."""
+        """Return the handler's result. Raises `_TimedOut` if the deadline passes first."""
         seconds = context.remaining() or 0.0
         limit = asyncio.timeout(seconds)
         try:
@@ -377,7 +392,8 @@ class AttemptRunner:
             raise
 
     def _encode_success(self, handler: Handler, result: object, context: Context) -> Succeeded:
-        """A result that cannot be kept is no reason to do the work again."""
+        """Encode the result. If it cannot be stored, log a warning and complete the job without
+        it."""
         try:
             return Succeeded(handler.encode_result(result))
         except UnstorableResult as error:
@@ -390,7 +406,7 @@ class AttemptRunner:
                 return CancelRequested(CANCELLED_ON_REQUEST)
             case Interruption.STOP | Interruption.LOST:
                 return INTERRUPTED
-            case None:  # something inside the handler was cancelled: a failure like others
+            case None:  # code inside the handler cancelled it: an ordinary failure
                 attempt.raised = raised
                 return AttemptFailed(
                     outcomes.describe_exception(
@@ -399,8 +415,11 @@ class AttemptRunner:
                 )
 
     def _classify_lease_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
-        """Its own transaction found that the job is another's: there is nothing to write. Where the
-        handler raises that error by itself, it is a failure like others."""
+        """Return the outcome of a handler that raised LeaseLost.
+
+        If nimburion raised it inside the handler's transaction, the lease is lost and nothing is
+        written. If the handler raised it itself, it is an ordinary failure.
+        """
         if lost is context._lease_lost:
             _log.warning("%s", lost)
             attempt.interruption = Interruption.LOST
@@ -420,8 +439,10 @@ class AttemptRunner:
 
 
 def raise_keyboard_interrupt(attempt: Attempt) -> None:
-    """Where a Ctrl-C arrived inside the handler, raise it out of the event loop; for when the
-    attempt is accounted for."""
+    """Raise a Ctrl-C that arrived inside the handler out of the event loop.
+
+    Call this after the attempt is settled.
+    """
     if attempt.keyboard_interrupt is not None:
         asyncio.get_running_loop().call_soon(_raise, attempt.keyboard_interrupt)
         attempt.keyboard_interrupt = None
@@ -432,9 +453,12 @@ def _raise(error: BaseException) -> None:
 
 
 def _may_be_ctrl_c(attempt: Attempt, raised: BaseException) -> bool:
-    """Whether Python itself may have raised this in the handler because of a SIGINT: only on the
-    main thread, and only while nobody has replaced Python's signal handler. `run()` and
-    `asyncio.run` do replace it; what a `def` handler raises comes from another thread."""
+    """Return whether Python may have raised this exception in the handler because of a SIGINT.
+
+    This happens only on the main thread, and only while Python's own signal handler is installed.
+    `run()` and `asyncio.run` replace that handler. The exception of a `def` handler comes from
+    another thread.
+    """
     from_thread = attempt.call is not None and attempt.call.error is raised
     return (
         not from_thread
@@ -444,7 +468,8 @@ def _may_be_ctrl_c(attempt: Attempt, raised: BaseException) -> bool:
 
 
 def _is_closing(raised: BaseException) -> bool:
-    """Whether the coroutine is being closed from outside any task: nobody awaits it any more."""
+    """Return whether the coroutine is being closed outside of any task, so that no task awaits
+    it."""
     if not issubclass(type(raised), GeneratorExit):
         return False
     try:
@@ -456,8 +481,10 @@ def _is_closing(raised: BaseException) -> bool:
 def _settle_completed(
     context: Context, outcome: Outcome, raised: BaseException | None
 ) -> Settlement:
-    """The handler's own transaction completed the job. Said once more, the backend answers
-    `already` and writes nothing."""
+    """Return the settlement of a job that the handler's own transaction has completed.
+
+    The backend answers this repeated completion with `already` and writes nothing.
+    """
     delivery = context._delivery
     if isinstance(outcome, Succeeded):
         if outcome.result is not None and context._result is None:
@@ -481,7 +508,7 @@ def _settle_completed(
 def _log_failure(
     delivery: Delivery, settlement: Retried | Failed, raised: BaseException | None
 ) -> None:
-    """One record for the operator, with the exception itself, as error trackers want it."""
+    """Log one record about the failure, with the exception attached for error trackers."""
     error = settlement.error
     what = f"{error.type}: {error.message}".partition("\n")[0]
     if isinstance(settlement, Retried):
@@ -497,7 +524,7 @@ def _log_failure(
 
 
 def _extra_of(delivery: Delivery) -> dict[str, object]:
-    """What each record about an attempt carries."""
+    """Return the `extra` fields of every log record about an attempt."""
     return {
         "job_id": delivery.lease.job_id,
         "job_name": delivery.name,

@@ -1,8 +1,8 @@
-"""Slots and the reserve loop; knows no policy.
+"""The worker: slots, prefetched jobs and the reserve loop. Retry policy is decided elsewhere.
 
-The loop makes one exchange after another, each when there is a reason for it: something to settle,
-or room and a hint that there is work. What comes back starts at once while slots are free; the rest
-is held, at most what runs in about 20 ms.
+The loop makes one exchange at a time, and only when there is a reason for it: settlements to send,
+or room together with a sign of possible work. Delivered jobs start at once while slots are free.
+The others are prefetched: at most as many as run in about 20 ms.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FLUSH_SECONDS = 5.0
 
 
 class Worker:
-    """Runs jobs in this process until it is stopped. Used once."""
+    """A worker that runs jobs in this process until it is stopped. Use each instance once."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Worker:
         self._concurrency = settings.concurrency
         self.connectivity: BackendConnectivity = BackendConnectivity(clock)
         self.failure: BaseException | None = None
-        """A fault of the engine, until an exchange works again."""
+        """The latest error inside the engine; None once an exchange succeeds again."""
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
         self._prefetch_size = Prefetch(
             settings.concurrency, remote=backend.capabilities.out_of_process
@@ -88,11 +88,11 @@ class Worker:
         self._suspects: deque[Delivery] = deque()
         self._runs_suspect = False
         self._running: set[Attempt] = set()
-        # Shared with the watchdog's thread, as `_held` and `_suspects` are. Whoever takes an entry
-        # out has it: `remove` and `pop` are atomic, so no lock is needed.
+        # The watchdog's thread shares this set, `_prefetched` and `_suspects`. Only the thread that
+        # removes an entry may use it. `remove` and `pop` are atomic, so no lock is needed.
         self._not_begun: set[Attempt] = set()
         self._under_way: deque[bytes] = deque()
-        """The nonce of the exchange whose reply is awaited, if it may hand out jobs."""
+        """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
         self._long_poll = LongPoll(backend, self.lanes.queues)
         self._trigger = ExchangeTrigger(
             self._loop,
@@ -112,28 +112,29 @@ class Worker:
         self._attempt_runner: AttemptRunner
         self.session: WorkerSession
 
-    # Coming and going
+    # Start and stop
 
     async def start(self, attempt_runner: AttemptRunner) -> None:
-        """Open a session and begin to reserve."""
+        """Open a session, then start the reserve loop and the wake-up listener."""
         self._attempt_runner = attempt_runner
         await self._open_session()
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.wakeups.start()
 
     def drain(self) -> None:
-        """From now on reserve nothing, and hand back what has not started."""
+        """Reserve no more jobs, and release those that have not started."""
         self._draining = True
         self._release_all_prefetched()
         self._trigger.wake()
         self._long_poll.interrupt()
 
     async def stop(self, grace: float, stop_now: asyncio.Event) -> list[Lease]:
-        """Take no more, let what runs finish for `grace` seconds (or until `hurry`), interrupt it,
-        write everything down.
+        """Stop reserving, let running jobs finish, interrupt the others and send all settlements.
 
-        Returns the leases of handlers that are still running: nobody could stop them. The session
-        is still open; `leave` closes it.
+        Running jobs get `grace` seconds, or less if `stop_now` is set.
+
+        Returns the leases of handlers that still run because they cannot be stopped (threads). The
+        session is still open; `close_session` closes it.
         """
         self.drain()
         await self.wakeups.stop()
@@ -145,34 +146,40 @@ class Worker:
         self._trigger.wake()
         self._long_poll.interrupt()
         if self._task is not None:
-            if self._task.done() and self.session.completer.has_pending:  # it was cancelled twice
+            if self._task.done() and self.session.completer.has_pending:  # cancelled twice
                 self._task = asyncio.create_task(self._run(), name="nimburion-worker")
             await self._flush(self._task)
         return self._list_unfinished_leases()
 
     async def close_session(self, running: list[Lease]) -> None:
-        """Close the session. `running` stay leased until it expires; all others are free."""
+        """Close the session. The leases in `running` stay valid until they expire; all others are
+        released."""
         await self.session.close(running)
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """The reserve loop; it ends early only by a fault of the engine."""
+        """The task of the reserve loop; it ends before `stop` only after an error inside the
+        engine."""
         return self._task
 
     @property
     def running_count(self) -> int:
-        """How many handlers run."""
+        """The number of running handlers."""
         return len(self._running)
 
     @property
     def prefetched_count(self) -> int:
-        """How many jobs are reserved and have not begun."""
+        """The number of jobs that are reserved and have not started."""
         return len(self._prefetched) + len(self._suspects)
 
     def recall(self) -> tuple[list[Lease], bytes | None]:
-        """Take what has not begun away from the loop, which is blocked: leases, and the nonce of an
-        exchange that may bring more. The caller gives them back. From any thread; what the loop
-        takes at the same time belongs to the loop."""
+        """Take the jobs that have not started away from the blocked event loop; the caller releases
+        them.
+
+        Returns their leases, and the nonce of an exchange in flight that may deliver more jobs (or
+        None). Safe from any thread. A job that the loop takes at the same moment is not returned
+        here.
+        """
         held: list[Delivery] = []
         for line in (self._prefetched, self._suspects):
             while (delivery := _take(line)) is not None:
@@ -196,14 +203,14 @@ class Worker:
         self._trigger.note_possible_work()
 
     def attempt_of(self, task: asyncio.Task[Any]) -> Attempt | None:
-        """The attempt that this task performs; from any thread."""
+        """Return the attempt that `task` performs, or None. Safe from any thread."""
         return next((one for one in list(self._running) if one.task is task), None)
 
     def report(self, lease: Lease, fraction: float, message: str) -> None:
-        """Send a job's progress with the next exchange; from any thread."""
+        """Send a job's progress with the next exchange. Safe from any thread."""
         progress = Progressed(lease, fraction, message)
         if threading.get_ident() == self._thread:
-            self._note_progress(progress)  # at once: the settlement must not overtake it
+            self._note_progress(progress)  # synchronously: the settlement must not overtake it
         else:
             self._loop.call_soon_threadsafe(self._note_progress, progress)
 
@@ -220,8 +227,11 @@ class Worker:
             await self._make_exchanges()
 
     def _wind_down(self) -> None:
-        """The reserve loop was cancelled: by a handler, or because the event loop ends. Every
-        attempt must still be counted, so the loop goes on until all have ended and are stored."""
+        """Drain, and keep the loop running until every attempt has ended and its settlement is
+        stored.
+
+        Called when a handler or the end of the event loop cancels the reserve loop.
+        """
         self.drain()
         self._trigger.cancelled = True
         for attempt in self._running:
@@ -229,10 +239,11 @@ class Worker:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
 
     def _end_unstarted(self, attempt: Attempt, _: object) -> None:
-        """A task that is cancelled before its first step runs none of its code."""
+        """Settle an attempt whose task was cancelled before its first step: none of its code
+        ran."""
         if attempt not in self._running or attempt.context is not None:
             return
-        if attempt.settled:  # the watchdog has given it back
+        if attempt.settled:  # the watchdog has released it
             self._free_slot(attempt)
         else:
             self._not_begun.discard(attempt)
@@ -251,7 +262,8 @@ class Worker:
                 await self._clock.sleep(_PAUSE_AFTER_FAULT)
 
     async def _exchange(self) -> None:
-        """One exchange, and what comes of it."""
+        """Make one exchange and process its reply. Open a new session if the current one is
+        over."""
         want = self._make_request()
         self._trigger.start_exchange(want)
         if want.total and not want.long_poll:
@@ -262,7 +274,8 @@ class Worker:
         try:
             reply = await tenure.completer.exchange(want)
         except (SessionLost, OutOfOrder) as error:
-            # An abandoned completer says so too, whose session its backend may still believe in.
+            # A completer that was closed locally also raises SessionLost; the backend may still
+            # know its session.
             tenure.lost = isinstance(error, SessionLost) and not tenure.completer.closed
             await self._reopen_session()
             return
@@ -270,7 +283,8 @@ class Worker:
             was_recalled = want.total > 0 and not self._under_way
             self._under_way.clear()
         if was_recalled:
-            # The loop was blocked meanwhile, and other workers may have these jobs by now.
+            # The watchdog recalled this exchange because the loop was blocked. Other workers may
+            # hold these jobs by now.
             self._return_all(reply.deliveries)
             reply = msgspec.structs.replace(reply, deliveries=[])
         if tenure.completer.closed:
@@ -299,7 +313,8 @@ class Worker:
         if self._draining:
             self._release_all_prefetched()
         while len(self._suspects) > 1:
-            # If the one that runs kills this worker, those that wait here would share the blame.
+            # Run one suspect at a time. If it kills this worker, the others that wait here would
+            # each count a lost lease.
             if (suspect := _take(self._suspects, last=True)) is not None:
                 self._return_delivery(suspect, Released(suspect.lease))
         self._start_jobs()
@@ -310,7 +325,7 @@ class Worker:
         self._trigger.note_possible_work()
 
     def _count_free_places(self) -> int:
-        """How many more jobs would be welcome."""
+        """Return how many more jobs this worker can take, running and prefetched together."""
         if self._draining or self._suspects or self._runs_suspect or self.session.completer.is_full:
             return 0
         return (
@@ -323,7 +338,8 @@ class Worker:
     # Attempts
 
     def _start_jobs(self) -> None:
-        """Start what may start; nothing while too many results wait to be written."""
+        """Start jobs while slots are free. Start none while too many bytes of results wait to be
+        sent."""
         held, running = self._prefetched, self._running
         if self.session.completer.is_full:
             if held:
@@ -337,8 +353,8 @@ class Worker:
         if self._suspects and not running and not held and self.session.completer.all_stored:
             suspect = _take(self._suspects)
             if suspect is not None:
-                # From here on its lease is the only one of this session: if the suspect kills this
-                # worker, what has ended or was given back before is not counted as lost with it.
+                # From here on its lease is the only lease of this session. If the suspect kills
+                # this worker, jobs that ended or were released before do not count as lost.
                 self._runs_suspect = True
                 self._start_job(suspect)
 
@@ -352,12 +368,13 @@ class Worker:
     async def _perform(self, attempt: Attempt) -> None:
         try:
             self._not_begun.remove(attempt)
-        except KeyError:  # the watchdog has given it back
+        except KeyError:  # the watchdog has released it
             self._free_slot(attempt)
             return
         started = self._monotonic()
         if started >= self.session.heartbeat.lease_valid_until:
-            # This process slept (SIGSTOP, suspend): somebody else may have the job by now.
+            # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
+            # have the job.
             self._finish(attempt, Released(attempt.delivery.lease))
             return
         settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_FAULT)
@@ -370,7 +387,7 @@ class Worker:
             self._finish(attempt, settlement)
             if (
                 self._prefetched and not self._prefetch_size.size
-            ):  # longer jobs than it was held for
+            ):  # jobs run longer than the prefetch assumes
                 self._release_prefetched(self._prefetched)
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)
@@ -380,16 +397,14 @@ class Worker:
             attempt.settled = True
             self.session.completer.settle(settlement)
         if attempt.in_thread and attempt.call is not None:
-            # The thread cannot be stopped: its slot is taken until it returns.
+            # A thread cannot be stopped, so the slot stays occupied until it returns.
             attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)
             self._trigger.wake()
         else:
             self._free_slot(attempt)
 
     def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
-        self._trigger.may_have_work |= (
-            late  # its queue may have been at its cap: there may be more for it now
-        )
+        self._trigger.may_have_work |= late  # its queue was at its limit: it may have more jobs
         self._running.discard(attempt)
         attempt.clear()
         self.lanes.free_slot(attempt.delivery)
@@ -400,10 +415,11 @@ class Worker:
             self._start_jobs()
         self._trigger.note_result()
 
-    # What others say
+    # Callbacks
 
     def _on_stall(self) -> None:
-        """Give back what is held behind long jobs: other workers could run it."""
+        """Release the jobs that are prefetched behind long jobs, so that other workers can run
+        them."""
         self._prefetch_size.suspend()
         self._release_prefetched(self._prefetched)
 
@@ -412,7 +428,7 @@ class Worker:
         self._trigger.wake()
 
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
-        """Cancel what somebody wants cancelled."""
+        """Cancel the jobs for which the reply carries a cancel request."""
         asked = set(reply.cancel)
         for attempt in self._running:
             if attempt.delivery.lease in asked and attempt.interruption is None:
@@ -445,14 +461,16 @@ class Worker:
                 on_heartbeat_reply=self._apply_heartbeat_reply,
                 on_end=self._on_session_end,
             )
-            # `SessionLost`: it was opened, the answer got lost, and it was rescued since.
+            # `SessionLost`: the session was opened, the reply was lost, and the session was rescued
+            # since.
             with suppress(SessionLost):
                 await tenure.open()
                 self.session, self._trigger.completer = tenure, tenure.completer
                 return
 
     async def _reopen_session(self) -> None:
-        """The session is over: stop believing in what it held, and open another."""
+        """Drop the leases of the session that is over, close it, and open a new one unless
+        stopping."""
         self._drop_leases()
         await self._wait_until_idle(_UNWIND_SECONDS, asyncio.Event())
         await self.session.close(
@@ -485,20 +503,21 @@ class Worker:
         self._trigger.wake()
 
     async def _wait_until_idle(self, seconds: float, stop_now: asyncio.Event) -> None:
-        """Return when nothing runs, after `seconds`, or at once when `hurry` is set."""
+        """Return when no handler runs, after `seconds`, or as soon as `stop_now` is set."""
         self._idle.clear()
         if self._running:
             await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
     async def _flush(self, task: asyncio.Task[None]) -> None:
-        """Wait until all is written; a backend that does not answer is not waited for for ever."""
+        """Wait until all settlements are stored, at most `_FLUSH_SECONDS`; then cancel the reserve
+        loop."""
         await wait_for_first(self._clock.sleep(_FLUSH_SECONDS), asyncio.wait({task}))
         self.session.completer.closed = True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     def _list_unfinished_leases(self) -> list[Lease]:
-        """Leases of this session whose handlers are still running."""
+        """Return the leases of this session whose handlers still run and are not settled."""
         session_id = self.session.session.id
         return [
             attempt.delivery.lease
@@ -508,7 +527,10 @@ class Worker:
 
 
 def _take(line: deque[Delivery], *, last: bool = False) -> Delivery | None:
-    """The next of a line that another thread may empty at the same time; None: it is empty."""
+    """Remove and return the first delivery (with `last`, the last), or None if the deque is empty.
+
+    Safe while another thread empties the same deque.
+    """
     try:
         return line.pop() if last else line.popleft()
     except IndexError:
