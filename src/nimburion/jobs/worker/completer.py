@@ -1,15 +1,14 @@
-"""The one call in flight between a worker and its backend.
+"""Sends settlements to the backend and receives deliveries, one exchange at a time.
 
-Whatever settles while an exchange is under way goes with the next one; so batches grow by
-themselves when there is much to do, and a single completion leaves at once when there is not.
-An unanswered exchange is repeated under its number until it is answered, or until it has failed for
-so long that the session is given up.
+Settlements that arrive during an exchange go with the next one. So batches grow under load, and a
+single settlement leaves at once when the worker is idle. An unanswered exchange is repeated under
+its number until it is answered, or until it has failed for so long that the session is given up.
 
-Each repeat may be smaller: it carries the first of the same settlements and asks for fewer bytes.
-That is safe although nobody knows whether the backend has applied an earlier one. The number is
-applied once; the results say how many of the settlements that was, and the others go with the next
-number. What the backend handed out and the repeat has no room for, it takes back: no reply that
-named it was received here.
+A repeat may be smaller: it carries a prefix of the same settlements and requests fewer bytes. This
+is safe although the worker does not know whether the backend applied an earlier try. The backend
+applies each number once, and its results say how many settlements it applied. The others go with
+the next number. The backend takes back deliveries for which the repeat has no room: the worker
+received no reply that contained them.
 """
 
 from __future__ import annotations
@@ -48,14 +47,17 @@ _log = logging.getLogger("nimburion.worker")
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 _LEAN = 0.5
-"""Of the time until the session is given up: then a settlement that fails alone, while heartbeats
-are answered, leaves behind what makes it large."""
+"""A fraction of the time until the session is given up.
+
+After this time, a settlement that fails alone while heartbeats are answered is sent without its
+large parts.
+"""
 _LEAN_TEXT = 512
 _FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
 
 
 class Completer:
-    """The settlements of one session on their way to the backend, in order, each once."""
+    """The settlements of one session, sent to the backend in order, each applied once."""
 
     def __init__(
         self,
@@ -79,44 +81,49 @@ class Completer:
         self._max_unsettled = max_unsettled
         self._give_up_after = give_up_after
         self._unsettled = 0
-        """Bytes of results and errors that wait to be sent or to be answered."""
+        """Bytes of results and errors that are not sent or not answered yet."""
         self.is_full = False
-        """Whether so many results and errors wait that no further job should be started."""
+        """Whether more than `max_unsettled` bytes of results and errors wait; then no job should
+        start."""
         self._progress: dict[Lease, Progressed] = {}
         self.pending: list[Settlement] = []
         self.in_flight: bool = False
-        """Whether an exchange was sent and has no answer yet."""
+        """Whether an exchange was sent and is not answered yet."""
         self._unanswered: tuple[list[Settlement], ReserveRequest] | None = None
-        """What a cancelled exchange carried: it may have been applied, so it is sent again as it
-        was, under its number, before anything else."""
+        """The content of a cancelled exchange, or None.
+
+        The backend may have applied it. So it is repeated unchanged, under its number, before any
+        other exchange.
+        """
         self.closed = False
-        """Set when the session is given up: nothing is sent or repeated any more."""
+        """Whether the session is given up: nothing is sent or repeated any more."""
 
     def settle(self, settlement: Settlement) -> None:
-        """Send this with the next exchange."""
+        """Send this settlement with the next exchange."""
         self.pending.append(settlement)
         if type(settlement) is not Completed or settlement.result is not None:
             self._count(self._unsettled + size_of(settlement))
 
     def report_progress(self, progress: Progressed) -> None:
-        """Send this with the next exchange, unless a newer report of the lease takes its place."""
+        """Send this report with the next exchange, unless a newer report for the lease replaces
+        it."""
         self._progress[progress.lease] = progress
 
     @property
     def has_pending(self) -> bool:
-        """Whether anything waits to be sent."""
+        """Whether any settlement or progress report waits to be sent."""
         return bool(self.pending or self._progress or self._unanswered)
 
     @property
     def all_stored(self) -> bool:
-        """Whether the backend has answered for every settlement: none waits or is under way."""
+        """Whether the backend has answered for every settlement: none waits or is in flight."""
         return not (self.pending or self._unanswered or self.in_flight)
 
     async def exchange(self, request: ReserveRequest) -> Reply:
-        """One exchange: send what waits (a bounded part of it), bring back what `want` asks for.
+        """Make one exchange: send the pending settlements (limited in size) with `request`.
 
-        Returns when the backend has answered. `SessionLost` when the session is over, or was given
-        up here because exchanges failed for too long.
+        Returns the backend's reply. Raises `SessionLost` if the session is over, or if exchanges
+        failed for so long that it was given up here.
         """
         batch, request = self._unanswered or (self._take_batch(), request)
         self._unanswered, self.in_flight = None, True
@@ -146,14 +153,15 @@ class Completer:
         return part
 
     def _part_of(self, batch: list[Settlement]) -> list[Settlement]:
-        """As many of the first of these as one exchange may carry now, at least one."""
+        """Return the prefix of `batch` that fits one exchange at its current size: at least one
+        item."""
         size = self._size
         if not self._unsettled and size.is_whole:
             return batch
         return batch[: count_fitting(batch, size.max_settlements, size.max_bytes)]
 
     def _return(self, rest: Sequence[Settlement]) -> None:
-        """These were not sent or not applied: they go with the next exchange, before all others."""
+        """Put settlements that were not sent or not applied back in front of all others."""
         settled = []
         for one in rest:
             if isinstance(one, Progressed):
@@ -163,7 +171,11 @@ class Completer:
         self.pending[:0] = settled
 
     async def _send(self, batch: list[Settlement], want: ReserveRequest) -> Reply:
-        """One exchange; refused for its data, it is halved until the culprit stands alone."""
+        """Exchange `batch`. If the backend refuses its data, split it in halves to isolate the
+        culprit.
+
+        A single settlement that cannot be stored is replaced.
+        """
         try:
             return await self._exchange_until_answered(batch, want)
         except Unstorable as error:
@@ -181,7 +193,7 @@ class Completer:
         self, batch: list[Settlement], want: ReserveRequest
     ) -> Reply:
         pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
-        began = sent = monotonic()  # the same: `_cut` takes any time between them for a failure
+        began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
         while not self.closed:
             part, asked = self._cut(batch, want, sent - began)
             try:
@@ -215,21 +227,21 @@ class Completer:
     def _cut(
         self, batch: list[Settlement], want: ReserveRequest, failed_for: float
     ) -> tuple[list[Settlement], ReserveRequest]:
-        """What to send and to ask for in this try."""
+        """Return the settlements and the reserve request of this try."""
         size, part = self._size, self._part_of(batch)
         if want.total:
-            patience = 0.0 if failed_for else want.long_poll  # what it waited for may be there
+            patience = 0.0 if failed_for else want.long_poll  # the awaited job may have arrived
             want = replace(want, max_bytes=size.max_bytes, long_poll=patience)
         if (
             len(part) == 1
             and failed_for > _LEAN * self._give_up_after
             and not self._reach.is_unreachable
         ):
-            return [_lean(part[0])], replace(want, total=0)  # no reply stands in its way
+            return [_lean(part[0])], replace(want, total=0)  # leaves room for the settlement alone
         return part, want
 
     def _left(self, failed_for: float) -> float | None:
-        """Seconds that this try may take."""
+        """Return the timeout of this try in seconds; None if there is no limit."""
         left = self._give_up_after - failed_for
         return None if left == math.inf else max(0.0, left)
 
@@ -239,8 +251,12 @@ class Completer:
         _log.debug("the backend did not answer (%s); retrying in %.2f s", error, pause)
 
     def _gives_up(self, error: Exception, failed_for: float) -> bool:
-        """Whether exchanges have failed for so long that others should run this session's jobs,
-        although its heartbeats may be answered."""
+        """Close the completer if exchanges failed for `give_up_after` seconds; return whether they
+        did.
+
+        Other workers can then run the jobs of this session, even if its heartbeats are still
+        answered.
+        """
         if failed_for < self._give_up_after:
             return False
         if not self.closed:
@@ -265,7 +281,11 @@ class Completer:
 
 
 def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement:
-    """What to write where `settlement` cannot be stored: the job fails, so it wedges nothing."""
+    """Return a replacement for a settlement that cannot be stored, so that exchanges can continue.
+
+    A progress report loses its message. A dead letter is released for 60 s instead. Any other
+    outcome becomes a dead letter with reason `unstorable`.
+    """
     _log.error("job %s cannot be settled as it is: %s", settlement.lease.job_id, error)
     if isinstance(settlement, Progressed):
         return Progressed(settlement.lease, settlement.fraction)
@@ -277,7 +297,7 @@ def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement
 
 
 def size_of(settlement: Settlement) -> int:
-    """The bytes that a settlement brings besides its lease, about."""
+    """Return the approximate size of a settlement in bytes, without its lease."""
     match settlement:
         case Completed():
             return len(settlement.result or b"")
@@ -292,8 +312,10 @@ def size_of(settlement: Settlement) -> int:
 
 
 def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int:
-    """How many of these, from the first on, are no more than `most` and hold no more bytes than
-    `max_bytes`: at least one, where there is one."""
+    """Return the length of the longest prefix within `most` items and `max_bytes` bytes.
+
+    At least 1, unless `batch` is empty.
+    """
     count = 0
     for one in batch[:most]:
         max_bytes -= size_of(one)
@@ -304,8 +326,10 @@ def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int
 
 
 def _lean(settlement: Settlement) -> Settlement:
-    """The same outcome without what makes it large. It did not get through alone, and is worth more
-    than what it leaves behind."""
+    """Return the same outcome without its large parts: no result, no traceback, a short message.
+
+    Used when the settlement did not get through alone: the outcome is worth more than these parts.
+    """
     match settlement:
         case Completed() if settlement.result is not None:
             _log.warning(

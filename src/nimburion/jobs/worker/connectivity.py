@@ -1,7 +1,7 @@
-"""Whether the backend can be used, by what became of the calls of one worker.
+"""Tracks whether the backend is reachable, from the results of this worker's own calls.
 
-A worker has two ways to its backend: that of its exchanges, and that of its heartbeats, on another
-thread and connection. One of them may fail alone.
+A worker has two channels to its backend. Exchanges use one; heartbeats use the other, on a separate
+thread and connection. One channel may fail alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Channel = Literal["exchange", "beat"]
 
 
 class _ChannelState:
-    """What became of the calls of one way."""
+    """The results of the calls on one channel."""
 
     __slots__ = ("answer", "failing")
 
@@ -27,12 +27,14 @@ class _ChannelState:
         self.answer: int = 0
         """The number of the latest answer."""
         self.failing: int | None = None
-        """The number of the first failure after it."""
+        """The number of the first failure after that answer; None if the latest call succeeded."""
 
 
 class BackendConnectivity:
-    """Notes answers and failures, from any thread; logs once when failures begin, and once when all
-    are over."""
+    """A record of answers and failures, safe from any thread.
+
+    Logs once when failures begin, and once when both channels work again.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -45,10 +47,10 @@ class BackendConnectivity:
         self._answered: float | None = None
         self._failing_since = 0.0
         self.error: str | None = None
-        """The latest failure, in one line; None while nothing fails."""
+        """The latest failure, as one line; None while no call fails."""
 
     def note_answer(self, channel: Channel) -> None:
-        """A call was answered; that its content is refused is an answer too."""
+        """Note that a call was answered. A refusal of its content is an answer too."""
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.answer, seen.failing = next(self._numbers), None
@@ -59,7 +61,8 @@ class BackendConnectivity:
         _log.warning("backend reachable again after %.1f s", now - self._failing_since)
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
-        """A call was not answered, or the backend could not do it; it will be asked again."""
+        """Note that a call was not answered, or that the backend could not execute it. It will be
+        retried."""
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)
@@ -74,12 +77,12 @@ class BackendConnectivity:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the latest call of any way failed."""
+        """Whether the latest call on any channel failed."""
         return any(seen.failing for seen in self._channels.values())
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether no way brought an answer since calls began to fail."""
+        """Whether no channel had an answer since calls began to fail."""
         first = min(
             (seen.failing for seen in self._channels.values() if seen.failing), default=None
         )
@@ -89,14 +92,14 @@ class BackendConnectivity:
 
     @property
     def seconds_since_answer(self) -> float | None:
-        """Seconds since a call was last answered; None when none ever was."""
+        """Seconds since the last answered call; None if no call was ever answered."""
         if self._answered is None:
             return None
         return max(0.0, self._clock.monotonic() - self._answered)
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error as one line."""
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     return " ".join(str(error).split()) or type(error).__name__

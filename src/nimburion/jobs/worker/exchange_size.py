@@ -1,25 +1,29 @@
-"""How large the next exchange may be: less after one that failed, more while they are quick."""
+"""Computes the size limit of the next exchange: smaller after failures, larger after quick
+answers."""
 
 from __future__ import annotations
 
 import math
 
 MOST_AT_ONCE = 500
-"""Settlements in one exchange: what a backend does in a few milliseconds."""
+"""The most settlements in one exchange. A backend processes this many in a few milliseconds."""
 
 _AT_ONCE = 0.05
-"""Seconds: a failure that comes sooner (nobody listens) says nothing about the size."""
+"""Seconds. An earlier failure (for example, a refused connection) does not depend on the size."""
 _SHRINK = 4.0
 _GROW = 2.0
 _GROW_SLOWLY = 1.1
 _QUICK = 0.25
-"""An answer is quick in so much of the time after which an exchange failed last."""
+"""An answer is quick if it takes less than this fraction of the time of the last failure."""
 _SMALLEST = 1 / 4096
 
 
 class ExchangeSize:
-    """A share of what an exchange may hold at most. Belongs to a worker, as its connection does; a
-    new session begins with the size that the last one ended with."""
+    """The size limit of exchanges, as a share of the maximum.
+
+    It belongs to a worker, as its connection does. A new session starts with the last size of the
+    session before.
+    """
 
     __slots__ = ("_failed_after", "_max_bytes", "_share")
 
@@ -30,27 +34,27 @@ class ExchangeSize:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing failed lately."""
+        """Whether the size is at its maximum: no recent failure reduces it."""
         return self._share >= 1.0
 
     @property
     def max_bytes(self) -> int:
-        """Bytes in one direction."""
+        """The most bytes of an exchange in one direction."""
         return int(self._max_bytes * self._share)
 
     @property
     def max_settlements(self) -> int:
-        """At least one."""
+        """The most settlements of an exchange; at least 1."""
         return max(1, int(MOST_AT_ONCE * self._share))
 
     def note_failure(self, seconds: float) -> None:
-        """An exchange was not answered, or the backend ended it, after so long."""
+        """Reduce the size after an exchange that failed after `seconds`."""
         if seconds >= _AT_ONCE:
             self._share = max(_SMALLEST, self._share / _SHRINK)
             self._failed_after = seconds
 
     def note_answer(self, seconds: float) -> None:
-        """An exchange was answered after so long."""
+        """Increase the size after an exchange that was answered after `seconds`."""
         if self._share < 1.0:
             is_quick = seconds < _QUICK * self._failed_after
             self._share = min(1.0, self._share * (_GROW if is_quick else _GROW_SLOWLY))

@@ -1,4 +1,4 @@
-"""Decides when a worker exchanges with its backend, and wakes the one who waits for that."""
+"""Decides when a worker makes an exchange, and wakes the reserve loop for it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE
 from nimburion.jobs.worker.prefetch import Prefetch
 
 _MAX_FLUSH_DELAY = 0.020
-"""Seconds that a settlement waits for company at most."""
+"""The longest time in seconds that a settlement is delayed to form a larger batch."""
 
 _REFILL_FRACTION = 8
-"""Until there is room for a whole batch, or for all but an eighth of the prefetch, settlements wait
-for company: the larger a batch, the less each job costs (an eighth: 15-25 % less than a half,
-measured)."""
+"""Settlements are delayed until a full batch fits, or 7/8 of the prefetch.
+
+Larger batches cost less per job: 15-25 % less with an eighth than with a half, measured.
+"""
 
 
 class ExchangeReason(Enum):
-    """Why an exchange is made now. See `ExchangeTrigger.find_reason`."""
+    """The reason for an exchange. See `ExchangeTrigger.find_reason`."""
 
     CLOSING = auto()
     SESSION_OVER = auto()
@@ -35,7 +36,7 @@ class ExchangeReason(Enum):
 
 
 class ExchangeTrigger:
-    """Decides whether to exchange now, from the state of one worker."""
+    """Decides from the state of one worker whether to make an exchange now."""
 
     __slots__ = (
         "_count_room",
@@ -65,17 +66,17 @@ class ExchangeTrigger:
         long_poll: bool,
     ) -> None:
         self.completer: Completer
-        """The settlements of the current session. Set when a session is opened."""
+        """The completer of the current session. Set when a session is opened."""
         self.may_have_work: bool = True
-        """There may be work that nobody has looked for yet."""
+        """Whether there may be jobs for which no exchange has looked yet."""
         self.lanes_not_empty: bool = False
-        """The last reply said that lanes still hold jobs."""
+        """Whether the last reply listed lanes that still hold jobs."""
         self.flush_due: bool = False
-        """A settlement has waited for company for long enough."""
+        """Whether a settlement was delayed for the maximum time."""
         self.closing: bool = False
-        """The worker ends: what is left is sent, and nothing is waited for."""
+        """Whether the worker is closing: pending settlements are sent, and no job is awaited."""
         self.cancelled: bool = False
-        """Something outside the engine cancelled the reserve loop: it ends when nothing runs."""
+        """Whether code outside the engine cancelled the reserve loop: it ends when no job runs."""
         self._loop = loop
         self._prefetch = prefetch
         self._held = held
@@ -86,24 +87,24 @@ class ExchangeTrigger:
         self._woken = asyncio.Event()
 
     def find_reason(self) -> ExchangeReason | None:
-        """Return why to exchange now; None: not now. The first state that holds decides.
+        """Return the reason to exchange now, or None. The first state that holds decides.
 
-        "Plenty held" means: the jobs that are prefetched leave no room for a whole batch.
+        "Plenty held" means: the prefetched jobs leave no room for a whole batch.
 
         | state of the worker | answer |
         |---|---|
-        | closing, or cancelled and nothing runs | CLOSING: send what is left, then end |
-        | the session was given up or lost | SESSION_OVER: find out, and open another |
-        | more bytes of results wait than may | RESULTS_FULL: no job starts before they are sent |
-        | plenty held, a result waits since 20 ms | FLUSH_DUE: no result waits longer for company |
-        | plenty held, results for a batch wait | BATCH_FULL: send them and fetch as many jobs |
-        | plenty held, results for less than a batch | None: a larger batch costs less per job |
-        | results or progress wait | RESULTS_WAIT: nothing is gained by waiting |
-        | no room: all slots are taken, or it drains | None: nothing to send, nowhere to put jobs |
+        | closing, or cancelled and no job runs | CLOSING: send pending settlements, then end |
+        | the session was given up or lost | SESSION_OVER: detect it, and open a new session |
+        | too many bytes of results wait | RESULTS_FULL: no job starts before they are sent |
+        | plenty held, a result waits for 20 ms | FLUSH_DUE: do not delay a result any longer |
+        | plenty held, a batch of results waits | BATCH_FULL: send them and fetch as many jobs |
+        | plenty held, less than a batch waits | None: a larger batch costs less per job |
+        | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
+        | all slots are taken, or it drains | None: nothing to send, no room for jobs |
         | a notification, a due time or a poll | WORK_POSSIBLE: look for jobs in all lanes |
-        | the last reply left jobs behind | LANES_NOT_EMPTY: fetch more of those lanes |
-        | nothing runs, and the backend can long-poll | IDLE: wait inside the backend for a job |
-        | otherwise | None: wait until woken |
+        | the last reply left jobs behind | LANES_NOT_EMPTY: fetch more from those lanes |
+        | no job runs, and the backend can long-poll | IDLE: wait inside the backend for a job |
+        | otherwise | None: wait for a wake-up |
         """
         completer = self.completer
         if self.closing or (self.cancelled and not self._running):
@@ -139,35 +140,35 @@ class ExchangeTrigger:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to exchange, ever: the reserve loop ends."""
+        """Whether the last exchange was made: the reserve loop ends."""
         if self.completer.has_pending:
             return False
         return self.closing or (self.cancelled and not self._running)
 
     async def wait_for_reason(self) -> None:
-        """Return when there is a reason; looks again after each ring."""
+        """Wait until there is a reason to exchange. Checks again after each wake-up."""
         while self.find_reason() is None:
             self._woken.clear()
             await self._woken.wait()
 
     def note_result(self) -> None:
-        """An attempt has ended: wake the waiter, or let its settlement wait for company a while."""
+        """Note the end of an attempt: wake the reserve loop, or start the flush timer (20 ms)."""
         if self.find_reason() is not None:
             self._woken.set()
         elif self._flush_timer is None and self.completer.pending:
             self._flush_timer = self._loop.call_later(_MAX_FLUSH_DELAY, self._on_flush_due)
 
     def wake(self) -> None:
-        """Something has changed."""
+        """Let the reserve loop check for a reason again."""
         self._woken.set()
 
     def note_possible_work(self) -> None:
-        """There may be work."""
+        """Note that there may be jobs, and wake the reserve loop."""
         self.may_have_work = True
         self._woken.set()
 
     def start_exchange(self, request: ReserveRequest) -> None:
-        """An exchange begins: what it takes care of is no reason any more."""
+        """Reset the reasons that the exchange which now begins handles."""
         self.flush_due = False
         if self._flush_timer is not None:
             self._flush_timer.cancel()

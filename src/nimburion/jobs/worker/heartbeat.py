@@ -1,9 +1,9 @@
-"""Keeps a session alive from a thread of its own, with a connection of its own.
+"""Sends the heartbeats of a session from a separate thread, on a separate connection.
 
-A handler that blocks the event loop therefore costs no lease. The keeper also knows how long this
-worker may believe in its leases: until the time to live has passed since the last heartbeat that
-was answered was *sent*, less a margin; on the host's monotonic clock, so before the backend gives
-up.
+So a handler that blocks the event loop does not lose a lease. The heartbeat also computes how long
+the leases are valid: one time to live, less a margin, from the moment when the last answered
+heartbeat was *sent*. The host's monotonic clock measures this. So the worker treats its leases as
+expired before the backend does.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _log = logging.getLogger("nimburion.worker")
 _HEARTBEATS_PER_TTL = 4
 _MARGIN = 0.1
 _SILENCE = 1.5
-"""So many intervals without an answer are more than a heartbeat that was late."""
+"""Silence of more than this many intervals is an outage, not a late heartbeat."""
 
 
 class Heartbeat:
-    """Beats for one session.
+    """The heartbeat of one session.
 
-    `on_orders` gets the answer of each heartbeat; `on_end` is called once, when the session is lost
-    or can no longer be believed in. Both are called on the keeper's own loop.
+    `on_reply` receives the reply of each heartbeat. `on_end` is called once, when the session is
+    lost or its leases have expired. Both are called on the event loop that runs the heartbeat.
     """
 
     def __init__(
@@ -59,21 +59,23 @@ class Heartbeat:
         self.interval: float = ttl / _HEARTBEATS_PER_TTL
         self._answered = 0.0
         self.lease_valid_until: float = 0.0
-        """Monotonic seconds; no later than the backend's own expiry, whatever the backend does."""
+        """Monotonic time in seconds. Never later than the expiry in the backend."""
         self.no_rescue_before: float = 0.0
-        """Monotonic seconds: this worker rescues nobody before. After silence (its own start, an
-        outage) the others get one heartbeat to show that they live."""
+        """Monotonic time in seconds before which this worker rescues no jobs.
+
+        After silence (its own start, an outage) the other workers get the time for one heartbeat.
+        """
         self.ended: bool = False
         self._handle: Backend | None = None
         self.begin(clock.monotonic())
 
     def begin(self, sent: float) -> None:
-        """The session was opened by a call that was sent then."""
+        """Note that the session was opened by a call sent at `sent` (monotonic seconds)."""
         self._note_answer(sent)
         self.no_rescue_before = sent + self.interval
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Beat until `stopping` is set or the session has ended."""
+        """Send heartbeats until `stopping` is set or the session has ended."""
         self._handle = handle = self._backend.new_handle()
         try:
             while not (stopping.is_set() or self.ended):
@@ -83,7 +85,7 @@ class Heartbeat:
             await handle.close()
 
     async def _send(self, handle: Backend) -> float:
-        """One heartbeat; the seconds until the next."""
+        """Send one heartbeat and return the seconds until the next."""
         sent = self._clock.monotonic()
         try:
             async with asyncio.timeout(
@@ -123,8 +125,7 @@ class Heartbeat:
         return max(0.01, min(self.interval / 4, left))
 
     async def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
-        """Give these leases back; asks again until the backend has answered or the session
-        ended."""
+        """Release these leases. Retries until the backend answers or the session ends."""
         while not self.ended and self._handle is not None:
             try:
                 async with asyncio.timeout(self.interval):
@@ -135,12 +136,12 @@ class Heartbeat:
                 await self._clock.sleep(min(1.0, self.interval / 4))
 
     async def close_session(self) -> None:
-        """End the session; its leases are released."""
+        """Close the session in the backend, which releases its leases."""
         if self._handle is not None:
             await self._handle.close_session(self._session_id)
 
     def give_up(self) -> None:
-        """Something is wrong with the keeper itself: nobody renews the session any more."""
+        """End the session after the heartbeat itself failed, because nothing renews it any more."""
         if not self.ended:
             self._end("is not renewed any more")
 
@@ -152,7 +153,7 @@ class Heartbeat:
 
 
 class HeartbeatThread:
-    """A keeper on a thread: started and stopped from the worker's loop."""
+    """A heartbeat that runs on its own thread. Start and stop it from the worker's loop."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
@@ -165,14 +166,14 @@ class HeartbeatThread:
         )
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the thread; return when its event loop runs."""
         self._thread.start()
         self._ready.wait()
 
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
-        """Give leases back on this thread's connection; from any thread, returns at once."""
+        """Release leases on this thread's connection. Safe from any thread; returns at once."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # it has ended, and its session with it
+            with suppress(RuntimeError):  # the thread has ended, and its session too
                 self._loop.call_soon_threadsafe(self._start_release, leases, nonce)
 
     def _start_release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
@@ -181,7 +182,11 @@ class HeartbeatThread:
         task.add_done_callback(self._releases.discard)
 
     def close_session(self, timeout: float) -> bool:
-        """End the session from another thread than the worker's; whether that was done in time."""
+        """Close the session, waiting at most `timeout` seconds; return whether it was closed in
+        time.
+
+        Call this from a thread other than the worker's.
+        """
         if self._loop is None or not self._thread.is_alive():
             return False
         closing = asyncio.run_coroutine_threadsafe(self._heartbeat.close_session(), self._loop)
@@ -193,11 +198,11 @@ class HeartbeatThread:
         return True
 
     async def stop(self) -> None:
-        """Stop beating; returns when the thread has ended."""
+        """Stop the heartbeat; return when the thread has ended."""
         if self._loop is not None and self._stopping is not None and self._thread.is_alive():
             try:
                 self._loop.call_soon_threadsafe(self._stopping.set)
-            except RuntimeError:  # it has just ended by itself
+            except RuntimeError:  # the thread has just ended by itself
                 _log.debug("the heartbeat thread had ended")
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
@@ -218,7 +223,7 @@ class HeartbeatThread:
 
 
 class HeartbeatTask:
-    """A keeper on the worker's own loop: for backends and clocks that live on one loop (tests)."""
+    """A heartbeat task on the worker's loop: for backends and clocks bound to one loop (tests)."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
@@ -226,11 +231,11 @@ class HeartbeatTask:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the task."""
         self._task = asyncio.create_task(self._heartbeat.run(self._stopping))
 
     async def stop(self) -> None:
-        """Stop beating."""
+        """Stop the heartbeat; return when the task has ended."""
         self._stopping.set()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)

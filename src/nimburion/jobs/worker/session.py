@@ -1,5 +1,4 @@
-"""One session of a worker, from open to close: the completer that uses it and the keeper that
-keeps it alive."""
+"""One session of a worker, from open to close, with its completer and its heartbeat."""
 
 from __future__ import annotations
 
@@ -26,15 +25,18 @@ from nimburion.jobs.worker.heartbeat import Heartbeat, HeartbeatTask, HeartbeatT
 _log = logging.getLogger("nimburion.worker")
 
 _GIVE_UP = 0.9
-"""Of the time to live: exchanges that fail for so long end the session, whatever its heartbeats do,
-so that it is closed, and its jobs are free, within the time to live."""
+"""A fraction of the time to live. Exchanges that fail for this long end the session.
+
+This holds even if heartbeats are answered. So the session is closed, and its jobs are free, within
+the time to live.
+"""
 _CLOSE_SECONDS = 5.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
 
 class WorkerSession:
-    """A worker's time in the backend under one session id. Opened once, closed once."""
+    """A worker's session in the backend, under one id. Opened once, closed once."""
 
     def __init__(
         self,
@@ -78,24 +80,27 @@ class WorkerSession:
             on_end=self._post_end,
         )
         self.lost: bool = False
-        """Its backend said so to an exchange, before the keeper heard of it."""
+        """Whether an exchange found the session lost, before its heartbeat did."""
         self._heartbeat_runner = (
             HeartbeatThread(self.heartbeat) if threaded else HeartbeatTask(self.heartbeat)
         )
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is reserved or settled under it any more."""
+        """Whether the session has ended: no job can be reserved or settled under it."""
         return self.heartbeat.ended or self.completer.closed
 
     @property
     def lease_seconds_left(self) -> float:
-        """Seconds for which its leases are still believed in, should the backend stay silent."""
+        """Seconds for which the leases stay valid if the backend does not answer again."""
         return max(0.0, self.heartbeat.lease_valid_until - self._clock.monotonic())
 
     async def open(self) -> None:
-        """Open the session and begin to beat. Asks again while the backend does not answer or is
-        full; `SessionLost` when the session died before that was known here."""
+        """Open the session and start its heartbeat.
+
+        Retries while the backend is unreachable or full. Raises `SessionLost` if the session was
+        opened and rescued before its reply arrived.
+        """
         pause = _FIRST_PAUSE
         while True:
             sent = self._clock.monotonic()
@@ -113,9 +118,13 @@ class WorkerSession:
         self._events.emit(SessionOpened(self.session.id))
 
     async def close(self, running: Sequence[Lease] = (), *, until_answered: bool = False) -> None:
-        """Stop beating and end the session. A backend that does not answer is not waited for long
-        (the session then expires by itself) unless `patiently`: where this worker goes on, its jobs
-        must not count as lost because the backend was away."""
+        """Stop the heartbeat and close the session. The leases in `running` stay valid until they
+        expire.
+
+        If the backend does not answer within 5 s, the session expires by itself. With
+        `until_answered` this waits for an unreachable backend without limit. A worker that
+        continues needs this: an outage must not count its jobs as lost.
+        """
         self.completer.closed = True
         await self._heartbeat_runner.stop()
         pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_SECONDS
@@ -134,20 +143,24 @@ class WorkerSession:
         self._events.emit(SessionEnded(self.session.id, how))
 
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
-        """Give leases back on the connection of the heartbeat: the worker's loop is blocked. From
-        any thread."""
+        """Release leases on the connection of the heartbeat, because the worker's loop is blocked.
+
+        Safe from any thread. Does nothing if the heartbeat has no thread.
+        """
         if isinstance(self._heartbeat_runner, HeartbeatThread):
             self._heartbeat_runner.release(leases, nonce)
 
     def close_from_thread(self, timeout: float) -> bool:
-        """End the session on the connection of the heartbeat, as this process ends; whether that
-        was done in time."""
+        """Close the session on the heartbeat's connection while this process ends.
+
+        Waits at most `timeout` seconds. Returns whether the session was closed in time.
+        """
         return isinstance(
             self._heartbeat_runner, HeartbeatThread
         ) and self._heartbeat_runner.close_session(timeout)
 
     def _post_heartbeat_reply(self, orders: HeartbeatReply) -> None:
-        if self._loop.is_closed():  # nobody works under it any more: let it expire
+        if self._loop.is_closed():  # no worker uses the session any more: let it expire
             self.heartbeat.ended = True
         elif orders.cancel:
             self._post(lambda: self._on_heartbeat_reply(orders))
@@ -157,13 +170,13 @@ class WorkerSession:
         self._post(lambda: self._on_end(self))
 
     def _post(self, callback: Callable[[], None]) -> None:
-        """Call on the worker's loop, from whichever thread this is."""
+        """Call `callback` on the worker's loop. Safe from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback)
 
 
 def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Session:
-    """What this process says of itself to the backend."""
+    """Return a new session with a random id, from this process, the settings and the registry."""
     return Session(
         id=make_session_id(entropy),
         ttl=settings.session_ttl,
