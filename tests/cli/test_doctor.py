@@ -62,7 +62,7 @@ def test_only_some_of_many_that_nobody_would_run_are_shown(nimburion: CommandLin
 
 
 def test_it_prints_a_line_a_finding_and_what_to_do_below(nimburion: CommandLine) -> None:
-    ended = nimburion("doctor", "--store", "memory://")
+    ended = nimburion("doctor", "--backend", "memory://")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith("warning  durability"))
@@ -75,7 +75,7 @@ def test_it_prints_a_line_a_finding_and_what_to_do_below(nimburion: CommandLine)
 
 
 def test_a_warning_is_enough_for_code_1_when_strict(nimburion: CommandLine) -> None:
-    memory = "doctor", "--store", "memory://"
+    memory = "doctor", "--backend", "memory://"
     assert [nimburion(*memory).code, nimburion(*memory, "--strict").code] == [0, 1]
     assert nimburion(*memory, "--strict", "--json").data["verdict"] == "warning"
 
@@ -115,7 +115,7 @@ def test_a_wrong_setting_is_bad_input_as_everywhere(nimburion: CommandLine) -> N
 
 
 def test_what_would_steer_a_terminal_is_written_out(nimburion: CommandLine) -> None:
-    ended = nimburion("doctor", "--store", "sqlite:///a%1b[31m.db")
+    ended = nimburion("doctor", "--backend", "sqlite:///a%1b[31m.db")
     assert "a\\x1b[31m.db" in ended.out
     assert "\x1b" not in ended.out
 
@@ -124,7 +124,7 @@ def test_colours_are_for_terminals_that_want_them(
     nimburion: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seen() -> str:
-        arguments = ["doctor", "--store", "memory://"]
+        arguments = ["doctor", "--backend", "memory://"]
         return CliRunner().invoke(root, arguments, color=True).output
 
     assert "\x1b[33mwarning" in seen()
@@ -177,7 +177,7 @@ def test_drivers_are_named_where_they_matter() -> None:
 
 
 def test_it_imports_the_store_and_nothing_to_run_jobs(tmp_path: Path) -> None:
-    modules = imported_by(tmp_path, "doctor", "--store", "memory://")
+    modules = imported_by(tmp_path, "doctor", "--backend", "memory://")
     heavy = {"yaml", "rich", "sqlite3", "nimburion.jobs", "nimburion.scheduler", "uvloop"}
     assert "nimburion.backends.memory" in modules
     assert modules & heavy == set()

@@ -34,11 +34,11 @@ BAD_INPUT = [
     (("dead", "list", "--reason", "bad"), "Invalid value for '--reason'"),
     (("jobs", "cancel"), "say which: ids, a filter, or --all"),
     (("queues", "pause", "a b"), "queue must be 1-128 characters"),
-    (("--store", "postgres://h:x", "status", "x"), "postgres://…: a port must be a whole number"),
-    (("--store", "redis://", "status", "x"), "redis://…: a host is missing"),
-    (("--store", "sqllite:///x", "status", "x"), "no backend 'sqllite'; did you mean sqlite?"),
-    (("--store", "x.db", "status", "x"), "load(): jobs.url: expected a URL like"),
-    (("--store", "memory://", "status", "x"), "memory:// lives inside one process"),
+    (("--backend", "postgres://h:x", "status", "x"), "postgres://…: a port must be a whole number"),
+    (("--backend", "redis://", "status", "x"), "redis://…: a host is missing"),
+    (("--backend", "sqllite:///x", "status", "x"), "no backend 'sqllite'; did you mean sqlite?"),
+    (("--backend", "x.db", "status", "x"), "load(): jobs.url: expected a URL like"),
+    (("--backend", "memory://", "status", "x"), "memory:// lives inside one process"),
     (("--config", "no.yaml", "status", "x"), "no.yaml: cannot be read: No such file"),
     (("config", "check", "--config", "no.yaml"), "no.yaml: cannot be read: No such file"),
     (("worker", "app"), "'app' is not of the form MODULE:NAME, like myapp.jobs:processor"),
@@ -46,7 +46,7 @@ BAD_INPUT = [
     (("worker", "json:decodr"), "json has no 'decodr'; did you mean decoder?"),
     (("worker", "json:decoder"), "json:decoder is a module; a Processor is needed"),
     (("worker", "json:dumps", "--concurrency", "0"), "Invalid value for '--concurrency'"),
-    (("demo", "--store", "memory://"), "the demo has its own configuration and backend"),
+    (("demo", "--backend", "memory://"), "the demo has its own configuration and backend"),
     (("demo", "--keep", "full"), "full is not an empty folder"),
 ]  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_looking_where_no_store_is_makes_none(
     assert ended.code == 3
     assert ended.err == (
         f"nimburion: SQLite {nimburion.folder}/nimburion.db does not exist; "
-        "enqueue a job first, or say which with --store\n"
+        "enqueue a job first, or say which with --backend\n"
     )
     assert list(nimburion.folder.iterdir()) == []
 

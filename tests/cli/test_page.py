@@ -12,7 +12,7 @@ from nimburion.cli.root import COMMANDS, root
 from tests.house.tree import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-SHARED = {"--config", "--store", "--json"}
+SHARED = {"--config", "--backend", "--json"}
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

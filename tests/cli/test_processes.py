@@ -120,7 +120,7 @@ def test_a_worker_runs_jobs_until_it_is_told_to_stop(name: str, tmp_path: Path) 
 def test_a_worker_takes_store_and_file_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
     (tmp_path / "other.yaml").write_text("jobs: {concurrency: 3}")
-    store = ["--store", f"sqlite:///{tmp_path}/other.db"]
+    store = ["--backend", f"sqlite:///{tmp_path}/other.db"]
     run(
         tmp_path,
         "enqueue",
@@ -147,11 +147,11 @@ def test_a_store_that_the_application_would_not_use_is_refused(tmp_path: Path) -
         "from nimburion.backends import open_backend\nfrom nimburion.jobs import Processor\n"
         "processor = Processor(open_backend('sqlite:///own.db'))\n"
     )
-    result = run(tmp_path, "worker", "app:processor", "--store", "sqlite:///other.db")
+    result = run(tmp_path, "worker", "app:processor", "--backend", "sqlite:///other.db")
     assert result.returncode == 2
     assert result.stderr == (
         f"nimburion: the processor brings its own backend (SQLite {tmp_path}/own.db): "
-        "leave out --store\n"
+        "leave out --backend\n"
     )
 
 

@@ -140,10 +140,10 @@ def test_config_shows_everything_but_passwords(nimburion: CommandLine) -> None:
         assert "hunter2" not in shown.out
         assert "redis://u:***@h:6379/0" in shown.out
     url = "redis+sentinel://u:hunter2@h/s?sentinel_password=hunter2&db=1"
-    shown = nimburion("--store", url, "config", "show")
+    shown = nimburion("--backend", url, "config", "show")
     assert "redis+sentinel://u:***@h/s?sentinel_password=***&db=1" in shown.out
     assert "hunter2" not in shown.out
-    shown = nimburion("--store", "redis://h?pasword=hunter2&db=1", "config", "show")
+    shown = nimburion("--backend", "redis://h?pasword=hunter2&db=1", "config", "show")
     assert "redis://h?pasword=***&db=1" in shown.out
     data = nimburion("config", "show", "--json").data
     assert (data["source"], data["jobs"]["grace"]) == (f"{nimburion.folder}/config.yaml", 60.0)

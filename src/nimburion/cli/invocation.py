@@ -22,16 +22,16 @@ class Invocation:
 
     def __init__(self) -> None:
         self.config: str | None = None
-        self.store: str | None = None
+        self.backend: str | None = None
         self.as_json = False
 
     def load(self) -> Config:
-        """The configuration, with `--store` over it."""
+        """The configuration, with `--backend` over it."""
         from nimburion import config
 
-        if self.store is None:
+        if self.backend is None:
             return config.load(self.config)
-        return config.load(self.config, jobs={"url": self.store})
+        return config.load(self.config, jobs={"url": self.backend})
 
     def run(
         self,
@@ -63,7 +63,7 @@ async def require_existing_file(backend: Backend) -> None:
     """Raise `BackendNotUsable` where there is no data to open yet."""
     if not await backend.exists():
         raise BackendNotUsable(
-            f"{backend.describe()} does not exist; enqueue a job first, or say which with --store"
+            f"{backend.describe()} does not exist; enqueue a job first, or say which with --backend"
         )
 
 
@@ -90,7 +90,7 @@ def current_invocation() -> Invocation:
 
 
 def add_shared_options(command: F) -> F:
-    """Add `--config`, `--store` and `--json`, kept in the `Invocation`."""
+    """Add `--config`, `--backend` and `--json`, kept in the `Invocation`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -110,7 +110,7 @@ _OPTIONS = (
         help="Read this file instead of the usual one.",
     ),
     click.option(
-        "--store",
+        "--backend",
         metavar="URL",
         expose_value=False,
         callback=_keep_option,

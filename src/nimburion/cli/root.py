@@ -80,6 +80,6 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: object) -> No
 def root() -> None:
     """Background jobs: run them, enqueue them, look after them.
 
-    The backend is --store, else what the configuration says, else SQLite in ./nimburion.db.
-    Every command takes --config, --store and --json.
+    The backend is --backend, else what the configuration says, else SQLite in ./nimburion.db.
+    Every command takes --config, --backend and --json.
     """

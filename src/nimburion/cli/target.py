@@ -43,7 +43,7 @@ def find_processor(target: str, *, show_traceback: bool = False) -> Processor:
 
     module_name, colon, path = target.partition(":")
     if "://" in target:
-        raise BadInput(f"{redact_url(target)} is a URL; give MODULE:NAME, and the URL as --store")
+        raise BadInput(f"{redact_url(target)} is a URL; give MODULE:NAME, and the URL as --backend")
     if not colon or not all(module_name.split(".")) or not all(path.split(".")):
         raise BadInput(f"{target!r} is not of the form MODULE:NAME, like myapp.jobs:processor")
     with _blaming(f"{module_name} cannot be imported", show_traceback=show_traceback):

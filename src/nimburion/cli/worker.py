@@ -35,7 +35,7 @@ def worker(
     """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
 
     NAME is a Processor in MODULE, or a function without arguments that makes one. The working
-    directory is looked in first. --config and --store are what `config.load()` in MODULE sees.
+    directory is looked in first. --config and --backend are what `config.load()` in MODULE sees.
     """
     start_logging(log_level)
     export_configuration(current_invocation())
@@ -73,23 +73,23 @@ class CleanFormatter(logging.Formatter):
 
 
 def export_configuration(invocation: Invocation) -> None:
-    """Let `config.load()` in the application's module see `--config` and `--store`."""
+    """Let `config.load()` in the application's module see `--config` and `--backend`."""
     if invocation.config is not None:
         os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
-    if invocation.store is not None:
-        os.environ["NIMBURION_JOBS__URL"] = invocation.store
+    if invocation.backend is not None:
+        os.environ["NIMBURION_JOBS__URL"] = invocation.backend
 
 
 def check_store(processor: Processor, invocation: Invocation) -> None:
-    """Refuse `--store` where the application names its own: it would be ignored in silence."""
-    if invocation.store is None:
+    """Refuse `--backend` where the application names its own: it would be ignored in silence."""
+    if invocation.backend is None:
         return
     from nimburion.backends import open_backend
 
     wanted = open_backend(invocation.load().jobs.url).describe()
     actual = processor.backend.describe()
     if wanted != actual:
-        raise BadInput(f"the processor brings its own backend ({actual}): leave out --store")
+        raise BadInput(f"the processor brings its own backend ({actual}): leave out --backend")
 
 
 def add_scheduler(processor: Processor, invocation: Invocation) -> None:

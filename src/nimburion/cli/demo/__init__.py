@@ -30,7 +30,7 @@ def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None
     """
     from nimburion.cli.demo.run import run_demo
 
-    if current_invocation().config or current_invocation().store:
+    if current_invocation().config or current_invocation().backend:
         raise BadInput("the demo has its own configuration and backend; see --keep")
     keep = None if folder is None else Path(folder)
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
