@@ -1,4 +1,4 @@
-"""Where the servers are and how to speak with them: a URL, taken apart and checked."""
+"""Parse a Redis URL into settings, and validate it."""
 
 from __future__ import annotations
 
@@ -40,46 +40,48 @@ _MAX_DB = 1_000_000
 
 
 class RedisTls(msgspec.Struct, frozen=True, kw_only=True):
-    """How a TLS connection is made; the files are PEM."""
+    """The TLS settings of a connection. All files are in PEM format."""
 
     ca: str | None = None
-    """Whom to trust; None: whom the system trusts."""
+    """The file of trusted CA certificates; None: the certificates that the system trusts."""
     cert: str | None = None
-    """Our own certificate, for servers that ask for one."""
+    """The file of the client certificate, for servers that require one."""
     key: str | None = None
-    """Its key; None: in the same file."""
+    """The file of the client's private key; None: it is in the file of the certificate."""
     verify: TlsVerify = "full"
-    """`full`: the certificate must be signed by somebody trusted and made out to this host;
-    `ca`: only signed; `none`: anything, which hides from nobody who can stand in between."""
+    """How the server certificate is verified. `full`: a trusted authority must have signed it for
+    this host. `ca`: a trusted authority must have signed it. `none`: any certificate is accepted,
+    which does not protect against a man in the middle.
+    """
 
 
 class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL of this backend says."""
+    """The settings that a URL of this backend holds."""
 
     kind: ServerKind
     endpoints: tuple[Endpoint, ...] = ()
-    """The server; the Sentinels; some nodes of the cluster."""
+    """The server, the Sentinels, or some nodes of the cluster."""
     socket_path: str = ""
-    """The socket of kind `unix`."""
+    """The path of the Unix socket, for URLs of kind `unix`."""
     service: str = ""
-    """What the Sentinels call the master."""
+    """The service name of the primary at the Sentinels."""
     db: int = 0
     credentials: Credentials = Credentials()
     sentinel_credentials: Credentials = Credentials()
     tls: RedisTls | None = None
     namespace: str = DEFAULT_NAMESPACE
     require_durable: bool = False
-    """A server that would lose jobs is refused, not warned of."""
+    """Reject a server that can lose jobs, instead of logging a warning."""
     durable_enqueue: bool = False
-    """`enqueue` returns when the job is on the disk."""
+    """Whether `enqueue` returns only when the job is on the server's disk."""
     timeout: float = DEFAULT_TIMEOUT
-    """Seconds that connecting may take, and then each answer."""
+    """Seconds allowed for connecting, and then for each reply."""
 
     def __repr__(self) -> str:
         return f"Address({self.describe()})"
 
     def describe(self) -> str:
-        """One line without secrets."""
+        """Return a one-line description without secrets."""
         nodes = ", ".join(map(str, self.endpoints))
         text = {
             "single": f"Redis {nodes}/{self.db}",
@@ -98,10 +100,10 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         durable_enqueue: bool | None = None,
         timeout: float | None = None,
     ) -> RedisSettings:
-        """The same, with what is not None in place of what the URL says.
+        """Return a copy in which every argument that is not None replaces the value of the URL.
 
         Raises:
-            ConfigurationError: one of them is not what it can be.
+            ConfigurationError: an argument has an invalid value.
         """
         given = make_options(
             namespace=namespace,
@@ -114,11 +116,11 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UrlScheme(msgspec.Struct, frozen=True):
-    """What the word before `://` says."""
+    """The properties of a URL scheme, the part before `://`."""
 
     kind: ServerKind
     example: str
-    """What may stand behind it."""
+    """An example of what can follow the scheme."""
     tls: bool = False
 
 
@@ -147,19 +149,21 @@ SCHEMES: Mapping[str, UrlScheme] = MappingProxyType(
 
 
 def parse_url(url: str) -> RedisSettings:
-    """The address that a URL names; `host:port` alone means `redis://host:port`.
+    """Parse a URL into settings; `host:port` alone means `redis://host:port`.
 
     Forms: `redis://user:password@host:6379/0`, with TLS `rediss://` (`valkey://` and `valkeys://`
-    are the same), `unix:///run/redis.sock?db=0`, `redis+sentinel://one:26379,two:26379/service/0`,
-    `redis+cluster://one:7000,two:7000`, the last two also as `rediss+`. In user, password, path and
-    options, what has a meaning in URLs is written as `%` and two digits.
+    mean the same), `unix:///run/redis.sock?db=0`, `redis+sentinel://one:26379,two:26379/service/0`,
+    `redis+cluster://one:7000,two:7000`. The last two also exist with TLS, as `rediss+`. In user,
+    password, path and options, write characters with a meaning in URLs as `%` and two hexadecimal
+    digits.
 
-    Options behind `?`: `namespace`, `require_durable`, `durable_enqueue`, `timeout` (seconds),
-    `db`; with TLS `tls_ca`, `tls_cert`, `tls_key` (files), `tls_verify` (`full`, `ca` or `none`);
-    with Sentinel `sentinel_username`, `sentinel_password`.
+    Options after `?`: `namespace`, `require_durable`, `durable_enqueue`, `timeout` (seconds), `db`;
+    with TLS `tls_ca`, `tls_cert`, `tls_key` (files), `tls_verify` (`full`, `ca` or `none`); with
+    Sentinel `sentinel_username`, `sentinel_password`.
 
     Raises:
-        ConfigurationError: what is wrong and what is allowed; no password is shown.
+        ConfigurationError: the URL is invalid. The message says what is wrong and what is allowed;
+            it never shows a password.
 
     >>> parse("redis+sentinel://a,b:26380/jobs/2?namespace=shop").describe()
     'Redis Sentinel service "jobs"/2 via a:26379, b:26380, namespace "shop"'
@@ -202,7 +206,7 @@ def _apply_options(settings: RedisSettings, options: UrlOptions) -> RedisSetting
     )
 
 
-# --- the parts ------------------------------------------------------------------------------------
+# --- parts of the URL -----------------------------------------------------------------------------
 
 
 def _parse_endpoints(hosts: str, scheme: UrlScheme) -> tuple[Endpoint, ...]:
@@ -222,7 +226,7 @@ def _parse_socket_path(hosts: str, path: str) -> str:
 
 
 def _split_service_and_db(scheme: UrlScheme, path: str) -> tuple[str, str]:
-    """What stands between slashes: the service's name for Sentinel, then the db."""
+    """Split the path into the Sentinel service name and the db."""
     if scheme.kind == "unix":
         return "", ""
     first, _, rest = path.removeprefix("/").partition("/")
@@ -234,7 +238,7 @@ def _split_service_and_db(scheme: UrlScheme, path: str) -> tuple[str, str]:
 
 
 def _choose_db(scheme: UrlScheme, text: str, options: UrlOptions) -> int:
-    """From the path or the option, not both."""
+    """Return the db from the path or from the option. Both together are an error."""
     in_path = UrlOptions({"db": text} if text else {}).read("db", _parse_db, None)
     if scheme.kind == "cluster":
         if in_path:
@@ -285,18 +289,20 @@ OPTIONS_OF_OTHER_SCHEMES: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("sentinel_username", "sentinel_password"), "Sentinel"),
     }
 )
-"""Options that only some kinds of URL have."""
+"""The options that only some kinds of URL accept."""
 
 
 def parse_namespace(text: str) -> str:
-    """What becomes the hash tag of every key: no braces, no blanks."""
+    """Validate a namespace. It becomes the hash tag of every key, so braces and blanks are not
+    allowed.
+    """
     if not _NAMESPACE.fullmatch(text):
         raise InvalidUrl(f"expected 1-64 characters of A-Z a-z 0-9 _ . : -, found {shorten(text)}")
     return text
 
 
 def parse_verify(text: str) -> TlsVerify:
-    """How closely a certificate is looked at."""
+    """Validate the value of `tls_verify`."""
     for word in ("full", "ca", "none"):
         if text == word:
             return word

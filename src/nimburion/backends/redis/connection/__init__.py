@@ -1,1 +1,1 @@
-"""Connections to Redis: find the server that takes writes, connect, send commands."""
+"""Connections to Redis: locate the server that takes writes, connect, and send commands."""

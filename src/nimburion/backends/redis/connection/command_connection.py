@@ -1,7 +1,7 @@
-"""One connection to the server: one request at a time, made anew when it broke.
+"""A connection to the server that sends one request at a time and reconnects after a failure.
 
-A request is sent once. What became of one that got no answer is not guessed here: the error says
-what may be concluded, and whoever asked repeats it by its id, number or token.
+A request is sent once. If no reply arrives, the error says whether the request may have been
+applied. The caller repeats the request; its id, number or token makes that safe.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ CommandPart = bytes | str | int
 
 
 class _NoScript(Exception):
-    """The server was restarted, or told to forget its scripts. Nothing was written."""
+    """The server does not have the script: it restarted, or its scripts were flushed. Nothing was
+    written.
+    """
 
 
 class CommandConnection:
-    """A connection of one event loop. Connects when it is first used."""
+    """A connection that belongs to one event loop. Connects on first use."""
 
     def __init__(self, locator: ServerLocator, where: str, timeout: float) -> None:
         self._locator = locator
@@ -45,15 +47,17 @@ class CommandConnection:
         self._lock = asyncio.Lock()
         self._protocol: RedisProtocol | None = None
         self.is_verified: bool = False
-        """Set when the server was reached and found fit by the settings it has."""
+        """Whether the server was reached with these settings and passed the checks."""
         self.connection_count: int = 0
-        """How many there were so far: the same number, the same server without a break."""
+        """The number of connections so far. While it is unchanged, the connection was not
+        interrupted.
+        """
 
     async def execute(self, *command: CommandPart) -> Any:  # noqa: ANN401 - a reply is what the server says
-        """Send a command; its reply.
+        """Send a command and return its reply.
 
         Raises:
-            BackendError: refused, or not answered; `faults.py` says which.
+            BackendError: the server returned an error or no reply; `errors.py` maps the cause.
         """
         async with self._lock:
             (reply,) = await self._request([command])
@@ -69,9 +73,10 @@ class CommandConnection:
         after: Sequence[tuple[CommandPart, ...]] = (),
         long_poll: float = 0.0,
     ) -> list[Any]:
-        """Run a script by its hash, with commands ahead of it and behind it in the same trip; the
-        replies. They may wait for `long poll` seconds more than others. A server that does not know
-        the script is given it, and all is asked again."""
+        """Run a script by its hash, with commands before and after it in one request. Return all
+        replies. The replies may take `long_poll` seconds longer than those of other requests. If
+        the server does not have the script, it is loaded and the whole request is sent again.
+        """
         count = b"%d" % len(keys)
         async with self._lock:
             try:
@@ -82,7 +87,7 @@ class CommandConnection:
                 return await self._request([*before, told, *after], long_poll)
 
     async def close(self) -> None:
-        """Hang up. Repeatable; the next request connects anew."""
+        """Disconnect. You can call it more than once; the next request connects again."""
         wire, self._protocol = self._protocol, None
         if wire is not None:
             await wire.close()
@@ -90,10 +95,14 @@ class CommandConnection:
     async def _request(
         self, commands: Sequence[tuple[CommandPart, ...]], long_poll: float = 0.0
     ) -> list[Any]:
-        """The reply to each; `_NoScript` when one names a script that the server lacks."""
+        """Send commands and return their replies.
+
+        Raises:
+            _NoScript: a command names a script that the server does not have.
+        """
         wire = self._protocol
         if wire is None or not wire.is_alive:
-            wire = await self._reconnect()  # it has a time of its own, and says why it took it
+            wire = await self._reconnect()  # it has its own timeout and error messages
         sent = False
         try:
             packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
@@ -102,7 +111,7 @@ class CommandConnection:
         except (TimeoutError, *DRIVER_ERRORS) as error:
             await self._handle_error(error)
             raise map_error(error, self._where, sent=sent) from error
-        except BaseException:  # cancelled with a reply on its way: the next would get it
+        except BaseException:  # cancelled: the next request would read the outstanding reply
             await self.close()
             raise
         for reply in replies:
@@ -114,22 +123,25 @@ class CommandConnection:
         return replies
 
     async def _reconnect(self) -> RedisProtocol:
-        """A new connection, instead of one that broke."""
+        """Replace a broken connection by a new one."""
         await self.close()
         self._protocol = wire = await self._connect()
         self.connection_count += 1
         return wire
 
     def _meaning_of(self, reply: Exception) -> NimburionError:
-        """A connection that is logged out has been replaced: whoever asks is to ask again."""
+        """Map an error reply. If a verified connection was logged out, it has been replaced, so the
+        error is `BackendUnavailable` and the caller retries.
+        """
         meant = map_error(reply, self._where, sent=True)
         if self.is_verified and isinstance(meant, ConfigurationError) and spoils_session(reply):
             return BackendUnavailable(str(meant), outcome="not applied")
         return meant
 
     async def _connect(self) -> RedisProtocol:
-        """Connect. What was right and is refused now (a password that was changed, a server that
-        is another one) may be right again: whoever asks is to ask again, as in any outage."""
+        """Connect. After a first success, a refusal counts as an outage, so that the caller
+        retries. The cause, such as a changed password or another server, may be temporary.
+        """
         try:
             return RedisProtocol(await self._locator.connect())
         except ConfigurationError as error:
@@ -138,7 +150,7 @@ class CommandConnection:
             raise BackendUnavailable(str(error), outcome="not applied") from error
 
     async def _handle_error(self, error: BaseException) -> None:
-        """Leave a connection that is of no use any more; look again for who takes writes."""
+        """Close an unusable connection, and locate the server that takes writes again."""
         node = parse_redirect(error)
         if node is not None:
             self._locator.redirect(node)

@@ -1,4 +1,4 @@
-"""One server: connect, log in, ask what it is. And why it did not work, in one line."""
+"""Connect to one server: log in, read its role, and explain failures in one line."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
 
 CLIENT_NAME = "nimburion"
-"""What we are called in CLIENT LIST."""
+"""The client name that CLIENT LIST shows."""
 
 EndpointOrSocket = Endpoint | str
-"""A server's host and port, or the path of its socket."""
+"""The host and port of a server, or the path of its socket."""
 Role = Literal["primary", "replica", "sentinel", "unknown"]
 
 _ROLES: Mapping[bytes, Role] = {b"master": "primary", b"slave": "replica", b"sentinel": "sentinel"}
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""Seconds of silence, seconds between probes, probes: a dead peer is known after 45 s."""
+"""Seconds of silence before the first probe, seconds between probes, and number of probes. A dead
+peer is detected after 45 s.
+"""
 _CLOSE_TIMEOUT = 0.5
 _PLAINTEXT_SIGNS = (
     "WRONG_VERSION_NUMBER",
@@ -50,20 +52,20 @@ _PLAINTEXT_SIGNS = (
 
 
 class ServerConnection(msgspec.Struct, frozen=True):
-    """An open connection, and what the server at its other end says it is."""
+    """An open connection, and the role that its server reports."""
 
     connection: AbstractConnection
     role: Role
     primary: Endpoint | None = None
-    """The primary of a replica."""
+    """The primary of this server, if the server is a replica."""
 
     async def execute(self, *command: bytes | str | int) -> Any:  # noqa: ANN401 (what the server says)
-        """One command and its reply."""
+        """Send one command and return its reply."""
         await self.connection.send_command(*command)
         return await self.connection.read_response()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         await disconnect(self.connection)
 
 
@@ -75,11 +77,11 @@ async def connect(
     credentials: Credentials | None = None,
     db: int = 0,
 ) -> ServerConnection:
-    """Connect to one server, in `within` seconds.
+    """Connect to one server within `timeout` seconds.
 
     Raises:
-        BackendUnavailable: it cannot be reached or does not answer; nothing was written.
-        ConfigurationError: it does not let us in, or is no such server.
+        BackendUnavailable: the server cannot be reached or does not answer; nothing was written.
+        ConfigurationError: the server rejects the login, or it is not a Redis server.
     """
     connection = _make_connection(
         endpoint,
@@ -101,8 +103,9 @@ async def connect(
 
 
 async def disconnect(connection: AbstractConnection) -> None:
-    """End a connection, and forget what waits to be sent. TLS takes leave of the server, for which
-    this waits a moment at most."""
+    """Close a connection, and discard unsent data. A TLS connection waits briefly for the closing
+    handshake.
+    """
     writer = connection._writer  # noqa: SLF001 - the driver shows it to nobody
     await connection.disconnect(nowait=True)
     if writer is None:
@@ -124,7 +127,9 @@ def _make_connection(
     db: int,
     timeout: float,
 ) -> AbstractConnection:
-    """Not connected yet. Tries nothing twice, and leaves it to us how long an answer may take."""
+    """Create a connection that is not open yet. It does not retry. It sets no timeout for replies,
+    because the caller sets one.
+    """
     options: dict[str, Any] = {
         "db": db,
         "username": credentials.username,
@@ -155,14 +160,18 @@ def _make_keepalive_options() -> dict[int, int]:
 
 
 def _make_tls_connection(tls: RedisTls, options: dict[str, Any]) -> AbstractConnection:
-    """With a context of our own: the driver's trusts the system's authorities beside `tls_ca`."""
+    """Create a TLS connection with a separate context. The driver's own context trusts the system's
+    authorities in addition to `tls_ca`.
+    """
     connection = SSLConnection(**options)
     connection.ssl_context.context = _make_tls_context(tls)
     return connection
 
 
 def _make_tls_context(tls: RedisTls) -> ssl.SSLContext:
-    """Read anew for each connection, so that a certificate may be replaced while we run."""
+    """Create a TLS context. The files are read for each connection, so certificates can be replaced
+    while the process runs.
+    """
     try:
         context = ssl.create_default_context(cafile=tls.ca)
     except (OSError, ValueError) as error:
@@ -185,7 +194,9 @@ def _explain_unreadable(option: str, file: str | None, error: Exception) -> str:
 
 
 async def _handshake(connection: AbstractConnection) -> ServerConnection:
-    """Tell our name and ask for the role, in one round trip; a user may lack the right to both."""
+    """Send the client name and read the role, in one round trip. The user may lack the permission
+    for either command.
+    """
     named = ("CLIENT", "SETNAME", CLIENT_NAME)
     await connection.send_packed_command(connection.pack_commands([named, ("ROLE",)]))
     await _read_reply_if_allowed(connection)
@@ -206,13 +217,13 @@ async def _read_reply_if_allowed(connection: AbstractConnection) -> object:
         return None
 
 
-# --- why it did not work --------------------------------------------------------------------------
+# --- explanations of failures ---------------------------------------------------------------------
 
 
 def map_connect_error(
     error: Exception, endpoint: EndpointOrSocket, settings: RedisSettings, timeout: float
 ) -> NimburionError:
-    """What kept us from connecting, and what to do about it."""
+    """Map an error while connecting to an error that explains the cause and suggests a fix."""
     where = settings.describe()
     if get_error_code(error):
         return map_error(error, where, sent=False)
@@ -230,8 +241,9 @@ def map_connect_error(
 
 
 def _find_os_error(error: Exception) -> BaseException:
-    """The system's own error, which the driver's is made of. No further back: there may stand what
-    our caller was handling just then."""
+    """Return the operating system's error that the driver's error wraps. The search goes no
+    further, because earlier errors may belong to code of the caller.
+    """
     made_of = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return made_of if isinstance(made_of, OSError) else error
 
@@ -268,7 +280,7 @@ def _explain_timeout(
 def _explain_wrong_server(
     error: BaseException, endpoint: EndpointOrSocket, settings: RedisSettings
 ) -> str | None:
-    """Whoever answers is no Redis, or speaks TLS while we do not."""
+    """Explain the case that the other side is not Redis, or expects TLS and the URL does not."""
     if isinstance(error, driver.InvalidResponse):
         if any(sign in str(error) for sign in ("\x15", "\\x15")):
             return f"{endpoint} speaks TLS; use rediss:// there"
@@ -280,7 +292,7 @@ def _explain_wrong_server(
 
 
 def _guess_cause(endpoint: EndpointOrSocket, settings: RedisSettings) -> str:
-    """Why somebody might hang up at once."""
+    """Suggest why the server closed the connection at once."""
     if isinstance(endpoint, str):
         return "Is it a Redis server?"
     if settings.tls is None:

@@ -1,7 +1,8 @@
-"""An open connection as we use it: requests out, replies in, no layer between.
+"""An open connection that sends requests and parses replies without further layers.
 
-The driver dials, secures and logs in; then its transport is taken over. Its own way from a request
-to a reply costs more than the server does (measured: 25 of 75 µs for one small write).
+The driver connects, negotiates TLS and logs in; then this class takes over the transport. The
+driver's own path from a request to a reply costs more than the server does (measured: 25 of 75 µs
+for a small write).
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ Replies = list[Any]
 
 
 class RedisProtocol(asyncio.Protocol):
-    """A connection that the driver made. Belongs to one event loop; one request at a time.
+    """A connection opened by the driver. Belongs to one event loop; one request at a time.
 
-    Without `hear`, words that nobody asked for end it: after them replies could be one off.
+    Without `on_push`, an unrequested message closes the connection, because later replies could no
+    longer be matched to their requests.
     """
 
     def __init__(
@@ -44,27 +46,28 @@ class RedisProtocol(asyncio.Protocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
-        """Done when the connection is."""
+        """Completes when the connection is lost."""
         self.message_count: int = 0
-        """How many replies and messages came so far."""
+        """The number of replies and messages received so far."""
         self._transport.set_protocol(self)
 
     @property
     def is_alive(self) -> bool:
-        """Whether a request has a chance."""
+        """Whether the connection is open, so that a request can succeed."""
         return not (self._transport.is_closing() or self.lost.done())
 
     def send(self, packed: bytes) -> None:
-        """Send something whose replies are for `hear`."""
+        """Send data whose replies go to `on_push`."""
         self._transport.write(packed)
 
     async def request(self, packed: bytes, count: int, timeout: float) -> Replies:
-        """Send commands; one reply to each. An error that the server answered stands in its place.
+        """Send commands and return one reply per command. An error reply is returned as an
+        exception object in its place.
 
         Raises:
-            TimeoutError: not all has come within `timeout` seconds.
+            TimeoutError: not all replies arrived within `timeout` seconds.
             OSError: the connection is lost.
-            redis.InvalidResponse: what came is no reply.
+            redis.InvalidResponse: the received data is not a valid reply.
         """
         asked: asyncio.Future[Replies] = self._loop.create_future()
         self._pending = asked
@@ -79,7 +82,7 @@ class RedisProtocol(asyncio.Protocol):
             self._pending = None
 
     async def close(self) -> None:
-        """Hang up; what the server has not taken yet does not follow later. Repeatable."""
+        """Disconnect; unsent data is discarded. You can call it more than once."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -88,7 +91,9 @@ class RedisProtocol(asyncio.Protocol):
         await disconnect(self._connection)
 
     def _check_deadline(self) -> None:
-        """One timer for many requests: most are answered long before it is due."""
+        """Check the deadline of the current request. One timer serves many requests, because most
+        are answered long before their deadline.
+        """
         self._timer = None
         if self._pending is None or self._pending.done():
             return
@@ -97,10 +102,10 @@ class RedisProtocol(asyncio.Protocol):
         else:
             self._pending.set_exception(TimeoutError("no answer in time"))
 
-    # --- what the transport tells ---
+    # --- callbacks of the transport ---
 
     def data_received(self, data: bytes) -> None:
-        """Take replies out of what has come."""
+        """Parse replies from the received data."""
         self._reader.feed(data)
         try:
             while (word := self._reader.gets()) is not False:
@@ -124,7 +129,9 @@ class RedisProtocol(asyncio.Protocol):
             asked.set_result(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell all who wait; the driver too, which waits for it when it hangs up."""
+        """Fail the pending request, complete `lost`, and notify the driver, which waits for this
+        when it disconnects.
+        """
         self._fail(exc or ConnectionError("the server closed it"))
         if not self.lost.done():
             self.lost.set_result(None)

@@ -1,6 +1,7 @@
-"""The server that takes writes: one that is named, Sentinel's primary, a node of a cluster.
+"""Locate the server that takes writes: a single server, Sentinel's primary or a cluster node.
 
-Three ways to find it, behind one door. What was found is believed until somebody doubts it.
+Each kind has a class behind the common `ServerLocator`. A location is cached until it is
+invalidated.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ from nimburion.core.errors import BackendUnavailable, ConfigurationError
 
 _MAX_REASONS = 3
 _MAX_ASKED = 4
-"""Nodes asked in one search beside those that the URL names; a large cluster has hundreds."""
+"""The largest number of nodes queried in one search, besides those in the URL. Large clusters have
+hundreds.
+"""
 
 
 class ServerLocator:
-    """The way to the server that takes a backend's writes.
+    """Locates the server that takes the writes of a backend, and connects to it.
 
     Args:
-        address: what its URL says.
-        timeout: seconds for one `connect`, whatever has to be asked on the way; None: as the
-            address says.
+        settings: the settings from the URL.
+        timeout: seconds for one `connect`, including all queries to locate the server; None: the
+            timeout of the settings.
     """
 
     __slots__ = ("_settings", "_timeout", "_topology")
@@ -48,40 +51,41 @@ class ServerLocator:
         self._topology = _TOPOLOGIES[settings.kind](settings)
 
     async def connect(self) -> AbstractConnection:
-        """A connection that is open and logged in, its db chosen, to the server that takes writes.
+        """Return an open connection to the server that takes writes, logged in and with its db
+        selected.
 
-        It has no time limit of its own and tries nothing twice.
+        The connection has no timeout of its own and does not retry.
 
         Raises:
-            BackendUnavailable: nobody answers, or nobody takes writes just now; `not applied`.
-            ConfigurationError: the address or its password is wrong; the message says what to do.
+            BackendUnavailable: no server answers, or none takes writes now; outcome `not applied`.
+            ConfigurationError: the address or the password is wrong. The message suggests a fix.
         """
         return (await self._topology.find(self._timeout)).connection
 
     def invalidate(self) -> None:
-        """Believe no more where the server is: the next `connect` looks again."""
+        """Discard the known location; the next `connect` locates the server again."""
         self._topology.invalidate()
 
     def redirect(self, endpoint: Endpoint) -> None:
-        """A node said that the namespace lies on that one (`faults.parse_redirect`)."""
+        """Record that another node holds the namespace (see `errors.parse_redirect`)."""
         self._topology.redirect(endpoint)
 
 
 class Topology(Protocol):
-    """One way to find it."""
+    """A way to locate the server that takes writes."""
 
     async def find(self, timeout: float) -> ServerConnection:
-        """A connection to the server that takes writes."""
+        """Return a connection to the server that takes writes."""
         ...
 
     def invalidate(self) -> None:
-        """Believe no more what was found."""
+        """Discard the known location."""
 
     def redirect(self, endpoint: Endpoint) -> None:
-        """Believe this, where servers can move."""
+        """Record a new location, if servers of this kind can move."""
 
 
-# --- one server -----------------------------------------------------------------------------------
+# --- single server --------------------------------------------------------------------------------
 
 
 class SingleTopology:
@@ -94,7 +98,7 @@ class SingleTopology:
         self._endpoint: EndpointOrSocket = settings.socket_path or settings.endpoints[0]
 
     async def find(self, timeout: float) -> ServerConnection:
-        """Connect, and see that it is a primary."""
+        """Connect, and check that the server is a primary."""
         call = await connect(self._endpoint, self._settings, timeout=timeout, db=self._settings.db)
         if call.role == "sentinel":
             await call.close()
@@ -105,16 +109,18 @@ class SingleTopology:
         return await _require_primary(call, self._endpoint, self._settings)
 
     def invalidate(self) -> None:
-        """Nothing was found out."""
+        """Do nothing: the location comes from the URL."""
 
     def redirect(self, endpoint: Endpoint) -> None:
-        """It cannot move."""
+        """Do nothing: a single server cannot move."""
 
 
 async def _require_primary(
     connection: ServerConnection, endpoint: EndpointOrSocket, settings: RedisSettings
 ) -> ServerConnection:
-    """The call, if its server is a primary; one that may not tell is believed until it refuses."""
+    """Return the connection if its server is a primary. If the user may not read the role, the
+    server counts as a primary until it rejects a write.
+    """
     if connection.role in {"primary", "unknown"}:
         return connection
     await connection.close()
@@ -131,7 +137,7 @@ async def _require_primary(
 _SINGLE_KINDS = frozenset({"single", "unix"})
 
 
-# --- several, one after the other -----------------------------------------------------------------
+# --- several servers, one after the other ---------------------------------------------------------
 
 
 ConnectAttempt = Callable[[], Awaitable[ServerConnection]]
@@ -140,7 +146,7 @@ ConnectAttempt = Callable[[], Awaitable[ServerConnection]]
 async def _connect_first(
     attempts: Iterable[ConnectAttempt], timeout: float
 ) -> ServerConnection | list[BackendUnavailable]:
-    """What the first way that works leads to, else why none did."""
+    """Return the connection of the first attempt that succeeds, else all errors."""
     problems: list[BackendUnavailable] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout):
@@ -168,7 +174,7 @@ async def _ask_server(
     timeout: float,
     *command: str,
 ) -> Any:  # noqa: ANN401 (what the server says)
-    """The reply to a question that leads on."""
+    """Send a query that helps to locate the server, and return the reply."""
     try:
         async with asyncio.timeout(timeout):
             return await connection.execute(*command)
@@ -180,7 +186,7 @@ async def _ask_server(
 
 
 class SentinelTopology:
-    """The primary that the Sentinels agree on. The one that answered last is asked first."""
+    """The primary that the Sentinels report. The Sentinel that answered last is queried first."""
 
     __slots__ = ("_primary", "_sentinels", "_settings")
 
@@ -190,7 +196,7 @@ class SentinelTopology:
         self._primary: Endpoint | None = None
 
     async def find(self, timeout: float) -> ServerConnection:
-        """Connect to the primary found last, else ask one Sentinel after the other."""
+        """Connect to the last known primary, else query one Sentinel after the other."""
         share = timeout / (len(self._sentinels) + 1)
         known, self._primary = self._primary, None
         ways: list[ConnectAttempt] = [partial(self._connect_primary, known, share)] if known else []
@@ -203,14 +209,14 @@ class SentinelTopology:
         raise _make_no_primary_error(self._settings, found)
 
     def invalidate(self) -> None:
-        """Ask the Sentinels next time."""
+        """Discard the known primary; the next `find` queries the Sentinels."""
         self._primary = None
 
     def redirect(self, endpoint: Endpoint) -> None:
-        """Only Sentinels say who is primary."""
+        """Do nothing: only Sentinels report the primary."""
 
     async def _connect_primary(self, node: Endpoint, timeout: float) -> ServerConnection:
-        """Connect to a server that must be the primary, whoever said so."""
+        """Connect to a server, and check that it is the primary."""
         call = await connect(node, self._settings, timeout=timeout, db=self._settings.db)
         call = await _require_primary(call, node, self._settings)
         self._primary = node
@@ -253,14 +259,16 @@ class SentinelTopology:
 
 
 class _NoSuchService(BackendUnavailable):
-    """One Sentinel that was never told of the service, or not yet."""
+    """A Sentinel that does not know the service, perhaps not yet."""
 
 
 # --- Cluster --------------------------------------------------------------------------------------
 
 
 class ClusterTopology:
-    """The node that owns the slot of the namespace. Every node met is asked, the seeds last."""
+    """The node that owns the slot of the namespace. Known nodes are queried first, those of the URL
+    last.
+    """
 
     __slots__ = ("_nodes", "_owner", "_settings", "_slot")
 
@@ -271,7 +279,7 @@ class ClusterTopology:
         self._owner: Endpoint | None = None
 
     async def find(self, timeout: float) -> ServerConnection:
-        """Connect to the owner found last, else ask one node after the other."""
+        """Connect to the last known owner, else query one node after the other."""
         asked = list(dict.fromkeys([*self._nodes[:_MAX_ASKED], *self._settings.endpoints]))
         share = timeout / (len(asked) + 1)
         known, self._owner = self._owner, None
@@ -283,14 +291,14 @@ class ClusterTopology:
         raise _make_no_primary_error(self._settings, found)
 
     def invalidate(self) -> None:
-        """Ask the nodes next time, and the one that is doubted last."""
+        """Discard the known owner. The next `find` queries it after all other known nodes."""
         if self._owner in self._nodes:
             self._nodes.remove(self._owner)
             self._nodes.append(self._owner)
         self._owner = None
 
     def redirect(self, endpoint: Endpoint) -> None:
-        """Go there next time. Without a host the node means its own."""
+        """Record the owner for the next `find`. An empty host means the node that replied."""
         host = endpoint.host or (self._owner.host if self._owner else "")
         self._owner = Endpoint(host, endpoint.port) if host else None
 
@@ -304,7 +312,7 @@ class ClusterTopology:
         return await self._connect_owner(await self._find_owner(node, timeout), timeout)
 
     async def _find_owner(self, node: Endpoint, timeout: float) -> Endpoint:
-        """Whom this node says the slot belongs to."""
+        """Return the owner of the slot according to this node."""
         call = await connect(node, self._settings, timeout=timeout)
         try:
             ranges = await _ask_server(call, node, self._settings, timeout, "CLUSTER", "SLOTS")
@@ -322,7 +330,9 @@ class ClusterTopology:
 
 
 def _decode_endpoint(fields: Sequence[Any], source: Endpoint) -> Endpoint:
-    """A node as another one tells of it: without a host where it does not know its own."""
+    """Decode the address of a node from another node's reply. Without a host, the host of `source`
+    applies.
+    """
     host = fields[0].decode() if fields[0] else ""
     return Endpoint(host if host not in {"", "?"} else source.host, int(fields[1]))
 

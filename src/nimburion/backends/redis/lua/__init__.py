@@ -1,1 +1,1 @@
-"""The scripts that run inside the server; see `nimburion.backends.redis.scripts`."""
+"""The Lua scripts that run inside the server; see `nimburion.backends.redis.scripts`."""
