@@ -1,8 +1,8 @@
-"""Enqueue calls on their way to the backend: what comes while one is in flight shares the next.
+"""Batch enqueue calls: jobs that arrive while one call is in flight share the next call.
 
-Alone, a call leaves at once and costs nothing more. A backend that does not answer is asked again:
-ids make the repetition safe. Each caller has a time of its own, however many share a call and
-however long the call before theirs takes.
+A single call is sent at once, without extra cost. When the backend does not answer, the call is
+repeated; the job ids make the repetition safe. Each caller has its own timeout, whatever the number
+of callers that share a call and however long the previous call takes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.timers import SharedTimer
 
 MAX_BATCH = 500
-"""Callers that share one call to the backend."""
+"""The largest number of callers that share one call to the backend."""
 CALL_BEGAN: ContextVar[float | None] = ContextVar("nimburion_call_began", default=None)
-"""Monotonic seconds at which a call began that had to wait before it came here: for the opening."""
+"""Monotonic time, in seconds, at which the current call began.
+
+Set when the call first had to wait for the client to open; that wait counts towards its timeout.
+"""
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -30,8 +33,10 @@ _SHORTEST = 0.25
 
 
 def limit_of(timeout: float) -> float:
-    """The seconds after which a call with this timeout is given up: a little more, as a backend
-    often gives up after the same time, and says more than we can.
+    """Return the seconds after which a call with this timeout is abandoned.
+
+    The limit is slightly longer than the timeout: a backend often times out by itself at the same
+    time, and its error says more.
 
     >>> limit_of(5.0), limit_of(0.5)
     (5.5, 0.75)
@@ -40,7 +45,7 @@ def limit_of(timeout: float) -> float:
 
 
 class _Waiter:
-    """One caller that waits for its job to be stored."""
+    """A caller that waits for its job to be stored."""
 
     __slots__ = ("future", "job", "sent", "since", "until")
 
@@ -48,15 +53,15 @@ class _Waiter:
         self.job = job
         self.future = future
         self.since = 0.0
-        """When it came, by the clock."""
+        """The time when it arrived, by the client's clock."""
         self.until = 0.0
-        """When it hears at the latest that there was no answer, by the loop's time."""
+        """The deadline for its "no answer" error, in the event loop's time."""
         self.sent = False
         """Whether its job may be stored."""
 
 
 class _Repetition:
-    """How a call is repeated, and what may be concluded from all tries so far."""
+    """The retries of one call: the next pause, and the outcome of all tries so far."""
 
     __slots__ = ("outcome", "pause")
 
@@ -65,18 +70,18 @@ class _Repetition:
         self.pause = _FIRST_PAUSE
 
     def note(self, error: BackendUnavailable) -> None:
-        """Another try has failed."""
+        """Record a failed try."""
         if error.outcome != "not applied":
             self.outcome = "unknown"
 
     async def wait(self, clock: Clock) -> None:
-        """Let the pause pass; the next is longer."""
+        """Sleep for the current pause, then double the next one, up to one second."""
         await clock.sleep(self.pause)
         self.pause = min(2 * self.pause, _LONGEST_PAUSE)
 
 
 class EnqueueBatcher:
-    """The way into one backend, for one event loop."""
+    """Batches the enqueue calls of one event loop to one backend."""
 
     def __init__(self, backend: Producing, clock: Clock, timeout: float) -> None:
         self._backend = backend
@@ -87,12 +92,15 @@ class EnqueueBatcher:
         self._busy = False
         self._waiting: list[_Waiter] = []
         self._unanswered: deque[_Waiter] = deque()
-        """All who wait, those whose jobs are on their way too, in the order in which they came."""
+        """All waiters in order of arrival, including those whose jobs are in flight."""
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def enqueue(self, job: NewJob) -> Enqueued:
-        """Store one job, together with what others bring meanwhile; their errors stay theirs."""
+        """Store one job, in one call with the jobs that others enqueue meanwhile.
+
+        An error raised for another caller's job does not reach this caller.
+        """
         if self._busy:
             return await self._wait_behind(job)
         self._busy = True
@@ -102,8 +110,11 @@ class EnqueueBatcher:
             self._serve_next()
 
     async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """Store these in one step, repeating the call until it is answered, for `enqueue_timeout`
-        seconds; then `BackendUnavailable`."""
+        """Store these jobs in one step.
+
+        The call is repeated until the backend answers, for at most `enqueue_timeout` seconds; then
+        `BackendUnavailable` is raised.
+        """
         began = CALL_BEGAN.get()
         since, left = self._clock.monotonic(), self._limit
         if began is not None:
@@ -121,14 +132,15 @@ class EnqueueBatcher:
             left = self._limit - (self._clock.monotonic() - since)
 
     async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
-        """One call. A backend that neither answers nor fails is given up after so many seconds."""
+        """Call the backend once. `BackendUnavailable` is raised when it does not answer in
+        `seconds`."""
         try:
             with self._shared_timer.timeout(seconds):
                 return await self._backend.enqueue(jobs)
         except TimeoutError as error:
             raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error
 
-    # --- those who come while a call is in flight ---
+    # --- Callers that arrive while a call is in flight ---
 
     async def _wait_behind(self, job: NewJob) -> Enqueued:
         loop = asyncio.get_running_loop()
@@ -145,8 +157,11 @@ class EnqueueBatcher:
         return await waiter.future
 
     def _refuse_late(self) -> None:
-        """Refuse those whose time is over. One timer stands for all who wait: it is set for the
-        oldest, and seldom finds it still waiting."""
+        """Reject the waiters whose deadline has passed.
+
+        One timer serves all waiters. It is set for the earliest deadline, and that waiter has
+        usually been answered when the timer fires.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
         for waiter in self._unanswered:
@@ -180,7 +195,7 @@ class EnqueueBatcher:
             _cancel(self._waiting)
 
     async def _serve(self, group: list[_Waiter]) -> None:
-        """Answer each of the group: with its result, or with what was wrong with its own job."""
+        """Resolve each waiter of the group with its result, or with the error of its own job."""
         loop = asyncio.get_running_loop()
         repetition = _Repetition()
         while group := _still_waiting(group):
@@ -210,7 +225,8 @@ class EnqueueBatcher:
     def _note_failure(
         self, group: list[_Waiter], error: BackendUnavailable, repetition: _Repetition
     ) -> None:
-        """A call for these has failed. It is repeated for those who have time left."""
+        """Record a failed call for this group, and reject the waiters that have no time for another
+        try."""
         now = self._clock.monotonic()
         for waiter in group:
             waiter.sent = repetition.outcome != "not applied"
@@ -229,7 +245,10 @@ class EnqueueBatcher:
 
 
 def _resolve(group: list[_Waiter], results: list[Enqueued]) -> list[_Waiter]:
-    """Tell everybody, but those whom a neighbour's conflict refused: they are asked for again."""
+    """Resolve the waiters and return those that must be sent again.
+
+    A job is sent again when the conflict of another job in the same call caused its refusal.
+    """
     again = []
     for waiter, result in zip(group, results, strict=True):
         if waiter.future.done():
@@ -259,7 +278,8 @@ def _cancel(group: list[_Waiter]) -> None:
 def _make_unavailable_error(
     error: BaseException, jobs: Sequence[NewJob], outcome: Outcome
 ) -> BackendUnavailable:
-    """What the caller is told: the id to ask with again, and what may be concluded."""
+    """Return the error for the caller: the id for a repetition, and whether the jobs may be
+    stored."""
     job_id = jobs[0].id if len(jobs) == 1 else None
     what = f"job {job_id}" if job_id else f"the {len(jobs)} jobs"
     verdict = (

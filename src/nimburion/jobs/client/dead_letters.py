@@ -1,4 +1,4 @@
-"""Failed jobs: kept whole, looked at, replayed or purged."""
+"""Dead letters: list, show, replay and purge failed jobs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ Ids = list[str]
 
 
 class DeadLetters:
-    """The dead letters of a backend.
+    """The failed jobs of a backend, as `processor.dead`.
 
-    Each carries the payload byte for byte as it was enqueued, the reason and the whole history.
+    Each record has the payload byte for byte as it was enqueued, the reason of the failure and the
+    whole history of attempts.
+
+    The filters `queue`, `name` and `reason` match exactly; without a filter, all failed jobs match.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -34,19 +37,26 @@ class DeadLetters:
         name: str | None = None,
         reason: str | None = None,
     ) -> AsyncIterator[JobRecord]:
-        """All that match, newest enqueue first, read page by page."""
+        """Return an iterator over all failed jobs that match, read page by page.
+
+        The job enqueued last comes first. Use it with `async for`.
+        """
         return iterate_jobs(self._backend, self._filter(queue, name, reason), payloads=True)
 
     async def show(self, job_id: str) -> JobRecord:
-        """One of them. `JobNotFound` where there is no failed job of that id."""
+        """Return one failed job. `JobNotFound` is raised when no failed job has the id."""
         record = await self._backend.get(job_id)
         if record.state is not State.FAILED:
             raise JobNotFound(job_id)
         return record
 
     async def replay(self, *job_ids: str) -> Ids:
-        """Make these pending again: same id, payload and history, counts begun anew. Those that
-        are not failed are passed over, so a second call does nothing. The ids replayed."""
+        """Make failed jobs pending again, and return the ids of the jobs replayed.
+
+        A replayed job keeps its id, payload and history; its counts of failures and losses start
+        again. Jobs that are not failed are skipped, so a second call changes nothing. So is a job
+        whose unique key another job holds now.
+        """
         return await self._replay(JobFilter(states=_FAILED, ids=job_ids))
 
     async def replay_all(
@@ -56,7 +66,10 @@ class DeadLetters:
         name: str | None = None,
         reason: str | None = None,
     ) -> Ids:
-        """Replay all that match; in bounded steps, each atomic."""
+        """Replay all failed jobs that match, and return their ids.
+
+        The jobs are replayed in bounded steps. Each step is atomic, the whole call is not.
+        """
         return await self._replay(self._filter(queue, name, reason))
 
     async def purge(
@@ -66,7 +79,11 @@ class DeadLetters:
         name: str | None = None,
         reason: str | None = None,
     ) -> int:
-        """Forget these, or without ids all that match, for good. How many."""
+        """Delete failed jobs for good, and return how many were deleted.
+
+        Pass ids, filters, or both: a job is deleted when it matches all of them. Without any, all
+        failed jobs are deleted.
+        """
         which = self._filter(queue, name, reason)
         if job_ids:
             which = msgspec.structs.replace(which, ids=job_ids)

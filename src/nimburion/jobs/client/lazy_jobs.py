@@ -1,4 +1,4 @@
-"""The jobs of one call, made when they are first looked at."""
+"""The jobs of one enqueue call, encoded when the backend first reads them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import overload
 from nimburion.core.job import NewJob
 
 MakeJobs = Callable[[int, int], list[NewJob]]
-"""Makes the jobs from one place up to another."""
+"""Returns the jobs from a start index up to, but not including, a stop index."""
 
 
 class LazyJobs(Sequence[NewJob]):
-    """As many jobs, each made once, in their order: for a backend that is `lazy_batches`.
+    """A sequence of jobs, each made once and in order, for backends with `lazy_batches`.
 
-    Whoever looks at one gets what making it, or one before it, raises.
+    Reading a job raises any error from making that job or an earlier one.
     """
 
     def __init__(self, count: int, make: MakeJobs) -> None:

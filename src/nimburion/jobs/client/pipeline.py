@@ -1,4 +1,4 @@
-"""Jobs on their way through the enqueue middleware, all jobs of one call together."""
+"""Run the enqueue middleware for all jobs of one call together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
 
 StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
-"""Stores jobs in one step and answers their ids."""
+"""Stores jobs in one step and returns their ids."""
 
 
 class EnqueuePipeline:
-    """One enqueue call. The middleware runs for each job by itself; when all have come through,
-    they are stored in one step, and each `call_next` returns. If one raises before, none is."""
+    """One enqueue call with middleware.
+
+    The middleware runs for each job separately. When every job has passed through it, all are
+    stored in one step, and each `call_next` returns. If a middleware raises before that, no job is
+    stored.
+    """
 
     def __init__(
         self, layers: Sequence[EnqueueMiddleware], store: StoreJobs, limits: Limits, expected: int
@@ -31,7 +35,7 @@ class EnqueuePipeline:
         self._storing: asyncio.Task[None] | None = None
 
     async def run(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
-        """Their ids, in their order."""
+        """Return the ids of the jobs, in the order of `enqueueings`."""
         tasks = [asyncio.ensure_future(self._run_middleware(one)) for one in enqueueings]
         try:
             return await asyncio.gather(*tasks)
@@ -41,7 +45,8 @@ class EnqueuePipeline:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run_middleware(self, enqueueing: Enqueueing) -> str:
-        """Through the middleware. Where that raises, the call never becomes complete."""
+        """Run the middleware for one job. If it raises, the call stays incomplete and stores
+        nothing."""
         answer: str = await self._chain(enqueueing)
         if id(enqueueing) not in self._seen:  # a middleware kept it back
             self._count_down()
@@ -74,7 +79,7 @@ class EnqueuePipeline:
 
 
 def _validate(enqueueing: Enqueueing, limits: Limits) -> NewJob:
-    """The job as the middleware left it; `InvalidJob` where that cannot be stored."""
+    """Return the job after the middleware; `InvalidJob` if it cannot be stored."""
     if not isinstance(enqueueing.payload, bytes):
         raise InvalidJob(
             f"an enqueue middleware left a payload of type {type(enqueueing.payload).__name__}: "

@@ -1,4 +1,4 @@
-"""What is known of one job, as the application asks for it."""
+"""The status of one job, as applications see it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """One job as it stood when it was read. Times are datetimes in UTC, by the backend's clock."""
+    """One job at the time when it was read.
+
+    Times are datetimes in UTC, by the backend's clock.
+    """
 
     id: str
     name: str
@@ -23,43 +26,47 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     priority: int
     attempt: int
-    """The number of the current attempt, or of the next one; of the last, once finished."""
+    """The number of the current attempt or, before it starts, of the next one. After the job has
+    finished, the number of its last attempt."""
     failures: int
     lost: int
     due: datetime
     created_at: datetime
     started_at: datetime | None
-    """When its latest attempt began."""
+    """When the latest attempt began."""
     finished_at: datetime | None
     reason: str | None
-    """Why it failed or was cancelled."""
+    """Why the job failed or was cancelled."""
     history: list[AttemptError]
-    """Every attempt that ended badly, oldest first."""
+    """Every attempt that failed, timed out or lost its worker, oldest first."""
     progress: Progress | None
     result: Any
-    """What the handler returned, while it is kept: of its declared type where the handler is
-    registered here, else as plain JSON values."""
+    """What the handler returned, while the backend keeps it.
+
+    The value has the handler's declared return type if the handler is registered here. Otherwise it
+    consists of plain JSON values.
+    """
     cancel_requested: bool
     headers: dict[str, str]
     tenant: str | None
     correlation_id: str | None
     unique_key: str | None
     payload: bytes | None
-    """None once it is completed or cancelled."""
+    """The payload bytes; None once the job is completed or cancelled."""
 
     @property
     def error(self) -> AttemptError | None:
-        """The latest attempt that ended badly."""
+        """The latest attempt that failed, timed out or lost its worker."""
         return self.history[-1] if self.history else None
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more happens to the job by itself."""
+        """Whether the job is in a final state: it changes no more by itself."""
         return self.state.finished
 
 
 def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:
-    """A backend's record for people."""
+    """Return a backend's record in the form that applications see."""
     return Status(
         id=record.id,
         name=record.name,
@@ -95,5 +102,5 @@ def _to_datetime(second: float | None) -> datetime | None:
         return None
     try:
         return datetime.fromtimestamp(second, UTC)
-    except (ValueError, OverflowError, OSError):  # rounding can lead out of what a datetime holds
+    except (ValueError, OverflowError, OSError):  # rounding can exceed the range of datetime
         return _LAST if second > 0 else _FIRST

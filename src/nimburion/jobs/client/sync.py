@@ -1,8 +1,8 @@
-"""Enqueueing and asking from code that is not async.
+"""The client for code that is not async: enqueue jobs and query them with blocking calls.
 
-Calls are handed to the loop that owns the client, when it is open; else to a loop on a thread of
-its own, where a sibling of the client is opened on the first call. After a fork the child's first
-call opens anew: it never touches what its parent had open.
+If the client is open on a running event loop, a call runs on that loop. Otherwise the first call
+starts a thread with its own loop and opens another client of the same backend there. After a fork,
+the child's first call opens a new client: the child never uses the connections of its parent.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ R = TypeVar("R")
 
 _CLOSE_WITHIN = 5.0
 _OPENING = 1.0
-"""Seconds that opening may take at least, however short the time of the call that needs it."""
+"""The least number of seconds for opening a client, even if the call has a shorter timeout."""
 _LEAVE_WITHIN = 0.5
-"""Seconds for a thread to end whose client could not be opened: its caller has waited enough."""
+"""Seconds to wait for the end of a thread whose client could not be opened.
+
+Short, because the caller has already waited for the opening.
+"""
 
 
 class SyncMethod(Generic[P, R]):
-    """A method of `SyncClient` that does what an async method of `Client` does, typed like it."""
+    """A method of `SyncClient` that runs an async method of `Client`, with the same signature."""
 
     def __init__(self, method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]) -> None:
         self.method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]] = method
@@ -57,23 +60,25 @@ class SyncMethod(Generic[P, R]):
 def _make_sync(
     method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
 ) -> Callable[[Callable[[SyncClient], None]], SyncMethod[P, R]]:
-    """Put the async method, made blocking, in the place of what is decorated."""
+    """Return a decorator that replaces a method with the blocking form of `method`."""
     return lambda _: SyncMethod(method)
 
 
 class SyncClient:
-    """`processor.sync`: the methods of `Client`, blocking. Safe from any thread but that of the
-    loop which owns the processor: there it raises `UseAwait`.
+    """The methods of `Client` as blocking calls: `processor.sync`.
 
     ```python
     job_id = processor.sync.enqueue(SendEmail(to="a@example.com", subject="Hi"))
     ```
+
+    You can call it from any thread, except the thread of the event loop that owns the processor:
+    there each call raises `UseAwait`.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._owner_process = os.getpid()
-        # By process: a child of a fork finds no portal of its own, and leaves its parent's alone.
+        # Keyed by process: after a fork, the child does not use its parent's portal.
         self._portals: dict[int, _ProcessPortal] = {}
 
     @_make_sync(Client.enqueue)
@@ -107,9 +112,10 @@ class SyncClient:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run one async method of the client where it belongs, and wait for it."""
+        """Run one async method of the client on the right event loop, and block until it
+        returns."""
         lent = None
-        if kwargs.get("connection") is not None:  # of this thread, as a rule: used here alone
+        if kwargs.get("connection") is not None:  # usually bound to this thread: use it here only
             kwargs["connection"] = lent = ThreadBoundConnection(kwargs["connection"])
         loop = self._find_owning_loop()
         if loop is not None:
@@ -120,8 +126,10 @@ class SyncClient:
             return run_on_loop(portal.loop, make, lent)
 
     def close(self) -> None:
-        """Close what was opened for calls from outside a loop. Repeatable; a later call opens it
-        again. The processor itself is not touched."""
+        """Close the client and the thread that calls from outside a loop have opened.
+
+        You can call it repeatedly, and a later call opens them again. The processor stays open.
+        """
         self._find_portal().close()
 
     def __enter__(self) -> Self:
@@ -136,7 +144,7 @@ class SyncClient:
         self.close()
 
     def _find_owning_loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop that the client is open on, if it runs, in this very process."""
+        """Return the event loop that the client is open on, if it runs in this process."""
         loop = self._client._loop
         usable = loop is not None and loop.is_running() and os.getpid() == self._owner_process
         return loop if usable else None
@@ -145,14 +153,16 @@ class SyncClient:
         process = os.getpid()
         found = self._portals.get(process)
         if found is None:
-            # setdefault is atomic: of two threads that come first, both get the same one.
+            # setdefault is atomic: two threads that race here get the same portal.
             found = self._portals.setdefault(process, _ProcessPortal(self._client))
         return found
 
 
 class _ProcessPortal:
-    """At most one portal, made when first needed. One whose client could not be opened ends when
-    nobody waits for it any more."""
+    """The portal of one process: at most one, made when first needed.
+
+    A portal whose client could not be opened ends when no caller waits for it any more.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -162,7 +172,7 @@ class _ProcessPortal:
 
     @contextmanager
     def used(self) -> Iterator[_Portal]:
-        """The portal, for as long as the block lasts."""
+        """Yield the portal, and count its user while the block runs."""
         with self._lock:
             if self._portal is None:
                 self._portal = _Portal(self._client._new_handle())
@@ -184,7 +194,7 @@ class _ProcessPortal:
         portal.stop(_LEAVE_WITHIN)
 
     def close(self) -> None:
-        if os.getpid() != self._process:  # at the exit of a child: its parent's is not its own
+        if os.getpid() != self._process:  # at a child's exit: the portal belongs to the parent
             return
         with self._lock:
             portal, self._portal = self._portal, None
@@ -194,26 +204,27 @@ class _ProcessPortal:
 
 
 class _Portal:
-    """A client on a loop on a thread of its own. The first call opens the client."""
+    """A client on its own event loop in its own thread. The first call opens the client."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.loop = asyncio.new_event_loop()
         self.users = 0
-        """How many calls are on their way; under the lock of whoever holds the portal."""
+        """The number of calls in progress; guarded by the lock of `_ProcessPortal`."""
         self._opening: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="nimburion-sync", daemon=True)
         self._thread.start()
 
     async def call(self, make: Callable[[], Coroutine[Any, Any, R]], seconds: float | None) -> R:
-        """Run a method of the client. The time that its opening took counts as the call's own."""
+        """Run a method of the client. The time to open the client counts towards the call's
+        timeout."""
         if self.client._loop is None:
             CALL_BEGAN.set(self.client.clock.monotonic())
             await self._opened(seconds)
         return await make()
 
     async def _opened(self, seconds: float | None) -> None:
-        """Return when the client is open. Calls that come meanwhile share what comes of it."""
+        """Wait until the client is open. Concurrent calls share one opening and its result."""
         timeout = self.client.settings.enqueue_timeout
         limit = limit_of(timeout if seconds is None else min(seconds, timeout))
         limit = max(limit, _OPENING)
@@ -237,7 +248,7 @@ class _Portal:
             self.stop(_CLOSE_WITHIN)
 
     def stop(self, seconds: float) -> None:
-        """End the thread, and wait for that no longer than this."""
+        """End the thread, and wait at most `seconds` for it."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(seconds)
 
@@ -253,7 +264,7 @@ class _Portal:
 def _time_of(
     method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> float | None:
-    """The time that a call has, where it says so itself."""
+    """Return the timeout that the caller passed to the call, in seconds; None if there is none."""
     if method is not Client.wait:
         return None
     timeout = args[1] if len(args) > 1 else kwargs.get("timeout")
