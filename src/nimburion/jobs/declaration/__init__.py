@@ -1,1 +1,2 @@
-"""What jobs are: declarations, typed fields, payloads, policies and what handlers see."""
+"""Job declarations: classes and functions, typed fields, payloads, policies and the handler
+context."""

@@ -1,7 +1,8 @@
-"""Arguments to payload and back: one UTF-8 JSON object of the fields, checked on both sides.
+"""Encode arguments as payloads and decode payloads: one UTF-8 JSON object per job, validated both
+ways.
 
-On the way in values are checked as Python values (bytes are no str, "1" is no int), on the way out
-as JSON. What does not fit is never half accepted: unknown fields are errors too.
+Encoding validates Python values: bytes are not accepted as str, nor "1" as int. Decoding validates
+the JSON. A payload is accepted or rejected as a whole, and unknown fields are errors too.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ _convert = msgspec.convert
 
 
 class UnreadablePayload(NimburionError):
-    """A stored payload that the handler's types cannot read: the job becomes a dead letter."""
+    """A stored payload does not fit the handler's types; the job becomes a dead letter."""
 
 
 class UnstorableResult(NimburionError):
-    """What a handler returned cannot be kept as its result."""
+    """The return value of a handler cannot be stored as the job's result."""
 
 
 class Codec:
-    """The payloads of jobs of one name. Built once; `DefinitionError` names a field that cannot
-    travel."""
+    """Encodes and decodes the payloads of jobs of one name. Built once per declaration.
+
+    `DefinitionError` names a field whose type has no JSON form.
+    """
 
     __slots__ = (
         "_decoder",
@@ -62,12 +65,15 @@ class Codec:
         self._is_plain, self._may_nest_deeply = traits.plain, traits.deep
         self._needs_json_check, self._with_times = traits.needs_json_check, traits.times
         self.struct: Any = make_struct(name, fields, base)
-        """The class of what `decode` answers."""
+        """The class of the objects that `decode` returns."""
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
 
     def encode(self, arguments: dict[str, Any], limits: Limits) -> bytes:
-        """The payload of these arguments; `InvalidJob` when they do not fit, naming field,
-        expected type and what came."""
+        """Return the payload of these arguments.
+
+        `InvalidJob` names the field, the expected type and the value that does not fit. It is also
+        raised for a payload over the limits of size and nesting.
+        """
         try:
             if self._is_plain:
                 _convert(arguments, self.struct)
@@ -85,7 +91,7 @@ class Codec:
         return payload
 
     def decode(self, payload: bytes, limits: Limits) -> Any:  # noqa: ANN401
-        """The `struct` of a payload; `UnreadablePayload` says what does not fit."""
+        """Return the `struct` of a payload; `UnreadablePayload` says what does not fit."""
         if nests_deeper_than(limits.nesting, payload):
             raise UnreadablePayload(_explain_nesting(self.name, limits))
         try:
@@ -100,7 +106,10 @@ class Codec:
         return arguments
 
     def _explain_refusal(self, arguments: dict[str, Any], error: Exception) -> str:
-        """Where and why; tried field by field where the error does not say where."""
+        """Return the text that says where and why encoding failed.
+
+        If the error does not name the field, each field is tried by itself.
+        """
         if _AT.fullmatch(str(error)):
             return f"job {self.name!r}{_locate(error)}"
         field = self._find_faulty_field(arguments, type(error))
@@ -109,7 +118,7 @@ class Codec:
         return f"job {self.name!r}" + (f", field {place!r}: " if place else ": ") + _describe(error)
 
     def _find_faulty_field(self, arguments: dict[str, Any], kind: type[Exception]) -> str | None:
-        """The first field that by itself raises such an error on its way to JSON."""
+        """Return the first field that raises an error of this kind when encoded by itself."""
         for field, value in arguments.items():
             try:
                 _encode(_to_builtins(value, builtin_types=_NATIVE_TYPES, enc_hook=enc_hook))
@@ -119,7 +128,7 @@ class Codec:
 
 
 class ResultCodec:
-    """What handlers of one name return, as JSON."""
+    """Encodes and decodes the results of handlers of one name, as JSON."""
 
     __slots__ = ("_decoder", "_name")
 
@@ -128,12 +137,15 @@ class ResultCodec:
         self._decoder = msgspec.json.Decoder(kind, dec_hook=dec_hook)
 
     def encode(self, value: object, limit: int) -> bytes | None:
-        """JSON of at most `limit` bytes, None for None; else `UnstorableResult`."""
+        """Return the JSON of a result, at most `limit` bytes; None for None.
+
+        `UnstorableResult` is raised when the value has no JSON form or is too large.
+        """
         if value is None:
             return None
         try:
             encoded = msgspec.json.encode(value, enc_hook=enc_hook)
-        except Exception as error:  # what a guest's own code raises may be anything
+        except Exception as error:  # a model's own code may raise anything
             raise UnstorableResult(
                 f"the result of {self._name!r} cannot be kept: {_describe(error)}; "
                 "return what JSON can carry, or declare result=False"
@@ -146,7 +158,7 @@ class ResultCodec:
         return encoded
 
     def decode(self, result: bytes) -> Any:  # noqa: ANN401
-        """The value; plain JSON where it does not fit the type (any more)."""
+        """Return the result; plain JSON values if it does not fit the declared type (any more)."""
         try:
             return self._decoder.decode(result)
         except _CONVERSION_ERRORS:
@@ -154,7 +166,11 @@ class ResultCodec:
 
 
 def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> bytes:
-    """The payload of plain values, for a name whose types are not known here."""
+    """Return the payload of plain values, for a name whose types are not known in this process.
+
+    `InvalidJob` is raised for a value that JSON cannot represent, and for a payload over the
+    limits.
+    """
     try:
         plain = _to_builtins(dict(payload), builtin_types=_NATIVE_TYPES, enc_hook=enc_hook)
         check_json_value(plain)
@@ -166,14 +182,14 @@ def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> b
 
 
 def check_payload(name: str, payload: bytes, limits: Limits) -> None:
-    """`InvalidJob` when it is too large, or nests too deep."""
+    """Raise `InvalidJob` when the payload is too large or nests too deeply."""
     check_size(name, payload, limits)
     if nests_deeper_than(limits.nesting, payload):
         raise InvalidJob(_explain_nesting(name, limits))
 
 
 def check_size(name: str, payload: bytes, limits: Limits) -> None:
-    """`InvalidJob` when it is too large."""
+    """Raise `InvalidJob` when the payload is too large."""
     if len(payload) > limits.payload:
         raise InvalidJob(
             f"job {name!r}: the payload is {len(payload)} bytes, over the limit of "
@@ -186,7 +202,7 @@ def _explain_nesting(name: str, limits: Limits) -> str:
 
 
 def _locate(error: Exception) -> str:
-    """`, field 'x': what` if the error tells, else `: what`."""
+    """Return `, field 'x': what` if the error names a field, else `: what`."""
     if isinstance(error, NotJson) and error.path:
         return f", field {_join_path(error.path)!r}: {error.message}"
     found = _AT.fullmatch(str(error))

@@ -1,4 +1,4 @@
-"""What a handler knows about the attempt it is."""
+"""The context of one attempt, which handlers and middleware receive."""
 
 from __future__ import annotations
 
@@ -23,44 +23,47 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nimburion.job")
 
 CURRENT: ContextVar[Context | None] = ContextVar("nimburion_current_attempt", default=None)
-"""The attempt whose handler is running here; set by the engine. Jobs enqueued meanwhile inherit
-its tenant and correlation id."""
+"""The attempt whose handler runs in this task or thread; set by the attempt runner.
+
+Jobs enqueued meanwhile inherit its tenant and correlation id.
+"""
 
 ProgressSink = Callable[[Lease, float, str], None]
-"""Takes note of a report: lease, fraction, message. Callable from any thread."""
+"""Records a progress report: lease, fraction, message. Can be called from any thread."""
 
 
 class ResultEncoder(Protocol):
-    """What is told of the handler."""
+    """The part of a handler that a context uses."""
 
     @property
     def name(self) -> str:
-        """The name of its jobs."""
+        """The name of the handler's jobs."""
         ...
 
     def encode_result(self, value: object) -> bytes | None:
-        """What to keep of a result."""
+        """Return the bytes to store for a result; None to store nothing."""
         ...
 
 
 class EnqueueClient(Protocol):
-    """The way in, as a context uses it."""
+    """The part of a client that a context uses."""
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
-        """Store one job; its id."""
+        """Store one job and return its id."""
         ...
 
     def _make_transaction(self, connection: object) -> Transaction:
-        """What a handler's own transaction is made of."""
+        """Return the backend's transaction for a handler."""
         ...
 
 
 class Context:
-    """One attempt, from delivery to settlement.
+    """One attempt of a job, from delivery to settlement.
 
-    Middleware may replace `payload` (before decoding) and read `job` (the arguments, once they are
-    decoded; the bytes themselves for a raw handler). Everything here may be used from the thread
-    of a `def` handler, but for `enqueue`, which is awaited.
+    Middleware may replace `payload` before it is decoded. `job` holds the decoded arguments (the
+    `Job` instance, or the arguments of a `@job` function); a raw handler finds the bytes there.
+
+    You can use every member from the thread of a `def` handler, except `enqueue`, which is awaited.
     """
 
     __slots__ = (
@@ -96,20 +99,24 @@ class Context:
         self._client = client
         self._log: JobLog | None = None
         self._attempt: Any = None
-        """The engine's own view of the attempt."""
+        """The worker's own record of the attempt."""
         self.deadline: float | None = deadline
-        """When the attempt times out, on the worker's monotonic clock; None: never."""
+        """When the attempt times out, in seconds of the worker's monotonic clock; None: never."""
         self.payload: bytes = delivery.payload
         self.job: Any = None
         self.cancelled: bool = False
-        """Whether somebody asked to cancel this job. An `async def` handler is cancelled as a
-        task; a `def` handler looks here, or calls `raise_if_cancelled`."""
+        """Whether cancellation of this job was requested.
+
+        An `async def` handler is cancelled as a task. A `def` handler checks this attribute, or
+        calls `raise_if_cancelled`.
+        """
         self._completed: bool = False
-        """Whether a transaction of the handler has completed the job: whatever follows, it is."""
+        """Whether a transaction of the handler has completed the job; nothing that follows changes
+        that."""
         self._lease_lost: LeaseLost | None = None
-        """What a transaction of the handler raised when it found that the job is another's."""
+        """The error of a transaction of the handler that found another worker on the job."""
         self._result: object = None
-        """What `set_result` was told."""
+        """The value passed to `set_result`."""
 
     @property
     def job_id(self) -> str:
@@ -123,73 +130,80 @@ class Context:
 
     @property
     def queue(self) -> str:
-        """The queue it came from."""
+        """The queue that the job was reserved from."""
         return self._delivery.queue
 
     @property
     def attempt(self) -> int:
-        """1 for the first try."""
+        """The number of this attempt; 1 for the first."""
         return self._delivery.attempt
 
     @property
     def failures(self) -> int:
-        """How many attempts before this one ended in failure or timeout."""
+        """The number of earlier attempts that failed or timed out."""
         return self._delivery.failures
 
     @property
     def lost(self) -> int:
-        """How many attempts before this one lost their worker."""
+        """The number of earlier attempts that lost their worker."""
         return self._delivery.lost
 
     @property
     def fence(self) -> int:
-        """Rises with each delivery of this job: hand it to systems that fence by number.
+        """A number that rises with each delivery of this job, for systems that reject stale
+        writers.
 
-        Deliveries are not waited for until they are on the disk. After a crash of the backend's
-        server, or a failover, the last numbers can be handed out again, to another attempt: write
-        once and accept only a higher number, or make the write safe to repeat by `job_id`.
+        Deliveries are not flushed to disk before they are handed out. After a crash of the
+        backend's server, or a failover, the backend can hand out the last numbers again, to another
+        attempt. Write once and accept only a higher number, or make the write safe to repeat by
+        `job_id`.
         """
         return self._delivery.lease.token.fence
 
     @property
     def priority(self) -> int:
-        """0 to 9, higher first."""
+        """The job's priority, 0 to 9; higher runs first."""
         return self._delivery.priority
 
     @property
     def headers(self) -> dict[str, str]:
-        """What travelled with the job. Read it; changes go nowhere."""
+        """The headers that the job was enqueued with. Changes to the dict are not stored."""
         return self._delivery.options.headers
 
     @property
     def tenant(self) -> str | None:
-        """The tenant the job was enqueued for."""
+        """The tenant that the job was enqueued for."""
         return self._delivery.options.tenant
 
     @property
     def correlation_id(self) -> str | None:
-        """What ties it to the request or job that caused it."""
+        """The id that links the job to the request or job that caused it."""
         return self._delivery.options.correlation_id
 
     @property
     def unique_key(self) -> str | None:
-        """The unique key it holds."""
+        """The unique key that the job holds."""
         return self._delivery.options.unique_key
 
     @property
     def log(self) -> JobLog:
-        """A logger whose records carry job_id, job_name, queue, attempt, correlation_id, tenant."""
+        """A logger whose records carry job_id, job_name, queue, attempt, correlation_id and
+        tenant."""
         if self._log is None:
             self._log = JobLog(_log, _make_log_fields(self._delivery))
         return self._log
 
     def remaining(self) -> float | None:
-        """Seconds until the attempt times out, 0 when it has; None: there is no timeout."""
+        """Return the seconds until the attempt times out; 0 when it has, None without a timeout."""
         return None if self.deadline is None else max(0.0, self.deadline - self._now())
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Note how far the work has come, 0.0 to 1.0; the newest note goes out with the next call
-        to the backend, cut to 1024 bytes. Cheap: call it as often as you like."""
+        """Report the progress of the work, as a fraction from 0.0 to 1.0 and a message.
+
+        The latest report is sent with the next call to the backend; the message is cut to 1024
+        bytes. The call is cheap, so you can report as often as you like. A fraction out of range
+        raises `ValueError`.
+        """
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
         self._sink(
@@ -197,9 +211,13 @@ class Context:
         )
 
     def set_result(self, value: object) -> None:
-        """The result of this job, for a handler whose transaction completes it: say it inside the
-        block, and the commit that completes the job stores it. What the handler returns comes too
-        late there; elsewhere it counts before this, unless it is None."""
+        """Set the job's result, for a handler whose transaction completes the job.
+
+        Call it inside the block of `ctx.transaction()`: the commit that completes the job stores
+        the result. The handler's return value comes too late there. Without a transaction, a return
+        value other than None takes precedence over this one. After the job is completed, the call
+        only logs a warning.
+        """
         if self._completed:
             self.log.warning(
                 "job %s: set_result comes too late, the job is completed; call it inside the "
@@ -210,7 +228,11 @@ class Context:
         self._result = value
 
     def _encode_result(self) -> bytes | None:
-        """What is kept of it. A result that cannot be is no reason to do the work again."""
+        """Return the bytes to store for the result.
+
+        A result that cannot be stored is logged and dropped: the work must not run again because of
+        it.
+        """
         if self._result is None or self._handler is None:
             return None
         try:
@@ -220,17 +242,19 @@ class Context:
             return None
 
     def _request_cancel(self) -> None:
-        """Somebody wants this job cancelled: from now on `cancelled` is True."""
+        """Record that cancellation was requested: `cancelled` is True from now on."""
         self.cancelled = True
 
     def raise_if_cancelled(self) -> None:
-        """End the job as cancelled if that was asked for: raises `Cancel`."""
+        """Raise `Cancel`, which ends the job as cancelled, if cancellation was requested."""
         if self.cancelled:
             raise Cancel("cancelled on request")
 
     async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
-        """Store another job, as `processor.enqueue` does; tenant and correlation id are this
-        job's, unless given."""
+        """Store another job, as `processor.enqueue` does, and return its id.
+
+        Tenant and correlation id are those of this job, unless you pass your own.
+        """
         if self._client is None:
             raise NotOpen("this context has no processor to enqueue with")
         return await self._client.enqueue(job, **options)
@@ -243,14 +267,21 @@ class Context:
             conn.execute("UPDATE account SET balance = balance + ?", (self.amount,))
         ```
 
-        `connection`: one of your own to the backend's database, begun here if need be, and
-        committed here; without, the backend opens one (a `sqlite3.Connection`; on PostgreSQL an
-        `asyncpg.Connection`). An error inside rolls back, and the attempt fails as always. A result
-        is stored by the same commit where `set_result` was called inside; what the handler returns
-        afterwards is not kept, as the job has ended. `LeaseLost`: another worker has
-        the job by now; nothing was kept. `NotSupported`: this backend has no transactions.
-        `UnusableConnection`: the connection does not fit.
-        `TransactionExpired`: on SQLite, nobody else could write for five seconds.
+        `connection` is your own connection to the backend's database. A transaction is begun on it
+        if needed, and it is committed here. Without `connection`, the backend opens one: a
+        `sqlite3.Connection`, or on PostgreSQL an `asyncpg.Connection`.
+
+        An error inside the block rolls back, and the attempt fails as usual. To store a result with
+        the same commit, call `set_result` inside the block. The handler's return value is not
+        stored, as the job has already ended.
+
+        Errors:
+
+        - `LeaseLost`: another worker has the job by now; nothing was stored.
+        - `NotSupported`: this backend has no transactions.
+        - `UnusableConnection`: the connection does not fit the backend.
+        - `TransactionExpired`: on SQLite, the transaction blocked all other writers for five
+          seconds.
         """
         if self._client is None:
             raise NotOpen("this context has no processor, and so no backend to write to")
@@ -261,12 +292,12 @@ class Context:
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
-    """Adds what is known of the job to each record, beside the `extra_time` of the call."""
+    """Adds the fields of the job to each log record, next to the `extra` of the call."""
 
     def process(
         self, msg: object, kwargs: MutableMapping[str, Any]
     ) -> tuple[object, MutableMapping[str, Any]]:
-        """Merge both extras; the call's wins."""
+        """Merge both sets of fields; a field of the call takes precedence."""
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return msg, kwargs
 

@@ -1,4 +1,4 @@
-"""What the fields of a job are, and whether their types can travel as JSON."""
+"""The fields of a job, and the check that their types have a JSON form."""
 
 from __future__ import annotations
 
@@ -49,20 +49,22 @@ class JobField(NamedTuple):
 
 
 class FieldTraits(NamedTuple):
-    """What the types of some fields may hold, so that only needed checks are made."""
+    """What values the types of the fields allow, so that only the necessary checks run."""
 
     needs_json_check: bool
-    """Numbers, datetimes or anything: values that need a look before they become JSON."""
+    """Numbers, datetimes or `Any` occur: values are checked before they are encoded as JSON."""
     times: bool
-    """Datetimes: text that needs a look after it was JSON."""
+    """Datetimes occur: values are checked after they are decoded from JSON."""
     deep: bool
-    """Classes within, or anything: what may nest without an end."""
+    """Classes or `Any` occur: values may nest without a limit."""
     plain: bool
-    """Only text, numbers, enums and collections of them: values that are JSON as they are."""
+    """Only text, numbers, enums and collections of them occur: values are JSON without
+    conversion."""
 
 
 def inspect_fields(name: str, fields: Sequence[JobField]) -> FieldTraits:
-    """Look through all types; `DefinitionError` names the first that JSON cannot carry."""
+    """Return the traits of all field types; `DefinitionError` names the first without a JSON
+    form."""
     nodes = [node for field in fields for node in _iterate_field_types(name, field)]
     return FieldTraits(
         needs_json_check=_has_type(nodes, *_CHECKED_TYPES, inspect.CustomType),
@@ -77,8 +79,10 @@ def _has_type(nodes: Sequence[inspect.Type], *kinds: type[inspect.Type]) -> bool
 
 
 def make_struct(name: str, fields: Sequence[JobField], base: type[msgspec.Struct]) -> Any:  # noqa: ANN401
-    """A Struct class with these fields that refuses all others. What may be given by position
-    keeps its place; the rest is keyword-only."""
+    """Return a Struct class with these fields that rejects all other fields.
+
+    Positional fields keep their order; the others are keyword-only.
+    """
     positional = [_make_member(field) for field in fields if not field.keyword_only]
     keywords = [_make_member(field) for field in fields if field.keyword_only]
     front = msgspec.defstruct(
@@ -97,7 +101,7 @@ def make_struct(name: str, fields: Sequence[JobField], base: type[msgspec.Struct
 
 
 def check_type(what: str, kind: object) -> None:
-    """`DefinitionError` when values of this type cannot travel as JSON."""
+    """Raise `DefinitionError` when values of this type have no JSON form."""
     for _ in _iterate_types(what, kind):
         pass
 
@@ -135,7 +139,7 @@ def _is_supported(node: inspect.Type) -> bool:
 
 
 def _visit_types(node: object, seen: set[int]) -> Iterator[inspect.Type]:
-    """Every type below `node`, each once; types that hold themselves end."""
+    """Yield every type within `node` once; recursive types end."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -150,5 +154,5 @@ def _visit_types(node: object, seen: set[int]) -> Iterator[inspect.Type]:
 
 
 def _shorten_error(error: Exception) -> str:
-    """Msgspec's sentence without the repetition at its end."""
+    """Return msgspec's message without the repetition at its end."""
     return str(error).partition(" - type ")[0]

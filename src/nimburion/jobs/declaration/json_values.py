@@ -1,4 +1,5 @@
-"""What no type forbids and JSON still cannot carry: checked by walking plain values."""
+"""Reject values that pass the type check but have no JSON form: NaN, naive datetimes, huge
+integers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from datetime import datetime
 from itertools import accumulate
 
 LOWEST, HIGHEST = -(2**63), 2**64 - 1
-"""Whole numbers that every reader of JSON with 64-bit integers can hold."""
+"""The range of integers that every JSON reader with 64-bit integers can hold."""
 
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -16,7 +17,7 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class NotJson(ValueError):
-    """A value that JSON cannot carry; `path` leads to it from outside."""
+    """A value without a JSON form; `path` leads to it from the outermost value."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -25,8 +26,10 @@ class NotJson(ValueError):
 
 
 def check_json_value(value: object) -> None:
-    """`NotJson` for a naive datetime, NaN, an infinity, or a whole number over 64 bits, wherever
-    it is among dicts, lists, tuples and sets."""
+    """Raise `NotJson` for a naive datetime, NaN, an infinity or an integer over 64 bits.
+
+    The check descends into dicts, lists, tuples and sets.
+    """
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return
@@ -50,8 +53,10 @@ def check_json_value(value: object) -> None:
 
 
 def nests_deeper_than(limit: int, payload: bytes) -> bool:
-    """Whether JSON nests deeper than `limit`, told without parsing it. Never false for JSON that
-    does; malformed text may be judged either way."""
+    """Return whether JSON nests deeper than `limit`, without parsing it.
+
+    The answer is never False for JSON that does. For malformed text it may be either.
+    """
     if payload.count(b"{") + payload.count(b"[") <= limit:
         return False
     brackets = _STRINGS.sub(b"", payload).translate(None, _NOT_BRACKETS)

@@ -1,5 +1,8 @@
-"""A call from a thread to an event loop that lends the thread out meanwhile: work on a connection
-that only this thread may use is done here, while the loop does the rest."""
+"""Run a coroutine on the event loop of another thread.
+
+While this thread waits, the loop can send work back to it. That work uses connections that only
+this thread may use, while the rest of the coroutine runs on the loop.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ _LOOK_AGAIN = 1.0
 
 
 class ThreadBoundConnection(CallerConnection):
-    """A connection of a thread that waits for the loop, and does what is asked of it meanwhile."""
+    """A caller's connection that is used only on its own thread, which waits for the loop
+    meanwhile."""
 
     __slots__ = ("_work",)
 
@@ -29,18 +33,19 @@ class ThreadBoundConnection(CallerConnection):
 
     @property
     def blocking(self) -> bool:
-        """Its thread waits."""
+        """Always True: the connection's thread waits."""
         return True
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done on the thread that lent it."""
+        """Run `work` on the connection's thread, and return its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._work.put(lambda: _do(work, future, loop))
         return await future
 
     def serve(self, waited_for: Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Do what is asked until the call has ended; on the thread that lent it."""
+        """Run the requested work on this thread, which owns the connection, until the call has
+        ended."""
         waited_for.add_done_callback(lambda _: self._work.put(None))
         while True:
             try:
@@ -59,7 +64,11 @@ def run_on_loop(
     make: Callable[[], Coroutine[Any, Any, T]],
     connection: ThreadBoundConnection | None = None,
 ) -> T:
-    """Run a coroutine on a loop of another thread; `UseAwait` when that is this very thread."""
+    """Run a coroutine on the event loop of another thread, and block until it returns.
+
+    Work on `connection` is sent back and runs on this thread. `UseAwait` is raised when the loop
+    runs in this thread, and `NotOpen` when the loop has ended.
+    """
     if _find_running_loop() is loop:
         raise UseAwait(
             "this is the loop that the processor is open on, and waiting would stop it: "
@@ -107,12 +116,12 @@ def _find_running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _wait_for_result(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
-    """Its result, and no waiting for ever on a loop that is gone."""
+    """Return the result of the future; `NotOpen` when its event loop has ended."""
     while True:
         try:
             return future.result(_LOOK_AGAIN)
         except StillRunning:
-            if future.done():  # a TimeoutError of the call itself
+            if future.done():  # a TimeoutError from the coroutine
                 raise
             if not loop.is_running():
                 raise _make_loop_ended_error() from None

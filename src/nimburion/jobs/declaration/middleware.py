@@ -1,4 +1,6 @@
-"""Wrapping what runs and what is enqueued: a middleware calls the next, or does not.
+"""Middleware around attempts and around enqueue calls.
+
+A middleware calls the next one, or skips it.
 
 ```python
 async def timing(ctx, call_next):
@@ -24,36 +26,44 @@ from nimburion.jobs.declaration.context import Context
 Subject = TypeVar("Subject")
 
 Next = Callable[[Subject], Awaitable[Any]]
-"""What comes after a middleware; in the end the handler, or the backend."""
+"""The rest of the chain after a middleware, which ends in the handler or the backend."""
 
 Layer = Callable[[Subject, Next[Subject]], Awaitable[Any]]
 
 Middleware = Layer[Context]
-"""Around every attempt: `async (ctx, call_next) -> result`. `ctx.payload` may be replaced before
-`call_next`; an exception that leaves it is the attempt's failure."""
+"""A middleware around every attempt: `async (ctx, call_next) -> result`.
+
+You may replace `ctx.payload` before `call_next`. An exception that leaves the middleware is the
+failure of the attempt.
+"""
 
 
 class Enqueueing(msgspec.Struct, kw_only=True):
-    """A job on its way into the backend, as an enqueue middleware sees it; all may be replaced."""
+    """A job that is being enqueued, as an enqueue middleware receives it.
+
+    You may replace every field before `call_next`.
+    """
 
     job: object
-    """What was handed to `enqueue`; None for `enqueue_raw`. Changing it has no effect on
-    `payload`, which is made already."""
+    """The argument of `enqueue`; None for `enqueue_raw`.
+
+    Changes to it have no effect on `payload`, which is already encoded.
+    """
     id: str
     name: str
     queue: str
     payload: bytes
     priority: int
     at: float | None
-    """Due at this epoch second, or …"""
+    """When the job becomes due, in epoch seconds; takes precedence over `after`."""
     after: float
-    """… this many seconds from now. `at` wins."""
+    """The delay, in seconds from now, after which the job becomes due."""
     options: JobOptions = NO_JOB_OPTIONS
-    """Headers, tenant, correlation id and the like; replace it by `with_options`."""
+    """Headers, tenant, correlation id and other options; change them with `with_options`."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers as they stand; see `add_headers`."""
+        """A copy of the current headers; to change them, use `add_headers`."""
         return dict(self.options.headers)
 
     def with_options(self, **changes: Any) -> None:
@@ -61,18 +71,23 @@ class Enqueueing(msgspec.Struct, kw_only=True):
         self.options = msgspec.structs.replace(self.options, **changes)
 
     def add_headers(self, **headers: str) -> None:
-        """Add or replace headers."""
+        """Add headers, or replace those with the same names."""
         self.with_options(headers={**self.options.headers, **headers})
 
 
 EnqueueMiddleware = Layer[Enqueueing]
-"""Around every enqueue: `async (enqueueing, call_next) -> job id`. After `call_next` the job is
-stored. What it does not pass on is not stored; it still has to answer an id, or to raise."""
+"""A middleware around every enqueue: `async (enqueueing, call_next) -> job id`.
+
+When `call_next` returns, the job is stored. A middleware that does not call it prevents the job
+from being stored; it must still return an id, or raise.
+"""
 
 
 def compose(layers: Sequence[Layer[Subject]], innermost: Next[Subject]) -> Next[Subject]:
-    """One callable that runs `layers`, the first outermost, around `innermost`. No layers:
-    `innermost` itself."""
+    """Return one callable that runs `layers` around `innermost`; the first layer is the outermost.
+
+    Without layers, it returns `innermost` itself.
+    """
     call = innermost
     for layer in reversed(layers):
         call = partial(_enter, layer, call)
