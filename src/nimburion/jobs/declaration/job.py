@@ -1,7 +1,7 @@
-"""Declaring jobs: the class form `class SendEmail(Job, …)` and the function form `@job(…)`.
+"""Declare jobs: the class form `class SendEmail(Job, …)` and the function form `@job(…)`.
 
-A declaration is a description: it runs nothing and knows no processor. Names and policies are
-checked when it is made; field types when it is registered, or first enqueued.
+A declaration only describes jobs. It runs nothing and needs no processor. Names and policies are
+validated when it is made; field types when it is registered or first enqueued.
 
 ```python
 class SendEmail(Job, name="send_email", queue="default", max_retries=3):
@@ -57,7 +57,7 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class Declaration:
-    """What is said of jobs of one name, wherever they are enqueued or run."""
+    """The description of jobs of one name: name, queue, policy and payload codec."""
 
     __slots__ = ("_codec", "name", "options", "policy", "queue", "target")
 
@@ -77,13 +77,14 @@ class Declaration:
 
     @property
     def codec(self) -> Codec:
-        """Made when first asked for: by then the types that annotations name exist."""
+        """The codec of the payloads. Built on first use: by then the types in annotations exist."""
         if self._codec is None:
             self._codec = self._make_codec()
         return self._codec
 
     def encode(self, job: object, limits: Limits) -> bytes:
-        """The payload of a job of this declaration; `InvalidJob`."""
+        """Return the payload of a job of this declaration; `InvalidJob` if its arguments do not
+        fit."""
         codec = self._codec or self.codec
         if isinstance(job, JobCall):
             arguments = msgspec.structs.asdict(job)
@@ -103,11 +104,29 @@ class Declaration:
 class Job:
     """The base of job classes: annotated attributes are the arguments, `process` does the work.
 
-    A subclass becomes a dataclass with keyword-only arguments. In the class statement: `name`
-    (default: the class's own, `send_email` for `SendEmail`), `queue`, and the words of a policy:
-    `max_retries`, `retry_backoff` (seconds, a list of them, or a function of the failure's
-    number), `retry_backoff_max`, `permanent`, `timeout` (seconds), `concurrency`, `priority`,
-    `result`. All but the name are inherited.
+    A subclass becomes a dataclass with keyword-only arguments. The class statement takes options,
+    all inherited except `name`:
+
+    - `name`: the job's name; by default the class name in snake case, `send_email` for `SendEmail`.
+    - `queue`: the queue of its jobs; `default` by default.
+    - `max_retries`: how many retries follow a first failure.
+    - `retry_backoff`: seconds, a list of seconds, or a function of the failure's number (1, 2, …).
+    - `retry_backoff_max`: the largest delay between attempts, in seconds.
+    - `permanent`: exception classes after which no retry is made.
+    - `timeout`: seconds that one attempt may take.
+    - `concurrency`: how many of these jobs may run at the same time, over all workers.
+    - `priority`: 0 to 9, higher first.
+    - `result`: whether the handler's return value is stored.
+
+    `DefinitionError` is raised for an option that is unknown or has a wrong value.
+
+    ```python
+    class SendEmail(Job, queue="mail", max_retries=5, timeout=30):
+        to: str
+        subject: str = "Hello"
+
+        async def process(self, ctx: Context) -> None: ...
+    ```
     """
 
     __job__: Declaration
@@ -132,7 +151,10 @@ class Job:
         )
 
     def process(self, ctx: Context, /) -> object:
-        """Do the work; `async def` or `def`. What it returns is kept as the job's result."""
+        """Do the work of the job, in an `async def` or a `def` method.
+
+        The return value is stored as the job's result. An exception is the failure of the attempt.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no process method")
 
 
@@ -167,17 +189,19 @@ class JobFunction(Generic[CallP, P, R]):
 
     @property
     def signature(self) -> Signature:
-        """The function's parameters; `DefinitionError` where one cannot be a job's argument."""
+        """The function's parameters; `DefinitionError` if one of them cannot be a job's
+        argument."""
         if self._signature is None:
             self._signature = read_signature(self.__job__.name, self.function)
         return self._signature
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> R:
-        """Call the function itself, here and now."""
+        """Call the function directly, without a job."""
         return self.function(*args, **kwargs)
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobCall:
-        """A job with these arguments, to be enqueued. A context is not among them."""
+        """Return a job with these arguments, to be enqueued. The context is not among the
+        arguments."""
         return cast("JobCall", self.__job__.codec.struct(*args, **kwargs))
 
     def __get__(self, instance: object, owner: type | None = None) -> JobFunction[CallP, P, R]:
@@ -193,7 +217,7 @@ class JobFunction(Generic[CallP, P, R]):
 
 
 class JobDecorator:
-    """What `@job(…)` with options gives: waits for the function."""
+    """The decorator that `@job(…)` returns when called with options."""
 
     def __init__(self, name: str | None, queue: str, policy: PolicyOptions) -> None:
         self._name, self._queue, self._policy = name, queue, policy
@@ -205,7 +229,7 @@ class JobDecorator:
     @overload
     def __call__(self, function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any]:
-        """The function as a job."""
+        """Return the function as a job."""
         return JobFunction(function, self._name, self._queue, self._policy)
 
 
@@ -229,21 +253,32 @@ def job(
 ) -> Any:
     """Make a job of a typed function: `@job`, or `@job(queue="reports", timeout=60)`.
 
-    The name is the function's own unless given; the other words are those of `Job`. A first
-    parameter annotated `Context`, or named `ctx`, receives the context and is no argument.
+    The name defaults to the function's own; the other options are those of `Job`. A first parameter
+    annotated `Context`, or named `ctx` without an annotation, receives the context. It is not an
+    argument of the job.
+
+    ```python
+    @job(queue="reports", timeout=60)
+    def generate_report(ctx: Context, year: int) -> str: ...
+
+
+    await processor.enqueue(generate_report.job(2024))
+    ```
+
+    `DefinitionError` is raised for an option that is unknown or has a wrong value.
     """
     decorator = JobDecorator(name, queue, policy)
     return decorator if function is None else decorator(function)
 
 
 def find_declaration(thing: object) -> Declaration | None:
-    """The declaration of a job class or function, or of one job of it; None for anything else."""
+    """Return the declaration of a job class, a job function, or a job; None for anything else."""
     found = getattr(thing, "__job__", None)
     return found if isinstance(found, Declaration) else None
 
 
 def require_declaration(job: object) -> Declaration:
-    """The declaration of a job that is to be enqueued; `InvalidJob` says what to pass."""
+    """Return the declaration of a job to be enqueued; `InvalidJob` says what to pass instead."""
     found = getattr(type(job), "__job__", None)
     if isinstance(found, Declaration):
         return found
@@ -273,7 +308,7 @@ def _make_dataclass(cls: type[Job], name: str) -> None:
 
 
 def _read_fields(job: object, codec: Codec) -> dict[str, Any]:
-    """The arguments of a job, and nothing else that may hang on the instance."""
+    """Return the arguments of a job, without other attributes of the instance."""
     return {field: getattr(job, field) for field in codec.fields if hasattr(job, field)}
 
 
@@ -285,7 +320,7 @@ def _parse_policy(name: str, options: PolicyOptions) -> Policy:
 
 
 def check_declared_name(what: str, value: object) -> str:
-    """`check_name` for what is declared: `DefinitionError`."""
+    """Check a declared name as `check_name` does, but raise `DefinitionError`."""
     try:
         return check_name(what, value)
     except InvalidJob as error:

@@ -1,4 +1,4 @@
-"""What may be said with an enqueue, checked once for all jobs of the call."""
+"""The options of `enqueue`, validated once per call."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from nimburion.core.suggestions import describe_unknown
 
 
 class EnqueueManyOptions(TypedDict, total=False):
-    """What may be said with `enqueue_many`: holds for each of its jobs."""
+    """The options of `enqueue_many`; they apply to each of its jobs."""
 
     queue: str | None
-    """Instead of the queue that the job's declaration names."""
+    """The queue, in place of the queue in the job's declaration."""
     priority: int | None
     """0 to 9, higher first; `Priority` has names for some."""
     at: datetime | None
-    """Due then; it must have a time zone."""
+    """The time when the job becomes due; it must have a time zone."""
     after: float | timedelta | None
-    """Due so many seconds from now, by the backend's clock."""
+    """The delay, in seconds from now by the backend's clock, after which the job becomes due."""
     unique_key: str | None
-    """At most one unfinished job of that name has it."""
+    """At most one unfinished job of the same name holds this key."""
     unique_for: float | timedelta | None
-    """Hold the unique key for so many seconds instead, finished or not."""
+    """Hold the unique key for this many seconds instead, whether the job is finished or not."""
     on_duplicate: Literal["reject", "existing"]
-    """Unique key taken: raise `DuplicateJob`, or answer with the id of the job that holds it."""
+    """If another job holds the unique key: raise `DuplicateJob`, or return the id of that job."""
     headers: Mapping[str, str] | None
     tenant: str | None
     correlation_id: str | None
     max_retries: int | None
     timeout: float | timedelta | None
-    """Seconds an attempt may take."""
+    """Seconds that an attempt may take."""
     connection: object
-    """Store inside this connection's open transaction (SQLite, PostgreSQL)."""
+    """Store inside the open transaction of this connection (SQLite, PostgreSQL)."""
 
 
 class EnqueueOptions(EnqueueManyOptions, total=False):
-    """What may be said with `enqueue`."""
+    """The options of `enqueue`."""
 
     id: str | None
-    """The caller's own id: enqueueing again with it makes no second job."""
+    """The caller's own id. A second enqueue with the same id stores no second job."""
 
 
 class ParsedOptions(msgspec.Struct, frozen=True):
-    """The options of one call, checked. None: as the job's declaration says."""
+    """The validated options of one call. None: as the job's declaration says."""
 
     queue: str | None = None
     priority: int | None = None
@@ -82,7 +82,7 @@ def parse_options(
     connection: object = None,
     **options: Any,
 ) -> ParsedOptions:
-    """What was said, checked: `InvalidJob` names the option that cannot be, or does not exist."""
+    """Return the validated options; `InvalidJob` names an option that is wrong or unknown."""
     if not options.keys() <= _RECORD_OPTIONS:
         raise InvalidJob(describe_unknown("option", options, EnqueueManyOptions.__annotations__))
     if at is not None and after is not None:

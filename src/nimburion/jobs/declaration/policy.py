@@ -1,4 +1,4 @@
-"""How jobs of one name are treated: retries, backoff, timeout, concurrency, priority."""
+"""The policy of jobs of one name: retries, backoff, timeout, concurrency, priority."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
 
 Backoff = Callable[[int], float]
-"""Seconds to wait after failure number n (1 for the first), before jitter and cap."""
+"""Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
 
 JITTER = 0.2
-"""Up to this part of a delay is added at random: only ever later, so that retries spread."""
+"""The largest fraction of a delay that is added at random.
+
+Jitter only lengthens a delay, so retries spread out and none comes early.
+"""
 
 _MAX_DOUBLINGS = 60
 
 
 class Priority(enum.IntEnum):
-    """Names for some of the ten priorities; higher first."""
+    """Names for some of the ten priorities; higher runs first."""
 
     LOWEST = 1
     LOW = 3
@@ -39,7 +42,7 @@ class Priority(enum.IntEnum):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What a declaration says of its jobs. None: as the settings say (no limit, no timeout)."""
+    """The policy in a declaration. None: as the settings say (no concurrency limit, no timeout)."""
 
     max_retries: int | None = None
     backoff: Backoff | None = None
@@ -47,15 +50,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     permanent: tuple[type[BaseException], ...] = ()
     """Exceptions after which no retry is made."""
     timeout: float | None = None
-    """Seconds an attempt may take."""
+    """Seconds that an attempt may take."""
     concurrency: int | None = None
-    """At most so many at once over the whole fleet."""
+    """The largest number of these jobs that run at the same time, over all workers."""
     priority: int = Priority.NORMAL
     result: bool = True
-    """Whether what the handler returns is kept."""
+    """Whether the handler's return value is stored."""
 
     def with_defaults(self, settings: Settings) -> Policy:
-        """This policy with every gap filled; `timeout` and `concurrency` may stay None."""
+        """Return this policy with defaults from the settings; `timeout` and `concurrency` may stay
+        None."""
         return msgspec.structs.replace(
             self,
             max_retries=_value_or_default(self.max_retries, settings.max_retries),
@@ -65,13 +69,19 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def compute_delay(self, failures: int, random: Random) -> float:
-        """Seconds from failure number `failures` to the next try: backoff, jitter, cap."""
+        """Return the seconds from failure number `failures` to the next attempt.
+
+        The backoff is lengthened by jitter, then capped at `backoff_max`.
+        """
         cap = _value_or_default(self.backoff_max, Settings().retry_backoff_max)
         return min(self._compute_backoff(failures) * (1.0 + JITTER * random.random()), cap)
 
     def _compute_backoff(self, failures: int) -> float:
-        """What the backoff says; a user's function that fails or answers nonsense is logged, and
-        exponential backoff takes its place: a job must not be lost to it."""
+        """Return the delay of the backoff, in seconds, before jitter and cap.
+
+        A user's function may raise, or return a value that is no delay. Both are logged, and
+        exponential backoff is used instead, so that the job is not lost.
+        """
         default = exponential(Settings().retry_backoff)
         try:
             seconds = float(_value_or_default(self.backoff, default)(failures))
@@ -85,7 +95,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicyOptions(TypedDict, total=False):
-    """The words of a policy in `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
+    """The policy options of `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
 
     max_retries: int
     retry_backoff: float | timedelta | Sequence[float] | Backoff
@@ -119,7 +129,7 @@ class _Listed(msgspec.Struct, frozen=True):
 
 
 def exponential(base: float | timedelta) -> Backoff:
-    """`base`, twice as much, four times as much …
+    """Return a backoff of `base` seconds that doubles with each failure.
 
     >>> [exponential(1.5)(session) for session in (1, 2, 3)]
     [1.5, 3.0, 6.0]
@@ -128,7 +138,7 @@ def exponential(base: float | timedelta) -> Backoff:
 
 
 def linear(step: float | timedelta) -> Backoff:
-    """`step`, twice, three times `step` …
+    """Return a backoff that grows by `step` seconds with each failure.
 
     >>> [linear(10)(session) for session in (1, 2, 3)]
     [10.0, 20.0, 30.0]
@@ -137,7 +147,7 @@ def linear(step: float | timedelta) -> Backoff:
 
 
 def listed(*seconds: float | timedelta) -> Backoff:
-    """Exactly these, the last one again and again.
+    """Return a backoff with exactly these delays, in seconds; the last one repeats.
 
     >>> [listed(1, 60)(session) for session in (1, 2, 3)]
     [1.0, 60.0, 60.0]
@@ -148,8 +158,10 @@ def listed(*seconds: float | timedelta) -> Backoff:
 
 
 def read_policy(options: Mapping[str, Any]) -> Policy:
-    """`parse_policy` for words that somebody typed: `DefinitionError` names one that does not
-    exist, too."""
+    """Return the policy of options that a user wrote.
+
+    `DefinitionError` names an option that is unknown or has a wrong value.
+    """
     known = {*PolicyOptions.__annotations__, "queue"}
     unknown = describe_unknown("option", options, known)
     if unknown is not None:
@@ -168,7 +180,7 @@ def parse_policy(
     priority: int = Priority.NORMAL,
     result: bool = True,
 ) -> Policy:
-    """The policy that these words say; `DefinitionError` names the word that cannot be."""
+    """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
     return Policy(
         max_retries=None if max_retries is None else _parse_int("max_retries", max_retries, 0),
         backoff=None if retry_backoff is None else _parse_backoff(retry_backoff),

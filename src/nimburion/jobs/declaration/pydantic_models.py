@@ -1,4 +1,4 @@
-"""pydantic models as guests: known by their face, so that pydantic is never imported here."""
+"""Support for pydantic models, recognised by duck typing so that pydantic is never imported."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ _MODEL_ATTRIBUTES = ("model_dump", "model_validate_json", "__pydantic_serializer
 
 
 def is_pydantic_model(kind: object) -> bool:
-    """Whether `kind` is a pydantic model class."""
+    """Return whether `kind` is a pydantic model class."""
     return isinstance(kind, type) and all(hasattr(kind, name) for name in _MODEL_ATTRIBUTES)
 
 
 def enc_hook(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
-    """What msgspec does not know (`enc_hook`): a guest as plain JSON values, by alias; an instance
-    of a subclass of a built-in type (Markup, a NumPy float) as one of that type. Else `TypeError`.
+    """Convert a value that msgspec does not support; the `enc_hook` of msgspec.
+
+    A pydantic model becomes plain JSON values, by alias. An instance of a subclass of a built-in
+    type (Markup, a NumPy float) becomes an instance of that type. Any other value raises
+    `TypeError`.
     """
     if is_pydantic_model(type(value)):
         check_json_value(value.model_dump(warnings=False))
@@ -38,7 +41,10 @@ def enc_hook(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
 
 
 def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
-    """Msgspec's `dec_hook`: a guest from plain JSON values. `ValueError` says what does not fit."""
+    """Convert plain JSON values to a pydantic model; the `dec_hook` of msgspec.
+
+    `ValueError` says what does not fit.
+    """
     if kind is object:
         return value
     try:
@@ -48,7 +54,7 @@ def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
 
 
 def _describe_first_error(error: ValueError) -> str:
-    """Pydantic's first complaint, in one line and without its page of documentation."""
+    """Return pydantic's first error in one line, without the link to its documentation."""
     listed: Callable[[], Iterable[dict[str, Any]]] = getattr(error, "errors", tuple)
     faults = listed()
     for fault in faults:

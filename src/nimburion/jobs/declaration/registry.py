@@ -1,4 +1,4 @@
-"""Which names this process can run, and how."""
+"""The handlers of a process: the job names that it can run, and how it runs them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ Target = type[Job] | JobFunction[..., ..., Any] | RawHandler
 
 
 class Handler:
-    """What runs the jobs of one name. Built once, at registration, so that a run looks up nothing
-    but this."""
+    """The handler of the jobs of one name.
+
+    Built once, at registration, so that an attempt needs no other lookup.
+    """
 
     __slots__ = (
         "_result",
@@ -57,24 +59,28 @@ class Handler:
     ) -> None:
         self.name: str = name
         self.queue: str = queue
-        """The queue that its jobs go to, unless told otherwise."""
+        """The queue of its jobs, unless an enqueue names another one."""
         self.policy: Policy = policy
         self.target: Target = target
         self.is_async: bool = is_async(function)
-        """Whether `call` makes a coroutine; else it blocks."""
+        """Whether `call` returns a coroutine; otherwise it blocks."""
         self.call: Callable[[Context, Any], Any] = call
-        """Takes the context and what `decode` gave."""
+        """Calls the handler with the context and the return value of `decode`."""
         self.decode: Callable[[bytes], Any] = decode
-        """Payload to arguments; `UnreadablePayload`. A raw handler's payload stays as it is."""
+        """Decodes a payload to arguments; `UnreadablePayload`. A raw handler gets the payload
+        unchanged."""
         self._result = _make_result_codec(name, function) if policy.result else None
         self._result_limit = limits.result
 
     def encode_result(self, value: object) -> bytes | None:
-        """What to keep of a returned value: None, or JSON. `UnstorableResult`."""
+        """Return the bytes to store for a return value: JSON, or None.
+
+        `UnstorableResult` is raised when the value cannot be stored.
+        """
         return None if self._result is None else self._result.encode(value, self._result_limit)
 
     def decode_result(self, result: bytes) -> Any:  # noqa: ANN401
-        """A kept result, of the type that the handler is annotated to return."""
+        """Return a stored result, in the handler's annotated return type."""
         return msgspec.json.decode(result) if self._result is None else self._result.decode(result)
 
     def __repr__(self) -> str:
@@ -88,11 +94,14 @@ class Registry:
         self._settings = settings
         self._handlers: dict[str, Handler] = {}
         self.get: Callable[[str], Handler | None] = self._handlers.get
-        """The handler of a name; None when it is not registered."""
+        """Returns the handler of a name; None when it is not registered."""
 
     def add(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
-        """Register job classes and job functions. The same one again changes nothing; another
-        one under a name that is taken is a `DefinitionError`."""
+        """Register job classes and job functions.
+
+        Registering the same one again changes nothing. `DefinitionError` is raised when another job
+        has the name.
+        """
         for handler in [self._make_handler(job) for job in jobs]:
             self._add(handler)
 
@@ -104,7 +113,7 @@ class Registry:
         queue: str = "default",
         **policy: Unpack[PolicyOptions],
     ) -> None:
-        """Register `handler(ctx, data)` for jobs of `name`: it gets the payload's bytes."""
+        """Register `handler(ctx, data)` for jobs of `name`; `data` is the payload, in bytes."""
         if not callable(handler):
             raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
         self._add(
@@ -122,22 +131,22 @@ class Registry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names, sorted."""
+        """The registered names, sorted."""
         return tuple(sorted(self._handlers))
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queues that the registered jobs name, sorted."""
+        """The queues that the registered jobs declare, sorted."""
         return tuple(sorted({handler.queue for handler in self._handlers.values()}))
 
     @property
     def handlers(self) -> list[Handler]:
-        """All of them, in the order of registration."""
+        """All handlers, in the order of registration."""
         return list(self._handlers.values())
 
     @property
     def limits(self) -> dict[str, int]:
-        """Fleet-wide concurrency by name, where there is one."""
+        """The fleet-wide concurrency limits by job name, for the names that have a limit."""
         return {
             handler.name: handler.policy.concurrency
             for handler in self._handlers.values()
@@ -189,7 +198,7 @@ def _call_process(ctx: Context, job: Job) -> object:
 
 
 def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
-    """How to call the function with the context and its decoded arguments."""
+    """Return a callable that calls the function with the context and its decoded arguments."""
     function, signature = job.function, job.signature
     by_name = msgspec.structs.asdict
     if signature.positional_only:

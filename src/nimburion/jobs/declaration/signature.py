@@ -1,4 +1,4 @@
-"""Reading classes and functions: what they take, of which types, and what they return."""
+"""Inspect job classes and functions: their parameters, types and return types."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 
 
 class Signature(NamedTuple):
-    """What a job function takes."""
+    """The parameters of a job function."""
 
     takes_context: bool
     fields: list[JobField]
     positional_only: int
-    """How many fields, from the first, must be given by position."""
+    """The number of fields, from the first, that must be passed by position."""
 
 
 def read_class_fields(name: str, cls: type) -> list[JobField]:
-    """The fields of a job class, types resolved."""
+    """Return the fields of a job class, with resolved types."""
     members = cls.__dataclass_fields__  # type: ignore[attr-defined]
     hints = {key: _resolve_in_class(name, cls, key) for key in members}
     return [
@@ -44,8 +44,10 @@ def read_class_fields(name: str, cls: type) -> list[JobField]:
 
 
 def read_signature(name: str, function: Callable[..., Any]) -> Signature:
-    """The parameters of a job function, types resolved; `DefinitionError` when one cannot be an
-    argument of a job."""
+    """Return the parameters of a job function, with resolved types.
+
+    `DefinitionError` is raised when a parameter cannot be an argument of a job.
+    """
     parameters = list(inspect.signature(function).parameters.values())
     takes_context = bool(parameters) and _is_context(parameters[0])
     own = parameters[1:] if takes_context else parameters
@@ -57,13 +59,13 @@ def read_signature(name: str, function: Callable[..., Any]) -> Signature:
 
 
 def check_takes_context(name: str, cls: type) -> None:
-    """Raise `DefinitionError` where the `process` of a job class cannot be called with the context
-    alone."""
+    """Raise `DefinitionError` when `process` of a job class cannot be called with only the
+    context."""
     process = inspect.getattr_static(cls, "process")
     own = () if isinstance(process, classmethod | staticmethod) else (None,)
     try:
         signature = inspect.signature(cls.process)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):  # no function, or one without a signature
+    except (TypeError, ValueError):  # not a function, or without a signature
         return
     try:
         signature.bind(*own, None)
@@ -75,10 +77,10 @@ def check_takes_context(name: str, cls: type) -> None:
 
 
 def read_return_type(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
-    """What the handler is annotated to return; Any when it is not."""
+    """Return the annotated return type of the handler; Any without an annotation."""
     try:
         annotation = inspect.signature(function).return_annotation
-    except ValueError:  # built in, without a signature
+    except ValueError:  # a built-in without a signature
         return Any
     if annotation is inspect.Signature.empty:
         return Any
@@ -87,7 +89,10 @@ def read_return_type(name: str, function: Callable[..., Any]) -> Any:  # noqa: A
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it makes a coroutine. `DefinitionError` for generators, which run nothing."""
+    """Return whether a call of the function returns a coroutine.
+
+    `DefinitionError` is raised for a generator, because a call of it runs nothing.
+    """
     target = function if inspect.isroutine(function) else _find_call_method(function)
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise DefinitionError(
@@ -101,7 +106,8 @@ def _find_call_method(instance: Any) -> Any:  # noqa: ANN401 (any callable)
 
 
 def _is_context(parameter: inspect.Parameter) -> bool:
-    """Whether it is annotated as the context, or named `ctx` and not annotated otherwise."""
+    """Return whether the parameter is annotated as `Context`, or named `ctx` without another
+    type."""
     if parameter.kind not in _BY_POSITION:
         return False
     annotation = parameter.annotation
@@ -129,7 +135,7 @@ def _make_field(name: str, function: Callable[..., Any], parameter: inspect.Para
 
 
 def _resolve_in_class(name: str, cls: type, key: str) -> Any:  # noqa: ANN401
-    """The type of one field, looked up where the class that declares it was written."""
+    """Return the type of one field, resolved in the module and class that declare it."""
     owner = next(base for base in cls.__mro__ if key in inspect.get_annotations(base))
     annotation = inspect.get_annotations(owner)[key]
     what = f"job {name!r}, field {key!r}"

@@ -1,8 +1,8 @@
 """A handler's own transaction: its rows and the completion of its job in one commit.
 
-Whatever becomes of it, the engine settles the attempt afterwards as always. The token tells the
-store what to make of that: where the commit was applied the job is completed already, where it was
-not the attempt ended as it did. So an unknown outcome needs no guess.
+Whatever the result, the worker settles the attempt afterwards as usual. The lease token tells the
+backend what the settlement means. If the commit was applied, the job is completed already. If not,
+the attempt ends with its own outcome. So an unknown outcome of the commit does no harm.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ T = TypeVar("T")
 
 
 class HandlerTransaction:
-    """`async with` in an `async def` handler, `with` in a `def` handler; gives the connection.
+    """The context manager that `ctx.transaction()` returns; it yields the connection.
 
-    Left without an error, it completes the job and commits, else it rolls back. `LeaseLost`: the
-    job is another worker's by now; nothing was kept.
+    Use `async with` in an `async def` handler, and `with` in a `def` handler. Leaving the block
+    without an error completes the job and commits; an error rolls back. `LeaseLost` is raised when
+    another worker has the job by now; nothing was stored.
     """
 
     def __init__(
