@@ -373,8 +373,8 @@ class Processor(Client):
     def _clear_orphaned(self) -> None:
         """Forget a worker that does not run in this process any more.
 
-        Either its loop was closed before it stopped, and its session expires by itself; or this
-        process is a forked child, and the worker runs in the parent.
+        There are two cases. Its event loop was closed before it stopped: its session expires by
+        itself. Or this process is a forked child: the worker runs in the parent.
         """
         if self._running is not None and self._running.is_orphaned:
             self._running = None

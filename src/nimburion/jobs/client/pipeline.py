@@ -48,7 +48,7 @@ class EnqueuePipeline:
         """Run the middleware for one job. If it raises, the call stays incomplete and stores
         nothing."""
         answer: str = await self._chain(enqueueing)
-        if id(enqueueing) not in self._seen:  # a middleware kept it back
+        if id(enqueueing) not in self._seen:  # a middleware did not pass it on
             self._count_down()
         return answer
 

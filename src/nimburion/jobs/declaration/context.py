@@ -25,7 +25,7 @@ _log = logging.getLogger("nimburion.job")
 CURRENT: ContextVar[Context | None] = ContextVar("nimburion_current_attempt", default=None)
 """The attempt whose handler runs in this task or thread; set by the attempt runner.
 
-Jobs enqueued meanwhile inherit its tenant and correlation id.
+Jobs that it enqueues inherit its tenant and correlation id.
 """
 
 ProgressSink = Callable[[Lease, float, str], None]
@@ -214,7 +214,7 @@ class Context:
         """Set the job's result, for a handler whose transaction completes the job.
 
         Call it inside the block of `ctx.transaction()`: the commit that completes the job stores
-        the result. The handler's return value comes too late there. Without a transaction, a return
+        the result. The handler's return value is not stored then. Without a transaction, a return
         value other than None takes precedence over this one. After the job is completed, the call
         only logs a warning.
         """

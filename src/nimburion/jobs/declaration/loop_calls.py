@@ -22,8 +22,7 @@ _LOOK_AGAIN = 1.0
 
 
 class ThreadBoundConnection(CallerConnection):
-    """A caller's connection that is used only on its own thread, which waits for the loop
-    meanwhile."""
+    """A caller's connection that is used only on its own thread, which waits for the loop."""
 
     __slots__ = ("_work",)
 
@@ -77,7 +76,7 @@ def run_on_loop(
     coroutine = make()
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # the loop was closed meanwhile
+    except RuntimeError:  # the loop was closed in between
         coroutine.close()
         raise _make_loop_ended_error() from None
     try:
