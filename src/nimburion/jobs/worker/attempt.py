@@ -91,11 +91,12 @@ class Attempt:
         """The thread call of a `def` handler; None for a coroutine."""
         self.interruption: Interruption | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
-        """A Ctrl-C that was raised inside the handler. It stops the process once the attempt is
-        settled."""
+        """A Ctrl-C raised inside the handler. It stops the process after the attempt is settled."""
         self.raised: BaseException | None = None
-        """The exception of the handler. Cleared after it is logged, because its traceback refers to
-        the attempt."""
+        """The exception of the handler.
+
+        Cleared after it is logged, because its traceback refers to the attempt.
+        """
 
     @property
     def lost(self) -> bool:
@@ -116,10 +117,9 @@ class Attempt:
         return self.call is not None and not self.call.finished
 
     def clear(self) -> None:
-        """Break the reference cycles of an ended attempt, so that the garbage collector has no work
-        with it.
+        """Break the reference cycles of an ended attempt.
 
-        Measured: the collector otherwise takes a sixth of the engine's time.
+        Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
         if self.context is not None:
             self.context._attempt = None
@@ -144,8 +144,10 @@ class Attempt:
 
 
 class AttemptRunner:
-    """Performs attempts: applies handlers, middleware and retry policy. Independent of slots and
-    backends."""
+    """Performs attempts with handlers, middleware and retry policy.
+
+    Independent of slots and backends.
+    """
 
     def __init__(
         self,
@@ -182,8 +184,7 @@ class AttemptRunner:
         self._logs_attempts = _log.isEnabledFor(logging.DEBUG)
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
-        """Run the handler and return its settlement; None if the lease is lost and nothing may be
-        written."""
+        """Run the handler and return its settlement; None if the lease is lost."""
         delivery = attempt.delivery
         found = self._chains.get(delivery.name) or self._find_handler(delivery.name)
         if found is None or attempt.interruption is not None:
@@ -196,8 +197,7 @@ class AttemptRunner:
         return self._make_settlement(attempt, outcome, handler, context)
 
     def after_fault(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
-        """Return the settlement of an attempt for which `perform` itself raised: an error inside
-        nimburion.
+        """Return the settlement after an error inside nimburion: `perform` itself raised.
 
         If the handler may have started, this counts as a failure of kind `internal`, so that a
         repeated error ends as a dead letter. Otherwise the job is released.
@@ -392,8 +392,10 @@ class AttemptRunner:
             raise
 
     def _encode_success(self, handler: Handler, result: object, context: Context) -> Succeeded:
-        """Encode the result. If it cannot be stored, log a warning and complete the job without
-        it."""
+        """Encode the result of a handler.
+
+        If it cannot be stored, log a warning and complete the job without it.
+        """
         try:
             return Succeeded(handler.encode_result(result))
         except UnstorableResult as error:
@@ -468,8 +470,7 @@ def _may_be_ctrl_c(attempt: Attempt, raised: BaseException) -> bool:
 
 
 def _is_closing(raised: BaseException) -> bool:
-    """Return whether the coroutine is being closed outside of any task, so that no task awaits
-    it."""
+    """Return whether the coroutine is closed outside of any task, so that no task awaits it."""
     if not issubclass(type(raised), GeneratorExit):
         return False
     try:

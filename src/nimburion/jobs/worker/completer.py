@@ -2,7 +2,7 @@
 
 Settlements that arrive during an exchange go with the next one. So batches grow under load, and a
 single settlement leaves at once when the worker is idle. An unanswered exchange is repeated under
-its number until it is answered, or until it has failed for so long that the session is given up.
+its number until it is answered. If it fails for too long, the session is given up.
 
 A repeat may be smaller: it carries a prefix of the same settlements and requests fewer bytes. This
 is safe although the worker does not know whether the backend applied an earlier try. The backend
@@ -83,8 +83,7 @@ class Completer:
         self._unsettled = 0
         """Bytes of results and errors that are not sent or not answered yet."""
         self.is_full = False
-        """Whether more than `max_unsettled` bytes of results and errors wait; then no job should
-        start."""
+        """Whether more than `max_unsettled` bytes wait: no further job should start."""
         self._progress: dict[Lease, Progressed] = {}
         self.pending: list[Settlement] = []
         self.in_flight: bool = False
@@ -105,8 +104,7 @@ class Completer:
             self._count(self._unsettled + size_of(settlement))
 
     def report_progress(self, progress: Progressed) -> None:
-        """Send this report with the next exchange, unless a newer report for the lease replaces
-        it."""
+        """Send this report with the next exchange. It replaces an older report for the lease."""
         self._progress[progress.lease] = progress
 
     @property
@@ -153,8 +151,7 @@ class Completer:
         return part
 
     def _part_of(self, batch: list[Settlement]) -> list[Settlement]:
-        """Return the prefix of `batch` that fits one exchange at its current size: at least one
-        item."""
+        """Return the prefix of `batch` that fits one exchange now: at least one item."""
         size = self._size
         if not self._unsettled and size.is_whole:
             return batch
@@ -171,10 +168,9 @@ class Completer:
         self.pending[:0] = settled
 
     async def _send(self, batch: list[Settlement], want: ReserveRequest) -> Reply:
-        """Exchange `batch`. If the backend refuses its data, split it in halves to isolate the
-        culprit.
+        """Exchange `batch`, and isolate settlements whose data the backend refuses.
 
-        A single settlement that cannot be stored is replaced.
+        A refused batch is split in halves. A single settlement that cannot be stored is replaced.
         """
         try:
             return await self._exchange_until_answered(batch, want)
@@ -251,8 +247,7 @@ class Completer:
         _log.debug("the backend did not answer (%s); retrying in %.2f s", error, pause)
 
     def _gives_up(self, error: Exception, failed_for: float) -> bool:
-        """Close the completer if exchanges failed for `give_up_after` seconds; return whether they
-        did.
+        """Close the completer after `give_up_after` seconds of failures; return whether it did.
 
         Other workers can then run the jobs of this session, even if its heartbeats are still
         answered.

@@ -61,8 +61,7 @@ class BackendConnectivity:
         _log.warning("backend reachable again after %.1f s", now - self._failing_since)
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
-        """Note that a call was not answered, or that the backend could not execute it. It will be
-        retried."""
+        """Note that a call failed: the backend did not answer, or could not execute it."""
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)

@@ -1,5 +1,4 @@
-"""Computes the size limit of the next exchange: smaller after failures, larger after quick
-answers."""
+"""Computes the size limit of exchanges: smaller after failures, larger after quick answers."""
 
 from __future__ import annotations
 

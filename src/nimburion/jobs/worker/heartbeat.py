@@ -182,8 +182,7 @@ class HeartbeatThread:
         task.add_done_callback(self._releases.discard)
 
     def close_session(self, timeout: float) -> bool:
-        """Close the session, waiting at most `timeout` seconds; return whether it was closed in
-        time.
+        """Close the session within `timeout` seconds; return whether that succeeded.
 
         Call this from a thread other than the worker's.
         """

@@ -118,8 +118,7 @@ class WorkerSession:
         self._events.emit(SessionOpened(self.session.id))
 
     async def close(self, running: Sequence[Lease] = (), *, until_answered: bool = False) -> None:
-        """Stop the heartbeat and close the session. The leases in `running` stay valid until they
-        expire.
+        """Stop the heartbeat and close the session. Leases in `running` stay until they expire.
 
         If the backend does not answer within 5 s, the session expires by itself. With
         `until_answered` this waits for an unreachable backend without limit. A worker that

@@ -152,14 +152,12 @@ class Worker:
         return self._list_unfinished_leases()
 
     async def close_session(self, running: list[Lease]) -> None:
-        """Close the session. The leases in `running` stay valid until they expire; all others are
-        released."""
+        """Close the session. Leases in `running` stay until they expire; others are released."""
         await self.session.close(running)
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """The task of the reserve loop; it ends before `stop` only after an error inside the
-        engine."""
+        """The task of the reserve loop; it ends before `stop` only after an engine error."""
         return self._task
 
     @property
@@ -173,12 +171,11 @@ class Worker:
         return len(self._prefetched) + len(self._suspects)
 
     def recall(self) -> tuple[list[Lease], bytes | None]:
-        """Take the jobs that have not started away from the blocked event loop; the caller releases
-        them.
+        """Take the jobs that have not started away from the blocked event loop.
 
         Returns their leases, and the nonce of an exchange in flight that may deliver more jobs (or
-        None). Safe from any thread. A job that the loop takes at the same moment is not returned
-        here.
+        None). The caller releases them. Safe from any thread. A job that the loop takes at the same
+        moment is not returned here.
         """
         held: list[Delivery] = []
         for line in (self._prefetched, self._suspects):
@@ -227,8 +224,7 @@ class Worker:
             await self._make_exchanges()
 
     def _wind_down(self) -> None:
-        """Drain, and keep the loop running until every attempt has ended and its settlement is
-        stored.
+        """Drain, so that the reserve loop ends after every attempt is settled and stored.
 
         Called when a handler or the end of the event loop cancels the reserve loop.
         """
@@ -239,8 +235,7 @@ class Worker:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
 
     def _end_unstarted(self, attempt: Attempt, _: object) -> None:
-        """Settle an attempt whose task was cancelled before its first step: none of its code
-        ran."""
+        """Settle an attempt whose task was cancelled before its first step."""
         if attempt not in self._running or attempt.context is not None:
             return
         if attempt.settled:  # the watchdog has released it
@@ -262,8 +257,7 @@ class Worker:
                 await self._clock.sleep(_PAUSE_AFTER_FAULT)
 
     async def _exchange(self) -> None:
-        """Make one exchange and process its reply. Open a new session if the current one is
-        over."""
+        """Make one exchange and process its reply. Open a new session if this one is over."""
         want = self._make_request()
         self._trigger.start_exchange(want)
         if want.total and not want.long_poll:
@@ -338,8 +332,10 @@ class Worker:
     # Attempts
 
     def _start_jobs(self) -> None:
-        """Start jobs while slots are free. Start none while too many bytes of results wait to be
-        sent."""
+        """Start jobs while slots are free.
+
+        Start none while too many bytes of results wait to be sent.
+        """
         held, running = self._prefetched, self._running
         if self.session.completer.is_full:
             if held:
@@ -385,9 +381,8 @@ class Worker:
         finally:
             self._prefetch_size.learn(self._monotonic() - started)
             self._finish(attempt, settlement)
-            if (
-                self._prefetched and not self._prefetch_size.size
-            ):  # jobs run longer than the prefetch assumes
+            # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
+            if self._prefetched and not self._prefetch_size.size:
                 self._release_prefetched(self._prefetched)
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)
@@ -418,8 +413,7 @@ class Worker:
     # Callbacks
 
     def _on_stall(self) -> None:
-        """Release the jobs that are prefetched behind long jobs, so that other workers can run
-        them."""
+        """Release the jobs prefetched behind long jobs, so that other workers can run them."""
         self._prefetch_size.suspend()
         self._release_prefetched(self._prefetched)
 
@@ -469,8 +463,7 @@ class Worker:
                 return
 
     async def _reopen_session(self) -> None:
-        """Drop the leases of the session that is over, close it, and open a new one unless
-        stopping."""
+        """Drop the leases of the ended session, close it, and open a new one unless stopping."""
         self._drop_leases()
         await self._wait_until_idle(_UNWIND_SECONDS, asyncio.Event())
         await self.session.close(
@@ -509,8 +502,7 @@ class Worker:
             await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
     async def _flush(self, task: asyncio.Task[None]) -> None:
-        """Wait until all settlements are stored, at most `_FLUSH_SECONDS`; then cancel the reserve
-        loop."""
+        """Wait until all settlements are stored, at most `_FLUSH_SECONDS`; then cancel the loop."""
         await wait_for_first(self._clock.sleep(_FLUSH_SECONDS), asyncio.wait({task}))
         self.session.completer.closed = True
         task.cancel()
