@@ -1,18 +1,18 @@
-"""Makes a process that is forked out of a worker a plain process.
+"""Turns a process that is forked out of a worker into a plain process.
 
 A fork copies the worker's signal handlers, its wake-up descriptor, its event loop and its sockets.
-A child that kept the handlers would ignore `terminate()`, or stop its parent through the shared
-descriptor. A child whose code went back into the event loop would run the worker a second time, on
-the same sockets.
+A child with these handlers would ignore `terminate()`, or stop its parent through the shared
+descriptor. A child that returns to the event loop would run the worker a second time, on the same
+sockets.
 
-So in the child, before any other code runs there:
+So two things happen in the child before any other code runs there:
 
-- signals have their default effect again, and nothing of them reaches the parent;
-- the copy of the event loop shares no selector with the parent, and does one thing when it is
-  entered again: it ends the child, with the exit code that a plain process would have.
+- Signals have their default effect again, and no signal of the child reaches the parent.
+- The copy of the event loop gets its own selector. When the child enters the loop again, the child
+  ends, with the exit code of a plain process.
 
-`os.register_at_fork` cannot be undone, so the hooks are installed once, by the first worker of the
-process. They do nothing where no worker runs.
+`os.register_at_fork` cannot be undone, so the first worker of the process installs the hooks once.
+They have no effect while no worker runs.
 """
 
 from __future__ import annotations
@@ -36,38 +36,39 @@ _WAITS = (
 
 
 class ForkGuard:
-    """Knows whether this process is a forked child of the one that runs the worker.
+    """Detects whether this process is a forked child of the worker's process.
 
-    Armed while the worker runs. Reading `in_child` costs no system call.
+    Active while the worker runs. Reading `in_child` costs no system call.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._loop = loop
         self.in_child: bool = False
-        """Whether this is a child of the worker's process. Nothing of the worker may go on here."""
+        """Whether this process is a child of the worker's process. No worker code may run here."""
         self.signals: frozenset[signal.Signals] = frozenset()
         """The signals that the worker handles."""
 
     def arm(self) -> None:
-        """Watch for forks from now on. Repeatable."""
+        """Start to watch for forks. Idempotent."""
         _hooks.install()
         _hooks.guards.add(self)
 
     def disarm(self) -> None:
-        """Watch no more. Repeatable."""
+        """Stop watching for forks. Idempotent."""
         _hooks.guards.discard(self)
 
     def check(self, error: BaseException | None) -> None:
-        """Call where a handler has returned (`error` is None) or raised: ends a forked child.
+        """End the process if it is a forked child. Call this after a handler returned or raised.
 
-        Does nothing in the worker's own process, nor where a coroutine is cancelled or closed:
-        these come from the child's end, and are not what it ended with.
+        `error` is what the handler raised, or None. Does nothing in the worker's own process. Does
+        nothing when a coroutine is cancelled or closed either: the end of the child causes that,
+        and it does not determine the exit code.
         """
         if self.in_child and not isinstance(error, asyncio.CancelledError | GeneratorExit):
             end_process(error)
 
     def enter_child(self, forking: _Forking) -> None:
-        """Called in a new child."""
+        """Reset signals and the event loop in a new child process."""
         self.in_child = True
         _reset_signals(self.signals)
         if self._loop is not None and forking.loop is self._loop:
@@ -75,7 +76,7 @@ class ForkGuard:
 
 
 class _Forking(threading.local):
-    """What a thread that forks was doing."""
+    """The state of a thread at the time of its fork."""
 
     loop: asyncio.AbstractEventLoop | None = None
     task: asyncio.Task[object] | None = None
@@ -83,7 +84,7 @@ class _Forking(threading.local):
 
 
 class _Hooks:
-    """What happens around each fork of this process."""
+    """The hooks that run around each fork of this process."""
 
     def __init__(self) -> None:
         self.guards: WeakSet[ForkGuard] = WeakSet()
@@ -100,7 +101,7 @@ class _Hooks:
             )
 
     def _before(self) -> None:
-        """Hold signals back, so that none reaches the child while it has the parent's handlers."""
+        """Block signals, so that none reaches the child while it has the parent's handlers."""
         forking = self._forking
         forking.loop = forking.task = forking.mask = None
         signals = frozenset[signal.Signals]().union(*(guard.signals for guard in self.guards))
@@ -132,7 +133,7 @@ _hooks = _Hooks()
 
 
 def _reset_signals(signals: Iterable[signal.Signals]) -> None:
-    """Give these signals the effect that they have in a new Python process."""
+    """Restore the effect that these signals have in a new Python process."""
     for number in signals:
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, usual)
@@ -142,19 +143,22 @@ def _reset_signals(signals: Iterable[signal.Signals]) -> None:
 def _close_loop_to_child(
     loop: asyncio.AbstractEventLoop, task: asyncio.Task[object] | None
 ) -> None:
-    """Let the copy of a running loop end the child as soon as it is entered."""
+    """Make the copy of a running loop end the child as soon as the child enters the loop."""
     _replace_selector(loop)
     loop.call_soon(_end_forked, task)
-    # What was ready when the process was forked must not run here too: our call comes first. The
-    # queue has no public name; both asyncio's loops and uvloop's refer to it, as to no other deque.
+    # Callbacks that were ready at the fork must not run in the child, so `_end_forked` goes first.
+    # The queue of ready callbacks has no public name. asyncio's loops and uvloop's refer to no
+    # other deque.
     for ready in gc.get_referents(loop, getattr(loop, "__dict__", None)):
         if isinstance(ready, deque):
             ready.rotate(1)
 
 
 def _replace_selector(loop: asyncio.AbstractEventLoop) -> None:
-    """Put an empty epoll in the place of the shared one: whatever the child registers or takes
-    away there, it would do to its parent."""
+    """Replace the shared epoll with an empty one.
+
+    Otherwise the child would change the registrations of its parent.
+    """
     descriptor = _epoll_descriptor(loop)
     if descriptor is not None:
         with select.epoll() as own:
@@ -165,14 +169,14 @@ def _epoll_descriptor(loop: asyncio.AbstractEventLoop) -> int | None:
     if not hasattr(select, "epoll"):  # a kqueue is not inherited
         return None
     selector = getattr(loop, "_selector", None)
-    backend_id = getattr(loop, "_get_backend_id", None)  # uvloop's
+    backend_id = getattr(loop, "_get_backend_id", None)  # uvloop
     if selector is not None and hasattr(selector, "fileno"):
         return int(selector.fileno())
     return None if backend_id is None else int(backend_id())
 
 
 def _end_forked(task: asyncio.Task[object] | None) -> None:
-    """End the child by what became of the task that forked."""
+    """End the child with the result of the task that forked."""
     if task is None or not task.done():
         sys.stderr.write(_WAITS)
         end_process(SystemExit(1))
@@ -180,8 +184,10 @@ def _end_forked(task: asyncio.Task[object] | None) -> None:
 
 
 def end_process(error: BaseException | None) -> NoReturn:
-    """End this process as Python would after its last line, or with this error. Does not run what
-    is registered at exit: that is the parent's."""
+    """End this process as Python would after its last line, or with `error`.
+
+    Does not run `atexit` functions: they belong to the parent.
+    """
     code = 1
     try:
         code = _exit_code(error)

@@ -1,4 +1,4 @@
-"""How a processor is, from what it knows itself: the backend is not asked."""
+"""The health of a processor, from its own state. Never calls the backend."""
 
 from __future__ import annotations
 
@@ -16,43 +16,53 @@ Condition = Literal["stopped", "starting", "ready", "degraded", "unreachable", "
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """How a processor is. `processor.health()` makes one, on any thread, without a call.
+    """The health of a processor, as `processor.health()` returns it.
+
+    `processor.health()` is safe on any thread and makes no call to the backend.
 
     >>> Health(state="stopped").running
     0
     """
 
     state: Condition
-    """`stopped`: no worker runs here. `starting`: it has no session yet, or no longer, and takes no
-    jobs. `ready`: all is well. `degraded`: it works, but something in `error` or `faults` does
-    not. `unreachable`: no call to the backend succeeds; what runs goes on for `lease_seconds_left`
-    seconds. `stopping`: it takes no more jobs."""
+    """The condition of the processor.
+
+    `stopped`: no worker runs here. `starting`: the worker has no session (not yet, or it was lost)
+    and takes no jobs. `ready`: there is no fault. `degraded`: the worker runs, but `error` or
+    `faults` names a failure. `unreachable`: no call to the backend succeeds; running jobs continue
+    for `lease_seconds_left` seconds. `stopping`: the worker takes no more jobs.
+    """
     session: str | None = None
-    """The id that the backend knows this worker by; None while there is none to believe in."""
+    """The id of the worker's session; None while it has no valid session."""
     running: int = 0
-    """Jobs whose handlers run."""
+    """The number of jobs whose handlers run."""
     prefetched: int = 0
-    """Jobs that are reserved and have not begun."""
+    """The number of jobs that are reserved and have not started."""
     seconds_since_answer: float | None = None
-    """Seconds since the backend last answered this worker; None: it never did."""
+    """Seconds since the backend last answered this worker; None if it never did."""
     lease_seconds_left: float = 0.0
-    """Seconds for which the worker still believes in its leases, should the backend stay silent;
-    then it interrupts what runs, before anybody else may begin it."""
+    """Seconds for which the leases stay valid if the backend does not answer again.
+
+    Then the worker interrupts its running jobs, before another worker can start them.
+    """
     error: str | None = None
-    """Why calls fail, as the latest said; None while none does."""
+    """The latest error of calls to the backend; None while no call fails."""
     faults: dict[str, str] = {}
-    """What failed at its latest turn, and why: `worker`, `rescuer`, `pruner`, `wakeups`; `loop`:
-    what blocks the event loop."""
+    """The latest failure by component, for components that fail now.
+
+    The keys include `worker`, `rescuer`, `pruner` and `wakeups`. `loop` describes what blocks the
+    event loop.
+    """
 
 
 Failures = Mapping[str, BaseException | None]
-"""What services raised last, by name."""
+"""The last exception of each service, by its name."""
 
 STOPPED = Health(state="stopped")
 
 
 def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health:
-    """The health of a worker and of what runs beside it."""
+    """Return the health of a worker and of its services."""
     tenure = worker.session if worker.task is not None and not worker.session.is_over else None
     failures = {"worker": worker.failure, "hints": worker.wakeups.failure, **services}
     faults = {name: describe_error(error) for name, error in failures.items() if error is not None}

@@ -1,7 +1,7 @@
-"""Runs jobs one at a time, here and now: for tests, scripts and debuggers.
+"""Runs jobs one at a time, in the caller's task: for tests, scripts and debuggers.
 
-The same attempts, settlements and rules as a worker, without slots: nothing runs between two calls,
-no thread or task outlives one.
+Attempts, settlements and rules are the same as in a worker, but there are no slots. No job runs
+between two calls, and no thread or task outlives a call.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MakeAttemptRunner = Callable[[HandlerThreads, Callable[[Lease, float, str], None
 
 @runtime_checkable
 class AdvanceableClock(Protocol):
-    """A clock that can be moved by hand: `nimburion.testing.FakeClock`."""
+    """A clock that can be advanced manually: `nimburion.testing.FakeClock`."""
 
     def advance(self, seconds: float) -> None:
-        """Let that many seconds pass."""
+        """Advance the clock by `seconds`."""
         ...
 
 
 class InlineRunner:
-    """A session that works only when asked to."""
+    """A session that runs jobs only during calls of `step` and `drain`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class InlineRunner:
         self._progress: dict[Lease, Progressed] = {}
 
     async def step(self) -> bool:
-        """Promote, rescue, reserve one job, run it, settle it; False when nothing is due."""
+        """Promote, rescue, then reserve, run and settle one job. Return False if no job is due."""
         await self._ensure_session()
         await self._backend.promote(_LIMIT)
         await self._backend.rescue(_LIMIT, max_lost=self._settings.max_lost)
@@ -81,8 +81,11 @@ class InlineRunner:
         return True
 
     async def drain(self, *, advance: bool) -> int:
-        """Step until nothing is due; with `advance`, until nothing is scheduled either. How many
-        attempts were run."""
+        """Run jobs until none is due; with `advance`, until none is scheduled either.
+
+        Returns the number of attempts. `advance` moves the clock to the next due time, so it
+        requires a clock like `FakeClock`; otherwise it raises `TypeError`.
+        """
         steps = 0
         while True:
             while await self.step():
@@ -91,7 +94,7 @@ class InlineRunner:
                 return steps
 
     async def close(self) -> None:
-        """End the session."""
+        """Close the session."""
         session_id, self._session_id = self._session_id, None
         if session_id is not None:
             await self._backend.close_session(session_id)
@@ -120,8 +123,10 @@ class InlineRunner:
         return demand.make_request(1, everything=True)
 
     async def _run(self, delivery: Delivery) -> None:
-        """Run it and settle it. Where the caller is cancelled, the handler is interrupted and its
-        job given back first."""
+        """Run a job and settle it.
+
+        If the caller is cancelled, interrupt the handler and release its job first.
+        """
         attempt = Attempt(delivery, self._session_id or "")
         ending = asyncio.create_task(self._run_and_settle(attempt))
         try:
@@ -145,11 +150,12 @@ class InlineRunner:
             except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
                 settlement = attempts.after_fault(attempt, error)
 
-        # A task of its own: what the caller enqueues next is not this handler's.
+        # A separate task, so that later `enqueue` calls of the caller do not see this handler's
+        # context.
         attempt.task = asyncio.create_task(perform())
         await _until_done(attempt.task)
         threads.close()
-        # A handler that overran its timeout is waited for: nothing outlives this call.
+        # Wait for a handler that exceeded its timeout: no thread outlives this call.
         await asyncio.get_running_loop().run_in_executor(None, threads.join)
         settlements: list[Settlement] = list(self._progress.values())
         self._progress.clear()
@@ -162,7 +168,7 @@ class InlineRunner:
         self._progress[lease] = Progressed(lease, fraction, message)
 
     async def _check_names(self, reply: Reply) -> None:
-        """Raise where due jobs wait for a handler that is not registered here."""
+        """Raise `NothingRegistered` if due jobs wait for a handler that is not registered here."""
         waiting = JobFilter(states=frozenset({State.PENDING, State.RETRYING}))
         page = await self._backend.list_jobs(waiting, limit=_LIMIT)
         known = set(self._registry.names)
@@ -175,7 +181,7 @@ class InlineRunner:
             )
 
     async def _advance(self) -> bool:
-        """Move the clock to the next due time; False when nothing is scheduled."""
+        """Advance the clock to the next due time. Return False if no job is scheduled."""
         promoted = await self._backend.promote(_LIMIT)
         if promoted.count:
             return True
@@ -188,8 +194,10 @@ class InlineRunner:
 
 
 async def _until_done(task: asyncio.Task[Any]) -> None:
-    """Wait for the task to end, also where the waiter is cancelled meanwhile: a handler may cancel
-    every task of its event loop."""
+    """Wait for the task to end, even if the waiting task is cancelled meanwhile.
+
+    A handler may cancel every task of its event loop.
+    """
     while not task.done():
         try:
             await asyncio.wait({task})

@@ -1,6 +1,6 @@
-"""A processor at work: its worker, threads and housekeeping, from start to stop.
+"""The lifecycle of a running processor: its worker, threads and services, from start to stop.
 
-Starting, winding down and leaving each happen once, in this order, however many ask for them.
+Start, shutdown and closing happen once each, in this order, however often they are requested.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from nimburion.jobs.worker.worker import Worker
 _log = logging.getLogger("nimburion.worker")
 
 MakeAttemptRunner = Callable[[HandlerThreads, Report, ForkGuard], AttemptRunner]
-"""Makes what performs the attempts of a worker, from its threads and its report of progress."""
+"""Creates a worker's attempt runner from its threads, progress report and fork guard."""
 
 STOPPED_BEFORE_START = "the processor was stopped before it had started"
 
 
 class RunningWorker:
-    """A processor's worker, threads and housekeeping, from start to stop."""
+    """The worker of a processor with its threads and services, from start to stop."""
 
     def __init__(
         self,
@@ -57,20 +57,23 @@ class RunningWorker:
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._start_decided = asyncio.Event()
-        """Whether the worker has started, or never will."""
+        """Set once the worker has started, or will never start."""
         self._shutdown: asyncio.Task[list[Lease]] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether its loop is closed, or this process is a forked child of the one it runs in."""
+        """Whether the worker's loop is closed, or this process is a forked child of its process."""
         return self._loop.is_closed() or self._guard.in_child
 
     async def start(self) -> None:
-        """Begin; `NotOpen` when it is stopped before the backend has answered."""
+        """Start the worker and its services.
+
+        Raises `NotOpen` if it is stopped before the backend has answered.
+        """
         self._guard.arm()
         if self._is_real_time:
-            self._watchdog.start()  # first: the first job may block
+            self._watchdog.start()  # before the worker: its first job may block the loop
         attempts = self._make_attempt_runner(self._threads, self._worker.report, self._guard)
         try:
             await wait_for_first(self._worker.start(attempts), self._stop_requested.wait())
@@ -85,7 +88,7 @@ class RunningWorker:
             await service.start()
 
     def _log_ready(self) -> None:
-        """What an operator wants to know first."""
+        """Log the concurrency, queues and job names of the worker."""
         _log.info(
             "ready: %d at once; queues %s; jobs %s",
             self._settings.concurrency,
@@ -94,7 +97,7 @@ class RunningWorker:
         )
 
     def install_signal_handlers(self, *, owns_process: bool) -> Callable[[], None]:
-        """Stop at SIGTERM and SIGINT; the returned function ends that."""
+        """Stop on SIGTERM and SIGINT; the returned function restores the previous handlers."""
         both = (signal.SIGTERM, signal.SIGINT)
         detach = self._watchdog.attach(both, self._on_signal, owns=owns_process)
         self._guard.signals = frozenset(both)
@@ -106,35 +109,38 @@ class RunningWorker:
         return restore
 
     def health(self) -> Health:
-        """How the worker is, and what runs beside it."""
+        """Return the health of the worker and of its services."""
         failures: dict[str, BaseException | None]
         failures = {type(one).__name__.lower(): one.failure for one in self._services}
         failures["loop"] = self._watchdog.failure
         return read_health(self._worker, failures, stopping=self._stop_requested.is_set())
 
     async def wait_for_stop_request(self) -> None:
-        """Return when it should stop: asked to, or because the reserve loop has died."""
+        """Wait until a stop is requested, or the reserve loop has ended."""
         done = self._worker.task
         if done is not None:
             done.add_done_callback(lambda _: self._stop_requested.set())
         await self._stop_requested.wait()
 
     async def shut_down(self, grace: float) -> list[Lease]:
-        """Stop everything but the session; the leases of handlers that nobody could stop. Done
-        once, with the grace of whoever asks first, and to the end even if the asker is gone."""
+        """Stop everything except the session; return the leases of handlers that still run.
+
+        Runs once, with the `grace` of the first caller. It continues to the end even if that caller
+        is cancelled.
+        """
         self._stop_requested.set()
         if self._shutdown is None:
             self._shutdown = asyncio.create_task(self._shut_down(grace))
         return await asyncio.shield(self._shutdown)
 
     async def close_session(self, stuck: list[Lease]) -> None:
-        """Close the session; once."""
+        """Close the session. Runs once; `stuck` are the leases of handlers that still run."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close_session(stuck))
         await asyncio.shield(self._closing)
 
     async def stop(self, grace: float) -> None:
-        """Wind down and leave."""
+        """Shut down, then close the session."""
         await self.close_session(await self.shut_down(grace))
 
     async def _shut_down(self, grace: float) -> list[Lease]:

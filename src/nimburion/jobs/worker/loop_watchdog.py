@@ -1,13 +1,14 @@
-"""A thread that notices a blocked event loop, and lets signals act without the loop.
+"""A thread that detects a blocked event loop, and handles signals without the loop.
 
-A handler that blocks (an `async def` that calls `time.sleep`) stops everything that runs on the
-loop: other handlers, exchanges, and asyncio's own signal handlers. The watchdog asks the loop for a
-sign of life a few times a second. When none comes, it logs what blocks, degrades the health, and
-gives back what has not begun, on the connection of the heartbeat.
+A handler that blocks (an `async def` that calls `time.sleep`) stops all activity of the loop: other
+handlers, exchanges, and asyncio's own signal handlers. The watchdog schedules a callback on the
+loop a few times a second. If the callback does not run in time, the watchdog logs which code blocks
+and degrades the health. It also releases the jobs that have not started, on the connection of the
+heartbeat.
 
-Signals arrive in two ways: the interpreter writes their numbers to a socket that the watchdog
-reads, even while the main thread is inside C code; and a Python handler runs in the main thread,
-where that runs Python code. Both count the same signals, so the larger count is right.
+Signals arrive in two ways. The interpreter writes their numbers to a socket that the watchdog
+reads, even while the main thread runs C code. A Python handler runs in the main thread, when that
+thread runs Python code. Both count the same signals, so the larger count is correct.
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nimburion.worker")
 
 _Failed = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
-"""What `sys.exc_info` gives."""
+"""The result type of `sys.exc_info`."""
 
 _ROUNDS = 4
-"""Looks in the time of the limit; an unanswered question of three of them is a blocked loop."""
+"""The number of checks within `limit`. No callback for three checks means a blocked loop."""
 _QUICK = 0.1
-"""Seconds between two looks once a signal came."""
+"""Seconds between two checks after a signal arrived."""
 _AT_ONCE = 0.5
-"""Seconds that the loop has to act on the second signal."""
+"""Seconds within which the loop must act on the second signal."""
 _UNWIND = 2.0
-"""Seconds beyond the grace time after which a blocked loop ends the process."""
+"""Seconds after the grace time until a blocked loop ends the process."""
 _CLOSE_WITHIN = 2.0
-"""Seconds for closing the session of a process that ends."""
+"""The longest time in seconds to close the session of a process that ends."""
 _LOG_WITHIN = 0.5
 _AGAIN = 1.0
-"""Seconds between two releases of what an exchange may hand out while the loop is blocked."""
+"""Seconds between two releases of jobs that an exchange may deliver while the loop is blocked."""
 
 
 class LoopWatchdog:
-    """Watches the loop of one worker. Used once.
+    """Watches the event loop of one worker. Use each instance once.
 
     Args:
-        limit: seconds within which a blocked loop is noticed, once it was started.
+        limit: seconds within which a blocked loop is detected, once it was started.
         grace: seconds that handlers may still run after the first signal.
     """
 
@@ -79,11 +80,11 @@ class LoopWatchdog:
         self._watching = False
         self._stopping = False
         self._attached = False
-        # The question that the loop answers
+        # State of the callback on the loop
         self._asked_at: float | None = None
         self._rounds = 0
         self._idle_rounds = 0
-        # What is known of a block
+        # State of a detected block
         self._blocked_since: float | None = None
         self._culprit = ""
         self._nonce: bytes | None = None
@@ -100,10 +101,10 @@ class LoopWatchdog:
         self._last_signal = 0
         self._never = threading.Event()
 
-    # From the loop
+    # Called on the loop
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start to watch the loop."""
         self._start_thread()
         self._watching = True
 
@@ -117,7 +118,7 @@ class LoopWatchdog:
             self._thread.start()
 
     async def stop(self) -> None:
-        """Watch no more; returns when the thread has ended."""
+        """Stop watching; return when the thread has ended."""
         self._stopping = True
         if self._thread is not None:
             self._poke()
@@ -127,11 +128,11 @@ class LoopWatchdog:
     def attach(
         self, signals: Collection[signal.Signals], on_signal: Callable[[], None], *, owns: bool
     ) -> Callable[[], None]:
-        """Call `on_signal` on the loop for each of these signals from now on; the returned function
-        ends that. On the main thread only.
+        """Call `on_signal` on the loop for each of these signals. Main thread only.
 
-        At the second signal, a loop that does not act on it within half a second ends the process;
-        and where this `owns` the process, so does one that is still blocked after the grace time.
+        The returned function restores the previous handlers. If the loop does not act on the second
+        signal within half a second, the process ends. With `owns`, the process also ends if the
+        loop is still blocked after the grace time.
         """
         self._numbers, self._on_signal, self._owns_process = frozenset(signals), on_signal, owns
         self._start_thread()
@@ -152,7 +153,7 @@ class LoopWatchdog:
 
     @property
     def failure(self) -> BaseException | None:
-        """That the loop is blocked, by what and for how long; None while it is not."""
+        """An error that states what blocks the loop and for how long; None if it is not blocked."""
         since = self._blocked_since
         if since is None:
             return None
@@ -163,18 +164,21 @@ class LoopWatchdog:
         self._asked_at = None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        """The Python handler of signals: runs in the main thread, between two instructions of
-        whatever runs there. It must not log."""
+        """Count a signal. This Python handler runs in the main thread, between two instructions.
+
+        It must not log, because the interrupted code may hold a lock of logging.
+        """
         self._handled += 1
         self._last_signal = number
         self._poke()
         if self._blocked_since is not None and self._handled > 1:
-            # What blocks may hold the interpreter's lock for long: leave it to those who end us.
+            # The blocking code may hold the interpreter's lock for long. Sleep, so that the
+            # watchdog can end the process.
             self._never.wait(_CLOSE_WITHIN)
 
     def _poke(self) -> None:
         if self._writing is not None:
-            with suppress(OSError):  # full: it will wake up
+            with suppress(OSError):  # the buffer is full, so the thread wakes up anyway
                 self._writing.send(b"\0")
 
     def _close(self) -> None:
@@ -183,7 +187,7 @@ class LoopWatchdog:
                 if end is not None:
                     end.close()
 
-    # The thread
+    # Called on the watchdog's thread
 
     def _main(self) -> None:
         while not self._stopping:
@@ -209,12 +213,13 @@ class LoopWatchdog:
         mine = [number for number in signals if number in self._numbers]
         self._read += len(mine)
         self._last_signal = mine[-1] if mine else self._last_signal
-        if signals and self._next_descriptor >= 0:  # the loop's own: it may wait for others
+        # The next descriptor is the loop's own: the loop may handle other signals.
+        if signals and self._next_descriptor >= 0:
             with suppress(OSError):
                 os.write(self._next_descriptor, signals)
 
     def _pause(self) -> float:
-        """Seconds between two looks."""
+        """Return the seconds between two checks."""
         return min(_QUICK, self._limit / _ROUNDS) if self._told else self._limit / _ROUNDS
 
     def _look(self) -> None:
@@ -232,7 +237,7 @@ class LoopWatchdog:
             self._end_process()
 
     def _ask(self, now: float) -> None:
-        """Ask for a sign of life: each time while jobs run, else now and then."""
+        """Schedule the callback on the loop: at each check while jobs run, else at every fourth."""
         busy = self._worker.running_count or self._worker.prefetched_count or self._told
         self._idle_rounds = 0 if busy else self._idle_rounds + 1
         if busy or self._idle_rounds >= _ROUNDS:
@@ -264,8 +269,11 @@ class LoopWatchdog:
             self._say(logging.WARNING, "the event loop runs again, after %.1f s", now - since)
 
     def _give_back(self, now: float) -> int:
-        """Release what has not begun; how many are known. An exchange that is under way may hand
-        out more at any time, so its leases are released again and again."""
+        """Release the jobs that have not started; return how many leases are known.
+
+        An exchange in flight may deliver more jobs at any time. So its leases are released
+        repeatedly, by their nonce.
+        """
         leases, nonce = self._worker.recall()
         self._nonce = nonce or self._nonce
         if leases or nonce or (self._nonce and now - self._released_at >= _AGAIN):
@@ -274,7 +282,7 @@ class LoopWatchdog:
         return len(leases)
 
     def _find_culprit(self) -> tuple[str, str]:
-        """Who blocks the loop, in words, and where."""
+        """Return a description of the code that blocks the loop, and its stack."""
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001
         stack = "" if frame is None else "".join(traceback.format_stack(frame))
         with suppress(RuntimeError):
@@ -290,7 +298,7 @@ class LoopWatchdog:
     # Signals
 
     def _tell_signals(self, now: float) -> None:
-        """Pass signals on to the loop, each once."""
+        """Schedule `on_signal` on the loop, once for each signal."""
         for count in range(self._told + 1, max(self._read, self._handled) + 1):
             self._told = count
             if count == 1:
@@ -300,7 +308,7 @@ class LoopWatchdog:
             self._loop.call_soon_threadsafe(self._on_signal)
 
     def _must_end(self, now: float) -> bool:
-        """Whether the loop had its time to end by itself."""
+        """Return whether the loop had its time to stop, so that the process must end now."""
         asked_at = self._asked_at
         if asked_at is None:
             return False
@@ -312,7 +320,7 @@ class LoopWatchdog:
         return self._owns_process and late and self._blocked_since is not None
 
     def _end_process(self) -> None:
-        """Give all jobs back and end the process, without the loop."""
+        """Close the session, which releases its jobs, and end the process without the loop."""
         closed = self._worker.session.close_from_thread(_CLOSE_WITHIN)
         what = "its jobs are given back" if closed else "its jobs are given back when it expires"
         self._say(
@@ -332,7 +340,7 @@ class LoopWatchdog:
         stack: str = "",
         failed: _Failed | None = None,
     ) -> None:
-        """Log from a thread of its own: the blocked one may hold a lock of logging."""
+        """Log from a separate thread, because the blocked thread may hold a lock of logging."""
 
         def say() -> None:
             if _log.isEnabledFor(level):

@@ -1,4 +1,7 @@
-"""Takes back the jobs of dead workers. Every worker does it; no leader, no lock."""
+"""Periodic maintenance: rescue the jobs of dead workers, and prune old jobs.
+
+Every worker does both. They need no leader and no lock.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ _SWEEPS_PER_TTL = 6
 
 
 class Rescuer(Periodic):
-    """Sweeps six times in a session's time to live (each 5 s at 30 s), in bounded steps."""
+    """Rescues the jobs of dead workers, six times per session TTL (every 5 s at 30 s).
+
+    Each sweep consists of bounded steps.
+    """
 
     def __init__(
         self,
@@ -37,7 +43,11 @@ class Rescuer(Periodic):
         self._no_rescue_before = no_rescue_before
 
     async def tick(self) -> None:
-        """One sweep; none while this worker itself has just come back from silence."""
+        """Rescue until no expired lease is left.
+
+        Does nothing while `no_rescue_before` is in the future: after this worker's own silence, the
+        other workers first get time for a heartbeat.
+        """
         if self.clock.monotonic() < self._no_rescue_before():
             return
         more = True
@@ -56,7 +66,7 @@ _INTERVAL = 60.0
 
 
 def make_retention(settings: Settings) -> Retention:
-    """What the settings say about keeping."""
+    """Return the retention that the settings define."""
     return Retention(
         completed=settings.keep_completed,
         completed_max=settings.keep_completed_max,
@@ -66,7 +76,7 @@ def make_retention(settings: Settings) -> Retention:
 
 
 class Pruner(Periodic):
-    """Prunes about once a minute."""
+    """Prunes old jobs and results about once a minute."""
 
     def __init__(
         self, backend: Maintaining, clock: Clock, random: Random, settings: Settings
@@ -76,7 +86,7 @@ class Pruner(Periodic):
         self._keep = make_retention(settings)
 
     async def tick(self) -> None:
-        """Prune until nothing is left to prune."""
+        """Prune in bounded steps until nothing is left to prune."""
         while not self.stopping.is_set():
             if await self._backend.prune(self._keep, _LIMIT) < _LIMIT:
                 return

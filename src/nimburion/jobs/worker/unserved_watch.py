@@ -1,4 +1,4 @@
-"""Warns of waiting jobs that no live worker would take."""
+"""Warns about waiting jobs that no live worker serves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from nimburion.core.unserved import find_unserved, is_live
 
 _INTERVAL = 60.0
 _SHARE = 0.01
-"""Of its time, at most, this spends waiting for the backend."""
+"""The largest share of its time that the watch spends in backend calls."""
 _MOST_LINES = 20
 _log = logging.getLogger("nimburion.worker")
 
 
 class UnservedWatch(Periodic):
-    """Looks about once a minute and warns once of each queue and name.
+    """Checks about once a minute, and warns once for each queue and name.
 
-    Of all workers only the one whose session is the oldest counts the jobs; the others find that
-    out and do nothing. The more sessions there are, and the longer counting takes, the rarer the
-    looks.
+    Only the worker with the oldest live session counts the jobs; the others just read the sessions.
+    More sessions and slower counts make the checks less frequent.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class UnservedWatch(Periodic):
         self._told: set[tuple[str, str]] = set()
 
     async def tick(self) -> None:
-        """One look."""
+        """Check once, and adapt the interval."""
         began = self.clock.monotonic()
         sessions = await self._backend.sessions()
         oldest = next(filter(is_live, sessions), None)
