@@ -1,1 +1,1 @@
-"""The worker: reserve jobs, run them, write their outcomes."""
+"""The worker: reserve jobs, run them and store their outcomes."""

@@ -1,6 +1,6 @@
-"""What became of an attempt, as a closed union, and how whatever a handler raised becomes one.
+"""The outcome of an attempt as a closed union, and the mapping of exceptions to outcomes.
 
-Exceptions stop here: below this module only values travel.
+Exceptions are handled in this module. Code that uses an outcome sees only values.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from nimburion.jobs.declaration.codec import UnreadablePayload
 
 
 class Succeeded(NamedTuple):
-    """The handler returned; `result` is JSON or None."""
+    """The handler returned. `result` is JSON, or None."""
 
     result: bytes | None
 
 
 class AttemptFailed(NamedTuple):
-    """The attempt failed. `after`: seconds until the next, where the handler said so."""
+    """The attempt failed. `after`: seconds until the next attempt, if the handler set them."""
 
     error: AttemptError
     after: float | None = None
 
 
 class Snoozed(NamedTuple):
-    """The handler asked to come back later."""
+    """The handler snoozed the job for `delay` seconds."""
 
     delay: float
 
 
 class CancelRequested(NamedTuple):
-    """The job is to end as cancelled."""
+    """The job ends as cancelled."""
 
     reason: str
 
@@ -48,7 +48,7 @@ class Interrupted(NamedTuple):
 Outcome = Succeeded | AttemptFailed | Snoozed | CancelRequested | Interrupted
 
 MAX_MESSAGE_BYTES = 1024
-"""Bytes of a reason to cancel, and of a message about progress."""
+"""The most bytes of a cancel reason and of a progress message."""
 
 NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
@@ -57,10 +57,10 @@ INTERRUPTED = Interrupted()
 def classify_exception(
     raised: BaseException, attempt: int, permanent: tuple[type[BaseException], ...], limit: int
 ) -> Outcome:
-    """The outcome of an attempt that raised; error texts are cut to `limit` bytes.
+    """Return the outcome of an attempt that raised. Error texts are cut to `limit` bytes.
 
-    Never raises, whatever the class of the exception does: its type is compared by inheritance
-    alone, and each attribute is read with a guard.
+    Never raises, whatever the exception's class does: only inheritance decides about its type, and
+    each attribute is read with a guard.
     """
     kind = type(raised)
     if issubclass(kind, Snooze):
@@ -79,7 +79,10 @@ def classify_exception(
 
 
 def _snoozed(raised: BaseException, attempt: int, limit: int) -> Outcome:
-    """A snooze without a usable duration is a failure: a default would repeat it for ever."""
+    """Return the outcome of a Snooze.
+
+    A snooze without a valid duration is a failure, because a default would repeat it for ever.
+    """
     delay = _seconds(raised, "for_")
     if delay is not None:
         return Snoozed(delay)
@@ -97,7 +100,7 @@ def _reason(raised: BaseException) -> str:
 
 
 def _seconds(raised: BaseException, attribute: str) -> float | None:
-    """The duration under that attribute; None where it is missing or no number."""
+    """Return the duration in `attribute` in seconds; None if it is missing or not a number."""
     try:
         value: Any = getattr(raised, attribute)
         seconds = None if value is None else to_seconds(value)
@@ -116,7 +119,7 @@ def _is_permanent(raised: BaseException, permanent: tuple[type[BaseException], .
 
 
 def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
-    """The outcome of an attempt that had not ended after its `timeout`."""
+    """Return the outcome of an attempt that did not end within its `timeout`."""
     message = f"not done after {seconds:g} s"
     return AttemptFailed(
         AttemptError(attempt=attempt, kind="timeout", type="Timeout", message=message)
@@ -124,8 +127,10 @@ def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
 
 
 def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: int) -> AttemptError:
-    """The exception as text that any backend can hold, cut in the middle to `limit` bytes. Never
-    raises."""
+    """Describe an exception as text that any backend can store, at most `limit` bytes.
+
+    Longer texts are cut in the middle. Never raises.
+    """
     return AttemptError(
         attempt=attempt,
         kind=kind,
@@ -136,7 +141,7 @@ def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: i
 
 
 def clean_text(text: str, limit: int) -> str:
-    """`text` without NUL and lone surrogates, cut in the middle to at most `limit` bytes."""
+    """Return `text` without NUL and lone surrogates, cut in the middle to at most `limit` bytes."""
     raw = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
     if len(raw) <= limit:
         return raw.decode()
@@ -146,7 +151,7 @@ def clean_text(text: str, limit: int) -> str:
 
 
 _QUALNAME = vars(type)["__qualname__"]
-"""The name of a class, whatever its metaclass says."""
+"""Reads the name of a class without the attributes of its metaclass."""
 
 
 def _type_name(raised: BaseException) -> str:
@@ -155,7 +160,7 @@ def _type_name(raised: BaseException) -> str:
 
 def _format_message(raised: object) -> str:
     try:
-        return str.__str__(str(raised))  # a plain str, also of a subclass
+        return str.__str__(str(raised))  # converts an instance of a subclass to a plain str
     except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
         return f"<its str() raised {_type_name(error)}>"
 

@@ -1,4 +1,4 @@
-"""How much a worker asks for, and of what: lanes, caps and the prefetch."""
+"""Decides how many jobs a worker requests, and from which lanes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.declaration.registry import Registry
 
 MAX_REQUESTED = 500
-"""Jobs that one exchange is asked for at most."""
+"""The most jobs that one exchange requests."""
 PREFETCH_SECONDS = 0.020
-"""What is prefetched should be run in about this time."""
+"""The time in seconds within which the prefetched jobs should run."""
 
 _MAX_LISTED_LANES = 64
-"""Up to so many lanes are all named in every request; a reply names at most so many."""
+"""Up to this many lanes are all listed in every request. A reply lists at most this many lanes."""
 
 _WEIGHT = 0.05
 
 
 class Prefetch:
-    """How many jobs to hold beyond those that run: a time budget, by the measured mean.
+    """The number of jobs to hold beyond the running ones.
 
-    Of a remote backend up to twice what one exchange brings: one half runs while the backend works
-    on the other (26,000 jobs a second became 42,000 on PostgreSQL). A backend in this process would
-    only get smaller batches from that.
+    It is a time budget divided by the measured mean duration. For a remote backend the limit is
+    twice the size of one exchange. One half runs while the backend works on the other: measured on
+    PostgreSQL, 26,000 jobs a second became 42,000. A backend in this process would only get smaller
+    batches.
     """
 
     __slots__ = ("_concurrency", "_mean", "_most", "size")
@@ -38,10 +39,10 @@ class Prefetch:
         self._most = 2 * MAX_REQUESTED if remote else MAX_REQUESTED
         self._mean: float | None = None
         self.size: int = 0
-        """0 while the mean is unknown or longer than the budget."""
+        """The number of jobs to hold; 0 while the mean is unknown or longer than the budget."""
 
     def learn(self, seconds: float) -> None:
-        """An attempt took so long."""
+        """Update the mean with an attempt that took `seconds`."""
         mean = self._mean
         self._mean = mean = seconds if mean is None else mean + _WEIGHT * (seconds - mean)
         if mean > PREFETCH_SECONDS:
@@ -50,12 +51,12 @@ class Prefetch:
             self.size = min(self._most, int(self._concurrency * PREFETCH_SECONDS / max(mean, 1e-6)))
 
     def suspend(self) -> None:
-        """Hold nothing until another attempt has ended."""
+        """Set the size to 0 until another attempt has ended."""
         self.size = 0
 
 
 class LaneSelector:
-    """The lanes this worker serves and the terms it serves them on."""
+    """The lanes that this worker serves, with their options and concurrency limits."""
 
     def __init__(self, registry: Registry, settings: Settings, entropy: Entropy) -> None:
         served = {queue.name: queue for queue in settings.queues}
@@ -74,17 +75,19 @@ class LaneSelector:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The queues it serves."""
+        """The names of the queues that the worker serves."""
         return tuple(self._queues)
 
     def make_request(
         self, total: int, *, everything: bool, long_poll: float = 0.0
     ) -> ReserveRequest:
-        """A request for `total` jobs: of all lanes, or of those last known not to be empty. The
-        answer may wait for `long poll` seconds.
+        """Return a request for `total` jobs: from all lanes, or from those last reported non-empty.
 
-        Not of queues whose concurrency is used up: the backend would say that they hold more, and
-        the worker would ask again at once. What ends in them asks anew, with its settlement.
+        The reply may wait up to `long_poll` seconds.
+
+        Queues at their concurrency limit are left out. Otherwise the backend would report that they
+        hold more jobs, and the worker would repeat the request at once. A job that ends in such a
+        queue triggers a new request with its settlement.
         """
         lanes = (
             self._lanes if everything or len(self._lanes) <= _MAX_LISTED_LANES else self._non_empty
@@ -99,19 +102,22 @@ class LaneSelector:
         )
 
     def note_non_empty(self, waiting: Iterable[Lane]) -> None:
-        """The backend said that these lanes still hold jobs. A list as long as lists get may leave
-        some out: then all are asked for, so that none waits behind its place."""
+        """Note the lanes that the backend reports as non-empty.
+
+        A list of the maximum length may be incomplete. Then all lanes are requested, so that no
+        lane is left out for ever.
+        """
         if len(self._lanes) > _MAX_LISTED_LANES:
             named = tuple(waiting)
             self._non_empty = named if len(named) < _MAX_LISTED_LANES else self._lanes
 
     def occupy_slot(self, delivery: Delivery) -> None:
-        """A job came in: it counts against its queue's concurrency."""
+        """Count a delivered job against the concurrency limit of its queue."""
         if self._queue_limits:
             self._in_use[delivery.queue] += 1
 
     def free_slot(self, delivery: Delivery) -> None:
-        """It has left this worker."""
+        """Stop counting a job that has left this worker."""
         if self._queue_limits:
             self._in_use[delivery.queue] -= 1
 
@@ -128,11 +134,11 @@ class LaneSelector:
 
 
 _STALL_SECONDS = 0.25
-"""Seconds: many times what a prefetch should take."""
+"""Seconds. Many times the duration that a prefetch should take."""
 
 
 class PrefetchWatchdog:
-    """Calls `on_stall` when something was held for a while in which no job began."""
+    """Calls `on_stall` if jobs are prefetched and no job starts for a quarter of a second."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, held: Sized, on_stall: Callable[[], None]
@@ -142,10 +148,10 @@ class PrefetchWatchdog:
         self._on_stall = on_stall
         self._timer: asyncio.TimerHandle | None = None
         self.started_count = 0
-        """How many jobs have begun; whoever begins one counts it here."""
+        """The number of started jobs; the code that starts a job increments it."""
 
     def watch(self) -> None:
-        """Something is held: look again in a while."""
+        """Start the timer, unless it runs. Call this when jobs are prefetched."""
         if self._timer is None:
             self._timer = self._loop.call_later(_STALL_SECONDS, self._check, self.started_count)
 

@@ -1,4 +1,4 @@
-"""From outcome to settlement: the one place where policy decides. Pure."""
+"""Maps an outcome to a settlement. Only this module applies the retry policy. Pure functions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FINAL = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE}
 def decide_settlement(
     delivery: Delivery, outcome: Outcome, policy: Policy, random: Random
 ) -> Settlement:
-    """What to write about this attempt."""
+    """Return the settlement of this attempt."""
     match outcome:
         case Succeeded():
             return Completed(delivery.lease, outcome.result)
@@ -52,7 +52,7 @@ def _settle_failure(
 
 
 def _find_final_reason(error: AttemptError, failures: int, max_retries: int) -> Reason | None:
-    """Why this failure is the last; None when it is not."""
+    """Return why this failure is final; None if the job is retried."""
     final = _FINAL.get(error.kind)
     if final is not None:
         return final

@@ -1,7 +1,7 @@
-"""Threads for `def` handlers: started when needed, woken back to the loop in batches.
+"""Threads for `def` handlers. They start on demand and notify the event loop in batches.
 
-A thread cannot be stopped from outside. A call whose waiter has gone (timeout, stop) goes on, and
-`Call.finished` tells when it is really over.
+A thread cannot be stopped from outside. After a timeout or a stop, its call continues.
+`ThreadCall.finished` becomes true when the function has really ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nimburion.jobs.worker.forking import ForkGuard
 
 
 class ThreadCall:
-    """One function call on its way through a thread."""
+    """One function call that a thread executes."""
 
     __slots__ = (
         "_args",
@@ -45,19 +45,21 @@ class ThreadCall:
         self.error: BaseException | None = None
 
     def execute(self) -> None:
-        """Call the function, on the thread."""
+        """Call the function and store its outcome. Runs on the thread."""
         try:
             self.value = self._context.run(self._function, *self._args)
         except BaseException as error:  # noqa: BLE001 - delivered to whoever waits
             self.error = error
 
     def deliver(self) -> None:
-        """Hand the outcome to whoever waits, on the loop."""
+        """Set the outcome on the future and call `on_finish`. Runs on the loop's thread."""
         self.finished = True
         if not self.future.done():
             if self.error is None:
                 self.future.set_result(self.value)
-            elif issubclass(type(self.error), StopIteration):  # its `__class__` may raise
+            elif issubclass(
+                type(self.error), StopIteration
+            ):  # isinstance would read `__class__`, which may raise
                 self.future.set_exception(RuntimeError("the handler raised StopIteration"))
             else:
                 self.future.set_exception(self.error)
@@ -66,7 +68,7 @@ class ThreadCall:
 
 
 class HandlerThreads:
-    """At most `size` daemon threads that belong to one event loop."""
+    """A pool of at most `size` daemon threads that belongs to one event loop."""
 
     def __init__(
         self, size: int, loop: asyncio.AbstractEventLoop, guard: ForkGuard | None = None
@@ -81,7 +83,7 @@ class HandlerThreads:
         self._woken = False
 
     def start(self, function: Callable[..., Any], *args: Any) -> ThreadCall:
-        """Begin a call with the caller's context variables; await its `future`."""
+        """Start a call with the caller's context variables; await its `future`."""
         call = ThreadCall(function, args, self._loop)
         self._outstanding += 1
         if self._outstanding > len(self._threads) < self._size:
@@ -90,12 +92,12 @@ class HandlerThreads:
         return call
 
     def close(self) -> None:
-        """Let the threads end when they have finished what they do."""
+        """Let each thread end after its current call and the queued ones."""
         for _ in self._threads:
             self._queue.put(None)
 
     def join(self) -> None:
-        """Wait until every thread has ended; for after `close`."""
+        """Wait until every thread has ended. Call `close` first."""
         for thread in self._threads:
             thread.join()
 
@@ -115,11 +117,12 @@ class HandlerThreads:
                 self._woken = True
                 try:
                     self._loop.call_soon_threadsafe(self._deliver)
-                except RuntimeError:  # the loop is closed: nobody is left to tell
+                except RuntimeError:  # the loop is closed: no task awaits the outcome
                     return
 
     def _deliver(self) -> None:
-        # Cleared first: a call that ends from here on wakes the loop again, none is missed.
+        # Cleared first: a call that ends from here on schedules `_deliver` again, so none is
+        # missed.
         self._woken = False
         while self._done:
             self._outstanding -= 1

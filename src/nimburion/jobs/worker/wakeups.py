@@ -1,7 +1,7 @@
-"""When it may be worth asking the backend: a ring, a due time that has come, or a poll.
+"""Detects when an exchange may find jobs: a notification, a due time, or a poll.
 
-A hint is never more than that: the exchange it leads to decides. So a missed ring costs at most one
-poll interval, and an idle worker makes less than one call a second.
+A wake-up is only a sign: the exchange that follows decides. So a lost notification delays a job by
+at most one poll interval, and an idle worker makes less than one call a second.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from nimburion.core.service import Service, wait_for_first
 
 _POLL = 1.0
 _IDLE_POLL = 2.0
-"""Where the backend rings and nothing has come for a while."""
+"""Seconds between polls of an idle worker whose backend sends notifications."""
 
 _AFTER_ERROR = 1.0
 
 
 class WakeupListener:
-    """Calls `on_wakeup` when there may be work; silent from then until `listen`."""
+    """Calls `on_wakeup` when there may be work.
+
+    After a notification or a poll it waits for `resume`. A due time always calls `on_wakeup`.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class WakeupListener:
         self._due_timer = _DueTimer(clock, on_wakeup)
 
     async def start(self) -> None:
-        """Begin to listen."""
+        """Start to listen for notifications and due times."""
         await self._notifications.start()
         await self._due_timer.start()
 
@@ -49,26 +52,29 @@ class WakeupListener:
 
     @property
     def failure(self) -> BaseException | None:
-        """Why rings are not heard, or due times not watched; the poll of exchanges goes on."""
+        """The error that prevents notifications or the due timer; None if both work.
+
+        Exchanges are still made at the poll interval.
+        """
         return self._notifications.failure or self._due_timer.failure
 
     def resume(self) -> None:
-        """The last hint was taken up, or there was none yet: a new one says something new."""
+        """Listen for the next notification: an exchange has handled the last one."""
         self._notifications.resumed.set()
 
     @property
     def due_in(self) -> float:
-        """Seconds until the earliest due time that the backend told of."""
+        """Seconds until the earliest due time that the backend has reported; infinite if none."""
         return self._due_timer.seconds_left
 
     def note_reply(self, reply: Reply, *, found: bool) -> None:
-        """Learn from an exchange: when the next job is due, and whether it is quiet."""
+        """Update the due timer and the idle state from a reply; `found`: it contained jobs."""
         self._notifications.is_idle = not found
         self._due_timer.note_reply(reply)
 
 
 class _NotificationListener(Service):
-    """Waits for rings, with a poll behind them."""
+    """Waits for notifications, and polls if none arrives."""
 
     def __init__(
         self,
@@ -93,7 +99,10 @@ class _NotificationListener(Service):
             await wait_for_first(self._wait_and_wake(), self.stopping.wait())
 
     async def _wait_and_wake(self) -> None:
-        """Wait and pass it on in the same step: each step of the loop is a part of a job's way."""
+        """Wait and call `on_wakeup` in the same step of the event loop.
+
+        Each further step would add to the latency of a job.
+        """
         await self._wait()
         self.resumed.clear()
         self._on_wakeup()
@@ -111,7 +120,7 @@ class _NotificationListener(Service):
 
 
 class _DueTimer(Service):
-    """Wakes when the earliest scheduled job that the backend told of is due."""
+    """Calls `on_wakeup` when the earliest scheduled job that the backend has reported is due."""
 
     def __init__(self, clock: Clock, on_wakeup: Callable[[], None]) -> None:
         super().__init__(clock)
@@ -121,11 +130,11 @@ class _DueTimer(Service):
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until then."""
+        """Seconds until that job is due; infinite if there is none."""
         return math.inf if self._due is None else self._due - self.clock.monotonic()
 
     def note_reply(self, reply: Reply) -> None:
-        """The backend's earliest due time, as of this reply."""
+        """Store the earliest due time that the reply reports."""
         if reply.next_due is None:
             self._due = None
             return
@@ -151,24 +160,33 @@ class _DueTimer(Service):
 
 
 _LONGEST = 2.0
-"""Seconds: an idle worker looks that often in any case, as news may be lost."""
+"""The longest long poll in seconds.
+
+An idle worker checks this often in any case, because a notification may be lost.
+"""
 
 
 class LongPoll:
-    """Lets exchanges of an idle worker wait in a backend that is `patient`."""
+    """Long polling: an idle worker's exchange waits inside a backend that supports it.
+
+    So a job arrives in the reply itself.
+    """
 
     __slots__ = ("_backend", "is_supported")
 
     def __init__(self, backend: Backend, queues: Collection[str]) -> None:
         self.is_supported: bool = backend.capabilities.supports_long_poll and bool(queues)
-        """Whether the backend can wait, and there is something to wait for."""
+        """Whether the backend supports long polls and the worker serves at least one queue."""
         self._backend = cast("LongPolling", backend)
 
     def choose_timeout(self, due_in: float) -> float:
-        """Seconds for which the next exchange may wait, when something is due in `due_in`."""
+        """Return the long poll timeout of the next exchange in seconds; a job is due in `due_in`.
+
+        Returns 0 if long polls are not supported.
+        """
         return min(_LONGEST, max(0.001, due_in)) if self.is_supported else 0.0
 
     def interrupt(self) -> None:
-        """Something has come up: let an exchange that waits answer now."""
+        """Make a waiting exchange return at once."""
         if self.is_supported:
             self._backend.interrupt_long_poll()
