@@ -56,24 +56,27 @@ CAPABILITIES = Capabilities(
     lazy_batches=True,
 )
 POOLED_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, notifies=False)
-"""PgBouncer lends a connection for a transaction: nobody can listen on one."""
+"""The capabilities behind PgBouncer. It assigns a connection per transaction, so LISTEN is not
+possible.
+"""
 
 
 def _make_call(function: str, count: int) -> str:
-    """The statement that calls a function of ours with so many arguments."""
+    """Return the statement that calls a database function with `count` arguments."""
     places = ", ".join(f"${n}" for n in range(1, count + 1))
     return f"SELECT * FROM nb.{function}({places})"  # noqa: S608 - names of ours
 
 
 _JOBS_PER_SECOND = 1000
-"""Jobs that a busy server may take a second for, beyond its time."""
+"""The number of jobs for which a busy server may take one second beyond the timeout."""
 _ENQUEUE = _make_call("enqueue_1", 15)
 _ENQUEUE_ONE = "SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
 _ENQUEUE_ONE_NOTIFYING = """SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
     CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, 7043))
         THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
-"""Rings with the commit. Who notifies holds up all others that do until its commit is flushed, so
-only one at a time may; the others ring behind theirs."""
+"""Notifies at the commit. A notifying transaction blocks all others that notify until its commit is
+flushed. Therefore only one at a time notifies inside its transaction; the others notify afterwards.
+"""
 _ENQUEUE_PLAIN = _make_call("enqueue_plain_1", 12)
 _EXCHANGE = _make_call("exchange_1", 23)
 _EXCHANGE_POOLED = _make_call("exchange_pooled_1", 23)
@@ -86,27 +89,27 @@ _PLANNER_SETTINGS = (
     "jit = off",
     "plan_cache_mode = force_generic_plan",
 )
-"""For the link of the exchanges: what `exchange_pooled_1` sets for each call."""
+"""Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
 _OPEN_SESSION = _make_call("open_session_1", 7)
 _CLOSE_SESSION = _make_call("close_session_1", 5)
 _RELEASE = _make_call("release_1", 6)
 _RESCUE = _make_call("rescue_1", 6)
 _LARGE_READ_TIMEOUT = 60.0
-"""Seconds beyond the timeout that a read of a long history may take."""
+"""Seconds beyond the timeout that reading a long history may take."""
 
 
 class PostgresBackend:
-    """A backend in one PostgreSQL database: a schema of its own, beside whatever else is there.
+    """A backend in one PostgreSQL database. Its tables have a schema of their own.
 
     Args:
-        url: where; see `docs/how-to/postgresql-in-production.md` for all forms.
-        schema: where its tables are; also in the URL, as all of the following.
-        prefix: what their names begin with.
-        timeout: seconds that connecting may take, and then each answer.
-        connections: the most for callers.
-        pooler: whether PgBouncer or the like stands between: `auto` finds out, `yes`, `no`.
-        clock: tests pass theirs; else the server's own time counts.
-        entropy: unused here, taken so that every backend is made alike.
+        url: the URL of the database; `docs/how-to/postgresql-in-production.md` lists all forms.
+        schema: the schema of the tables. The URL can set it, and all options below, too.
+        prefix: the prefix of the names of tables and functions.
+        timeout: seconds allowed for connecting, and then for each reply.
+        connections: the largest number of connections for callers.
+        pooler: whether a pooler such as PgBouncer is in use: `auto` detects it, `yes`, `no`.
+        clock: the clock of a test; by default the server's own time counts.
+        entropy: not used here; accepted so that all backends have the same signature.
 
     >>> PostgresBackend("postgresql://localhost/app").capabilities.durable
     True
@@ -135,32 +138,34 @@ class PostgresBackend:
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> PostgresBackend:
-        """The backend that `postgresql://localhost/app` names."""
+        """Create the backend for a URL such as `postgresql://localhost/app`."""
         return cls(url, **options)  # type: ignore[arg-type]
 
-    # --- coming and going ---
+    # --- lifecycle ---
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do. Behind a pooler nothing is heard of other processes: known when open."""
+        """The capabilities of this backend. Behind a pooler there are no notifications from other
+        processes. The backend detects a pooler when it opens.
+        """
         opened = self._handle.latest
         pooled = self.settings.pooler == "yes" if opened is None else opened.pooled
         return POOLED_CAPABILITIES if pooled else CAPABILITIES
 
     def describe(self) -> str:
-        """Name the backend."""
+        """Return a one-line description of the backend, without secrets."""
         return self.settings.describe()
 
     def new_handle(self) -> PostgresBackend:
-        """Another handle on the same data, with connections of its own, not open yet."""
+        """Return another handle on the same data. It is not open and has its own connections."""
         return PostgresBackend(self.settings, clock=self._test_clock, entropy=self._entropy)
 
     async def open(self) -> None:
-        """Connect, and check server and format. Repeatable."""
+        """Connect, and check the server and the format. You can call it more than once."""
         await self._handle.open()
 
     async def close(self) -> None:
-        """Hang up. Repeatable."""
+        """Disconnect. You can call it more than once."""
         await self._handle.close()
 
     async def exists(self) -> bool:
@@ -172,7 +177,7 @@ class PostgresBackend:
         await self._fetch("SELECT 1")
 
     async def now(self) -> float:
-        """See `Backend.now`: the clock of the server."""
+        """See `Backend.now`: returns the time of the server's clock."""
         statement = """SELECT coalesce(
             $1, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8))"""
         ((now,),) = await self._fetch(statement, self._now())
@@ -223,7 +228,7 @@ class PostgresBackend:
         return self._handle.get()
 
     def _now(self) -> int | None:
-        """The time of a test's clock; the server takes its own when it is told none."""
+        """Return the time of the test clock; without one, the function reads the server's time."""
         return None if self._test_clock is None else to_micros(self._test_clock.now())
 
     def _monotonic(self) -> int | None:
@@ -238,7 +243,7 @@ class PostgresBackend:
     def _notify(self, queues: Collection[str]) -> None:
         self._get_connections().notifier.notify(queues)
 
-    # --- the way in ---
+    # --- enqueue ---
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """See `Backend.enqueue`."""
@@ -260,7 +265,7 @@ class PostgresBackend:
         return results
 
     async def _enqueue_one(self, job: NewJob) -> bool:
-        """Store a job in the way most of them go; False when it is not one of these."""
+        """Store a job on the fast path. Return False if the job needs the general path."""
         asked = enqueueing.encode_single(job)
         if asked is None:
             return False
@@ -277,7 +282,7 @@ class PostgresBackend:
         return bool(stored)
 
     async def _enqueue_plain(self, jobs: Sequence[NewJob]) -> bool:
-        """Store jobs in the way most of them go; False when one of them is not one of these."""
+        """Store jobs on the fast path. Return False if any of them needs the general path."""
         opened, now, extra = self._get_connections(), self._now(), len(jobs) / _JOBS_PER_SECOND
         statement = opened.insert_schema(_ENQUEUE_PLAIN)
         try:
@@ -302,8 +307,9 @@ class PostgresBackend:
         )
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """See `nimburion.core.backend.Transactional`. One of the backend's own gives an
-        `asyncpg.Connection`."""
+        """See `nimburion.core.backend.Transactional`. A transaction on one of the backend's own
+        connections provides an `asyncpg.Connection`.
+        """
         return joining.make_transaction(
             self._get_connections().caller_context, connection, self._now
         )
@@ -434,7 +440,7 @@ class PostgresBackend:
         await self._fetch("SELECT nb.days_1()")
         return int(count)
 
-    # --- readers ---
+    # --- queries ---
 
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
@@ -531,14 +537,16 @@ class PostgresBackend:
 
 
 class PostgresConnections:
-    """A backend that is open on one event loop: its connections."""
+    """The open connections of a backend on one event loop."""
 
     def __init__(self, settings: PostgresSettings) -> None:
         self.settings: PostgresSettings = settings
         self.pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep)
-        """For all that is not exchanged."""
+        """The connections for all operations other than exchange."""
         self.handler_pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep)
-        """For handlers' own transactions: one that waits for another link holds none of these."""
+        """The connections for handlers' own transactions. They are separate, so a handler that
+        waits for a connection cannot block other operations.
+        """
         self.caller_context: joining.CallerContext = joining.CallerContext(
             settings, "", self.handler_pool, self.pool
         )
@@ -553,7 +561,7 @@ class PostgresConnections:
         self._statements: dict[str, str] = {}
 
     def insert_schema(self, statement: str) -> str:
-        """A statement with the names of this backend."""
+        """Return a statement with the names of this backend's schema and prefix."""
         found = self._statements.get(statement)
         if found is None:
             found = self._statements[statement] = insert_schema(statement, self.settings)
@@ -569,7 +577,7 @@ class PostgresConnections:
         *,
         one_by_one: bool = False,
     ) -> list[Any]:
-        """The rows of `exchange_1`."""
+        """Return the rows of `exchange_1`."""
         link = self.exchanges
         arguments = exchanging.encode_arguments(
             session_id, number, settlements, request, one_by_one=one_by_one
@@ -582,7 +590,7 @@ class PostgresConnections:
         )
 
     async def start(self) -> None:
-        """Look at the server and at the format."""
+        """Check the server and the format."""
         async with self.pool.acquire() as link:
             standing = await migrations.ensure_format(
                 link, self.settings, migrations.load_current_format()
@@ -594,7 +602,7 @@ class PostgresConnections:
         )
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         await self.notifier.close()
         await self.exchanges.close()
         await self.pool.close()

@@ -1,4 +1,4 @@
-"""What an operator should know of the server: durability, vacuum, room, speed. Changes nothing."""
+"""Checks of the server for operators: durability, vacuum, size, speed. They change nothing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from nimburion.core.clock import Clock
 
 _NEARLY_ALL = 0.8
 _OLD_SNAPSHOT = 300.0
-"""Seconds: what lives so long holds up the removal of every row that died meanwhile."""
+"""The age in seconds from which a snapshot counts as old. It prevents the removal of all rows that
+were deleted since.
+"""
 _OLD_SLOT = 1_000_000
-"""Transactions; a slot notes no time."""
+"""The age in transactions from which a replication slot counts as old; a slot records no time."""
 _DEAD_ROWS = 100_000
 _DEAD_SHARE = 0.5
 _UNFROZEN = 1_000_000_000
@@ -40,10 +42,10 @@ Row = Mapping[str, Any]
 async def run_checks(
     connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat, clock: Clock
 ) -> list[CheckResult]:
-    """All that is found, always on the same subjects.
+    """Run all checks. The subjects are always the same.
 
     Raises:
-        BackendError: no answer, or this role may not ask.
+        BackendError: the server does not answer, or this role lacks a permission.
     """
     texts = Statements(PACKAGE)
     before = clock.now()
@@ -67,12 +69,12 @@ async def run_checks(
 
 
 def check_version(server: Row) -> CheckResult:
-    """Which server this is, and who we are there."""
+    """Report the version of the server and the role of this connection."""
     return CheckResult("server", "good", f"PostgreSQL {server['version']}, as {server['user']}")
 
 
 def check_format(installed: InstalledFormat, current: CurrentFormat) -> CheckResult:
-    """Whether tables and functions are those of this version."""
+    """Check whether tables and functions have the format of this version."""
     if installed.format != current.format:
         text = f"{installed.format}; this nimburion writes {current.format}"
         advice = "end the workers of the older version, or run: nimburion migrate up"
@@ -84,7 +86,7 @@ def check_format(installed: InstalledFormat, current: CurrentFormat) -> CheckRes
 
 
 def check_durability(server: Row) -> CheckResult:
-    """What would be lost, and when."""
+    """Report which data a failure could lose, and when."""
     if server["fsync"] != "on":
         text = "fsync is off: a crash of the host may destroy the whole database"
         return CheckResult("durability", "error", text, "set fsync = on")
@@ -105,7 +107,7 @@ def check_durability(server: Row) -> CheckResult:
 
 
 def check_role(server: Row) -> CheckResult:
-    """Whether it takes writes."""
+    """Check whether the server takes writes."""
     if not server["standby"]:
         return CheckResult("role", "good", "primary")
     advice = "name the primary, or all servers with commas between; this one can only be read"
@@ -113,7 +115,7 @@ def check_role(server: Row) -> CheckResult:
 
 
 def check_vacuum(server: Row, tables: Sequence[Row]) -> CheckResult:
-    """Whether dead rows are removed."""
+    """Check whether dead rows are removed."""
     if server["autovacuum"] != "on":
         text = "autovacuum is off: every claim gets slower, until nothing moves"
         return CheckResult("vacuum", "error", text, "set autovacuum = on")
@@ -142,7 +144,7 @@ def _check_dead_rows(tables: Sequence[Row]) -> CheckResult:
 
 
 def check_snapshots(found: Sequence[Row]) -> CheckResult:
-    """Whether something old keeps dead rows from being removed."""
+    """Check whether an old snapshot prevents the removal of dead rows."""
     old = [one for one in found if _is_old(one)]
     if not old:
         return CheckResult("snapshots", "good", "none is old")
@@ -167,7 +169,7 @@ def _format_age(one: Row) -> str:
 
 
 def check_size(server: Row, tables: Sequence[Row]) -> CheckResult:
-    """How much room is taken, and by what."""
+    """Report the disk space in use, and the largest tables."""
     total = sum(table["bytes"] for table in tables)
     largest = max(tables, key=lambda table: table["bytes"], default=None)
     most = f", most of it in {largest['name']}" if largest is not None else ""
@@ -176,7 +178,7 @@ def check_size(server: Row, tables: Sequence[Row]) -> CheckResult:
 
 
 def check_connections(server: Row) -> CheckResult:
-    """How many connections are left."""
+    """Check how many connections are free."""
     usable = server["most_connections"] - server["reserved_connections"]
     text = f"{server['connections']} of {usable}"
     if server["connections"] < _NEARLY_ALL * usable:
@@ -186,7 +188,7 @@ def check_connections(server: Row) -> CheckResult:
 
 
 def check_notifications(server: PostgresServerInfo) -> CheckResult:
-    """How workers learn of new jobs."""
+    """Report how workers learn of new jobs."""
     if not server.pooled:
         return CheckResult("wake-up", "good", "by LISTEN, on one connection a process")
     text = (
@@ -197,7 +199,7 @@ def check_notifications(server: PostgresServerInfo) -> CheckResult:
 
 
 def check_clock(there: float, before: float, after: float) -> CheckResult:
-    """How far the clock that counts is from that of this host."""
+    """Compare the server's clock, which counts, with the clock of this host."""
     off = there - min(max(there, before), after)
     if abs(off) < MAX_CLOCK_OFFSET:
         return CheckResult("clock", "good", f"within {MAX_CLOCK_OFFSET:g} s of this host's")
@@ -208,7 +210,7 @@ def check_clock(there: float, before: float, after: float) -> CheckResult:
 
 
 async def check_latency(connection: PostgresConnection, clock: Clock) -> CheckResult:
-    """How long a call takes."""
+    """Measure the duration of a call."""
     median = await measure_round_trip(lambda: connection.fetch("SELECT 1"), clock)
     text = f"a call takes {1000 * median:.2f} ms (median of {PINGS})"
     if median < SLOW_ROUND_TRIP:

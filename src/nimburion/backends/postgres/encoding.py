@@ -1,4 +1,4 @@
-"""Jobs, ids, times and options as the tables have them."""
+"""Encode jobs, ids, times and options for the tables, and decode them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nimburion.core.errors import Unstorable
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 
 MIN_INT8 = -(1 << 63)
-"""Before all times."""
+"""A time before all times."""
 MAX_INT8 = (1 << 63) - 1
-"""After all times, and behind all seqs."""
+"""A time after all times, and a seq after all seqs."""
 
 _MAX_INT4 = (1 << 31) - 1
 _UUID7_LINES = re.compile(
@@ -27,34 +27,34 @@ _decode_options_json: Callable[[str], JobOptions] = msgspec.json.Decoder(JobOpti
 
 
 class NeedsGeneralPath(Exception):
-    """A job that says more than what it is, or has an id that is not of our making."""
+    """Raised for a job with options, a due time, or an id that nimburion did not create."""
 
 
 def to_seconds(whole: int) -> float:
-    """The seconds of whole microseconds."""
+    """Convert microseconds to seconds."""
     return whole / MICRO
 
 
 def to_optional_seconds(whole: int | None) -> float | None:
-    """The seconds of whole microseconds, where there are any."""
+    """Convert microseconds to seconds; None stays None."""
     return None if whole is None else whole / MICRO
 
 
 def clamp_int4(number: int) -> int:
-    """A number as a column of 4 bytes can have it; what is none of ours becomes one of nobody's."""
+    """Limit a number to 4 bytes. An out-of-range value becomes -1, which matches no row."""
     return number if 0 <= number <= _MAX_INT4 else -1
 
 
 def clamp_seq(ref: int | str) -> int:
-    """The seq that a lease names; 0 is nobody's."""
+    """Return the seq of a lease. An invalid value becomes 0, which matches no job."""
     return ref if isinstance(ref, int) and 0 < ref <= MAX_INT8 else 0
 
 
 def encode_uuids(job_ids: Sequence[str]) -> bytes:
-    """Ids as the backend has them, end to end.
+    """Encode ids as bytes, one after the other.
 
     Raises:
-        NotPlain: one of them is no UUIDv7.
+        NeedsGeneralPath: one of the ids is not a UUIDv7.
     """
     lines = "\n".join(job_ids)
     if not _UUID7_LINES.fullmatch(lines):
@@ -63,7 +63,7 @@ def encode_uuids(job_ids: Sequence[str]) -> bytes:
 
 
 def encode_lookup_text(text: str) -> str:
-    """A name that is asked for; of one that PostgreSQL cannot hold there is nothing."""
+    """Encode a name for a lookup. A name that cannot be stored matches nothing."""
     if "\0" in text:
         return ""
     try:
@@ -74,10 +74,10 @@ def encode_lookup_text(text: str) -> str:
 
 
 def encode_text(text: str) -> str:
-    """A text that is to be stored.
+    """Check a text that is to be stored, and return it.
 
     Raises:
-        Unstorable: PostgreSQL cannot hold it.
+        Unstorable: PostgreSQL cannot store it.
     """
     if "\0" in text:
         raise Unstorable("PostgreSQL cannot hold a text with NUL characters")
@@ -86,20 +86,22 @@ def encode_text(text: str) -> str:
 
 
 def encode_options(options: JobOptions) -> str | None:
-    """Options as JSON; None where all are default."""
+    """Encode options as JSON; None if all have their default."""
     if options is NO_JOB_OPTIONS or options == NO_JOB_OPTIONS:
         return None
     return encode_json(options).decode()
 
 
 def decode_job_options(text: str | None) -> JobOptions:
-    """Options from JSON."""
+    """Decode options from JSON."""
     return NO_JOB_OPTIONS if text is None else _decode_options_json(text)
 
 
 def compute_earliest_end(packed: Sequence[bytes]) -> int:
-    """Since when a job of one of these ids can have ended: ours say when they were made, by a clock
-    that is not the server's, but less than a day from it."""
+    """Return the earliest time, in microseconds, at which a job with one of these ids can have
+    ended. A UUIDv7 holds the time of its creation. The clock that made it is assumed to differ from
+    the server's by less than a day. For other ids the result is `MIN_INT8`.
+    """
     if not all(len(one) == 17 and one[0] == 0 and one[7] >> 4 == 7 for one in packed):
         return MIN_INT8
     return int.from_bytes(min(packed)[1:7], "big") * 1000 - _DAY

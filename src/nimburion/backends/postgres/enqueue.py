@@ -1,4 +1,4 @@
-"""The way in: what `enqueue_1` is asked, and what it answers."""
+"""Enqueue: encode the arguments and decode the results of `enqueue_1` and its fast paths."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from nimburion.backends.server.encoding import decode_id, encode_id, to_micros
 from nimburion.core.job import NO_JOB_OPTIONS, Enqueued, NewJob, compute_digests
 
 MAX_SINGLE_STATEMENT = 500
-"""Jobs of a call that is one statement. A larger one is several, packed while the last runs."""
+"""The largest number of jobs in a single statement. A larger call uses several statements; each
+batch is encoded while the server runs the previous one.
+"""
 
 _FIRST_BATCH = 125
 _GROWTH = 2.5
-"""To pack takes less than half as long as to store."""
+"""The growth factor of the batch size. Encoding takes less than half as long as storing, so a batch
+can be 2.5 times as large as the one before.
+"""
 _MAX_BATCH = 2_000
 
 _OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
@@ -30,10 +34,10 @@ _OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": 
 
 @reject_unstorable_text
 def encode_arguments(jobs: Sequence[NewJob]) -> list[Any]:
-    """What the function takes behind the time, in its order.
+    """Return the arguments of the function after the time, in order.
 
     Raises:
-        Unstorable: a time or a text that cannot be.
+        Unstorable: a time or a text cannot be stored.
     """
     named, places = _encode_lanes(jobs)
     ids = [encode_id(job.id) for job in jobs]
@@ -52,16 +56,17 @@ def encode_arguments(jobs: Sequence[NewJob]) -> list[Any]:
 
 
 def is_plain(job: NewJob) -> bool:
-    """Whether it says no more than what it is."""
+    """Whether the job has neither options nor a due time."""
     return job.options is NO_JOB_OPTIONS and job.at is None and not job.after
 
 
 def encode_batches(jobs: Sequence[NewJob]) -> Iterator[list[Any]]:
-    """What `enqueue_plain_1` takes behind the time, part by part, each packed when it is asked for.
+    """Yield the arguments of `enqueue_plain_1` after the time, batch by batch. Each batch is
+    encoded on demand.
 
     Raises:
-        Unstorable: a text that cannot be.
-        NotPlain: `enqueue_1` is to be asked.
+        Unstorable: a text cannot be stored.
+        NeedsGeneralPath: the jobs need `enqueue_1`.
     """
     start, size = 0, len(jobs) if len(jobs) <= MAX_SINGLE_STATEMENT else _FIRST_BATCH
     while start < len(jobs):
@@ -93,7 +98,7 @@ def _encode_batch(jobs: Sequence[NewJob]) -> list[Any]:
 def _encode_lanes(
     jobs: Sequence[NewJob],
 ) -> tuple[tuple[list[str], list[str], list[int]], list[int]]:
-    """The lanes (queues, names, ranks), and by job in which of them it stands, from 1."""
+    """Return the lanes (queues, names, ranks), and for each job the index of its lane, from 1."""
     lanes: dict[tuple[str, str, int], int] = {}
     places = [
         lanes.setdefault((job.queue, job.name, 9 - job.priority), len(lanes) + 1) for job in jobs
@@ -104,7 +109,7 @@ def _encode_lanes(
 
 @reject_unstorable_text
 def encode_single(job: NewJob) -> list[Any] | None:
-    """What `enqueue_one_1` takes behind the time; None for a job that needs more than that."""
+    """Return the arguments of `enqueue_one_1` after the time; None if the job needs `enqueue_1`."""
     options = None if job.options is NO_JOB_OPTIONS else encode_options(job.options)
     if job.at is not None or job.after or job.options.unique_key is not None:
         return None
@@ -122,7 +127,7 @@ def encode_single(job: NewJob) -> list[Any] | None:
 
 
 def _encode_times(jobs: Sequence[NewJob]) -> tuple[list[int | None] | None, list[int] | None]:
-    """When each is due, and after how long; None where none says so."""
+    """Return the due times and the delays of the jobs; None in place of a list without values."""
     ats = afters = None
     if any(job.at is not None for job in jobs):
         ats = [None if job.at is None else to_micros(job.at) for job in jobs]
@@ -134,7 +139,7 @@ def _encode_times(jobs: Sequence[NewJob]) -> tuple[list[int | None] | None, list
 def _encode_unique_keys(
     jobs: Sequence[NewJob],
 ) -> tuple[list[str | None] | None, list[int | None] | None, list[bool] | None]:
-    """The unique keys, how long they are held, and whether a holder will do."""
+    """Return the unique keys, how long each is held, and whether an existing job is accepted."""
     if all(job.options.unique_key is None for job in jobs):
         return None, None, None
     keys = [job.options.unique_key and encode_text(job.options.unique_key) for job in jobs]
@@ -146,7 +151,7 @@ def _encode_unique_keys(
 
 
 def make_results(jobs: Sequence[NewJob], outcomes: str | None, holders: Any) -> list[Enqueued]:  # noqa: ANN401 - a row
-    """What became of each."""
+    """Decode the results, one per job."""
     if outcomes is None:
         return [Enqueued(job.id, "created") for job in jobs]
     return [

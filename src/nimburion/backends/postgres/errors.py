@@ -1,9 +1,8 @@
-"""What the server, the driver and the network say, in the words of the contract.
+"""Map errors of the server, the driver and the network to the errors of nimburion.
 
-A server's error carries a code of five characters, SQLSTATE; its first two are the class. As each
-of our calls is one transaction, an error that the server answers with means that nothing was
-written, but for those where it ended the connection: that can happen between the commit and the
-answer.
+A server error carries SQLSTATE, a code of five characters; the first two are its class. Each call
+of the backend is one transaction, so an error reply means that nothing was written. The exception
+is an error that ends the connection: it can occur between the commit and the reply.
 """
 
 from __future__ import annotations
@@ -37,11 +36,14 @@ DRIVER_ERRORS = (
     asyncpg.InternalClientError,
     OSError,
 )
-"""What may come out of a connection: catch these, and raise `map_error` them. `TimeoutError` and
-errors of TLS are among them, as they are `OSError`s."""
+"""The exceptions that a connection can raise. Catch these, and raise the result of `map_error`.
+They include `TimeoutError` and TLS errors, which are subclasses of `OSError`.
+"""
 
 _CONNECTION_ENDED_CODES = frozenset({"57P01", "57P02", "57P04", "40003"})
-"""The server ended the connection, also with class 08: nobody knows whether it was applied."""
+"""Codes with which the server ends the connection, besides class 08. It is unknown whether the call
+was applied.
+"""
 _RETRY_CODES = frozenset({"40001", "40P01"})
 _OTHER_SERVER_CODES = frozenset({"25006", "57P03"})
 
@@ -61,35 +63,36 @@ _TRANSIENT_CODES: Mapping[str, str] = MappingProxyType(
         "58030": "it could not read or write its files; see its log",
     }
 )
-"""Codes that say: later. Nothing was written."""
+"""Codes that mean: try later. Nothing was written."""
 
 _OUT_OF_STEP = frozenset({"42P05", "26000", "34000", "24000", "25000", "25001", "25P01", "25P02"})
-"""The session holds a statement, a cursor or a transaction that we know nothing of, or lacks one
-that we count on. Nothing was written, and every later call would hear the same."""
+"""The session and this process disagree about its statements, cursors or transactions. Nothing was
+written, and every later call on this connection would fail in the same way.
+"""
 _KEEPS = frozenset({"NB001", "P0001", *_TRANSIENT_CODES}) - _OTHER_SERVER_CODES
-"""Codes after which the connection works as before, as after those that have words of their own."""
+"""Codes that leave the connection usable, besides the codes with an error of their own."""
 
 _TLS_HINT = "; if it lets in only who comes by TLS, add sslmode=require to the URL"
 _DATA_ERROR_CLASSES = frozenset({"22", "23", "54"})
 
 
 def get_error_code(error: BaseException) -> str:
-    """SQLSTATE; empty for what no server said."""
+    """Return SQLSTATE; empty if the error does not come from the server."""
     if isinstance(error, asyncpg.PostgresError):
         return error.sqlstate or "XX000"
     return ""
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same call may succeed at once: a deadlock or a failed serialization."""
+    """Whether the same call may succeed at once: after a deadlock or a serialization failure."""
     return get_error_code(error) in _RETRY_CODES
 
 
 def breaks_connection(error: BaseException) -> bool:
-    """Whether the connection is of no use any more, or leads to a server that is of none.
+    """Whether the connection is unusable, or leads to a server that is not suitable.
 
-    So it is after any answer that is not known to leave it as it was: to connect anew costs little,
-    and what is wrong with a session stays wrong for as long as the session lives.
+    Every error that is not known to leave the connection intact counts as breaking it. A new
+    connection costs little, and a damaged session stays damaged until it ends.
     """
     code = get_error_code(error)
     if not code:
@@ -99,10 +102,11 @@ def breaks_connection(error: BaseException) -> bool:
 
 
 def map_error(error: Exception, where: str, *, sent: bool) -> NimburionError:
-    """The error of the contract that says the same.
+    """Return the nimburion error for a driver, network or server error.
 
-    `where` names the backend, as `Address.describe` does. `sent`: at least a part of the request
-    had left, so that without an answer nobody knows whether it was applied.
+    `where` names the backend, as `PostgresSettings.describe` does. `sent` means that at least a
+    part of the request was sent. Without a reply, it is then unknown whether the request was
+    applied.
     """
     code = get_error_code(error)
     if code:
@@ -113,7 +117,9 @@ def map_error(error: Exception, where: str, *, sent: bool) -> NimburionError:
 
 
 def is_cut_short(error: BaseException) -> bool:
-    """Whether a connection ended while the driver was reading; its words are then about itself."""
+    """Whether the connection ended while the driver was reading. The driver's message then
+    describes only its own state.
+    """
     text = str(error)
     return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError) and (
         "cannot switch to" in text or "another operation" in text
@@ -124,11 +130,11 @@ def _get_severity(error: BaseException) -> str:
     return getattr(error, "severity_en", None) or getattr(error, "severity", None) or ""
 
 
-# --- the server answered --------------------------------------------------------------------------
+# --- errors that the server returned --------------------------------------------------------------
 
 
 def map_server_error(code: str, error: Exception, where: str, *, sent: bool) -> NimburionError:
-    """What a code of the server's means, whichever driver brings it."""
+    """Map a SQLSTATE code to an error of nimburion, for any driver."""
     text = _format_message(error)
     if code in _ERRORS_BY_CODE:
         return _ERRORS_BY_CODE[code](where, text)
@@ -149,7 +155,9 @@ def map_server_error(code: str, error: Exception, where: str, *, sent: bool) -> 
 
 
 def _format_message(error: Exception) -> str:
-    """What the server said, in one line. Without its detail, which may show what the job holds."""
+    """Format the server's message on one line. The detail is omitted, because it may show data of
+    the job.
+    """
     parts = (
         getattr(error, "message", None) or str(error),
         getattr(error, "note_possible_work", None),
@@ -204,7 +212,7 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
 )
 
 
-# --- nobody answered ------------------------------------------------------------------------------
+# --- no reply -------------------------------------------------------------------------------------
 
 
 def _map_lost_reply(error: Exception, where: str, *, sent: bool) -> NimburionError:

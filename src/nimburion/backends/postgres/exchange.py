@@ -1,4 +1,4 @@
-"""The exchange: what `exchange_1` is asked, and what it answers."""
+"""The exchange: encode the arguments and decode the rows of `exchange_1`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,18 @@ from nimburion.core.settlement import (
 )
 
 NOT_ALL_LEASED = "NB001"
-"""The code of the server's answer when completions were asked for at once and not all are held."""
+"""SQLSTATE of the error for a batch of completions when the session does not hold all their leases.
+"""
 _RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _DONE = Settled.DONE
 _MAX_WAITING_LANES = 64
-"""Lanes a reply names at most."""
+"""The largest number of waiting lanes in a reply."""
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
 
 _delivery_order = itemgetter(0, 2, 1)
-"""In the reply; what came out of one lane has one place, and stands there by due time and seq."""
+"""The order of jobs in a reply. All jobs of a lane have the same place, and are sorted there by due
+time and seq.
+"""
 
 
 def _get_seq(one: Settlement) -> int:
@@ -48,7 +51,7 @@ def _get_seq(one: Settlement) -> int:
 
 
 SettlementDetails = tuple[bytes | None, int | None, str | None, float | None]
-"""Result or error, delay, reason or message, fraction."""
+"""Result or error, delay, reason or message, progress fraction."""
 
 
 @reject_unstorable_text
@@ -60,8 +63,8 @@ def encode_arguments(
     *,
     one_by_one: bool = False,
 ) -> list[Any]:
-    """What the function takes behind the time, in its order, but for the floors. `one_by_one`: not
-    all of what is completed is held, says the server.
+    """Return the arguments of the function after the time, in order, without the low-water marks.
+    Set `one_by_one` after the server replied that the session does not hold all completed jobs.
 
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
@@ -76,7 +79,9 @@ def encode_arguments(
 
 
 def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
-    """Settlements as arrays; without letters, and by seq, where each completes another job."""
+    """Encode settlements as arrays. If each completes a different job, the letters are omitted and
+    the order is by seq.
+    """
     if not settlements:
         return _NO_SETTLEMENTS
     plain = not one_by_one and all(type(one) is Completed for one in settlements)
@@ -102,7 +107,7 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
 
 
 def _encode_settlement(one: Settlement) -> tuple[str, SettlementDetails]:
-    """The letter of a settlement, and what it brings besides its lease."""
+    """Return the letter of a settlement and its data other than the lease."""
     match one:
         case Completed():
             return "c", (one.result, None, None, None)
@@ -120,7 +125,7 @@ def _encode_settlement(one: Settlement) -> tuple[str, SettlementDetails]:
 
 
 def encode_request(request: ReserveRequest) -> list[Any]:
-    """A request as arrays."""
+    """Encode a reserve request as arrays."""
     lanes = list(dict.fromkeys(request.lanes))
     terms = [request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in lanes]
     return [
@@ -136,11 +141,11 @@ def encode_request(request: ReserveRequest) -> list[Any]:
 
 
 def decode_reply(rows: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:
-    """The answer in the words of the contract.
+    """Decode the rows of the function.
 
     Raises:
         SessionLost: the session is not alive.
-        OutOfOrder: another number is due.
+        OutOfOrder: the backend expects another number.
     """
     said = rows[-1]
     kind = said["kind"]
@@ -159,7 +164,7 @@ def decode_reply(rows: list[Any], session_id: str, number: int, request: Reserve
 
 
 def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: ANN401 - a row
-    """What was handed out, in rank order."""
+    """Return the reserved jobs in rank order."""
     if len(rows) == 1:
         return []
     nonce = status["id"]
@@ -192,5 +197,5 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
 
 
 def get_queues_to_notify(status: Any) -> list[str]:  # noqa: ANN401 - a row
-    """The queues that an exchange rings."""
+    """Return the queues to notify after an exchange."""
     return status["rung"] or []

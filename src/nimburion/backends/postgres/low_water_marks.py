@@ -1,8 +1,8 @@
-"""Where a claim may begin to read: due times before which nothing stands in a lane any more.
+"""Low-water marks: due times before which a lane has no jobs, so that a claim can start there.
 
-An index keeps the entries of deleted rows until no snapshot needs them; a claim that begins at the
-front of a lane walks over all of them. So each worker remembers how far its lanes are empty. What
-makes that sure, also beside transactions that have not committed yet, is in decision 0004.
+An index keeps the entries of deleted rows until no snapshot needs them. A claim that starts at the
+front of a lane reads all of these entries. Therefore each worker remembers up to which due time its
+lanes are empty. Decision 0004 explains why this is safe with concurrent, uncommitted transactions.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 from nimburion.backends.postgres.encoding import MIN_INT8
 
 _FULL_SCAN_INTERVAL = 60.0
-"""Seconds after which all is read from the front once: a net, should a server's clock step back."""
+"""Seconds between full scans from the front. They find jobs that the marks hide after the server's
+clock steps back.
+"""
 
 
 class LowWaterMarks:
-    """What one worker's connection knows of its lanes. A new connection begins anew."""
+    """The low-water marks of one worker's connection. A new connection starts without marks."""
 
     __slots__ = (
         "_candidates",
@@ -37,15 +39,18 @@ class LowWaterMarks:
 
     def _reset(self) -> None:
         self._marks: dict[int | None, int] = {}
-        """By lane; None: among what is scheduled."""
+        """The mark of each lane; the key None holds the mark of the scheduled jobs."""
         self._candidates: dict[int | None, int] = {}
-        """Floors that hold once all transactions before `_after` are over: those that may have read
-        an earlier clock."""
+        """Marks that become valid when all transactions before `_valid_after` have ended. Those
+        transactions may have read an earlier clock.
+        """
         self._valid_after: int | None = None
         self._now = MIN_INT8
 
     def make_arguments(self, connection: object) -> tuple[list[int], list[int], int]:
-        """Lanes and, side by side, their floors; and the floor of what is scheduled."""
+        """Return the lanes, their low-water marks in the same order, and the mark of the scheduled
+        jobs.
+        """
         if (
             connection is not self._connection
             or self._time() > self._last_full_scan + _FULL_SCAN_INTERVAL
@@ -56,7 +61,7 @@ class LowWaterMarks:
         return lanes, [self._marks[lane] for lane in lanes], self._marks.get(None, MIN_INT8)
 
     def learn(self, status: Any) -> None:  # noqa: ANN401 - a row
-        """Learn from the answer of an exchange."""
+        """Update the marks from the status row of an exchange."""
         now, next_due = status["seq"], status["due"]
         if now < self._now:
             self._reset()

@@ -1,4 +1,4 @@
-"""Tables and functions of the backend: which format is there, what is missing, and making it."""
+"""Migrations: compare the installed tables and functions with this version, and update them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from nimburion.core.errors import BackendUnavailable, ConfigurationError, Format
 
 PACKAGE = "nimburion.backends.postgres"
 LOCK_TIMEOUT = 60.0
-"""Seconds for which a table that others hold is waited for, in all."""
+"""Seconds to wait, in total, for tables that other transactions have locked."""
 _LOCK_TIMEOUT_PER_TRY = "2s"
-"""How long one try waits for a lock: whoever comes later stands behind us all that time."""
+"""The wait for a lock in one attempt. During this time all later lock requests queue up behind it.
+"""
 _PAUSE = 1.0
-"""Seconds between two tries, in which those who stood behind us go on."""
+"""Seconds between two attempts, in which the queued transactions can proceed."""
 _META_QUERY = "SELECT format, oldest, functions, identity FROM {}"
 _TABLE_EXISTS = """SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2)"""
-"""Reads the rows: `to_regclass` may not see yet what was made while we waited for our turn."""
+"""Reads the catalog rows. `to_regclass` may not yet see tables that another process created while
+this one waited for the advisory lock.
+"""
 _LOCK_CODES = frozenset({"55P03", "40P01", "40001"})
 _NAME_TAKEN_CODES = frozenset({"42P07", "42710", "42723"})
-"""A table, a type or a function of that name is there."""
+"""Codes for a table, type or function whose name exists already."""
 _CREATED = re.compile(r"^CREATE (?:TABLE|VIEW|SEQUENCE) (nb\.\w+)", re.MULTILINE)
 
 Migration = tuple[int, str, str]
@@ -40,25 +43,25 @@ Migration = tuple[int, str, str]
 
 
 class InstalledFormat(msgspec.Struct, frozen=True):
-    """What is there."""
+    """The format that is installed in the database."""
 
     format: int
-    """0: nothing yet."""
+    """The number of the format; 0: nothing is installed."""
     oldest: int = 0
     functions: str = ""
     identity: str = ""
-    """Random: tells this backend from others, also from copies of none."""
+    """A random value that distinguishes this backend from others."""
 
 
 NOT_INSTALLED = InstalledFormat(0)
 
 
 class CurrentFormat(msgspec.Struct, frozen=True):
-    """What this version of nimburion brings."""
+    """The format that this version of nimburion contains."""
 
     migrations: Sequence[Migration]
     functions: Sequence[tuple[str, str]]
-    """Name and text, in the order in which they are made."""
+    """Name and text of each function, in the order of creation."""
 
     @property
     def format(self) -> int:
@@ -67,13 +70,13 @@ class CurrentFormat(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Tells these functions from those of other versions."""
+        """A hash that distinguishes these functions from those of other versions."""
         texts = "\0".join(text for _, text in self.functions)
         return hashlib.blake2b(texts.encode(), digest_size=16).hexdigest()
 
 
 def load_current_format() -> CurrentFormat:
-    """What the files beside this one say."""
+    """Load the migrations and functions from the SQL files of this package."""
     functions = Statements(f"{PACKAGE}.functions")
     return CurrentFormat(
         migrations_of(PACKAGE, "migrations"),
@@ -84,12 +87,13 @@ def load_current_format() -> CurrentFormat:
 async def ensure_format(
     connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat
 ) -> InstalledFormat:
-    """What a backend that opens needs: the tables of an empty database are made, an old format is
-    left to `nimburion migrate up`.
+    """Prepare the format for a backend that opens. In an empty database, create the tables. An old
+    format is not changed; `nimburion migrate up` does that.
 
     Raises:
-        FormatMismatch: older, or newer than this nimburion can work with; the command to run.
-        ConfigurationError: nothing is there, and this role may make nothing.
+        FormatMismatch: the format is too old, or too new for this nimburion. The message names
+            the command to run.
+        ConfigurationError: nothing is installed, and this role may not create tables.
     """
     found = await read_installed_format(connection, settings)
     if found.format == 0:
@@ -102,7 +106,7 @@ async def ensure_format(
 async def read_installed_format(
     connection: PostgresConnection, settings: PostgresSettings
 ) -> InstalledFormat:
-    """What is there, without changing anything."""
+    """Read the installed format. Changes nothing."""
     if not await connection.fetch_value(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
         return NOT_INSTALLED
     return _decode_installed_format(
@@ -118,7 +122,7 @@ def _decode_installed_format(rows: Sequence[Any]) -> InstalledFormat:
 def check_format(
     installed: InstalledFormat, settings: PostgresSettings, current: CurrentFormat
 ) -> None:
-    """Raise unless this nimburion can work there."""
+    """Raise `FormatMismatch` unless this nimburion can work with the installed format."""
     where = settings.describe()
     if installed.format < current.format:
         raise FormatMismatch(
@@ -132,7 +136,7 @@ def check_format(
 def reject_newer(
     installed: InstalledFormat, settings: PostgresSettings, current: CurrentFormat
 ) -> None:
-    """Raise for a format that this nimburion does not know and that does not know it either."""
+    """Raise `FormatMismatch` for a newer format that does not support this nimburion."""
     if installed.format > current.format and installed.oldest > current.format:
         raise FormatMismatch(
             f"{settings.describe()} has format {installed.format}, this nimburion knows formats up "
@@ -145,7 +149,7 @@ def reject_newer(
 def plan_migrations(
     installed: InstalledFormat, settings: PostgresSettings, current: CurrentFormat
 ) -> list[str]:
-    """What `migrate` would do, in words.
+    """Return descriptions of what `migrate` would do.
 
     Raises:
         FormatMismatch: the format is newer than this nimburion.
@@ -163,7 +167,9 @@ def plan_migrations(
 
 
 def find_missing(installed: InstalledFormat, current: CurrentFormat) -> list[Migration]:
-    """The migrations that did not run yet; number 0 is the table that says so itself."""
+    """Return the migrations that have not run. Migration 0 creates the table that records the
+    format.
+    """
     least = -1 if installed == NOT_INSTALLED else installed.format
     return [one for one in current.migrations if one[0] > least]
 
@@ -175,14 +181,15 @@ async def run_migrations(
     *,
     timeout: float = LOCK_TIMEOUT,
 ) -> list[str]:
-    """Bring tables and functions to the newest format; what was done, in words.
+    """Update tables and functions to the newest format; return descriptions of the changes.
 
-    All in one transaction, one process at a time. A table that others hold is asked for two
-    seconds at a time, so that a busy store stands still for no longer; tried again until it is had.
+    All changes are one transaction, and one process runs at a time. Each attempt waits two seconds
+    for locked tables, so that a busy backend does not stall for longer. Attempts repeat until the
+    locks are acquired.
 
     Raises:
-        BackendUnavailable: not had within `long poll` seconds; nothing was changed.
-        ConfigurationError: this role may not.
+        BackendUnavailable: the locks were not acquired within the timeout; nothing was changed.
+        ConfigurationError: this role lacks a permission.
     """
     await connection.connect()
     tries = max(1, round(timeout / (2 + _PAUSE)))
@@ -203,7 +210,7 @@ async def run_migrations(
 
 
 def map_migration_error(error: Exception, settings: PostgresSettings) -> Exception:
-    """Why it did not work: as a rule, a right that lacks."""
+    """Map an error of a migration; the usual cause is a missing permission."""
     if get_error_code(error) in _NAME_TAKEN_CODES:
         return ConfigurationError(
             f"{settings.describe()}: a name that the backend needs is taken there by something "
@@ -221,7 +228,9 @@ def map_migration_error(error: Exception, settings: PostgresSettings) -> Excepti
 async def _migrate_once(
     connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat
 ) -> list[str]:
-    """Look again under the lock: somebody else may have been faster."""
+    """Read the format again under the lock, because another process may have migrated, then
+    migrate.
+    """
     async with connection.driver.transaction(isolation="read_committed"):
         await connection.driver.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_PER_TRY}'")
         await connection.driver.execute(
@@ -244,7 +253,9 @@ async def _read_installed_format(driver: Driver, settings: PostgresSettings) -> 
 
 
 async def _create_schema(driver: Driver, settings: PostgresSettings) -> None:
-    """Only where it is not there: making it needs a right on the database, even to find it."""
+    """Create the schema if it does not exist. `CREATE SCHEMA` needs a permission on the database,
+    even if the schema exists.
+    """
     asked = "SELECT 1 FROM pg_namespace WHERE nspname = $1"
     if await driver.fetchval(asked, settings.schema) is None:
         await driver.execute(f'CREATE SCHEMA "{settings.schema}"')
@@ -253,7 +264,7 @@ async def _create_schema(driver: Driver, settings: PostgresSettings) -> None:
 def make_script(
     installed: InstalledFormat, settings: PostgresSettings, current: CurrentFormat
 ) -> str:
-    """All statements, as one text to run in one transaction."""
+    """Return all statements as one text, to run in one transaction."""
     texts = [text for _, _, text in find_missing(installed, current)]
     texts.append("SET LOCAL check_function_bodies = off;")
     texts += [text for _, text in current.functions]
@@ -265,7 +276,7 @@ def make_script(
 
 
 def compute_lock_number(settings: PostgresSettings) -> int:
-    """The number of the advisory lock of this backend."""
+    """Return the number of this backend's advisory lock."""
     text = f"nimburion {settings.schema}.{settings.prefix}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
@@ -274,10 +285,11 @@ def compute_lock_number(settings: PostgresSettings) -> int:
 async def grant_role(
     connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat, role: str
 ) -> list[str]:
-    """Let another role do all that a worker does, and no more; what was done, in words.
+    """Grant another role the permissions of a worker, and no more. Return descriptions of the
+    changes.
 
     Raises:
-        ConfigurationError: there is no such role, or ours may not grant.
+        ConfigurationError: there is no such role, or this role may not grant permissions.
     """
     quoted = '"' + role.replace('"', '""') + '"'
     tables = ", ".join(list_created_tables(current))
@@ -296,6 +308,6 @@ async def grant_role(
 
 
 def list_created_tables(current: CurrentFormat) -> list[str]:
-    """Every table and view of ours, as `nb.NAME`."""
+    """Return every table and view of the backend, as `nb.NAME`."""
     texts = "\n".join(text for _, _, text in current.migrations)
     return sorted(set(_CREATED.findall(texts)))

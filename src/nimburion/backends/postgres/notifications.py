@@ -1,8 +1,8 @@
-"""Hints: which queues ring, told to other processes by NOTIFY and heard by LISTEN.
+"""Notifications: NOTIFY and LISTEN tell other processes which queues have new work.
 
-A NOTIFY takes a lock that all notifying commits of a server share, and holds it until its commit is
-flushed. So a process tells of a queue at most once each 5 ms: with the transaction that makes the
-work when it was quiet before, else in one of its own.
+A NOTIFY takes a lock that all notifying commits of a server share. It holds the lock until its
+commit is flushed. Therefore a process notifies at most once per 5 ms. If it was quiet before, it
+notifies in the transaction that stores the jobs, else in a separate transaction.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MIN_INTERVAL = 0.005
 _LISTEN_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PING_AFTER = 15.0
-"""Seconds after which the listening connection is asked whether it is there."""
+"""Seconds after which the listening connection is checked."""
 _MAX_PAYLOAD_BYTES = 7_000
-"""Bytes of names that one NOTIFY carries."""
+"""The largest total size, in bytes, of the queue names in one NOTIFY."""
 _NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 def make_channel_name(settings: PostgresSettings) -> str:
-    """What the processes of one backend tell each other on.
+    """Return the name of the NOTIFY channel that all processes of a backend share.
 
     >>> make_channel_name(Address(schema="jobs", prefix="a_"))
     'jobs.a_ring'
@@ -42,8 +42,9 @@ def make_channel_name(settings: PostgresSettings) -> str:
 
 
 class PostgresNotifier:
-    """The rings that one handle makes and hears. Belongs to one event loop; listens from the first
-    `wait`."""
+    """Sends and receives the notifications of one handle. Belongs to one event loop; listens from
+    the first `wait`.
+    """
 
     def __init__(self, listener: PostgresConnection, pool: ConnectionPool) -> None:
         self._listener = listener
@@ -53,18 +54,19 @@ class PostgresNotifier:
         self._waiters = Waiters()
         self._unsent: set[str] = set()
         self._last_inline = -_MIN_INTERVAL
-        """When a call was let ring in its own transaction last."""
+        """The time at which a call last notified in its own transaction."""
         self._send_task: asyncio.Task[None] | None = None
         self._listen_task: asyncio.Task[None] | None = None
         self._is_connected = asyncio.Event()
         self._given_up = False
         self._has_warned = False
 
-    # --- ringing ---
+    # --- sending ---
 
     def take_inline_payload(self, queues: Collection[str]) -> str | None:
-        """What a call may notify in the transaction that makes the work, which saves a trip; None
-        while others are told so often anyway."""
+        """Return the payload that a call may send in its own transaction, which saves a round trip.
+        Return None if this process has notified within the last 5 ms.
+        """
         now = asyncio.get_running_loop().time()
         if self._send_task is not None or now < self._last_inline + _MIN_INTERVAL:
             return None
@@ -72,7 +74,7 @@ class PostgresNotifier:
         return self._make_payload(queues)
 
     def notify(self, queues: Collection[str], *, already_sent: bool = False) -> None:
-        """Wake who waits for one of these here, and tell the others soon, unless they were told."""
+        """Wake waiters of this handle. Notify other processes soon, unless `already_sent`."""
         if not queues:
             return
         self._waiters.notify(queues)
@@ -98,13 +100,14 @@ class PostgresNotifier:
         finally:
             self._send_task = None
 
-    # --- hearing ---
+    # --- receiving ---
 
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
     ) -> None:
-        """Return when one of the queues rings, has rung since the last wait, or after `timeout`
-        seconds as `sleep` has them."""
+        """Return when one of the queues is notified, or was notified since the last wait. Return at
+        the latest after `timeout` seconds, measured by `sleep`.
+        """
         await self._ensure_listening(min(timeout, _LISTEN_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
@@ -112,7 +115,7 @@ class PostgresNotifier:
             await wait_until(notified, sleep(timeout))
 
     async def _ensure_listening(self, timeout: float) -> None:
-        """Be listening, or give up after so many seconds: the poll behind the hints goes on."""
+        """Wait up to `timeout` seconds until the handle listens. Polling works without it."""
         if self._listen_task is None and not self._given_up:
             self._listen_task = asyncio.create_task(
                 self._listen_forever(), name="nimburion-postgres-bell"
@@ -122,7 +125,9 @@ class PostgresNotifier:
                 await asyncio.wait_for(self._is_connected.wait(), timeout)
 
     async def _listen_forever(self) -> None:
-        """Listen, again after each failure. What rang meanwhile was missed: everybody looks."""
+        """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
+        connection wakes all waiters.
+        """
         pause = _FIRST_PAUSE
         while not self._given_up:
             try:
@@ -139,7 +144,7 @@ class PostgresNotifier:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _warn_once(self, error: Exception) -> None:
-        """Once, until they are heard again: it may last."""
+        """Log a warning once until notifications work again, because the cause may last."""
         if not self._has_warned:
             self._has_warned = True
             _log.warning("queues are not heard to ring (%s); workers look by themselves", error)
@@ -179,7 +184,7 @@ class PostgresNotifier:
             self._waiters.notify(queues)
 
     async def close(self) -> None:
-        """Tell what is untold, and stop listening."""
+        """Send the pending notifications, and stop listening."""
         if self._send_task is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._send_task), 1.0)
