@@ -151,7 +151,7 @@ def clean_text(text: str, limit: int) -> str:
 
 
 _QUALNAME = vars(type)["__qualname__"]
-"""Reads the name of a class without the attributes of its metaclass."""
+"""The descriptor that reads a class name without the attributes of its metaclass."""
 
 
 def _type_name(raised: BaseException) -> str:
