@@ -281,7 +281,7 @@ class MemoryState:
         return None
 
     def pop_lane(self, lane: tuple[str, str]) -> JobEntry:
-        """Remove and return the first job of a lane. Call `peek_lane` first: it drops old entries."""
+        """Remove and return the first job of a lane. Call only after `peek_lane` found one."""
         _, entry = heappop(self.lanes[lane])
         entry.position = None
         return entry

@@ -1,4 +1,4 @@
-"""The SQLite backend: the embedded default. One file, no server, durable."""
+"""The SQLite backend, the default: it stores jobs durably in one file and needs no server."""
 
 from nimburion.backends.sqlite.backend import SQLiteBackend
 

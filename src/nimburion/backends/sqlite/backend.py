@@ -1,4 +1,4 @@
-"""The SQLite backend: one file, no server, several processes of one host at once."""
+"""`SQLiteBackend`: one file, no server, shared by the processes of one host."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ CAPABILITIES = Capabilities(
 class SQLiteBackend:
     """A backend in one SQLite file.
 
-    What a caller asks for (enqueue, cancel, replay, …) is on the disk when the call returns; what
-    workers note (exchanges, beats) survives the death of every process, and after a power cut may
-    run a job again, never lose one.
+    Operations of callers (enqueue, cancel, replay, …) are on the disk when the call returns.
+    Operations of workers (exchanges, heartbeats) survive a crash of every process. A power cut can
+    undo the last of them: then a job may run again, but no job is lost.
 
     Args:
-        path: the file; made when it is not there. Its folder must exist, on a local disk.
+        path: the file; created if it does not exist. Its folder must exist, on a local disk.
         clock: wall time for due times, boot time for sessions.
-        random: jitter of waits for the lock.
-        entropy: names the socket of this handle.
-        mounts: the table of mounted file systems, to refuse those of a network.
-        measure: the bytes that are free on the disk of a folder.
+        random: jitter for retries of the write lock.
+        entropy: random bytes for the socket name of this handle.
+        mounts: the table of mounted file systems; a network file system is rejected.
+        measure: returns the free bytes on the disk of a folder.
 
     >>> SQLiteBackend("jobs.db").capabilities.durable
     True
@@ -102,28 +102,34 @@ class SQLiteBackend:
         self._open_lock = asyncio.Lock()
         self._migrations_done: list[str] = []
         self.files: OpenFiles | None = None
-        """What this handle has open; None while it is closed."""
+        """The open files of this handle; None while it is closed."""
         self._origin: SQLiteBackend | None = None
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> SQLiteBackend:
-        """The backend that `sqlite:///jobs.db` or `sqlite:////srv/jobs.db` names."""
+        """Return the backend for a URL, like `sqlite:///jobs.db` or `sqlite:////srv/jobs.db`.
+
+        Raises `ConfigurationError` if the URL names no file.
+        """
         return cls(parse_url(url), **options)  # type: ignore[arg-type]
 
-    # --- coming and going ---
+    # --- lifecycle ---
 
     @property
     def capabilities(self) -> Capabilities:
-        """Durable, wakes other processes, stores a whole call in one step."""
+        """The capabilities: durable, shared, notifications, callers' transactions, atomic calls."""
         return CAPABILITIES
 
     def describe(self) -> str:
-        """Name the backend."""
+        """Return a name of the backend for people."""
         return f"SQLite {self.path.absolute()}"
 
     def new_handle(self) -> SQLiteBackend:
-        """Another handle on the same file, not open yet. While this one is open, the other opens
-        no file that has taken its place."""
+        """Return another handle on the same file, not open yet.
+
+        While this handle is open, opening the other raises `BackendReplaced` if the file was
+        deleted or replaced.
+        """
         sibling = SQLiteBackend(
             self.path,
             clock=self._clock,
@@ -136,7 +142,7 @@ class SQLiteBackend:
         return sibling
 
     async def open(self) -> None:
-        """Make or open the file, and bring it to this version's format. Repeatable."""
+        """Create or open the file and migrate it to the format of this version. Idempotent."""
         async with self._open_lock:
             self._abandon_closed_loop()
             if self._writer is not None and self._pid == os.getpid():
@@ -208,7 +214,7 @@ class SQLiteBackend:
         return Database(connection, sql, self._clock, boot)
 
     def _abandon_closed_loop(self) -> None:
-        """A loop that ended without `close` left threads behind that have nobody to answer."""
+        """Stop the threads if their event loop was closed without `close` having been called."""
         writer, reader = self._writer, self._reader
         if writer is None or reader is None or self._pid != os.getpid() or not writer.is_orphaned:
             return
@@ -219,7 +225,7 @@ class SQLiteBackend:
             self._listener.discard()
 
     async def close(self) -> None:
-        """Answer what was asked, and let go of the file. Repeatable."""
+        """Finish the calls already made, then close the file. Idempotent."""
         async with self._open_lock:
             self._abandon_closed_loop()
             writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
@@ -236,20 +242,22 @@ class SQLiteBackend:
             self.files = None
 
     async def exists(self) -> bool:
-        """Whether there is something of this name where the file should be."""
+        """See `Backend.exists`. True also if this user may not look at the path."""
         return await asyncio.to_thread(file_exists, self.path)
 
     async def now(self) -> float:
-        """See `Backend.now`: the clock of this host."""
+        """See `Backend.now`. Reads the clock of this host."""
         return await self._read(lambda db: db.now / MICRO)
 
     async def ping(self) -> None:
-        """Return when the file can be read."""
+        """Read from the file once; raises an error if it cannot be read."""
         await self._read(lambda db: db.fetch_value("next_due"))
 
     async def check(self) -> list[CheckResult]:
-        """See `Backend.check`. Takes the write lock once, to see that it is to be had; writes
-        nothing. Checks the file for damage, for a few seconds at most."""
+        """See `Backend.check`. Looks for damage in the file for 5 seconds at most.
+
+        Takes the write lock once, to measure how long that takes, but writes nothing.
+        """
         return [
             *await self._read(lambda db: checks.run_checks(db, self.path, self._mounts)),
             await checks.check_read_latency(self.ping, self._clock),
@@ -260,11 +268,11 @@ class SQLiteBackend:
         await self._write(lambda _: None, durable=False)
 
     async def plan(self) -> list[str]:
-        """What opening would do to the file."""
+        """Return the migrations that opening the file would run."""
         return await asyncio.to_thread(opening.plan_migrations, self.path)
 
     async def migrate(self) -> list[str]:
-        """What the opening did to bring the file to this version's format."""
+        """Open the backend and return the migrations that opening ran."""
         await self.open()
         return list(self._migrations_done)
 
@@ -292,10 +300,10 @@ class SQLiteBackend:
             return NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
         return NotOpen(f"{self.describe()} is not open; call open() first")
 
-    # --- the way in ---
+    # --- enqueue and cancel ---
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `Backend.enqueue`. The whole call is one step."""
+        """See `Backend.enqueue`. The whole call is atomic."""
         if not jobs:
             return []
         return await self._write(lambda db: enqueueing.enqueue_jobs(db, jobs))
@@ -311,8 +319,10 @@ class SQLiteBackend:
         return await self._get_caller_transactions().enqueue_in(connection, jobs)
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """See `nimburion.core.backend.Transactional`. One of the backend's own gives a
-        `sqlite3.Connection`."""
+        """See `nimburion.core.backend.Transactional`.
+
+        Without a caller's connection, the transaction provides a `sqlite3.Connection`.
+        """
         return make_transaction(self._get_caller_transactions(), connection, self._clock)
 
     # --- workers ---
@@ -363,12 +373,12 @@ class SQLiteBackend:
         return Promoted(count, None if due is None else due / MICRO)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        """See `Backend.wait`. Other processes ring too."""
+        """See `Backend.wait`. Notifications of other processes end the wait too."""
         if self._listener is None or self._writer is None or self._pid != os.getpid():
             raise self._make_not_open_error()
         await self._listener.wait(queues, timeout, self._clock.sleep)
 
-    # --- operators ---
+    # --- operators and maintenance ---
 
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """See `Backend.replay`."""
@@ -386,7 +396,7 @@ class SQLiteBackend:
         """See `Backend.prune`."""
         return await self._write(lambda db: operations.prune(db, keep, limit), durable=False)
 
-    # --- reading ---
+    # --- queries ---
 
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""

@@ -1,4 +1,7 @@
-"""What an operator should know of the file: place, room, durability, speed. Changes nothing."""
+"""Health checks of the file: location, free space, durability, damage, latency.
+
+They change nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,28 +27,32 @@ from nimburion.core.errors import BackendError
 _MIB, _GIB = 1 << 20, 1 << 30
 _PAGE = 4096
 _CHECKPOINT_BYTES = CHECKPOINT_PAGES * _PAGE
-"""Bytes at which the writer itself empties the write-ahead log."""
+"""Size of the write-ahead log, in bytes, at which the writer runs a checkpoint itself."""
 _LONG_LOG_BYTES = 4 * _CHECKPOINT_BYTES
 _LOW_DISK_BYTES = _GIB
 _FULL_DISK_BYTES = 2 * KEPT
 _EARLIEST_CLOCK = 1_704_067_200.0
-"""2024-01-01: a clock that shows less was never set."""
+"""2024-01-01, in seconds since 1970. An earlier time means that the clock was never set."""
 _SLOW_READ = 0.02
 _SLOW_LOCK = 0.5
 _READS = 5
 _MOST_FAULTS = 5
 _CHECK_SECONDS = 5.0
 _CHECK_STEPS = 10_000
-"""Instructions of SQLite between two looks at the time: well below a millisecond."""
+"""Instructions of SQLite between two reads of the time; they take well below a millisecond."""
 _BOUNDED = (3, 42)
-"""The first SQLite whose check can be interrupted; an older one checks only a file that is small
-enough to be read in `_CHECK_SECONDS`."""
+"""The first SQLite version whose integrity check can be interrupted.
+
+With an older version, only a file that can be read in `_CHECK_SECONDS` is checked."""
 _SMALL = 512 * _MIB
 _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
 def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
-    """All that is found on the reader's thread; what a look is refused becomes its finding."""
+    """Run all checks that need only the reader thread, in a fixed order.
+
+    A check that raises an SQLite or operating system error reports it as its result.
+    """
     looks: dict[str, Callable[[], CheckResult]] = {
         "file": lambda: _check_file(db, path),
         "version": _check_version,
@@ -92,7 +99,10 @@ def _check_version() -> CheckResult:
 
 
 def has_wal_reset_fix(version: tuple[int, int, int]) -> bool:
-    """Whether this SQLite has the repair of the WAL-reset bug, which is as old as the log."""
+    """Return whether this SQLite version contains the fix of the WAL-reset bug.
+
+    The bug is as old as WAL mode. 3.51.3 fixes it, and so do the backports 3.44.6 and 3.50.7.
+    """
     repaired = ((3, 44, 6), (3, 50, 7))
     return version >= (3, 51, 3) or any(
         version[:2] == one[:2] and version >= one for one in repaired
@@ -106,7 +116,7 @@ def _check_format(db: Database) -> CheckResult:
 
 
 def check_durability(db: Database) -> CheckResult:
-    """What would be lost, and when."""
+    """Check the journal mode and describe what a crash or a power cut can lose."""
     mode = _read_pragma(db, "journal_mode")
     if mode == "wal":
         text = (
@@ -119,7 +129,7 @@ def check_durability(db: Database) -> CheckResult:
 
 
 def check_folder(path: Path, mounts: Path) -> CheckResult:
-    """Whether the file may lie here, and this user may write it."""
+    """Check that the file is on a local file system and that this user can write it."""
     kind = find_file_system(path, mounts)
     if kind in NETWORK_FILE_SYSTEMS:
         advice = "put the file on a local disk: SQLite's locks do not hold here"
@@ -133,7 +143,7 @@ def check_folder(path: Path, mounts: Path) -> CheckResult:
 
 
 def access(path: Path) -> CheckResult:
-    """Who may read and write the file."""
+    """Check that other users of the host cannot access the file."""
     mode = path.stat().st_mode & 0o777
     if not mode & 0o007:
         whom = "its owner and group" if mode & 0o070 else "its owner alone"
@@ -144,7 +154,7 @@ def access(path: Path) -> CheckResult:
 
 
 def check_disk(path: Path) -> CheckResult:
-    """How much room there is."""
+    """Check the free space on the disk of the file."""
     free = shutil.disk_usage(path.parent).free
     text = f"{format_size(free)} are free"
     if free >= _LOW_DISK_BYTES:
@@ -161,7 +171,7 @@ def check_disk(path: Path) -> CheckResult:
 
 
 def check_log(path: Path) -> CheckResult:
-    """How long the write-ahead log has grown."""
+    """Check the size of the write-ahead log."""
     try:
         length = path.with_name(f"{path.name}-wal").stat().st_size
     except FileNotFoundError:
@@ -193,7 +203,11 @@ def _check_clock(db: Database) -> CheckResult:
 
 
 def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> CheckResult:
-    """Whether the file is whole, as far as `seconds` of reading tell."""
+    """Check the file for damage, for at most `seconds`.
+
+    A file that takes longer is checked in part. SQLite before 3.42 cannot stop the check, so a file
+    over 512 MiB is then not checked.
+    """
     command = f"sqlite3 {shlex.quote(str(path.absolute()))} 'PRAGMA quick_check'"
     whole = f"to check all of it: {command}"
     if sqlite3.sqlite_version_info < _BOUNDED and path.stat().st_size > _SMALL:
@@ -221,7 +235,7 @@ def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> Chec
 
 
 async def check_read_latency(ping: Callable[[], Awaitable[None]], clock: Clock) -> CheckResult:
-    """How long a read takes, the way that a caller's does: the best of some."""
+    """Measure the latency of a read as a caller sees it: the best of 5."""
     try:
         took = min([await measure_seconds(ping, clock) for _ in range(_READS)])
     except BackendError as error:
@@ -233,7 +247,7 @@ async def check_read_latency(ping: Callable[[], Awaitable[None]], clock: Clock) 
 
 
 async def check_write_lock(take_lock: Callable[[], Awaitable[None]], clock: Clock) -> CheckResult:
-    """How long the lock that all who write share is waited for."""
+    """Measure how long a write waits for the write lock, which all writers share."""
     try:
         took = await measure_seconds(take_lock, clock)
     except BackendError as error:

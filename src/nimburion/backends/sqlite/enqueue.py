@@ -1,5 +1,8 @@
-"""The way in. Hopeful first: all ids are new, one statement stores fifty jobs. Where an id is
-kept already, or a unique key is asked for, each job is looked at before anything is stored."""
+"""Enqueue jobs. The optimistic path assumes that all ids are new: 50 jobs per statement.
+
+If an id exists already or a job has a unique key, the outcome of each job is decided before any
+job is stored.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from nimburion.backends.sqlite.connection.database import Database, to_micros
 from nimburion.core.job import NO_JOB_OPTIONS, Enqueued, NewJob
 
 _JOBS_PER_STATEMENT = 50
-"""Jobs a statement: fewer cost more steps, more cost more to prepare and bind (measured)."""
+"""Jobs per statement. Fewer jobs need more statements; more cost more to bind (measured)."""
 _COLUMNS_PER_JOB = 8
 _MORE_ROW = ",\n(" + ", ".join("?" * _COLUMNS_PER_JOB) + ")"
 _encode = msgspec.json.Encoder().encode
@@ -21,7 +24,7 @@ Columns = list[object]
 
 
 def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """Store jobs; see `Backend.enqueue`."""
+    """Store jobs atomically; see `Backend.enqueue`."""
     if any(job.options.unique_key is not None for job in jobs if job.options is not NO_JOB_OPTIONS):
         return enqueue_with_checks(db, jobs)
     try:
@@ -33,7 +36,10 @@ def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
 
 
 def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
-    """Insert jobs and put each where it waits; fails when an id is kept."""
+    """Insert jobs, and add each to its lane or to the scheduled jobs.
+
+    Raises `sqlite3.IntegrityError` if an id exists already.
+    """
     last = db.fetch_value("job_last")
     latest = db.now
     for start in range(0, len(jobs), _JOBS_PER_STATEMENT):
@@ -48,7 +54,7 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
 
 
 def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
-    """The columns of `job_add`, job after job."""
+    """Return the parameters of `job_add` for these jobs, one job after the other."""
     now = db.now
     values: Columns = []
     queue = name = None
@@ -72,14 +78,17 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
 
 
 def compute_due(job: NewJob, now: int) -> int:
-    """When a job is due, in microseconds."""
+    """Return the due time of a job, in microseconds since 1970."""
     if job.at is not None:
         return to_micros(job.at)
     return now + max(0, to_micros(job.after)) if job.after else now
 
 
 def enqueue_with_checks(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """Decide each job by what is kept and by those before it in the call."""
+    """Decide the outcome of each job from the stored jobs and the jobs before it in the call.
+
+    If any job conflicts or its unique key is taken, no job is stored and the rest are refused.
+    """
     known: dict[str, bytes] = dict(db.run("job_known", _encode([job.id for job in jobs]).decode()))
     keys: dict[tuple[str, str], str] = {}
     results = [decide_outcome(db, job, known, keys) for job in jobs]
@@ -99,7 +108,7 @@ def enqueue_with_checks(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
 def decide_outcome(
     db: Database, job: NewJob, known: dict[str, bytes], keys: dict[tuple[str, str], str]
 ) -> Enqueued:
-    """What becomes of one job; notes its id and key for the jobs behind it."""
+    """Return the outcome of one job; record its id and key for the jobs after it."""
     if job.id in known:
         same = known[job.id] == job.compute_digest()
         return Enqueued(job.id, "exists" if same else "conflict")
@@ -115,13 +124,13 @@ def decide_outcome(
 
 
 def find_key_holder(db: Database, name: str, key: str) -> str | None:
-    """The id of the job that holds a unique key now."""
+    """Return the id of the job that holds a unique key now, or None."""
     row = db.fetch_one("unique_holder", name, key, db.now)
     return None if row is None else row[0]
 
 
 def take_key(db: Database, job: NewJob) -> None:
-    """Let a stored job hold its unique key, if it has one."""
+    """Assign its unique key to a stored job; do nothing for a job without a key."""
     if job.options.unique_key is None:
         return
     span = job.options.unique_for

@@ -1,4 +1,4 @@
-"""What the driver raises, said in the words of the contract."""
+"""Map errors of the `sqlite3` driver to the errors of the contract."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 @contextmanager
 def map_errors(path: Path) -> Iterator[None]:
-    """Raise the backend's own error for each of the driver's, which stays as its cause."""
+    """Raise the contract's error in place of a driver's error, which becomes its cause."""
     try:
         yield
     except sqlite3.Error as error:
@@ -34,18 +34,18 @@ def map_errors(path: Path) -> Iterator[None]:
 
 
 def get_error_code(error: BaseException) -> int:
-    """SQLite's primary result code, 0 where the driver gives none."""
+    """Return SQLite's primary result code, or 0 if the driver gives none."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return (code or 0) & _PRIMARY_CODE_MASK
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another connection holds the lock just now."""
+    """Return whether the statement failed because another connection holds the lock."""
     return get_error_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def map_error(error: sqlite3.Error, path: Path) -> BackendError:
-    """The error of the contract that says the same."""
+    """Return the error of the contract for an error of the driver."""
     code = get_error_code(error)
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return BackendUnavailable(
@@ -73,13 +73,16 @@ def map_error(error: sqlite3.Error, path: Path) -> BackendError:
 
 
 def _cannot_grow(error: sqlite3.Error) -> bool:
-    """Whether a write was refused. SQLite says FULL for a full disk only, not for a quota."""
+    """Return whether the system refused to let a file grow.
+
+    SQLite reports FULL for a full disk only; a quota appears as an I/O error.
+    """
     found: int = getattr(error, "sqlite_errorcode", 0)
     return found in {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def _map_write_error(error: sqlite3.Error, path: Path) -> BackendError:
-    """A file that cannot be opened for writing: why, and what to do."""
+    """Return the error for a file that cannot be opened for writing, with cause and advice."""
     if os.access(path.parent.parent, os.X_OK, effective_ids=_EFFECTIVE_IDS) and not is_folder(
         path.parent
     ):

@@ -1,4 +1,4 @@
-"""The exchange: settle what is done, promote what became due, reserve what may run."""
+"""The exchange: apply settlements, promote due jobs and reserve jobs, in one transaction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Settled, Settlement
 
 MAX_PROMOTED = 10_000
-"""Jobs that one exchange promotes at most; more became due at once only after an outage."""
+"""The most jobs that one exchange promotes. More become due at once only after an outage."""
 
 _RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
 _RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
@@ -41,7 +41,7 @@ _decode_options = msgspec.json.Decoder(JobOptions).decode
 
 
 class ReservedJob(msgspec.Struct, array_like=True, gc=False):
-    """One job as `deliver` lists it."""
+    """A row of the statement `deliver`: a job without its payload."""
 
     seq: int
     id: str
@@ -63,7 +63,7 @@ _decode_reserved_jobs = msgspec.json.Decoder(list[ReservedJob]).decode
 
 
 class SessionHead(NamedTuple):
-    """What an exchange knows before it begins."""
+    """The session, limits and pauses, read in one statement before an exchange."""
 
     session: int
     last_exchange_number: int
@@ -77,7 +77,7 @@ class SessionHead(NamedTuple):
 
 
 class ExchangeResult(NamedTuple):
-    """What an exchange found; a reply once it is mapped, which happens after the commit."""
+    """The rows that an exchange read. `make_reply` turns them into a `Reply` after the commit."""
 
     results: list[Settled]
     reserved: list[Parcelled]
@@ -128,9 +128,11 @@ def hand_out(
     lanes: Lanes,
     gates: dict[str, ConcurrencyLimit],
 ) -> list[Parcelled]:
-    """Lease the first of the merge that fit one reply, and read them, in rank order.
+    """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
-    Their payloads are read first, as they seldom are too much; what is too much then stays in line.
+    Payloads are read before their sizes are known, because they rarely exceed `max_bytes`. Jobs
+    that do not fit stay in their lanes. After that, exchanges read the sizes first
+    (`Database.looks_ahead`) until everything fits again.
     """
     seqs = choose_jobs(db, want, lanes, gates) if want.total > 0 and lanes else []
     if not seqs:
@@ -152,7 +154,7 @@ def hand_out(
 
 
 def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
-    """How many of these one reply holds, from the first on: at least one."""
+    """Return how many of these jobs, from the first on, fit into one reply: at least 1."""
     sizes = [len(payload) + len(parcel.options or "") for parcel, payload, _ in parcels]
     if sum(sizes) + DELIVERY_OVERHEAD * len(sizes) <= max_bytes:
         return len(sizes)
@@ -160,13 +162,13 @@ def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
 
 
 def leave_in_line(db: Database, lanes: list[int]) -> None:
-    """Give back the places under limits that were taken for jobs of these lanes."""
+    """Decrement the concurrency limits that were incremented for jobs of these lanes."""
     for lane in lanes:
         db.run("gate_release", lane)
 
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
-    """The session and what holds for all; `SessionLost` when it is not alive."""
+    """Read the session with limits and pauses; raise `SessionLost` if it is not alive."""
     row = db.fetch_one("exchange_head", session_id)
     if row is None or row[3] is not None or row[4] is not None:
         raise SessionLost(session_id)
@@ -174,7 +176,7 @@ def read_session_head(db: Database, session_id: str) -> SessionHead:
 
 
 def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> ExchangeResult:
-    """The same answer again; what does not fit it any more goes back to the line."""
+    """Build the result of the last exchange again. Jobs that no longer fit are requeued."""
     listed, nonce = db.fetch_one("lease_repeat", head.session, head.last_exchange_number) or (
         "[]",
         None,
@@ -199,7 +201,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
 
 
 def promote_due(db: Database, head: SessionHead, *, settled: bool) -> int | None:
-    """Put what became due into the line; the earliest due time still ahead."""
+    """Promote the jobs that are due; return the earliest due time of the remaining, or None."""
     due = db.fetch_value("next_due") if settled else head.next_due
     if due is not None and due <= db.now:
         promote(db, MAX_PROMOTED)
@@ -208,14 +210,17 @@ def promote_due(db: Database, head: SessionHead, *, settled: bool) -> int | None
 
 
 def promote(db: Database, limit: int) -> int:
-    """Put up to `limit` jobs that are due into the line, earliest first; how many."""
+    """Move up to `limit` due jobs into their lanes, earliest first; return their number."""
     count = db.run("promote_copy", db.now, limit).rowcount
     db.run("promote_drop", db.now, limit)
     return count
 
 
 def promote_and_notify(db: Database, limit: int) -> tuple[int, int | None]:
-    """Promote by itself: how many, and the earliest due time still set aside."""
+    """Promote outside of an exchange and notify the queues.
+
+    Returns the number of promoted jobs and the earliest due time of the remaining, or None.
+    """
     lanes = _decode_seqs(db.fetch_value("promote_lanes", db.now, limit))
     count = promote(db, limit) if lanes else 0
     db.notify({db.get_lane(lane).queue for lane in lanes})
@@ -223,7 +228,7 @@ def promote_and_notify(db: Database, limit: int) -> tuple[int, int | None]:
 
 
 def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> Lanes:
-    """The lanes that may still be served after what was taken."""
+    """Return the lanes whose job name is below its concurrency limit."""
     if not limits:
         return lanes
     full = {name for name, gate in limits.items() if gate.in_use >= gate.limit}
@@ -231,12 +236,12 @@ def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> La
 
 
 def read_reserved_jobs(db: Database, seqs: list[int]) -> list[Parcelled]:
-    """Jobs with their payloads, in this order."""
+    """Return the jobs with their payloads, in the order of `seqs`."""
     if not seqs:
         return []
     try:
         listed, payloads = db.fetch_one("deliver", _encode(seqs).decode())  # type: ignore[misc]
-    except sqlite3.DataError:  # their payloads together are too large for one value
+    except sqlite3.DataError:  # all payloads together are too large for one value of SQLite
         if len(seqs) == 1:
             raise
         half = len(seqs) // 2
@@ -250,7 +255,7 @@ def read_reserved_jobs(db: Database, seqs: list[int]) -> list[Parcelled]:
 
 
 def make_reply(result: ExchangeResult) -> Reply:
-    """The answer in the words of the contract."""
+    """Convert the result of an exchange to a `Reply`."""
     nonce = result.nonce
     deliveries = [
         Delivery(

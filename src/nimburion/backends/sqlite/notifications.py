@@ -1,8 +1,8 @@
-"""How processes wake each other: whoever waits binds a datagram socket beside the file, whoever
-wrote something for others sends the names of the queues to each of them.
+"""Notifications between processes, over datagram sockets beside the database file.
 
-A hint and no more: a full socket is rung already, a dead one is removed, and where sockets cannot
-be bound at all the waiter's timeout is what is left.
+A process that waits binds a socket. A process that writes sends the names of the changed queues to
+every socket. Delivery is not guaranteed: a full socket already holds a notification, and the
+socket of a dead process is removed. Where no socket can be bound, waiters rely on their timeout.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
 from nimburion.core.errors import NimburionError
 
 _MAX_PATH_BYTES = 100
-"""Bytes of a socket's path; systems allow 104 to 108."""
+"""The most bytes of a socket's path. Systems allow 104 to 108."""
 _MAX_MESSAGE_BYTES = 4096
-"""Bytes of a message; more queues than fit are rung as all."""
+"""The most bytes of a message. If the queue names do not fit, all queues are notified."""
 _MTIME_SETTLED_NS = 50_000_000
-"""Nanoseconds after which a folder's time tells of every change before."""
+"""Nanoseconds after which a folder's modification time covers all earlier changes."""
 
 
 def find_socket_folder(path: Path) -> Path:
-    """The folder of the sockets: beside the file, or a short path that stands for it."""
+    """Return the folder of the sockets: beside the file, or in the temporary folder.
+
+    The temporary folder is used if the path beside the file is too long for a socket.
+    """
     place = path.resolve()
     beside = place.with_name(place.name + "-bells")
     if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES:
@@ -39,7 +42,7 @@ def find_socket_folder(path: Path) -> Path:
 
 
 class SocketNotifier:
-    """Sends: rings the other processes. For one thread."""
+    """Sends notifications to the other processes. Use it from one thread only."""
 
     def __init__(self, folder: Path, own: str) -> None:
         self._folder = folder
@@ -49,7 +52,7 @@ class SocketNotifier:
         self._socket: socket.socket | None = None
 
     def notify(self, queues: Collection[str]) -> None:
-        """Send the names of these queues to everybody else who waits."""
+        """Send the names of these queues to every other socket in the folder. Never blocks."""
         self._refresh()
         if not self._others:
             return
@@ -61,7 +64,7 @@ class SocketNotifier:
             self._send(self._socket, message, other)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -73,11 +76,11 @@ class SocketNotifier:
             self._folder_mtime = -1
             with suppress(OSError):
                 Path(other).unlink()
-        except OSError:  # full: it is rung already; gone: the next look will miss it
+        except OSError:  # full: it has a notification already; removed: the next refresh drops it
             return
 
     def _refresh(self) -> None:
-        """Read the folder again, unless its time says that nothing changed."""
+        """List the folder again, unless its modification time shows that nothing changed."""
         try:
             changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116 (five times as fast)
         except OSError:
@@ -95,7 +98,7 @@ class SocketNotifier:
 
 
 class SocketListener:
-    """Hears: the socket of this handle, and its callers who wait. For the loop's thread."""
+    """Receives notifications for the waiting callers of this handle. Use on the loop's thread."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / name
@@ -104,7 +107,7 @@ class SocketListener:
         self.is_listening: bool = False
 
     def listen(self) -> None:
-        """Bind the socket, once; without one, only this process's own rings are heard."""
+        """Bind the socket once. If that fails, only notifications of this process arrive."""
         if self.is_listening:
             return
         self.is_listening = True
@@ -113,7 +116,7 @@ class SocketListener:
         try:
             self._path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
             bell.bind(str(self._path))
-            self._path.chmod(0o666)  # who may write the file may ring; nothing is read from it
+            self._path.chmod(0o666)  # users of the file can send; messages hold only queue names
         except OSError:
             bell.close()
         else:
@@ -122,7 +125,7 @@ class SocketListener:
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
     ) -> None:
-        """Return when one of the queues is rung, or after `timeout` seconds as `sleep` has them."""
+        """Return when one of the queues is notified, or after `sleep(timeout)`, in seconds."""
         self.listen()
         self._read_messages()
         if self._waiters.take_missed(queues):
@@ -132,15 +135,15 @@ class SocketListener:
             with self._waiters.expect(queues) as notified:
                 await wait_until(notified, sleep(timeout))
         finally:
-            if not self._waiters:  # a busy worker is not to be disturbed
+            if not self._waiters:  # spare a busy worker the wake-ups of its event loop
                 self._stop_reading()
 
     def wake(self, queues: Collection[str]) -> None:
-        """These queues were rung. What nobody waits for is kept for the next who does."""
+        """Wake the waiters of these queues. Without a waiter, keep it for the next `wait`."""
         self._waiters.notify(queues)
 
     def discard(self) -> None:
-        """Let go of the socket where the loop that watched it is gone."""
+        """Close and remove the socket after its event loop was closed."""
         self._waiters.discard_all()
         bell, self._socket = self._socket, None
         if bell is not None:
@@ -149,7 +152,7 @@ class SocketListener:
                 self._path.unlink()
 
     def close(self) -> None:
-        """Remove the socket, and the folder when it was the last."""
+        """Close and remove the socket, and remove the folder if it is empty then."""
         self._waiters.end_all()
         if self._socket is not None:
             self._stop_reading()
@@ -171,7 +174,7 @@ class SocketListener:
                 asyncio.get_running_loop().remove_reader(self._socket.fileno())
 
     def _read_messages(self) -> None:
-        """Take every message that has come."""
+        """Receive all pending messages and wake their waiters."""
         if self._socket is None:
             return
         with suppress(OSError):
@@ -180,26 +183,26 @@ class SocketListener:
 
 
 class SQLiteNotifier:
-    """Rings everybody, this process included. For the loop's thread."""
+    """Notifies all processes, including this one. Use it on the event loop's thread."""
 
     def __init__(self, sender: SocketNotifier, listener: SocketListener) -> None:
         self._sender = sender
         self._listener = listener
 
     def notify(self, queues: Collection[str]) -> None:
-        """Wake who waits for one of these queues."""
+        """Wake the waiters of these queues in all processes; do nothing for no queues."""
         if queues:
             self._sender.notify(queues)
             if self._listener.is_listening:
                 self._listener.wake(queues)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the sender's socket."""
         self._sender.close()
 
 
 def encode_queues(queues: Collection[str]) -> bytes:
-    """A message: queue names by line; empty for all of them."""
+    """Encode a message: one queue name per line. An empty message stands for all queues."""
     if EVERY_QUEUE in queues:
         return b""
     message = "\n".join(sorted(queues)).encode()
@@ -207,7 +210,7 @@ def encode_queues(queues: Collection[str]) -> bytes:
 
 
 def decode_queues(message: bytes) -> set[str]:
-    """The queues of a message."""
+    """Return the queues of a message."""
     if not message:
         return {EVERY_QUEUE}
     return set(message.decode(errors="replace").split("\n"))
@@ -216,15 +219,19 @@ def decode_queues(message: bytes) -> set[str]:
 _FIRST_INTERVAL = 0.001
 _MAX_INTERVAL = 0.05
 _COMMIT_TIMEOUT = 60.0
-"""Seconds after which a transaction is taken for rolled back; its jobs are found by a poll then."""
+"""Seconds after which a transaction counts as rolled back. A later commit is found by polling."""
 
 FindCommitted = Callable[[list[str]], Awaitable[Collection[str]]]
-"""Which of these job ids are to be seen by everybody."""
+"""Returns those of these job ids that are committed."""
 Notify = Callable[[Collection[str]], None]
 
 
 class CommitPoller:
-    """The jobs of open transactions, and the queues to ring for each. For the loop's thread."""
+    """Notifies queues once jobs in callers' open transactions are committed.
+
+    It polls for the jobs: after 1 ms at first, then at growing intervals up to 50 ms. Use it on the
+    event loop's thread.
+    """
 
     def __init__(
         self,
@@ -241,14 +248,14 @@ class CommitPoller:
         self._interval = _FIRST_INTERVAL
 
     def add(self, job_id: str, queues: Collection[str]) -> None:
-        """Ring these queues once this job is to be seen."""
+        """Notify these queues once this job is committed."""
         self._uncommitted[job_id] = (asyncio.get_running_loop().time() + _COMMIT_TIMEOUT, queues)
         self._interval = _FIRST_INTERVAL
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._poll_until_empty(), name="nimburion-commits")
 
     async def close(self) -> None:
-        """Look a last time."""
+        """Stop polling, after one last poll."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -257,7 +264,7 @@ class CommitPoller:
             self._uncommitted.clear()
 
     async def poll(self) -> None:
-        """Ring for what is committed by now. A look that fails is tried again."""
+        """Notify the queues of the jobs that are committed by now. Ignore a failed read."""
         if not self._uncommitted:
             return
         with suppress(NimburionError):

@@ -1,4 +1,4 @@
-"""What operators do: cancel, replay, delete, pause, prune."""
+"""The operations of operators: cancel, pause, replay, delete, prune; and those of schedules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 
 ENDED_SESSION_RETENTION = 86_400 * MICRO
-"""How long the id of a dead session is remembered, in microseconds."""
+"""Microseconds for which the id of an ended session is kept."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_options = msgspec.json.Decoder(JobOptions).decode
@@ -67,7 +67,10 @@ def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Rep
 
 
 def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> bool:
-    """Whether the job may have its unique key again; true where it has none."""
+    """Assign the unique key to a job again, if no other job holds it.
+
+    Returns False if another job holds the key; True also for a job without a key.
+    """
     if options is None:
         return True
     asked = _decode_options(options)
@@ -96,7 +99,7 @@ def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
 
 
 def delete_jobs(db: Database, listed: str) -> None:
-    """Drop finished jobs and all that belongs to them."""
+    """Delete finished jobs with their history and progress. `listed` is a JSON array of seqs."""
     db.run("forget_history", listed)
     db.run("forget_progress", listed)
     db.run("forget_jobs", listed)
@@ -123,7 +126,7 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
 
 
 def delete_listed(db: Database, listed: str) -> int:
-    """Drop the jobs of a JSON array; how many."""
+    """Delete the jobs of a JSON array of seqs; return their number."""
     seqs: Sequence[int] = _decode_seqs(listed)
     if seqs:
         delete_jobs(db, listed)
@@ -161,7 +164,7 @@ def delete_schedule(db: Database, name: str) -> bool:
 def fire(
     db: Database, name: str, ticks: tuple[float | None, float], job: NewJob, overlap: Overlap
 ) -> Fired:
-    """See `Backend.fire`; `move` is from which last tick to which."""
+    """See `Backend.fire`. `ticks` holds the expected last tick and the new one."""
     expected_last, tick = ticks
     row = db.fetch_one("schedule_get", name)
     if row is None:
@@ -181,7 +184,10 @@ def fire(
 
 
 def allows_next_job(db: Database, last_job: str, overlap: Overlap) -> bool:
-    """Whether the schedule's previous job lets the next one in."""
+    """Return whether the overlap policy allows a new job while the previous job may be unfinished.
+
+    `cancel_previous` cancels the previous job.
+    """
     row = db.fetch_one("job_state", last_job, db.now)
     if row is None or overlap == "allow" or State(row[0]) in FINISHED:
         return True

@@ -1,4 +1,8 @@
-"""Which jobs a filter means, newest enqueue first, by the cheapest way there is."""
+"""Read jobs, counts, queues and sessions.
+
+A job filter selects the cheapest statement that can answer it. Jobs are listed newest enqueue
+first.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
 from nimburion.core.session import SessionInfo
 
 _MANY_UNFINISHED = 10_000
-"""From so many unfinished jobs on, going back from the newest finds some sooner than sorting."""
+"""Number of unfinished jobs from which a scan back from the newest job is faster than sorting."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
@@ -32,7 +36,7 @@ _decode_seqs = msgspec.json.Decoder(list[int]).decode
 def find_matching(
     db: Database, which: JobFilter, limit: int, after: str | None
 ) -> tuple[list[int], str | None]:
-    """The seqs of up to `limit` jobs, and where the next page begins (None: this is the last)."""
+    """Return the seqs of up to `limit` jobs and the cursor of the next page, or None at the end."""
     name, values = choose_statement(db, which, limit + 1, after)
     seqs = _decode_seqs(db.fetch_value(name, *values))
     if len(seqs) <= limit:
@@ -44,7 +48,7 @@ def find_matching(
 def choose_statement(
     db: Database, which: JobFilter, limit: int, after: str | None
 ) -> tuple[str, list[object]]:
-    """The statement to ask, and its values."""
+    """Return the name of the statement to run, and its parameters."""
     states = None if which.states is None else _encode(sorted(which.states)).decode()
     values: list[object] = [
         states, which.queue, which.name, which.reason, parse_cursor(after), limit, db.now
@@ -90,13 +94,13 @@ def list_jobs(
 
 
 def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
-    """The whole records of jobs, newest first."""
+    """Return the records of these jobs, newest first; payloads only if `payloads` is true."""
     rows = db.run("records", _encode(seqs).decode(), payloads, db.now)
     return [make_record(db, row) for row in rows.fetchall()]
 
 
 def make_record(db: Database, row: Row) -> JobRecord:
-    """One row of `read_records` in the words of the contract."""
+    """Convert a row of the statement `records` to a `JobRecord`."""
     (
         job_id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at,
         reason, options, history, fraction, message, session, at, cancel, result, payload,
@@ -126,7 +130,7 @@ def make_record(db: Database, row: Row) -> JobRecord:
 
 
 def to_seconds(micros: int | None) -> float | None:
-    """A time as the contract has it."""
+    """Convert microseconds to seconds; None stays None."""
     return None if micros is None else micros / MICRO
 
 
@@ -158,7 +162,10 @@ def list_sessions(db: Database) -> list[SessionInfo]:
 
 
 def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> SessionInfo:
-    """One row of `sessions` in the words of the contract."""
+    """Convert a row of the statement `sessions` to a `SessionInfo`.
+
+    A session from an earlier boot of the host has expired: `expires_in` is then minus its ttl.
+    """
     ttl, expires, boot, opened_at, left_at, running = fields
     said = decode_description(info)
     return SessionInfo(

@@ -1,7 +1,8 @@
-"""Handing jobs out: the exact merge of lane heads (SPEC G15), then one lease for each.
+"""Reserve jobs: merge the heads of the lanes exactly as SPEC G15 says, then lease each job.
 
-The order is not one that an index could hold: a head's rank moves with its age, and a lane stands
-behind its head. So each lane is read from its front, a few jobs at a time, and merged here.
+No index can hold this order: the rank of a head changes with its age, and no job of a lane can
+overtake the head. So this module reads a few jobs at a time from the front of each lane and merges
+them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, La
 from nimburion.core.session import ConcurrencyLimit
 
 _READ_AHEAD = 2
-"""Jobs read of each lane at first, beyond its even share."""
+"""Jobs that the first read of each lane adds to its even share of the request."""
 _MAX_WAITING_LANES = 64
-"""Lanes a reply names at most."""
+"""The most waiting lanes that a reply names."""
 
 LaneJob = tuple[int, int, int]
-"""rank, due, seq."""
+"""Minus the priority of the job (`rank`), due time in microseconds, seq."""
 RankedJob = tuple[int, int, int, int]
-"""minus the level of its queue, then rank, due and seq."""
+"""Sort key: minus the level of the queue, then rank, due time and seq. Lowest first."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_heads = msgspec.json.Decoder(list[tuple[int, list[LaneJob]]]).decode
@@ -36,19 +37,19 @@ Lanes = dict[int, Lane]
 
 
 def lease(db: Database, by: tuple[int, int], want: ReserveRequest, seqs: list[int]) -> None:
-    """Lease these jobs, in rank order, to a session and its exchange."""
+    """Lease these jobs, in rank order, to the session and the exchange number in `by`."""
     listed = _encode(seqs).decode()
     db.run("reserve_lease", *by, want.nonce, db.now, listed)
     db.run("reserve_take", listed)
 
 
 def sizes_of(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
-    """Lane and size of each job, without reading its payload."""
+    """Return the lane and the size in bytes of each job, without reading its payload."""
     return _sizes(db.fetch_value("reserve_sizes", _encode(seqs).decode()))
 
 
 def count_fitting(sizes: Iterable[int], max_bytes: int) -> int:
-    """How many jobs of these sizes, from the first on, one reply holds: at least one."""
+    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1."""
     count = 0
     for size in sizes:
         max_bytes -= size + DELIVERY_OVERHEAD
@@ -64,7 +65,7 @@ def find_open_lanes(
     paused: frozenset[str],
     limits: dict[str, ConcurrencyLimit],
 ) -> Lanes:
-    """The lanes asked for that exist and may be served, by number."""
+    """Return the requested lanes that exist, by number, without paused queues and full limits."""
     lanes = db.find_lanes(request.lanes)
     full = {name for name, gate in limits.items() if gate.in_use >= gate.limit}
     if not paused and not full:
@@ -77,12 +78,12 @@ def find_open_lanes(
 
 
 def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:
-    """The limits, as the statement lists them."""
+    """Decode the JSON of the statement `gates` into limits by job name."""
     return {name: ConcurrencyLimit(bound, held) for name, bound, held in _decode_limit_rows(listed)}
 
 
 def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
-    """Which of these lanes hold jobs, as far as a reply names them."""
+    """Return up to 64 of these lanes that hold waiting jobs."""
     if not lanes:
         return []
     found = _decode_seqs(
@@ -94,7 +95,10 @@ def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
 def choose_jobs(
     db: Database, request: ReserveRequest, lanes: Lanes, limits: dict[str, ConcurrencyLimit]
 ) -> list[int]:
-    """The seqs to hand out, in rank order, within the caps; places under limits are taken."""
+    """Return the seqs to lease, in rank order, within the caps of queues and names.
+
+    Increments the concurrency limits in the database.
+    """
     room = Capacity(request, limits)
     if len(lanes) == 1:
         ((number, lane),) = lanes.items()
@@ -113,7 +117,7 @@ def choose_jobs(
 
 
 class Capacity:
-    """How many more may be handed out: in all, of a queue, and under the limit of a name."""
+    """The number of further jobs that may be leased: in total, per queue, and per limited name."""
 
     __slots__ = ("_names", "_queues", "is_limited", "taken", "total")
 
@@ -124,24 +128,24 @@ class Capacity:
         }
         self._names = {name: gate.limit - gate.in_use for name, gate in limits.items()}
         self.is_limited: bool = bool(self._queues or self._names)
-        """Whether anything but the total bounds it."""
+        """Whether a queue or a name has a limit, beside the total."""
         self.taken: dict[str, int] = {}
-        """How many of each limited name."""
+        """Number of jobs taken for each limited name."""
 
     def get_available(self, lane: Lane) -> int:
-        """How many more of this lane, but for the total."""
+        """Return how many more jobs of this lane may be leased, at most the total."""
         room = self._queues.get(lane.queue, self.total)
         return max(0, min(room, self._names.get(lane.name, room), self.total))
 
     def try_take(self, lane: Lane) -> bool:
-        """Let one more of this lane pass, if there is room."""
+        """Take one job of this lane; return False if a limit is reached."""
         if self.get_available(lane) == 0:
             return False
         self.take(lane, 1)
         return True
 
     def take(self, lane: Lane, count: int) -> None:
-        """Note that so many of this lane are handed out."""
+        """Subtract `count` jobs of this lane from the queue's and the name's limit."""
         if lane.queue in self._queues:
             self._queues[lane.queue] -= count
         if lane.name in self._names and count:
@@ -150,11 +154,11 @@ class Capacity:
 
 
 class LaneReader:
-    """One lane, read from its front as far as the merge needs."""
+    """Reads one lane from its front, as far as the merge needs."""
 
     __slots__ = ("_ageing", "_chunk", "_db", "_jobs", "_number", "_priority", "_rank", "lane")
 
-    def __init__(  # noqa: PLR0917 - made a hundred times an exchange: keywords cost
+    def __init__(  # noqa: PLR0917 - called 100 times an exchange: keywords are slow
         self,
         db: Database,
         number: int,
@@ -174,16 +178,16 @@ class LaneReader:
 
     @property
     def has_one_priority(self) -> bool:
-        """Whether all that was read is of one job priority: then it is in the merge's order."""
+        """Whether all jobs read last have one priority; then they are in the order of the merge."""
         return self._jobs[-1][0] == self._rank
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether all of the lane was read."""
+        """Whether the whole lane was read."""
         return len(self._jobs) < self._chunk
 
     def rank_jobs(self) -> list[RankedJob]:
-        """What was read last, as the merge ranks it."""
+        """Return the jobs read last, with the rank that the merge uses."""
         now, ageing, priority = self._db.now, self._ageing, self._priority
         return [
             (-priority - ((now - due) // ageing if ageing and now > due else 0), rank, due, seq)
@@ -191,7 +195,7 @@ class LaneReader:
         ]
 
     def read_more(self) -> bool:
-        """Read twice as much as before, behind it; False at the end of the lane."""
+        """Read the next jobs, twice as many as before; return False at the end of the lane."""
         if self.is_exhausted:
             return False
         self._chunk *= 2
@@ -202,22 +206,25 @@ class LaneReader:
         return bool(self._jobs)
 
     def iter_ranked(self) -> Iterator[RankedJob]:
-        """All of the lane, as the merge ranks it."""
+        """Yield all jobs of the lane, with the rank that the merge uses; read more as needed."""
         yield from self.rank_jobs()
         while self.read_more():
             yield from self.rank_jobs()
 
 
 def open_lane_readers(db: Database, request: ReserveRequest, lanes: Lanes) -> list[LaneReader]:
-    """The lanes that hold jobs, with their first ones."""
+    """Read the first jobs of all lanes in one statement; return readers of nonempty lanes."""
     chunk = min(request.total, request.total // len(lanes) + _READ_AHEAD)
     heads = _decode_heads(db.fetch_value("reserve_heads", _encode(list(lanes)).decode(), chunk))
     return [LaneReader(db, n, lanes[n], request, ahead, chunk) for n, ahead in heads if ahead]
 
 
 def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
-    """The first jobs of the merge, where each line is in its order already: then the merge is a
-    sort, a quarter of the work. None where a line is not."""
+    """Return the first `limit` jobs of the merge by sorting, which is a quarter of the work.
+
+    Sorting is exact only while each lane is in the order of the merge (one job priority). Returns
+    None if a lane is not.
+    """
     ranked: list[RankedJob] = []
     unread = lanes
     while unread:
@@ -238,8 +245,10 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
 
 
 def merge(lanes: list[LaneReader], capacity: Capacity) -> list[int]:
-    """The first jobs of the merge that caps and limits let pass. A line stands behind its head,
-    whatever comes after it."""
+    """Return the first jobs of the merge within the caps and limits.
+
+    No job of a lane overtakes the first job of that lane, whatever its rank.
+    """
     following = [line.iter_ranked() for line in lanes]
     heap = [(next(jobs), place) for place, jobs in enumerate(following)]
     heapify(heap)

@@ -1,4 +1,4 @@
-"""The life of workers: sessions, what they are told, and the rescue of what they held."""
+"""Sessions of workers: open, heartbeat, release, close; and the rescue of their jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SessionDescription(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker says of itself, as the file keeps it."""
+    """The description that a worker gives of itself, stored as JSON."""
 
     host: str = ""
     pid: int = 0
@@ -38,7 +38,7 @@ decode_description: Callable[[bytes | str], SessionDescription] = msgspec.json.D
 
 
 class SessionRow(NamedTuple):
-    """A session as far as its own calls need it."""
+    """The columns of a session that its own operations need."""
 
     session: int
     description: str
@@ -48,7 +48,7 @@ class SessionRow(NamedTuple):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it may go on."""
+        """Whether the session is neither closed nor expired."""
         return self.left_at is None and self.dead_at is None
 
 
@@ -74,7 +74,7 @@ def open_session(db: Database, session: Session) -> None:
 
 
 def find_session(db: Database, session_id: str) -> SessionRow | None:
-    """The session, dead or alive."""
+    """Return the session, also if it has ended; None if it is unknown."""
     row = db.fetch_one("session_get", session_id)
     return None if row is None else SessionRow(*row)
 
@@ -129,7 +129,7 @@ def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> No
 
 
 def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
-    """The rows of a statement that lists leases; read whole, as the moves change that table."""
+    """Read all rows of a statement that lists leases, before transitions change that table."""
     return [LeaseRow(*row) for row in rows]  # type: ignore[arg-type]
 
 
@@ -157,7 +157,7 @@ def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
 def return_or_cancel(
     db: Database, lease: LeaseRow, job_id: str, rescued: Rescued, increments: Increments
 ) -> None:
-    """Let a job wait again in its old place, unless somebody wants it cancelled."""
+    """Requeue a job at its old position, or cancel it if a cancel was requested."""
     if lease.cancel_requested:
         transitions.finish_leased(db, lease, CANCELLED, increments=increments)
         rescued.cancelled.append(job_id)
@@ -167,6 +167,6 @@ def return_or_cancel(
 
 
 def add_loss(db: Database, lease: LeaseRow, attempt: int) -> None:
-    """The attempt whose worker vanished joins the history."""
+    """Add the lost attempt to the history of the job."""
     error = AttemptError(attempt, "lost", "WorkerLost", "its worker vanished")
     transitions.add_error(db, lease.seq, error)

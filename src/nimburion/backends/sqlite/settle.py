@@ -1,4 +1,4 @@
-"""What became of attempts. Completions go in bulk, by token; the rest one by one."""
+"""Apply settlements: completions in bulk, grouped by token; all others one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 TokenGroup = list[tuple[int, Completed]]
-"""Completions of one token, each with its place in the call."""
+"""The completions of one token, each with its index in the call."""
 
 
 def settle_batch(
@@ -37,9 +37,10 @@ def settle_batch(
     has_limits: bool,
     has_unique_keys: bool,
 ) -> list[Settled]:
-    """Apply settlements in order; see `Backend.exchange`.
+    """Apply settlements and return their results in the same order; see `Backend.exchange`.
 
-    `counts_in_limit`: some limit is set. `keyed`: some unique key is held.
+    `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. If a job
+    occurs twice, the settlements are applied one by one.
     """
     if len({one.lease.ref for one in settlements}) < len(settlements):
         return [settle_one(db, session, one) for one in settlements]
@@ -60,7 +61,7 @@ def settle_batch(
 def group_completions_by_token(
     settlements: Sequence[Settlement],
 ) -> dict[tuple[int, bytes], TokenGroup]:
-    """The completions among them; most calls have few tokens, as an exchange gives one nonce."""
+    """Group the completions by token. Most calls have few tokens: an exchange uses one nonce."""
     groups: dict[tuple[int, bytes], TokenGroup] = {}
     for place, one in enumerate(settlements):
         if type(one) is Completed and type(one.lease.ref) is int:
@@ -79,7 +80,7 @@ def complete_group(
     has_limits: bool,
     has_unique_keys: bool,
 ) -> set[int] | None:
-    """Complete the jobs of one token; which of them, or None for all."""
+    """Complete the leased jobs of one token; return the seqs completed, or None for all."""
     seqs = _encode([one.lease.ref for _, one in group]).decode()
     count = db.run("complete_jobs", db.now, session, seqs, fence, nonce).rowcount
     matched = None
@@ -96,7 +97,7 @@ def complete_group(
 
 
 def store_results(db: Database, completed: Sequence[Completed]) -> None:
-    """Write what completed handlers returned."""
+    """Store the results of completed jobs in one statement."""
     places: dict[str, int] = {}
     at = 0
     for one in completed:
@@ -109,7 +110,7 @@ def store_results(db: Database, completed: Sequence[Completed]) -> None:
 
 
 def settle_one(db: Database, session: int, one: Settlement) -> Settled:
-    """Apply one settlement if its token holds."""
+    """Apply one settlement if its token matches the lease; else see `classify_unmatched`."""
     held = find_lease(db, session, one.lease)
     if held is None:
         return classify_unmatched(db, one.lease)
@@ -141,8 +142,10 @@ def requeue_or_cancel(
     increments: Increments = transitions.NO_INCREMENTS,
     settles: bool = True,
 ) -> None:
-    """Let the job wait again, unless somebody wants it cancelled. Without `check_settlements`, its
-    token did not ask for that."""
+    """Requeue the job, or cancel it if a cancel was requested.
+
+    `settles`: the token of the lease settles the job. False if the backend requeues it by itself.
+    """
     nonce = lease.nonce if settles else None
     if lease.cancel_requested:
         transitions.finish_leased(db, lease, CANCELLED, increments=increments, nonce=nonce)
@@ -151,7 +154,7 @@ def requeue_or_cancel(
 
 
 def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
-    """The lease as the file has it, if the session holds it under this whole token."""
+    """Return the stored lease if the session holds it with this fence and nonce, else None."""
     row = db.fetch_one("lease_get", session, lease.ref)
     if row is None or (row[3], row[4]) != (lease.token.fence, lease.token.nonce):
         return None
@@ -159,7 +162,7 @@ def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
 
 
 def classify_unmatched(db: Database, lease: Lease) -> Settled:
-    """`already` when this token was the last to settle the job, else `stale`."""
+    """Return `ALREADY` if this token was the last to settle the job, else `STALE`."""
     token = db.fetch_one("job_token", lease.ref, lease.job_id)
     same = token == (lease.token.fence, lease.token.nonce)
     return Settled.ALREADY if same else Settled.STALE

@@ -1,5 +1,7 @@
-"""The transactions in which handlers complete their jobs: on a connection of the backend's own, or
-on one of the caller's."""
+"""Transactions in which handlers complete their jobs.
+
+They run on a connection that the backend opens, or on the caller's connection.
+"""
 
 from __future__ import annotations
 
@@ -45,20 +47,20 @@ from nimburion.core.transactions import CallerConnection, Transaction
 T = TypeVar("T")
 
 MAX_SECONDS = 5.0
-"""Seconds that a handler may hold the write lock: for so long nobody else can write."""
+"""Seconds for which a handler may hold the write lock. No other writer can proceed meanwhile."""
 
 
 def make_transaction(
     caller_transactions: CallerTransactions, caller: CallerConnection | None, clock: Clock
 ) -> Transaction:
-    """On the caller's connection, or on one of the backend's own."""
+    """Return a transaction on the caller's connection, or without one on a new connection."""
     if caller is not None:
         return SQLiteCallerTransaction(caller_transactions, find_adapter(caller))
     return SQLiteOwnTransaction(caller_transactions, caller_transactions.connect, clock)
 
 
 class SQLiteCallerTransaction:
-    """On the caller's connection, which the caller answers for."""
+    """A transaction on the caller's connection. The caller is responsible for its settings."""
 
     def __init__(self, caller_transactions: CallerTransactions, adapter: ConnectionAdapter) -> None:
         self._caller_transactions = caller_transactions
@@ -92,9 +94,11 @@ class SQLiteCallerTransaction:
 
 
 class SQLiteOwnTransaction:
-    """On a connection that is opened for it. The write lock is taken at the first write and held
-    for five seconds at most; only this class commits, so that nothing of the handler's is kept
-    without the completion."""
+    """A transaction on a connection that is opened for it.
+
+    It takes the write lock at the first write and holds it for at most 5 seconds. Only this class
+    can commit, so no write of the handler is kept without the completion.
+    """
 
     def __init__(
         self,
@@ -143,13 +147,16 @@ class SQLiteOwnTransaction:
         await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
-        """See `nimburion.core.transactions.Transaction`. `TransactionExpired` where that is why."""
+        """See `nimburion.core.transactions.Transaction`.
+
+        Raises `TransactionExpired` if the transaction held the write lock for too long.
+        """
         self._stop_expiry()
         self._close_connection()
         self._check_not_expired()
 
     def _stop_expiry(self) -> None:
-        """The handler is done with it: from now on nothing expires, and a commit is allowed."""
+        """Stop the expiry timer and allow a commit, because the handler has finished."""
         self._ending = True
         if self._expiry_task is not None:
             self._expiry_task.cancel()
@@ -157,7 +164,7 @@ class SQLiteOwnTransaction:
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()  # undoes what is not committed
+            connection.close()  # rolls back what is not committed
             self._caller_transactions.handler_lock.release()
 
     def _check_not_expired(self) -> None:
@@ -170,7 +177,7 @@ class SQLiteOwnTransaction:
             )
 
     def _on_statement(self, statement: str) -> None:
-        """Called by SQLite with each statement that begins, on the thread that runs it."""
+        """Start the expiry timer at BEGIN. SQLite calls this on the thread that runs it."""
         if not self._ending and statement.lstrip()[:5].upper() == "BEGIN":
             self._loop.call_soon_threadsafe(self._start_expiry)
 
@@ -184,14 +191,18 @@ class SQLiteOwnTransaction:
         if self._ending or connection is None:
             return
         self._expired = True
-        # Set anew, so that statements the driver has prepared are refused too.
+        # Set the authorizer again, so that SQLite also checks statements prepared before.
         connection.set_authorizer(self._authorize)
         connection.interrupt()
-        with suppress(sqlite3.Error):  # none was open after all
+        with suppress(sqlite3.Error):  # no transaction was open
             connection.execute("ROLLBACK")
 
     def _authorize(self, action: int, what: str | None, *_: str | None) -> int:
-        """Called by SQLite with each thing that a statement would do."""
+        """Allow or deny one action of a statement. SQLite calls this for each action.
+
+        COMMIT is allowed only after the handler has finished. After the expiry, only ROLLBACK is
+        allowed.
+        """
         if action == sqlite3.SQLITE_TRANSACTION and what in {"COMMIT", "ROLLBACK"}:
             allowed = self._ending or what == "ROLLBACK"
         else:
@@ -200,15 +211,15 @@ class SQLiteOwnTransaction:
 
 
 class _OffLoopConnection(CallerConnection):
-    """A connection that any thread may use: not on the loop's, which it would hold up."""
+    """A connection that any thread may use. Its work runs off the event loop's thread."""
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns."""
+        """Run `work` on a thread and return its result; see `run_to_completion`."""
         return await run_to_completion(work)
 
 
 async def run_to_completion(work: Callable[[], T]) -> T:
-    """What `work` returns, run on a thread; cancelled, it is waited for all the same."""
+    """Run `work` on a thread and return its result. On cancellation, wait for it to end first."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(running)
@@ -218,11 +229,14 @@ async def run_to_completion(work: Callable[[], T]) -> T:
 
 
 _STALE_SNAPSHOT = 517
-"""SQLITE_BUSY_SNAPSHOT: it has read, others have written since, so it can never write."""
+"""SQLITE_BUSY_SNAPSHOT: the transaction can never write, as others wrote after its first read."""
 
 
 class PlainRowConnection:
-    """A caller's connection, as much of it as the statements need."""
+    """A wrapper of a caller's connection whose rows are tuples, whatever its row factory is.
+
+    It has only the methods that the statements need.
+    """
 
     __slots__ = ("_connection",)
 
@@ -235,14 +249,14 @@ class PlainRowConnection:
         return self._connection.in_transaction
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Run one statement; its rows are tuples."""
+        """Run one statement and return its cursor, which yields tuples."""
         cursor = sqlite3.Cursor(self._connection)
         cursor.row_factory = None
         return cursor.execute(sql, values)
 
 
 class CallerTransactions:
-    """What an open backend does on connections of others. For the loop's thread."""
+    """The operations of an open backend on callers' connections. Use it on the loop's thread."""
 
     def __init__(
         self,
@@ -267,16 +281,21 @@ class CallerTransactions:
             partial(find_committed, reader), notifier.notify
         )
         self.handler_lock: asyncio.Lock = asyncio.Lock()
-        """Of the handlers of this process: one that waited for the lock on the loop's thread would
-        keep the one that holds it from going on."""
+        """Serialises the transactions of the handlers of this process.
+
+        A handler that waited for SQLite's lock on the event loop's thread would block the handler
+        that holds it."""
 
     async def close(self) -> None:
-        """Ring for what is committed, and let go."""
+        """Notify the queues of committed jobs a last time, then close the notifier."""
         await self.commit_poller.close()
         self.notifier.close()
 
     def connect(self) -> sqlite3.Connection:
-        """A connection for a handler's rows, to the file that the backend has open."""
+        """Open a connection for a handler, to the file that the backend has open.
+
+        Raises `BackendReplaced` if the file was deleted or replaced.
+        """
         connection = connect_for_handler(self.path)
         try:
             self._files.check(at_once=True)
@@ -302,19 +321,19 @@ class CallerTransactions:
     async def complete_job(
         self, adapter: ConnectionAdapter, session_id: str, completed: Completed
     ) -> set[str]:
-        """Complete a job as the last thing before a commit; the queues to ring after it."""
+        """Complete a job just before the commit; return the queues to notify after the commit."""
         _, rung = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
         return rung
 
     async def begin(self, adapter: ConnectionAdapter) -> None:
-        """Have a transaction open for a handler, also where its driver would not begin one."""
+        """Begin a transaction for a handler, also if its driver would not begin one."""
         await adapter.begin()
         await self._run_on_driver_connection(adapter, self._begin)
 
     async def run(
         self, adapter: ConnectionAdapter, work: Callable[[Database], T]
     ) -> tuple[T, set[str]]:
-        """What `work` returns, done inside the caller's transaction, and the queues it rings."""
+        """Run `work` in the caller's transaction; return its result and the queues to notify."""
         return await self._run_on_driver_connection(
             adapter, lambda connection: self._run(connection, work)
         )
@@ -326,7 +345,7 @@ class CallerTransactions:
         if isinstance(inner, sqlite3.Connection):
             return await adapter.caller.run(lambda: work(inner))
         if type(inner).__module__.startswith("aiosqlite"):
-            # It has no public way to run a function on the thread that owns the connection.
+            # aiosqlite has no public way to run a function on the thread that owns the connection.
             return await _run_on_aiosqlite_thread(inner, work)
         raise UnusableConnection(
             f"{describe_connection(inner)} is no connection to this backend: SQLite {self.path}"
@@ -350,7 +369,10 @@ class CallerTransactions:
             return work(database), database.queues_to_notify
 
     def _check_file(self, database: Database) -> None:
-        """The caller's connection may have been opened before or after the file was replaced."""
+        """Check both the backend's open files and the caller's file.
+
+        The caller may have opened its connection before or after the file was replaced.
+        """
         self._files.check(at_once=True)
         check_file(database, self.path)
 
@@ -360,7 +382,10 @@ class CallerTransactions:
 
     @contextmanager
     def map_errors(self) -> Iterator[None]:
-        """Raise the backend's own error for each of the driver's."""
+        """Raise the contract's error in place of a driver's error.
+
+        Raises `UnusableConnection` for misuse of the connection, like use after close.
+        """
         try:
             with map_errors(self.path):
                 yield
@@ -379,13 +404,13 @@ class CallerTransactions:
 
 
 async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
-    """Which of these jobs everybody can see."""
+    """Return the ids of those jobs that are committed."""
     asked = msgspec.json.encode(ids).decode()
     return await reader.call(lambda db: [row[0] for row in db.run("job_known", asked)])
 
 
 def complete_job(db: Database, session_id: str, completed: Completed) -> None:
-    """Complete a job that this session holds under this token; else `LeaseLost`."""
+    """Complete a job; raise `LeaseLost` unless this session holds it with this token."""
     try:
         head = read_session_head(db, session_id)
     except SessionLost as error:
@@ -407,7 +432,10 @@ def check_file(db: Database, path: Path) -> None:
 
 
 def ensure_transaction(connection: sqlite3.Connection) -> None:
-    """Have a transaction open; the driver begins one by itself only where it is to write."""
+    """Begin a transaction unless one is open: the driver itself begins one only to write.
+
+    Raises an error if the connection would commit each statement by itself.
+    """
     if _commits_each_statement(connection):
         raise make_no_transaction_error(
             "this sqlite3 connection", 'execute("BEGIN IMMEDIATE") first'
@@ -417,14 +445,14 @@ def ensure_transaction(connection: sqlite3.Connection) -> None:
 
 
 def _commits_each_statement(connection: sqlite3.Connection) -> bool:
-    """Whether each statement would be committed by itself."""
+    """Return whether the connection would commit each statement by itself."""
     by_hand = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
     return by_hand and not connection.in_transaction
 
 
 @contextmanager
 def _read_text_as_str(connection: sqlite3.Connection) -> Iterator[None]:
-    """Read text as `str`, whatever the caller reads it as."""
+    """Set the text factory to `str` meanwhile, whatever the caller's text factory is."""
     factory = connection.text_factory
     connection.text_factory = str
     try:

@@ -1,4 +1,7 @@
-"""The moves of one job from one place to another, each with all that belongs to it."""
+"""State transitions of a single job.
+
+Each also updates lanes, concurrency limits, unique keys and notifications.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from nimburion.backends.sqlite.connection.database import MICRO, Database, to_mi
 from nimburion.core.job import AttemptError
 
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
-"""`job.state` of finished jobs."""
+"""The values of `job.state` for finished jobs."""
 
 
 class LeaseRow(NamedTuple):
-    """A lease as the file has it."""
+    """A row of a statement that reads leases. `started_at` is in microseconds since 1970."""
 
     session: int
     seq: int
@@ -26,7 +29,7 @@ class LeaseRow(NamedTuple):
 
 
 class Increments(NamedTuple):
-    """What an attempt adds to the two budgets."""
+    """The amounts that an attempt adds to the counts of failures and of lost attempts."""
 
     failures: int = 0
     lost: int = 0
@@ -36,7 +39,7 @@ NO_INCREMENTS = Increments()
 
 
 def end_lease(db: Database, lease: LeaseRow) -> None:
-    """Take the job out of the session's hands, and give back its place under a limit."""
+    """Remove the lease of a job and decrement the count of its concurrency limit."""
     db.run("lease_drop", lease.session, lease.seq)
     if db.run("gate_release", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
@@ -52,7 +55,10 @@ def finish_leased(
     result: bytes | None = None,
     nonce: bytes | None = None,
 ) -> None:
-    """End a job that a session holds; `nonce` is that of the token that settles it, if one does."""
+    """Put a leased job into a finished state.
+
+    `nonce`: the nonce of the token that settles the job; None if no token does.
+    """
     end_lease(db, lease)
     db.run(
         "job_finish",
@@ -71,7 +77,7 @@ def finish_leased(
 
 
 def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | None) -> None:
-    """End a job that nobody holds."""
+    """Put a job without a lease into a finished state."""
     db.run("ready_remove", seq)
     db.run("scheduled_remove", seq)
     db.run("job_finish", seq, state, db.now, reason, 0, 0, None, None, None, None)
@@ -86,7 +92,7 @@ def requeue(
     increments: Increments = NO_INCREMENTS,
     nonce: bytes | None = None,
 ) -> None:
-    """Put a job that a session holds back: `delay` seconds from now, or into its old place."""
+    """End the lease of a job and make it wait: for `delay` seconds, or at its old position."""
     end_lease(db, lease)
     due = None if delay is None else db.now + max(0, to_micros(delay))
     priority, due, failures = db.fetch_one(  # type: ignore[misc]
@@ -103,19 +109,19 @@ def requeue(
 
 
 def put_in_lane(db: Database, lane: int, priority: int, due: int, seq: int, *, retry: bool) -> None:
-    """Let a job stand in its lane, or aside until it is due; ring its queue."""
+    """Add a job to its lane if it is due, else to the scheduled jobs; notify its queue."""
     where = "ready_put" if due <= db.now else "scheduled_put"
     db.run(where, lane, -priority, due, seq, int(retry))
     db.notify([db.get_lane(lane).queue])
 
 
 def release_unique_key(db: Database, seq: int, lane: int) -> None:
-    """Give back the unique key that a job held while it was unfinished."""
+    """Release a unique key that the job holds only while it is unfinished."""
     if db.run("unique_free", f"[{seq}]").rowcount:
         db.notify([db.get_lane(lane).queue])
 
 
 def add_error(db: Database, seq: int, error: AttemptError) -> None:
-    """Keep how an attempt ended, with the backend's time."""
+    """Append an error to the history, with the backend's time."""
     dated = msgspec.structs.replace(error, at=db.now / MICRO)
     db.run("history_add", seq, msgspec.json.encode(dated).decode())

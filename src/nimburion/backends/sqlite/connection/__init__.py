@@ -1,1 +1,1 @@
-"""The SQLite file: its path, connections, format and the threads that own them."""
+"""The SQLite file: its path, format, connections, and the threads that own the connections."""

@@ -1,9 +1,9 @@
-"""Copies the write-ahead log into the file beside the writer, which would else stop for it.
+"""Runs checkpoints on a thread, so that the writer rarely stops to run one.
 
-A checkpoint waits for the disk twice; the writer's own took a third of a long drain (measured). The
-log only begins anew when a checkpoint has caught up, so under a steady load it grows until the
-writer's own bound (`opening.CHECKPOINT_PAGES`); most of it is copied by then, and the rest is
-short.
+A checkpoint copies the write-ahead log into the file and waits for the disk twice. Checkpoints of
+the writer took a third of the time of a long drain (measured). SQLite restarts the log only when a
+checkpoint has copied all of it. So under a steady load the log grows up to the writer's limit
+(`opening.CHECKPOINT_PAGES`). Most of it is copied by then, so the writer's checkpoint is short.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 
 _ROWS_PER_CHECKPOINT = 32_000
-"""Rows written between two checkpoints: some 4 MiB of log."""
+"""Rows written between two checkpoints: about 4 MiB of log."""
 
 
 class Checkpointer:
-    """A thread with a connection of its own. What fails here is the writer's to report."""
+    """A thread with its own connection that runs checkpoints. It ignores SQLite errors.
+
+    A lasting fault also fails in the writer, which reports it.
+    """
 
     def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
         self._open_connection = open_connection
@@ -30,17 +33,20 @@ class Checkpointer:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a checkpoint that runs is finished first."""
+        """Stop the thread and wait for it; a running checkpoint finishes first."""
         self._stopping = True
         self._due.set()
         self._thread.join()
 
     def note_changes(self, changes: int) -> None:
-        """So many rows the writer's connection has written since it was opened."""
+        """Request a checkpoint if enough rows were written since the last one.
+
+        `changes`: rows that the writer's connection has written since it was opened.
+        """
         if changes - self._last_changes >= _ROWS_PER_CHECKPOINT:
             self._last_changes = changes
             self._due.set()

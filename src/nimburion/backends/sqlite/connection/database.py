@@ -1,4 +1,4 @@
-"""One connection with the statements that run on it; used by the one thread that made it."""
+"""One connection with its named statements. Use it only on the thread that created it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Row = tuple[Any, ...]
 
 
 def to_micros(seconds: float) -> int:
-    """Seconds as the file holds them: whole microseconds, the resolution of this backend's
-    clock."""
+    """Convert seconds to whole microseconds, which is the resolution of the stored times.
+
+    Raises `Unstorable` for NaN and infinity.
+    """
     try:
         return round(seconds * MICRO)
     except (ValueError, OverflowError) as error:
@@ -27,7 +29,7 @@ def to_micros(seconds: float) -> int:
 
 
 class Database:
-    """Statements by name, the time of the call that runs, and the lanes met so far."""
+    """A connection with statements by name, the time of the current call, and a cache of lanes."""
 
     __slots__ = (
         "_by_id",
@@ -57,10 +59,11 @@ class Database:
         self.boot_time: float = 0.0
         """The time of this call, in seconds since the host booted."""
         self.queues_to_notify: set[str] = set()
-        """The queues whose waiters are to be woken after the commit."""
+        """The queues whose waiters to wake after the commit."""
         self.looks_ahead: bool = False
-        """Whether the last exchange read payloads that its reply had no room for: then the next
-        looks at their sizes before it reads them."""
+        """Whether the last exchange had more payloads than its reply could hold.
+
+        The next exchange then reads their sizes before it reads the payloads."""
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
         self._latest_lane = 0
@@ -68,32 +71,32 @@ class Database:
         self._last_found: dict[int, Lane] = {}
 
     def set_time(self) -> None:
-        """Note the time for the call that begins."""
+        """Read the clocks, at the start of a call."""
         self.now = to_micros(self.clock.now())
         self.boot_time = self.clock.monotonic()
 
     def run(self, name: str, *values: object) -> sqlite3.Cursor:
-        """Run the statement of this name."""
+        """Run the statement `name` with these parameters and return its cursor."""
         return self.connection.execute(self.statements[name], values)
 
     def fetch_one(self, name: str, *values: object) -> Row | None:
-        """The first row of the statement of this name."""
+        """Return the first row of the statement `name`, or None."""
         row: Row | None = self.run(name, *values).fetchone()
         return row
 
     def fetch_value(self, name: str, *values: object) -> Any:  # noqa: ANN401 (what SQLite gives)
-        """The only value of the statement of this name, which always gives one."""
+        """Return the first value of the statement `name`, which always has a row."""
         row = self.fetch_one(name, *values)
         assert row is not None
         return row[0]
 
     def notify(self, queues: Iterable[str]) -> None:
-        """Wake those who wait for these queues, once what was written is committed."""
+        """Wake the waiters of these queues after the commit."""
         self.queues_to_notify.update(queues)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """All of what is inside, or nothing of it."""
+        """Apply all statements of the `with` block, or none if it raises."""
         self.connection.execute("SAVEPOINT part")
         try:
             yield
@@ -106,7 +109,7 @@ class Database:
         self.connection.execute("RELEASE part")
 
     def get_or_add_lane(self, queue: str, name: str) -> int:
-        """The lane's number, a new one where there is none yet."""
+        """Return the number of a lane; insert the lane if it does not exist."""
         lane = Lane(queue, name)
         found = self._by_lane.get(lane) or self._find_lane(lane)
         if found is None:
@@ -116,10 +119,10 @@ class Database:
         return found
 
     def find_lanes(self, requested: tuple[Lane, ...]) -> dict[int, Lane]:
-        """Those of the lanes in which a job was ever enqueued, by number.
+        """Return the requested lanes that exist, by number. A lane exists once it had a job.
 
-        Workers ask for many that never were, and again and again for the same: so the file is
-        looked at once, and the answer to the very same request is kept until there is a new lane.
+        Workers request many lanes that do not exist, and repeat the same request. So the result
+        for the last request is cached until a lane is added.
         """
         latest = self.fetch_value("lane_latest")
         if latest != self._latest_lane:
@@ -133,7 +136,7 @@ class Database:
         return self._last_found
 
     def get_lane(self, number: int) -> Lane:
-        """The lane with this number."""
+        """Return the lane with this number."""
         lane = self._by_id.get(number)
         if lane is None:
             self._read_lanes()
@@ -141,7 +144,7 @@ class Database:
         return lane
 
     def clear_lane_cache(self) -> None:
-        """After a rollback: a lane added by it is there no more."""
+        """Clear the cache of lanes. Call it after a rollback, which may have removed a lane."""
         self._by_lane.clear()
         self._by_id.clear()
         self._latest_lane = 0

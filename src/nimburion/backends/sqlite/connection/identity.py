@@ -1,7 +1,7 @@
-"""Notices that the files of a backend were deleted or replaced while they are open.
+"""Detect that the files of a backend were deleted or replaced while they are open.
 
-SQLite goes on with the files that it has open, whatever becomes of their names: what it commits
-then lies in a file that nobody finds any more, and other processes do not see it.
+SQLite continues to use its open files even if their names are gone. It then commits to a file that
+no longer has a name, and other processes do not see the data.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from nimburion.core.errors import BackendReplaced
 
 _INTERVAL = 0.01
-"""Seconds between two looks at all files; one look takes as long as 3 % of an enqueue."""
+"""Seconds between two checks of all files. One check takes 3 % of the time of an enqueue."""
 _SUFFIXES = ("", "-wal", "-shm")
 
 Identity = tuple[int, int]
-"""Device and inode: the same for as long as the file is open somewhere."""
+"""Device and inode. No other file gets them while the file is open."""
 
 
 class OpenFiles:
-    """The file, its log and its index, as they were when a handle opened them.
+    """The identities of the file, its log and its index from when a handle opened them.
 
-    For all threads of the handle: at worst, two of them look at once.
+    All threads of the handle may use it without a lock: at worst, two of them check at once.
     """
 
     __slots__ = ("_failed", "_known", "_monotonic", "_next", "_paths")
@@ -37,19 +37,21 @@ class OpenFiles:
         self._failed = False
 
     def note_file(self) -> None:
-        """The file is about to be opened."""
+        """Record the identity of the file. Call it just before the file is opened."""
         self._known = [identify(self._paths[0]), None, None]
 
     def note_log(self) -> None:
-        """The file and its log were opened just now. `BackendReplaced` when it is not the file
-        that was noted before."""
+        """Record the identities of the log and its index. Call it just after they were opened.
+
+        Raises `BackendReplaced` if the file changed since `note_file`.
+        """
         self._compare(0)
         self._known[1:] = [identify(path) for path in self._paths[1:]]
 
     def check(self, *, at_once: bool = False) -> None:
         """Raise `BackendReplaced` unless the names still belong to the open files.
 
-        Looks `at_once`, or when the last look is 10 ms old or found something wrong.
+        Checks only if `at_once` is true, the last check is 10 ms old, or the last check failed.
         """
         now = self._monotonic()
         if at_once or self._failed or now >= self._next:
@@ -59,7 +61,7 @@ class OpenFiles:
             self._failed = False
 
     def check_file(self) -> None:
-        """As `check`, at once, and of the file alone."""
+        """Like `check(at_once=True)`, but check only the file, not its log and index."""
         self._compare(0)
 
     def _compare(self, number: int) -> None:
@@ -72,7 +74,7 @@ class OpenFiles:
         except (FileNotFoundError, NotADirectoryError):
             self._refuse(path, "deleted")
         except OSError:
-            return  # the folder may not be entered any more, for one: that says nothing of the file
+            return  # for example, no permission on the folder: tells nothing about the file
         else:
             if (found.st_dev, found.st_ino) != known:
                 self._refuse(path, "replaced by another file")
@@ -87,7 +89,7 @@ class OpenFiles:
 
 
 def identify(path: str) -> Identity | None:
-    """What tells this file from others; None where there is none to be seen."""
+    """Return the identity of a file; None if it does not exist or cannot be read."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except OSError:

@@ -1,4 +1,4 @@
-"""Opening the file: settings of a connection, the format it was written in, and migrations."""
+"""Open the file: connection settings, format check and migrations."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ MIGRATIONS = "migrations"
 OLDEST_SQLITE = (3, 37)
 BUSY_TIMEOUT = 5.0
 _CACHE_KIB = 64 * 1024
-"""KiB of pages a connection may keep. SQLite's own default of 2 MiB thrashes at 1 M jobs."""
+"""KiB of pages that a connection caches. SQLite's default of 2 MiB thrashes at 1 M jobs."""
 CHECKPOINT_PAGES = 16_000
-"""Pages (64 MiB) of the write-ahead log at which the writer itself copies them into the file."""
+"""Pages (64 MiB) of the write-ahead log at which the writer runs a checkpoint itself."""
 
 _MODE = 0o600
-"""Of a new file; SQLite gives the log and the index the mode of the file."""
+"""Mode of a new file. SQLite gives the log and its index the same mode."""
 _CREATING = threading.Lock()
-"""Closing the new file ends all locks that this process has on it: nobody may have any yet."""
+"""Held while a file is created. Closing the new file drops all locks of this process on it, so no
+other thread may hold a lock on it yet."""
 
 Migration = tuple[int, str, str]
-"""Number, name and statements."""
+"""Number, name and SQL text of a migration."""
 
 
 def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
-    """A connection to a file that exists, as every thread needs it: no transaction of the driver's.
+    """Open a connection to an existing file. The driver begins no transactions on it.
 
-    The log is opened too, so that it is the one that belongs to this file, whatever becomes of
-    their names.
+    This opens the log too, so that it belongs to this file even if the names change later.
 
-    `for_handler`: the driver begins one with the first write, and any thread may use it.
+    `for_handler`: the driver begins a transaction at the first write, and any thread may use the
+    connection.
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise ConfigurationError(
@@ -71,16 +72,18 @@ def connect(path: Path, *, for_handler: bool = False) -> sqlite3.Connection:
 
 
 def create_file(path: Path) -> None:
-    """Make an empty file that only its owner may read, where there is none. What hinders that is
-    for the connection to say."""
+    """Create an empty file that only its owner may read, unless it exists.
+
+    Errors are ignored: connecting to the file reports them.
+    """
     with _CREATING, suppress(OSError):
         os.close(os.open(path.resolve(), os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE))
 
 
 def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[str]]:
-    """A connection that writes, on a file in the newest format; and what was done to get there.
+    """Open a connection for writing; create and migrate the file. Also return the migrations run.
 
-    `files` learns which files these are.
+    Records the identities of the opened files in `files`.
     """
     create_file(path)
     files.note_file()
@@ -88,7 +91,7 @@ def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[
     try:
         done = prepare_file(connection, path, migrations_of(PACKAGE, MIGRATIONS))
         files.note_log()
-        connection.execute("PRAGMA busy_timeout=0")  # the writer waits for its turn by itself
+        connection.execute("PRAGMA busy_timeout=0")  # the writer thread retries by itself
     except BaseException:
         connection.close()
         raise
@@ -96,13 +99,13 @@ def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[
 
 
 def connect_for_handler(path: Path) -> sqlite3.Connection:
-    """A connection for a handler's rows. `BackendReadOnly` and the like are said here."""
+    """Open a connection for a handler. Raises the errors of the contract, not the driver's."""
     with map_errors(path):
         return connect(path, for_handler=True)
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """A connection that only reads."""
+    """Open a connection that can only read."""
     connection = connect(path)
     connection.execute("PRAGMA query_only=ON")
     return connection
@@ -111,10 +114,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
 def prepare_file(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
 ) -> list[str]:
-    """Bring the file to the newest format, under its lock; what was done, in words.
+    """Migrate the file to the newest format, under its lock; return descriptions of the steps.
 
     Raises:
-        FormatMismatch: written by a newer version, or by something else.
+        FormatMismatch: a newer version or another program wrote the file.
     """
     current = check_format(connection, path, migrations) == migrations[-1][0]
     retry_while_busy(lambda: connection.execute("PRAGMA journal_mode=WAL"))
@@ -124,7 +127,7 @@ def prepare_file(
     retry_while_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
         done = run_migrations(connection, check_format(connection, path, migrations), migrations)
-        # Changes nothing, but fails where a file can only be read; BEGIN does not.
+        # Changes nothing, but fails if the file is read-only; BEGIN does not fail then.
         connection.execute("DELETE FROM meta WHERE 0")
         connection.execute("COMMIT")
     except BaseException:
@@ -135,8 +138,10 @@ def prepare_file(
 
 
 def is_locked(connection: sqlite3.Connection) -> bool:
-    """Whether somebody writes just now: it may be the caller, who enqueues inside a transaction
-    and would wait for itself."""
+    """Return whether a connection holds the write lock now.
+
+    The caller itself may hold it, to enqueue in its own transaction. Waiting would then deadlock.
+    """
     connection.execute("PRAGMA busy_timeout=0")
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -153,8 +158,13 @@ def is_locked(connection: sqlite3.Connection) -> bool:
 def check_format(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]
 ) -> int:
-    """The format of the file; 0 for a new one, and for one that only has tables of others: an
-    application keeps its rows beside its jobs, so that one commit can cover both."""
+    """Return the format of the file; 0 for a new file or one with only an application's tables.
+
+    An application may keep its rows and its jobs in one file, so that one commit covers both.
+
+    Raises:
+        FormatMismatch: the format is newer, or the file has other tables of the names needed.
+    """
     newest = migrations[-1][0]
     found_names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if not {"meta", "job", "lane"} <= found_names:
@@ -176,16 +186,16 @@ def check_format(
 
 
 def list_created_names(migrations: Sequence[Migration]) -> set[str]:
-    """The tables and indexes that the migrations make."""
+    """Return the names of the tables and indexes that the migrations create."""
     text = "".join(text for _, _, text in migrations)
     return set(re.findall(r"^CREATE (?:TABLE|INDEX) (\w+)", text, re.MULTILINE))
 
 
 def plan_migrations(path: Path) -> list[str]:
-    """What opening would do to bring the file to the newest format, in words.
+    """Return descriptions of the migrations that opening the file would run.
 
     Raises:
-        FormatMismatch: written by a newer version, or by something else.
+        FormatMismatch: a newer version or another program wrote the file.
     """
     migrations = migrations_of(PACKAGE, MIGRATIONS)
     if not path.exists():
@@ -196,14 +206,14 @@ def plan_migrations(path: Path) -> list[str]:
 
 
 def describe_migration(migration: Migration) -> str:
-    """One step in words."""
+    """Return a description of a migration."""
     return f"format {migration[0]}: {migration[1]}"
 
 
 def run_migrations(
     connection: sqlite3.Connection, found: int, migrations: Sequence[Migration]
 ) -> list[str]:
-    """Run what is missing, inside the caller's transaction."""
+    """Run the missing migrations in the open transaction; return their descriptions."""
     done = []
     for one in migrations:
         if one[0] > found:
@@ -220,7 +230,7 @@ def run_migrations(
 
 
 def split_statements(text: str) -> list[str]:
-    """Split a script; the driver's own way to run one would commit first."""
+    """Split a script into statements. The driver's `executescript` would commit first."""
     found, begun = [], ""
     for line in text.splitlines(keepends=True):
         begun += line
@@ -231,7 +241,10 @@ def split_statements(text: str) -> list[str]:
 
 
 def retry_while_busy(step: Callable[[], object], seconds: float = BUSY_TIMEOUT) -> None:
-    """Do `step`, again while another process holds the lock (not every step waits by itself)."""
+    """Run `step`; retry for up to `seconds` while another process holds the lock.
+
+    Not every statement of SQLite waits by itself.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:

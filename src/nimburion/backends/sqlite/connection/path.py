@@ -1,4 +1,4 @@
-"""Where the file lies, and whether a backend may live there."""
+"""The path of the file: parse its URL and check that its location is suitable."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def parse_url(url: str) -> Path:
-    """The file that `sqlite:///relative.db` or `sqlite:////absolute.db` names."""
+    """Return the path in a URL, like `sqlite:///relative.db` or `sqlite:////absolute.db`.
+
+    Raises `ConfigurationError` for anything else.
+    """
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     if scheme.lower() != "sqlite" or host or not slash or not path or "?" in path:
@@ -54,7 +57,10 @@ def parse_url(url: str) -> Path:
 
 
 def check_path(path: Path, *, mounts: Path = MOUNTS_FILE) -> None:
-    """Raise `ConfigurationError` where SQLite's locks cannot be trusted, or nothing can be."""
+    """Raise `ConfigurationError` if the path is a folder or is on a network file system.
+
+    SQLite's locks do not work on network file systems.
+    """
     if is_folder(path):
         raise ConfigurationError(f"{path} is a folder; name a file in it")
     kind = find_file_system(path, mounts)
@@ -66,7 +72,7 @@ def check_path(path: Path, *, mounts: Path = MOUNTS_FILE) -> None:
 
 
 def file_exists(path: Path) -> bool:
-    """Whether there is something of this name, or this user may not know: opening says then why."""
+    """Return whether the path exists. True also if this user may not look: opening says why."""
     try:
         return path.exists()
     except OSError:
@@ -74,7 +80,7 @@ def file_exists(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder of this name, as far as this user can see."""
+    """Return whether the path is a folder; False if this user may not look."""
     try:
         return path.is_dir()
     except OSError:
@@ -82,7 +88,7 @@ def is_folder(path: Path) -> bool:
 
 
 def find_file_system(path: Path, mounts: Path) -> str | None:
-    """The type of the file system that holds `path`; None where the system does not tell."""
+    """Return the type of the file system that holds `path`; None if it is unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -100,14 +106,14 @@ def find_file_system(path: Path, mounts: Path) -> str | None:
 
 
 def unescape_mount_field(field: str) -> str:
-    """A field of the mount table: blanks and backslashes stand there in octal."""
+    """Decode a field of the mount table, which has blanks and backslashes as octal escapes."""
     for code, meant in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         field = field.replace(code, meant)
     return field
 
 
 def read_boot_id(source: Path = BOOT_ID_FILE) -> str:
-    """Which boot of the host this is; empty where the system does not tell."""
+    """Return the id of the current boot of the host; empty if the system provides none."""
     try:
         return source.read_text(encoding="ascii").strip()
     except OSError:

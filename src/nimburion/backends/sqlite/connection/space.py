@@ -1,13 +1,15 @@
-"""Keeps room on the disk for a checkpoint.
+"""Reserve free space on the disk for a checkpoint.
 
-SQLite appends what is committed to the log; a checkpoint copies it into the file, which grows by
-it. Where file and log fill the disk together, no checkpoint fits: the log never gets shorter, and
-nothing can be written any more, not even what would make room. Two bounds prevent that. While
-little is free, the log is emptied as soon as it is long for the room that is left. And a
-transaction may make the file larger only by what fits twice, in the log and in the file, beside
-what the transactions of workers write, so that jobs can be settled and deleted on a full disk.
+SQLite appends commits to the log. A checkpoint copies the log into the file, which grows. If file
+and log together fill the disk, no checkpoint fits. Then the log never shrinks and no write
+succeeds, not even a write that would free space. Two rules prevent that:
 
-What the others on the disk take is not foreseen: then it goes on when there is room again.
+- While little space is free, the log is emptied as soon as it is long for the remaining space.
+- A transaction may let the file grow only by an amount that fits twice, in the log and in the
+  file. It must also leave space for the transactions of workers, so that jobs can be settled and
+  deleted on a full disk.
+
+Other programs can still fill the disk. Writes then succeed again once there is free space.
 """
 
 from __future__ import annotations
@@ -22,28 +24,28 @@ from pathlib import Path
 from nimburion.core.errors import BackendFull
 
 PLENTY = 256 << 20
-"""Bytes: four times the longest log. While so much is free, a look each 50 ms is enough."""
+"""Bytes: four times the longest log. With more free space, a check every 50 ms is enough."""
 KEPT = 8 << 20
-"""Bytes of existing pages that one transaction of a worker may write anew, at most."""
+"""The most bytes of existing pages that one transaction of a worker may rewrite."""
 _INTERVAL = 0.05
 _SHORT_LOG = 128 << 10
 _AROUND = 16 << 10
-"""Bytes that some jobs take beside their payloads."""
+"""Bytes that a few jobs take in addition to their payloads."""
 _SHARE = 4
-"""The log may have this part of the room that it and the free space are together."""
+"""The log may take 1/4 of the sum of its own size and the free space."""
 
 Measure = Callable[[Path], int]
-"""The bytes that are free for this user, on the disk of a folder."""
+"""Returns the bytes that are free for this user on the disk of a folder."""
 
 
 def free_bytes(folder: Path) -> int:
-    """What the file system says is free."""
+    """Return the free bytes that the file system reports for this user."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
 
 class Space:
-    """Bounds the log and the growth of the file by what is free. For the writer's thread."""
+    """Limits the log and the growth of the file by the free space. For the writer's thread."""
 
     def __init__(
         self,
@@ -60,11 +62,11 @@ class Space:
         self._next = 0.0
         self._looks = True
         self._allowed = (0, 0)
-        """Pages of the file, for what callers ask for and for workers."""
+        """The most pages of the file: for calls of callers, and for calls of workers."""
         self._current = 0
 
     def before(self, connection: sqlite3.Connection) -> None:
-        """A transaction is about to begin: shorten the log where it is long for the room."""
+        """Empty the log if it is long for the free space. Call it before each transaction."""
         now = self._monotonic()
         self._looks = self._scarce or now >= self._next
         if not self._looks:
@@ -78,8 +80,11 @@ class Space:
                 empty_log(connection)
 
     def begin(self, connection: sqlite3.Connection) -> None:
-        """A transaction has begun: see how large it may make the file. Once for all its calls, as
-        what the first of them writes is not seen on the disk yet."""
+        """Compute how large the file may become. Call it at the start of each transaction.
+
+        It is computed once for all calls of the transaction, because their writes do not show in
+        the free space yet.
+        """
         if not self._looks:
             return
         page, pages, spare = self._spare(connection)
@@ -88,24 +93,30 @@ class Space:
         self._allowed = (asked, worker if self._scarce else asked)
 
     def limit(self, connection: sqlite3.Connection, *, is_worker: bool) -> None:
-        """Let the call that begins make the file no larger than that. For a worker's, some room is
-        left over from all others."""
+        """Set the file's size limit for the next call. Calls of workers have a higher limit.
+
+        The difference is reserved: only workers can use it.
+        """
         wanted = self._allowed[is_worker]
         if wanted != self._current:
             self._current = wanted
             connection.execute(f"PRAGMA max_page_count={wanted}").fetchall()
 
     def recover(self, connection: sqlite3.Connection) -> bool:
-        """A transaction did not fit: empty the log, and what it has left there, and look again at
-        once. Whether there is more room now."""
+        """Empty the log, including the remains of a transaction that did not fit.
+
+        Returns whether the log is shorter now. The next transaction measures the space again.
+        """
         length = size_of(self._log)
         empty_log(connection)
         self._next = 0.0
         return size_of(self._log) < length
 
     def check(self, connection: sqlite3.Connection, length: int) -> None:
-        """Raise `BackendFull` where payloads of this length may not be enqueued. For a caller's
-        connection, which keeps its own settings."""
+        """Raise `BackendFull` if payloads of `length` bytes may not be enqueued.
+
+        For a caller's connection, whose own size limit is not changed.
+        """
         if self._free() >= PLENTY:
             return
         page, pages, spare = self._spare(connection)
@@ -116,8 +127,7 @@ class Space:
             )
 
     def _spare(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
-        """The size of a page, the pages of the file after a checkpoint, and the bytes that are free
-        then."""
+        """Return the page size, and the pages of the file and free bytes after a checkpoint."""
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         pending = max(0, page * pages - size_of(self._path))
@@ -127,17 +137,20 @@ class Space:
         try:
             return self._measure(self._path.parent)
         except OSError:
-            return PLENTY  # it cannot be told: then a full disk is noticed when it is full
+            return PLENTY  # unknown: then a write reports a full disk
 
 
 def empty_log(connection: sqlite3.Connection) -> None:
-    """Copy the log into the file and give its room back, as far as readers and room allow."""
+    """Copy the log into the file and truncate it, as far as readers and free space allow.
+
+    Errors are ignored.
+    """
     with suppress(sqlite3.Error):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def size_of(path: Path) -> int:
-    """The length of a file; 0 where there is none."""
+    """Return the size of a file in bytes; 0 if it does not exist or cannot be read."""
     try:
         return os.stat(path).st_size  # noqa: PTH116 (three times as fast)
     except OSError:

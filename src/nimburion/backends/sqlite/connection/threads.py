@@ -1,8 +1,8 @@
-"""The two threads of a backend: one writes, one reads, each with a connection of its own.
+"""The two threads of a backend: a writer and a reader, each with its own connection.
 
-The writer runs everything that waits in one transaction (group commit), each call under a
-savepoint, so that a failed one leaves the others alone. Answers go to the event loop in one piece:
-waking it costs more than most statements.
+The writer runs all waiting calls in one transaction (group commit). Each call has a savepoint, so
+a failed call does not affect the others. All results of a group go to the event loop at once,
+because waking it costs more than most statements.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a call waits for the lock of another process, and for the calls before it."""
+"""Seconds for which a call waits for the calls before it and for another process's lock."""
 _MAX_GROUP = 256
-"""The most calls of one transaction."""
+"""The most calls in one transaction."""
 
 
 class DatabaseCall(Generic[T]):
-    """Something to do on a database's thread, and the future that waits for what it returns."""
+    """A function to run on a database thread, and the future for its result."""
 
     __slots__ = ("durable", "error", "future", "until", "value", "work")
 
@@ -46,14 +46,14 @@ class DatabaseCall(Generic[T]):
         self.work: Callable[[Database], T] = work
         self.future: asyncio.Future[T] = future
         self.durable: bool = durable
-        """Whether somebody asked for this, so that it must survive a power cut."""
+        """Whether the call must survive a power cut, because a caller requested it."""
         self.until: float = time.monotonic() + BUSY_TIMEOUT
-        """No longer does it wait for a lock."""
+        """Monotonic time, in seconds, until which the call waits for a lock."""
         self.value: T | None = None
         self.error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Give the answer to whoever still waits for it; on the loop's thread."""
+        """Resolve the future, unless it is done. Call it on the event loop's thread."""
         if self.future.done():
             return
         if self.error is not None:
@@ -63,7 +63,7 @@ class DatabaseCall(Generic[T]):
 
 
 class DatabaseThread:
-    """A thread that owns a database: opens it, answers calls in their order, closes it."""
+    """A thread that owns a database: it opens it, runs calls in order, and closes it."""
 
     def __init__(
         self, name: str, path: Path, open_database: Callable[[], Database], files: OpenFiles
@@ -79,28 +79,31 @@ class DatabaseThread:
         self._closing = False
 
     async def start(self) -> None:
-        """Return when the database is open; raises what hindered it."""
+        """Start the thread and return when the database is open. Raises the error of opening it."""
         self._thread.start()
         await self._opened
 
     async def stop(self) -> None:
-        """Answer what was asked before, close the database, and end."""
+        """Finish the calls made before, close the database, and wait for the thread to end."""
         self.request_stop()
         await asyncio.shield(self._ended)
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether the loop that it answers to is gone: nobody closed the backend before."""
+        """Whether the event loop was closed before the backend was."""
         return self._loop.is_closed()
 
     def request_stop(self) -> None:
-        """Let it end by itself; for when its loop is gone and cannot be told."""
+        """Ask the thread to end, without waiting for it. Also works when the loop is closed."""
         if not self._closing:
             self._closing = True
             self._calls.put(None)
 
     async def call(self, work: Callable[[Database], T], *, durable: bool = False) -> T:
-        """What `work` returns, run on this thread. Cancelling the wait does not undo the work."""
+        """Run `work` on this thread and return its result. Cancellation does not undo the work.
+
+        Raises `NotOpen` if the thread is stopping.
+        """
         if self._closing:
             raise NotOpen(f"{self._path} is closed; open it again")
         future: asyncio.Future[T] = self._loop.create_future()
@@ -111,7 +114,7 @@ class DatabaseThread:
         try:
             with map_errors(self._path):
                 database = self._open_database()
-        except BaseException as error:  # noqa: BLE001 (whatever it is, it belongs to who opens)
+        except BaseException as error:  # noqa: BLE001 (passed to the opener, whatever it is)
             self._call_on_loop(_fail, self._opened, error)
             self._call_on_loop(_resolve, self._ended)
             return
@@ -125,11 +128,11 @@ class DatabaseThread:
             self._call_on_loop(_resolve, self._ended)
 
     def _serve(self, database: Database) -> None:
-        """Answer until told to end."""
+        """Run calls until a stop is requested."""
         raise NotImplementedError
 
     def _reject_remaining(self) -> None:
-        """Should the thread ever end by an error, leave nobody waiting."""
+        """Fail all waiting calls with `NotOpen`, in case the thread ended with an error."""
         with suppress(Empty):
             while True:
                 call = self._calls.get_nowait()
@@ -143,12 +146,12 @@ class DatabaseThread:
     def _call_on_loop(self, what: Callable[..., None], *values: object) -> None:
         try:
             self._loop.call_soon_threadsafe(what, *values)
-        except RuntimeError:  # the loop was closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so no caller waits any more
             return
 
 
 class ReaderThread(DatabaseThread):
-    """Answers one call after the other, each in a snapshot of its own."""
+    """Runs one call after the other, each in its own snapshot."""
 
     def _serve(self, database: Database) -> None:
         while (call := self._calls.get()) is not None:
@@ -157,13 +160,13 @@ class ReaderThread(DatabaseThread):
                 self._files.check()
                 with map_errors(self._path):
                     call.value = _run_in_snapshot(database, call.work)
-            except Exception as error:  # noqa: BLE001 (it belongs to the caller)
+            except Exception as error:  # noqa: BLE001 (passed to the caller)
                 call.error = error
             self._deliver_results((call,))
 
 
 class WriterThread(DatabaseThread):
-    """Runs all calls that wait in one transaction."""
+    """Runs all waiting calls in one transaction."""
 
     def __init__(
         self,
@@ -201,7 +204,10 @@ class WriterThread(DatabaseThread):
             self._checkpointer.stop()
 
     def _collect_group(self) -> tuple[list[DatabaseCall[object]], bool]:
-        """Everything that waits, at least one; and whether there will be more."""
+        """Wait for at least one call; return the waiting calls and False if a stop was requested.
+
+        Returns at most `_MAX_GROUP` calls.
+        """
         call = self._calls.get()
         group: list[DatabaseCall[object]] = []
         try:
@@ -217,8 +223,10 @@ class WriterThread(DatabaseThread):
     def _commit(
         self, database: Database, group: list[DatabaseCall[object]], *, again: bool = False
     ) -> None:
-        """Run the group in one transaction; where that fails as a whole, one by one. What finds no
-        room is run `again`, if there is more room by then."""
+        """Run the group in one transaction; if that fails as a whole, run its calls one by one.
+
+        A call that finds no room on the disk runs `again` if a checkpoint has made room.
+        """
         try:
             self._files.check()
             with map_errors(self._path):
@@ -229,8 +237,8 @@ class WriterThread(DatabaseThread):
                 for call in group:
                     self._run(database, call, alone=len(group) == 1)
                 database.connection.execute("COMMIT")
-            self._files.check_file()  # after it, so that nothing is acknowledged that is lost
-        except Exception as error:  # noqa: BLE001 (it belongs to the callers)
+            self._files.check_file()  # after COMMIT, so that no lost write is acknowledged
+        except Exception as error:  # noqa: BLE001 (passed to the callers)
             self._roll_back(database)
             more_room = isinstance(error, BackendFull) and self._space.recover(database.connection)
             if len(group) > 1 or (more_room and not again):
@@ -244,11 +252,13 @@ class WriterThread(DatabaseThread):
             self._notify(rung)
 
     def _begin(self, database: Database, group: list[DatabaseCall[object]]) -> bool:
-        """Take the write lock. IMMEDIATE: a lock taken later would not wait for its turn. False:
-        nobody of the group could wait so long."""
+        """Take the write lock with BEGIN IMMEDIATE: SQLite does not wait to upgrade a read lock.
+
+        Calls whose time is over are removed from the group. Returns False if no call remains.
+        """
         wanted = "FULL" if any(call.durable for call in group) else "NORMAL"
         if self._synchronous != wanted:
-            # A script, as the driver would not run a cached PRAGMA again.
+            # executescript, because the driver would not run a cached PRAGMA again.
             database.connection.executescript(f"PRAGMA synchronous={wanted}")
             self._synchronous = wanted
         while group:
@@ -267,7 +277,7 @@ class WriterThread(DatabaseThread):
     def _refuse_late(
         self, group: list[DatabaseCall[object]], busy: sqlite3.OperationalError
     ) -> None:
-        """Answer those of the group whose time is over, each after its own: the lock is kept."""
+        """Fail the calls whose own waiting time is over, because another process has the lock."""
         now = time.monotonic()
         late = [call for call in group if call.until <= now]
         if late:
@@ -278,7 +288,10 @@ class WriterThread(DatabaseThread):
             self._deliver_results(late)
 
     def _run(self, database: Database, call: DatabaseCall[object], *, alone: bool) -> None:
-        """One call; its own error stays with it, as long as the transaction lives."""
+        """Run one call under a savepoint. Its error stays with it unless the transaction ended.
+
+        `BackendFull` is raised to the group too. A call that is `alone` needs no savepoint.
+        """
         database.set_time()
         self._space.limit(database.connection, is_worker=not call.durable)
         if alone:
@@ -298,7 +311,7 @@ class WriterThread(DatabaseThread):
         database.queues_to_notify.clear()
         database.clear_lane_cache()
         if database.connection.in_transaction:
-            with suppress(sqlite3.Error):  # it ends the transaction, whatever it says
+            with suppress(sqlite3.Error):  # the transaction ends even if ROLLBACK reports an error
                 database.connection.execute("ROLLBACK")
 
 
@@ -307,7 +320,7 @@ def _run_in_snapshot(database: Database, work: Callable[[Database], T]) -> T:
     try:
         return work(database)
     finally:
-        with suppress(sqlite3.Error):  # of a damaged file it fails; what was read stands
+        with suppress(sqlite3.Error):  # COMMIT fails on a damaged file; what was read is valid
             database.connection.execute("COMMIT")
 
 
