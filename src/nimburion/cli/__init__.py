@@ -1,7 +1,7 @@
-"""The command line. `main` is the console script; each command group is one file beside it.
+"""The command line. `main` is the console script; each command group is one module of this package.
 
-Exit codes: 0 done, 1 it did not work, 2 bad input (one line on standard error), 3 the backend
-cannot be used, 4 no such job, 130 interrupted.
+Exit codes: 0 success, 1 the command failed, 2 invalid input (one line on standard error), 3 the
+backend cannot be used, 4 no such job or schedule, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`nimburion config …`."""
+"""`nimburion config …`: check and show the configuration."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ def check() -> None:
 
 
 def check_tasks(config: Config, processor: Processor) -> None:
-    """Read the expressions and time zones of the configured schedules."""
+    """Validate the expressions and time zones of the configured schedules. Raises
+    `DefinitionError`."""
     from nimburion.scheduler import Scheduler
 
     Scheduler.from_config(processor, config)
 
 
 def draw_check(config: Config, store: str) -> None:
-    """Which file, which backend."""
+    """Print the configuration file and the backend."""
     click.echo("the configuration is right")
     print_fields({"file": config.source or "none: defaults and environment", "store": store})
 
@@ -64,14 +65,14 @@ def show_settings() -> None:
 
 
 def task_to_data(task: TaskSettings) -> dict[str, object]:
-    """A task as it may be written."""
+    """Return a task as data in the form of the configuration file."""
     data: dict[str, object] = msgspec.to_builtins(task)
     del data["place"]
     return data
 
 
 def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> None:
-    """One line a setting."""
+    """Print one line per setting."""
     click.echo(f"file: {config.source or 'none: defaults and environment'}")
     flat: dict[str, object] = {}
     for section, data in sections.items():

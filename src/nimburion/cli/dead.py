@@ -1,4 +1,4 @@
-"""`nimburion dead …`: failed jobs, kept whole until replayed, purged or pruned."""
+"""`nimburion dead …`: failed jobs, kept complete until they are replayed, purged or pruned."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def dead() -> None:
 
 
 def add_dead_filters(command: F) -> F:
-    """Add `--queue`, `--name` and `--reason`."""
+    """Add the options `--queue`, `--name` and `--reason` to a command."""
     reasons = [reason.value for reason in Reason]
     reason = click.option("--reason", type=click.Choice(reasons), help="Only with this reason.")
     return reason(add_filter_options(command))
@@ -74,7 +74,8 @@ def show_dead(job_id: str) -> None:
 
 
 async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
-    """The record, if it is a dead letter."""
+    """Return the record of a dead letter. Raises `JobNotFound`, or `NotFound` if the job is not
+    a dead letter."""
     record = await backend.get(job_id)
     if record.state is not State.FAILED:
         raise NotFound(
@@ -118,21 +119,21 @@ def replay(
 
 @dataclass
 class Replays:
-    """What became of a replay."""
+    """The results of a replay."""
 
     replayed: list[str]
     held: list[str]
-    """Not replayed: another job holds their unique key."""
+    """Ids not replayed, because another job holds their unique key."""
     misses: dict[str, str]
-    """Ids that somebody gave and that are no dead letters, and why."""
+    """Given ids that are not dead letters, with the reasons."""
 
     def as_data(self) -> dict[str, object]:
-        """For machines."""
+        """Return the results as JSON data."""
         return {"replayed": self.replayed, "held": self.held, "not_replayed": self.misses}
 
 
 async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replays:
-    """Replay in bounded steps."""
+    """Replay all matching dead letters in bounded steps."""
     misses = await explain_misses(backend, which.ids or (), State.FAILED)
     count = await count_matching(backend, which)
     require_confirmation(yes, count, "replayed")
@@ -150,7 +151,7 @@ async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replay
 
 
 def draw_replayed(done: Replays) -> None:
-    """Counts, and which could not be."""
+    """Print the counts, and the jobs that were not replayed with the reasons."""
     click.echo(f"{format_count(len(done.replayed))} replayed")
     why = dict.fromkeys(done.held, "another job holds its unique key") | done.misses
     for job_id, reason in why.items():
@@ -184,14 +185,15 @@ def purge(
 
 
 def draw_purged(purged: int, misses: dict[str, str]) -> None:
-    """How many, and which could not be."""
+    """Print the number of purged jobs, and the jobs that were not purged with the reasons."""
     click.echo(f"{format_count(purged)} purged")
     for job_id, reason in misses.items():
         click.echo(f"{escape_controls(job_id)}  not purged: {reason}")
 
 
 async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[int, dict[str, str]]:
-    """Delete in bounded steps; how many, and which of the given ids are no dead letters."""
+    """Delete all matching dead letters in bounded steps; return their number, and the given ids
+    that are not dead letters with the reasons."""
     misses = await explain_misses(backend, which.ids or (), State.FAILED)
     count = await count_matching(backend, which)
     require_confirmation(yes, count, "purged for good")

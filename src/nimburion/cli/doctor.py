@@ -1,4 +1,4 @@
-"""`nimburion doctor`: what is wrong with the backend or on this side of it, and what to do."""
+"""`nimburion doctor`: check the backend, this host and the configuration, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from nimburion.core.settings import Config
 
 PATIENCE = 20.0
-"""Seconds after which a backend that says nothing, not even no, counts as not answering."""
+"""Timeout in seconds after which a backend counts as unreachable."""
 JUMP = 0.1
-"""Seconds by which the wall clock may leave the monotonic one while we look."""
+"""Seconds by which the wall clock may deviate from the monotonic clock during the checks."""
 MOST_UNSERVED = 5
 COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 
@@ -52,7 +52,7 @@ def doctor(ctx: click.Context, *, strict: bool) -> None:
 
 
 async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
-    """Everything there is to say, from here to the backend."""
+    """Run all checks of this host, the configuration and the backend, in this order."""
     from nimburion.backends import open_backend
 
     wall, monotonic = clock.now(), clock.monotonic()
@@ -69,7 +69,7 @@ async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
 
 
 def check_host() -> CheckResult:
-    """What runs here."""
+    """Report the versions of nimburion, Python and the operating system."""
     from nimburion import __version__
 
     system = f"{platform.system()} {platform.machine()}"
@@ -79,14 +79,14 @@ def check_host() -> CheckResult:
 
 
 def check_settings(config: Config) -> CheckResult:
-    """Where the settings come from."""
+    """Report the source of the settings."""
     return CheckResult(
         "configuration", "good", config.source or "no file: defaults and environment"
     )
 
 
 def check_event_loop() -> CheckResult:
-    """What workers that are started here run on."""
+    """Report the event loop of workers on this host."""
     if find_spec("uvloop") is None:
         text = "asyncio's own; uvloop is faster (pip install 'nimburion[fast]')"
         return CheckResult("event loop", "good", text)
@@ -94,7 +94,7 @@ def check_event_loop() -> CheckResult:
 
 
 def check_redis_driver(url: str) -> list[CheckResult]:
-    """What reads the answers of a Redis server; nothing to say of other backends."""
+    """Check the Redis driver; return no result for other backends."""
     from nimburion.backends import FAMILIES
 
     if url.partition("://")[0].lower() not in FAMILIES["redis"]:
@@ -109,7 +109,7 @@ def check_redis_driver(url: str) -> list[CheckResult]:
 
 
 def find_version(package: str) -> str:
-    """The version of an installed package."""
+    """Return the version of an installed package."""
     from importlib import metadata
 
     try:
@@ -119,7 +119,7 @@ def find_version(package: str) -> str:
 
 
 async def check_backend(backend: Backend) -> list[CheckResult]:
-    """What the backend says of itself, or that it says nothing."""
+    """Run the checks of the backend, or report why it cannot be opened."""
     import asyncio
 
     try:
@@ -140,7 +140,7 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
 
 
 async def waiting_jobs(backend: Backend) -> list[CheckResult]:
-    """Whether each waiting job has a live worker that would take it."""
+    """Check that each waiting job has a live worker that can reserve it."""
     sessions = await backend.sessions()
     found = find_unserved(await backend.queues(), sessions)
     if not found:
@@ -164,7 +164,7 @@ async def waiting_jobs(backend: Backend) -> list[CheckResult]:
 
 
 def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResult:
-    """Whether the clock of this host stepped since we began to look."""
+    """Check that the wall clock of this host did not step during the checks."""
     passed = clock.monotonic() - monotonic
     jumped = clock.now() - wall - passed
     if abs(jumped) < JUMP:
@@ -175,18 +175,18 @@ def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResul
 
 
 def find_worst(found: list[CheckResult]) -> str:
-    """The gravest verdict."""
+    """Return the most severe verdict."""
     verdicts = {one.verdict for one in found}
     return next(one for one in ("error", "warning", "good") if one in verdicts)
 
 
 def as_data(found: list[CheckResult]) -> dict[str, object]:
-    """For machines."""
+    """Return the results as JSON data."""
     return {"verdict": find_worst(found), "findings": msgspec.to_builtins(found)}
 
 
 def draw(found: list[CheckResult]) -> None:
-    """One line a finding, what to do below it, and how many are not good."""
+    """Print one line per result, its advice below it, and the numbers of errors and warnings."""
     width = max(len(one.subject) for one in found)
     colour = False if os.environ.get("NO_COLOR") else None
     for one in found:

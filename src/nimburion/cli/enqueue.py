@@ -1,4 +1,4 @@
-"""`nimburion enqueue NAME`: the handler's code is not needed here."""
+"""`nimburion enqueue NAME`: enqueue a job without the code of its handler."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def enqueue(
 
 
 def parse_payload(text: str) -> bytes:
-    """The bytes as given, once they are known to be a JSON object."""
+    """Return the text as bytes. Raises `BadInput` if it is not a JSON object."""
     import msgspec
 
     try:
@@ -82,7 +82,8 @@ def parse_payload(text: str) -> bytes:
 
 
 async def enqueue_job(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
-    """Enqueue through a client, which checks names, size and options."""
+    """Enqueue through a client, which validates names, size and options; return the id of the
+    job."""
     from nimburion.jobs.client.client import Client
 
     async with Client(backend, settings=current_invocation().load().jobs) as client:

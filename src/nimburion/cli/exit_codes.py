@@ -1,4 +1,4 @@
-"""How a command ends: the exit code of each error, and its one line."""
+"""Exit codes and the one-line error messages of the command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ DONE, FAILED, BAD_INPUT, STORE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class CommandFailed(click.ClickException):
-    """What was asked for did not work."""
+    """The command failed."""
 
     exit_code = FAILED
 
 
 class BadInput(click.ClickException):
-    """What was asked for cannot be."""
+    """The input is invalid."""
 
     exit_code = BAD_INPUT
 
@@ -29,13 +29,14 @@ class BackendNotUsable(click.ClickException):
 
 
 class NotFound(click.ClickException):
-    """There is no such job."""
+    """The job or schedule does not exist."""
 
     exit_code = NOT_FOUND
 
 
 def report_error(error: BaseException) -> int:
-    """Say what happened in one line on standard error; the exit code. Bugs are re-raised."""
+    """Print the error in one line on standard error and return the exit code. Bugs are
+    re-raised."""
     if isinstance(error, SystemExit):
         raise error
     if isinstance(error, click.exceptions.Exit):
@@ -45,7 +46,7 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         return _silence_broken_pipe()
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        click.echo(str(error), err=True)  # the help text, which has many lines
+        click.echo(str(error), err=True)  # the help text has several lines
         return BAD_INPUT
     if isinstance(error, click.ClickException):
         return _print_error(error.format_message(), error.exit_code)
@@ -56,8 +57,8 @@ def report_error(error: BaseException) -> int:
 
 
 def _find_exit_code(error: BaseException) -> int | None:
-    """The code of one of our own errors; None for what is none of them."""
-    from nimburion.core import errors  # msgspec is not needed to print a help text
+    """Return the exit code of a nimburion error; None for any other error."""
+    from nimburion.core import errors  # a help text must not import msgspec
 
     codes: list[tuple[type[errors.NimburionError], int]] = [
         (errors.JobNotFound, NOT_FOUND),
@@ -80,6 +81,6 @@ def _print_error(message: str, code: int) -> int:
 
 
 def _silence_broken_pipe() -> int:
-    """The reader of our output has gone (`… | head`): nobody is left to tell."""
+    """Redirect standard output to the null device: its reader has closed the pipe (`… | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED

@@ -1,4 +1,4 @@
-"""Which jobs a command is about, how many they are, and going through them in bounded steps."""
+"""Select the jobs of a command, count them, and iterate over them in bounded steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_SUCH_JOB = "no such job"
 
 
 def add_filter_options(command: F) -> F:
-    """Add `--queue` and `--name`."""
+    """Add the options `--queue` and `--name` to a command."""
     command = click.option("--queue", metavar="QUEUE", help="Only of this queue.")(command)
     return click.option("--name", metavar="NAME", help="Only of this job name.")(command)
 
@@ -42,7 +42,8 @@ def make_filter(
     everything: bool = True,
     **narrowed: str | None,
 ) -> JobFilter:
-    """The filter that the arguments describe: ids, or filters, or everything if that is said."""
+    """Return the filter for the arguments: ids, or filters, or all jobs if `everything` is set.
+    Raises `BadInput` for a combination of these or for none."""
     given = any(value is not None for value in narrowed.values())
     if ids and (given or everything):
         raise BadInput(f"give either ids or {'filters' if given else '--all'}, not both")
@@ -56,18 +57,18 @@ def make_filter(
 
 
 def iterate_matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRecord]:
-    """Every job that matches, without its payload, newest first."""
+    """Iterate over all matching jobs, newest first, without their payloads."""
     return iterate_jobs(backend, which, step=STEP)
 
 
 async def count_matching(backend: Backend, which: JobFilter) -> int:
-    """How many they are."""
+    """Return the number of matching jobs."""
     return sum([1 async for _ in iterate_matching(backend, which)])
 
 
 async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) -> dict[str, str]:
-    """Returns why nothing was done about some of the ids that somebody gave: those of no job, and
-    those of jobs that are not in the state that is needed."""
+    """Return the reason for each id that the command cannot process: the job does not exist, or
+    is not in the state `wanted`."""
     misses: dict[str, str] = {}
     for job_id in dict.fromkeys(ids):
         try:
@@ -81,14 +82,14 @@ async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) ->
 
 
 def exit_for(misses: Collection[str], *, all_done: bool) -> int:
-    """Returns the exit code of a command that was given ids."""
+    """Return the exit code of a command that takes ids."""
     if NO_SUCH_JOB in misses:
         return NOT_FOUND
     return DONE if all_done else FAILED
 
 
 def require_confirmation(yes: bool, count: int, action: str) -> None:  # noqa: FBT001 (the flag itself)
-    """Unless `--yes` was given, say how many it would be and that nothing was done."""
+    """Raise `BadInput` with the number of affected jobs unless `--yes` was given."""
     if not yes:
         raise BadInput(
             f"{format_count(count)} would be {action}; nothing was done. Add --yes to do it"
@@ -96,12 +97,13 @@ def require_confirmation(yes: bool, count: int, action: str) -> None:  # noqa: F
 
 
 def format_count(count: int, noun: str = "job") -> str:
-    """`1 job`, `12 jobs`."""
+    """Format a count with its noun: `1 job`, `12 jobs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def make_progress_bar(count: int, label: str) -> ProgressBar[int]:
-    """A bar on standard error, if people look at it."""
+    """Return a progress bar on standard error. It is hidden without a terminal, with `--json`,
+    and for few jobs."""
     hidden = current_invocation().as_json or not sys.stderr.isatty() or count <= STEP
     file = io.StringIO() if hidden else sys.stderr
     return click.progressbar(length=count, label=label, file=file)

@@ -1,4 +1,4 @@
-"""What one call of the command line was told about configuration, store and form of output."""
+"""The shared options of one command-line call: configuration, backend and output format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class Invocation:
-    """The options that every command takes; the last one given counts."""
+    """The options that every command takes; if an option is repeated, the last value counts."""
 
     def __init__(self) -> None:
         self.config: str | None = None
@@ -26,7 +26,7 @@ class Invocation:
         self.as_json = False
 
     def load(self) -> Config:
-        """The configuration, with `--backend` over it."""
+        """Load the configuration; `--backend` overrides its URL."""
         from nimburion import config
 
         if self.backend is None:
@@ -40,10 +40,13 @@ class Invocation:
         may_create: bool = False,
         unopened: bool = False,
     ) -> T:
-        """Open the backend, unless asked `unopened`, ask it, close it. A backend that is a file and
-        is not there is only made when it `may_create`: looking in the wrong folder must not leave
-        an empty one."""
-        import asyncio  # a fifth of the start time: not for help texts
+        """Open the backend, run `question` on it, close it and return the result.
+
+        `unopened` skips the opening. A backend file that does not exist is created only with
+        `may_create`: a command in the wrong folder must not leave an empty file. Raises `BadInput`
+        for a backend that lives in one process.
+        """
+        import asyncio  # takes a fifth of the start time, so help texts do not import it
 
         from nimburion.backends import open_backend
         from nimburion.core.redaction import redact_url
@@ -60,7 +63,7 @@ class Invocation:
 
 
 async def require_existing_file(backend: Backend) -> None:
-    """Raise `BackendNotUsable` where there is no data to open yet."""
+    """Raise `BackendNotUsable` if the backend has no data yet."""
     if not await backend.exists():
         raise BackendNotUsable(
             f"{backend.describe()} does not exist; enqueue a job first, or say which with --backend"
@@ -85,12 +88,12 @@ async def _run_on_backend(
 
 
 def current_invocation() -> Invocation:
-    """The invocation of the command that runs."""
+    """Return the invocation of the running command."""
     return click.get_current_context().ensure_object(Invocation)
 
 
 def add_shared_options(command: F) -> F:
-    """Add `--config`, `--backend` and `--json`, kept in the `Invocation`."""
+    """Add the options `--config`, `--backend` and `--json`, which are kept in the `Invocation`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

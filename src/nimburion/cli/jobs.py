@@ -1,4 +1,4 @@
-"""`nimburion jobs …`: whatever its state."""
+"""`nimburion jobs …`: list, show, cancel and retry jobs in any state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WORDS = MappingProxyType(
         "not found": "not cancelled: no such job",
     }
 )
-"""Outcomes as people read them."""
+"""Readable messages for the outcomes of `cancel`."""
 
 
 @click.group()
@@ -67,7 +67,7 @@ def list_jobs(
 
 
 def draw_page(page: Page) -> None:
-    """The table, and how to get the next one."""
+    """Print a table of jobs and the option that shows the next page."""
     draw_records(page.jobs, "no such jobs")
     if page.next is not None:
         click.echo(f"more: add --after {escape_controls(page.next)}")
@@ -129,7 +129,7 @@ def cancel_jobs(
 
 
 async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
-    """What became of each."""
+    """Cancel each job and return the outcome by id."""
     outcomes: dict[str, str] = {}
     with make_progress_bar(len(ids), "cancelling") as bar:
         for job_id in ids:
@@ -142,14 +142,15 @@ async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
 
 
 async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, str]:
-    """Cancel what matches now; jobs that end meanwhile are left as they are."""
+    """Cancel all jobs that match now and return the outcome by id. Jobs that end meanwhile stay
+    unchanged."""
     ids = tuple([record.id async for record in iterate_matching(backend, which)])
     require_confirmation(yes, len(ids), "cancelled")
     return await cancel_each(backend, ids)
 
 
 def draw_outcomes(outcomes: dict[str, str]) -> None:
-    """One line a job for a few, counts for many."""
+    """Print one line per job for a few jobs, and counts for many."""
     if len(outcomes) <= 20:
         for job_id, outcome in outcomes.items():
             click.echo(f"{escape_controls(job_id)}  {_WORDS.get(outcome, outcome)}")

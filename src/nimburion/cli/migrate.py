@@ -1,4 +1,4 @@
-"""`nimburion migrate …`: the tables of the backend, brought to what this version needs."""
+"""`nimburion migrate …`: upgrade the tables of the backend to this version."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def up(grant: str | None) -> None:
 
 
 async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
-    """Migrate, then grant."""
+    """Migrate the backend, then grant rights to `role` if it is given; return the steps. Raises
+    `BadInput` if the backend has no roles."""
     if role is not None and not backend.capabilities.roles:
         raise BadInput(f"{backend.describe()} knows no roles; leave --grant out")
     steps = await backend.migrate()
@@ -68,7 +69,7 @@ def check(ctx: click.Context) -> None:
 
 
 def draw(steps: list[str], done: str, nothing: str) -> None:
-    """One line a step."""
+    """Print one line per step."""
     for step in steps:
         click.echo(f"{done} {escape_controls(step)}")
     if not steps:

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for machines; what would steer a terminal is written out."""
+"""Print tables or JSON; terminal control characters are escaped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069
 
 
 def escape_controls(value: object) -> str:
-    """Text that moves no cursor, changes no colour and hides nothing."""
+    """Return the text with control characters, bidirectional marks and surrogates escaped."""
     return _CONTROL.sub(_escape, str(value))
 
 
 def escape_lines(text: str) -> str:
-    """As `clean`, but line breaks and tabs stay."""
+    """Escape like `escape_controls`, but keep line breaks and expand tabs to spaces."""
     return "\n".join(escape_controls(line.expandtabs(4)) for line in text.split("\n"))
 
 
@@ -33,7 +33,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def print_result(data: object, draw: Callable[[], None]) -> None:
-    """Write `data` as JSON when asked to, else call `draw`."""
+    """Print `data` as JSON if `--json` was given, else call `draw`."""
     if current_invocation().as_json:
         write_json(data)
     else:
@@ -41,12 +41,13 @@ def print_result(data: object, draw: Callable[[], None]) -> None:
 
 
 def write_json(data: object) -> None:
-    """One JSON value in ASCII on one line."""
+    """Print one JSON value in ASCII on one line."""
     click.echo(json.dumps(data, ensure_ascii=True, default=str).replace("\x7f", "\\u007f"))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Columns as wide as their content; numbers to the right."""
+    """Print a table with columns as wide as their content; numbers are aligned right. Print
+    `empty` if there are no rows."""
     cells = [[_format_cell(value) for value in row] for row in rows]
     if not cells:
         click.echo(empty)
@@ -59,7 +60,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], empty:
 
 
 def print_fields(pairs: Mapping[str, object]) -> None:
-    """One line a field; what is None is left out."""
+    """Print one line per field; fields that are None are left out."""
     told = {name: value for name, value in pairs.items() if value is not None}
     width = max(map(len, told), default=0)
     for name, value in told.items():
@@ -67,7 +68,7 @@ def print_fields(pairs: Mapping[str, object]) -> None:
 
 
 def format_time(seconds: float | None) -> str | None:
-    """A time of the backend as people read it, in local time."""
+    """Format epoch seconds of the backend as local time."""
     if seconds is None:
         return None
     try:
@@ -78,7 +79,7 @@ def format_time(seconds: float | None) -> str | None:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as people read it: `850 ms`, `12 s`, `3 min`, `5 h`, `2 d`."""
+    """Format a duration: `850 ms`, `12 s`, `3 min`, `5 h`, `2 d`."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     for unit, length, next_length in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):

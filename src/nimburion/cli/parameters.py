@@ -1,4 +1,4 @@
-"""How the values of options are read."""
+"""Parse the values of command-line options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRIORITIES = MappingProxyType({"lowest": 1, "low": 3, "normal": 5, "high": 7, "h
 
 
 def parse_duration(value: str) -> float:
-    """Seconds, or a text like `1h30m`."""
+    """Parse a duration in seconds, or text such as `1h30m`. Raises `click.BadParameter`."""
     from nimburion.config.scalars import parse_scalar
     from nimburion.config.value_types import InvalidValue, parse_seconds
 
@@ -25,7 +25,7 @@ def parse_duration(value: str) -> float:
 
 
 def parse_moment(value: str) -> datetime:
-    """A date and time with a time zone."""
+    """Parse a date and time with a time zone. Raises `click.BadParameter`."""
     try:
         found = datetime.fromisoformat(value)
     except ValueError:
@@ -37,7 +37,7 @@ def parse_moment(value: str) -> datetime:
 
 
 def parse_priority(value: str) -> int:
-    """0 to 9, or a word."""
+    """Parse a priority: 0 to 9, or its name. Raises `click.BadParameter`."""
     word = value.lower()
     if word not in PRIORITIES and word not in tuple("0123456789"):
         raise click.BadParameter(f"{value!r} is neither 0 to 9 nor one of {', '.join(PRIORITIES)}")

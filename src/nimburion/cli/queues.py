@@ -1,4 +1,4 @@
-"""`nimburion queues …`."""
+"""`nimburion queues …`: list, pause and resume queues."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def list_queues() -> None:
 
 
 async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]]:
-    """Every queue, and what waits in vain."""
+    """Return all queues, and the waiting jobs that no live worker serves."""
     found = await backend.queues()
     return found, find_unserved(found, await backend.sessions())
 
 
 def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
-    """For machines."""
+    """Return a queue as JSON data."""
     data: dict[str, object] = msgspec.to_builtins(queue)
     data["unserved"] = {one.name: one.reason for one in unserved if one.queue == queue.name}
     return data
 
 
 def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
-    """One line a queue, then one for what waits in vain."""
+    """Print one line per queue, then one line per group of jobs that no live worker serves."""
     print_table(
         ("queue", "due", "scheduled", "processing", "oldest", "paused"),
         [
@@ -85,7 +85,7 @@ def resume(queue: str) -> None:
 
 
 def set_paused(queue: str, *, paused: bool) -> None:
-    """Pause or resume, and say so."""
+    """Pause or resume a queue and print the new state."""
     check_name("queue", queue)
     current_invocation().run(lambda backend: backend.pause(queue, paused=paused))
     done = "paused" if paused else "resumed"

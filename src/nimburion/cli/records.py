@@ -1,4 +1,4 @@
-"""Jobs as the command line shows them."""
+"""Format job records for the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from nimburion.core.job import JobRecord
 
 
 def record_to_data(record: JobRecord) -> dict[str, object]:
-    """A record for machines: times as epoch seconds, payload and result as JSON where they are."""
+    """Return a record as JSON data: times as epoch seconds, payload and result as JSON values
+    where possible."""
     data: dict[str, object] = msgspec.to_builtins(record)
     data["attempt"] = record.attempt
     data["payload"] = bytes_to_data(record.payload)
@@ -28,7 +29,7 @@ def record_to_data(record: JobRecord) -> dict[str, object]:
 
 
 def bytes_to_data(content: bytes | None) -> object:
-    """The JSON value; `{"base64": …}` for bytes that are no JSON."""
+    """Return the decoded JSON value; `{"base64": …}` for bytes that are not JSON; None for None."""
     if content is None:
         return None
     try:
@@ -38,12 +39,12 @@ def bytes_to_data(content: bytes | None) -> object:
 
 
 def bytes_to_text(content: bytes | None) -> str | None:
-    """The text as it is stored; bytes that are no UTF-8 as escapes."""
+    """Return the stored text; bytes that are not UTF-8 become escape sequences."""
     return None if content is None else content.decode("utf-8", errors="backslashreplace")
 
 
 def draw_records(records: list[JobRecord], empty: str) -> None:
-    """One line a job."""
+    """Print a table with one line per job, or `empty` if there are no jobs."""
     print_table(
         ("id", "name", "queue", "state", "attempt", "priority", "due", "error"),
         [
@@ -64,7 +65,8 @@ def draw_records(records: list[JobRecord], empty: str) -> None:
 
 
 def summarize_error(record: JobRecord) -> str | None:
-    """The latest error in a few words; the reason of a dead letter before it."""
+    """Return a short form of the latest error, after the reason of a dead letter; None if there
+    is none."""
     error = record.error
     said = f"{error.type}: {error.message}" if error and error.message else error and error.type
     if record.state == "failed" and record.reason:
@@ -73,7 +75,7 @@ def summarize_error(record: JobRecord) -> str | None:
 
 
 def draw_record(record: JobRecord) -> None:
-    """Everything but payload and history."""
+    """Print all fields except the payload and the error history."""
     progress = record.progress
     print_fields(
         {
@@ -101,7 +103,7 @@ def draw_record(record: JobRecord) -> None:
 
 
 def draw_whole_record(record: JobRecord) -> None:
-    """Everything, payload and history included."""
+    """Print all fields, including the payload and the error history."""
     draw_record(record)
     if record.payload is not None:
         click.echo(f"\npayload, {len(record.payload)} bytes:")

@@ -1,4 +1,4 @@
-"""The command `nimburion` itself: finds its commands by name and imports only the one that runs."""
+"""The command `nimburion`: finds its subcommands by name and imports only the one that runs."""
 
 from __future__ import annotations
 

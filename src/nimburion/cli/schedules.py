@@ -1,4 +1,4 @@
-"""`nimburion schedules …`."""
+"""`nimburion schedules …`: list, add, pause, resume, remove and explain schedules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Quoting(click.Command):
-    """A command that takes an expression, which shells take apart."""
+    """A command with a cron expression, which a shell splits if it is not quoted."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -110,7 +110,7 @@ def add(
 
 
 def add_change_command(verb: str, done: str, text: str) -> None:
-    """Add a command that does one thing to a schedule and says so."""
+    """Add a command that changes one schedule and prints the result."""
 
     @schedules.command(verb, help=text)
     @click.argument("name", metavar="NAME")
@@ -174,7 +174,7 @@ def next_ticks(when_: str, tz: str | None, count: int) -> None:
 
 
 def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
-    """One line a tick, on the clocks of the zone."""
+    """Print one line per tick in local time of the zone."""
     click.echo(explanation)
     for tick in ticks:
         click.echo(f"{datetime.fromtimestamp(tick, zone):%a %Y-%m-%d %H:%M:%S %z}")
@@ -183,7 +183,7 @@ def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
 
 
 def draw_schedules(found: list[ScheduleInfo]) -> None:
-    """One line a schedule, and its coming ticks below."""
+    """Print one line per schedule, with its next ticks below."""
     print_table(
         ("name", "when", "zone", "job", "owner", "condition", "last tick", "last job", "next"),
         [
@@ -205,7 +205,7 @@ def draw_schedules(found: list[ScheduleInfo]) -> None:
 
 
 def draw_schedule(one: ScheduleInfo) -> None:
-    """One line a fact."""
+    """Print one line per field of a schedule."""
     print_fields(
         {
             "name": one.name,
@@ -227,14 +227,14 @@ def draw_schedule(one: ScheduleInfo) -> None:
 
 
 def format_in_zone(tick: int, timezone: str) -> str:
-    """A tick on the clocks of its schedule."""
+    """Format a tick in the time zone of its schedule."""
     return f"{datetime.fromtimestamp(tick, ZoneInfo(timezone)):%Y-%m-%d %H:%M:%S %z}"
 
 
 def run_on_schedules(
     question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False
 ) -> T:
-    """Ask the schedules of the backend."""
+    """Run `question` on the schedules of the backend and return its result."""
 
     async def asked(backend: Backend) -> T:
         from nimburion.jobs.client.client import Client

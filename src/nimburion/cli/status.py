@@ -1,4 +1,4 @@
-"""`nimburion status ID`."""
+"""`nimburion status ID`: show the state of a job."""
 
 from __future__ import annotations
 

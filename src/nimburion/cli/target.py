@@ -1,5 +1,4 @@
-"""Find the processor that MODULE:NAME names: import the module, and say what is wrong in one line
-where that fails."""
+"""Load the processor that MODULE:NAME names. Errors of the import are reported in one line."""
 
 from __future__ import annotations
 
@@ -29,15 +28,15 @@ _LIBRARIES = tuple(
     {str(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 _PARTIAL = "partially initialized module"
-"""What Python says of a module that is imported by what it imports."""
+"""Text of the error that Python raises for circular imports."""
 
 
 def find_processor(target: str, *, show_traceback: bool = False) -> Processor:
-    """Import the module and take the processor from it, or call the function there that makes one.
+    """Import the module and return its processor, or the result of the factory function it names.
 
-    Raises `BadInput` for what cannot be a processor, a syntax error and a circular import, `Failed`
-    for an error in the application's code; each is one line. `show_traceback` prints the
-    traceback of the application's code before.
+    Raises `BadInput` for a value that is not a processor, a syntax error and a circular import.
+    Raises `CommandFailed` for other errors in the application's code. Each message is one line.
+    `show_traceback` prints the traceback of the application's code before the message.
     """
     from nimburion.jobs import Processor
 
@@ -70,7 +69,7 @@ def _import(name: str) -> object:
 
 
 def _attribute(found: object, path: str) -> object:
-    """Follow a dotted path; say what is near when it leads nowhere."""
+    """Resolve a dotted path. Raises `BadInput` with the most similar name if it does not exist."""
     for step in path.split("."):
         if not hasattr(found, step):
             near = difflib.get_close_matches(step, dir(found), n=1)
@@ -81,8 +80,8 @@ def _attribute(found: object, path: str) -> object:
 
 
 def _is_factory(target: str, found: object) -> bool:
-    """Whether it may be called to make a processor. A job is never called: that would do its
-    work."""
+    """Return whether `found` is a factory to call for a processor. Raises `BadInput` for a job:
+    calling it would run the job."""
     from nimburion.jobs.declaration.job import find_declaration
 
     declaration = find_declaration(found)
@@ -107,7 +106,8 @@ def _is_factory(target: str, found: object) -> bool:
 
 @contextmanager
 def _blaming(what: str, *, show_traceback: bool) -> Iterator[None]:
-    """Turn an error of the application's code into one line; nimburion's own errors are one."""
+    """Map an error of the application to a one-line error. Errors of nimburion and click pass
+    unchanged."""
     from nimburion.core.errors import NimburionError
 
     try:
@@ -133,26 +133,26 @@ def _blame(what: str, error: Exception, hint: str) -> click.ClickException:
 
 
 def _parse_cursor(error: Exception) -> str:
-    """The innermost line of the application's own code."""
+    """Return file and line of the innermost frame in the code of the application."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_foreign(frame.filename)] or frames
     return f"{_relative(own[-1].filename)}, line {own[-1].lineno}"
 
 
 def _is_foreign(filename: str) -> bool:
-    """Whether it is part of Python, of an installed package or of nimburion."""
+    """Return whether a file belongs to Python, to an installed package or to nimburion."""
     return filename.startswith((*_OWN, *_LIBRARIES))
 
 
 def _relative(filename: str) -> str:
-    """The path as people write it, below the working directory."""
+    """Return the path relative to the working directory if it is below it, else unchanged."""
     path = Path(filename)
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else filename
 
 
 def _format_traceback(error: Exception) -> str:
-    """The traceback without the frames of nimburion and of Python's import."""
+    """Format the traceback without the frames of nimburion and of the import system."""
     told = traceback.TracebackException.from_exception(error)
     frames = [one for one in told.stack if not one.filename.startswith(_OWN)]
     told.stack = traceback.StackSummary.from_list(frames)

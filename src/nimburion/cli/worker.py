@@ -1,4 +1,4 @@
-"""`nimburion worker MODULE:NAME`: run the jobs of an application until told to stop."""
+"""`nimburion worker MODULE:NAME`: run the jobs of an application until a signal stops it."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def worker(
 
 
 async def serve(processor: Processor) -> None:
-    """Run until told to stop, then close the backend."""
+    """Run the worker until a signal stops it, then close the backend."""
     async with processor:
         await processor.run(owns_process=True)
 
 
 def start_logging(level: str) -> None:
-    """One line an event on standard error; whoever runs us keeps the time, we say it too."""
+    """Log one line per event on standard error, with the time."""
     handler = logging.StreamHandler()
     handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)-7s %(name)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 class CleanFormatter(logging.Formatter):
-    """Writes out what would steer a terminal; line breaks only in tracebacks."""
+    """A formatter that escapes terminal control characters. Only tracebacks contain line breaks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        # The whole, as another handler may have formatted the traceback before and left it there.
+        # Escape the whole text: another handler may have cached the traceback in the record.
         return escape_lines(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
@@ -73,7 +73,8 @@ class CleanFormatter(logging.Formatter):
 
 
 def export_configuration(invocation: Invocation) -> None:
-    """Let `config.load()` in the application's module see `--config` and `--backend`."""
+    """Pass `--config` and `--backend` to `config.load()` in the application's module by
+    environment variables."""
     if invocation.config is not None:
         os.environ["NIMBURION_CONFIG"] = os.path.abspath(invocation.config)  # noqa: PTH100
     if invocation.backend is not None:
@@ -81,7 +82,8 @@ def export_configuration(invocation: Invocation) -> None:
 
 
 def check_store(processor: Processor, invocation: Invocation) -> None:
-    """Refuse `--backend` where the application names its own: it would be ignored in silence."""
+    """Raise `BadInput` if the application opens a backend other than `--backend`: the option
+    would be ignored silently."""
     if invocation.backend is None:
         return
     from nimburion.backends import open_backend
@@ -93,8 +95,9 @@ def check_store(processor: Processor, invocation: Invocation) -> None:
 
 
 def add_scheduler(processor: Processor, invocation: Invocation) -> None:
-    """Every worker is a scheduler too, so that none can be forgotten. The application's own, or
-    one for what is configured and what was added by hand."""
+    """Add a scheduler to the worker, or remove it if the configuration disables it. By default
+    every worker runs one. The scheduler of the application is used if there is one. It also gets
+    the configured tasks."""
     from nimburion.scheduler import Scheduler
 
     settings = invocation.load().scheduler
@@ -109,7 +112,7 @@ def add_scheduler(processor: Processor, invocation: Invocation) -> None:
 
 
 def override_settings(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:
-    """The settings with the queues and concurrency of the command line over them."""
+    """Return the settings with the queues and the concurrency of the command line."""
     import msgspec
 
     if queues is not None:
@@ -120,7 +123,7 @@ def override_settings(settings: Settings, queues: str | None, concurrency: int |
 
 
 def select_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
-    """These queues, each with its configured priority and concurrency."""
+    """Return the named queues, each with its configured priority and concurrency."""
     from nimburion.core.limits import check_name
     from nimburion.core.settings import QueueSettings
 
@@ -130,7 +133,8 @@ def select_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
 
 
 def find_fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed (extra `fast`); None: the standard one."""
+    """Return the loop factory of uvloop if it is installed (extra `fast`); None for the standard
+    loop."""
     try:
         from uvloop import new_event_loop
     except ImportError:

@@ -1,4 +1,4 @@
-"""`nimburion demo`: real jobs, real worker processes, one of them killed."""
+"""`nimburion demo`: run real jobs on real worker processes and kill one of them."""
 
 from __future__ import annotations
 

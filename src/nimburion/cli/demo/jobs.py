@@ -52,7 +52,7 @@ class SalesReport(Job, name="sales_report", queue="reports"):
 
 
 class CallWebhook(Job, name="call_webhook", queue="web", max_retries=5, retry_backoff=0.3):
-    """Tell a web service of an order. 503 is temporary: retried. 410 is not: permanent."""
+    """Notify a web service of an order. Status 503 is temporary and retried; 410 is permanent."""
 
     port: int
     path: str
@@ -72,7 +72,7 @@ class CallWebhook(Job, name="call_webhook", queue="web", max_retries=5, retry_ba
 
 
 class SendEmail(Job, name="send_email", queue="mail"):
-    """Deliver a message to a mailbox. Its id is the job's, so a repeated message is recognised."""
+    """Deliver a message to a mailbox. The message id is the job id, which identifies duplicates."""
 
     mailbox: str
     to: str
@@ -88,7 +88,7 @@ class SendEmail(Job, name="send_email", queue="mail"):
 
 
 class ExportArchive(Job, name="export_archive", queue="default", max_retries=0):
-    """Slow work in steps, with progress. After the death of its worker it starts again."""
+    """Do slow work in steps and report progress. After its worker died, the job starts again."""
 
     number: int
     steps: int = 10
@@ -100,7 +100,7 @@ class ExportArchive(Job, name="export_archive", queue="default", max_retries=0):
 
 
 class WriteNote(Job, name="write_note", queue="notes"):
-    """Append a line; the order of the lines is the order of the priorities."""
+    """Append a line to a file. The order of the lines shows the order of the priorities."""
 
     file: str
     text: str
@@ -114,7 +114,7 @@ JOBS = (CompressFile, SalesReport, CallWebhook, SendEmail, ExportArchive, WriteN
 
 
 def make_processor() -> Processor:
-    """Return a processor as configured, with every job of the demo."""
+    """Return a processor with the configured settings and all jobs of the demo."""
     processor = Processor.from_config(config.load())
     processor.register(*JOBS)
     return processor

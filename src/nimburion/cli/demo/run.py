@@ -1,4 +1,4 @@
-"""Run the demo from start to end, in a folder of its own."""
+"""Run the demo from start to end in a separate folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ jobs:
 
 
 def run_demo(keep: Path | None, seed: int, *, plain: bool, as_json: bool) -> bool:
-    """Run it in a folder and show how it ended; whether every job is accounted for."""
+    """Run the demo in a folder and show the result; return whether every job is accounted for."""
     with open_folder(keep) as folder:
         view = choose_view(plain=plain, as_json=as_json)
         plan, snapshot = asyncio.run(stop_on_signals(run_scenario(folder, seed, view)))
@@ -50,7 +50,7 @@ def run_demo(keep: Path | None, seed: int, *, plain: bool, as_json: bool) -> boo
 
 
 async def run_scenario(folder: Path, seed: int, view: View) -> tuple[Plan, Snapshot]:
-    """Run every step; what was enqueued, and what the backend says at the end."""
+    """Run every step; return the enqueued jobs and the final state of the backend."""
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     write_files(folder, Random(seed))  # noqa: S311 (made-up data, the same for the same seed)
     web = WebService(seed)
@@ -73,7 +73,8 @@ async def run_scenario(folder: Path, seed: int, view: View) -> tuple[Plan, Snaps
 
 @contextmanager
 def open_folder(keep: Path | None) -> Iterator[Path]:
-    """The folder to work in. A temporary one stays for the reader, unless the demo is stopped."""
+    """Yield the working folder. A temporary folder is kept for inspection unless the demo is
+    interrupted."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.resolve()
@@ -89,7 +90,7 @@ def open_folder(keep: Path | None) -> Iterator[Path]:
 async def stop_on_signals(
     running: Coroutine[None, None, tuple[Plan, Snapshot]],
 ) -> tuple[Plan, Snapshot]:
-    """Let SIGTERM and SIGHUP end it as Ctrl-C does, so that no worker is left behind."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that no worker process remains."""
     task = asyncio.ensure_future(running)
     loop = asyncio.get_running_loop()
     received: list[int] = []

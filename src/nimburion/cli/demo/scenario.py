@@ -1,4 +1,4 @@
-"""What the demo does, step by step: files, jobs, a killed worker, a rescue, a replay."""
+"""The steps of the demo: files, jobs, a killed worker, a rescue and a replay."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ POLL_SECONDS = 0.1
 
 
 class Plan(msgspec.Struct):
-    """Where things are, and the ids of all jobs that were enqueued."""
+    """The folder, the port and the ids of all enqueued jobs."""
 
     folder: Path
     web_port: int
     ids: set[str] = msgspec.field(default_factory=set)
     gone: str = ""
-    """The webhook whose path is gone until the service is repaired."""
+    """Id of the webhook job that gets status 410 until the service is repaired."""
     duplicate_is_same: bool = False
 
 
 def write_files(folder: Path, random: Random) -> None:
-    """Write the orders that the jobs read, one file a month and one of the year; make a mailbox."""
+    """Write the orders that the jobs read, one file per month and one for the year, and make a
+    mailbox."""
     Maildir(folder / "mail", create=True)
     for name in ("orders", "compressed"):
         (folder / name).mkdir(parents=True)
@@ -64,7 +65,7 @@ def _write_orders(path: Path, rows: list[tuple[int, int, str, int]]) -> None:
 
 
 class Scenario:
-    """The steps of the demo, and what all of them need."""
+    """The steps of the demo and their shared objects."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Scenario:
         self.snapshot: Snapshot = EMPTY
 
     async def run(self) -> None:
-        """Do all steps in their order."""
+        """Run all steps in order."""
         await self.enqueue()
         await self.start_workers()
         held = await self.kill_one_worker()
@@ -95,7 +96,7 @@ class Scenario:
         await self.stop_workers()
 
     async def enqueue(self) -> None:
-        """Store all jobs before there is any worker."""
+        """Enqueue all jobs before the first worker starts."""
         await enqueue_all(self.processor, self.plan)
         self.snapshot = await take_snapshot(self.processor.backend)
         same = "the same id" if self.plan.duplicate_is_same else "TWO IDS"
@@ -109,7 +110,7 @@ class Scenario:
         self.announce(f"two workers started: processes {pids[0]} and {pids[1]}")
 
     async def kill_one_worker(self) -> list[JobRecord]:
-        """Send SIGKILL to the first worker that runs two exports; the jobs that it held."""
+        """Send SIGKILL to the first worker that runs two exports; return the jobs that it held."""
         await self.wait_until(lambda: self.find_busy_worker() is not None)
         pid = self.find_busy_worker()
         if pid is None:
@@ -125,7 +126,7 @@ class Scenario:
         return held
 
     async def wait_for_rescue(self, held: list[JobRecord]) -> None:
-        """Wait until the other worker has rescued what the killed one held."""
+        """Wait until the other worker has rescued the jobs of the killed worker."""
         dead = {record.session for record in held}
         await self.wait_until(lambda: dead.isdisjoint(one.id for one in self.snapshot.sessions))
         self.announce(
@@ -139,20 +140,20 @@ class Scenario:
         self.announce(f"all jobs have ended; {len(failed)} failed and are kept as dead letters")
 
     async def repair_and_replay(self) -> None:
-        """Repair the web service and replay the dead letter of its fault."""
+        """Repair the web service and replay the job that it had failed."""
         self.web.repaired = True
         self.announce(f"{GONE_PATH} answers again; its dead letter is replayed")
         await self.processor.dead.replay(self.plan.gone)
         await self.wait_until(lambda: self.snapshot.jobs[self.plan.gone].state is State.COMPLETED)
 
     async def stop_workers(self) -> None:
-        """Send SIGTERM: workers finish what they run and exit."""
+        """Send SIGTERM: the workers finish their running jobs and exit."""
         codes = await self.workers.stop()
         self.announce(f"SIGTERM to the remaining worker; exit code {' and '.join(map(str, codes))}")
         await self.refresh()
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
-        """Refresh and show what changed, until `reached`."""
+        """Take snapshots and show the changes until `reached` returns true."""
         while True:
             await self.refresh()
             if reached():
@@ -162,14 +163,15 @@ class Scenario:
             await asyncio.sleep(POLL_SECONDS)
 
     async def refresh(self) -> None:
-        """Take a new snapshot and show what changed."""
+        """Take a new snapshot and show the changes."""
         before, self.snapshot = self.snapshot, await take_snapshot(self.processor.backend)
         for line in describe_changes(before, self.snapshot):
             self.view.write(line)
         self.view.update(self.snapshot)
 
     def find_busy_worker(self) -> int | None:
-        """Return the process that runs at least two exports, if there is one."""
+        """Return the id of a worker process that runs at least two exports; None if there is
+        none."""
         for pid in self.workers.numbers:
             held = self.snapshot.list_held_by(pid)
             if sum(r.name == "export_archive" and r.progress is not None for r in held) >= 2:
@@ -177,17 +179,17 @@ class Scenario:
         return None
 
     def announce(self, line: str) -> None:
-        """Show what the demo itself does."""
+        """Show an action of the demo itself."""
         self.view.write(line, loud=True)
 
     def describe_unfinished(self) -> str:
-        """Name the first jobs that have not ended."""
+        """Describe the first jobs that have not ended."""
         waiting = self.snapshot.list_unfinished()
         return ", ".join(f"{record.name} {record.id} {record.state}" for record in waiting[:3])
 
 
 async def enqueue_all(processor: Processor, plan: Plan) -> None:
-    """Enqueue everything, in one call and one by one."""
+    """Enqueue all jobs, some in one call and some one by one."""
     await _enqueue_notes(processor, plan)
     await _enqueue_exports(processor, plan)
     await _enqueue_files_and_report(processor, plan)
@@ -196,7 +198,7 @@ async def enqueue_all(processor: Processor, plan: Plan) -> None:
 
 
 async def _enqueue_notes(processor: Processor, plan: Plan) -> None:
-    """Three in the wrong order: priority puts them right."""
+    """Enqueue three notes in reverse order; the priorities restore the order."""
     file = str(plan.folder / "notes.txt")
     for text, priority in (("last", Priority.LOW), ("second", Priority.NORMAL)):
         note = WriteNote(file=file, text=text)
@@ -206,7 +208,7 @@ async def _enqueue_notes(processor: Processor, plan: Plan) -> None:
 
 
 async def _enqueue_exports(processor: Processor, plan: Plan) -> None:
-    """Slow ones, for the killed worker, and one that is cancelled before its time."""
+    """Enqueue slow exports for the killed worker, and one that is cancelled before it is due."""
     exports = [ExportArchive(number=number) for number in range(1, EXPORTS + 1)]
     plan.ids.update(await processor.enqueue_many(exports))
     later = await processor.enqueue_after(ExportArchive(number=0), 3600)
@@ -215,7 +217,7 @@ async def _enqueue_exports(processor: Processor, plan: Plan) -> None:
 
 
 async def _enqueue_files_and_report(processor: Processor, plan: Plan) -> None:
-    """Twelve files in one call, one report."""
+    """Enqueue twelve files in one call, and one report."""
     target = plan.folder / "compressed"
     plan.ids.update(
         await processor.enqueue_many(
@@ -230,7 +232,8 @@ async def _enqueue_files_and_report(processor: Processor, plan: Plan) -> None:
 
 
 async def _enqueue_webhooks(processor: Processor, plan: Plan) -> None:
-    """Calls that fail now and then, and one that fails for good until it is replayed."""
+    """Enqueue webhooks that fail temporarily, and one that fails permanently until it is
+    replayed."""
     for number in range(1, WEBHOOKS + 1):
         call = CallWebhook(port=plan.web_port, path=f"/orders/{number}")
         plan.ids.add(await processor.enqueue(call))
@@ -239,7 +242,7 @@ async def _enqueue_webhooks(processor: Processor, plan: Plan) -> None:
 
 
 async def _enqueue_emails(processor: Processor, plan: Plan) -> None:
-    """Mail: some now, one later, one enqueued twice, one that no handler can read."""
+    """Enqueue mail: some due now, one later, one enqueued twice, one with an invalid payload."""
     mailbox = str(plan.folder / "mail")
     for number in range(1, EMAILS + 1):
         mail = SendEmail(mailbox=mailbox, to=f"user{number}@example.com", subject="Welcome")

@@ -1,4 +1,4 @@
-"""What the backend knows of the demo's jobs at one moment, what changed, and the final sums."""
+"""Snapshots of the jobs of the demo, their changes and the final totals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nimburion.core.session import SessionInfo
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All jobs and sessions at one moment."""
+    """All jobs and sessions at one time."""
 
     jobs: dict[str, JobRecord]
     sessions: list[SessionInfo]
 
     def count_by_name(self) -> dict[str, Counter[State]]:
-        """Return how many jobs of each name are in each state."""
+        """Return the number of jobs by name and state."""
         counts: dict[str, Counter[State]] = {}
         for record in self.jobs.values():
             counts.setdefault(record.name, Counter())[record.state] += 1
@@ -47,7 +47,7 @@ async def take_snapshot(backend: Inspecting) -> Snapshot:
 
 
 def describe_changes(before: Snapshot, now: Snapshot) -> list[str]:
-    """Return one line for each job that failed, was rescued or ended in between."""
+    """Return one line for each job that failed, was rescued or ended between two snapshots."""
     lines: list[str] = []
     for job_id, record in now.jobs.items():
         earlier = before.jobs.get(job_id)
@@ -81,12 +81,12 @@ def _describe_new_state(earlier: JobRecord, record: JobRecord) -> list[str]:
 
 
 def _title(record: JobRecord) -> str:
-    """Return the name and the end of the id, where ids differ."""
+    """Return the name and the end of the id of a job; ids differ at the end."""
     return f"{record.name} …{record.id[-6:]}"
 
 
 class Totals(msgspec.Struct):
-    """The jobs of one name, counted."""
+    """The numbers of jobs of one name."""
 
     name: str
     enqueued: int = 0
@@ -103,8 +103,8 @@ class Totals(msgspec.Struct):
 
 
 def count_totals(ids: set[str], snapshot: Snapshot) -> list[Totals]:
-    """Return the totals by name, and of all names last. `ids` are what enqueue returned, whatever
-    the backend says."""
+    """Return the totals by name, then the grand total. `ids` are the ids that enqueue returned,
+    independent of the backend."""
     by_name: dict[str, Totals] = {}
     for record in snapshot.jobs.values():
         _add(by_name.setdefault(record.name, Totals(record.name)), record)
@@ -115,7 +115,7 @@ def count_totals(ids: set[str], snapshot: Snapshot) -> list[Totals]:
 
 
 def is_accounted_for(ids: set[str], snapshot: Snapshot) -> bool:
-    """Whether every id has a record, every record an id, and all jobs have ended."""
+    """Return whether every id has a record, every record has an id, and all jobs have ended."""
     rows = count_totals(ids, snapshot)
     return snapshot.jobs.keys() == ids and all(row.is_balanced for row in rows)
 

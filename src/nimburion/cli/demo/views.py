@@ -1,4 +1,4 @@
-"""How the demo is shown: live on a terminal, as plain lines elsewhere, as JSON for machines."""
+"""Views of the demo: live on a terminal, plain lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 OTHER_LINES = 12
-"""Rows of the screen that the table, the workers and the prompt need."""
+"""Screen rows for the table, the workers and the prompt."""
 STATES = (
     (State.SCHEDULED, "dim"),
     (State.PENDING, "blue"),
@@ -38,7 +38,7 @@ STATES = (
 
 
 class View(Protocol):
-    """Shows what happens."""
+    """A view that shows the events and the state of the demo."""
 
     def __enter__(self) -> Self: ...
 
@@ -50,16 +50,16 @@ class View(Protocol):
     ) -> None: ...
 
     def write(self, line: str, *, loud: bool = False) -> None:
-        """Show one more event; `loud` for what the demo itself does."""
+        """Show one event; `loud` marks actions of the demo itself."""
         ...
 
     def update(self, snapshot: Snapshot) -> None:
-        """Show the state of all jobs at this moment."""
+        """Show the current state of all jobs."""
         ...
 
 
 def choose_view(*, plain: bool, as_json: bool) -> View:
-    """Return the best view for this output."""
+    """Return the view for this output."""
     clock = _start_stopwatch()
     if as_json:
         return SilentView()
@@ -77,7 +77,7 @@ def _start_stopwatch() -> Callable[[], float]:
 
 
 class SilentView:
-    """Shows nothing."""
+    """A view that shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -98,19 +98,20 @@ class SilentView:
 
 
 class PlainView(SilentView):
-    """One line for each thing that happens."""
+    """A view that prints one line per event."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
 
     def write(self, line: str, *, loud: bool = False) -> None:
-        """Print it with the seconds since the start."""
+        """Print the event with the seconds since the start."""
         mark = "--" if loud else "  "
         click.echo(f"{self._clock():5.1f} s {mark} {escape_controls(line)}")
 
 
 class LiveView(SilentView):
-    """Jobs by name and state, the workers, and the latest lines, drawn again as they change."""
+    """A view of the jobs by name and state, the workers and the latest events, redrawn on
+    changes."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         from rich.console import Console
@@ -137,7 +138,7 @@ class LiveView(SilentView):
         self._live.stop()
 
     def write(self, line: str, *, loud: bool = False) -> None:
-        """Add it to the latest lines; loud ones stay above the live view."""
+        """Add the event to the latest lines; loud events stay above the live view."""
         stamped = f"{self._clock():5.1f} s  {escape_controls(line)}"
         if loud:
             self._live.console.print(stamped, style="bold", markup=False, highlight=False)
@@ -145,7 +146,7 @@ class LiveView(SilentView):
             self._lines.append(stamped)
 
     def update(self, snapshot: Snapshot) -> None:
-        """Keep it until the view is drawn again."""
+        """Store the snapshot for the next redraw."""
         self._snapshot = snapshot
 
     def _draw(self) -> RenderableType:
@@ -182,7 +183,7 @@ class LiveView(SilentView):
 def show_result(
     folder: Path, ids: set[str], snapshot: Snapshot, *, right: bool, as_json: bool
 ) -> None:
-    """Show the totals, the files and what to try next."""
+    """Show the totals, the files and the next commands to try."""
     rows = count_totals(ids, snapshot)
     if as_json:
         write_json({"ok": right, "folder": str(folder), "jobs": msgspec.to_builtins(rows)})
@@ -221,7 +222,7 @@ def _show_next_commands(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _find_program() -> str:
-    """Return how to call `nimburion` from a shell outside of our environment."""
+    """Return the command that runs `nimburion` from a shell outside of this environment."""
     if shutil.which("nimburion"):
         return "nimburion"
     return str(Path(sys.executable).parent / "nimburion")

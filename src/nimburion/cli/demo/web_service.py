@@ -1,4 +1,4 @@
-"""The web service that the demo's jobs call: it fails in known ways."""
+"""A web service that fails in predictable ways; the jobs of the demo call it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ MAX_FAILURES = 3
 
 
 class WebService:
-    """Answers 200, or 503 to the first requests of some paths; 410 for one path until repaired."""
+    """A web service that returns 200, but 503 to the first requests of some paths, and 410 for
+    one path until it is repaired."""
 
     def __init__(self, seed: int) -> None:
         self.port: int = 0
@@ -26,7 +27,7 @@ class WebService:
 
     @contextmanager
     def serve(self) -> Iterator[None]:
-        """Listen on a free port of this machine, on threads, until the block is left."""
+        """Listen on a free local port, on threads, until the block exits."""
         server = ThreadingHTTPServer((LOOPBACK, 0), _make_handler(self))
         self.port = server.server_port
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -39,7 +40,7 @@ class WebService:
             server.server_close()
 
     def answer(self, path: str) -> HTTPStatus:
-        """Return the status for one request."""
+        """Return the status code of one request."""
         if path == GONE_PATH:
             return HTTPStatus.OK if self.repaired else HTTPStatus.GONE
         left = self._failures_left.setdefault(path, self._choose_failures(path))
@@ -47,7 +48,8 @@ class WebService:
         return HTTPStatus.SERVICE_UNAVAILABLE if left else HTTPStatus.OK
 
     def _choose_failures(self, path: str) -> int:
-        """Return how often a path fails at first: by the seed, whatever the order of the calls."""
+        """Return how many first requests of a path fail. The seed decides, independent of the
+        request order."""
         random = Random(f"{self._seed} {path}")  # noqa: S311 (made-up faults)
         return random.choice((0, 0, 1, MAX_FAILURES))
 
@@ -60,6 +62,6 @@ def _make_handler(service: WebService) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (inherited)
-            """Print nothing: the demo's screen shows what the jobs do."""
+            """Discard the log message: the screen of the demo shows the jobs."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""The worker processes of the demo: started, killed, stopped; none outlives the block."""
+"""Start, kill and stop the worker processes of the demo. All of them end with the block."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ STOP_SECONDS = 5.0
 
 
 class WorkerProcesses:
-    """Child processes, each with its own log file in the folder."""
+    """Worker processes, each with its own log file in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes: dict[int, Process] = {}
         self.numbers: dict[int, int] = {}
-        """The number of each worker, from 1, by process id."""
+        """Number of each worker, counted from 1, by process id."""
 
     async def start(self) -> int:
-        """Start one more; its process id. It reads `config.yaml` in the folder."""
+        """Start a worker and return its process id. It reads `config.yaml` in the folder."""
         number = len(self.numbers) + 1
         with (self._folder / f"worker-{number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -34,7 +34,7 @@ class WorkerProcesses:
                 stdin=DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the demo, which then stops its workers
+                start_new_session=True,  # Ctrl-C reaches only the demo, which stops its workers
             )
         self._processes[process.pid] = process
         self.numbers[process.pid] = number
@@ -47,7 +47,7 @@ class WorkerProcesses:
         await process.wait()
 
     def list_exited(self) -> list[int]:
-        """Return the numbers of those that ended by themselves."""
+        """Return the numbers of the workers that have exited."""
         return [
             self.numbers[pid]
             for pid, process in self._processes.items()
@@ -55,7 +55,8 @@ class WorkerProcesses:
         ]
 
     async def stop(self) -> list[int]:
-        """Send SIGTERM to all, SIGKILL to those that go on; their exit codes."""
+        """Send SIGTERM to all workers, then SIGKILL to those that still run; return their exit
+        codes."""
         processes = list(self._processes.values())
         for process in processes:
             if process.returncode is None:
@@ -65,8 +66,8 @@ class WorkerProcesses:
         return codes
 
     async def kill_all(self) -> None:
-        """Send SIGKILL to all that are left, before waiting for any of them: a second Ctrl-C then
-        comes too late to leave one behind."""
+        """Send SIGKILL to all remaining workers before waiting for any of them. A second Ctrl-C
+        then cannot leave a worker behind."""
         left = [one for one in self._processes.values() if one.returncode is None]
         for process in left:
             process.kill()
@@ -76,7 +77,7 @@ class WorkerProcesses:
 
 @asynccontextmanager
 async def start_workers_in(folder: Path) -> AsyncIterator[WorkerProcesses]:
-    """Worker processes that have ended when the block is left, however it is left."""
+    """Manage worker processes; all of them have ended when the block exits, also after an error."""
     workers = WorkerProcesses(folder)
     try:
         yield workers
@@ -95,5 +96,5 @@ async def _wait_or_kill(process: Process) -> int:
 
 
 def _make_environment() -> dict[str, str]:
-    """Return our environment without settings: the file alone configures the workers."""
+    """Return the environment without nimburion settings: only the file configures the workers."""
     return {name: value for name, value in os.environ.items() if name[:10] != "NIMBURION_"}
