@@ -1,4 +1,4 @@
-"""What operators do: what the functions are asked, and what they answer."""
+"""Operator calls and schedules: encode the arguments and decode the rows of the functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nimburion.core.schedules import Fired, ScheduleRecord
 
 
 def decode_cancellation(reply: str, job_id: str) -> Cancellation:
-    """What `cancel_1` answered.
+    """Decode the result of `cancel_1`.
 
     Raises:
         JobNotFound: there is no such job.
@@ -23,7 +23,7 @@ def decode_cancellation(reply: str, job_id: str) -> Cancellation:
 
 
 def decode_replayed(rows: list[Any]) -> Replayed:
-    """What `replay_1` answered; its last row says whether there are more."""
+    """Decode the rows of `replay_1`. The last row says whether more jobs match."""
     ids = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
     held = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
     more = len(rows) > 1 and rows[-1][1] is None
@@ -31,14 +31,14 @@ def decode_replayed(rows: list[Any]) -> Replayed:
 
 
 def encode_retention(keep: Retention) -> list[Any]:
-    """What `prune_1` takes before its bound."""
+    """Return the arguments of `prune_1` that precede its limit."""
     spans = (keep.completed, keep.failed, keep.results)
     return [*(None if one is None else to_micros(one) for one in spans), keep.completed_max]
 
 
 @reject_unstorable_text
 def encode_schedule(schedule: ScheduleRecord) -> list[Any]:
-    """What `put_schedule_1` takes."""
+    """Return the arguments of `put_schedule_1`."""
     return [
         encode_text(schedule.name),
         schedule.spec,
@@ -50,7 +50,7 @@ def encode_schedule(schedule: ScheduleRecord) -> list[Any]:
 
 
 def decode_schedules(rows: list[Any]) -> list[ScheduleRecord]:
-    """All schedules, by name."""
+    """Decode the rows of all schedules, sorted by name."""
     records = [
         ScheduleRecord(
             name=name,
@@ -66,6 +66,6 @@ def decode_schedules(rows: list[Any]) -> list[ScheduleRecord]:
 
 
 def decode_fired(row: Any) -> Fired:  # noqa: ANN401 - a row
-    """What `fire_1` answered."""
+    """Decode the row of `fire_1`."""
     outcome, job_id = row
     return Fired(outcome, None if job_id is None else decode_id(job_id))

@@ -1,4 +1,4 @@
-"""Reading: what functions that write nothing are asked, and records made of their answers."""
+"""Queries: encode the arguments of read-only functions, and decode their rows into records."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
 
 
-# --- which ----------------------------------------------------------------------------------------
+# --- filters --------------------------------------------------------------------------------------
 
 
 def encode_filter(which: JobFilter, states: frozenset[State] | None) -> list[Any]:
-    """A filter as the functions read it."""
+    """Encode a filter for the functions."""
     return [
         None if states is None else "".join(STATE_CODES[state] for state in states),
         *(None if one is None else encode_lookup_text(one) for one in (which.queue, which.name)),
@@ -44,10 +44,10 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> list[Any
 
 
 def encode_cursor(after: str | None) -> int:
-    """The seq before which a page begins.
+    """Return the seq before which a page begins.
 
     Raises:
-        InvalidJob: it is no cursor of this backend.
+        InvalidJob: the cursor does not come from this backend.
     """
     seq = parse_cursor(after)
     return MAX_INT8 if seq is None else min(seq, MAX_INT8)
@@ -57,10 +57,10 @@ def encode_cursor(after: str | None) -> int:
 
 
 def decode_record(rows: list[Any], job_id: str) -> JobRecord:
-    """What `get_1` answered of one.
+    """Decode the rows of `get_1` for one job.
 
     Raises:
-        JobNotFound: there is none.
+        JobNotFound: there is no such job.
     """
     if not rows:
         raise JobNotFound(job_id)
@@ -68,7 +68,7 @@ def decode_record(rows: list[Any], job_id: str) -> JobRecord:
 
 
 def decode_page(rows: list[Any], found: list[int], limit: int) -> Page:
-    """One page of records; if more than `limit` were found, there is a next one."""
+    """Decode one page of records. If more than `limit` jobs were found, the page has a `next`."""
     following = str(found[limit - 1]) if len(found) > limit > 0 else None
     return Page([_decode_job(row) for row in rows], following)
 
@@ -105,7 +105,7 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
 
 
 def decode_counts(rows: list[Any]) -> dict[State, int]:
-    """What `counts_1` answered."""
+    """Decode the rows of `counts_1`."""
     counts = dict.fromkeys(State, 0)
     for letter, number in rows:
         counts[STATES[letter]] += number
@@ -113,7 +113,7 @@ def decode_counts(rows: list[Any]) -> dict[State, int]:
 
 
 def decode_queues(rows: list[Any]) -> list[QueueInfo]:
-    """What `queues_2` answered, by name."""
+    """Decode the rows of `queues_2`, sorted by name."""
     return combine_rows(
         LaneRow(
             queue=queue,
@@ -129,7 +129,7 @@ def decode_queues(rows: list[Any]) -> list[QueueInfo]:
 
 
 def decode_sessions(rows: list[Any]) -> list[SessionInfo]:
-    """What `sessions_1` answered, oldest first."""
+    """Decode the rows of `sessions_1`, oldest first."""
     return [_make_session_info(_decode_session_info(info), *rest) for _, info, *rest in rows]
 
 

@@ -1,4 +1,4 @@
-"""Our tables and functions by their names: `nb.` in SQL stands for the schema and the prefix."""
+"""Names of tables and functions: `nb.` in SQL stands for the schema and the prefix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OURS = re.compile(r"\bnb\.(\w+)")
 
 
 def insert_schema(text: str, settings: PostgresSettings) -> str:
-    """The SQL with the names of one backend.
+    """Return the SQL with the schema and prefix of one backend.
 
     >>> named("SELECT nb.exchange_1($1)", Address(schema="jobs", prefix="a_"))
     'SELECT "jobs"."a_exchange_1"($1)'
@@ -19,5 +19,5 @@ def insert_schema(text: str, settings: PostgresSettings) -> str:
 
 
 def name_of(name: str, address: PostgresSettings) -> str:
-    """One table or function of one backend."""
+    """Return the quoted name of a table or function of one backend."""
     return f'"{address.schema}"."{address.prefix}{name}"'

@@ -1,4 +1,4 @@
-"""The life of workers: what the session functions are asked, and what they answer."""
+"""Sessions of workers: encode the arguments and decode the rows of the session functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOST_ERROR = AttemptError(0, "lost", "WorkerLost", "its worker vanished")
 
 @reject_unstorable_text
 def encode_open_session(session: Session) -> list[Any]:
-    """What `open_session_1` takes behind the times."""
+    """Return the arguments of `open_session_1` after the times."""
     names = [encode_text(name) for name in dict.fromkeys(session.names)]
     return [
         session.id,
@@ -35,13 +35,13 @@ def encode_open_session(session: Session) -> list[Any]:
 
 
 def check_alive(alive: object, session_id: str) -> None:
-    """Raise `SessionLost` when that is what the server said."""
+    """Raise `SessionLost` if the reply says that the session is not alive."""
     if not alive:
         raise SessionLost(session_id)
 
 
 def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
-    """What `beat_1` answered.
+    """Decode the rows of the heartbeat function.
 
     Raises:
         SessionLost: the session is not alive.
@@ -59,12 +59,12 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
 
 
 def releasing_of(session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> list[Any]:
-    """What `release_1` takes behind the time."""
+    """Return the arguments of `release_1` after the time."""
     return [*encode_close_session(session_id, leases), nonce]
 
 
 def encode_close_session(session_id: str, running: Sequence[Lease]) -> list[Any]:
-    """What `close_session_1` takes behind the time."""
+    """Return the arguments of `close_session_1` after the time."""
     return [
         session_id,
         [clamp_seq(lease.ref) for lease in running],
@@ -74,13 +74,13 @@ def encode_close_session(session_id: str, running: Sequence[Lease]) -> list[Any]
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[Any]:
-    """What `rescue_1` takes behind the times. It puts the number of each attempt in."""
+    """Return the arguments of `rescue_1` after the times. It inserts the attempt numbers."""
     before, after = encode_json(_LOST_ERROR).decode().split('"attempt":0', 1)
     return [limit, max_lost, before + '"attempt":', after]
 
 
 def decode_rescued(rows: list[Any]) -> Rescued:
-    """What `rescue_1` answered."""
+    """Decode the rows of `rescue_1`."""
     returned, failed, cancelled = (
         [decode_id(job_id) for job_id, letter, _ in rows[:-1] if letter == one] for one in "rfc"
     )

@@ -1,7 +1,7 @@
-"""Enqueueing and completing inside a transaction on a caller's connection.
+"""Enqueue and complete jobs inside a transaction on a caller's connection.
 
-Each is one statement that any driver can send: its arguments are texts, bytes and numbers. The
-server rings with the commit.
+Each operation is one statement that any driver can send, because its arguments are texts, bytes and
+numbers. The server sends the notification at the commit.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ from nimburion.core.transactions import CallerConnection, Transaction
 _ENQUEUE = "SELECT letters, holders FROM nb.enqueue_in_1($1, $2, $3, $4, $5)"
 _COMPLETE = "SELECT nb.complete_in_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _PAYLOADS_INDEX = 6
-"""Where they stand among the arguments of an enqueue; before them ids and digests."""
+"""The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
 _OTHER_DATABASE = "!"
 _NEW_LANE = "?"
 _LANES = "SELECT nb.new_lanes_1($1, $2, $3, $4)"
 _DUE_INDEX = 8
-"""Where times stand among the arguments of an enqueue; its first three name the lanes."""
+"""The index of the due times in the arguments of an enqueue. The first three arguments name the
+lanes.
+"""
 _DRIVERS = frozenset({"asyncpg", "psycopg", "psycopg2", "pg8000"})
 _WRAPPERS = frozenset({*_DRIVERS, "sqlalchemy", "django"})
 
@@ -55,7 +57,7 @@ Now = Callable[[], int | None]
 
 
 class CallerContext:
-    """What an open backend knows that transactions are joined with."""
+    """The parts of an open backend that a caller's transaction needs."""
 
     def __init__(
         self,
@@ -72,13 +74,17 @@ class CallerContext:
 
     @property
     def description(self) -> str:
-        """The backend's name."""
+        """A one-line description of the backend, without secrets."""
         return self.settings.describe()
 
     async def call_function(
         self, adapter: ConnectionAdapter, statement: str, now: int | None, *arguments: object
     ) -> Row:
-        """Run one of the functions inside the caller's transaction; its row."""
+        """Run a database function inside the caller's transaction, and return its row.
+
+        Raises:
+            UnusableConnection: the connection is to another database or nimburion schema.
+        """
         told = (now, self.identity, self.channel, *arguments)
         with map_errors(self.description):
             (row,) = await adapter.execute(insert_schema(statement, self.settings), told)
@@ -110,7 +116,7 @@ async def enqueue_in(
 
 
 def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
-    """The arguments of an enqueue as one text, and the payloads end to end."""
+    """Return the arguments of an enqueue as one JSON text, and all payloads as one byte string."""
     fields, payloads = fields.copy(), fields[_PAYLOADS_INDEX]
     begin, places = 1, []
     for payload in payloads:
@@ -123,7 +129,7 @@ def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
 
 
 async def check_driver_connection(context: CallerContext, adapter: ConnectionAdapter) -> None:
-    """Raise `UnusableConnection` where the connection cannot be one to this backend."""
+    """Raise `UnusableConnection` if the connection cannot belong to this backend."""
     inner = await adapter.get_driver_connection()
     if _DRIVERS.isdisjoint(kind.__module__.partition(".")[0] for kind in type(inner).__mro__):
         raise UnusableConnection(
@@ -137,7 +143,7 @@ async def complete_job(
     now: int | None,
     arguments: tuple[object, ...],
 ) -> str:
-    """Complete a job as the last thing before a commit; the letter of what became of it."""
+    """Complete a job as the last statement before a commit. Return the letter of the outcome."""
     (letter,) = await context.call_function(adapter, _COMPLETE, now, *arguments)
     return str(letter)
 
@@ -145,7 +151,7 @@ async def complete_job(
 def make_transaction(
     context: CallerContext, caller: CallerConnection | None, now: Now
 ) -> Transaction:
-    """On the caller's connection, or on one of the backend's own."""
+    """Create a transaction on the caller's connection, or else on one of the backend's own."""
     return (
         PostgresOwnTransaction(context, now)
         if caller is None
@@ -154,7 +160,7 @@ def make_transaction(
 
 
 class PostgresCallerTransaction:
-    """On the caller's connection, which the caller answers for."""
+    """A transaction on the caller's connection; the caller is responsible for that connection."""
 
     def __init__(self, context: CallerContext, caller: CallerConnection, now: Now) -> None:
         self._context = context
@@ -205,7 +211,7 @@ class PostgresCallerTransaction:
 
 
 class PostgresOwnTransaction:
-    """On a connection of the backend's own, from those that are kept for handlers."""
+    """A transaction on one of the backend's own connections, from the pool for handlers."""
 
     def __init__(self, context: CallerContext, now: Now) -> None:
         self._context = context
@@ -250,7 +256,7 @@ class PostgresOwnTransaction:
         try:
             await how()
         except BaseException:
-            self._terminate()  # who knows what state it is in: the server undoes what is open
+            self._terminate()  # its state is unknown: the server rolls an open transaction back
             raise
         finally:
             self._inner = None
@@ -258,14 +264,14 @@ class PostgresOwnTransaction:
 
 
 def _do_nothing() -> None:
-    """There is no link yet."""
+    """Do nothing: there is no connection yet."""
 
 
 @contextmanager
 def map_errors(where: str, *, at_commit: bool = False) -> Iterator[None]:
-    """Raise the backend's own error for what a caller's driver raises, which stays as its cause.
+    """Convert errors of the caller's driver to errors of nimburion, with the original as cause.
 
-    Before the commit, nothing can have been applied, whatever was lost.
+    Before the commit, nothing can have been applied, even if the connection is lost.
     """
     try:
         yield
@@ -281,7 +287,7 @@ def map_errors(where: str, *, at_commit: bool = False) -> Iterator[None]:
 def map_transaction_error(
     error: Exception, where: str, *, at_commit: bool
 ) -> NimburionError | None:
-    """The error of the contract that says the same; None for what is no driver's."""
+    """Return the nimburion error for an error of a driver; None for any other exception."""
     code = find_sqlstate(error)
     if code:
         meaning = _ERRORS_BY_CODE.get(code)
@@ -297,7 +303,9 @@ def map_transaction_error(
 
 
 def find_sqlstate(error: BaseException | None) -> str:
-    """SQLSTATE, wherever the caller's driver and what is around it put it."""
+    """Return the SQLSTATE of an error. The position of the code depends on the caller's driver and
+    on the libraries that wrap it.
+    """
     while error is not None:
         for holder in (error, getattr(error, "orig", None)):
             code = getattr(holder, "sqlstate", None) or getattr(holder, "pgcode", None)
@@ -336,4 +344,4 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
         ),
     }
 )
-"""Codes that mean something else inside a caller's transaction than in one of ours."""
+"""Codes whose meaning differs between a caller's transaction and the backend's own."""

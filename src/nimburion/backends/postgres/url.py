@@ -1,4 +1,4 @@
-"""Where the database is and how to speak with it: a URL, taken apart and checked."""
+"""Parse a PostgreSQL URL into settings, and validate it."""
 
 from __future__ import annotations
 
@@ -46,48 +46,52 @@ _PREFIX = re.compile(r"([a-z_][a-z0-9_]{0,19})?")
 
 
 class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
-    """How a connection is encrypted, in the words of libpq; the files are PEM."""
+    """The TLS settings of a connection, named as in libpq. All files are in PEM format."""
 
     sslmode: SslMode | None = None
-    """None: encrypted where the server can (`prefer`)."""
+    """The libpq mode; None: encrypted if the server supports it (`prefer`)."""
     sslrootcert: str | None = None
-    """Whom to trust."""
+    """The file of trusted CA certificates."""
     sslcert: str | None = None
-    """Our own certificate, for servers that ask for one."""
+    """The file of the client certificate, for servers that require one."""
     sslkey: str | None = None
-    """Its key."""
+    """The file of the client's private key."""
 
 
 class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL of this backend says."""
+    """The settings that a URL of this backend holds."""
 
     endpoints: tuple[Endpoint, ...] = ()
-    """The server, or several of which one takes writes; a host that begins with `/` is the folder
-    of a Unix socket. None: the driver looks where libpq does, at the socket and at localhost."""
+    """The server, or several servers of which one takes writes. A host that begins with `/` is the
+    folder of a Unix socket. Without endpoints, the driver tries the socket and localhost, like
+    libpq.
+    """
     credentials: Credentials = Credentials()
     database: str | None = None
-    """None: the one named as the user."""
+    """The name of the database; None: the name of the user."""
     tls: PostgresTls = PostgresTls()
     target: SessionTarget | None = None
-    """Which of several servers will do; None: the one that takes writes."""
+    """The kind of server to choose among several; None: the server that takes writes."""
     application_name: str = "nimburion"
-    """What `pg_stat_activity` shows."""
+    """The name that `pg_stat_activity` shows."""
     schema: str = DEFAULT_SCHEMA
-    """Where our tables are."""
+    """The schema of the tables and functions."""
     prefix: str = ""
-    """What their names begin with."""
+    """The prefix of the names of tables and functions."""
     timeout: float = DEFAULT_TIMEOUT
-    """Seconds that connecting may take, and then each answer."""
+    """Seconds allowed for connecting, and then for each reply."""
     connections: int = DEFAULT_CONNECTIONS
-    """The most connections for callers in one process; a worker has three of its own."""
+    """The largest number of connections for callers in one process. A worker has three more of its
+    own.
+    """
     pooler: Pooler = "auto"
-    """Whether PgBouncer or the like stands between; `auto` finds out by itself."""
+    """Whether a pooler such as PgBouncer is in use; `auto` detects it."""
 
     def __repr__(self) -> str:
         return f"Address({self.describe()})"
 
     def describe(self) -> str:
-        """One line without secrets."""
+        """Return a one-line description without secrets."""
         nodes = ", ".join(map(str, self.endpoints)) or "on this machine"
         database = f"/{self.database}" if self.database else ""
         schema = "" if self.schema == DEFAULT_SCHEMA else f', schema "{self.schema}"'
@@ -103,10 +107,10 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
         connections: int | None = None,
         pooler: str | None = None,
     ) -> PostgresSettings:
-        """The same, with what is not None in place of what the URL says.
+        """Return a copy in which every argument that is not None replaces the value of the URL.
 
         Raises:
-            ConfigurationError: one of them is not what it can be.
+            ConfigurationError: an argument has an invalid value.
         """
         given = make_options(
             schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
@@ -116,19 +120,20 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_url(url: str) -> PostgresSettings:
-    """The address that a URL names; `host:port/database` alone means `postgresql://` before it.
+    """Parse a URL into settings; `host:port/database` alone means `postgresql://` before it.
 
-    Forms, as libpq takes them: `postgresql://user:password@host:5432/database`, several hosts
-    with commas between, a Unix socket as `postgresql:///database?host=/run/postgresql`. In user,
-    password, database and options, what has a meaning in URLs is written as `%` and two digits.
+    Forms, as in libpq: `postgresql://user:password@host:5432/database`, several hosts separated by
+    commas, and a Unix socket as `postgresql:///database?host=/run/postgresql`. In user, password,
+    database and options, write characters with a meaning in URLs as `%` and two hexadecimal digits.
 
-    Options behind `?`, of libpq: `host`, `port`, `user`, `password`, `dbname`, `sslmode`,
+    Options after `?`, of libpq: `host`, `port`, `user`, `password`, `dbname`, `sslmode`,
     `sslrootcert`, `sslcert`, `sslkey`, `target_session_attrs`, `application_name`,
     `connect_timeout`; of nimburion: `schema`, `prefix`, `timeout` (seconds), `connections` (the
-    most for callers), `pooler` (`auto`, `yes`, `no`).
+    largest number for callers), `pooler` (`auto`, `yes`, `no`).
 
     Raises:
-        ConfigurationError: what is wrong and what is allowed; no password is shown.
+        ConfigurationError: the URL is invalid. The message says what is wrong and what is allowed;
+            it never shows a password.
 
     >>> parse("postgresql://app:secret@one,two:5433/shop?schema=jobs").describe()
     'PostgreSQL one:5432, two:5433/shop, schema "jobs"'
@@ -171,11 +176,13 @@ def _apply_options(settings: PostgresSettings, options: UrlOptions) -> PostgresS
     )
 
 
-# --- the parts ------------------------------------------------------------------------------------
+# --- parts of the URL -----------------------------------------------------------------------------
 
 
 def _read_endpoints(hosts: str, options: UrlOptions) -> tuple[Endpoint, ...]:
-    """From before the path, or from `host` and `port`; not both."""
+    """Return the endpoints from before the path, or from `host` and `port`. Both together are an
+    error.
+    """
     named = options.read("host", parse_text, None)
     ports: tuple[int, ...] = options.read("port", _parse_ports, tuple[int, ...]())
     if named and hosts:
@@ -205,7 +212,7 @@ def _parse_endpoint(text: str) -> Endpoint:
 
 
 def _pair_hosts_and_ports(nodes: list[Endpoint], ports: tuple[int, ...]) -> tuple[Endpoint, ...]:
-    """Each host with its port: its own, the one at its place, the only one, or 5432."""
+    """Pair each host with its port: its own, the port at the same place, the only port, or 5432."""
     if len(ports) not in {0, 1, len(nodes)}:
         raise InvalidUrl(f"port: {len(ports)} ports for {len(nodes)} hosts")
     given = ports * len(nodes) if len(ports) == 1 else ports or (DEFAULT_PORT,) * len(nodes)
@@ -221,7 +228,7 @@ def _read_credentials(login: Credentials, options: UrlOptions) -> Credentials:
 
 
 def _read_once(name: str, before: str | None, options: UrlOptions) -> str | None:
-    """A part of the URL that may stand as option instead."""
+    """Return a value from the URL or from an option. Both together are an error."""
     value = options.read(name, parse_text, None)
     if value and before:
         raise InvalidUrl(f"{name}: stands before the ? too; keep one of them")
@@ -240,11 +247,11 @@ def _read_tls(options: UrlOptions) -> PostgresTls:
     return tls
 
 
-# --- the options ----------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def parse_schema(text: str) -> str:
-    """A schema's name, such as needs no quotes in SQL."""
+    """Validate the name of a schema. It must not need quotes in SQL."""
     if not _NAME.fullmatch(text) or text.startswith("pg_"):
         raise InvalidUrl(
             f"expected 1-40 characters of a-z 0-9 _, no digit first and not pg_, found "
@@ -254,7 +261,7 @@ def parse_schema(text: str) -> str:
 
 
 def parse_prefix(text: str) -> str:
-    """What names of tables begin with; may be empty."""
+    """Validate the prefix of table names. It can be empty."""
     if not _PREFIX.fullmatch(text):
         raise InvalidUrl(
             f"expected up to 20 characters of a-z 0-9 _, no digit first, found {shorten(text)}"

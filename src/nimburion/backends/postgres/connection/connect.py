@@ -1,4 +1,4 @@
-"""Connecting to one server, and why it did not work."""
+"""Connect to one server, and explain failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from nimburion.core.redaction import redact_urls
 Driver = Any
 """The driver's connection: `asyncpg.Connection`."""
 OLDEST_SERVER = 150_000
-"""The `server_version_num` of the oldest server that the tests run on."""
+"""The `server_version_num` of the oldest server version in the test suite."""
 
 _CONNECTION_LOST = (
     ConnectionError,
@@ -54,17 +54,19 @@ _ARRAYS: Mapping[int, tuple[str, int]] = MappingProxyType(
     {1000: ("_bool", 16), 1001: ("_bytea", 17), 1005: ("_int2", 21), 1007: ("_int4", 23)}
     | {1016: ("_int8", 20), 1022: ("_float8", 701)}
 )
-"""The arrays in our statements, by their numbers, which no version of PostgreSQL ever changes:
-name, and number of the element's type."""
+"""The array types in the backend's statements, by OID, as name and element type OID. No version of
+PostgreSQL changes these numbers.
+"""
 
 
 class _Connection(asyncpg.Connection):
-    """Knows the array types of our statements, so that it does not look them up.
+    """A driver connection that knows the array types of the backend's statements without a lookup.
 
-    The driver knows only scalar types and text[]. For others it queries the catalog between the
-    parsing of a statement and its first run: three more trips for each connection, in which a
-    statement_timeout or a lock can strike, and which change `jit` of the session. The overridden
-    method is private: where a later driver does not call it, types are looked up as before.
+    The driver itself knows only scalar types and text[]. For other types it queries the catalog
+    between parsing a statement and running it for the first time. That costs three more round trips
+    per connection. A statement_timeout or a lock can interrupt them, and they change `jit` of the
+    session. The overridden method is private. If a later driver does not call it, types are looked
+    up as before.
     """
 
     __slots__ = ()
@@ -77,7 +79,9 @@ class _Connection(asyncpg.Connection):
 
 
 class _NoLookUp:
-    """Stands for the statement of a look-up: a name says that no unnamed one was replaced."""
+    """Stands in for the statement of a type lookup. It has a name, so the driver knows that no
+    unnamed statement was replaced.
+    """
 
     name = "none"
 
@@ -97,20 +101,20 @@ def _array_type(number: int) -> dict[str, Any]:
 
 
 class PostgresServerInfo(msgspec.Struct, frozen=True):
-    """What a connection says of the server at its other end."""
+    """The properties of the server at the other end of a connection."""
 
     version: int
-    """`server_version_num`."""
+    """`server_version_num` of the server."""
     pooled: bool
-    """Somebody stands between who lends us another connection for each transaction."""
+    """Whether a pooler assigns another server connection to each transaction."""
     isolation: str
-    """Of transactions that do not say it themselves."""
+    """The default isolation level of transactions."""
     standby: bool
     read_only: bool
 
 
 class OpenConnection(msgspec.Struct, frozen=True):
-    """A connection, and what it leads to."""
+    """A driver connection, its endpoint and its server."""
 
     driver: Driver
     endpoint: Endpoint | None
@@ -118,12 +122,12 @@ class OpenConnection(msgspec.Struct, frozen=True):
 
 
 async def connect(settings: PostgresSettings, endpoint: Endpoint | None) -> OpenConnection:
-    """Connect to one server within the address's timeout, and look at it.
+    """Connect to one server within the timeout of the settings, and check the server.
 
     Raises:
-        BackendUnavailable: it cannot be reached, or takes no writes just now; nothing was written.
-        BackendReadOnly: it was set up to take no writes.
-        ConfigurationError: it does not let us in, or is too old.
+        BackendUnavailable: the server cannot be reached, or takes no writes; nothing was written.
+        BackendReadOnly: the server is configured to take no writes.
+        ConfigurationError: the server rejects the login, or is too old.
     """
     driver: Driver = None
     try:
@@ -141,13 +145,15 @@ async def connect(settings: PostgresSettings, endpoint: Endpoint | None) -> Open
 
 
 def disconnect(driver: Driver) -> None:
-    """End a connection at once; what it was doing is undone or done without us."""
+    """Close a connection at once. The server finishes or rolls back the current statement."""
     if driver is not None and not driver.is_closed():
         driver.terminate()
 
 
 def _make_driver_options(settings: PostgresSettings, endpoint: Endpoint | None) -> dict[str, Any]:
-    """The driver keeps no statements of its own: we do, as what stands between may not."""
+    """Return the options for the driver. Its statement cache is off, because a pooler may not
+    support it; `PostgresConnection` caches statements instead.
+    """
     options: dict[str, Any] = {
         "dsn": _make_dsn(settings.tls),
         "user": settings.credentials.username,
@@ -163,7 +169,7 @@ def _make_driver_options(settings: PostgresSettings, endpoint: Endpoint | None) 
 
 
 def _make_dsn(tls: PostgresTls) -> str:
-    """The driver takes the files of TLS only in a URL."""
+    """Return a URL with the TLS settings, because the driver accepts TLS files only in a URL."""
     named = {name: getattr(tls, name) for name in tls.__struct_fields__}
     return "postgresql://?" + urlencode({name: one for name, one in named.items() if one})
 
@@ -179,7 +185,7 @@ async def _read_server_info(driver: Driver, settings: PostgresSettings) -> Postg
 
 
 def check_server(server: PostgresServerInfo, settings: PostgresSettings) -> None:
-    """Refuse a server that will not do."""
+    """Raise an error if the server is not suitable."""
     where, target = settings.describe(), settings.target or "read-write"
     if server.version < OLDEST_SERVER:
         raise ConfigurationError(
@@ -202,13 +208,13 @@ def check_server(server: PostgresServerInfo, settings: PostgresSettings) -> None
         raise BackendUnavailable(problem, outcome="not applied")
 
 
-# --- why it did not work --------------------------------------------------------------------------
+# --- explanations of failures ---------------------------------------------------------------------
 
 
 def map_connect_error(
     error: Exception, endpoint: Endpoint | None, settings: PostgresSettings
 ) -> NimburionError:
-    """What kept us from connecting, and what to do about it."""
+    """Map an error while connecting to an error that explains the cause and suggests a fix."""
     where = settings.describe()
     place = str(endpoint) if endpoint else "the server"
     if get_error_code(error) and not isinstance(error, asyncpg.ConnectionDoesNotExistError):
@@ -227,7 +233,9 @@ def map_connect_error(
 
 
 def _map_pooler_error(error: Exception, where: str) -> NimburionError | None:
-    """PgBouncer refuses everything with the code of a broken protocol."""
+    """Map a refusal by PgBouncer, which reports every refusal with the code of a protocol
+    violation.
+    """
     text = redact_urls(str(error))
     if get_error_code(error) != "08P01":
         return None

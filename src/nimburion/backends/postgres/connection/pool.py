@@ -1,4 +1,4 @@
-"""Links to the database: one that mends itself, and a few of them for many callers."""
+"""A connection that reconnects after failures, and a pool of connections for many callers."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ from nimburion.core.errors import BackendReadOnly, BackendUnavailable, Nimburion
 from nimburion.core.timers import SharedTimer
 
 MAX_TRIES = 20
-"""How often a call that others were in the way of is tried."""
+"""The largest number of attempts of a call that conflicts with other transactions."""
 _PAUSES = (*(0.002 * 2 ** min(n, 6) for n in range(MAX_TRIES - 1)), None)
-"""Seconds behind each try; there is none behind the last."""
+"""Seconds of pause after each attempt; None after the last."""
 _COMMITTED = "read committed"
 
 T = TypeVar("T")
 W = TypeVar("W")
 Rows = list[Any]
 ArgumentBatches = Callable[[], Iterator[Sequence[Any]]]
-"""Begins to pack the arguments of one statement after another."""
+"""Creates an iterator over the arguments of successive statements; it encodes them on demand."""
 Sleep = Callable[[float], Awaitable[None]]
 
 
 class PostgresConnection:
-    """One connection that is made when it is needed, and anew after it broke.
+    """A connection that is opened on first use, and reopened after a failure.
 
-    A call is one statement and one transaction, at READ COMMITTED whatever the server's default.
-    It is sent once: what the server answers with `repeat` (a deadlock) is sent again, as nothing
-    was written; when the answer is lost, `BackendUnavailable` says `unknown`.
+    A call is one statement and one transaction, at READ COMMITTED whatever the server's default. If
+    the server replies with a deadlock or a serialization failure, the call is sent again, because
+    nothing was written. Otherwise it is sent once; if the reply is lost, `BackendUnavailable` has
+    the outcome `unknown`.
 
-    Statements are prepared once a connection. Where something like PgBouncer lends us a connection
-    for a transaction, each call brings its statement along instead, in the same trip. One call at
-    a time; others wait in turn.
+    Statements are prepared once per connection. Behind a pooler such as PgBouncer, each call sends
+    its statement again in the same round trip. The connection runs one call at a time; other
+    callers wait in order.
     """
 
     def __init__(
@@ -59,44 +60,48 @@ class PostgresConnection:
         self._where = settings.describe()
         self._sleep = sleep
         self._session_settings = session_settings
-        """What a connection of our own is set to. Where connections are lent, who calls sets it."""
+        """Settings of the session, set after connecting. Behind a pooler, each call sets what it
+        needs.
+        """
         self._current: OpenConnection | None = None
         self._statements: dict[str, Any] = {}
         self._numbers = count()
-        """For the names of statements. Not their count: a call that failed after the server had
-        parsed its statement leaves a name behind."""
+        """The counter for statement names. The number of cached statements would not do: a call
+        that fails after the server has parsed its statement leaves the name in use.
+        """
         self._lock = asyncio.Lock()
         self._timer = SharedTimer()
         self._last_endpoint: Endpoint | None = None
 
     @property
     def server(self) -> PostgresServerInfo:
-        """What the last connection said of its server. Connect first."""
+        """The properties of the last server. Call `connect` first."""
         assert self._current is not None, "not connected yet"
         return self._current.server
 
     @property
     def driver(self) -> Any:  # noqa: ANN401 - the driver's own connection
-        """The driver's own connection, for what is not a call: LISTEN, scripts."""
+        """The driver's own connection, for LISTEN and scripts."""
         assert self._current is not None, "not connected yet"
         return self._current.driver
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, as far as anybody knows."""
+        """Whether a connection is open, as far as the driver knows."""
         return self._current is not None and not self._current.driver.is_closed()
 
     async def connect(self) -> None:
-        """Connect, unless it is."""
+        """Connect, unless the connection is open."""
         async with self._lock:
             await self._ensure_connected()
 
     async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> Rows:
-        """Run one statement; its rows. A large one may take `extra_time` seconds above the timeout.
+        """Run one statement and return its rows. It may take `extra_time` seconds beyond the
+        timeout.
 
         Raises:
-            BackendUnavailable: with what may be concluded.
-            BackendError: what else the server refuses, as `faults` says it.
+            BackendUnavailable: no reply; the outcome says whether the call may have been applied.
+            BackendError: the server returned another error, mapped as in `errors.py`.
         """
         within = self.settings.timeout + extra_time
         return await self._call_with_retry(
@@ -106,19 +111,20 @@ class PostgresConnection:
     async def execute_all_or_rollback(
         self, statement: str, batches: ArgumentBatches, *, extra_time: float = 0.0
     ) -> bool:
-        """Run a statement that answers yes or no with each of these arguments, all in one
-        transaction; no: one answered so, and nothing was written. Each is packed while the server
-        is at the one before. What packing raises, and the errors of `rows`: nothing was written.
+        """Run a statement that returns a boolean with each batch of arguments, in one transaction.
+        Return False if a run returned false; then nothing was written. Each batch is encoded while
+        the server runs the previous one. If the encoder raises an exception, nothing was written.
+        Other errors are those of `fetch`.
         """
         within = self.settings.timeout + extra_time
         return await self._call_with_retry(within, self._run_batches, statement, batches)
 
     async def fetch_value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
-        """Run one statement; the first value of its first row."""
+        """Run one statement and return the first value of its first row."""
         return (await self.fetch(statement, *arguments))[0][0]
 
     async def close(self) -> None:
-        """Hang up."""
+        """Disconnect; wait up to 1 s for the server."""
         call, self._current = self._current, None
         self._timer.stop()
         self._statements.clear()
@@ -131,15 +137,15 @@ class PostgresConnection:
             disconnect(call.driver)
 
     async def sleep(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Sleep for this many seconds, with the sleep function of this connection."""
         await self._sleep(seconds)
 
     def terminate(self) -> None:
-        """Hang up at once; the next call connects anew."""
+        """Disconnect at once; the next call connects again."""
         if self._current is not None:
             disconnect(self._current.driver)
 
-    # --- steps ----------------------------------------------------------------------------------
+    # --- steps of a call ------------------------------------------------------------------------
 
     async def _call_with_retry(
         self,
@@ -148,7 +154,7 @@ class PostgresConnection:
         statement: str,
         what: W,
     ) -> T:
-        """Ask, and again where others were in the way."""
+        """Run a call, and repeat it after conflicts with other transactions."""
         async with self._lock:
             for pause in _PAUSES:
                 try:
@@ -172,7 +178,7 @@ class PostgresConnection:
             with self._timer.timeout(timeout):
                 return await execute(call, statement, what)
         except (TimeoutError, asyncio.CancelledError):
-            disconnect(call.driver)  # its answer would be taken for that of the next call
+            disconnect(call.driver)  # the next call would read the outstanding reply
             raise
 
     async def _fetch_in_own_transaction(
@@ -239,14 +245,14 @@ class PostgresConnection:
             call = await connect_any(self.settings, first=self._last_endpoint)
             try:
                 await self._apply_session_settings(call)
-            except BaseException:  # also when cancelled: it is not set as the calls rely on
+            except BaseException:  # also when cancelled: the session settings are incomplete
                 disconnect(call.driver)
                 raise
             self._current, self._last_endpoint = call, call.endpoint
         return self._current
 
     async def _apply_session_settings(self, connection: OpenConnection) -> None:
-        """Set what a connection of our own may keep."""
+        """Apply the session settings. Behind a pooler, do nothing."""
         settings = list(self._session_settings)
         if connection.server.isolation != _COMMITTED:
             settings.append(f"default_transaction_isolation = '{_COMMITTED}'")
@@ -259,14 +265,15 @@ class PostgresConnection:
             raise map_error(error, self._where, sent=False) from error
 
     def _terminate_if_broken(self, error: Exception) -> None:
-        """Give the connection up where it is of no use any more. No call leaves a transaction open:
-        one that is open now could not be rolled back."""
+        """Close the connection if it is unusable, or if a transaction is still open. No call leaves
+        a transaction open, so an open transaction could not be rolled back.
+        """
         if breaks_connection(error) or (self.is_open and self.driver.is_in_transaction()):
             self.terminate()
 
 
 async def _start_sending(request: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """What answers a question that is on its way. Nobody may be there to hear of its failure."""
+    """Start a request and return its task. An unobserved failure of the task is not logged."""
     answer = asyncio.ensure_future(request)
     answer.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.sleep(0)
@@ -276,11 +283,11 @@ async def _start_sending(request: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 async def connect_any(
     settings: PostgresSettings, *, first: Endpoint | None = None
 ) -> OpenConnection:
-    """Connect to the first server that will do, beginning with `first`.
+    """Connect to the first suitable server; `first` is tried before the others.
 
     Raises:
-        BackendUnavailable: none of them; nothing was written.
-        ConfigurationError: one refuses us in a way that waiting does not mend.
+        BackendUnavailable: no server is suitable; nothing was written.
+        ConfigurationError: a server rejects the connection for a reason that waiting does not fix.
     """
     nodes: list[Endpoint | None] = sorted(settings.endpoints, key=lambda node: node != first) or [
         None
@@ -300,7 +307,7 @@ async def connect_any(
 
 
 class ConnectionPool:
-    """A few links for many callers, each made when all others are busy."""
+    """A pool of connections for many callers. It opens a connection when all others are busy."""
 
     def __init__(self, settings: PostgresSettings, sleep: Sleep) -> None:
         self._settings = settings
@@ -311,7 +318,9 @@ class ConnectionPool:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[PostgresConnection]:
-        """A link for as long as the block lasts; the one that was used last, if any is idle."""
+        """Acquire a connection for the duration of the block. The most recently used idle one comes
+        first.
+        """
         link = await self._acquire()
         try:
             yield link
@@ -319,7 +328,7 @@ class ConnectionPool:
             self._release(link)
 
     async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> Rows:
-        """As `Link.fetch`, on any of them."""
+        """See `PostgresConnection.fetch`; runs on any connection of the pool."""
         link = await self._acquire()
         try:
             return await link.fetch(statement, *arguments, extra_time=extra_time)
@@ -329,17 +338,17 @@ class ConnectionPool:
     async def execute_all_or_rollback(
         self, statement: str, batches: ArgumentBatches, *, extra_time: float = 0.0
     ) -> bool:
-        """As `Link.execute_all_or_rollback`, on any of them."""
+        """See `PostgresConnection.execute_all_or_rollback`; runs on any connection of the pool."""
         async with self.acquire() as link:
             return await link.execute_all_or_rollback(statement, batches, extra_time=extra_time)
 
     async def fetch_value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
-        """As `Link.fetch_value`, on any of them."""
+        """See `PostgresConnection.fetch_value`; runs on any connection of the pool."""
         async with self.acquire() as link:
             return await link.fetch_value(statement, *arguments)
 
     async def close(self) -> None:
-        """Hang up, all of them."""
+        """Close all connections."""
         for link in self._all:
             await link.close()
 
@@ -354,12 +363,12 @@ class ConnectionPool:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if not waiter.cancelled():  # it was given one just before
+            if not waiter.cancelled():  # a connection was assigned just before
                 self._release(waiter.result())
             raise
 
     def _release(self, connection: PostgresConnection) -> None:
-        """Hand it to who has waited longest."""
+        """Assign the connection to the caller that has waited longest, else keep it as idle."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():

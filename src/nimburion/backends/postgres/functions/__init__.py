@@ -1,1 +1,1 @@
-"""The operations of the backend as functions of the server, one a file, named with the format."""
+"""The operations of the backend as SQL functions, one per file, named with the format."""

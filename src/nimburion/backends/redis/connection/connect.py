@@ -149,7 +149,7 @@ def _make_connection(
         connection = (
             _make_tls_connection(settings.tls, options) if settings.tls else Connection(**options)
         )
-    for told in ("driver_info", "lib_name", "lib_version"):  # by version; each costs a round trip
+    for told in ("driver_info", "lib_name", "lib_version"):  # depends on version; a round trip each
         setattr(connection, told, None)
     return connection
 
