@@ -191,8 +191,10 @@ class AtomicStep:
         reason: str | None = None,
         result: bytes | None = None,
     ) -> None:
-        """Put the job into a finished state and release its key. Only a failed job keeps its
-        payload."""
+        """Put the job into a finished state and release its key.
+
+        Only a failed job keeps its payload.
+        """
         entry.final_state = state
         entry.finished_at = self.now
         entry.reason = reason

@@ -78,7 +78,7 @@ def find_open_lanes(
 
 
 def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:
-    """Decode the JSON of the statement `gates` into limits by job name."""
+    """Decode the JSON list of concurrency limits, as stored, into limits by job name."""
     return {name: ConcurrencyLimit(bound, held) for name, bound, held in _decode_limit_rows(listed)}
 
 
@@ -128,7 +128,7 @@ class Capacity:
         }
         self._names = {name: gate.limit - gate.in_use for name, gate in limits.items()}
         self.is_limited: bool = bool(self._queues or self._names)
-        """Whether a queue or a name has a limit, beside the total."""
+        """Whether a queue or a name has a limit, in addition to the total."""
         self.taken: dict[str, int] = {}
         """Number of jobs taken for each limited name."""
 

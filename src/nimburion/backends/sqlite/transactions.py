@@ -53,7 +53,7 @@ MAX_SECONDS = 5.0
 def make_transaction(
     caller_transactions: CallerTransactions, caller: CallerConnection | None, clock: Clock
 ) -> Transaction:
-    """Return a transaction on the caller's connection, or without one on a new connection."""
+    """Return a transaction on the caller's connection, or on a new connection if it is None."""
     if caller is not None:
         return SQLiteCallerTransaction(caller_transactions, find_adapter(caller))
     return SQLiteOwnTransaction(caller_transactions, caller_transactions.connect, clock)
@@ -452,7 +452,7 @@ def _commits_each_statement(connection: sqlite3.Connection) -> bool:
 
 @contextmanager
 def _read_text_as_str(connection: sqlite3.Connection) -> Iterator[None]:
-    """Set the text factory to `str` meanwhile, whatever the caller's text factory is."""
+    """Set the connection's text factory to `str` for the `with` block, then restore it."""
     factory = connection.text_factory
     connection.text_factory = str
     try:

@@ -1,4 +1,4 @@
-"""Runs checkpoints on a thread, so that the writer rarely stops to run one.
+"""Run checkpoints on a separate thread, so that the writer rarely stops to run one.
 
 A checkpoint copies the write-ahead log into the file and waits for the disk twice. Checkpoints of
 the writer took a third of the time of a long drain (measured). SQLite restarts the log only when a
