@@ -1,17 +1,31 @@
-"""The contract of a backend: six narrow protocols, and `Backend`, their union; and a seventh,
-`Joining`, for backends that can be part of a caller's own transaction.
+"""The contract of a backend: `Backend`, and the optional `Transactional` and `LongPolling`.
 
-Rules that hold for every operation, on every backend:
+`Backend` is the union of six protocols:
 
-- Each call is one atomic step: all of it is applied, or none.
-- Times are epoch seconds on the backend's own clock; nothing a caller's clock says is believed.
-- Batches first: one call carries many jobs. Bounded: `limit` is the most it will touch.
-- Errors are `BackendError`s of `nimburion.core.errors`. Where the answer is lost
-  (`BackendUnavailable`, outcome `unknown`) the same call may be repeated: `enqueue` by its ids,
-  `exchange` by its number, settlements by their tokens, all others by being repeatable.
-- Calls are made on the event loop that opened the handle. `sibling()` makes a handle for another.
+- `Producing`: enqueue and cancel jobs.
+- `Consuming`: open a session, reserve and settle jobs, rescue the jobs of dead workers.
+- `Maintaining`: replay, delete, pause and prune.
+- `Inspecting`: read jobs, counts, queues and sessions.
+- `ScheduleCases`: store schedules and fire their ticks.
+- `Lifecycle`: open, close, check and migrate.
 
-The cases that prove a backend are `nimburion.testing.contract`; the reasons are in decision 0001.
+These rules hold for every operation of every backend:
+
+- Atomic: a call is applied as a whole, or not at all. `Capabilities.atomic_batch` may limit
+  this for large `enqueue` calls.
+- Time: all times are epoch seconds on the backend's own clock. The backend never relies on the
+  clock of a caller.
+- Bounded batches: a call carries many jobs. `limit` is the maximum number of records it
+  changes or returns.
+- Errors: every error of a backend is a `BackendError` of `nimburion.core.errors`, except where
+  a docstring names another.
+- Repeatable: after `BackendUnavailable` with the outcome `unknown`, the caller may repeat the
+  call. Ids make `enqueue` safe to repeat, the number makes `exchange` safe, and tokens make
+  settlements safe. All other operations are safe to repeat by themselves.
+- Event loop: call a handle on the event loop that opened it. `new_handle()` makes a handle for
+  another loop.
+
+The test suite for backends is `nimburion.testing.contract`. Decision 0001 gives the reasons.
 """
 
 from __future__ import annotations
@@ -34,55 +48,72 @@ from nimburion.core.transactions import CallerConnection, Transaction
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What a backend can do beyond the contract's core. Read it; never test `isinstance`."""
+    """The optional features of a backend. Read these fields; never test with `isinstance`."""
 
     durable: bool
-    """Survives the death of every process that uses it."""
+    """Jobs survive the death of every process that uses the backend."""
     notifies: bool
-    """`wait` wakes for jobs that other processes enqueue, not only by timeout."""
+    """`wait` returns when another process enqueues a job, not only after its timeout."""
     supports_transactions: bool
-    """Can enqueue and complete inside a caller's own transaction: is a `Joining` too."""
+    """The backend is also `Transactional`: it works inside a caller's transaction."""
     atomic_batch: int | None
-    """The most jobs of one enqueue call that are stored in one step; None: all of them."""
+    """The maximum number of jobs that one `enqueue` call stores atomically; None: all jobs."""
     shared: bool = True
     """Other processes can open the same data."""
     supports_long_poll: bool = False
-    """`exchange` waits for a job for as long as `ReserveRequest.long_poll` says, and the backend
-    has `hurry`: a job then begins one round trip sooner than by `wait`."""
+    """The backend is `LongPolling` too: `exchange` waits up to `ReserveRequest.long_poll` seconds
+    for a job. A job then starts one round trip sooner than with `wait`.
+    """
     out_of_process: bool = False
-    """Its work is done by another process: a worker should have jobs to run while it answers."""
+    """Another process does the work of the backend. A worker should therefore reserve some jobs
+    ahead, and run them while it waits for a reply.
+    """
     roles: bool = False
-    """Knows roles: `grant` lets another one do what workers do."""
+    """The backend has roles: `grant` gives another role the permissions of a worker."""
     lazy_batches: bool = False
-    """`enqueue` looks at the last jobs of a large call while the first are being stored: they may
-    be made as they are looked at, and what that raises refuses the call."""
+    """`enqueue` reads a large sequence of jobs lazily, while it stores the first of them. An
+    exception raised while a job is built rejects the whole call.
+    """
 
 
 class Producing(Protocol):
-    """The way in."""
+    """Operations of producers."""
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """Store jobs; one result each, in their order.
+        """Store jobs and return one result for each, in the same order.
 
-        Idempotent on id: an id that is kept, in any state, answers `exists` when name and payload
-        are the same (nothing runs again), else `conflict`. The unique key is decided inside: held
-        by another job it answers `exists` with that job's id, or `taken`, as `on_duplicate` asks.
-        Any `conflict` or `taken` refuses the call: nothing of it is stored. Rings the queues.
+        The call is idempotent by job id. If a job with the id is kept, in any state, the outcome is
+        `exists` when name and payload are the same, else `conflict`. With `exists` the job does not
+        run again.
+
+        The backend checks the unique key in the same atomic step. If another job holds the key, the
+        outcome depends on `on_duplicate`: `exists` with the id of that job, or `taken`.
+
+        One `conflict` or `taken` rejects the whole call, and nothing is stored. After a successful
+        call the backend notifies the workers that wait for these queues.
         """
         ...
 
     async def cancel(self, job_id: str) -> Cancellation:
-        """Cancel a waiting job at once, or ask the worker of a processing one. `JobNotFound`."""
+        """Cancel a waiting job at once, or request it from the worker that runs the job.
+
+        Raises:
+            JobNotFound: there is no job with this id.
+        """
         ...
 
 
 class Consuming(Protocol):
-    """What workers do."""
+    """Operations of workers."""
 
     async def open_session(self, session: Session) -> None:
-        """Begin a session that lives `session.ttl` seconds after each heartbeat. For each of its
-        names the gate becomes what `session.limits` says; a new gate counts what is processing now.
-        Opening the same id again is a heartbeat."""
+        """Open a session, which expires `session.ttl` seconds after its last heartbeat.
+
+        For each name in `session.names`, the concurrency limit becomes the value in
+        `session.limits`. A name without a value there has no limit any more. A new limit counts the
+        jobs of that name that are processing now. Opening a session with the same id again is a
+        heartbeat.
+        """
         ...
 
     async def exchange(
@@ -92,98 +123,141 @@ class Consuming(Protocol):
         settlements: Sequence[Settlement],
         request: ReserveRequest,
     ) -> Reply:
-        """Settle what is done and reserve what may run, in one atomic step.
+        """Settle finished attempts and reserve new jobs, in one atomic step.
 
-        First the settlements, in order, then what became due is promoted, then `want` is served:
-        what a settlement frees (a gate, a retry without delay) can be handed out by the same call.
-        Never handed out: jobs not due, of paused queues, or over their gate. `number` begins at 1
-        and rises by one; any but the next and the last is `OutOfOrder`. Repeating the last one
-        applies no settlement, whatever it carries, and answers the same; only deliveries over its
-        `want.max_bytes` go back to the line. So a caller may repeat an exchange of unknown outcome
-        with a part of its settlements: the results say how many were applied. `SessionLost` when
-        the session is not alive: nothing was written, and none of its leases is valid.
-        `Unstorable` when a settlement's data is refused: nothing was applied
-        and the number is still free.
+        The backend applies the settlements in order, promotes the jobs that are due, and then
+        serves `request`. The same call can therefore reserve what a settlement made available: a
+        slot of a concurrency limit, or a retry without delay. It never reserves a job that is not
+        due, is in a paused queue, or would exceed its concurrency limit.
+
+        `number` starts at 1 and increases by one with each exchange of the session. To repeat an
+        exchange whose outcome is unknown, send its number again. A repeat applies no settlements,
+        whatever it carries, and returns the same reply. Only deliveries that exceed its
+        `request.max_bytes` are missing: they go back to their places in the queue. A caller may
+        thus repeat an exchange with only a part of its settlements. The number of results is the
+        number of settlements applied.
+
+        Raises:
+            OutOfOrder: `number` is neither the next nor the last.
+            SessionLost: the session is not alive. Nothing was written; none of its leases is valid.
+            Unstorable: the backend cannot store the data of a settlement. Nothing was applied, and
+                the number is still free.
         """
         ...
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
-        """Say that the process lives: the session expires `ttl` from now. Revives a session that
-        is overdue but not rescued; `SessionLost` afterwards."""
+        """Extend the session: it now expires `ttl` seconds from now.
+
+        A heartbeat also revives a session that has expired and is not rescued yet.
+
+        Raises:
+            SessionLost: the session was rescued or closed.
+        """
         ...
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
-        """Give back leases outside the numbered exchanges, each as `Released` without a delay does.
+        """Release leases outside of the numbered exchanges, as `Released` without a delay does.
 
-        Given back are `leases`, and with `nonce` every lease whose token has this random half: what
-        an exchange handed out whose reply was not read. A repeat of that exchange brings them no
-        more, and a later settlement of them is `already`. What the session does not hold under the
-        very token is passed over; so is all of it when the session is not alive. Repeatable.
+        The call releases `leases`. With `nonce` it also releases every lease whose token has this
+        random half: the deliveries of an exchange whose reply was not read. A repeat of that
+        exchange does not return these deliveries, and a later settlement of them results in
+        `already`.
+
+        The call skips leases that the session does not hold under exactly this token. It does
+        nothing if the session is not alive. Repeatable.
         """
         ...
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
-        """End a session. Its leases are released, but for those `running`: with any, the session
-        stays as `left` until it expires, and its rescue counts no loss. Closing a session that is
-        gone does nothing."""
+        """Close a session and release its leases, except those in `running`.
+
+        With leases in `running`, the session stays until it expires, with `left` set. Its rescue
+        then counts no loss. Closing a session that does not exist does nothing.
+        """
         ...
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
-        """Take back up to `limit` jobs of sessions that expired. Each counts one loss, unless its
-        session had `left`, or the job is a suspect (`SUSPECT_AFTER` losses) and its session held
-        other jobs too: then it had not begun. At `max_lost` losses it fails with reason `lost`,
-        else it waits again in its old place. The session dies in the same step, also when more of
-        its jobs are left."""
+        """Take back up to `limit` jobs from expired sessions.
+
+        Each job counts one loss. At `max_lost` losses it fails with the reason `lost`; otherwise it
+        waits again in its old place. Two kinds of jobs count no loss:
+
+        - jobs of a session that had `left`;
+        - suspects (jobs with `SUSPECT_AFTER` losses) whose session held other jobs too, because a
+          suspect in such a session had not started.
+
+        An expired session ends in the same step, even if some of its jobs remain for the next call.
+        """
         ...
 
     async def promote(self, limit: int) -> Promoted:
-        """Make up to `limit` scheduled jobs that are due reservable, earliest first."""
+        """Make up to `limit` due scheduled jobs available for reservation, earliest first."""
         ...
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        """Return when one of the queues is rung, or after `timeout` seconds. A hint: it may wake
-        for nothing and it may miss; a poll stands behind it."""
+        """Return when one of the queues is notified, or after `timeout` seconds.
+
+        Notifications are best effort: `wait` may return without cause, and may miss a notification.
+        Callers must poll as well.
+        """
         ...
 
 
 class LongPolling(Protocol):
-    """What a backend offers besides, whose capabilities say `patient`."""
+    """The additional operation of a backend whose capabilities have `supports_long_poll`."""
 
     def interrupt_long_poll(self) -> None:
-        """Let the exchange that waits answer now. A hint: it may come too late, or not arrive."""
+        """Make an exchange that waits reply now. Best effort: it may take effect late, or not at
+        all.
+        """
         ...
 
 
 class Maintaining(Protocol):
-    """What operators do."""
+    """Operations of operators."""
 
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        """Make up to `limit` failed jobs pending again. Those that are not failed are passed over,
-        so doing it twice does nothing the second time."""
+        """Make up to `limit` failed jobs pending again.
+
+        Jobs that are not failed are skipped, so the call is idempotent. `after` is the `next` of
+        the previous call.
+        """
         ...
 
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        """Forget up to `limit` finished jobs for good; their ids. Unfinished ones are passed
-        over."""
+        """Delete up to `limit` finished jobs permanently and return their ids.
+
+        Unfinished jobs are skipped.
+        """
         ...
 
     async def pause(self, queue: str, *, paused: bool) -> None:
-        """From now on, hand out nothing of this queue; or do so again, and ring it."""
+        """Pause or resume a queue. No exchange reserves a job of a paused queue.
+
+        Resuming notifies the workers that wait for the queue.
+        """
         ...
 
     async def prune(self, keep: Retention, limit: int) -> int:
-        """Forget what is older than `keep` says, at most `limit` records and results; how many.
-        Less than `limit`: nothing is left to prune."""
+        """Delete records and results older than `keep` allows, and return the number deleted.
+
+        The call deletes at most `limit` records and results. If it returns less than `limit`,
+        nothing more is due for deletion.
+        """
         ...
 
 
 class Inspecting(Protocol):
-    """Reading; changes nothing, executes nothing, takes no lock that delays a worker."""
+    """Read operations. They change nothing, run no job, and take no lock that delays a worker."""
 
     async def get(self, job_id: str) -> JobRecord:
-        """The whole record. `JobNotFound`."""
+        """Return the complete record of a job.
+
+        Raises:
+            JobNotFound: there is no job with this id.
+        """
         ...
 
     async def list_jobs(
@@ -194,79 +268,103 @@ class Inspecting(Protocol):
         after: str | None = None,
         payloads: bool = False,
     ) -> Page:
-        """Newest enqueue first; `after` is the `next` of the page before. Stable under inserts."""
+        """Return a page of jobs, most recently enqueued first.
+
+        `after` is the `next` of the previous page; None: start at the newest job. Pages stay stable
+        while jobs are inserted. Records carry their payload only with `payloads`.
+        """
         ...
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
-        """How many jobs are kept in each state; every state is a key."""
+        """Return the number of jobs in each state. Every state is a key."""
         ...
 
     async def queues(self) -> list[QueueInfo]:
-        """Every queue that holds an unfinished job or is paused, by name."""
+        """Return every queue that holds an unfinished job or is paused, ordered by name."""
         ...
 
     async def sessions(self) -> list[SessionInfo]:
-        """Every session that is not dead, oldest first."""
+        """Return every session that has not ended, oldest first. Closing or rescue ends a
+        session.
+        """
         ...
 
 
 class ScheduleCases(Protocol):
-    """Storage for the scheduler."""
+    """Storage operations of the scheduler."""
 
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
-        """Add or replace; `last_tick`, `last_job` and `paused` of a kept one stay as they are."""
+        """Add or replace a schedule. An existing one keeps its `last_tick`, `last_job` and
+        `paused`.
+        """
         ...
 
     async def list_schedules(self) -> list[ScheduleRecord]:
-        """All of them, by name."""
+        """Return all schedules, ordered by name."""
         ...
 
     async def pause_schedule(self, name: str, *, paused: bool) -> bool:
-        """Stop or resume one; False when there is none of that name."""
+        """Pause or resume a schedule. Return False if there is no schedule of this name."""
         ...
 
     async def delete_schedule(self, name: str) -> bool:
-        """Forget one; False when there is none of that name."""
+        """Delete a schedule. Return False if there is no schedule of this name."""
         ...
 
     async def fire(
         self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
     ) -> Fired:
-        """Decide one tick: move the schedule's last tick from `expected_last` to `tick` by
-        compare-and-swap and enqueue `job`, in one step. Overlap with the schedule's previous job:
-        `allow` both; `skip` while it is unfinished; `queue_one`: skip while it has not started;
-        `cancel_previous` as `cancel` does."""
+        """Decide one tick of a schedule, in one atomic step.
+
+        The call moves the last tick from `expected_last` to `tick` by compare-and-swap, and
+        enqueues `job`. `overlap` applies when the previous job of the schedule is not finished:
+
+        - `allow`: enqueue the job as well.
+        - `skip`: do not enqueue it.
+        - `queue_one`: do not enqueue it if the previous job has not started.
+        - `cancel_previous`: cancel the previous job, as `cancel` does, and enqueue the job.
+        """
         ...
 
 
 class Lifecycle(Protocol):
-    """Coming and going."""
+    """Operations that open, check, migrate and close a backend."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this backend can do."""
+        """The optional features of this backend."""
         ...
 
     def describe(self) -> str:
-        """One line that names the backend, secrets left out: `SQLite /srv/app/nimburion.db`."""
+        """Return one line that names the backend: `SQLite /srv/app/nimburion.db`.
+
+        The line contains no secrets.
+        """
         ...
 
     def new_handle(self) -> Backend:
-        """Another handle on the same data, not open yet, to be opened on a loop of its own."""
+        """Return another handle on the same data. It is not open; open it on an event loop of its
+        own.
+        """
         ...
 
     async def open(self) -> None:
-        """Connect, create or migrate what may be migrated, check the format. Repeatable."""
+        """Connect, create or migrate the data where this is allowed, and check its format.
+        Repeatable.
+        """
         ...
 
     async def close(self) -> None:
-        """Let go of everything. Repeatable."""
+        """Release all connections, files and tasks. Repeatable."""
         ...
 
     async def exists(self) -> bool:
-        """Whether there is data to open. False where `open` would make it at a place that holds
-        nothing yet, like a file in the wrong folder. The backend need not be open, and nothing is
-        created. A backend with a server returns True: only `open` asks the server."""
+        """Return whether there is data to open.
+
+        The result is False where `open` would create the data, for example a file in the wrong
+        folder. A backend with a server returns True, because only `open` asks the server. The call
+        creates nothing, and the backend need not be open.
+        """
         ...
 
     async def ping(self) -> None:
@@ -274,54 +372,81 @@ class Lifecycle(Protocol):
         ...
 
     async def now(self) -> float:
-        """The time on the backend's clock, in epoch seconds. One cheap call that changes
-        nothing."""
+        """Return the time on the backend's clock, in epoch seconds. Cheap, and changes nothing."""
         ...
 
     async def check(self) -> list[CheckResult]:
-        """What an operator should know of an open backend, in an order that stays the same: where
-        it is, what would be lost and when, room, speed, clock. Changes nothing. What the backend
-        refuses meanwhile is not raised but said, as an `error`."""
+        """Run the health checks of an open backend and return their results, in a fixed order.
+
+        The checks cover location, durability, free space, speed and clock. They change nothing. An
+        error of the backend during a check is not raised; it becomes a result with the verdict
+        `error`.
+        """
         ...
 
     async def plan(self) -> list[str]:
-        """What `migrate` would do now, in words, without doing it; empty: nothing. The backend need
-        not be open; close it afterwards. `FormatMismatch` when its format is too new."""
+        """Return what `migrate` would do now, one line of text a step, without doing it.
+
+        An empty list means that there is nothing to do. The backend need not be open; close it
+        afterwards.
+
+        Raises:
+            FormatMismatch: the format of the data is too new for this version of nimburion.
+        """
         ...
 
     async def migrate(self) -> list[str]:
-        """Bring the backend's format up to date; what was done, in words. The backend need not be
-        open; close it afterwards. Any number may do it at once, while others work."""
+        """Migrate the data to the current format and return what was done, one line of text a step.
+
+        The backend need not be open; close it afterwards. Any number of processes may call this at
+        the same time, while workers run.
+        """
         ...
 
     async def grant(self, role: str) -> list[str]:
-        """Let another role of the backend do what workers do, and no more; what was granted, in
-        words. The backend need not be open; close it afterwards. `NotSupported` where a backend
-        knows no roles; `ConfigurationError` where there is no such role, or ours may not grant."""
+        """Grant another role of the backend the permissions of a worker, and return what was
+        granted.
+
+        The role gets no other permissions. The result is one line of text for each grant. The
+        backend need not be open; close it afterwards.
+
+        Raises:
+            NotSupported: the backend has no roles.
+            ConfigurationError: there is no such role, or the current role may not grant.
+        """
         ...
 
 
 class Backend(Producing, Consuming, Maintaining, Inspecting, ScheduleCases, Lifecycle, Protocol):
-    """A whole backend."""
+    """A complete backend: the union of the six protocols."""
 
 
 class Transactional(Protocol):
-    """What a backend has beside `Backend` where its capabilities say `supports_transactions`.
+    """The additional operations of a backend whose capabilities have `supports_transactions`.
 
-    Whatever happens in a caller's transaction is visible to nobody else before its commit, and
-    never happened after its rollback. `UnusableConnection` where the connection is of no driver
-    that the backend knows, not of this backend's own database, or has no transaction open.
+    Changes inside a caller's transaction are invisible to others until it commits. After a rollback
+    they never happened.
+
+    Raises:
+        UnusableConnection: the driver of the connection is unknown to the backend, the connection
+            belongs to another database, or no transaction is open on it.
     """
 
     async def enqueue_in(
         self, connection: CallerConnection, jobs: Sequence[NewJob]
     ) -> list[Enqueued]:
-        """As `enqueue`, inside the transaction of this connection, which the caller commits. The
-        queues are rung after the commit. A refused call writes nothing and leaves the transaction
-        usable; so does every error but `BackendUnavailable`, after which it must be rolled back."""
+        """Enqueue jobs as `enqueue` does, inside the open transaction of the caller's connection.
+
+        The caller commits. The queues are notified after the commit. A rejected call writes nothing
+        and leaves the transaction usable. The same holds for every error except
+        `BackendUnavailable`; after that, the caller must roll back.
+        """
         ...
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """A transaction to complete a job in: on this connection, or on one of the backend's
-        own."""
+        """Return a transaction in which a handler's writes and the completion of its job commit
+        together.
+
+        It uses the caller's connection, or one of the backend's own connections if that is None.
+        """
         ...
