@@ -1,1 +1,1 @@
-"""Ground floor: values and contracts. Knows nothing of backends, workers or doors."""
+"""The lowest layer: values and contracts. It imports no backend, worker or entry point."""

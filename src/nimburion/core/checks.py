@@ -1,4 +1,4 @@
-"""What people and tools ask a backend, and what it answers."""
+"""Results of health checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from nimburion.core.errors import (
 )
 
 Verdict = Literal["good", "warning", "error"]
-"""Of a finding. `warning`: it works, and something may be lost or slow. `error`: it does not."""
+"""The verdict of a check. `warning`: it works, but data may be lost or calls are slow. `error`:
+it does not work.
+"""
 
 
 class CheckResult(msgspec.Struct, frozen=True):
@@ -28,12 +30,12 @@ class CheckResult(msgspec.Struct, frozen=True):
     """
 
     subject: str
-    """What was looked at, in one or two words: `check_durability`, `write lock`."""
+    """What was checked, in one or two words: `check_durability`, `write lock`."""
     verdict: Verdict
     text: str
-    """One line: what was found, with its figures."""
+    """One line: the result, with its figures."""
     advice: str = ""
-    """One line: what to do; empty where all is good."""
+    """One line: what to do; empty if the verdict is `good`."""
 
 
 _ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
@@ -48,6 +50,6 @@ _ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
 
 
 def make_failed_check(subject: str, error: NimburionError) -> CheckResult:
-    """What a backend refused, as an examination says it."""
+    """Return the check result for an error that the backend raised."""
     advice = next(text for kind, text in _ADVICE if isinstance(error, kind))
     return CheckResult(subject, "error", " ".join(str(error).split()), advice)

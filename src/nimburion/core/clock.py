@@ -1,4 +1,4 @@
-"""Time as an argument: nothing in nimburion reads a clock or sleeps but through one of these."""
+"""Clocks: all of nimburion reads the time and sleeps only through a `Clock` that it is given."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What tells the time and lets it pass.
+    """A source of the current time, and of sleep.
 
-    Backends use it for due times and session expiry, workers for what they believe of their leases.
-    Tests pass `nimburion.testing.FakeClock`.
+    Backends use it for due times and session expiry, workers for the expiry of their leases. Tests
+    pass `nimburion.testing.FakeClock`.
     """
 
     def now(self) -> float:
-        """Wall time: seconds since 1970-01-01 UTC. May step."""
+        """Return the wall-clock time in seconds since 1970-01-01 UTC. It may jump."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since the host booted, suspended time included. Never steps, and is the same
-        for every process of one host."""
+        """Return the seconds since the host booted, including suspended time.
+
+        It never jumps, and is the same for every process of a host.
+        """
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -31,17 +33,19 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The host's own clock."""
+    """The clock of the host."""
 
     __slots__ = ()
 
     def now(self) -> float:
-        """Wall time."""
+        """Return the wall-clock time."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Boot time where the system has it; else the monotonic clock, which does not count
-        suspended time."""
+        """Return the boot time if the system has such a clock.
+
+        Otherwise return the monotonic clock, which does not count suspended time.
+        """
         return _boot_seconds()
 
     async def sleep(self, seconds: float) -> None:

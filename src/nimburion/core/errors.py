@@ -1,39 +1,39 @@
-"""Every error nimburion raises, in one tree, and the signals a handler may raise.
+"""All errors that nimburion raises, and the signals that a handler may raise.
 
 ```
 NimburionError
-├── ConfigurationError        a setting is wrong: where it stands and what is allowed
-├── DefinitionError           a job class, function or handler cannot be what it claims to be
-├── InvalidJob                a job that must not be stored as it is (also a ValueError)
-├── JobConflict               this id already belongs to another body
-├── DuplicateJob              the unique key is held by another job
-├── JobNotFound               no record of that id
-├── ScheduleNotFound          no schedule of that name
-├── JobNotCompleted           wait(): the job ended, but not as completed
-├── WaitTimeout               wait(): it has not ended in time (also a TimeoutError)
-├── NothingRegistered         drain(), process_one(): work is due, but none that is known here
-├── UseAwait                  processor.sync was called on the processor's own loop
-├── NotOpen                   a processor or store was used before open or after close
-├── LeaseLost                 this worker does not own that job any more
-├── UnusableConnection               this connection's transaction cannot be joined (also a
-ValueError) └── BackendError              the backend; the driver's own error is the __cause__
-    ├── BackendUnavailable    no answer; `.outcome` says what may be concluded
-    ├── BackendFull             no room: nothing was written
-    ├── BackendReadOnly         the backend takes no writes: nothing was written
-    ├── BackendCorrupt          the backend's data cannot be read
-    ├── BackendReplaced       its file was deleted or replaced while it was open
-    ├── FormatMismatch        written by another version of nimburion
-    ├── Unstorable            this data cannot be stored, by anyone, ever: nothing was written
-    ├── SessionLost           the session expired and was rescued; its id never lives again
+├── ConfigurationError        a setting is wrong: its place and the allowed values
+├── DefinitionError           a job class, function or handler cannot be used as declared
+├── InvalidJob                the job must not be stored as it is (also a ValueError)
+├── JobConflict               a job with another body already has this id
+├── DuplicateJob              another job holds the unique key
+├── JobNotFound               no record with this id
+├── ScheduleNotFound          no schedule with this name
+├── JobNotCompleted           wait(): the job failed or was cancelled
+├── WaitTimeout               wait(): the job has not ended in time (also a TimeoutError)
+├── NothingRegistered         drain(), process_one(): jobs are due, but none has a handler here
+├── UseAwait                  processor.sync was called on the processor's own event loop
+├── NotOpen                   a processor or backend was used before open or after close
+├── LeaseLost                 this worker no longer holds the job
+├── UnusableConnection        the transaction of a connection cannot be used (also a ValueError)
+└── BackendError              an error of the backend; __cause__ is the driver's own error
+    ├── BackendUnavailable    no reply; `outcome` is what the caller may conclude
+    ├── BackendFull           no room left: nothing was written
+    ├── BackendReadOnly       the backend accepts no writes: nothing was written
+    ├── BackendCorrupt        the data of the backend cannot be read
+    ├── BackendReplaced       the file was deleted or replaced while it was open
+    ├── FormatMismatch        another version of nimburion wrote the data
+    ├── Unstorable            the backend can never store this data: nothing was written
+    ├── SessionLost           the session expired and was rescued; its id cannot be used again
     ├── TransactionExpired    a handler's own transaction took too long and was rolled back
     ├── OutOfOrder            an exchange number that is neither the next nor the last
-    └── NotSupported          this backend cannot do that
+    └── NotSupported          the backend does not support this operation
 
-PermanentError                raised by a handler: failed, and no retry will help
+PermanentError                raised by a handler: the job failed, and no retry can help
 JobSignal                     raised by a handler: not an error
-├── Retry                     count a failure, come back after a stated delay
-├── Snooze                    come back later, count nothing
-└── Cancel                    end as cancelled
+├── Retry                     count a failure, and run again after a delay
+├── Snooze                    run again later, and count nothing
+└── Cancel                    end the job as cancelled
 ```
 """
 
@@ -43,27 +43,27 @@ from datetime import timedelta
 from typing import Literal
 
 Outcome = Literal["not applied", "applied", "unknown"]
-"""What the caller of an unanswered write may conclude."""
+"""What the caller may conclude about a write that got no reply."""
 
 
 class NimburionError(Exception):
-    """The root of everything nimburion raises on purpose."""
+    """The base class of all errors that nimburion raises deliberately."""
 
 
 class ConfigurationError(NimburionError):
-    """A setting is wrong. The message names file, line, key path and what is allowed."""
+    """A setting is wrong. The message names file, line, key path and the allowed values."""
 
 
 class DefinitionError(NimburionError):
-    """A job class, a job function or a handler is not usable as declared."""
+    """A job class, a job function or a handler cannot be used as declared."""
 
 
 class InvalidJob(NimburionError, ValueError):
-    """The job cannot be enqueued as given. The message names the field and what was expected."""
+    """The job cannot be enqueued as given. The message names the field and the expected value."""
 
 
 class JobConflict(NimburionError):
-    """`job_id` already belongs to a job with another name or payload; nothing was stored."""
+    """A job with another name or payload already has this `job_id`; nothing was stored."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
@@ -74,7 +74,7 @@ class JobConflict(NimburionError):
 
 
 class DuplicateJob(NimburionError):
-    """The unique key is held by the job `existing_id`; nothing was stored."""
+    """The job `existing_id` holds the unique key; nothing was stored."""
 
     def __init__(self, name: str, unique_key: str, existing_id: str) -> None:
         super().__init__(
@@ -86,7 +86,7 @@ class DuplicateJob(NimburionError):
 
 
 class JobNotFound(NimburionError):
-    """There is no record of this id: never enqueued here, or pruned since."""
+    """There is no record of this id: it was never enqueued here, or it was pruned."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id!r} in this backend: never enqueued here, or pruned since")
@@ -102,7 +102,7 @@ class ScheduleNotFound(NimburionError):
 
 
 class JobNotCompleted(NimburionError):
-    """`wait` saw the job end as failed or cancelled; `state` and `reason` say which and why."""
+    """`wait` found that the job failed or was cancelled; `state` and `reason` give the details."""
 
     def __init__(self, job_id: str, state: str, reason: str | None) -> None:
         super().__init__(f"job {job_id} ended as {state}" + (f": {reason}" if reason else ""))
@@ -112,15 +112,15 @@ class JobNotCompleted(NimburionError):
 
 
 class WaitTimeout(NimburionError, TimeoutError):
-    """`wait` gave up; the job goes on."""
+    """`wait` reached its timeout; the job continues."""
 
 
 class NothingRegistered(NimburionError):
-    """Jobs are due, but none of a name that is registered here."""
+    """Jobs are due, but no handler is registered here for any of their names."""
 
 
 class UseAwait(NimburionError):
-    """`processor.sync` was used on the loop that owns the processor: await the method instead."""
+    """`processor.sync` was used on the processor's own event loop; await the method instead."""
 
 
 class NotOpen(NimburionError):
@@ -128,12 +128,11 @@ class NotOpen(NimburionError):
 
 
 class LeaseLost(NimburionError):
-    """The job this attempt works on belongs to another worker now, or has ended; nothing was
-    written.
+    """The attempt has lost its lease: another worker holds the job, or the job has ended.
 
-    Raised where a handler completes its job in its own transaction, which is rolled back. All other
-    handlers that lose their lease are cancelled, and a late settlement is logged and told as the
-    event `StaleSettlement`.
+    Nothing was written. `LeaseLost` is raised where a handler completes its job in its own
+    transaction, which is then rolled back. Any other handler that loses its lease is cancelled. A
+    late settlement is logged and emitted as the event `StaleSettlement`.
     """
 
     def __init__(self, job_id: str) -> None:
@@ -145,19 +144,22 @@ class LeaseLost(NimburionError):
 
 
 class UnusableConnection(NimburionError, ValueError):
-    """This connection's transaction cannot be joined: it is of an unknown driver or of another
-    database, or no transaction is open. The message says which; nothing was written."""
+    """The backend cannot use the transaction of this caller's connection; nothing was written.
+
+    The driver is unknown, the connection belongs to another database, or no transaction is open.
+    The message gives the reason.
+    """
 
 
 class BackendError(NimburionError):
-    """The backend refused or failed. The driver's own error is kept as `__cause__`."""
+    """The backend rejected the call or failed. `__cause__` is the driver's own error."""
 
 
 class BackendUnavailable(BackendError):
     """The backend did not answer.
 
     `outcome` is what the caller may conclude about the write: `not applied`, `applied` or
-    `unknown`; `job_id` is the id to ask for again, where one job was enqueued.
+    `unknown`. `job_id` is the id to enqueue again with, if the call enqueued a single job.
     """
 
     def __init__(
@@ -169,34 +171,41 @@ class BackendUnavailable(BackendError):
 
 
 class BackendFull(BackendError):
-    """The backend has no room left; nothing was written. It recovers when there is room again."""
+    """The backend has no room left; nothing was written. Writes succeed again once there is
+    room.
+    """
 
 
 class BackendReadOnly(BackendError):
-    """The backend takes no writes; nothing was written."""
+    """The backend accepts no writes; nothing was written."""
 
 
 class BackendCorrupt(BackendError):
-    """What the backend holds cannot be read. Nothing was changed; see the message for what to
-    do."""
+    """The data of the backend cannot be read. Nothing was changed; the message gives the next
+    step.
+    """
 
 
 class BackendReplaced(BackendError):
-    """The file of the backend was deleted or replaced while this process had it open. Everything
-    is refused until the same file is back, or the backend is closed and opened again. What was
-    committed in the last moment before may lie in the file that is gone."""
+    """The file of the backend was deleted or replaced while this process had it open.
+
+    All calls fail until the same file is back, or until the backend is closed and opened again. The
+    latest commits before the replacement may be in the file that is gone.
+    """
 
 
 class FormatMismatch(BackendError):
-    """The backend was written by another version of nimburion; the message names the command."""
+    """Another version of nimburion wrote the data; the message names the command to run."""
 
 
 class Unstorable(BackendError):
-    """The data itself is refused: trying again cannot help. Nothing of the call was applied."""
+    """The backend can never store this data, so a retry cannot help. Nothing of the call was
+    applied.
+    """
 
 
 class SessionLost(BackendError):
-    """The session expired and was rescued: its leases are gone and its id never lives again."""
+    """The session expired and was rescued: its leases are gone, and its id cannot be used again."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session {session_id} is not alive in this backend; open a new one")
@@ -204,28 +213,32 @@ class SessionLost(BackendError):
 
 
 class TransactionExpired(BackendError):
-    """A handler's own transaction held the backend's write lock for too long and was rolled back;
-    nothing was written. Do slow work before the first write."""
+    """A handler's own transaction held the write lock of the backend for too long.
+
+    It was rolled back and nothing was written. Do slow work before the first write.
+    """
 
 
 class OutOfOrder(BackendError):
-    """An exchange number must be the last one (a repeat) or the one after it."""
+    """The number of an exchange is neither the last one (a repeat) nor the next one."""
 
 
 class NotSupported(BackendError):
-    """This backend cannot do that; `Capabilities` says what it can."""
+    """The backend does not support this operation; see its `Capabilities`."""
 
 
 class PermanentError(Exception):
-    """Raised by a handler: this job failed and no retry will help. It becomes a dead letter."""
+    """Raised by a handler: the job failed and no retry can help. The job becomes a dead letter."""
 
 
 class JobSignal(Exception):
-    """What a handler raises to say how its attempt ended, other than by failing."""
+    """The base class of what a handler raises to end its attempt other than by a failure."""
 
 
 class Retry(JobSignal):
-    """Count a failure and try again after `after` seconds (or a timedelta; default: backoff)."""
+    """Count a failure and run the job again after `after` (seconds or a timedelta; default:
+    backoff).
+    """
 
     def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason)
@@ -234,7 +247,9 @@ class Retry(JobSignal):
 
 
 class Snooze(JobSignal):
-    """Come back after `for_` seconds (or a timedelta); counts neither as failure nor as loss."""
+    """Run the job again after `for_` (seconds or a timedelta). Counts neither a failure nor a
+    loss.
+    """
 
     def __init__(self, for_: float | timedelta) -> None:
         super().__init__(f"snoozed for {for_}")
@@ -242,7 +257,7 @@ class Snooze(JobSignal):
 
 
 class Cancel(JobSignal):
-    """End this job as cancelled."""
+    """End the job as cancelled."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
@@ -250,7 +265,7 @@ class Cancel(JobSignal):
 
 
 def to_seconds(duration: float | timedelta) -> float:
-    """The duration in seconds; negative ones count as zero."""
+    """Return the duration in seconds; a negative duration becomes zero."""
     if isinstance(duration, timedelta):
         return max(0.0, duration.total_seconds())
     return max(0.0, float(duration))

@@ -1,4 +1,4 @@
-"""What happens, told to whoever subscribed: logs, metrics and tests listen here."""
+"""Events that a processor emits to its subscribers: logs, metrics and tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _log = logging.getLogger("nimburion.events")
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The base of all events."""
+    """The base class of all events."""
 
 
 class JobEnqueued(Event, frozen=True):
-    """A job is stored. `created` is False when the backend had it already."""
+    """A job was stored. `created` is False if the backend had the job already."""
 
     job_id: str
     name: str
@@ -31,32 +31,32 @@ class AttemptStarted(Event, frozen=True):
     queue: str
     attempt: int
     waited: float
-    """Seconds since the job was due."""
+    """Seconds since the job became due."""
 
 
 class AttemptEnded(Event, frozen=True):
-    """An attempt has an outcome; the backend will hear of it with the next exchange."""
+    """An attempt has an outcome, which the next exchange reports to the backend."""
 
     job_id: str
     name: str
     queue: str
     attempt: int
     outcome: str
-    """completed, retried, failed, released, cancelled, or lost (the lease was)."""
+    """`completed`, `retried`, `failed`, `released`, `cancelled`, or `lost` (the lease was lost)."""
     duration: float
     """Seconds."""
     error: str | None = None
-    """The type of what was raised."""
+    """The type name of the exception."""
 
 
 class StaleSettlement(Event, frozen=True):
-    """A settlement came too late: the job belongs to another worker. Nothing was written."""
+    """A settlement came too late: the worker had lost the job. Nothing was written."""
 
     job_id: str
 
 
 class JobsRescued(Event, frozen=True):
-    """Jobs of a dead worker were taken back."""
+    """Jobs of a dead worker were rescued."""
 
     returned: int
     failed: int
@@ -64,13 +64,13 @@ class JobsRescued(Event, frozen=True):
 
 
 class SessionOpened(Event, frozen=True):
-    """This worker has a session."""
+    """This worker opened a session."""
 
     session_id: str
 
 
 class SessionEnded(Event, frozen=True):
-    """This worker's session is over: `closed`, or `lost` to a rescue."""
+    """The session of this worker ended: `closed`, or `lost` to a rescue."""
 
     session_id: str
     how: str
@@ -81,7 +81,7 @@ class TickDecided(Event, frozen=True):
 
     schedule: str
     tick: float
-    """The nominal time, epoch seconds."""
+    """The nominal time, in epoch seconds."""
     outcome: str
     """`fired`, or `skipped` by the overlap rule or a unique key."""
     job_id: str | None
@@ -90,7 +90,7 @@ class TickDecided(Event, frozen=True):
 
 
 class BackendUnreachable(Event, frozen=True):
-    """The backend did not answer; asked again with backoff."""
+    """The backend did not answer; the worker retries with backoff."""
 
     error: str
 
@@ -99,7 +99,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """A list of subscribers. An error in one is logged and reaches nobody else."""
+    """A list of subscribers. An exception in one is logged and does not affect the others."""
 
     __slots__ = ("_subscribers",)
 
@@ -107,12 +107,14 @@ class Events:
         self._subscribers: tuple[Subscriber, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether anybody listens: hot paths ask before they build an event."""
+        """Return whether there is a subscriber. Hot paths check this before they build an event."""
         return bool(self._subscribers)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with every event from now on, on the emitting thread, until the
-        returned function is called."""
+        """Call `subscriber` with every event from now on, on the thread that emits it.
+
+        Call the returned function to unsubscribe.
+        """
         self._subscribers = (*self._subscribers, subscriber)
 
         def unsubscribe() -> None:
@@ -121,7 +123,7 @@ class Events:
         return unsubscribe
 
     def emit(self, event: Event) -> None:
-        """Tell everybody, in the order they subscribed."""
+        """Call all subscribers with the event, in the order of their subscription."""
         for subscriber in self._subscribers:
             try:
                 subscriber(event)

@@ -1,4 +1,4 @@
-"""What a worker asks for in an exchange, and what comes back."""
+"""Requests and replies of an exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nimburion.core.settlement import Settled
 
 
 class Lane(msgspec.Struct, frozen=True, gc=False):
-    """A line of jobs of one name in one queue. Computed, never registered."""
+    """The waiting jobs of one name in one queue. A lane is computed, never registered."""
 
     queue: str
     name: str
@@ -19,45 +19,55 @@ class QueueOptions(msgspec.Struct, frozen=True, gc=False):
     """How a worker serves one queue."""
 
     priority: int = 0
-    """Higher first, before the priorities of single jobs."""
+    """Queues with a higher priority come first. It takes precedence over the priority of the
+    jobs.
+    """
     limit: int | None = None
-    """At most so many of this queue in this reply; None: the total bounds it."""
+    """The maximum number of jobs of this queue in the reply; None: only `total` limits them."""
 
 
 DEFAULT_QUEUE_OPTIONS = QueueOptions()
 
 REPLY_BYTES = 16 * 1024 * 1024
-"""What the deliveries of one reply hold at most, where a request does not say less."""
+"""The default maximum size of the deliveries in one reply, in bytes."""
 DELIVERY_OVERHEAD = 256
-"""Bytes that a delivery counts beside its payload and its options."""
+"""Bytes that each delivery counts in addition to its payload and its options."""
 
 
 class ReserveRequest(msgspec.Struct, frozen=True):
-    """What the worker could start now.
+    """The jobs that a worker can start now.
 
-    The backend returns the first `total` of the merge of the lanes' heads. A head is ranked by:
-    its queue's priority plus one for each whole `ageing` seconds that it has been due (0: no
-    ageing), then job priority, both higher first; then due time, then enqueue order, both lower
-    first. Inside a lane jobs stand by priority, due time and enqueue order.
+    The backend merges the lanes and returns the first `total` jobs. It ranks the first job of each
+    lane by these values, in this order:
+
+    - The priority of the queue, plus one for each whole `ageing` seconds that the job has been due
+      (0: no ageing); higher first.
+    - The priority of the job; higher first.
+    - The due time, then the enqueue order; lower first.
+
+    Inside a lane, jobs are ordered by priority, due time and enqueue order.
     """
 
     total: int
     lanes: tuple[Lane, ...] = ()
     queues: dict[str, QueueOptions] = msgspec.field(default_factory=dict)
-    """Terms by queue; a queue that is not here has `DEFAULT_QUEUE_OPTIONS`."""
+    """Options by queue; a queue without an entry has `DEFAULT_QUEUE_OPTIONS`."""
     ageing: float = 60.0
     nonce: bytes = bytes(16)
-    """16 fresh random bytes: the random half of the tokens of this reply."""
+    """16 fresh random bytes: the random half of the tokens in the reply."""
     long_poll: float = 0.0
-    """Seconds that the answer may wait, in a `patient` store, while there is nothing to hand out.
-    A hint: it may come at once, and does where settlements are written."""
-    max_bytes: int = REPLY_BYTES
-    """The most bytes of deliveries in this reply; the first job is handed out whatever its size.
+    """Seconds that the exchange may wait for a job, if the backend supports long polls.
 
-    A delivery counts the bytes of its payload and of its options as the backend encodes them, plus
-    `DELIVERY_OVERHEAD`. The reply ends before the first job that does not fit, so it is the
-    beginning of the same order. In a repeat of a number: what was handed out and no longer fits
-    goes back to its place in the line, nothing counted, and is not in the reply.
+    The wait is best effort. The reply may come at once, and does if the exchange writes
+    settlements.
+    """
+    max_bytes: int = REPLY_BYTES
+    """The maximum size of the deliveries in the reply. The first job is always delivered.
+
+    A delivery counts the bytes of its payload and its options as the backend encodes them, plus
+    `DELIVERY_OVERHEAD`. The reply ends before the first job that does not fit, so the limit never
+    changes the order. If a repeat of an exchange has less room, the deliveries that no longer fit
+    go back to their places in the queue. They count nothing and are not in the reply.
     """
 
 
@@ -65,17 +75,24 @@ RESERVE_NOTHING = ReserveRequest(total=0)
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to an exchange; a repeat of its number brings the same results and deliveries, but
-    for deliveries that the repeat's `max_bytes` gives back."""
+    """The reply to an exchange.
+
+    A repeat of its number returns the same results and deliveries, except deliveries that exceed
+    the `max_bytes` of the repeat.
+    """
 
     results: list[Settled]
-    """One for each settlement, in their order. In a repeat: one for each that was applied, whatever
-    settlements the repeat carries."""
+    """One result for each settlement, in their order.
+
+    In a repeat: one for each settlement that was applied, whatever settlements the repeat carries.
+    """
     deliveries: list[Delivery]
-    """In rank order."""
+    """The reserved jobs, in rank order."""
     waiting: list[Lane]
-    """Of the lanes asked for, up to 64 that still hold jobs which could be handed out."""
+    """Up to 64 of the requested lanes that still hold jobs which could be delivered."""
     next_due: float | None = None
-    """The backend's earliest due time still ahead, in epoch seconds; None: nothing is scheduled."""
+    """The earliest due time in the backend that is still ahead, in epoch seconds; None: no job
+    is scheduled.
+    """
     now: float = 0.0
-    """The backend's time at this exchange."""
+    """The time on the backend's clock at this exchange, in epoch seconds."""

@@ -1,7 +1,7 @@
 """Ids: time-ordered for jobs, random for sessions and nonces.
 
-`new_job_id` follows UUID version 7 of RFC 9562 §5.7: 48 bits of Unix milliseconds, then 12 bits of
-the fraction of that millisecond (§6.2, method 3), then 62 random bits.
+`JobIds` follows UUID version 7 of RFC 9562 §5.7: 48 bits of Unix milliseconds, then 12 bits of the
+fraction of that millisecond (§6.2, method 3), then 62 random bits.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import threading
 from collections.abc import Callable
 
 Entropy = Callable[[int], bytes]
-"""Gives that many random bytes. `os.urandom`, or a seeded one in tests."""
+"""Returns the given number of random bytes. `os.urandom`, or a seeded function in tests."""
 
 _TICKS_PER_MS = 4096
 _BUFFERED = 256
 _FEW = 4
 _PLACES = (*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36))
-"""Of the digits of an id, in its text."""
+"""The positions of the hexadecimal digits in the text of an id."""
 _VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab89ab89ab89ab")
 _LOW_BITS = 0x3FFF_FFFF_FFFF_FFFF
 _VARIANT = 0x8000_0000_0000_0000
 
 
 class JobIds:
-    """Makes job ids: UUIDv7 text, rising within this object even if the clock steps back.
+    """A generator of job ids: UUIDv7 text, always increasing, even if the clock steps back.
 
     >>> ids = JobIds(now=lambda: 1_700_000_000.0, entropy=bytes)
     >>> ids.new()
@@ -43,7 +43,7 @@ class JobIds:
         self._used = _BUFFERED
 
     def make(self) -> str:
-        """One new id. Safe to call from any thread."""
+        """Return a new id. Thread-safe."""
         with self._lock:
             tick = max(int(self._now() * 1000 * _TICKS_PER_MS), self._last + 1)
             self._last = tick
@@ -57,7 +57,7 @@ class JobIds:
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def make_many(self, count: int) -> list[str]:
-        """So many new ids, rising. As `new`, in a third of the time for each."""
+        """Return `count` new ids in increasing order. Each takes a third of the time of `make`."""
         if count < _FEW:
             return [self.make() for _ in range(count)]
         with self._lock:
@@ -67,7 +67,7 @@ class JobIds:
 
 
 def _format_ids(ticks: range, random: bytes) -> list[str]:
-    """The ids of these ticks, written column by column: the same digit of all of them at once."""
+    """Return the ids of these ticks, formatted by column: one digit of all ids at a time."""
     high = struct.pack(f">{len(ticks)}Q", *[_timestamp_half(tick) for tick in ticks]).hex().encode()
     low = random.hex().encode()
     text = bytearray(b"-") * (36 * len(ticks))
@@ -79,10 +79,13 @@ def _format_ids(ticks: range, random: bytes) -> list[str]:
 
 
 def _timestamp_half(tick: int) -> int:
-    """The half of an id that says when it was made."""
+    """Return the upper 64 bits of an id, which encode its creation time."""
     return (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
 
 
 def make_session_id(entropy: Entropy = os.urandom) -> str:
-    """A random 128-bit id, as hex. Never derived from host or process: those repeat."""
+    """Return a random 128-bit id, as hex.
+
+    It is never derived from host or process, because those repeat.
+    """
     return entropy(16).hex()

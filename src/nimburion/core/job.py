@@ -1,7 +1,7 @@
-"""What a job is in a backend: as it enters, as it is read, and the states between.
+"""Jobs in a backend: the job to enqueue, the stored record, and the states.
 
-States and their legal moves are data (`TRANSITIONS`), so that every backend, the model and the docs
-can be checked against the same table.
+States and their allowed transitions are data (`TRANSITIONS`). Every backend, the model and the docs
+are checked against this table.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import msgspec
 
 
 class State(enum.StrEnum):
-    """Where a job stands. Members compare equal to the guide's words."""
+    """The state of a job. Members compare equal to their lower-case names."""
 
     PENDING = "pending"
-    """Due, never failed, waiting for a worker."""
+    """Due, without failures, and waiting for a worker."""
     SCHEDULED = "scheduled"
-    """Not due yet, never failed."""
+    """Not due yet, without failures."""
     PROCESSING = "processing"
     """A worker holds its lease."""
     RETRYING = "retrying"
     """Failed at least once and waiting, due or not."""
     COMPLETED = "completed"
     FAILED = "failed"
-    """A dead letter: kept whole until it is replayed, purged or pruned."""
+    """A dead letter: kept complete until it is replayed, purged or pruned."""
     CANCELLED = "cancelled"
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more happens to the job by itself."""
+        """Whether the job stays in this state unless an operator changes it."""
         return self in FINISHED
 
 
@@ -52,31 +52,32 @@ TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
     "cancel": (_WAITING | {State.PROCESSING}, frozenset({State.CANCELLED})),
     "replay": (frozenset({State.FAILED}), frozenset({State.PENDING})),
 }
-"""Each operation: the states it takes a job from, and those it may leave it in.
+"""For each operation: the states it takes a job from, and the states it may leave it in.
 
-`retry`, `release` and `rescue` end in `cancelled` where a cancel was asked for meanwhile."""
+`retry`, `release` and `rescue` end in `cancelled` if a cancel was requested meanwhile.
+"""
 
 
 class Reason(enum.StrEnum):
-    """Why a job failed for good."""
+    """Why a job failed permanently."""
 
     EXHAUSTED = "exhausted"
     """Its failures exceeded `max_retries`."""
     PERMANENT = "permanent"
-    """Its handler said that no retry would help."""
+    """Its handler raised an error that no retry can help."""
     LOST = "lost"
-    """Its workers vanished `max_lost` times."""
+    """It lost its worker `max_lost` times."""
     UNREADABLE = "unreadable"
-    """Its payload does not fit the handler's types, or is no JSON."""
+    """Its payload does not match the types of the handler, or is not JSON."""
     UNSTORABLE = "unstorable"
-    """What its attempt left behind cannot be stored."""
+    """The backend cannot store the outcome of its attempt."""
 
 
 Kind = Literal["failure", "timeout", "permanent", "lost", "unreadable", "unstorable", "internal"]
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How one attempt ended badly; text already cleaned and cut (SPEC §4)."""
+    """The error of one attempt. Its texts are already cleaned and shortened (SPEC §4)."""
 
     attempt: int
     kind: Kind
@@ -84,30 +85,30 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str = ""
     traceback: str = ""
     at: float = 0.0
-    """Store time, in epoch seconds; set by the backend."""
+    """Time on the backend's clock, in epoch seconds; set by the backend."""
 
 
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What may travel with a job and seldom does. Backends keep it as one JSON object."""
+    """Optional, rarely used fields of a job. Backends store them as one JSON object."""
 
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     tenant: str | None = None
     correlation_id: str | None = None
     unique_key: str | None = None
-    """Scope (name, key): held until the job is finished, or for `unique_for` seconds."""
+    """Unique for each job name. Held until the job is finished, or for `unique_for` seconds."""
     unique_for: float | None = None
     on_duplicate: Literal["reject", "existing"] = "reject"
     max_retries: int | None = None
-    """Instead of what the handler's declaration says."""
+    """Overrides the handler's declaration."""
     timeout: float | None = None
-    """Seconds, instead of what the handler's declaration says."""
+    """Seconds; overrides the handler's declaration."""
 
 
 NO_JOB_OPTIONS = JobOptions()
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job on its way into the backend. The client has made its id and checked its limits."""
+    """A job to enqueue. The client has set its id and checked its limits."""
 
     id: str
     name: str
@@ -116,29 +117,34 @@ class NewJob(msgspec.Struct, frozen=True):
     priority: int = 5
     """0 to 9, higher first."""
     at: float | None = None
-    """Due at this epoch second, or ..."""
+    """The due time in epoch seconds. It takes precedence over `after`."""
     after: float = 0.0
-    """... this many seconds from now, by the backend's clock. `at` wins."""
+    """Seconds from now until the job is due, on the backend's clock."""
     options: JobOptions = NO_JOB_OPTIONS
 
     def due_at(self, now: float) -> float:
-        """The second it is due, given the backend's time."""
+        """Return the due time in epoch seconds, given the backend's time."""
         return now + self.after if self.at is None else self.at
 
     def compute_digest(self) -> bytes:
-        """16 bytes that tell this body (name and payload) from another under the same id."""
+        """Return 16 bytes that distinguish this body (name and payload) from others with the
+        same id.
+        """
         return compute_digest(self.name, self.payload)
 
 
 def compute_digest(name: str, payload: bytes) -> bytes:
-    """The digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
+    """Return the digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
     body = _start_digest(name)
     body.update(payload)
     return body.digest()
 
 
 def compute_digests(jobs: Sequence[NewJob]) -> list[bytes]:
-    """The digests of the bodies of many, in their order; each takes half as long as one alone."""
+    """Return the digests of the bodies of many jobs, in their order.
+
+    Each takes half the time of a single `compute_digest`.
+    """
     begun: dict[str, hashlib.blake2b] = {}
     made = []
     for job in jobs:
@@ -152,17 +158,18 @@ def compute_digests(jobs: Sequence[NewJob]) -> list[bytes]:
 
 
 def _start_digest(name: str) -> hashlib.blake2b:
-    """The digest of a body as far as its name goes; the payload comes next."""
+    """Return the digest state after the name of a body; the payload comes next."""
     return hashlib.blake2b(name.encode() + b"\0", digest_size=16)
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """What became of one job of an enqueue call.
+    """The result of one job of an enqueue call.
 
-    `created` and `exists` mean that `id` is stored (for a unique key asked with
-    `on_duplicate='existing'`, the id of the job that holds it). If any of the call is `conflict`
-    (that id has another body) or `taken` (`id` holds the unique key), nothing of the call was
-    stored, and the others say `refused`.
+    - `created` and `exists`: the job `id` is stored. With a unique key and
+      `on_duplicate='existing'`, `id` is the job that holds the key.
+    - `conflict`: a job with this id has another body.
+    - `taken`: the job `id` holds the unique key.
+    - `refused`: nothing was stored, because another job of the call is `conflict` or `taken`.
     """
 
     id: str
@@ -170,14 +177,14 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a job says it has come: 0.0 to 1.0, and a few words."""
+    """The progress that a job reports: a fraction from 0.0 to 1.0, and a short message."""
 
     fraction: float
     message: str = ""
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One job as the backend has it. Times are epoch seconds on the backend's clock."""
+    """A job as the backend stores it. Times are epoch seconds on the backend's clock."""
 
     id: str
     name: str
@@ -185,31 +192,31 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     priority: int
     payload: bytes | None
-    """None once completed or cancelled (its digest is kept), or when not asked for."""
+    """None after the job is completed or cancelled (the digest is kept), or if not requested."""
     failures: int = 0
-    """Attempts that ended in failure or timeout (since the last replay)."""
+    """Attempts that ended in failure or timeout, since the last replay."""
     lost: int = 0
-    """Attempts whose worker vanished (since the last replay)."""
+    """Attempts that lost their worker, since the last replay."""
     due: float
     created_at: float
     started_at: float | None = None
-    """When its latest attempt was reserved."""
+    """The time when the latest attempt was reserved."""
     finished_at: float | None = None
     reason: str | None = None
-    """Why it failed (`Reason`) or was cancelled."""
+    """Why the job failed (`Reason`) or was cancelled."""
     history: list[AttemptError] = msgspec.field(default_factory=list)
-    """Every attempt that ended badly, oldest first; a replay keeps it."""
+    """The errors of all failed attempts, oldest first. A replay keeps them."""
     progress: Progress | None = None
     result: bytes | None = None
-    """JSON, kept for `keep_results`."""
+    """JSON, kept for `keep_results` seconds."""
     cancel_requested: bool = False
     session: str | None = None
-    """The session that holds its lease."""
+    """The id of the session that holds the lease."""
     options: JobOptions = NO_JOB_OPTIONS
 
     @property
     def attempt(self) -> int:
-        """The number of the current attempt, or of the next one; of the last, once finished."""
+        """The number of the current or next attempt; once finished, of the last one."""
         ended = self.failures + self.lost
         if self.state is State.FAILED:
             return max(1, ended)
@@ -217,5 +224,5 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> AttemptError | None:
-        """The latest entry of the history."""
+        """The latest entry of the history, or None."""
         return self.history[-1] if self.history else None

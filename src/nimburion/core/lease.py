@@ -1,4 +1,4 @@
-"""The right to work on a job, and a job together with that right."""
+"""Leases: a worker's right to run a job, and a delivered job with its lease."""
 
 from __future__ import annotations
 
@@ -8,35 +8,41 @@ from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
-    """What fences every write about a job: a counter and 128 random bits, compared whole.
+    """The fencing token of a lease: a counter and 128 random bits, always compared as a whole.
 
-    The counter alone repeats when a backend loses acknowledged writes in a failover; the random
-    part cannot.
+    Every write about a job needs it. The counter alone repeats when a backend loses acknowledged
+    writes in a failover; the random part does not.
     """
 
     fence: int
-    """Rises with each delivery of the job. Hand it to systems that fence by number. After a crash
-    or failover of the backend the last numbers can be handed out again."""
+    """A number that increases with each delivery of the job. Pass it to systems that fence by
+    number.
+
+    After a crash or failover of the backend, the latest numbers can be issued again.
+    """
     nonce: bytes
-    """16 random bytes of the exchange that handed the job out."""
+    """16 random bytes of the exchange that delivered the job."""
 
 
 SUSPECT_AFTER = 2
-"""From this many losses on, a job is a suspect: a worker runs it alone, under a session that holds
-nothing else. So a suspect that a dead session held beside other jobs had not begun."""
+"""The number of losses from which a job is a suspect.
+
+A worker runs a suspect alone, in a session that holds nothing else. A suspect that a dead session
+held beside other jobs had therefore not started.
+"""
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
-    """One worker's hold on one job. It has no expiry of its own: the session's counts."""
+    """The lease of a worker on a job. It has no expiry of its own; it expires with its session."""
 
     job_id: str
     token: Token
     ref: int | str = 0
-    """The backend's own handle on the row, handed back untouched."""
+    """The backend's own reference to the row, which a worker returns unchanged."""
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
-    """A job in a worker's hands."""
+    """A job that a worker has reserved."""
 
     lease: Lease
     name: str
@@ -51,5 +57,5 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def attempt(self) -> int:
-        """1 for the first try."""
+        """The number of this attempt; 1 for the first."""
         return self.failures + self.lost + 1

@@ -1,4 +1,4 @@
-"""How large and how deep things may be, and what names may look like (SPEC §4)."""
+"""Size and depth limits, and the pattern of valid names (SPEC §4)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 from nimburion.core.errors import InvalidJob
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-"""What names of jobs and queues, ids, unique keys, tenants and correlation ids may look like."""
+"""The pattern of job names, queue names, ids, unique keys, tenants and correlation ids."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds on what enters the backend; all settable, in bytes where they are sizes."""
+    """Limits of the data that enters the backend. All are configurable; sizes are in bytes."""
 
     payload: int = 1024 * 1024
     nesting: int = 64
@@ -22,14 +22,21 @@ class Limits(msgspec.Struct, frozen=True):
     result: int = 256 * 1024
     headers: int = 64 * 1024
     exchange: int = 4 * 1024 * 1024
-    """Results and errors that a worker sends, and payloads that it asks for, in one exchange; at
-    least one of each, whatever its size."""
+    """The maximum size of the results and errors that a worker sends in one exchange, and of the
+    payloads that it requests. At least one of each is always allowed, whatever its size.
+    """
     unsettled: int = 32 * 1024 * 1024
-    """Results and errors that wait in a worker to be sent: above this, it starts no further job."""
+    """The maximum size of the results and errors that wait in a worker to be sent. Above this
+    size, the worker starts no further job.
+    """
 
 
 def check_name(what: str, value: object) -> str:
-    """`value` if it may be a name or an id; else `InvalidJob` that says what is allowed."""
+    """Return `value` if it is a valid name or id.
+
+    Raises:
+        InvalidJob: it is not. The message lists the allowed characters.
+    """
     if isinstance(value, str) and NAME_PATTERN.fullmatch(value):
         return value
     shown = repr(value)

@@ -1,4 +1,4 @@
-"""What people and tools ask a backend, and what it answers."""
+"""Results of the maintenance operations of a backend, and its retention rules."""
 
 from __future__ import annotations
 
@@ -8,53 +8,59 @@ import msgspec
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """What one bounded replay did."""
+    """The result of one bounded replay."""
 
     ids: list[str]
-    """Became pending again: same id, same payload, history kept, counts begun anew."""
+    """Jobs that became pending again, with the same id, payload and history; counts restart at
+    zero.
+    """
     held: list[str]
-    """Stayed failed: another job holds their unique key."""
+    """Jobs that stayed failed, because another job holds their unique key."""
     next: str | None = None
-    """Pass it on to go on; None: everything that matched was looked at."""
+    """Pass it as `after` to continue; None: every matching job was examined."""
 
 
 class Rescued(msgspec.Struct, frozen=True):
-    """What one bounded rescue did, by job id."""
+    """The result of one bounded rescue, as job ids."""
 
     returned: list[str]
-    """Waiting again."""
+    """Jobs that wait again."""
     failed: list[str]
-    """Their losses are spent: dead letters, reason `lost`."""
+    """Jobs that reached `max_lost` losses: dead letters with the reason `lost`."""
     cancelled: list[str]
-    """A cancel had been requested."""
+    """Jobs that had a cancel request."""
     more: bool = False
-    """Expired leases are left: call again."""
+    """More expired leases remain; call again."""
 
 
 class Promoted(msgspec.Struct, frozen=True):
-    """What one bounded promotion did."""
+    """The result of one bounded promotion."""
 
     count: int
     next_due: float | None
-    """The earliest due time still scheduled (may be past when the bound was reached)."""
+    """The earliest due time that is still scheduled. It may be in the past if `limit` was
+    reached.
+    """
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
-    """How long finished jobs are kept, in seconds; None: for ever."""
+    """How long finished jobs are kept, in seconds; None: forever."""
 
     completed: float | None = 86_400.0
-    """Completed and cancelled records."""
+    """For completed and cancelled records."""
     completed_max: int | None = None
-    """And at most so many of them."""
+    """The maximum number of completed and cancelled records."""
     failed: float | None = 90 * 86_400.0
     results: float | None = 86_400.0
 
 
 class Cancellation(enum.StrEnum):
-    """The answer to `cancel`."""
+    """The result of `cancel`."""
 
     CANCELLED = "cancelled"
     REQUESTED = "requested"
-    """It runs: its worker is told with the next heartbeat; a completion that comes first wins."""
+    """The job runs. Its worker gets the request with the next heartbeat; an earlier completion
+    wins.
+    """
     FINISHED = "finished"
-    """Too late: it had ended."""
+    """Too late: the job had finished."""

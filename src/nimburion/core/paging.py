@@ -1,4 +1,4 @@
-"""Going through all the jobs that a backend lists, however many pages they fill."""
+"""Iterate over all jobs that a backend lists, page by page."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nimburion.core.queries import EVERY_JOB, JobFilter
 async def iterate_jobs(
     backend: Inspecting, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
 ) -> AsyncIterator[JobRecord]:
-    """Every job that matches, newest enqueue first; `step` of them are read at a time.
+    """Yield every job that matches, most recently enqueued first; read `step` jobs at a time.
 
-    Each page is one reading: what is enqueued meanwhile is not among them, and what changes its
-    state meanwhile may be left out where `which` asks for states. Without `payloads` the payload of
-    each is None. Raises what `list_jobs` does.
+    Each page is a separate read. Jobs that are enqueued meanwhile are not included. A job whose
+    state changes meanwhile may be left out if `which` filters by state. Without `payloads`, the
+    payload of each record is None. Raises the errors of `list_jobs`.
     """
     after: str | None = None
     while True:

@@ -1,4 +1,4 @@
-"""What people and tools ask a backend, and what it answers."""
+"""Filters, pages and results of the read operations of a backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nimburion.core.job import FINISHED, JobRecord, State
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs; everything given must hold. `ids` narrows to those ids."""
+    """A filter of jobs. A job must match every field that is set; `ids` lists the allowed ids."""
 
     states: frozenset[State] | None = None
     queue: str | None = None
@@ -19,12 +19,12 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed_states(self) -> frozenset[State]:
-        """The states of the jobs that a replay may take."""
+        """The states of the jobs that `replay` may select."""
         return _FAILED_ONLY if self.states is None else self.states & _FAILED_ONLY
 
     @property
     def finished_states(self) -> frozenset[State]:
-        """The states of the jobs that a delete may take."""
+        """The states of the jobs that `delete` may select."""
         return FINISHED if self.states is None else self.states & FINISHED
 
 
@@ -34,14 +34,16 @@ EVERY_JOB = JobFilter()
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some jobs, newest enqueue first, and where the next page begins (None: this is the last)."""
+    """A page of jobs, most recently enqueued first. `next` is the cursor of the next page; None:
+    last.
+    """
 
     jobs: list[JobRecord]
     next: str | None = None
 
 
 def parse_cursor(after: str | None) -> int | None:
-    """Return the seq before which a page begins; None: at the newest job.
+    """Return the sequence number before which a page begins; None: start at the newest job.
 
     Raises:
         InvalidJob: `after` is not the `next` of a page.
@@ -54,16 +56,16 @@ def parse_cursor(after: str | None) -> int | None:
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One queue, as read."""
+    """The state of one queue when it was read."""
 
     name: str
     size: int
-    """Due now and not processing."""
+    """The number of jobs that are due and not processing."""
     scheduled: int
-    """Waiting for their time (first tries and retries)."""
+    """The number of jobs that are not due yet: first attempts and retries."""
     processing: int
     oldest_age: float
-    """Seconds that the longest-due waiting job has been due; 0 when none is."""
+    """The longest time that a waiting job has been due, in seconds; 0 if no job is due."""
     paused: bool
     names: dict[str, int] = msgspec.field(default_factory=dict)
-    """How many jobs of each name wait, due or not; names of which none waits are left out."""
+    """The number of waiting jobs by name, due or not. Names without waiting jobs are left out."""

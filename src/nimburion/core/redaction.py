@@ -1,9 +1,8 @@
-"""Remove secrets from URLs before they are shown. Every message that quotes a URL, or text that may
-hold one, goes through here.
+"""Remove secrets from URLs before they are shown.
 
-A URL that is well formed keeps what helps to find a mistake: scheme, user, hosts, path and the
-options that are known to hold no secret. Of anything else only the scheme is shown, because nobody
-can tell where the password ends.
+Every message that quotes a URL, or text that may contain a URL, uses these functions. A well-formed
+URL keeps what helps to find a mistake: scheme, user, hosts, path and the options that hold no
+secret. Of any other URL only the scheme is shown, because the end of the password is unknown.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _ASSIGNMENT = re.compile(
 
 
 def redact_url(url: str) -> str:
-    """Returns the URL with `***` for everything that may be a secret.
+    """Return the URL with `***` in place of everything that may be a secret.
 
     >>> redact_url("redis://app:secret@localhost:6379/0?timeout=2&pasword=secret")
     'redis://app:***@localhost:6379/0?timeout=2&pasword=***'
@@ -45,15 +44,14 @@ def redact_url(url: str) -> str:
         return HIDDEN if re.search(r"[@=%]|:(?![0-9]{1,5}$)", url) else url
     if not _SCHEME.fullmatch(scheme):
         return HIDDEN
-    if scheme.lower() == "sqlite" and rest.startswith("/"):  # a path, in which `@` and `:` may be
+    if scheme.lower() == "sqlite" and rest.startswith("/"):  # a path may contain `@` and `:`
         path, mark, query = rest.partition("?")
         return f"{scheme}://{path}{mark}{_redact_query(query)}"
     return f"{scheme}://{_redact_rest(rest, scheme)}"
 
 
 def redact_urls(text: str) -> str:
-    """Returns a text, such as a driver's error, with every URL in it redacted, and every value that
-    is assigned to a password.
+    """Return a text, such as a driver's error, with all URLs and assigned passwords redacted.
 
     >>> redact_urls('invalid DSN "postgresql://app:secret@db/app": password=secret')
     'invalid DSN "postgresql://app:***@db/app": password=***'
@@ -63,19 +61,24 @@ def redact_urls(text: str) -> str:
 
 
 def redact_value(text: str) -> str:
-    """Returns the value of a setting as messages show it: redacted where it looks like a URL, or
-    like a part of one."""
+    """Return the value of a setting for a message, redacted if it looks like a URL or a part of
+    one.
+    """
     return redact_url(text) if "://" in text or "@" in text else text
 
 
 def redact_option_name(name: str) -> str:
-    """Returns the name of an unknown option, or `***` where it may be the rest of a password in
-    which a `&` stands."""
+    """Return the name of an unknown option, or `***` if it may be part of a password.
+
+    A password that contains `&` is split at that character, as if its rest were an option.
+    """
     return name if _OPTION.fullmatch(name) else HIDDEN
 
 
 def _redact_rest(rest: str, scheme: str) -> str:
-    """What follows `://`. The password ends at the only `@`, or nobody knows where it ends."""
+    """Redact what follows `://`. The password ends at the only `@`; with several, its end is
+    unknown.
+    """
     place, mark, query = rest.partition("?")
     authority, slash, path = place.partition("/")
     login, at, hosts = authority.rpartition("@")
@@ -86,14 +89,17 @@ def _redact_rest(rest: str, scheme: str) -> str:
 
 
 def _are_hosts(text: str) -> bool:
-    """Whether these are hosts with ports; anything else may be a login without a host."""
+    """Return whether these are hosts with ports. Anything else may be a login without a host."""
     found = [_HOST.fullmatch(one) for one in text.split(",")]
     return all(one is not None and int(one[1] or 0) <= 65_535 for one in found)
 
 
 def _redact_login(login: str, scheme: str) -> str:
-    """The user, where it cannot be a password: one stands beside it, or PostgreSQL is asked, which
-    takes no password without a user."""
+    """Return the login with the password redacted. The user stays if it cannot be a password.
+
+    A user name is safe to show beside a password, and for PostgreSQL, which accepts no password
+    without a user.
+    """
     user, colon, password = login.partition(":")
     known = bool(_USER.fullmatch(user)) and (bool(password) or scheme.startswith("postgres"))
     if not colon:

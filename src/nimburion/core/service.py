@@ -1,8 +1,8 @@
-"""The lifecycle of everything that runs in the background, written once.
+"""The lifecycle of background services.
 
-A `Service` may be started and stopped any number of times, in any order; a second start or stop
-does nothing. An exception in `run` is logged and `run` is called again after a growing pause: a
-background loop never dies in silence.
+A `Service` may be started and stopped any number of times, in any order. A second start or stop
+does nothing. If `run` raises an exception, the service logs it and calls `run` again after a
+growing pause. A background loop therefore never ends unnoticed.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ _LONGEST_PAUSE = 10.0
 
 
 class Service:
-    """Something with a `run` that goes on until `stopping` is set."""
+    """A background task whose `run` continues until `stopping` is set."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock: Clock = clock
         self.stopping: asyncio.Event = asyncio.Event()
         self.failure: BaseException | None = None
-        """What `run` raised last, until it works again: health reads it."""
+        """The last exception of `run`, or None once it works again. The health check reads it."""
         self._task: asyncio.Task[None] | None = None
         self._log = logging.getLogger(f"nimburion.{type(self).__name__}")
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the service was started and has not ended."""
         return self._task is not None and not self._task.done()
 
     async def start(self) -> None:
-        """Begin; does nothing when it runs."""
+        """Start the service. Does nothing if it is running."""
         if self.running:
             return
         self.stopping.clear()
         self._task = asyncio.create_task(self._supervise(), name=type(self).__name__)
 
     async def stop(self) -> None:
-        """Ask it to end and wait until it has; does nothing when it does not run. On another loop
-        than that of its start (in a forked child, as a rule) it does not run."""
+        """Stop the service and wait until it has ended. Does nothing if it is not running.
+
+        On another event loop than the one that started it, usually in a forked child, the service
+        is not running.
+        """
         task, self._task = self._task, None
         if task is not None and task.get_loop() is not asyncio.get_running_loop():
             return
@@ -54,11 +57,11 @@ class Service:
             await asyncio.gather(task, return_exceptions=True)
 
     async def run(self) -> None:
-        """The work; returns soon after `stopping` is set."""
+        """Do the work; return soon after `stopping` is set."""
         raise NotImplementedError
 
     async def pause(self, seconds: float) -> None:
-        """Let `seconds` pass, or less when `stopping` is set meanwhile."""
+        """Wait `seconds`, or less if `stopping` is set meanwhile."""
         await wait_for_first(self.clock.sleep(seconds), self.stopping.wait())
 
     def _note(self, failure: BaseException | None) -> None:
@@ -71,7 +74,7 @@ class Service:
                 await self.run()
                 return
             except Exception as error:  # noqa: BLE001 - a loop must never die in silence
-                if self.failure is None:  # it has worked since
+                if self.failure is None:  # the service has worked since
                     pause = _FIRST_PAUSE
                 self.failure = error
                 self._log.exception("failed; again in %.1f s", pause)
@@ -80,7 +83,7 @@ class Service:
 
 
 class Periodic(Service):
-    """A service that does one bounded thing every `interval` seconds, give or take `jitter`."""
+    """A service that runs a bounded `tick` every `interval` seconds, with relative `jitter`."""
 
     def __init__(self, clock: Clock, interval: float, random: Random, jitter: float = 0.1) -> None:
         super().__init__(clock)
@@ -96,8 +99,11 @@ class Periodic(Service):
                 await self._run_tick()
 
     async def _run_tick(self) -> None:
-        """One turn; a backend that fails it is asked again at the next. Said once, until it
-        works."""
+        """Run one tick. After an error of the backend, the next tick tries again.
+
+        The first error is logged as a warning, further ones as debug messages until a tick
+        succeeds.
+        """
         try:
             await self.tick()
         except BackendError as error:
@@ -110,12 +116,12 @@ class Periodic(Service):
             self._note(None)
 
     async def tick(self) -> None:
-        """One turn."""
+        """Do the work of one tick."""
         raise NotImplementedError
 
 
 async def wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:
-    """Return when the first of them does, or raise what it raised; the others are cancelled."""
+    """Return when the first coroutine returns, or raise its exception; cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The life of a worker as the backend sees it."""
+"""Sessions of workers: what a worker registers, and what a backend reports."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from nimburion.core.lease import Lease
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself when it opens a session."""
+    """The data that a worker registers when it opens a session."""
 
     id: str
-    """Random, 128 bits; never used twice."""
+    """128 random bits; never reused."""
     ttl: float = 30.0
-    """Seconds it lives after each heartbeat."""
+    """Seconds until the session expires after each heartbeat."""
     host: str = ""
     pid: int = 0
     owner: str = ""
-    """The application's name."""
+    """The name of the application."""
     queues: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """The job names it can run."""
+    """The names of the jobs that the worker can run."""
     limits: dict[str, int] = msgspec.field(default_factory=dict)
-    """Fleet-wide concurrency by job name. For every name of `names` the newest session's word
-    counts: a limit here sets the gate, none takes it away."""
+    """The fleet-wide concurrency limits by job name.
+
+    For every name in `names`, the newest session decides: a value here sets the limit, and no value
+    removes it.
+    """
 
     def to_info(
         self, *, opened_at: float, expires_in: float, left: bool, running: int
     ) -> SessionInfo:
-        """What it said of itself, with what the backend knows of it."""
+        """Return this data combined with what the backend knows of the session."""
         return SessionInfo(
             id=self.id,
             host=self.host,
@@ -44,25 +47,25 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConcurrencyLimit(msgspec.Struct, frozen=True, gc=False):
-    """A limit and how much of it is taken."""
+    """A concurrency limit and its current use."""
 
     limit: int
     in_use: int
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True):
-    """What the backend answers to a heartbeat."""
+    """The reply of a backend to a heartbeat."""
 
     cancel: list[Lease]
-    """Leases of this session whose jobs somebody wants cancelled."""
+    """The leases of this session whose jobs have a cancel request."""
     paused: list[str]
-    """Every paused queue."""
+    """All paused queues."""
     limits: dict[str, ConcurrencyLimit]
-    """The gates of the session's own names."""
+    """The concurrency limits of the job names of this session."""
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One session, as read."""
+    """The state of one session when it was read."""
 
     id: str
     host: str
@@ -73,8 +76,8 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     opened_at: float
     """Epoch seconds."""
     expires_in: float
-    """Seconds until it may be rescued; negative when it is overdue."""
+    """Seconds until the session may be rescued; negative when it has expired."""
     left: bool
-    """It said goodbye, but some of its `def` handlers were still running."""
+    """The worker closed the session while some of its `def` handlers were still running."""
     running: int
-    """How many leases it holds."""
+    """The number of leases that the session holds."""

@@ -1,8 +1,9 @@
-"""What can be set, with its defaults (SPEC §4). `nimburion.config` fills these from file,
-environment and arguments; everything else only reads them. Durations are seconds.
+"""All settings and their defaults (SPEC §4). Durations are in seconds.
 
-The bounds of a setting stand in its annotation and nowhere else: `read_bounds` gives them to
-`nimburion.config` and to `Processor`."""
+`nimburion.config` fills them from file, environment and arguments; all other code only reads them.
+The bounds of a setting are declared in its annotation only: `read_bounds` returns them to
+`nimburion.config` and to `Processor`.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +19,36 @@ from nimburion.core.redaction import redact_url
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How this application's workers serve one queue."""
+    """How the workers of this application serve one queue."""
 
     name: str
     priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 0
-    """Higher first."""
+    """Queues with a higher priority come first."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    """At most so many at once in each worker process; None: only the worker's own bound."""
+    """The maximum number of jobs at once in each worker process; None: only the worker's own
+    limit.
+    """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a processor: the section `jobs` of the configuration."""
 
     url: str = "sqlite:///nimburion.db"
-    """Which backend, as `open_backend` takes it."""
+    """The URL of the backend, as `open_backend` takes it."""
     owner: str = "nimburion"
-    """The application's name: shown with its workers, and owner of its schedules."""
+    """The name of the application. It is shown with its workers, and owns its schedules."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
-    """Handlers at once in each worker process."""
+    """The maximum number of handlers at once in each worker process."""
     queues: tuple[QueueSettings, ...] = ()
-    """The queues to serve; empty: every queue that the registered jobs name."""
+    """The queues to serve; empty: every queue of the registered jobs."""
     session_ttl: Annotated[float, Meta(ge=1)] = 30.0
-    """A worker silent for so long is dead; it beats four times as often."""
+    """Seconds after its last heartbeat until a worker counts as dead. A worker sends four
+    heartbeats in this time.
+    """
     grace: Annotated[float, Meta(ge=0)] = 25.0
-    """How long a stopping worker lets its handlers finish."""
+    """Seconds that a stopping worker gives its handlers to finish."""
     loop_lag_limit: Annotated[float, Meta(ge=0.05)] = 1.0
-    """A blocked event loop is noticed within this time."""
+    """Seconds within which a blocked event loop is detected."""
     max_retries: Annotated[int, Meta(ge=0, le=1_000_000)] = 3
     retry_backoff: Annotated[float, Meta(ge=0)] = 1.0
     retry_backoff_max: Annotated[float, Meta(ge=0)] = 600.0
@@ -51,8 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Annotated[float, Meta(ge=0.001)] | None = None
     ageing: Annotated[float, Meta(ge=0)] = 60.0
     enqueue_timeout: Annotated[float, Meta(ge=0)] = 5.0
-    """How long `enqueue` goes on asking a backend that does not answer. It holds for each caller,
-    who hears within this and a tenth more (0.25 s at least)."""
+    """Seconds that `enqueue` retries when the backend does not answer.
+
+    Each caller gets a reply or an error within this time plus a tenth of it (at least 0.25 s).
+    """
     keep_completed: Annotated[float, Meta(ge=0)] | None = 86_400.0
     keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0
@@ -61,7 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """The settings by name; what may be a password in the URL is left out."""
+        """Return the settings by name, with passwords in the URL redacted."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         return list({**values, "url": redact_url(self.url)}.items())
 
@@ -71,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsOptions(TypedDict, total=False):
-    """The fields of `Settings` as keywords, all optional."""
+    """The fields of `Settings` as keyword arguments, all optional."""
 
     url: str
     owner: str
@@ -96,7 +103,7 @@ class SettingsOptions(TypedDict, total=False):
 
 
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A schedule of the configuration: one of `scheduler.tasks`."""
+    """A schedule of the configuration: an entry of `scheduler.tasks`."""
 
     name: str
     cron: str
@@ -106,13 +113,13 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     payload: str = "{}"
     """A JSON object."""
     timezone: str | None = None
-    """None: the scheduler's."""
+    """None: the time zone of the scheduler."""
     misfire_policy: str = "fire_once"
     overlap: str = "allow"
     priority: int = 5
     enabled: bool = True
     place: str = ""
-    """Where its expression is written, for messages: `config.yaml:12`."""
+    """The place of the cron expression, for messages: `config.yaml:12`."""
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,29 +128,31 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     enabled: bool = True
     """Whether workers run the scheduler."""
     timezone: str = "UTC"
-    """Of schedules that name none."""
+    """The time zone of schedules that name none."""
     tasks: tuple[TaskSettings, ...] = ()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole configuration as loaded."""
+    """The complete configuration, as loaded."""
 
     jobs: Settings = Settings()
     scheduler: SchedulerSettings = SchedulerSettings()
     source: str | None = None
-    """The absolute path of the file it came from; None: no file, defaults and environment."""
+    """The absolute path of the file that was loaded; None: only defaults, environment and
+    arguments.
+    """
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What a number may be."""
+    """The bounds of a number."""
 
     least: float
     most: float | None = None
     optional: bool = False
-    """Whether it may be None."""
+    """Whether the value may be None."""
 
     def allow(self, value: float) -> bool:
-        """Whether a number is within; NaN never is."""
+        """Return whether a number is within the bounds. NaN is never within them."""
         return value >= self.least and (self.most is None or value <= self.most)
 
     def __str__(self) -> str:
@@ -153,7 +162,9 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 def read_bounds(settings: type[msgspec.Struct]) -> Mapping[str, Bounds]:
-    """The bounds of the settings of a class that have some, by name."""
+    """Return the bounds of the settings of a class by name. Settings without bounds are left
+    out.
+    """
     found = {}
     for name, hint in get_type_hints(settings, include_extras=True).items():
         optional = type(None) in get_args(hint)

@@ -1,8 +1,8 @@
-"""What a worker tells the backend about an attempt; each names its lease, a stale one writes
-nothing.
+"""Settlements: what a worker reports to the backend about an attempt.
 
-Where a cancel was requested meanwhile, `Retried` and `Released` end the job as cancelled; the other
-three say what happened and win.
+Each settlement names its lease; a settlement with a stale lease writes nothing. If a cancel was
+requested, `Retried` and `Released` end the job as cancelled. The final settlements `Completed`,
+`Failed` and `Cancelled` take precedence over the request.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from nimburion.core.lease import Lease
 
 
 class Completed(msgspec.Struct, frozen=True, gc=False, tag="completed"):
-    """The handler returned. `result` is JSON, or None where there is nothing to keep."""
+    """The handler returned. `result` is JSON, or None if there is nothing to keep."""
 
     lease: Lease
     result: bytes | None = None
 
 
 class Retried(msgspec.Struct, frozen=True, tag="retried"):
-    """The attempt failed; due again `delay` seconds from now by the backend's clock. Counts a
-    failure and joins the history."""
+    """The attempt failed, and the job is due again in `delay` seconds on the backend's clock.
+
+    Counts a failure and adds `error` to the history.
+    """
 
     lease: Lease
     delay: float
@@ -32,7 +34,7 @@ class Retried(msgspec.Struct, frozen=True, tag="retried"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The attempt failed and was the last: the job becomes a dead letter. Counts a failure."""
+    """The last attempt failed: the job becomes a dead letter. Counts a failure."""
 
     lease: Lease
     reason: str
@@ -40,8 +42,11 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Released(msgspec.Struct, frozen=True, gc=False, tag="released"):
-    """Given back, nothing counted. Without a delay the job keeps its old place in the line;
-    with one (a snooze) it is due `delay` seconds from now."""
+    """The worker gives the job back; nothing is counted.
+
+    Without a delay, the job keeps its old place in the queue. With a delay (a snooze), it is due
+    `delay` seconds from now.
+    """
 
     lease: Lease
     delay: float | None = None
@@ -55,7 +60,7 @@ class Cancelled(msgspec.Struct, frozen=True, tag="cancelled"):
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progressed"):
-    """The attempt goes on and has come this far (0.0 to 1.0). The lease stays."""
+    """The attempt continues and reports its progress (0.0 to 1.0). The worker keeps the lease."""
 
     lease: Lease
     fraction: float
@@ -66,10 +71,10 @@ Settlement = Completed | Retried | Failed | Released | Cancelled | Progressed
 
 
 class Settled(enum.StrEnum):
-    """What the backend made of one settlement."""
+    """The result of one settlement."""
 
     DONE = "done"
     ALREADY = "already"
-    """This very token settled the job before; nothing was written now."""
+    """The same token settled the job before; nothing was written now."""
     STALE = "stale"
-    """The job is not (or no longer) held under this token; nothing was written."""
+    """The job is not held under this token, or not any more; nothing was written."""

@@ -1,4 +1,4 @@
-"""Name the nearest known word where an unknown one was given."""
+"""Suggest the nearest known word for an unknown one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 
 def describe_unknown(what: str, given: Iterable[str], known: Collection[str]) -> str | None:
-    """Returns what to say of the first word of `given` that is not known, or None.
+    """Return a message about the first word of `given` that is not known, or None.
 
     >>> describe_unknown("option", ["priorty"], ["priority", "queue"])
     "there is no option 'priorty'; did you mean 'priority'?"

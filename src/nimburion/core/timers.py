@@ -1,4 +1,4 @@
-"""A limit to how long calls take, which costs a call no timer."""
+"""Timeouts for the tasks of one event loop, which share a single timer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 class SharedTimer:
     """Cancels waits that take too long and raises `TimeoutError`, as `asyncio.timeout` does.
 
-    For the tasks of one event loop. One timer stands for all waits: when it rings, it looks which
-    of them are over, and is set anew for the next that is left.
+    Use it for the tasks of one event loop. A single timer serves all waits: when it fires, it
+    cancels the expired waits and is set for the next deadline. A wait therefore needs no timer of
+    its own.
     """
 
     def __init__(self) -> None:
@@ -21,8 +22,10 @@ class SharedTimer:
         self._fires_at = math.inf
 
     def timeout(self, seconds: float) -> PendingTimeout:
-        """The block that this opens may take so long; then what it waits for is cancelled, and
-        `TimeoutError` leaves it. Only in a task.
+        """Return a context manager that limits its block to `seconds`.
+
+        After that time it cancels what the block waits for, and the block raises `TimeoutError`.
+        Call it only inside a task.
 
         >>> async def answer() -> str:
         ...     with SharedTimer().within(5.0):
@@ -35,19 +38,19 @@ class SharedTimer:
         return PendingTimeout(self, task, asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
-        """Let go of the timer."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._fires_at = None, math.inf
 
     def add(self, wait: PendingTimeout) -> None:
-        """Count a wait in."""
+        """Add a wait."""
         if wait.until < self._fires_at:
             self._set(wait.until)
         self._timeouts.add(wait)
 
     def remove(self, wait: PendingTimeout) -> None:
-        """Count a wait out."""
+        """Remove a wait."""
         self._timeouts.discard(wait)
 
     def _set(self, moment: float) -> None:
@@ -67,7 +70,7 @@ class SharedTimer:
 
 
 class PendingTimeout:
-    """One wait of one task: what `within` opens."""
+    """One wait of one task: the context manager that `SharedTimer.timeout` returns."""
 
     __slots__ = ("_cancelling", "_deadlines", "_task", "over", "until")
 
@@ -79,7 +82,7 @@ class PendingTimeout:
         self.over: bool = False
 
     def cancel(self) -> None:
-        """Cancel the task: the time is over."""
+        """Cancel the task, because its time is over."""
         self.over = True
         self._task.cancel()
 

@@ -28,11 +28,15 @@ _PLACES = MappingProxyType(
         "WEST": "Europe/Lisbon",
     }
 )
-"""Abbreviations that people write for one place, or for places that keep the same time."""
+"""Abbreviations that commonly mean one place, or places with the same time."""
 
 
 def find_zone(name: str) -> ZoneInfo:
-    """The zone of an IANA name, like `Europe/Rome`. `DefinitionError` names the nearest one."""
+    """Return the zone of an IANA name such as `Europe/Rome`.
+
+    Raises:
+        DefinitionError: there is no such zone. The message suggests the nearest name.
+    """
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError):
@@ -41,7 +45,7 @@ def find_zone(name: str) -> ZoneInfo:
 
 
 def suggest_zone(name: str) -> str:
-    """What may have been meant by a name that is none."""
+    """Return a suggestion for an unknown zone name."""
     if name in _PLACES:
         return f"an abbreviation names no place; did you mean {_PLACES[name]!r}?"
     if _ABBREVIATION.fullmatch(name):

@@ -1,8 +1,8 @@
-"""Work inside a transaction that a caller owns: the caller's connection, lent to the backend.
+"""Work inside a transaction that a caller owns, on the caller's connection.
 
-Drivers differ in who may use a connection: some tie it to a thread (sqlite3, Django), some to an
-event loop (asyncpg, SQLAlchemy's AsyncSession). So a connection travels as a `CallerConnection`,
-which knows where work on it is done; the backend's own code never asks.
+Drivers differ in where a connection may be used. Some tie it to a thread (sqlite3, Django), some to
+an event loop (asyncpg, SQLAlchemy's AsyncSession). A `CallerConnection` therefore runs work on its
+connection where that is allowed, and backends need no special cases.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 
 class CallerConnection:
-    """A connection of the caller's, to be used where the caller may use it: here, on the thread
-    of the event loop.
+    """A caller's connection that may be used here, on the thread of the event loop.
 
     >>> CallerConnection("a connection").blocking
     False
@@ -30,34 +29,36 @@ class CallerConnection:
 
     @property
     def blocking(self) -> bool:
-        """Whether the caller waits on a thread of its own, so that only drivers that are not
-        async can be used."""
+        """Whether the caller waits on a thread of its own. If so, only drivers that are not
+        async work.
+        """
         return False
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done where the connection may be used."""
+        """Call `work` where the connection may be used, and return its result."""
         return work()
 
 
 class Transaction(Protocol):
-    """A transaction in which a handler writes its rows, and the backend the end of its job."""
+    """A transaction that contains the writes of a handler and the completion of its job."""
 
     async def begin(self) -> object:
-        """Begin, where that has not been done; the connection to write with."""
+        """Begin the transaction, unless it has begun, and return the connection for the writes."""
         ...
 
     async def complete(self, session_id: str, completed: Completed) -> None:
-        """Write the completion, as the last thing before the commit, under the whole token.
+        """Write the completion as the last statement before the commit. Checks the whole token.
 
-        `LeaseLost`: this session does not hold the job under it any more. Nothing was written and
-        all must be rolled back.
+        Raises:
+            LeaseLost: the session no longer holds the job under this token. Nothing was written;
+                roll the transaction back.
         """
         ...
 
     async def commit(self) -> None:
-        """Make all of it true at once, and wake whom it concerns."""
+        """Commit all writes atomically, and notify the waiting workers."""
         ...
 
     async def rollback(self) -> None:
-        """Undo all of it. Repeatable, also after a failed commit."""
+        """Roll back all writes. Repeatable, also after a failed commit."""
         ...

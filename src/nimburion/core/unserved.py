@@ -1,5 +1,7 @@
-"""Find waiting jobs that no live worker would take: none serves their queue, or has a handler of
-their name."""
+"""Find waiting jobs that no live worker takes.
+
+No worker serves their queue, or no worker has a handler of their name.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _REASONS = {
 
 
 class Unserved(msgspec.Struct, frozen=True):
-    """Waiting jobs of one name in one queue that no live worker would take."""
+    """Waiting jobs of one name in one queue that no live worker takes."""
 
     queue: str
     name: str
@@ -29,7 +31,7 @@ class Unserved(msgspec.Struct, frozen=True):
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason as text."""
         return _REASONS[self.why]
 
     def describe(self) -> str:
@@ -43,12 +45,12 @@ class Unserved(msgspec.Struct, frozen=True):
 
 
 def is_live(session: SessionInfo) -> bool:
-    """Whether its worker takes jobs, as far as the backend knows."""
+    """Return whether the worker of this session takes jobs, as far as the backend knows."""
     return not session.left and session.expires_in > 0
 
 
 def find_unserved(queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]) -> list[Unserved]:
-    """Returns what waits in vain, by queue and name."""
+    """Return the waiting jobs that no live worker takes, by queue and name."""
     names_by_queue: dict[str, set[str]] = {}
     for session in filter(is_live, sessions):
         for queue in session.queues:
