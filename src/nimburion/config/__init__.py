@@ -1,4 +1,4 @@
-"""The only reader of configuration: a file, then the environment, then arguments.
+"""The loader of the configuration: a file, then the environment, then arguments.
 
 >>> from nimburion import config
 >>> config.load(jobs={"url": "memory://", "grace": "1m30s"}).jobs.grace
@@ -35,15 +35,16 @@ MAX_FILE_SIZE = 256 * 1024
 
 
 def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Config:
-    """The configuration: the file's settings, over them the environment's, over them `arguments`.
+    """Load the configuration from a file, the environment and `arguments`. Later sources win.
 
-    The file is `path`, else the one that `NIMBURION_CONFIG` names, else `config.yaml` in the
-    working directory when there is one. With none, the defaults hold: SQLite in `nimburion.db` in
-    the working directory. `arguments` are whole or partial sections: `jobs={"concurrency": 20}`.
+    The file is `path`, else the file that `NIMBURION_CONFIG` names, else `config.yaml` in the
+    working directory if it exists. Without any source, the defaults apply: SQLite in `nimburion.db`
+    in the working directory. `arguments` are complete or partial sections: `jobs={"concurrency":
+    20}`.
 
     Raises:
-        ConfigurationError: what is wrong, where (file and line, variable or argument), and what
-            is allowed there. Nothing is ignored: an unknown key is an error.
+        ConfigurationError: a setting is wrong. The message names its place (file and line,
+            variable or argument) and the allowed values. An unknown key is an error too.
     """
     file = find_file(path, os.environ)
     tree = Written({}, Place("defaults"))
@@ -60,7 +61,7 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
 
 
 def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
-    """The file to read; None when none was named and there is no `config.yaml`."""
+    """Return the file to read; None if none was named and there is no `config.yaml`."""
     if path is not None:
         return Path(path)
     named = environment.get(FILE_VARIABLE)
@@ -71,8 +72,8 @@ def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str
 
 
 def read_file(file: Path) -> Written:
-    """The tree of a file; at most 256 KiB of UTF-8."""
-    from nimburion.config.yaml_reader import read_yaml  # PyYAML only where there is YAML
+    """Return the tree of a file, which holds at most 256 KiB of UTF-8."""
+    from nimburion.config.yaml_reader import read_yaml  # imports PyYAML, so only if needed
 
     try:
         with file.open("rb") as opened:
@@ -86,7 +87,7 @@ def read_file(file: Path) -> Written:
 
 
 def decode_text(content: bytes, source: str) -> str:
-    """The text of a file; UTF-8, with or without a byte order mark."""
+    """Return the text of a file: UTF-8, with or without a byte order mark."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,9 +96,10 @@ def decode_text(content: bytes, source: str) -> str:
 
 
 def merge_layer(lower: Written, upper: Written | None) -> Written:
-    """One layer over another; a backend named in the upper one replaces the lower one's.
+    """Return one layer over another. A backend in the upper layer replaces that of the lower
+    one.
 
-    Each layer must be right by itself, so that nothing wrong is hidden by what lies over it.
+    Each layer must be valid by itself, so that an upper layer never hides an error.
     """
     if upper is None or not read_section(ROOT, upper, ()):
         return lower
@@ -108,7 +110,7 @@ def merge_layer(lower: Written, upper: Written | None) -> Written:
 
 
 def read_jobs_settings(tree: Written) -> Settings:
-    """The section `jobs`, checked and complete."""
+    """Return the section `jobs`, validated and complete."""
     read = read_section(ROOT, tree, ())
     written = part(tree, "jobs") or nest((), Written({}, tree.place))
     values = dict(cast("dict[str, object]", read.get("jobs", {})))
@@ -123,7 +125,7 @@ def read_jobs_settings(tree: Written) -> Settings:
 
 
 def read_scheduler_settings(tree: Written) -> SchedulerSettings:
-    """The section `scheduler`, checked but for its expressions and time zones."""
+    """Return the section `scheduler`, validated except for its cron expressions."""
     read = read_section(ROOT, tree, ())
     values = dict(cast("dict[str, object]", read.get("scheduler", {})))
     tasks = cast("list[dict[str, object]]", values.pop("tasks", []))
@@ -138,7 +140,7 @@ def read_scheduler_settings(tree: Written) -> SchedulerSettings:
 
 
 def list_task_places(tree: Written) -> list[str]:
-    """Where the expression of each task is written: who reads it later can say so."""
+    """Return the place of each task's cron expression, for later error messages."""
     tasks = part(part(tree, "scheduler"), "tasks")
     written = tasks.value if tasks is not None and isinstance(tasks.value, list) else []
     found = [part(task, "cron") for task in written]

@@ -1,4 +1,4 @@
-"""Which backend: one URL, made of `url`, or of `backend` and the section of that name."""
+"""Build the URL of the backend from `url`, or from `backend` and the section of that name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_FILE = "nimburion.db"
 _ADDRESSES = frozenset({"url", "addr", "path"})
 _TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
 _REDIS_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout", *_TLS_OPTIONS)
-"""Settings of Redis that are options of its URL, by the same names."""
+"""Settings of Redis that become options of its URL, with the same names."""
 _POSTGRES_OPTIONS = (
     "schema", "prefix", "sslmode", "sslrootcert", "sslcert", "sslkey", "connections", "pooler",
     "timeout",
@@ -34,27 +34,29 @@ Values = Mapping[str, object]
 
 
 class BackendOptions(msgspec.Struct, frozen=True):
-    """What was said about the backend: the tree for places, the values as read."""
+    """The settings of the backend: the tree with their places, and the parsed values."""
 
     tree: Written
     values: Values
     path: Path
 
     def make_error(self, key: str, problem: str) -> Exception:
-        """The refusal that points at `key`."""
+        """Return the error for `key`, with its place."""
         place = getattr(part(self.tree, key), "place", self.tree.place)
         return refusal(place, (*self.path, key), problem)
 
     def section(self, name: str) -> BackendOptions:
-        """What was said inside one backend's own section."""
+        """Return the settings in the section of one backend."""
         tree = part(self.tree, name) or Written({}, self.tree.place)
         values = cast("Values", self.values.get(name, {}))
         return BackendOptions(tree, values, (*self.path, name))
 
 
 def drop_superseded(lower: Written | None, upper: Written | None) -> Written | None:
-    """`lower` without what `upper` overrules: a backend named there leaves no other one
-    standing."""
+    """Return `lower` without the settings that `upper` replaces.
+
+    If `upper` names a backend, no setting of `lower` may name another.
+    """
     if part(upper, "url") is not None:
         return without(lower, frozenset(STORE_KEYS))
     if part(upper, "backend") is not None or _has_address(upper):
@@ -68,10 +70,10 @@ def _has_address(tree: Written | None) -> bool:
 
 
 def store_url(tree: Written, values: Values, path: Path) -> str:
-    """The URL that `open_backend` takes; a file's path in it is absolute.
+    """Return the URL for `open_backend`; the path of a file in it is absolute.
 
     Raises:
-        ConfigurationError: two answers, or a backend without its address.
+        ConfigurationError: two settings contradict each other, or a setting does not fit.
     """
     told = BackendOptions(tree, values, path)
     if "url" in values:
@@ -138,7 +140,7 @@ def _make_redis_url(told: BackendOptions) -> str:
 
 
 def _with_options(told: BackendOptions, url: str, options: tuple[str, ...]) -> str:
-    """The URL with the settings that stand in its query, each in one place only."""
+    """Return the URL with these settings in its query. Each may be set in one place only."""
     _, mark, query = url.partition("?")
     there = {pair.partition("=")[0] for pair in query.split("&")}
     pairs = []
@@ -186,7 +188,7 @@ def _find_section_url(told: BackendOptions, name: str) -> str:
 
 
 def _format_address(told: BackendOptions, port: int) -> str:
-    """`host:port` from `addr`, or from a `url` without a scheme; this machine when neither is."""
+    """Return `host:port` from `addr`, or from a `url` without a scheme; else localhost."""
     _refuse_both(told, "addr", "url")
     key = "url" if "url" in told.values else "addr"
     address = str(told.values.get(key, f"localhost:{port}"))
@@ -224,7 +226,7 @@ def _find_scheme(url: str) -> str:
 
 
 def make_absolute(url: str) -> str:
-    """A SQLite URL with its file as absolute path; other URLs as they are."""
+    """Return a SQLite URL with an absolute path; return other URLs unchanged."""
     scheme, _, rest = url.partition(":///")
     if scheme.lower() != "sqlite" or not rest or rest.startswith(":memory:"):
         return url
@@ -233,13 +235,13 @@ def make_absolute(url: str) -> str:
 
 
 def make_sqlite_url(path: str) -> str:
-    """The URL of a file; what would mean something else in a URL is escaped."""
+    """Return the URL of a file. Characters with a meaning in URLs are escaped."""
     escaped = absolute_path(path).translate({ord(one): f"%{ord(one):02X}" for one in "%?#"})
     return f"sqlite:///{escaped}"
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """The path from the root, links kept as they are written."""
+    """Return the absolute path; symbolic links are not resolved."""
     try:
         return os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Settings from the environment: `NIMBURION_JOBS__CONCURRENCY=20`.
+"""Settings from the environment (`NIMBURION_JOBS__CONCURRENCY=20`) and from arguments.
 
 `__` separates the steps of a key path. Lists and maps are written as YAML flow:
 `NIMBURION_JOBS__QUEUES='[{name: make_job, priority: 5}]'`.
@@ -22,7 +22,7 @@ FILE_VARIABLE = "NIMBURION_CONFIG"
 
 
 def read_environment(environment: Mapping[str, str]) -> Written | None:
-    """The tree that all our variables make together; None when there are none."""
+    """Return the combined tree of all variables of nimburion; None if there are none."""
     ours = sorted(name for name in environment if name.startswith(PREFIX))
     found = [parse_variable(name, environment[name]) for name in ours if name != FILE_VARIABLE]
     settings = [setting for setting in found if setting is not None]
@@ -30,10 +30,11 @@ def read_environment(environment: Mapping[str, str]) -> Written | None:
 
 
 def parse_variable(variable: str, text: str) -> Written | None:
-    """The tree of one variable; None for one that is not a setting.
+    """Return the tree of one variable; None if it is not a setting.
 
-    A name with `__` must be a setting. Without, it may belong to somebody else (Kubernetes sets
-    `NIMBURION_PORT` for a service of our name), unless it is a setting with `_` for `__`.
+    A name with `__` must be a setting. A name without it may belong to other software (Kubernetes
+    sets `NIMBURION_PORT` for a service named `nimburion`). It is an error if it spells a setting
+    with `_` in place of `__`.
     """
     path = tuple(variable.removeprefix(PREFIX).lower().split("__"))
     place = Place(variable)
@@ -45,13 +46,13 @@ def parse_variable(variable: str, text: str) -> Written | None:
         raise refusal(place, path, "not UTF-8")
     if isinstance(shape, ValueType):
         return nest(path, Written(parse_scalar(text), place, text))
-    from nimburion.config.yaml_reader import read_yaml  # PyYAML only where there is YAML
+    from nimburion.config.yaml_reader import read_yaml  # imports PyYAML, so only if needed
 
     return nest(path, read_yaml(text, variable, numbered=False, path=path))
 
 
 def reject_unless_foreign(variable: str, path: tuple[str, ...], place: Place) -> None:
-    """Raise for a variable that was meant as a setting."""
+    """Raise `ConfigurationError` for a variable that is meant as a setting."""
     if len(path) > 1:
         raise refusal(place, path, describe_unknown_path(path))
     (name,) = path or ("",)
@@ -62,7 +63,7 @@ def reject_unless_foreign(variable: str, path: tuple[str, ...], place: Place) ->
 
 
 def describe_unknown_path(path: tuple[str, ...]) -> str:
-    """Say which step of the path is unknown."""
+    """Return a message that names the unknown step of the path."""
     depth = next(depth for depth in range(len(path)) if find_shape(path[: depth + 1]) is None)
     above = find_shape(path[:depth])
     if isinstance(above, Section):
@@ -74,12 +75,12 @@ PLACE = Place("load()")
 
 
 def read_arguments(arguments: Mapping[str, object]) -> Written | None:
-    """The tree of the arguments; None when there are none."""
+    """Return the tree of the arguments; None if there are none."""
     return to_written(arguments, ()) if arguments else None
 
 
 def to_written(value: object, path: Path) -> Written:
-    """A value of Python as if it had been written: the same rules hold for it."""
+    """Return a Python value as a tree, so that the rules for written settings apply to it."""
     if len(path) > DEEPEST:
         raise refusal(PLACE, (), f"nested deeper than {DEEPEST} levels")
     if isinstance(value, msgspec.Struct):

@@ -1,4 +1,4 @@
-"""The meaning of plain words and numbers: the scalars of YAML 1.2."""
+"""Parse plain words and numbers: the scalars of YAML 1.2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 def parse_scalar(text: str) -> Scalar:
-    """What a plain scalar means in YAML 1.2: `012` is 12; `on`, `1:30` and `0b1` are texts."""
+    """Return the value of a plain YAML 1.2 scalar.
+
+    `012` is 12; `on`, `1:30` and `0b1` are texts.
+    """
     if text in _WORDS:
         return _WORDS[text]
     if len(text) > MAX_NUMBER_LENGTH:

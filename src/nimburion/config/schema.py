@@ -1,4 +1,4 @@
-"""Every setting that may be written, as data: what the docs list and the readers follow."""
+"""The schema of all settings, as data. The docs list it, and the readers follow it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class SectionList(msgspec.Struct, frozen=True):
-    """A list of such maps, told apart by `unique`."""
+    """A list of such maps. The value of the key `unique` differs in each."""
 
     each: Section
     unique: str
@@ -44,7 +44,7 @@ Shape = ValueType | Section | SectionList
 
 
 def bounded(settings: type[msgspec.Struct]) -> dict[str, ValueType]:
-    """The kinds of the settings whose bounds `core.settings` declares, in its order."""
+    """Return the types of the settings whose bounds `core.settings` declares, in its order."""
     hints = get_type_hints(settings)
     return {
         name: _number(bounds, float in {hints[name], *get_args(hints[name])})
@@ -127,7 +127,7 @@ LIMITS = Section(
 STORE_KEYS: Mapping[str, Shape] = MappingProxyType(
     {"backend": choice(*BACKENDS), "url": text(secret=True), **BACKENDS}
 )
-"""The keys that together say which backend: `Settings.url` is made of them."""
+"""The keys that together select the backend. `Settings.url` is built from them."""
 
 _NUMBERS = bounded(Settings)
 
@@ -166,11 +166,13 @@ SCHEDULER = Section(
 ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER})
 
 COMING = frozenset({"server", "management", "telemetry"})
-"""Sections that later versions will read. Refused until then: none is ignored in silence."""
+"""Sections of later versions. They are rejected until then, because no section is ignored
+silently.
+"""
 
 
 def find_shape(path: tuple[str, ...]) -> Shape | None:
-    """What may stand at this path, or None where nothing may."""
+    """Return the schema at this path, or None if no setting has this path."""
     shape: Shape = ROOT
     for key in path:
         if not isinstance(shape, Section) or key not in shape.keys:
@@ -180,7 +182,7 @@ def find_shape(path: tuple[str, ...]) -> Shape | None:
 
 
 def read_value(shape: Shape, written: Written, path: Path) -> object:
-    """The value of a tree, in the types that `Settings` holds."""
+    """Return the value of a tree, in the types of `Settings`."""
     if isinstance(shape, ValueType):
         return shape.read(written, path)
     if isinstance(shape, Section):
@@ -189,7 +191,7 @@ def read_value(shape: Shape, written: Written, path: Path) -> object:
 
 
 def read_section(section: Section, written: Written, path: Path) -> dict[str, object]:
-    """The values of the keys that are written; an empty section has none."""
+    """Return the values of the keys that are set; an empty section has none."""
     if written.value is None:
         return {}
     if not isinstance(written.value, dict):
@@ -208,7 +210,7 @@ def read_section(section: Section, written: Written, path: Path) -> dict[str, ob
 
 
 def read_series(series: SectionList, written: Written, path: Path) -> list[dict[str, object]]:
-    """The items in their order."""
+    """Return the items in their order."""
     if written.value is None:
         return []
     if not isinstance(written.value, list):
@@ -229,7 +231,7 @@ def read_series(series: SectionList, written: Written, path: Path) -> list[dict[
 
 
 def describe_unknown_key(key: str, known: Iterable[str], path: Path = ()) -> str:
-    """Say that there is no such key, and what was probably meant."""
+    """Return a message that there is no such key, with the most likely one."""
     if not path and key in COMING:
         return "not in this version yet; remove the section (this version reads: jobs, scheduler)"
     names = list(known)

@@ -1,4 +1,4 @@
-"""Settings as they were written: values that remember where they stand."""
+"""Settings as they were written: values with their places."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nimburion.core.errors import ConfigurationError
 
 Scalar = None | bool | int | float | str
 Path = tuple[str | int, ...]
-"""Keys and list positions from the top: `("jobs", "queues", 0, "name")`."""
+"""Keys and list positions from the root: `("jobs", "queues", 0, "name")`."""
 
 
 DEEPEST = 32
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where something was written: `config.yaml:12`, `NIMBURION_JOBS__URL`, `load()`."""
+    """The place of a setting: `config.yaml:12`, `NIMBURION_JOBS__URL`, `load()`."""
 
     source: str
     line: int | None = None
@@ -27,7 +27,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
-    """A value and its place; `text` is a scalar's own spelling, None where it was quoted."""
+    """A value and its place. `text` is the source text of a scalar; None if it was quoted."""
 
     value: Scalar | dict[str, Written] | list[Written]
     place: Place
@@ -35,7 +35,7 @@ class Written(msgspec.Struct, frozen=True):
 
 
 def overlay(lower: Written, upper: Written) -> Written:
-    """`upper` over `lower`: maps are merged key by key, everything else is replaced."""
+    """Return `upper` over `lower`: maps are merged by key, all other values are replaced."""
     if not isinstance(lower.value, dict) or not isinstance(upper.value, dict):
         return upper
     merged: dict[str, Written] = dict(lower.value)
@@ -45,12 +45,12 @@ def overlay(lower: Written, upper: Written) -> Written:
 
 
 def part(tree: Written | None, key: str) -> Written | None:
-    """What stands under `key`, if this is a map that has it."""
+    """Return the value of `key`, or None if this is not a map or lacks the key."""
     return tree.value.get(key) if tree is not None and isinstance(tree.value, dict) else None
 
 
 def without(tree: Written | None, keys: frozenset[str]) -> Written | None:
-    """The map without these keys."""
+    """Return the map without these keys."""
     if tree is None or not isinstance(tree.value, dict):
         return tree
     kept = {key: value for key, value in tree.value.items() if key not in keys}
@@ -58,14 +58,14 @@ def without(tree: Written | None, keys: frozenset[str]) -> Written | None:
 
 
 def nest(path: tuple[str, ...], value: Written) -> Written:
-    """A map of maps that holds nothing but `value`, at `path`."""
+    """Return nested maps that hold only `value`, at `path`."""
     for key in reversed(path):
         value = Written({key: value}, value.place)
     return value
 
 
 def format_path(path: Path) -> str:
-    """A path as people write it: `jobs.queues[0].name`."""
+    """Return a path as text: `jobs.queues[0].name`."""
     text = ""
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -73,13 +73,13 @@ def format_path(path: Path) -> str:
 
 
 def refusal(place: Place, path: Path, problem: str) -> ConfigurationError:
-    """The one form of all errors: place, key path, what is wrong."""
+    """Return the error for a setting, in the form of all errors: place, key path, problem."""
     where = f"{place}: {format_path(path)}" if path else str(place)
     return ConfigurationError(f"{where}: {problem}")
 
 
 def name_type(value: object) -> str:
-    """What sort of thing stands there, without showing it."""
+    """Return the kind of a value for messages, without showing a text or number."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how each is read and how it is described."""
+"""The types of settings: how each is parsed, and how messages describe it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,27 @@ _BYTES = MappingProxyType({"B": 1, "KiB": 1024, "MiB": 1024**2, "KB": 1000, "MB"
 
 
 class InvalidValue(Exception):
-    """A value that is not of its kind; the message may say why."""
+    """A value that does not fit its type; the message may give the reason."""
 
 
 class ValueType(msgspec.Struct, frozen=True):
-    """One kind of value."""
+    """The type of a setting."""
 
     allowed: str
-    """What may stand there, for messages and docs."""
+    """The allowed values, for messages and docs."""
     take: Callable[[Written], object]
-    """The value as settings hold it, or `InvalidValue`."""
+    """Returns the value as `Settings` holds it, or raises `InvalidValue`."""
     optional: bool = False
-    """Nothing, or the word `none`, means None."""
+    """An empty value, or the word `none`, means None."""
     secret: bool = False
-    """Never shown, not even in the message that refuses it."""
+    """The value is never shown, not even in an error message."""
 
     def read(self, written: Written, path: Path) -> object:
-        """The value, or a `ConfigurationError` that says what was found and what is allowed."""
+        """Return the parsed value.
+
+        Raises:
+            ConfigurationError: the value is invalid. The message shows it and the allowed values.
+        """
         if self.optional and (written.value is None or written.value == "none"):
             return None
         try:
@@ -64,7 +68,7 @@ class ValueType(msgspec.Struct, frozen=True):
 
 
 def integer(least: int, most: int, *, optional: bool = False) -> ValueType:
-    """A whole number within bounds."""
+    """Return the type of a whole number within bounds."""
 
     def take(written: Written) -> int:
         value = written.value
@@ -76,7 +80,7 @@ def integer(least: int, most: int, *, optional: bool = False) -> ValueType:
 
 
 def fixed(number: int, why: str) -> ValueType:
-    """A setting that this version knows and cannot change yet."""
+    """Return the type of a setting that this version recognises but cannot change yet."""
 
     def take(written: Written) -> int:
         if isinstance(written.value, bool) or written.value != number:
@@ -87,7 +91,7 @@ def fixed(number: int, why: str) -> ValueType:
 
 
 def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False) -> ValueType:
-    """Seconds, or a text like `1h30m`."""
+    """Return the type of a duration: seconds, or a text such as `1h30m`."""
 
     def take(written: Written) -> float:
         seconds = parse_seconds(written.value)
@@ -103,7 +107,7 @@ def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False
 
 
 def size(least: int, most: int) -> ValueType:
-    """Bytes, or a text like `256KiB`."""
+    """Return the type of a size: bytes, or a text such as `256KiB`."""
 
     def take(written: Written) -> int:
         count = _parse_byte_count(written.value)
@@ -115,7 +119,9 @@ def size(least: int, most: int) -> ValueType:
 
 
 def text(*, secret: bool = False) -> ValueType:
-    """Any text. Numbers count as their own spelling: `password: 0123` keeps its zero."""
+    """Return the type of any text. A number keeps its source text: `password: 0123` keeps its
+    zero.
+    """
 
     def take(written: Written) -> str:
         value = written.text if written.text is not None else written.value
@@ -131,11 +137,11 @@ def text(*, secret: bool = False) -> ValueType:
 
 
 def zone() -> ValueType:
-    """The IANA name of a time zone."""
+    """Return the type of a time zone: its IANA name."""
     spelled = text()
 
     def take(written: Written) -> object:
-        from nimburion.core.timezones import find_zone, suggest_zone  # only where one is named
+        from nimburion.core.timezones import find_zone, suggest_zone  # only if one is set
 
         found = str(spelled.take(written))
         try:
@@ -147,7 +153,7 @@ def zone() -> ValueType:
 
 
 def name(longest: int = 128) -> ValueType:
-    """What queues, applications and namespaces may be called."""
+    """Return the type of the name of a queue, an application or a namespace."""
 
     def take(written: Written) -> str:
         value = written.text if written.text is not None else written.value
@@ -159,7 +165,7 @@ def name(longest: int = 128) -> ValueType:
 
 
 def choice(*words: str) -> ValueType:
-    """One of these words."""
+    """Return the type of a setting that is one of these words."""
 
     def take(written: Written) -> str:
         if written.value not in words or not isinstance(written.value, str):
@@ -170,7 +176,7 @@ def choice(*words: str) -> ValueType:
 
 
 def flag() -> ValueType:
-    """True or false."""
+    """Return the type of a setting that is true or false."""
 
     def take(written: Written) -> bool:
         if not isinstance(written.value, bool):
@@ -181,7 +187,7 @@ def flag() -> ValueType:
 
 
 def json_object() -> ValueType:
-    """A map of anything, or its JSON as a text; kept as JSON."""
+    """Return the type of a JSON object: a map of any values, or JSON as a text; stored as JSON."""
 
     def take(written: Written) -> str:
         if isinstance(written.value, dict):
@@ -198,7 +204,7 @@ def json_object() -> ValueType:
 
 
 def _to_plain(written: Written) -> object:
-    """What was written, without its places."""
+    """Return the value without its places."""
     value = written.value
     if isinstance(value, dict):
         return {key: _to_plain(one) for key, one in value.items()}
@@ -218,7 +224,11 @@ def _unquote(value: object) -> str:
 
 
 def parse_seconds(value: object) -> float:
-    """A number of seconds, or a text like `1h30m`; `InvalidValue` for anything else."""
+    """Return a number of seconds, from a number or a text such as `1h30m`.
+
+    Raises:
+        InvalidValue: it is neither.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _check_finite(value)
     if not isinstance(value, str) or not (match := _DURATION.fullmatch(value)) or not value:

@@ -1,7 +1,7 @@
-"""YAML text to a tree with line numbers: YAML 1.2 scalars, no anchors, aliases or tags.
+"""Parse YAML into a tree with line numbers: YAML 1.2 scalars, no anchors, aliases or tags.
 
-PyYAML does the scanning. Its events are read one by one, so nothing is constructed, a repeated key
-is seen and depth is bounded before anything recurses.
+PyYAML does the scanning, and this module reads its events one by one. It therefore constructs no
+objects, detects repeated keys, and limits the depth before it recurses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U000100
 
 
 def read_yaml(text: str, source: str, *, numbered: bool = True, path: Path = ()) -> Written:
-    """The tree of one YAML document; an empty one is nothing.
+    """Return the tree of a YAML document. An empty document has the value None.
 
-    `numbered`: whether places carry line numbers. `path`: where in the settings the text stands,
-    for messages.
+    `numbered`: whether places have line numbers. `path`: the path of the text in the settings, for
+    messages.
     """
     return _Reader(source, path, numbered=numbered).read(text)
 
@@ -34,7 +34,7 @@ class _Mark(Protocol):
 
 
 class _Reader:
-    """Reads one document, event by event."""
+    """A reader of one document, event by event."""
 
     def __init__(self, source: str, path: Path, *, numbered: bool) -> None:
         self._source = source
@@ -103,7 +103,9 @@ class _Reader:
         raise self._make_error(event.start_mark, "a key must be a word, not a list or a map")
 
     def _check_plain(self, event: yaml.Event, path: Path) -> None:
-        """Refuse what could hide or multiply content, or name a type to construct."""
+        """Reject anchors, aliases and tags: they can hide or multiply content, or name a type to
+        construct.
+        """
         place = self._find_place(event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise refusal(place, path, "anchors (&) and aliases (*) are not allowed; repeat it")
