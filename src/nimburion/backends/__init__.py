@@ -1,4 +1,6 @@
-"""The backends of one contract (`nimburion.core.backend`), and `open_backend`: one by its URL."""
+"""The backends of the contract `nimburion.core.backend`, and `open_backend`, which finds one by
+URL.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["open_backend"]
 
 ENTRY_POINT_GROUP = "nimburion.backends"
-"""Third-party stores: an entry point of this group, named as the scheme, whose object has
-`from_url(url, **options)`."""
+"""The entry point group of third-party backends.
+
+The name of an entry point is the URL scheme. Its object has `from_url(url, **options)`.
+"""
 
 FAMILIES = MappingProxyType(
     {
@@ -42,8 +46,10 @@ FAMILIES = MappingProxyType(
         "postgres": ("postgresql", "postgres"),
     }
 )
-"""Our own backends by the name that `jobs.backend` takes, with the schemes of their URLs. This is
-the only list of them; configuration and command line read it."""
+"""The built-in backends: the name that `jobs.backend` takes, and the schemes of its URLs.
+
+This is the only list of them; configuration and command line read it.
+"""
 
 _CLASSES = MappingProxyType(
     {
@@ -57,7 +63,7 @@ _CLASSES = MappingProxyType(
 SCHEMES = MappingProxyType(
     {scheme: _CLASSES[name] for name, schemes in FAMILIES.items() for scheme in schemes}
 )
-"""Where the class of a scheme is: `module:class`."""
+"""The class of each scheme, as `module:class`."""
 
 Factory = Callable[..., Backend]
 
@@ -65,16 +71,15 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 def open_backend(url: str, **options: object) -> Backend:
-    """A backend by its URL, not open yet: `sqlite:///jobs.db`, `redis://localhost:6379/0`,
-    `postgresql://localhost/app`, `memory://`.
+    """Return the backend of a URL; it is not open yet.
 
-    `sqlite:///jobs.db` is relative to the working directory, `sqlite:////srv/jobs.db` absolute.
-    `options` are the keyword arguments of the backend's class.
+    The URL is one of `sqlite:///jobs.db`, `redis://localhost:6379/0`, `postgresql://localhost/app`,
+    `memory://`. `sqlite:///jobs.db` is relative to the working directory, `sqlite:////srv/jobs.db`
+    is absolute. `options` are the keyword arguments of the backend's class.
 
     Raises:
-        ConfigurationError: no such scheme, a URL or an option that the backend does not take, or
-        its
-            package is not installed.
+        ConfigurationError: the scheme is unknown, the backend does not take the URL or an option,
+            or its package is not installed.
 
     >>> open_backend("sqlite:///jobs.db").capabilities.durable
     True
@@ -89,11 +94,11 @@ def open_backend(url: str, **options: object) -> Backend:
 
 
 def _check_options(scheme: str, factory: Factory, options: dict[str, object]) -> None:
-    """Raise `ConfigurationError` for an option that one of our own backends does not take."""
+    """Raise `ConfigurationError` for an option that a built-in backend does not take."""
     kind = getattr(factory, "__self__", None)
     if not options or scheme not in SCHEMES or kind is None:
         return
-    from inspect import signature  # only where there are options: most backends are opened without
+    from inspect import signature  # slow, and most calls have no options
 
     parameters = signature(kind).parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -103,7 +108,11 @@ def _check_options(scheme: str, factory: Factory, options: dict[str, object]) ->
 
 
 def parse_scheme(url: str) -> str:
-    """What stands before `://`, in lower case."""
+    """Return the text before `://`, in lower case.
+
+    Raises:
+        ConfigurationError: the text is not a URL.
+    """
     scheme, found, _ = url.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
         raise ConfigurationError(
@@ -114,7 +123,11 @@ def parse_scheme(url: str) -> str:
 
 
 def find_factory(scheme: str) -> Factory:
-    """What makes a backend from a URL of this scheme."""
+    """Return the function that makes a backend from a URL of this scheme.
+
+    Raises:
+        ConfigurationError: no backend has this scheme, or its package is not installed.
+    """
     if scheme in SCHEMES:
         module, _, name = SCHEMES[scheme].partition(":")
         return cast("Factory", getattr(import_backend_module(module), name).from_url)
@@ -125,7 +138,11 @@ def find_factory(scheme: str) -> Factory:
 
 
 def import_backend_module(module: str) -> ModuleType:
-    """One of our backends; its driver may be an extra that is not installed."""
+    """Import the module of a built-in backend.
+
+    Raises:
+        ConfigurationError: the driver of the backend is an extra that is not installed.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as missing:
@@ -139,14 +156,14 @@ def import_backend_module(module: str) -> ModuleType:
 
 
 def list_entry_points() -> EntryPoints:
-    """The backends of other packages."""
-    from importlib import metadata  # 12 ms that our own backends need not wait for
+    """Return the entry points of third-party backends."""
+    from importlib import metadata  # takes 12 ms; built-in backends skip it
 
     return metadata.entry_points(group=ENTRY_POINT_GROUP)
 
 
 def explain_unknown_scheme(scheme: str) -> str:
-    """Say that there is no such backend, and what is nearest."""
+    """Return a message that there is no such backend, with the nearest known schemes."""
     known = sorted({*SCHEMES, *(entry.name for entry in list_entry_points())})
     near = difflib.get_close_matches(scheme, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

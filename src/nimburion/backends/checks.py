@@ -1,4 +1,4 @@
-"""What the health checks of the backends share: measure a call, write a size."""
+"""Helpers of the backends' health checks: measure a call, format a size."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Awaitable, Callable
 from nimburion.core.clock import Clock
 
 PINGS = 20
-"""Calls that `measure_round_trip` makes."""
+"""The number of calls that `measure_round_trip` makes."""
 SLOW_ROUND_TRIP = 0.005
 MAX_CLOCK_OFFSET = 1.0
-"""Seconds that the clock of a server may differ from the clock of this host."""
+"""The maximum difference between the clocks of a server and this host, in seconds."""
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 async def measure_seconds(call: Callable[[], Awaitable[object]], clock: Clock) -> float:
-    """Return the seconds that a call takes."""
+    """Return the duration of a call in seconds."""
     began = clock.monotonic()
     await call()
     return clock.monotonic() - began
 
 
 async def measure_round_trip(ping: Callable[[], Awaitable[object]], clock: Clock) -> float:
-    """Return the median of the seconds that `PINGS` calls take."""
+    """Return the median duration of `PINGS` calls in seconds."""
     return statistics.median([await measure_seconds(ping, clock) for _ in range(PINGS)])
 
 
 def format_size(count: int) -> str:
-    """Bytes as people read them.
+    """Return a number of bytes as readable text.
 
     >>> format_size(12_897_484)
     '12.3 MiB'

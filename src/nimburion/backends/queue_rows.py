@@ -1,4 +1,4 @@
-"""What a backend knows of each lane, combined to what it says of each queue."""
+"""Combine what a backend reports about each lane into one record for each queue."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from nimburion.core.queries import QueueInfo
 
 
 class LaneRow(NamedTuple):
-    """The unfinished jobs of one name in one queue, or that a queue is paused."""
+    """The unfinished jobs of one name in one queue, or the fact that a queue is paused."""
 
     queue: str
     name: str | None
-    """None: the row only says that the queue is paused."""
+    """None: the row only states that the queue is paused."""
     size: int
     scheduled: int
     processing: int
     age: float | None
-    """Seconds that its longest-due waiting job has been due; None when none is."""
+    """The longest time that a waiting job has been due, in seconds; None if no job is due."""
     paused: bool
 
 
 def combine_rows(rows: Iterable[LaneRow]) -> list[QueueInfo]:
-    """Returns every queue of the rows, by name."""
+    """Return one record for each queue in the rows, ordered by name."""
     queues: dict[str, list[LaneRow]] = {}
     for row in rows:
         queues.setdefault(row.queue, []).append(row)

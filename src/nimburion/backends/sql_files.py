@@ -1,6 +1,6 @@
-"""Statements and scripts: the `.statements` and `.lua` files beside a backend's Python.
+"""SQL statements and Lua scripts: the `.sql` and `.lua` files beside a backend's Python modules.
 
-Each file is one operation and begins with a comment that says its inputs, its result, what it
+Each file is one operation. It begins with a comment that states its inputs, its result, what it
 locks and why it is atomic.
 """
 
@@ -19,8 +19,8 @@ class Statements:
     """The statements of one package (`nimburion.backends.sqlite`), by file name without suffix.
 
     Raises:
-        LookupError: a statement that has no file.
-        ValueError: a file whose header does not say what it must.
+        LookupError: there is no file for the statement.
+        ValueError: the header of a file lacks a required label.
     """
 
     __slots__ = ("_headers", "_package", "_texts")
@@ -44,13 +44,16 @@ class Statements:
         return iter(self._texts)
 
     def said(self, name: str, label: str) -> str:
-        """What the header of a statement says behind a label, on that line; empty without it."""
+        """Return the text after a label in the header of a statement, on the same line.
+
+        The result is empty if the header does not have the label.
+        """
         found = re.search(rf"^--[ \t]*{label}:(.*)$", self._headers[name], re.MULTILINE)
         return found[1].strip() if found else ""
 
 
 def split(file: Traversable) -> tuple[str, str]:
-    """The header of a file, and the text below it."""
+    """Return the header of a file, and the text below it."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     count = next((n for n, line in enumerate(lines) if not line.startswith("--")), len(lines))
@@ -60,15 +63,16 @@ def split(file: Traversable) -> tuple[str, str]:
 
 
 def check_header(name: str, header: str) -> None:
-    """Raise `ValueError` unless the comment fills in every label."""
+    """Raise `ValueError` unless the header has a text after every label."""
     for label in LABELS:
         if not re.search(rf"^--\s*{label}:\s*\S", header, re.MULTILINE):
             raise ValueError(f"{name}: its header must say '-- {label}: …'")
 
 
 def migrations_of(package: str, folder: str) -> list[tuple[int, str, str]]:
-    """Number, name and text of each file `NNNN_name.statements` in a folder of the package, in
-    order."""
+    """Return number, name and text of each file `NNNN_name.sql` in a folder of the package, in
+    order.
+    """
     found = []
     for file in resources.files(package).joinpath(folder).iterdir():
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)

@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Collection, Iterator
 from contextlib import contextmanager
 
 EVERY_QUEUE = "*"
-"""Among notified queues: every call that waits for any queue. No queue has this name."""
+"""As a notified queue: ends every call, whatever queue it waits for. No queue has this name."""
 
 
 class Waiters:
-    """The calls of `wait` on one handle. A notification that ends none of them is kept for the next
-    call that waits for its queue. Belongs to one event loop."""
+    """The calls of `wait` on one handle. Belongs to one event loop.
+
+    A notification that ends no call is kept for the next call that waits for its queue.
+    """
 
     __slots__ = ("_missed", "_waiting")
 
@@ -24,14 +26,17 @@ class Waiters:
         return len(self._waiting)
 
     def take_missed(self, queues: Collection[str]) -> bool:
-        """Whether one of the queues was notified while no call waited for it. Forgets that."""
+        """Return whether one of the queues was notified while no call waited for it.
+
+        The notifications are then cleared.
+        """
         missed = self._missed.intersection((*queues, EVERY_QUEUE))
         self._missed -= missed
         return bool(missed)
 
     @contextmanager
     def expect(self, queues: Collection[str]) -> Iterator[asyncio.Future[None]]:
-        """A future that is done when one of the queues is notified while the block runs."""
+        """Yield a future that is done when one of the queues is notified inside the block."""
         notified: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[notified] = frozenset(queues)
         try:
@@ -40,7 +45,10 @@ class Waiters:
             self._waiting.pop(notified, None)
 
     def notify(self, queues: Collection[str]) -> None:
-        """End the calls that wait for one of the queues; keep what no call waits for."""
+        """End the calls that wait for one of the queues.
+
+        Keep the notifications of queues that no call waits for.
+        """
         every = EVERY_QUEUE in queues
         missed = set(queues)
         for notified, wanted in self._waiting.items():
@@ -50,17 +58,17 @@ class Waiters:
         self._missed |= missed
 
     def end_all(self) -> None:
-        """End every call."""
+        """End all calls."""
         for notified in self._waiting:
             _resolve(notified)
 
     def discard_all(self) -> None:
-        """Forget every call: its event loop is gone."""
+        """Discard all calls, because their event loop no longer exists."""
         self._waiting.clear()
 
 
 async def wait_until(notified: asyncio.Future[None], pause: Awaitable[None]) -> None:
-    """Return when the future is done or the pause is over. Cancels the pause."""
+    """Return when the future is done or the pause is over, and cancel the pause."""
     pausing = asyncio.ensure_future(pause)
     pausing.add_done_callback(lambda _: _resolve(notified))
     try:

@@ -1,1 +1,1 @@
-"""Connections that callers pass to `enqueue`: one adapter per driver or framework."""
+"""Callers' connections that are passed to `enqueue`: one adapter for each driver or framework."""

@@ -1,4 +1,4 @@
-"""Connections of drivers, as callers lend them: sqlite3, aiosqlite, psycopg, asyncpg."""
+"""Adapters for callers' connections of drivers: sqlite3, aiosqlite, psycopg, asyncpg."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Rows = list[Row]
 
 
 class DbApiAdapter:
-    """The connection of a driver that blocks: sqlite3, psycopg."""
+    """An adapter for the connection of a blocking driver: sqlite3, psycopg."""
 
     def __init__(self, caller: CallerConnection) -> None:
         self.caller: CallerConnection = caller
         self._connection: Any = caller.connection
 
     async def get_driver_connection(self) -> object:
-        """The very connection."""
+        """Return the connection itself."""
         return self._connection
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
@@ -29,16 +29,19 @@ class DbApiAdapter:
         return await self.caller.run(lambda: self._execute(statement, arguments))
 
     async def begin(self) -> None:
-        """These drivers begin with the first statement, where they are not told otherwise."""
+        """Begin a transaction if the driver would commit each statement by itself.
+
+        Otherwise the driver begins one with the first statement.
+        """
         if commits_each_statement(self._connection):
             await self.caller.run(lambda: self._connection.execute("BEGIN"))
 
     async def commit(self) -> None:
-        """Commit it, also where the driver itself would leave that to SQL."""
+        """Commit the transaction, also if the driver leaves that to SQL."""
         await self.caller.run(self._commit)
 
     async def rollback(self) -> None:
-        """Undo it."""
+        """Roll back the transaction."""
         await self.caller.run(self._connection.rollback)
 
     def _execute(self, statement: str, arguments: Sequence[object]) -> Rows:
@@ -61,7 +64,7 @@ class DbApiAdapter:
 
 
 class AsyncDbApiAdapter:
-    """The connection of an async driver: aiosqlite, psycopg."""
+    """An adapter for the connection of an async driver: aiosqlite, psycopg."""
 
     def __init__(self, caller: CallerConnection) -> None:
         check_awaitable(caller)
@@ -69,7 +72,7 @@ class AsyncDbApiAdapter:
         self._connection: Any = caller.connection
 
     async def get_driver_connection(self) -> object:
-        """The very connection."""
+        """Return the connection itself."""
         return self._connection
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
@@ -86,21 +89,24 @@ class AsyncDbApiAdapter:
             await cursor.close()
 
     async def begin(self) -> None:
-        """These drivers begin with the first statement, where they are not told otherwise."""
+        """Begin a transaction if the driver would commit each statement by itself.
+
+        Otherwise the driver begins one with the first statement.
+        """
         if commits_each_statement(self._connection):
             await self._connection.execute("BEGIN")
 
     async def commit(self) -> None:
-        """Commit it."""
+        """Commit the transaction."""
         await self._connection.commit()
 
     async def rollback(self) -> None:
-        """Undo it."""
+        """Roll back the transaction."""
         await self._connection.rollback()
 
 
 class AsyncpgAdapter:
-    """A connection of asyncpg, from a pool or not."""
+    """An adapter for a connection of asyncpg, from a pool or not."""
 
     def __init__(self, caller: CallerConnection) -> None:
         check_awaitable(caller)
@@ -109,7 +115,7 @@ class AsyncpgAdapter:
         self._transaction: Any = None
 
     async def get_driver_connection(self) -> object:
-        """The very connection."""
+        """Return the connection itself."""
         return self._connection
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
@@ -121,25 +127,25 @@ class AsyncpgAdapter:
         return [tuple(row) for row in await self._connection.fetch(statement, *arguments)]
 
     async def begin(self) -> None:
-        """Begin one; inside another, a part of it."""
+        """Begin a transaction, or a savepoint inside a transaction."""
         transaction = self._connection.transaction()
         await transaction.start()
         self._transaction = transaction
 
     async def commit(self) -> None:
-        """Commit it, or make it a part of the one around it."""
+        """Commit the transaction, or release the savepoint."""
         transaction, self._transaction = self._transaction, None
         await transaction.commit()
 
     async def rollback(self) -> None:
-        """Undo it."""
+        """Roll back the transaction or the savepoint."""
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             await transaction.rollback()
 
 
 def check_awaitable(caller: CallerConnection) -> None:
-    """Raise `UnusableConnection` where an async connection came from code that is not async."""
+    """Raise `UnusableConnection` if blocking code passes an async connection."""
     if caller.blocking:
         raise UnusableConnection(
             f"{describe_connection(caller.connection)} belongs to an event loop: await the "
@@ -149,13 +155,13 @@ def check_awaitable(caller: CallerConnection) -> None:
 
 
 def commits_each_statement(connection: Any) -> bool:  # noqa: ANN401 (psycopg's)
-    """Whether this connection of psycopg would commit each statement by itself."""
+    """Return whether this connection of psycopg commits each statement by itself."""
     info = getattr(connection, "info", None)
     return info is not None and connection.autocommit and info.transaction_status == 0
 
 
 def use_percent_placeholders(statement: str) -> str:
-    """The statement with `%s` for its arguments, which stand in their order.
+    """Return the statement with `%s` for its arguments, in the same order.
 
     >>> use_percent_placeholders("SELECT f($1, $2)")
     'SELECT f(%s, %s)'
@@ -164,12 +170,12 @@ def use_percent_placeholders(statement: str) -> str:
 
 
 def convert_to_tuple(row: Any) -> Row:  # noqa: ANN401 (of whatever shape the caller's driver makes)
-    """A row as a tuple."""
+    """Return a row as a tuple."""
     return tuple(row.values()) if isinstance(row, Mapping) else tuple(row)
 
 
 def make_no_transaction_error(what: str, advice: str) -> UnusableConnection:
-    """The error for a connection whose statements are committed one by one."""
+    """Return the error for a connection that commits each statement by itself."""
     return UnusableConnection(
         f"no transaction is open on {what}, so each statement would be committed by itself: "
         f"{advice}, and enqueue inside it"
@@ -177,6 +183,6 @@ def make_no_transaction_error(what: str, advice: str) -> UnusableConnection:
 
 
 def describe_connection(connection: object) -> str:
-    """A connection as messages name it."""
+    """Return the name of a connection's class, for messages."""
     kind = type(connection)
     return f"a {kind.__module__.partition('.')[0]}.{kind.__qualname__}"

@@ -1,5 +1,7 @@
-"""The connections that callers lend, of whatever driver: how each is begun, committed, rolled
-back, and what lies inside it. No driver is imported here: a connection is known by its class.
+"""The adapters of callers' connections, by driver.
+
+An adapter begins, commits and rolls back a transaction, and returns the driver's own connection. A
+driver is recognised by the class name of its connection and is never imported here.
 """
 
 from __future__ import annotations
@@ -25,31 +27,33 @@ from nimburion.core.transactions import CallerConnection
 
 
 class ConnectionAdapter(Protocol):
-    """One caller's connection."""
+    """An adapter for one caller's connection."""
 
     caller: CallerConnection
 
     async def get_driver_connection(self) -> object:
-        """The driver's own connection, once the wrapper around it has begun its transaction."""
+        """Return the driver's own connection, after its wrapper has begun the transaction."""
         ...
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
-        """Run one statement of a server's, with `$1`, `$2`, … for its arguments; its rows.
+        """Run a statement for a server and return its rows. `$1`, `$2`, … stand for the
+        arguments.
 
-        `UnusableConnection` where no transaction is open, and none begins by itself.
+        Raises:
+            UnusableConnection: no transaction is open, and the driver begins none by itself.
         """
         ...
 
     async def begin(self) -> None:
-        """Begin a transaction where the wrapper does not do so by itself."""
+        """Begin a transaction, unless the wrapper does so by itself."""
         ...
 
     async def commit(self) -> None:
-        """Commit it."""
+        """Commit the transaction."""
         ...
 
     async def rollback(self) -> None:
-        """Undo it; nothing to undo is no error."""
+        """Roll back the transaction. Does nothing if there is nothing to roll back."""
         ...
 
 
@@ -74,7 +78,11 @@ ADAPTERS: MappingProxyType[str, Callable[[CallerConnection], ConnectionAdapter]]
 
 
 def find_adapter(caller: CallerConnection) -> ConnectionAdapter:
-    """What opens this connection. `UnusableConnection` where nothing does."""
+    """Return the adapter for a caller's connection.
+
+    Raises:
+        UnusableConnection: the driver of the connection is unknown.
+    """
     kind = find_known_class(caller.connection)
     if kind is None:
         raise UnusableConnection(
@@ -87,7 +95,7 @@ def find_adapter(caller: CallerConnection) -> ConnectionAdapter:
 
 
 def find_known_class(connection: object) -> str | None:
-    """The driver's class that this connection is of."""
+    """Return the known class of this connection, as `module.name`; None if it has none."""
     for base in type(connection).__mro__:
         name = f"{base.__module__}.{base.__qualname__}"
         if name in ADAPTERS:

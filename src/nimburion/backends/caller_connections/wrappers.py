@@ -1,4 +1,4 @@
-"""Connections of SQLAlchemy and Django, as callers lend them, and the driver's own ones inside."""
+"""Adapters for callers' connections of SQLAlchemy and Django."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from nimburion.core.transactions import CallerConnection
 
 
 class SQLAlchemyAdapter:
-    """SQLAlchemy's Connection, Session and scoped_session."""
+    """An adapter for SQLAlchemy's Connection, Session and scoped_session."""
 
     def __init__(self, caller: CallerConnection) -> None:
         self.caller: CallerConnection = caller
         self._wrapper: Any = caller.connection
 
     async def get_driver_connection(self) -> object:
-        """The driver's connection that its transaction has taken from the pool."""
+        """Return the driver's connection that the transaction has taken from the pool."""
         return await self.caller.run(self._get_driver_connection)
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
@@ -32,14 +32,14 @@ class SQLAlchemyAdapter:
         return await self.caller.run(lambda: self._execute(statement, arguments))
 
     async def begin(self) -> None:
-        """It begins by itself when first used."""
+        """Do nothing: SQLAlchemy begins a transaction at first use."""
 
     async def commit(self) -> None:
-        """Commit it; a Session flushes first."""
+        """Commit the transaction; a Session flushes first."""
         await self.caller.run(self._wrapper.commit)
 
     async def rollback(self) -> None:
-        """Undo it."""
+        """Roll back the transaction."""
         await self.caller.run(self._wrapper.rollback)
 
     def _get_driver_connection(self) -> object:
@@ -62,7 +62,7 @@ class SQLAlchemyAdapter:
 
 
 class AsyncSQLAlchemyAdapter:
-    """SQLAlchemy's AsyncConnection, AsyncSession and async_scoped_session."""
+    """An adapter for SQLAlchemy's AsyncConnection, AsyncSession and async_scoped_session."""
 
     def __init__(self, caller: CallerConnection) -> None:
         check_awaitable(caller)
@@ -70,7 +70,7 @@ class AsyncSQLAlchemyAdapter:
         self._wrapper: Any = caller.connection
 
     async def get_driver_connection(self) -> object:
-        """The driver's connection that its transaction has taken from the pool."""
+        """Return the driver's connection that the transaction has taken from the pool."""
         connection = await self._get_connection()
         if not connection.in_transaction():
             await connection.begin()
@@ -84,14 +84,14 @@ class AsyncSQLAlchemyAdapter:
         return [tuple(row) for row in await connection.exec_driver_sql(text, tuple(arguments))]
 
     async def begin(self) -> None:
-        """It begins by itself when first used."""
+        """Do nothing: SQLAlchemy begins a transaction at first use."""
 
     async def commit(self) -> None:
-        """Commit it; a Session flushes first."""
+        """Commit the transaction; a Session flushes first."""
         await self._wrapper.commit()
 
     async def rollback(self) -> None:
-        """Undo it."""
+        """Roll back the transaction."""
         await self._wrapper.rollback()
 
     async def _get_connection(self) -> Any:  # noqa: ANN401 (SQLAlchemy's)
@@ -100,7 +100,7 @@ class AsyncSQLAlchemyAdapter:
 
 
 class DjangoAdapter:
-    """A database connection of Django: `django.db.connection`, `connections["default"]`."""
+    """An adapter for Django's connections: `django.db.connection`, `connections["default"]`."""
 
     def __init__(self, caller: CallerConnection) -> None:
         self.caller: CallerConnection = caller
@@ -108,7 +108,7 @@ class DjangoAdapter:
         self._atomic: AbstractContextManager[object] | None = None
 
     async def get_driver_connection(self) -> object:
-        """The driver's connection, inside `atomic`."""
+        """Return the driver's connection, inside `atomic`."""
         return await self.caller.run(self._get_driver_connection)
 
     async def execute(self, statement: str, arguments: Sequence[object]) -> Rows:
@@ -122,11 +122,11 @@ class DjangoAdapter:
         self._atomic = atomic
 
     async def commit(self) -> None:
-        """Leave `atomic`; it commits unless it stands inside another."""
+        """Leave `atomic`. This commits, unless the block is inside another `atomic`."""
         await self._exit_atomic(None)
 
     async def rollback(self) -> None:
-        """Leave `atomic` as an error would."""
+        """Leave `atomic` with an error, so that it rolls back."""
         await self._exit_atomic(_Rollback())
 
     async def _exit_atomic(self, error: BaseException | None) -> None:
@@ -154,11 +154,11 @@ class DjangoAdapter:
 
 
 class _Rollback(Exception):
-    """Tells `atomic` to roll back."""
+    """Makes `atomic` roll back."""
 
 
 def check_not_autocommit(connection: Any) -> None:  # noqa: ANN401 (SQLAlchemy's)
-    """Raise `UnusableConnection` where SQLAlchemy was told to let each statement commit."""
+    """Raise `UnusableConnection` if SQLAlchemy commits each statement by itself."""
     if getattr(connection.connection.dbapi_connection, "autocommit", False) is True:
         raise make_no_transaction_error(
             "this SQLAlchemy connection", "use an isolation level but AUTOCOMMIT"
@@ -166,7 +166,7 @@ def check_not_autocommit(connection: Any) -> None:  # noqa: ANN401 (SQLAlchemy's
 
 
 def adapt_placeholders(connection: Any, statement: str) -> str:  # noqa: ANN401 (SQLAlchemy's)
-    """The statement with placeholders as the driver behind SQLAlchemy has them."""
+    """Return the statement with the placeholders of the driver behind SQLAlchemy."""
     return (
         statement
         if "numeric" in connection.dialect.paramstyle

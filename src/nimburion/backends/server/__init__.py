@@ -1,1 +1,1 @@
-"""What the backends of a server (Redis, PostgreSQL) share."""
+"""Code that the backends with a server (Redis, PostgreSQL) share."""

@@ -1,4 +1,4 @@
-"""Ids, times and objects as the backends on a server pack them."""
+"""Encode ids, times and objects for backends with a server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATE_CODES: Mapping[State, str] = MappingProxyType(
         State.CANCELLED: "X",
     }
 )
-"""How Lua scripts and SQL functions name the states; in the order of `counts.lua`."""
+"""The codes of the states in Lua scripts and SQL functions, in the order of `counts.lua`."""
 STATES: Mapping[str, State] = MappingProxyType({code: state for state, code in STATE_CODES.items()})
 """The states by their codes."""
 
@@ -39,8 +39,10 @@ encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 
 class UnstorableTextGuard:
-    """Lets a function that packs what is to be stored raise `Unstorable` for text that has no
-    bytes (a lone surrogate)."""
+    """A decorator for functions that encode data to store.
+
+    It raises `Unstorable` for text that has no UTF-8 form (a lone surrogate).
+    """
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -57,10 +59,10 @@ class UnstorableTextGuard:
 
 
 def to_micros(seconds: float) -> int:
-    """Seconds in whole microseconds, the resolution of the backend's clock.
+    """Return seconds as whole microseconds, the resolution of the backend's clock.
 
     Raises:
-        Unstorable: no time or span that can be stored.
+        Unstorable: the value is not a time or duration that can be stored.
     """
     try:
         whole = round(seconds * MICRO)
@@ -72,14 +74,16 @@ def to_micros(seconds: float) -> int:
 
 
 def encode_id(job_id: str) -> bytes:
-    """An id as the backend has it. A UUID, which ours are, takes 17 bytes instead of 36."""
+    """Return an id as the backend stores it. A UUID, the default form, takes 17 bytes instead of
+    36.
+    """
     if len(job_id) == 36 and _UUID.fullmatch(job_id):
         return b"\0" + bytes.fromhex(job_id.replace("-", ""))
     return job_id.encode()
 
 
 def decode_id(encoded: bytes) -> str:
-    """The text of an id."""
+    """Return the text of a stored id."""
     if encoded[0]:
         return encoded.decode()
     text = encoded.hex()
@@ -87,7 +91,10 @@ def decode_id(encoded: bytes) -> str:
 
 
 def encode_id_or_empty(job_id: str) -> bytes:
-    """An id as the backend has it; one that no backend can hold is nobody's."""
+    """Return an id as the backend stores it, for a lookup.
+
+    An id that cannot be stored becomes empty bytes, which match no job.
+    """
     try:
         return encode_id(job_id)
     except UnicodeEncodeError:

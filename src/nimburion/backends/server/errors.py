@@ -1,4 +1,4 @@
-"""What goes wrong between a backend and its server, in the words of the contract."""
+"""Map the errors between a backend and its server to the errors of the contract."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from nimburion.core.errors import BackendUnavailable, NimburionError, NotSupport
 from nimburion.core.redaction import redact_urls
 
 ErrorFactory = Callable[[str, str], NimburionError]
-"""Makes an error of the name of the backend and what its server said."""
+"""Makes an error from the name of the backend and the message of its server."""
 
 
 def make_error_factory(error_class: Callable[[str], NimburionError], template: str) -> ErrorFactory:
-    """Errors of this kind; `{where}` in the words stands for the backend, `{said}` for what the
-    server said."""
+    """Return a factory of errors of this class.
+
+    In `template`, `{where}` stands for the backend and `{said}` for the message of the server.
+    """
     return lambda where, said: error_class(template.format(where=where, said=redact_urls(said)))
 
 
 def no_roles(where: str, role: str) -> NotSupported:
-    """The error of `grant` where a backend knows no roles."""
+    """Return the error of `grant` for a backend without roles."""
     return NotSupported(f"{where} knows no roles; nothing can be granted to {role!r}")
 
 
 def make_not_applied_error(problem: str) -> BackendUnavailable:
-    """The error of a call of which nothing was written."""
+    """Return the error of a call that wrote nothing."""
     return BackendUnavailable(redact_urls(problem), outcome="not applied")
 
 
 def make_no_reply_error(where: str, problem: str, *, sent: bool) -> BackendUnavailable:
-    """The error of a call whose answer never came. `sent`: at least a part of the request had left,
-    so that nobody knows whether it was applied."""
+    """Return the error of a call that got no reply.
+
+    `sent`: at least a part of the request was sent, so it is unknown whether it was applied.
+    """
     if sent:
         return BackendUnavailable(
             f"{where}: {redact_urls(problem)}; it may have been applied or not"
@@ -41,11 +45,11 @@ def make_no_reply_error(where: str, problem: str, *, sent: bool) -> BackendUnava
     return make_not_applied_error(f"{where}: {problem}; nothing was written")
 
 
-# --- why a connection could not be made -----------------------------------------------------------
+# --- reasons why a connection failed ---------------------------------------------------------------
 
 
 def explain_network_error(error: BaseException, place: object) -> str | None:
-    """Return what the network refused, and what to do; None for any other error."""
+    """Return why the network failed, and what to do; None for any other error."""
     number, text = getattr(error, "errno", None), str(error)
     if isinstance(error, socket.gaierror):
         return f"the name of {place} is not known ({error.strerror}); correct the host"
@@ -59,12 +63,14 @@ def explain_network_error(error: BaseException, place: object) -> str | None:
 
 
 def is_socket_missing(error: BaseException) -> bool:
-    """Whether there is no socket at the path of a server."""
+    """Return whether there is no socket at the path of a server."""
     return getattr(error, "errno", None) in {errno.ENOENT, errno.ENOTSOCK}
 
 
 def explain_tls_error(error: ssl.SSLError, place: object, advise: Callable[[str], str]) -> str:
-    """Return why TLS failed. `advise` makes the advice of the reason that refused a certificate."""
+    """Return why TLS failed. `advise` returns the advice for a rejected certificate, by its
+    reason.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
         return f"the certificate of {place} is not accepted: {why}; {advise(why)}"
@@ -72,5 +78,5 @@ def explain_tls_error(error: ssl.SSLError, place: object, advise: Callable[[str]
 
 
 def explain_silence(place: object, seconds: float, hint: str) -> str:
-    """Return that a server did not answer within its time."""
+    """Return a message that a server did not answer in time."""
     return f"no answer from {place} within {seconds:g} s{hint}"

@@ -1,4 +1,4 @@
-"""Open and close a backend: once at a time, in one process, on one event loop."""
+"""Open and close the connections of a backend, in one process and on one event loop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nimburion.core.errors import NotOpen
 
 
 class Connections(Protocol):
-    """What an open backend holds. Made on the event loop that uses it."""
+    """The connections of an open backend. They are made on the event loop that uses them."""
 
     async def start(self) -> None:
-        """Connect, and check server and format."""
+        """Connect, and check the server and the format."""
 
     async def close(self) -> None:
         """Disconnect."""
@@ -46,11 +46,13 @@ class OpenHandle(Generic[C]):
 
     @property
     def latest(self) -> C | None:
-        """What was opened last and not closed, whoever opened it."""
+        """The connections that were opened last and are not closed, in any process or event
+        loop.
+        """
         return self._connections
 
     async def open(self) -> None:
-        """Connect, unless it is open in this process and on this event loop."""
+        """Connect, unless the handle is open in this process and on this event loop."""
         async with self._lock:
             if self._connections is not None and self._is_open_here():
                 return

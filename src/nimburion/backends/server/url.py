@@ -1,4 +1,4 @@
-"""What stands behind the question mark of a URL: each option read once, in its own type."""
+"""Parse the URL of a server, and its query string into typed options."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MAX_SECONDS = 3600.0
 
 
 class InvalidUrl(Exception):
-    """What is wrong with the URL, without its secrets."""
+    """An error in a URL. The message contains none of its secrets."""
 
 
 class UrlOptions:
-    """The options of one URL.
+    """The options of one URL. Each is read once, with its own parser.
 
-    `elsewhere` says of options that other kinds of URL have which kinds those are.
+    `options_of_other_schemes` maps an option that is invalid here to the kinds of URL that have it.
     """
 
     __slots__ = ("_known", "_options_of_other_schemes", "_unread")
@@ -44,7 +44,11 @@ class UrlOptions:
         self._known: list[str] = []
 
     def read(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        """The value of an option that is known here."""
+        """Return the parsed value of an option, or `default` if the URL does not have it.
+
+        Raises:
+            InvalidUrl: the value is invalid.
+        """
         self._known.append(name)
         if name not in self._unread:
             return default
@@ -54,7 +58,7 @@ class UrlOptions:
             raise InvalidUrl(f"{name}: {wrong}") from None
 
     def reject_unknown(self) -> None:
-        """Raise for an option that nobody took."""
+        """Raise `InvalidUrl` for an option that was never read."""
         for name in self._unread:
             near = difflib.get_close_matches(name, self._known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -65,7 +69,7 @@ class UrlOptions:
 
 
 def parse_query(query: str) -> dict[str, str]:
-    """`name=value&name=value` as a map."""
+    """Return `name=value&name=value` as a dict."""
     pairs: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         name, mark, value = pair.partition("=")
@@ -78,19 +82,19 @@ def parse_query(query: str) -> dict[str, str]:
 
 
 def make_options(**values: object) -> UrlOptions:
-    """What code gives instead of a URL's options; None: not given."""
+    """Return options that come from code instead of a URL; None means that an option is not set."""
     return UrlOptions({name: str(value) for name, value in values.items() if value is not None})
 
 
 def parse_flag(text: str) -> bool:
-    """True or false."""
+    """Return a boolean from `true` or `false`."""
     if text.lower() not in {"true", "false"}:
         raise InvalidUrl(f"expected true or false, found {shorten(text)}")
     return text.lower() == "true"
 
 
 def parse_seconds(text: str) -> float:
-    """A time that can be waited."""
+    """Return a timeout in seconds: above 0 and at most one hour."""
     try:
         seconds = float(text)
     except ValueError:
@@ -103,14 +107,14 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_text(text: str) -> str:
-    """Any text but an empty one; it may be a secret and is not shown."""
+    """Return a text that is not empty. It may be a secret, so errors do not show it."""
     if not text or "\0" in text:
         raise InvalidUrl("expected a text")
     return text
 
 
 def parse_integer(text: str, minimum: int, maximum: int) -> int:
-    """A whole number within bounds."""
+    """Return a whole number from `minimum` to `maximum`."""
     number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
     if not minimum <= number <= maximum:
         raise InvalidUrl(
@@ -120,7 +124,7 @@ def parse_integer(text: str, minimum: int, maximum: int) -> int:
 
 
 def decode_percents(text: str) -> str:
-    """The text without its percent signs."""
+    """Return the text with its `%XX` escapes decoded."""
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
@@ -128,7 +132,7 @@ def decode_percents(text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """A text as messages show it."""
+    """Return a text as messages show it: ASCII, at most 60 characters."""
     return ascii(text if len(text) <= 60 else f"{text[:57]}...")
 
 
@@ -138,7 +142,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A server's host and port."""
+    """The host and port of a server."""
 
     host: str
     port: int
@@ -148,7 +152,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """Who asks. Without a user name the server takes the password for its `default` user."""
+    """A user name and a password. Without a user name, the server uses its `default` user."""
 
     username: str | None = None
     password: str | None = None
@@ -159,7 +163,7 @@ class Credentials(msgspec.Struct, frozen=True):
 
 @contextmanager
 def report_invalid_url(what: str) -> Iterator[None]:
-    """Raise `ConfigurationError` for what is wrong with the URL or its options; `what` names it."""
+    """Turn an `InvalidUrl` of the block into a `ConfigurationError` that begins with `what`."""
     try:
         yield
     except InvalidUrl as wrong:
@@ -167,13 +171,18 @@ def report_invalid_url(what: str) -> Iterator[None]:
 
 
 def split_scheme(url: str, default: str) -> tuple[str, str]:
-    """The word before `://`, or this one where there is none; and the rest."""
+    """Return the scheme before `://`, or `default` if there is none, and the rest of the URL."""
     word, found, rest = url.partition("://")
     return (word.lower(), rest) if found else (default, url)
 
 
 def split_url(rest: str) -> tuple[str, str, str]:
-    """Authority, path with its slash, query. Refuses what would tear a password apart."""
+    """Return authority, path with its slash, and query.
+
+    Raises:
+        InvalidUrl: an unescaped character makes the end of the password ambiguous, or the URL is
+            otherwise malformed.
+    """
     if len(rest) > _MAX_URL_LENGTH:
         raise InvalidUrl(f"longer than {_MAX_URL_LENGTH} characters")
     if not rest.isascii() or not rest.isprintable():
@@ -192,7 +201,7 @@ def split_url(rest: str) -> tuple[str, str, str]:
 
 
 def parse_credentials(text: str) -> Credentials:
-    """`user:password` as it stands before the `@`."""
+    """Parse `user:password`, the text before the `@`."""
     user, colon, password = text.partition(":")
     if colon and not password:
         raise InvalidUrl("an empty password; leave the colon out where there is none")
@@ -200,7 +209,7 @@ def parse_credentials(text: str) -> Credentials:
 
 
 def parse_endpoint(text: str, default_port: int, example: str) -> Endpoint:
-    """`host:port`, or a host alone."""
+    """Parse `host:port`, or a host alone."""
     match = re.fullmatch(r"(\[[^]]*\]|[^:]*)(?::(.*))?", text)
     host = decode_percents(match[1]) if match else ""
     if not host:
@@ -212,7 +221,10 @@ def parse_endpoint(text: str, default_port: int, example: str) -> Endpoint:
 
 
 def parse_port(text: str) -> int:
-    """Shown in the refusal only when it is a number: else it may be a password without a host."""
+    """Return a port from 1 to 65535.
+
+    The error shows the text only if it is a number: it may be a password in a URL without a host.
+    """
     number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
     if not 1 <= number <= 65535:
         found = f", found {text}" if number else ""
