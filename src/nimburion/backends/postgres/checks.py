@@ -169,7 +169,7 @@ def _format_age(one: Row) -> str:
 
 
 def check_size(server: Row, tables: Sequence[Row]) -> CheckResult:
-    """Report the disk space in use, and the largest tables."""
+    """Report the disk space in use, and the largest table."""
     total = sum(table["bytes"] for table in tables)
     largest = max(tables, key=lambda table: table["bytes"], default=None)
     most = f", most of it in {largest['name']}" if largest is not None else ""

@@ -478,7 +478,7 @@ class RedisBackend:
 
     async def _run_counting_script(self, name: str, *arguments: CommandPart) -> list[Any]:
         """Run a script that counts jobs, and return its reply. The script counts up to 500 due jobs
-        that are not promoted yet as if they were. If there are more, they are promoted first.
+        as ready before they are promoted. If there are more, they are promoted first.
         """
         while not (reply := await self._run_script(name, *arguments)):
             await self.promote(SCAN_STEP)
