@@ -1,5 +1,5 @@
-"""For tests of applications: a clock to move by hand, assertions, a pytest plugin; and the contract
-suite that every backend passes."""
+"""Helpers for tests: a fake clock, assertions, a pytest plugin, and the contract suite for
+backends."""
 
 from nimburion.testing.assertions import assert_enqueued
 from nimburion.testing.clock import FakeClock

@@ -1,4 +1,4 @@
-"""Assertions about what was enqueued, with messages that show what was instead."""
+"""Assertions about enqueued jobs; their messages list the jobs that exist instead."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OF_OPTIONS = frozenset(JobOptions.__struct_fields__)
 
 
 async def assert_enqueued(where: Client | Backend, what: object, /, **fields: object) -> JobRecord:
-    """The newest job that is `what` and has these `fields`; an `AssertionError` that lists what was
-    enqueued instead, when there is none.
+    """Return the newest job that matches `what` and `fields`.
 
-    `where` is a processor, a client or a backend. `what` is a name, a job class or function, or one
-    job: then its arguments must be the same too. `fields` are those of a `JobRecord` (`queue`,
-    `priority`, `state`, `due` …) and of its options (`tenant`, `unique_key`, `headers` …); any
-    other name is an argument of the job. Finished jobs count; but once a job has completed, its
-    arguments are not kept, and nothing that is said of them can hold.
+    Raises `AssertionError` with a list of the enqueued jobs if no job matches. `where` is a
+    processor, a client or a backend. `what` is a name, a job class or function, or a job, whose
+    arguments must then be equal too. `fields` are fields of a `JobRecord` (`queue`, `priority`,
+    `state`, `due` …) or of its options (`tenant`, `unique_key`, `headers` …). Any other name is an
+    argument of the job. Finished jobs match too. A completed job has lost its arguments, so a
+    condition on an argument never matches it.
 
         await assert_enqueued(processor, SendEmail(to="a@example.com"), tenant="acme")
         await assert_enqueued(processor, "send_email", to="a@example.com", queue="mails")
@@ -44,7 +44,7 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
 
 
 def _describe(what: object) -> tuple[str, Mapping[str, object]]:
-    """The name, and the arguments where one job is given."""
+    """Return the name of a job, and its arguments if `what` is a job."""
     from nimburion.core.limits import Limits
     from nimburion.jobs.declaration.job import JobFunction, find_declaration, require_declaration
 
@@ -58,7 +58,7 @@ def _describe(what: object) -> tuple[str, Mapping[str, object]]:
 
 
 def _decode_arguments(payload: bytes | None) -> Mapping[str, object]:
-    """The members of a payload; none where it is gone or no object."""
+    """Return the members of a payload; none if it is missing or not a JSON object."""
     try:
         return msgspec.json.decode(payload or b"{}", type=dict[str, object])
     except msgspec.MsgspecError:
@@ -100,14 +100,14 @@ async def _format_message(
 
 
 def _shorten_payload(payload: bytes) -> str:
-    """A payload in one line that is not too long."""
+    """Return a payload as one short line."""
     text = payload.decode(errors="backslashreplace")
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     return text if len(text) <= _CUT else text[: _CUT - 1] + "…"
 
 
 def _format_record(record: JobRecord) -> str:
-    """One job in a line: what it is, and what was said beside its arguments."""
+    """Format a job as one line: its name, its arguments, and the options that were set."""
     payload = "(arguments not kept)" if record.payload is None else _shorten_payload(record.payload)
     said = {
         name: value

@@ -1,4 +1,4 @@
-"""A clock that moves only when a test moves it."""
+"""A fake clock that only the test advances."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _BOOTED = 1_000.0
 
 
 class FakeClock:
-    """Time as a test wants it: `now` and `monotonic` stand still until `advance`.
+    """A fake clock: `now` and `monotonic` stay constant until `advance`.
 
-    Whoever sleeps on it wakes when their time has come; `advance` returns before they run, so give
-    the loop a turn (`await asyncio.sleep(0)`) to let them.
+    `advance` wakes every sleeper whose time has passed. It returns before the sleepers run, so
+    yield to the event loop afterwards (`await asyncio.sleep(0)`).
 
     >>> clock = FakeClock()
     >>> before = clock.now()
@@ -31,15 +31,15 @@ class FakeClock:
         self._count = 0
 
     def now(self) -> float:
-        """Wall time, epoch seconds."""
+        """Return the wall time in epoch seconds."""
         return self._now
 
     def monotonic(self) -> float:
-        """Seconds since the host booted."""
+        """Return the monotonic time: seconds since the host booted."""
         return self._monotonic
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass, on both clocks, and wake whoever slept for no longer."""
+        """Advance both clocks by `seconds` and wake the sleepers whose time has passed."""
         if seconds < 0:
             raise ValueError("time does not go backwards; step_wall moves the wall clock alone")
         with self._lock:
@@ -51,15 +51,16 @@ class FakeClock:
                     sleeper.get_loop().call_soon_threadsafe(_wake, sleeper)
 
     def advance_to(self, now: float) -> None:
-        """Advance until the wall clock shows `now`."""
+        """Advance both clocks until the wall clock shows `now`, in epoch seconds."""
         self.advance(now - self._now)
 
     def step_wall(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as an operator or NTP does; monotonic time stays."""
+        """Set the wall clock forward or back, as an operator or NTP does. The monotonic clock
+        does not change."""
         self._now += seconds
 
     async def sleep(self, seconds: float) -> None:
-        """Return when somebody has advanced the clock by `seconds`."""
+        """Sleep until the clock has advanced by `seconds`."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -71,7 +72,7 @@ class FakeClock:
 
     @property
     def sleepers(self) -> int:
-        """How many sleep on it."""
+        """The number of pending calls of `sleep`."""
         with self._lock:
             return sum(not sleeper.done() for _, _, sleeper in self._sleepers)
 

@@ -1,7 +1,7 @@
-"""The pytest plugin: it is there wherever nimburion is installed, and does nothing unless asked.
+"""The pytest plugin, registered wherever nimburion is installed; it only adds fixtures.
 
 - `nimburion_clock`: a `FakeClock`.
-- `nimburion_processor`: makes processors on a memory backend that lives by this clock.
+- `nimburion_processor`: makes processors on a memory backend that uses this clock.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
 
 
 class MakeProcessor(Protocol):
-    """What the fixture `nimburion_processor` is."""
+    """The type of the fixture `nimburion_processor`."""
 
     def __call__(self, *jobs: Any, **settings: Any) -> Processor:
-        """A processor with these jobs registered; `settings` are single ones as keywords. It is
-        not open: use `async with`. All of one test share one backend."""
+        """Return a processor with these jobs registered. `settings` are single settings as
+        keywords. The processor is not open: use `async with`. All processors of one test share
+        one backend."""
         ...
 
 
 def pytest_configure() -> None:
-    """Let failed cases of the contract show their values."""
+    """Rewrite the assertions of the contract so that failed cases show their values."""
     pytest.register_assert_rewrite("nimburion.testing.contract")
 
 
 @pytest.fixture
 def nimburion_clock() -> FakeClock:
-    """A clock that moves only when the test moves it."""
+    """A fake clock that only the test advances."""
     return FakeClock()
 
 

@@ -1,6 +1,6 @@
-"""The contract of a backend as a test suite: what passes it is a backend.
+"""The contract of a backend as a test suite: a backend is correct if it passes.
 
-Subclass `BackendContract`, say in one method how to open an empty backend, and run pytest.
+Subclass `BackendContract`, implement the method that opens an empty backend, and run pytest.
 """
 
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness

@@ -1,5 +1,5 @@
-"""Exchanges bounded in bytes, and repeats that are smaller than what they repeat: a slow connection
-must be able to bring an exchange of unknown outcome to its end."""
+"""Exchanges with a size limit, and repeats that request less than the original. A slow
+connection must be able to finish an exchange whose outcome is unknown."""
 
 from __future__ import annotations
 

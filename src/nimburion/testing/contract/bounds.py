@@ -1,4 +1,5 @@
-"""Edges: odd bytes, long names, large things, extreme numbers, and data that cannot be stored."""
+"""Boundary values: unusual bytes, long names, large payloads, extreme numbers, and data that
+cannot be stored."""
 
 from __future__ import annotations
 
@@ -272,7 +273,8 @@ class Unstorables:
         assert await self._refused(stage, worker, Completed(good), late)
 
     async def _refused(self, stage: Harness, worker: HandDrivenWorker, *batch: Settlement) -> bool:
-        """Whether the call was refused; if so, nothing was applied and the number is free."""
+        """Return whether the backend rejects the call. A rejected call applies nothing and does
+        not use its exchange number."""
         before = (await stage.store.list_jobs(payloads=True)).jobs
         number = worker.number + 1
         try:

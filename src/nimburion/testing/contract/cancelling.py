@@ -1,4 +1,4 @@
-"""`cancel`: at once where a job waits, through its worker where it runs."""
+"""`cancel`: immediate for a waiting job, through its worker for a running job."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
 
 
 async def wanted(stage: Harness) -> tuple[HandDrivenWorker, Lease]:
-    """A job `a` that runs, and whose cancel was requested."""
+    """Return a running job `a` whose cancel was requested, with its worker."""
     await stage.add("a")
     worker = await stage.worker()
     lease = (await worker.take_one()).lease

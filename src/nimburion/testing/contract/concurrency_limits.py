@@ -1,4 +1,5 @@
-"""Limits: fleet-wide concurrency of a name, decided inside the exchange and counted by itself."""
+"""Concurrency limits: a fleet-wide maximum of running jobs per name, enforced inside the
+exchange."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ ENDING: dict[str, Callable[[Lease], Settlement]] = {
 
 
 async def gate(worker: HandDrivenWorker, name: str = "mail") -> ConcurrencyLimit | None:
-    """The gate of a name, as the worker's beat tells it."""
+    """Return the concurrency limit of a name, as the heartbeat of the worker reports it."""
     return (await worker.beat()).limits.get(name)
 
 

@@ -1,4 +1,4 @@
-"""Dead letters: kept whole, replayed once, deleted only when finished."""
+"""Dead letters: kept complete, replayed once, deleted only when finished."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nimburion.testing.contract.standing import STANDING
 
 KEY = JobOptions(unique_key="k")
 ODD = b'{ "b":1.0 ,"a":"\\u00e4 \xc3\xa4",\n "a":2 }'
-"""JSON that nobody would write again in the same bytes."""
+"""JSON that no encoder writes in the same bytes."""
 LARGE = b'"' + b"x" * 100_000 + b'"'
-"""So large that a backend may keep it apart from the rest of the job."""
+"""A payload so large that a backend may store it apart from the rest of the job."""
 
 
 async def bury(stage: Harness, *job_ids: str, reason: str = "permanent", **where: str) -> None:
-    """Let these jobs fail for good; those that are not there are enqueued."""
+    """Fail these jobs permanently; jobs that do not exist are enqueued first."""
     name, queue = where.get("name", "mail"), where.get("queue", "default")
     await stage.enqueue(*(stage.job(one, name=name, queue=queue) for one in job_ids))
     worker = await stage.worker(names=(name,), queues=(queue,))

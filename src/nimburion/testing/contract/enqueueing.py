@@ -1,4 +1,4 @@
-"""The way in: `enqueue` stores once, decides about the whole call, and forgets nothing."""
+"""`enqueue`: stores each job once, accepts or rejects the whole call, and loses no job."""
 
 from __future__ import annotations
 

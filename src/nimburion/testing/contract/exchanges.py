@@ -1,4 +1,4 @@
-"""Numbered exchanges: a lost reply strands nothing, and a repeat changes nothing."""
+"""Numbered exchanges: a lost reply strands no job, and a repeat changes nothing."""
 
 from __future__ import annotations
 

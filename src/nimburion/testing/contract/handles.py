@@ -1,4 +1,4 @@
-"""Coming and going: open, close, ping, migrate, siblings."""
+"""Handles: open, close, ping, migrate, and sibling handles."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the cases play on: one empty backend, a clock to move by hand, and workers played by
-hand."""
+"""The test harness: an empty backend, a fake clock, and workers that the cases drive by hand."""
 
 from __future__ import annotations
 
@@ -21,15 +20,15 @@ from nimburion.testing.clock import FakeClock
 T = TypeVar("T")
 
 TTL = 30.0
-"""Seconds that the sessions of the cases live."""
+"""Lifetime in seconds of the sessions in the cases."""
 DEADLINE = 20.0
-"""Seconds of real time after which something that should happen counts as not happening."""
+"""Real-time deadline in seconds for an expected event."""
 OOPS = AttemptError(1, "failure", "ValueError", "no luck", "Traceback: …")
-"""How an attempt may end badly."""
+"""The error of a failed attempt."""
 
 
 class Harness:
-    """An empty backend, seen through one or more handles, and its clock."""
+    """An empty backend with one or more handles, and its clock."""
 
     def __init__(self, clock: FakeClock, handles: Sequence[Backend]) -> None:
         self.clock = clock
@@ -50,23 +49,24 @@ class Harness:
         after: float = 0.0,
         options: JobOptions = NO_JOB_OPTIONS,
     ) -> NewJob:
-        """A new job; ids count up."""
+        """Return a new job; generated ids count up."""
         job_id = job_id or f"job-{next(self._jobs)}"
         return NewJob(job_id, name, queue, payload, priority, at, after, options)
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
-        """One call."""
+        """Enqueue the jobs in one call."""
         return await self.store.enqueue(jobs)
 
     async def add(self, *ids: str, name: str = "mail", queue: str = "default") -> list[str]:
-        """Enqueue plain jobs, in one call; without ids, one."""
+        """Enqueue jobs with default options in one call; one job if no ids are given. Return the
+        ids."""
         jobs = [self.job(i, name=name, queue=queue) for i in ids]
         jobs = jobs or [self.job(name=name, queue=queue)]
         assert {one.outcome for one in await self.store.enqueue(jobs)} == {"created"}
         return [job.id for job in jobs]
 
     async def put(self, job: NewJob) -> str:
-        """Enqueue one job that is new."""
+        """Enqueue one new job and return its id."""
         assert await self.store.enqueue([job]) == [Enqueued(job.id, "created")]
         return job.id
 
@@ -79,7 +79,7 @@ class Harness:
         ttl: float = TTL,
         store: Backend | None = None,
     ) -> HandDrivenWorker:
-        """A worker with a session of its own."""
+        """Open a session and return a worker for it."""
         session = Session(
             id=f"{next(self._sessions):032x}",
             ttl=ttl,
@@ -95,17 +95,17 @@ class Harness:
         return worker
 
     async def state(self, job_id: str) -> State:
-        """Where a job stands."""
+        """Return the state of a job."""
         return (await self.store.get(job_id)).state
 
     async def lose(self, worker: HandDrivenWorker, *, max_lost: int = 3) -> Rescued:
-        """Let the worker's session expire, and rescue what it held."""
+        """Let the session of the worker expire, and rescue its jobs."""
         self.clock.advance(worker.session.ttl)
         return await self.store.rescue(1_000, max_lost=max_lost)
 
 
 class HandDrivenWorker:
-    """A worker played by hand: a session, and the number of its last exchange."""
+    """A worker driven by the test: a session, and the number of its last exchange."""
 
     def __init__(self, store: Backend, session: Session) -> None:
         self.store = store
@@ -114,12 +114,12 @@ class HandDrivenWorker:
 
     @property
     def id(self) -> str:
-        """Its session's id."""
+        """The id of the session."""
         return self.session.id
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """All it can serve."""
+        """All lanes that the worker can serve."""
         return tuple(Lane(q, n) for q in self.session.queues for n in self.session.names)
 
     def want(
@@ -130,7 +130,7 @@ class HandDrivenWorker:
         queues: dict[str, QueueOptions] | None = None,
         ageing: float = 0.0,
     ) -> ReserveRequest:
-        """A request with a nonce that no other exchange has."""
+        """Return a reserve request with a unique nonce."""
         seed = f"{self.id} {self.number + 1}".encode()
         nonce = hashlib.blake2b(seed, digest_size=16).digest()
         lanes = self.lanes if lanes is None else lanes
@@ -139,38 +139,38 @@ class HandDrivenWorker:
     async def exchange(
         self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING
     ) -> Reply:
-        """The next exchange."""
+        """Perform the next exchange and return the reply."""
         reply = await self.store.exchange(self.id, self.number + 1, settlements, want)
         self.number += 1
         return reply
 
     async def take(self, total: int = 1, **terms: object) -> list[Delivery]:
-        """Reserve up to `total` jobs; `terms` as for `want`."""
+        """Reserve up to `total` jobs; `terms` are the keyword arguments of `want`."""
         return (await self.exchange(want=self.want(total, **terms))).deliveries  # type: ignore[arg-type]
 
     async def take_one(self) -> Delivery:
-        """Reserve the one job that is there for it first."""
+        """Reserve the next job and return its delivery."""
         (delivery,) = await self.take(1)
         return delivery
 
     async def settle(self, *settlements: Settlement) -> list[Settled]:
-        """Say what became of attempts; reserve nothing."""
+        """Settle attempts without reserving jobs; return the results."""
         return (await self.exchange(*settlements)).results
 
     async def beat(self) -> HeartbeatReply:
-        """Say that it lives."""
+        """Send a heartbeat and return the reply."""
         return await self.store.heartbeat(self.id)
 
     async def close(self, *running: Lease) -> None:
-        """End its session."""
+        """Close the session."""
         await self.store.close_session(self.id, running)
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:
-    """Which jobs were handed out, in order."""
+    """Return the ids of the delivered jobs in order."""
     return [delivery.lease.job_id for delivery in deliveries]
 
 
 async def soon(what: Awaitable[T]) -> T:
-    """What it gives, or a failure when it takes longer than a backend may."""
+    """Return the result of `what`. Raises `TimeoutError` after `DEADLINE` seconds of real time."""
     return await asyncio.wait_for(what, DEADLINE)

@@ -1,4 +1,5 @@
-"""A story about a limit: a fleet, far more jobs than may run, and workers that vanish."""
+"""A scenario for a concurrency limit: a fleet, many more jobs than may run, and workers that
+vanish."""
 
 from __future__ import annotations
 
@@ -15,18 +16,19 @@ JOBS, LIMIT, WORKERS = 5_000, 3, 8
 
 
 class Fleet:
-    """Eight workers, and what their handlers do at any moment."""
+    """Eight workers, and the jobs that their handlers run at any time."""
 
     def __init__(self, stage: Harness, workers: list[HandDrivenWorker]) -> None:
         self.stage = stage
         self.workers = workers
         self.running: dict[str, Lease] = {}
-        """What handlers run: from the reply that brought it to the call that settles it."""
+        """Leases of running jobs: from the reply that delivers a job to the exchange that
+        settles it."""
         self.most: int = 0
         self.completed: int = 0
 
     async def work(self, until: int) -> None:
-        """Go on until so many are completed in all."""
+        """Run the workers until `until` jobs are completed in total."""
         await asyncio.gather(*(self._work(worker, until) for worker in self.workers))
 
     async def _work(self, worker: HandDrivenWorker, until: int) -> None:
@@ -57,7 +59,8 @@ class Fleet:
         self.completed += len(held)
 
     async def lose(self, worker: HandDrivenWorker) -> None:
-        """One takes what it may and vanishes; the others live on and rescue."""
+        """Let one worker reserve up to the limit and vanish. The other workers continue, and its
+        jobs are rescued."""
         self.workers.remove(worker)
         held = self._begin(await worker.exchange(want=worker.want(LIMIT)))
         assert len(held) == LIMIT

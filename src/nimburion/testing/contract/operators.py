@@ -1,4 +1,4 @@
-"""Every operation that takes a job by its id or its turn, in every place where a job may stand."""
+"""Every operation on a job, for every state that the job can have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _cancel(stage: Harness, job_id: str) -> str:
 
 
 async def _rescue(stage: Harness, job_id: str) -> str:
-    """After its session, where it has one, expired."""
+    """Rescue after the session of the job, if any, has expired."""
     stage.clock.advance(TTL)
     rescued = await stage.store.rescue(10, max_lost=3)
     for answer in ("returned", "cancelled", "failed"):
@@ -103,13 +103,14 @@ EXPECTED: dict[str, dict[str, tuple[str, str]]] = {
     "enqueue": {},
     "enqueue another body": {},
 }
-"""Answer and state afterwards, by place or by its state; what is not here answers `OTHERWISE`
-and leaves the whole record as it was."""
+"""Answer and following state, by place or by state. Other jobs answer `OTHERWISE` and keep the
+whole record unchanged."""
 OTHERWISE = {"enqueue": "exists", "enqueue another body": "conflict"}
 
 
 def expected(operation: str, place: str) -> tuple[str, str]:
-    """What an operation answers to a job that stands there, and where it then stands."""
+    """Return the answer of an operation on a job in `place`, and the state of the job
+    afterwards."""
     state = place.replace(",", "").split(maxsplit=1)[0]
     table = EXPECTED[operation]
     unchanged = (OTHERWISE.get(operation, "nothing"), state)

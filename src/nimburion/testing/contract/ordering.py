@@ -1,5 +1,5 @@
-"""The order of SPEC G15, exactly: level of the queue with ageing, priority, due time, enqueue
-order; a merge of lane heads, never a sort of everything."""
+"""The exact order of SPEC G15: level of the queue with ageing, priority, due time, enqueue
+order. It is a merge of the heads of the lanes, not a sort of all jobs."""
 
 from __future__ import annotations
 
@@ -271,7 +271,8 @@ def merged(
     total: int,
     now: float,
 ) -> list[str]:
-    """Take the best head, move that lane on, again: the first `total`, taken out of `lanes`."""
+    """Return the first `total` ids in order and remove those jobs from `lanes`. Each step takes
+    the best head of all lanes."""
     taken: list[NewJob] = []
 
     def rank(lane: Lane) -> tuple[float, ...]:

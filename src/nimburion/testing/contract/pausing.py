@@ -1,4 +1,4 @@
-"""`pause`: from now on nothing of the queue is handed out."""
+"""`pause`: no job of a paused queue is delivered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: the attempt goes on, the lease stays, and only its holder may speak."""
+"""Progress: the attempt continues, the lease stays valid, and only its holder may report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Never early: delays, retries and snoozes wait for the clock of the backend."""
+"""Due times: delays, retries and snoozes follow the clock of the backend and never run early."""
 
 from __future__ import annotations
 

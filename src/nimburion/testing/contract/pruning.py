@@ -1,4 +1,4 @@
-"""`prune`: forgets what is old enough, no more than it may, and nothing that is unfinished."""
+"""`prune`: deletes old finished jobs, up to a maximum per call, and no unfinished job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTHING_KEPT = Retention(completed=0.0, completed_max=0, failed=0.0, results=0.0
 
 
 async def complete(stage: Harness, *job_ids: str, result: bytes | None = b"1") -> None:
-    """Let new jobs complete, one a second."""
+    """Enqueue and complete jobs, one per second."""
     await stage.add(*job_ids)
     worker = await stage.worker()
     for delivery in await worker.take(len(job_ids)):
@@ -27,7 +27,7 @@ async def complete(stage: Harness, *job_ids: str, result: bytes | None = b"1") -
 
 
 async def kept(stage: Harness) -> set[str]:
-    """Which jobs are still there."""
+    """Return the ids of the stored jobs."""
     return {record.id for record in (await stage.store.list_jobs()).jobs}
 
 

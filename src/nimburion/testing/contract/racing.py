@@ -1,4 +1,4 @@
-"""Several at once: what is decided in the backend is decided once."""
+"""Concurrent callers: the backend decides each race exactly once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RACERS = 32
 
 
 async def race(count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
-    """Let so many start in the same moment; what each came to."""
+    """Start `count` coroutines at the same time and return their results."""
     barrier = asyncio.Barrier(count)
 
     async def one(n: int) -> T:
@@ -39,7 +39,7 @@ async def race(count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
 def run_on_own_loop(
     run: Callable[[HandDrivenWorker], Coroutine[None, None, T]], worker: HandDrivenWorker
 ) -> T:
-    """For a thread."""
+    """Run the coroutine on a new event loop, for use in a thread."""
     return asyncio.run(run(worker))
 
 

@@ -1,4 +1,4 @@
-"""Reading: whole records, stable pages, exact counts."""
+"""Queries: complete records, stable pages, exact counts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nimburion.testing.contract.standing import STANDING
 
 
 async def list_ids(stage: Harness, which: JobFilter) -> list[str]:
-    """The ids a filter finds, in the order of the list."""
+    """Return the ids that a filter matches, in list order."""
     return [job.id for job in (await stage.store.list_jobs(which)).jobs]
 
 
 async def list_pages(stage: Harness, which: JobFilter, limit: int) -> list[list[str]]:
-    """All pages, as ids."""
+    """Return all pages as lists of ids."""
     pages: list[list[str]] = []
     after: str | None = None
     while True:

@@ -1,4 +1,4 @@
-"""The suite as a page for people: what is promised, by operation, state and token.
+"""Generate the reference page of the contract: its promises by operation, state and token.
 
 python -m nimburion.testing.contract.reference docs/reference/contract-cases.md
 """
@@ -18,7 +18,7 @@ from nimburion.testing.contract.suite import BackendContract
 from nimburion.testing.contract.tokens import SETTLEMENTS
 
 Case = tuple[str, str, int]
-"""Name, promise, and how many variants it runs in."""
+"""Name, promise and number of variants of a case."""
 
 HEAD = """\
 # The contract, case by case
@@ -45,7 +45,7 @@ it was.
 
 
 def contract_page() -> str:
-    """The whole page, as Markdown."""
+    """Return the whole page as Markdown."""
     groups = list(themes())
     every = [case for _, cases in groups for case in cases]
     head = HEAD.format(functions=len(every), cases=sum(count for *_, count in every))
@@ -56,7 +56,7 @@ def contract_page() -> str:
 
 
 def token_table() -> str:
-    """Settlements by situation."""
+    """Return the table of settlements by situation."""
     rows = [
         [one.state, one.token, *(_answer(one, kind) for kind in SETTLEMENTS)] for one in SITUATIONS
     ]
@@ -71,7 +71,7 @@ def _answer(situation: Situation, kind: str) -> str:
 
 
 def operation_table() -> str:
-    """Operations by place."""
+    """Return the table of operations by place."""
     rows = [
         [place, *(_outcome(operation, place) for operation in OPERATIONS)] for place in STANDING
     ]
@@ -84,27 +84,27 @@ def _outcome(operation: str, place: str) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def themes() -> Iterator[tuple[str, list[Case]]]:
-    """The groups of the suite in its own order: title, cases."""
+    """Yield the title and the cases of each group, in the order of the suite."""
     for group in BackendContract.__bases__:
         found = [make_case(name, one) for name, one in vars(group).items() if name[:5] == "test_"]
         yield (group.__doc__ or group.__name__).strip().rstrip("."), found
 
 
 def make_case(name: str, function: Callable[..., object]) -> Case:
-    """One case function as the page shows it."""
+    """Return the entry of a case function."""
     marks = getattr(function, "pytestmark", [])
     variants = [len(mark.args[1]) for mark in marks if mark.name == "parametrize"]
     return name, inspect.getdoc(function) or "", prod(variants)
 
 
 def written(case: Case) -> str:
-    """One case as a list item."""
+    """Format a case as a list item."""
     name, promise, count = case
     said = name.removeprefix("test_").replace("_", " ").strip()
     variants = f" ({count} variants)" if count > 1 else ""

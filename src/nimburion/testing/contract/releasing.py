@@ -1,4 +1,4 @@
-"""Giving leases back outside the numbered exchanges."""
+"""Releasing leases outside the numbered exchanges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rescue: what a dead worker held runs again, and what kills its workers is set aside."""
+"""Rescue: the jobs of a dead worker run again, and a job that repeatedly loses its workers
+becomes a dead letter."""
 
 from __future__ import annotations
 

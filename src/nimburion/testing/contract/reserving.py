@@ -1,4 +1,4 @@
-"""What an exchange hands out, and what it never does."""
+"""The jobs that an exchange delivers, and those that it must not deliver."""
 
 from __future__ import annotations
 

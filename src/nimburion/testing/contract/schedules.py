@@ -1,4 +1,4 @@
-"""Schedules: kept as they are, and each tick decided once."""
+"""Schedules: stored unchanged, and each tick decided once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREVIOUS = {
     "cancelled": ENDED,
     "forgotten": ENDED,
 }
-"""Where the schedule's previous job may stand, and what that means for the next."""
+"""Places of the previous job of a schedule, and their meaning for the next tick."""
 OVERLAPS: dict[tuple[Overlap, str], Literal["fired", "skipped"]] = {
     ("allow", NOT_STARTED): "fired",
     ("allow", STARTED): "fired",
@@ -51,13 +51,13 @@ async def fire(
 
 
 async def the_schedule(stage: Harness) -> ScheduleRecord:
-    """The only one."""
+    """Return the only schedule."""
     (schedule,) = await stage.store.list_schedules()
     return schedule
 
 
 async def move_previous(stage: Harness, to: str) -> None:
-    """Bring the previous job, which is pending, to where it should stand."""
+    """Move the previous job, which is pending, to the given place."""
     if to in {"pending", "scheduled"}:
         return
     if to in {"cancelled", "forgotten"}:

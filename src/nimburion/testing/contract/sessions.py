@@ -1,4 +1,4 @@
-"""The life of a worker: open, beat, close."""
+"""Sessions of a worker: open, heartbeat, close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each settlement writes. Which token may write at all: see `tokens`."""
+"""The effect of each settlement on the record. `tokens` covers which token may settle."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where a job may stand when somebody says something about it, and under which token they say it.
+"""Situations of a settlement: the state of the job, and the token that the caller sends.
 
-These are the rows of the table of tokens: each builds one situation on an empty backend.
+They are the rows of the token table. Each one sets up its situation on an empty backend.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ JOB = "the-job"
 
 
 class Speaker(msgspec.Struct, frozen=True):
-    """Who speaks, under which lease."""
+    """The worker that sends a settlement, and the lease that it uses."""
 
     worker: HandDrivenWorker
     lease: Lease
@@ -33,7 +33,7 @@ Builder = Callable[[Harness], Awaitable[Speaker]]
 
 
 class Situation(msgspec.Struct, frozen=True):
-    """One row: where the job stands, whose token is sent, and what every settlement answers."""
+    """One row: the state of the job, the token that is sent, and the answer to every settlement."""
 
     state: str
     token: str
@@ -42,7 +42,7 @@ class Situation(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The row in a case's name."""
+        """The name of the row in the name of a case."""
         return f"{self.state}, {self.token}"
 
 
@@ -119,7 +119,7 @@ async def _rescued_and_held(stage: Harness) -> Speaker:
 
 
 async def _rescued_other_session(stage: Harness) -> Speaker:
-    """The worker came back under a new session, and still believes in its old lease."""
+    """The worker has a new session and still uses its old lease."""
     said = await _rescued(stage)
     return Speaker(await stage.worker(), said.lease)
 
@@ -155,7 +155,7 @@ async def _retried(stage: Harness, delay: float = 60.0) -> Speaker:
 
 
 async def _held_again_settled(stage: Harness) -> Speaker:
-    """Two deliveries, both settled; speaks under the first."""
+    """Two deliveries, both settled; the worker uses the first lease."""
     said = await _retried(stage, delay=0.0)
     await said.worker.settle(Retried((await said.worker.take_one()).lease, 0.0, OOPS))
     return said
@@ -221,7 +221,7 @@ async def _forgotten(stage: Harness) -> Speaker:
 
 
 async def _made_anew(stage: Harness) -> Speaker:
-    """Another job under the id of one that was forgotten; speaks of the first."""
+    """A new job under the id of a deleted one; the worker uses the lease of the deleted job."""
     said = await _forgotten(stage)
     await stage.add(JOB)
     return said
@@ -278,6 +278,6 @@ AFTER: dict[str, State] = {
     "Cancelled": State.CANCELLED,
     "Progressed": State.PROCESSING,
 }
-"""Where a settlement that is `done` leaves the job, ..."""
+"""State of the job after a settlement with the answer `done`."""
 AFTER_REQUEST = AFTER | {"Retried": State.CANCELLED, "Released": State.CANCELLED}
-"""... and where when a cancel was requested meanwhile."""
+"""The same for a job whose cancel was requested."""

@@ -1,4 +1,4 @@
-"""A job in each place where it may stand, for the cases that go through all of them."""
+"""A job in each possible place, for cases that run through all of them."""
 
 from __future__ import annotations
 
@@ -118,4 +118,5 @@ STANDING: dict[str, Callable[[Harness], Awaitable[str]]] = {
     "cancelled": _cancelled,
     "cancelled while waiting": _cancelled_waiting,
 }
-"""By name, whose first word is the state; each makes one job and returns its id."""
+"""Builders by place. The first word of the name is the state. Each builder makes one job and
+returns its id."""

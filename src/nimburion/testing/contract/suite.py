@@ -1,4 +1,4 @@
-"""The suite as one class: subclass it, say how to open your backend, and run pytest."""
+"""The suite as one class: subclass it, implement `open_handles`, and run pytest."""
 
 from __future__ import annotations
 
@@ -96,15 +96,16 @@ class BackendContract(
     pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
-        """`count` handles on one new, empty backend that lives by `clock`; open or not.
+        """Return `count` handles on one new, empty backend that uses `clock`; open or not.
 
-        `tmp_path` is an empty folder of this case alone.
+        `tmp_path` is an empty folder for this case alone.
         """
         raise NotImplementedError
 
     @asynccontextmanager
     async def make_harness(self, count: int, tmp_path: Path) -> AsyncIterator[Harness]:
-        """A stage with so many handles on one empty backend; all closed at the end."""
+        """Yield a harness with `count` open handles on one empty backend; close all of them at
+        the end."""
         clock = FakeClock()
         handles = await self.open_handles(clock, count, tmp_path)
         assert len(handles) == count
@@ -118,12 +119,12 @@ class BackendContract(
 
     @pytest_asyncio.fixture
     async def stage(self, tmp_path: Path) -> AsyncIterator[Harness]:
-        """One handle on an empty backend."""
+        """A harness with one handle on an empty backend."""
         async with self.make_harness(1, tmp_path) as stage:
             yield stage
 
     @pytest_asyncio.fixture
     async def fleet(self, tmp_path: Path) -> AsyncIterator[Harness]:
-        """Eight handles on one empty backend."""
+        """A harness with eight handles on one empty backend."""
         async with self.make_harness(8, tmp_path) as stage:
             yield stage

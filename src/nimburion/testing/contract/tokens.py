@@ -1,4 +1,4 @@
-"""Every settlement in every situation, under every token: who may write, and nobody else."""
+"""Every settlement in every situation, with every token: only the right token may settle."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Tokens:
 
 
 async def read(stage: Harness) -> JobRecord | None:
-    """The job of the situation; None when it is forgotten."""
+    """Return the job of the situation; None if it does not exist."""
     try:
         return await stage.store.get(JOB)
     except JobNotFound:

@@ -1,4 +1,4 @@
-"""Callers of different kinds at once: nothing is lost, and nothing is done twice."""
+"""Concurrent callers of different kinds: no job is lost, and no job is done twice."""
 
 from __future__ import annotations
 

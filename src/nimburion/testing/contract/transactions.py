@@ -1,5 +1,5 @@
-"""Joining a caller's transaction: committed with it or gone with it, for an enqueue and for the
-completion of a job. Run where the backend's `Capabilities` say `supports_transactions`."""
+"""Enqueues and completions inside a caller's transaction: they commit or roll back with it. Runs
+if the `Capabilities` of the backend have `supports_transactions`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ FAR = 1_000.0
 
 
 def joined(stage: Harness) -> JoiningStore:
-    """The backend as one that can be joined; the case is skipped where it says that it cannot."""
+    """Return the backend with its transaction methods; skip the case if it does not support
+    them."""
     if not stage.store.capabilities.supports_transactions:
         pytest.skip("this backend joins no transaction, and says so")
     return cast("JoiningStore", stage.store)
 
 
 class OpenTransaction:
-    """A transaction on a connection of the backend's own, as a caller would have one."""
+    """A transaction on one of the backend's own connections, in the role of a caller's
+    transaction."""
 
     def __init__(self, stage: Harness) -> None:
         self.store: JoiningStore = joined(stage)
@@ -35,36 +37,37 @@ class OpenTransaction:
         self.lent: CallerConnection = CallerConnection(None)
 
     async def begin(self) -> OpenTransaction:
-        """Have it open."""
+        """Begin the transaction and return this object."""
         self.lent = CallerConnection(await soon(self.transaction.begin()))
         return self
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
-        """One call inside it."""
+        """Enqueue jobs in one call inside the transaction."""
         return await soon(self.store.enqueue_in(self.lent, jobs))
 
     async def complete(
         self, worker: HandDrivenWorker, delivery: Delivery, result: bytes | None = None
     ) -> None:
-        """End a job inside it."""
+        """Complete a job inside the transaction."""
         await soon(self.transaction.complete(worker.id, Completed(delivery.lease, result)))
 
     async def commit(self) -> None:
-        """Make it true. A caller of `enqueue` alone commits by other means."""
+        """Commit the transaction. In production, a caller of `enqueue_in` commits its own
+        transaction."""
         await soon(self.transaction.commit())
 
     async def rollback(self) -> None:
-        """Undo it."""
+        """Roll the transaction back."""
         await soon(self.transaction.rollback())
 
 
 async def opened(stage: Harness) -> OpenTransaction:
-    """A transaction that has begun."""
+    """Return a transaction that has begun."""
     return await OpenTransaction(stage).begin()
 
 
 async def committed(stage: Harness, *jobs: NewJob) -> list[Enqueued]:
-    """Enqueue inside a transaction that also completes a job of its own, and commit."""
+    """Enqueue inside a transaction that also completes a separate job, and commit."""
     _, worker, delivery = await processing(stage, "carrier", queue="carriers")
     transaction = await opened(stage)
     results = await transaction.enqueue(*jobs)
@@ -76,7 +79,7 @@ async def committed(stage: Harness, *jobs: NewJob) -> list[Enqueued]:
 async def processing(
     stage: Harness, job_id: str = "a", *, queue: str = "default", options: JobOptions | None = None
 ) -> tuple[str, HandDrivenWorker, Delivery]:
-    """A job in the hands of a worker."""
+    """Enqueue and reserve a job; return its id, its worker and its delivery."""
     job = stage.job(job_id, queue=queue, options=options or JobOptions())
     await stage.put(job)
     worker = await stage.worker(queues=(queue,))

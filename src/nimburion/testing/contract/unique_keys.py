@@ -1,4 +1,4 @@
-"""Unique keys: one unfinished job per (name, key), decided by the backend."""
+"""Unique keys: at most one unfinished job per (name, key), enforced by the backend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEEPING: dict[str, Callable[[Lease], Settlement]] = {
 
 
 def keyed(job_id: str, options: JobOptions = KEY, **fields: str) -> NewJob:
-    """A job with a unique key."""
+    """Return a job with a unique key."""
     about = {"name": "mail", "queue": "default", **fields}
     return NewJob(job_id, about["name"], about["queue"], b"{}", options=options)
 

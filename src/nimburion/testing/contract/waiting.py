@@ -1,4 +1,4 @@
-"""`wait`: a hint that work may be there, and a timeout behind it."""
+"""`wait`: returns on a notification that jobs may be ready, or after a timeout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Act = Callable[[], Awaitable[object]]
 Prepare = Callable[[Harness], Awaitable[Act]]
 
 FAR = 1_000.0
-"""Seconds on the hand-moved clock: never, unless somebody moves it."""
+"""A timeout in seconds on the fake clock that never elapses unless the test advances the clock."""
 
 
 async def _enqueue(stage: Harness) -> Act:
@@ -162,7 +162,7 @@ class Waiting:
 async def listening(
     stage: Harness, handle: int, queues: tuple[str, ...], timeout: float
 ) -> asyncio.Task[None]:
-    """A task that waits in earnest: hints of what was before have been heard."""
+    """Return a task that waits, after notifications from earlier operations have been consumed."""
     async with asyncio.timeout(DEADLINE):
         while True:
             before = stage.clock.sleepers
