@@ -98,7 +98,7 @@ def _check_options(scheme: str, factory: Factory, options: dict[str, object]) ->
     kind = getattr(factory, "__self__", None)
     if not options or scheme not in SCHEMES or kind is None:
         return
-    from inspect import signature  # slow, and most calls have no options
+    from inspect import signature  # only with options; most calls have none
 
     parameters = signature(kind).parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]

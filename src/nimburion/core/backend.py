@@ -185,8 +185,8 @@ class Consuming(Protocol):
         waits again in its old place. Two kinds of jobs count no loss:
 
         - jobs of a session that had `left`;
-        - suspects (jobs with `SUSPECT_AFTER` losses) whose session held other jobs too, because a
-          suspect in such a session had not started.
+        - suspects (jobs with `SUSPECT_AFTER` losses) whose session held other jobs too. A suspect in
+          such a session had not started.
 
         An expired session ends in the same step, even if some of its jobs remain for the next call.
         """
@@ -276,7 +276,7 @@ class Inspecting(Protocol):
         ...
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
-        """Return the number of jobs in each state. Every state is a key."""
+        """Return the number of jobs in each state, of one queue or of all. Every state is a key."""
         ...
 
     async def queues(self) -> list[QueueInfo]:
@@ -284,8 +284,9 @@ class Inspecting(Protocol):
         ...
 
     async def sessions(self) -> list[SessionInfo]:
-        """Return every session that has not ended, oldest first. Closing or rescue ends a
-        session.
+        """Return every session that has not ended, oldest first.
+
+        `close_session` and `rescue` end sessions.
         """
         ...
 
@@ -294,8 +295,9 @@ class ScheduleCases(Protocol):
     """Storage operations of the scheduler."""
 
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
-        """Add or replace a schedule. An existing one keeps its `last_tick`, `last_job` and
-        `paused`.
+        """Add or replace a schedule.
+
+        An existing schedule keeps its `last_tick`, `last_job` and `paused`.
         """
         ...
 
@@ -336,34 +338,36 @@ class Lifecycle(Protocol):
         ...
 
     def describe(self) -> str:
-        """Return one line that names the backend: `SQLite /srv/app/nimburion.db`.
+        """Return the name of the backend on one line, without secrets.
 
-        The line contains no secrets.
+        Example: `SQLite /srv/app/nimburion.db`.
         """
         ...
 
     def new_handle(self) -> Backend:
-        """Return another handle on the same data. It is not open; open it on an event loop of its
-        own.
+        """Return another handle on the same data.
+
+        The handle is not open. Open it on an event loop of its own.
         """
         ...
 
     async def open(self) -> None:
         """Connect, create or migrate the data where this is allowed, and check its format.
+
         Repeatable.
         """
         ...
 
     async def close(self) -> None:
-        """Release all connections, files and tasks. Repeatable."""
+        """Release everything that the handle holds. Repeatable."""
         ...
 
     async def exists(self) -> bool:
         """Return whether there is data to open.
 
         The result is False where `open` would create the data, for example a file in the wrong
-        folder. A backend with a server returns True, because only `open` asks the server. The call
-        creates nothing, and the backend need not be open.
+        folder. A backend with a server returns True, because only `open` contacts the server. The
+        call creates nothing, and the backend need not be open.
         """
         ...
 
@@ -385,7 +389,7 @@ class Lifecycle(Protocol):
         ...
 
     async def plan(self) -> list[str]:
-        """Return what `migrate` would do now, one line of text a step, without doing it.
+        """Return what `migrate` would do now, one text for each step, without doing it.
 
         An empty list means that there is nothing to do. The backend need not be open; close it
         afterwards.
@@ -396,7 +400,7 @@ class Lifecycle(Protocol):
         ...
 
     async def migrate(self) -> list[str]:
-        """Migrate the data to the current format and return what was done, one line of text a step.
+        """Migrate the data to the current format and return one text for each step done.
 
         The backend need not be open; close it afterwards. Any number of processes may call this at
         the same time, while workers run.
@@ -404,11 +408,9 @@ class Lifecycle(Protocol):
         ...
 
     async def grant(self, role: str) -> list[str]:
-        """Grant another role of the backend the permissions of a worker, and return what was
-        granted.
+        """Grant another role the permissions of a worker and return one text for each grant.
 
-        The role gets no other permissions. The result is one line of text for each grant. The
-        backend need not be open; close it afterwards.
+        The role gets no other permissions. The backend need not be open; close it afterwards.
 
         Raises:
             NotSupported: the backend has no roles.
@@ -424,8 +426,8 @@ class Backend(Producing, Consuming, Maintaining, Inspecting, ScheduleCases, Life
 class Transactional(Protocol):
     """The additional operations of a backend whose capabilities have `supports_transactions`.
 
-    Changes inside a caller's transaction are invisible to others until it commits. After a rollback
-    they never happened.
+    Changes inside a caller's transaction are invisible to others until it commits. A rollback
+    discards all of them.
 
     Raises:
         UnusableConnection: the driver of the connection is unknown to the backend, the connection
@@ -444,8 +446,7 @@ class Transactional(Protocol):
         ...
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
-        """Return a transaction in which a handler's writes and the completion of its job commit
-        together.
+        """Return a transaction that commits a handler's writes together with the end of its job.
 
         It uses the caller's connection, or one of the backend's own connections if that is None.
         """

@@ -45,7 +45,7 @@ def make_no_reply_error(where: str, problem: str, *, sent: bool) -> BackendUnava
     return make_not_applied_error(f"{where}: {problem}; nothing was written")
 
 
-# --- reasons why a connection failed ---------------------------------------------------------------
+# --- reasons why a connection failed --------------------------------------------------------------
 
 
 def explain_network_error(error: BaseException, place: object) -> str | None:
