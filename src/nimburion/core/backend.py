@@ -185,8 +185,8 @@ class Consuming(Protocol):
         waits again in its old place. Two kinds of jobs count no loss:
 
         - jobs of a session that had `left`;
-        - suspects (jobs with `SUSPECT_AFTER` losses) whose session held other jobs too. A suspect in
-          such a session had not started.
+        - suspects (jobs with `SUSPECT_AFTER` losses) whose session held other jobs too. A suspect
+          in such a session had not started.
 
         An expired session ends in the same step, even if some of its jobs remain for the next call.
         """
