@@ -30,7 +30,7 @@ COMMANDS = MappingProxyType(
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group of commands; each command is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click names it
         return list(COMMANDS)

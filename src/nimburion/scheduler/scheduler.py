@@ -206,7 +206,7 @@ class Scheduler(Service):
         if wait > 0:
             await wait_for_first(self.clock.sleep(wait), self.stopping.wait())
 
-    # Internals of declaring
+    # Internals
 
     def _decorate(self, when: When, options: ScheduleOptions, template: Decorated) -> Decorated:
         self.schedule(when, cast("Template", template), **options)

@@ -82,7 +82,7 @@ class BackendContract(
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 
-    A backend proves itself with a subclass that opens it:
+    Test a backend with a subclass that opens it:
 
         class TestMyStore(BackendContract):
             async def open_handles(self, clock, count, tmp_path):
@@ -90,7 +90,7 @@ class BackendContract(
                 return [first, *(first.sibling() for _ in range(count - 1))]
 
     Needs pytest and pytest-asyncio. The suite opens and closes the handles. A case is skipped only
-    where the backend's `Capabilities` say that it cannot apply.
+    if it does not apply to the `Capabilities` of the backend.
     """
 
     pytestmark: pytest.MarkDecorator = pytest.mark.asyncio
