@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.backends.sql_files import Statements, check_header, migrations_of
+from nimburion.backends.sql_files import Statements, check_header, read_migrations
 from nimburion.backends.sqlite.connection.opening import MIGRATIONS, PACKAGE, split_statements
 
 HEADER = "-- What.\n-- Inputs: a\n-- Result: b\n-- Locks: c\n-- Atomic: d\n"
@@ -32,7 +32,7 @@ def test_a_header_that_leaves_something_out(label: str) -> None:
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
-    numbers = [number for number, _, _ in migrations_of(PACKAGE, MIGRATIONS)]
+    numbers = [number for number, _, _ in read_migrations(PACKAGE, MIGRATIONS)]
     assert numbers == list(range(1, len(numbers) + 1))
 
 

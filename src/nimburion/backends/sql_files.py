@@ -69,7 +69,7 @@ def check_header(name: str, header: str) -> None:
             raise ValueError(f"{name}: its header must say '-- {label}: …'")
 
 
-def migrations_of(package: str, folder: str) -> list[tuple[int, str, str]]:
+def read_migrations(package: str, folder: str) -> list[tuple[int, str, str]]:
     """Return number, name and text of each file `NNNN_name.sql` in a folder of the package, in
     order.
     """

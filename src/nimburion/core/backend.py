@@ -6,7 +6,7 @@
 - `Consuming`: open a session, reserve and settle jobs, rescue the jobs of dead workers.
 - `Maintaining`: replay, delete, pause and prune.
 - `Inspecting`: read jobs, counts, queues and sessions.
-- `ScheduleCases`: store schedules and fire their ticks.
+- `Scheduling`: store schedules and fire their ticks.
 - `Lifecycle`: open, close, check and migrate.
 
 These rules hold for every operation of every backend:
@@ -291,7 +291,7 @@ class Inspecting(Protocol):
         ...
 
 
-class ScheduleCases(Protocol):
+class Scheduling(Protocol):
     """Storage operations of the scheduler."""
 
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
@@ -419,7 +419,7 @@ class Lifecycle(Protocol):
         ...
 
 
-class Backend(Producing, Consuming, Maintaining, Inspecting, ScheduleCases, Lifecycle, Protocol):
+class Backend(Producing, Consuming, Maintaining, Inspecting, Scheduling, Lifecycle, Protocol):
     """A complete backend: the union of the six protocols."""
 
 

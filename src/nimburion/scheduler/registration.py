@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from nimburion.core.backend import ScheduleCases
+from nimburion.core.backend import Scheduling
 from nimburion.core.errors import DefinitionError
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.scheduler.declarations import DeclaredSchedule
@@ -39,7 +39,7 @@ class ScheduleRegistration:
     """Writes and renews the schedule records of one application."""
 
     def __init__(
-        self, backend: ScheduleCases, owner: str, declared: Mapping[str, DeclaredSchedule]
+        self, backend: Scheduling, owner: str, declared: Mapping[str, DeclaredSchedule]
     ) -> None:
         self._backend = backend
         self._owner = owner

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.backends.sql_files import migrations_of
+from nimburion.backends.sql_files import read_migrations
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import opening
 from nimburion.core.errors import (
@@ -215,7 +215,7 @@ async def test_migrate_reports_what_opening_a_new_file_did(path: Path) -> None:
 
 async def test_an_older_format_is_migrated_once_and_whole(path: Path) -> None:
     await make_file(path)
-    first = migrations_of(opening.PACKAGE, opening.MIGRATIONS)
+    first = read_migrations(opening.PACKAGE, opening.MIGRATIONS)
     newer = [*first, (2, "colour", "ALTER TABLE job ADD COLUMN colour TEXT;\nCREATE TABLE b (x);")]
     connection = opening.connect(path)
     assert opening.prepare_file(connection, path, newer) == ["format 2: colour"]

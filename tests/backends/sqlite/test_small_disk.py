@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.connection.space import Space, size_of
+from nimburion.backends.sqlite.connection.space import Space, measure_size
 from nimburion.core.errors import BackendFull
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
@@ -43,12 +43,12 @@ class Volume:
     @property
     def free(self) -> int:
         """Bytes; negative where a real disk would have been full."""
-        return self.size - sum(size_of(one) for one in self._files)
+        return self.size - sum(measure_size(one) for one in self._files)
 
     def check(self, pages: int) -> None:
         """The disk was never full, and a checkpoint of all that the log holds would fit."""
         assert self.free >= 0
-        assert self.free >= pages * 4096 - size_of(self._files[0])
+        assert self.free >= pages * 4096 - measure_size(self._files[0])
 
 
 async def check(store: SQLiteBackend, volume: Volume) -> None:
@@ -126,7 +126,7 @@ async def test_a_call_too_large_for_the_disk_leaves_nothing_in_the_log(path: Pat
     await store.enqueue([NewJob("a", "n", "q", b"{}")])
     with pytest.raises(BackendFull):
         await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 990_000) for n in range(160)])
-    assert size_of(path.with_name("jobs.db-wal")) < MIB
+    assert measure_size(path.with_name("jobs.db-wal")) < MIB
     await check(store, volume)
     await settle(store, volume, "s")
     await store.close()

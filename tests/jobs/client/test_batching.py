@@ -10,7 +10,7 @@ import pytest
 
 from nimburion.core.errors import BackendFull, BackendUnavailable, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.jobs.client.batching import MAX_BATCH, EnqueueBatcher, limit_of
+from nimburion.jobs.client.batching import MAX_BATCH, EnqueueBatcher, choose_limit
 from nimburion.testing import FakeClock
 from tests.simulation.loop import SimulatedLoop, elapse, run
 from tests.simulation.world import LocalClock
@@ -278,7 +278,7 @@ def test_no_caller_waits_longer_than_its_time(answer: Answers) -> None:
     moments = [0.0, *(0.01 + 0.5 * n for n in range(40)), *[3.0] * (2 * MAX_BATCH)]
     for job_id, seconds, what in all_called(answer, moments):
         assert isinstance(what, BackendUnavailable)
-        assert seconds <= limit_of(TIMEOUT) + 0.001, f"{job_id} after {seconds:.2f} s"
+        assert seconds <= choose_limit(TIMEOUT) + 0.001, f"{job_id} after {seconds:.2f} s"
         assert seconds >= TIMEOUT - 1.0, f"{job_id} after {seconds:.2f} s"
 
 

@@ -23,7 +23,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.jobs.worker.completer import Completer, size_of
+from nimburion.jobs.worker.completer import Completer, measure_size
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
 
@@ -215,7 +215,7 @@ class Link(Store):
         self, session_id: str, number: int, settlements: Sequence[Settlement], want: ReserveRequest
     ) -> Reply:
         self.calls.append((number, list(settlements)))
-        if sum(map(size_of, settlements)) > self.most:
+        if sum(map(measure_size, settlements)) > self.most:
             self.clock.time += 5.0
             if self.reach:
                 self.reach.note_answer("beat")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from nimburion.backends.memory.reserve import LaneMerge, make_delivery, size_of
+from nimburion.backends.memory.reserve import LaneMerge, make_delivery, measure_size
 from nimburion.backends.memory.state import (
     JobEntry,
     LimitEntry,
@@ -217,7 +217,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
         held = entry.leased
         if held is None or held.exchange_number != session.last_exchange_number:
             continue
-        room -= size_of(entry)
+        room -= measure_size(entry)
         if room < 0 and deliveries:
             step.requeue_or_cancel(entry, held)
         else:

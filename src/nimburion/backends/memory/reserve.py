@@ -95,7 +95,7 @@ class LaneMerge:
             level += (self._now - entry.due) // self._ageing
         size = DELIVERY_OVERHEAD + len(entry.payload or b"")
         if entry.options is not NO_JOB_OPTIONS:
-            size = size_of(entry)
+            size = measure_size(entry)
         return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
     def _has_capacity(self, queue: str, name: str) -> bool:
@@ -121,7 +121,7 @@ class LaneMerge:
         return make_delivery(entry, token)
 
 
-def size_of(entry: JobEntry) -> int:
+def measure_size(entry: JobEntry) -> int:
     """Return the size of a job in bytes, as `ReserveRequest.max_bytes` counts it."""
     size = DELIVERY_OVERHEAD + len(entry.payload or b"")
     return size if entry.options is NO_JOB_OPTIONS else size + len(encode_json(entry.options))

@@ -361,7 +361,7 @@ class PostgresBackend:
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
         """See `Backend.release`."""
-        asked = sessions.releasing_of(session_id, leases, nonce)
+        asked = sessions.encode_release(session_id, leases, nonce)
         ((rung,),) = await self._fetch(_RELEASE, self._now(), *asked)
         self._notify(rung)
 

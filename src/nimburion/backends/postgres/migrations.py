@@ -13,9 +13,9 @@ import msgspec
 from nimburion.backends.postgres.connection.connect import Driver
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, get_error_code, map_error
-from nimburion.backends.postgres.schema import insert_schema, name_of
+from nimburion.backends.postgres.schema import insert_schema, qualify_name
 from nimburion.backends.postgres.url import PostgresSettings
-from nimburion.backends.sql_files import Statements, migrations_of
+from nimburion.backends.sql_files import Statements, read_migrations
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, FormatMismatch
 
 PACKAGE = "nimburion.backends.postgres"
@@ -79,7 +79,7 @@ def load_current_format() -> CurrentFormat:
     """Load the migrations and functions from the SQL files of this package."""
     functions = Statements(f"{PACKAGE}.functions")
     return CurrentFormat(
-        migrations_of(PACKAGE, "migrations"),
+        read_migrations(PACKAGE, "migrations"),
         [(name, functions[name]) for name in sorted(functions)],
     )
 
@@ -110,7 +110,7 @@ async def read_installed_format(
     if not await connection.fetch_value(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
         return NOT_INSTALLED
     return _decode_installed_format(
-        await connection.fetch(_META_QUERY.format(name_of("meta", settings)))
+        await connection.fetch(_META_QUERY.format(qualify_name("meta", settings)))
     )
 
 
@@ -248,7 +248,7 @@ async def _read_installed_format(driver: Driver, settings: PostgresSettings) -> 
     if not await driver.fetchval(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
         return NOT_INSTALLED
     return _decode_installed_format(
-        await driver.fetch(_META_QUERY.format(name_of("meta", settings)))
+        await driver.fetch(_META_QUERY.format(qualify_name("meta", settings)))
     )
 
 

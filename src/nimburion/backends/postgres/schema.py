@@ -15,9 +15,9 @@ def insert_schema(text: str, settings: PostgresSettings) -> str:
     >>> named("SELECT nb.exchange_1($1)", Address(schema="jobs", prefix="a_"))
     'SELECT "jobs"."a_exchange_1"($1)'
     """
-    return _OURS.sub(lambda match: name_of(match[1], settings), text)
+    return _OURS.sub(lambda match: qualify_name(match[1], settings), text)
 
 
-def name_of(name: str, address: PostgresSettings) -> str:
+def qualify_name(name: str, address: PostgresSettings) -> str:
     """Return the quoted name of a table or function of one backend."""
     return f'"{address.schema}"."{address.prefix}{name}"'

@@ -58,7 +58,7 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
     )
 
 
-def releasing_of(session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> list[Any]:
+def encode_release(session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> list[Any]:
     """Return the arguments of `release_1` after the time."""
     return [*encode_close_session(session_id, leases), nonce]
 

@@ -321,7 +321,7 @@ class RedisBackend:
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
         """See `Backend.release`. Releases up to 500 leases per script."""
-        asked = sessions.releasing_of(session_id, leases, nonce, _MAX_PER_SCRIPT)
+        asked = sessions.encode_release(session_id, leases, nonce, _MAX_PER_SCRIPT)
         while await self._run_script("release", *asked) == b"more":
             pass
 

@@ -62,7 +62,7 @@ def _decode_lease(field: bytes, token: bytes, job_id: bytes) -> Lease:
     return Lease(decode_id(job_id), Token(fence, token[4:]), int.from_bytes(field, "big"))
 
 
-def releasing_of(
+def encode_release(
     session_id: str, leases: Sequence[Lease], nonce: bytes | None, most: int
 ) -> list[bytes]:
     """Return the arguments of `release.lua`."""

@@ -17,7 +17,7 @@ from nimburion.backends.sqlite.reserve import (
     find_open_lanes,
     find_waiting_lanes,
     lease,
-    sizes_of,
+    measure_sizes,
 )
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
 from nimburion.backends.sqlite.transitions import LeaseRow
@@ -138,7 +138,7 @@ def hand_out(
     if not seqs:
         return []
     if db.looks_ahead:
-        sizes = sizes_of(db, seqs)
+        sizes = measure_sizes(db, seqs)
         count = count_fitting([size for _, size in sizes], want.max_bytes)
         db.looks_ahead = count < len(seqs)
         leave_in_line(db, [lane for lane, _ in sizes[count:]])
@@ -182,7 +182,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         None,
     )
     seqs = _decode_seqs(listed)
-    count = count_fitting([size for _, size in sizes_of(db, seqs)], request.max_bytes)
+    count = count_fitting([size for _, size in measure_sizes(db, seqs)], request.max_bytes)
     for seq in seqs[count:]:
         held = db.fetch_one("lease_get", head.session, seq)
         assert held is not None, "it was read just now, in this transaction"

@@ -43,7 +43,7 @@ def lease(db: Database, by: tuple[int, int], want: ReserveRequest, seqs: list[in
     db.run("reserve_take", listed)
 
 
-def sizes_of(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
+def measure_sizes(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
     """Return the lane and the size in bytes of each job, without reading its payload."""
     return _sizes(db.fetch_value("reserve_sizes", _encode(seqs).decode()))
 

@@ -32,13 +32,13 @@ _LENIENCE = 0.1
 _SHORTEST = 0.25
 
 
-def limit_of(timeout: float) -> float:
+def choose_limit(timeout: float) -> float:
     """Return the seconds after which a call with this timeout is abandoned.
 
     The limit is slightly longer than the timeout: a backend often times out by itself at the same
     time, and its error says more.
 
-    >>> limit_of(5.0), limit_of(0.5)
+    >>> choose_limit(5.0), choose_limit(0.5)
     (5.5, 0.75)
     """
     return timeout + max(_LENIENCE * timeout, _SHORTEST)
@@ -87,7 +87,7 @@ class EnqueueBatcher:
         self._backend = backend
         self._clock = clock
         self._timeout = timeout
-        self._limit = limit_of(timeout)
+        self._limit = choose_limit(timeout)
         self._shared_timer = SharedTimer()
         self._busy = False
         self._waiting: list[_Waiter] = []

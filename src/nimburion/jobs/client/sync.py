@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from nimburion.core.errors import BackendUnavailable, to_seconds
-from nimburion.jobs.client.batching import CALL_BEGAN, limit_of
+from nimburion.jobs.client.batching import CALL_BEGAN, choose_limit
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
 
@@ -120,7 +120,7 @@ class SyncClient:
         loop = self._find_owning_loop()
         if loop is not None:
             return run_on_loop(loop, partial(method, self._client, *args, **kwargs), lent)
-        seconds = _time_of(method, args, kwargs)
+        seconds = _measure_time(method, args, kwargs)
         with self._find_portal().used() as portal:
             make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
             return run_on_loop(portal.loop, make, lent)
@@ -226,7 +226,7 @@ class _Portal:
     async def _opened(self, seconds: float | None) -> None:
         """Wait until the client is open. Concurrent calls share one opening and its result."""
         timeout = self.client.settings.enqueue_timeout
-        limit = limit_of(timeout if seconds is None else min(seconds, timeout))
+        limit = choose_limit(timeout if seconds is None else min(seconds, timeout))
         limit = max(limit, _OPENING)
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self.client.open())
@@ -261,7 +261,7 @@ class _Portal:
             self.loop.close()
 
 
-def _time_of(
+def _measure_time(
     method: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> float | None:
     """Return the timeout that the caller passed to the call, in seconds; None if there is none."""

@@ -91,7 +91,7 @@ def parse_options(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _parse_priority(priority),
         at=None if at is None else _parse_time(at),
-        after=0.0 if after is None else _delay_of(after),
+        after=0.0 if after is None else _parse_delay(after),
         options=_parse_job_options(limits, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
     )
@@ -167,7 +167,7 @@ def _parse_seconds(what: str, value: object) -> float:
     return float(value)
 
 
-def _delay_of(after: object) -> float:
+def _parse_delay(after: object) -> float:
     seconds = _parse_seconds("after", after)
     if seconds < 0:
         raise InvalidJob(f"after must be 0 seconds or more, not {after!r}")

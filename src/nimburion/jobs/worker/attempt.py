@@ -258,7 +258,7 @@ class AttemptRunner:
             _log.debug(
                 "job %s %s: attempt %d starts",
                 *(delivery.name, delivery.lease.job_id, delivery.attempt),
-                extra=_extra_of(delivery),
+                extra=_make_extra(delivery),
             )
         started = self._clock.monotonic()
         waited = max(0.0, self._clock.now() - delivery.due)
@@ -275,7 +275,7 @@ class AttemptRunner:
             _log.debug(
                 "job %s %s: attempt %d ended after %.3f s: %s",
                 *(delivery.name, delivery.lease.job_id, delivery.attempt, duration, ended),
-                extra={**_extra_of(delivery), "duration": duration, "outcome": ended},
+                extra={**_make_extra(delivery), "duration": duration, "outcome": ended},
             )
         self._events.emit(
             AttemptEnded(
@@ -501,7 +501,7 @@ def _settle_completed(
             delivery.lease.job_id,
             outcome.error.message if isinstance(outcome, AttemptFailed) else type(outcome).__name__,
             exc_info=raised,
-            extra=_extra_of(delivery),
+            extra=_make_extra(delivery),
         )
     return Completed(delivery.lease)
 
@@ -517,14 +517,14 @@ def _log_failure(
     else:
         level, then = logging.ERROR, f"it is a dead letter now ({settlement.reason})"
     values = (delivery.name, delivery.lease.job_id, error.attempt, what, then)
-    text, extra = "job %s %s: attempt %d failed (%s); %s", _extra_of(delivery)
+    text, extra = "job %s %s: attempt %d failed (%s); %s", _make_extra(delivery)
     try:
         _log.log(level, text, *values, exc_info=raised, extra=extra)
     except BaseException:  # noqa: BLE001 - an exception that cannot even be formatted
         _log.log(level, text, *values, extra=extra)
 
 
-def _extra_of(delivery: Delivery) -> dict[str, object]:
+def _make_extra(delivery: Delivery) -> dict[str, object]:
     """Return the `extra` fields of every log record about an attempt."""
     return {
         "job_id": delivery.lease.job_id,

@@ -101,7 +101,7 @@ class Completer:
         """Send this settlement with the next exchange."""
         self.pending.append(settlement)
         if type(settlement) is not Completed or settlement.result is not None:
-            self._count(self._unsettled + size_of(settlement))
+            self._count(self._unsettled + measure_size(settlement))
 
     def report_progress(self, progress: Progressed) -> None:
         """Send this report with the next exchange. It replaces an older report for the lease."""
@@ -133,7 +133,7 @@ class Completer:
         finally:
             self.in_flight = False
         if self._unsettled:
-            self._count(sum(map(size_of, self.pending)))
+            self._count(sum(map(measure_size, self.pending)))
         return reply
 
     def _count(self, unsettled: int) -> None:
@@ -145,12 +145,12 @@ class Completer:
         self._progress.clear()
         batch += self.pending[:MOST_AT_ONCE]
         del self.pending[:MOST_AT_ONCE]
-        part = self._part_of(batch)
+        part = self._take_part(batch)
         if len(part) < len(batch):
             self._return(batch[len(part) :])
         return part
 
-    def _part_of(self, batch: list[Settlement]) -> list[Settlement]:
+    def _take_part(self, batch: list[Settlement]) -> list[Settlement]:
         """Return the prefix of `batch` that fits one exchange now: at least one item."""
         size = self._size
         if not self._unsettled and size.is_whole:
@@ -224,7 +224,7 @@ class Completer:
         self, batch: list[Settlement], want: ReserveRequest, failed_for: float
     ) -> tuple[list[Settlement], ReserveRequest]:
         """Return the settlements and the reserve request of this try."""
-        size, part = self._size, self._part_of(batch)
+        size, part = self._size, self._take_part(batch)
         if want.total:
             patience = 0.0 if failed_for else want.long_poll  # the awaited job may have arrived
             want = replace(want, max_bytes=size.max_bytes, long_poll=patience)
@@ -291,7 +291,7 @@ def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement
     return Failed(settlement.lease, Reason.UNSTORABLE, report)
 
 
-def size_of(settlement: Settlement) -> int:
+def measure_size(settlement: Settlement) -> int:
     """Return the approximate size of a settlement in bytes, without its lease."""
     match settlement:
         case Completed():
@@ -313,7 +313,7 @@ def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int
     """
     count = 0
     for one in batch[:most]:
-        max_bytes -= size_of(one)
+        max_bytes -= measure_size(one)
         if max_bytes < 0 and count:
             break
         count += 1
@@ -332,7 +332,7 @@ def _lean(settlement: Settlement) -> Settlement:
                 *(settlement.lease.job_id, len(settlement.result)),
             )
             return Completed(settlement.lease)
-        case Retried() | Failed() if size_of(settlement) > _LEAN_TEXT:
+        case Retried() | Failed() if measure_size(settlement) > _LEAN_TEXT:
             error = settlement.error
             short = replace(error, message=error.message[:_LEAN_TEXT], traceback="")
             return replace(settlement, error=short)

@@ -287,7 +287,7 @@ class LoopWatchdog:
         stack = "" if frame is None else "".join(traceback.format_stack(frame))
         with suppress(RuntimeError):
             task = asyncio.current_task(self._loop)
-            attempt = None if task is None else self._worker.attempt_of(task)
+            attempt = None if task is None else self._worker.find_attempt(task)
             if attempt is not None:
                 lease, name = attempt.delivery.lease, attempt.delivery.name
                 return f"job {lease.job_id} ({name})", stack

@@ -199,7 +199,7 @@ class Worker:
             self.lanes.free_slot(delivery)
         self._trigger.note_possible_work()
 
-    def attempt_of(self, task: asyncio.Task[Any]) -> Attempt | None:
+    def find_attempt(self, task: asyncio.Task[Any]) -> Attempt | None:
         """Return the attempt that `task` performs, or None. Safe from any thread."""
         return next((one for one in list(self._running) if one.task is task), None)
 

@@ -119,7 +119,7 @@ class CommandConnection:
                 if lacks_script(reply):
                     raise _NoScript
                 await self._handle_error(reply)
-                raise self._meaning_of(reply) from reply
+                raise self._map_error(reply) from reply
         return replies
 
     async def _reconnect(self) -> RedisProtocol:
@@ -129,7 +129,7 @@ class CommandConnection:
         self.connection_count += 1
         return wire
 
-    def _meaning_of(self, reply: Exception) -> NimburionError:
+    def _map_error(self, reply: Exception) -> NimburionError:
         """Map an error reply. If a verified connection was logged out, it has been replaced, so the
         error is `BackendUnavailable` and the caller retries.
         """

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from nimburion.backends.sql_files import migrations_of
+from nimburion.backends.sql_files import read_migrations
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.errors import is_busy, map_errors
 from nimburion.core.errors import ConfigurationError, FormatMismatch
@@ -89,7 +89,7 @@ def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[
     files.note_file()
     connection = connect(path)
     try:
-        done = prepare_file(connection, path, migrations_of(PACKAGE, MIGRATIONS))
+        done = prepare_file(connection, path, read_migrations(PACKAGE, MIGRATIONS))
         files.note_log()
         connection.execute("PRAGMA busy_timeout=0")  # the writer thread retries by itself
     except BaseException:
@@ -197,7 +197,7 @@ def plan_migrations(path: Path) -> list[str]:
     Raises:
         FormatMismatch: a newer version or another program wrote the file.
     """
-    migrations = migrations_of(PACKAGE, MIGRATIONS)
+    migrations = read_migrations(PACKAGE, MIGRATIONS)
     if not path.exists():
         return [describe_migration(one) for one in migrations]
     with map_errors(path), closing(connect(path)) as connection:

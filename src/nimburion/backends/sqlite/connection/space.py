@@ -75,7 +75,7 @@ class Space:
         free = self._free()
         self._scarce = free < PLENTY
         if self._scarce:
-            log = size_of(self._log)
+            log = measure_size(self._log)
             if log > max(_SHORT_LOG, (free + log) // _SHARE):
                 empty_log(connection)
 
@@ -107,10 +107,10 @@ class Space:
 
         Returns whether the log is shorter now. The next transaction measures the space again.
         """
-        length = size_of(self._log)
+        length = measure_size(self._log)
         empty_log(connection)
         self._next = 0.0
-        return size_of(self._log) < length
+        return measure_size(self._log) < length
 
     def check(self, connection: sqlite3.Connection, length: int) -> None:
         """Raise `BackendFull` if payloads of `length` bytes may not be enqueued.
@@ -130,7 +130,7 @@ class Space:
         """Return the page size, and the pages of the file and free bytes after a checkpoint."""
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        pending = max(0, page * pages - size_of(self._path))
+        pending = max(0, page * pages - measure_size(self._path))
         return page, pages, self._free() - pending
 
     def _free(self) -> int:
@@ -149,7 +149,7 @@ def empty_log(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def size_of(path: Path) -> int:
+def measure_size(path: Path) -> int:
     """Return the size of a file in bytes; 0 if it does not exist or cannot be read."""
     try:
         return os.stat(path).st_size  # noqa: PTH116 (three times as fast)
