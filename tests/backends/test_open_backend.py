@@ -38,10 +38,10 @@ class CustomBackend:
     ],
 )
 def test_sqlite_urls(url: str, path: str) -> None:
-    store = open_backend(url)
-    assert isinstance(store, SQLiteBackend)
-    assert store.path == Path(path).absolute()
-    assert store.describe() == f"SQLite {Path(path).absolute()}"
+    backend = open_backend(url)
+    assert isinstance(backend, SQLiteBackend)
+    assert backend.path == Path(path).absolute()
+    assert backend.describe() == f"SQLite {Path(path).absolute()}"
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_sqlite_urls(url: str, path: str) -> None:
     ],
 )
 def test_redis_urls(url: str, line: str) -> None:
-    store = open_backend(url)
-    assert isinstance(store, RedisBackend)
-    assert store.describe() == line
+    backend = open_backend(url)
+    assert isinstance(backend, RedisBackend)
+    assert backend.describe() == line
 
 
 def test_every_redis_scheme_opens_the_redis_backend() -> None:
@@ -67,9 +67,9 @@ def test_every_redis_scheme_opens_the_redis_backend() -> None:
 
 
 def test_options_reach_the_redis_backend() -> None:
-    store = open_backend("redis://localhost?namespace=one", namespace="two", timeout=2.0)
-    assert isinstance(store, RedisBackend)
-    assert (store.settings.namespace, store.settings.timeout) == ("two", 2.0)
+    backend = open_backend("redis://localhost?namespace=one", namespace="two", timeout=2.0)
+    assert isinstance(backend, RedisBackend)
+    assert (backend.settings.namespace, backend.settings.timeout) == ("two", 2.0)
     with pytest.raises(ConfigurationError, match="namespace: expected"):
         open_backend("redis://localhost", namespace="{}")
 
@@ -120,9 +120,9 @@ def test_an_unknown_option_is_rejected() -> None:
 
 def test_options_reach_the_backend() -> None:
     clock = FakeClock()
-    store = open_backend("sqlite:///jobs.db", clock=clock)
-    assert isinstance(store, SQLiteBackend)
-    assert store._clock is clock
+    backend = open_backend("sqlite:///jobs.db", clock=clock)
+    assert isinstance(backend, SQLiteBackend)
+    assert backend._clock is clock
 
 
 def test_a_password_is_not_shown() -> None:
@@ -138,8 +138,8 @@ def test_a_third_party_backend_by_entry_point(monkeypatch: pytest.MonkeyPatch) -
         return [one for one in [entry] if group == ENTRY_POINT_GROUP and name in {None, one.name}]
 
     monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
-    store = open_backend("shop://corner", till=3)
-    assert isinstance(store, CustomBackend)
-    assert (store.url, store.options) == ("shop://corner", {"till": 3})
+    backend = open_backend("shop://corner", till=3)
+    assert isinstance(backend, CustomBackend)
+    assert (backend.url, backend.options) == ("shop://corner", {"till": 3})
     with pytest.raises(ConfigurationError, match=r"did you mean shop\?.*memory, .*, shop, sqlite"):
         open_backend("shap://corner")

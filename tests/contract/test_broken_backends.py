@@ -440,9 +440,9 @@ class Breakage(NamedTuple):
     handles: int = 1
 
 
-def _token_case(store: type[MemoryBackend], row: str, kind: str = "Completed") -> Breakage:
+def _token_case(backend: type[MemoryBackend], row: str, kind: str = "Completed") -> Breakage:
     (situation,) = [one for one in SITUATIONS if one.name == row]
-    return Breakage(store, "a_settlement_writes_only_under_its_whole_token", (situation, kind))
+    return Breakage(backend, "a_settlement_writes_only_under_its_whole_token", (situation, kind))
 
 
 BREAKAGES = [
@@ -497,17 +497,17 @@ BREAKAGES = [
 class BrokenBackendContract(BackendContract):
     """The suite, on any class of memory backend. Not collected: no name of a test class."""
 
-    def __init__(self, store: type[MemoryBackend]) -> None:
-        self.made = store
+    def __init__(self, backend: type[MemoryBackend]) -> None:
+        self.made = backend
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
         first = self.made(clock=clock)
         return [first, *(first.new_handle() for _ in range(count - 1))]
 
 
-async def run_case(store: type[MemoryBackend], breakage: Breakage, tmp_path: Path) -> None:
+async def run_case(backend: type[MemoryBackend], breakage: Breakage, tmp_path: Path) -> None:
     """The case itself, called as it stands."""
-    kit = BrokenBackendContract(store)
+    kit = BrokenBackendContract(backend)
     async with kit.make_harness(breakage.handles, tmp_path) as stage:
         await getattr(kit, f"test_{breakage.case}")(stage, *breakage.arguments)
 

@@ -95,8 +95,8 @@ def _completes(args: tuple[Any, ...]) -> bool:
 
 def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The backend has committed, but nobody hears of it."""
-    for store in (SQLiteBackend, RedisBackend, PostgresBackend):
-        setattr(store, name, _dying(getattr(store, name), when))
+    for backend in (SQLiteBackend, RedisBackend, PostgresBackend):
+        setattr(backend, name, _dying(getattr(backend, name), when))
 
 
 def _die_around_commit(*, before: bool) -> None:
@@ -253,10 +253,10 @@ class EventLog:
             os.close(descriptor)
 
 
-async def run_worker(folder: Path, url: str, diary: EventLog, options: dict[str, Any]) -> None:
+async def run_worker(folder: Path, url: str, events: EventLog, options: dict[str, Any]) -> None:
     """Run jobs until told to stop."""
     processor = Processor(open_backend(url), Settings(**options))
-    handlers = Handlers(folder, diary, processor.settings.session_ttl)
+    handlers = Handlers(folder, events, processor.settings.session_ttl)
     handlers.register(processor)
     children.register(processor, handlers.note)
     blocking.register(processor, handlers.note)
@@ -264,49 +264,49 @@ async def run_worker(folder: Path, url: str, diary: EventLog, options: dict[str,
 
     def hear(event: Event) -> None:
         if isinstance(event, SessionEnded | StaleSettlement):
-            diary.note(type(event).__name__, how=getattr(event, "how", ""))
+            events.note(type(event).__name__, how=getattr(event, "how", ""))
 
     processor.events.subscribe(hear)
     async with processor:
         await processor.run(owns_process=True)
-    diary.note("left")
+    events.note("left")
 
 
-async def run_producer(_: Path, url: str, diary: EventLog, options: dict[str, Any]) -> None:
+async def run_producer(_: Path, url: str, events: EventLog, options: dict[str, Any]) -> None:
     """Enqueue jobs by id."""
-    store = open_backend(url)
-    await store.open()
+    backend = open_backend(url)
+    await backend.open()
     jobs = [NewJob(job_id, options["name"], "default", b"{}") for job_id in options["ids"]]
-    await store.enqueue(jobs)
-    diary.note("enqueued")
-    await store.close()
+    await backend.enqueue(jobs)
+    events.note("enqueued")
+    await backend.close()
 
 
-async def run_buyer(_: Path, url: str, diary: EventLog, options: dict[str, Any]) -> None:
+async def run_buyer(_: Path, url: str, events: EventLog, options: dict[str, Any]) -> None:
     """Write a row and enqueue a job, in one transaction of its own."""
-    store = open_backend(url)
-    await store.open()
+    backend = open_backend(url)
+    await backend.open()
     crash_at = os.environ.get("CRASH_AT")
     connection: Any = sqlite3.connect(parse_url(url)) if "sqlite" in url else psycopg.connect(url)
     with closing(connection):
         connection.execute(EFFECT.format(job="quick-0"))
         jobs = [NewJob("quick-0", "quick", "default", b"{}")]
-        await cast("Transactional", store).enqueue_in(CallerConnection(connection), jobs)
+        await cast("Transactional", backend).enqueue_in(CallerConnection(connection), jobs)
         if crash_at == "rows":
             die()
         connection.commit()
         if crash_at == "bought":
             die()
-    await store.close()
+    await backend.close()
 
 
 class Handlers:
     """They note when they begin and end. On the first delivery of a job (fence 1) some never end,
     so that something must happen to the worker; on later ones all are quick."""
 
-    def __init__(self, folder: Path, diary: EventLog, ttl: float) -> None:
+    def __init__(self, folder: Path, events: EventLog, ttl: float) -> None:
         self._folder = folder
-        self._diary = diary
+        self._diary = events
         self._ttl = ttl
         self._never = threading.Event()
 
@@ -416,11 +416,11 @@ def main() -> None:
         stream=sys.stderr,
         format="%(asctime)s %(process)d %(levelname)s:%(name)s:%(message)s",
     )
-    verb, folder, url, terms = sys.argv[1:]
+    verb, folder, url, options = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         install_crash_point(os.environ["CRASH_AT"])
     act = {"worker": run_worker, "producer": run_producer, "buyer": run_buyer}[verb]
-    chosen = json.loads(terms)
+    chosen = json.loads(options)
     loop_factory = uvloop.new_event_loop if chosen.pop("uvloop", False) else None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(act(Path(folder), url, EventLog(Path(folder)), chosen))

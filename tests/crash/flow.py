@@ -40,9 +40,9 @@ async def run_flow(
     """A stream of jobs that has begun, and two workers that run them. Leaving it lets the stream
     end, with `jobs` of them at least, and waits until all is done; the account is then
     `flow.result`. `load`: bytes of each payload; `ttl`: seconds that a worker's session lives."""
-    async with ProcessHarness(folder, url) as stage:
-        flow = Flow(stage, per_second, b"{%b}" % (b" " * load))
-        processes = [stage.start_worker(session_ttl=ttl, concurrency=10) for _ in range(2)]
+    async with ProcessHarness(folder, url) as harness:
+        flow = Flow(harness, per_second, b"{%b}" % (b" " * load))
+        processes = [harness.start_worker(session_ttl=ttl, concurrency=10) for _ in range(2)]
         flow.workers = [process.pid for process in processes]
         pouring = asyncio.create_task(flow.enqueue_more(jobs))
         try:
@@ -60,8 +60,8 @@ async def run_flow(
 class Flow:
     """A steady stream of jobs into the backend of a stage."""
 
-    def __init__(self, stage: ProcessHarness, per_second: int, payload: bytes) -> None:
-        self.harness = stage
+    def __init__(self, harness: ProcessHarness, per_second: int, payload: bytes) -> None:
+        self.harness = harness
         self._payload = payload
         self.acknowledged: dict[str, float] = {}
         """When each was, on the clock of this host."""
@@ -69,7 +69,7 @@ class Flow:
         """Calls that were given up or refused, by the error."""
         self.held_up: int = 0
         """Jobs that took longer than half a second to be acknowledged."""
-        self._client = Client(open_backend(stage.url), settings=Settings(enqueue_timeout=2.0))
+        self._client = Client(open_backend(harness.url), settings=Settings(enqueue_timeout=2.0))
         self._pace = AT_ONCE / per_second
         self._numbers = count()
         self._never = asyncio.Event()

@@ -116,16 +116,16 @@ class ProcessHarness:
 
             await self.wait_until(rescued, "the jobs are rescued")
 
-    async def supervise(self, job_ids: list[str], **terms: Any) -> int:
+    async def supervise(self, job_ids: list[str], **options: Any) -> int:
         """Keep one worker running until these jobs have ended; how many were started."""
-        process, started = self.start_worker(**terms), 1
+        process, started = self.start_worker(**options), 1
 
         async def ended() -> bool:
             nonlocal process, started
             if all([(await self.get_record(one)).state.finished for one in job_ids]):
                 return True
             if process.poll() is not None:
-                process, started = self.start_worker(**terms), started + 1
+                process, started = self.start_worker(**options), started + 1
             return False
 
         await self.wait_until(ended, "the jobs have ended")

@@ -19,47 +19,47 @@ class Children:
 
     @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
     async def test_a_child_is_a_plain_process_and_leaves_its_worker_alone(
-        self, stage: ProcessHarness, uvloop: bool
+        self, harness: ProcessHarness, uvloop: bool
     ) -> None:
         for name in EXITS:
-            await stage.enqueue(name)
-        parent = stage.start_worker(concurrency=3, uvloop=uvloop, session_ttl=60.0)
-        await stage.wait_until_logged("end", len(EXITS), alive=parent, seconds=4 * DEADLINE)
+            await harness.enqueue(name)
+        parent = harness.start_worker(concurrency=3, uvloop=uvloop, session_ttl=60.0)
+        await harness.wait_until_logged("end", len(EXITS), alive=parent, seconds=4 * DEADLINE)
         codes = {
-            line["job"].rpartition("-")[0]: line["code"] for line in stage.find_events("child")
+            line["job"].rpartition("-")[0]: line["code"] for line in harness.find_events("child")
         }
         assert codes == EXITS
-        assert {line["pid"] for line in stage.read_events()} == {parent.pid}
+        assert {line["pid"] for line in harness.read_events()} == {parent.pid}
 
-        await stage.enqueue("quick", 50)
-        await stage.wait_until_logged("end", len(EXITS) + 50, alive=parent)
-        await stage.check_all_completed(lost=0)
-        starts = Counter(line["job"] for line in stage.find_events("start"))
+        await harness.enqueue("quick", 50)
+        await harness.wait_until_logged("end", len(EXITS) + 50, alive=parent)
+        await harness.check_all_completed(lost=0)
+        starts = Counter(line["job"] for line in harness.find_events("start"))
         assert set(starts.values()) == {1}
 
-        await stage.enqueue("hanging")
-        await stage.wait_until_logged("start", job="hanging-0")
+        await harness.enqueue("hanging")
+        await harness.wait_until_logged("start", job="hanging-0")
         parent.terminate()
         parent.terminate()
-        assert await stage.wait_for_exit(parent) == 0
-        assert stage.find_events("SessionEnded", how="closed")
-        assert (await stage.get_record("hanging-0")).state is State.PENDING
+        assert await harness.wait_for_exit(parent) == 0
+        assert harness.find_events("SessionEnded", how="closed")
+        assert (await harness.get_record("hanging-0")).state is State.PENDING
 
 
 class TestSQLite(Children):
     @pytest.fixture
-    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
-        return sqlite_stage
+    def harness(self, sqlite_harness: ProcessHarness) -> ProcessHarness:
+        return sqlite_harness
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Children):
     @pytest.fixture
-    def stage(self, redis_stage: ProcessHarness) -> ProcessHarness:
-        return redis_stage
+    def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:
+        return redis_harness
 
 
 class TestPostgres(Children):
     @pytest.fixture
-    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
-        return postgres_stage
+    def harness(self, postgres_harness: ProcessHarness) -> ProcessHarness:
+        return postgres_harness

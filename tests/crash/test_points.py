@@ -15,47 +15,47 @@ class Points:
     """Those that every backend has; a backend is a subclass with a fixture `stage`, and its own."""
 
     @pytest.mark.parametrize("point", ["reserved", "before", "inside", "after", "settled"])
-    async def test_a_worker_dies(self, point: str, stage: ProcessHarness) -> None:
-        await a_worker_dies(stage, point)
+    async def test_a_worker_dies(self, point: str, harness: ProcessHarness) -> None:
+        await a_worker_dies(harness, point)
 
-    async def test_a_worker_dies_when_it_has_rescued(self, stage: ProcessHarness) -> None:
-        await a_worker_dies_while_it_rescues(stage, "rescued")
+    async def test_a_worker_dies_when_it_has_rescued(self, harness: ProcessHarness) -> None:
+        await a_worker_dies_while_it_rescues(harness, "rescued")
 
-    async def test_a_producer_dies_when_it_has_enqueued(self, stage: ProcessHarness) -> None:
-        await a_producer_dies(stage, "enqueued", stored={5})
+    async def test_a_producer_dies_when_it_has_enqueued(self, harness: ProcessHarness) -> None:
+        await a_producer_dies(harness, "enqueued", stored={5})
 
 
 class TestSQLite(Points):
     @pytest.fixture
-    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
-        return sqlite_stage
+    def harness(self, sqlite_harness: ProcessHarness) -> ProcessHarness:
+        return sqlite_harness
 
     @pytest.mark.parametrize(
         "statement", ["reserve_lease", "exchange_note", "complete_jobs", "complete_leases"]
     )
     async def test_a_worker_dies_within_an_exchange(
-        self, statement: str, stage: ProcessHarness
+        self, statement: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies(stage, f"statement {statement}")
+        await a_worker_dies(harness, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["promote_copy", "promote_drop"])
     async def test_a_worker_dies_while_it_promotes(
-        self, statement: str, stage: ProcessHarness
+        self, statement: str, harness: ProcessHarness
     ) -> None:
-        await stage.enqueue("quick", 5, after=0.5)
-        await stage.wait_until_killed(stage.start_worker(f"statement {statement}"))
-        stage.start_worker()
-        await stage.check_all_completed(lost=0)
+        await harness.enqueue("quick", 5, after=0.5)
+        await harness.wait_until_killed(harness.start_worker(f"statement {statement}"))
+        harness.start_worker()
+        await harness.check_all_completed(lost=0)
 
     @pytest.mark.parametrize("statement", ["session_expire", "rescue_leases", "history_add"])
     async def test_a_worker_dies_while_it_rescues(
-        self, statement: str, stage: ProcessHarness
+        self, statement: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies_while_it_rescues(stage, f"statement {statement}")
+        await a_worker_dies_while_it_rescues(harness, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["job_last", "ready_add_new"])
-    async def test_a_producer_dies(self, statement: str, stage: ProcessHarness) -> None:
-        await a_producer_dies(stage, f"statement {statement}", stored={0})
+    async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
+        await a_producer_dies(harness, f"statement {statement}", stored={0})
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
@@ -63,24 +63,24 @@ class TestRedis(Points):
     """A script is one step, so there are points before its answer and between two scripts only."""
 
     @pytest.fixture
-    def stage(self, redis_stage: ProcessHarness) -> ProcessHarness:
-        return redis_stage
+    def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:
+        return redis_harness
 
     @pytest.mark.parametrize("request_", ["reserve", "settle"])
     async def test_a_worker_dies_before_the_answer(
-        self, request_: str, stage: ProcessHarness
+        self, request_: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies(stage, f"unheard {request_}")
+        await a_worker_dies(harness, f"unheard {request_}")
 
-    async def test_a_producer_dies_before_the_answer(self, stage: ProcessHarness) -> None:
-        await a_producer_dies(stage, "unheard enqueue", stored={0, 5})
+    async def test_a_producer_dies_before_the_answer(self, harness: ProcessHarness) -> None:
+        await a_producer_dies(harness, "unheard enqueue", stored={0, 5})
 
-    async def test_a_producer_dies_between_two_scripts(self, stage: ProcessHarness) -> None:
+    async def test_a_producer_dies_between_two_scripts(self, harness: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
-        await stage.wait_until_killed(stage.start_producer("script enqueue", "quick", ids))
-        assert (await stage.backend.counts())[State.PENDING] == 500
-        assert await stage.wait_for_exit(stage.start_producer(None, "quick", ids)) == 0
-        jobs = (await stage.backend.list_jobs(limit=2000)).jobs
+        await harness.wait_until_killed(harness.start_producer("script enqueue", "quick", ids))
+        assert (await harness.backend.counts())[State.PENDING] == 500
+        assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
+        jobs = (await harness.backend.list_jobs(limit=2000)).jobs
         assert sorted(job.id for job in jobs) == sorted(ids)
 
 
@@ -88,48 +88,48 @@ class TestPostgres(Points):
     """A function is one transaction; the server ends it with us or without us."""
 
     @pytest.fixture
-    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
-        return postgres_stage
+    def harness(self, postgres_harness: ProcessHarness) -> ProcessHarness:
+        return postgres_harness
 
     @pytest.mark.parametrize("request_", ["reserve", "settle"])
     async def test_a_worker_dies_before_the_answer(
-        self, request_: str, stage: ProcessHarness
+        self, request_: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies(stage, f"unheard {request_}")
+        await a_worker_dies(harness, f"unheard {request_}")
 
-    async def test_a_worker_dies_while_it_rescues(self, stage: ProcessHarness) -> None:
-        await a_worker_dies_while_it_rescues(stage, "unheard rescue")
+    async def test_a_worker_dies_while_it_rescues(self, harness: ProcessHarness) -> None:
+        await a_worker_dies_while_it_rescues(harness, "unheard rescue")
 
-    async def test_a_producer_dies_before_the_answer(self, stage: ProcessHarness) -> None:
-        await a_producer_dies(stage, "unheard enqueue", stored={0, 5})
+    async def test_a_producer_dies_before_the_answer(self, harness: ProcessHarness) -> None:
+        await a_producer_dies(harness, "unheard enqueue", stored={0, 5})
 
 
-async def a_worker_dies(stage: ProcessHarness, point: str) -> None:
+async def a_worker_dies(harness: ProcessHarness, point: str) -> None:
     """With some of five jobs in hand."""
-    await stage.enqueue("quick", 5)
-    await stage.wait_until_killed(stage.start_worker(point, concurrency=5))
-    stage.start_worker()
-    await stage.check_all_completed(lost=5)
+    await harness.enqueue("quick", 5)
+    await harness.wait_until_killed(harness.start_worker(point, concurrency=5))
+    harness.start_worker()
+    await harness.check_all_completed(lost=5)
 
 
-async def a_worker_dies_while_it_rescues(stage: ProcessHarness, point: str) -> None:
+async def a_worker_dies_while_it_rescues(harness: ProcessHarness, point: str) -> None:
     """With the jobs of another one, which was killed, on their way back."""
-    await stage.enqueue("hanging", 3)
-    victim = stage.start_worker()
-    await stage.wait_until_logged("start", 3)
+    await harness.enqueue("hanging", 3)
+    victim = harness.start_worker()
+    await harness.wait_until_logged("start", 3)
     victim.kill()
-    await stage.wait_until_killed(stage.start_worker(point))
-    stage.start_worker()
+    await harness.wait_until_killed(harness.start_worker(point))
+    harness.start_worker()
     # The one that rescued them may have taken them itself before it died.
-    await stage.check_all_completed(lost=6)
+    await harness.check_all_completed(lost=6)
 
 
-async def a_producer_dies(stage: ProcessHarness, point: str, stored: set[int]) -> None:
+async def a_producer_dies(harness: ProcessHarness, point: str, stored: set[int]) -> None:
     """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
     ids = [f"quick-{n}" for n in range(5)]
-    await stage.wait_until_killed(stage.start_producer(point, "quick", ids))
-    assert sum((await stage.backend.counts()).values()) in stored
-    assert await stage.wait_for_exit(stage.start_producer(None, "quick", ids)) == 0
-    stage.jobs = ids
-    stage.start_worker()
-    await stage.check_all_completed(lost=0)
+    await harness.wait_until_killed(harness.start_producer(point, "quick", ids))
+    assert sum((await harness.backend.counts()).values()) in stored
+    assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
+    harness.jobs = ids
+    harness.start_worker()
+    await harness.check_all_completed(lost=0)

@@ -21,98 +21,98 @@ _SLACK = 1.0
 class Signals:
     """What happens to workers on every backend; a backend is a subclass with a fixture `stage`."""
 
-    async def test_killed_with_ten_jobs_in_flight(self, stage: ProcessHarness) -> None:
-        await stage.enqueue("hanging", 10)
-        victim = stage.start_worker(concurrency=10)
-        await stage.wait_until_logged("start", 10)
-        await stage.enqueue("quick")
-        stage.start_worker(concurrency=10)
-        await stage.wait_until_logged(
+    async def test_killed_with_ten_jobs_in_flight(self, harness: ProcessHarness) -> None:
+        await harness.enqueue("hanging", 10)
+        victim = harness.start_worker(concurrency=10)
+        await harness.wait_until_logged("start", 10)
+        await harness.enqueue("quick")
+        harness.start_worker(concurrency=10)
+        await harness.wait_until_logged(
             "end", 1
         )  # the other worker is there, and has nothing else to do
         victim.kill()
         killed = time.monotonic()
-        await stage.wait_until_logged("end", 11)
+        await harness.wait_until_logged("end", 11)
         assert time.monotonic() - killed < TTL + _SWEEP + _SLACK
-        await stage.check_all_completed(lost=10)
-        assert {(await stage.get_record(f"hanging-{n}")).lost for n in range(10)} == {1}
-        assert len(stage.find_events("end")) == 11
+        await harness.check_all_completed(lost=10)
+        assert {(await harness.get_record(f"hanging-{n}")).lost for n in range(10)} == {1}
+        assert len(harness.find_events("end")) == 11
 
-    async def test_stopped_beyond_its_time_to_live(self, stage: ProcessHarness) -> None:
-        await stage.enqueue("patient")
-        sleeper = stage.start_worker()
-        await stage.wait_until_logged("start", fence=1)
+    async def test_stopped_beyond_its_time_to_live(self, harness: ProcessHarness) -> None:
+        await harness.enqueue("patient")
+        sleeper = harness.start_worker()
+        await harness.wait_until_logged("start", fence=1)
         sleeper.send_signal(signal.SIGSTOP)
-        other = stage.start_worker()
-        await stage.wait_until_logged("start", fence=2, pid=other.pid)
-        (stage.folder / "go-1").touch()
+        other = harness.start_worker()
+        await harness.wait_until_logged("start", fence=2, pid=other.pid)
+        (harness.folder / "go-1").touch()
         sleeper.send_signal(signal.SIGCONT)
-        await stage.wait_until_logged("SessionEnded", how="lost", pid=sleeper.pid)
-        assert (await stage.get_record("patient-0")).state is State.PROCESSING
-        (stage.folder / "go-2").touch()
-        await stage.check_all_completed(lost=1)
-        assert (await stage.get_record("patient-0")).result == b"2"
+        await harness.wait_until_logged("SessionEnded", how="lost", pid=sleeper.pid)
+        assert (await harness.get_record("patient-0")).state is State.PROCESSING
+        (harness.folder / "go-2").touch()
+        await harness.check_all_completed(lost=1)
+        assert (await harness.get_record("patient-0")).result == b"2"
 
-    async def test_sigterm(self, stage: ProcessHarness) -> None:
+    async def test_sigterm(self, harness: ProcessHarness) -> None:
         """It hands back what it could not finish in its grace time; nothing is counted, and nobody
         has to wait for a session to expire."""
-        await stage.enqueue("hanging", 3)
-        leaver = stage.start_worker(grace=0.2, session_ttl=600.0)
-        await stage.wait_until_logged("start", 3)
+        await harness.enqueue("hanging", 3)
+        leaver = harness.start_worker(grace=0.2, session_ttl=600.0)
+        await harness.wait_until_logged("start", 3)
         leaver.terminate()
-        assert await stage.wait_for_exit(leaver) == 0
-        assert stage.find_events("SessionEnded", how="closed")
-        assert (await stage.backend.counts())[State.PENDING] == 3
-        stage.start_worker()
-        await stage.check_all_completed(lost=0, handed_back=3)
+        assert await harness.wait_for_exit(leaver) == 0
+        assert harness.find_events("SessionEnded", how="closed")
+        assert (await harness.backend.counts())[State.PENDING] == 3
+        harness.start_worker()
+        await harness.check_all_completed(lost=0, handed_back=3)
 
-    async def test_sigterm_twice(self, stage: ProcessHarness) -> None:
-        await stage.enqueue("hanging")
-        leaver = stage.start_worker(grace=600.0, session_ttl=600.0)
-        await stage.wait_until_logged("start")
+    async def test_sigterm_twice(self, harness: ProcessHarness) -> None:
+        await harness.enqueue("hanging")
+        leaver = harness.start_worker(grace=600.0, session_ttl=600.0)
+        await harness.wait_until_logged("start")
         leaver.terminate()
         leaver.send_signal(signal.SIGINT)
-        assert await stage.wait_for_exit(leaver, 10.0) == 0
-        assert (await stage.get_record("hanging-0")).state is State.PENDING
-        assert (await stage.get_record("hanging-0")).lost == 0
+        assert await harness.wait_for_exit(leaver, 10.0) == 0
+        assert (await harness.get_record("hanging-0")).state is State.PENDING
+        assert (await harness.get_record("hanging-0")).lost == 0
 
-    async def test_sigterm_with_a_handler_that_never_ends(self, stage: ProcessHarness) -> None:
+    async def test_sigterm_with_a_handler_that_never_ends(self, harness: ProcessHarness) -> None:
         """Nobody can stop a thread: its job is given back as the last act, and the process ends."""
-        await stage.enqueue("stubborn")
-        leaver = stage.start_worker(grace=0.2, session_ttl=600.0)
-        await stage.wait_until_logged("start")
+        await harness.enqueue("stubborn")
+        leaver = harness.start_worker(grace=0.2, session_ttl=600.0)
+        await harness.wait_until_logged("start")
         leaver.terminate()
-        assert await stage.wait_for_exit(leaver) == 0
-        assert stage.find_events("end") == []
-        stage.start_worker()
-        await stage.check_all_completed(lost=0, handed_back=1)
+        assert await harness.wait_for_exit(leaver) == 0
+        assert harness.find_events("end") == []
+        harness.start_worker()
+        await harness.check_all_completed(lost=0, handed_back=1)
 
     async def test_a_handler_that_blocks_the_event_loop_costs_no_lease(
-        self, stage: ProcessHarness
+        self, harness: ProcessHarness
     ) -> None:
-        await stage.enqueue("blocking")
-        stage.start_worker(concurrency=1)
-        await stage.wait_until_logged("start")
-        stage.start_worker()
-        await stage.wait_until_logged("end")
-        await stage.check_all_completed(lost=0)
-        assert len(stage.find_events("start")) == 1
+        await harness.enqueue("blocking")
+        harness.start_worker(concurrency=1)
+        await harness.wait_until_logged("start")
+        harness.start_worker()
+        await harness.wait_until_logged("end")
+        await harness.check_all_completed(lost=0)
+        assert len(harness.find_events("start")) == 1
 
 
 class TestSQLite(Signals):
     @pytest.fixture
-    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
-        return sqlite_stage
+    def harness(self, sqlite_harness: ProcessHarness) -> ProcessHarness:
+        return sqlite_harness
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Signals):
     @pytest.fixture
-    def stage(self, redis_stage: ProcessHarness) -> ProcessHarness:
-        return redis_stage
+    def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:
+        return redis_harness
 
 
 class TestPostgres(Signals):
     @pytest.fixture
-    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
-        return postgres_stage
+    def harness(self, postgres_harness: ProcessHarness) -> ProcessHarness:
+        return postgres_harness

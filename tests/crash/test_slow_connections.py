@@ -38,8 +38,8 @@ def bulky(count: int, *, payload: int = 0, result: int = 0) -> list[NewJob]:
 class Watch:
     """Looks again and again for jobs that are `processing` while nobody makes progress on them."""
 
-    def __init__(self, stage: ProcessHarness) -> None:
-        self._stage = stage
+    def __init__(self, harness: ProcessHarness) -> None:
+        self._stage = harness
         self._since: dict[tuple[str, float | None], float] = {}
         self._ended = 0
         self._ended_last = 0.0
@@ -71,79 +71,85 @@ class SlowConnections:
 
     @asynccontextmanager
     async def _slow_worker(
-        self, stage: ProcessHarness, port: int, way: Direction, speed: float
+        self, harness: ProcessHarness, port: int, way: Direction, speed: float
     ) -> AsyncIterator[ProcessHarness]:
         """A worker whose connections pass so many bytes a second, one way."""
         async with Proxy(port) as proxy:
             proxy.bytes_per_second[way] = speed
-            url = stage.url.replace(f":{port}", f":{proxy.port}")
+            url = harness.url.replace(f":{port}", f":{proxy.port}")
             url += ("&" if "?" in url else "?") + f"timeout={_TIMEOUT}"
-            async with ProcessHarness(stage.folder, url) as slow:
+            async with ProcessHarness(harness.folder, url) as slow:
                 slow.start_worker(session_ttl=TTL)
                 yield slow
 
     async def test_large_payloads_come_a_few_at_a_time(
-        self, stage: ProcessHarness, port: int
+        self, harness: ProcessHarness, port: int
     ) -> None:
         """Ten at once need four seconds, of the one that a call may take."""
-        await stage.backend.enqueue(bulky(12, payload=150_000))
-        async with self._slow_worker(stage, port, "replies", 400_000):
-            await Watch(stage).until_finished()
-        assert (await stage.backend.counts())[State.COMPLETED] == 12
-        assert Counter(line["job"] for line in stage.find_events("start")).most_common(1)[0][1] == 1
-        assert stage.find_events("SessionEnded") == []
+        await harness.backend.enqueue(bulky(12, payload=150_000))
+        async with self._slow_worker(harness, port, "replies", 400_000):
+            await Watch(harness).until_finished()
+        assert (await harness.backend.counts())[State.COMPLETED] == 12
+        assert (
+            Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
+        )
+        assert harness.find_events("SessionEnded") == []
 
     async def test_large_results_leave_a_few_at_a_time(
-        self, stage: ProcessHarness, port: int
+        self, harness: ProcessHarness, port: int
     ) -> None:
-        await stage.backend.enqueue(bulky(20, result=150_000))
-        async with self._slow_worker(stage, port, "requests", 400_000):
-            await Watch(stage).until_finished()
-        assert (await stage.backend.counts())[State.COMPLETED] == 20
-        assert Counter(line["job"] for line in stage.find_events("start")).most_common(1)[0][1] == 1
-        record = await stage.get_record("bulky-0")
+        await harness.backend.enqueue(bulky(20, result=150_000))
+        async with self._slow_worker(harness, port, "requests", 400_000):
+            await Watch(harness).until_finished()
+        assert (await harness.backend.counts())[State.COMPLETED] == 20
+        assert (
+            Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
+        )
+        record = await harness.get_record("bulky-0")
         assert record.result is not None
         assert len(record.result) == 150_002
 
     async def test_what_never_gets_through_is_given_back(
-        self, stage: ProcessHarness, port: int
+        self, harness: ProcessHarness, port: int
     ) -> None:
         """One job alone needs ten seconds: another worker has it within the time to live."""
-        await stage.backend.enqueue(bulky(3, payload=1_000_000))
-        async with self._slow_worker(stage, port, "replies", 100_000):
-            await stage.wait_until(lambda: self._processing(stage), "the slow worker holds jobs")
+        await harness.backend.enqueue(bulky(3, payload=1_000_000))
+        async with self._slow_worker(harness, port, "replies", 100_000):
+            await harness.wait_until(
+                lambda: self._processing(harness), "the slow worker holds jobs"
+            )
             began = time.monotonic()
-            stage.start_worker(session_ttl=TTL)
-            await Watch(stage).until_finished()
+            harness.start_worker(session_ttl=TTL)
+            await Watch(harness).until_finished()
         assert time.monotonic() - began < TTL + _SWEEP + _SLACK
-        records = [await stage.get_record(f"bulky-{n}") for n in range(3)]
+        records = [await harness.get_record(f"bulky-{n}") for n in range(3)]
         assert {record.state for record in records} == {State.COMPLETED}
         assert {record.lost for record in records} == {0}
 
     async def test_a_result_that_never_gets_through_is_left_behind(
-        self, stage: ProcessHarness, port: int
+        self, harness: ProcessHarness, port: int
     ) -> None:
         """Its job is completed all the same: its work is done."""
-        await stage.backend.enqueue(bulky(1, result=250_000))
-        async with self._slow_worker(stage, port, "requests", 40_000):
-            await Watch(stage).until_finished()
-        record = await stage.get_record("bulky-0")
+        await harness.backend.enqueue(bulky(1, result=250_000))
+        async with self._slow_worker(harness, port, "requests", 40_000):
+            await Watch(harness).until_finished()
+        record = await harness.get_record("bulky-0")
         assert (record.state, record.result) == (State.COMPLETED, None)
-        assert len(stage.find_events("start")) == 1
+        assert len(harness.find_events("start")) == 1
 
     @staticmethod
-    async def _processing(stage: ProcessHarness) -> bool:
-        return (await stage.backend.counts())[State.PROCESSING] > 0
+    async def _processing(harness: ProcessHarness) -> bool:
+        return (await harness.backend.counts())[State.PROCESSING] > 0
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(SlowConnections):
     @pytest.fixture
-    async def stage(
+    async def harness(
         self, tmp_path: Path, redis_server: RunningRedis
     ) -> AsyncIterator[ProcessHarness]:
-        async with ProcessHarness(tmp_path, redis_server.url) as stage:
-            yield stage
+        async with ProcessHarness(tmp_path, redis_server.url) as harness:
+            yield harness
 
     @pytest.fixture
     def port(self, redis_server: RunningRedis) -> int:
@@ -152,11 +158,11 @@ class TestRedis(SlowConnections):
 
 class TestPostgres(SlowConnections):
     @pytest.fixture
-    async def stage(
+    async def harness(
         self, tmp_path: Path, postgres_server: RunningPostgres
     ) -> AsyncIterator[ProcessHarness]:
-        async with ProcessHarness(tmp_path, postgres_server.url) as stage:
-            yield stage
+        async with ProcessHarness(tmp_path, postgres_server.url) as harness:
+            yield harness
 
     @pytest.fixture
     def port(self, postgres_server: RunningPostgres) -> int:

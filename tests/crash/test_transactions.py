@@ -26,45 +26,47 @@ class Points:
 
     @pytest.mark.parametrize(("point", "both"), [("rows", 0), ("bought", 1)])
     async def test_a_caller_dies(
-        self, point: str, both: int, stage: ProcessHarness, ask: Ask
+        self, point: str, both: int, harness: ProcessHarness, ask: Ask
     ) -> None:
-        await a_caller_dies(stage, ask, point, both)
+        await a_caller_dies(harness, ask, point, both)
 
     @pytest.mark.parametrize("point", ["rows", "completed", "committed", "settled"])
     async def test_a_worker_dies_and_the_effect_happens_once(
-        self, point: str, stage: ProcessHarness, ask: Ask
+        self, point: str, harness: ProcessHarness, ask: Ask
     ) -> None:
-        await a_worker_dies(stage, ask, point)
+        await a_worker_dies(harness, ask, point)
 
 
 class TestSQLite(Points):
     @pytest.fixture
-    def stage(self, sqlite_stage: ProcessHarness) -> ProcessHarness:
-        return sqlite_stage
+    def harness(self, sqlite_harness: ProcessHarness) -> ProcessHarness:
+        return sqlite_harness
 
     @pytest.fixture
-    def ask(self, stage: ProcessHarness) -> Ask:
+    def ask(self, harness: ProcessHarness) -> Ask:
         def ask(statement: str) -> list[tuple[str, ...]]:
-            with closing(sqlite3.connect(stage.folder / "jobs.db")) as connection, connection:
+            with closing(sqlite3.connect(harness.folder / "jobs.db")) as connection, connection:
                 return connection.execute(statement).fetchall()
 
         ask(TABLE)
         return ask
 
-    async def test_a_caller_dies_within_the_enqueue(self, stage: ProcessHarness, ask: Ask) -> None:
-        await a_caller_dies(stage, ask, "statement ready_add_new", 0)
+    async def test_a_caller_dies_within_the_enqueue(
+        self, harness: ProcessHarness, ask: Ask
+    ) -> None:
+        await a_caller_dies(harness, ask, "statement ready_add_new", 0)
 
     @pytest.mark.parametrize("statement", ["lease_drop", "job_finish"])
     async def test_a_worker_dies_within_the_completion(
-        self, statement: str, stage: ProcessHarness, ask: Ask
+        self, statement: str, harness: ProcessHarness, ask: Ask
     ) -> None:
-        await a_worker_dies(stage, ask, f"statement {statement}")
+        await a_worker_dies(harness, ask, f"statement {statement}")
 
 
 class TestPostgres(Points):
     @pytest.fixture
-    def stage(self, postgres_stage: ProcessHarness) -> ProcessHarness:
-        return postgres_stage
+    def harness(self, postgres_harness: ProcessHarness) -> ProcessHarness:
+        return postgres_harness
 
     @pytest.fixture
     def ask(self, postgres_server: RunningPostgres) -> Ask:
@@ -75,21 +77,21 @@ class TestPostgres(Points):
         return ask
 
 
-async def a_caller_dies(stage: ProcessHarness, ask: Ask, point: str, both: int) -> None:
+async def a_caller_dies(harness: ProcessHarness, ask: Ask, point: str, both: int) -> None:
     """Between its row and its commit, or after it."""
-    await stage.wait_until_killed(stage.start_buyer(point))
-    assert sum((await stage.backend.counts()).values()) == both
+    await harness.wait_until_killed(harness.start_buyer(point))
+    assert sum((await harness.backend.counts()).values()) == both
     assert len(ask(EFFECTS)) == both
 
 
-async def a_worker_dies(stage: ProcessHarness, ask: Ask, point: str) -> None:
+async def a_worker_dies(harness: ProcessHarness, ask: Ask, point: str) -> None:
     """With some of three jobs in hand, each of which writes a row."""
-    ids = await stage.enqueue("paying", 3)
-    await stage.wait_until_killed(stage.start_worker(point, concurrency=3))
+    ids = await harness.enqueue("paying", 3)
+    await harness.wait_until_killed(harness.start_worker(point, concurrency=3))
     already = ask(EFFECTS)
-    assert (await stage.backend.counts())[State.COMPLETED] == len(already)
+    assert (await harness.backend.counts())[State.COMPLETED] == len(already)
     assert already or point not in {"committed", "settled"}
-    stage.start_worker()
-    await stage.wait_until_finished()
-    assert (await stage.backend.counts())[State.COMPLETED] == len(ids)
+    harness.start_worker()
+    await harness.wait_until_finished()
+    assert (await harness.backend.counts())[State.COMPLETED] == len(ids)
     assert Counter(row[0] for row in ask(EFFECTS)) == Counter(ids)

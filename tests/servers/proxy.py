@@ -56,7 +56,7 @@ class Proxy:
     ) -> None:
         """Close the port and every connection."""
         self.refuse()
-        tasks = [link.task for link in self._connections]
+        tasks = [connection.task for connection in self._connections]
         self.cut()
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -64,11 +64,11 @@ class Proxy:
 
     def cut(self) -> int:
         """Reset every open connection, at both ends; return how many."""
-        links = list(self._connections)
-        for link in links:
-            link.reset()
-            link.task.cancel()
-        return len(links)
+        connections = list(self._connections)
+        for connection in connections:
+            connection.reset()
+            connection.task.cancel()
+        return len(connections)
 
     def refuse(self) -> None:
         """Refuse new connections, until `accept`. Open ones stay."""
@@ -103,10 +103,10 @@ class Proxy:
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection in a task of ours: of its own, asyncio cannot bear that it is
         cancelled."""
-        link = ProxiedConnection(writer)
+        connection = ProxiedConnection(writer)
         self.connections += 1
-        link.task = asyncio.create_task(self._serve(link, reader, writer))
-        self._connections.add(link)
+        connection.task = asyncio.create_task(self._serve(connection, reader, writer))
+        self._connections.add(connection)
 
     async def _serve(
         self,

@@ -32,10 +32,10 @@ async def test_a_reused_schema_is_as_new(postgres_store: RunningPostgres) -> Non
         new = read_state(postgres_store)
     for body in (b"{}", b'{"a": "%s"}' % (b"long" * 400_000)):
         postgres_store.forget()
-        async with open_postgres_backend(postgres_store.url) as store:
+        async with open_postgres_backend(postgres_store.url) as backend:
             assert read_state(postgres_store) == new
-            await store.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
-            await store.pause("q", paused=True)
+            await backend.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
+            await backend.pause("q", paused=True)
             assert read_state(postgres_store) != new
         postgres_store.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
     postgres_store.forget()
@@ -54,12 +54,12 @@ def read_state(server: RunningPostgres) -> dict[str, object]:
 
 @asynccontextmanager
 async def open_postgres_backend(url: str) -> AsyncIterator[PostgresBackend]:
-    store = PostgresBackend(url, timeout=30.0)
-    await store.open()
+    backend = PostgresBackend(url, timeout=30.0)
+    await backend.open()
     try:
-        yield store
+        yield backend
     finally:
-        await store.close()
+        await backend.close()
 
 
 def test_the_data_outlives_every_end(postgres_binary: Binary) -> None:

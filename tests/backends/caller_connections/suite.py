@@ -27,79 +27,84 @@ class CallerConnectionSuite:
     """What the backend makes of a connection that a handler brings."""
 
     async def test_both_are_there_after_the_commit(
-        self, app: Application, processor: Processor, accounts: Count
+        self, application: Application, processor: Processor, accounts: Count
     ) -> None:
-        await app.begin()
-        await app.insert()
-        job_id = await app.enqueue(processor, Greet(whom="Ada"))
+        await application.begin()
+        await application.insert()
+        job_id = await application.enqueue(processor, Greet(whom="Ada"))
         assert (accounts(), await processor.pending_count()) == (0, 0)
-        await app.commit()
+        await application.commit()
         assert (accounts(), await processor.pending_count()) == (1, 1)
         assert (await processor.get_status(job_id)).state is State.PENDING
 
     async def test_neither_is_there_after_a_rollback(
-        self, app: Application, processor: Processor, accounts: Count
+        self, application: Application, processor: Processor, accounts: Count
     ) -> None:
-        await app.begin()
-        await app.insert()
-        await app.enqueue(processor, Greet(whom="Ada"))
-        await app.rollback()
+        await application.begin()
+        await application.insert()
+        await application.enqueue(processor, Greet(whom="Ada"))
+        await application.rollback()
         assert (accounts(), await processor.pending_count()) == (0, 0)
 
     async def test_the_job_may_come_first(
-        self, app: Application, processor: Processor, accounts: Count
+        self, application: Application, processor: Processor, accounts: Count
     ) -> None:
-        await app.begin()
-        await app.enqueue(processor, Greet(whom="Ada"))
-        await app.insert()
-        await app.commit()
+        await application.begin()
+        await application.enqueue(processor, Greet(whom="Ada"))
+        await application.insert()
+        await application.commit()
         assert (accounts(), await processor.pending_count()) == (1, 1)
 
     async def test_a_second_transaction_on_the_same_connection(
-        self, app: Application, processor: Processor, accounts: Count
+        self, application: Application, processor: Processor, accounts: Count
     ) -> None:
-        for end in (app.rollback, app.commit, app.commit):
-            await app.begin()
-            await app.insert()
-            await app.enqueue(processor, Greet(whom="Ada"))
+        for end in (application.rollback, application.commit, application.commit):
+            await application.begin()
+            await application.insert()
+            await application.enqueue(processor, Greet(whom="Ada"))
             await end()
         assert (accounts(), await processor.pending_count()) == (2, 2)
 
     async def test_a_conflict_raises_and_the_rest_can_be_kept(
-        self, app: Application, processor: Processor, accounts: Count
+        self, application: Application, processor: Processor, accounts: Count
     ) -> None:
         await processor.enqueue(Greet(whom="Ada"), id="one")
-        await app.begin()
-        await app.insert()
+        await application.begin()
+        await application.insert()
         with pytest.raises(JobConflict):
-            await app.enqueue(processor, Greet(whom="Bob"), id="one")
-        await app.enqueue(processor, Greet(whom="Bob"), id="two")
-        await app.commit()
+            await application.enqueue(processor, Greet(whom="Bob"), id="one")
+        await application.enqueue(processor, Greet(whom="Bob"), id="two")
+        await application.commit()
         assert (accounts(), await processor.pending_count()) == (1, 2)
 
     async def test_another_file_is_refused(
-        self, app: Application, processor: Processor, accounts: Count, elsewhere: Processor
+        self, application: Application, processor: Processor, accounts: Count, elsewhere: Processor
     ) -> None:
-        await app.begin()
+        await application.begin()
         with pytest.raises(UnusableConnection, match=r"one commit cannot cover both"):
-            await app.enqueue(elsewhere, Greet(whom="Ada"))
-        await app.rollback()
+            await application.enqueue(elsewhere, Greet(whom="Ada"))
+        await application.rollback()
         assert await elsewhere.pending_count() == 0
 
     async def test_a_worker_is_woken_by_the_commit(
-        self, app: Application, processor: Processor, accounts: Count
+        self, application: Application, processor: Processor, accounts: Count
     ) -> None:
         await processor.start()
-        await app.begin()
-        job_id = await app.enqueue(processor, Greet(whom="Ada"))
-        await app.commit()
+        await application.begin()
+        job_id = await application.enqueue(processor, Greet(whom="Ada"))
+        await application.commit()
         assert await processor.wait(job_id, timeout=20) is None
 
     @pytest.mark.parametrize(("fail", "state"), [(False, State.COMPLETED), (True, State.FAILED)])
     async def test_a_handler_completes_its_job_with_its_rows(
-        self, app: Application, processor: Processor, accounts: Count, fail: bool, state: State
+        self,
+        application: Application,
+        processor: Processor,
+        accounts: Count,
+        fail: bool,
+        state: State,
     ) -> None:
-        job_id = await run_one(app, processor, fail=fail)
+        job_id = await run_one(application, processor, fail=fail)
         status = await processor.get_status(job_id)
         assert status.state is state, status.error
         assert status.result == (None if fail else 7)
@@ -107,7 +112,7 @@ class CallerConnectionSuite:
 
     async def test_a_handler_that_lost_its_job_keeps_nothing(
         self,
-        app: Application,
+        application: Application,
         processor: Processor,
         accounts: Count,
         monkeypatch: pytest.MonkeyPatch,
@@ -116,33 +121,33 @@ class CallerConnectionSuite:
             raise LeaseLost("the job")
 
         monkeypatch.setattr(self.transactions, "complete", lost)
-        job_id = await run_one(app, processor, fail=False)
+        job_id = await run_one(application, processor, fail=False)
         assert accounts() == 0
         assert (await processor.get_status(job_id)).state is not State.COMPLETED
 
 
-async def run_one(app: Application, processor: Processor, *, fail: bool) -> str:
+async def run_one(application: Application, processor: Processor, *, fail: bool) -> str:
     """Run a job whose handler writes a row on a connection of the application."""
 
     def write(connection: Any) -> None:
-        app.write_on(connection)
+        application.write_on(connection)
         if fail:
             raise ValueError("no money")
 
     async def pay(ctx: Context, _: bytes) -> None:
-        async with ctx.transaction(app.connection) as connection:
-            await app.write_on(connection)
+        async with ctx.transaction(application.connection) as connection:
+            await application.write_on(connection)
             ctx.set_result(7)
             if fail:
                 raise ValueError("no money")
 
     def pay_on_its_thread(ctx: Context, _: bytes) -> None:
-        with app.connected() as connection, ctx.transaction(connection) as same:
+        with application.connected() as connection, ctx.transaction(connection) as same:
             assert same is connection
             ctx.set_result(7)
             write(same)
 
-    processor.register("pay", pay if app.is_async else pay_on_its_thread, max_retries=0)
+    processor.register("pay", pay if application.is_async else pay_on_its_thread, max_retries=0)
     job_id = await processor.enqueue_raw("pay", b"{}")
     await processor.process_one()
     return job_id

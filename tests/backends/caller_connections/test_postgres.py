@@ -56,7 +56,7 @@ class TestPostgres(CallerConnectionSuite):
             yield made
 
     @pytest.fixture(params=POSTGRES, ids=lambda kind: kind.__name__)
-    async def app(
+    async def application(
         self, request: pytest.FixtureRequest, where: str, processor: Processor
     ) -> AsyncIterator[Application]:
         made: Application = request.param(where)

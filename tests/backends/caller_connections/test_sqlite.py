@@ -42,7 +42,7 @@ class TestSQLite(CallerConnectionSuite):
             yield made
 
     @pytest.fixture(params=SQLITE, ids=lambda kind: kind.__name__)
-    async def app(
+    async def application(
         self, request: pytest.FixtureRequest, where: str, processor: Processor
     ) -> AsyncIterator[Application]:
         made: Application = request.param(where)

@@ -55,22 +55,22 @@ TABLE: Mapping[str, Any] = {
 
 
 @pytest.fixture
-def address(postgres_server: RunningPostgres) -> PostgresSettings:
+def settings(postgres_server: RunningPostgres) -> PostgresSettings:
     return parse_url(postgres_server.url)
 
 
 @pytest.fixture
-async def link(address: PostgresSettings) -> AsyncIterator[PostgresConnection]:
-    made = PostgresConnection(address, asyncio.sleep)
-    await run_migrations(made, address, FIRST)
+async def connection(settings: PostgresSettings) -> AsyncIterator[PostgresConnection]:
+    made = PostgresConnection(settings, asyncio.sleep)
+    await run_migrations(made, settings, FIRST)
     yield made
     await made.close()
 
 
 async def test_each_subject_occurs_once_in_one_line(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    found = await run_checks(link, address, FIRST, SystemClock())
+    found = await run_checks(connection, settings, FIRST, SystemClock())
     subjects = [one.subject for one in found]
     assert len({*subjects}) == len(subjects) == 11
     assert all("\n" not in one.text + one.advice for one in found)
@@ -79,9 +79,9 @@ async def test_each_subject_occurs_once_in_one_line(
 
 
 async def test_pooler_and_format_are_detected(
-    link: PostgresConnection, address: PostgresSettings, postgres_server: RunningPostgres
+    connection: PostgresConnection, settings: PostgresSettings, postgres_server: RunningPostgres
 ) -> None:
-    found = index_by_subject(await run_checks(link, address, SECOND, SystemClock()))
+    found = index_by_subject(await run_checks(connection, settings, SECOND, SystemClock()))
     pooled = "PgBouncer" in postgres_server.name
     assert ("polling" in found["wake-up"].text) is pooled
     assert found["format"].text == "1; this nimburion writes 2"
@@ -90,17 +90,17 @@ async def test_pooler_and_format_are_detected(
 
 async def test_a_prepared_transaction_is_found(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary, "max_prepared_transactions=2", durable=True) as server:
-        address = parse_url(server.url)
-        link = PostgresConnection(address, asyncio.sleep)
-        await run_migrations(link, address, FIRST)
+        settings = parse_url(server.url)
+        connection = PostgresConnection(settings, asyncio.sleep)
+        await run_migrations(connection, settings, FIRST)
         with psycopg.connect(server.url, autocommit=True) as holder:
             holder.execute("BEGIN")
             holder.execute("SELECT pg_current_xact_id()")
             holder.execute("PREPARE TRANSACTION 'forgotten'")
-        found = index_by_subject(await run_checks(link, address, FIRST, SystemClock()))
+        found = index_by_subject(await run_checks(connection, settings, FIRST, SystemClock()))
         assert found["durability"].verdict == "good"
         assert found["snapshots"].verdict == "good"  # it is young
-        await link.close()
+        await connection.close()
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def wait_for_standbys(primary: PostgresServer) -> None:
     """Let each commit that waits for the disk wait for the standby's, too."""
     primary.ask("ALTER SYSTEM SET synchronous_standby_names = '*'")
     primary.ask("SELECT pg_reload_conf()")
-    asked = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-    wait_until(lambda: bool(primary.ask(asked)), "the standby is waited for")
+    queries = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+    wait_until(lambda: bool(primary.ask(queries)), "the standby is waited for")
 
 
 async def fail_over(primary: PostgresServer, standby: PostgresServer, flow: Flow) -> float:

@@ -58,15 +58,17 @@ def free_space(disk: Path) -> None:
     subprocess.run(["mount", "-o", f"remount,size={MORE}", disk], check=True)
 
 
-async def fill(stage: ProcessHarness) -> str:
+async def fill(harness: ProcessHarness) -> str:
     """Enqueue until the backend is full; the id of a job that it refused."""
     while True:
-        ids = [f"patient-{len(stage.jobs) + n}" for n in range(10)]
+        ids = [f"patient-{len(harness.jobs) + n}" for n in range(10)]
         try:
-            await stage.backend.enqueue([NewJob(one, "patient", "default", PAYLOAD) for one in ids])
+            await harness.backend.enqueue(
+                [NewJob(one, "patient", "default", PAYLOAD) for one in ids]
+            )
         except BackendFull:
             return ids[0]
-        stage.jobs += ids
+        harness.jobs += ids
 
 
 @pytest.mark.wide
@@ -75,48 +77,48 @@ async def test_a_full_disk_rejects_jobs_and_recovers(
 ) -> None:
     with small_disk() as disk, PostgresServer(postgres_binary) as server:
         use_disk(server, disk)
-        async with ProcessHarness(tmp_path, server.url) as stage:
-            await stage.enqueue("patient")
-            worker = stage.start_worker(session_ttl=20.0)
-            await stage.wait_until_logged("start")
-            refused = await fill(stage)
+        async with ProcessHarness(tmp_path, server.url) as harness:
+            await harness.enqueue("patient")
+            worker = harness.start_worker(session_ttl=20.0)
+            await harness.wait_until_logged("start")
+            refused = await fill(harness)
             free_space(disk)
-            (stage.folder / "go-1").touch()
+            (harness.folder / "go-1").touch()
             with pytest.raises(JobNotFound):
-                await stage.backend.get(refused)
-            assert sum((await stage.backend.counts()).values()) == len(stage.jobs) > 300
-            await stage.wait_until_finished()
-            assert (await stage.backend.counts())[State.COMPLETED] == len(stage.jobs)
-            begun = Counter(line["job"] for line in stage.find_events("start"))
-            assert begun == Counter(stage.jobs), "lost, or run twice"
+                await harness.backend.get(refused)
+            assert sum((await harness.backend.counts()).values()) == len(harness.jobs) > 300
+            await harness.wait_until_finished()
+            assert (await harness.backend.counts())[State.COMPLETED] == len(harness.jobs)
+            begun = Counter(line["job"] for line in harness.find_events("start"))
+            assert begun == Counter(harness.jobs), "lost, or run twice"
             assert worker.poll() is None
         server.close()
     record_property(
-        f"{postgres_binary.name}: jobs until its disk was full, in total", len(stage.jobs)
+        f"{postgres_binary.name}: jobs until its disk was full, in total", len(harness.jobs)
     )
 
 
 async def test_a_worker_waits_for_disk_space(tmp_path: Path, postgres_binary: Binary) -> None:
     """It can neither settle nor reserve; what it holds it keeps, and nothing runs twice."""
     with PostgresServer(postgres_binary) as server:
-        async with ProcessHarness(tmp_path, server.url) as stage:
+        async with ProcessHarness(tmp_path, server.url) as harness:
             server.ask(
                 """CREATE FUNCTION full_() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                     RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100';
                 END $$"""
             )
-            await stage.enqueue("patient")
-            stage.start_worker(session_ttl=20.0)
-            await stage.wait_until_logged("start")
+            await harness.enqueue("patient")
+            harness.start_worker(session_ttl=20.0)
+            await harness.wait_until_logged("start")
             for table in ("job", "lease", "done", "turn"):
                 server.ask(
                     f"CREATE TRIGGER full_ BEFORE INSERT ON nimburion.{table} "
                     "FOR EACH STATEMENT EXECUTE FUNCTION full_()"
                 )
-            (stage.folder / "go-1").touch()
-            await stage.wait_until_logged("end")
+            (harness.folder / "go-1").touch()
+            await harness.wait_until_logged("end")
             with pytest.raises(BackendFull, match="nothing was written"):
-                await stage.backend.enqueue([NewJob("more", "quick", "default", b"{}")])
+                await harness.backend.enqueue([NewJob("more", "quick", "default", b"{}")])
             server.ask("DROP FUNCTION full_ CASCADE")
-            await stage.check_all_completed(lost=0)
-            assert len(stage.find_events("start")) == 1
+            await harness.check_all_completed(lost=0)
+            assert len(harness.find_events("start")) == 1

@@ -19,7 +19,7 @@ LANES = (Lane("q", "n"), Lane("q", "m"))
 
 
 @pytest.fixture
-async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     made = PostgresBackend(postgres_server.url)
     await made.open()
     await made.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
@@ -27,50 +27,50 @@ async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBacke
     await made.close()
 
 
-async def take(store: PostgresBackend, number: int, lanes: tuple[Lane, ...]) -> Reply:
-    return await store.exchange(SESSION, number, [], ReserveRequest(500, lanes))
+async def take(backend: PostgresBackend, number: int, lanes: tuple[Lane, ...]) -> Reply:
+    return await backend.exchange(SESSION, number, [], ReserveRequest(500, lanes))
 
 
 @pytest.mark.parametrize("names", ["n", "nm"])
 async def test_a_reply_brings_sixteen_mebibytes_and_the_rest_waits(
-    store: PostgresBackend, names: str
+    backend: PostgresBackend, names: str
 ) -> None:
     jobs = [
         NewJob(str(n), names[n % len(names)], "q", bytes([65 + n]) * MIB, at=n + 1.0)
         for n in range(36)
     ]
-    await store.enqueue(jobs)
+    await backend.enqueue(jobs)
     lanes = LANES[: len(names)]
     got: list[str] = []
     for number, count in ((1, 16), (2, 16), (3, 4)):
-        reply = await take(store, number, lanes)
-        again = await take(store, number, lanes)
+        reply = await take(backend, number, lanes)
+        again = await take(backend, number, lanes)
         assert again.deliveries == reply.deliveries
         assert len(reply.deliveries) == count
         assert bool(reply.waiting) is (number < 3)
         got += [one.lease.job_id for one in reply.deliveries]
         assert all(len(one.payload) == MIB for one in reply.deliveries)
     assert got == [str(n) for n in range(36)]
-    (queue,) = await store.queues()
+    (queue,) = await backend.queues()
     assert (queue.size, queue.processing) == (0, 36)
 
 
-async def test_what_is_larger_than_that_goes_alone(store: PostgresBackend) -> None:
-    await store.enqueue([NewJob(str(n), "n", "q", b"x" * 17 * MIB, at=n + 1.0) for n in range(2)])
+async def test_what_is_larger_than_that_goes_alone(backend: PostgresBackend) -> None:
+    await backend.enqueue([NewJob(str(n), "n", "q", b"x" * 17 * MIB, at=n + 1.0) for n in range(2)])
     for number in (1, 2):
-        reply = await take(store, number, LANES[:1])
+        reply = await take(backend, number, LANES[:1])
         assert [one.lease.job_id for one in reply.deliveries] == [str(number - 1)]
         lease = reply.deliveries[0].lease
-        await store.exchange(SESSION, number, [], ReserveRequest(500, LANES[:1]))
+        await backend.exchange(SESSION, number, [], ReserveRequest(500, LANES[:1]))
         assert lease.token.fence == 1
 
 
-async def test_what_went_back_is_a_first_delivery_later(store: PostgresBackend) -> None:
+async def test_what_went_back_is_a_first_delivery_later(backend: PostgresBackend) -> None:
     """It counts nothing, and keeps its place before what came after it."""
-    await store.enqueue([NewJob(str(n), "n", "q", b"x" * 9 * MIB, at=n + 1.0) for n in range(2)])
-    (first,) = (await take(store, 1, LANES[:1])).deliveries
-    await store.enqueue([NewJob("2", "n", "q", b"{}")])
+    await backend.enqueue([NewJob(str(n), "n", "q", b"x" * 9 * MIB, at=n + 1.0) for n in range(2)])
+    (first,) = (await take(backend, 1, LANES[:1])).deliveries
+    await backend.enqueue([NewJob("2", "n", "q", b"{}")])
     want = ReserveRequest(500, LANES[:1])
-    reply = await store.exchange(SESSION, 2, [Completed(first.lease)], want)
+    reply = await backend.exchange(SESSION, 2, [Completed(first.lease)], want)
     assert [one.lease.job_id for one in reply.deliveries] == ["1", "2"]
     assert [one.lease.token.fence for one in reply.deliveries] == [1, 1]

@@ -48,5 +48,5 @@ async def test_an_enqueue_that_arrives_after_its_repetition_makes_no_second_job(
 
 def list_connections(server: PostgresServer) -> set[int]:
     """The processes that serve clients of the server."""
-    asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
-    return {pid for (pid,) in server.ask(f"{asked} AND pid <> pg_backend_pid()")}
+    queries = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    return {pid for (pid,) in server.ask(f"{queries} AND pid <> pg_backend_pid()")}

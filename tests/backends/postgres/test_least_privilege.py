@@ -27,7 +27,7 @@ pytestmark = pytest.mark.parametrize(
 
 
 @pytest.fixture
-async def store(postgres_server: RunningPostgres) -> AsyncIterator[Backend]:
+async def backend(postgres_server: RunningPostgres) -> AsyncIterator[Backend]:
     async with open_as_worker_role(postgres_server) as made:
         yield made
 
@@ -42,8 +42,8 @@ async def greet(ctx: Context, name: str) -> str:
     return f"Hello {name}"
 
 
-async def test_it_runs_jobs(store: Backend) -> None:
-    processor = Processor(store.new_handle())
+async def test_it_runs_jobs(backend: Backend) -> None:
+    processor = Processor(backend.new_handle())
     processor.register(greet)
     async with processor:
         for name in ("Ann", "Bob", "nobody"):
@@ -56,44 +56,44 @@ async def test_it_runs_jobs(store: Backend) -> None:
         assert await processor.dead.purge() == 1
 
 
-async def test_it_looks_after_them(store: Backend) -> None:
-    stage = Harness(FakeClock(), [store])
-    await stage.add("a", "b", "c")
-    await store.cancel("a")
-    worker = await stage.worker()
+async def test_it_looks_after_them(backend: Backend) -> None:
+    harness = Harness(FakeClock(), [backend])
+    await harness.add("a", "b", "c")
+    await backend.cancel("a")
+    worker = await harness.worker()
     await worker.take_one()
-    await store.heartbeat(worker.id)
-    assert await store.rescue(10, max_lost=3) is not None
-    await store.promote(10)
-    await store.pause("mail", paused=True)
-    await store.pause("mail", paused=False)
-    assert (await store.counts())[State.CANCELLED] == 1
-    assert len((await store.list_jobs()).jobs) == 3
-    assert await store.queues() != []
-    assert len(await store.sessions()) == 1
-    await store.prune(Retention(completed=0, failed=0, results=0), 100)
-    await store.replay(FAILED, 10)
-    await store.delete(FAILED, 10)
-    await store.close_session(worker.id)
+    await backend.heartbeat(worker.id)
+    assert await backend.rescue(10, max_lost=3) is not None
+    await backend.promote(10)
+    await backend.pause("mail", paused=True)
+    await backend.pause("mail", paused=False)
+    assert (await backend.counts())[State.CANCELLED] == 1
+    assert len((await backend.list_jobs()).jobs) == 3
+    assert await backend.queues() != []
+    assert len(await backend.sessions()) == 1
+    await backend.prune(Retention(completed=0, failed=0, results=0), 100)
+    await backend.replay(FAILED, 10)
+    await backend.delete(FAILED, 10)
+    await backend.close_session(worker.id)
 
 
-async def test_it_keeps_schedules(store: Backend) -> None:
-    stage = Harness(FakeClock(), [store])
-    await store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
-    fired = await store.fire("nightly", None, 1000.0, stage.job("tick"), "allow")
+async def test_it_keeps_schedules(backend: Backend) -> None:
+    harness = Harness(FakeClock(), [backend])
+    await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    fired = await backend.fire("nightly", None, 1000.0, harness.job("tick"), "allow")
     assert fired.outcome == "fired"
-    assert await store.pause_schedule("nightly", paused=True)
-    assert [one.paused for one in await store.list_schedules()] == [True]
-    assert await store.delete_schedule("nightly")
+    assert await backend.pause_schedule("nightly", paused=True)
+    assert [one.paused for one in await backend.list_schedules()] == [True]
+    assert await backend.delete_schedule("nightly")
 
 
-async def test_health_checks_run(store: Backend) -> None:
-    found = {one.subject: one.verdict for one in await store.check()}
+async def test_health_checks_run(backend: Backend) -> None:
+    found = {one.subject: one.verdict for one in await backend.check()}
     assert found["format"] == "good"
-    assert await store.plan() == []
-    assert await store.migrate() == []
+    assert await backend.plan() == []
+    assert await backend.migrate() == []
 
 
-async def test_it_may_make_nothing(store: Backend, postgres_server: RunningPostgres) -> None:
+async def test_it_may_make_nothing(backend: Backend, postgres_server: RunningPostgres) -> None:
     with pytest.raises(ConfigurationError, match="may not make the tables"):
         await PostgresBackend(postgres_server.url_for(WORKER), schema="other").open()

@@ -20,8 +20,8 @@ LANES = (Lane("q", "n"),)
 
 
 class Taker:
-    def __init__(self, store: PostgresBackend) -> None:
-        self._backend = store
+    def __init__(self, backend: PostgresBackend) -> None:
+        self._backend = backend
         self._number = 0
 
     async def take(self) -> list[str]:
@@ -31,7 +31,7 @@ class Taker:
 
 
 @pytest.fixture
-async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     made = PostgresBackend(postgres_server.url, timeout=60.0)
     await made.open()
     await made.open_session(Session(id=SESSION, ttl=600.0, names=("n",)))
@@ -40,10 +40,10 @@ async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBacke
 
 
 @pytest.fixture
-async def taker(store: PostgresBackend) -> Taker:
+async def taker(backend: PostgresBackend) -> Taker:
     """A worker that knows its lane to be empty."""
-    made = Taker(store)
-    await store.enqueue([NewJob("first", "n", "q", b"{}")])
+    made = Taker(backend)
+    await backend.enqueue([NewJob("first", "n", "q", b"{}")])
     assert await made.take() == ["first"]
     assert [await made.take() for _ in range(3)] == [[], [], []]
     return made
@@ -52,7 +52,7 @@ async def taker(store: PostgresBackend) -> Taker:
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("looks", [1, 2, 5])
 async def test_a_job_whose_transaction_commits_late_is_found(
-    store: PostgresBackend,
+    backend: PostgresBackend,
     taker: Taker,
     postgres_server: RunningPostgres,
     looks: int,
@@ -61,25 +61,25 @@ async def test_a_job_whose_transaction_commits_late_is_found(
     late = await asyncpg.connect(postgres_server.url, statement_cache_size=0)
     transaction = late.transaction()
     await transaction.start()
-    await store.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
+    await backend.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
     for n in range(looks):
         assert await taker.take() == []
         if others:
-            await store.enqueue([NewJob(f"other {n}", "m", "q", b"{}")])
+            await backend.enqueue([NewJob(f"other {n}", "m", "q", b"{}")])
     await transaction.commit()
     assert await taker.take() == ["late"]
     await late.close()
 
 
 async def test_several_that_overlap_are_all_found(
-    store: PostgresBackend, taker: Taker, postgres_server: RunningPostgres
+    backend: PostgresBackend, taker: Taker, postgres_server: RunningPostgres
 ) -> None:
     """Each begins while the one before runs, and commits after two looks."""
     found: list[str] = []
     running: list[psycopg.Connection] = []
     for n in range(12):
         mine = psycopg.connect(postgres_server.url)
-        await store.enqueue_in(CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")])
         running.append(mine)
         found += await taker.take()
         if len(running) > 2:

@@ -38,136 +38,138 @@ SECOND = CurrentFormat([META, ONE, TWO], [COUNT])
 
 @asynccontextmanager
 async def open_connection(settings: PostgresSettings) -> AsyncIterator[PostgresConnection]:
-    link = PostgresConnection(settings, asyncio.sleep)
-    yield link
-    await link.close()
+    connection = PostgresConnection(settings, asyncio.sleep)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture
-def address(postgres_server: RunningPostgres) -> PostgresSettings:
+def settings(postgres_server: RunningPostgres) -> PostgresSettings:
     return parse_url(postgres_server.url)
 
 
 @pytest.fixture
-async def link(address: PostgresSettings) -> AsyncIterator[PostgresConnection]:
-    async with open_connection(address) as one:
+async def connection(settings: PostgresSettings) -> AsyncIterator[PostgresConnection]:
+    async with open_connection(settings) as one:
         yield one
 
 
 async def test_open_creates_the_tables_of_an_empty_database(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    assert await read_installed_format(link, address) == NOT_INSTALLED
-    found = await ensure_format(link, address, FIRST)
+    assert await read_installed_format(connection, settings) == NOT_INSTALLED
+    found = await ensure_format(connection, settings, FIRST)
     assert (found.format, found.functions, len(found.identity)) == (1, FIRST.digest, 32)
-    assert await link.fetch_value("SELECT nimburion.count_1()") == 0
-    assert await ensure_format(link, address, FIRST) == found
+    assert await connection.fetch_value("SELECT nimburion.count_1()") == 0
+    assert await ensure_format(connection, settings, FIRST) == found
 
 
 async def test_a_taken_name_is_reported_and_left_alone(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    await link.connect()
-    await link.driver.execute("CREATE SCHEMA nimburion; CREATE TABLE nimburion.thing (mine int)")
+    await connection.connect()
+    await connection.driver.execute(
+        "CREATE SCHEMA nimburion; CREATE TABLE nimburion.thing (mine int)"
+    )
     with pytest.raises(ConfigurationError, match=r'"thing" already exists.*schema.*prefix'):
-        await ensure_format(link, address, FIRST)
-    assert await link.fetch("SELECT mine FROM nimburion.thing") == []
-    assert await read_installed_format(link, address) == NOT_INSTALLED
+        await ensure_format(connection, settings, FIRST)
+    assert await connection.fetch("SELECT mine FROM nimburion.thing") == []
+    assert await read_installed_format(connection, settings) == NOT_INSTALLED
 
 
 async def test_plan_lists_what_is_missing_and_changes_nothing(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    assert plan_migrations(await read_installed_format(link, address), address, FIRST) == [
+    assert plan_migrations(await read_installed_format(connection, settings), settings, FIRST) == [
         "schema nimburion: meta",
         "format 1: tables",
         "functions of format 1: 1",
     ]
-    assert await read_installed_format(link, address) == NOT_INSTALLED
-    assert await run_migrations(link, address, FIRST) == [
+    assert await read_installed_format(connection, settings) == NOT_INSTALLED
+    assert await run_migrations(connection, settings, FIRST) == [
         "schema nimburion: meta",
         "format 1: tables",
         "functions of format 1: 1",
     ]
-    assert plan_migrations(await read_installed_format(link, address), address, FIRST) == []
-    assert await run_migrations(link, address, FIRST) == []
+    assert plan_migrations(await read_installed_format(connection, settings), settings, FIRST) == []
+    assert await run_migrations(connection, settings, FIRST) == []
 
 
 async def test_an_old_format_is_left_alone_until_migrate(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    first = await ensure_format(link, address, FIRST)
+    first = await ensure_format(connection, settings, FIRST)
     with pytest.raises(FormatMismatch, match=r"has format 1.*needs 2; run: nimburion migrate up"):
-        await ensure_format(link, address, SECOND)
-    assert await run_migrations(link, address, SECOND) == ["format 2: colours"]
-    second = await ensure_format(link, address, SECOND)
+        await ensure_format(connection, settings, SECOND)
+    assert await run_migrations(connection, settings, SECOND) == ["format 2: colours"]
+    second = await ensure_format(connection, settings, SECOND)
     assert (second.format, second.identity) == (2, first.identity)
 
 
 async def test_a_newer_format_is_refused_unless_it_knows_ours(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    await run_migrations(link, address, SECOND)
+    await run_migrations(connection, settings, SECOND)
     with pytest.raises(FormatMismatch, match=r"has format 2.*knows formats up to 1.*Upgrade"):
-        await ensure_format(link, address, FIRST)
+        await ensure_format(connection, settings, FIRST)
     with pytest.raises(FormatMismatch, match="nothing was changed"):
-        await run_migrations(link, address, FIRST)
-    await link.fetch("UPDATE nimburion.meta SET oldest = 1")
-    assert (await ensure_format(link, address, FIRST)).format == 2
-    assert await run_migrations(link, address, FIRST) == []
+        await run_migrations(connection, settings, FIRST)
+    await connection.fetch("UPDATE nimburion.meta SET oldest = 1")
+    assert (await ensure_format(connection, settings, FIRST)).format == 2
+    assert await run_migrations(connection, settings, FIRST) == []
 
 
 async def test_changed_functions_are_made_anew(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    await run_migrations(link, address, FIRST)
+    await run_migrations(connection, settings, FIRST)
     changed = CurrentFormat(
         FIRST.migrations, [("count", _BODY.replace("count(*)", "41 + count(*)"))]
     )
-    await ensure_format(link, address, changed)
-    assert await link.fetch_value("SELECT nimburion.count_1()") == 0
-    assert await run_migrations(link, address, changed) == ["functions of format 1: 1"]
-    assert await link.fetch_value("SELECT nimburion.count_1()") == 41
+    await ensure_format(connection, settings, changed)
+    assert await connection.fetch_value("SELECT nimburion.count_1()") == 0
+    assert await run_migrations(connection, settings, changed) == ["functions of format 1: 1"]
+    assert await connection.fetch_value("SELECT nimburion.count_1()") == 41
 
 
-async def test_whoever_comes_first_makes_them(address: PostgresSettings) -> None:
+async def test_whoever_comes_first_makes_them(settings: PostgresSettings) -> None:
     async def opened() -> str:
-        async with open_connection(address) as link:
-            await read_installed_format(link, address)
-            return (await ensure_format(link, address, FIRST)).identity
+        async with open_connection(settings) as connection:
+            await read_installed_format(connection, settings)
+            return (await ensure_format(connection, settings, FIRST)).identity
 
     assert len({*await asyncio.gather(*(opened() for _ in range(6)))}) == 1
 
 
-async def test_backends_with_other_names_are_independent(address: PostgresSettings) -> None:
+async def test_backends_with_other_names_are_independent(settings: PostgresSettings) -> None:
     others = [
-        address,
-        address.replace(schema="user", prefix="a_"),
-        address.replace(schema="user", prefix="b_"),
+        settings,
+        settings.replace(schema="user", prefix="a_"),
+        settings.replace(schema="user", prefix="b_"),
     ]
     identities = set()
     for one in others:
-        async with open_connection(one) as link:
-            identities.add((await ensure_format(link, one, FIRST)).identity)
+        async with open_connection(one) as connection:
+            identities.add((await ensure_format(connection, one, FIRST)).identity)
     assert len(identities) == 3
 
 
 async def test_one_that_breaks_leaves_nothing(
-    link: PostgresConnection, address: PostgresSettings
+    connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
     broken = CurrentFormat(
         [META, ONE, (2, "broken", "CREATE TABLE nb.more (n int); SELECT 1/0;")], []
     )
     with pytest.raises(Exception, match="division by zero"):
-        await run_migrations(link, address, broken)
-    assert await read_installed_format(link, address) == NOT_INSTALLED
-    assert await run_migrations(link, address, FIRST) != []
+        await run_migrations(connection, settings, broken)
+    assert await read_installed_format(connection, settings) == NOT_INSTALLED
+    assert await run_migrations(connection, settings, FIRST) != []
 
 
 async def test_a_locked_table_is_retried(
-    link: PostgresConnection, address: PostgresSettings, postgres_server: RunningPostgres
+    connection: PostgresConnection, settings: PostgresSettings, postgres_server: RunningPostgres
 ) -> None:
-    await run_migrations(link, address, FIRST)
+    await run_migrations(connection, settings, FIRST)
     tried = asyncio.Event()
     let_go = asyncio.Event()
 
@@ -177,11 +179,11 @@ async def test_a_locked_table_is_retried(
 
     with psycopg.connect(postgres_server.url, prepare_threshold=None) as holder:
         holder.execute("SELECT * FROM nimburion.thing")
-        other = PostgresConnection(address, pause)
-        waiting = asyncio.create_task(run_migrations(other, address, SECOND))
+        other = PostgresConnection(settings, pause)
+        waiting = asyncio.create_task(run_migrations(other, settings, SECOND))
         async with asyncio.timeout(20):
             await tried.wait()
-        assert await link.fetch_value("SELECT nimburion.count_1()") == 0
+        assert await connection.fetch_value("SELECT nimburion.count_1()") == 0
         holder.rollback()
         let_go.set()
         assert await waiting == ["format 2: colours"]
@@ -189,19 +191,19 @@ async def test_a_locked_table_is_retried(
 
 
 async def test_a_table_that_stays_held_is_given_up(
-    link: PostgresConnection, address: PostgresSettings, postgres_server: RunningPostgres
+    connection: PostgresConnection, settings: PostgresSettings, postgres_server: RunningPostgres
 ) -> None:
-    await run_migrations(link, address, FIRST)
+    await run_migrations(connection, settings, FIRST)
     with psycopg.connect(postgres_server.url, prepare_threshold=None) as holder:
         holder.execute("SELECT * FROM nimburion.thing")
         with pytest.raises(BackendUnavailable, match="others held the tables") as caught:
-            await run_migrations(link, address, SECOND, timeout=3)
+            await run_migrations(connection, settings, SECOND, timeout=3)
     assert caught.value.outcome == "not applied"
-    assert (await read_installed_format(link, address)).format == 1
+    assert (await read_installed_format(connection, settings)).format == 1
 
 
 async def test_a_role_without_privileges_gets_the_command_to_run(
-    link: PostgresConnection, address: PostgresSettings, postgres_server: RunningPostgres
+    connection: PostgresConnection, settings: PostgresSettings, postgres_server: RunningPostgres
 ) -> None:
     if "PgBouncer" in postgres_server.name:
         pytest.skip("its file of users has one")
@@ -211,10 +213,10 @@ async def test_a_role_without_privileges_gets_the_command_to_run(
     async with open_connection(theirs) as worker:
         with pytest.raises(ConfigurationError, match=r"may not make the tables.*--grant"):
             await ensure_format(worker, theirs, FIRST)
-        await run_migrations(link, address, FIRST)
+        await run_migrations(connection, settings, FIRST)
         with pytest.raises(ConfigurationError, match="this role may not"):
             await ensure_format(worker, theirs, FIRST)
-        assert await grant_role(link, address, FIRST, "worker") == [
+        assert await grant_role(connection, settings, FIRST, "worker") == [
             "role worker: may use what is in schema nimburion"
         ]
         assert (await ensure_format(worker, theirs, FIRST)).format == 1
@@ -223,4 +225,4 @@ async def test_a_role_without_privileges_gets_the_command_to_run(
         with pytest.raises(ConfigurationError, match="this role may not"):
             await run_migrations(worker, theirs, SECOND)
         with pytest.raises(ConfigurationError, match="nobody_such"):
-            await grant_role(link, address, FIRST, "nobody_such")
+            await grant_role(connection, settings, FIRST, "nobody_such")

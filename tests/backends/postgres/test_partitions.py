@@ -23,7 +23,7 @@ FOREVER = Retention(completed=None, failed=None, results=None)
 
 
 @pytest.fixture
-async def store(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     async with open_as_worker_role(postgres_server) as made:
         yield made
 
@@ -77,97 +77,97 @@ def to_micros(day: date) -> int:
 
 
 async def test_today_and_three_days_more_are_there_once_it_is_open(
-    store: PostgresBackend, asked: PartitionQueries
+    backend: PostgresBackend, queries: PartitionQueries
 ) -> None:
     before = today()
     for table in ("done", "result"):
-        found = asked.list_days(table)
+        found = queries.list_days(table)
         assert found[-1] - found[0] == timedelta(3)
         assert len(found) == 4
         assert before in found
 
 
 async def test_a_day_that_is_missing_is_made_by_the_next_prune(
-    store: PostgresBackend, asked: PartitionQueries
+    backend: PostgresBackend, queries: PartitionQueries
 ) -> None:
-    gone = asked.list_days()[2]
-    asked.fetch(f"DROP TABLE nimburion.done_d{gone:%Y%m%d}")
-    assert gone not in asked.list_days()
-    await store.prune(FOREVER, 100)
-    assert gone in asked.list_days()
+    gone = queries.list_days()[2]
+    queries.fetch(f"DROP TABLE nimburion.done_d{gone:%Y%m%d}")
+    assert gone not in queries.list_days()
+    await backend.prune(FOREVER, 100)
+    assert gone in queries.list_days()
 
 
 async def test_days_that_are_forgotten_whole_are_dropped(
-    store: PostgresBackend, asked: PartitionQueries
+    backend: PostgresBackend, queries: PartitionQueries
 ) -> None:
     kept, forgotten = today() - timedelta(4), [today() - timedelta(n) for n in (5, 6, 40)]
-    asked.fetch("INSERT INTO nimburion.lane (queue, name, rank) VALUES ('q', 'n', 4)")
+    queries.fetch("INSERT INTO nimburion.lane (queue, name, rank) VALUES ('q', 'n', 4)")
     for day in (kept, *forgotten):
-        asked.make_partition(day)
-        asked.finish_job_on(f"of-{day}", day)
+        queries.make_partition(day)
+        queries.finish_job_on(f"of-{day}", day)
     morning = datetime(kept.year, kept.month, kept.day, 6, tzinfo=UTC)
     span = (datetime.now(UTC) - morning).total_seconds()
-    while await store.prune(Retention(completed=span, failed=None, results=span), 2):
+    while await backend.prune(Retention(completed=span, failed=None, results=span), 2):
         pass
-    assert asked.list_days()[0] == asked.list_days("result")[0] == kept
-    assert asked.fetch("SELECT convert_from(id, 'UTF8') FROM nimburion.done") == [(f"of-{kept}",)]
+    assert queries.list_days()[0] == queries.list_days("result")[0] == kept
+    assert queries.fetch("SELECT convert_from(id, 'UTF8') FROM nimburion.done") == [(f"of-{kept}",)]
 
 
 async def test_who_reads_history_keeps_a_day_until_the_next_time(
-    store: PostgresBackend, asked: PartitionQueries, postgres_server: RunningPostgres
+    backend: PostgresBackend, queries: PartitionQueries, postgres_server: RunningPostgres
 ) -> None:
     old = today() - timedelta(9)
-    asked.make_partition(old)
-    asked.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(today())}")
+    queries.make_partition(old)
+    queries.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(today())}")
     with psycopg.connect(postgres_server.url) as reader:
         reader.execute("SELECT count(*) FROM nimburion.done").fetchall()
-        await asyncio.wait_for(store.prune(FOREVER, 100), DEADLINE)
-        assert old in asked.list_days()
+        await asyncio.wait_for(backend.prune(FOREVER, 100), DEADLINE)
+        assert old in queries.list_days()
         reader.rollback()
-    await store.prune(FOREVER, 100)
-    assert old not in asked.list_days()
+    await backend.prune(FOREVER, 100)
+    assert old not in queries.list_days()
 
 
 async def test_rows_of_a_day_that_was_not_made_are_kept_and_forgotten_with_it(
-    store: PostgresBackend, asked: PartitionQueries
+    backend: PostgresBackend, queries: PartitionQueries
 ) -> None:
     """They lie among those of other days. Then the day cannot be made, and nothing fails."""
-    late, other = asked.list_days()[1:3]
-    asked.fetch("INSERT INTO nimburion.lane (queue, name, rank) VALUES ('q', 'n', 4)")
+    late, other = queries.list_days()[1:3]
+    queries.fetch("INSERT INTO nimburion.lane (queue, name, rank) VALUES ('q', 'n', 4)")
     for day in (late, other):
-        asked.fetch(f"DROP TABLE nimburion.done_d{day:%Y%m%d}")
-    asked.finish_job_on("late", late)
-    await store.prune(FOREVER, 100)
-    assert late not in asked.list_days()
-    assert other in asked.list_days()
-    assert asked.fetch("SELECT count(*) FROM nimburion.done_other") == [(1,)]
-    assert (await store.get("late")).id == "late"
-    asked.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(late) + 1}")
-    await store.prune(FOREVER, 100)
-    assert asked.fetch("SELECT count(*) FROM nimburion.done_other") == [(0,)]
-    await store.prune(FOREVER, 100)
-    assert late in asked.list_days()
+        queries.fetch(f"DROP TABLE nimburion.done_d{day:%Y%m%d}")
+    queries.finish_job_on("late", late)
+    await backend.prune(FOREVER, 100)
+    assert late not in queries.list_days()
+    assert other in queries.list_days()
+    assert queries.fetch("SELECT count(*) FROM nimburion.done_other") == [(1,)]
+    assert (await backend.get("late")).id == "late"
+    queries.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(late) + 1}")
+    await backend.prune(FOREVER, 100)
+    assert queries.fetch("SELECT count(*) FROM nimburion.done_other") == [(0,)]
+    await backend.prune(FOREVER, 100)
+    assert late in queries.list_days()
 
 
 async def test_two_at_once_do_not_wait_for_each_other(
-    store: PostgresBackend, asked: PartitionQueries, postgres_server: RunningPostgres
+    backend: PostgresBackend, queries: PartitionQueries, postgres_server: RunningPostgres
 ) -> None:
-    gone = asked.list_days()[3]
-    asked.fetch(f"DROP TABLE nimburion.done_d{gone:%Y%m%d}")
+    gone = queries.list_days()[3]
+    queries.fetch(f"DROP TABLE nimburion.done_d{gone:%Y%m%d}")
     with psycopg.connect(postgres_server.url) as first:
         assert first.execute("SELECT nimburion.days_1()").fetchall() == [(1,)]
-        assert asked.fetch("SELECT nimburion.days_1()") == [(0,)]
-        assert gone not in asked.list_days()
+        assert queries.fetch("SELECT nimburion.days_1()") == [(0,)]
+        assert gone not in queries.list_days()
         first.commit()
-    assert gone in asked.list_days()
+    assert gone in queries.list_days()
     stores = [PostgresBackend(postgres_server.url_for(WORKER)) for _ in range(4)]
     await asyncio.gather(*(one.open() for one in stores))
     await asyncio.gather(*(one.close() for one in stores))
-    assert len(asked.list_days()) == 4
+    assert len(queries.list_days()) == 4
 
 
 async def test_the_worker_itself_may_make_none(
-    store: PostgresBackend, asked: PartitionQueries, postgres_server: RunningPostgres
+    backend: PostgresBackend, queries: PartitionQueries, postgres_server: RunningPostgres
 ) -> None:
     with (
         psycopg.connect(postgres_server.url_for(WORKER)) as worker,
@@ -176,4 +176,4 @@ async def test_the_worker_itself_may_make_none(
         worker.execute(
             "SELECT nimburion.make_day_1('nimburion.done', %s)", [today() + timedelta(9)]
         )
-    assert len(asked.list_days()) == 4
+    assert len(queries.list_days()) == 4

@@ -68,18 +68,18 @@ INSERT INTO nimburion.ready (due, seq, lane, tried) SELECT due, seq, lane, 0 FRO
 class ExplainedBackend:
     """A worker, and the plans of all that its exchanges made the server do."""
 
-    def __init__(self, store: PostgresBackend) -> None:
-        self._backend = store
+    def __init__(self, backend: PostgresBackend) -> None:
+        self._backend = backend
         self._number = 0
         self._plans: list[str] = []
         self.held: Sequence[Delivery] = ()
 
     async def listen(self) -> None:
         """Let the server tell its plans from now on."""
-        link = self._backend._get_connections().exchanges
-        await link.connect()
-        await link.driver.execute(_EXPLAIN)
-        link.driver.add_log_listener(lambda _, said: self._plans.append(said.message))
+        connection = self._backend._get_connections().exchanges
+        await connection.connect()
+        await connection.driver.execute(_EXPLAIN)
+        connection.driver.add_log_listener(lambda _, said: self._plans.append(said.message))
 
     async def exchange(self) -> list[Any]:
         """Settle what was handed out, and take as many; the plans."""
@@ -102,15 +102,15 @@ async def server(postgres_binary: Binary) -> AsyncIterator[PostgresServer]:
 
 @pytest.fixture
 async def worker(server: PostgresServer) -> AsyncIterator[ExplainedBackend]:
-    store = PostgresBackend(server.url)
-    await store.open()
-    await store.enqueue([NewJob("first", "quick", "default", b"{}")])
-    await store.open_session(Session(id=SESSION, names=("quick",)))
+    backend = PostgresBackend(server.url)
+    await backend.open()
+    await backend.enqueue([NewJob("first", "quick", "default", b"{}")])
+    await backend.open_session(Session(id=SESSION, names=("quick",)))
     server.ask("ANALYZE")
-    worker = ExplainedBackend(store)
+    worker = ExplainedBackend(backend)
     await worker.listen()
     yield worker
-    await store.close()
+    await backend.close()
 
 
 async def test_an_exchange_reads_by_indexes(

@@ -20,10 +20,10 @@ def is_pooled(server: RunningPostgres) -> bool:
 async def test_capabilities_say_whether_notifications_work(
     postgres_server: RunningPostgres,
 ) -> None:
-    store = PostgresBackend(postgres_server.url)
-    await store.open()
-    assert store.capabilities.notifies is not is_pooled(postgres_server)
-    await store.close()
+    backend = PostgresBackend(postgres_server.url)
+    await backend.open()
+    assert backend.capabilities.notifies is not is_pooled(postgres_server)
+    await backend.close()
 
 
 def test_the_pooler_option_is_known_before_open() -> None:
@@ -35,12 +35,12 @@ async def test_notifications_work_within_a_process_behind_a_pooler(
     postgres_server: RunningPostgres,
 ) -> None:
     clock = FakeClock()
-    store = PostgresBackend(postgres_server.url, clock=clock)
-    await store.open()
-    waiting = asyncio.create_task(store.wait(["q"], 1e6))
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    backend = PostgresBackend(postgres_server.url, clock=clock)
+    await backend.open()
+    waiting = asyncio.create_task(backend.wait(["q"], 1e6))
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     await asyncio.wait_for(waiting, DEADLINE)
-    await store.close()
+    await backend.close()
 
 
 async def test_a_worker_finds_what_another_process_enqueued(

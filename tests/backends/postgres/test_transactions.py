@@ -41,7 +41,7 @@ def server(postgres_store: RunningPostgres) -> RunningPostgres:
 
 
 @pytest.fixture
-async def store(server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+async def backend(server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     made = PostgresBackend(server.url)
     await made.open()
     yield made
@@ -49,8 +49,8 @@ async def store(server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
 
 
 @pytest.fixture
-async def processor(store: PostgresBackend) -> AsyncIterator[Processor]:
-    async with Processor(store, max_retries=0, retry_backoff=0.0) as made:
+async def processor(backend: PostgresBackend) -> AsyncIterator[Processor]:
+    async with Processor(backend, max_retries=0, retry_backoff=0.0) as made:
         yield made
 
 
@@ -80,18 +80,18 @@ async def run(processor: Processor, handler: Callable[..., Any]) -> Any:
 
 
 async def test_statements_that_commit_each_are_refused(
-    store: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
+    backend: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
 ) -> None:
     with pytest.raises(UnusableConnection, match="no transaction is open"):
-        await store.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
     with (
         closing(psycopg.connect(server.url, autocommit=True)) as blocking,
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await store.enqueue_in(CallerConnection(blocking), [JOB])
+        await backend.enqueue_in(CallerConnection(blocking), [JOB])
     async with await psycopg.AsyncConnection.connect(server.url, autocommit=True) as other:
         with pytest.raises(UnusableConnection, match="no transaction is open"):
-            await store.enqueue_in(CallerConnection(other), [JOB])
+            await backend.enqueue_in(CallerConnection(other), [JOB])
     engine = sqlalchemy.create_engine(
         server.url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
     )
@@ -99,12 +99,14 @@ async def test_statements_that_commit_each_are_refused(
         engine.connect() as outer,
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await store.enqueue_in(CallerConnection(outer), [JOB])
+        await backend.enqueue_in(CallerConnection(outer), [JOB])
     engine.dispose()
-    assert sum((await store.counts()).values()) == 0
+    assert sum((await backend.counts()).values()) == 0
 
 
-async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.Connection) -> None:
+async def test_every_field_travels(
+    backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
     options = JobOptions(
         headers={"ümlaut": '"\\\x01'}, tenant="acme", unique_key="k", unique_for=60.0, timeout=1.5
     )
@@ -114,9 +116,9 @@ async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.C
         NewJob("01a213ed-8d95-7d4e-a620-53f692792fd7", "m", "q", b"[]"),
     ]
     async with connection.transaction():
-        results = await store.enqueue_in(CallerConnection(connection), jobs)
+        results = await backend.enqueue_in(CallerConnection(connection), jobs)
     assert {one.outcome for one in results} == {"created"}
-    first, second, third = [await store.get(job.id) for job in jobs]
+    first, second, third = [await backend.get(job.id) for job in jobs]
     assert (first.payload, first.options, first.priority) == (jobs[0].payload, options, 9)
     assert first.due - first.created_at == pytest.approx(10.0, abs=1e-5)
     assert (second.payload, second.due, second.queue) == (b"", 1_000.5, "p")
@@ -125,31 +127,31 @@ async def test_every_field_travels(store: PostgresBackend, connection: asyncpg.C
 
 @pytest.mark.parametrize("at", [None, 1.0])
 async def test_the_first_job_of_a_lane_blocks_no_other_transaction(
-    store: PostgresBackend, connection: asyncpg.Connection, at: float | None
+    backend: PostgresBackend, connection: asyncpg.Connection, at: float | None
 ) -> None:
     """What stands for queue and name is made beside the caller's transaction, not in it."""
     async with asyncio.timeout(DEADLINE):
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        await store.enqueue_in(
+        await backend.enqueue_in(
             CallerConnection(connection), [NewJob("a", "new", "q", b"{}", at=at)]
         )
-        await store.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
-        other = await store.enqueue_in(
+        await backend.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
+        other = await backend.enqueue_in(
             CallerConnection(connection), [NewJob("c", "new", "q", b"{}")]
         )
         assert [one.outcome for one in other] == ["created"]
         await connection.execute("ROLLBACK")
-    assert (await store.counts())[State.PENDING] == 1
-    assert (await store.get("b")).name == "new"
+    assert (await backend.counts())[State.PENDING] == 1
+    assert (await backend.get("b")).name == "new"
 
 
 @pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
 async def test_a_name_that_came_after_its_snapshot_is_no_hindrance(
-    store: PostgresBackend, connection: asyncpg.Connection, level: Any
+    backend: PostgresBackend, connection: asyncpg.Connection, level: Any
 ) -> None:
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
-        results = await store.enqueue_in(
+        results = await backend.enqueue_in(
             CallerConnection(connection), [NewJob("a", "new", "q", b"{}")]
         )
     assert [one.outcome for one in results] == ["created"]
@@ -157,75 +159,75 @@ async def test_a_name_that_came_after_its_snapshot_is_no_hindrance(
 
 @pytest.mark.parametrize("level", ["read_committed", "repeatable_read", "serializable"])
 async def test_any_isolation_will_do(
-    store: PostgresBackend, connection: asyncpg.Connection, level: Any
+    backend: PostgresBackend, connection: asyncpg.Connection, level: Any
 ) -> None:
-    await store.enqueue([NewJob("first", "n", "q", b"{}")])
+    await backend.enqueue([NewJob("first", "n", "q", b"{}")])
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
-        await store.enqueue([NewJob("other", "n", "q", b"{}")])
-        await store.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await store.counts())[State.PENDING] == 3
+        await backend.enqueue([NewJob("other", "n", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
+    assert (await backend.counts())[State.PENDING] == 3
 
 
 async def test_what_cannot_be_serialized_is_to_be_run_again(
-    store: PostgresBackend, connection: asyncpg.Connection
+    backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     """The other has made the line of these jobs since this transaction began to see."""
     transaction = connection.transaction(isolation="repeatable_read")
     await transaction.start()
     await connection.execute(ROW)
-    await store.enqueue([NewJob("other", "n", "q", b"{}")])
+    await backend.enqueue([NewJob("other", "n", "q", b"{}")])
     with pytest.raises(BackendUnavailable, match="run all of it again") as unavailable:
-        await store.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
     await transaction.rollback()
     assert unavailable.value.outcome == "not applied"
     async with connection.transaction(isolation="repeatable_read"):
-        await store.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await store.counts())[State.PENDING] == 2
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
+    assert (await backend.counts())[State.PENDING] == 2
 
 
 async def test_unstorable_jobs_are_rejected_before_they_are_sent(
-    store: PostgresBackend, connection: asyncpg.Connection
+    backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     async with connection.transaction():
         with pytest.raises(Unstorable):
-            await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")])
-        await store.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await store.counts())[State.PENDING] == 1
+            await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
+    assert (await backend.counts())[State.PENDING] == 1
 
 
 async def test_a_failed_transaction_is_rejected(
-    store: PostgresBackend, connection: asyncpg.Connection
+    backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     transaction = connection.transaction()
     await transaction.start()
     with pytest.raises(asyncpg.UndefinedTableError):
         await connection.execute("SELECT * FROM nowhere")
     with pytest.raises(UnusableConnection, match="roll it back first"):
-        await store.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
     await transaction.rollback()
 
 
 async def test_a_read_only_transaction_is_rejected(
-    store: PostgresBackend, connection: asyncpg.Connection
+    backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     with pytest.raises(BackendReadOnly):
         async with connection.transaction(readonly=True):
-            await store.enqueue_in(CallerConnection(connection), [JOB])
+            await backend.enqueue_in(CallerConnection(connection), [JOB])
 
 
 async def test_a_database_without_our_schema_is_rejected(
-    store: PostgresBackend, server: RunningPostgres
+    backend: PostgresBackend, server: RunningPostgres
 ) -> None:
     with (
         closing(psycopg.connect(server.url_for("postgres", database="postgres"))) as elsewhere,
         pytest.raises(UnusableConnection, match="one commit cannot cover both"),
     ):
-        await store.enqueue_in(CallerConnection(elsewhere), [JOB])
+        await backend.enqueue_in(CallerConnection(elsewhere), [JOB])
 
 
 async def test_a_connection_to_another_schema_is_rejected(
-    store: PostgresBackend, tmp_path: Any, connection: asyncpg.Connection
+    backend: PostgresBackend, tmp_path: Any, connection: asyncpg.Connection
 ) -> None:
     other = SQLiteBackend(tmp_path / "jobs.db")
     await other.open()
@@ -236,7 +238,7 @@ async def test_a_connection_to_another_schema_is_rejected(
 
 
 async def test_a_role_without_privileges_is_rejected(
-    store: PostgresBackend, server: RunningPostgres
+    backend: PostgresBackend, server: RunningPostgres
 ) -> None:
     role = f"guest_{server.database}"
     server.ask(f'CREATE ROLE "{role}"', database=server.database)
@@ -244,39 +246,39 @@ async def test_a_role_without_privileges_is_rejected(
         server.ask(f'GRANT "{role}" TO "{guest.info.user}"', database=server.database)
         guest.execute(f'SET ROLE "{role}"'.encode())
         with pytest.raises(UnusableConnection, match="nimburion migrate up --grant"):
-            await store.enqueue_in(CallerConnection(guest), [JOB])
+            await backend.enqueue_in(CallerConnection(guest), [JOB])
 
 
 async def test_two_callers_with_one_id_make_one_job(
-    store: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
+    backend: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
 ) -> None:
     """The second waits for the first to commit, and then finds its job."""
     other = await asyncpg.connect(server.url, statement_cache_size=0)
     first, second = (one.transaction(isolation="read_committed") for one in (connection, other))
     await first.start()
     await second.start()
-    await store.enqueue_in(CallerConnection(connection), [JOB])
-    waiting = asyncio.create_task(store.enqueue_in(CallerConnection(other), [JOB]))
+    await backend.enqueue_in(CallerConnection(connection), [JOB])
+    waiting = asyncio.create_task(backend.enqueue_in(CallerConnection(other), [JOB]))
     await asyncio.sleep(0)
     await first.commit()
     ((result,),) = (await asyncio.wait_for(waiting, DEADLINE),)
     await second.commit()
     await other.close()
     assert result.outcome == "exists"
-    assert (await store.counts())[State.PENDING] == 1
+    assert (await backend.counts())[State.PENDING] == 1
 
 
 async def test_a_killed_connection_means_that_nothing_was_applied(
-    store: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
+    backend: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
 ) -> None:
     await connection.execute("BEGIN")
     await connection.execute(ROW)
     pid = await connection.fetchval("SELECT pg_backend_pid()")
     server.ask("SELECT pg_terminate_backend(%s)", [pid])
     with pytest.raises(BackendUnavailable) as gone:
-        await store.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.enqueue_in(CallerConnection(connection), [JOB])
     assert gone.value.outcome == "not applied"
-    assert (rows(server), sum((await store.counts()).values())) == (0, 0)
+    assert (rows(server), sum((await backend.counts()).values())) == (0, 0)
 
 
 # Handlers
@@ -328,7 +330,7 @@ async def test_a_handler_whose_connection_is_killed_fails_and_the_next_works(
 
 
 async def test_more_handlers_than_connections_wait_for_their_turn(
-    server: RunningPostgres, store: PostgresBackend
+    server: RunningPostgres, backend: PostgresBackend
 ) -> None:
     """Each enqueues inside its block, on another connection too: nobody waits for itself."""
     left, over = 20, asyncio.Event()

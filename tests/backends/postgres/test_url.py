@@ -70,8 +70,8 @@ from nimburion.core.errors import ConfigurationError
         ),
     ],
 )
-def test_it_is_read(url: str, address: PostgresSettings) -> None:
-    assert parse_url(url) == address
+def test_it_is_read(url: str, settings: PostgresSettings) -> None:
+    assert parse_url(url) == settings
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,18 @@ def test_an_invalid_url_is_explained_without_secrets(url: str, said: str) -> Non
 
 
 def test_describe_is_one_line_without_secrets() -> None:
-    address = parse_url("postgresql://u:secret@one,two:7/shop?schema=jobs&prefix=a_")
-    assert address.describe() == ('PostgreSQL one:5432, two:7/shop, schema "jobs", prefix "a_"')
+    settings = parse_url("postgresql://u:secret@one,two:7/shop?schema=jobs&prefix=a_")
+    assert settings.describe() == ('PostgreSQL one:5432, two:7/shop, schema "jobs", prefix "a_"')
     assert parse_url("postgresql:///d").describe() == "PostgreSQL on this machine/d"
-    assert "secret" not in repr(address) + repr(address.credentials)
+    assert "secret" not in repr(settings) + repr(settings.credentials)
 
 
 def test_arguments_override_url_options() -> None:
-    address = parse_url("postgresql://h/d?schema=jobs").replace(
+    settings = parse_url("postgresql://h/d?schema=jobs").replace(
         schema="other", timeout=2, connections=1
     )
-    assert (address.schema, address.timeout, address.connections) == ("other", 2.0, 1)
+    assert (settings.schema, settings.timeout, settings.connections) == ("other", 2.0, 1)
     with pytest.raises(ConfigurationError, match=r"PostgreSQL h:5432/d.*: prefix: expected"):
-        address.replace(prefix="A")
+        settings.replace(prefix="A")
     with pytest.raises(ConfigurationError, match="pooler: expected auto"):
-        address.replace(pooler="perhaps")
+        settings.replace(pooler="perhaps")

@@ -108,7 +108,7 @@ class Chaos:
         def forgotten(at: float) -> bool:
             return any(death - BOUND < at <= death + 0.5 for death in self.deaths)
 
-        ends = [line for line in account.diary if line["what"] == "SessionEnded"]
+        ends = [connection for connection in account.diary if connection["what"] == "SessionEnded"]
 
         def given_up(start: dict[str, object]) -> bool:
             return start["pid"] in self.victims or any(

@@ -33,11 +33,11 @@ def _wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-async def store(redis_server: RunningRedis) -> AsyncIterator[RedisBackend]:
-    store = RedisBackend(redis_server.url)
-    await store.open()
-    yield store
-    await store.close()
+async def backend(redis_server: RunningRedis) -> AsyncIterator[RedisBackend]:
+    backend = RedisBackend(redis_server.url)
+    await backend.open()
+    yield backend
+    await backend.close()
 
 
 def server_time(server: RunningRedis) -> float:
@@ -47,32 +47,32 @@ def server_time(server: RunningRedis) -> float:
 
 @pytest.mark.usefixtures("_wrong")
 async def test_times_are_those_of_the_server(
-    store: RedisBackend, redis_server: RunningRedis
+    backend: RedisBackend, redis_server: RunningRedis
 ) -> None:
-    await store.enqueue([NewJob("a", "mail", "default", b"{}")])
-    record = await store.get("a")
+    await backend.enqueue([NewJob("a", "mail", "default", b"{}")])
+    record = await backend.get("a")
     assert abs(record.created_at - server_time(redis_server)) < MARGIN
     assert record.due == record.created_at
 
 
 @pytest.mark.usefixtures("_wrong")
-async def test_a_delay_ends_on_the_clock_of_the_server(store: RedisBackend) -> None:
+async def test_a_delay_ends_on_the_clock_of_the_server(backend: RedisBackend) -> None:
     due = NewJob("due", "mail", "default", b"{}")
-    await store.enqueue([due, NewJob("later", "mail", "default", b"{}", after=HOUR)])
-    assert (await store.promote(10)).count == 0
+    await backend.enqueue([due, NewJob("later", "mail", "default", b"{}", after=HOUR)])
+    assert (await backend.promote(10)).count == 0
     session = Session(id="0" * 32, names=("mail",))
-    await store.open_session(session)
-    reply = await store.exchange(session.id, 1, [], ReserveRequest(5, (Lane("default", "mail"),)))
+    await backend.open_session(session)
+    reply = await backend.exchange(session.id, 1, [], ReserveRequest(5, (Lane("default", "mail"),)))
     assert [delivery.lease.job_id for delivery in reply.deliveries] == ["due"]
-    assert (await store.get("later")).state is State.SCHEDULED
+    assert (await backend.get("later")).state is State.SCHEDULED
 
 
 async def test_no_session_expires_by_the_clock_of_another(
-    store: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(id="0" * 32)
-    await store.open_session(session)
+    await backend.open_session(session)
     set_clocks(monkeypatch, 2 * HOUR)
-    await store.rescue(10, max_lost=3)
-    await store.heartbeat(session.id)
-    assert [one.id for one in await store.sessions()] == [session.id]
+    await backend.rescue(10, max_lost=3)
+    await backend.heartbeat(session.id)
+    assert [one.id for one in await backend.sessions()] == [session.id]

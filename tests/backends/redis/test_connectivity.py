@@ -112,24 +112,24 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
 @asynccontextmanager
 async def open_listening_backend(url: str) -> AsyncIterator[RedisBackend]:
     """A backend whose bell hears."""
-    store = RedisBackend(url, timeout=0.5)
-    await store.open()
+    backend = RedisBackend(url, timeout=0.5)
+    await backend.open()
     try:
-        await store.wait(["default"], 0.01)
-        yield store
+        await backend.wait(["default"], 0.01)
+        yield backend
     finally:
-        await store.close()
+        await backend.close()
 
 
-async def measure_wake_up(store: RedisBackend, other: RedisBackend, job_id: str) -> float:
+async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: str) -> float:
     """Seconds from an enqueue until one who waits hears of it."""
     while True:  # what rang before is heard first
         began = time.monotonic()
-        await store.wait(["default"], 0.05)
+        await backend.wait(["default"], 0.05)
         if time.monotonic() - began > 0.05:
             break
-    waiting = asyncio.create_task(store.wait(["default"], 5.0))
-    bell = store._get_connections().listener
+    waiting = asyncio.create_task(backend.wait(["default"], 5.0))
+    bell = backend._get_connections().listener
     await until(lambda: "default" in bell._subscribed_queues and bool(bell._waiters), "it listens")
     began = time.monotonic()
     await other.enqueue([NewJob(job_id, "quick", "default", b"{}")])
@@ -140,9 +140,9 @@ async def measure_wake_up(store: RedisBackend, other: RedisBackend, job_id: str)
 async def test_notifications_resume_after_each_cut(valkey: Server) -> None:
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=cuts", f"{valkey.url}?namespace=cuts"
-        async with open_listening_backend(url) as store, open_listening_backend(direct) as other:
+        async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
             for n in range(5):
-                assert await measure_wake_up(store, other, f"a-{n}") < 1.0
+                assert await measure_wake_up(backend, other, f"a-{n}") < 1.0
                 assert proxy.cut()
 
 
@@ -154,12 +154,12 @@ async def test_a_silent_connection_is_replaced(
     monkeypatch.setattr(notifications, "_REPLY_TIMEOUT", 0.2)
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
-        async with open_listening_backend(url) as store, open_listening_backend(direct) as other:
-            bell = store._get_connections().listener
+        async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
+            bell = backend._get_connections().listener
             proxy.hold_up()
             await until(lambda: not bell._is_connected.is_set(), "it does not believe in it")
             proxy.heal()
-            assert await measure_wake_up(store, other, "a") < 1.0
+            assert await measure_wake_up(backend, other, "a") < 1.0
 
 
 async def test_a_permission_error_does_not_stop_listening(
@@ -171,17 +171,17 @@ async def test_a_permission_error_does_not_stop_listening(
     with Server(redis_binary, users=[f"{rights} &*"]) as server:
         url = server.url_for("worker", "pw")
         async with (
-            open_listening_backend(url) as store,
+            open_listening_backend(url) as backend,
             open_listening_backend(server.url_for(*ADMIN_LOGIN)) as other,
         ):
-            bell = store._get_connections().listener
+            bell = backend._get_connections().listener
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await until(lambda: "not heard to ring" in caplog.text, "it is said")
-            await store.wait(["default"], 0.2)
+            await backend.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
             await until(bell._is_connected.is_set, "it listens again")
-            assert await measure_wake_up(store, other, "a") < 1.0
+            assert await measure_wake_up(backend, other, "a") < 1.0
     assert caplog.text.count("not heard to ring") == 1
 
 

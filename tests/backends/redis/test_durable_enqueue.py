@@ -32,12 +32,12 @@ def binary(redis_binary: Binary) -> Binary:
 
 @asynccontextmanager
 async def open_backend_on(server: Server, **options: object) -> AsyncIterator[RedisBackend]:
-    store = RedisBackend.from_url(server.url, **options)
-    await store.open()
+    backend = RedisBackend.from_url(server.url, **options)
+    await backend.open()
     try:
-        yield store
+        yield backend
     finally:
-        await store.close()
+        await backend.close()
 
 
 def make_append_only_server(binary: Binary) -> Server:
@@ -59,7 +59,7 @@ def job(job_id: str) -> NewJob:
     return NewJob(job_id, "quick", "default", b"{}")
 
 
-async def until_killed(store: RedisBackend, disk: StuckDisk, seconds: float) -> dict[str, float]:
+async def until_killed(backend: RedisBackend, disk: StuckDisk, seconds: float) -> dict[str, float]:
     """Enqueue one after another for so long, kill the server; when each was acknowledged."""
     acknowledged: dict[str, float] = {}
     until_then = time.monotonic() + seconds
@@ -67,7 +67,7 @@ async def until_killed(store: RedisBackend, disk: StuckDisk, seconds: float) -> 
         job_id = f"job-{len(acknowledged)}"
         try:
             async with asyncio.timeout(max(0.01, until_then - time.monotonic())):
-                await store.enqueue([job(job_id)])
+                await backend.enqueue([job(job_id)])
         except (TimeoutError, BackendUnavailable):
             continue
         acknowledged[job_id] = time.monotonic()
@@ -75,10 +75,10 @@ async def until_killed(store: RedisBackend, disk: StuckDisk, seconds: float) -> 
     return acknowledged
 
 
-async def find_kept(store: RedisBackend, ids: list[str]) -> set[str]:
+async def find_kept(backend: RedisBackend, ids: list[str]) -> set[str]:
     found: set[str] = set()
     for at in range(0, len(ids), 500):
-        page = await store.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
+        page = await backend.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
         found |= {record.id for record in page.jobs}
     return found
 
@@ -107,43 +107,43 @@ async def kill_while_the_disk_hangs(
 ) -> tuple[dict[str, float], set[str]]:
     """How long before the kill each job was acknowledged; which of them the server has lost."""
     with make_append_only_server(binary) as server:
-        async with open_backend_on(server, durable_enqueue=durable_enqueue) as store:
+        async with open_backend_on(server, durable_enqueue=durable_enqueue) as backend:
             acknowledged = {}
             for n in range(3):
-                await store.enqueue([job(f"earlier-{n}")])
+                await backend.enqueue([job(f"earlier-{n}")])
                 acknowledged[f"earlier-{n}"] = time.monotonic()
             with StuckDisk(server) as disk:
                 wait_for_a_sync_that_hangs(server)
-                acknowledged |= await until_killed(store, disk, 1.8)
+                acknowledged |= await until_killed(backend, disk, 1.8)
                 killed = time.monotonic()
             await asyncio.to_thread(server.start)
             ages = {job_id: killed - at for job_id, at in acknowledged.items()}
-            return ages, ages.keys() - await find_kept(store, list(ages))
+            return ages, ages.keys() - await find_kept(backend, list(ages))
 
 
 async def test_a_repeat_over_another_connection_waits_as_well(binary: Binary) -> None:
     """The job is there already, so that the second call writes nothing; its answer would still say
     that it is on the disk."""
     with make_append_only_server(binary) as server:
-        async with open_backend_on(server, durable_enqueue=True, timeout=0.8) as store:
+        async with open_backend_on(server, durable_enqueue=True, timeout=0.8) as backend:
             with suppress(BackendUnavailable):  # a sync takes a second
-                await store.enqueue([job("first")])
+                await backend.enqueue([job("first")])
             outcomes = []
             with StuckDisk(server):
                 wait_for_a_sync_that_hangs(server)
                 for _ in range(2):
                     with pytest.raises(BackendUnavailable) as caught:
-                        await store.enqueue([job("a")])
+                        await backend.enqueue([job("a")])
                     outcomes.append(caught.value.outcome)
-                    await store._get_connections().enqueues.close()
+                    await backend._get_connections().enqueues.close()
             assert outcomes == ["applied", "applied"]
 
 
 async def test_many_slices_share_one_wait(binary: Binary) -> None:
     with make_append_only_server(binary) as server:
-        async with open_backend_on(server, durable_enqueue=True) as store:
+        async with open_backend_on(server, durable_enqueue=True) as backend:
             began = time.monotonic()
-            results = await store.enqueue([job(f"job-{n}") for n in range(5_000)])
+            results = await backend.enqueue([job(f"job-{n}") for n in range(5_000)])
             took = time.monotonic() - began
             assert {one.outcome for one in results} == {"created"}
             assert took < 4.0, "ten syncs, one a second"

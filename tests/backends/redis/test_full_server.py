@@ -18,13 +18,13 @@ FREE_MEMORY = 2 << 20
 PAYLOAD = b"{%b}" % (b" " * 2_000)
 
 
-async def fill(stage: ProcessHarness, prefix: str) -> tuple[list[str], str]:
+async def fill(harness: ProcessHarness, prefix: str) -> tuple[list[str], str]:
     """Enqueue until the backend is full: the jobs that it took, and the one it refused."""
     taken: list[str] = []
     while True:
         job_id = f"{prefix}-{len(taken)}"
         try:
-            await stage.backend.enqueue([NewJob(job_id, "quick", "default", PAYLOAD)])
+            await harness.backend.enqueue([NewJob(job_id, "quick", "default", PAYLOAD)])
         except BackendFull:
             return taken, job_id
         taken.append(job_id)
@@ -34,23 +34,23 @@ async def test_it_is_drained_and_takes_jobs_again(
     tmp_path: Path, redis_binary: Binary, record_property: Record
 ) -> None:
     with Server(redis_binary) as server:
-        async with ProcessHarness(tmp_path, server.url) as stage:
+        async with ProcessHarness(tmp_path, server.url) as harness:
             with server.client() as client:
                 used = client.info("memory")["used_memory"]
             server.ask("CONFIG", "SET", "maxmemory", used + FREE_MEMORY)
-            taken, refused = await fill(stage, "quick")
+            taken, refused = await fill(harness, "quick")
             with pytest.raises(JobNotFound):
-                await stage.backend.get(refused)
-            assert sum((await stage.backend.counts()).values()) == len(taken) > 300
-            stage.jobs = taken
-            worker = stage.start_worker(session_ttl=10.0)
-            await stage.check_all_completed(lost=0)
+                await harness.backend.get(refused)
+            assert sum((await harness.backend.counts()).values()) == len(taken) > 300
+            harness.jobs = taken
+            worker = harness.start_worker(session_ttl=10.0)
+            await harness.check_all_completed(lost=0)
             worker.terminate()
-            assert await stage.wait_for_exit(worker) == 0
-            more, refused = await fill(stage, "more")
+            assert await harness.wait_for_exit(worker) == 0
+            more, refused = await fill(harness, "more")
             with pytest.raises(JobNotFound):
-                await stage.backend.get(refused)
-            counts = await stage.backend.counts()
+                await harness.backend.get(refused)
+            counts = await harness.backend.counts()
             assert (counts[State.COMPLETED], counts[State.PENDING]) == (len(taken), len(more))
     name = redis_binary.name
     record_property(f"{name}: jobs until its memory was full, in total", len(taken))

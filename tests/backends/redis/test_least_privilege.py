@@ -190,8 +190,8 @@ def names(word: str, refused: set[str]) -> bool:
 
 async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary) -> None:
     """Before a script stops in its middle: nothing can take back what it had written."""
-    rung = {"{nimburion}:n", *(f"{{nimburion}}:ring{n}" for n in range(WAKEUP_STREAMS))}
-    begun = [rung, {"{nimburion}:n"}, set()]
+    notified = {"{nimburion}:n", *(f"{{nimburion}}:ring{n}" for n in range(WAKEUP_STREAMS))}
+    begun = [notified, {"{nimburion}:n"}, set()]
     with Server(redis_binary) as server:
         for word in [
             *(f"+{command}" for command in find_commands("open.lua")),
@@ -206,11 +206,11 @@ async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary)
 
 
 async def open_and_close(url: str) -> None:
-    store = open_backend(url)
+    backend = open_backend(url)
     try:
-        await store.open()
+        await backend.open()
     finally:
-        await store.close()
+        await backend.close()
 
 
 def find_commands(*scripts: str) -> set[str]:

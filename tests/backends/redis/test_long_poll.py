@@ -29,8 +29,8 @@ SOON = 10.0
 class FakeWorker:
     """A worker played by hand, whose exchanges wait."""
 
-    def __init__(self, store: RedisBackend, session_id: str) -> None:
-        self.backend = store
+    def __init__(self, backend: RedisBackend, session_id: str) -> None:
+        self.backend = backend
         self.session_id = session_id
         self.number = 0
 
@@ -50,19 +50,19 @@ class FakeWorker:
 
 @asynccontextmanager
 async def open_redis_backend(url: str) -> AsyncIterator[RedisBackend]:
-    store = RedisBackend(url)
-    await store.open()
+    backend = RedisBackend(url)
+    await backend.open()
     try:
-        yield store
+        yield backend
     finally:
-        await store.close()
+        await backend.close()
 
 
 @asynccontextmanager
 async def open_idle_worker(url: str, *queues: str) -> AsyncIterator[FakeWorker]:
-    async with open_redis_backend(url) as store:
+    async with open_redis_backend(url) as backend:
         session_id = uuid4().hex
-        await store.open_session(
+        await backend.open_session(
             Session(
                 id=session_id,
                 ttl=60.0,
@@ -74,9 +74,9 @@ async def open_idle_worker(url: str, *queues: str) -> AsyncIterator[FakeWorker]:
                 limits={},
             )
         )
-        hand = FakeWorker(store, session_id)
-        await hand.prepare(*queues)
-        yield hand
+        worker = FakeWorker(backend, session_id)
+        await worker.prepare(*queues)
+        yield worker
 
 
 def make_job(job_id: str, queue: str, after: float = 0.0) -> NewJob:
@@ -110,26 +110,26 @@ async def test_a_job_ends_the_wait_whatever_its_queue_is_called(redis_server: Ru
     assert len({compute_stream_number(name) for name in names}) == WAKEUP_STREAMS
     async with open_redis_backend(redis_server.url) as other:
         for name in names:
-            async with open_idle_worker(redis_server.url, name) as hand:
+            async with open_idle_worker(redis_server.url, name) as worker:
                 for which in (["alone"], ["first", "second"]):  # each has a script of its own
-                    exchange = await start_waiting(redis_server, hand.exchange(name))
+                    exchange = await start_waiting(redis_server, worker.exchange(name))
                     ids = [f"{one} of {name}" for one in which]
                     await other.enqueue([make_job(one, name) for one in ids])
                     assert await get_ids(exchange) == ids
-                    await hand.prepare(name)
+                    await worker.prepare(name)
 
 
 async def test_each_queue_of_several_ends_the_wait(redis_server: RunningRedis) -> None:
     queues = [f"queue-{n}" for n in range(WAKEUP_STREAMS + 1)]
     async with (
         open_redis_backend(redis_server.url) as other,
-        open_idle_worker(redis_server.url, *queues) as hand,
+        open_idle_worker(redis_server.url, *queues) as worker,
     ):
         for n, queue in enumerate(queues):
-            exchange = await start_waiting(redis_server, hand.exchange(*queues))
+            exchange = await start_waiting(redis_server, worker.exchange(*queues))
             await other.enqueue([make_job(f"one-{n}", queue), make_job(f"two-{n}", queue)])
             assert await get_ids(exchange) == [f"one-{n}", f"two-{n}"]
-            assert not (await hand.exchange(*queues, long_poll=0.001)).deliveries
+            assert not (await worker.exchange(*queues, long_poll=0.001)).deliveries
 
 
 async def test_a_job_that_came_between_two_exchanges_is_not_waited_for(
@@ -137,50 +137,50 @@ async def test_a_job_that_came_between_two_exchanges_is_not_waited_for(
 ) -> None:
     async with (
         open_redis_backend(redis_server.url) as other,
-        open_idle_worker(redis_server.url, "a") as hand,
+        open_idle_worker(redis_server.url, "a") as worker,
     ):
         for n in range(5):
             await other.enqueue([make_job(f"{n}", "a")])
-            exchange = asyncio.create_task(hand.exchange("a"))
+            exchange = asyncio.create_task(worker.exchange("a"))
             assert await get_ids(exchange) == [f"{n}"]
-            await hand.prepare("a")
+            await worker.prepare("a")
 
 
 async def test_a_resumed_queue_ends_the_wait(redis_server: RunningRedis) -> None:
     async with (
         open_redis_backend(redis_server.url) as other,
-        open_idle_worker(redis_server.url, "a") as hand,
+        open_idle_worker(redis_server.url, "a") as worker,
     ):
         await other.pause("a", paused=True)
         await other.enqueue([make_job("held up", "a")])
-        await hand.prepare("a")
-        exchange = await start_waiting(redis_server, hand.exchange("a"))
+        await worker.prepare("a")
+        exchange = await start_waiting(redis_server, worker.exchange("a"))
         await other.pause("a", paused=False)
         assert await get_ids(exchange) == ["held up"]
 
 
 async def test_what_is_settled_is_not_held_up(redis_server: RunningRedis) -> None:
-    async with open_idle_worker(redis_server.url, "a") as hand:
-        await hand.backend.enqueue([make_job("1", "a")])
-        (delivery,) = (await hand.exchange("a")).deliveries
+    async with open_idle_worker(redis_server.url, "a") as worker:
+        await worker.backend.enqueue([make_job("1", "a")])
+        (delivery,) = (await worker.exchange("a")).deliveries
         async with asyncio.timeout(SOON):
-            reply = await hand.exchange("a", settling=(Completed(delivery.lease),))
+            reply = await worker.exchange("a", settling=(Completed(delivery.lease),))
         assert reply.results == [Settled.DONE]
 
 
 async def test_an_exchange_answers_when_its_long_poll_ends(redis_server: RunningRedis) -> None:
-    async with open_idle_worker(redis_server.url, "a") as hand:
-        await wait_once(hand)
+    async with open_idle_worker(redis_server.url, "a") as worker:
+        await wait_once(worker)
 
 
 async def test_a_notification_ends_one_wait(redis_server: RunningRedis) -> None:
     """Else an idle worker would ask as fast as it can."""
-    async with open_idle_worker(redis_server.url, "a") as hand:
-        await hand.backend.enqueue([make_job("1", "a")])
-        (delivery,) = (await hand.exchange("a")).deliveries
-        await hand.exchange("a", settling=(Completed(delivery.lease),))
-        await wait_once(hand)
-        await wait_once(hand)
+    async with open_idle_worker(redis_server.url, "a") as worker:
+        await worker.backend.enqueue([make_job("1", "a")])
+        (delivery,) = (await worker.exchange("a")).deliveries
+        await worker.exchange("a", settling=(Completed(delivery.lease),))
+        await wait_once(worker)
+        await wait_once(worker)
 
 
 async def wait_once(worker: FakeWorker) -> None:
@@ -190,15 +190,15 @@ async def wait_once(worker: FakeWorker) -> None:
 
 
 async def test_interrupt_ends_the_wait_even_before_it_begins(redis_server: RunningRedis) -> None:
-    async with open_idle_worker(redis_server.url, "a") as hand:
-        exchange = await start_waiting(redis_server, hand.exchange("a"))
-        hand.backend.interrupt_long_poll()
+    async with open_idle_worker(redis_server.url, "a") as worker:
+        exchange = await start_waiting(redis_server, worker.exchange("a"))
+        worker.backend.interrupt_long_poll()
         assert await get_ids(exchange) == []
-        exchange = asyncio.create_task(hand.exchange("a"))
+        exchange = asyncio.create_task(worker.exchange("a"))
         await asyncio.sleep(0)
-        hand.backend.interrupt_long_poll()
+        worker.backend.interrupt_long_poll()
         assert await get_ids(exchange) == []
-        hand.backend.interrupt_long_poll()  # nobody waits: it does nothing
+        worker.backend.interrupt_long_poll()  # nobody waits: it does nothing
 
 
 async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
@@ -208,9 +208,9 @@ async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
     async with (
         open_redis_backend(valkey.url) as other,
         open_idle_worker(valkey.url, two),
-        open_idle_worker(valkey.url, one) as hand,
+        open_idle_worker(valkey.url, one) as worker,
     ):
-        exchange = await start_waiting(valkey, hand.exchange(one))
+        exchange = await start_waiting(valkey, worker.exchange(one))
         await other.enqueue([make_job("1", two)])
         await other.counts()
         assert not exchange.done()
@@ -276,8 +276,8 @@ async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None
 @pytest.mark.parametrize("long poll", [0.0, 5.0])
 async def test_without_lanes_there_is_nothing_to_wait_for(valkey: Server, patience: float) -> None:
     valkey.empty()
-    async with open_idle_worker(valkey.url, "a") as hand:
+    async with open_idle_worker(valkey.url, "a") as worker:
         async with asyncio.timeout(SOON):
-            assert not (await hand.exchange(long_poll=patience)).deliveries
-            hand.number += 1
-            await hand.backend.exchange(hand.session_id, hand.number, (), RESERVE_NOTHING)
+            assert not (await worker.exchange(long_poll=patience)).deliveries
+            worker.number += 1
+            await worker.backend.exchange(worker.session_id, worker.number, (), RESERVE_NOTHING)

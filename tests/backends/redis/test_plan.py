@@ -24,25 +24,25 @@ def dump(server: Server) -> dict[bytes, bytes]:
 
 
 async def plan(url: str) -> list[str]:
-    store = RedisBackend(url)
+    backend = RedisBackend(url)
     try:
-        return await store.plan()
+        return await backend.plan()
     finally:
-        await store.close()
+        await backend.close()
 
 
 async def test_planning_an_empty_server_leaves_it_empty(redis_server: RunningRedis) -> None:
     before = redis_server.ask("DBSIZE")
-    store = RedisBackend(redis_server.url)
+    backend = RedisBackend(redis_server.url)
     try:
-        assert await store.plan() == ["format 1: namespace 'nimburion'"]
+        assert await backend.plan() == ["format 1: namespace 'nimburion'"]
         assert redis_server.ask("DBSIZE") == before == 0
-        assert await store.migrate() == ["format 1: namespace 'nimburion'"]
+        assert await backend.migrate() == ["format 1: namespace 'nimburion'"]
         assert redis_server.ask("DBSIZE") > 0
-        assert await store.plan() == []
-        assert await store.migrate() == []
+        assert await backend.plan() == []
+        assert await backend.migrate() == []
     finally:
-        await store.close()
+        await backend.close()
 
 
 async def test_planning_sends_no_command_that_writes(valkey: Server) -> None:
@@ -54,9 +54,9 @@ async def test_planning_sends_no_command_that_writes(valkey: Server) -> None:
         url = valkey.url_for("reader", "pw")
         assert await plan(url) == ["format 1: namespace 'nimburion'"]
         assert dump(valkey) == {}
-        store = RedisBackend(valkey.url)
-        await store.open()
-        await store.close()
+        backend = RedisBackend(valkey.url)
+        await backend.open()
+        await backend.close()
         before = dump(valkey)
         assert await plan(url) == []
         assert dump(valkey) == before
@@ -70,9 +70,9 @@ async def test_planning_sends_no_command_that_writes(valkey: Server) -> None:
 async def test_planning_wakes_no_worker(valkey: Server) -> None:
     """Opening rings, so that a lack of rights is found at once; looking must not."""
     valkey.empty()
-    store = RedisBackend(valkey.url)
-    await store.open()
-    await store.close()
+    backend = RedisBackend(valkey.url)
+    await backend.open()
+    await backend.close()
     before = valkey.ask("XINFO", "STREAM", "{nimburion}:ring0")
     with valkey.client() as client, client.pubsub() as listener:
         listener.subscribe("{nimburion}:bell")
@@ -102,12 +102,12 @@ async def test_planning_refuses_a_server_that_will_not_do(redis_binary: Binary) 
         assert dump(server) == {}
 
 
-async def leased(store: RedisBackend, jobs: Sequence[NewJob], session: str) -> None:
+async def leased(backend: RedisBackend, jobs: Sequence[NewJob], session: str) -> None:
     """Jobs that a session holds."""
-    await store.enqueue(jobs)
-    await store.open_session(Session(id=session))
+    await backend.enqueue(jobs)
+    await backend.open_session(Session(id=session))
     lanes = (Lane("default", "mail"),)
-    reply = await store.exchange(session, 1, [], ReserveRequest(lanes=lanes, total=len(jobs)))
+    reply = await backend.exchange(session, 1, [], ReserveRequest(lanes=lanes, total=len(jobs)))
     assert len(reply.deliveries) == len(jobs)
 
 
@@ -118,21 +118,21 @@ async def test_a_rescue_that_fails_while_it_decides_writes_nothing(
     """The record of its second job is damaged: its first job and the session stay as they were."""
     valkey.empty()
     clock = FakeClock()
-    store = RedisBackend(valkey.url, clock=clock)
-    await store.open()
+    backend = RedisBackend(valkey.url, clock=clock)
+    await backend.open()
     try:
         jobs = [
             NewJob(one, "mail", "default", b"{}", options=JobOptions(unique_key=one))
             for one in ("a", "b")
         ]
-        await leased(store, jobs, "dying")
+        await leased(backend, jobs, "dying")
         field = max(valkey.ask("HKEYS", "{nimburion}:lease"))
         valkey.ask("HSET", "{nimburion}:lease", field, "damaged")
         clock.advance(1000.0)
         before = dump(valkey)
         with pytest.raises(BackendError):
-            await store.rescue(10, max_lost=max_lost)
+            await backend.rescue(10, max_lost=max_lost)
         assert dump(valkey) == before
     finally:
-        await store.close()
+        await backend.close()
         valkey.empty()

@@ -42,30 +42,30 @@ class CountingBackend(RedisBackend):
 
 
 @pytest.fixture
-async def store(redis_server: RunningRedis) -> AsyncIterator[CountingBackend]:
-    store = CountingBackend(redis_server.url, FakeClock())
-    await store.open()
-    yield store
-    await store.close()
+async def backend(redis_server: RunningRedis) -> AsyncIterator[CountingBackend]:
+    backend = CountingBackend(redis_server.url, FakeClock())
+    await backend.open()
+    yield backend
+    await backend.close()
 
 
 @pytest.fixture
-def stage(store: CountingBackend) -> Harness:
-    clock = store._clock
+def harness(backend: CountingBackend) -> Harness:
+    clock = backend._clock
     assert isinstance(clock, FakeClock)
-    return Harness(clock, [store])
+    return Harness(clock, [backend])
 
 
-async def enqueue_many(stage: Harness, count: int, queue: str = "default") -> list[str]:
+async def enqueue_many(harness: Harness, count: int, queue: str = "default") -> list[str]:
     """Enqueue so many jobs; their ids."""
-    jobs = [stage.job(queue=queue) for _ in range(count)]
-    assert {one.outcome for one in await stage.enqueue(*jobs)} == {"created"}
+    jobs = [harness.job(queue=queue) for _ in range(count)]
+    assert {one.outcome for one in await harness.enqueue(*jobs)} == {"created"}
     return [job.id for job in jobs]
 
 
-async def finish_many(stage: Harness, count: int, *, fails: bool = False) -> None:
+async def finish_many(harness: Harness, count: int, *, fails: bool = False) -> None:
     """Let the next so many end."""
-    worker = await stage.worker(queues=("default", "red"))
+    worker = await harness.worker(queues=("default", "red"))
     while count:
         taken = await worker.take(min(count, 500))
         leases = [one.lease for one in taken]
@@ -76,13 +76,13 @@ async def finish_many(stage: Harness, count: int, *, fails: bool = False) -> Non
 
 
 async def list_ids(
-    store: RedisBackend, which: JobFilter = EVERY_JOB, limit: int = 700
+    backend: RedisBackend, which: JobFilter = EVERY_JOB, limit: int = 700
 ) -> list[str]:
     """All pages of a filter, as ids."""
     ids: list[str] = []
     after = None
     while True:
-        page = await store.list_jobs(which, limit=limit, after=after)
+        page = await backend.list_jobs(which, limit=limit, after=after)
         ids += [job.id for job in page.jobs]
         after = page.next
         if after is None:
@@ -90,166 +90,170 @@ async def list_ids(
 
 
 async def test_a_list_passes_over_what_was_forgotten(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
     """However many jobs there were: it looks at those that are there."""
-    (first,) = await enqueue_many(stage, 1, queue="kept")
-    await enqueue_many(stage, 6_000)
-    (middle,) = await enqueue_many(stage, 1, queue="kept")
-    await enqueue_many(stage, 6_000)
-    (last,) = await enqueue_many(stage, 1, queue="kept")
-    await finish_many(stage, 12_000)
-    stage.clock.advance(1.0)
-    assert await store.prune(NOTHING_KEPT, 20_000) == 12_000
-    store.ran.clear()
-    assert await list_ids(store) == [last, middle, first]
-    assert store.ran["list"] <= 2
+    (first,) = await enqueue_many(harness, 1, queue="kept")
+    await enqueue_many(harness, 6_000)
+    (middle,) = await enqueue_many(harness, 1, queue="kept")
+    await enqueue_many(harness, 6_000)
+    (last,) = await enqueue_many(harness, 1, queue="kept")
+    await finish_many(harness, 12_000)
+    harness.clock.advance(1.0)
+    assert await backend.prune(NOTHING_KEPT, 20_000) == 12_000
+    backend.ran.clear()
+    assert await list_ids(backend) == [last, middle, first]
+    assert backend.ran["list"] <= 2
 
 
-async def test_blocks_are_emptied_in_any_order(stage: Harness, store: CountingBackend) -> None:
-    ids = await enqueue_many(stage, 2_500)
-    await finish_many(stage, 2_500)
+async def test_blocks_are_emptied_in_any_order(harness: Harness, backend: CountingBackend) -> None:
+    ids = await enqueue_many(harness, 2_500)
+    await finish_many(harness, 2_500)
     for block in (3, 1, 0, 2):
         chosen = tuple(ids[block * 500 : (block + 1) * 500])
-        assert set(await store.delete(JobFilter(ids=chosen), 500)) == set(chosen)
-        assert len(await list_ids(store)) == (await store.counts())[State.COMPLETED]
-    store.ran.clear()
-    assert await list_ids(store) == ids[:1999:-1]
-    assert store.ran["list"] <= 2
+        assert set(await backend.delete(JobFilter(ids=chosen), 500)) == set(chosen)
+        assert len(await list_ids(backend)) == (await backend.counts())[State.COMPLETED]
+    backend.ran.clear()
+    assert await list_ids(backend) == ids[:1999:-1]
+    assert backend.ran["list"] <= 2
 
 
 async def test_a_filter_finds_the_few_among_the_many(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    few = await enqueue_many(stage, 3, queue="red")
-    await enqueue_many(stage, 1_400)
-    few += await enqueue_many(stage, 2, queue="red")
-    assert await list_ids(store, JobFilter(queue="red"), limit=2) == few[::-1]
+    few = await enqueue_many(harness, 3, queue="red")
+    await enqueue_many(harness, 1_400)
+    few += await enqueue_many(harness, 2, queue="red")
+    assert await list_ids(backend, JobFilter(queue="red"), limit=2) == few[::-1]
 
 
 async def test_unfinished_jobs_are_found_without_looking_at_the_others(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    await enqueue_many(stage, 2_000)
-    await finish_many(stage, 2_000)
+    await enqueue_many(harness, 2_000)
+    await finish_many(harness, 2_000)
     order = sorted(STANDING, key=lambda name: name.startswith("processing"))  # else they get lost
-    ids = [await STANDING[name](stage) for name in order]
-    store.ran.clear()
+    ids = [await STANDING[name](harness) for name in order]
+    backend.ran.clear()
     for state in (State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING):
-        found = await store.list_jobs(JobFilter(states=frozenset({state})))
+        found = await backend.list_jobs(JobFilter(states=frozenset({state})))
         assert {job.state for job in found.jobs} == {state}
-    assert store.ran == {"unfinished": 4, "list": 4}
+    assert backend.ran == {"unfinished": 4, "list": 4}
     waiting = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING})
-    unfinished = [one for one in reversed(ids) if not (await store.get(one)).state.finished]
-    assert await list_ids(store, JobFilter(states=waiting), limit=2) == unfinished
+    unfinished = [one for one in reversed(ids) if not (await backend.get(one)).state.finished]
+    assert await list_ids(backend, JobFilter(states=waiting), limit=2) == unfinished
 
 
 async def test_of_many_unfinished_jobs_the_newest_are_found_first(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    ids = await enqueue_many(stage, MAX_SORTED + 1)
-    store.ran.clear()
-    page = await store.list_jobs(JobFilter(states=frozenset({State.PENDING})))
+    ids = await enqueue_many(harness, MAX_SORTED + 1)
+    backend.ran.clear()
+    page = await backend.list_jobs(JobFilter(states=frozenset({State.PENDING})))
     assert [job.id for job in page.jobs] == ids[:-101:-1]
-    assert store.ran == {"unfinished": 1, "list": 1}
+    assert backend.ran == {"unfinished": 1, "list": 1}
 
 
-async def test_more_ids_than_one_script_takes(stage: Harness, store: CountingBackend) -> None:
-    ids = await enqueue_many(stage, 1_300)
+async def test_more_ids_than_one_script_takes(harness: Harness, backend: CountingBackend) -> None:
+    ids = await enqueue_many(harness, 1_300)
     asked = JobFilter(ids=(*ids, *ids[:10], "nobody", "\ud800"))
-    assert await list_ids(store, asked) == ids[::-1]
-    assert await list_ids(store, asked, limit=1_300) == ids[::-1]
+    assert await list_ids(backend, asked) == ids[::-1]
+    assert await list_ids(backend, asked, limit=1_300) == ids[::-1]
 
 
 async def test_a_page_of_large_payloads_takes_several_answers(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    jobs = [stage.job(payload=b"%d" % n + b"x" * MIB) for n in range(40)]
-    await stage.enqueue(*jobs)
-    store.ran.clear()
-    page = await store.list_jobs(limit=40, payloads=True)
+    jobs = [harness.job(payload=b"%d" % n + b"x" * MIB) for n in range(40)]
+    await harness.enqueue(*jobs)
+    backend.ran.clear()
+    page = await backend.list_jobs(limit=40, payloads=True)
     assert [job.payload for job in page.jobs] == [job.payload for job in reversed(jobs)]
     assert page.next is None
-    assert store.ran["list"] == 3
+    assert backend.ran["list"] == 3
 
 
-async def test_a_delete_goes_on_past_what_it_leaves(stage: Harness, store: CountingBackend) -> None:
+async def test_a_delete_goes_on_past_what_it_leaves(
+    harness: Harness, backend: CountingBackend
+) -> None:
     for _ in range(3):
-        await enqueue_many(stage, 300)
-        await enqueue_many(stage, 300, queue="red")
-    await finish_many(stage, 1_800)
-    assert len(await store.delete(JobFilter(queue="red"), 700)) == 700
-    assert len(await store.delete(JobFilter(queue="red"), 700)) == 200
-    assert await store.delete(JobFilter(queue="red"), 700) == []
-    assert (await store.counts())[State.COMPLETED] == 900
-    assert len(await list_ids(store)) == 900
+        await enqueue_many(harness, 300)
+        await enqueue_many(harness, 300, queue="red")
+    await finish_many(harness, 1_800)
+    assert len(await backend.delete(JobFilter(queue="red"), 700)) == 700
+    assert len(await backend.delete(JobFilter(queue="red"), 700)) == 200
+    assert await backend.delete(JobFilter(queue="red"), 700) == []
+    assert (await backend.counts())[State.COMPLETED] == 900
+    assert len(await list_ids(backend)) == 900
 
 
 async def test_a_replay_goes_on_to_its_bound_and_knows_of_more(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    ids = await enqueue_many(stage, 1_300)
-    await finish_many(stage, 1_300, fails=True)
-    first = await store.replay(EVERY_JOB, 700)
+    ids = await enqueue_many(harness, 1_300)
+    await finish_many(harness, 1_300, fails=True)
+    first = await backend.replay(EVERY_JOB, 700)
     assert first.ids == ids[:599:-1]
-    second = await store.replay(EVERY_JOB, 600, first.next)
+    second = await backend.replay(EVERY_JOB, 600, first.next)
     assert (second.ids, second.next) == (ids[599::-1], None)
-    assert (await store.counts())[State.PENDING] == 1_300
+    assert (await backend.counts())[State.PENDING] == 1_300
 
 
 async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    await stage.enqueue(*(stage.job(after=5.0 + n % 2) for n in range(2_400)))
-    stage.clock.advance(10.0)
-    counts = await store.counts()
+    await harness.enqueue(*(harness.job(after=5.0 + n % 2) for n in range(2_400)))
+    harness.clock.advance(10.0)
+    counts = await backend.counts()
     assert (counts[State.PENDING], counts[State.SCHEDULED]) == (2_400, 0)
-    (queue,) = await store.queues()
+    (queue,) = await backend.queues()
     assert (queue.size, queue.scheduled, queue.oldest_age) == (2_400, 0, 5.0)
 
 
-async def test_a_due_job_is_the_oldest_before_it_is_promoted(stage: Harness) -> None:
-    await stage.put(stage.job(after=5.0))
-    stage.clock.advance(8.0)
-    await stage.add()
-    (queue,) = await stage.store.queues()
+async def test_a_due_job_is_the_oldest_before_it_is_promoted(harness: Harness) -> None:
+    await harness.put(harness.job(after=5.0))
+    harness.clock.advance(8.0)
+    await harness.add()
+    (queue,) = await harness.store.queues()
     assert (queue.size, queue.oldest_age) == (2, 3.0)
 
 
-async def test_prune_goes_on_to_its_bound(stage: Harness, store: CountingBackend) -> None:
-    await enqueue_many(stage, 1_800)
-    await finish_many(stage, 1_800)
+async def test_prune_goes_on_to_its_bound(harness: Harness, backend: CountingBackend) -> None:
+    await enqueue_many(harness, 1_800)
+    await finish_many(harness, 1_800)
     keep = Retention(completed=None, completed_max=100, results=None)
-    assert [await store.prune(keep, 1_200), await store.prune(keep, 1_200)] == [1_200, 500]
+    assert [await backend.prune(keep, 1_200), await backend.prune(keep, 1_200)] == [1_200, 500]
 
 
 async def test_nothing_is_left_of_what_was_forgotten(
-    stage: Harness, store: CountingBackend, redis_server: RunningRedis
+    harness: Harness, backend: CountingBackend, redis_server: RunningRedis
 ) -> None:
     """Jobs of every kind, dead sessions and keys whose time is past: no byte of them stays."""
     for build in STANDING.values():
-        await build(stage)
-    large = stage.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
-    await stage.put(large)
-    await store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
-    await store.fire("nightly", None, 60.0, stage.job(options=JobOptions(unique_key="l")), "allow")
-    worker = await stage.worker()
-    stage.clock.advance(7_200.0)
-    await store.rescue(100, max_lost=1)
-    for job in (await store.list_jobs(limit=1_000)).jobs:
+        await build(harness)
+    large = harness.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
+    await harness.put(large)
+    await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await backend.fire(
+        "nightly", None, 60.0, harness.job(options=JobOptions(unique_key="l")), "allow"
+    )
+    worker = await harness.worker()
+    harness.clock.advance(7_200.0)
+    await backend.rescue(100, max_lost=1)
+    for job in (await backend.list_jobs(limit=1_000)).jobs:
         if not job.state.finished:
-            await store.cancel(job.id)
-    await store.pause("default", paused=True)
-    await store.pause("default", paused=False)
-    await store.delete_schedule("nightly")
-    stage.clock.advance(90_000.0)
-    assert await store.prune(NOTHING_KEPT, 1_000) > len(STANDING)
+            await backend.cancel(job.id)
+    await backend.pause("default", paused=True)
+    await backend.pause("default", paused=False)
+    await backend.delete_schedule("nightly")
+    harness.clock.advance(90_000.0)
+    assert await backend.prune(NOTHING_KEPT, 1_000) > len(STANDING)
     with pytest.raises(JobNotFound):
-        await store.get(large.id)
-    assert worker.id not in {one.id for one in await store.sessions()}
+        await backend.get(large.id)
+    assert worker.id not in {one.id for one in await backend.sessions()}
     left = {"meta", "n", "lane", "lanes", "count", "running", "void"}
     assert list_keys(redis_server) == left | {f"ring{n}" for n in range(WAKEUP_STREAMS)}
-    assert set((await store.counts()).values()) == {0}
+    assert set((await backend.counts()).values()) == {0}
 
 
 def list_keys(server: RunningRedis) -> set[str]:
@@ -257,49 +261,51 @@ def list_keys(server: RunningRedis) -> set[str]:
     return {key.decode().partition("}:")[2] for key in keys}
 
 
-async def test_a_reason_may_be_empty_long_or_none(stage: Harness, store: CountingBackend) -> None:
-    (waits,) = await stage.add()
-    await store.cancel(waits)
+async def test_a_reason_may_be_empty_long_or_none(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    (waits,) = await harness.add()
+    await backend.cancel(waits)
     reasons = ["", "r" * 65_534]
-    ids = await enqueue_many(stage, 3)
-    worker = await stage.worker()
+    ids = await enqueue_many(harness, 3)
+    worker = await harness.worker()
     leases = [one.lease for one in await worker.take(3)]
     with pytest.raises(Unstorable, match="reason"):
-        await store.exchange(worker.id, 2, [Cancelled(leases[0], "r" * 65_535)], worker.want(0))
+        await backend.exchange(worker.id, 2, [Cancelled(leases[0], "r" * 65_535)], worker.want(0))
     await worker.settle(*(Cancelled(*one) for one in zip(leases, reasons, strict=False)))
-    records = [await store.get(job_id) for job_id in (waits, *ids[:2])]
+    records = [await backend.get(job_id) for job_id in (waits, *ids[:2])]
     assert [record.reason for record in records] == [None, *reasons]
-    assert await list_ids(store, JobFilter(reason="")) == ids[:1]
+    assert await list_ids(backend, JobFilter(reason="")) == ids[:1]
 
 
 async def test_names_that_cannot_be_stored_match_nothing(
-    stage: Harness, store: CountingBackend
+    harness: Harness, backend: CountingBackend
 ) -> None:
-    await stage.add()
+    await harness.add()
     odd = "\ud800"
-    assert await list_ids(store, JobFilter(queue=odd)) == []
-    assert await store.delete(JobFilter(name=odd), 10) == []
-    assert set((await store.counts(odd)).values()) == {0}
-    assert await store.delete_schedule(odd) is False
+    assert await list_ids(backend, JobFilter(queue=odd)) == []
+    assert await backend.delete(JobFilter(name=odd), 10) == []
+    assert set((await backend.counts(odd)).values()) == {0}
+    assert await backend.delete_schedule(odd) is False
     with pytest.raises(JobNotFound):
-        await store.get(odd)
+        await backend.get(odd)
     with pytest.raises(JobNotFound):
-        await store.cancel(odd)
+        await backend.cancel(odd)
     with pytest.raises(Unstorable):
-        await store.put_schedule(ScheduleRecord(name=odd, spec=b"{}"))
+        await backend.put_schedule(ScheduleRecord(name=odd, spec=b"{}"))
     with pytest.raises(Unstorable):
-        await store.enqueue([NewJob("a", "mail", odd, b"{}")])
+        await backend.enqueue([NewJob("a", "mail", odd, b"{}")])
 
 
 @pytest.mark.parametrize("after", ["", "-1", "1.0", "٣", "no cursor"])
-async def test_a_foreign_cursor_is_rejected(store: CountingBackend, after: str) -> None:
-    for call in (store.list_jobs(after=after), store.replay(EVERY_JOB, 1, after)):
+async def test_a_foreign_cursor_is_rejected(backend: CountingBackend, after: str) -> None:
+    for call in (backend.list_jobs(after=after), backend.replay(EVERY_JOB, 1, after)):
         with pytest.raises(InvalidJob):
             await call
 
 
 @pytest.mark.parametrize("after", ["0", "1", "9" * 40])
-async def test_a_cursor_beyond_all_jobs_is_one(stage: Harness, after: str) -> None:
-    (job_id,) = await stage.add()
-    page = await stage.store.list_jobs(after=after)
+async def test_a_cursor_beyond_all_jobs_is_one(harness: Harness, after: str) -> None:
+    (job_id,) = await harness.add()
+    page = await harness.store.list_jobs(after=after)
     assert [job.id for job in page.jobs] == ([job_id] if len(after) > 1 else [])

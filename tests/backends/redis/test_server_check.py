@@ -29,12 +29,12 @@ SAFE = ("appendonly yes", "appendfsync everysec")
 @asynccontextmanager
 async def open_send_command(url: str) -> AsyncIterator[SendCommand]:
     """What sends commands, as a backend has it."""
-    address = parse_url(url)
-    line = CommandConnection(ServerLocator(address), address.describe(), address.timeout)
+    settings = parse_url(url)
+    connection = CommandConnection(ServerLocator(settings), settings.describe(), settings.timeout)
     try:
-        yield line.execute
+        yield connection.execute
     finally:
-        await line.close()
+        await connection.close()
 
 
 async def check_url(url: str) -> RedisServerInfo:
@@ -45,10 +45,10 @@ async def check_url(url: str) -> RedisServerInfo:
 async def get_error(url: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
         await check_url(url)
-    line = str(caught.value)
-    assert line.startswith(parse_url(url).describe())
-    assert "\n" not in line
-    return line
+    connection = str(caught.value)
+    assert connection.startswith(parse_url(url).describe())
+    assert "\n" not in connection
+    return connection
 
 
 # --- what it is -----------------------------------------------------------------------------------
@@ -131,12 +131,12 @@ def risk_after_change(
 async def test_stock_settings_are_warned_of_once(
     stock: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = RedisBackend(stock.url)
+    backend = RedisBackend(stock.url)
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        for handle in (store, store, store.new_handle(), store.new_handle().new_handle()):
+        for handle in (backend, backend, backend.new_handle(), backend.new_handle().new_handle()):
             await handle.open()
             await handle.close()
-        assert await store.plan() == []
+        assert await backend.plan() == []
     (warning,) = caplog.messages
     assert warning.startswith(f"Redis {stock.address}/0: the server keeps no append-only file")
     assert "every job since its last snapshot is lost" in warning
@@ -149,9 +149,9 @@ async def test_each_backend_warns_for_itself(
     """What one backend of a process has logged keeps no other one from saying it."""
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
         for url in (stock.url, stock.url, f"{stock.url}?namespace=other"):
-            store = RedisBackend(url)
-            await store.open()
-            await store.close()
+            backend = RedisBackend(url)
+            await backend.open()
+            await backend.close()
     assert len(caplog.messages) == 3
     assert 'namespace "other"' in caplog.messages[2]
 
@@ -183,9 +183,11 @@ async def test_servers_whose_waitaof_is_not_trusted(
 
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
         await check_server(send, parse_url("redis://a?durable_enqueue=true"), set())
-    assert [line for line in caplog.messages if "answers WAITAOF before its sync" in line] == (
-        caplog.messages
-    )
+    assert [
+        connection
+        for connection in caplog.messages
+        if "answers WAITAOF before its sync" in connection
+    ] == (caplog.messages)
     assert len(caplog.messages) == (0 if believed else 1)
 
 
@@ -211,9 +213,9 @@ async def test_each_risk_is_a_warning_and_with_require_durable_an_error(
     (warning,) = caplog.messages
     error = await get_error(f"{url}?require_durable=true")
     assert "require_durable, but" in error
-    for line in (warning, error):
-        assert lost in line
-        assert cure in line
+    for connection in (warning, error):
+        assert lost in connection
+        assert cure in connection
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-ttl"])
@@ -235,9 +237,9 @@ async def test_an_enqueue_cannot_wait_for_a_disk_that_is_never_synced(
     name: str, value: str, safe: servers.Server, settled: Callable[[str, str], object]
 ) -> None:
     settled(name, value)
-    line = await get_error(f"{safe.url}?durable_enqueue=true")
-    assert "durable_enqueue, but the server" in line
-    assert f"CONFIG SET {name}" in line
+    connection = await get_error(f"{safe.url}?durable_enqueue=true")
+    assert "durable_enqueue, but the server" in connection
+    assert f"CONFIG SET {name}" in connection
 
 
 def make_fake_info(info: str) -> SendCommand:

@@ -124,8 +124,8 @@ def get_error(url: str) -> str:
         ),
     ],
 )
-def test_what_a_url_means(url: str, address: RedisSettings) -> None:
-    assert parse_url(url) == address
+def test_what_a_url_means(url: str, settings: RedisSettings) -> None:
+    assert parse_url(url) == settings
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_a_secret_is_never_part_of_a_refusal(url: str) -> None:
         ("rediss+cluster://u:hunter2@a,b:2", "Redis Cluster via a:6379, b:2 (TLS)"),
     ],
 )  # fmt: skip
-def test_describe_is_one_line_without_secrets(url: str, line: str) -> None:
-    address = parse_url(url)
-    assert address.describe() == line
-    assert "hunter2" not in repr(address)
+def test_describe_is_one_line_without_secrets(url: str, connection: str) -> None:
+    settings = parse_url(url)
+    assert settings.describe() == connection
+    assert "hunter2" not in repr(settings)
 
 
 def test_arguments_override_the_url() -> None:
-    address = parse_url("redis://a?namespace=one&timeout=2&require_durable=true")
-    assert address.replace() == address
-    changed = address.replace(
+    settings = parse_url("redis://a?namespace=one&timeout=2&require_durable=true")
+    assert settings.replace() == settings
+    changed = settings.replace(
         namespace="two", require_durable=False, durable_enqueue=True, timeout=3
     )
     assert changed == parse_url("redis://a?namespace=two&timeout=3&durable_enqueue=true")
@@ -279,9 +279,9 @@ PIECES = st.lists(
 @given(st.sampled_from(sorted(SCHEMES)), PIECES)
 def test_any_url_gives_settings_or_an_error(scheme: str, rest: str) -> None:
     try:
-        address = parse_url(f"{scheme}://{rest}")
+        settings = parse_url(f"{scheme}://{rest}")
     except ConfigurationError as error:
         assert str(error).startswith(f"{scheme}://…: ")  # noqa: PT017 (either is right)
     else:
-        assert all(node.host and 1 <= node.port <= 65535 for node in address.endpoints)
-        assert address.endpoints or address.socket_path
+        assert all(node.host and 1 <= node.port <= 65535 for node in settings.endpoints)
+        assert settings.endpoints or settings.socket_path

@@ -32,24 +32,24 @@ def print_line(*words: object) -> None:
     sys.stdout.flush()
 
 
-async def enqueue(store: SQLiteBackend, prefix: str, many: str, size: str) -> None:
+async def enqueue(backend: SQLiteBackend, prefix: str, many: str, size: str) -> None:
     """Enqueue `make_many` jobs by `size`; say each once it is acknowledged."""
     for start in range(0, int(many), int(size)):
         ids = [f"{prefix}-{n}" for n in range(start, start + int(size))]
-        await store.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
+        await backend.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
         print_line(*ids)
 
 
-async def work(store: SQLiteBackend, total: str) -> None:
+async def work(backend: SQLiteBackend, total: str) -> None:
     """Complete jobs until none is left; say each once its completion is acknowledged."""
     session = make_session_id()
-    await store.open_session(Session(id=session, ttl=30.0, names=("n",)))
+    await backend.open_session(Session(id=session, ttl=30.0, names=("n",)))
     number = 0
     settled: list[Completed] = []
     while True:
         number += 1
-        want = ReserveRequest(int(total), LANES, nonce=os.urandom(16))
-        reply = await store.exchange(session, number, settled, want)
+        request = ReserveRequest(int(total), LANES, nonce=os.urandom(16))
+        reply = await backend.exchange(session, number, settled, request)
         for one, result in zip(settled, reply.results, strict=True):
             print_line(one.lease.job_id, result)
         settled = [Completed(one.lease, one.lease.job_id.encode()) for one in reply.deliveries]
@@ -57,42 +57,42 @@ async def work(store: SQLiteBackend, total: str) -> None:
             return
 
 
-async def wait(store: SQLiteBackend, queue: str) -> None:
+async def wait(backend: SQLiteBackend, queue: str) -> None:
     """Wait for a ring; say that it waits, and that it was woken."""
-    waiting = asyncio.ensure_future(store.wait([queue], 3600.0))
+    waiting = asyncio.ensure_future(backend.wait([queue], 3600.0))
     await asyncio.sleep(0)
     print_line("waiting")
     await waiting
     print_line("woken")
 
 
-async def fill(store: SQLiteBackend, limit: str) -> None:
+async def fill(backend: SQLiteBackend, limit: str) -> None:
     """Write until no file may grow beyond `limit` bytes; then make room and go on."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), most))
     stored = 0
     try:
         while stored < 100_000:
-            await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
+            await backend.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
             stored += 1
     except BackendError as error:
         print_line(type(error).__name__, stored)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    await store.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
-    print_line("recovered", sum((await store.counts()).values()))
+    await backend.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
+    print_line("recovered", sum((await backend.counts()).values()))
 
 
-async def crowd(store: SQLiteBackend, prefix: str, seconds: str) -> None:
+async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
     """Enqueue and complete for so long, whether the disk is full or not; say what was done."""
     session = make_session_id()
     loop = asyncio.get_running_loop()
     end, number, stored, completed, refused = loop.time() + float(seconds), 0, 0, 0, 0
     settled: list[Completed] = []
-    want = ReserveRequest(100, LANES, nonce=os.urandom(16))
+    request = ReserveRequest(100, LANES, nonce=os.urandom(16))
     opened = False
     while loop.time() < end:
         try:
-            await store.enqueue([NewJob(f"{prefix}-{stored}", "n", "q", b"x" * 3000)])
+            await backend.enqueue([NewJob(f"{prefix}-{stored}", "n", "q", b"x" * 3000)])
             stored += 1
         except BackendError:
             refused += 1
@@ -100,16 +100,16 @@ async def crowd(store: SQLiteBackend, prefix: str, seconds: str) -> None:
             refused += 1
             try:
                 if not opened:
-                    await store.open_session(Session(id=session, ttl=300.0, names=("n",)))
+                    await backend.open_session(Session(id=session, ttl=300.0, names=("n",)))
                     opened = True
-                reply = await store.exchange(session, number + 1, settled, want)
+                reply = await backend.exchange(session, number + 1, settled, request)
             except BackendError as error:
                 print_line("stuck", type(error).__name__, error)
                 continue
             number += 1
             completed += len(settled)
             settled = [Completed(one.lease, b"x" * 500) for one in reply.deliveries]
-            await store.delete(COMPLETED, 1000)
+            await backend.delete(COMPLETED, 1000)
     print_line("stored", stored, "completed", completed, "refused", refused)
 
 
@@ -126,44 +126,44 @@ VERBS: dict[str, Callable[..., Awaitable[None]]] = {
 
 async def main(verb: str, path: str, *more: str) -> None:
     """Open the backend and do it; an error of ours is said, not raised."""
-    store = SQLiteBackend(Path(path))
+    backend = SQLiteBackend(Path(path))
     try:
-        await store.open()
-        await VERBS[verb](store, *more)
+        await backend.open()
+        await VERBS[verb](backend, *more)
     except NimburionError as error:
         print_line(type(error).__name__, error)
     finally:
-        await store.close()
+        await backend.close()
 
 
 def run_forked(path: str) -> None:
     """After a fork the handle refuses, and opens anew in the child's own loop."""
-    store = SQLiteBackend(Path(path))
+    backend = SQLiteBackend(Path(path))
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(store.open())
-    loop.run_until_complete(store.enqueue([NewJob("before", "n", "q", b"")]))
+    loop.run_until_complete(backend.open())
+    loop.run_until_complete(backend.enqueue([NewJob("before", "n", "q", b"")]))
     child = os.fork()
     if child == 0:
-        asyncio.run(run_in_child(store))
+        asyncio.run(run_in_child(backend))
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    loop.run_until_complete(store.enqueue([NewJob("after", "n", "q", b"")]))
-    print_line("parent", status, sum(loop.run_until_complete(store.counts()).values()))
-    loop.run_until_complete(store.close())
+    loop.run_until_complete(backend.enqueue([NewJob("after", "n", "q", b"")]))
+    print_line("parent", status, sum(loop.run_until_complete(backend.counts()).values()))
+    loop.run_until_complete(backend.close())
     loop.close()
 
 
-async def run_in_child(store: SQLiteBackend) -> None:
+async def run_in_child(backend: SQLiteBackend) -> None:
     """What the child of a fork sees."""
-    for call in (store.counts(), store.enqueue([NewJob("no", "n", "q", b"")])):
+    for call in (backend.counts(), backend.enqueue([NewJob("no", "n", "q", b"")])):
         try:
             await call
         except NimburionError as error:
             print_line(type(error).__name__, "fork" in str(error))
-    await store.open()
-    await store.enqueue([NewJob("child", "n", "q", b"")])
-    print_line("child", sum((await store.counts()).values()))
-    await store.close()
+    await backend.open()
+    await backend.enqueue([NewJob("child", "n", "q", b"")])
+    print_line("child", sum((await backend.counts()).values()))
+    await backend.close()
 
 
 async def open_as_user(path: str, user: str) -> None:
@@ -194,29 +194,29 @@ def share(path: str, user: str, group: str) -> None:
     os.write(writing, b".")
     os.waitpid(child, 0)
     stores.append(loop.run_until_complete(used(path, "ours")))
-    for store in stores:
-        loop.run_until_complete(store.close())
+    for backend in stores:
+        loop.run_until_complete(backend.close())
     loop.close()
 
 
 async def used(path: str, whose: str) -> SQLiteBackend:
     """Open the backend and enqueue; say how many jobs there are."""
-    store = SQLiteBackend(Path(path))
+    backend = SQLiteBackend(Path(path))
     try:
-        await store.open()
-        await store.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
-        print_line(whose, sum((await store.counts()).values()))
+        await backend.open()
+        await backend.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
+        print_line(whose, sum((await backend.counts()).values()))
     except NimburionError as error:
         print_line(type(error).__name__, error)
-    return store
+    return backend
 
 
 async def tried_out() -> None:
     """Open a backend, so that nothing is left to import for a user who may not read it."""
     with tempfile.TemporaryDirectory() as folder:
-        store = SQLiteBackend(Path(folder) / "jobs.db")
-        await store.open()
-        await store.close()
+        backend = SQLiteBackend(Path(folder) / "jobs.db")
+        await backend.open()
+        await backend.close()
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def store(path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
+async def backend(path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
     """An open, empty backend that lives by `clock`."""
-    store = SQLiteBackend(path, clock=clock)
-    await store.open()
-    yield store
-    await store.close()
+    backend = SQLiteBackend(path, clock=clock)
+    await backend.open()
+    yield backend
+    await backend.close()
 
 
 @pytest.fixture

@@ -28,32 +28,32 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
+async def backend(tmp_path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
     """A backend in a file of its own."""
-    store = SQLiteBackend(tmp_path / "jobs.db", clock=clock)
-    await store.open()
-    yield store
-    await store.close()
+    backend = SQLiteBackend(tmp_path / "jobs.db", clock=clock)
+    await backend.open()
+    yield backend
+    await backend.close()
 
 
-async def find_check(store: SQLiteBackend, subject: str) -> CheckResult:
+async def find_check(backend: SQLiteBackend, subject: str) -> CheckResult:
     """The one finding on this subject."""
-    (found,) = [one for one in await store.check() if one.subject == subject]
+    (found,) = [one for one in await backend.check() if one.subject == subject]
     return found
 
 
 async def test_a_healthy_file_has_no_error(
-    store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000 * MIB))
-    found = await store.check()
+    found = await backend.check()
     assert {one.subject for one in found if one.verdict != "good"} <= {"version"}
     assert [one.subject for one in found] == [
         "file", "version", "format", "durability", "folder", "access", "disk", "log", "clock",
         "integrity", "reading", "write lock",
     ]  # fmt: skip
-    assert (await find_check(store, "format")).text.startswith("1,")
-    assert str(store.path) in (await find_check(store, "file")).text
+    assert (await find_check(backend, "format")).text.startswith("1,")
+    assert str(backend.path) in (await find_check(backend, "file")).text
 
 
 async def test_check_requires_an_open_backend(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ async def test_check_requires_an_open_backend(tmp_path: Path) -> None:
     [(1024 * MIB, "good"), (1023 * MIB, "warning"), (16 * MIB, "warning"), (15 * MIB, "error")],
 )
 async def test_free_disk_space(
-    free: int, verdict: str, store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+    free: int, verdict: str, backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert (await find_check(store, "disk")).verdict == verdict
+    assert (await find_check(backend, "disk")).verdict == verdict
 
 
 def test_a_file_without_a_write_ahead_log() -> None:
@@ -79,15 +79,15 @@ def test_a_file_without_a_write_ahead_log() -> None:
     assert (found.verdict, "journal mode is memory" in found.text) == ("warning", True)
 
 
-async def test_a_damaged_file(store: SQLiteBackend) -> None:
-    assert await find_check(store, "integrity") == CheckResult(
+async def test_a_damaged_file(backend: SQLiteBackend) -> None:
+    assert await find_check(backend, "integrity") == CheckResult(
         "integrity", "good", "the whole file was checked"
     )
-    await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
-    await store.close()
-    damage_a_page(store.path)
-    await store.open()
-    found = await find_check(store, "integrity")
+    await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
+    await backend.close()
+    damage_a_page(backend.path)
+    await backend.open()
+    found = await find_check(backend, "integrity")
     assert found.verdict == "error"
     assert "damaged" in found.text or "cannot be read" in found.text
 
@@ -99,28 +99,28 @@ def damage_a_page(path: Path) -> None:
         file.write(b"\xff" * 64)
 
 
-async def test_a_check_is_bounded_in_time(store: SQLiteBackend) -> None:
-    await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
-    found = await store._read(lambda db: checks.integrity(db, store.path, seconds=-1.0))
+async def test_a_check_is_bounded_in_time(backend: SQLiteBackend) -> None:
+    await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
+    found = await backend._read(lambda db: checks.integrity(db, backend.path, seconds=-1.0))
     assert (found.verdict, found.text.split(";")[0]) == ("good", "no fault found in -1 s")
     assert "PRAGMA quick_check" in found.text
-    assert (await find_check(store, "integrity")).text == "the whole file was checked"
+    assert (await find_check(backend, "integrity")).text == "the whole file was checked"
 
 
 async def test_a_check_that_cannot_be_interrupted_reads_no_large_file(
-    store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 41, 0))
-    assert (await find_check(store, "integrity")).text == "the whole file was checked"
+    assert (await find_check(backend, "integrity")).text == "the whole file was checked"
     monkeypatch.setattr(checks, "_SMALL", 1)
-    assert (await find_check(store, "integrity")).text.startswith(
+    assert (await find_check(backend, "integrity")).text.startswith(
         "not checked, as the file is large"
     )
 
 
-async def test_a_long_log(store: SQLiteBackend) -> None:
-    assert (await find_check(store, "log")).verdict == "good"
-    log = store.path.with_name("jobs.db-wal")
+async def test_a_long_log(backend: SQLiteBackend) -> None:
+    assert (await find_check(backend, "log")).verdict == "good"
+    log = backend.path.with_name("jobs.db-wal")
     grown = log.with_name("grown.db-wal")
     with grown.open("wb") as file:
         file.truncate(257 * MIB)
@@ -131,35 +131,35 @@ async def test_a_long_log(store: SQLiteBackend) -> None:
     )
 
 
-async def test_a_clock_that_was_set_back(store: SQLiteBackend, clock: FakeClock) -> None:
-    await store.enqueue([NewJob("a", "mail", "default", b"{}")])
-    assert (await find_check(store, "clock")).verdict == "good"
+async def test_a_clock_that_was_set_back(backend: SQLiteBackend, clock: FakeClock) -> None:
+    await backend.enqueue([NewJob("a", "mail", "default", b"{}")])
+    assert (await find_check(backend, "clock")).verdict == "good"
     clock.step_wall(-3600)
-    found = await find_check(store, "clock")
+    found = await find_check(backend, "clock")
     assert (found.verdict, found.text.split(":")[0]) == (
         "warning",
         "the latest job was stored 3600 s in the future",
     )
     clock.step_wall(-clock.now())
-    assert (await find_check(store, "clock")).verdict == "error"
+    assert (await find_check(backend, "clock")).verdict == "error"
 
 
-async def test_a_file_that_this_user_must_not_write(store: SQLiteBackend) -> None:
-    assert (await find_check(store, "folder")).verdict == "good"
-    missing = checks.check_folder(store.path.parent / "gone" / "jobs.db", Path("/nowhere"))
+async def test_a_file_that_this_user_must_not_write(backend: SQLiteBackend) -> None:
+    assert (await find_check(backend, "folder")).verdict == "good"
+    missing = checks.check_folder(backend.path.parent / "gone" / "jobs.db", Path("/nowhere"))
     assert (missing.verdict, "not writable" in missing.text) == ("error", True)
 
 
-async def test_a_network_file_system(store: SQLiteBackend, tmp_path: Path) -> None:
+async def test_a_network_file_system(backend: SQLiteBackend, tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/x {tmp_path} nfs4 rw 0 0\n")
-    assert checks.check_folder(store.path, mounts).verdict == "error"
+    assert checks.check_folder(backend.path, mounts).verdict == "error"
 
 
-async def test_a_file_error_becomes_a_failed_check(store: SQLiteBackend) -> None:
-    with closing(sqlite3.connect(store.path)) as other:
+async def test_a_file_error_becomes_a_failed_check(backend: SQLiteBackend) -> None:
+    with closing(sqlite3.connect(backend.path)) as other:
         other.execute("DROP TABLE meta")
-    found = {one.subject: one for one in await store.check()}
+    found = {one.subject: one for one in await backend.check()}
     assert (found["format"].verdict, found["file"].verdict) == ("error", "good")
     assert "no such table" in found["format"].text
 

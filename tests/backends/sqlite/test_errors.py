@@ -57,10 +57,10 @@ def actor_uid() -> int:
 
 async def make_file(path: Path) -> None:
     """A backend with one job, closed."""
-    store = SQLiteBackend(path)
-    await store.open()
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
-    await store.close()
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.close()
 
 
 def test_a_read_only_folder(start: Start, theirs: Path) -> None:
@@ -104,18 +104,18 @@ async def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
 
 async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: FakeClock) -> None:
     room = 10 << 20
-    store = SQLiteBackend(path, clock=clock, measure=lambda _: room)
-    await store.open()
-    await store.enqueue([NewJob("kept", "n", "q", b"{}")])
+    backend = SQLiteBackend(path, clock=clock, measure=lambda _: room)
+    await backend.open()
+    await backend.enqueue([NewJob("kept", "n", "q", b"{}")])
     room = 0
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
     with pytest.raises(BackendFull, match="goes on by itself"):
-        await store.enqueue(jobs)
-    assert sum((await store.counts()).values()) == 1
+        await backend.enqueue(jobs)
+    assert sum((await backend.counts()).values()) == 1
     room = 10 << 20
-    await store.enqueue(jobs)
-    assert sum((await store.counts()).values()) == 501
-    await store.close()
+    await backend.enqueue(jobs)
+    assert sum((await backend.counts()).values()) == 501
+    await backend.close()
 
 
 def test_a_file_size_limit_is_backend_full_until_it_is_lifted(path: Path, start: Start) -> None:
@@ -146,15 +146,15 @@ def is_text(path: Path) -> bool:
 
 
 async def test_a_damaged_page_is_reported_and_nothing_is_deleted(path: Path) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
-    await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
-    await store.close()
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
+    await backend.close()
     damaged = damage(path)
-    store = SQLiteBackend(path)
+    backend = SQLiteBackend(path)
     with pytest.raises(BackendCorrupt):
-        await use(store)
-    await store.close()
+        await use(backend)
+    await backend.close()
     assert damaged <= path.stat().st_size  # noqa: ASYNC240
 
 
@@ -168,9 +168,9 @@ def damage(path: Path) -> int:
     return size
 
 
-async def use(store: SQLiteBackend) -> None:
-    await store.open()
-    await store.list_jobs(payloads=True, limit=500)
+async def use(backend: SQLiteBackend) -> None:
+    await backend.open()
+    await backend.list_jobs(payloads=True, limit=500)
 
 
 # Formats
@@ -206,11 +206,11 @@ async def test_a_database_of_the_application_gets_our_tables_beside_its_own(path
 
 
 async def test_migrate_reports_what_opening_a_new_file_did(path: Path) -> None:
-    store = SQLiteBackend(path)
-    assert await store.migrate() == ["format 1: tables"]
-    await store.close()
-    assert await store.migrate() == []
-    await store.close()
+    backend = SQLiteBackend(path)
+    assert await backend.migrate() == ["format 1: tables"]
+    await backend.close()
+    assert await backend.migrate() == []
+    await backend.close()
 
 
 async def test_an_older_format_is_migrated_once_and_whole(path: Path) -> None:
@@ -248,43 +248,43 @@ async def test_a_local_one_is_not(path: Path, tmp_path: Path, table: str | None)
     mounts = tmp_path / "mounts"
     if table is not None:
         mounts.write_text(table)
-    store = SQLiteBackend(path, mounts=mounts)
-    await store.open()
-    await store.close()
+    backend = SQLiteBackend(path, mounts=mounts)
+    await backend.open()
+    await backend.close()
 
 
 # Handles
 
 
 async def test_a_handle_that_is_not_open_is_rejected(path: Path) -> None:
-    store = SQLiteBackend(path)
-    for call in (store.counts(), store.ping(), store.wait(["q"], 1.0)):
+    backend = SQLiteBackend(path)
+    for call in (backend.counts(), backend.ping(), backend.wait(["q"], 1.0)):
         with pytest.raises(NotOpen, match=r"call open\(\) first"):
             await call
-    await store.open()
-    await store.open()
-    await store.close()
-    await store.close()
+    await backend.open()
+    await backend.open()
+    await backend.close()
+    await backend.close()
     with pytest.raises(NotOpen):
-        await store.enqueue([NewJob("a", "n", "q", b"")])
+        await backend.enqueue([NewJob("a", "n", "q", b"")])
 
 
 async def test_a_lock_held_too_long_is_unavailable_and_writes_nothing(
-    store: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(BackendUnavailable, match=r"kept .* locked") as caught:
-            await store.enqueue([NewJob("a", "n", "q", b"")])
+            await backend.enqueue([NewJob("a", "n", "q", b"")])
         assert caught.value.outcome == "not applied"
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
         other.execute("ROLLBACK")
-    assert (await store.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "created"
+    assert (await backend.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "created"
 
 
 async def test_under_a_lock_each_call_has_a_time_of_its_own(
-    store: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not one time after the other, whether they share a transaction or wait behind another."""
     monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.5)
@@ -293,7 +293,7 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
     async def refused(number: int) -> float:
         began = loop.time()
         with pytest.raises(BackendUnavailable, match=r"kept .* locked"):
-            await store.enqueue([NewJob(f"{number}", "n", "q", b"")])
+            await backend.enqueue([NewJob(f"{number}", "n", "q", b"")])
         return loop.time() - began
 
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -302,13 +302,13 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
         other.execute("ROLLBACK")
     assert min(took) >= 0.4
     assert max(took) <= 0.5 * 1.5 + 2.0  # a busy machine; one after the other takes ten seconds
-    assert sum((await store.counts()).values()) == 0
+    assert sum((await backend.counts()).values()) == 0
 
 
 @pytest.mark.parametrize(
     "job", [NewJob("\ud800", "n", "q", b""), NewJob("a", "n", "q", b"", 1 << 70)]
 )
-async def test_what_sqlite_cannot_hold_is_unstorable(store: SQLiteBackend, job: NewJob) -> None:
+async def test_what_sqlite_cannot_hold_is_unstorable(backend: SQLiteBackend, job: NewJob) -> None:
     with pytest.raises(Unstorable):
-        await store.enqueue([NewJob("good", "n", "q", b""), job])
-    assert sum((await store.counts()).values()) == 0
+        await backend.enqueue([NewJob("good", "n", "q", b""), job])
+    assert sum((await backend.counts()).values()) == 0

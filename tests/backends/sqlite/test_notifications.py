@@ -27,17 +27,17 @@ DEADLINE = 20.0
 
 
 @pytest.fixture
-async def other(store: SQLiteBackend) -> AsyncIterator[SQLiteBackend]:
+async def other(backend: SQLiteBackend) -> AsyncIterator[SQLiteBackend]:
     """A second handle on the same file, with threads and a socket of its own."""
-    other = store.new_handle()
+    other = backend.new_handle()
     await other.open()
     yield other
     await other.close()
 
 
-def start_wait(store: SQLiteBackend, *queues: str) -> asyncio.Task[None]:
+def start_wait(backend: SQLiteBackend, *queues: str) -> asyncio.Task[None]:
     """Somebody who waits, without a timeout of note."""
-    return asyncio.create_task(store.wait(queues, 1e9))
+    return asyncio.create_task(backend.wait(queues, 1e9))
 
 
 async def assert_wakes(task: asyncio.Task[None]) -> None:
@@ -52,10 +52,10 @@ async def assert_keeps_waiting(task: asyncio.Task[None]) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["same handle", "another handle"])
-async def test_an_enqueue_notifies(store: SQLiteBackend, other: SQLiteBackend, own: bool) -> None:
-    task = start_wait(store, "q")
+async def test_an_enqueue_notifies(backend: SQLiteBackend, other: SQLiteBackend, own: bool) -> None:
+    task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
-    ringing = store if own else other
+    ringing = backend if own else other
     await ringing.enqueue([NewJob("a", "n", "elsewhere", b"")])
     await assert_keeps_waiting(task)
     await ringing.enqueue([NewJob("b", "n", "q", b"")])
@@ -63,54 +63,54 @@ async def test_an_enqueue_notifies(store: SQLiteBackend, other: SQLiteBackend, o
 
 
 async def test_every_operation_that_makes_work_notifies(
-    store: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
+    backend: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
 ) -> None:
-    await store.enqueue([NewJob("a", "n", "q", b""), NewJob("b", "n", "q", b"", after=5.0)])
-    await store.pause("q", paused=True)
+    await backend.enqueue([NewJob("a", "n", "q", b""), NewJob("b", "n", "q", b"", after=5.0)])
+    await backend.pause("q", paused=True)
     task = start_wait(other, "q")
     await assert_keeps_waiting(task)
-    await store.pause("q", paused=False)
+    await backend.pause("q", paused=False)
     await assert_wakes(task)
     task = start_wait(other, "q")
     clock.advance(5.0)
     await assert_keeps_waiting(task)
-    await store.promote(10)
+    await backend.promote(10)
     await assert_wakes(task)
 
 
 async def test_a_notification_before_the_wait_ends_the_next_wait(
-    store: SQLiteBackend, other: SQLiteBackend
+    backend: SQLiteBackend, other: SQLiteBackend
 ) -> None:
-    await store.open_session(Session(id="s"))
+    await backend.open_session(Session(id="s"))
     await other.enqueue([NewJob("a", "n", "q", b"")])
-    await assert_wakes(start_wait(store, "q"))
-    task = start_wait(store, "q")
+    await assert_wakes(start_wait(backend, "q"))
+    task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
     task.cancel()
 
 
-async def test_the_timeout_ends_a_wait(store: SQLiteBackend, clock: FakeClock) -> None:
-    task = asyncio.create_task(store.wait(["q"], 5.0))
+async def test_the_timeout_ends_a_wait(backend: SQLiteBackend, clock: FakeClock) -> None:
+    task = asyncio.create_task(backend.wait(["q"], 5.0))
     await assert_keeps_waiting(task)
     clock.advance(5.0)
     await assert_wakes(task)
 
 
 async def test_closing_ends_a_wait_and_removes_the_socket(path: Path, clock: FakeClock) -> None:
-    store = SQLiteBackend(path, clock=clock)
-    await store.open()
-    task = start_wait(store, "q")
+    backend = SQLiteBackend(path, clock=clock)
+    await backend.open()
+    task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
     assert find_socket_folder(path).is_dir()
-    await store.close()
+    await backend.close()
     await assert_wakes(task)
     assert not find_socket_folder(path).exists()
 
 
-async def test_two_notifications_wake_all_waiters_of_a_handle(store: SQLiteBackend) -> None:
-    tasks = [start_wait(store, "q"), start_wait(store, "q", "p"), start_wait(store, "p")]
+async def test_two_notifications_wake_all_waiters_of_a_handle(backend: SQLiteBackend) -> None:
+    tasks = [start_wait(backend, "q"), start_wait(backend, "q", "p"), start_wait(backend, "p")]
     await assert_keeps_waiting(tasks[0])
-    await store.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
     await assert_wakes(tasks[0])
     await assert_wakes(tasks[1])
     await assert_keeps_waiting(tasks[2])
@@ -118,21 +118,21 @@ async def test_two_notifications_wake_all_waiters_of_a_handle(store: SQLiteBacke
 
 
 async def test_full_sockets_and_many_notifications_are_tolerated(
-    store: SQLiteBackend, other: SQLiteBackend
+    backend: SQLiteBackend, other: SQLiteBackend
 ) -> None:
-    await store.open_session(Session(id="s"))
+    await backend.open_session(Session(id="s"))
     for n in range(600):  # more than a socket holds
         await other.enqueue([NewJob(f"j-{n}", "n", f"q{n % 3}", b"")])
-    await assert_wakes(start_wait(store, "q1"))
+    await assert_wakes(start_wait(backend, "q1"))
 
 
 async def test_without_sockets_own_notifications_still_arrive(
-    store: SQLiteBackend, path: Path
+    backend: SQLiteBackend, path: Path
 ) -> None:
     find_socket_folder(path).write_text("in the way")
-    task = start_wait(store, "q")
+    task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
-    await store.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
     await assert_wakes(task)
     find_socket_folder(path).unlink()
 
@@ -176,12 +176,12 @@ def test_messages_carry_queue_names() -> None:
     assert decode_queues(b"\xff") == {"\ufffd"}
 
 
-async def test_a_freed_limit_notifies(store: SQLiteBackend, other: SQLiteBackend) -> None:
-    await store.enqueue([NewJob(one, "n", "q", b"") for one in "ab"])
-    await store.open_session(Session(id="s", names=("n",), limits={"n": 1}))
-    reply = await store.exchange("s", 1, [], ReserveRequest(5, (Lane("q", "n"),)))
+async def test_a_freed_limit_notifies(backend: SQLiteBackend, other: SQLiteBackend) -> None:
+    await backend.enqueue([NewJob(one, "n", "q", b"") for one in "ab"])
+    await backend.open_session(Session(id="s", names=("n",), limits={"n": 1}))
+    reply = await backend.exchange("s", 1, [], ReserveRequest(5, (Lane("q", "n"),)))
     (held,) = reply.deliveries
     task = start_wait(other, "q")
     await assert_keeps_waiting(task)
-    await store.exchange("s", 2, [Released(held.lease, 60.0)], RESERVE_NOTHING)
+    await backend.exchange("s", 2, [Released(held.lease, 60.0)], RESERVE_NOTHING)
     await assert_wakes(task)

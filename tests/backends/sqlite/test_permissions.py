@@ -34,10 +34,10 @@ def modes(path: Path) -> list[int]:
 
 async def opened(path: Path) -> SQLiteBackend:
     """A backend with a job."""
-    store = SQLiteBackend(path)
-    await store.open()
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
-    return store
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    return backend
 
 
 def touched(path: Path, mode: int) -> Path:
@@ -55,9 +55,9 @@ def linked(path: Path, target: Path) -> Path:
 
 @pytest.mark.usefixtures("umask")
 async def test_a_new_file_is_for_its_owner(path: Path) -> None:
-    store = await opened(path)
+    backend = await opened(path)
     assert modes(path) == [0o600, 0o600, 0o600]
-    await store.close()
+    await backend.close()
 
 
 @pytest.mark.usefixtures("umask")
@@ -65,18 +65,18 @@ async def test_a_new_file_is_for_its_owner(path: Path) -> None:
 async def test_an_existing_file_keeps_its_mode_and_gives_it_to_the_others(
     path: Path, mode: int
 ) -> None:
-    store = await opened(touched(path, mode))
+    backend = await opened(touched(path, mode))
     assert modes(path) == [mode, mode, mode]
-    await store.close()
-    store = await opened(path)
+    await backend.close()
+    backend = await opened(path)
     assert modes(path) == [mode, mode, mode]
-    await store.close()
+    await backend.close()
 
 
 async def test_a_new_file_behind_a_link_is_for_its_owner_too(path: Path, tmp_path: Path) -> None:
-    store = await opened(linked(path, tmp_path / "real.db"))
+    backend = await opened(linked(path, tmp_path / "real.db"))
     assert modes(tmp_path / "real.db") == [0o600, 0o600, 0o600]
-    await store.close()
+    await backend.close()
 
 
 def test_a_group_shares_a_file_that_is_open_to_it(path: Path, tmp_path: Path, start: Start) -> None:
@@ -100,8 +100,8 @@ def test_a_group_shares_a_file_that_is_open_to_it(path: Path, tmp_path: Path, st
 async def test_the_doctor_warns_of_a_file_that_everybody_can_use(
     path: Path, mode: int, verdict: str
 ) -> None:
-    store = await opened(touched(path, mode))
-    (found,) = [one for one in await store.check() if one.subject == "access"]
+    backend = await opened(touched(path, mode))
+    (found,) = [one for one in await backend.check() if one.subject == "access"]
     assert found.verdict == verdict
     if verdict == "warning":
         assert found == CheckResult(
@@ -111,4 +111,4 @@ async def test_the_doctor_warns_of_a_file_that_everybody_can_use(
             "errors",
             "while no process runs: chmod o= the file and its -wal and -shm files",
         )
-    await store.close()
+    await backend.close()

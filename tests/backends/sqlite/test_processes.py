@@ -41,10 +41,10 @@ async def test_makers_and_workers_at_once_lose_nothing(path: Path, start: Start)
     for process in running:
         read_output(process)
     ends = Counter(read_output(start("work", path, 500)))
-    store = SQLiteBackend(path)
-    await store.open()
-    counts = await store.counts()
-    await store.close()
+    backend = SQLiteBackend(path)
+    await backend.open()
+    counts = await backend.counts()
+    await backend.close()
     assert counts[State.COMPLETED] == 1000 == sum(counts.values())
     assert set(ends.values()) <= {1}
     assert_sound(path)
@@ -58,27 +58,27 @@ async def test_kill_while_enqueueing_keeps_what_was_acknowledged(path: Path, sta
             acknowledged.update(read_line(maker).split())
         maker.send_signal(signal.SIGKILL)
         acknowledged.update(one for line in read_output(maker)[:-1] for one in line.split())
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     kept = set[str]()
     after: str | None = None
     while True:
-        page = await store.list_jobs(limit=1000, after=after)
+        page = await backend.list_jobs(limit=1000, after=after)
         kept.update(job.id for job in page.jobs)
         if page.next is None:
             break
         after = page.next
-    await store.close()
+    await backend.close()
     assert len(acknowledged) >= 300
     assert acknowledged <= kept
     assert_sound(path)
 
 
 async def test_kill_while_exchanging_repeats_but_never_loses(path: Path, start: Start) -> None:
-    store = SQLiteBackend(path, clock=Later())
-    await store.open()
+    backend = SQLiteBackend(path, clock=Later())
+    await backend.open()
     ids = [f"j-{n}" for n in range(3000)]
-    await store.enqueue([NewJob(one, "n", "q", b"{}") for one in ids])
+    await backend.enqueue([NewJob(one, "n", "q", b"{}") for one in ids])
     ended: Counter[str] = Counter()
     for turn in range(4):
         worker = start("work", path, 20)
@@ -86,51 +86,51 @@ async def test_kill_while_exchanging_repeats_but_never_loses(path: Path, start: 
             ended[read_line(worker).split()[0]] += 1
         worker.send_signal(signal.SIGKILL)
         ended.update(line.split()[0] for line in read_output(worker)[:-1])
-        rescued = await store.rescue(1000, max_lost=100)
+        rescued = await backend.rescue(1000, max_lost=100)
         assert len(rescued.returned) <= 20
     assert set(ended.values()) == {1}
-    completed = await store.list_jobs(limit=3000)
+    completed = await backend.list_jobs(limit=3000)
     assert ended.keys() <= {job.id for job in completed.jobs if job.state is State.COMPLETED}
-    await drain(store)
-    assert (await store.counts())[State.COMPLETED] == 3000
-    await store.close()
+    await drain(backend)
+    assert (await backend.counts())[State.COMPLETED] == 3000
+    await backend.close()
     assert_sound(path)
 
 
-async def drain(store: SQLiteBackend) -> None:
+async def drain(backend: SQLiteBackend) -> None:
     """Complete what is left."""
-    await store.open_session(Session(id="last", names=("n",)))
+    await backend.open_session(Session(id="last", names=("n",)))
     settled: list[Completed] = []
     for number in range(1, 1000):
-        want = ReserveRequest(500, (Lane("q", "n"),), nonce=bytes(16))
-        reply = await store.exchange("last", number, settled, want)
+        request = ReserveRequest(500, (Lane("q", "n"),), nonce=bytes(16))
+        reply = await backend.exchange("last", number, settled, request)
         settled = [Completed(one.lease) for one in reply.deliveries]
         if not settled:
             return
 
 
 async def test_an_enqueue_wakes_another_process(path: Path, start: Start) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     waiter = start("wait", path, "q")
     assert read_line(waiter) == "waiting"
-    await store.enqueue([NewJob("other", "n", "elsewhere", b"")])
-    await store.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.enqueue([NewJob("other", "n", "elsewhere", b"")])
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
     assert read_line(waiter) == "woken"  # its own timeout is an hour
-    await store.close()
+    await backend.close()
     assert read_output(waiter) == []
 
 
 async def test_the_socket_of_a_killed_waiter_is_removed(path: Path, start: Start) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     waiter = start("wait", path, "q")
     assert read_line(waiter) == "waiting"
     assert len(sockets(path)) == 1
     waiter.send_signal(signal.SIGKILL)
     waiter.wait()
-    await store.enqueue([NewJob("a", "n", "q", b"")])
-    await store.close()
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.close()
     assert sockets(path) == []
 
 

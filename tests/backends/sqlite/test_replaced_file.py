@@ -64,119 +64,119 @@ EVERY_WAY = pytest.mark.parametrize(
 )
 
 
-def let_time_pass(store: SQLiteBackend) -> None:
+def let_time_pass(backend: SQLiteBackend) -> None:
     """As much as passes until all files are looked at again."""
-    assert store.files is not None
-    store.files._next = 0.0
+    assert backend.files is not None
+    backend.files._next = 0.0
 
 
 @EVERY_WAY
 async def test_every_call_is_refused(path: Path, deed: Deed, words: str) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
-    await store.enqueue([NewJob("before", "n", "q", b"{}")])
-    await store.open_session(Session(id="s", names=("n",)))
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue([NewJob("before", "n", "q", b"{}")])
+    await backend.open_session(Session(id="s", names=("n",)))
     deed(path)
-    let_time_pass(store)
+    let_time_pass(backend)
     for call in (
-        store.enqueue([NewJob("after", "n", "q", b"{}")]),
-        store.heartbeat("s"),
-        store.counts(),
-        store.ping(),
+        backend.enqueue([NewJob("after", "n", "q", b"{}")]),
+        backend.heartbeat("s"),
+        backend.counts(),
+        backend.ping(),
     ):
         with pytest.raises(BackendReplaced, match=words) as caught:
             await call
         assert "End every process that uses" in str(caught.value)
-    await store.close()
+    await backend.close()
     if path.exists():  # noqa: ASYNC240
         assert await ids_in(path) <= {"before"}
 
 
 async def ids_in(path: Path) -> set[str]:
     """The jobs of a file, as a process sees them that opens it now."""
-    store = SQLiteBackend(path)
-    await store.open()
-    found = {job.id for job in (await store.list_jobs()).jobs}
-    await store.close()
+    backend = SQLiteBackend(path)
+    await backend.open()
+    found = {job.id for job in (await backend.list_jobs()).jobs}
+    await backend.close()
     return found
 
 
 @pytest.mark.parametrize("deed", [delete, delete_alone, rename_over])
 async def test_the_very_next_enqueue_is_refused(path: Path, deed: Deed) -> None:
     """However short ago the last look was: no acknowledgement for what is lost."""
-    store = SQLiteBackend(path)
-    await store.open()
-    await store.enqueue([NewJob("before", "n", "q", b"{}")])
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue([NewJob("before", "n", "q", b"{}")])
     deed(path)
-    calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
+    calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(one) for one in results] == [BackendReplaced] * 5
-    await store.close()
+    await backend.close()
 
 
 async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     aside = path.rename(path.with_name("aside.db"))  # noqa: ASYNC240
     with pytest.raises(BackendReplaced):
-        await store.enqueue([NewJob("a", "n", "q", b"{}")])
+        await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     aside.rename(path)
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
-    assert (await store.counts())[State.PENDING] == 1
-    await store.close()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    assert (await backend.counts())[State.PENDING] == 1
+    await backend.close()
 
 
 async def test_closed_and_opened_again_it_uses_the_new_file(path: Path) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     delete(path)
     with pytest.raises(BackendReplaced):
-        await store.enqueue([NewJob("b", "n", "q", b"{}")])
-    await store.close()
-    await store.open()
-    await store.enqueue([NewJob("b", "n", "q", b"{}")])
-    await store.close()
+        await backend.enqueue([NewJob("b", "n", "q", b"{}")])
+    await backend.close()
+    await backend.open()
+    await backend.enqueue([NewJob("b", "n", "q", b"{}")])
+    await backend.close()
     assert await ids_in(path) == {"b"}
 
 
 async def test_a_sibling_opens_no_other_file(path: Path) -> None:
     """A worker's heartbeat thread has a handle of its own, which must not make a new file."""
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     delete(path)
     with pytest.raises(BackendReplaced):
-        await store.new_handle().open()
+        await backend.new_handle().open()
     assert not path.exists()  # noqa: ASYNC240
-    await store.close()
+    await backend.close()
 
 
 async def test_no_transaction_begins_on_another_file(path: Path) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     rename_over(path)
     with pytest.raises(BackendReplaced):
-        await store.transaction(None).begin()
+        await backend.transaction(None).begin()
     with closing(sqlite3.connect(path)) as connection, pytest.raises(BackendReplaced):
-        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
-    await store.close()
+        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+    await backend.close()
 
 
 async def test_another_working_directory_is_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    store = SQLiteBackend("jobs.db")
-    await store.open()
+    backend = SQLiteBackend("jobs.db")
+    await backend.open()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    let_time_pass(store)
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
-    sibling = store.new_handle()
+    let_time_pass(backend)
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    sibling = backend.new_handle()
     await sibling.open()
     assert (await sibling.counts())[State.PENDING] == 1
     await sibling.close()
-    await store.close()
+    await backend.close()
 
 
 def test_all_files_are_looked_at_every_ten_milliseconds_and_after_a_refusal(path: Path) -> None:

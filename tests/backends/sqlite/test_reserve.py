@@ -56,7 +56,7 @@ wants = st.builds(
 @settings(max_examples=100)
 @given(jobs, wants, limits)
 async def test_the_backend_hands_out_in_the_specified_order(
-    drawn: list[tuple[Lane, int, int]], want: ReserveRequest, bounds: dict[str, int]
+    drawn: list[tuple[Lane, int, int]], request: ReserveRequest, bounds: dict[str, int]
 ) -> None:
     clock = FakeClock()
     line = [
@@ -64,19 +64,19 @@ async def test_the_backend_hands_out_in_the_specified_order(
         for seq, (lane, priority, ago) in enumerate(drawn)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        store = SQLiteBackend(Path(folder) / "jobs.db", clock=clock)
-        await store.open()
-        await store.enqueue(
+        backend = SQLiteBackend(Path(folder) / "jobs.db", clock=clock)
+        await backend.open()
+        await backend.enqueue(
             [
                 NewJob(str(one.seq), one.lane.name, one.lane.queue, b"", one.priority, one.due)
                 for one in line
             ]
         )
-        await store.open_session(Session(id="s", names=tuple("abcd"), limits=bounds))
-        reply = await store.exchange("s", 1, [], want)
-        await store.close()
+        await backend.open_session(Session(id="s", names=tuple("abcd"), limits=bounds))
+        reply = await backend.exchange("s", 1, [], request)
+        await backend.close()
     handed = [int(delivery.lease.job_id) for delivery in reply.deliveries]
-    assert handed == choose_by_specification(line, want, bounds, clock.now())
+    assert handed == choose_by_specification(line, request, bounds, clock.now())
 
 
 def choose_by_specification(
@@ -118,28 +118,28 @@ def compute_rank(
     return (-level, *head.place)
 
 
-async def test_a_request_without_lanes_reports_none_waiting(store: SQLiteBackend) -> None:
-    await store.enqueue([NewJob("a", "a", "p", b"")])
-    await store.open_session(Session(id="s", names=("a",)))
+async def test_a_request_without_lanes_reports_none_waiting(backend: SQLiteBackend) -> None:
+    await backend.enqueue([NewJob("a", "a", "p", b"")])
+    await backend.open_session(Session(id="s", names=("a",)))
     asked = ReserveRequest(1, (Lane("p", "a"),))
-    assert len((await store.exchange("s", 1, [], asked)).deliveries) == 1
-    await store.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
-    reply = await store.exchange("s", 2, [], ReserveRequest(0))
+    assert len((await backend.exchange("s", 1, [], asked)).deliveries) == 1
+    await backend.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
+    reply = await backend.exchange("s", 2, [], ReserveRequest(0))
     assert (reply.deliveries, reply.waiting) == ([], [])
-    assert (await store.exchange("s", 3, [], asked)).waiting == []
-    assert (await store.exchange("s", 4, [], ReserveRequest(0, asked.lanes))).waiting == []
+    assert (await backend.exchange("s", 3, [], asked)).waiting == []
+    assert (await backend.exchange("s", 4, [], ReserveRequest(0, asked.lanes))).waiting == []
 
 
 @pytest.mark.parametrize("young", [7, 8], ids=["at the end of a reading", "inside one"])
 async def test_old_jobs_stand_behind_the_urgent_ones_of_their_lane(
-    store: SQLiteBackend, clock: FakeClock, young: int
+    backend: SQLiteBackend, clock: FakeClock, young: int
 ) -> None:
     now = clock.now()
     urgent = [NewJob(f"urgent-{n}", "a", "q", b"", 9, now - 1) for n in range(young)]
     old = [NewJob(f"old-{n}", "a", "q", b"", 3, now - 1000) for n in range(30)]
-    await store.enqueue([*urgent, *old, NewJob("other", "b", "q", b"", 1, now)])
-    await store.open_session(Session(id="s", names=("a", "b")))
-    want = ReserveRequest(10, (Lane("q", "a"), Lane("q", "b")), ageing=60.0)
-    reply = await store.exchange("s", 1, [], want)
+    await backend.enqueue([*urgent, *old, NewJob("other", "b", "q", b"", 1, now)])
+    await backend.open_session(Session(id="s", names=("a", "b")))
+    request = ReserveRequest(10, (Lane("q", "a"), Lane("q", "b")), ageing=60.0)
+    reply = await backend.exchange("s", 1, [], request)
     handed = [delivery.lease.job_id for delivery in reply.deliveries]
     assert handed == [job.id for job in [*urgent, *old]][:10]

@@ -14,38 +14,40 @@ from nimburion.testing.clock import FakeClock
 LANES = (Lane("q", "n"),)
 
 
-async def reserve_one(store: SQLiteBackend) -> None:
+async def reserve_one(backend: SQLiteBackend) -> None:
     """One job in the hands of a session."""
-    await store.enqueue([NewJob("a", "n", "q", b"")])
-    await store.open_session(Session(id="s", ttl=30.0, names=("n",)))
-    assert len((await store.exchange("s", 1, [], ReserveRequest(1, LANES))).deliveries) == 1
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.open_session(Session(id="s", ttl=30.0, names=("n",)))
+    assert len((await backend.exchange("s", 1, [], ReserveRequest(1, LANES))).deliveries) == 1
 
 
-async def test_a_wall_clock_step_expires_no_session(store: SQLiteBackend, clock: FakeClock) -> None:
-    await reserve_one(store)
+async def test_a_wall_clock_step_expires_no_session(
+    backend: SQLiteBackend, clock: FakeClock
+) -> None:
+    await reserve_one(backend)
     clock.step_wall(86_400.0)
-    assert (await store.rescue(10, max_lost=3)).returned == []
+    assert (await backend.rescue(10, max_lost=3)).returned == []
     clock.step_wall(-2 * 86_400.0)
-    assert (await store.rescue(10, max_lost=3)).returned == []
+    assert (await backend.rescue(10, max_lost=3)).returned == []
     clock.advance(30.0)
-    assert (await store.rescue(10, max_lost=3)).returned == ["a"]
+    assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
 
 
-async def test_sessions_of_another_boot_are_expired(store: SQLiteBackend) -> None:
-    await reserve_one(store)
-    await store._write(lambda db: db.connection.execute("UPDATE session SET boot = 'before'"))
-    (session,) = await store.sessions()
+async def test_sessions_of_another_boot_are_expired(backend: SQLiteBackend) -> None:
+    await reserve_one(backend)
+    await backend._write(lambda db: db.connection.execute("UPDATE session SET boot = 'before'"))
+    (session,) = await backend.sessions()
     assert session.expires_in < 0
-    assert (await store.rescue(10, max_lost=3)).returned == ["a"]
+    assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
 
 
 async def test_without_boot_ids_sessions_expire_by_their_clock(path: Path) -> None:
     clock = FakeClock()
     clock.advance(1e6)
-    store = SQLiteBackend(path, clock=clock)
-    await store.open()
-    await reserve_one(store)
-    await store.close()
+    backend = SQLiteBackend(path, clock=clock)
+    await backend.open()
+    await reserve_one(backend)
+    await backend.close()
     booted = SQLiteBackend(path, clock=FakeClock())
     await booted.open()
     assert (await booted.rescue(10, max_lost=3)).returned == ["a"]
@@ -53,16 +55,16 @@ async def test_without_boot_ids_sessions_expire_by_their_clock(path: Path) -> No
 
 
 async def test_a_job_is_not_handed_out_early_whatever_the_clock_does(
-    store: SQLiteBackend, clock: FakeClock
+    backend: SQLiteBackend, clock: FakeClock
 ) -> None:
-    await store.enqueue([NewJob("a", "n", "q", b"", after=10.0)])
-    await store.open_session(Session(id="s", ttl=1e9, names=("n",)))
+    await backend.enqueue([NewJob("a", "n", "q", b"", after=10.0)])
+    await backend.open_session(Session(id="s", ttl=1e9, names=("n",)))
     for number, step in enumerate((-5.0, 5.0, 9.999_999), 1):
         clock.step_wall(step)
-        assert (await store.exchange("s", number, [], ReserveRequest(1, LANES))).deliveries == []
+        assert (await backend.exchange("s", number, [], ReserveRequest(1, LANES))).deliveries == []
     clock.step_wall(0.000_001)
-    assert await store.counts() | {State.PENDING: 1} == await store.counts()
-    assert len((await store.exchange("s", 4, [], ReserveRequest(1, LANES))).deliveries) == 1
+    assert await backend.counts() | {State.PENDING: 1} == await backend.counts()
+    assert len((await backend.exchange("s", 4, [], ReserveRequest(1, LANES))).deliveries) == 1
 
 
 def test_a_system_without_boot_ids_has_none(tmp_path: Path) -> None:

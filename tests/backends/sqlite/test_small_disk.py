@@ -51,9 +51,9 @@ class Volume:
         assert self.free >= pages * 4096 - measure_size(self._files[0])
 
 
-async def check(store: SQLiteBackend, volume: Volume) -> None:
+async def check(backend: SQLiteBackend, volume: Volume) -> None:
     """Check the volume after a call."""
-    (pages,) = await store._read(lambda db: db.connection.execute("PRAGMA page_count").fetchone())
+    (pages,) = await backend._read(lambda db: db.connection.execute("PRAGMA page_count").fetchone())
     volume.check(pages)
 
 
@@ -63,106 +63,106 @@ async def check(store: SQLiteBackend, volume: Volume) -> None:
 async def test_a_checkpoint_always_fits(path: Path, size: int, batch: int) -> None:
     """And so jobs can be settled and deleted on a full disk, and it goes on by itself."""
     volume = Volume(path, size)
-    store = SQLiteBackend(path, measure=volume.measure)
-    await store.open()
+    backend = SQLiteBackend(path, measure=volume.measure)
+    await backend.open()
     stored = []
     for number in range(2):
-        stored.append(await fill(store, volume, batch, 2000 * size // MIB))
-        await settle(store, volume, f"s{number}")
-        while await store.delete(COMPLETED, 500):
-            await check(store, volume)
+        stored.append(await fill(backend, volume, batch, 2000 * size // MIB))
+        await settle(backend, volume, f"s{number}")
+        while await backend.delete(COMPLETED, 500):
+            await check(backend, volume)
     assert stored[1] >= stored[0] * 0.8 >= 10
-    await store.close()
+    await backend.close()
     assert_sound(path)
 
 
-async def fill(store: SQLiteBackend, volume: Volume, batch: int, length: int) -> int:
+async def fill(backend: SQLiteBackend, volume: Volume, batch: int, length: int) -> int:
     """Enqueue until it is refused; how many were stored."""
     for stored in range(0, 100_000, batch):
         jobs = [NewJob(os.urandom(8).hex(), "n", "q", b"x" * length) for _ in range(batch)]
         try:
-            await store.enqueue(jobs)
+            await backend.enqueue(jobs)
         except BackendFull:
-            await check(store, volume)
+            await check(backend, volume)
             return stored
-        await check(store, volume)
+        await check(backend, volume)
     raise AssertionError("it was never full")
 
 
-async def settle(store: SQLiteBackend, volume: Volume, session: str) -> None:
+async def settle(backend: SQLiteBackend, volume: Volume, session: str) -> None:
     """Complete all jobs, as many at once as a worker does."""
-    await store.open_session(Session(id=session, names=("n",)))
+    await backend.open_session(Session(id=session, names=("n",)))
     settled: list[Completed] = []
     for number in range(1, 10_000):
-        want = ReserveRequest(500, (Lane("q", "n"),), nonce=os.urandom(16))
-        reply = await store.exchange(session, number, settled, want)
-        await check(store, volume)
+        request = ReserveRequest(500, (Lane("q", "n"),), nonce=os.urandom(16))
+        reply = await backend.exchange(session, number, settled, request)
+        await check(backend, volume)
         settled = [Completed(one.lease, b"{}") for one in reply.deliveries]
         if not settled:
             break
-    await store.heartbeat(session)
-    await store.close_session(session)
+    await backend.heartbeat(session)
+    await backend.close_session(session)
 
 
 async def test_a_group_of_calls_gets_no_more_than_one(path: Path) -> None:
     volume = Volume(path, 8 * MIB)
-    store = SQLiteBackend(path, measure=volume.measure)
-    await store.open()
-    calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 50_000)]) for n in range(200)]
+    backend = SQLiteBackend(path, measure=volume.measure)
+    await backend.open()
+    calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 50_000)]) for n in range(200)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     kinds = {type(one) for one in results}
     assert kinds == {list, BackendFull}
-    await check(store, volume)
-    await settle(store, volume, "s")
-    await store.close()
+    await check(backend, volume)
+    await settle(backend, volume, "s")
+    await backend.close()
 
 
 @pytest.mark.slow
 async def test_a_call_too_large_for_the_disk_leaves_nothing_in_the_log(path: Path) -> None:
     """More than the cache holds, so that a part of it was written to the log; on a large disk."""
     volume = Volume(path, 300 * MIB)
-    store = SQLiteBackend(path, measure=volume.measure)
-    await store.open()
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    backend = SQLiteBackend(path, measure=volume.measure)
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     with pytest.raises(BackendFull):
-        await store.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 990_000) for n in range(160)])
+        await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 990_000) for n in range(160)])
     assert measure_size(path.with_name("jobs.db-wal")) < MIB
-    await check(store, volume)
-    await settle(store, volume, "s")
-    await store.close()
+    await check(backend, volume)
+    await settle(backend, volume, "s")
+    await backend.close()
 
 
 async def test_on_a_callers_connection_it_is_refused_too(path: Path) -> None:
     volume = Volume(path, 2 * MIB)
-    store = SQLiteBackend(path, measure=volume.measure)
-    await store.open()
-    await fill(store, volume, 1, 2000)
+    backend = SQLiteBackend(path, measure=volume.measure)
+    await backend.open()
+    await fill(backend, volume, 1, 2000)
     with closing(sqlite3.connect(path)) as connection:
         with pytest.raises(BackendFull, match="goes on by itself"):
-            await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+            await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.rollback()
         volume.size = 20 * MIB
-        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.commit()
-    assert (await store.get("a")).id == "a"
-    await store.close()
+    assert (await backend.get("a")).id == "a"
+    await backend.close()
 
 
 async def test_a_reader_that_stays_makes_it_full_until_it_goes(path: Path) -> None:
     """While somebody reads, the log cannot begin anew."""
     volume = Volume(path, 4 * MIB)
-    store = SQLiteBackend(path, measure=volume.measure)
-    await store.open()
-    await store.enqueue([NewJob("a", "n", "q", b"{}")])
+    backend = SQLiteBackend(path, measure=volume.measure)
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM job").fetchone()
-        during = await fill(store, volume, 1, 2000)
+        during = await fill(backend, volume, 1, 2000)
         reader.execute("COMMIT")
     assert during > 0
-    assert await fill(store, volume, 1, 2000) > 0
-    await settle(store, volume, "s")
-    await store.close()
+    assert await fill(backend, volume, 1, 2000) > 0
+    await settle(backend, volume, "s")
+    await backend.close()
 
 
 def test_a_disk_that_cannot_be_measured_counts_as_large(path: Path) -> None:
@@ -199,29 +199,29 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 async def test_a_small_disk_is_used_again_and_again(small_disk: Path) -> None:
     path = small_disk / "jobs.db"
     volume = Volume(path, os.statvfs(small_disk).f_blocks * os.statvfs(small_disk).f_frsize)
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     for number in range(3):
-        assert await fill(store, volume, 1, 2000) > 30
-        await settle(store, volume, f"s{number}")
-        while await store.delete(COMPLETED, 500):
+        assert await fill(backend, volume, 1, 2000) > 30
+        await settle(backend, volume, f"s{number}")
+        while await backend.delete(COMPLETED, 500):
             pass
-    await store.close()
+    await backend.close()
     assert_sound(path)
 
 
 async def test_what_others_take_of_the_disk_is_waited_for(small_disk: Path) -> None:
     ballast = small_disk / "ballast"
-    store = SQLiteBackend(small_disk / "jobs.db")
-    await store.open()
-    await store.enqueue([NewJob("a", "n", "q", b"x" * 2000)])
+    backend = SQLiteBackend(small_disk / "jobs.db")
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"x" * 2000)])
     take_all(ballast)
     with pytest.raises(BackendFull):
-        await store.enqueue([NewJob(f"b-{n}", "n", "q", b"x" * 2000) for n in range(100)])
+        await backend.enqueue([NewJob(f"b-{n}", "n", "q", b"x" * 2000) for n in range(100)])
     ballast.unlink()
-    await store.enqueue([NewJob("more", "n", "q", b"{}")])
-    assert (await store.counts())[State.PENDING] == 2
-    await store.close()
+    await backend.enqueue([NewJob("more", "n", "q", b"{}")])
+    assert (await backend.counts())[State.PENDING] == 2
+    await backend.close()
     assert_sound(small_disk / "jobs.db")
 
 

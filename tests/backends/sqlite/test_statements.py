@@ -107,40 +107,40 @@ TEXTS = ["", "\0", "a\0b", "ключ", "日本", "🦊", '"quoted" \\ \n', "' OR
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_any_text_and_bytes_come_back_as_they_went_in(
-    store: SQLiteBackend, text: str
+    backend: SQLiteBackend, text: str
 ) -> None:
     payload = text.encode() + b"\0\xff\xfe"
     options = JobOptions(headers={text: text}, tenant=text, correlation_id=text, unique_key=text)
-    await store.enqueue([NewJob(text, text, text, payload, options=options)])
-    await store.open_session(Session(id=text, host=text, names=(text,), queues=(text,)))
-    want = ReserveRequest(1, (Lane(text, text),), nonce=bytes(16))
-    reply = await store.exchange(text, 1, [], want)
+    await backend.enqueue([NewJob(text, text, text, payload, options=options)])
+    await backend.open_session(Session(id=text, host=text, names=(text,), queues=(text,)))
+    request = ReserveRequest(1, (Lane(text, text),), nonce=bytes(16))
+    reply = await backend.exchange(text, 1, [], request)
     (delivery,) = reply.deliveries
     assert (delivery.lease.job_id, delivery.name, delivery.queue) == (text, text, text)
     assert (delivery.payload, delivery.options) == (payload, options)
-    record = await store.get(text)
+    record = await backend.get(text)
     assert (record.payload, record.options, record.session) == (payload, options, text)
-    await store.exchange(text, 2, [Completed(delivery.lease, payload)], ReserveRequest(0))
-    assert (await store.get(text)).result == payload
+    await backend.exchange(text, 2, [Completed(delivery.lease, payload)], ReserveRequest(0))
+    assert (await backend.get(text)).result == payload
 
 
-async def test_payloads_too_large_for_one_value_come_in_parts(store: SQLiteBackend) -> None:
+async def test_payloads_too_large_for_one_value_come_in_parts(backend: SQLiteBackend) -> None:
     payloads = [bytes([n]) * (n * 100) for n in range(1, 40)]
     jobs = [NewJob(f"j-{n}", "n", "q", payload) for n, payload in enumerate(payloads)]
-    await store.enqueue(jobs)
-    await store.open_session(Session(id="s", names=("n",)))
-    await store._write(lambda db: db.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000))
-    reply = await store.exchange("s", 1, [], ReserveRequest(100, (Lane("q", "n"),)))
+    await backend.enqueue(jobs)
+    await backend.open_session(Session(id="s", names=("n",)))
+    await backend._write(lambda db: db.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000))
+    reply = await backend.exchange("s", 1, [], ReserveRequest(100, (Lane("q", "n"),)))
     assert [delivery.payload for delivery in reply.deliveries] == payloads
 
 
-async def test_a_batch_of_ten_thousand_keeps_its_order(store: SQLiteBackend) -> None:
+async def test_a_batch_of_ten_thousand_keeps_its_order(backend: SQLiteBackend) -> None:
     jobs = [NewJob(f"j-{n}", "n", "q", b"%d" % n) for n in range(10_000)]
-    results = await store.enqueue(jobs)
+    results = await backend.enqueue(jobs)
     assert [one.outcome for one in results] == ["created"] * 10_000
-    await store.open_session(Session(id="s", names=("n",)))
-    reply = await store.exchange("s", 1, [], ReserveRequest(10_000, (Lane("q", "n"),)))
+    await backend.open_session(Session(id="s", names=("n",)))
+    reply = await backend.exchange("s", 1, [], ReserveRequest(10_000, (Lane("q", "n"),)))
     assert [int(delivery.payload) for delivery in reply.deliveries] == list(range(10_000))
     settled = [Completed(d.lease, d.payload) for d in reply.deliveries]
-    assert set((await store.exchange("s", 2, settled, ReserveRequest(0))).results) == {"done"}
-    assert (await store.get("j-9999")).result == b"9999"
+    assert set((await backend.exchange("s", 2, settled, ReserveRequest(0))).results) == {"done"}
+    assert (await backend.get("j-9999")).result == b"9999"

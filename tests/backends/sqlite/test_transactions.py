@@ -43,9 +43,9 @@ def application(path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 async def processor(
-    application: sqlite3.Connection, store: SQLiteBackend, clock: FakeClock
+    application: sqlite3.Connection, backend: SQLiteBackend, clock: FakeClock
 ) -> AsyncIterator[Processor]:
-    made = Processor(store, clock=clock, max_retries=0, retry_backoff=0.0)
+    made = Processor(backend, clock=clock, max_retries=0, retry_backoff=0.0)
     async with made:
         yield made
 
@@ -76,7 +76,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("how", ["isolation_level", "autocommit"])
 async def test_a_connection_that_commits_each_statement_is_refused(
-    store: SQLiteBackend, path: Path, how: str
+    backend: SQLiteBackend, path: Path, how: str
 ) -> None:
     if how == "autocommit" and not hasattr(sqlite3.Connection, "autocommit"):
         return  # before Python 3.12
@@ -85,66 +85,68 @@ async def test_a_connection_that_commits_each_statement_is_refused(
         closing(sqlite3.connect(path, **options)) as connection,
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
-    assert sum((await store.counts()).values()) == 0
+        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+    assert sum((await backend.counts()).values()) == 0
 
 
-async def test_the_callers_own_settings_do_not_matter(store: SQLiteBackend, path: Path) -> None:
+async def test_the_callers_own_settings_do_not_matter(backend: SQLiteBackend, path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = lambda cursor, row: {"a dict": row}
         connection.text_factory = bytes
         jobs = [NewJob("a", "n", "q", b"{}"), NewJob("a", "n", "q", b"{}")]
-        results = await store.enqueue_in(CallerConnection(connection), jobs)
+        results = await backend.enqueue_in(CallerConnection(connection), jobs)
         assert [one.outcome for one in results] == ["created", "exists"]
         assert connection.execute("SELECT 'x'").fetchone() == {"a dict": (b"x",)}
         connection.commit()
-    assert (await store.get("a")).state is State.PENDING
+    assert (await backend.get("a")).state is State.PENDING
 
 
-async def test_a_database_in_memory_is_refused(store: SQLiteBackend) -> None:
+async def test_a_database_in_memory_is_refused(backend: SQLiteBackend) -> None:
     with (
         closing(sqlite3.connect(":memory:")) as connection,
         pytest.raises(UnusableConnection, match="a database in memory"),
     ):
-        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
 
 
-async def test_a_closed_connection_is_rejected(store: SQLiteBackend, path: Path) -> None:
+async def test_a_closed_connection_is_rejected(backend: SQLiteBackend, path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         pass
     with pytest.raises(UnusableConnection, match="closed database"):
-        await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
 
 
-async def test_a_connection_of_another_thread_is_rejected(store: SQLiteBackend, path: Path) -> None:
+async def test_a_connection_of_another_thread_is_rejected(
+    backend: SQLiteBackend, path: Path
+) -> None:
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1) as thread:
         connection = await loop.run_in_executor(thread, sqlite3.connect, path)
         with pytest.raises(UnusableConnection, match="same thread"):
-            await store.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+            await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         await loop.run_in_executor(thread, connection.close)
 
 
 async def test_a_transaction_that_read_too_early_names_begin_immediate(
-    store: SQLiteBackend, path: Path
+    backend: SQLiteBackend, path: Path
 ) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM job").fetchone()
-        await store.enqueue([NewJob("a", "n", "q", b"{}")])
+        await backend.enqueue([NewJob("a", "n", "q", b"{}")])
         with pytest.raises(BackendUnavailable, match="BEGIN IMMEDIATE") as unavailable:
-            await store.enqueue_in(CallerConnection(connection), [NewJob("b", "n", "q", b"{}")])
+            await backend.enqueue_in(CallerConnection(connection), [NewJob("b", "n", "q", b"{}")])
     assert unavailable.value.outcome == "not applied"
 
 
 async def test_callers_transactions_need_an_open_backend(path: Path) -> None:
-    store = SQLiteBackend(path)
+    backend = SQLiteBackend(path)
     with pytest.raises(NotOpen):
-        store.transaction(None)
-    await store.open()
-    await store.close()
+        backend.transaction(None)
+    await backend.open()
+    await backend.close()
     with pytest.raises(NotOpen):
-        await store.enqueue_in(CallerConnection(None), [NewJob("a", "n", "q", b"{}")])
+        await backend.enqueue_in(CallerConnection(None), [NewJob("a", "n", "q", b"{}")])
 
 
 def test_a_plain_script_enqueues_in_a_transaction_on_its_own_thread(
@@ -177,10 +179,10 @@ async def test_a_connection_of_a_loop_is_not_used_from_a_thread(
 
 
 async def test_a_waiter_wakes_after_a_commit_on_a_callers_connection(
-    store: SQLiteBackend, path: Path, application: sqlite3.Connection
+    backend: SQLiteBackend, path: Path, application: sqlite3.Connection
 ) -> None:
-    waiting = asyncio.create_task(store.wait(["q"], 1_000.0))
-    await store.enqueue_in(CallerConnection(application), [NewJob("a", "n", "q", b"{}")])
+    waiting = asyncio.create_task(backend.wait(["q"], 1_000.0))
+    await backend.enqueue_in(CallerConnection(application), [NewJob("a", "n", "q", b"{}")])
     await asyncio.sleep(0)
     assert not waiting.done()
     application.commit()
@@ -189,7 +191,7 @@ async def test_a_waiter_wakes_after_a_commit_on_a_callers_connection(
 
 async def test_a_commit_poller_notifies_once_after_the_commit() -> None:
     looks: list[list[str]] = []
-    rung: list[Any] = []
+    notified: list[Any] = []
     pauses: list[float] = []
 
     async def look(ids: list[str]) -> list[str]:
@@ -199,11 +201,11 @@ async def test_a_commit_poller_notifies_once_after_the_commit() -> None:
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
 
-    watch = CommitPoller(look, rung.append, sleep=pause)
+    watch = CommitPoller(look, notified.append, sleep=pause)
     watch.add("a", {"q"})
-    await until(lambda: bool(rung))
+    await until(lambda: bool(notified))
     await watch.close()
-    assert (looks, rung) == ([["a"]] * 3, [{"q"}])
+    assert (looks, notified) == ([["a"]] * 3, [{"q"}])
     assert pauses == sorted(pauses)
 
 
@@ -286,7 +288,7 @@ async def test_a_handler_cannot_commit_by_itself(processor: Processor, path: Pat
 
 
 async def test_a_handler_whose_job_was_rescued_keeps_nothing(
-    processor: Processor, path: Path, store: SQLiteBackend, clock: FakeClock
+    processor: Processor, path: Path, backend: SQLiteBackend, clock: FakeClock
 ) -> None:
     fences: list[int] = []
 
@@ -294,7 +296,7 @@ async def test_a_handler_whose_job_was_rescued_keeps_nothing(
         fences.append(ctx.fence)
         if ctx.fence == 1:
             clock.advance(3_600.0)
-            await store.rescue(10, max_lost=3)
+            await backend.rescue(10, max_lost=3)
         async with ctx.transaction() as connection:
             connection.execute(ROW)
 
@@ -379,7 +381,7 @@ async def test_a_backend_without_transactions_is_rejected() -> None:
 
 
 async def test_an_async_handler_loses_the_lock_after_five_seconds(
-    processor: Processor, path: Path, store: SQLiteBackend, clock: FakeClock
+    processor: Processor, path: Path, backend: SQLiteBackend, clock: FakeClock
 ) -> None:
     async def pay(ctx: Context, _: bytes) -> None:
         async with ctx.transaction() as connection:
@@ -389,7 +391,7 @@ async def test_an_async_handler_loses_the_lock_after_five_seconds(
             await until(lambda: clock.sleepers > 0)
             clock.advance(transactions.MAX_SECONDS)
             await until(lambda: not connection.in_transaction)
-            await store.enqueue([NewJob("other", "n", "q", b"{}")])  # others write again
+            await backend.enqueue([NewJob("other", "n", "q", b"{}")])  # others write again
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
                 connection.execute(ROW)
 

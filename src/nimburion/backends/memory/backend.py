@@ -289,14 +289,14 @@ class MemoryBackend:
 
         def sessions(step: AtomicStep) -> list[SessionInfo]:
             return [
-                tenant.session.to_info(
-                    opened_at=tenant.opened_at / 1e6,
-                    expires_in=tenant.expires_at - monotonic,
-                    left=tenant.left,
-                    running=len(tenant.leased_jobs),
+                session.session.to_info(
+                    opened_at=session.opened_at / 1e6,
+                    expires_in=session.expires_at - monotonic,
+                    left=session.left,
+                    running=len(session.leased_jobs),
                 )
-                for tenant in step.state.sessions.values()
-                if not tenant.is_ended
+                for session in step.state.sessions.values()
+                if not session.is_ended
             ]
 
         return self._run_atomically(sessions)
@@ -307,11 +307,11 @@ class MemoryBackend:
         """See `Backend.put_schedule`."""
 
         def put(step: AtomicStep) -> None:
-            kept = step.state.schedules.get(schedule.name)
+            existing = step.state.schedules.get(schedule.name)
             step.state.schedules[schedule.name] = (
                 schedule
-                if kept is None
-                else msgspec.structs.replace(kept, spec=schedule.spec, owner=schedule.owner)
+                if existing is None
+                else msgspec.structs.replace(existing, spec=schedule.spec, owner=schedule.owner)
             )
 
         self._run_atomically(put)
@@ -326,10 +326,10 @@ class MemoryBackend:
         """See `Backend.pause_schedule`."""
 
         def pause(step: AtomicStep) -> bool:
-            kept = step.state.schedules.get(name)
-            if kept is None:
+            existing = step.state.schedules.get(name)
+            if existing is None:
                 return False
-            step.state.schedules[name] = msgspec.structs.replace(kept, paused=paused)
+            step.state.schedules[name] = msgspec.structs.replace(existing, paused=paused)
             return True
 
         return self._run_atomically(pause)
@@ -380,14 +380,14 @@ class _SharedState:
     def notify(self, queues: set[str]) -> None:
         """Wake the callers that wait for any of these queues, each on its own event loop."""
         with self.lock:
-            rung = [
+            notified = [
                 waiter
-                for waiter, wanted in self.waiters.items()
-                if EVERY_QUEUE in queues or not wanted.isdisjoint(queues)
+                for waiter, queues_of_waiter in self.waiters.items()
+                if EVERY_QUEUE in queues or not queues_of_waiter.isdisjoint(queues)
             ]
-            for waiter in rung:
+            for waiter in notified:
                 del self.waiters[waiter]
-        for waiter in rung:
+        for waiter in notified:
             waiter.get_loop().call_soon_threadsafe(_wake, waiter)
 
 

@@ -39,10 +39,10 @@ _ENDED_SESSION_RETENTION = to_micros(86_400)
 
 def get_live_session(state: MemoryState, session_id: str) -> SessionEntry:
     """Return the session; raise `SessionLost` if it is unknown, ended or closing."""
-    tenant = state.sessions.get(session_id)
-    if tenant is None or tenant.is_ended or tenant.left:
+    session = state.sessions.get(session_id)
+    if session is None or session.is_ended or session.left:
         raise SessionLost(session_id)
-    return tenant
+    return session
 
 
 def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
@@ -60,40 +60,40 @@ def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
 
     A new limit starts with the count of jobs of that name that are processing now.
     """
-    gates = step.state.limits
+    limits = step.state.limits
     running = [
         entry.leased
-        for tenant in step.state.sessions.values()
-        for entry in tenant.leased_jobs.values()
+        for session in step.state.sessions.values()
+        for entry in session.leased_jobs.values()
         if entry.name == name and entry.leased is not None
     ]
     if limit is None:
-        gates.pop(name, None)
-    elif name in gates:
-        gates[name].limit = limit
+        limits.pop(name, None)
+    elif name in limits:
+        limits[name].limit = limit
     else:
-        gates[name] = LimitEntry(limit, len(running))
-    for held in running:
-        held.counts_in_limit = limit is not None
+        limits[name] = LimitEntry(limit, len(running))
+    for lease in running:
+        lease.counts_in_limit = limit is not None
     step.queues_to_notify.add(EVERY_QUEUE)
 
 
 def heartbeat(step: AtomicStep, session_id: str, monotonic: float) -> HeartbeatReply:
     """See `Backend.heartbeat`."""
-    shelf = step.state
-    tenant = get_live_session(shelf, session_id)
-    tenant.expires_at = monotonic + tenant.session.ttl
+    state = step.state
+    session = get_live_session(state, session_id)
+    session.expires_at = monotonic + session.session.ttl
     return HeartbeatReply(
         cancel=[
             entry.make_lease(entry.leased.token)
-            for entry in tenant.leased_jobs.values()
+            for entry in session.leased_jobs.values()
             if entry.leased is not None and entry.leased.cancel_requested
         ],
-        paused=sorted(shelf.paused_queues),
+        paused=sorted(state.paused_queues),
         limits={
-            name: ConcurrencyLimit(shelf.limits[name].limit, shelf.limits[name].in_use)
-            for name in tenant.session.names
-            if name in shelf.limits
+            name: ConcurrencyLimit(state.limits[name].limit, state.limits[name].in_use)
+            for name in session.session.names
+            if name in state.limits
         },
     )
 
@@ -103,11 +103,11 @@ def release(
 ) -> None:
     """See `Backend.release`."""
     try:
-        tenant = get_live_session(step.state, session_id)
+        session = get_live_session(step.state, session_id)
     except SessionLost:
         return
     wanted = {(lease.job_id, lease.token) for lease in leases}
-    for entry in list(tenant.leased_jobs.values()):
+    for entry in list(session.leased_jobs.values()):
         held = entry.leased
         if held is not None and (
             (entry.id, held.token) in wanted or (nonce is not None and held.token.nonce == nonce)
@@ -117,25 +117,25 @@ def release(
 
 def close_session(step: AtomicStep, session_id: str, running: Sequence[Lease]) -> None:
     """See `Backend.close_session`."""
-    tenant = step.state.sessions.get(session_id)
-    if tenant is None or tenant.is_ended:
+    session = step.state.sessions.get(session_id)
+    if session is None or session.is_ended:
         return
-    kept = {(lease.job_id, lease.token) for lease in running}
-    for entry in list(tenant.leased_jobs.values()):
+    existing = {(lease.job_id, lease.token) for lease in running}
+    for entry in list(session.leased_jobs.values()):
         held = entry.leased
-        if held is not None and (entry.id, held.token) not in kept:
+        if held is not None and (entry.id, held.token) not in existing:
             step.requeue_or_cancel(entry, held)
-    if tenant.leased_jobs:
-        tenant.left = True
+    if session.leased_jobs:
+        session.left = True
     else:
-        tenant.ended_at = step.now
+        session.ended_at = step.now
 
 
 def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Rescued:
     """See `Backend.rescue`."""
-    for tenant in step.state.sessions.values():
-        if not tenant.is_ended and tenant.expires_at <= monotonic:
-            tenant.ended_at = step.now
+    for session in step.state.sessions.values():
+        if not session.is_ended and session.expires_at <= monotonic:
+            session.ended_at = step.now
     orphans = list(_iter_orphaned_jobs(step.state))
     rescued = Rescued([], [], [], more=len(orphans) > limit)
     for entry, beside_others in orphans[:limit]:
@@ -145,10 +145,10 @@ def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Res
 
 def _iter_orphaned_jobs(state: MemoryState) -> Iterator[tuple[JobEntry, bool]]:
     """Yield the jobs of ended sessions, each with whether its session holds other jobs too."""
-    for tenant in state.sessions.values():
-        if tenant.is_ended:
-            for entry in tenant.leased_jobs.values():
-                yield entry, len(tenant.leased_jobs) > 1
+    for session in state.sessions.values():
+        if session.is_ended:
+            for entry in session.leased_jobs.values():
+                yield entry, len(session.leased_jobs) > 1
 
 
 def rescue_job(
@@ -159,21 +159,21 @@ def rescue_job(
     The job does not count a lost attempt in two cases: its session was closed and left it running,
     or it is a suspect that was held beside other jobs and had therefore not started.
     """
-    held = entry.leased
-    if held is None:
+    lease = entry.leased
+    if lease is None:
         return
     not_begun = beside_others and entry.lost >= SUSPECT_AFTER
-    if not (held.session.left or not_begun):
+    if not (lease.session.left or not_begun):
         attempt = entry.failures + entry.lost + 1
         step.add_error(entry, AttemptError(attempt, "lost", "WorkerLost", "its worker vanished"))
         entry.lost += 1
-        if entry.lost >= max_lost and not held.cancel_requested:
+        if entry.lost >= max_lost and not lease.cancel_requested:
             step.end_lease(entry)
             step.finish(entry, State.FAILED, reason=Reason.LOST)
             rescued.failed.append(entry.id)
             return
-    line = rescued.returned if step.requeue_or_cancel(entry, held) else rescued.cancelled
-    line.append(entry.id)
+    job_ids = rescued.returned if step.requeue_or_cancel(entry, lease) else rescued.cancelled
+    job_ids.append(entry.id)
 
 
 # The exchange
@@ -187,19 +187,19 @@ def run_exchange(
     request: ReserveRequest,
 ) -> Reply:
     """See `Backend.exchange`."""
-    tenant = get_live_session(step.state, session_id)
-    if number == tenant.last_exchange_number and number > 0:
-        return repeat_reply(step, tenant, request)
-    if number != tenant.last_exchange_number + 1:
+    session = get_live_session(step.state, session_id)
+    if number == session.last_exchange_number and number > 0:
+        return repeat_reply(step, session, request)
+    if number != session.last_exchange_number + 1:
         raise OutOfOrder(
-            f"exchange {number} after {tenant.last_exchange_number} of session {session_id}"
+            f"exchange {number} after {session.last_exchange_number} of session {session_id}"
         )
     check_settlement_delays(settlements)
-    results: list[Settled] = [step.settle(tenant, one) for one in settlements]
+    results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
     step.state.promote(step.now, _MAX_PROMOTED)
     reserving = LaneMerge(step.state, request, step.now)
-    deliveries = reserving.lease_jobs(tenant, number) if request.total > 0 else []
-    tenant.last_exchange_number, tenant.last_results = number, results
+    deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
+    session.last_exchange_number, session.last_results = number, results
     return Reply(
         results,
         deliveries,
@@ -214,14 +214,14 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
     deliveries: list[Delivery] = []
     room = request.max_bytes
     for entry in list(session.leased_jobs.values()):
-        held = entry.leased
-        if held is None or held.exchange_number != session.last_exchange_number:
+        lease = entry.leased
+        if lease is None or lease.exchange_number != session.last_exchange_number:
             continue
         room -= measure_size(entry)
         if room < 0 and deliveries:
-            step.requeue_or_cancel(entry, held)
+            step.requeue_or_cancel(entry, lease)
         else:
-            deliveries.append(make_delivery(entry, held.token))
+            deliveries.append(make_delivery(entry, lease.token))
     waiting = LaneMerge(step.state, request, step.now).find_waiting_lanes()
     return Reply(
         list(session.last_results), deliveries, waiting, find_next_due(step.state), step.now / 1e6
@@ -317,24 +317,24 @@ def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
 
 def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
-    shelf, left = step.state, limit
-    prune_sessions_and_keys(shelf, step.now)
-    for entry in [e for e in shelf.jobs_by_seq.values() if _is_past_retention(e, keep, step.now)][
+    state, left = step.state, limit
+    prune_sessions_and_keys(state, step.now)
+    for entry in [e for e in state.jobs_by_seq.values() if _is_past_retention(e, keep, step.now)][
         :left
     ]:
-        shelf.remove_job(entry)
+        state.remove_job(entry)
         left -= 1
     if keep.completed_max is not None:
-        kept = [
+        existing = [
             e
-            for e in shelf.jobs_by_seq.values()
+            for e in state.jobs_by_seq.values()
             if e.final_state in {State.COMPLETED, State.CANCELLED}
         ]
-        kept.sort(key=lambda e: (e.finished_at or 0, e.seq))
-        for entry in kept[: min(left, max(0, len(kept) - keep.completed_max))]:
-            shelf.remove_job(entry)
+        existing.sort(key=lambda e: (e.finished_at or 0, e.seq))
+        for entry in existing[: min(left, max(0, len(existing) - keep.completed_max))]:
+            state.remove_job(entry)
             left -= 1
-    for entry in shelf.jobs_by_seq.values():
+    for entry in state.jobs_by_seq.values():
         if left and entry.result is not None and _is_older(entry, keep.results, step.now):
             entry.result = None
             left -= 1
@@ -343,15 +343,15 @@ def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
 
 def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
     """Remove sessions that ended more than a day ago, and unique keys that have expired."""
-    for session_id, tenant in list(state.sessions.items()):
+    for session_id, session in list(state.sessions.items()):
         if (
-            tenant.ended_at is not None
-            and not tenant.leased_jobs
-            and tenant.ended_at < now - _ENDED_SESSION_RETENTION
+            session.ended_at is not None
+            and not session.leased_jobs
+            and session.ended_at < now - _ENDED_SESSION_RETENTION
         ):
             del state.sessions[session_id]
-    for key, held in list(state.unique_keys.items()):
-        if held.valid_until is not None and held.valid_until <= now:
+    for key, lease in list(state.unique_keys.items()):
+        if lease.valid_until is not None and lease.valid_until <= now:
             del state.unique_keys[key]
 
 

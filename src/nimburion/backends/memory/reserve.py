@@ -36,7 +36,9 @@ class LaneMerge:
         self._lanes = list(dict.fromkeys((lane.queue, lane.name) for lane in request.lanes))
         self._ageing = to_micros(request.ageing)
         self._queue_capacity = {
-            queue: terms.limit for queue, terms in request.queues.items() if terms.limit is not None
+            queue: options.limit
+            for queue, options in request.queues.items()
+            if options.limit is not None
         }
 
     def lease_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
@@ -71,9 +73,9 @@ class LaneMerge:
         for lane in self._request.lanes:
             if len(found) == _MAX_WAITING_LANES:
                 break
-            gate = self._state.limits.get(lane.name)
+            limit = self._state.limits.get(lane.name)
             open_ = lane.queue not in self._state.paused_queues and (
-                gate is None or gate.available > 0
+                limit is None or limit.available > 0
             )
             if open_ and lane not in found and self._state.peek_lane((lane.queue, lane.name)):
                 found.append(lane)
@@ -84,13 +86,13 @@ class LaneMerge:
 
         Ageing depends on the due time of this job only, not on the jobs behind it.
         """
-        line = self._lanes[n]
-        if line[0] in self._state.paused_queues:
+        lane = self._lanes[n]
+        if lane[0] in self._state.paused_queues:
             return None
-        entry = self._state.peek_lane(line)
+        entry = self._state.peek_lane(lane)
         if entry is None:
             return None
-        level = self._request.queues.get(line[0], DEFAULT_QUEUE_OPTIONS).priority
+        level = self._request.queues.get(lane[0], DEFAULT_QUEUE_OPTIONS).priority
         if self._ageing and self._now > entry.due:
             level += (self._now - entry.due) // self._ageing
         size = DELIVERY_OVERHEAD + len(entry.payload or b"")
@@ -102,20 +104,20 @@ class LaneMerge:
         """Return whether the queue's cap and the name's concurrency limit allow another job."""
         if self._queue_capacity.get(queue, 1) <= 0:
             return False
-        gate = self._state.limits.get(name)
-        return gate is None or gate.available > 0
+        limit = self._state.limits.get(name)
+        return limit is None or limit.available > 0
 
     def _lease_head(self, n: int, session: SessionEntry, number: int) -> Delivery:
         entry = self._state.pop_lane(self._lanes[n])
         if entry.queue in self._queue_capacity:
             self._queue_capacity[entry.queue] -= 1
-        gate = self._state.limits.get(entry.name)
-        if gate is not None:
-            gate.in_use += 1
+        limit = self._state.limits.get(entry.name)
+        if limit is not None:
+            limit.in_use += 1
         entry.fence += 1
         token = Token(entry.fence, self._request.nonce)
         entry.leased = LeaseEntry(
-            session, number, token, self._now, counts_in_limit=gate is not None
+            session, number, token, self._now, counts_in_limit=limit is not None
         )
         session.leased_jobs[entry.seq] = entry
         return make_delivery(entry, token)

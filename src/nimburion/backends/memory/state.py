@@ -272,12 +272,12 @@ class MemoryState:
 
     def peek_lane(self, lane: tuple[str, str]) -> JobEntry | None:
         """Return the first job of a lane without removing it; None if the lane is empty."""
-        line = self.lanes.get(lane)
-        while line:
-            place, entry = line[0]
+        heap = self.lanes.get(lane)
+        while heap:
+            place, entry = heap[0]
             if entry.position is place:
                 return entry
-            heappop(line)
+            heappop(heap)
         return None
 
     def pop_lane(self, lane: tuple[str, str]) -> JobEntry:

@@ -60,38 +60,40 @@ class AtomicStep:
     def _decide_outcome(
         self, job: NewJob, fresh: dict[str, NewJob], keys: dict[tuple[str, str], str]
     ) -> Enqueued:
-        kept = self.state.jobs.get(job.id)
-        if kept is not None or job.id in fresh:
-            known = fresh[job.id].compute_digest() if kept is None else kept.get_body_digest()
+        existing = self.state.jobs.get(job.id)
+        if existing is not None or job.id in fresh:
+            known = (
+                fresh[job.id].compute_digest() if existing is None else existing.get_body_digest()
+            )
             return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
         key = job.options.unique_key
         if key is not None:
             holder = keys.get((job.name, key)) or self.find_key_holder(job.name, key)
             if holder is not None:
-                lenient = job.options.on_duplicate == "existing"
-                return Enqueued(holder, "exists" if lenient else "taken")
+                accepts_existing = job.options.on_duplicate == "existing"
+                return Enqueued(holder, "exists" if accepts_existing else "taken")
             keys[job.name, key] = job.id
         fresh[job.id] = job
         return Enqueued(job.id, "created")
 
     def _insert(self, job: NewJob) -> None:
-        shelf = self.state
-        shelf.seq += 1
-        entry = JobEntry(job, shelf.seq, self.now)
-        shelf.jobs[job.id] = shelf.jobs_by_seq[entry.seq] = entry
+        state = self.state
+        state.seq += 1
+        entry = JobEntry(job, state.seq, self.now)
+        state.jobs[job.id] = state.jobs_by_seq[entry.seq] = entry
         if job.options.unique_key is not None:
             self.take_key(entry)
-        shelf.add_waiting(entry, self.now)
+        state.add_waiting(entry, self.now)
         self.queues_to_notify.add(job.queue)
 
     # Unique keys
 
     def find_key_holder(self, name: str, key: str) -> str | None:
         """Return the id of the job that holds a unique key now, or None."""
-        held = self.state.unique_keys.get((name, key))
-        if held is None or (held.valid_until is not None and held.valid_until <= self.now):
+        lease = self.state.unique_keys.get((name, key))
+        if lease is None or (lease.valid_until is not None and lease.valid_until <= self.now):
             return None
-        return held.job_id
+        return lease.job_id
 
     def take_key(self, entry: JobEntry) -> None:
         """Assign its unique key to a job; do nothing for a job without a key."""
@@ -105,8 +107,8 @@ class AtomicStep:
         key = entry.options.unique_key
         if key is None:
             return
-        held = self.state.unique_keys.get((entry.name, key))
-        if held is not None and held.job_id == entry.id and held.valid_until is None:
+        lease = self.state.unique_keys.get((entry.name, key))
+        if lease is not None and lease.job_id == entry.id and lease.valid_until is None:
             del self.state.unique_keys[entry.name, key]
             self.queues_to_notify.add(entry.queue)
 
@@ -120,27 +122,27 @@ class AtomicStep:
         entry = self.state.jobs.get(one.lease.job_id)
         if entry is None:
             return Settled.STALE
-        held = entry.leased
-        if held is None or held.session is not session or held.token != one.lease.token:
+        lease = entry.leased
+        if lease is None or lease.session is not session or lease.token != one.lease.token:
             same = entry.last_settled_token == one.lease.token
             return Settled.ALREADY if same else Settled.STALE
         match one:
             case Completed():
-                self.end_lease(entry, settled=held.token)
+                self.end_lease(entry, settled=lease.token)
                 self.finish(entry, State.COMPLETED, result=one.result)
             case Retried():
                 self.add_error(entry, one.error)
                 entry.failures += 1
-                self.requeue_or_cancel(entry, held, delay=one.delay, settled=held.token)
+                self.requeue_or_cancel(entry, lease, delay=one.delay, settled=lease.token)
             case Failed():
                 self.add_error(entry, one.error)
                 entry.failures += 1
-                self.end_lease(entry, settled=held.token)
+                self.end_lease(entry, settled=lease.token)
                 self.finish(entry, State.FAILED, reason=one.reason)
             case Released():
-                self.requeue_or_cancel(entry, held, delay=one.delay, settled=held.token)
+                self.requeue_or_cancel(entry, lease, delay=one.delay, settled=lease.token)
             case Cancelled():
-                self.end_lease(entry, settled=held.token)
+                self.end_lease(entry, settled=lease.token)
                 self.finish(entry, State.CANCELLED, reason=one.reason)
             case Progressed():
                 entry.progress = Progress(one.fraction, one.message)
@@ -171,15 +173,15 @@ class AtomicStep:
 
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
         """Remove the lease of a job and decrement the count of its concurrency limit."""
-        held = entry.leased
-        if held is None:
+        lease = entry.leased
+        if lease is None:
             return
         entry.leased = None
-        entry.started_at = held.started_at
+        entry.started_at = lease.started_at
         if settled is not None:
             entry.last_settled_token = settled
-        held.session.leased_jobs.pop(entry.seq, None)
-        if held.counts_in_limit:
+        lease.session.leased_jobs.pop(entry.seq, None)
+        if lease.counts_in_limit:
             self.state.limits[entry.name].in_use -= 1
             self.queues_to_notify.add(entry.queue)
 
@@ -220,9 +222,9 @@ def check_job_times(jobs: Sequence[NewJob]) -> None:
 
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     """Raise `Unstorable` if a delay is invalid. Call it before any settlement is applied."""
-    for one in settlements:
-        if isinstance(one, Retried | Released) and one.delay is not None:
-            check_time(one.delay)
+    for settlement in settlements:
+        if isinstance(settlement, Retried | Released) and settlement.delay is not None:
+            check_time(settlement.delay)
 
 
 def _mark_refused(job: NewJob, result: Enqueued) -> Enqueued:

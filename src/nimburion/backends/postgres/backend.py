@@ -127,8 +127,8 @@ class PostgresBackend:
         clock: Clock | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        address = url if isinstance(url, PostgresSettings) else parse_url(url)
-        self.settings: PostgresSettings = address.replace(
+        settings = url if isinstance(url, PostgresSettings) else parse_url(url)
+        self.settings: PostgresSettings = settings.replace(
             schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
         )
         self._test_clock = clock
@@ -186,9 +186,9 @@ class PostgresBackend:
     async def check(self) -> list[CheckResult]:
         """See `Backend.check`."""
         try:
-            async with self._get_connections().pool.acquire() as link:
+            async with self._get_connections().pool.acquire() as connection:
                 return await run_checks(
-                    link, self.settings, migrations.load_current_format(), self._clock
+                    connection, self.settings, migrations.load_current_format(), self._clock
                 )
         except (BackendError, ConfigurationError) as error:
             return [make_failed_check("server", error)]
@@ -255,9 +255,9 @@ class PostgresBackend:
             self._notify({job.queue for job in jobs})
             return enqueueing.make_results(jobs, None, None)
         opened = self._get_connections()
-        asked, extra = enqueueing.encode_arguments(jobs), len(jobs) / _JOBS_PER_SECOND
+        arguments, extra = enqueueing.encode_arguments(jobs), len(jobs) / _JOBS_PER_SECOND
         ((letters, holders),) = await opened.pool.fetch(
-            opened.insert_schema(_ENQUEUE), self._now(), *asked, extra_time=extra
+            opened.insert_schema(_ENQUEUE), self._now(), *arguments, extra_time=extra
         )
         results = enqueueing.make_results(jobs, letters, holders)
         if letters is None or "c" in letters:
@@ -266,19 +266,19 @@ class PostgresBackend:
 
     async def _enqueue_one(self, job: NewJob) -> bool:
         """Store a job on the fast path. Return False if the job needs the general path."""
-        asked = enqueueing.encode_single(job)
-        if asked is None:
+        arguments = enqueueing.encode_single(job)
+        if arguments is None:
             return False
         opened = self._get_connections()
-        bell, statement = opened.notifier, _ENQUEUE_ONE
-        ring = bell.take_inline_payload([job.queue])
-        if ring is not None:
+        notifier, statement = opened.notifier, _ENQUEUE_ONE
+        payload = notifier.take_inline_payload([job.queue])
+        if payload is not None:
             statement = _ENQUEUE_ONE_NOTIFYING
-            asked += bell.channel, ring
-        rows = await opened.pool.fetch(opened.insert_schema(statement), self._now(), *asked)
-        ((stored, rung),) = rows
+            arguments += notifier.channel, payload
+        rows = await opened.pool.fetch(opened.insert_schema(statement), self._now(), *arguments)
+        ((stored, notified),) = rows
         if stored:
-            bell.notify([job.queue], already_sent=rung)
+            notifier.notify([job.queue], already_sent=notified)
         return bool(stored)
 
     async def _enqueue_plain(self, jobs: Sequence[NewJob]) -> bool:
@@ -318,8 +318,8 @@ class PostgresBackend:
 
     async def open_session(self, session: Session) -> None:
         """See `Backend.open_session`."""
-        asked = sessions.encode_open_session(session)
-        ((alive,),) = await self._fetch(_OPEN_SESSION, self._now(), self._monotonic(), *asked)
+        arguments = sessions.encode_open_session(session)
+        ((alive,),) = await self._fetch(_OPEN_SESSION, self._now(), self._monotonic(), *arguments)
         sessions.check_alive(alive, session.id)
         self._notify([EVERY_QUEUE])
 
@@ -344,10 +344,10 @@ class PostgresBackend:
             rows = await opened.exchange(
                 self._now(), session_id, number, settlements, request, one_by_one=True
             )
-        said = rows[-1]
+        status = rows[-1]
         reply = exchanging.decode_reply(rows, session_id, number, request)
-        opened.low_water_marks.learn(said)
-        opened.notifier.notify(exchanging.get_queues_to_notify(said))
+        opened.low_water_marks.learn(status)
+        opened.notifier.notify(exchanging.get_queues_to_notify(status))
         return reply
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
@@ -361,20 +361,20 @@ class PostgresBackend:
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
         """See `Backend.release`."""
-        asked = sessions.encode_release(session_id, leases, nonce)
-        ((rung,),) = await self._fetch(_RELEASE, self._now(), *asked)
-        self._notify(rung)
+        arguments = sessions.encode_release(session_id, leases, nonce)
+        ((notified,),) = await self._fetch(_RELEASE, self._now(), *arguments)
+        self._notify(notified)
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`."""
-        asked = sessions.encode_close_session(session_id, running)
-        ((rung,),) = await self._fetch(_CLOSE_SESSION, self._now(), *asked)
-        self._notify(rung)
+        arguments = sessions.encode_close_session(session_id, running)
+        ((notified,),) = await self._fetch(_CLOSE_SESSION, self._now(), *arguments)
+        self._notify(notified)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         """See `Backend.rescue`."""
-        asked = sessions.encode_rescue(limit, max_lost)
-        rows = await self._fetch(_RESCUE, self._now(), self._monotonic(), *asked)
+        arguments = sessions.encode_rescue(limit, max_lost)
+        rows = await self._fetch(_RESCUE, self._now(), self._monotonic(), *arguments)
         self._notify(rows[-1][2])
         return sessions.decode_rescued(rows)
 
@@ -383,8 +383,8 @@ class PostgresBackend:
         statement = """SELECT p.moved, p.next_due, ARRAY(
             SELECT DISTINCT queue FROM nb.lane WHERE id = ANY (p.lanes)
         ) FROM nb.promote_1(nb.clock_1($1), $2, -9223372036854775808) p"""
-        ((moved, next_due, rung),) = await self._fetch(statement, self._now(), limit)
-        self._notify(rung)
+        ((moved, next_due, notified),) = await self._fetch(statement, self._now(), limit)
+        self._notify(notified)
         return Promoted(moved, to_optional_seconds(next_due))
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
@@ -578,25 +578,25 @@ class PostgresConnections:
         one_by_one: bool = False,
     ) -> list[Any]:
         """Return the rows of `exchange_1`."""
-        link = self.exchanges
+        connection = self.exchanges
         arguments = exchanging.encode_arguments(
             session_id, number, settlements, request, one_by_one=one_by_one
         )
-        call = _EXCHANGE_POOLED if link.server.pooled else _EXCHANGE
-        floors = self.low_water_marks.make_arguments(link.driver)
+        statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
+        marks = self.low_water_marks.make_arguments(connection.driver)
         extra = (len(settlements) + request.total) / _JOBS_PER_SECOND
-        return await link.fetch(
-            self.insert_schema(call), now, *arguments, *floors, extra_time=extra
+        return await connection.fetch(
+            self.insert_schema(statement), now, *arguments, *marks, extra_time=extra
         )
 
     async def start(self) -> None:
         """Check the server and the format."""
-        async with self.pool.acquire() as link:
+        async with self.pool.acquire() as connection:
             standing = await migrations.ensure_format(
-                link, self.settings, migrations.load_current_format()
+                connection, self.settings, migrations.load_current_format()
             )
-            self.pooled = link.server.pooled
-            await link.fetch(self.insert_schema("SELECT nb.days_1()"))
+            self.pooled = connection.server.pooled
+            await connection.fetch(self.insert_schema("SELECT nb.days_1()"))
         self.caller_context = joining.CallerContext(
             self.settings, standing.identity, self.handler_pool, self.pool
         )

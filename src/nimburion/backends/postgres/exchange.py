@@ -99,11 +99,11 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
     if plain:
         results = [one.result for one in settlements]  # type: ignore[union-attr]
         return [None, *named, results if any(results) else None, None, None, None]
-    told = [_encode_settlement(one) for one in settlements]
+    details = [_encode_settlement(one) for one in settlements]
     bodies, delays, texts, fractions = (
-        list(part) for part in zip(*(r for _, r in told), strict=True)
+        list(part) for part in zip(*(r for _, r in details), strict=True)
     )
-    return ["".join(kind for kind, _ in told), *named, bodies, delays, texts, fractions]
+    return ["".join(kind for kind, _ in details), *named, bodies, delays, texts, fractions]
 
 
 def _encode_settlement(one: Settlement) -> tuple[str, SettlementDetails]:
@@ -127,15 +127,15 @@ def _encode_settlement(one: Settlement) -> tuple[str, SettlementDetails]:
 def encode_request(request: ReserveRequest) -> list[Any]:
     """Encode a reserve request as arrays."""
     lanes = list(dict.fromkeys(request.lanes))
-    terms = [request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in lanes]
+    options = [request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS) for lane in lanes]
     return [
         max(0, request.total),
         request.nonce,
         to_micros(request.ageing),
         [lane.queue for lane in lanes],
         [lane.name for lane in lanes],
-        [one.priority for one in terms],
-        [one.limit for one in terms],
+        [one.priority for one in options],
+        [one.limit for one in options],
         request.max_bytes,
     ]
 
@@ -147,19 +147,19 @@ def decode_reply(rows: list[Any], session_id: str, number: int, request: Reserve
         SessionLost: the session is not alive.
         OutOfOrder: the backend expects another number.
     """
-    said = rows[-1]
-    kind = said["kind"]
+    status = rows[-1]
+    kind = status["kind"]
     if kind == -1:
         raise SessionLost(session_id)
     if kind < 0:
-        raise OutOfOrder(f"exchange {number} after {said['seq']} of session {session_id}")
+        raise OutOfOrder(f"exchange {number} after {status['seq']} of session {session_id}")
     lanes = list(dict.fromkeys(request.lanes))
     return Reply(
-        [_RESULTS_BY_CODE[letter] for letter in said["options"]],
-        decode_deliveries(rows, said),
-        [lanes[place - 1] for place in (said["waiting"] or ())[:_MAX_WAITING_LANES]],
-        to_optional_seconds(said["due"]),
-        to_seconds(said["seq"]),
+        [_RESULTS_BY_CODE[letter] for letter in status["options"]],
+        decode_deliveries(rows, status),
+        [lanes[place - 1] for place in (status["waiting"] or ())[:_MAX_WAITING_LANES]],
+        to_optional_seconds(status["due"]),
+        to_seconds(status["seq"]),
     )
 
 

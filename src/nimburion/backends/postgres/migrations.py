@@ -256,8 +256,8 @@ async def _create_schema(driver: Driver, settings: PostgresSettings) -> None:
     """Create the schema if it does not exist. `CREATE SCHEMA` needs a permission on the database,
     even if the schema exists.
     """
-    asked = "SELECT 1 FROM pg_namespace WHERE nspname = $1"
-    if await driver.fetchval(asked, settings.schema) is None:
+    query = "SELECT 1 FROM pg_namespace WHERE nspname = $1"
+    if await driver.fetchval(query, settings.schema) is None:
         await driver.execute(f'CREATE SCHEMA "{settings.schema}"')
 
 

@@ -150,24 +150,24 @@ class PostgresNotifier:
             _log.warning("queues are not heard to ring (%s); workers look by themselves", error)
 
     async def _listen_once(self) -> None:
-        link = self._listener
-        await link.connect()
-        if link.server.pooled:
+        connection = self._listener
+        await connection.connect()
+        if connection.server.pooled:
             self._given_up = True
             self._is_connected.set()
-            await link.close()
+            await connection.close()
             return
         gone = asyncio.Event()
-        link.driver.add_termination_listener(lambda _: gone.set())
+        connection.driver.add_termination_listener(lambda _: gone.set())
         try:
-            await self._subscribe(link)
+            await self._subscribe(connection)
             while not gone.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(gone.wait(), _PING_AFTER)
                 if not gone.is_set():
-                    await link.fetch("SELECT 1")
+                    await connection.fetch("SELECT 1")
         finally:
-            link.terminate()
+            connection.terminate()
 
     async def _subscribe(self, link: PostgresConnection) -> None:
         try:

@@ -25,9 +25,9 @@ def decode_cancellation(reply: str, job_id: str) -> Cancellation:
 def decode_replayed(rows: list[Any]) -> Replayed:
     """Decode the rows of `replay_1`. The last row says whether more jobs match."""
     ids = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
-    held = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
+    still_held = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
     more = len(rows) > 1 and rows[-1][1] is None
-    return Replayed(ids, held, str(rows[-2][0]) if more else None)
+    return Replayed(ids, still_held, str(rows[-2][0]) if more else None)
 
 
 def encode_retention(keep: Retention) -> list[Any]:

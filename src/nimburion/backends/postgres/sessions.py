@@ -48,13 +48,15 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
     """
     if not rows:
         raise SessionLost(session_id)
-    seqs, ids, fences, nonces, paused, names, bounds, held = rows[0]
-    told = zip(seqs or (), ids or (), fences or (), nonces or (), strict=True)
-    limits = zip(names or (), bounds or (), held or (), strict=True)
+    seqs, ids, fences, nonces, paused, names, maxima, in_use = rows[0]
+    cancelled = zip(seqs or (), ids or (), fences or (), nonces or (), strict=True)
+    limits = zip(names or (), maxima or (), in_use or (), strict=True)
     return HeartbeatReply(
-        cancel=[Lease(decode_id(i), Token(fence, nonce), seq) for seq, i, fence, nonce in told],
+        cancel=[
+            Lease(decode_id(i), Token(fence, nonce), seq) for seq, i, fence, nonce in cancelled
+        ],
         paused=paused,
-        limits={name: ConcurrencyLimit(bound, count) for name, bound, count in limits},
+        limits={name: ConcurrencyLimit(maximum, count) for name, maximum, count in limits},
     )
 
 

@@ -102,15 +102,15 @@ async def enqueue_in(
     """See `nimburion.core.backend.Transactional`."""
     if not jobs:
         return []
-    door = find_adapter(caller)
-    await check_driver_connection(context, door)
+    adapter = find_adapter(caller)
+    await check_driver_connection(context, adapter)
     fields = enqueueing.encode_arguments(jobs)
     lanes, late = fields[:3], fields[_DUE_INDEX] is not None
-    told = encode_for_any_driver(fields)
-    letters, holders = await context.call_function(door, _ENQUEUE, now, *told)
+    arguments = encode_for_any_driver(fields)
+    letters, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
     if letters == _NEW_LANE:
         await context.pool.fetch(insert_schema(_LANES, context.settings), *lanes, late)
-        letters, holders = await context.call_function(door, _ENQUEUE, now, *told)
+        letters, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
     found = [one and bytes.fromhex(one) for one in msgspec.json.decode(holders or "[]")]
     return enqueueing.make_results(jobs, letters, found)
 
@@ -170,22 +170,22 @@ class PostgresCallerTransaction:
 
     async def begin(self) -> object:
         """See `nimburion.core.transactions.Transaction`."""
-        door = find_adapter(self._caller)
+        adapter = find_adapter(self._caller)
         with map_errors(self._context.description):
-            await door.begin()
+            await adapter.begin()
             try:
-                await check_driver_connection(self._context, door)
+                await check_driver_connection(self._context, adapter)
             except BaseException:
-                await door.rollback()
+                await adapter.rollback()
                 raise
-        self._adapter = door
+        self._adapter = adapter
         return self._caller.connection
 
     async def complete(self, session_id: str, completed: Completed) -> None:
         """See `nimburion.core.transactions.Transaction`."""
         assert self._adapter is not None, "not begun"
         lease = completed.lease
-        told = (
+        arguments = (
             session_id,
             clamp_seq(lease.ref),
             encode_id(lease.job_id),
@@ -193,7 +193,7 @@ class PostgresCallerTransaction:
             lease.token.nonce,
             completed.result,
         )
-        if await complete_job(self._context, self._adapter, self._now(), told) != "d":
+        if await complete_job(self._context, self._adapter, self._now(), arguments) != "d":
             raise LeaseLost(lease.job_id)
 
     async def commit(self) -> None:
@@ -204,10 +204,10 @@ class PostgresCallerTransaction:
 
     async def rollback(self) -> None:
         """See `nimburion.core.transactions.Transaction`."""
-        door, self._adapter = self._adapter, None
-        if door is not None:
+        adapter, self._adapter = self._adapter, None
+        if adapter is not None:
             with map_errors(self._context.description):
-                await door.rollback()
+                await adapter.rollback()
 
 
 class PostgresOwnTransaction:
@@ -223,16 +223,16 @@ class PostgresOwnTransaction:
     async def begin(self) -> object:
         """See `nimburion.core.transactions.Transaction`."""
         async with AsyncExitStack() as stack:
-            link = await stack.enter_async_context(self._context.handler_pool.acquire())
-            await link.connect()
-            self._terminate = link.terminate
+            connection = await stack.enter_async_context(self._context.handler_pool.acquire())
+            await connection.connect()
+            self._terminate = connection.terminate
             self._inner = PostgresCallerTransaction(
-                self._context, CallerConnection(link.driver), self._now
+                self._context, CallerConnection(connection.driver), self._now
             )
             try:
                 given = await self._inner.begin()
             except BaseException:
-                link.terminate()
+                connection.terminate()
                 raise
             self._stack = stack.pop_all()
         return given
@@ -290,9 +290,9 @@ def map_transaction_error(
     """Return the nimburion error for an error of a driver; None for any other exception."""
     code = find_sqlstate(error)
     if code:
-        meaning = _ERRORS_BY_CODE.get(code)
-        if meaning:
-            return meaning(where, str(error))
+        make_error = _ERRORS_BY_CODE.get(code)
+        if make_error:
+            return make_error(where, str(error))
         return map_server_error(code, error, where, sent=at_commit)
     if isinstance(error, DRIVER_ERRORS):
         return map_error(error, where, sent=at_commit)

@@ -112,11 +112,11 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: an argument has an invalid value.
         """
-        given = make_options(
+        options = make_options(
             schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
         )
         with report_invalid_url(self.describe()):
-            return _apply_options(self, given)
+            return _apply_options(self, options)
 
 
 def parse_url(url: str) -> PostgresSettings:
@@ -138,12 +138,12 @@ def parse_url(url: str) -> PostgresSettings:
     >>> parse("postgresql://app:secret@one,two:5433/shop?schema=jobs").describe()
     'PostgreSQL one:5432, two:5433/shop, schema "jobs"'
     """
-    word, rest = split_scheme(url, "postgresql")
-    if word not in SCHEMES:
+    scheme, rest = split_scheme(url, "postgresql")
+    if scheme not in SCHEMES:
         raise ConfigurationError(
             "not the URL of a PostgreSQL backend; it begins with postgresql://"
         )
-    with report_invalid_url(f"{word}://…"):
+    with report_invalid_url(f"{scheme}://…"):
         return _parse_settings(rest)
 
 
@@ -151,7 +151,7 @@ def _parse_settings(rest: str) -> PostgresSettings:
     authority, path, query = split_url(rest)
     login, _, hosts = authority.rpartition("@")
     options = UrlOptions(parse_query(query))
-    address = PostgresSettings(
+    settings = PostgresSettings(
         endpoints=_read_endpoints(hosts, options),
         credentials=_read_credentials(parse_credentials(login), options),
         database=_read_once("dbname", decode_percents(path.removeprefix("/")), options),
@@ -160,9 +160,9 @@ def _parse_settings(rest: str) -> PostgresSettings:
         application_name=options.read("application_name", parse_text, "nimburion"),
         timeout=options.read("connect_timeout", parse_seconds, DEFAULT_TIMEOUT),
     )
-    whole_address = _apply_options(address, options)
+    settings_with_options = _apply_options(settings, options)
     options.reject_unknown()
-    return whole_address
+    return settings_with_options
 
 
 def _apply_options(settings: PostgresSettings, options: UrlOptions) -> PostgresSettings:
@@ -215,9 +215,9 @@ def _pair_hosts_and_ports(nodes: list[Endpoint], ports: tuple[int, ...]) -> tupl
     """Pair each host with its port: its own, the port at the same place, the only port, or 5432."""
     if len(ports) not in {0, 1, len(nodes)}:
         raise InvalidUrl(f"port: {len(ports)} ports for {len(nodes)} hosts")
-    given = ports * len(nodes) if len(ports) == 1 else ports or (DEFAULT_PORT,) * len(nodes)
+    options = ports * len(nodes) if len(ports) == 1 else ports or (DEFAULT_PORT,) * len(nodes)
     found = [
-        Endpoint(node.host, node.port or port) for node, port in zip(nodes, given, strict=True)
+        Endpoint(node.host, node.port or port) for node, port in zip(nodes, options, strict=True)
     ]
     return tuple(dict.fromkeys(found))
 
@@ -290,7 +290,7 @@ def _parse_pooler(text: str) -> Pooler:
 
 
 def _parse_choice(text: str, choices: tuple[T, ...]) -> T:
-    for word in choices:
-        if text == word:
-            return word
+    for scheme in choices:
+        if text == scheme:
+            return scheme
     raise InvalidUrl(f"expected {', '.join(choices)}; found {shorten(text)}")

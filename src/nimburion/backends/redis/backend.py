@@ -88,8 +88,8 @@ class RedisBackend:
         clock: Clock | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        address = url if isinstance(url, RedisSettings) else parse_url(url)
-        self.settings: RedisSettings = address.replace(
+        settings = url if isinstance(url, RedisSettings) else parse_url(url)
+        self.settings: RedisSettings = settings.replace(
             namespace=namespace,
             require_durable=require_durable,
             durable_enqueue=durable_enqueue,
@@ -145,10 +145,10 @@ class RedisBackend:
 
     async def now(self) -> float:
         """See `Backend.now`: returns the time of the server's clock."""
-        opened = self._get_connections()
+        connections = self._get_connections()
         if self._test_clock is not None:
             return to_micros(self._test_clock.now()) / MICRO
-        seconds, fraction = await opened.commands.execute("TIME")
+        seconds, fraction = await connections.commands.execute("TIME")
         return int(seconds) + int(fraction) / MICRO
 
     async def check(self) -> list[CheckResult]:
@@ -162,11 +162,11 @@ class RedisBackend:
 
     async def plan(self) -> list[str]:
         """See `Backend.plan`. Reads on a separate connection; needs no write permission."""
-        opened = self._make_connections()
+        connections = self._make_connections()
         try:
-            return await opened.plan()
+            return await connections.plan()
         finally:
-            await opened.close()
+            await connections.close()
 
     async def migrate(self) -> list[str]:
         """See `Backend.migrate`. Only one format exists so far; the first `open` writes it."""
@@ -191,15 +191,17 @@ class RedisBackend:
         return to_micros(self._test_clock.now()), to_micros(self._test_clock.monotonic())
 
     async def _run_script(self, name: str, *arguments: CommandPart) -> Any:  # noqa: ANN401 - a script's reply
-        opened = self._get_connections()
-        (reply,) = await opened.run_script(opened.commands, name, arguments, self._make_times())
+        connections = self._get_connections()
+        (reply,) = await connections.run_script(
+            connections.commands, name, arguments, self._make_times()
+        )
         return reply
 
     async def _subscribe(self, queues: Collection[str]) -> None:
-        opened = self._get_connections()
-        channel = opened.listener.channel
+        connections = self._get_connections()
+        channel = connections.listener.channel
         pairs = [part for queue in queues for part in (queue, b"1")]
-        await opened.commands.execute("HSET", channel, *pairs)
+        await connections.commands.execute("HSET", channel, *pairs)
 
     # --- enqueue ---
 
@@ -210,13 +212,13 @@ class RedisBackend:
         if not jobs:
             return []
         if len(jobs) == 1 and (plain := enqueueing.encode_single(jobs[0])) is not None:
-            ring = self._get_connections().long_poll.get_stream(jobs[0].queue)
-            answer = await self._run_enqueue_script("enqueue_one", plain, more_keys=[ring])
-            return enqueueing.make_single_result(jobs[0], answer)
+            stream = self._get_connections().long_poll.get_stream(jobs[0].queue)
+            reply = await self._run_enqueue_script("enqueue_one", plain, more_keys=[stream])
+            return enqueueing.make_single_result(jobs[0], reply)
         slices = enqueueing.encode_batches(jobs)
         if len(slices) > 1:
-            seen = await self._run_script("look", *enqueueing.encode_lookups(jobs))
-            refused = enqueueing.predict_refusal(jobs, seen)
+            reply = await self._run_script("look", *enqueueing.encode_lookups(jobs))
+            refused = enqueueing.predict_refusal(jobs, reply)
             if refused is not None:
                 return refused
         results: list[Enqueued] = []
@@ -224,9 +226,9 @@ class RedisBackend:
         for at, one in enumerate(slices):
             part = jobs[at * _MAX_PER_SCRIPT : (at + 1) * _MAX_PER_SCRIPT]
             is_last = at == len(slices) - 1
-            answer = await self._run_enqueue_script("enqueue", one.make_arguments(), flush=is_last)
+            reply = await self._run_enqueue_script("enqueue", one.make_arguments(), flush=is_last)
             trips.add(self._get_connections().enqueues.connection_count)
-            found = enqueueing.make_results(part, answer)
+            found = enqueueing.make_results(part, reply)
             results += found
             if any(one.outcome in {"conflict", "taken"} for one in found):
                 break
@@ -243,14 +245,19 @@ class RedisBackend:
         flush: bool = True,
     ) -> Any:  # noqa: ANN401 - a script's reply
         """Store new jobs. With `durable_enqueue`, wait until they are on the server's disk."""
-        opened, flush = self._get_connections(), flush and self.settings.durable_enqueue
-        then = opened.make_flush_commands(self.settings) if flush else ()
-        answer, *flushed = await opened.run_script(
-            opened.enqueues, script, arguments, self._make_times(), more_keys=more_keys, after=then
+        connections, flush = self._get_connections(), flush and self.settings.durable_enqueue
+        then = connections.make_flush_commands(self.settings) if flush else ()
+        reply, *flushed = await connections.run_script(
+            connections.enqueues,
+            script,
+            arguments,
+            self._make_times(),
+            more_keys=more_keys,
+            after=then,
         )
         if flush:
             durability.check_flushed(flushed, self.settings)
-        return answer
+        return reply
 
     def _check_one_server(self, connections: Collection[int]) -> None:
         """Raise `BackendUnavailable` if the batches of a durable call used several connections. The
@@ -265,8 +272,8 @@ class RedisBackend:
 
     async def open_session(self, session: Session) -> None:
         """See `Backend.open_session`."""
-        answer = await self._run_script("open_session", *sessions.encode_open_session(session))
-        sessions.check_alive(answer, session.id)
+        reply = await self._run_script("open_session", *sessions.encode_open_session(session))
+        sessions.check_alive(reply, session.id)
 
     async def exchange(
         self,
@@ -276,42 +283,44 @@ class RedisBackend:
         request: ReserveRequest,
     ) -> Reply:
         """See `Backend.exchange`."""
-        opened = self._get_connections()
+        connections = self._get_connections()
         arguments = exchanging.encode_arguments(session_id, number, settlements, request)
         if request.long_poll > 0:
             answer = await self._exchange_long_poll(
                 arguments, request, 0 if settlements else request.long_poll
             )
             return exchanging.decode_reply(answer, session_id, number, request)
-        (answer,) = await opened.run_script(
-            opened.exchanges, "exchange", arguments, self._make_times()
+        (answer,) = await connections.run_script(
+            connections.exchanges, "exchange", arguments, self._make_times()
         )
         reply = exchanging.decode_reply(answer, session_id, number, request)
         if request.total and not reply.waiting:
-            opened.listener.note_subscribed({lane.queue for lane in request.lanes})
+            connections.listener.note_subscribed({lane.queue for lane in request.lanes})
         return reply
 
     async def _exchange_long_poll(
         self, arguments: Sequence[CommandPart], request: ReserveRequest, seconds: float
     ) -> Any:  # noqa: ANN401 - a script's reply
         """Run an exchange of an idle worker, preceded by a blocking read of up to `seconds`."""
-        opened = self._get_connections()
-        ahead = opened.long_poll.commands_before([lane.queue for lane in request.lanes], seconds)
-        line, times = opened.exchanges, self._make_times()
+        connections = self._get_connections()
+        before = connections.long_poll.commands_before(
+            [lane.queue for lane in request.lanes], seconds
+        )
+        connection, times = connections.exchanges, self._make_times()
         try:
-            answers = await opened.run_script(
-                line, "exchange", arguments, times, before=ahead, long_poll=seconds
+            replies = await connections.run_script(
+                connection, "exchange", arguments, times, before=before, long_poll=seconds
             )
         finally:
-            opened.long_poll.end_wait()
-        opened.long_poll.note_replies(ahead, answers[:-1])
-        return answers[-1]
+            connections.long_poll.end_wait()
+        connections.long_poll.note_replies(before, replies[:-1])
+        return replies[-1]
 
     def interrupt_long_poll(self) -> None:
         """See `LongPolling.interrupt_long_poll`."""
-        opened = self._handle.latest
-        if opened is not None:
-            opened.long_poll.interrupt_long_poll()
+        connections = self._handle.latest
+        if connections is not None:
+            connections.long_poll.interrupt_long_poll()
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
@@ -321,27 +330,27 @@ class RedisBackend:
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
         """See `Backend.release`. Releases up to 500 leases per script."""
-        asked = sessions.encode_release(session_id, leases, nonce, _MAX_PER_SCRIPT)
-        while await self._run_script("release", *asked) == b"more":
+        arguments = sessions.encode_release(session_id, leases, nonce, _MAX_PER_SCRIPT)
+        while await self._run_script("release", *arguments) == b"more":
             pass
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         """See `Backend.close_session`. Releases up to 500 leases per script."""
-        asked = sessions.encode_close_session(session_id, running, _MAX_PER_SCRIPT)
-        while await self._run_script("close_session", *asked) == b"more":
+        arguments = sessions.encode_close_session(session_id, running, _MAX_PER_SCRIPT)
+        while await self._run_script("close_session", *arguments) == b"more":
             pass
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         """See `Backend.rescue`."""
-        answers: list[list[Any]] = []
-        while limit > 0 or not answers:
+        replies: list[list[Any]] = []
+        while limit > 0 or not replies:
             step = min(limit, _MAX_PER_SCRIPT)
-            answer = await self._run_script("rescue", *sessions.encode_rescue(step, max_lost))
-            answers.append(answer)
+            reply = await self._run_script("rescue", *sessions.encode_rescue(step, max_lost))
+            replies.append(reply)
             limit -= step
-            if not answer[3]:
+            if not reply[3]:
                 break
-        return sessions.decode_rescued(answers)
+        return sessions.decode_rescued(replies)
 
     async def promote(self, limit: int) -> Promoted:
         """See `Backend.promote`."""
@@ -551,8 +560,8 @@ class RedisConnections:
         }
         (found,) = await self.run_script(self.commands, "open", [b"%d" % FORMAT])
         _check_format(found, self.address)
-        for line in (self.commands, self.enqueues, self.exchanges):
-            line.is_verified = True
+        for connection in (self.commands, self.enqueues, self.exchanges):
+            connection.is_verified = True
 
     async def plan(self) -> list[str]:
         """Return descriptions of what `start` would change in the namespace. Writes nothing.
@@ -603,8 +612,8 @@ class RedisConnections:
         """Close all connections."""
         await self.listener.close()
         await self.long_poll.close()
-        for line in (self.exchanges, self.enqueues, self.commands):
-            await line.close()
+        for connection in (self.exchanges, self.enqueues, self.commands):
+            await connection.close()
 
 
 def _check_format(found: int, address: RedisSettings) -> None:

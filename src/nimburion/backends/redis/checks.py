@@ -39,16 +39,16 @@ async def run_checks(
         BackendError: the server does not answer.
         ConfigurationError: this user lacks the permission to read the server's state.
     """
-    said = parse_info(await send_command("INFO"))
+    info = parse_info(await send_command("INFO"))
     server = await read_server_info(send_command, settings.describe())
     found = [
-        _check_server(server, said),
-        _check_role(said),
-        _check_durability(server, said),
-        _check_snapshots(said),
+        _check_server(server, info),
+        _check_role(info),
+        _check_durability(server, info),
+        _check_snapshots(info),
         _check_eviction(server),
-        _check_memory(server, said),
-        _check_clients(said),
+        _check_memory(server, info),
+        _check_clients(info),
         await _check_round_trip(send_command, clock),
         await _check_clock(send_command, clock),
     ]
@@ -66,17 +66,17 @@ def _check_server(server: RedisServerInfo, info: InfoFields) -> CheckResult:
 def _check_role(info: InfoFields) -> CheckResult:
     replicas = int(info.get("connected_slaves", 0))
     if info.get("role") == "master":
-        followed = f"followed by {replicas}" if replicas else "nobody follows it"
-        return CheckResult("role", "good", f"primary, {followed}")
+        replication = f"followed by {replicas}" if replicas else "nobody follows it"
+        return CheckResult("role", "good", f"primary, {replication}")
     primary = f"{info.get('master_host')}:{info.get('master_port')}"
     advice = "name the primary, or use redis+sentinel:// or redis+cluster://"
     return CheckResult("role", "error", f"a replica of {primary}: it takes no writes", advice)
 
 
 def _check_durability(server: RedisServerInfo, info: InfoFields) -> CheckResult:
-    doubt = find_durability_risk(server)
-    if doubt is not None:
-        return _warn("durability", doubt)
+    risk = find_durability_risk(server)
+    if risk is not None:
+        return _warn("durability", risk)
     if info.get("aof_last_write_status", "ok") != "ok":
         text = "the server cannot write its append-only file"
         return CheckResult("durability", "error", text, "see its log; make room on its disk")
@@ -100,9 +100,9 @@ def _check_snapshots(info: InfoFields) -> CheckResult:
 
 
 def _check_eviction(server: RedisServerInfo) -> CheckResult:
-    doubt = find_eviction_risk(server)
-    if doubt is not None:
-        return _warn("eviction", doubt)
+    risk = find_eviction_risk(server)
+    if risk is not None:
+        return _warn("eviction", risk)
     if server.eviction_policy == "noeviction":
         return CheckResult(
             "eviction", "good", "none: a full server refuses writes, and loses nothing"
@@ -159,9 +159,9 @@ async def _check_clock(send: SendCommand, clock: Clock) -> CheckResult:
 
 
 async def _check_cluster(send: SendCommand) -> CheckResult:
-    said = parse_info(await send("CLUSTER", "INFO"))
-    nodes = f"{said.get('cluster_known_nodes', '?')} nodes known"
-    if said.get("cluster_state") == "ok":
+    info = parse_info(await send("CLUSTER", "INFO"))
+    nodes = f"{info.get('cluster_known_nodes', '?')} nodes known"
+    if info.get("cluster_state") == "ok":
         return CheckResult("cluster", "good", f"whole, {nodes}")
     advice = "bring back the nodes that are down (CLUSTER NODES), or give their slots to others"
     return CheckResult("cluster", "error", f"down: not every slot is served; {nodes}", advice)

@@ -98,10 +98,10 @@ def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
 
 def make_results(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued]:
     """Decode the results of one batch, one per job."""
-    letters, told = reply
+    letters, holders = reply
     if letters.count(b"c") == len(jobs):
         return [Enqueued(job.id, "created") for job in jobs]
-    rivals = dict(zip(told[::2], told[1::2], strict=True))
+    rivals = dict(zip(holders[::2], holders[1::2], strict=True))
     return [
         Enqueued(_decode_holder(rivals.get(place)) or job.id, _OUTCOMES[chr(letter)])  # type: ignore[arg-type]
         for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1)
@@ -115,18 +115,18 @@ def _decode_holder(value: bytes | int | None) -> str | None:
 @reject_unstorable_text
 def encode_lookups(jobs: Sequence[NewJob]) -> list[bytes]:
     """Return the arguments of `look.lua` for a call of more than one batch."""
-    asked: list[bytes] = []
+    lookups: list[bytes] = []
     for job in jobs:
-        asked += (encode_id(job.id), job.compute_digest(), encode_unique_key(job))
-    return asked
+        lookups += (encode_id(job.id), job.compute_digest(), encode_unique_key(job))
+    return lookups
 
 
 def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued] | None:
     """Return the results of the whole call if one of its jobs is already rejected, else None. None
     means that the jobs can be stored.
     """
-    letters, told = reply
-    rivals = dict(zip(told[::2], told[1::2], strict=True))
+    letters, holders = reply
+    rivals = dict(zip(holders[::2], holders[1::2], strict=True))
     bodies: dict[str, bytes] = {}
     keys: dict[bytes, str] = {}
     results = []
@@ -154,8 +154,8 @@ def _predict_outcome(
     field = encode_unique_key(job)
     holder = keys.get(field) or holder if field else None
     if holder is not None:
-        lenient = job.options.on_duplicate == "existing"
-        return Enqueued(holder, "exists" if lenient else "taken")
+        accepts_existing = job.options.on_duplicate == "existing"
+        return Enqueued(holder, "exists" if accepts_existing else "taken")
     bodies[job.id] = job.compute_digest()
     if field:
         keys[field] = job.id

@@ -99,8 +99,8 @@ def encode_request(request: ReserveRequest) -> bytes:
     for lane in request.lanes:
         lanes += (f"{lane.queue}\0{lane.name}", lane.queue, lane.name)
     queues = {
-        queue: (terms.priority, False if terms.limit is None else terms.limit)
-        for queue, terms in request.queues.items()
+        queue: (options.priority, False if options.limit is None else options.limit)
+        for queue, options in request.queues.items()
     }
     total, waits = min(request.total, _MAX_PLACE), request.long_poll > 0
     return _pack((total, to_micros(request.ageing), lanes, queues, waits, request.max_bytes))
@@ -118,10 +118,10 @@ def decode_reply(reply: list[Any], session_id: str, number: int, request: Reserv
     if reply[0] == b"order":
         last = int.from_bytes(reply[1], "big")
         raise OutOfOrder(f"exchange {number} after {last} of session {session_id}")
-    _, letters, nonce, now, due, told, waiting, lanes, bodies = reply
+    _, letters, nonce, now, due, packed, waiting, lanes, bodies = reply
     return Reply(
         [_RESULTS_BY_CODE[letter] for letter in letters],
-        decode_deliveries(told, bodies, nonce, lanes) if bodies else [],
+        decode_deliveries(packed, bodies, nonce, lanes) if bodies else [],
         [request.lanes[place - 1] for place in waiting],
         _decode_time(due) if due else None,
         _decode_time(now),

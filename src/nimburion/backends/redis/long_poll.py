@@ -58,11 +58,11 @@ class StreamLongPoll:
     def note_replies(self, commands: Sequence[Command], replies: Sequence[Any]) -> None:
         """Record the replies to the commands of `commands_before`."""
         self._connection_count = self._exchanges.connection_count
-        for command, answer in zip(commands, replies, strict=True):
+        for command, reply in zip(commands, replies, strict=True):
             if command[0] == "XREVRANGE":
-                self._last_entries[command[1]] = answer[0][0] if answer else _NO_ENTRY
+                self._last_entries[command[1]] = reply[0][0] if reply else _NO_ENTRY
             else:
-                for stream, entries in answer or ():
+                for stream, entries in reply or ():
                     self._last_entries[stream] = entries[-1][0]
 
     def get_stream(self, queue: str) -> bytes:
@@ -78,8 +78,8 @@ class StreamLongPoll:
         stream wake up and query once without a result.
         """
         if self._blocked_on:
-            ring = ("XADD", self._blocked_on[0], "MAXLEN", 1, "*", "", "")
-            self._interrupt_task = asyncio.get_running_loop().create_task(self._notify(ring))
+            command = ("XADD", self._blocked_on[0], "MAXLEN", 1, "*", "", "")
+            self._interrupt_task = asyncio.get_running_loop().create_task(self._notify(command))
 
     async def close(self) -> None:
         """Cancel a notification that is being sent."""

@@ -85,11 +85,11 @@ class PubSubListener:
                 await asyncio.wait_for(self._is_connected.wait(), timeout)
 
     async def _subscribe_queues(self, queues: Collection[str]) -> None:
-        unarmed = [queue for queue in queues if queue not in self._subscribed_queues]
-        if unarmed and self._is_connected.is_set():
+        unsubscribed = [queue for queue in queues if queue not in self._subscribed_queues]
+        if unsubscribed and self._is_connected.is_set():
             with suppress(BackendError):
-                await self._subscribe(unarmed)
-                self._subscribed_queues.update(unarmed)
+                await self._subscribe(unsubscribed)
+                self._subscribed_queues.update(unsubscribed)
 
     def _wake(self, queues: Collection[str]) -> None:
         if EVERY_QUEUE in queues:
@@ -130,18 +130,18 @@ class PubSubListener:
         )
 
     async def _listen_once(self) -> None:
-        wire = RedisProtocol(await self._locator.connect(), self._on_message)
+        protocol = RedisProtocol(await self._locator.connect(), self._on_message)
         try:
-            asked = pack_command((b"SUBSCRIBE", self.channel))  # type: ignore[arg-type]
-            (reply,) = await wire.request(asked, 1, _REPLY_TIMEOUT)
+            command = pack_command((b"SUBSCRIBE", self.channel))  # type: ignore[arg-type]
+            (reply,) = await protocol.request(command, 1, _REPLY_TIMEOUT)
             if isinstance(reply, Exception):
                 raise reply
             self._subscribed_queues.clear()
             self._is_connected.set()
             self._last_warning = ""
-            await _wait_until_lost(wire)
+            await _wait_until_lost(protocol)
         finally:
-            await wire.close()
+            await protocol.close()
 
     def _on_message(self, message: list[bytes]) -> None:
         if message[0] == b"message":
@@ -155,10 +155,10 @@ async def _wait_until_lost(protocol: RedisProtocol) -> None:
         TimeoutError: the server does not answer the PING.
     """
     while protocol.is_alive:
-        words = protocol.message_count
+        message_count = protocol.message_count
         await asyncio.wait({protocol.lost}, timeout=_PING_AFTER)
-        if protocol.message_count == words and protocol.is_alive:
+        if protocol.message_count == message_count and protocol.is_alive:
             protocol.send(_PING)
             await asyncio.wait({protocol.lost}, timeout=_REPLY_TIMEOUT)
-            if protocol.message_count == words:
+            if protocol.message_count == message_count:
                 raise TimeoutError(f"no word within {_REPLY_TIMEOUT:g} s")

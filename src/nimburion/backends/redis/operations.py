@@ -34,11 +34,11 @@ def decode_replayed(replies: Sequence[list[Any]]) -> Replayed:
     """Combine the replies of several `replay.lua` runs. The last reply says whether more jobs
     match.
     """
-    ids = [decode_id(packed) for answer in replies for packed in answer[2]]
-    held = [decode_id(packed) for answer in replies for packed in answer[3]]
-    last = next((answer[4] for answer in reversed(replies) if answer[4]), b"")
+    ids = [decode_id(packed) for reply in replies for packed in reply[2]]
+    still_held = [decode_id(packed) for reply in replies for packed in reply[3]]
+    last = next((reply[4] for reply in reversed(replies) if reply[4]), b"")
     more = bool(replies) and replies[-1][5] and last
-    return Replayed(ids, held, format_cursor(last) if more else None)
+    return Replayed(ids, still_held, format_cursor(last) if more else None)
 
 
 def encode_retention(keep: Retention) -> list[bytes]:
@@ -62,11 +62,11 @@ def encode_schedule(schedule: ScheduleRecord) -> list[bytes]:
     """Return the arguments of `put_schedule.lua`."""
     job = b"" if schedule.last_job is None else encode_id(schedule.last_job)
     ticked, owner = schedule.last_tick is not None, schedule.owner.encode()
-    past = _SCHEDULE_STATE.pack(
+    state = _SCHEDULE_STATE.pack(
         _FLAGS[schedule.paused], _FLAGS[ticked], schedule.last_tick or 0.0, len(job)
     )
-    said = len(owner).to_bytes(2, "big") + owner + schedule.spec
-    return [schedule.name.encode(), past + job, said]
+    declaration = len(owner).to_bytes(2, "big") + owner + schedule.spec
+    return [schedule.name.encode(), state + job, declaration]
 
 
 def decode_schedules(reply: list[bytes]) -> list[ScheduleRecord]:

@@ -176,17 +176,17 @@ def decode_record(reply: list[Any], job_id: str) -> JobRecord:
     """
     if not reply:
         raise JobNotFound(job_id)
-    names, told = reply
-    return _decode_job(told, decode_lane_names(names))
+    names, details = reply
+    return _decode_job(details, decode_lane_names(names))
 
 
 def decode_page(replies: Sequence[list[Any]], limit: int) -> Page:
     """Combine the replies of several `list.lua` runs to one page. If they hold more than `limit`
     jobs, the page has a `next`.
     """
-    told = [(one, decode_lane_names(names)) for _, _, names, found in replies for one in found]
-    following = format_cursor(told[limit - 1][0][0]) if len(told) > limit > 0 else None
-    return Page([_decode_job(one, names) for one, names in told[:limit]], following)
+    details = [(one, decode_lane_names(names)) for _, _, names, found in replies for one in found]
+    following = format_cursor(details[limit - 1][0][0]) if len(details) > limit > 0 else None
+    return Page([_decode_job(one, names) for one, names in details[:limit]], following)
 
 
 def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRecord:
@@ -195,7 +195,7 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
     behind_id = _BODY_HEAD.size + length
     options, at = decode_body_options(body, behind_id, flags)
     queue, name = names[lane]
-    past = _decode_attempts(letter, body[at:] if flags & FLAG_FINISHED else b"", moves, due)
+    attempts = _decode_attempts(letter, body[at:] if flags & FLAG_FINISHED else b"", moves, due)
     return JobRecord(
         id=decode_id(body[_BODY_HEAD.size : behind_id]),
         name=name,
@@ -203,17 +203,17 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
         state=_STATES[letter],
         priority=priority,
         payload=payload,
-        failures=past.failures,
-        lost=past.lost,
-        due=decode_time(past.due),
+        failures=attempts.failures,
+        lost=attempts.lost,
+        due=decode_time(attempts.due),
         created_at=decode_time(created),
-        started_at=_decode_optional_time(past.started),
-        finished_at=_decode_optional_time(past.finished),
-        reason=past.reason,
+        started_at=_decode_optional_time(attempts.started),
+        finished_at=_decode_optional_time(attempts.finished),
+        reason=attempts.reason,
         history=decode_history(history or b""),
         progress=None if progress is None else decode_progress(progress),
         result=result,
-        cancel_requested=past.cancel,
+        cancel_requested=attempts.cancel,
         session=None if session is None else session.decode(),
         options=options,
     )
@@ -271,7 +271,7 @@ def decode_counts(reply: list[int]) -> dict[State, int]:
 
 def decode_queues(reply: list[Any]) -> list[QueueInfo]:
     """Decode the reply of `queues.lua`, sorted by name."""
-    now, told = int.from_bytes(reply[0], "big"), reply[1]
+    now, details = int.from_bytes(reply[0], "big"), reply[1]
     return combine_rows(
         LaneRow(
             queue=queue.decode(),
@@ -282,7 +282,7 @@ def decode_queues(reply: list[Any]) -> list[QueueInfo]:
             age=max(0, now - int.from_bytes(due, "big")) / MICRO if due else None,
             paused=bool(paused),
         )
-        for queue, name, ready, aside, leased, due, paused in _split_rows(told, 7)
+        for queue, name, ready, aside, leased, due, paused in _split_rows(details, 7)
     )
 
 

@@ -91,8 +91,7 @@ class Scripts:
     def __init__(self, version: tuple[int, ...]) -> None:
         files = Statements(PACKAGE)
         self._scripts = {
-            name: build_script(files, name, recipe, version)
-            for name, recipe in SCRIPT_SPECS.items()
+            name: build_script(files, name, spec, version) for name, spec in SCRIPT_SPECS.items()
         }
 
     def __getitem__(self, name: str) -> Script:

@@ -82,11 +82,11 @@ async def check_server(
     server = await read_server_info(send, where)
     _reject_unsupported(server, settings, where)
     _reject_unsynced(server, settings, where)
-    for doubt in find_risks(server):
+    for risk in find_risks(server):
         if settings.require_durable:
-            problem = f"{where}: require_durable, but {doubt.text}. {doubt.advice}"
+            problem = f"{where}: require_durable, but {risk.text}. {risk.advice}"
             raise ConfigurationError(problem)
-        _warn_once(warned, f"{where}: {doubt.text}. {doubt.advice}")
+        _warn_once(warned, f"{where}: {risk.text}. {risk.advice}")
     unsynced = find_flush_risk(server) if settings.durable_enqueue else None
     if unsynced is not None:
         _warn_once(warned, f"{where}: {unsynced.text}. {unsynced.advice}")
@@ -95,17 +95,17 @@ async def check_server(
 
 async def read_server_info(send: SendCommand, where: str) -> RedisServerInfo:
     """Read the properties of the server."""
-    said = parse_info(await send("INFO"))
-    if "redis_version" not in said:
+    info = parse_info(await send("INFO"))
+    if "redis_version" not in info:
         raise ConfigurationError(f"{where}: this is no Redis and no Valkey: INFO has no version")
     return RedisServerInfo(
-        product="Valkey" if "valkey_version" in said else "Redis",
-        version=_parse_version(said.get("valkey_version") or said["redis_version"]),
-        cluster=said.get("cluster_enabled") == "1",
-        append_only=said.get("aof_enabled") == "1",
+        product="Valkey" if "valkey_version" in info else "Redis",
+        version=_parse_version(info.get("valkey_version") or info["redis_version"]),
+        cluster=info.get("cluster_enabled") == "1",
+        append_only=info.get("aof_enabled") == "1",
         fsync=await _read_setting(send, "appendfsync"),
-        maxmemory=int(said.get("maxmemory", 0)),
-        eviction_policy=said.get("maxmemory_policy", "noeviction"),
+        maxmemory=int(info.get("maxmemory", 0)),
+        eviction_policy=info.get("maxmemory_policy", "noeviction"),
     )
 
 
@@ -134,7 +134,7 @@ async def _read_setting(send: SendCommand, name: str) -> str | None:
 def find_risks(server: RedisServerInfo) -> list[Risk]:
     """Return the risks of losing acknowledged jobs."""
     found = [find_durability_risk(server), find_eviction_risk(server)]
-    return [doubt for doubt in found if doubt is not None]
+    return [risk for risk in found if risk is not None]
 
 
 def find_durability_risk(server: RedisServerInfo) -> Risk | None:

@@ -43,16 +43,18 @@ def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
     """
     if reply[0] == b"lost":
         raise SessionLost(session_id)
-    _, wanted, paused, gates = reply
+    _, cancelled, paused, limits = reply
     return HeartbeatReply(
         cancel=[
             _decode_lease(field, token, job_id)
-            for field, token, job_id in zip(wanted[::3], wanted[1::3], wanted[2::3], strict=True)
+            for field, token, job_id in zip(
+                cancelled[::3], cancelled[1::3], cancelled[2::3], strict=True
+            )
         ],
         paused=sorted(queue.decode() for queue in paused),
         limits={
-            name.decode(): ConcurrencyLimit(int(limit), int(held))
-            for name, limit, held in zip(gates[::3], gates[1::3], gates[2::3], strict=True)
+            name.decode(): ConcurrencyLimit(int(limit), int(in_use))
+            for name, limit, in_use in zip(limits[::3], limits[1::3], limits[2::3], strict=True)
         },
     )
 
@@ -66,14 +68,14 @@ def encode_release(
     session_id: str, leases: Sequence[Lease], nonce: bytes | None, most: int
 ) -> list[bytes]:
     """Return the arguments of `release.lua`."""
-    wanted = b"".join([encode_seq(lease.ref) + encode_token(lease) for lease in leases])
-    return [session_id.encode(), wanted, nonce or b"", b"%d" % most]
+    cancelled = b"".join([encode_seq(lease.ref) + encode_token(lease) for lease in leases])
+    return [session_id.encode(), cancelled, nonce or b"", b"%d" % most]
 
 
 def encode_close_session(session_id: str, running: Sequence[Lease], limit: int) -> list[bytes]:
     """Return the arguments of `close_session.lua`."""
-    kept = b"".join([encode_seq(lease.ref) + encode_token(lease) for lease in running])
-    return [session_id.encode(), kept, b"%d" % limit]
+    still_running = b"".join([encode_seq(lease.ref) + encode_token(lease) for lease in running])
+    return [session_id.encode(), still_running, b"%d" % limit]
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[bytes]:

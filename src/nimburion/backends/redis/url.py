@@ -105,14 +105,14 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: an argument has an invalid value.
         """
-        given = make_options(
+        options = make_options(
             namespace=namespace,
             require_durable=require_durable,
             durable_enqueue=durable_enqueue,
             timeout=timeout,
         )
         with report_invalid_url(self.describe()):
-            return _apply_options(self, given)
+            return _apply_options(self, options)
 
 
 class UrlScheme(msgspec.Struct, frozen=True):
@@ -168,12 +168,12 @@ def parse_url(url: str) -> RedisSettings:
     >>> parse("redis+sentinel://a,b:26380/jobs/2?namespace=shop").describe()
     'Redis Sentinel service "jobs"/2 via a:26379, b:26380, namespace "shop"'
     """
-    word, rest = split_scheme(url, "redis")
-    if word not in SCHEMES:
+    scheme, rest = split_scheme(url, "redis")
+    if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
         raise ConfigurationError(f"not the URL of a Redis backend; these begin with {known}")
-    with report_invalid_url(f"{word}://…"):
-        return _parse_settings(SCHEMES[word], rest)
+    with report_invalid_url(f"{scheme}://…"):
+        return _parse_settings(SCHEMES[scheme], rest)
 
 
 def _parse_settings(scheme: UrlScheme, rest: str) -> RedisSettings:
@@ -181,7 +181,7 @@ def _parse_settings(scheme: UrlScheme, rest: str) -> RedisSettings:
     login, _, hosts = authority.rpartition("@")
     service, db = _split_service_and_db(scheme, path)
     options = UrlOptions(parse_query(query), OPTIONS_OF_OTHER_SCHEMES)
-    address = RedisSettings(
+    settings = RedisSettings(
         kind=scheme.kind,
         endpoints=_parse_endpoints(hosts, scheme),
         socket_path=_parse_socket_path(hosts, path) if scheme.kind == "unix" else "",
@@ -191,9 +191,9 @@ def _parse_settings(scheme: UrlScheme, rest: str) -> RedisSettings:
         sentinel_credentials=_read_sentinel_credentials(scheme, options),
         tls=_read_tls(scheme, options),
     )
-    whole_address = _apply_options(address, options)
+    settings_with_options = _apply_options(settings, options)
     options.reject_unknown()
-    return whole_address
+    return settings_with_options
 
 
 def _apply_options(settings: RedisSettings, options: UrlOptions) -> RedisSettings:
@@ -303,7 +303,7 @@ def parse_namespace(text: str) -> str:
 
 def parse_verify(text: str) -> TlsVerify:
     """Validate the value of `tls_verify`."""
-    for word in ("full", "ca", "none"):
-        if text == word:
-            return word
+    for scheme in ("full", "ca", "none"):
+        if text == scheme:
+            return scheme
     raise InvalidUrl(f"expected full, ca or none, found {shorten(text)}")

@@ -20,7 +20,9 @@ def make_error_factory(error_class: Callable[[str], NimburionError], template: s
 
     In `template`, `{where}` stands for the backend and `{said}` for the message of the server.
     """
-    return lambda where, said: error_class(template.format(where=where, said=redact_urls(said)))
+    return lambda where, message: error_class(
+        template.format(where=where, said=redact_urls(message))
+    )
 
 
 def no_roles(where: str, role: str) -> NotSupported:

@@ -61,11 +61,11 @@ class UrlOptions:
         """Raise `InvalidUrl` for an option that was never read."""
         for name in self._unread:
             near = difflib.get_close_matches(name, self._known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
+            suggestion = f"did you mean {near[0]}? " if near else ""
             if name in self._options_of_other_schemes:
-                hint = f"that is for {self._options_of_other_schemes[name]}. "
+                suggestion = f"that is for {self._options_of_other_schemes[name]}. "
             shown = shorten(redact_option_name(name))
-            raise InvalidUrl(f"no option {shown} here; {hint}Known: {', '.join(self._known)}")
+            raise InvalidUrl(f"no option {shown} here; {suggestion}Known: {', '.join(self._known)}")
 
 
 def parse_query(query: str) -> dict[str, str]:

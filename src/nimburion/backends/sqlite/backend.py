@@ -153,17 +153,17 @@ class SQLiteBackend:
     async def _start(self) -> None:
         folder = find_socket_folder(self.path)
         self._socket_name = self._entropy(8).hex()
-        bells, doorbell = (
+        sender, listener = (
             SocketNotifier(folder, self._socket_name),
             SocketListener(folder, self._socket_name),
         )
         loop = asyncio.get_running_loop()
 
-        def ring(queues: frozenset[str]) -> None:
-            bells.notify(queues)
-            if doorbell.is_listening:
+        def notify(queues: frozenset[str]) -> None:
+            sender.notify(queues)
+            if listener.is_listening:
                 with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(doorbell.wake, queues)
+                    loop.call_soon_threadsafe(listener.wake, queues)
 
         sql, boot = Statements(opening.PACKAGE), read_boot_id()
         files = OpenFiles(self.path)
@@ -172,7 +172,7 @@ class SQLiteBackend:
             self.path,
             lambda: self._open_writer(sql, boot, files),
             files,
-            notify=ring,
+            notify=notify,
             checkpointer=Checkpointer(lambda: opening.connect(self.path)),
             space=Space(self.path, self._measure),
             random=self._random,
@@ -190,15 +190,15 @@ class SQLiteBackend:
         except BaseException:
             await writer.stop()
             raise
-        self._notifier, self._listener = bells, doorbell
-        chime = SQLiteNotifier(SocketNotifier(folder, self._socket_name), doorbell)
+        self._notifier, self._listener = sender, listener
+        notifier = SQLiteNotifier(SocketNotifier(folder, self._socket_name), listener)
         self._caller_transactions = CallerTransactions(
             self.path,
             sql,
             self._clock,
             boot,
             reader=reader,
-            notifier=chime,
+            notifier=notifier,
             files=files,
             space=Space(self.path, self._measure),
         )
@@ -341,11 +341,11 @@ class SQLiteBackend:
         request: ReserveRequest,
     ) -> Reply:
         """See `Backend.exchange`."""
-        answer = await self._write(
+        result = await self._write(
             lambda db: exchanging.run_exchange(db, session_id, number, settlements, request),
             durable=False,
         )
-        return exchanging.make_reply(answer)
+        return exchanging.make_reply(result)
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
         """See `Backend.heartbeat`."""

@@ -116,8 +116,8 @@ def decide_outcome(
     if key is not None:
         holder = keys.get((job.name, key)) or find_key_holder(db, job.name, key)
         if holder is not None:
-            lenient = job.options.on_duplicate == "existing"
-            return Enqueued(holder, "exists" if lenient else "taken")
+            accepts_existing = job.options.on_duplicate == "existing"
+            return Enqueued(holder, "exists" if accepts_existing else "taken")
         keys[job.name, key] = job.id
     known[job.id] = job.compute_digest()
     return Enqueued(job.id, "created")

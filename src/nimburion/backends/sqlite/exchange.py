@@ -102,22 +102,24 @@ def run_exchange(
         raise OutOfOrder(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
-    gates = decode_limits(head.limits)
-    keyed = bool(head.has_unique_keys)
+    limits = decode_limits(head.limits)
+    has_unique_keys = bool(head.has_unique_keys)
     results = (
-        settle_batch(db, head.session, settlements, has_limits=bool(gates), has_unique_keys=keyed)
+        settle_batch(
+            db, head.session, settlements, has_limits=bool(limits), has_unique_keys=has_unique_keys
+        )
         if settlements
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    freed = decode_limits(db.fetch_value("gates")) if gates else gates
-    lanes = find_open_lanes(db, request, _decode_names(head.paused), freed)
-    parcels = hand_out(db, (head.session, number), request, lanes, freed)
-    taken = decode_limits(db.fetch_value("gates")) if gates else gates
-    if any(now.in_use < now.limit <= gates[name].in_use for name, now in taken.items()):
+    limits_before = decode_limits(db.fetch_value("gates")) if limits else limits
+    lanes = find_open_lanes(db, request, _decode_names(head.paused), limits_before)
+    parcels = hand_out(db, (head.session, number), request, lanes, limits_before)
+    limits_after = decode_limits(db.fetch_value("gates")) if limits else limits
+    if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
         db.notify([EVERY_QUEUE])
     db.run("exchange_note", head.session, number, "".join([_RESULT_CODES[one] for one in results]))
-    waiting = find_waiting_lanes(db, exclude_full_limits(lanes, taken))
+    waiting = find_waiting_lanes(db, exclude_full_limits(lanes, limits_after))
     return ExchangeResult(results, parcels, request.nonce, waiting, next_due, db.now)
 
 
@@ -147,7 +149,7 @@ def hand_out(
     count = fitting(parcels, want.max_bytes)
     if count < len(seqs):
         db.looks_ahead = True
-        leave_in_line(db, [parcel.lane for parcel, _, _ in parcels[count:]])
+        leave_in_line(db, [job.lane for job, _, _ in parcels[count:]])
         del seqs[count:], parcels[count:]
     lease(db, by, want, seqs)
     return parcels
@@ -155,7 +157,7 @@ def hand_out(
 
 def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
     """Return how many of these jobs, from the first on, fit into one reply: at least 1."""
-    sizes = [len(payload) + len(parcel.options or "") for parcel, payload, _ in parcels]
+    sizes = [len(payload) + len(job.options or "") for job, payload, _ in parcels]
     if sum(sizes) + DELIVERY_OVERHEAD * len(sizes) <= max_bytes:
         return len(sizes)
     return count_fitting(sizes, max_bytes)
@@ -231,7 +233,7 @@ def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> La
     """Return the lanes whose job name is below its concurrency limit."""
     if not limits:
         return lanes
-    full = {name for name, gate in limits.items() if gate.in_use >= gate.limit}
+    full = {name for name, limit in limits.items() if limit.in_use >= limit.limit}
     return {number: lane for number, lane in lanes.items() if lane.name not in full}
 
 
@@ -247,9 +249,9 @@ def read_reserved_jobs(db: Database, seqs: list[int]) -> list[Parcelled]:
         half = len(seqs) // 2
         return read_reserved_jobs(db, seqs[:half]) + read_reserved_jobs(db, seqs[half:])
     found, at = {}, 0
-    for parcel in _decode_reserved_jobs(listed):
-        end = at + parcel.size
-        found[parcel.seq] = (parcel, payloads[at:end], db.get_lane(parcel.lane))
+    for job in _decode_reserved_jobs(listed):
+        end = at + job.size
+        found[job.seq] = (job, payloads[at:end], db.get_lane(job.lane))
         at = end
     return [found[seq] for seq in seqs]
 
@@ -259,18 +261,18 @@ def make_reply(result: ExchangeResult) -> Reply:
     nonce = result.nonce
     deliveries = [
         Delivery(
-            Lease(parcel.id, Token(parcel.fence + 1, nonce), parcel.seq),
+            Lease(job.id, Token(job.fence + 1, nonce), job.seq),
             lane.name,
             lane.queue,
             payload,
-            parcel.priority,
-            parcel.failures,
-            parcel.lost,
-            parcel.due / MICRO,
-            parcel.created_at / MICRO,
-            NO_JOB_OPTIONS if parcel.options is None else _decode_options(parcel.options),
+            job.priority,
+            job.failures,
+            job.lost,
+            job.due / MICRO,
+            job.created_at / MICRO,
+            NO_JOB_OPTIONS if job.options is None else _decode_options(job.options),
         )
-        for parcel, payload, lane in result.reserved
+        for job, payload, lane in result.reserved
     ]
     next_due = None if result.next_due is None else result.next_due / MICRO
     return Reply(result.results, deliveries, result.waiting, next_due, result.now / MICRO)

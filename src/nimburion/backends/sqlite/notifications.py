@@ -33,11 +33,11 @@ def find_socket_folder(path: Path) -> Path:
 
     The temporary folder is used if the path beside the file is too long for a socket.
     """
-    place = path.resolve()
-    beside = place.with_name(place.name + "-bells")
+    file = path.resolve()
+    beside = file.with_name(file.name + "-bells")
     if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES:
         return beside
-    mark = hashlib.blake2b(os.fsencode(place), digest_size=8).hexdigest()
+    mark = hashlib.blake2b(os.fsencode(file), digest_size=8).hexdigest()
     return Path(tempfile.gettempdir()) / f"nimburion-{mark}"
 
 
@@ -111,16 +111,16 @@ class SocketListener:
         if self.is_listening:
             return
         self.is_listening = True
-        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        bell.setblocking(False)  # noqa: FBT003 (the library's)
+        listening_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listening_socket.setblocking(False)  # noqa: FBT003 (the library's)
         try:
             self._path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
-            bell.bind(str(self._path))
+            listening_socket.bind(str(self._path))
             self._path.chmod(0o666)  # users of the file can send; messages hold only queue names
         except OSError:
-            bell.close()
+            listening_socket.close()
         else:
-            self._socket = bell
+            self._socket = listening_socket
 
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
@@ -145,9 +145,9 @@ class SocketListener:
     def discard(self) -> None:
         """Close and remove the socket after its event loop was closed."""
         self._waiters.discard_all()
-        bell, self._socket = self._socket, None
-        if bell is not None:
-            bell.close()
+        listening_socket, self._socket = self._socket, None
+        if listening_socket is not None:
+            listening_socket.close()
             with suppress(OSError):
                 self._path.unlink()
 
@@ -278,5 +278,7 @@ class CommitPoller:
             self._interval = min(1.5 * self._interval, _MAX_INTERVAL)
             await self.poll()
             now = asyncio.get_running_loop().time()
-            for job_id in [one for one, (until, _) in self._uncommitted.items() if until < now]:
+            for job_id in [
+                one for one, (deadline, _) in self._uncommitted.items() if deadline < now
+            ]:
                 del self._uncommitted[job_id]

@@ -73,16 +73,20 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
     """
     if options is None:
         return True
-    asked = _decode_options(options)
-    if asked.unique_key is None:
+    stored_options = _decode_options(options)
+    if stored_options.unique_key is None:
         return True
     name = db.get_lane(lane).name
-    holder = find_key_holder(db, name, asked.unique_key)
+    holder = find_key_holder(db, name, stored_options.unique_key)
     if holder is not None and holder != job_id:
         return False
     if holder is None:
-        until = None if asked.unique_for is None else db.now + to_micros(asked.unique_for)
-        db.run("unique_take", name, asked.unique_key, job_id, until)
+        until = (
+            None
+            if stored_options.unique_for is None
+            else db.now + to_micros(stored_options.unique_for)
+        )
+        db.run("unique_take", name, stored_options.unique_key, job_id, until)
     return True
 
 

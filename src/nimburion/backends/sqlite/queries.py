@@ -105,11 +105,11 @@ def make_record(db: Database, row: Row) -> JobRecord:
         job_id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at,
         reason, options, history, fraction, message, session, at, cancel, result, payload,
     ) = row  # fmt: skip
-    stands = db.get_lane(lane)
+    lane_names = db.get_lane(lane)
     return JobRecord(
         id=job_id,
-        name=stands.name,
-        queue=stands.queue,
+        name=lane_names.name,
+        queue=lane_names.queue,
         state=State(state),
         priority=priority,
         payload=payload,
@@ -167,14 +167,14 @@ def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> Ses
     A session from an earlier boot of the host has expired: `expires_in` is then minus its ttl.
     """
     ttl, expires, boot, opened_at, left_at, running = fields
-    said = decode_description(info)
+    description = decode_description(info)
     return SessionInfo(
         id=job_id,
-        host=said.host,
-        pid=said.pid,
-        owner=said.owner,
-        queues=said.queues,
-        names=said.names,
+        host=description.host,
+        pid=description.pid,
+        owner=description.owner,
+        queues=description.queues,
+        names=description.names,
         opened_at=opened_at / MICRO,
         expires_in=expires - db.boot_time if boot == db.boot_id else -ttl,
         left=left_at is not None,

@@ -67,7 +67,7 @@ def find_open_lanes(
 ) -> Lanes:
     """Return the requested lanes that exist, by number, without paused queues and full limits."""
     lanes = db.find_lanes(request.lanes)
-    full = {name for name, gate in limits.items() if gate.in_use >= gate.limit}
+    full = {name for name, limit in limits.items() if limit.in_use >= limit.limit}
     if not paused and not full:
         return lanes
     return {
@@ -79,7 +79,10 @@ def find_open_lanes(
 
 def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:
     """Decode the JSON list of concurrency limits, as stored, into limits by job name."""
-    return {name: ConcurrencyLimit(bound, held) for name, bound, held in _decode_limit_rows(listed)}
+    return {
+        name: ConcurrencyLimit(maximum, in_use)
+        for name, maximum, in_use in _decode_limit_rows(listed)
+    }
 
 
 def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
@@ -99,19 +102,21 @@ def choose_jobs(
 
     Increments the concurrency limits in the database.
     """
-    room = Capacity(request, limits)
+    capacity = Capacity(request, limits)
     if len(lanes) == 1:
         ((number, lane),) = lanes.items()
-        seqs = _decode_seqs(db.fetch_value("reserve_one", number, room.get_available(lane)))
-        room.take(lane, len(seqs))
+        seqs = _decode_seqs(db.fetch_value("reserve_one", number, capacity.get_available(lane)))
+        capacity.take(lane, len(seqs))
     else:
         sorted_ = (
             None
-            if room.is_limited
-            else merge_by_sorting(open_lane_readers(db, request, lanes), room.total)
+            if capacity.is_limited
+            else merge_by_sorting(open_lane_readers(db, request, lanes), capacity.total)
         )
-        seqs = merge(open_lane_readers(db, request, lanes), room) if sorted_ is None else sorted_
-    for name, taken in room.taken.items():
+        seqs = (
+            merge(open_lane_readers(db, request, lanes), capacity) if sorted_ is None else sorted_
+        )
+    for name, taken in capacity.taken.items():
         db.run("gate_take", name, taken)
     return seqs
 
@@ -124,9 +129,11 @@ class Capacity:
     def __init__(self, request: ReserveRequest, limits: dict[str, ConcurrencyLimit]) -> None:
         self.total: int = request.total
         self._queues = {
-            queue: terms.limit for queue, terms in request.queues.items() if terms.limit is not None
+            queue: options.limit
+            for queue, options in request.queues.items()
+            if options.limit is not None
         }
-        self._names = {name: gate.limit - gate.in_use for name, gate in limits.items()}
+        self._names = {name: limit.limit - limit.in_use for name, limit in limits.items()}
         self.is_limited: bool = bool(self._queues or self._names)
         """Whether a queue or a name has a limit, in addition to the total."""
         self.taken: dict[str, int] = {}
@@ -134,8 +141,8 @@ class Capacity:
 
     def get_available(self, lane: Lane) -> int:
         """Return how many more jobs of this lane may be leased, at most the total."""
-        room = self._queues.get(lane.queue, self.total)
-        return max(0, min(room, self._names.get(lane.name, room), self.total))
+        capacity = self._queues.get(lane.queue, self.total)
+        return max(0, min(capacity, self._names.get(lane.name, capacity), self.total))
 
     def try_take(self, lane: Lane) -> bool:
         """Take one job of this lane; return False if a limit is reached."""
@@ -216,7 +223,7 @@ def open_lane_readers(db: Database, request: ReserveRequest, lanes: Lanes) -> li
     """Read the first jobs of all lanes in one statement; return readers of nonempty lanes."""
     chunk = min(request.total, request.total // len(lanes) + _READ_AHEAD)
     heads = _decode_heads(db.fetch_value("reserve_heads", _encode(list(lanes)).decode(), chunk))
-    return [LaneReader(db, n, lanes[n], request, ahead, chunk) for n, ahead in heads if ahead]
+    return [LaneReader(db, n, lanes[n], request, jobs, chunk) for n, jobs in heads if jobs]
 
 
 def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
@@ -228,19 +235,19 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
     ranked: list[RankedJob] = []
     unread = lanes
     while unread:
-        if not all(line.has_one_priority for line in unread):
+        if not all(reader.has_one_priority for reader in unread):
             return None
         ends = []
-        for line in unread:
-            part = line.rank_jobs()
+        for reader in unread:
+            part = reader.rank_jobs()
             ranked += part
-            if not line.is_exhausted:
-                ends.append((part[-1], line))
+            if not reader.is_exhausted:
+                ends.append((part[-1], reader))
         ranked.sort()
         if len(ranked) > limit:
             last = ranked[limit - 1]
-            ends = [(end, line) for end, line in ends if end < last]
-        unread = [line for _, line in ends if line.read_more()]
+            ends = [(end, reader) for end, reader in ends if end < last]
+        unread = [reader for _, reader in ends if reader.read_more()]
     return [seq for _, _, _, seq in ranked[:limit]]
 
 
@@ -249,20 +256,20 @@ def merge(lanes: list[LaneReader], capacity: Capacity) -> list[int]:
 
     No job of a lane overtakes the first job of that lane, whatever its rank.
     """
-    following = [line.iter_ranked() for line in lanes]
-    heap = [(next(jobs), place) for place, jobs in enumerate(following)]
+    following = [reader.iter_ranked() for reader in lanes]
+    heap = [(next(jobs), index) for index, jobs in enumerate(following)]
     heapify(heap)
     chosen: list[int] = []
     limit = capacity.total
     while heap and len(chosen) < limit:
-        (_, _, _, seq), place = heap[0]
-        if capacity.is_limited and not capacity.try_take(lanes[place].lane):
+        (_, _, _, seq), index = heap[0]
+        if capacity.is_limited and not capacity.try_take(lanes[index].lane):
             heappop(heap)
             continue
         chosen.append(seq)
-        after = next(following[place], None)
+        after = next(following[index], None)
         if after is None:
             heappop(heap)
         else:
-            heapreplace(heap, (after, place))
+            heapreplace(heap, (after, index))
     return chosen

@@ -86,14 +86,14 @@ def heartbeat(db: Database, session_id: str) -> HeartbeatReply:
         raise SessionLost(session_id)
     db.run("session_beat", session.session, db.boot_time + session.ttl, db.boot_id)
     names = set(decode_description(session.description).names)
-    gates = decode_limits(db.fetch_value("gates"))
+    limits = decode_limits(db.fetch_value("gates"))
     return HeartbeatReply(
         cancel=[
             Lease(job_id, Token(fence, nonce), seq)
             for seq, job_id, fence, nonce in db.run("session_cancels", session.session)
         ],
         paused=[queue for (queue,) in db.run("paused_all")],
-        limits={name: gate for name, gate in gates.items() if name in names},
+        limits={name: limit for name, limit in limits.items() if name in names},
     )
 
 
@@ -116,10 +116,10 @@ def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> No
     session = find_session(db, session_id)
     if session is None or session.dead_at is not None:
         return
-    kept = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in running}
+    still_running = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in running}
     left = False
     for held in read_leases(db.run("session_leases", session.session)):
-        if (held.seq, held.fence, held.nonce) in kept:
+        if (held.seq, held.fence, held.nonce) in still_running:
             left = True
         elif held.cancel_requested:
             transitions.finish_leased(db, held, CANCELLED)
@@ -139,18 +139,18 @@ def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     rows = db.run("rescue_leases", limit + 1, SUSPECT_AFTER).fetchall()
     rescued = Rescued([], [], [], more=len(rows) > limit)
     for *fields, spared, job_id, lost, failures in rows[:limit]:
-        held = LeaseRow(*fields)
+        lease = LeaseRow(*fields)
         if spared:
-            return_or_cancel(db, held, job_id, rescued, transitions.NO_INCREMENTS)
-        elif lost + 1 >= max_lost and not held.cancel_requested:
-            add_loss(db, held, failures + lost + 1)
+            return_or_cancel(db, lease, job_id, rescued, transitions.NO_INCREMENTS)
+        elif lost + 1 >= max_lost and not lease.cancel_requested:
+            add_loss(db, lease, failures + lost + 1)
             transitions.finish_leased(
-                db, held, FAILED, reason=Reason.LOST, increments=_LOST_INCREMENT
+                db, lease, FAILED, reason=Reason.LOST, increments=_LOST_INCREMENT
             )
             rescued.failed.append(job_id)
         else:
-            add_loss(db, held, failures + lost + 1)
-            return_or_cancel(db, held, job_id, rescued, _LOST_INCREMENT)
+            add_loss(db, lease, failures + lost + 1)
+            return_or_cancel(db, lease, job_id, rescued, _LOST_INCREMENT)
     return rescued
 
 

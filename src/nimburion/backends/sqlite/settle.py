@@ -49,9 +49,9 @@ def settle_batch(
         matched = complete_group(
             db, session, fence, nonce, group, has_limits=has_limits, has_unique_keys=has_unique_keys
         )
-        for place, one in group:
+        for index, one in group:
             if matched is None or one.lease.ref in matched:
-                results[place] = Settled.DONE
+                results[index] = Settled.DONE
     return [
         settle_one(db, session, one) if result is None else result
         for one, result in zip(settlements, results, strict=True)
@@ -63,10 +63,10 @@ def group_completions_by_token(
 ) -> dict[tuple[int, bytes], TokenGroup]:
     """Group the completions by token. Most calls have few tokens: an exchange uses one nonce."""
     groups: dict[tuple[int, bytes], TokenGroup] = {}
-    for place, one in enumerate(settlements):
+    for index, one in enumerate(settlements):
         if type(one) is Completed and type(one.lease.ref) is int:
             token = one.lease.token
-            groups.setdefault((token.fence, token.nonce), []).append((place, one))
+            groups.setdefault((token.fence, token.nonce), []).append((index, one))
     return groups
 
 
@@ -98,39 +98,44 @@ def complete_group(
 
 def store_results(db: Database, completed: Sequence[Completed]) -> None:
     """Store the results of completed jobs in one statement."""
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     at = 0
     for one in completed:
         if one.result is not None:
-            places[str(one.lease.ref)] = at << 32 | len(one.result)
+            offsets[str(one.lease.ref)] = at << 32 | len(one.result)
             at += len(one.result)
-    if places:
+    if offsets:
         whole = b"".join([one.result for one in completed if one.result is not None])
-        db.run("complete_results", _encode(places).decode(), whole)
+        db.run("complete_results", _encode(offsets).decode(), whole)
 
 
 def settle_one(db: Database, session: int, one: Settlement) -> Settled:
     """Apply one settlement if its token matches the lease; else see `classify_unmatched`."""
-    held = find_lease(db, session, one.lease)
-    if held is None:
+    lease = find_lease(db, session, one.lease)
+    if lease is None:
         return classify_unmatched(db, one.lease)
     match one:
         case Completed():
-            transitions.finish_leased(db, held, COMPLETED, result=one.result, nonce=held.nonce)
+            transitions.finish_leased(db, lease, COMPLETED, result=one.result, nonce=lease.nonce)
         case Retried():
-            transitions.add_error(db, held.seq, one.error)
-            requeue_or_cancel(db, held, delay=one.delay, increments=_FAILURE_INCREMENT)
+            transitions.add_error(db, lease.seq, one.error)
+            requeue_or_cancel(db, lease, delay=one.delay, increments=_FAILURE_INCREMENT)
         case Failed():
-            transitions.add_error(db, held.seq, one.error)
+            transitions.add_error(db, lease.seq, one.error)
             transitions.finish_leased(
-                db, held, FAILED, reason=one.reason, increments=_FAILURE_INCREMENT, nonce=held.nonce
+                db,
+                lease,
+                FAILED,
+                reason=one.reason,
+                increments=_FAILURE_INCREMENT,
+                nonce=lease.nonce,
             )
         case Released():
-            requeue_or_cancel(db, held, delay=one.delay)
+            requeue_or_cancel(db, lease, delay=one.delay)
         case Cancelled():
-            transitions.finish_leased(db, held, CANCELLED, reason=one.reason, nonce=held.nonce)
+            transitions.finish_leased(db, lease, CANCELLED, reason=one.reason, nonce=lease.nonce)
         case Progressed():
-            db.run("progress_set", held.seq, one.fraction, one.message)
+            db.run("progress_set", lease.seq, one.fraction, one.message)
     return Settled.DONE
 
 

@@ -132,9 +132,9 @@ class SQLiteOwnTransaction:
         """See `nimburion.core.transactions.Transaction`."""
         self._stop_expiry()
         self._check_not_expired()
-        door = DbApiAdapter(_OffLoopConnection(self._connection))
+        adapter = DbApiAdapter(_OffLoopConnection(self._connection))
         self._queues_to_notify = await self._caller_transactions.complete_job(
-            door, session_id, completed
+            adapter, session_id, completed
         )
 
     async def commit(self) -> None:
@@ -308,10 +308,10 @@ class CallerTransactions:
         """See `nimburion.core.backend.Transactional`."""
         if not jobs:
             return []
-        results, rung = await self.run(find_adapter(caller), lambda db: self._enqueue(db, jobs))
+        results, queues = await self.run(find_adapter(caller), lambda db: self._enqueue(db, jobs))
         created = next((one.id for one in results if one.outcome == "created"), None)
         if created is not None:
-            self.commit_poller.add(created, rung)
+            self.commit_poller.add(created, queues)
         return results
 
     def _enqueue(self, db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
@@ -322,8 +322,8 @@ class CallerTransactions:
         self, adapter: ConnectionAdapter, session_id: str, completed: Completed
     ) -> set[str]:
         """Complete a job just before the commit; return the queues to notify after the commit."""
-        _, rung = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
-        return rung
+        _, queues = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
+        return queues
 
     async def begin(self, adapter: ConnectionAdapter) -> None:
         """Begin a transaction for a handler, also if its driver would not begin one."""
@@ -341,14 +341,15 @@ class CallerTransactions:
     async def _run_on_driver_connection(
         self, adapter: ConnectionAdapter, work: Callable[[sqlite3.Connection], T]
     ) -> T:
-        inner = await adapter.get_driver_connection()
-        if isinstance(inner, sqlite3.Connection):
-            return await adapter.caller.run(lambda: work(inner))
-        if type(inner).__module__.startswith("aiosqlite"):
+        connection = await adapter.get_driver_connection()
+        if isinstance(connection, sqlite3.Connection):
+            return await adapter.caller.run(lambda: work(connection))
+        if type(connection).__module__.startswith("aiosqlite"):
             # aiosqlite has no public way to run a function on the thread that owns the connection.
-            return await _run_on_aiosqlite_thread(inner, work)
+            return await _run_on_aiosqlite_thread(connection, work)
         raise UnusableConnection(
-            f"{describe_connection(inner)} is no connection to this backend: SQLite {self.path}"
+            f"{describe_connection(connection)} is no connection to this backend: SQLite "
+            f"{self.path}"
         )
 
     def _begin(self, connection: sqlite3.Connection) -> None:
@@ -377,8 +378,8 @@ class CallerTransactions:
         check_file(database, self.path)
 
     def _make_database(self, connection: sqlite3.Connection) -> Database:
-        guest = cast("sqlite3.Connection", PlainRowConnection(connection))
-        return Database(guest, self._statements, self._clock, self._boot_id)
+        plain_rows = cast("sqlite3.Connection", PlainRowConnection(connection))
+        return Database(plain_rows, self._statements, self._clock, self._boot_id)
 
     @contextmanager
     def map_errors(self) -> Iterator[None]:
@@ -405,8 +406,8 @@ class CallerTransactions:
 
 async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
     """Return the ids of those jobs that are committed."""
-    asked = msgspec.json.encode(ids).decode()
-    return await reader.call(lambda db: [row[0] for row in db.run("job_known", asked)])
+    listed_ids = msgspec.json.encode(ids).decode()
+    return await reader.call(lambda db: [row[0] for row in db.run("job_known", listed_ids)])
 
 
 def complete_job(db: Database, session_id: str, completed: Completed) -> None:
@@ -446,8 +447,8 @@ def ensure_transaction(connection: sqlite3.Connection) -> None:
 
 def _commits_each_statement(connection: sqlite3.Connection) -> bool:
     """Return whether the connection would commit each statement by itself."""
-    by_hand = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
-    return by_hand and not connection.in_transaction
+    is_manual = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
+    return is_manual and not connection.in_transaction
 
 
 @contextmanager

@@ -33,18 +33,18 @@ from tests.servers.waiting import wait_until
 
 
 @pytest.fixture
-async def link(postgres_server: RunningPostgres) -> AsyncIterator[PostgresConnection]:
+async def connection(postgres_server: RunningPostgres) -> AsyncIterator[PostgresConnection]:
     made = PostgresConnection(parse_url(postgres_server.url), asyncio.sleep)
     yield made
     await made.close()
 
 
-async def test_a_connection_connects_on_first_use(link: PostgresConnection) -> None:
-    before = link.is_open
-    assert await link.fetch_value("SELECT $1::int8 + 1", 41) == 42
-    assert (before, link.is_open) == (False, True)
+async def test_a_connection_connects_on_first_use(connection: PostgresConnection) -> None:
+    before = connection.is_open
+    assert await connection.fetch_value("SELECT $1::int8 + 1", 41) == 42
+    assert (before, connection.is_open) == (False, True)
     assert [
-        tuple(row) for row in await link.fetch("SELECT * FROM unnest($1::text[])", ["a", "b"])
+        tuple(row) for row in await connection.fetch("SELECT * FROM unnest($1::text[])", ["a", "b"])
     ] == [
         ("a",),
         ("b",),
@@ -52,35 +52,39 @@ async def test_a_connection_connects_on_first_use(link: PostgresConnection) -> N
 
 
 async def test_a_pooler_is_detected(
-    link: PostgresConnection, postgres_server: RunningPostgres
+    connection: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
-    await link.connect()
-    assert link.server.pooled is ("PgBouncer" in postgres_server.name)
-    assert not link.server.standby
+    await connection.connect()
+    assert connection.server.pooled is ("PgBouncer" in postgres_server.name)
+    assert not connection.server.standby
 
 
-async def test_a_call_is_read_committed_whatever_the_default(link: PostgresConnection) -> None:
-    asked = "SELECT current_setting('transaction_isolation')"
-    assert await link.fetch_value(asked) == "read committed"
-    assert await link.fetch_value(asked) == "read committed"
+async def test_a_call_is_read_committed_whatever_the_default(
+    connection: PostgresConnection,
+) -> None:
+    queries = "SELECT current_setting('transaction_isolation')"
+    assert await connection.fetch_value(queries) == "read committed"
+    assert await connection.fetch_value(queries) == "read committed"
 
 
 async def test_many_connections_share_few_of_a_pooler(
     postgres_server: RunningPostgres,
 ) -> None:
     links = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(8)]
-    asked = [f"SELECT $1::int4 + {n}" for n in range(6)]
+    queries = [f"SELECT $1::int4 + {n}" for n in range(6)]
     for _ in range(3):
-        found = await asyncio.gather(*(one.fetch_value(text, 1) for one in links for text in asked))
+        found = await asyncio.gather(
+            *(one.fetch_value(text, 1) for one in links for text in queries)
+        )
         assert found == [1 + n for _ in links for n in range(6)]
     for one in links:
         await one.close()
 
 
 async def test_it_is_known_by_name(
-    link: PostgresConnection, postgres_server: RunningPostgres
+    connection: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
-    await link.connect()
+    await connection.connect()
     named = postgres_server.ask(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nimburion'"
     )
@@ -88,10 +92,10 @@ async def test_it_is_known_by_name(
 
 
 async def test_a_killed_connection_leaves_the_outcome_unknown(
-    link: PostgresConnection, postgres_server: RunningPostgres
+    connection: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
-    await link.connect()
-    call = asyncio.create_task(link.fetch("SELECT pg_sleep(20)"))
+    await connection.connect()
+    call = asyncio.create_task(connection.fetch("SELECT pg_sleep(20)"))
     await wait_until_sleeping(postgres_server)
     postgres_server.ask(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ 'sleep.20' "
@@ -100,41 +104,43 @@ async def test_a_killed_connection_leaves_the_outcome_unknown(
     with pytest.raises(BackendUnavailable, match="may have been applied") as caught:
         await call
     assert caught.value.outcome == "unknown"
-    assert await link.fetch_value("SELECT 1") == 1
+    assert await connection.fetch_value("SELECT 1") == 1
 
 
 async def test_an_answer_that_does_not_come_is_not_waited_for(
     postgres_server: RunningPostgres,
 ) -> None:
-    link = PostgresConnection(parse_url(postgres_server.url).replace(timeout=0.5), asyncio.sleep)
+    connection = PostgresConnection(
+        parse_url(postgres_server.url).replace(timeout=0.5), asyncio.sleep
+    )
     with pytest.raises(BackendUnavailable, match="no answer in time") as caught:
-        await link.fetch("SELECT pg_sleep(20)")
+        await connection.fetch("SELECT pg_sleep(20)")
     assert caught.value.outcome == "unknown"
-    assert await link.fetch_value("SELECT 1") == 1
-    await link.close()
+    assert await connection.fetch_value("SELECT 1") == 1
+    await connection.close()
 
 
 async def test_a_cancelled_call_leaves_a_working_connection(
-    link: PostgresConnection, postgres_server: RunningPostgres
+    connection: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
-    call = asyncio.create_task(link.fetch("SELECT pg_sleep(20)"))
+    call = asyncio.create_task(connection.fetch("SELECT pg_sleep(20)"))
     await wait_until_sleeping(postgres_server)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert await link.fetch_value("SELECT 1") == 1
+    assert await connection.fetch_value("SELECT 1") == 1
 
 
-async def test_what_cannot_be_held_is_unstorable(link: PostgresConnection) -> None:
+async def test_what_cannot_be_held_is_unstorable(connection: PostgresConnection) -> None:
     for value in ("a\0b", "\ud800", 5):
         with pytest.raises(Unstorable):
-            await link.fetch("SELECT $1::text", value)
-    assert await link.fetch_value("SELECT 1") == 1
+            await connection.fetch("SELECT $1::text", value)
+    assert await connection.fetch_value("SELECT 1") == 1
 
 
-async def test_missing_tables_name_the_command(link: PostgresConnection) -> None:
+async def test_missing_tables_name_the_command(connection: PostgresConnection) -> None:
     with pytest.raises(FormatMismatch, match="nimburion migrate up"):
-        await link.fetch("SELECT * FROM nimburion.job")
+        await connection.fetch("SELECT * FROM nimburion.job")
 
 
 async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
@@ -164,11 +170,11 @@ def locked(server: RunningPostgres, table: str) -> Iterator[None]:
 
 
 async def cancelled_look_up(
-    link: PostgresConnection, server: RunningPostgres, statement: str
+    connection: PostgresConnection, server: RunningPostgres, statement: str
 ) -> None:
     """Cancel a call while the driver looks up a type for a statement that the server has parsed."""
     with locked(server, "pg_catalog.pg_range"):
-        call = asyncio.create_task(link.fetch(statement, "calm"))
+        call = asyncio.create_task(connection.fetch(statement, "calm"))
         await asyncio.to_thread(wait_until, lambda: cancel_who_waits(server), "waits for the lock")
         with pytest.raises(BackendUnavailable, match="the call was cancelled there"):
             await call
@@ -184,64 +190,64 @@ def cancel_who_waits(server: RunningPostgres) -> bool:
 
 
 async def test_a_type_look_up_that_was_cancelled_spoils_no_later_call(
-    link: PostgresConnection, postgres_server: RunningPostgres
+    connection: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
     postgres_server.ask("CREATE TYPE mood AS ENUM ('calm')")
     statement = "SELECT $1::mood::text"
-    await link.connect()
-    await cancelled_look_up(link, postgres_server, statement)
-    assert await link.fetch_value(statement, "calm") == "calm"
-    assert await link.fetch_value("SELECT 1") == 1
+    await connection.connect()
+    await cancelled_look_up(connection, postgres_server, statement)
+    assert await connection.fetch_value(statement, "calm") == "calm"
+    assert await connection.fetch_value("SELECT 1") == 1
 
 
 async def test_the_types_of_our_statements_are_never_looked_up(postgres_binary: Binary) -> None:
     """For each operation of a producer and of a worker: the server sees every statement."""
     with PostgresServer(postgres_binary, "log_statement=all") as server:
-        store = PostgresBackend(server.url)
-        await store.open()
-        await each_operation(store)
-        await store.close()
+        backend = PostgresBackend(server.url)
+        await backend.open()
+        await each_operation(backend)
+        await backend.close()
         assert "exchange_1" in server.log
         assert "typeinfo_tree" not in server.log
 
 
-async def each_operation(store: PostgresBackend) -> None:
+async def each_operation(backend: PostgresBackend) -> None:
     jobs = [NewJob(f"job-{n}", "n", "q", b"{}", after=0.0 if n else 5.0) for n in range(3)]
-    await store.enqueue(jobs)
-    await store.enqueue([NewJob("one", "n", "q", b"{}")])
+    await backend.enqueue(jobs)
+    await backend.enqueue([NewJob("one", "n", "q", b"{}")])
     session = Session(id="ab" * 16, names=("n",))
-    await store.open_session(session)
+    await backend.open_session(session)
     want = ReserveRequest(3, (Lane("q", "n"),), nonce=b"n" * 16)
-    reply = await store.exchange(session.id, 1, [], want)
+    reply = await backend.exchange(session.id, 1, [], want)
     settled: list[Settlement] = [Completed(one.lease, b"1") for one in reply.deliveries]
     assert len(settled) == 3
-    await store.exchange(session.id, 2, settled, RESERVE_NOTHING)
-    await store.heartbeat(session.id)
-    await store.rescue(10, max_lost=3)
-    await store.promote(10)
-    await store.close_session(session.id)
-    await store.get("one")
-    await store.list_jobs()
-    await store.counts()
-    await store.queues()
-    await store.sessions()
-    await store.cancel("job-0")
-    await store.prune(Retention(), 10)
+    await backend.exchange(session.id, 2, settled, RESERVE_NOTHING)
+    await backend.heartbeat(session.id)
+    await backend.rescue(10, max_lost=3)
+    await backend.promote(10)
+    await backend.close_session(session.id)
+    await backend.get("one")
+    await backend.list_jobs()
+    await backend.counts()
+    await backend.queues()
+    await backend.sessions()
+    await backend.cancel("job-0")
+    await backend.prune(Retention(), 10)
 
 
 async def test_a_connection_that_fell_out_of_step_is_given_up(
-    link: PostgresConnection, postgres_server: RunningPostgres
+    connection: PostgresConnection, postgres_server: RunningPostgres
 ) -> None:
     """Whatever left a statement, or an open transaction, behind on it."""
     if "PgBouncer" in postgres_server.name:
         pytest.skip("it prepares nothing under a name")
-    await link.connect()
+    await connection.connect()
     for spoil in ("PREPARE nimburion_0 AS SELECT 1", "BEGIN; SELECT 1/0"):
         with suppress(asyncpg.PostgresError):
-            await link.driver.execute(spoil)
+            await connection.driver.execute(spoil)
         with suppress(BackendUnavailable):
-            await link.fetch_value("SELECT 1")
-        assert await link.fetch_value("SELECT 1") == 1
+            await connection.fetch_value("SELECT 1")
+        assert await connection.fetch_value("SELECT 1") == 1
 
 
 async def test_a_worker_listens_again_after_the_server_refused_it_once(
@@ -258,15 +264,15 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
         await add_listener(self, channel, callback)
 
     monkeypatch.setattr(asyncpg.Connection, "add_listener", refuse_once)
-    store, other = PostgresBackend(postgres_server.url), PostgresBackend(postgres_server.url)
-    await store.open()
+    backend, other = PostgresBackend(postgres_server.url), PostgresBackend(postgres_server.url)
+    await backend.open()
     await other.open()
-    waiting = asyncio.create_task(store.wait(["q"], 60))
+    waiting = asyncio.create_task(backend.wait(["q"], 60))
     await asyncio.to_thread(wait_until, lambda: listeners_of(postgres_server) == 1, "it listens")
     await other.enqueue([NewJob("a", "n", "q", b"{}")])
     async with asyncio.timeout(20):
         await waiting
-    await store.close()
+    await backend.close()
     await other.close()
 
 
@@ -297,8 +303,8 @@ async def test_a_cancelled_acquire_keeps_no_connection(*, given: bool) -> None:
     )
 
     async def borrowing() -> PostgresConnection:
-        async with links.acquire() as link:
-            return link
+        async with links.acquire() as connection:
+            return connection
 
     async with links.acquire() as only:
         first, second = asyncio.create_task(borrowing()), asyncio.create_task(borrowing())
@@ -318,33 +324,33 @@ async def test_a_cancelled_acquire_keeps_no_connection(*, given: bool) -> None:
 
 async def test_a_restarted_server_is_found_again(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server:
-        link = PostgresConnection(parse_url(server.url), asyncio.sleep)
-        assert await link.fetch_value("SELECT 1") == 1
+        connection = PostgresConnection(parse_url(server.url), asyncio.sleep)
+        assert await connection.fetch_value("SELECT 1") == 1
         server.stop_immediately()
-        await wait_until_closed(link)
+        await wait_until_closed(connection)
         with pytest.raises(BackendUnavailable, match="nothing listens") as caught:
-            await link.fetch_value("SELECT 1")
+            await connection.fetch_value("SELECT 1")
         assert caught.value.outcome == "not applied"
         server.start()
-        assert await link.fetch_value("SELECT 1") == 1
-        await link.close()
+        assert await connection.fetch_value("SELECT 1") == 1
+        await connection.close()
 
 
 async def test_of_several_servers_the_one_that_takes_writes(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server, server.follower() as standby:
         hosts = f"127.0.0.1:{standby.port},127.0.0.1:{server.port}"
-        link = PostgresConnection(
+        connection = PostgresConnection(
             parse_url(f"postgresql://postgres@{hosts}/postgres"), asyncio.sleep
         )
-        await link.fetch("CREATE TABLE kept ()")
+        await connection.fetch("CREATE TABLE kept ()")
         await wait_until_seen(standby, "SELECT 1 WHERE to_regclass('kept') IS NOT NULL")
         await asyncio.to_thread(server.kill)
-        await wait_until_closed(link)
+        await wait_until_closed(connection)
         with pytest.raises(BackendUnavailable, match=r"nothing listens.*standby"):
-            await link.fetch("SELECT 1")
+            await connection.fetch("SELECT 1")
         await asyncio.to_thread(standby.promote)
-        assert await link.fetch("SELECT * FROM kept") == []
-        await link.close()
+        assert await connection.fetch("SELECT * FROM kept") == []
+        await connection.close()
         alone = PostgresConnection(parse_url(standby.url), asyncio.sleep)
         assert await alone.fetch_value("SELECT 1") == 1
         await alone.close()
@@ -352,9 +358,9 @@ async def test_of_several_servers_the_one_that_takes_writes(postgres_binary: Bin
 
 async def test_a_read_only_server_is_reported(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server, server.follower() as standby:
-        link = PostgresConnection(parse_url(standby.url), asyncio.sleep)
+        connection = PostgresConnection(parse_url(standby.url), asyncio.sleep)
         with pytest.raises(BackendUnavailable, match="is a standby and takes no writes"):
-            await link.connect()
+            await connection.connect()
         reading = PostgresConnection(
             parse_url(f"{standby.url}?target_session_attrs=any"), asyncio.sleep
         )
@@ -395,11 +401,11 @@ async def test_a_server_that_is_not_postgresql_is_reported(mode: str) -> None:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        link = PostgresConnection(
+        connection = PostgresConnection(
             parse_url(f"postgresql://127.0.0.1:{port}/x{mode}"), asyncio.sleep
         )
         with pytest.raises(BackendUnavailable, match="PostgreSQL server") as caught:
-            await link.connect()
+            await connection.connect()
     assert "\n" not in str(caught.value)
     assert "TLS" not in str(caught.value)
 
@@ -417,16 +423,16 @@ async def test_an_unreachable_server_is_explained_in_one_line() -> None:
 
 async def test_a_server_that_hangs_is_given_up(postgres_binary: Binary) -> None:
     with PostgresServer(postgres_binary) as server:
-        link = PostgresConnection(parse_url(server.url).replace(timeout=0.5), asyncio.sleep)
-        await link.connect()
+        connection = PostgresConnection(parse_url(server.url).replace(timeout=0.5), asyncio.sleep)
+        await connection.connect()
         server.pause()
         with pytest.raises(BackendUnavailable, match="no answer in time"):
-            await link.fetch("SELECT 1")
+            await connection.fetch("SELECT 1")
         with pytest.raises(BackendUnavailable, match="no answer from"):
-            await link.fetch("SELECT 1")
+            await connection.fetch("SELECT 1")
         server.resume()
-        assert await link.fetch_value("SELECT 1") == 1
-        await link.close()
+        assert await connection.fetch_value("SELECT 1") == 1
+        await connection.close()
 
 
 # --- steps --------------------------------------------------------------------------------------

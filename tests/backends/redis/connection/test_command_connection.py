@@ -26,12 +26,12 @@ BOTH_WAYS: tuple[Literal["requests", "replies"], ...] = ("requests", "replies")
 async def open_command_connection(
     url: str, timeout: float = 5.0
 ) -> AsyncIterator[CommandConnection]:
-    address = parse_url(url).replace(timeout=timeout)
-    line = CommandConnection(ServerLocator(address), address.describe(), timeout)
+    settings = parse_url(url).replace(timeout=timeout)
+    connection = CommandConnection(ServerLocator(settings), settings.describe(), timeout)
     try:
-        yield line
+        yield connection
     finally:
-        await line.close()
+        await connection.close()
 
 
 @pytest.fixture
@@ -71,16 +71,16 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
     valkey: Server, record_property: Record
 ) -> None:
     luck = random.Random(7)
-    async with open_command_connection(f"unix://{valkey.socket}") as line:
-        callers = [Caller(line, luck) for _ in range(2)]
+    async with open_command_connection(f"unix://{valkey.socket}") as connection:
+        callers = [Caller(connection, luck) for _ in range(2)]
 
         async def ask_on(caller: Caller, number: int) -> None:
             while sum(one.cancelled for one in callers) < 10_000:
                 await caller.ask(f"{number}-{caller.cancelled}-{caller.answered}")
 
         await asyncio.gather(*(ask_on(caller, n) for n, caller in enumerate(callers)))
-        dropped = line.connection_count - 1
-        assert await line.execute("ECHO", "still here") == b"still here"
+        dropped = connection.connection_count - 1
+        assert await connection.execute("ECHO", "still here") == b"still here"
     cancelled, answered = (
         sum(getattr(one, of) for one in callers) for of in ("cancelled", "answered")
     )
@@ -92,14 +92,14 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
 
 
 async def test_a_late_reply_is_discarded(proxy: Proxy) -> None:
-    async with open_command_connection(proxy.url, timeout=0.2) as line:
-        assert await line.execute("ECHO", "1") == b"1"
+    async with open_command_connection(proxy.url, timeout=0.2) as connection:
+        assert await connection.execute("ECHO", "1") == b"1"
         proxy.hold_up()
         with pytest.raises(BackendUnavailable) as caught:
-            await line.execute("ECHO", "2")
+            await connection.execute("ECHO", "2")
         assert caught.value.outcome == "unknown"
         proxy.heal()
-        assert await line.execute("ECHO", "3") == b"3"
+        assert await connection.execute("ECHO", "3") == b"3"
         assert proxy.connections == 2
 
 
@@ -107,12 +107,12 @@ async def test_a_late_reply_is_discarded(proxy: Proxy) -> None:
 
 
 async def test_cut_while_idle_it_costs_nothing(proxy: Proxy) -> None:
-    async with open_command_connection(proxy.url) as line:
+    async with open_command_connection(proxy.url) as connection:
         for n in range(20):
-            assert await line.execute("ECHO", f"{n}") == f"{n}".encode()
+            assert await connection.execute("ECHO", f"{n}") == f"{n}".encode()
             assert proxy.cut() == 1
-            await wait_until_closed(line)
-        assert line.connection_count == 20
+            await wait_until_closed(connection)
+        assert connection.connection_count == 20
 
 
 async def wait_until_closed(connection: CommandConnection) -> None:
@@ -129,13 +129,13 @@ async def test_a_reset_after_any_number_of_bytes_reports_the_right_outcome(
     call works."""
     valkey.ask("SET", "resets", 0)
     applied = resets = 0
-    async with open_command_connection(proxy.url) as line:
+    async with open_command_connection(proxy.url) as connection:
         for of in BOTH_WAYS:
             for count in range(60):
                 before = int(valkey.ask("GET", "resets"))
                 proxy.reset_after(count, of)
                 try:
-                    value = await line.execute("INCR", "resets")
+                    value = await connection.execute("INCR", "resets")
                 except BackendUnavailable as error:
                     value, outcome = None, error.outcome
                 else:
@@ -145,7 +145,7 @@ async def test_a_reset_after_any_number_of_bytes_reports_the_right_outcome(
                 assert risen in {"applied": {1}, "unknown": {0, 1}, "not applied": {0}}[outcome]
                 resets += value is None
                 applied += value is None and risen
-        assert await line.execute("PING") == b"PONG"
+        assert await connection.execute("PING") == b"PONG"
     record_property("Redis connections reset in mid-request, in total", resets)
     record_property("requests applied though unanswered, in total", applied)
     assert resets > 20
@@ -155,17 +155,19 @@ async def test_a_reset_after_any_number_of_bytes_reports_the_right_outcome(
 async def test_a_server_that_hangs_is_left_and_found_again(redis_binary: Binary) -> None:
     """A kernel goes on accepting connections for a process that stands still."""
     with Server(redis_binary) as server:
-        async with open_command_connection(server.url, timeout=0.3) as line:
-            assert await line.execute("PING") == b"PONG"
+        async with open_command_connection(server.url, timeout=0.3) as connection:
+            assert await connection.execute("PING") == b"PONG"
             server.pause()
             outcomes = []
             for _ in range(3):
                 with pytest.raises(BackendUnavailable) as caught:
-                    await line.execute("INCR", "a")
+                    await connection.execute("INCR", "a")
                 outcomes.append(caught.value.outcome)
             assert outcomes == ["unknown", "not applied", "not applied"]
             server.resume()
-            assert await line.execute("GET", "a") == b"1", "what was unknown was applied, and once"
+            assert await connection.execute("GET", "a") == b"1", (
+                "what was unknown was applied, and once"
+            )
 
 
 @pytest.mark.parametrize("spoil", [("SUBSCRIBE", "news"), ("RESET",)])
@@ -175,14 +177,14 @@ async def test_a_connection_that_lost_its_state_is_replaced(
     """It is subscribed, or logged out, as a proxy in between may leave it: for as long as it lives,
     the server refuses each call."""
     with Server(redis_binary, password="pw") as server:
-        async with open_command_connection(server.url) as line:
-            assert await line.execute("PING") == b"PONG"
-            line.is_verified = True
-            await line.execute(*spoil)
+        async with open_command_connection(server.url) as connection:
+            assert await connection.execute("PING") == b"PONG"
+            connection.is_verified = True
+            await connection.execute(*spoil)
             with pytest.raises(BackendError) as refused:
-                await line.execute("GET", "a")
-            assert await line.execute("SET", "a", "1") == b"OK"
-            assert line.connection_count == 2
+                await connection.execute("GET", "a")
+            assert await connection.execute("SET", "a", "1") == b"OK"
+            assert connection.connection_count == 2
     if spoil == ("RESET",):
         assert isinstance(refused.value, BackendUnavailable)
         assert refused.value.outcome == "not applied"
@@ -193,16 +195,16 @@ async def test_what_a_server_did_not_take_does_not_pile_up(redis_binary: Binary)
     connection: else each try would keep a socket, and send its request after all."""
     load = b"x" * (16 << 20)
     with Server(redis_binary) as server:
-        async with open_command_connection(server.url, timeout=0.2) as line:
-            assert await line.execute("PING") == b"PONG"
+        async with open_command_connection(server.url, timeout=0.2) as connection:
+            assert await connection.execute("PING") == b"PONG"
             before = count_descriptors()
             for n in range(4):
                 server.pause()
                 with pytest.raises(BackendUnavailable):
-                    await line.execute("SET", f"big-{n}", load)
+                    await connection.execute("SET", f"big-{n}", load)
                 assert count_descriptors() <= before
                 server.resume()
-                assert await line.execute("PING") == b"PONG"
+                assert await connection.execute("PING") == b"PONG"
         assert server.ask("DBSIZE") == 0
 
 

@@ -142,30 +142,30 @@ async def test_a_connection_waits_as_long_as_its_user_wants(redis_binary: Binary
 
 async def test_logins_that_are_refused(redis_binary: Binary) -> None:
     with Server(redis_binary, password="right") as server:
-        line = await get_configuration_message(f"redis://{server.address}")
-        assert "asks for a password; set one" in line
-        line = await get_configuration_message(f"redis://:hunter2@{server.address}")
-        assert "refuses this user or password" in line
+        connection = await get_configuration_message(f"redis://{server.address}")
+        assert "asks for a password; set one" in connection
+        connection = await get_configuration_message(f"redis://:hunter2@{server.address}")
+        assert "refuses this user or password" in connection
     with Server(redis_binary) as server:
-        line = await get_configuration_message(f"redis://:hunter2@{server.address}")
-        assert "has no password, but one is set" in line
+        connection = await get_configuration_message(f"redis://:hunter2@{server.address}")
+        assert "has no password, but one is set" in connection
         assert "no such db" in await get_configuration_message(f"redis://{server.address}/99")
 
 
 async def test_a_replica_names_its_primary(redis_binary: Binary) -> None:
     with Server(redis_binary) as primary, Server(redis_binary) as server:
         server.ask("REPLICAOF", "127.0.0.1", primary.port)
-        line = await get_unavailable_message(server.url)
-    assert f"is a replica of 127.0.0.1:{primary.port} and takes no writes" in line
-    assert "name the primary, or use redis+sentinel://" in line
+        connection = await get_unavailable_message(server.url)
+    assert f"is a replica of 127.0.0.1:{primary.port} and takes no writes" in connection
+    assert "name the primary, or use redis+sentinel://" in connection
 
 
 async def test_a_server_with_too_many_clients(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         async with open_connection(ServerLocator(parse_url(server.url))) as first:
             await ask(first, "CONFIG", "SET", "maxclients", "1")
-            line = await get_unavailable_message(server.url)
-    assert "maxclients" in line or "hung up without an answer" in line
+            connection = await get_unavailable_message(server.url)
+    assert "maxclients" in connection or "hung up without an answer" in connection
 
 
 # --- nobody there, or somebody else ---------------------------------------------------------------
@@ -173,8 +173,8 @@ async def test_a_server_with_too_many_clients(redis_binary: Binary) -> None:
 
 async def test_nothing_listens() -> None:
     port = free_port()
-    line = await get_unavailable_message(f"redis://127.0.0.1:{port}")
-    assert f"nothing listens at 127.0.0.1:{port}; start the server" in line
+    connection = await get_unavailable_message(f"redis://127.0.0.1:{port}")
+    assert f"nothing listens at 127.0.0.1:{port}; start the server" in connection
     assert "nothing listens at localhost" in await get_unavailable_message(
         f"redis://localhost:{port}"
     )
@@ -197,9 +197,9 @@ async def test_a_socket_that_is_none(tmp_path: Path) -> None:
 async def test_a_server_that_hangs(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         server.pause()
-        line = await get_unavailable_message(server.url, timeout=0.2)
+        connection = await get_unavailable_message(server.url, timeout=0.2)
         server.resume()
-    assert f"no answer from {server.address} within 0.2 s" in line
+    assert f"no answer from {server.address} within 0.2 s" in connection
 
 
 async def answer(data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -233,8 +233,8 @@ async def run_fake_server(data: bytes) -> AsyncIterator[str]:
     ],
 )
 async def test_a_server_that_is_not_redis(data: bytes, said: str) -> None:
-    async with run_fake_server(data) as address:
-        assert said in await get_unavailable_message(f"redis://{address}")
+    async with run_fake_server(data) as settings:
+        assert said in await get_unavailable_message(f"redis://{settings}")
 
 
 # --- TLS: a port of ours that speaks it, in front of the server -----------------------------------
@@ -295,18 +295,18 @@ async def test_tls(plain: Server, certificates: Certificates, tmp_path: Path) ->
                 await read_port(ServerLocator(parse_url(f"rediss://127.0.0.1:{port}?{query}")))
                 == plain.port
             )
-        line = await get_unavailable_message(f"rediss://127.0.0.1:{port}")
-        assert "is not accepted" in line
-        assert "name its authority by tls_ca=FILE" in line
-        line = await get_unavailable_message(
+        connection = await get_unavailable_message(f"rediss://127.0.0.1:{port}")
+        assert "is not accepted" in connection
+        assert "name its authority by tls_ca=FILE" in connection
+        connection = await get_unavailable_message(
             f"rediss://127.0.0.1:{port}?tls_ca={tmp_path / 'ca.pem'}"
         )
-        assert "is not accepted" in line
+        assert "is not accepted" in connection
         assert "is not accepted" in await get_unavailable_message(
             f"rediss://127.0.0.1:{port}?tls_verify=ca"
         )
-        line = await get_unavailable_message(f"redis://127.0.0.1:{port}", timeout=1)
-        assert "use rediss://" in line
+        connection = await get_unavailable_message(f"redis://127.0.0.1:{port}", timeout=1)
+        assert "use rediss://" in connection
 
 
 async def test_a_certificate_of_another_host(plain: Server, tmp_path: Path) -> None:
@@ -317,8 +317,8 @@ async def test_a_certificate_of_another_host(plain: Server, tmp_path: Path) -> N
     sign("other", files.certificate, files.key, *signer, "-addext", other)
     async with run_tls_proxy(plain.port, files) as port:
         url = f"rediss://localhost:{port}?tls_ca={files.authority}"
-        line = await get_unavailable_message(url)
-        assert "tls_verify=ca leaves out whom it is made out to" in line
+        connection = await get_unavailable_message(url)
+        assert "tls_verify=ca leaves out whom it is made out to" in connection
         assert await read_port(ServerLocator(parse_url(f"{url}&tls_verify=ca"))) == plain.port
 
 
@@ -327,18 +327,22 @@ async def test_a_server_that_asks_for_our_certificate(
 ) -> None:
     async with run_tls_proxy(plain.port, certificates, mutual=True) as port:
         url = f"rediss://127.0.0.1:{port}?tls_ca={certificates.authority}"
-        line = await get_unavailable_message(url)
-        assert "asks for our certificate" in line  # or hangs up, with a guess: TLS 1.3 tells late
-        assert "set tls_cert and tls_key" in line
+        connection = await get_unavailable_message(url)
+        assert (
+            "asks for our certificate" in connection
+        )  # or hangs up, with a guess: TLS 1.3 tells late
+        assert "set tls_cert and tls_key" in connection
         pair = f"tls_cert={certificates.certificate}&tls_key={certificates.key}"
         assert await read_port(ServerLocator(parse_url(f"{url}&{pair}"))) == plain.port
 
 
 async def test_tls_with_a_plaintext_server(plain: Server) -> None:
-    line = await get_unavailable_message(f"rediss://{plain.address}?tls_verify=none", timeout=0.5)
-    assert "does not speak TLS" in line or "does it speak TLS at all?" in line
-    async with run_fake_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
-        assert "does not speak TLS" in await get_unavailable_message(f"rediss://{address}")
+    connection = await get_unavailable_message(
+        f"rediss://{plain.address}?tls_verify=none", timeout=0.5
+    )
+    assert "does not speak TLS" in connection or "does it speak TLS at all?" in connection
+    async with run_fake_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as settings:
+        assert "does not speak TLS" in await get_unavailable_message(f"rediss://{settings}")
 
 
 @pytest.mark.parametrize("option", ["tls_ca", "tls_cert"])
@@ -414,36 +418,40 @@ async def test_without_a_primary_the_error_says_so(trio: SentinelTrio) -> None:
 
 
 async def test_a_service_that_no_sentinel_knows(trio: SentinelTrio) -> None:
-    line = await get_configuration_message(
+    connection = await get_configuration_message(
         make_sentinel_url(trio).replace(f"/{trio.service}", "/jbos")
     )
-    assert "knows no service 'jbos'; it knows: nimburion" in line
+    assert "knows no service 'jbos'; it knows: nimburion" in connection
 
 
 async def test_wrong_passwords_with_sentinel(trio: SentinelTrio) -> None:
-    line = await get_configuration_message(make_sentinel_url(trio).replace("spw", "hunter2"))
-    assert "refuses this user or password" in line
-    line = await get_configuration_message(make_sentinel_url(trio).replace(":pw@", ":hunter2@"))
-    assert "refuses this user or password" in line
-    line = await get_configuration_message(make_sentinel_url(trio).partition("?")[0])
-    assert "asks for a password" in line
+    connection = await get_configuration_message(make_sentinel_url(trio).replace("spw", "hunter2"))
+    assert "refuses this user or password" in connection
+    connection = await get_configuration_message(
+        make_sentinel_url(trio).replace(":pw@", ":hunter2@")
+    )
+    assert "refuses this user or password" in connection
+    connection = await get_configuration_message(make_sentinel_url(trio).partition("?")[0])
+    assert "asks for a password" in connection
 
 
 async def test_sentinel_and_server_mixed_up(trio: SentinelTrio) -> None:
     sentinel = trio.sentinels[0].address
-    line = await get_configuration_message(f"redis://:spw@{sentinel}")
-    assert f"is a Sentinel; use redis+sentinel://{sentinel}/SERVICE" in line
-    line = await get_configuration_message(
+    connection = await get_configuration_message(f"redis://:spw@{sentinel}")
+    assert f"is a Sentinel; use redis+sentinel://{sentinel}/SERVICE" in connection
+    connection = await get_configuration_message(
         f"redis+sentinel://{trio.primary.address}/nimburion?sentinel_password=pw"
     )
-    assert "is no Sentinel but a server; use redis://" in line
+    assert "is no Sentinel but a server; use redis://" in connection
 
 
 async def test_no_sentinel_answers() -> None:
     one, two = free_port(), free_port()
-    line = await get_unavailable_message(f"redis+sentinel://127.0.0.1:{one},127.0.0.1:{two}/jobs")
-    assert f"nothing listens at 127.0.0.1:{one}" in line
-    assert f"nothing listens at 127.0.0.1:{two}" in line
+    connection = await get_unavailable_message(
+        f"redis+sentinel://127.0.0.1:{one},127.0.0.1:{two}/jobs"
+    )
+    assert f"nothing listens at 127.0.0.1:{one}" in connection
+    assert f"nothing listens at 127.0.0.1:{two}" in connection
 
 
 # --- Cluster --------------------------------------------------------------------------------------
@@ -500,19 +508,19 @@ async def test_the_seed_may_go_once_the_others_are_known(redis_binary: Binary) -
 
 async def test_a_cluster_that_has_no_node_for_the_slot(redis_binary: Binary) -> None:
     with Server(redis_binary, "cluster-enabled yes") as server:
-        line = await get_unavailable_message(f"redis+cluster://{server.address}")
-    assert "knows nobody who has slot" in line
+        connection = await get_unavailable_message(f"redis+cluster://{server.address}")
+    assert "knows nobody who has slot" in connection
 
 
 async def test_a_server_that_is_no_cluster(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
-        line = await get_configuration_message(f"redis+cluster://{server.address}")
-    assert "is no node of a cluster; use redis://" in line
+        connection = await get_configuration_message(f"redis+cluster://{server.address}")
+    assert "is no node of a cluster; use redis://" in connection
 
 
 async def test_no_node_answers() -> None:
-    line = await get_unavailable_message(f"redis+cluster://127.0.0.1:{free_port()}")
-    assert "no server takes writes: nothing listens at" in line
+    connection = await get_unavailable_message(f"redis+cluster://127.0.0.1:{free_port()}")
+    assert "no server takes writes: nothing listens at" in connection
 
 
 # --- time, and being told to stop -----------------------------------------------------------------

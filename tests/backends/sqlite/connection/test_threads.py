@@ -20,8 +20,8 @@ from nimburion.core.session import Session
 class WriterBlocker:
     """A call that keeps the writer busy until it is let go, so that others gather behind it."""
 
-    def __init__(self, store: SQLiteBackend) -> None:
-        self._backend = store
+    def __init__(self, backend: SQLiteBackend) -> None:
+        self._backend = backend
         self._go = threading.Event()
         self._task: asyncio.Task[bool] | None = None
 
@@ -41,7 +41,7 @@ class WriterBlocker:
         assert await self._task
 
 
-async def record_statements(store: SQLiteBackend) -> list[str]:
+async def record_statements(backend: SQLiteBackend) -> list[str]:
     """The transactions that the writer begins from now on."""
     seen: list[str] = []
 
@@ -49,36 +49,36 @@ async def record_statements(store: SQLiteBackend) -> list[str]:
         if text.startswith("BEGIN"):
             seen.append(text)
 
-    await store._write(lambda db: db.connection.set_trace_callback(note))
+    await backend._write(lambda db: db.connection.set_trace_callback(note))
     return seen
 
 
-async def test_a_hundred_enqueues_share_a_transaction(store: SQLiteBackend) -> None:
-    seen = await record_statements(store)
-    async with WriterBlocker(store):
-        calls = [store.enqueue([NewJob(f"j-{n}", "n", "q", b"")]) for n in range(100)]
+async def test_a_hundred_enqueues_share_a_transaction(backend: SQLiteBackend) -> None:
+    seen = await record_statements(backend)
+    async with WriterBlocker(backend):
+        calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"")]) for n in range(100)]
         tasks = [asyncio.create_task(call) for call in calls]
         await asyncio.sleep(0)
     results = await asyncio.gather(*tasks)
     assert [result[0].outcome for result in results] == ["created"] * 100
     assert seen == ["BEGIN IMMEDIATE"] * 2  # the blocker, then all of them
-    assert sum((await store.counts()).values()) == 100
+    assert sum((await backend.counts()).values()) == 100
 
 
-async def test_a_failing_call_leaves_its_neighbours_alone(store: SQLiteBackend) -> None:
-    await store.open_session(Session(id="s", names=("n",)))
-    async with WriterBlocker(store):
-        before = asyncio.create_task(store.enqueue([NewJob("before", "n", "q", b"")]))
-        failing = asyncio.create_task(store._write(insert_then_fail))
-        wrong = asyncio.create_task(store.exchange("s", 7, [], RESERVE_NOTHING))
-        after = asyncio.create_task(store.enqueue([NewJob("after", "m", "q2", b"")]))
+async def test_a_failing_call_leaves_its_neighbours_alone(backend: SQLiteBackend) -> None:
+    await backend.open_session(Session(id="s", names=("n",)))
+    async with WriterBlocker(backend):
+        before = asyncio.create_task(backend.enqueue([NewJob("before", "n", "q", b"")]))
+        failing = asyncio.create_task(backend._write(insert_then_fail))
+        wrong = asyncio.create_task(backend.exchange("s", 7, [], RESERVE_NOTHING))
+        after = asyncio.create_task(backend.enqueue([NewJob("after", "m", "q2", b"")]))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         await failing
     with pytest.raises(OutOfOrder):
         await wrong
     await asyncio.gather(before, after)
-    page = await store.list_jobs()
+    page = await backend.list_jobs()
     assert [(job.id, job.name, job.queue) for job in page.jobs] == [
         ("after", "m", "q2"),
         ("before", "n", "q"),
@@ -92,62 +92,62 @@ def insert_then_fail(db: Database) -> None:
     raise ZeroDivisionError
 
 
-async def test_what_a_failed_call_wrote_is_gone(store: SQLiteBackend) -> None:
-    async with WriterBlocker(store):
-        failing = asyncio.create_task(store._write(insert_then_fail))
-        other = asyncio.create_task(store.pause("other", paused=True))
+async def test_what_a_failed_call_wrote_is_gone(backend: SQLiteBackend) -> None:
+    async with WriterBlocker(backend):
+        failing = asyncio.create_task(backend._write(insert_then_fail))
+        other = asyncio.create_task(backend.pause("other", paused=True))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         await failing
     await other
-    assert [queue.name for queue in await store.queues()] == ["other"]
+    assert [queue.name for queue in await backend.queues()] == ["other"]
 
 
 async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> None:
-    store = SQLiteBackend(path, measure=lambda _: 1 << 20)
-    await store.open()
+    backend = SQLiteBackend(path, measure=lambda _: 1 << 20)
+    await backend.open()
     big = [NewJob(f"big-{n}", "n", "q", b"x" * 1000) for n in range(1000)]
-    async with WriterBlocker(store):
-        first = asyncio.create_task(store.enqueue([NewJob("first", "n", "q", b"")]))
-        full = asyncio.create_task(store.enqueue(big))
-        last = asyncio.create_task(store.enqueue([NewJob("last", "n", "q", b"")]))
+    async with WriterBlocker(backend):
+        first = asyncio.create_task(backend.enqueue([NewJob("first", "n", "q", b"")]))
+        full = asyncio.create_task(backend.enqueue(big))
+        last = asyncio.create_task(backend.enqueue([NewJob("last", "n", "q", b"")]))
         await asyncio.sleep(0)
     with pytest.raises(BackendFull):
         await full
     assert (await first)[0].outcome == "created"
     assert (await last)[0].outcome == "created"
-    assert sum((await store.counts()).values()) == 2
-    await store.close()
+    assert sum((await backend.counts()).values()) == 2
+    await backend.close()
 
 
-async def test_a_cancelled_wait_does_not_disturb_the_writer(store: SQLiteBackend) -> None:
-    async with WriterBlocker(store):
-        task = asyncio.create_task(store.enqueue([NewJob("a", "n", "q", b"")]))
+async def test_a_cancelled_wait_does_not_disturb_the_writer(backend: SQLiteBackend) -> None:
+    async with WriterBlocker(backend):
+        task = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert (await store.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "exists"
+    assert (await backend.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "exists"
 
 
 async def test_close_answers_pending_calls(path: Path) -> None:
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     tasks = [
-        asyncio.create_task(store.enqueue([NewJob(f"j-{n}", "n", "q", b"")])) for n in range(50)
+        asyncio.create_task(backend.enqueue([NewJob(f"j-{n}", "n", "q", b"")])) for n in range(50)
     ]
     await asyncio.sleep(0)
-    await store.close()
+    await backend.close()
     assert [result[0].outcome for result in await asyncio.gather(*tasks)] == ["created"] * 50
 
 
 async def test_two_hundred_openings_leave_no_thread_and_no_file(path: Path) -> None:
     before = threading.active_count()
     for n in range(200):
-        store = SQLiteBackend(path)
-        await store.open()
-        call = asyncio.create_task(store.enqueue([NewJob(f"j-{n}", "n", "q", b"")]))
+        backend = SQLiteBackend(path)
+        await backend.open()
+        call = asyncio.create_task(backend.enqueue([NewJob(f"j-{n}", "n", "q", b"")]))
         await asyncio.sleep(0)
-        await store.close()
+        await backend.close()
         await call
     assert await wait_until_gone(before)
     assert {one.name for one in path.parent.iterdir()} == {"jobs.db"}
@@ -163,29 +163,31 @@ async def wait_until_gone(many: int) -> bool:
 
 
 async def test_callers_writes_are_synced_and_workers_writes_are_not(
-    store: SQLiteBackend,
+    backend: SQLiteBackend,
 ) -> None:
-    assert store._writer is not None
-    assert await store._write(synchronous) == 2
-    assert await store._write(synchronous, durable=False) == 1
-    await store.open_session(Session(id="s", names=("n",)))
+    assert backend._writer is not None
+    assert await backend._write(synchronous) == 2
+    assert await backend._write(synchronous, durable=False) == 1
+    await backend.open_session(Session(id="s", names=("n",)))
     assert (
-        await read_synchronous_after(store, store.exchange("s", 1, [], RESERVE_NOTHING)) == "NORMAL"
+        await read_synchronous_after(backend, backend.exchange("s", 1, [], RESERVE_NOTHING))
+        == "NORMAL"
     )
     assert (
-        await read_synchronous_after(store, store.enqueue([NewJob("a", "n", "q", b"")])) == "FULL"
+        await read_synchronous_after(backend, backend.enqueue([NewJob("a", "n", "q", b"")]))
+        == "FULL"
     )
-    assert await read_synchronous_after(store, store.heartbeat("s")) == "NORMAL"
-    assert await read_synchronous_after(store, store.cancel("a")) == "FULL"
-    assert await read_synchronous_after(store, store.rescue(1, max_lost=3)) == "NORMAL"
-    assert await read_synchronous_after(store, store.pause("q", paused=True)) == "FULL"
+    assert await read_synchronous_after(backend, backend.heartbeat("s")) == "NORMAL"
+    assert await read_synchronous_after(backend, backend.cancel("a")) == "FULL"
+    assert await read_synchronous_after(backend, backend.rescue(1, max_lost=3)) == "NORMAL"
+    assert await read_synchronous_after(backend, backend.pause("q", paused=True)) == "FULL"
 
 
-async def read_synchronous_after(store: SQLiteBackend, call: Awaitable[object]) -> str:
+async def read_synchronous_after(backend: SQLiteBackend, call: Awaitable[object]) -> str:
     """How the transaction of a call was committed."""
     await call
-    assert store._writer is not None
-    return store._writer._synchronous
+    assert backend._writer is not None
+    return backend._writer._synchronous
 
 
 def synchronous(db: Database) -> int:
@@ -194,16 +196,16 @@ def synchronous(db: Database) -> int:
     return level
 
 
-async def test_one_durable_call_syncs_the_whole_group(store: SQLiteBackend) -> None:
-    await store.open_session(Session(id="s", names=("n",)))
-    async with WriterBlocker(store):
-        noted = asyncio.create_task(store._write(synchronous, durable=False))
-        asked = asyncio.create_task(store.enqueue([NewJob("a", "n", "q", b"")]))
+async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) -> None:
+    await backend.open_session(Session(id="s", names=("n",)))
+    async with WriterBlocker(backend):
+        noted = asyncio.create_task(backend._write(synchronous, durable=False))
+        asked = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
     assert await noted == 2
     await asked
 
 
-async def test_the_reader_cannot_write(store: SQLiteBackend) -> None:
+async def test_the_reader_cannot_write(backend: SQLiteBackend) -> None:
     with pytest.raises(BackendReadOnly):
-        await store._read(lambda db: db.run("pause_set", "q"))
+        await backend._read(lambda db: db.run("pause_set", "q"))

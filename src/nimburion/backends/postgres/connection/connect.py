@@ -133,9 +133,9 @@ async def connect(settings: PostgresSettings, endpoint: Endpoint | None) -> Open
     try:
         async with asyncio.timeout(settings.timeout):
             driver = await asyncpg.connect(**_make_driver_options(settings, endpoint))
-            call = OpenConnection(driver, endpoint, await _read_server_info(driver, settings))
-            check_server(call.server, settings)
-            return call
+            connection = OpenConnection(driver, endpoint, await _read_server_info(driver, settings))
+            check_server(connection.server, settings)
+            return connection
     except DRIVER_ERRORS as error:
         disconnect(driver)
         raise map_connect_error(error, endpoint, settings) from error

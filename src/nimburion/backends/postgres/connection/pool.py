@@ -125,16 +125,16 @@ class PostgresConnection:
 
     async def close(self) -> None:
         """Disconnect; wait up to 1 s for the server."""
-        call, self._current = self._current, None
+        connection, self._current = self._current, None
         self._timer.stop()
         self._statements.clear()
-        if call is None or call.driver.is_closed():
+        if connection is None or connection.driver.is_closed():
             return
         try:
             async with asyncio.timeout(1):
-                await call.driver.close()
+                await connection.driver.close()
         except (*DRIVER_ERRORS, TimeoutError):
-            disconnect(call.driver)
+            disconnect(connection.driver)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for this many seconds, with the sleep function of this connection."""
@@ -173,12 +173,12 @@ class PostgresConnection:
         statement: str,
         what: W,
     ) -> T:
-        call = await self._ensure_connected()
+        connection = await self._ensure_connected()
         try:
             with self._timer.timeout(timeout):
-                return await execute(call, statement, what)
+                return await execute(connection, statement, what)
         except (TimeoutError, asyncio.CancelledError):
-            disconnect(call.driver)  # the next call would read the outstanding reply
+            disconnect(connection.driver)  # the next call would read the outstanding reply
             raise
 
     async def _fetch_in_own_transaction(
@@ -194,21 +194,21 @@ class PostgresConnection:
     ) -> bool:
         parts = begin()
         transaction = connection.driver.transaction(isolation="read_committed")
-        begun = await _start_sending(transaction.start())
+        started = await _start_sending(transaction.start())
         try:
             try:
                 first = next(parts)
             finally:
-                await begun
-            agreed = await self._run_each(connection, statement, first, parts)
+                await started
+            accepted = await self._run_each(connection, statement, first, parts)
         except (TimeoutError, asyncio.CancelledError):
             raise  # the connection is given up
         except BaseException:
             with suppress(*DRIVER_ERRORS):
                 await transaction.rollback()
             raise
-        await (transaction.commit() if agreed else transaction.rollback())
-        return agreed
+        await (transaction.commit() if accepted else transaction.rollback())
+        return accepted
 
     async def _run_each(
         self,
@@ -219,12 +219,12 @@ class PostgresConnection:
     ) -> bool:
         arguments: Sequence[Any] | None = first
         while arguments is not None:
-            answer = await _start_sending(self._fetch(connection, statement, arguments))
+            reply = await _start_sending(self._fetch(connection, statement, arguments))
             try:
                 arguments = next(parts, None)
             finally:
-                ((agreed,),) = await answer
-            if not agreed:
+                ((accepted,),) = await reply
+            if not accepted:
                 return False
         return True
 
@@ -242,13 +242,13 @@ class PostgresConnection:
     async def _ensure_connected(self) -> OpenConnection:
         if self._current is None or self._current.driver.is_closed():
             self._statements.clear()
-            call = await connect_any(self.settings, first=self._last_endpoint)
+            connection = await connect_any(self.settings, first=self._last_endpoint)
             try:
-                await self._apply_session_settings(call)
+                await self._apply_session_settings(connection)
             except BaseException:  # also when cancelled: the session settings are incomplete
-                disconnect(call.driver)
+                disconnect(connection.driver)
                 raise
-            self._current, self._last_endpoint = call, call.endpoint
+            self._current, self._last_endpoint = connection, connection.endpoint
         return self._current
 
     async def _apply_session_settings(self, connection: OpenConnection) -> None:
@@ -274,10 +274,10 @@ class PostgresConnection:
 
 async def _start_sending(request: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Start a request and return its task. An unobserved failure of the task is not logged."""
-    answer = asyncio.ensure_future(request)
-    answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    reply = asyncio.ensure_future(request)
+    reply.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.sleep(0)
-    return answer
+    return reply
 
 
 async def connect_any(
@@ -300,10 +300,10 @@ async def connect_any(
             problems.append(problem)
     if len(problems) == 1:
         raise problems[0]
-    told = "; ".join(str(one).removeprefix(f"{settings.describe()}: ") for one in problems)
-    raise BackendUnavailable(f"{settings.describe()}: {told}", outcome="not applied") from problems[
-        -1
-    ]
+    reasons = "; ".join(str(one).removeprefix(f"{settings.describe()}: ") for one in problems)
+    raise BackendUnavailable(
+        f"{settings.describe()}: {reasons}", outcome="not applied"
+    ) from problems[-1]
 
 
 class ConnectionPool:
@@ -321,43 +321,45 @@ class ConnectionPool:
         """Acquire a connection for the duration of the block. The most recently used idle one comes
         first.
         """
-        link = await self._acquire()
+        connection = await self._acquire()
         try:
-            yield link
+            yield connection
         finally:
-            self._release(link)
+            self._release(connection)
 
     async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> Rows:
         """See `PostgresConnection.fetch`; runs on any connection of the pool."""
-        link = await self._acquire()
+        connection = await self._acquire()
         try:
-            return await link.fetch(statement, *arguments, extra_time=extra_time)
+            return await connection.fetch(statement, *arguments, extra_time=extra_time)
         finally:
-            self._release(link)
+            self._release(connection)
 
     async def execute_all_or_rollback(
         self, statement: str, batches: ArgumentBatches, *, extra_time: float = 0.0
     ) -> bool:
         """See `PostgresConnection.execute_all_or_rollback`; runs on any connection of the pool."""
-        async with self.acquire() as link:
-            return await link.execute_all_or_rollback(statement, batches, extra_time=extra_time)
+        async with self.acquire() as connection:
+            return await connection.execute_all_or_rollback(
+                statement, batches, extra_time=extra_time
+            )
 
     async def fetch_value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """See `PostgresConnection.fetch_value`; runs on any connection of the pool."""
-        async with self.acquire() as link:
-            return await link.fetch_value(statement, *arguments)
+        async with self.acquire() as connection:
+            return await connection.fetch_value(statement, *arguments)
 
     async def close(self) -> None:
         """Close all connections."""
-        for link in self._all:
-            await link.close()
+        for connection in self._all:
+            await connection.close()
 
     async def _acquire(self) -> PostgresConnection:
         if self._idle:
             return self._idle.pop()
         if len(self._all) < self._settings.connections:
-            self._all.append(link := PostgresConnection(self._settings, self._sleep))
-            return link
+            self._all.append(connection := PostgresConnection(self._settings, self._sleep))
+            return connection
         waiter: asyncio.Future[PostgresConnection] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:

@@ -80,17 +80,17 @@ class CommandConnection:
         count = b"%d" % len(keys)
         async with self._lock:
             try:
-                known = (b"EVALSHA", script.sha, count, *keys, *arguments)
-                return await self._request([*before, known, *after], long_poll)
+                by_hash = (b"EVALSHA", script.sha, count, *keys, *arguments)
+                return await self._request([*before, by_hash, *after], long_poll)
             except _NoScript:
-                told = (b"EVAL", script.text, count, *keys, *arguments)
-                return await self._request([*before, told, *after], long_poll)
+                by_text = (b"EVAL", script.text, count, *keys, *arguments)
+                return await self._request([*before, by_text, *after], long_poll)
 
     async def close(self) -> None:
         """Disconnect. You can call it more than once; the next request connects again."""
-        wire, self._protocol = self._protocol, None
-        if wire is not None:
-            await wire.close()
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            await protocol.close()
 
     async def _request(
         self, commands: Sequence[tuple[CommandPart, ...]], long_poll: float = 0.0
@@ -100,14 +100,14 @@ class CommandConnection:
         Raises:
             _NoScript: a command names a script that the server does not have.
         """
-        wire = self._protocol
-        if wire is None or not wire.is_alive:
-            wire = await self._reconnect()  # it has its own timeout and error messages
+        protocol = self._protocol
+        if protocol is None or not protocol.is_alive:
+            protocol = await self._reconnect()  # it has its own timeout and error messages
         sent = False
         try:
             packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
             sent = True
-            replies = await wire.request(packed, len(commands), self._timeout + long_poll)
+            replies = await protocol.request(packed, len(commands), self._timeout + long_poll)
         except (TimeoutError, *DRIVER_ERRORS) as error:
             await self._handle_error(error)
             raise map_error(error, self._where, sent=sent) from error
@@ -125,9 +125,9 @@ class CommandConnection:
     async def _reconnect(self) -> RedisProtocol:
         """Replace a broken connection by a new one."""
         await self.close()
-        self._protocol = wire = await self._connect()
+        self._protocol = protocol = await self._connect()
         self.connection_count += 1
-        return wire
+        return protocol
 
     def _map_error(self, reply: Exception) -> NimburionError:
         """Map an error reply. If a verified connection was logged out, it has been replaced, so the

@@ -149,8 +149,12 @@ def _make_connection(
         connection = (
             _make_tls_connection(settings.tls, options) if settings.tls else Connection(**options)
         )
-    for told in ("driver_info", "lib_name", "lib_version"):  # depends on version; a round trip each
-        setattr(connection, told, None)
+    for attribute in (
+        "driver_info",
+        "lib_name",
+        "lib_version",
+    ):  # depends on version; a round trip each
+        setattr(connection, attribute, None)
     return connection
 
 

@@ -69,15 +69,15 @@ class RedisProtocol(asyncio.Protocol):
             OSError: the connection is lost.
             redis.InvalidResponse: the received data is not a valid reply.
         """
-        asked: asyncio.Future[Replies] = self._loop.create_future()
-        self._pending = asked
+        pending: asyncio.Future[Replies] = self._loop.create_future()
+        self._pending = pending
         self._replies, self._missing = [], count
         self._deadline = self._loop.time() + timeout
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._check_deadline)
         self._transport.write(packed)
         try:
-            return await asked
+            return await pending
         finally:
             self._pending = None
 
@@ -108,16 +108,16 @@ class RedisProtocol(asyncio.Protocol):
         """Parse replies from the received data."""
         self._reader.feed(data)
         try:
-            while (word := self._reader.gets()) is not False:
+            while (message := self._reader.gets()) is not False:
                 self.message_count += 1
-                self._on_message(word)
+                self._on_message(message)
         except driver.RedisError as error:
             self._fail(error)
             self._transport.abort()
 
     def _on_message(self, message: Any) -> None:  # noqa: ANN401 - a reply is what the server says
-        asked = self._pending
-        if asked is None or not self._missing:
+        pending = self._pending
+        if pending is None or not self._missing:
             if self._on_push is None:
                 self._transport.abort()
             else:
@@ -125,8 +125,8 @@ class RedisProtocol(asyncio.Protocol):
             return
         self._replies.append(message)
         self._missing -= 1
-        if not self._missing and not asked.done():
-            asked.set_result(self._replies)
+        if not self._missing and not pending.done():
+            pending.set_result(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the pending request, complete `lost`, and notify the driver, which waits for this

@@ -99,14 +99,16 @@ class SingleTopology:
 
     async def find(self, timeout: float) -> ServerConnection:
         """Connect, and check that the server is a primary."""
-        call = await connect(self._endpoint, self._settings, timeout=timeout, db=self._settings.db)
-        if call.role == "sentinel":
-            await call.close()
+        connection = await connect(
+            self._endpoint, self._settings, timeout=timeout, db=self._settings.db
+        )
+        if connection.role == "sentinel":
+            await connection.close()
             raise ConfigurationError(
                 f"{self._settings.describe()}: {self._endpoint} is a Sentinel; use "
                 f"redis+sentinel://{self._endpoint}/SERVICE"
             )
-        return await _require_primary(call, self._endpoint, self._settings)
+        return await _require_primary(connection, self._endpoint, self._settings)
 
     def invalidate(self) -> None:
         """Do nothing: the location comes from the URL."""
@@ -150,9 +152,9 @@ async def _connect_first(
     problems: list[BackendUnavailable] = []
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            for way in attempts:
+            for attempt in attempts:
                 try:
-                    return await way()
+                    return await attempt()
                 except BackendUnavailable as error:
                     problems.append(error)
     return problems or [BackendUnavailable(f"no answer within {timeout:g} s")]
@@ -199,9 +201,13 @@ class SentinelTopology:
         """Connect to the last known primary, else query one Sentinel after the other."""
         share = timeout / (len(self._sentinels) + 1)
         known, self._primary = self._primary, None
-        ways: list[ConnectAttempt] = [partial(self._connect_primary, known, share)] if known else []
-        ways += [partial(self._connect_through, sentinel, share) for sentinel in self._sentinels]
-        found = await _connect_first(ways, timeout)
+        attempts: list[ConnectAttempt] = (
+            [partial(self._connect_primary, known, share)] if known else []
+        )
+        attempts += [
+            partial(self._connect_through, sentinel, share) for sentinel in self._sentinels
+        ]
+        found = await _connect_first(attempts, timeout)
         if isinstance(found, ServerConnection):
             return found
         if all(isinstance(problem, _NoSuchService) for problem in found):
@@ -217,33 +223,33 @@ class SentinelTopology:
 
     async def _connect_primary(self, node: Endpoint, timeout: float) -> ServerConnection:
         """Connect to a server, and check that it is the primary."""
-        call = await connect(node, self._settings, timeout=timeout, db=self._settings.db)
-        call = await _require_primary(call, node, self._settings)
+        connection = await connect(node, self._settings, timeout=timeout, db=self._settings.db)
+        connection = await _require_primary(connection, node, self._settings)
         self._primary = node
-        return call
+        return connection
 
     async def _connect_through(self, sentinel: Endpoint, timeout: float) -> ServerConnection:
         primary = await self._find_primary(sentinel, timeout)
-        call = await self._connect_primary(primary, timeout)
+        connection = await self._connect_primary(primary, timeout)
         self._sentinels.remove(sentinel)
         self._sentinels.insert(0, sentinel)
-        return call
+        return connection
 
     async def _find_primary(self, sentinel: Endpoint, timeout: float) -> Endpoint:
         login = self._settings.sentinel_credentials
-        call = await connect(sentinel, self._settings, timeout=timeout, credentials=login)
+        connection = await connect(sentinel, self._settings, timeout=timeout, credentials=login)
         try:
-            self._check_is_sentinel(call, sentinel)
+            self._check_is_sentinel(connection, sentinel)
             question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._settings.service)
-            answer = await _ask_server(call, sentinel, self._settings, timeout, *question)
-            if answer is None:
+            reply = await _ask_server(connection, sentinel, self._settings, timeout, *question)
+            if reply is None:
                 known = await _ask_server(
-                    call, sentinel, self._settings, timeout, "SENTINEL", "MASTERS"
+                    connection, sentinel, self._settings, timeout, "SENTINEL", "MASTERS"
                 )
                 raise _NoSuchService(self._explain_unknown_service(sentinel, known))
-            return Endpoint(answer[0].decode(), int(answer[1]))
+            return Endpoint(reply[0].decode(), int(reply[1]))
         finally:
-            await call.close()
+            await connection.close()
 
     def _check_is_sentinel(self, connection: ServerConnection, endpoint: Endpoint) -> None:
         if connection.role in {"primary", "replica"}:
@@ -280,12 +286,14 @@ class ClusterTopology:
 
     async def find(self, timeout: float) -> ServerConnection:
         """Connect to the last known owner, else query one node after the other."""
-        asked = list(dict.fromkeys([*self._nodes[:_MAX_ASKED], *self._settings.endpoints]))
-        share = timeout / (len(asked) + 1)
+        endpoints = list(dict.fromkeys([*self._nodes[:_MAX_ASKED], *self._settings.endpoints]))
+        share = timeout / (len(endpoints) + 1)
         known, self._owner = self._owner, None
-        ways: list[ConnectAttempt] = [partial(self._connect_owner, known, share)] if known else []
-        ways += [partial(self._connect_through, node, share) for node in asked]
-        found = await _connect_first(ways, timeout)
+        attempts: list[ConnectAttempt] = (
+            [partial(self._connect_owner, known, share)] if known else []
+        )
+        attempts += [partial(self._connect_through, node, share) for node in endpoints]
+        found = await _connect_first(attempts, timeout)
         if isinstance(found, ServerConnection):
             return found
         raise _make_no_primary_error(self._settings, found)
@@ -303,21 +311,23 @@ class ClusterTopology:
         self._owner = Endpoint(host, endpoint.port) if host else None
 
     async def _connect_owner(self, node: Endpoint, timeout: float) -> ServerConnection:
-        call = await connect(node, self._settings, timeout=timeout)
-        call = await _require_primary(call, node, self._settings)
+        connection = await connect(node, self._settings, timeout=timeout)
+        connection = await _require_primary(connection, node, self._settings)
         self._owner = node
-        return call
+        return connection
 
     async def _connect_through(self, node: Endpoint, timeout: float) -> ServerConnection:
         return await self._connect_owner(await self._find_owner(node, timeout), timeout)
 
     async def _find_owner(self, node: Endpoint, timeout: float) -> Endpoint:
         """Return the owner of the slot according to this node."""
-        call = await connect(node, self._settings, timeout=timeout)
+        connection = await connect(node, self._settings, timeout=timeout)
         try:
-            ranges = await _ask_server(call, node, self._settings, timeout, "CLUSTER", "SLOTS")
+            ranges = await _ask_server(
+                connection, node, self._settings, timeout, "CLUSTER", "SLOTS"
+            )
         finally:
-            await call.close()
+            await connection.close()
         owners = [
             _decode_endpoint(one[2], node) for one in ranges if one[0] <= self._slot <= one[1]
         ]

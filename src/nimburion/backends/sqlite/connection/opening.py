@@ -231,12 +231,12 @@ def run_migrations(
 
 def split_statements(text: str) -> list[str]:
     """Split a script into statements. The driver's `executescript` would commit first."""
-    found, begun = [], ""
+    found, statement = [], ""
     for line in text.splitlines(keepends=True):
-        begun += line
-        if line.rstrip().endswith(";") and sqlite3.complete_statement(begun):
-            found.append(begun)
-            begun = ""
+        statement += line
+        if line.rstrip().endswith(";") and sqlite3.complete_statement(statement):
+            found.append(statement)
+            statement = ""
     return found
 
 

@@ -248,19 +248,19 @@ class WriterThread(DatabaseThread):
             else:
                 group[0].error = error
         if database.queues_to_notify:
-            rung, database.queues_to_notify = frozenset(database.queues_to_notify), set()
-            self._notify(rung)
+            notified, database.queues_to_notify = frozenset(database.queues_to_notify), set()
+            self._notify(notified)
 
     def _begin(self, database: Database, group: list[DatabaseCall[object]]) -> bool:
         """Take the write lock with BEGIN IMMEDIATE: SQLite does not wait to upgrade a read lock.
 
         Calls whose time is over are removed from the group. Returns False if no call remains.
         """
-        wanted = "FULL" if any(call.durable for call in group) else "NORMAL"
-        if self._synchronous != wanted:
+        level = "FULL" if any(call.durable for call in group) else "NORMAL"
+        if self._synchronous != level:
             # executescript, because the driver would not run a cached PRAGMA again.
-            database.connection.executescript(f"PRAGMA synchronous={wanted}")
-            self._synchronous = wanted
+            database.connection.executescript(f"PRAGMA synchronous={level}")
+            self._synchronous = level
         while group:
             try:
                 database.connection.execute("BEGIN IMMEDIATE")
@@ -297,14 +297,14 @@ class WriterThread(DatabaseThread):
         if alone:
             call.value = call.work(database)
             return
-        rung = set(database.queues_to_notify)
+        notified = set(database.queues_to_notify)
         try:
             with map_errors(self._path), database.savepoint():
                 call.value = call.work(database)
         except Exception as error:
             if isinstance(error, BackendFull) or not database.connection.in_transaction:
                 raise
-            database.queues_to_notify = rung
+            database.queues_to_notify = notified
             call.error = error
 
     def _roll_back(self, database: Database) -> None:
