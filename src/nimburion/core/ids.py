@@ -28,7 +28,7 @@ class JobIds:
     """A generator of job ids: UUIDv7 text, always increasing, even if the clock steps back.
 
     >>> ids = JobIds(now=lambda: 1_700_000_000.0, entropy=bytes)
-    >>> ids.new()
+    >>> ids.make()
     '018bcfe5-6800-7000-8000-000000000000'
     """
 

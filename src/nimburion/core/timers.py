@@ -28,7 +28,7 @@ class SharedTimer:
         Call it only inside a task.
 
         >>> async def answer() -> str:
-        ...     with SharedTimer().within(5.0):
+        ...     with SharedTimer().timeout(5.0):
         ...         return await asyncio.sleep(0, "in time")
         >>> asyncio.run(answer())
         'in time'

@@ -37,7 +37,7 @@ class Unserved(msgspec.Struct, frozen=True):
     def describe(self) -> str:
         """One line.
 
-        >>> Unserved("make_job", "send", 2, "queue").describe()
+        >>> Unserved("mail", "send", 2, "queue").describe()
         "2 jobs 'send' wait in queue 'mail': no live worker serves this queue"
         """
         jobs, wait = ("job", "waits") if self.count == 1 else ("jobs", "wait")

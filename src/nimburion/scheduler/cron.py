@@ -42,7 +42,7 @@ class CronExpression:
     Otherwise it must match at least one of them. Raises `DefinitionError` for invalid text and for
     days that do not exist, such as February 30.
 
-    >>> CronExpression("30 9 * * MON-FRI").after(datetime(2026, 5, 1, 9, 30))
+    >>> CronExpression("30 9 * * MON-FRI").next_after(datetime(2026, 5, 1, 9, 30))
     datetime.datetime(2026, 5, 4, 9, 30)
     """
 

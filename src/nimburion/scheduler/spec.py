@@ -101,7 +101,7 @@ def bind_to_tick(job: NewJob, name: str, tick: int, jitter: float) -> NewJob:
 def make_job_id(name: str, tick: int) -> str:
     """Return the id of a tick's job; every scheduler computes the same id.
 
-    >>> job_id("nightly", 1_780_000_000)
+    >>> make_job_id("nightly", 1_780_000_000)
     'nightly:2026-05-28T20:26:40Z'
     """
     return f"{name}:{format_time(tick)}"

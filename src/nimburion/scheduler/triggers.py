@@ -191,8 +191,8 @@ def explain_trigger(trigger: Trigger) -> str:
     >>> from datetime import timedelta, timezone
     >>> from zoneinfo import ZoneInfo
     >>> from nimburion.scheduler.triggers import parse_trigger
-    >>> explain_trigger(parse_trigger("*/5 9-17 * * MON-FRI", ZoneInfo("Europe/Rome")))
-    'Every fifth minute from 09:00 through 17:59 on Monday through Friday, Europe/Rome'
+    >>> explain_trigger(parse_trigger("30 9 * * MON-FRI", ZoneInfo("Europe/Rome")))
+    'At 09:30 on Monday through Friday, Europe/Rome'
     >>> explain_trigger(parse_trigger(timedelta(minutes=90), ZoneInfo("UTC")))
     'Every 1 hour 30 minutes'
     """

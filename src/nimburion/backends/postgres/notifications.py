@@ -35,7 +35,7 @@ _NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $
 def make_channel_name(settings: PostgresSettings) -> str:
     """Return the name of the NOTIFY channel that all processes of a backend share.
 
-    >>> make_channel_name(Address(schema="jobs", prefix="a_"))
+    >>> make_channel_name(PostgresSettings(schema="jobs", prefix="a_"))
     'jobs.a_ring'
     """
     return insert_schema("nb.ring", settings).replace('"', "")

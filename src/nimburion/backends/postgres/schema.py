@@ -12,7 +12,7 @@ _OURS = re.compile(r"\bnb\.(\w+)")
 def insert_schema(text: str, settings: PostgresSettings) -> str:
     """Return the SQL with the schema and prefix of one backend.
 
-    >>> named("SELECT nb.exchange_1($1)", Address(schema="jobs", prefix="a_"))
+    >>> insert_schema("SELECT nb.exchange_1($1)", PostgresSettings(schema="jobs", prefix="a_"))
     'SELECT "jobs"."a_exchange_1"($1)'
     """
     return _OURS.sub(lambda match: qualify_name(match[1], settings), text)

@@ -135,7 +135,7 @@ def parse_url(url: str) -> PostgresSettings:
         ConfigurationError: the URL is invalid. The message says what is wrong and what is allowed;
             it never shows a password.
 
-    >>> parse("postgresql://app:secret@one,two:5433/shop?schema=jobs").describe()
+    >>> parse_url("postgresql://app:secret@one,two:5433/shop?schema=jobs").describe()
     'PostgreSQL one:5432, two:5433/shop, schema "jobs"'
     """
     scheme, rest = split_scheme(url, "postgresql")

@@ -165,7 +165,7 @@ def parse_url(url: str) -> RedisSettings:
         ConfigurationError: the URL is invalid. The message says what is wrong and what is allowed;
             it never shows a password.
 
-    >>> parse("redis+sentinel://a,b:26380/jobs/2?namespace=shop").describe()
+    >>> parse_url("redis+sentinel://a,b:26380/jobs/2?namespace=shop").describe()
     'Redis Sentinel service "jobs"/2 via a:26379, b:26380, namespace "shop"'
     """
     scheme, rest = split_scheme(url, "redis")
