@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nimburion.core.clock import Clock
     from nimburion.core.settings import Config
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Timeout in seconds after which a backend counts as unreachable."""
 JUMP = 0.1
 """Seconds by which the wall clock may deviate from the monotonic clock during the checks."""
@@ -124,7 +124,7 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
 
     try:
         await require_existing_file(backend)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await backend.open()
             return [*await backend.check(), *await waiting_jobs(backend)]
     except BackendNotUsable as missing:
@@ -132,7 +132,7 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
         return [CheckResult("answer", "error", text, advice)]
     except TimeoutError:
         advice = "see that the address is right, and that nothing between here and there hangs"
-        return [CheckResult("answer", "error", f"none within {PATIENCE:.0f} s", advice)]
+        return [CheckResult("answer", "error", f"none within {TIMEOUT:.0f} s", advice)]
     except NimburionError as error:
         return [make_failed_check("answer", error)]
     finally:

@@ -198,8 +198,8 @@ class Processor(Client):
             for companion in self.services:
                 await companion.stop()
             if self._inline_runner is not None:
-                stepper, self._inline_runner = self._inline_runner, None
-                await stepper.close()
+                runner, self._inline_runner = self._inline_runner, None
+                await runner.close()
         finally:
             await super().close()
 

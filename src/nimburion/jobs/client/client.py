@@ -201,10 +201,10 @@ class Client:
         if not self._enqueue_middlewares:
             return await self._store(self._make_jobs_lazily(batch, terms), terms)
         new = self._make_jobs(batch, terms)
-        passage = EnqueuePipeline(
+        pipeline = EnqueuePipeline(
             self._enqueue_middlewares, lambda some: self._store(some, terms), self._limits, len(new)
         )
-        return await passage.run(
+        return await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
         )
 
@@ -364,8 +364,8 @@ class Client:
         async def one(jobs: list[NewJob]) -> list[str]:
             return [await store(jobs[0])]
 
-        passage = EnqueuePipeline(self._enqueue_middlewares, one, self._limits, 1)
-        return (await passage.run([_make_enqueueing(job, new)]))[0]
+        pipeline = EnqueuePipeline(self._enqueue_middlewares, one, self._limits, 1)
+        return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
     # Internals
 
@@ -484,10 +484,10 @@ class Client:
     async def _enqueue_one(self, job: object, new: NewJob, terms: ParsedOptions) -> str:
         if not self._enqueue_middlewares:
             return (await self._store([new], terms))[0]
-        passage = EnqueuePipeline(
+        pipeline = EnqueuePipeline(
             self._enqueue_middlewares, lambda some: self._store(some, terms), self._limits, 1
         )
-        return (await passage.run([_make_enqueueing(job, new)]))[0]
+        return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
     async def _store(self, jobs: Sequence[NewJob], terms: ParsedOptions) -> list[str]:
         intake = self._require_batcher()

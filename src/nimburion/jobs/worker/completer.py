@@ -167,31 +167,31 @@ class Completer:
                 settled.append(one)
         self.pending[:0] = settled
 
-    async def _send(self, batch: list[Settlement], want: ReserveRequest) -> Reply:
+    async def _send(self, batch: list[Settlement], request: ReserveRequest) -> Reply:
         """Exchange `batch`, and isolate settlements whose data the backend refuses.
 
         A refused batch is split in halves. A single settlement that cannot be stored is replaced.
         """
         try:
-            return await self._exchange_until_answered(batch, want)
+            return await self._exchange_until_answered(batch, request)
         except Unstorable as error:
             if not batch:
                 raise
             if len(batch) == 1:
                 return await self._exchange_until_answered(
-                    [_replace_unstorable(batch[0], error)], want
+                    [_replace_unstorable(batch[0], error)], request
                 )
             half = len(batch) // 2
             await self._send(batch[:half], RESERVE_NOTHING)
-            return await self._send(batch[half:], want)
+            return await self._send(batch[half:], request)
 
     async def _exchange_until_answered(
-        self, batch: list[Settlement], want: ReserveRequest
+        self, batch: list[Settlement], request: ReserveRequest
     ) -> Reply:
         pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
         began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
         while not self.closed:
-            part, asked = self._cut(batch, want, sent - began)
+            part, asked = self._cut(batch, request, sent - began)
             try:
                 async with asyncio.timeout(self._left(sent - began)):
                     reply = await self._backend.exchange(
@@ -221,20 +221,22 @@ class Completer:
         raise SessionLost(self.session_id)
 
     def _cut(
-        self, batch: list[Settlement], want: ReserveRequest, failed_for: float
+        self, batch: list[Settlement], request: ReserveRequest, failed_for: float
     ) -> tuple[list[Settlement], ReserveRequest]:
         """Return the settlements and the reserve request of this try."""
         size, part = self._size, self._take_part(batch)
-        if want.total:
-            patience = 0.0 if failed_for else want.long_poll  # the awaited job may have arrived
-            want = replace(want, max_bytes=size.max_bytes, long_poll=patience)
+        if request.total:
+            long_poll = 0.0 if failed_for else request.long_poll  # the awaited job may have arrived
+            request = replace(request, max_bytes=size.max_bytes, long_poll=long_poll)
         if (
             len(part) == 1
             and failed_for > _LEAN * self._give_up_after
             and not self._reach.is_unreachable
         ):
-            return [_lean(part[0])], replace(want, total=0)  # leaves room for the settlement alone
-        return part, want
+            return [_lean(part[0])], replace(
+                request, total=0
+            )  # leaves room for the settlement alone
+        return part, request
 
     def _left(self, failed_for: float) -> float | None:
         """Return the timeout of this try in seconds; None if there is no limit."""

@@ -63,17 +63,17 @@ STOPPED = Health(state="stopped")
 
 def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health:
     """Return the health of a worker and of its services."""
-    tenure = worker.session if worker.task is not None and not worker.session.is_over else None
+    session = worker.session if worker.task is not None and not worker.session.is_over else None
     failures = {"worker": worker.failure, "hints": worker.wakeups.failure, **services}
     faults = {name: describe_error(error) for name, error in failures.items() if error is not None}
-    found = _choose_state(worker, has_session=tenure is not None, has_faults=bool(faults))
+    found = _choose_state(worker, has_session=session is not None, has_faults=bool(faults))
     return Health(
         state="stopping" if stopping else found,
-        session=None if tenure is None else tenure.session.id,
+        session=None if session is None else session.session.id,
         running=worker.running_count,
         prefetched=worker.prefetched_count,
         seconds_since_answer=worker.connectivity.seconds_since_answer,
-        lease_seconds_left=tenure.lease_seconds_left if tenure else 0.0,
+        lease_seconds_left=session.lease_seconds_left if session else 0.0,
         error=worker.connectivity.error,
         faults=faults,
     )

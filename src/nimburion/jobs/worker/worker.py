@@ -258,41 +258,41 @@ class Worker:
 
     async def _exchange(self) -> None:
         """Make one exchange and process its reply. Open a new session if this one is over."""
-        want = self._make_request()
-        self._trigger.start_exchange(want)
-        if want.total and not want.long_poll:
+        request = self._make_request()
+        self._trigger.start_exchange(request)
+        if request.total and not request.long_poll:
             self.wakeups.resume()
-        tenure = self.session
-        if want.total:
-            self._under_way.append(want.nonce)
+        session = self.session
+        if request.total:
+            self._under_way.append(request.nonce)
         try:
-            reply = await tenure.completer.exchange(want)
+            reply = await session.completer.exchange(request)
         except (SessionLost, OutOfOrder) as error:
             # A completer that was closed locally also raises SessionLost; the backend may still
             # know its session.
-            tenure.lost = isinstance(error, SessionLost) and not tenure.completer.closed
+            session.lost = isinstance(error, SessionLost) and not session.completer.closed
             await self._reopen_session()
             return
         finally:
-            was_recalled = want.total > 0 and not self._under_way
+            was_recalled = request.total > 0 and not self._under_way
             self._under_way.clear()
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.
             self._return_all(reply.deliveries)
             reply = msgspec.structs.replace(reply, deliveries=[])
-        if tenure.completer.closed:
+        if session.completer.closed:
             await self._reopen_session()
         else:
-            self._receive(reply, want)
+            self._receive(reply, request)
 
     def _make_request(self) -> ReserveRequest:
         total = min(self._count_free_places(), MAX_REQUESTED)
         if total <= 0:
             return RESERVE_NOTHING
         everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
-        patience = 0.0 if self._running else self._long_poll.choose_timeout(self.wakeups.due_in)
-        return self.lanes.make_request(total, everything=everything, long_poll=patience)
+        long_poll = 0.0 if self._running else self._long_poll.choose_timeout(self.wakeups.due_in)
+        return self.lanes.make_request(total, everything=everything, long_poll=long_poll)
 
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
         for delivery in reply.deliveries:
@@ -433,8 +433,8 @@ class Worker:
                     line.remove(delivery)
                     self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
 
-    def _on_session_end(self, tenure: WorkerSession) -> None:
-        if tenure is self.session:
+    def _on_session_end(self, session: WorkerSession) -> None:
+        if session is self.session:
             self._drop_leases()
             self._trigger.wake()
             self._long_poll.interrupt()
@@ -443,7 +443,7 @@ class Worker:
 
     async def _open_session(self) -> None:
         while True:
-            tenure = WorkerSession(
+            session = WorkerSession(
                 self._backend,
                 make_session(self._registry, self._settings, self._entropy),
                 self._clock,
@@ -458,8 +458,8 @@ class Worker:
             # `SessionLost`: the session was opened, the reply was lost, and the session was rescued
             # since.
             with suppress(SessionLost):
-                await tenure.open()
-                self.session, self._trigger.completer = tenure, tenure.completer
+                await session.open()
+                self.session, self._trigger.completer = session, session.completer
                 return
 
     async def _reopen_session(self) -> None:
