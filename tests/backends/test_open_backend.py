@@ -132,7 +132,7 @@ def test_a_password_is_not_shown() -> None:
 
 
 def test_a_third_party_backend_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = metadata.EntryPoint("shop", f"{__name__}:Shop", ENTRY_POINT_GROUP)
+    entry = metadata.EntryPoint("shop", f"{__name__}:CustomBackend", ENTRY_POINT_GROUP)
 
     def entry_points(*, group: str, name: str | None = None) -> list[metadata.EntryPoint]:
         return [one for one in [entry] if group == ENTRY_POINT_GROUP and name in {None, one.name}]

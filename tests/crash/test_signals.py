@@ -39,7 +39,7 @@ class Signals:
         assert len(harness.find_events("end")) == 11
 
     async def test_stopped_beyond_its_time_to_live(self, harness: ProcessHarness) -> None:
-        await harness.enqueue("patient")
+        await harness.enqueue("long")
         sleeper = harness.start_worker()
         await harness.wait_until_logged("start", fence=1)
         sleeper.send_signal(signal.SIGSTOP)
@@ -48,10 +48,10 @@ class Signals:
         (harness.folder / "go-1").touch()
         sleeper.send_signal(signal.SIGCONT)
         await harness.wait_until_logged("SessionEnded", how="lost", pid=sleeper.pid)
-        assert (await harness.get_record("patient-0")).state is State.PROCESSING
+        assert (await harness.get_record("long-0")).state is State.PROCESSING
         (harness.folder / "go-2").touch()
         await harness.check_all_completed(lost=1)
-        assert (await harness.get_record("patient-0")).result == b"2"
+        assert (await harness.get_record("long-0")).result == b"2"
 
     async def test_sigterm(self, harness: ProcessHarness) -> None:
         """It hands back what it could not finish in its grace time; nothing is counted, and nobody

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.exchange import Lane, Reply, ReserveRequest
+from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
@@ -15,6 +15,7 @@ from tests.servers.server_kinds import RunningPostgres
 
 MIB = 1024 * 1024
 SESSION = "5e" * 16
+LARGE = MIB - DELIVERY_OVERHEAD
 LANES = (Lane("q", "n"), Lane("q", "m"))
 
 
@@ -36,7 +37,7 @@ async def test_a_reply_brings_sixteen_mebibytes_and_the_rest_waits(
     backend: PostgresBackend, names: str
 ) -> None:
     jobs = [
-        NewJob(str(n), names[n % len(names)], "q", bytes([65 + n]) * MIB, at=n + 1.0)
+        NewJob(str(n), names[n % len(names)], "q", bytes([65 + n]) * LARGE, at=n + 1.0)
         for n in range(36)
     ]
     await backend.enqueue(jobs)
@@ -49,7 +50,7 @@ async def test_a_reply_brings_sixteen_mebibytes_and_the_rest_waits(
         assert len(reply.deliveries) == count
         assert bool(reply.waiting) is (number < 3)
         got += [one.lease.job_id for one in reply.deliveries]
-        assert all(len(one.payload) == MIB for one in reply.deliveries)
+        assert all(len(one.payload) == LARGE for one in reply.deliveries)
     assert got == [str(n) for n in range(36)]
     (queue,) = await backend.queues()
     assert (queue.size, queue.processing) == (0, 36)

@@ -11,7 +11,7 @@ from nimburion.core.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
-    ("url", "address"),
+    ("url", "settings"),
     [
         ("postgresql://", PostgresSettings()),
         ("postgres://h", PostgresSettings(endpoints=(Endpoint("h", 5432),))),

@@ -273,11 +273,11 @@ async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None
             assert 0.0 <= record.started_at - record.due < 1.0
 
 
-@pytest.mark.parametrize("long poll", [0.0, 5.0])
-async def test_without_lanes_there_is_nothing_to_wait_for(valkey: Server, patience: float) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+async def test_without_lanes_there_is_nothing_to_wait_for(valkey: Server, seconds: float) -> None:
     valkey.empty()
     async with open_idle_worker(valkey.url, "a") as worker:
         async with asyncio.timeout(SOON):
-            assert not (await worker.exchange(long_poll=patience)).deliveries
+            assert not (await worker.exchange(long_poll=seconds)).deliveries
             worker.number += 1
             await worker.backend.exchange(worker.session_id, worker.number, (), RESERVE_NOTHING)

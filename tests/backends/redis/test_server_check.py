@@ -101,54 +101,60 @@ def durable_server() -> Iterator[servers.Server]:
 
 
 @pytest.fixture
-def change_setting(safe: servers.Server) -> Iterator[Callable[[str, str], object]]:
+def change_setting(durable_server: servers.Server) -> Iterator[Callable[[str, str], object]]:
     """Change a setting of the safe server, for one test."""
     changed: dict[str, bytes] = {}
 
     def change(name: str, value: str) -> None:
-        changed.setdefault(name, safe.ask("CONFIG", "GET", name)[1])
-        safe.ask("CONFIG", "SET", name, value)
+        changed.setdefault(name, durable_server.ask("CONFIG", "GET", name)[1])
+        durable_server.ask("CONFIG", "SET", name, value)
 
     yield change
     for name, value in changed.items():
-        safe.ask("CONFIG", "SET", name, value)
+        durable_server.ask("CONFIG", "SET", name, value)
 
 
 @pytest.fixture
 def risk_after_change(
-    safe: servers.Server, settled: Callable[[str, str], object]
+    durable_server: servers.Server, change_setting: Callable[[str, str], object]
 ) -> Callable[[str], str]:
     """Change a setting, written as in the server's file; the URL."""
 
     def change(setting: str) -> str:
         name, _, value = setting.partition(" ")
-        settled(name, value)
-        return safe.url
+        change_setting(name, value)
+        return durable_server.url
 
     return change
 
 
 async def test_stock_settings_are_warned_of_once(
-    stock: servers.Server, caplog: pytest.LogCaptureFixture
+    default_server: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = RedisBackend(stock.url)
+    backend = RedisBackend(default_server.url)
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
         for handle in (backend, backend, backend.new_handle(), backend.new_handle().new_handle()):
             await handle.open()
             await handle.close()
         assert await backend.plan() == []
     (warning,) = caplog.messages
-    assert warning.startswith(f"Redis {stock.address}/0: the server keeps no append-only file")
+    assert warning.startswith(
+        f"Redis {default_server.address}/0: the server keeps no append-only file"
+    )
     assert "every job since its last snapshot is lost" in warning
     assert "CONFIG SET appendonly yes, then CONFIG REWRITE" in warning
 
 
 async def test_each_backend_warns_for_itself(
-    stock: servers.Server, caplog: pytest.LogCaptureFixture
+    default_server: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What one backend of a process has logged keeps no other one from saying it."""
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        for url in (stock.url, stock.url, f"{stock.url}?namespace=other"):
+        for url in (
+            default_server.url,
+            default_server.url,
+            f"{default_server.url}?namespace=other",
+        ):
             backend = RedisBackend(url)
             await backend.open()
             await backend.close()
@@ -157,10 +163,10 @@ async def test_each_backend_warns_for_itself(
 
 
 async def test_safe_settings_are_not_warned_of(
-    safe: servers.Server, caplog: pytest.LogCaptureFixture
+    durable_server: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
-        await check_url(f"{safe.url}?require_durable=true")
+        await check_url(f"{durable_server.url}?require_durable=true")
     assert caplog.messages == []
 
 
@@ -204,10 +210,10 @@ async def test_each_risk_is_a_warning_and_with_require_durable_an_error(
     setting: str,
     lost: str,
     cure: str,
-    risky: Callable[[str], str],
+    risk_after_change: Callable[[str], str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    url = risky(setting)
+    url = risk_after_change(setting)
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
         await check_url(url)
     (warning,) = caplog.messages
@@ -220,11 +226,11 @@ async def test_each_risk_is_a_warning_and_with_require_durable_an_error(
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-ttl"])
 async def test_policies_that_leave_our_keys_alone(
-    policy: str, safe: servers.Server, settled: Callable[[str, str], object]
+    policy: str, durable_server: servers.Server, change_setting: Callable[[str, str], object]
 ) -> None:
-    settled("maxmemory-policy", policy)
-    await check_url(f"{safe.url}?require_durable=true")
-    found = await find_check(safe.url, "eviction")
+    change_setting("maxmemory-policy", policy)
+    await check_url(f"{durable_server.url}?require_durable=true")
+    found = await find_check(durable_server.url, "eviction")
     assert found.verdict == "good"
     assert ("refuses writes" in found.text) == (policy == "noeviction")
 
@@ -234,10 +240,13 @@ async def test_policies_that_leave_our_keys_alone(
 
 @pytest.mark.parametrize(("name", "value"), [("appendonly", "no"), ("appendfsync", "no")])
 async def test_an_enqueue_cannot_wait_for_a_disk_that_is_never_synced(
-    name: str, value: str, safe: servers.Server, settled: Callable[[str, str], object]
+    name: str,
+    value: str,
+    durable_server: servers.Server,
+    change_setting: Callable[[str, str], object],
 ) -> None:
-    settled(name, value)
-    connection = await get_error(f"{safe.url}?durable_enqueue=true")
+    change_setting(name, value)
+    connection = await get_error(f"{durable_server.url}?durable_enqueue=true")
     assert "durable_enqueue, but the server" in connection
     assert f"CONFIG SET {name}" in connection
 
@@ -331,30 +340,31 @@ async def test_a_healthy_server(redis_binary: Binary) -> None:
     assert " ms, the median of 20" in texts["round trip"]
 
 
-async def test_a_stock_server(stock: servers.Server) -> None:
-    found = await find_check(stock.url, "durability")
+async def test_a_stock_server(default_server: servers.Server) -> None:
+    found = await find_check(default_server.url, "durability")
     assert found.verdict == "warning"
     assert "every job since its last snapshot is lost" in found.text
     assert "CONFIG SET appendonly yes" in found.advice
-    assert "no bound is set" in (await find_check(stock.url, "memory")).text
+    assert "no bound is set" in (await find_check(default_server.url, "memory")).text
 
 
 async def test_a_file_synced_with_each_write(
-    safe: servers.Server, settled: Callable[[str, str], object]
+    durable_server: servers.Server, change_setting: Callable[[str, str], object]
 ) -> None:
-    settled("appendfsync", "always")
+    change_setting("appendfsync", "always")
     assert (
-        "nothing that was acknowledged is lost" in (await find_check(safe.url, "durability")).text
+        "nothing that was acknowledged is lost"
+        in (await find_check(durable_server.url, "durability")).text
     )
 
 
 async def test_little_memory_left(
-    safe: servers.Server, settled: Callable[[str, str], object]
+    durable_server: servers.Server, change_setting: Callable[[str, str], object]
 ) -> None:
-    settled("maxmemory-policy", "allkeys-lru")
-    settled("maxmemory", "1mb")
+    change_setting("maxmemory-policy", "allkeys-lru")
+    change_setting("maxmemory", "1mb")
     for subject in ("memory", "eviction"):
-        assert (await find_check(safe.url, subject)).verdict == "warning"
+        assert (await find_check(durable_server.url, subject)).verdict == "warning"
 
 
 async def test_a_save_that_failed(redis_binary: Binary) -> None:
@@ -372,11 +382,13 @@ def read_info(server: servers.Server) -> bytes:
         return cast("bytes", client.execute_command("INFO"))
 
 
-async def test_a_clock_that_is_off(stock: servers.Server) -> None:
-    found = await find_check(stock.url, "clock", FakeClock(SystemClock().now() - 60))
+async def test_a_clock_that_is_off(default_server: servers.Server) -> None:
+    found = await find_check(default_server.url, "clock", FakeClock(SystemClock().now() - 60))
     assert found.verdict == "warning"
     assert "ahead of ours; it decides when jobs are due" in found.text
-    assert (await find_check(stock.url, "clock", FakeClock(SystemClock().now()))).verdict == "good"
+    assert (
+        await find_check(default_server.url, "clock", FakeClock(SystemClock().now()))
+    ).verdict == "good"
 
 
 async def test_a_long_way() -> None:

@@ -22,7 +22,7 @@ def get_error(url: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("url", "address"),
+    ("url", "settings"),
     [
         ("redis://localhost", RedisSettings(kind="single", endpoints=LOCAL)),
         ("localhost", RedisSettings(kind="single", endpoints=LOCAL)),
@@ -225,7 +225,7 @@ def test_a_secret_is_never_part_of_a_refusal(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "line"),
+    ("url", "connection"),
     [
         ("redis://u:hunter2@localhost", "Redis localhost:6379/0"),
         ("redis://[::1]:7/2", "Redis [::1]:7/2"),

@@ -63,27 +63,27 @@ async def make_file(path: Path) -> None:
     await backend.close()
 
 
-def test_a_read_only_folder(start: Start, theirs: Path) -> None:
-    theirs.chmod(0o555)
-    (line,) = read_output(start("open_as", theirs / "jobs.db", actor_uid()))
+def test_a_read_only_folder(start: Start, foreign_folder: Path) -> None:
+    foreign_folder.chmod(0o555)
+    (line,) = read_output(start("open_as", foreign_folder / "jobs.db", actor_uid()))
     assert line.startswith("BackendReadOnly")
     assert "is not writable for this user" in line
-    assert list(theirs.iterdir()) == []
+    assert list(foreign_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("inside", ["jobs.db", "deep/jobs.db"])
-def test_a_folder_that_may_not_be_entered(start: Start, theirs: Path, inside: str) -> None:
-    (theirs / inside).parent.mkdir(exist_ok=True)
-    theirs.chmod(0o000)
-    (line,) = read_output(start("open_as", theirs / inside, actor_uid()))
+def test_a_folder_that_may_not_be_entered(start: Start, foreign_folder: Path, inside: str) -> None:
+    (foreign_folder / inside).parent.mkdir(exist_ok=True)
+    foreign_folder.chmod(0o000)
+    (line,) = read_output(start("open_as", foreign_folder / inside, actor_uid()))
     assert line.startswith("BackendReadOnly")
 
 
-def test_a_read_only_file(start: Start, theirs: Path) -> None:
-    asyncio.run(make_file(theirs / "jobs.db"))
-    (theirs / "jobs.db").chmod(0o444)
-    theirs.chmod(0o777)
-    (line,) = read_output(start("open_as", theirs / "jobs.db", actor_uid()))
+def test_a_read_only_file(start: Start, foreign_folder: Path) -> None:
+    asyncio.run(make_file(foreign_folder / "jobs.db"))
+    (foreign_folder / "jobs.db").chmod(0o444)
+    foreign_folder.chmod(0o777)
+    (line,) = read_output(start("open_as", foreign_folder / "jobs.db", actor_uid()))
     assert line.startswith("BackendReadOnly")
     assert "change the owner or mode" in line
 

@@ -160,7 +160,7 @@ def _format_message(error: Exception) -> str:
     """
     parts = (
         getattr(error, "message", None) or str(error),
-        getattr(error, "note_possible_work", None),
+        getattr(error, "hint", None),
     )
     return redact_urls(" ".join(" ".join(part.split()) for part in parts if part))
 
