@@ -61,11 +61,9 @@ def free_space(disk: Path) -> None:
 async def fill(harness: ProcessHarness) -> str:
     """Enqueue until the backend is full; the id of a job that it refused."""
     while True:
-        ids = [f"patient-{len(harness.jobs) + n}" for n in range(10)]
+        ids = [f"long-{len(harness.jobs) + n}" for n in range(10)]
         try:
-            await harness.backend.enqueue(
-                [NewJob(one, "patient", "default", PAYLOAD) for one in ids]
-            )
+            await harness.backend.enqueue([NewJob(one, "long", "default", PAYLOAD) for one in ids])
         except BackendFull:
             return ids[0]
         harness.jobs += ids
@@ -78,7 +76,7 @@ async def test_a_full_disk_rejects_jobs_and_recovers(
     with small_disk() as disk, PostgresServer(postgres_binary) as server:
         use_disk(server, disk)
         async with ProcessHarness(tmp_path, server.url) as harness:
-            await harness.enqueue("patient")
+            await harness.enqueue("long")
             worker = harness.start_worker(session_ttl=20.0)
             await harness.wait_until_logged("start")
             refused = await fill(harness)
@@ -107,7 +105,7 @@ async def test_a_worker_waits_for_disk_space(tmp_path: Path, postgres_binary: Bi
                     RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100';
                 END $$"""
             )
-            await harness.enqueue("patient")
+            await harness.enqueue("long")
             harness.start_worker(session_ttl=20.0)
             await harness.wait_until_logged("start")
             for table in ("job", "lease", "done", "turn"):

@@ -216,7 +216,7 @@ class Heard(logging.Handler):
 async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_file(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    noticed, gave_up = Heard("backend unreachable"), Heard("its jobs are given up")
+    noticed, gave_up = Heard("backend unreachable"), Heard("given up")
     log = logging.getLogger("nimburion.worker")
     for one in (noticed, gave_up):
         log.addHandler(one)
