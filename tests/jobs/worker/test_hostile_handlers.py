@@ -70,7 +70,7 @@ class BrokenClass(Exception):
     """Its `__class__` raises, and so does `isinstance`."""
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise RuntimeError("no class")
 
 

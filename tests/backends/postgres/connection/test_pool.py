@@ -165,7 +165,7 @@ def locked(server: RunningPostgres, table: str) -> Iterator[None]:
     """Hold a lock that keeps everybody else from reading a table."""
     direct = getattr(server, "server", server)  # past a pooler
     with psycopg.connect(direct.url_for(OWNER)) as rival:
-        rival.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        rival.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
         yield
 
 
