@@ -82,7 +82,7 @@ class Completer:
         self._give_up_after = give_up_after
         self._unsettled = 0
         """Bytes of results and errors that are not sent or not answered yet."""
-        self.is_full = False
+        self.is_full: bool = False
         """Whether more than `max_unsettled` bytes wait: no further job should start."""
         self._progress: dict[Lease, Progressed] = {}
         self.pending: list[Settlement] = []
@@ -94,7 +94,7 @@ class Completer:
         The backend may have applied it. So it is repeated unchanged, under its number, before any
         other exchange.
         """
-        self.closed = False
+        self.closed: bool = False
         """Whether the session is given up: nothing is sent or repeated any more."""
 
     def settle(self, settlement: Settlement) -> None:

@@ -52,4 +52,4 @@ class UnservedWatch(Periodic):
                 more = len(new) - _MOST_LINES
                 _log.warning("%d more like this; `nimburion queues list` shows them", more)
         took = self.clock.monotonic() - began
-        self.interval = max(_INTERVAL + len(sessions), took / _SHARE)
+        self.interval: float = max(_INTERVAL + len(sessions), took / _SHARE)
