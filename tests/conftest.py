@@ -42,8 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.stats.get("passed", [])
         if (found := re.match(r"tests/contract/test_([a-z]+)", report.nodeid))
     )
-    counts = ", ".join(f"{store} {passed[store]}" for store in stores() if passed[store])
-    terminalreporter.write_line(f"contract cases passed by store: {counts or 'none in this run'}")
+    counts = ", ".join(f"{name} {passed[name]}" for name in list_backends() if passed[name])
+    terminalreporter.write_line(f"contract cases passed by backend: {counts or 'none in this run'}")
     for name, count in sorted(totals_of(terminalreporter).items()):
         terminalreporter.write_line(f"{name}: {count}")
 
@@ -56,6 +56,6 @@ def totals_of(terminalreporter: pytest.TerminalReporter) -> Counter[str]:
     return totals
 
 
-def stores() -> list[str]:
+def list_backends() -> list[str]:
     """Return the names of the backends in the source tree."""
     return sorted(path.stem for path in BACKENDS.glob("[a-z]*"))

@@ -17,7 +17,7 @@ from nimburion.testing.clock import FakeClock
 
 
 class CustomBackend:
-    """Somebody else's store, as far as finding it goes."""
+    """A backend of another package, with what `open_backend` needs."""
 
     def __init__(self, url: str, options: dict[str, object]) -> None:
         self.url = url
@@ -114,7 +114,7 @@ def test_an_invalid_url_is_explained(url: str, said: str) -> None:
 
 
 def test_an_unknown_option_is_rejected() -> None:
-    with pytest.raises(ConfigurationError, match=r"store 'sqlite': .*colour"):
+    with pytest.raises(ConfigurationError, match=r"backend 'sqlite': .*colour"):
         open_backend("sqlite:///jobs.db", colour="blue")
 
 

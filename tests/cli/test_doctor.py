@@ -31,7 +31,7 @@ def test_it_says_what_runs_here_and_which_store_it_is(nimburion: CommandLine) ->
     (nimburion.folder / "config.yaml").write_text("jobs: {concurrency: 3}")
     found = findings(nimburion)
     assert found["configuration"] == ("good", f"{nimburion.folder}/config.yaml")
-    assert found["store"] == ("good", f"SQLite {nimburion.folder}/nimburion.db")
+    assert found["backend"] == ("good", f"SQLite {nimburion.folder}/nimburion.db")
     assert found["nimburion"][1].startswith("0.")
     assert found["durability"][0] == found["write lock"][0] == found["local clock"][0] == "good"
     assert "answer" not in found

@@ -114,7 +114,7 @@ def test_a_worker_runs_jobs_until_it_is_told_to_stop(name: str, tmp_path: Path) 
         _, rest = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert lines["result"] == 3
-    assert f"store: SQLite {tmp_path}/nimburion.db" in rest
+    assert f"backend: SQLite {tmp_path}/nimburion.db" in rest
 
 
 def test_a_worker_takes_store_and_file_from_the_command_line(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_config_check_names_file_and_store(nimburion: CommandLine) -> None:
     assert told == {
         "ok": True,
         "source": f"{nimburion.folder}/c.yaml",
-        "store": f"SQLite {nimburion.folder}/x.db",
+        "backend": f"SQLite {nimburion.folder}/x.db",
     }
     assert "the configuration is right" in nimburion("--config", "c.yaml", "config", "check").out
     assert not (nimburion.folder / "x.db").exists()

@@ -90,7 +90,7 @@ def open_backend(url: str, **options: object) -> Backend:
     try:
         return factory(url, **options)
     except TypeError as error:
-        raise ConfigurationError(f"store {scheme!r}: {error}") from error
+        raise ConfigurationError(f"backend {scheme!r}: {error}") from error
 
 
 def _check_options(scheme: str, factory: Factory, options: dict[str, object]) -> None:
@@ -104,7 +104,7 @@ def _check_options(scheme: str, factory: Factory, options: dict[str, object]) ->
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
     unknown = describe_unknown("option", options, known)
     if unknown is not None:
-        raise ConfigurationError(f"store {scheme!r}: {unknown}")
+        raise ConfigurationError(f"backend {scheme!r}: {unknown}")
 
 
 def parse_scheme(url: str) -> str:

@@ -30,11 +30,11 @@ def check() -> None:
     from nimburion.jobs import Processor
 
     config = current_invocation().load()
-    store = open_backend(config.jobs.url)
-    check_tasks(config, Processor(store, config.jobs))
-    described = store.describe()
-    told = {"ok": True, "source": config.source, "store": described}
-    print_result(told, lambda: draw_check(config, described))
+    backend = open_backend(config.jobs.url)
+    check_tasks(config, Processor(backend, config.jobs))
+    described = backend.describe()
+    data = {"ok": True, "source": config.source, "backend": described}
+    print_result(data, lambda: draw_check(config, described))
 
 
 def check_tasks(config: Config, processor: Processor) -> None:
@@ -45,10 +45,10 @@ def check_tasks(config: Config, processor: Processor) -> None:
     Scheduler.from_config(processor, config)
 
 
-def draw_check(config: Config, store: str) -> None:
+def draw_check(config: Config, backend: str) -> None:
     """Print the configuration file and the backend."""
     click.echo("the configuration is right")
-    print_fields({"file": config.source or "none: defaults and environment", "store": store})
+    print_fields({"file": config.source or "none: defaults and environment", "backend": backend})
 
 
 @configuration.command("show")
@@ -60,8 +60,8 @@ def show_settings() -> None:
     data["url"] = redact_url(config.jobs.url)
     scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
     scheduler["tasks"] = [task_to_data(task) for task in config.scheduler.tasks]
-    told = {"source": config.source, "jobs": data, "scheduler": scheduler}
-    print_result(told, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
+    shown = {"source": config.source, "jobs": data, "scheduler": scheduler}
+    print_result(shown, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
 
 
 def task_to_data(task: TaskSettings) -> dict[str, object]:

@@ -62,7 +62,7 @@ async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
         check_settings(config),
         check_event_loop(),
         *check_redis_driver(config.jobs.url),
-        CheckResult("store", "good", backend.describe()),
+        CheckResult("backend", "good", backend.describe()),
         *await check_backend(backend),
         check_local_clock(clock, wall, monotonic),
     ]

@@ -60,9 +60,9 @@ async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
 def check(ctx: click.Context) -> None:
     """Exit with code 1 when there is something to do, for deployments that want to know."""
     steps = current_invocation().run(lambda backend: backend.plan(), unopened=True)
-    told = {"ok": not steps, "steps": steps}
+    data = {"ok": not steps, "steps": steps}
     print_result(
-        told, lambda: draw(steps, "to do: run nimburion migrate up for", "it is up to date")
+        data, lambda: draw(steps, "to do: run nimburion migrate up for", "it is up to date")
     )
     if steps:
         ctx.exit(FAILED)

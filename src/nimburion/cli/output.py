@@ -61,9 +61,9 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], empty:
 
 def print_fields(pairs: Mapping[str, object]) -> None:
     """Print one line per field; fields that are None are left out."""
-    told = {name: value for name, value in pairs.items() if value is not None}
-    width = max(map(len, told), default=0)
-    for name, value in told.items():
+    shown = {name: value for name, value in pairs.items() if value is not None}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
         click.echo(f"{name:<{width}}  {escape_controls(value)}")
 
 

@@ -117,8 +117,8 @@ def add_change_command(verb: str, done: str, text: str) -> None:
     @add_shared_options
     def change(name: str) -> None:
         run_on_schedules(lambda schedules: getattr(schedules, verb)(name))
-        told = {"schedule": name, "done": done}
-        print_result(told, lambda: click.echo(f"{escape_controls(name)} is {done}"))
+        data = {"schedule": name, "done": done}
+        print_result(data, lambda: click.echo(f"{escape_controls(name)} is {done}"))
 
 
 add_change_command("pause", "paused", "Fire no tick of a schedule until it is resumed.")
@@ -143,7 +143,7 @@ def run(name: str) -> None:
 
 @schedules.command("history")
 @click.argument("name", metavar="NAME")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, help="Show at most this many.")
 @add_shared_options
 def history(name: str, limit: int) -> None:
     """List the latest jobs of a schedule that are kept, newest first."""

@@ -153,7 +153,7 @@ def _relative(filename: str) -> str:
 
 def _format_traceback(error: Exception) -> str:
     """Format the traceback without the frames of nimburion and of the import system."""
-    told = traceback.TracebackException.from_exception(error)
-    frames = [one for one in told.stack if not one.filename.startswith(_OWN)]
-    told.stack = traceback.StackSummary.from_list(frames)
-    return "".join(told.format()).rstrip()
+    formatted = traceback.TracebackException.from_exception(error)
+    frames = [one for one in formatted.stack if not one.filename.startswith(_OWN)]
+    formatted.stack = traceback.StackSummary.from_list(frames)
+    return "".join(formatted.format()).rstrip()

@@ -114,8 +114,8 @@ def read_jobs_settings(tree: Written) -> Settings:
     read = read_section(ROOT, tree, ())
     written = part(tree, "jobs") or nest((), Written({}, tree.place))
     values = dict(cast("dict[str, object]", read.get("jobs", {})))
-    told = {key: values.pop(key) for key in STORE_KEYS if key in values}
-    values["url"] = store_url(written, told, ("jobs",))
+    given = {key: values.pop(key) for key in STORE_KEYS if key in values}
+    values["url"] = store_url(written, given, ("jobs",))
     if "queues" in values:
         queues = cast("list[dict[str, object]]", values["queues"])
         values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]

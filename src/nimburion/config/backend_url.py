@@ -75,44 +75,44 @@ def store_url(tree: Written, values: Values, path: Path) -> str:
     Raises:
         ConfigurationError: two settings contradict each other, or a setting does not fit.
     """
-    told = BackendOptions(tree, values, path)
+    given = BackendOptions(tree, values, path)
     if "url" in values:
-        return _find_complete_url(told)
-    name = _choose_backend(told)
-    _log_unused(told, name)
-    return _URLS[name](told.section(name))
+        return _find_complete_url(given)
+    name = _choose_backend(given)
+    _log_unused(given, name)
+    return _URLS[name](given.section(name))
 
 
-def _find_complete_url(told: BackendOptions) -> str:
-    url = str(told.values["url"])
+def _find_complete_url(given: BackendOptions) -> str:
+    url = str(given.values["url"])
     if not _find_scheme(url):
-        raise told.make_error("url", "expected a URL like sqlite:///jobs.db or memory://")
-    backend = told.values.get("backend")
+        raise given.make_error("url", "expected a URL like sqlite:///jobs.db or memory://")
+    backend = given.values.get("backend")
     if backend is not None and _find_scheme(url) not in FAMILIES[str(backend)]:
         problem = (
             f"{backend}, but jobs.url names a backend of scheme {_find_scheme(url)!r}; keep one"
         )
-        raise told.make_error("backend", problem)
+        raise given.make_error("backend", problem)
     for name in BACKENDS:
-        if name in told.values:
-            raise told.make_error(name, "jobs.url names the backend already; keep one of them")
+        if name in given.values:
+            raise given.make_error(name, "jobs.url names the backend already; keep one of them")
     return make_absolute(url)
 
 
-def _choose_backend(told: BackendOptions) -> str:
-    if "backend" in told.values:
-        return str(told.values["backend"])
-    named = [name for name in BACKENDS if name in told.values]
+def _choose_backend(given: BackendOptions) -> str:
+    if "backend" in given.values:
+        return str(given.values["backend"])
+    named = [name for name in BACKENDS if name in given.values]
     if len(named) > 1:
-        raise told.make_error(
+        raise given.make_error(
             named[1], f"two backends, {' and '.join(named)}: choose by jobs.backend"
         )
     return named[0] if named else "sqlite"
 
 
-def _log_unused(told: BackendOptions, chosen: str) -> None:
+def _log_unused(given: BackendOptions, chosen: str) -> None:
     for name in BACKENDS:
-        if name in told.values and name != chosen:
+        if name in given.values and name != chosen:
             _log.warning("jobs.%s is not used: jobs.backend is %s", name, chosen)
 
 
@@ -120,35 +120,35 @@ def _make_memory_url(_: BackendOptions) -> str:
     return "memory://"
 
 
-def _make_sqlite_url(told: BackendOptions) -> str:
-    _refuse_both(told, "path", "url")
-    if "url" in told.values:
-        return make_absolute(_find_section_url(told, "sqlite"))
-    return make_sqlite_url(str(told.values.get("path", DEFAULT_FILE)))
+def _make_sqlite_url(given: BackendOptions) -> str:
+    _refuse_both(given, "path", "url")
+    if "url" in given.values:
+        return make_absolute(_find_section_url(given, "sqlite"))
+    return make_sqlite_url(str(given.values.get("path", DEFAULT_FILE)))
 
 
-def _make_redis_url(told: BackendOptions) -> str:
-    if "url" in told.values and "://" in str(told.values["url"]):
-        _refuse_all(told, "url", ("addr", "username", "password", "db", "tls"))
-        return _with_options(told, _find_section_url(told, "redis"), _REDIS_OPTIONS)
-    scheme = "rediss" if told.values.get("tls") else "redis"
+def _make_redis_url(given: BackendOptions) -> str:
+    if "url" in given.values and "://" in str(given.values["url"]):
+        _refuse_all(given, "url", ("addr", "username", "password", "db", "tls"))
+        return _with_options(given, _find_section_url(given, "redis"), _REDIS_OPTIONS)
+    scheme = "rediss" if given.values.get("tls") else "redis"
     for option in _TLS_OPTIONS:
-        if option in told.values and scheme == "redis":
-            raise told.make_error(option, "is for TLS; set tls: true too")
-    place = f"{_format_login(told)}{_format_address(told, 6379)}/{told.values.get('db', 0)}"
-    return _with_options(told, f"{scheme}://{place}", _REDIS_OPTIONS)
+        if option in given.values and scheme == "redis":
+            raise given.make_error(option, "is for TLS; set tls: true too")
+    place = f"{_format_login(given)}{_format_address(given, 6379)}/{given.values.get('db', 0)}"
+    return _with_options(given, f"{scheme}://{place}", _REDIS_OPTIONS)
 
 
-def _with_options(told: BackendOptions, url: str, options: tuple[str, ...]) -> str:
+def _with_options(given: BackendOptions, url: str, options: tuple[str, ...]) -> str:
     """Return the URL with these settings in its query. Each may be set in one place only."""
     _, mark, query = url.partition("?")
     there = {pair.partition("=")[0] for pair in query.split("&")}
     pairs = []
     for option in options:
-        if option in told.values:
+        if option in given.values:
             if option in there:
-                raise told.make_error(option, "url says it already; keep one of them")
-            pairs.append(f"{option}={_as_option(option, told.values[option])}")
+                raise given.make_error(option, "url says it already; keep one of them")
+            pairs.append(f"{option}={_as_option(option, given.values[option])}")
     return f"{url}{'&' if mark else '?'}{'&'.join(pairs)}" if pairs else url
 
 
@@ -160,13 +160,13 @@ def _as_option(option: str, value: object) -> str:
     return quote(absolute_path(str(value)) if option in _FILES else str(value), safe="/:")
 
 
-def _make_postgres_url(told: BackendOptions) -> str:
-    if "url" in told.values and "://" in str(told.values["url"]):
-        _refuse_all(told, "url", ("addr", "username", "password", "database"))
-        return _with_options(told, _find_section_url(told, "postgres"), _POSTGRES_OPTIONS)
-    database = quote(str(told.values.get("database", "")), safe="")
-    place = f"{_format_login(told)}{_format_address(told, 5432)}/{database}"
-    return _with_options(told, f"postgresql://{place}", _POSTGRES_OPTIONS)
+def _make_postgres_url(given: BackendOptions) -> str:
+    if "url" in given.values and "://" in str(given.values["url"]):
+        _refuse_all(given, "url", ("addr", "username", "password", "database"))
+        return _with_options(given, _find_section_url(given, "postgres"), _POSTGRES_OPTIONS)
+    database = quote(str(given.values.get("database", "")), safe="")
+    place = f"{_format_login(given)}{_format_address(given, 5432)}/{database}"
+    return _with_options(given, f"postgresql://{place}", _POSTGRES_OPTIONS)
 
 
 _URLS: Mapping[str, Callable[[BackendOptions], str]] = MappingProxyType(
@@ -179,45 +179,45 @@ _URLS: Mapping[str, Callable[[BackendOptions], str]] = MappingProxyType(
 )
 
 
-def _find_section_url(told: BackendOptions, name: str) -> str:
-    url = str(told.values["url"])
+def _find_section_url(given: BackendOptions, name: str) -> str:
+    url = str(given.values["url"])
     if _find_scheme(url) not in FAMILIES[name]:
         schemes = ", ".join(f"{scheme}://" for scheme in FAMILIES[name])
-        raise told.make_error("url", f"expected a URL that begins with {schemes}")
+        raise given.make_error("url", f"expected a URL that begins with {schemes}")
     return url
 
 
-def _format_address(told: BackendOptions, port: int) -> str:
+def _format_address(given: BackendOptions, port: int) -> str:
     """Return `host:port` from `addr`, or from a `url` without a scheme; else localhost."""
-    _refuse_both(told, "addr", "url")
-    key = "url" if "url" in told.values else "addr"
-    address = str(told.values.get(key, f"localhost:{port}"))
+    _refuse_both(given, "addr", "url")
+    key = "url" if "url" in given.values else "addr"
+    address = str(given.values.get(key, f"localhost:{port}"))
     try:
         parts = urlsplit(f"//{address}")
         whole = f"{address}" if parts.port is not None else f"{address}:{port}"
     except ValueError:
         parts, whole = urlsplit("//"), ""
     if not parts.hostname or parts.netloc != address or "@" in address or not address.isprintable():
-        raise told.make_error(key, "expected host:port, like localhost:6379")
+        raise given.make_error(key, "expected host:port, like localhost:6379")
     return whole
 
 
-def _format_login(told: BackendOptions) -> str:
-    user = quote(str(told.values.get("username", "")), safe="")
-    password = quote(str(told.values.get("password", "")), safe="")
+def _format_login(given: BackendOptions) -> str:
+    user = quote(str(given.values.get("username", "")), safe="")
+    password = quote(str(given.values.get("password", "")), safe="")
     if password:
         return f"{user}:{password}@"
     return f"{user}@" if user else ""
 
 
-def _refuse_both(told: BackendOptions, first: str, second: str) -> None:
-    _refuse_all(told, second, (first,))
+def _refuse_both(given: BackendOptions, first: str, second: str) -> None:
+    _refuse_all(given, second, (first,))
 
 
-def _refuse_all(told: BackendOptions, whole: str, others: tuple[str, ...]) -> None:
+def _refuse_all(given: BackendOptions, whole: str, others: tuple[str, ...]) -> None:
     for other in others:
-        if whole in told.values and other in told.values:
-            raise told.make_error(other, f"{whole} says it already; keep one of them")
+        if whole in given.values and other in given.values:
+            raise given.make_error(other, f"{whole} says it already; keep one of them")
 
 
 def _find_scheme(url: str) -> str:

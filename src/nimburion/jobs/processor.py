@@ -189,7 +189,7 @@ class Processor(Client):
         owner = self._loop
         await super().open()
         if self._loop is not owner:
-            _log.info("store: %s", self.backend.describe())
+            _log.info("backend: %s", self.backend.describe())
 
     async def close(self) -> None:
         """Stop the worker and its services, then close the backend. You can call it repeatedly."""

@@ -85,9 +85,9 @@ class CallerContext:
         Raises:
             UnusableConnection: the connection is to another database or nimburion schema.
         """
-        told = (now, self.identity, self.channel, *arguments)
+        bound = (now, self.identity, self.channel, *arguments)
         with map_errors(self.description):
-            (row,) = await adapter.execute(insert_schema(statement, self.settings), told)
+            (row,) = await adapter.execute(insert_schema(statement, self.settings), bound)
         if row[0] == _OTHER_DATABASE:
             raise UnusableConnection(
                 f"the connection is to another database, or another nimburion schema in it, than "
