@@ -147,14 +147,16 @@ class Full(MemoryBackend):
         raise BackendFull("no room")
 
 
-async def test_a_store_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.0)
+async def test_a_backend_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "TIMEOUT", 0.0)
     (found,) = await doctor.check_backend(Silent())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "none within 0 s")
     assert found.advice
 
 
-async def test_a_store_that_raises_is_a_finding() -> None:
+async def test_a_backend_that_raises_is_a_finding() -> None:
     (found,) = await doctor.check_backend(Full())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "no room")
     assert "make room" in found.advice

@@ -73,7 +73,8 @@ def lease(job_id: str) -> Lease:
 
 
 def completer(store: Store, events: Events | None = None) -> Completer:
-    return Completer(store, "s", Clock(), events or Events(), BackendConnectivity(Clock()))  # type: ignore[arg-type]
+    reach = BackendConnectivity(Clock(), "memory")
+    return Completer(store, "s", Clock(), events or Events(), reach)  # type: ignore[arg-type]
 
 
 async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
@@ -247,7 +248,7 @@ class Ticking(Clock):
 
 
 def on(store: Link, *, give_up_after: float = 10_000.0, max_unsettled: int = 10_000) -> Completer:
-    reach = BackendConnectivity(store.clock)
+    reach = BackendConnectivity(store.clock, "memory")
     return Completer(
         store,  # type: ignore[arg-type]
         "s",

@@ -40,7 +40,7 @@ class State:
         )
         clock = SystemClock()
         self.completer = Completer(
-            MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock)
+            MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock, "memory")
         )
         self.reasons.completer = self.completer
         self.reasons.may_have_work = False

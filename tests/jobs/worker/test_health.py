@@ -298,7 +298,7 @@ async def test_a_store_that_answers_beats_only_is_degraded(
     await until(store.clock, lambda: not processor.health().error)
 
 
-@pytest.mark.parametrize(("refused", "name"), [("rescue", "rescuer"), ("wait", "hints")])
+@pytest.mark.parametrize(("refused", "name"), [("rescue", "rescuer"), ("wait", "wakeups")])
 async def test_a_service_that_fails_is_named_until_it_works(
     refused: str, name: str, processor: Processor, store: Unsteady
 ) -> None:

@@ -23,7 +23,7 @@ async def test_a_session_that_is_gone_is_not_said_to_be_rescued(
         "s1",
         30.0,
         clock,
-        BackendConnectivity(clock),
+        BackendConnectivity(clock, "memory"),
         on_reply=lambda _: None,
         on_end=stopping.set,
     )

@@ -38,7 +38,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.jobs.worker.connectivity import BackendConnectivity, describe_error
+from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
 from nimburion.jobs.worker.outcome import clean_text
 
@@ -261,7 +261,7 @@ class Completer:
             _log.error(
                 "session %s is given up: no exchange with the backend succeeded for %.0f s (%s). "
                 "Its jobs go back to the queue",
-                *(self.session_id, failed_for, describe_error(error)),
+                *(self.session_id, failed_for, self._reach.describe_error(error)),
             )
         return True
 

@@ -33,11 +33,13 @@ class _ChannelState:
 class BackendConnectivity:
     """A record of answers and failures, safe from any thread.
 
-    Logs once when failures begin, and once when both channels work again.
+    Logs once when failures begin, and once when both channels work again. `backend` names the
+    backend in messages (see `Backend.describe`).
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, backend: str) -> None:
         self._clock = clock
+        self._backend = backend
         self._lock = threading.Lock()
         self._numbers = count(1)
         self._channels: dict[Channel, _ChannelState] = {
@@ -65,14 +67,20 @@ class BackendConnectivity:
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)
-            self.error = describe_error(error)
+            self.error = problem = self.describe_error(error)
             if was_failing:
                 return
             self._failing_since = self._clock.monotonic()
         _log.warning(
             "backend unreachable (%s); retrying. Running jobs continue until their leases expire",
-            describe_error(error),
+            problem,
         )
+
+    def describe_error(self, error: BaseException) -> str:
+        """Return an error as one line. If a time limit passed, the line names the backend."""
+        if isinstance(error, TimeoutError) and not str(error):
+            return f"{self._backend}: no answer in time"
+        return " ".join(str(error).split()) or type(error).__name__
 
     @property
     def is_failing(self) -> bool:
@@ -95,10 +103,3 @@ class BackendConnectivity:
         if self._answered is None:
             return None
         return max(0.0, self._clock.monotonic() - self._answered)
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error as one line."""
-    if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
-    return " ".join(str(error).split()) or type(error).__name__

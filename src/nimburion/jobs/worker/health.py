@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from nimburion.jobs.worker.connectivity import describe_error
-
 if TYPE_CHECKING:
     from nimburion.jobs.worker.worker import Worker
 
@@ -64,8 +62,9 @@ STOPPED = Health(state="stopped")
 def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health:
     """Return the health of a worker and of its services."""
     session = worker.session if worker.task is not None and not worker.session.is_over else None
-    failures = {"worker": worker.failure, "hints": worker.wakeups.failure, **services}
-    faults = {name: describe_error(error) for name, error in failures.items() if error is not None}
+    failures = {"worker": worker.failure, "wakeups": worker.wakeups.failure, **services}
+    describe = worker.connectivity.describe_error
+    faults = {name: describe(error) for name, error in failures.items() if error is not None}
     found = _choose_state(worker, has_session=session is not None, has_faults=bool(faults))
     return Health(
         state="stopping" if stopping else found,

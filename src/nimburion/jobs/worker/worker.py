@@ -76,7 +76,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._concurrency = settings.concurrency
-        self.connectivity: BackendConnectivity = BackendConnectivity(clock)
+        self.connectivity: BackendConnectivity = BackendConnectivity(clock, backend.describe())
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
