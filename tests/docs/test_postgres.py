@@ -24,7 +24,7 @@ from tests.servers.postgres import PostgresServer
 
 PRODUCTION = read(ROOT / "docs" / "how-to" / "postgresql-in-production.md")
 REFERENCE = read(ROOT / "docs" / "reference" / "postgresql-tables.md")
-MIGRATIONS = PACKAGE / "backends" / "postgres" / "migrations"
+MIGRATIONS = PACKAGE / "backends" / "postgres" / "sql" / "migrations"
 ROLES = "roles"
 """Marks the blocks that a test of its own runs."""
 
@@ -107,7 +107,7 @@ def at(server: PostgresServer) -> str:
 
 def test_every_table_is_there() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(MIGRATIONS.glob("*.sql")))
-    made = set(re.findall(r"^CREATE TABLE nb\.(\w+) \(", text, re.MULTILINE))
+    made = set(re.findall(r"^CREATE TABLE \{schema\}\.(\w+) \(", text, re.MULTILINE))
     told = rows_below(REFERENCE.path, "## Tables")
     assert set(told) == made
     assert len(told) == len(made)

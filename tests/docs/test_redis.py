@@ -19,7 +19,7 @@ from tests.servers.waiting import wait_until
 
 PRODUCTION = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 REFERENCE = read(ROOT / "docs" / "reference" / "redis-keys.md")
-LAYOUT = PACKAGE / "backends" / "redis" / "lua" / "layout.lua"
+LAYOUT = PACKAGE / "backends" / "redis" / "lua" / "shared" / "record_format.lua"
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
-SQL = "backends/postgres/functions/"
+SQL = "backends/postgres/sql/functions/"
 
 _SETTLED_UNDER = f"{POSTGRES}test_a_settlement_writes_only_under_its_whole_token"
 
@@ -14,22 +14,22 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: counter of the token ignored",
         "backends/postgres/*.sql",
-        "DELETE FROM $nb.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
-        "DELETE FROM $nb.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $nonce = $p_nonce",
+        "DELETE FROM {schema}.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
+        "DELETE FROM {schema}.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $nonce = $p_nonce",
         (_SETTLED_UNDER, "-k", "counter"),
     ),
     Mutant(
         "PostgreSQL: random half of the token ignored",
         "backends/postgres/*.sql",
-        "DELETE FROM $nb.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
-        "DELETE FROM $nb.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence",
+        "DELETE FROM {schema}.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
+        "DELETE FROM {schema}.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence",
         (_SETTLED_UNDER, "-k", "half"),
     ),
     Mutant(
         "PostgreSQL: session compare dropped",
         "backends/postgres/*.sql",
-        "DELETE FROM $nb.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
-        "DELETE FROM $nb.$lease\n        WHERE $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
+        "DELETE FROM {schema}.$lease\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
+        "DELETE FROM {schema}.$lease\n        WHERE $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
         (_SETTLED_UNDER, "-k", "another"),
     ),
     Mutant(
@@ -70,9 +70,9 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: a repeat hands out nothing",
-        f"{SQL}repeat.sql",
-        "l.number = p_number",
-        "l.number > p_number",
+        f"{SQL}exchange.sql",
+        "JOIN {schema}.$job $j ON $j.$seq = $l.$seq\n    WHERE $l.$session = $p_session AND $l.$number = $p_number\n",
+        "JOIN {schema}.$job $j ON $j.$seq = $l.$seq\n    WHERE $l.$session = $p_session AND $l.$number > $p_number\n",
         (f"{POSTGRES}test_a_repeat_brings_the_same_deliveries",),
     ),
     # Sessions and rescue
@@ -94,7 +94,7 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: what a bounded rescue left is forgotten",
         "backends/postgres/*.sql",
-        "AND NOT EXISTS (SELECT FROM $nb.$lease $l WHERE $l.$session = $s.$n);",
+        "AND NOT EXISTS (SELECT FROM {schema}.$lease $l WHERE $l.$session = $s.$n);",
         ";",
         (f"{POSTGRES}test_the_bound_holds_and_says_that_there_is_more",),
     ),
@@ -167,7 +167,7 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: paused queue served",
         "backends/postgres/*.sql",
-        "WHERE NOT EXISTS (SELECT FROM $nb.$paused $p WHERE $p.$queue = $w.$queue)",
+        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue)",
         "WHERE true",
         (f"{POSTGRES}test_a_paused_queue_hands_out_nothing",),
     ),
@@ -196,7 +196,7 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: what stands beside a conflict is stored anyway",
         "backends/postgres/*.sql",
-        "        PERFORM $nb.unstore_1($seqs);\n",
+        "        PERFORM {schema}.unstore_1($seqs);\n",
         "",
         (f"{POSTGRES}test_one_conflict_refuses_the_whole_call",),
     ),

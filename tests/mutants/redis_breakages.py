@@ -85,7 +85,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: a rescued session lives on",
-        f"{LUA}beat.lua",
+        f"{LUA}operations/heartbeat.lua",
         "if not turn or string.sub(turn, 29, 29) ~= 'a' then",
         "if not turn then",
         (f"{REDIS}test_a_rescued_session_never_lives_again",),
@@ -128,7 +128,7 @@ REDIS_MUTANTS = (
     # Time
     Mutant(
         "Redis: promote before due",
-        f"{LUA}promoting.lua",
+        f"{LUA}shared/promote_due.lua",
         "'(' .. time8(now + 1)",
         "'(' .. time8(now + 3600000000)",
         (f"{REDIS}test_what_a_settlement_delays_is_never_early",),
@@ -150,7 +150,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: rescue gives no place back",
-        f"{LUA}rescue.lua",
+        f"{LUA}operations/rescue.lua",
         "write_ledger()\ncount_lanes()",
         "write_ledger()",
         (f"{REDIS}test_rescue_gives_places_back",),
@@ -214,7 +214,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: another body accepted under a kept id",
-        f"{LUA}enqueue_one.lua",
+        f"{LUA}operations/enqueue_one.lua",
         "and 'e' or 'x'",
         "and 'e' or 'e'",
         (f"{REDIS}test_another_body_under_a_kept_id_is_a_conflict",),
@@ -236,7 +236,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: a request to cancel is forgotten at the rescue",
-        f"{LUA}returning.lua",
+        f"{LUA}shared/release_jobs.lua",
         "  if string.byte(lease, 41) == 49 then",
         "  if string.byte(lease, 41) == 50 then",
         (f"{REDIS}test_a_cancel_that_was_requested_ends_the_job",),

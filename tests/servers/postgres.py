@@ -47,8 +47,8 @@ BEGIN
     WHERE datname = current_database() AND pid <> pg_backend_pid();
     FOR one IN
         SELECT CAST(oid AS regclass) AS name, pg_relation_size(oid) AS size FROM pg_class
-        WHERE relnamespace = ours AND relkind = 'r' AND relname NOT IN ('meta', 'horizon', 'mark')
-            AND pg_relation_size(oid) > 0
+        WHERE relnamespace = ours AND relkind = 'r' AND pg_relation_size(oid) > 0
+            AND relname NOT IN ('meta', 'horizon', 'mark')
     LOOP
         IF one.size > 1000000 THEN
             EXECUTE format('TRUNCATE %s', one.name);

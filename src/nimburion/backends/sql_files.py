@@ -1,7 +1,8 @@
-"""SQL statements and Lua scripts: the `.sql` and `.lua` files beside a backend's Python modules.
+"""The SQL statements and Lua scripts of a backend: `.sql` and `.lua` files beside its Python.
 
-Each file is one operation. It begins with a comment that states its inputs, its result, what it
-locks and why it is atomic.
+An SQL file holds the statements of one topic. The comment at its top says what holds for all of
+them; each begins with a line `-- name: NAME`, and the comment lines below that describe it. A Lua
+file holds one script, or a part that several scripts share, and is named after it.
 """
 
 from __future__ import annotations
@@ -11,40 +12,73 @@ from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 
-LABELS = ("Inputs", "Result", "Locks", "Atomic")
-SUFFIXES = (".sql", ".lua")
+_NAME_LINE = re.compile(r"^--[ \t]*name:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Statements:
-    """The statements of one package (`nimburion.backends.sqlite`), by file name without suffix.
+    """The SQL statements in one folder of a package, by name; sorted by file, in order within it.
 
     Raises:
-        LookupError: there is no file for the statement.
-        ValueError: the header of a file lacks a required label.
+        LookupError: there is no statement of this name.
+        ValueError: a file is not as this module describes it, or two statements share a name.
     """
 
-    __slots__ = ("_headers", "_package", "_texts")
+    __slots__ = ("_folder", "_texts")
 
-    def __init__(self, package: str) -> None:
-        self._package = package
-        self._headers: dict[str, str] = {}
+    def __init__(self, package: str, folder: str) -> None:
+        self._folder = f"{package}: {folder}"
         self._texts: dict[str, str] = {}
-        for file in resources.files(package).iterdir():
-            if file.name.endswith(SUFFIXES):
-                name = file.name.rpartition(".")[0]
-                self._headers[name], self._texts[name] = split(file)
+        for file in list_files(package, folder, ".sql"):
+            for name, text in parse_statements(file.name, file.read_text(encoding="utf-8")):
+                if name in self._texts:
+                    raise ValueError(f"{file.name}: there are two statements {name!r}")
+                self._texts[name] = text
 
     def __getitem__(self, name: str) -> str:
         try:
             return self._texts[name]
         except KeyError:
-            raise LookupError(f"{self._package} has no statement {name!r}") from None
+            raise LookupError(f"{self._folder} has no statement {name!r}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._texts)
 
-    def said(self, name: str, label: str) -> str:
-        """Return the text after a label in the header of a statement, on the same line.
+
+class LuaFiles:
+    """The Lua files in some folders of a package, by name without suffix.
+
+    Raises:
+        LookupError: there is no file of this name.
+        ValueError: two files share a name.
+    """
+
+    __slots__ = ("_headers", "_package", "_texts")
+
+    def __init__(self, package: str, *folders: str) -> None:
+        self._package = package
+        self._headers: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+        for folder in folders:
+            for file in list_files(package, folder, ".lua"):
+                name = file.name.removesuffix(".lua")
+                if name in self._texts:
+                    raise ValueError(f"{folder}: there are two Lua files {name!r}")
+                self._headers[name], self._texts[name] = split_comment(
+                    file.read_text(encoding="utf-8")
+                )
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._texts[name]
+        except KeyError:
+            raise LookupError(f"{self._package} has no Lua file {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def read_header_field(self, name: str, label: str) -> str:
+        """Return the text after a label in the header of a file, on the same line.
 
         The result is empty if the header does not have the label.
         """
@@ -52,21 +86,41 @@ class Statements:
         return found[1].strip() if found else ""
 
 
-def split(file: Traversable) -> tuple[str, str]:
-    """Return the header of a file, and the text below it."""
-    text = file.read_text(encoding="utf-8")
+def list_files(package: str, folder: str, suffix: str) -> list[Traversable]:
+    """Return the files in a folder of a package that have this suffix, sorted by name."""
+    files = resources.files(package).joinpath(folder).iterdir()
+    return sorted((file for file in files if file.name.endswith(suffix)), key=_get_name)
+
+
+def _get_name(file: Traversable) -> str:
+    return file.name
+
+
+def parse_statements(file: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each statement, without comments around it and its last semicolon.
+
+    Raises:
+        ValueError: SQL before the first name, a name that is no identifier in lower case, or a
+            name without a statement.
+    """
+    head, *parts = _NAME_LINE.split(text)
+    if split_comment(head)[1]:
+        raise ValueError(f"{file}: there is SQL before the first line '-- name: …'")
+    for name, part in zip(parts[::2], parts[1::2], strict=True):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{file}: {name!r} cannot name a statement; write a-z, 0-9 and _")
+        statement = split_comment(part)[1].removesuffix(";")
+        if not statement:
+            raise ValueError(f"{file}: statement {name!r} is empty")
+        yield name, statement
+
+
+def split_comment(text: str) -> tuple[str, str]:
+    """Return the comment at the beginning of a text, with its blank lines, and the rest."""
     lines = text.splitlines(keepends=True)
-    count = next((n for n, line in enumerate(lines) if not line.startswith("--")), len(lines))
-    header = "".join(lines[:count])
-    check_header(file.name, header)
-    return header, "".join(lines[count:]).strip()
-
-
-def check_header(name: str, header: str) -> None:
-    """Raise `ValueError` unless the header has a text after every label."""
-    for label in LABELS:
-        if not re.search(rf"^--\s*{label}:\s*\S", header, re.MULTILINE):
-            raise ValueError(f"{name}: its header must say '-- {label}: …'")
+    is_comment = [line.startswith("--") or not line.strip() for line in lines]
+    count = is_comment.index(False) if False in is_comment else len(lines)
+    return "".join(lines[:count]), "".join(lines[count:]).strip()
 
 
 def read_migrations(package: str, folder: str) -> list[tuple[int, str, str]]:
@@ -74,8 +128,9 @@ def read_migrations(package: str, folder: str) -> list[tuple[int, str, str]]:
     order.
     """
     found = []
-    for file in resources.files(package).joinpath(folder).iterdir():
+    for file in list_files(package, folder, ".sql"):
         match = re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name)
         if match:
-            found.append((int(match[1]), match[2].replace("_", " "), split(file)[1]))
+            _, text = split_comment(file.read_text(encoding="utf-8"))
+            found.append((int(match[1]), match[2].replace("_", " "), text))
     return sorted(found)

@@ -25,11 +25,11 @@ from nimburion.core.errors import BackendUnavailable, ConfigurationError, Format
 from tests.servers.server_kinds import RunningPostgres
 
 META = load_current_format().migrations[0]
-ONE = (1, "tables", "CREATE TABLE nb.thing (n int PRIMARY KEY);")
-TWO = (2, "colours", "ALTER TABLE nb.thing ADD colour text;")
+ONE = (1, "tables", "CREATE TABLE {schema}.thing (n int PRIMARY KEY);")
+TWO = (2, "colours", "ALTER TABLE {schema}.thing ADD colour text;")
 _BODY = (
-    "CREATE OR REPLACE FUNCTION nb.count_1() RETURNS int8 LANGUAGE plpgsql AS $$ BEGIN "
-    "RETURN (SELECT count(*) FROM nb.thing); END $$;"
+    "CREATE OR REPLACE FUNCTION {schema}.count_1() RETURNS int8 LANGUAGE plpgsql AS $$ BEGIN "
+    "RETURN (SELECT count(*) FROM {schema}.thing); END $$;"
 )
 COUNT = ("count", _BODY)
 FIRST = CurrentFormat([META, ONE], [COUNT])
@@ -158,7 +158,7 @@ async def test_one_that_breaks_leaves_nothing(
     connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
     broken = CurrentFormat(
-        [META, ONE, (2, "broken", "CREATE TABLE nb.more (n int); SELECT 1/0;")], []
+        [META, ONE, (2, "broken", "CREATE TABLE {schema}.more (n int); SELECT 1/0;")], []
     )
     with pytest.raises(Exception, match="division by zero"):
         await run_migrations(connection, settings, broken)

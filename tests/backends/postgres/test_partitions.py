@@ -62,8 +62,9 @@ class PartitionQueries:
     def finish_job_on(self, job_id: str, day: date) -> None:
         """Have a job that ended on this day."""
         self.fetch(
-            "INSERT INTO nimburion.done (seq, due, created, finished, lane, failures, lost, state, "
-            f"id, digest) SELECT count(*) + 1, 0, 0, {to_micros(day)}, 1, 0, 0, 1, '{job_id}', '' "
+            "INSERT INTO nimburion.done "
+            "(seq, due, created, finished, lane, failures, lost, state, id, digest) "
+            f"SELECT count(*) + 1, 0, 0, {to_micros(day)}, 1, 0, 0, 1, '{job_id}', '' "
             "FROM nimburion.done"
         )
 

@@ -194,7 +194,7 @@ async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary)
     begun = [notified, {"{nimburion}:n"}, set()]
     with Server(redis_binary) as server:
         for word in [
-            *(f"+{command}" for command in find_commands("open.lua")),
+            *(f"+{command}" for command in find_commands("operations/open.lua")),
             "&{nimburion}:bell",
         ]:
             server.empty()
@@ -221,8 +221,10 @@ def find_commands(*scripts: str) -> set[str]:
 
 
 def test_opening_tries_every_command_of_every_script() -> None:
-    others = sorted({file.name for file in LUA.glob("*.lua")} - {"open.lua"})
-    assert find_commands("open.lua") == find_commands(*others) | {
+    others = sorted(
+        {str(file.relative_to(LUA)) for file in LUA.rglob("*.lua")} - {"operations/open.lua"}
+    )
+    assert find_commands("operations/open.lua") == find_commands(*others) | {
         "hsetnx",
         *COMMANDS_OF_THE_BACKEND,
     }
@@ -230,7 +232,9 @@ def test_opening_tries_every_command_of_every_script() -> None:
 
 def test_the_page_lists_every_command_used() -> None:
     given = {word[1:] for word in NEEDED if word[0] == "+"}
-    assert given == find_commands("open.lua") | {"evalsha", "eval", "info", "ping"} | {*LEFT_OUT}
+    assert given == find_commands("operations/open.lua") | {"evalsha", "eval", "info", "ping"} | {
+        *LEFT_OUT
+    }
 
 
 def test_the_page_explains_optional_rights() -> None:

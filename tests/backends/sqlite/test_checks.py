@@ -74,7 +74,7 @@ async def test_free_disk_space(
 
 def test_a_file_without_a_write_ahead_log() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
-        db = Database(connection, Statements("nimburion.backends.sqlite"), FakeClock(), "")
+        db = Database(connection, Statements("nimburion.backends.sqlite", "sql"), FakeClock(), "")
         found = checks.check_durability(db)
     assert (found.verdict, "journal mode is memory" in found.text) == ("warning", True)
 

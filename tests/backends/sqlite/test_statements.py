@@ -18,7 +18,7 @@ from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 
-SQL = Statements(opening.PACKAGE)
+SQL = Statements(opening.PACKAGE, opening.STATEMENTS)
 HOT = {
     "complete_jobs",
     "complete_leases",

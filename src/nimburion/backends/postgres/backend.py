@@ -64,14 +64,14 @@ possible.
 def _make_call(function: str, count: int) -> str:
     """Return the statement that calls a database function with `count` arguments."""
     places = ", ".join(f"${n}" for n in range(1, count + 1))
-    return f"SELECT * FROM nb.{function}({places})"  # noqa: S608 - names of ours
+    return f"SELECT * FROM {{schema}}.{function}({places})"  # noqa: S608 - names of ours
 
 
 _JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
 _ENQUEUE = _make_call("enqueue_1", 15)
-_ENQUEUE_ONE = "SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
-_ENQUEUE_ONE_NOTIFYING = """SELECT nb.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
+_ENQUEUE_ONE = "SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
+_ENQUEUE_ONE_NOTIFYING = """SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
     CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, 7043))
         THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
 """Notifies at the commit. A notifying transaction blocks all others that notify until its commit is
@@ -352,7 +352,7 @@ class PostgresBackend:
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
-        statement = "SELECT * FROM nb.beat_1($1, $2)"
+        statement = "SELECT * FROM {schema}.beat_1($1, $2)"
         return sessions.decode_heartbeat(
             await self._fetch(statement, self._monotonic(), session_id), session_id
         )
@@ -381,8 +381,8 @@ class PostgresBackend:
     async def promote(self, limit: int) -> Promoted:
         """See `Backend.promote`."""
         statement = """SELECT p.moved, p.next_due, ARRAY(
-            SELECT DISTINCT queue FROM nb.lane WHERE id = ANY (p.lanes)
-        ) FROM nb.promote_1(nb.clock_1($1), $2, -9223372036854775808) p"""
+            SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (p.lanes)
+        ) FROM {schema}.promote_1({schema}.clock_1($1), $2, -9223372036854775808) p"""
         ((moved, next_due, notified),) = await self._fetch(statement, self._now(), limit)
         self._notify(notified)
         return Promoted(moved, to_optional_seconds(next_due))
@@ -395,7 +395,7 @@ class PostgresBackend:
 
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""
-        statement = "SELECT * FROM nb.cancel_1($1, $2)"
+        statement = "SELECT * FROM {schema}.cancel_1($1, $2)"
         ((answer, notified),) = await self._fetch(
             statement, self._now(), encode_id_or_empty(job_id)
         )
@@ -405,7 +405,7 @@ class PostgresBackend:
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """See `Backend.replay`."""
         rows = await self._fetch(
-            "SELECT * FROM nb.replay_1($1, $2, $3, $4, $5, $6, $7, $8)",
+            "SELECT * FROM {schema}.replay_1($1, $2, $3, $4, $5, $6, $7, $8)",
             self._now(),
             *queries.encode_filter(which, which.failed_states),
             queries.encode_cursor(after),
@@ -417,7 +417,7 @@ class PostgresBackend:
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
         rows = await self._fetch(
-            "SELECT * FROM nb.delete_1($1, $2, $3, $4, $5, $6, $7)",
+            "SELECT * FROM {schema}.delete_1($1, $2, $3, $4, $5, $6, $7)",
             self._now(),
             *queries.encode_filter(which, which.finished_states),
             limit,
@@ -426,18 +426,18 @@ class PostgresBackend:
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         """See `Backend.pause`."""
-        await self._fetch("SELECT nb.pause_1($1, $2)", queue, paused)
+        await self._fetch("SELECT {schema}.pause_1($1, $2)", queue, paused)
         if not paused:
             self._notify([queue])
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
         arguments = operations.encode_retention(keep)
-        statement = "SELECT nb.prune_1($1, $2, $3, $4, $5, $6)"
+        statement = "SELECT {schema}.prune_1($1, $2, $3, $4, $5, $6)"
         ((count,),) = await self._fetch(
             statement, self._now(), *arguments, limit, extra_time=_LARGE_READ_TIMEOUT
         )
-        await self._fetch("SELECT nb.days_1()")
+        await self._fetch("SELECT {schema}.days_1()")
         return int(count)
 
     # --- queries ---
@@ -445,7 +445,8 @@ class PostgresBackend:
     async def get(self, job_id: str) -> JobRecord:
         """See `Backend.get`."""
         rows = await self._fetch(
-            "SELECT * FROM nb.get_1(nb.time_1($1), ARRAY[$2]::bytea[], true)",
+            """SELECT *
+            FROM {schema}.get_1({schema}.time_1($1), ARRAY[$2]::bytea[], true)""",
             self._now(),
             encode_id_or_empty(job_id),
         )
@@ -462,7 +463,8 @@ class PostgresBackend:
         """See `Backend.list_jobs`."""
         now = self._now()
         found = await self._fetch(
-            "SELECT seq, id FROM nb.seek_1(nb.time_1($1), $2, $3, $4, $5, $6, $7, $8)",
+            """SELECT seq, id
+            FROM {schema}.seek_1({schema}.time_1($1), $2, $3, $4, $5, $6, $7, $8)""",
             now,
             *queries.encode_filter(which, which.states),
             queries.encode_cursor(after),
@@ -471,26 +473,26 @@ class PostgresBackend:
         )
         ids = [packed for _, packed in found[:limit]]
         rows = await self._fetch(
-            "SELECT * FROM nb.get_1(nb.time_1($1), $2, $3)", now, ids, payloads
+            "SELECT * FROM {schema}.get_1({schema}.time_1($1), $2, $3)", now, ids, payloads
         )
         return queries.decode_page(rows, [seq for seq, _ in found], limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
         arguments = None if queue is None else encode_lookup_text(queue)
-        statement = "SELECT * FROM nb.counts_1(nb.time_1($1), $2)"
+        statement = "SELECT * FROM {schema}.counts_1({schema}.time_1($1), $2)"
         return queries.decode_counts(
             await self._fetch(statement, self._now(), arguments, extra_time=_LARGE_READ_TIMEOUT)
         )
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
-        statement = "SELECT * FROM nb.queues_2(nb.time_1($1))"
+        statement = "SELECT * FROM {schema}.queues_2({schema}.time_1($1))"
         return queries.decode_queues(await self._fetch(statement, self._now()))
 
     async def sessions(self) -> list[SessionInfo]:
         """See `Backend.sessions`."""
-        statement = "SELECT * FROM nb.sessions_1(nb.time_1($1))"
+        statement = "SELECT * FROM {schema}.sessions_1({schema}.time_1($1))"
         return queries.decode_sessions(await self._fetch(statement, self._monotonic()))
 
     # --- schedules ---
@@ -498,21 +500,22 @@ class PostgresBackend:
     async def put_schedule(self, schedule: ScheduleRecord) -> None:
         """See `Backend.put_schedule`."""
         arguments = operations.encode_schedule(schedule)
-        await self._fetch("SELECT nb.put_schedule_1($1, $2, $3, $4, $5, $6)", *arguments)
+        await self._fetch("SELECT {schema}.put_schedule_1($1, $2, $3, $4, $5, $6)", *arguments)
 
     async def list_schedules(self) -> list[ScheduleRecord]:
         """See `Backend.list_schedules`."""
         columns = "name, spec, owner, paused, last_tick, last_job"
-        return operations.decode_schedules(await self._fetch(f"SELECT {columns} FROM nb.schedule"))  # noqa: S608
+        statement = f"SELECT {columns} FROM {{schema}}.schedule"  # noqa: S608
+        return operations.decode_schedules(await self._fetch(statement))
 
     async def pause_schedule(self, name: str, *, paused: bool) -> bool:
         """See `Backend.pause_schedule`."""
-        statement = "UPDATE nb.schedule SET paused = $2 WHERE name = $1 RETURNING 1"
+        statement = "UPDATE {schema}.schedule SET paused = $2 WHERE name = $1 RETURNING 1"
         return bool(await self._fetch(statement, encode_lookup_text(name), paused))
 
     async def delete_schedule(self, name: str) -> bool:
         """See `Backend.delete_schedule`."""
-        statement = "DELETE FROM nb.schedule WHERE name = $1 RETURNING 1"
+        statement = "DELETE FROM {schema}.schedule WHERE name = $1 RETURNING 1"
         return bool(await self._fetch(statement, encode_lookup_text(name)))
 
     async def fire(
@@ -522,7 +525,7 @@ class PostgresBackend:
         arguments = enqueueing.encode_arguments([job])
         places = ", ".join(f"${n}" for n in range(1, 6 + len(arguments)))
         (row,) = await self._fetch(
-            f"SELECT * FROM nb.fire_1({places})",  # noqa: S608
+            f"SELECT * FROM {{schema}}.fire_1({places})",  # noqa: S608
             self._now(),
             encode_lookup_text(name),
             expected_last,
@@ -596,7 +599,7 @@ class PostgresConnections:
                 connection, self.settings, migrations.load_current_format()
             )
             self.pooled = connection.server.pooled
-            await connection.fetch(self.insert_schema("SELECT nb.days_1()"))
+            await connection.fetch(self.insert_schema("SELECT {schema}.days_1()"))
         self.caller_context = joining.CallerContext(
             self.settings, standing.identity, self.handler_pool, self.pool
         )

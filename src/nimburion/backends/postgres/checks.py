@@ -47,7 +47,7 @@ async def run_checks(
     Raises:
         BackendError: the server does not answer, or this role lacks a permission.
     """
-    texts = Statements(PACKAGE)
+    texts = Statements(PACKAGE, "sql")
     before = clock.now()
     (server,) = await connection.fetch(texts["examined_server"])
     after = clock.now()

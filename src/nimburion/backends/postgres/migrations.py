@@ -13,7 +13,7 @@ import msgspec
 from nimburion.backends.postgres.connection.connect import Driver
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, get_error_code, map_error
-from nimburion.backends.postgres.schema import insert_schema, qualify_name
+from nimburion.backends.postgres.schema import MARKER, insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.sql_files import Statements, read_migrations
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, FormatMismatch
@@ -26,7 +26,7 @@ _LOCK_TIMEOUT_PER_TRY = "2s"
 """
 _PAUSE = 1.0
 """Seconds between two attempts, in which the queued transactions can proceed."""
-_META_QUERY = "SELECT format, oldest, functions, identity FROM {}"
+_META_QUERY = "SELECT format, oldest, functions, identity FROM {schema}.meta"
 _TABLE_EXISTS = """SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2)"""
@@ -36,7 +36,7 @@ this one waited for the advisory lock.
 _LOCK_CODES = frozenset({"55P03", "40P01", "40001"})
 _NAME_TAKEN_CODES = frozenset({"42P07", "42710", "42723"})
 """Codes for a table, type or function whose name exists already."""
-_CREATED = re.compile(r"^CREATE (?:TABLE|VIEW|SEQUENCE) (nb\.\w+)", re.MULTILINE)
+_CREATED = re.compile(rf"^CREATE (?:TABLE|VIEW|SEQUENCE) ({re.escape(MARKER)}\w+)", re.MULTILINE)
 
 Migration = tuple[int, str, str]
 """Number, name and statements."""
@@ -77,10 +77,10 @@ class CurrentFormat(msgspec.Struct, frozen=True):
 
 def load_current_format() -> CurrentFormat:
     """Load the migrations and functions from the SQL files of this package."""
-    functions = Statements(f"{PACKAGE}.functions")
+    functions = Statements(PACKAGE, "sql/functions")
     return CurrentFormat(
-        read_migrations(PACKAGE, "migrations"),
-        [(name, functions[name]) for name in sorted(functions)],
+        read_migrations(PACKAGE, "sql/migrations"),
+        [(name, functions[name]) for name in functions],
     )
 
 
@@ -109,9 +109,7 @@ async def read_installed_format(
     """Read the installed format. Changes nothing."""
     if not await connection.fetch_value(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
         return NOT_INSTALLED
-    return _decode_installed_format(
-        await connection.fetch(_META_QUERY.format(qualify_name("meta", settings)))
-    )
+    return _decode_installed_format(await connection.fetch(insert_schema(_META_QUERY, settings)))
 
 
 def _decode_installed_format(rows: Sequence[Any]) -> InstalledFormat:
@@ -247,9 +245,7 @@ async def _migrate_once(
 async def _read_installed_format(driver: Driver, settings: PostgresSettings) -> InstalledFormat:
     if not await driver.fetchval(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
         return NOT_INSTALLED
-    return _decode_installed_format(
-        await driver.fetch(_META_QUERY.format(qualify_name("meta", settings)))
-    )
+    return _decode_installed_format(await driver.fetch(insert_schema(_META_QUERY, settings)))
 
 
 async def _create_schema(driver: Driver, settings: PostgresSettings) -> None:
@@ -267,10 +263,11 @@ def make_script(
     """Return all statements as one text, to run in one transaction."""
     texts = [text for _, _, text in find_missing(installed, current)]
     texts.append("SET LOCAL check_function_bodies = off;")
-    texts += [text for _, text in current.functions]
+    texts += [f"{text};" for _, text in current.functions]
     number = current.format
     texts.append(
-        f"UPDATE nb.meta SET format = {number}, oldest = {number}, functions = '{current.digest}';"  # noqa: S608
+        f"UPDATE {{schema}}.meta SET format = {number}, oldest = {number}, "  # noqa: S608
+        f"functions = '{current.digest}';"
     )
     return insert_schema("\n".join(texts), settings)
 
@@ -308,6 +305,6 @@ async def grant_role(
 
 
 def list_created_tables(current: CurrentFormat) -> list[str]:
-    """Return every table and view of the backend, as `nb.NAME`."""
+    """Return every table and view of the backend, as `{schema}.NAME`."""
     texts = "\n".join(text for _, _, text in current.migrations)
     return sorted(set(_CREATED.findall(texts)))

@@ -15,7 +15,6 @@ from contextlib import suppress
 
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error
-from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
@@ -38,7 +37,7 @@ def make_channel_name(settings: PostgresSettings) -> str:
     >>> make_channel_name(PostgresSettings(schema="jobs", prefix="a_"))
     'jobs.a_ring'
     """
-    return insert_schema("nb.ring", settings).replace('"', "")
+    return f"{settings.schema}.{settings.prefix}ring"
 
 
 class PostgresNotifier:

@@ -217,7 +217,7 @@ class RedisBackend:
             return enqueueing.make_single_result(jobs[0], reply)
         slices = enqueueing.encode_batches(jobs)
         if len(slices) > 1:
-            reply = await self._run_script("look", *enqueueing.encode_lookups(jobs))
+            reply = await self._run_script("check_enqueue", *enqueueing.encode_lookups(jobs))
             refused = enqueueing.predict_refusal(jobs, reply)
             if refused is not None:
                 return refused
@@ -324,7 +324,9 @@ class RedisBackend:
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
-        return sessions.decode_heartbeat(await self._run_script("beat", session_id), session_id)
+        return sessions.decode_heartbeat(
+            await self._run_script("heartbeat", session_id), session_id
+        )
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None

@@ -1,4 +1,4 @@
-"""Enqueue: encode the arguments and decode the replies of `enqueue.lua` and `look.lua`."""
+"""Enqueue: encode the arguments and decode the replies of `enqueue.lua` and `check_enqueue.lua`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _decode_holder(value: bytes | int | None) -> str | None:
 
 @reject_unstorable_text
 def encode_lookups(jobs: Sequence[NewJob]) -> list[bytes]:
-    """Return the arguments of `look.lua` for a call of more than one batch."""
+    """Return the arguments of `check_enqueue.lua` for a call of more than one batch."""
     lookups: list[bytes] = []
     for job in jobs:
         lookups += (encode_id(job.id), job.compute_digest(), encode_unique_key(job))

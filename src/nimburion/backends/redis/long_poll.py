@@ -94,5 +94,5 @@ class StreamLongPoll:
 
 
 def compute_stream_number(queue: str) -> int:
-    """Return the number of the wake-up stream of a queue; `bell.lua` uses the same formula."""
+    """Return the number of the wake-up stream of a queue; `notify.lua` uses the same formula."""
     return sum(queue.encode()) % WAKEUP_STREAMS

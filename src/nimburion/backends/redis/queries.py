@@ -1,4 +1,4 @@
-"""Job filters and scans: the Python half of `seeking.lua`."""
+"""Job filters and scans: the Python half of `scan_jobs.lua`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
 
 JobDetails = list[Any]
-"""The details of one job, as `telling.lua` returns them."""
+"""The details of one job, as `job_details.lua` returns them."""
 
 
 class AttemptSummary(msgspec.Struct):
@@ -220,7 +220,7 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
 
 
 def _decode_attempts(letter: bytes, end: bytes, moves: bytes | None, due: int) -> AttemptSummary:
-    """Decode the attempts of a job. `layout.lua` describes the three places: after the body, in the
+    """Decode the attempts of a job. `record_format.lua` describes the three places: after the body, in the
     lease, or in the state.
     """
     if end:

@@ -1,7 +1,12 @@
-"""The Lua scripts, one per operation. Each is built from parts that several scripts share.
+"""The Lua scripts: one for each operation (`lua/operations`), put together with the
+parts that it shares with others (`lua/shared`).
 
-The header of each file lists the keys that it uses. A script declares the keys of all its parts and
-assigns each to a local variable: key `job` is the local `job_key`.
+Each file says in its header which keys it uses. A script declares the keys of all its parts and has
+each as a local: the key `job` is `job_key`.
+
+A script is atomic: the server runs nothing else meanwhile. But it takes nothing back when a script
+fails in its middle, so each script decides first and then writes what cannot fail. No script locks
+anything; those with the flag `no-writes` only read.
 """
 
 from __future__ import annotations
@@ -11,9 +16,10 @@ from collections.abc import Iterator
 from types import MappingProxyType
 from typing import NamedTuple
 
-from nimburion.backends.sql_files import Statements
+from nimburion.backends.sql_files import LuaFiles
 
-PACKAGE = "nimburion.backends.redis.lua"
+PACKAGE = "nimburion.backends.redis"
+SHARED, OPERATIONS = "lua/shared", "lua/operations"
 FLAGS_SINCE = (7, 0)
 """The first server version in which scripts declare their behaviour by flags."""
 
@@ -28,42 +34,65 @@ class ScriptSpec(NamedTuple):
     """
 
 
-_WRITE_PARTS = ("times", "layout", "lists", "bell", "lanes", "unique", "ledger")
-_SCAN_PARTS = ("times", "layout", "lists", "lanes", "seeking")
+_WRITE_PARTS = (
+    "times",
+    "record_format",
+    "batching",
+    "notify",
+    "lanes",
+    "unique_keys",
+    "write_buffer",
+)
+_SCAN_PARTS = ("times", "record_format", "batching", "lanes", "scan_jobs")
 
 SCRIPT_SPECS = MappingProxyType(
     {
         "open": ScriptSpec(flags="allow-oom"),
         "enqueue": ScriptSpec(
-            ("times", "layout", "lists", "bell", "lanes", "unique", "ids", "storing")
+            (
+                "times",
+                "record_format",
+                "batching",
+                "notify",
+                "lanes",
+                "unique_keys",
+                "ids",
+                "enqueue_jobs",
+            )
         ),
         "enqueue_one": ScriptSpec(("times",)),
         "flush": ScriptSpec(flags="allow-oom"),
-        "look": ScriptSpec(("times", "layout", "lists", "unique", "ids"), "no-writes"),
-        "exchange": ScriptSpec((*_WRITE_PARTS, "settling", "promoting", "reserving"), "allow-oom"),
-        "open_session": ScriptSpec(("times", "bell"), "allow-oom"),
-        "beat": ScriptSpec(("times", "layout", "lists"), "allow-oom"),
-        "release": ScriptSpec((*_WRITE_PARTS, "returning"), "allow-oom"),
-        "close_session": ScriptSpec((*_WRITE_PARTS, "returning"), "allow-oom"),
-        "rescue": ScriptSpec((*_WRITE_PARTS, "returning"), "allow-oom"),
-        "promote": ScriptSpec(("times", "lists", "bell", "lanes", "promoting"), "allow-oom"),
-        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", "cancelling"), "allow-oom"),
-        "pause": ScriptSpec(("bell",), "allow-oom"),
-        "replay": ScriptSpec((*_WRITE_PARTS, "seeking"), "allow-oom"),
-        "delete": ScriptSpec((*_SCAN_PARTS, "forgetting"), "allow-oom"),
-        "prune": ScriptSpec(("times", "layout", "lists", "lanes", "forgetting"), "allow-oom"),
+        "check_enqueue": ScriptSpec(
+            ("times", "record_format", "batching", "unique_keys", "ids"), "no-writes"
+        ),
+        "exchange": ScriptSpec((*_WRITE_PARTS, "settle", "promote_due", "reserve"), "allow-oom"),
+        "open_session": ScriptSpec(("times", "notify"), "allow-oom"),
+        "heartbeat": ScriptSpec(("times", "record_format", "batching"), "allow-oom"),
+        "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
+        "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
+        "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
+        "promote": ScriptSpec(("times", "batching", "notify", "lanes", "promote_due"), "allow-oom"),
+        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", "cancel_job"), "allow-oom"),
+        "pause": ScriptSpec(("notify",), "allow-oom"),
+        "replay": ScriptSpec((*_WRITE_PARTS, "scan_jobs"), "allow-oom"),
+        "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
+        "prune": ScriptSpec(
+            ("times", "record_format", "batching", "lanes", "delete_jobs"), "allow-oom"
+        ),
         "find": ScriptSpec(("ids",), "no-writes"),
-        "unfinished": ScriptSpec(("lists",), "no-writes"),
-        "get": ScriptSpec((*_SCAN_PARTS, "ids", "telling"), "no-writes"),
-        "list": ScriptSpec((*_SCAN_PARTS, "telling"), "no-writes"),
-        "counts": ScriptSpec(("times", "lanes", "counting"), "no-writes"),
-        "queues": ScriptSpec(("times", "layout", "lists", "lanes", "counting"), "no-writes"),
-        "sessions": ScriptSpec(("times", "layout", "lists"), "no-writes"),
+        "unfinished": ScriptSpec(("batching",), "no-writes"),
+        "get": ScriptSpec((*_SCAN_PARTS, "ids", "job_details"), "no-writes"),
+        "list": ScriptSpec((*_SCAN_PARTS, "job_details"), "no-writes"),
+        "counts": ScriptSpec(("times", "lanes", "count_jobs"), "no-writes"),
+        "queues": ScriptSpec(
+            ("times", "record_format", "batching", "lanes", "count_jobs"), "no-writes"
+        ),
+        "sessions": ScriptSpec(("times", "record_format", "batching"), "no-writes"),
         "put_schedule": ScriptSpec(),
         "pause_schedule": ScriptSpec(flags="allow-oom"),
         "delete_schedule": ScriptSpec(flags="allow-oom"),
         "schedules": ScriptSpec(flags="no-writes"),
-        "fire": ScriptSpec((*_WRITE_PARTS, "ids", "cancelling", "storing")),
+        "fire": ScriptSpec((*_WRITE_PARTS, "ids", "cancel_job", "enqueue_jobs")),
     }
 )
 """The script of each operation, by name."""
@@ -89,7 +118,7 @@ class Scripts:
     __slots__ = ("_scripts",)
 
     def __init__(self, version: tuple[int, ...]) -> None:
-        files = Statements(PACKAGE)
+        files = LuaFiles(PACKAGE, SHARED, OPERATIONS)
         self._scripts = {
             name: build_script(files, name, spec, version) for name, spec in SCRIPT_SPECS.items()
         }
@@ -101,9 +130,7 @@ class Scripts:
         return iter(self._scripts.values())
 
 
-def build_script(
-    files: Statements, name: str, spec: ScriptSpec, version: tuple[int, ...]
-) -> Script:
+def build_script(files: LuaFiles, name: str, spec: ScriptSpec, version: tuple[int, ...]) -> Script:
     """Build a script from its parts."""
     used = (*spec.shared, name)
     keys = collect_keys(files, used)
@@ -117,9 +144,9 @@ def build_script(
     return Script(name, text, sha, keys)
 
 
-def collect_keys(files: Statements, used: tuple[str, ...]) -> tuple[str, ...]:
+def collect_keys(files: LuaFiles, used: tuple[str, ...]) -> tuple[str, ...]:
     """Return the keys that these files use, without duplicates."""
-    named = [key for part in used for key in files.said(part, "Keys").split()]
+    named = [key for part in used for key in files.read_header_field(part, "Keys").split()]
     return tuple(dict.fromkeys(named))
 
 

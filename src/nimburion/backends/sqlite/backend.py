@@ -165,7 +165,7 @@ class SQLiteBackend:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(listener.wake, queues)
 
-        sql, boot = Statements(opening.PACKAGE), read_boot_id()
+        sql, boot = Statements(opening.PACKAGE, opening.STATEMENTS), read_boot_id()
         files = OpenFiles(self.path)
         writer = WriterThread(
             "nimburion-sqlite-writer",

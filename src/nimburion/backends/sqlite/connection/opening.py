@@ -18,7 +18,8 @@ from nimburion.backends.sqlite.errors import is_busy, map_errors
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 
 PACKAGE = "nimburion.backends.sqlite"
-MIGRATIONS = "migrations"
+STATEMENTS = "sql"
+MIGRATIONS = "sql/migrations"
 OLDEST_SQLITE = (3, 37)
 BUSY_TIMEOUT = 5.0
 _CACHE_KIB = 64 * 1024

@@ -1,1 +1,0 @@
-"""The operations of the backend as SQL functions, one per file, named with the format."""

@@ -1,0 +1,71 @@
+-- Health checks: what they ask the server. They take no lock and write nothing.
+
+-- name: examined_server
+-- What an examination asks the server about itself.
+-- Result: one row: version; user; fsync, full_page_writes, synchronous_commit, synchronous standbys; autovacuum;
+--   whether it is a standby; its time in seconds; connections that there are, that there may be, and those only for
+--   superusers; age in transactions of the oldest row of this database that was never frozen; bytes of this database
+SELECT
+    current_setting('server_version') AS version,
+    CAST(current_user AS text) AS "user",
+    current_setting('fsync') AS fsync,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('synchronous_standby_names') AS synchronous_standbys,
+    current_setting('autovacuum') AS autovacuum,
+    pg_is_in_recovery() AS standby,
+    CAST(extract(epoch FROM clock_timestamp()) AS float8) AS time,
+    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
+    CAST(current_setting('max_connections') AS int4) AS most_connections,
+    CAST(current_setting('superuser_reserved_connections') AS int4) AS reserved_connections,
+    (SELECT age(datfrozenxid) FROM pg_database WHERE datname = current_database()) AS unfrozen,
+    pg_database_size(current_database()) AS bytes;
+
+-- name: examined_tables
+-- What an examination asks about the tables of the backend.
+-- Inputs: $1 the schema, $2 the prefix of names
+-- Result: a row for each table: name without the prefix, bytes with indexes, estimated live and dead rows, seconds since
+--   it was vacuumed (NULL: never since the statistics began), whether vacuuming is switched off for it
+SELECT
+    CAST(substr(c.relname, length($2::text) + 1) AS text) AS name,
+    pg_total_relation_size(c.oid) AS bytes,
+    coalesce(s.n_live_tup, 0) AS live,
+    coalesce(s.n_dead_tup, 0) AS dead,
+    CAST(extract(epoch FROM now() - greatest(s.last_vacuum, s.last_autovacuum)) AS float8) AS vacuumed,
+    coalesce('autovacuum_enabled=false' = ANY (c.reloptions), false) AS switched_off
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+WHERE n.nspname = $1 AND starts_with(c.relname, $2) AND c.relkind = 'r'
+ORDER BY c.relname;
+
+-- name: examined_snapshots
+-- What keeps dead rows from being removed: the oldest of each kind.
+-- Result: a row for each kind that there is: the kind, whose it is, its age in seconds (NULL where nobody notes it) and in
+--   transactions. Of other roles' sessions only a member of pg_read_all_stats sees anything
+(SELECT
+    'session' AS kind,
+    format('pid %s of %s (%s)', pid, usename, state) AS whose,
+    CAST(extract(epoch FROM clock_timestamp() - xact_start) AS float8) AS seconds,
+    age(coalesce(backend_xmin, backend_xid)) AS transactions
+FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND coalesce(backend_xmin, backend_xid) IS NOT NULL
+    AND pid <> pg_backend_pid() AND datname = current_database()
+ORDER BY xact_start LIMIT 1)
+UNION ALL
+(SELECT
+    'prepared transaction',
+    format('%s of %s', gid, owner),
+    CAST(extract(epoch FROM clock_timestamp() - prepared) AS float8),
+    age(transaction)
+FROM pg_prepared_xacts
+ORDER BY prepared LIMIT 1)
+UNION ALL
+(SELECT
+    'replication slot',
+    CAST(slot_name AS text),
+    NULL,
+    age(coalesce(xmin, catalog_xmin))
+FROM pg_replication_slots
+WHERE xmin IS NOT NULL
+ORDER BY age(xmin) DESC LIMIT 1);

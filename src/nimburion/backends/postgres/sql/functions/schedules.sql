@@ -1,0 +1,69 @@
+-- Schedules, and the decision of a tick: a compare-and-swap of the last tick under the row lock of the schedule.
+
+-- name: put_schedule
+-- Add a schedule, or replace what it says; what happened to a kept one stays.
+-- Inputs: name, spec, owner; of a new one: whether it is paused, last tick, last job
+CREATE OR REPLACE FUNCTION {schema}.put_schedule_1(
+    p_name text, p_spec bytea, p_owner text, p_paused bool, p_last_tick float8, p_last_job bytea
+) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO {schema}.schedule (name, spec, owner, paused, last_tick, last_job)
+    VALUES (p_name, p_spec, p_owner, p_paused, p_last_tick, p_last_job)
+    ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, owner = excluded.owner;
+END $$;
+
+-- name: fire
+-- Decide one tick of a schedule: move its last tick by compare and swap, and store its job.
+-- Inputs: the time or NULL; the name; the last tick that is expected (NULL: none), the tick; the overlap
+--   rule; then the job, as `enqueue_1` takes a single one
+-- Result: fired, skipped, moved, paused or missing; and the id of the job that stands for the tick
+-- Locks: the schedule; then as `cancel_1` and `enqueue_1`
+CREATE OR REPLACE FUNCTION {schema}.fire_1(
+    p_now int8, p_name text, p_expected float8, p_tick float8, p_overlap text, p_queues text[],
+    p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
+    p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
+    p_spans int8[], p_lenient bool[], p_since int8, OUT outcome text, OUT job_id bytea
+) LANGUAGE plpgsql AS $$
+DECLARE
+    kept record;
+    stored record;
+BEGIN
+    SELECT * INTO kept FROM {schema}.schedule WHERE name = p_name FOR UPDATE;
+    outcome := CASE WHEN kept.name IS NULL THEN 'missing' WHEN kept.paused THEN 'paused'
+        WHEN kept.last_tick IS DISTINCT FROM p_expected THEN 'moved' END;
+    IF outcome IS NOT NULL THEN
+        RETURN;
+    END IF;
+    outcome := 'skipped';
+    IF {schema}.makes_way_1(p_now, kept.last_job, p_overlap) THEN
+        SELECT * INTO stored FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
+            p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_lenient, p_since);
+        IF coalesce(stored.letters, 'c') IN ('c', 'e') THEN
+            outcome := 'fired';
+            job_id := coalesce(stored.holders[1], p_ids[1]);
+        END IF;
+    END IF;
+    UPDATE {schema}.schedule SET last_tick = p_tick, last_job = coalesce(job_id, last_job) WHERE name = p_name;
+END $$;
+
+-- name: makes_way
+-- Whether the previous job of a schedule lets the next one in.
+-- Inputs: the time or NULL; the id of that job (NULL: there is none); the overlap rule
+-- Result: whether
+-- Locks: where the rule says so, as `cancel_1`
+CREATE OR REPLACE FUNCTION {schema}.makes_way_1(p_now int8, p_id bytea, p_overlap text) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    previous record;
+BEGIN
+    SELECT r.place, r.failures INTO previous FROM {schema}.record r WHERE r.id = p_id AND r.place IN ('w', 'l');
+    IF NOT FOUND OR p_overlap = 'allow' THEN
+        RETURN true;
+    END IF;
+    IF p_overlap = 'cancel_previous' THEN
+        PERFORM {schema}.cancel_1(p_now, p_id);
+        RETURN true;
+    END IF;
+    RETURN p_overlap = 'queue_one' AND (previous.place = 'l' OR previous.failures > 0);
+END $$;

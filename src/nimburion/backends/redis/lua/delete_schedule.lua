@@ -1,7 +1,0 @@
--- Forget a schedule.
--- Keys: schedule
--- Inputs: ARGV[3] name
--- Result: 1 if there was one
--- Locks: none
--- Atomic: one script
-return redis.call('HDEL', schedule_key, ARGV[3])

@@ -1,7 +1,0 @@
--- Find: where jobs lie.
--- Keys: id
--- Inputs: ARGV[3...] ids, 500 at most
--- Result: a field or nil for each
--- Locks: none
--- Atomic: one script that writes nothing
-return fields_of(ARGV, 3)

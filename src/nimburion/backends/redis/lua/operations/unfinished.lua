@@ -1,0 +1,37 @@
+-- Unfinished: where the jobs lie that may stand in one of these states, where they are not too many.
+-- Keys: ready due lease state
+-- Inputs: ARGV[3] letters, some of P, S, R and L, [4] how many are too many
+-- Result: their fields, in no order, joined; nil for too many
+local letters, most, total, fields = ARGV[3], tonumber(ARGV[4]), 0, {}
+
+local function names(some)
+  return string.find(letters, some) ~= nil
+end
+
+local hashes, lines = {}, {}
+if names('L') then
+  push(hashes, lease_key)
+end
+if names('[PS]') then
+  lines = { { ready_key, 14 }, { due_key, 9 } }
+elseif names('R') then
+  push(hashes, state_key)
+end
+for _, key in ipairs(hashes) do
+  total = total + redis.call('HLEN', key)
+end
+for _, line in ipairs(lines) do
+  total = total + redis.call('ZCARD', line[1])
+end
+if total > most then
+  return nil
+end
+for _, key in ipairs(hashes) do
+  push(fields, table.concat(redis.call('HKEYS', key)))
+end
+for _, line in ipairs(lines) do
+  for _, member in ipairs(redis.call('ZRANGE', line[1], 0, -1)) do
+    push(fields, string.sub(member, line[2], line[2] + 7))
+  end
+end
+return table.concat(fields)

@@ -1,7 +1,0 @@
--- Put new jobs that are due into the line.
--- Inputs: ?1 the last seq before them, ?2 now
--- Result: none
--- Locks: the file, for writing, from the BEGIN IMMEDIATE before it
--- Atomic: one statement of a call that is applied whole or not at all
-INSERT INTO ready (lane, rank, due, seq, retry)
-SELECT lane, -priority, due, seq, 0 FROM job WHERE seq > ?1 AND due <= ?2

@@ -1,0 +1,209 @@
+-- Queries: read jobs, counts, queues and sessions.
+--
+-- The reader thread runs each call in a transaction of its own: it reads one snapshot, takes no lock that a writer
+-- waits for, and cannot write (query_only). Times are microseconds; ?N is the same value wherever it stands.
+-- `state > 0` beside `state = 2` repeats the condition of the partial index `job_finished`: without it SQLite cannot use
+-- that index.
+
+-- name: job_find
+-- A job by its id.
+-- Inputs: ?1 id
+-- Result: seq, state, lane, or no row
+SELECT seq, state, lane FROM job WHERE id = ?1;
+
+-- name: records
+-- Whole records.
+-- Inputs: ?1 JSON array of seqs, ?2 whether with payloads, ?3 now
+-- Result: newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
+--   finished_at, reason, options, history (JSON array), fraction, message, session id, reserved at,
+--   cancel asked for, result, payload
+SELECT
+    j.id, j.lane, j.priority, j.due, j.created_at,
+    CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ready AS r
+            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+        ) AND NOT EXISTS (
+            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+        ) THEN 'processing'
+        WHEN j.failures > 0 THEN 'retrying'
+        WHEN j.due > ?3 THEN 'scheduled'
+        ELSE 'pending' END END,
+    j.failures, j.lost, j.started_at, j.finished_at, j.reason, j.options,
+    (SELECT json_group_array(json(body)) FROM (
+        SELECT body FROM attempt_error AS e WHERE e.seq = j.seq ORDER BY n
+    )),
+    p.fraction, p.message,
+    s.id, l.at, l.cancel,
+    j.result, iif(?2, j.payload, NULL)
+FROM json_each(?1) AS x
+CROSS JOIN job AS j ON j.seq = x.value
+LEFT JOIN progress AS p ON p.seq = j.seq
+LEFT JOIN lease AS l ON j.state = 0 AND l.session IN (SELECT n FROM session) AND l.seq = j.seq
+LEFT JOIN session AS s ON s.n = l.session
+ORDER BY j.seq DESC;
+
+-- name: list_ids
+-- Those of some jobs that match.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
+--   any, for each of these), ?6 at most so many, ?7 now, ?8 JSON array of ids
+-- Result: JSON array of seqs, newest first
+SELECT json_group_array(seq) FROM (
+    SELECT j.seq FROM json_each(?8) AS s CROSS JOIN job AS j ON j.id = s.value
+    WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
+    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
+    AND (?4 IS NULL OR j.reason = ?4)
+    AND (?5 IS NULL OR j.seq < ?5)
+    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ready AS r
+            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+        ) AND NOT EXISTS (
+            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+        ) THEN 'processing'
+        WHEN j.failures > 0 THEN 'retrying'
+        WHEN j.due > ?7 THEN 'scheduled'
+        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    ORDER BY j.seq DESC LIMIT ?6
+);
+
+-- name: list_failed
+-- Failed jobs that match.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
+--   any, for each of these), ?6 at most so many, ?7 now
+-- Result: JSON array of seqs, newest first
+SELECT json_group_array(seq) FROM (
+    SELECT j.seq FROM job AS j INDEXED BY job_finished
+    WHERE j.state = 2 AND j.state > 0 AND (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
+    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
+    AND (?4 IS NULL OR j.reason = ?4)
+    AND (?5 IS NULL OR j.seq < ?5)
+    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ready AS r
+            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+        ) AND NOT EXISTS (
+            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+        ) THEN 'processing'
+        WHEN j.failures > 0 THEN 'retrying'
+        WHEN j.due > ?7 THEN 'scheduled'
+        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    ORDER BY j.seq DESC LIMIT ?6
+);
+
+-- name: list_unfinished
+-- Unfinished jobs that match; for when they are few.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
+--   any, for each of these), ?6 at most so many, ?7 now
+-- Result: JSON array of seqs, newest first
+SELECT json_group_array(seq) FROM (
+    SELECT j.seq FROM (
+        SELECT seq FROM ready UNION ALL SELECT seq FROM scheduled UNION ALL SELECT seq FROM lease
+    ) AS s CROSS JOIN job AS j ON j.seq = s.seq
+    WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
+    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
+    AND (?4 IS NULL OR j.reason = ?4)
+    AND (?5 IS NULL OR j.seq < ?5)
+    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ready AS r
+            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+        ) AND NOT EXISTS (
+            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+        ) THEN 'processing'
+        WHEN j.failures > 0 THEN 'retrying'
+        WHEN j.due > ?7 THEN 'scheduled'
+        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    ORDER BY j.seq DESC LIMIT ?6
+);
+
+-- name: unfinished_many
+-- Whether many jobs are unfinished.
+-- Inputs: ?1 what is many
+-- Result: 0 or 1
+SELECT count(*) >= ?1 FROM (
+    SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease LIMIT ?1
+);
+
+-- name: list_newest
+-- Jobs that match, looked for from the newest back.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
+--   any, for each of these), ?6 at most so many, ?7 now
+-- Result: JSON array of seqs, newest first
+SELECT json_group_array(seq) FROM (
+    SELECT j.seq FROM job AS j
+    WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
+    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
+    AND (?4 IS NULL OR j.reason = ?4)
+    AND (?5 IS NULL OR j.seq < ?5)
+    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ready AS r
+            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+        ) AND NOT EXISTS (
+            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+        ) THEN 'processing'
+        WHEN j.failures > 0 THEN 'retrying'
+        WHEN j.due > ?7 THEN 'scheduled'
+        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    ORDER BY j.seq DESC LIMIT ?6
+);
+
+-- name: counts
+-- How many jobs stand in each state.
+-- Inputs: ?1 queue, NULL: all, ?2 now
+-- Result: pending, scheduled, processing, retrying, completed, failed, cancelled
+WITH
+served AS (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
+waiting AS (
+    SELECT retry, 1 AS ready, count(*) AS many FROM ready
+    WHERE ?1 IS NULL OR lane IN served GROUP BY retry
+    UNION ALL
+    SELECT retry, due <= ?2, count(*) FROM scheduled
+    WHERE ?1 IS NULL OR lane IN served GROUP BY retry, due <= ?2
+),
+finished AS (
+    SELECT state, count(*) AS many FROM job INDEXED BY job_finished
+    WHERE state > 0 AND (?1 IS NULL OR lane IN served) GROUP BY state
+)
+SELECT
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE retry = 0 AND ready),
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE retry = 0 AND NOT ready),
+    (SELECT count(*) FROM lease WHERE ?1 IS NULL OR lane IN served),
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE retry = 1),
+    coalesce((SELECT many FROM finished WHERE state = 1), 0),
+    coalesce((SELECT many FROM finished WHERE state = 2), 0),
+    coalesce((SELECT many FROM finished WHERE state = 3), 0);
+
+-- name: queues
+-- Every lane that holds an unfinished job, and every queue that is paused.
+-- Inputs: ?1 now
+-- Result: queue, name (NULL: it is paused), due and waiting, not due, processing, earliest due time
+--   of those due, paused
+WITH standing AS (
+    SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
+    FROM ready GROUP BY lane
+    UNION ALL
+    SELECT lane, sum(due <= ?1), sum(due > ?1), 0, min(iif(due <= ?1, due, NULL))
+    FROM scheduled GROUP BY lane
+    UNION ALL
+    SELECT lane, 0, 0, count(*), NULL FROM lease GROUP BY lane
+)
+SELECT lane.queue, lane.name, size, later, running, oldest, 0
+FROM standing JOIN lane ON lane.id = standing.lane
+UNION ALL
+SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused;
+
+-- name: sessions
+-- Every session that is not dead, oldest first.
+-- Result: id, info, ttl, expires, boot, opened_at, left_at, how many leases
+SELECT id, info, ttl, expires, boot, opened_at, left_at,
+    (SELECT count(*) FROM lease WHERE lease.session = session.n)
+FROM session WHERE dead_at IS NULL ORDER BY opened_at, n;
+
+-- name: examined
+-- What an examination reads of the contents.
+-- Result: the file's format, and when the latest job was stored (NULL when there is none)
+SELECT
+    (SELECT value FROM meta WHERE name = 'format'),
+    (SELECT created_at FROM job ORDER BY seq DESC LIMIT 1);

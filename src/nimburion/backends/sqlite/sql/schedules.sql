@@ -1,0 +1,56 @@
+-- Schedules, and the decision of a tick.
+--
+-- The writer thread runs what writes between its BEGIN IMMEDIATE and COMMIT. A tick is decided in one transaction:
+-- `schedule_get` is compared with the last tick that the caller expects, then `schedule_move` writes the new one.
+
+-- name: schedule_put
+-- Add or replace a schedule; what it has done stays.
+-- Inputs: ?1 name, ?2 spec, ?3 owner, ?4 paused, ?5 last_tick, ?6 last_job (for a new one)
+INSERT INTO schedule (name, spec, owner, paused, last_tick, last_job) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, owner = excluded.owner;
+
+-- name: schedule_all
+-- Every schedule, by name.
+-- Result: name, spec, owner, paused, last_tick, last_job
+SELECT name, spec, owner, paused, last_tick, last_job FROM schedule ORDER BY name;
+
+-- name: schedule_pause
+-- Stop or resume a schedule.
+-- Inputs: ?1 name, ?2 paused
+-- Result: the number of rows
+UPDATE schedule SET paused = ?2 WHERE name = ?1;
+
+-- name: schedule_drop
+-- Forget a schedule.
+-- Inputs: ?1 name
+-- Result: the number of rows
+DELETE FROM schedule WHERE name = ?1;
+
+-- name: schedule_get
+-- A schedule.
+-- Inputs: ?1 name
+-- Result: paused, last_tick, last_job, or no row
+SELECT paused, last_tick, last_job FROM schedule WHERE name = ?1;
+
+-- name: job_state
+-- The state of a job.
+-- Inputs: ?1 id, ?2 now
+-- Result: state, started_at, or no row
+SELECT
+    CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ready AS r
+            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+        ) AND NOT EXISTS (
+            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+        ) THEN 'processing'
+        WHEN j.failures > 0 THEN 'retrying'
+        WHEN j.due > ?2 THEN 'scheduled'
+        ELSE 'pending' END END,
+    j.started_at
+FROM job AS j WHERE j.id = ?1;
+
+-- name: schedule_move
+-- Note that a tick was decided.
+-- Inputs: ?1 name, ?2 tick, ?3 job id, NULL: the last one stays
+UPDATE schedule SET last_tick = ?2, last_job = coalesce(?3, last_job) WHERE name = ?1;
