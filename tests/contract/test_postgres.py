@@ -17,8 +17,8 @@ class TestPostgres(BackendContract):
     url: str
 
     @pytest.fixture(autouse=True)
-    def _empty_database(self, postgres_store: RunningPostgres) -> None:
-        self.url = postgres_store.url
+    def _empty_database(self, clean_postgres: RunningPostgres) -> None:
+        self.url = clean_postgres.url
 
     async def open_handles(self, clock: FakeClock, count: int, tmp_path: Path) -> list[Backend]:
         return [PostgresBackend(self.url, clock=clock, timeout=30.0) for _ in range(count)]

@@ -206,7 +206,7 @@ _CALL_CRASH_POINTS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
     "enqueue": ("enqueue_1", lambda _: True),
     "reserve": ("exchange_1", lambda arguments: arguments[_SEQS] is None),
     "settle": ("exchange_1", lambda arguments: arguments[_SEQS] is not None),
-    "rescue": ("rescue_1", lambda _: True),
+    "rescue": ("rescue_jobs_1", lambda _: True),
 }
 _SEQS = 4
 """Where the jobs that are settled stand among the arguments of an exchange."""

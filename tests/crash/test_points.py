@@ -31,14 +31,14 @@ class TestSQLite(Points):
         return sqlite_harness
 
     @pytest.mark.parametrize(
-        "statement", ["reserve_lease", "exchange_note", "complete_jobs", "complete_leases"]
+        "statement", ["insert_leases", "save_exchange", "complete_jobs", "delete_completed_leases"]
     )
     async def test_a_worker_dies_within_an_exchange(
         self, statement: str, harness: ProcessHarness
     ) -> None:
         await a_worker_dies(harness, f"statement {statement}")
 
-    @pytest.mark.parametrize("statement", ["promote_copy", "promote_drop"])
+    @pytest.mark.parametrize("statement", ["copy_due_to_ready", "delete_promoted"])
     async def test_a_worker_dies_while_it_promotes(
         self, statement: str, harness: ProcessHarness
     ) -> None:
@@ -47,13 +47,15 @@ class TestSQLite(Points):
         harness.start_worker()
         await harness.check_all_completed(lost=0)
 
-    @pytest.mark.parametrize("statement", ["session_expire", "rescue_leases", "history_add"])
+    @pytest.mark.parametrize(
+        "statement", ["expire_sessions", "list_orphaned_leases", "insert_attempt_error"]
+    )
     async def test_a_worker_dies_while_it_rescues(
         self, statement: str, harness: ProcessHarness
     ) -> None:
         await a_worker_dies_while_it_rescues(harness, f"statement {statement}")
 
-    @pytest.mark.parametrize("statement", ["job_last", "ready_add_new"])
+    @pytest.mark.parametrize("statement", ["get_last_seq", "insert_new_ready"])
     async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
         await a_producer_dies(harness, f"statement {statement}", stored={0})
 

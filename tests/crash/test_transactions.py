@@ -54,9 +54,9 @@ class TestSQLite(Points):
     async def test_a_caller_dies_within_the_enqueue(
         self, harness: ProcessHarness, ask: Ask
     ) -> None:
-        await a_caller_dies(harness, ask, "statement ready_add_new", 0)
+        await a_caller_dies(harness, ask, "statement insert_new_ready", 0)
 
-    @pytest.mark.parametrize("statement", ["lease_drop", "job_finish"])
+    @pytest.mark.parametrize("statement", ["delete_lease", "finish_job"])
     async def test_a_worker_dies_within_the_completion(
         self, statement: str, harness: ProcessHarness, ask: Ask
     ) -> None:

@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "promote before due",
         "backends/sqlite/*.py",
-        '$where = "ready_put" if $due <= $db.$now else "scheduled_put"',
-        '$where = "ready_put" if $due <= $db.$now + 3600 * MICRO else "scheduled_put"',
+        '$where = "insert_ready" if $due <= $db.$now else "insert_scheduled"',
+        '$where = "insert_ready" if $due <= $db.$now + 3600 * MICRO else "insert_scheduled"',
         (f"{SQLITE}test_what_a_settlement_delays_is_never_early",),
     ),
     Mutant(

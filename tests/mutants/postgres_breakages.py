@@ -64,8 +64,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a repeat answers nothing of its results",
         "backends/postgres/*.sql",
-        "        letters := $me.results;",
-        "        letters := '';",
+        "        codes := $me.results;",
+        "        codes := '';",
         (f"{POSTGRES}test_a_repeat_brings_the_same_results",),
     ),
     Mutant(
@@ -101,8 +101,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: `lost` not counted",
         "backends/postgres/*.sql",
-        "so_far.lost := so_far.lost + 1;",
-        "so_far.lost := so_far.lost;",
+        "attempts.lost := attempts.lost + 1;",
+        "attempts.lost := attempts.lost;",
         (f"{POSTGRES}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
     ),
     Mutant(
@@ -196,7 +196,7 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: what stands beside a conflict is stored anyway",
         "backends/postgres/*.sql",
-        "        PERFORM {schema}.unstore_1($seqs);\n",
+        "        PERFORM {schema}.undo_insert_1($seqs);\n",
         "",
         (f"{POSTGRES}test_one_conflict_refuses_the_whole_call",),
     ),

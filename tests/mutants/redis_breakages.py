@@ -79,15 +79,15 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: rescue without expiry check",
         "backends/redis/*.lua",
-        "alive_key, '-inf', $alive_now, 'LIMIT'",
-        "alive_key, '-inf', '+inf', 'LIMIT'",
+        "session_expiry_key, '-inf', $alive_now, 'LIMIT'",
+        "session_expiry_key, '-inf', '+inf', 'LIMIT'",
         (f"{REDIS}test_a_live_session_is_left_alone",),
     ),
     Mutant(
         "Redis: a rescued session lives on",
         f"{LUA}operations/heartbeat.lua",
-        "if not turn or string.sub(turn, 29, 29) ~= 'a' then",
-        "if not turn then",
+        "if not session_state or string.sub(session_state, 29, 29) ~= 'a' then",
+        "if not session_state then",
         (f"{REDIS}test_a_rescued_session_never_lives_again",),
     ),
     Mutant(
@@ -129,8 +129,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: promote before due",
         f"{LUA}shared/promote_due.lua",
-        "'(' .. time8(now + 1)",
-        "'(' .. time8(now + 3600000000)",
+        "'(' .. encode_time(now + 1)",
+        "'(' .. encode_time(now + 3600000000)",
         (f"{REDIS}test_what_a_settlement_delays_is_never_early",),
     ),
     Mutant(
@@ -144,21 +144,21 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: limit off by one",
         "backends/redis/*.lua",
-        "- net_of($name))",
-        "- net_of($name) + 1)",
+        "- get_net_change($name))",
+        "- get_net_change($name) + 1)",
         (f"{REDIS}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
         "Redis: rescue gives no place back",
         f"{LUA}operations/rescue.lua",
-        "write_ledger()\ncount_lanes()",
-        "write_ledger()",
+        "write_buffer()\nwrite_lane_counts()",
+        "write_buffer()",
         (f"{REDIS}test_rescue_gives_places_back",),
     ),
     Mutant(
         "Redis: a settled job frees its place one exchange late",
         "backends/redis/*.lua",
-        "- net_of($name))",
+        "- get_net_change($name))",
         ")",
         (f"{REDIS}test_a_busy_line_passes_the_gate_in_order_and_leaves_it_empty",),
     ),
@@ -179,8 +179,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: paused queue served",
         "backends/redis/*.lua",
-        "redis.call('HEXISTS', paused_key, $queue) == 1",
-        "redis.call('HEXISTS', paused_key, $queue) == 2",
+        "redis.call('HEXISTS', paused_queue_key, $queue) == 1",
+        "redis.call('HEXISTS', paused_queue_key, $queue) == 2",
         (f"{REDIS}test_a_paused_queue_hands_out_nothing",),
     ),
     Mutant(
@@ -194,8 +194,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: unique key freed too early",
         "backends/redis/*.lua",
-        "      wait_again($field, $lease, $lane, $counts,",
-        "      if has(body, KEY) then free_key(body, $lane.name) end\n      wait_again($field, $lease, $lane, $counts,",
+        "      requeue($field, $lease, $lane, $counts,",
+        "      if has_flag(body, FLAG_UNIQUE_KEY) then release_key(body, $lane.name) end\n      requeue($field, $lease, $lane, $counts,",
         (f"{REDIS}test_a_job_that_goes_on_keeps_its_key",),
     ),
     Mutant(
@@ -230,8 +230,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a request to cancel is forgotten when the attempt ends",
         "backends/redis/*.lua",
-        "    if string.byte($lease, 41) == 49 then\n      finish($field, $body,",
-        "    if string.byte($lease, 41) == 50 then\n      finish($field, $body,",
+        "    if string.byte($lease, 41) == 49 then\n      finish_job($field, $body,",
+        "    if string.byte($lease, 41) == 50 then\n      finish_job($field, $body,",
         (f"{REDIS}test_what_the_worker_says_after_a_request",),
     ),
     Mutant(

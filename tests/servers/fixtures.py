@@ -84,7 +84,7 @@ def postgres_server(
 
 
 @pytest.fixture
-def postgres_store(
+def clean_postgres(
     request: pytest.FixtureRequest, started_servers: StartedServers
 ) -> RunningPostgres:
     """As `postgres_server`, but with the empty tables of a backend, once one was opened there:
@@ -142,7 +142,7 @@ EACH: Mapping[str, Iterable[str]] = {
     "redis_server": REDIS_KINDS,
     "redis_binary": BINARIES,
     "postgres_server": POSTGRES_KINDS,
-    "postgres_store": POSTGRES_KINDS,
+    "clean_postgres": POSTGRES_KINDS,
     "postgres_binary": [name for name in PROGRAMS if name.startswith("postgres")],
 }
 """The fixtures with which a test runs once for each server or program that the run asks for."""

@@ -48,7 +48,7 @@ BEGIN
     FOR one IN
         SELECT CAST(oid AS regclass) AS name, pg_relation_size(oid) AS size FROM pg_class
         WHERE relnamespace = ours AND relkind = 'r' AND pg_relation_size(oid) > 0
-            AND relname NOT IN ('meta', 'horizon', 'mark')
+            AND relname NOT IN ('meta', 'horizon', 'count_cursor')
     LOOP
         IF one.size > 1000000 THEN
             EXECUTE format('TRUNCATE %s', one.name);
@@ -60,7 +60,7 @@ BEGIN
     IF to_regclass('nimburion.horizon') IS NOT NULL THEN
         UPDATE nimburion.horizon SET finished = -9223372036854775808, seq = 0
         WHERE finished > -9223372036854775808;
-        UPDATE nimburion.mark SET upto = -9223372036854775808, xid = 9223372036854775807
+        UPDATE nimburion.count_cursor SET upto = -9223372036854775808, xid = 9223372036854775807
         WHERE upto > -9223372036854775808;
     END IF;
 END $$"""

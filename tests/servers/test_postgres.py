@@ -26,20 +26,20 @@ def test_each_kind_answers_in_an_empty_database(postgres_server: RunningPostgres
     assert postgres_server.ask("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
 
 
-async def test_a_reused_schema_is_as_new(postgres_store: RunningPostgres) -> None:
-    postgres_store.ask("DROP SCHEMA IF EXISTS nimburion CASCADE")
-    async with open_postgres_backend(postgres_store.url):
-        new = read_state(postgres_store)
+async def test_a_reused_schema_is_as_new(clean_postgres: RunningPostgres) -> None:
+    clean_postgres.ask("DROP SCHEMA IF EXISTS nimburion CASCADE")
+    async with open_postgres_backend(clean_postgres.url):
+        new = read_state(clean_postgres)
     for body in (b"{}", b'{"a": "%s"}' % (b"long" * 400_000)):
-        postgres_store.forget()
-        async with open_postgres_backend(postgres_store.url) as backend:
-            assert read_state(postgres_store) == new
+        clean_postgres.forget()
+        async with open_postgres_backend(clean_postgres.url) as backend:
+            assert read_state(clean_postgres) == new
             await backend.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
             await backend.pause("q", paused=True)
-            assert read_state(postgres_store) != new
-        postgres_store.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
-    postgres_store.forget()
-    assert read_state(postgres_store) == new
+            assert read_state(clean_postgres) != new
+        clean_postgres.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
+    clean_postgres.forget()
+    assert read_state(clean_postgres) == new
 
 
 def read_state(server: RunningPostgres) -> dict[str, object]:

@@ -30,7 +30,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     """
 
     subject: str
-    """What was checked, in one or two words: `check_durability`, `write lock`."""
+    """What was checked, in one or two words: `durability`, `write lock`."""
     verdict: Verdict
     text: str
     """One line: the result, with its figures."""

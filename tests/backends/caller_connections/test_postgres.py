@@ -20,19 +20,19 @@ class TestPostgres(CallerConnectionSuite):
     transactions = PostgresCallerTransaction
 
     @pytest.fixture
-    def where(self, postgres_store: RunningPostgres) -> str:
-        postgres_store.ask(
+    def where(self, clean_postgres: RunningPostgres) -> str:
+        clean_postgres.ask(
             "DROP TABLE IF EXISTS account;"
             " CREATE TABLE account (id int GENERATED ALWAYS AS IDENTITY, owner text)",
-            database=postgres_store.database,
+            database=clean_postgres.database,
         )
-        return postgres_store.url
+        return clean_postgres.url
 
     @pytest.fixture
-    def accounts(self, postgres_store: RunningPostgres) -> Count:
+    def accounts(self, clean_postgres: RunningPostgres) -> Count:
         def count() -> int:
-            ((rows,),) = postgres_store.ask(
-                "SELECT count(*) FROM account", database=postgres_store.database
+            ((rows,),) = clean_postgres.ask(
+                "SELECT count(*) FROM account", database=clean_postgres.database
             )
             return int(rows)
 
@@ -47,11 +47,11 @@ class TestPostgres(CallerConnectionSuite):
 
     @pytest.fixture
     async def elsewhere(
-        self, where: str, postgres_store: RunningPostgres
+        self, where: str, clean_postgres: RunningPostgres
     ) -> AsyncIterator[Processor]:
-        name = f"{postgres_store.database}_elsewhere_{secrets.token_hex(4)}"
-        postgres_store.ask(f'CREATE DATABASE "{name}"')
-        url = where.replace(f"/{postgres_store.database}", f"/{name}")
+        name = f"{clean_postgres.database}_elsewhere_{secrets.token_hex(4)}"
+        clean_postgres.ask(f'CREATE DATABASE "{name}"')
+        url = where.replace(f"/{clean_postgres.database}", f"/{name}")
         async with Processor(PostgresBackend(url)) as made:
             yield made
 

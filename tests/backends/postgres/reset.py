@@ -11,13 +11,13 @@ BEGIN
     FOR one IN
         SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'nimburion' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-            AND c.relname NOT IN ('meta', 'horizon', 'mark')
+            AND c.relname NOT IN ('meta', 'horizon', 'count_cursor')
     LOOP
         EXECUTE format('DELETE FROM %s', one);
     END LOOP;
     IF FOUND THEN
         UPDATE nimburion.horizon SET finished = -9223372036854775808, seq = 0;
-        UPDATE nimburion.mark SET upto = -9223372036854775808, xid = 9223372036854775807;
+        UPDATE nimburion.count_cursor SET upto = -9223372036854775808, xid = 9223372036854775807;
     END IF;
 END $$"""
 

@@ -45,9 +45,9 @@ async def test_transactions_fail_to_serialize(tmp_path: Path, postgres_binary: B
     """As some extensions and replicating servers say it, whatever the isolation."""
     with PostgresServer(postgres_binary) as server:
         async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
-            fail_at_random(server, "job", "turn", "done")
+            fail_at_random(server, "job", "exchange_log", "finished_job")
             await flow.wait_until_more(500)
-            for table in ("job", "turn", "done"):
+            for table in ("job", "exchange_log", "finished_job"):
                 server.ask(f"DROP TRIGGER fail ON nimburion.{table}")
         ((met,),) = server.ask("SELECT last_value FROM met")
     assert met > 50

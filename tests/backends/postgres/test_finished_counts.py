@@ -42,15 +42,17 @@ class FinishedJobs:
 
     def count_finished(self) -> int:
         self.clock.advance(LATER)
-        return self.fetch(f"SELECT nimburion.tally_1({int(self.clock.now() * 1e6)}, 1)")
+        return self.fetch(
+            f"SELECT nimburion.count_new_finished_1({int(self.clock.now() * 1e6)}, 1)"
+        )
 
     @property
     def read_counted(self) -> int:
-        return self.fetch("SELECT sum(number) FROM nimburion.tally")
+        return self.fetch("SELECT sum(number) FROM nimburion.finished_count")
 
     async def count_kept(self) -> int:
         """How many there are, if all ways to count agree."""
-        kept = self.fetch("SELECT count(*) FROM nimburion.record_done")
+        kept = self.fetch("SELECT count(*) FROM nimburion.job_record_finished")
         by_queue = [(await self.backend.counts(queue))[State.CANCELLED] for queue in QUEUES]
         assert (await self.backend.counts())[State.CANCELLED] == sum(by_queue) == kept
         return kept
@@ -70,7 +72,9 @@ async def test_what_was_counted_is_not_counted_again(history: FinishedJobs) -> N
     assert history.count_finished() == 5
     await history.finish(3)
     assert await history.count_kept() == 8
-    history.fetch("UPDATE nimburion.tally SET number = number + 100 WHERE lane = 1 RETURNING 1")
+    history.fetch(
+        "UPDATE nimburion.finished_count SET number = number + 100 WHERE lane = 1 RETURNING 1"
+    )
     assert (await history.backend.counts())[State.CANCELLED] == 108
 
 
@@ -112,7 +116,7 @@ async def test_what_is_forgotten_or_deleted_is_taken_out(history: FinishedJobs) 
 
 
 def count_left(history: FinishedJobs, kept: int) -> int:
-    return history.fetch("SELECT count(*) FROM nimburion.record_done") - kept
+    return history.fetch("SELECT count(*) FROM nimburion.job_record_finished") - kept
 
 
 async def test_a_late_commit_of_a_finished_job_is_counted(
@@ -133,7 +137,7 @@ async def test_a_late_commit_of_a_delete_delays_the_count(
     history.count_finished()
     with psycopg.connect(postgres_server.url) as slow:
         slow.execute(
-            "SELECT nimburion.delete_1(NULL, 'X', NULL, NULL, NULL, CAST(%s AS bytea[]), 9)",
+            "SELECT nimburion.delete_jobs_1(NULL, 'X', NULL, NULL, NULL, CAST(%s AS bytea[]), 9)",
             ([b"3"],),
         )
         assert history.count_finished() == 0

@@ -108,7 +108,7 @@ async def test_a_worker_waits_for_disk_space(tmp_path: Path, postgres_binary: Bi
             await harness.enqueue("long")
             harness.start_worker(session_ttl=20.0)
             await harness.wait_until_logged("start")
-            for table in ("job", "lease", "done", "turn"):
+            for table in ("job", "lease", "finished_job", "exchange_log"):
                 server.ask(
                     f"CREATE TRIGGER full_ BEFORE INSERT ON nimburion.{table} "
                     "FOR EACH STATEMENT EXECUTE FUNCTION full_()"

@@ -42,7 +42,7 @@ class PartitionQueries:
     def fetch(self, text: str) -> list[tuple[object, ...]]:
         return self._server.ask(text, database=self._server.database)
 
-    def list_days(self, table: str = "done") -> list[date]:
+    def list_days(self, table: str = "finished_job") -> list[date]:
         """The days that have a partition, oldest first."""
         names = self.fetch(
             "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
@@ -56,16 +56,16 @@ class PartitionQueries:
         ]
 
     def make_partition(self, day: date) -> None:
-        for table in ("done", "result"):
-            self.fetch(f"SELECT nimburion.make_day_1('nimburion.{table}', '{day}')")
+        for table in ("finished_job", "result"):
+            self.fetch(f"SELECT nimburion.create_partition_1('nimburion.{table}', '{day}')")
 
     def finish_job_on(self, job_id: str, day: date) -> None:
         """Have a job that ended on this day."""
         self.fetch(
-            "INSERT INTO nimburion.done "
+            "INSERT INTO nimburion.finished_job "
             "(seq, due, created, finished, lane, failures, lost, state, id, digest) "
             f"SELECT count(*) + 1, 0, 0, {to_micros(day)}, 1, 0, 0, 1, '{job_id}', '' "
-            "FROM nimburion.done"
+            "FROM nimburion.finished_job"
         )
 
 
@@ -81,7 +81,7 @@ async def test_today_and_three_days_more_are_there_once_it_is_open(
     backend: PostgresBackend, queries: PartitionQueries
 ) -> None:
     before = today()
-    for table in ("done", "result"):
+    for table in ("finished_job", "result"):
         found = queries.list_days(table)
         assert found[-1] - found[0] == timedelta(3)
         assert len(found) == 4
@@ -92,7 +92,7 @@ async def test_a_day_that_is_missing_is_made_by_the_next_prune(
     backend: PostgresBackend, queries: PartitionQueries
 ) -> None:
     gone = queries.list_days()[2]
-    queries.fetch(f"DROP TABLE nimburion.done_d{gone:%Y%m%d}")
+    queries.fetch(f"DROP TABLE nimburion.finished_job_d{gone:%Y%m%d}")
     assert gone not in queries.list_days()
     await backend.prune(FOREVER, 100)
     assert gone in queries.list_days()
@@ -111,7 +111,9 @@ async def test_days_that_are_forgotten_whole_are_dropped(
     while await backend.prune(Retention(completed=span, failed=None, results=span), 2):
         pass
     assert queries.list_days()[0] == queries.list_days("result")[0] == kept
-    assert queries.fetch("SELECT convert_from(id, 'UTF8') FROM nimburion.done") == [(f"of-{kept}",)]
+    assert queries.fetch("SELECT convert_from(id, 'UTF8') FROM nimburion.finished_job") == [
+        (f"of-{kept}",)
+    ]
 
 
 async def test_who_reads_history_keeps_a_day_until_the_next_time(
@@ -121,7 +123,7 @@ async def test_who_reads_history_keeps_a_day_until_the_next_time(
     queries.make_partition(old)
     queries.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(today())}")
     with psycopg.connect(postgres_server.url) as reader:
-        reader.execute("SELECT count(*) FROM nimburion.done").fetchall()
+        reader.execute("SELECT count(*) FROM nimburion.finished_job").fetchall()
         await asyncio.wait_for(backend.prune(FOREVER, 100), DEADLINE)
         assert old in queries.list_days()
         reader.rollback()
@@ -136,16 +138,16 @@ async def test_rows_of_a_day_that_was_not_made_are_kept_and_forgotten_with_it(
     late, other = queries.list_days()[1:3]
     queries.fetch("INSERT INTO nimburion.lane (queue, name, rank) VALUES ('q', 'n', 4)")
     for day in (late, other):
-        queries.fetch(f"DROP TABLE nimburion.done_d{day:%Y%m%d}")
+        queries.fetch(f"DROP TABLE nimburion.finished_job_d{day:%Y%m%d}")
     queries.finish_job_on("late", late)
     await backend.prune(FOREVER, 100)
     assert late not in queries.list_days()
     assert other in queries.list_days()
-    assert queries.fetch("SELECT count(*) FROM nimburion.done_other") == [(1,)]
+    assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(1,)]
     assert (await backend.get("late")).id == "late"
     queries.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(late) + 1}")
     await backend.prune(FOREVER, 100)
-    assert queries.fetch("SELECT count(*) FROM nimburion.done_other") == [(0,)]
+    assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(0,)]
     await backend.prune(FOREVER, 100)
     assert late in queries.list_days()
 
@@ -154,10 +156,10 @@ async def test_two_at_once_do_not_wait_for_each_other(
     backend: PostgresBackend, queries: PartitionQueries, postgres_server: RunningPostgres
 ) -> None:
     gone = queries.list_days()[3]
-    queries.fetch(f"DROP TABLE nimburion.done_d{gone:%Y%m%d}")
+    queries.fetch(f"DROP TABLE nimburion.finished_job_d{gone:%Y%m%d}")
     with psycopg.connect(postgres_server.url) as first:
-        assert first.execute("SELECT nimburion.days_1()").fetchall() == [(1,)]
-        assert queries.fetch("SELECT nimburion.days_1()") == [(0,)]
+        assert first.execute("SELECT nimburion.maintain_partitions_1()").fetchall() == [(1,)]
+        assert queries.fetch("SELECT nimburion.maintain_partitions_1()") == [(0,)]
         assert gone not in queries.list_days()
         first.commit()
     assert gone in queries.list_days()
@@ -175,6 +177,7 @@ async def test_the_worker_itself_may_make_none(
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         worker.execute(
-            "SELECT nimburion.make_day_1('nimburion.done', %s)", [today() + timedelta(9)]
+            "SELECT nimburion.create_partition_1('nimburion.finished_job', %s)",
+            [today() + timedelta(9)],
         )
     assert len(queries.list_days()) == 4

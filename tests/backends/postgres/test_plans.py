@@ -35,7 +35,17 @@ LONG = 200
 """Exchanges while an old snapshot is held."""
 SESSION = "5e" * 16
 LARGE = frozenset(
-    {"job", "ready", "scheduled", "lease", "past", "unique_key", "turn", "done", "result"}
+    {
+        "job",
+        "ready",
+        "scheduled",
+        "lease",
+        "attempt_state",
+        "unique_key",
+        "exchange_log",
+        "finished_job",
+        "result",
+    }
 )
 """Tables that grow; it does not matter how others are read."""
 
@@ -61,7 +71,7 @@ WITH n AS (
     FROM n
     RETURNING seq, due, lane
 )
-INSERT INTO nimburion.ready (due, seq, lane, tried) SELECT due, seq, lane, 0 FROM j
+INSERT INTO nimburion.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, 0 FROM j
 """
 
 

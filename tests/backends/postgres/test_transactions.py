@@ -31,13 +31,13 @@ JOB = NewJob("a", "n", "q", b"{}")
 
 
 @pytest.fixture
-def server(postgres_store: RunningPostgres) -> RunningPostgres:
+def server(clean_postgres: RunningPostgres) -> RunningPostgres:
     """A server whose database has a table of the application."""
-    postgres_store.ask(
+    clean_postgres.ask(
         "DROP TABLE IF EXISTS account; CREATE TABLE account (n int)",
-        database=postgres_store.database,
+        database=clean_postgres.database,
     )
-    return postgres_store
+    return clean_postgres
 
 
 @pytest.fixture

@@ -7,7 +7,15 @@ from tests.backends.redis.operations import run_everything
 from tests.servers import Server
 
 KINDS = {"hash": "hash", "zset": "sorted set", "stream": "stream"}
-GONE_AFTER_A_STEP = {"cancel", "held", "lease", "orphan", "paused", "schedule", "state"}
+GONE_AFTER_A_STEP = {
+    "cancel_requested",
+    "session_leases",
+    "lease",
+    "dead_session",
+    "paused_queue",
+    "schedule",
+    "attempt_state",
+}
 """Keys that hold what a step begins and ends."""
 
 

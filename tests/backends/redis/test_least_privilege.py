@@ -190,12 +190,15 @@ def names(word: str, refused: set[str]) -> bool:
 
 async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary) -> None:
     """Before a script stops in its middle: nothing can take back what it had written."""
-    notified = {"{nimburion}:n", *(f"{{nimburion}}:ring{n}" for n in range(WAKEUP_STREAMS))}
-    begun = [notified, {"{nimburion}:n"}, set()]
+    notified = {
+        "{nimburion}:counters",
+        *(f"{{nimburion}}:wakeup{n}" for n in range(WAKEUP_STREAMS)),
+    }
+    begun = [notified, {"{nimburion}:counters"}, set()]
     with Server(redis_binary) as server:
         for word in [
             *(f"+{command}" for command in find_commands("operations/open.lua")),
-            "&{nimburion}:bell",
+            "&{nimburion}:notify",
         ]:
             server.empty()
             with temporary_user([server], [one for one in RIGHTS if one != word]):

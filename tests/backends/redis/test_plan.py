@@ -73,16 +73,16 @@ async def test_planning_wakes_no_worker(valkey: Server) -> None:
     backend = RedisBackend(valkey.url)
     await backend.open()
     await backend.close()
-    before = valkey.ask("XINFO", "STREAM", "{nimburion}:ring0")
+    before = valkey.ask("XINFO", "STREAM", "{nimburion}:wakeup0")
     with valkey.client() as client, client.pubsub() as listener:
-        listener.subscribe("{nimburion}:bell")
+        listener.subscribe("{nimburion}:notify")
         assert listener.get_message(timeout=5.0) is not None
         assert await plan(valkey.url) == []
-        valkey.ask("PUBLISH", "{nimburion}:bell", "the end")
+        valkey.ask("PUBLISH", "{nimburion}:notify", "the end")
         heard = listener.get_message(timeout=5.0)
     assert heard is not None
     assert heard["data"] == b"the end"
-    assert valkey.ask("XINFO", "STREAM", "{nimburion}:ring0") == before
+    assert valkey.ask("XINFO", "STREAM", "{nimburion}:wakeup0") == before
 
 
 async def test_planning_refuses_a_newer_format(valkey: Server) -> None:

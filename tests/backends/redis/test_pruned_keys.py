@@ -15,9 +15,20 @@ from nimburion.testing.clock import FakeClock
 from tests.model.machine import Twins
 from tests.servers import Server
 
-OF_NO_JOB = {"bell", "count", "gate", "lane", "lanes", "meta", "n", "paused", "running"}
-OF_NO_JOB |= {"schedule", "void", "ring0", "ring1", "ring2", "ring3"}
-"""Keys that grow with lanes, names, queues and schedules; `void` with runs of forgotten jobs."""
+OF_NO_JOB = {
+    "notify",
+    "lane_counts",
+    "concurrency_limit",
+    "lane_number",
+    "lane_name",
+    "meta",
+    "counters",
+    "paused_queue",
+    "limit_in_use",
+}
+OF_NO_JOB |= {"schedule", "pruned_blocks", "wakeup0", "wakeup1", "wakeup2", "wakeup3"}
+"""Keys that grow with lanes, names, queues and schedules; `pruned_blocks` with runs of forgotten
+jobs."""
 EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
 

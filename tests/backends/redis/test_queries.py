@@ -251,8 +251,16 @@ async def test_nothing_is_left_of_what_was_forgotten(
     with pytest.raises(JobNotFound):
         await backend.get(large.id)
     assert worker.id not in {one.id for one in await backend.sessions()}
-    left = {"meta", "n", "lane", "lanes", "count", "running", "void"}
-    assert list_keys(redis_server) == left | {f"ring{n}" for n in range(WAKEUP_STREAMS)}
+    left = {
+        "meta",
+        "counters",
+        "lane_number",
+        "lane_name",
+        "lane_counts",
+        "limit_in_use",
+        "pruned_blocks",
+    }
+    assert list_keys(redis_server) == left | {f"wakeup{n}" for n in range(WAKEUP_STREAMS)}
     assert set((await backend.counts()).values()) == {0}
 
 

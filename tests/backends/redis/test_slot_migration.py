@@ -16,7 +16,7 @@ from tests.servers import Binary, Cluster
 pytestmark = pytest.mark.slow
 
 GOES_ON = 5.0
-SLOT_KEY = "{nimburion}:n"
+SLOT_KEY = "{nimburion}:counters"
 
 
 @asynccontextmanager

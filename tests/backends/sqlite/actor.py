@@ -33,7 +33,7 @@ def print_line(*words: object) -> None:
 
 
 async def enqueue(backend: SQLiteBackend, prefix: str, many: str, size: str) -> None:
-    """Enqueue `make_many` jobs by `size`; say each once it is acknowledged."""
+    """Enqueue `many` jobs by `size`; say each once it is acknowledged."""
     for start in range(0, int(many), int(size)):
         ids = [f"{prefix}-{n}" for n in range(start, start + int(size))]
         await backend.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])

@@ -110,9 +110,9 @@ def assert_sound(path: Path) -> None:
         assert astray == []
         gates = connection.execute(
             """
-            SELECT name, held FROM gate WHERE held <> (
+            SELECT name, in_use FROM concurrency_limit WHERE in_use <> (
                 SELECT count(*) FROM lease JOIN lane ON lane.id = lease.lane
-                WHERE lane.name = gate.name
+                WHERE lane.name = concurrency_limit.name
             )
             """
         ).fetchall()

@@ -35,7 +35,7 @@ async def test_a_wall_clock_step_expires_no_session(
 
 async def test_sessions_of_another_boot_are_expired(backend: SQLiteBackend) -> None:
     await reserve_one(backend)
-    await backend._write(lambda db: db.connection.execute("UPDATE session SET boot = 'before'"))
+    await backend._write(lambda db: db.connection.execute("UPDATE session SET boot_id = 'before'"))
     (session,) = await backend.sessions()
     assert session.expires_in < 0
     assert (await backend.rescue(10, max_lost=3)).returned == ["a"]

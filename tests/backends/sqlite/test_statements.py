@@ -21,28 +21,28 @@ from nimburion.core.settlement import Completed
 SQL = Statements(opening.PACKAGE, opening.STATEMENTS)
 HOT = {
     "complete_jobs",
-    "complete_leases",
-    "deliver",
-    "exchange_head",
-    "exchange_note",
-    "job_find",
-    "job_token",
-    "lanes_waiting",
-    "lease_get",
-    "promote_copy",
-    "promote_drop",
-    "records",
-    "unique_free",
-    "ready_remove",
-    "reserve_heads",
-    "reserve_lease",
-    "reserve_more",
-    "reserve_one",
-    "reserve_take",
-    "session_beat",
-    "session_cancels",
+    "delete_completed_leases",
+    "get_deliveries",
+    "get_exchange_head",
+    "save_exchange",
+    "find_job",
+    "get_settled_token",
+    "find_waiting_lanes",
+    "get_lease",
+    "copy_due_to_ready",
+    "delete_promoted",
+    "get_records",
+    "free_unique_keys",
+    "delete_ready",
+    "read_lane_heads",
+    "insert_leases",
+    "read_lane_further",
+    "read_lane",
+    "delete_leased_from_ready",
+    "renew_session",
+    "list_cancel_requests",
 }
-SMALL = {"gate", "paused"}
+SMALL = {"concurrency_limit", "paused_queue"}
 """Tables that may be read whole: they hold a row a limit, a row a paused queue."""
 
 
@@ -80,7 +80,7 @@ def test_it_scans_no_table(connection: sqlite3.Connection, name: str) -> None:
     assert tables - SMALL == set(), plan
 
 
-@pytest.mark.parametrize("name", ["reserve_one", "reserve_heads", "reserve_more"])
+@pytest.mark.parametrize("name", ["read_lane", "read_lane_heads", "read_lane_further"])
 def test_a_reserve_reads_the_lane_in_index_order(connection: sqlite3.Connection, name: str) -> None:
     plan = read_plan(connection, SQL[name])
     assert any(line.startswith("SEARCH ready USING PRIMARY KEY (lane=?") for line in plan)

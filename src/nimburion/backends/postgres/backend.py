@@ -92,8 +92,8 @@ _PLANNER_SETTINGS = (
 """Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
 _OPEN_SESSION = _make_call("open_session_1", 7)
 _CLOSE_SESSION = _make_call("close_session_1", 5)
-_RELEASE = _make_call("release_1", 6)
-_RESCUE = _make_call("rescue_1", 6)
+_RELEASE = _make_call("release_leases_1", 6)
+_RESCUE = _make_call("rescue_jobs_1", 6)
 _LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
 
@@ -352,7 +352,7 @@ class PostgresBackend:
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
-        statement = "SELECT * FROM {schema}.beat_1($1, $2)"
+        statement = "SELECT * FROM {schema}.heartbeat_1($1, $2)"
         return sessions.decode_heartbeat(
             await self._fetch(statement, self._monotonic(), session_id), session_id
         )
@@ -382,7 +382,7 @@ class PostgresBackend:
         """See `Backend.promote`."""
         statement = """SELECT p.moved, p.next_due, ARRAY(
             SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (p.lanes)
-        ) FROM {schema}.promote_1({schema}.clock_1($1), $2, -9223372036854775808) p"""
+        ) FROM {schema}.promote_due_1({schema}.get_write_time_1($1), $2, -9223372036854775808) p"""
         ((moved, next_due, notified),) = await self._fetch(statement, self._now(), limit)
         self._notify(notified)
         return Promoted(moved, to_optional_seconds(next_due))
@@ -395,7 +395,7 @@ class PostgresBackend:
 
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""
-        statement = "SELECT * FROM {schema}.cancel_1($1, $2)"
+        statement = "SELECT * FROM {schema}.cancel_job_1($1, $2)"
         ((answer, notified),) = await self._fetch(
             statement, self._now(), encode_id_or_empty(job_id)
         )
@@ -405,7 +405,7 @@ class PostgresBackend:
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """See `Backend.replay`."""
         rows = await self._fetch(
-            "SELECT * FROM {schema}.replay_1($1, $2, $3, $4, $5, $6, $7, $8)",
+            "SELECT * FROM {schema}.replay_jobs_1($1, $2, $3, $4, $5, $6, $7, $8)",
             self._now(),
             *queries.encode_filter(which, which.failed_states),
             queries.encode_cursor(after),
@@ -417,7 +417,7 @@ class PostgresBackend:
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
         rows = await self._fetch(
-            "SELECT * FROM {schema}.delete_1($1, $2, $3, $4, $5, $6, $7)",
+            "SELECT * FROM {schema}.delete_jobs_1($1, $2, $3, $4, $5, $6, $7)",
             self._now(),
             *queries.encode_filter(which, which.finished_states),
             limit,
@@ -426,18 +426,18 @@ class PostgresBackend:
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         """See `Backend.pause`."""
-        await self._fetch("SELECT {schema}.pause_1($1, $2)", queue, paused)
+        await self._fetch("SELECT {schema}.pause_queue_1($1, $2)", queue, paused)
         if not paused:
             self._notify([queue])
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
         arguments = operations.encode_retention(keep)
-        statement = "SELECT {schema}.prune_1($1, $2, $3, $4, $5, $6)"
+        statement = "SELECT {schema}.prune_jobs_1($1, $2, $3, $4, $5, $6)"
         ((count,),) = await self._fetch(
             statement, self._now(), *arguments, limit, extra_time=_LARGE_READ_TIMEOUT
         )
-        await self._fetch("SELECT {schema}.days_1()")
+        await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
 
     # --- queries ---
@@ -446,7 +446,7 @@ class PostgresBackend:
         """See `Backend.get`."""
         rows = await self._fetch(
             """SELECT *
-            FROM {schema}.get_1({schema}.time_1($1), ARRAY[$2]::bytea[], true)""",
+            FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), ARRAY[$2]::bytea[], true)""",
             self._now(),
             encode_id_or_empty(job_id),
         )
@@ -464,7 +464,7 @@ class PostgresBackend:
         now = self._now()
         found = await self._fetch(
             """SELECT seq, id
-            FROM {schema}.seek_1({schema}.time_1($1), $2, $3, $4, $5, $6, $7, $8)""",
+            FROM {schema}.find_jobs_1({schema}.get_read_time_1($1), $2, $3, $4, $5, $6, $7, $8)""",
             now,
             *queries.encode_filter(which, which.states),
             queries.encode_cursor(after),
@@ -473,26 +473,29 @@ class PostgresBackend:
         )
         ids = [packed for _, packed in found[:limit]]
         rows = await self._fetch(
-            "SELECT * FROM {schema}.get_1({schema}.time_1($1), $2, $3)", now, ids, payloads
+            "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)",
+            now,
+            ids,
+            payloads,
         )
         return queries.decode_page(rows, [seq for seq, _ in found], limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
         arguments = None if queue is None else encode_lookup_text(queue)
-        statement = "SELECT * FROM {schema}.counts_1({schema}.time_1($1), $2)"
+        statement = "SELECT * FROM {schema}.count_by_state_1({schema}.get_read_time_1($1), $2)"
         return queries.decode_counts(
             await self._fetch(statement, self._now(), arguments, extra_time=_LARGE_READ_TIMEOUT)
         )
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
-        statement = "SELECT * FROM {schema}.queues_2({schema}.time_1($1))"
+        statement = "SELECT * FROM {schema}.list_queues_2({schema}.get_read_time_1($1))"
         return queries.decode_queues(await self._fetch(statement, self._now()))
 
     async def sessions(self) -> list[SessionInfo]:
         """See `Backend.sessions`."""
-        statement = "SELECT * FROM {schema}.sessions_1({schema}.time_1($1))"
+        statement = "SELECT * FROM {schema}.list_sessions_1({schema}.get_read_time_1($1))"
         return queries.decode_sessions(await self._fetch(statement, self._monotonic()))
 
     # --- schedules ---
@@ -525,7 +528,7 @@ class PostgresBackend:
         arguments = enqueueing.encode_arguments([job])
         places = ", ".join(f"${n}" for n in range(1, 6 + len(arguments)))
         (row,) = await self._fetch(
-            f"SELECT * FROM {{schema}}.fire_1({places})",  # noqa: S608
+            f"SELECT * FROM {{schema}}.fire_schedule_1({places})",  # noqa: S608
             self._now(),
             encode_lookup_text(name),
             expected_last,
@@ -599,7 +602,7 @@ class PostgresConnections:
                 connection, self.settings, migrations.load_current_format()
             )
             self.pooled = connection.server.pooled
-            await connection.fetch(self.insert_schema("SELECT {schema}.days_1()"))
+            await connection.fetch(self.insert_schema("SELECT {schema}.maintain_partitions_1()"))
         self.caller_context = joining.CallerContext(
             self.settings, standing.identity, self.handler_pool, self.pool
         )

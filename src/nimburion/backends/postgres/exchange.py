@@ -198,4 +198,4 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
 
 def get_queues_to_notify(status: Any) -> list[str]:  # noqa: ANN401 - a row
     """Return the queues to notify after an exchange."""
-    return status["rung"] or []
+    return status["to_notify"] or []

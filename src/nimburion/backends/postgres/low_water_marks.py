@@ -70,7 +70,7 @@ class LowWaterMarks:
         bound = sure if next_due is None else min(sure, next_due)
         heads: dict[int | None, int] = {
             lane: bound if due is None else min(bound, due)
-            for lane, due in zip(status["heads_of"] or (), status["heads"] or (), strict=True)
+            for lane, due in zip(status["head_lanes"] or (), status["head_dues"] or (), strict=True)
         }
         heads[None] = bound
         if self._valid_after is not None and status["since"] >= self._valid_after:

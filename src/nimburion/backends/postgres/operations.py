@@ -12,7 +12,7 @@ from nimburion.core.schedules import Fired, ScheduleRecord
 
 
 def decode_cancellation(reply: str, job_id: str) -> Cancellation:
-    """Decode the result of `cancel_1`.
+    """Decode the result of `cancel_job_1`.
 
     Raises:
         JobNotFound: there is no such job.
@@ -23,7 +23,7 @@ def decode_cancellation(reply: str, job_id: str) -> Cancellation:
 
 
 def decode_replayed(rows: list[Any]) -> Replayed:
-    """Decode the rows of `replay_1`. The last row says whether more jobs match."""
+    """Decode the rows of `replay_jobs_1`. The last row says whether more jobs match."""
     ids = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
     still_held = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
     more = len(rows) > 1 and rows[-1][1] is None
@@ -31,7 +31,7 @@ def decode_replayed(rows: list[Any]) -> Replayed:
 
 
 def encode_retention(keep: Retention) -> list[Any]:
-    """Return the arguments of `prune_1` that precede its limit."""
+    """Return the arguments of `prune_jobs_1` that precede its limit."""
     spans = (keep.completed, keep.failed, keep.results)
     return [*(None if one is None else to_micros(one) for one in spans), keep.completed_max]
 
@@ -66,6 +66,6 @@ def decode_schedules(rows: list[Any]) -> list[ScheduleRecord]:
 
 
 def decode_fired(row: Any) -> Fired:  # noqa: ANN401 - a row
-    """Decode the row of `fire_1`."""
+    """Decode the row of `fire_schedule_1`."""
     outcome, job_id = row
     return Fired(outcome, None if job_id is None else decode_id(job_id))

@@ -57,7 +57,7 @@ def encode_cursor(after: str | None) -> int:
 
 
 def decode_record(rows: list[Any], job_id: str) -> JobRecord:
-    """Decode the rows of `get_1` for one job.
+    """Decode the rows of `get_jobs_1` for one job.
 
     Raises:
         JobNotFound: there is no such job.
@@ -80,7 +80,7 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         id=decode_id(row["id"]),
         name=row["name"],
         queue=row["queue"],
-        state=STATES[row["letter"]],
+        state=STATES[row["code"]],
         priority=9 - row["rank"],
         payload=row["payload"],
         failures=row["failures"],
@@ -95,7 +95,7 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         ],
         progress=None if fraction is None else Progress(fraction, row["message"]),
         result=row["result"],
-        cancel_requested=row["cancel"],
+        cancel_requested=row["cancel_requested"],
         session=row["holder"],
         options=decode_job_options(row["options"]),
     )
@@ -105,7 +105,7 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
 
 
 def decode_counts(rows: list[Any]) -> dict[State, int]:
-    """Decode the rows of `counts_1`."""
+    """Decode the rows of `count_by_state_1`."""
     counts = dict.fromkeys(State, 0)
     for letter, number in rows:
         counts[STATES[letter]] += number
@@ -113,7 +113,7 @@ def decode_counts(rows: list[Any]) -> dict[State, int]:
 
 
 def decode_queues(rows: list[Any]) -> list[QueueInfo]:
-    """Decode the rows of `queues_2`, sorted by name."""
+    """Decode the rows of `list_queues_2`, sorted by name."""
     return combine_rows(
         LaneRow(
             queue=queue,
@@ -129,7 +129,7 @@ def decode_queues(rows: list[Any]) -> list[QueueInfo]:
 
 
 def decode_sessions(rows: list[Any]) -> list[SessionInfo]:
-    """Decode the rows of `sessions_1`, oldest first."""
+    """Decode the rows of `list_sessions_1`, oldest first."""
     return [_make_session_info(_decode_session_info(info), *rest) for _, info, *rest in rows]
 
 

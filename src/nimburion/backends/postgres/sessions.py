@@ -61,7 +61,7 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
 
 
 def encode_release(session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> list[Any]:
-    """Return the arguments of `release_1` after the time."""
+    """Return the arguments of `release_leases_1` after the time."""
     return [*encode_close_session(session_id, leases), nonce]
 
 
@@ -76,13 +76,13 @@ def encode_close_session(session_id: str, running: Sequence[Lease]) -> list[Any]
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[Any]:
-    """Return the arguments of `rescue_1` after the times. It inserts the attempt numbers."""
+    """Return the arguments of `rescue_jobs_1` after the times. It inserts the attempt numbers."""
     before, after = encode_json(_LOST_ERROR).decode().split('"attempt":0', 1)
     return [limit, max_lost, before + '"attempt":', after]
 
 
 def decode_rescued(rows: list[Any]) -> Rescued:
-    """Decode the rows of `rescue_1`."""
+    """Decode the rows of `rescue_jobs_1`."""
     returned, failed, cancelled = (
         [decode_id(job_id) for job_id, letter, _ in rows[:-1] if letter == one] for one in "rfc"
     )

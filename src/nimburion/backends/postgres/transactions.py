@@ -39,13 +39,13 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection, Transaction
 
-_ENQUEUE = "SELECT letters, holders FROM {schema}.enqueue_in_1($1, $2, $3, $4, $5)"
-_COMPLETE = "SELECT {schema}.complete_in_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_ENQUEUE = "SELECT codes, holders FROM {schema}.enqueue_in_caller_1($1, $2, $3, $4, $5)"
+_COMPLETE = "SELECT {schema}.complete_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _PAYLOADS_INDEX = 6
 """The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
 _OTHER_DATABASE = "!"
 _NEW_LANE = "?"
-_LANES = "SELECT {schema}.new_lanes_1($1, $2, $3, $4)"
+_LANES = "SELECT {schema}.create_lanes_1($1, $2, $3, $4)"
 _DUE_INDEX = 8
 """The index of the due times in the arguments of an enqueue. The first three arguments name the
 lanes.

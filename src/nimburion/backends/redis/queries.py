@@ -220,8 +220,8 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
 
 
 def _decode_attempts(letter: bytes, end: bytes, moves: bytes | None, due: int) -> AttemptSummary:
-    """Decode the attempts of a job. `record_format.lua` describes the three places: after the body, in the
-    lease, or in the state.
+    """Decode the attempts of a job. `record_format.lua` describes the three places: after the body,
+    in the lease, or in the state.
     """
     if end:
         _, started, finished, failures, lost, size = _FINISHED_TAIL.unpack_from(end)

@@ -251,7 +251,7 @@ class SQLiteBackend:
 
     async def ping(self) -> None:
         """Read from the file once; raises an error if it cannot be read."""
-        await self._read(lambda db: db.fetch_value("next_due"))
+        await self._read(lambda db: db.fetch_value("get_next_due"))
 
     async def check(self) -> list[CheckResult]:
         """See `Backend.check`. Looks for damage in the file for 5 seconds at most.

@@ -260,7 +260,7 @@ async def check_write_lock(take_lock: Callable[[], Awaitable[None]], clock: Cloc
 
 
 def _read_format_and_latest(db: Database) -> tuple[int, int | None]:
-    found = db.fetch_one("examined")
+    found = db.fetch_one("get_format_and_latest")
     assert found is not None
     return found[0], found[1]
 

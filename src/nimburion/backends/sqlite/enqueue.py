@@ -40,21 +40,21 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
 
     Raises `sqlite3.IntegrityError` if an id exists already.
     """
-    last = db.fetch_value("job_last")
+    last = db.fetch_value("get_last_seq")
     latest = db.now
     for start in range(0, len(jobs), _JOBS_PER_STATEMENT):
         part = jobs[start : start + _JOBS_PER_STATEMENT]
         values = make_columns(db, part)
         latest = max(latest, *values[3::_COLUMNS_PER_JOB])  # type: ignore[call-overload]
-        db.connection.execute(db.statements["job_add"] + _MORE_ROW * (len(part) - 1), values)
-    db.run("ready_add_new", last, db.now)
+        db.connection.execute(db.statements["insert_jobs"] + _MORE_ROW * (len(part) - 1), values)
+    db.run("insert_new_ready", last, db.now)
     if latest > db.now:
-        db.run("scheduled_add_new", last, db.now)
+        db.run("insert_new_scheduled", last, db.now)
     db.notify({job.queue for job in jobs})
 
 
 def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
-    """Return the parameters of `job_add` for these jobs, one job after the other."""
+    """Return the parameters of `insert_jobs` for these jobs, one job after the other."""
     now = db.now
     values: Columns = []
     queue = name = None
@@ -89,7 +89,9 @@ def enqueue_with_checks(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
 
     If any job conflicts or its unique key is taken, no job is stored and the rest are refused.
     """
-    known: dict[str, bytes] = dict(db.run("job_known", _encode([job.id for job in jobs]).decode()))
+    known: dict[str, bytes] = dict(
+        db.run("find_known_ids", _encode([job.id for job in jobs]).decode())
+    )
     keys: dict[tuple[str, str], str] = {}
     results = [decide_outcome(db, job, known, keys) for job in jobs]
     if any(result.outcome in {"conflict", "taken"} for result in results):
@@ -125,7 +127,7 @@ def decide_outcome(
 
 def find_key_holder(db: Database, name: str, key: str) -> str | None:
     """Return the id of the job that holds a unique key now, or None."""
-    row = db.fetch_one("unique_holder", name, key, db.now)
+    row = db.fetch_one("find_key_holder", name, key, db.now)
     return None if row is None else row[0]
 
 
@@ -135,4 +137,4 @@ def take_key(db: Database, job: NewJob) -> None:
         return
     span = job.options.unique_for
     until = None if span is None else db.now + to_micros(span)
-    db.run("unique_take", job.name, job.options.unique_key, job.id, until)
+    db.run("take_unique_key", job.name, job.options.unique_key, job.id, until)

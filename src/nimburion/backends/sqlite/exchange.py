@@ -112,13 +112,13 @@ def run_exchange(
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    limits_before = decode_limits(db.fetch_value("gates")) if limits else limits
+    limits_before = decode_limits(db.fetch_value("list_limits")) if limits else limits
     lanes = find_open_lanes(db, request, _decode_names(head.paused), limits_before)
     parcels = hand_out(db, (head.session, number), request, lanes, limits_before)
-    limits_after = decode_limits(db.fetch_value("gates")) if limits else limits
+    limits_after = decode_limits(db.fetch_value("list_limits")) if limits else limits
     if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
         db.notify([EVERY_QUEUE])
-    db.run("exchange_note", head.session, number, "".join([_RESULT_CODES[one] for one in results]))
+    db.run("save_exchange", head.session, number, "".join([_RESULT_CODES[one] for one in results]))
     waiting = find_waiting_lanes(db, exclude_full_limits(lanes, limits_after))
     return ExchangeResult(results, parcels, request.nonce, waiting, next_due, db.now)
 
@@ -166,12 +166,12 @@ def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
 def leave_in_line(db: Database, lanes: list[int]) -> None:
     """Decrement the concurrency limits that were incremented for jobs of these lanes."""
     for lane in lanes:
-        db.run("gate_release", lane)
+        db.run("release_limit", lane)
 
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
     """Read the session with limits and pauses; raise `SessionLost` if it is not alive."""
-    row = db.fetch_one("exchange_head", session_id)
+    row = db.fetch_one("get_exchange_head", session_id)
     if row is None or row[3] is not None or row[4] is not None:
         raise SessionLost(session_id)
     return SessionHead(*row)
@@ -179,18 +179,20 @@ def read_session_head(db: Database, session_id: str) -> SessionHead:
 
 def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> ExchangeResult:
     """Build the result of the last exchange again. Jobs that no longer fit are requeued."""
-    listed, nonce = db.fetch_one("lease_repeat", head.session, head.last_exchange_number) or (
+    listed, nonce = db.fetch_one(
+        "get_repeated_leases", head.session, head.last_exchange_number
+    ) or (
         "[]",
         None,
     )
     seqs = _decode_seqs(listed)
     count = count_fitting([size for _, size in measure_sizes(db, seqs)], request.max_bytes)
     for seq in seqs[count:]:
-        held = db.fetch_one("lease_get", head.session, seq)
+        held = db.fetch_one("get_lease", head.session, seq)
         assert held is not None, "it was read just now, in this transaction"
         requeue_or_cancel(db, LeaseRow(*held), settles=False)
     lanes = find_open_lanes(
-        db, request, _decode_names(head.paused), decode_limits(db.fetch_value("gates"))
+        db, request, _decode_names(head.paused), decode_limits(db.fetch_value("list_limits"))
     )
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
@@ -204,17 +206,17 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
 
 def promote_due(db: Database, head: SessionHead, *, settled: bool) -> int | None:
     """Promote the jobs that are due; return the earliest due time of the remaining, or None."""
-    due = db.fetch_value("next_due") if settled else head.next_due
+    due = db.fetch_value("get_next_due") if settled else head.next_due
     if due is not None and due <= db.now:
         promote(db, MAX_PROMOTED)
-        due = db.fetch_value("next_due")
+        due = db.fetch_value("get_next_due")
     return due
 
 
 def promote(db: Database, limit: int) -> int:
     """Move up to `limit` due jobs into their lanes, earliest first; return their number."""
-    count = db.run("promote_copy", db.now, limit).rowcount
-    db.run("promote_drop", db.now, limit)
+    count = db.run("copy_due_to_ready", db.now, limit).rowcount
+    db.run("delete_promoted", db.now, limit)
     return count
 
 
@@ -223,10 +225,10 @@ def promote_and_notify(db: Database, limit: int) -> tuple[int, int | None]:
 
     Returns the number of promoted jobs and the earliest due time of the remaining, or None.
     """
-    lanes = _decode_seqs(db.fetch_value("promote_lanes", db.now, limit))
+    lanes = _decode_seqs(db.fetch_value("list_due_lanes", db.now, limit))
     count = promote(db, limit) if lanes else 0
     db.notify({db.get_lane(lane).queue for lane in lanes})
-    return count, db.fetch_value("next_due")
+    return count, db.fetch_value("get_next_due")
 
 
 def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> Lanes:
@@ -242,7 +244,7 @@ def read_reserved_jobs(db: Database, seqs: list[int]) -> list[Parcelled]:
     if not seqs:
         return []
     try:
-        listed, payloads = db.fetch_one("deliver", _encode(seqs).decode())  # type: ignore[misc]
+        listed, payloads = db.fetch_one("get_deliveries", _encode(seqs).decode())  # type: ignore[misc]
     except sqlite3.DataError:  # all payloads together are too large for one value of SQLite
         if len(seqs) == 1:
             raise

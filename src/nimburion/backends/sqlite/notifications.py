@@ -34,7 +34,7 @@ def find_socket_folder(path: Path) -> Path:
     The temporary folder is used if the path beside the file is too long for a socket.
     """
     file = path.resolve()
-    beside = file.with_name(file.name + "-bells")
+    beside = file.with_name(file.name + "-sockets")
     if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES:
         return beside
     mark = hashlib.blake2b(os.fsencode(file), digest_size=8).hexdigest()

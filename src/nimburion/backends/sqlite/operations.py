@@ -27,13 +27,13 @@ _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 def cancel(db: Database, job_id: str) -> Cancellation:
     """See `Backend.cancel`."""
-    row = db.fetch_one("job_find", job_id)
+    row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
     seq, state, lane = row
     if state != 0:
         return Cancellation.FINISHED
-    if db.run("lease_cancel", seq).rowcount:
+    if db.run("request_cancel", seq).rowcount:
         return Cancellation.REQUESTED
     transitions.finish_waiting(db, seq, lane, CANCELLED, None)
     return Cancellation.CANCELLED
@@ -42,9 +42,9 @@ def cancel(db: Database, job_id: str) -> Cancellation:
 def pause(db: Database, queue: str, *, paused: bool) -> None:
     """See `Backend.pause`."""
     if paused:
-        db.run("pause_set", queue)
+        db.run("pause_queue", queue)
     else:
-        db.run("pause_drop", queue)
+        db.run("resume_queue", queue)
         db.notify([queue])
 
 
@@ -56,11 +56,11 @@ def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Rep
     seqs, more = find_matching(db, failed, limit, after)
     replayed = Replayed([], [], more)
     for seq in seqs:
-        job_id, lane, priority, options = db.fetch_one("replay_get", seq)  # type: ignore[misc]
+        job_id, lane, priority, options = db.fetch_one("get_dead_letter", seq)  # type: ignore[misc]
         if not retake_key(db, job_id, lane, options):
             replayed.held.append(job_id)
             continue
-        db.run("replay_set", seq, db.now)
+        db.run("reset_dead_letter", seq, db.now)
         transitions.put_in_lane(db, lane, priority, db.now, seq, retry=False)
         replayed.ids.append(job_id)
     return replayed
@@ -86,7 +86,7 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
             if stored_options.unique_for is None
             else db.now + to_micros(stored_options.unique_for)
         )
-        db.run("unique_take", name, stored_options.unique_key, job_id, until)
+        db.run("take_unique_key", name, stored_options.unique_key, job_id, until)
     return True
 
 
@@ -97,21 +97,21 @@ def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
         return []
     seqs, _ = find_matching(db, msgspec.structs.replace(which, states=finished), limit, None)
     listed = _encode(seqs).decode()
-    ids = dict(db.run("job_ids", listed))
+    ids = dict(db.run("list_job_ids", listed))
     delete_jobs(db, listed)
     return [ids[seq] for seq in seqs]
 
 
 def delete_jobs(db: Database, listed: str) -> None:
     """Delete finished jobs with their history and progress. `listed` is a JSON array of seqs."""
-    db.run("forget_history", listed)
-    db.run("forget_progress", listed)
-    db.run("forget_jobs", listed)
+    db.run("delete_attempt_errors", listed)
+    db.run("delete_progress", listed)
+    db.run("delete_jobs", listed)
 
 
 def prune(db: Database, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
-    db.run("session_forget", db.now - ENDED_SESSION_RETENTION)
+    db.run("delete_ended_sessions", db.now - ENDED_SESSION_RETENTION)
     left = limit
     for state, seconds in (
         (COMPLETED, keep.completed),
@@ -120,12 +120,12 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
     ):
         if seconds is not None and left > 0:
             left -= delete_listed(
-                db, db.fetch_value("prune_older", state, db.now - to_micros(seconds), left)
+                db, db.fetch_value("list_older", state, db.now - to_micros(seconds), left)
             )
     if keep.completed_max is not None and left > 0:
-        left -= delete_listed(db, db.fetch_value("prune_beyond", keep.completed_max, left))
+        left -= delete_listed(db, db.fetch_value("list_excess", keep.completed_max, left))
     if keep.results is not None and left > 0:
-        left -= db.run("prune_results", db.now - to_micros(keep.results), left).rowcount
+        left -= db.run("delete_old_results", db.now - to_micros(keep.results), left).rowcount
     return limit - left
 
 
@@ -140,7 +140,7 @@ def delete_listed(db: Database, listed: str) -> int:
 def put_schedule(db: Database, schedule: ScheduleRecord) -> None:
     """See `Backend.put_schedule`."""
     db.run(
-        "schedule_put", schedule.name, schedule.spec, schedule.owner, schedule.paused,
+        "put_schedule", schedule.name, schedule.spec, schedule.owner, schedule.paused,
         schedule.last_tick, schedule.last_job,
     )  # fmt: skip
 
@@ -151,18 +151,18 @@ def list_schedules(db: Database) -> list[ScheduleRecord]:
         ScheduleRecord(
             name=name, spec=spec, owner=owner, paused=bool(paused), last_tick=tick, last_job=job
         )
-        for name, spec, owner, paused, tick, job in db.run("schedule_all")
+        for name, spec, owner, paused, tick, job in db.run("list_schedules")
     ]
 
 
 def pause_schedule(db: Database, name: str, *, paused: bool) -> bool:
     """See `Backend.pause_schedule`."""
-    return db.run("schedule_pause", name, paused).rowcount > 0
+    return db.run("pause_schedule", name, paused).rowcount > 0
 
 
 def delete_schedule(db: Database, name: str) -> bool:
     """See `Backend.delete_schedule`."""
-    return db.run("schedule_drop", name).rowcount > 0
+    return db.run("delete_schedule", name).rowcount > 0
 
 
 def fire(
@@ -170,7 +170,7 @@ def fire(
 ) -> Fired:
     """See `Backend.fire`. `ticks` holds the expected last tick and the new one."""
     expected_last, tick = ticks
-    row = db.fetch_one("schedule_get", name)
+    row = db.fetch_one("get_schedule", name)
     if row is None:
         return Fired("missing")
     paused, last_tick, last_job = row
@@ -179,11 +179,11 @@ def fire(
     if last_tick != expected_last:
         return Fired("moved")
     if last_job is not None and not allows_next_job(db, last_job, overlap):
-        db.run("schedule_move", name, tick, None)
+        db.run("save_tick", name, tick, None)
         return Fired("skipped")
     (result,) = enqueue_jobs(db, [job])
     stored = result.outcome in {"created", "exists"}
-    db.run("schedule_move", name, tick, result.id if stored else None)
+    db.run("save_tick", name, tick, result.id if stored else None)
     return Fired("fired", result.id) if stored else Fired("skipped")
 
 
@@ -192,7 +192,7 @@ def allows_next_job(db: Database, last_job: str, overlap: Overlap) -> bool:
 
     `cancel_previous` cancels the previous job.
     """
-    row = db.fetch_one("job_state", last_job, db.now)
+    row = db.fetch_one("get_job_state", last_job, db.now)
     if row is None or overlap == "allow" or State(row[0]) in FINISHED:
         return True
     if overlap == "cancel_previous":

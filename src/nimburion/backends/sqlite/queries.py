@@ -58,7 +58,7 @@ def choose_statement(
     if which.states is not None and which.states <= {State.FAILED}:
         return "list_failed", values
     unfinished = which.states is not None and not which.states & FINISHED
-    if unfinished and not db.fetch_value("unfinished_many", _MANY_UNFINISHED):
+    if unfinished and not db.fetch_value("has_many_unfinished", _MANY_UNFINISHED):
         return "list_unfinished", values
     return "list_newest", values
 
@@ -79,7 +79,7 @@ _COUNT_COLUMNS = (
 
 def get_job(db: Database, job_id: str) -> JobRecord:
     """See `Backend.get`."""
-    row = db.fetch_one("job_find", job_id)
+    row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
     return read_records(db, [row[0]], payloads=True)[0]
@@ -95,12 +95,12 @@ def list_jobs(
 
 def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
     """Return the records of these jobs, newest first; payloads only if `payloads` is true."""
-    rows = db.run("records", _encode(seqs).decode(), payloads, db.now)
+    rows = db.run("get_records", _encode(seqs).decode(), payloads, db.now)
     return [make_record(db, row) for row in rows.fetchall()]
 
 
 def make_record(db: Database, row: Row) -> JobRecord:
-    """Convert a row of the statement `records` to a `JobRecord`."""
+    """Convert a row of the statement `get_records` to a `JobRecord`."""
     (
         job_id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at,
         reason, options, history, fraction, message, session, at, cancel, result, payload,
@@ -136,7 +136,7 @@ def to_seconds(micros: int | None) -> float | None:
 
 def count_by_state(db: Database, queue: str | None) -> dict[State, int]:
     """See `Backend.counts`."""
-    row: Row = db.run("counts", queue, db.now).fetchone()
+    row: Row = db.run("count_by_state", queue, db.now).fetchone()
     return dict(zip(_COUNT_COLUMNS, row, strict=True))
 
 
@@ -152,13 +152,13 @@ def list_queues(db: Database) -> list[QueueInfo]:
             age=None if oldest is None else max(0, db.now - oldest) / MICRO,
             paused=bool(paused),
         )
-        for queue, name, size, later, running, oldest, paused in db.run("queues", db.now)
+        for queue, name, size, later, running, oldest, paused in db.run("list_queues", db.now)
     )
 
 
 def list_sessions(db: Database) -> list[SessionInfo]:
     """See `Backend.sessions`."""
-    return [make_session_info(db, *row) for row in db.run("sessions")]
+    return [make_session_info(db, *row) for row in db.run("list_sessions")]
 
 
 def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> SessionInfo:

@@ -39,13 +39,13 @@ Lanes = dict[int, Lane]
 def lease(db: Database, by: tuple[int, int], want: ReserveRequest, seqs: list[int]) -> None:
     """Lease these jobs, in rank order, to the session and the exchange number in `by`."""
     listed = _encode(seqs).decode()
-    db.run("reserve_lease", *by, want.nonce, db.now, listed)
-    db.run("reserve_take", listed)
+    db.run("insert_leases", *by, want.nonce, db.now, listed)
+    db.run("delete_leased_from_ready", listed)
 
 
 def measure_sizes(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
     """Return the lane and the size in bytes of each job, without reading its payload."""
-    return _sizes(db.fetch_value("reserve_sizes", _encode(seqs).decode()))
+    return _sizes(db.fetch_value("get_sizes", _encode(seqs).decode()))
 
 
 def count_fitting(sizes: Iterable[int], max_bytes: int) -> int:
@@ -90,7 +90,7 @@ def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
     if not lanes:
         return []
     found = _decode_seqs(
-        db.fetch_value("lanes_waiting", _encode(list(lanes)).decode(), _MAX_WAITING_LANES)
+        db.fetch_value("find_waiting_lanes", _encode(list(lanes)).decode(), _MAX_WAITING_LANES)
     )
     return [lanes[number] for number in found]
 
@@ -105,7 +105,7 @@ def choose_jobs(
     capacity = Capacity(request, limits)
     if len(lanes) == 1:
         ((number, lane),) = lanes.items()
-        seqs = _decode_seqs(db.fetch_value("reserve_one", number, capacity.get_available(lane)))
+        seqs = _decode_seqs(db.fetch_value("read_lane", number, capacity.get_available(lane)))
         capacity.take(lane, len(seqs))
     else:
         sorted_ = (
@@ -117,7 +117,7 @@ def choose_jobs(
             merge(open_lane_readers(db, request, lanes), capacity) if sorted_ is None else sorted_
         )
     for name, taken in capacity.taken.items():
-        db.run("gate_take", name, taken)
+        db.run("take_limit", name, taken)
     return seqs
 
 
@@ -208,7 +208,7 @@ class LaneReader:
         self._chunk *= 2
         last = self._jobs[-1]
         self._jobs = _decode_lane_jobs(
-            self._db.fetch_value("reserve_more", self._number, *last, self._chunk)
+            self._db.fetch_value("read_lane_further", self._number, *last, self._chunk)
         )
         return bool(self._jobs)
 
@@ -222,7 +222,7 @@ class LaneReader:
 def open_lane_readers(db: Database, request: ReserveRequest, lanes: Lanes) -> list[LaneReader]:
     """Read the first jobs of all lanes in one statement; return readers of nonempty lanes."""
     chunk = min(request.total, request.total // len(lanes) + _READ_AHEAD)
-    heads = _decode_heads(db.fetch_value("reserve_heads", _encode(list(lanes)).decode(), chunk))
+    heads = _decode_heads(db.fetch_value("read_lane_heads", _encode(list(lanes)).decode(), chunk))
     return [LaneReader(db, n, lanes[n], request, jobs, chunk) for n, jobs in heads if jobs]
 
 

@@ -61,21 +61,21 @@ def open_session(db: Database, session: Session) -> None:
         session.host, session.pid, session.owner, session.queues, session.names
     )
     db.run(
-        "session_open", session.id, _encode(info).decode(), session.ttl,
+        "insert_session", session.id, _encode(info).decode(), session.ttl,
         db.boot_time + session.ttl, db.boot_id, db.now,
     )  # fmt: skip
     for name in session.names:
         if name in session.limits:
-            db.run("gate_set", name, session.limits[name])
+            db.run("set_limit", name, session.limits[name])
         else:
-            db.run("gate_drop", name)
+            db.run("delete_limit", name)
     if session.names:
         db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 
 
 def find_session(db: Database, session_id: str) -> SessionRow | None:
     """Return the session, also if it has ended; None if it is unknown."""
-    row = db.fetch_one("session_get", session_id)
+    row = db.fetch_one("get_session", session_id)
     return None if row is None else SessionRow(*row)
 
 
@@ -84,15 +84,15 @@ def heartbeat(db: Database, session_id: str) -> HeartbeatReply:
     session = find_session(db, session_id)
     if session is None or not session.is_alive:
         raise SessionLost(session_id)
-    db.run("session_beat", session.session, db.boot_time + session.ttl, db.boot_id)
+    db.run("renew_session", session.session, db.boot_time + session.ttl, db.boot_id)
     names = set(decode_description(session.description).names)
-    limits = decode_limits(db.fetch_value("gates"))
+    limits = decode_limits(db.fetch_value("list_limits"))
     return HeartbeatReply(
         cancel=[
             Lease(job_id, Token(fence, nonce), seq)
-            for seq, job_id, fence, nonce in db.run("session_cancels", session.session)
+            for seq, job_id, fence, nonce in db.run("list_cancel_requests", session.session)
         ],
-        paused=[queue for (queue,) in db.run("paused_all")],
+        paused=[queue for (queue,) in db.run("list_paused_queues")],
         limits={name: limit for name, limit in limits.items() if name in names},
     )
 
@@ -103,7 +103,7 @@ def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes
     if session is None or not session.is_alive:
         return
     wanted = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in leases}
-    for held in read_leases(db.run("session_leases", session.session)):
+    for held in read_leases(db.run("list_leases", session.session)):
         if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
             if held.cancel_requested:
                 transitions.finish_leased(db, held, CANCELLED, nonce=held.nonce)
@@ -118,14 +118,14 @@ def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> No
         return
     still_running = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in running}
     left = False
-    for held in read_leases(db.run("session_leases", session.session)):
+    for held in read_leases(db.run("list_leases", session.session)):
         if (held.seq, held.fence, held.nonce) in still_running:
             left = True
         elif held.cancel_requested:
             transitions.finish_leased(db, held, CANCELLED)
         else:
             transitions.requeue(db, held)
-    db.run("session_left" if left else "session_dead", session.session, db.now)
+    db.run("mark_session_left" if left else "end_session", session.session, db.now)
 
 
 def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
@@ -135,8 +135,8 @@ def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
 
 def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     """See `Backend.rescue`."""
-    db.run("session_expire", db.now, db.boot_time, db.boot_id)
-    rows = db.run("rescue_leases", limit + 1, SUSPECT_AFTER).fetchall()
+    db.run("expire_sessions", db.now, db.boot_time, db.boot_id)
+    rows = db.run("list_orphaned_leases", limit + 1, SUSPECT_AFTER).fetchall()
     rescued = Rescued([], [], [], more=len(rows) > limit)
     for *fields, spared, job_id, lost, failures in rows[:limit]:
         lease = LeaseRow(*fields)

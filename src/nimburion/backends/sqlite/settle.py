@@ -85,13 +85,15 @@ def complete_group(
     count = db.run("complete_jobs", db.now, session, seqs, fence, nonce).rowcount
     matched = None
     if count < len(group):
-        matched = set(_decode_seqs(db.fetch_value("complete_matched", session, seqs, fence, nonce)))
+        matched = set(
+            _decode_seqs(db.fetch_value("find_matching_leases", session, seqs, fence, nonce))
+        )
         seqs = _encode(sorted(matched)).decode()
     if has_limits:
-        db.run("complete_gates", session, seqs, fence, nonce)
-    db.run("complete_leases", session, seqs, fence, nonce)
-    if has_unique_keys and db.run("unique_free", seqs).rowcount:
-        db.notify({db.get_lane(lane).queue for (lane,) in db.run("lanes_of", seqs)})
+        db.run("release_limits", session, seqs, fence, nonce)
+    db.run("delete_completed_leases", session, seqs, fence, nonce)
+    if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
+        db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
     store_results(db, [one for _, one in group if matched is None or one.lease.ref in matched])
     return matched
 
@@ -106,7 +108,7 @@ def store_results(db: Database, completed: Sequence[Completed]) -> None:
             at += len(one.result)
     if offsets:
         whole = b"".join([one.result for one in completed if one.result is not None])
-        db.run("complete_results", _encode(offsets).decode(), whole)
+        db.run("store_results", _encode(offsets).decode(), whole)
 
 
 def settle_one(db: Database, session: int, one: Settlement) -> Settled:
@@ -135,7 +137,7 @@ def settle_one(db: Database, session: int, one: Settlement) -> Settled:
         case Cancelled():
             transitions.finish_leased(db, lease, CANCELLED, reason=one.reason, nonce=lease.nonce)
         case Progressed():
-            db.run("progress_set", lease.seq, one.fraction, one.message)
+            db.run("save_progress", lease.seq, one.fraction, one.message)
     return Settled.DONE
 
 
@@ -160,7 +162,7 @@ def requeue_or_cancel(
 
 def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
     """Return the stored lease if the session holds it with this fence and nonce, else None."""
-    row = db.fetch_one("lease_get", session, lease.ref)
+    row = db.fetch_one("get_lease", session, lease.ref)
     if row is None or (row[3], row[4]) != (lease.token.fence, lease.token.nonce):
         return None
     return LeaseRow(*row)
@@ -168,6 +170,6 @@ def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
 
 def classify_unmatched(db: Database, lease: Lease) -> Settled:
     """Return `ALREADY` if this token was the last to settle the job, else `STALE`."""
-    token = db.fetch_one("job_token", lease.ref, lease.job_id)
+    token = db.fetch_one("get_settled_token", lease.ref, lease.job_id)
     same = token == (lease.token.fence, lease.token.nonce)
     return Settled.ALREADY if same else Settled.STALE

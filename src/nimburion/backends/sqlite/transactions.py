@@ -365,7 +365,7 @@ class CallerTransactions:
         with self.map_errors(), _read_text_as_str(connection):
             self._check_file(database)
             ensure_transaction(connection)
-            database.run("join_lock")
+            database.run("take_write_lock")
             database.set_time()
             return work(database), database.queues_to_notify
 
@@ -407,7 +407,7 @@ class CallerTransactions:
 async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
     """Return the ids of those jobs that are committed."""
     listed_ids = msgspec.json.encode(ids).decode()
-    return await reader.call(lambda db: [row[0] for row in db.run("job_known", listed_ids)])
+    return await reader.call(lambda db: [row[0] for row in db.run("find_known_ids", listed_ids)])
 
 
 def complete_job(db: Database, session_id: str, completed: Completed) -> None:
@@ -422,7 +422,7 @@ def complete_job(db: Database, session_id: str, completed: Completed) -> None:
 
 def check_file(db: Database, path: Path) -> None:
     """Raise `UnusableConnection` unless the connection's main database is the backend's file."""
-    opened = db.fetch_value("join_file")
+    opened = db.fetch_value("get_main_file")
     if opened and path.samefile(opened):
         return
     raise UnusableConnection(

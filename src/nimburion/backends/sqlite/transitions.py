@@ -40,8 +40,8 @@ NO_INCREMENTS = Increments()
 
 def end_lease(db: Database, lease: LeaseRow) -> None:
     """Remove the lease of a job and decrement the count of its concurrency limit."""
-    db.run("lease_drop", lease.session, lease.seq)
-    if db.run("gate_release", lease.lane).rowcount:
+    db.run("delete_lease", lease.session, lease.seq)
+    if db.run("release_limit", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
 
 
@@ -61,7 +61,7 @@ def finish_leased(
     """
     end_lease(db, lease)
     db.run(
-        "job_finish",
+        "finish_job",
         lease.seq,
         state,
         db.now,
@@ -78,9 +78,9 @@ def finish_leased(
 
 def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | None) -> None:
     """Put a job without a lease into a finished state."""
-    db.run("ready_remove", seq)
-    db.run("scheduled_remove", seq)
-    db.run("job_finish", seq, state, db.now, reason, 0, 0, None, None, None, None)
+    db.run("delete_ready", seq)
+    db.run("delete_scheduled", seq)
+    db.run("finish_job", seq, state, db.now, reason, 0, 0, None, None, None, None)
     release_unique_key(db, seq, lane)
 
 
@@ -96,7 +96,7 @@ def requeue(
     end_lease(db, lease)
     due = None if delay is None else db.now + max(0, to_micros(delay))
     priority, due, failures = db.fetch_one(  # type: ignore[misc]
-        "job_wait",
+        "requeue_job",
         lease.seq,
         due,
         increments.failures,
@@ -110,18 +110,18 @@ def requeue(
 
 def put_in_lane(db: Database, lane: int, priority: int, due: int, seq: int, *, retry: bool) -> None:
     """Add a job to its lane if it is due, else to the scheduled jobs; notify its queue."""
-    where = "ready_put" if due <= db.now else "scheduled_put"
+    where = "insert_ready" if due <= db.now else "insert_scheduled"
     db.run(where, lane, -priority, due, seq, int(retry))
     db.notify([db.get_lane(lane).queue])
 
 
 def release_unique_key(db: Database, seq: int, lane: int) -> None:
     """Release a unique key that the job holds only while it is unfinished."""
-    if db.run("unique_free", f"[{seq}]").rowcount:
+    if db.run("free_unique_keys", f"[{seq}]").rowcount:
         db.notify([db.get_lane(lane).queue])
 
 
 def add_error(db: Database, seq: int, error: AttemptError) -> None:
     """Append an error to the history, with the backend's time."""
     dated = msgspec.structs.replace(error, at=db.now / MICRO)
-    db.run("history_add", seq, msgspec.json.encode(dated).decode())
+    db.run("insert_attempt_error", seq, msgspec.json.encode(dated).decode())

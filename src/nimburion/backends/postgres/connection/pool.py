@@ -283,7 +283,7 @@ async def _start_sending(request: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 async def connect_any(
     settings: PostgresSettings, *, first: Endpoint | None = None
 ) -> OpenConnection:
-    """Connect to the first suitable server; `first` is tried before the others.
+    """Connect to the first suitable server; `first` is attempt_status before the others.
 
     Raises:
         BackendUnavailable: no server is suitable; nothing was written.

@@ -113,7 +113,7 @@ class Database:
         lane = Lane(queue, name)
         found = self._by_lane.get(lane) or self._find_lane(lane)
         if found is None:
-            found = self.run("lane_add", queue, name).lastrowid
+            found = self.run("insert_lane", queue, name).lastrowid
             assert found is not None
             self._cache_lane(found, lane)
         return found
@@ -124,7 +124,7 @@ class Database:
         Workers request many lanes that do not exist, and repeat the same request. So the result
         for the last request is cached until a lane is added.
         """
-        latest = self.fetch_value("lane_latest")
+        latest = self.fetch_value("get_latest_lane")
         if latest != self._latest_lane:
             self._read_lanes()
             self._latest_lane = latest
@@ -151,11 +151,11 @@ class Database:
         self._last_requested = None
 
     def _read_lanes(self) -> None:
-        for number, queue, name in self.run("lane_all").fetchall():
+        for number, queue, name in self.run("list_lanes").fetchall():
             self._cache_lane(number, Lane(queue, name))
 
     def _find_lane(self, lane: Lane) -> int | None:
-        row = self.fetch_one("lane_find", lane.queue, lane.name)
+        row = self.fetch_one("find_lane", lane.queue, lane.name)
         if row is None:
             return None
         self._cache_lane(row[0], lane)

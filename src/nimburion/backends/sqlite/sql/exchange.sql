@@ -5,33 +5,33 @@
 -- Jobs travel as one JSON array of seqs (?1): each step of a statement releases the interpreter lock and may wait long to
 -- get it back, so one row with a list is faster than many rows. CROSS JOIN fixes the order of the loops.
 
--- name: exchange_head
+-- name: get_exchange_head
 -- What an exchange must know before it begins.
 -- Inputs: ?1 session id
--- Result: n, number, results, left_at, dead_at, paused queues (JSON), gates (JSON: name, bound,
---   held), earliest due time still ahead, whether a unique key is held; no row: no such session
+-- Result: number, last_exchange, last_results, left_at, ended_at, paused queues (JSON), limits (JSON: name, bound,
+--   in_use), earliest due time still ahead, whether a unique key is held; no row: no such session
 SELECT
-    n, number, results, left_at, dead_at,
-    (SELECT json_group_array(queue) FROM paused),
-    (SELECT json_group_array(json_array(name, bound, held)) FROM gate),
+    number, last_exchange, last_results, left_at, ended_at,
+    (SELECT json_group_array(queue) FROM paused_queue),
+    (SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit),
     (SELECT min(due) FROM scheduled),
-    EXISTS (SELECT 1 FROM unique_key WHERE until IS NULL)
+    EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL)
 FROM session WHERE id = ?1;
 
--- name: lease_repeat
+-- name: get_repeated_leases
 -- What an exchange handed out.
--- Inputs: ?1 session n, ?2 exchange number
+-- Inputs: ?1 session number, ?2 exchange number
 -- Result: JSON array of seqs in rank order; the nonce
 SELECT json_group_array(seq), max(nonce) FROM (
-    SELECT seq, nonce FROM lease WHERE session = ?1 AND number = ?2 ORDER BY place
+    SELECT seq, nonce FROM lease WHERE session = ?1 AND exchange_number = ?2 ORDER BY reply_position
 );
 
--- name: next_due
+-- name: get_next_due
 -- The earliest due time still ahead.
 -- Result: due, or NULL
 SELECT min(due) FROM scheduled;
 
--- name: promote_lanes
+-- name: list_due_lanes
 -- The lanes of the jobs that became due.
 -- Inputs: ?1 now, ?2 at most so many jobs
 -- Result: JSON array of lanes
@@ -39,26 +39,26 @@ SELECT json_group_array(DISTINCT lane) FROM (
     SELECT lane FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
 );
 
--- name: promote_copy
+-- name: copy_due_to_ready
 -- Put jobs that became due into the line, earliest first.
 -- Inputs: ?1 now, ?2 at most so many
 -- Result: the number of rows
-INSERT INTO ready (lane, rank, due, seq, retry)
-SELECT lane, rank, due, seq, retry FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2;
+INSERT INTO ready (lane, rank, due, seq, has_failed)
+SELECT lane, rank, due, seq, has_failed FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2;
 
--- name: promote_drop
+-- name: delete_promoted
 -- Take the jobs that were put into the line from those set aside.
--- Inputs: ?1 now, ?2 at most so many, the same as for promote_copy
+-- Inputs: ?1 now, ?2 at most so many, the same as for copy_due_to_ready
 DELETE FROM scheduled WHERE (due, seq) IN (
     SELECT due, seq FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
 );
 
--- name: gates
+-- name: list_limits
 -- Every limit.
--- Result: JSON: [[name, bound, held], …]
-SELECT json_group_array(json_array(name, bound, held)) FROM gate;
+-- Result: JSON: [[name, maximum, in_use], …]
+SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit;
 
--- name: reserve_one
+-- name: read_lane
 -- The head of one lane.
 -- Inputs: ?1 lane, ?2 at most so many
 -- Result: JSON array of seqs, first first
@@ -66,7 +66,7 @@ SELECT json_group_array(seq) FROM (
     SELECT seq FROM ready WHERE lane = ?1 ORDER BY rank, due, seq LIMIT ?2
 );
 
--- name: reserve_heads
+-- name: read_lane_heads
 -- The heads of several lanes.
 -- Inputs: ?1 JSON array of lanes, ?2 at most so many of each
 -- Result: JSON: [lane, [[rank, due, seq], …]] for each lane
@@ -76,7 +76,7 @@ SELECT json_group_array(json_array(l.value, json((
     )
 )))) FROM json_each(?1) AS l;
 
--- name: reserve_more
+-- name: read_lane_further
 -- What stands in a lane behind a job.
 -- Inputs: ?1 lane, ?2 rank, ?3 due, ?4 seq of that job, ?5 at most so many
 -- Result: JSON: [[rank, due, seq], …]
@@ -85,26 +85,26 @@ SELECT json_group_array(json_array(rank, due, seq)) FROM (
     WHERE lane = ?1 AND (rank, due, seq) > (?2, ?3, ?4) ORDER BY rank, due, seq LIMIT ?5
 );
 
--- name: reserve_sizes
+-- name: get_sizes
 -- How large jobs are.
 -- Inputs: ?1 JSON array of seqs
 -- Result: JSON: [[lane, bytes of payload and options], …], in the order of the seqs
 SELECT json_group_array(json_array(j.lane, length(j.payload) + coalesce(length(j.options), 0)))
 FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value;
 
--- name: gate_take
+-- name: take_limit
 -- Take places under the limit of a job name.
 -- Inputs: ?1 name, ?2 how many
-UPDATE gate SET held = held + ?2 WHERE name = ?1;
+UPDATE concurrency_limit SET in_use = in_use + ?2 WHERE name = ?1;
 
--- name: reserve_lease
+-- name: insert_leases
 -- Lease jobs to a session.
--- Inputs: ?1 session n, ?2 exchange number, ?3 nonce, ?4 now, ?5 JSON array of seqs in rank order
-INSERT INTO lease (session, seq, lane, number, place, fence, nonce, at)
+-- Inputs: ?1 session number, ?2 exchange number, ?3 nonce, ?4 now, ?5 JSON array of seqs in rank order
+INSERT INTO lease (session, seq, lane, exchange_number, reply_position, fence, nonce, leased_at)
 SELECT ?1, j.seq, j.lane, ?2, s.key, j.fence + 1, ?3, ?4
 FROM json_each(?5) AS s CROSS JOIN job AS j ON j.seq = s.value;
 
--- name: reserve_take
+-- name: delete_leased_from_ready
 -- Take leased jobs out of the line.
 -- Inputs: ?1 JSON array of seqs
 -- Result: the number of rows
@@ -113,12 +113,12 @@ DELETE FROM ready WHERE (lane, rank, due, seq) IN (
     FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value
 );
 
--- name: exchange_note
+-- name: save_exchange
 -- Remember an exchange, to answer its repetition.
--- Inputs: ?1 session n, ?2 number, ?3 results
-UPDATE session SET number = ?2, results = ?3 WHERE n = ?1;
+-- Inputs: ?1 session number, ?2 number, ?3 results
+UPDATE session SET last_exchange = ?2, last_results = ?3 WHERE number = ?1;
 
--- name: lanes_waiting
+-- name: find_waiting_lanes
 -- Which of these lanes hold jobs.
 -- Inputs: ?1 JSON array of lanes, ?2 at most so many
 -- Result: JSON array of lanes
@@ -127,7 +127,7 @@ SELECT json_group_array(value) FROM (
     WHERE EXISTS (SELECT 1 FROM ready WHERE lane = value) LIMIT ?2
 );
 
--- name: deliver
+-- name: get_deliveries
 -- The jobs with these places, in one row: each step of a statement gives up the interpreter lock
 -- and may wait long to get it back.
 -- Inputs: ?1 JSON array of seqs

@@ -3,78 +3,78 @@
 -- The writer thread runs these between its BEGIN IMMEDIATE and COMMIT: the transaction holds the write lock of the
 -- file, and each call has a savepoint of its own. A job is deleted from `attempt_error` and `progress` before `job`.
 
--- name: lease_cancel
+-- name: request_cancel
 -- Ask the worker of a job to cancel it.
 -- Inputs: ?1 seq
 -- Result: the number of rows; 0: nobody holds it
-UPDATE lease SET cancel = 1 WHERE session IN (SELECT n FROM session) AND seq = ?1;
+UPDATE lease SET cancel_requested = 1 WHERE session IN (SELECT number FROM session) AND seq = ?1;
 
--- name: ready_remove
+-- name: delete_ready
 -- Take a job out of the line.
 -- Inputs: ?1 seq
 -- Result: the number of rows
 DELETE FROM ready
 WHERE (lane, rank, due, seq) = (SELECT lane, -priority, due, seq FROM job WHERE seq = ?1);
 
--- name: scheduled_remove
+-- name: delete_scheduled
 -- Take a job from those set aside.
 -- Inputs: ?1 seq
 -- Result: the number of rows
 DELETE FROM scheduled WHERE (due, seq) = (SELECT due, seq FROM job WHERE seq = ?1);
 
--- name: pause_set
+-- name: pause_queue
 -- Pause a queue.
 -- Inputs: ?1 queue
-INSERT INTO paused (queue) VALUES (?1) ON CONFLICT DO NOTHING;
+INSERT INTO paused_queue (queue) VALUES (?1) ON CONFLICT DO NOTHING;
 
--- name: pause_drop
+-- name: resume_queue
 -- Resume a queue.
 -- Inputs: ?1 queue
-DELETE FROM paused WHERE queue = ?1;
+DELETE FROM paused_queue WHERE queue = ?1;
 
--- name: replay_get
+-- name: get_dead_letter
 -- What a replay must know of a failed job.
 -- Inputs: ?1 seq
 -- Result: id, lane, priority, options
 SELECT id, lane, priority, options FROM job WHERE seq = ?1;
 
--- name: replay_set
+-- name: reset_dead_letter
 -- Make a failed job pending again: counts begin anew, history stays.
 -- Inputs: ?1 seq, ?2 now
 UPDATE job
 SET state = 0, due = ?2, failures = 0, lost = 0, finished_at = NULL, reason = NULL
 WHERE seq = ?1;
 
--- name: job_ids
+-- name: list_job_ids
 -- The ids of jobs.
 -- Inputs: ?1 JSON array of seqs
 -- Result: seq, id
 SELECT seq, id FROM job WHERE seq IN (SELECT value FROM json_each(?1));
 
--- name: forget_history
+-- name: delete_attempt_errors
 -- Drop the histories of jobs.
 -- Inputs: ?1 JSON array of seqs
 DELETE FROM attempt_error WHERE seq IN (SELECT value FROM json_each(?1));
 
--- name: forget_progress
+-- name: delete_progress
 -- Drop the progress of jobs.
 -- Inputs: ?1 JSON array of seqs
 DELETE FROM progress WHERE seq IN (SELECT value FROM json_each(?1));
 
--- name: forget_jobs
+-- name: delete_jobs
 -- Drop finished jobs.
 -- Inputs: ?1 JSON array of seqs
 -- Result: the number of rows
 DELETE FROM job WHERE state > 0 AND seq IN (SELECT value FROM json_each(?1));
 
--- name: session_forget
+-- name: delete_ended_sessions
 -- Forget sessions that died long ago and hold nothing.
 -- Inputs: ?1 dead before
 -- Result: the number of rows
 DELETE FROM session
-WHERE dead_at < ?1 AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session = session.n);
+WHERE ended_at < ?1 AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session = session.number);
 
--- name: prune_older
+-- name: list_older
 -- Finished jobs of one state that ended before a time, oldest first.
 -- Inputs: ?1 state, ?2 time, ?3 at most so many
 -- Result: JSON array of seqs
@@ -82,7 +82,7 @@ SELECT json_group_array(seq) FROM (
     SELECT seq FROM job WHERE state = ?1 AND state > 0 AND finished_at < ?2 ORDER BY finished_at LIMIT ?3
 );
 
--- name: prune_beyond
+-- name: list_excess
 -- Completed and cancelled jobs beyond the newest so many, oldest first.
 -- Inputs: ?1 how many are kept, ?2 at most so many
 -- Result: JSON array of seqs
@@ -94,7 +94,7 @@ SELECT json_group_array(seq) FROM (
     LIMIT max(0, min(?2, (SELECT count(*) FROM job WHERE state IN (1, 3) AND state > 0) - ?1))
 );
 
--- name: prune_results
+-- name: delete_old_results
 -- Drop results of jobs that ended before a time, oldest first.
 -- Inputs: ?1 time, ?2 at most so many
 -- Result: the number of rows

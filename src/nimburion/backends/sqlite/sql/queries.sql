@@ -5,13 +5,13 @@
 -- `state > 0` beside `state = 2` repeats the condition of the partial index `job_finished`: without it SQLite cannot use
 -- that index.
 
--- name: job_find
+-- name: find_job
 -- A job by its id.
 -- Inputs: ?1 id
 -- Result: seq, state, lane, or no row
 SELECT seq, state, lane FROM job WHERE id = ?1;
 
--- name: records
+-- name: get_records
 -- Whole records.
 -- Inputs: ?1 JSON array of seqs, ?2 whether with payloads, ?3 now
 -- Result: newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
@@ -31,16 +31,16 @@ SELECT
         ELSE 'pending' END END,
     j.failures, j.lost, j.started_at, j.finished_at, j.reason, j.options,
     (SELECT json_group_array(json(body)) FROM (
-        SELECT body FROM attempt_error AS e WHERE e.seq = j.seq ORDER BY n
+        SELECT body FROM attempt_error AS e WHERE e.seq = j.seq ORDER BY position
     )),
     p.fraction, p.message,
-    s.id, l.at, l.cancel,
+    s.id, l.leased_at, l.cancel_requested,
     j.result, iif(?2, j.payload, NULL)
 FROM json_each(?1) AS x
 CROSS JOIN job AS j ON j.seq = x.value
 LEFT JOIN progress AS p ON p.seq = j.seq
-LEFT JOIN lease AS l ON j.state = 0 AND l.session IN (SELECT n FROM session) AND l.seq = j.seq
-LEFT JOIN session AS s ON s.n = l.session
+LEFT JOIN lease AS l ON j.state = 0 AND l.session IN (SELECT number FROM session) AND l.seq = j.seq
+LEFT JOIN session AS s ON s.number = l.session
 ORDER BY j.seq DESC;
 
 -- name: list_ids
@@ -117,7 +117,7 @@ SELECT json_group_array(seq) FROM (
     ORDER BY j.seq DESC LIMIT ?6
 );
 
--- name: unfinished_many
+-- name: has_many_unfinished
 -- Whether many jobs are unfinished.
 -- Inputs: ?1 what is many
 -- Result: 0 or 1
@@ -149,33 +149,33 @@ SELECT json_group_array(seq) FROM (
     ORDER BY j.seq DESC LIMIT ?6
 );
 
--- name: counts
+-- name: count_by_state
 -- How many jobs stand in each state.
 -- Inputs: ?1 queue, NULL: all, ?2 now
 -- Result: pending, scheduled, processing, retrying, completed, failed, cancelled
 WITH
 served AS (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
 waiting AS (
-    SELECT retry, 1 AS ready, count(*) AS many FROM ready
-    WHERE ?1 IS NULL OR lane IN served GROUP BY retry
+    SELECT has_failed, 1 AS ready, count(*) AS many FROM ready
+    WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed
     UNION ALL
-    SELECT retry, due <= ?2, count(*) FROM scheduled
-    WHERE ?1 IS NULL OR lane IN served GROUP BY retry, due <= ?2
+    SELECT has_failed, due <= ?2, count(*) FROM scheduled
+    WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed, due <= ?2
 ),
 finished AS (
     SELECT state, count(*) AS many FROM job INDEXED BY job_finished
     WHERE state > 0 AND (?1 IS NULL OR lane IN served) GROUP BY state
 )
 SELECT
-    (SELECT coalesce(sum(many), 0) FROM waiting WHERE retry = 0 AND ready),
-    (SELECT coalesce(sum(many), 0) FROM waiting WHERE retry = 0 AND NOT ready),
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 0 AND ready),
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 0 AND NOT ready),
     (SELECT count(*) FROM lease WHERE ?1 IS NULL OR lane IN served),
-    (SELECT coalesce(sum(many), 0) FROM waiting WHERE retry = 1),
+    (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 1),
     coalesce((SELECT many FROM finished WHERE state = 1), 0),
     coalesce((SELECT many FROM finished WHERE state = 2), 0),
     coalesce((SELECT many FROM finished WHERE state = 3), 0);
 
--- name: queues
+-- name: list_queues
 -- Every lane that holds an unfinished job, and every queue that is paused.
 -- Inputs: ?1 now
 -- Result: queue, name (NULL: it is paused), due and waiting, not due, processing, earliest due time
@@ -192,16 +192,16 @@ WITH standing AS (
 SELECT lane.queue, lane.name, size, later, running, oldest, 0
 FROM standing JOIN lane ON lane.id = standing.lane
 UNION ALL
-SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused;
+SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused_queue;
 
--- name: sessions
+-- name: list_sessions
 -- Every session that is not dead, oldest first.
--- Result: id, info, ttl, expires, boot, opened_at, left_at, how many leases
-SELECT id, info, ttl, expires, boot, opened_at, left_at,
-    (SELECT count(*) FROM lease WHERE lease.session = session.n)
-FROM session WHERE dead_at IS NULL ORDER BY opened_at, n;
+-- Result: id, description, ttl, expires_at, boot_id, opened_at, left_at, how many leases
+SELECT id, description, ttl, expires_at, boot_id, opened_at, left_at,
+    (SELECT count(*) FROM lease WHERE lease.session = session.number)
+FROM session WHERE ended_at IS NULL ORDER BY opened_at, number;
 
--- name: examined
+-- name: get_format_and_latest
 -- What an examination reads of the contents.
 -- Result: the file's format, and when the latest job was stored (NULL when there is none)
 SELECT

@@ -1,38 +1,38 @@
 -- Schedules, and the decision of a tick.
 --
 -- The writer thread runs what writes between its BEGIN IMMEDIATE and COMMIT. A tick is decided in one transaction:
--- `schedule_get` is compared with the last tick that the caller expects, then `schedule_move` writes the new one.
+-- `get_schedule` is compared with the last tick that the caller expects, then `save_tick` writes the new one.
 
--- name: schedule_put
+-- name: put_schedule
 -- Add or replace a schedule; what it has done stays.
 -- Inputs: ?1 name, ?2 spec, ?3 owner, ?4 paused, ?5 last_tick, ?6 last_job (for a new one)
 INSERT INTO schedule (name, spec, owner, paused, last_tick, last_job) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, owner = excluded.owner;
 
--- name: schedule_all
+-- name: list_schedules
 -- Every schedule, by name.
 -- Result: name, spec, owner, paused, last_tick, last_job
 SELECT name, spec, owner, paused, last_tick, last_job FROM schedule ORDER BY name;
 
--- name: schedule_pause
+-- name: pause_schedule
 -- Stop or resume a schedule.
 -- Inputs: ?1 name, ?2 paused
 -- Result: the number of rows
 UPDATE schedule SET paused = ?2 WHERE name = ?1;
 
--- name: schedule_drop
+-- name: delete_schedule
 -- Forget a schedule.
 -- Inputs: ?1 name
 -- Result: the number of rows
 DELETE FROM schedule WHERE name = ?1;
 
--- name: schedule_get
+-- name: get_schedule
 -- A schedule.
 -- Inputs: ?1 name
 -- Result: paused, last_tick, last_job, or no row
 SELECT paused, last_tick, last_job FROM schedule WHERE name = ?1;
 
--- name: job_state
+-- name: get_job_state
 -- The state of a job.
 -- Inputs: ?1 id, ?2 now
 -- Result: state, started_at, or no row
@@ -50,7 +50,7 @@ SELECT
     j.started_at
 FROM job AS j WHERE j.id = ?1;
 
--- name: schedule_move
+-- name: save_tick
 -- Note that a tick was decided.
 -- Inputs: ?1 name, ?2 tick, ?3 job id, NULL: the last one stays
 UPDATE schedule SET last_tick = ?2, last_job = coalesce(?3, last_job) WHERE name = ?1;

@@ -24,11 +24,11 @@ DECLARE
     new_seq int8;
 BEGIN
     SELECT l.id INTO at_lane FROM {schema}.lane l
-    WHERE l.queue = p_queue AND l.name = p_name AND l.rank = p_rank AND NOT l.late;
+    WHERE l.queue = p_queue AND l.name = p_name AND l.rank = p_rank AND NOT l.is_late;
     IF at_lane IS NULL THEN
         RETURN false;
     END IF;
-    PERFORM pg_current_xact_id();  -- before the clock is read, as in `clock_1`
+    PERFORM pg_current_xact_id();  -- before the clock is read, as in `get_write_time_1`
     IF now IS NULL THEN
         now := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
     END IF;
@@ -39,13 +39,13 @@ BEGIN
     IF new_seq IS NULL THEN
         RETURN false;
     END IF;
-    INSERT INTO {schema}.ready (due, seq, lane, tried) VALUES (now, new_seq, at_lane, 0);
+    INSERT INTO {schema}.ready (due, seq, lane, attempt_status) VALUES (now, new_seq, at_lane, 0);
     -- The upper bound leaves out the days that are made ahead: to begin to look at one costs 2 µs.
     IF EXISTS (
-        SELECT FROM {schema}.done d
+        SELECT FROM {schema}.finished_job d
         WHERE d.id = p_id AND d.finished >= p_since AND d.finished < now + 86400000000
     ) THEN
-        PERFORM {schema}.unstore_1(ARRAY[new_seq]);
+        PERFORM {schema}.undo_insert_1(ARRAY[new_seq]);
         RETURN false;
     END IF;
     RETURN true;
@@ -68,8 +68,8 @@ SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO of
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
-    now int8 := {schema}.clock_1(p_now);
-    lane_ids int4[] := {schema}.lanes_1(p_queues, p_names, p_ranks);
+    now int8 := {schema}.get_write_time_1(p_now);
+    lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
     many int4 := cardinality(p_ends) - 1;
 BEGIN
     WITH j AS (
@@ -79,11 +79,11 @@ BEGIN
         FROM generate_series(1, many) n
         RETURNING seq, lane
     )
-    INSERT INTO {schema}.ready (due, seq, lane, tried) SELECT now, seq, lane, 0 FROM j;
+    INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT now, seq, lane, 0 FROM j;
     -- Ids that were made one after another lie together: as a rule there is nothing between them.
-    IF EXISTS (SELECT FROM {schema}.done d WHERE d.id BETWEEN p_least AND p_greatest AND d.finished >= p_since)
+    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id BETWEEN p_least AND p_greatest AND d.finished >= p_since)
         AND EXISTS (
-            SELECT FROM {schema}.done d
+            SELECT FROM {schema}.finished_job d
             WHERE d.id = ANY (ARRAY(SELECT substr(p_ids, n * 17 - 16, 17) FROM generate_series(1, many) n))
                 AND d.finished >= p_since
         )
@@ -101,7 +101,7 @@ END $$;
 --   id, digest, payload, options (NULL: none has any), due time (NULL: none has one), delay in
 --   microseconds (NULL: none has any), unique key, for how long it is held, whether its holder will
 --   do (these three NULL: none has a key); and since when a job of one of these ids can have ended
--- Result: a letter for each job (created, exists, x: conflict, taken, refused), NULL when all were
+-- Result: a code for each job (created, exists, x: conflict, taken, refused), NULL when all were
 --   created; and the ids that hold the keys
 -- Locks: unique keys in the order of name and key, then what it inserts
 -- Atomic: one transaction; that no job of an id has ended is looked at after it was inserted: the
@@ -109,15 +109,15 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.enqueue_1(
     p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[],
     p_digests bytea[], p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[],
-    p_keys text[], p_spans int8[], p_lenient bool[], p_since int8,
-    OUT letters text, OUT holders bytea[]
+    p_keys text[], p_spans int8[], p_accept_existing bool[], p_since int8,
+    OUT codes text, OUT holders bytea[]
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
-    now int8 := {schema}.clock_1(p_now);
-    lane_ids int4[] := {schema}.lanes_1(p_queues, p_names, p_ranks);
+    now int8 := {schema}.get_write_time_1(p_now);
+    lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
 BEGIN
     IF p_keys IS NULL AND (p_ats IS NULL OR NOT EXISTS (SELECT FROM unnest(p_ats) a WHERE a < now))
     THEN
@@ -130,11 +130,11 @@ BEGIN
                     AS g (lane, id, digest, options, payload, at, after)
                 RETURNING seq, due, lane
             ), s AS (
-                INSERT INTO {schema}.scheduled (due, seq, lane, tried)
+                INSERT INTO {schema}.scheduled (due, seq, lane, attempt_status)
                 SELECT due, seq, lane, 0 FROM j WHERE due > now
             )
-            INSERT INTO {schema}.ready (due, seq, lane, tried) SELECT due, seq, lane, 0 FROM j WHERE due <= now;
-            IF NOT EXISTS (SELECT FROM {schema}.done d WHERE d.id = ANY (p_ids) AND d.finished >= p_since) THEN
+            INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, 0 FROM j WHERE due <= now;
+            IF NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished >= p_since) THEN
                 RETURN;
             END IF;
             RAISE unique_violation;
@@ -142,88 +142,88 @@ BEGIN
             NULL;
         END;
     END IF;
-    SELECT c.letters, c.holders INTO letters, holders FROM {schema}.enqueue_each_1(
+    SELECT c.codes, c.holders INTO codes, holders FROM {schema}.enqueue_each_1(
         now, p_names, lane_ids, p_lanes, p_ids, p_digests, p_payloads, p_options, p_ats, p_afters,
-        p_keys, p_spans, p_lenient, p_since
+        p_keys, p_spans, p_accept_existing, p_since
     ) c;
 END $$;
 
 -- name: enqueue_each
 -- Store new jobs one by one: where ids may be known, or keys may be held.
 -- Inputs: as `enqueue_1`, but for the time, which is given, and the lanes, which are found
--- Result: a letter for each job, and the ids that hold the keys
+-- Result: a code for each job, and the ids that hold the keys
 -- Locks: unique keys in the order of name and key, then what it inserts
 -- Atomic: one transaction; the keys are locked before they are looked at. Who meets a job that
 --   another transaction has just ended fails as a serialization failure, and is to repeat the call
 CREATE OR REPLACE FUNCTION {schema}.enqueue_each_1(
     p_now int8, p_names text[], p_lane_ids int4[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
-    p_spans int8[], p_lenient bool[], p_since int8,
-    OUT letters text, OUT holders bytea[]
+    p_spans int8[], p_accept_existing bool[], p_since int8,
+    OUT codes text, OUT holders bytea[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     g record;
-    letter text;
-    letter_list text[];
-    rival bytea;
+    code text;
+    code_list text[];
+    key_holder bytea;
     known bytea;
     new_seq int8;
     seqs int8[];
     fresh_ids bytea[];
 BEGIN
-    PERFORM {schema}.lock_keys_1(p_now, p_names, p_lanes, p_ids, p_keys);
+    PERFORM {schema}.lock_unique_keys_1(p_now, p_names, p_lanes, p_ids, p_keys);
     FOR g IN
         SELECT u.*, p_names[u.lane] AS name, p_lane_ids[u.lane] AS lane_id
         FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_keys, p_spans,
-                p_lenient)
-            AS u (lane, id, digest, options, payload, at, after, key, span, lenient)
+                p_accept_existing)
+            AS u (lane, id, digest, options, payload, at, after, key, span, accept_existing)
     LOOP
-        letter := NULL;
-        rival := NULL;
-        known := {schema}.known_1(g.id, p_since);
+        code := NULL;
+        key_holder := NULL;
+        known := {schema}.find_digest_1(g.id, p_since);
         IF known IS NOT NULL THEN
-            letter := CASE WHEN known = g.digest THEN 'e' ELSE 'x' END;
+            code := CASE WHEN known = g.digest THEN 'e' ELSE 'x' END;
         ELSIF g.key IS NOT NULL THEN
-            SELECT u.id INTO rival FROM {schema}.unique_key u
+            SELECT u.id INTO key_holder FROM {schema}.unique_key u
             WHERE u.name = g.name AND u.key = g.key AND u.seq <> 0;
             IF FOUND THEN
-                letter := CASE WHEN g.lenient THEN 'e' ELSE 't' END;
+                code := CASE WHEN g.accept_existing THEN 'e' ELSE 't' END;
             END IF;
         END IF;
-        IF letter IS NULL THEN
-            letter := 'c';
-            new_seq := {schema}.store_1(p_now, g.lane_id, g.id, g.digest, g.payload, g.options,
+        IF code IS NULL THEN
+            code := 'c';
+            new_seq := {schema}.insert_job_1(p_now, g.lane_id, g.id, g.digest, g.payload, g.options,
                 coalesce(g.at, p_now + coalesce(g.after, 0)), g.key);
             seqs := seqs || new_seq;
             fresh_ids := fresh_ids || g.id;
-            UPDATE {schema}.unique_key SET seq = new_seq, id = g.id, until = p_now + g.span
+            UPDATE {schema}.unique_key SET seq = new_seq, id = g.id, valid_until = p_now + g.span
             WHERE name = g.name AND key = g.key;
         END IF;
-        letter_list := letter_list || letter;
-        holders := holders || rival;
+        code_list := code_list || code;
+        holders := holders || key_holder;
     END LOOP;
-    IF EXISTS (SELECT FROM {schema}.done d WHERE d.id = ANY (fresh_ids) AND {schema}.known_1(d.id, p_since, true) IS NOT NULL)
+    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (fresh_ids) AND {schema}.find_digest_1(d.id, p_since, true) IS NOT NULL)
     THEN
         RAISE EXCEPTION 'a job of this id ended meanwhile; repeat the call' USING ERRCODE = '40001';
     END IF;
-    IF letter_list && ARRAY['x', 't'] THEN
-        PERFORM {schema}.unstore_1(seqs);
+    IF code_list && ARRAY['x', 't'] THEN
+        PERFORM {schema}.undo_insert_1(seqs);
         SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
             array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)
-        INTO letter_list, holders
-        FROM unnest(letter_list, holders) WITH ORDINALITY AS a (l, holder, place);
+        INTO code_list, holders
+        FROM unnest(code_list, holders) WITH ORDINALITY AS a (l, holder, place);
     END IF;
     DELETE FROM {schema}.unique_key WHERE seq = 0
         AND (name, key) IN (SELECT p_names[u.lane], u.key FROM unnest(p_lanes, p_keys) AS u (lane, key));
-    letters := array_to_string(letter_list, '');
+    codes := array_to_string(code_list, '');
 END $$;
 
--- name: lock_keys
+-- name: lock_unique_keys
 -- Lock the unique keys that jobs of an enqueue call ask for; those that nobody holds are set to seq 0.
 -- Inputs: the time; the names of the lanes; by job: its lane, id and key
 -- Locks: the keys, in the order of name and key, until the transaction ends
 -- Atomic: one statement; an insert that meets an older row locks that one
-CREATE OR REPLACE FUNCTION {schema}.lock_keys_1(
+CREATE OR REPLACE FUNCTION {schema}.lock_unique_keys_1(
     p_now int8, p_names text[], p_lanes int4[], p_ids bytea[], p_keys text[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -231,20 +231,20 @@ BEGIN
     IF p_keys IS NULL THEN
         RETURN;
     END IF;
-    INSERT INTO {schema}.unique_key AS u (name, key, seq, until, id)
+    INSERT INTO {schema}.unique_key AS u (name, key, seq, valid_until, id)
     SELECT DISTINCT ON (p_names[g.lane], g.key) p_names[g.lane], g.key, 0, CAST(NULL AS int8), g.id
     FROM unnest(p_lanes, p_ids, p_keys) AS g (lane, id, key)
     WHERE g.key IS NOT NULL
     ORDER BY p_names[g.lane], g.key
-    ON CONFLICT (name, key) DO UPDATE SET seq = CASE WHEN u.until <= p_now THEN 0 ELSE u.seq END;
+    ON CONFLICT (name, key) DO UPDATE SET seq = CASE WHEN u.valid_until <= p_now THEN 0 ELSE u.seq END;
 END $$;
 
--- name: known
+-- name: find_digest
 -- The digest of the job that is kept under an id.
 -- Inputs: the id; since when such a job can have ended; whether only those that ended are meant
 -- Result: the digest, NULL when there is none
 -- Atomic: a job ends in one step; who needs to be sure looks again after inserting
-CREATE OR REPLACE FUNCTION {schema}.known_1(p_id bytea, p_since int8, p_ended bool DEFAULT false) RETURNS bytea
+CREATE OR REPLACE FUNCTION {schema}.find_digest_1(p_id bytea, p_since int8, p_ended bool DEFAULT false) RETURNS bytea
 LANGUAGE plpgsql AS $$
 DECLARE
     known bytea;
@@ -255,18 +255,18 @@ BEGIN
             RETURN known;
         END IF;
     END IF;
-    SELECT d.digest INTO known FROM {schema}.done d, {schema}.horizon h
+    SELECT d.digest INTO known FROM {schema}.finished_job d, {schema}.horizon h
     WHERE d.id = p_id AND d.finished >= p_since
         AND h.what = 'completed' AND (d.finished, d.seq) > (h.finished, h.seq)
     LIMIT 1;
     RETURN known;
 END $$;
 
--- name: store
+-- name: insert_job
 -- Store one new job in its place.
 -- Inputs: the time, its lane, id, digest, payload, options, due time and unique key
 -- Result: its seq
-CREATE OR REPLACE FUNCTION {schema}.store_1(
+CREATE OR REPLACE FUNCTION {schema}.insert_job_1(
     p_now int8, p_lane int4, p_id bytea, p_digest bytea, p_payload bytea, p_options text, p_due int8,
     p_key text
 ) RETURNS int8
@@ -281,73 +281,73 @@ BEGIN
     IF new_seq IS NULL THEN
         RAISE EXCEPTION 'a job of this id was stored meanwhile; repeat the call' USING ERRCODE = '40001';
     END IF;
-    PERFORM {schema}.stand_1(p_now, new_seq, p_due, p_lane, 0::int2);
+    PERFORM {schema}.make_waiting_1(p_now, new_seq, p_due, p_lane, 0::int2);
     RETURN new_seq;
 END $$;
 
--- name: unstore
+-- name: undo_insert
 -- Take back jobs that this transaction has stored.
 -- Inputs: their seqs
 -- Locks: nothing that others see
 -- Atomic: of the transaction that stored them
-CREATE OR REPLACE FUNCTION {schema}.unstore_1(p_seqs int8[]) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.undo_insert_1(p_seqs int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     one record;
 BEGIN
     FOR one IN DELETE FROM {schema}.job WHERE seq = ANY (p_seqs) RETURNING seq, due, lane LOOP
-        PERFORM {schema}.displace_1(one.lane, one.due, one.seq);
+        PERFORM {schema}.remove_waiting_1(one.lane, one.due, one.seq);
     END LOOP;
     DELETE FROM {schema}.unique_key WHERE seq = ANY (p_seqs);
 END $$;
 
--- name: enqueue_in
+-- name: enqueue_in_caller
 -- Store new jobs inside a caller's own transaction, whatever driver it is on: texts, bytes and numbers.
 -- Inputs: the time or NULL; the identity of the backend that is meant; the channel of its rings; as a
 --   JSON array, the arguments of `enqueue_1` behind the time, ids and digests as hexadecimal digits and
 --   in the place of the payloads where each begins (from 1) and how long it is; the payloads end to end
--- Result: as `enqueue_1`, the holders as a JSON array; the letter ! alone: this is another backend; ? alone:
---   a lane is new, nothing was done: to be made by `new_lanes_1` in a transaction of its own, or others
+-- Result: as `enqueue_1`, the holders as a JSON array; the code ! alone: this is another backend; ? alone:
+--   a lane is new, nothing was done: to be made by `create_lanes_1` in a transaction of its own, or others
 --   who enqueue in it would wait for the end of this one. Not where this one could not see it then
 -- Locks: as `enqueue_1`, until the caller's transaction ends
 -- Atomic: of the caller's transaction; a refused call has written nothing
-CREATE OR REPLACE FUNCTION {schema}.enqueue_in_1(
+CREATE OR REPLACE FUNCTION {schema}.enqueue_in_caller_1(
     p_now int8, p_identity text, p_channel text, p_fields text, p_payloads bytea,
-    OUT letters text, OUT holders text
+    OUT codes text, OUT holders text
 ) LANGUAGE plpgsql AS $$
 DECLARE
     f json := p_fields;
     found record;
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.meta WHERE identity = p_identity) THEN
-        letters := '!';
+        codes := '!';
         RETURN;
     END IF;
     IF current_setting('transaction_isolation') = 'read committed' AND EXISTS (
-        SELECT FROM unnest({schema}.texts_1(f -> 0), {schema}.texts_1(f -> 1), CAST({schema}.texts_1(f -> 2) AS int2[]))
+        SELECT FROM unnest({schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1), CAST({schema}.decode_text_array_1(f -> 2) AS int2[]))
             AS w (queue, name, rank), generate_series(0, CASE WHEN f ->> 8 IS NULL THEN 0 ELSE 1 END) n
         WHERE NOT EXISTS (
             SELECT FROM {schema}.lane l WHERE l.queue = w.queue AND l.name = w.name AND l.rank = w.rank
-                AND l.late = (n = 1)
+                AND l.is_late = (n = 1)
         )
     ) THEN
-        letters := '?';
+        codes := '?';
         RETURN;
     END IF;
-    SELECT e.letters, e.holders INTO found FROM {schema}.enqueue_1(
-        p_now, {schema}.texts_1(f -> 0), {schema}.texts_1(f -> 1), CAST({schema}.texts_1(f -> 2) AS int2[]),
-        CAST({schema}.texts_1(f -> 3) AS int4[]), {schema}.bytes_1(f -> 4), {schema}.bytes_1(f -> 5),
+    SELECT e.codes, e.holders INTO found FROM {schema}.enqueue_1(
+        p_now, {schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1), CAST({schema}.decode_text_array_1(f -> 2) AS int2[]),
+        CAST({schema}.decode_text_array_1(f -> 3) AS int4[]), {schema}.decode_hex_array_1(f -> 4), {schema}.decode_hex_array_1(f -> 5),
         ARRAY(
             SELECT substr(p_payloads, CAST(p ->> 0 AS int4), CAST(p ->> 1 AS int4))
             FROM json_array_elements(f -> 6) p
         ),
-        {schema}.texts_1(f -> 7), CAST({schema}.texts_1(f -> 8) AS int8[]), CAST({schema}.texts_1(f -> 9) AS int8[]),
-        {schema}.texts_1(f -> 10), CAST({schema}.texts_1(f -> 11) AS int8[]), CAST({schema}.texts_1(f -> 12) AS bool[]),
+        {schema}.decode_text_array_1(f -> 7), CAST({schema}.decode_text_array_1(f -> 8) AS int8[]), CAST({schema}.decode_text_array_1(f -> 9) AS int8[]),
+        {schema}.decode_text_array_1(f -> 10), CAST({schema}.decode_text_array_1(f -> 11) AS int8[]), CAST({schema}.decode_text_array_1(f -> 12) AS bool[]),
         CAST(f ->> 13 AS int8)
     ) e;
-    letters := found.letters;
+    codes := found.codes;
     holders := to_json(ARRAY(SELECT encode(h, 'hex') FROM unnest(found.holders) h));
-    IF letters IS NULL OR letters LIKE '%c%' THEN
-        PERFORM {schema}.announce_1(p_channel, {schema}.texts_1(f -> 0));
+    IF codes IS NULL OR codes LIKE '%c%' THEN
+        PERFORM {schema}.notify_queues_1(p_channel, {schema}.decode_text_array_1(f -> 0));
     END IF;
 END $$;

@@ -2,36 +2,36 @@
 --
 -- Atomic: one transaction; numbered, so that a repeated call gets the same answer. Its commit is asynchronous: a server
 -- that crashes may forget an exchange; jobs are then repeated, and none is lost.
--- Locks: the advisory lock of the session; `gate` and `paused` in ROW SHARE; limits by name; unique keys; then rows of `ready`
--- with SKIP LOCKED. Candidates are counted without locks first (`look`): locked ones would be hidden from other workers.
--- Low-water marks (`p_floors`): each lane is read from a due time before which it is known to be empty (decision 0004).
+-- Locks: the advisory lock of the session; `concurrency_limit` and `paused_queue` in ROW SHARE; limits by name; unique keys; then rows of `ready`
+-- with SKIP LOCKED. Candidates are counted without locks first (`plan_claims`): locked ones would be hidden from other workers.
+-- Low-water marks (`p_low_water_marks`): each lane is read from a due time before which it is known to be empty (decision 0004).
 -- What is rare (attempt state, history, progress) is read by functions of its own, so that it is no part of the hot plans.
 
 -- name: exchange
 -- Settle what is done and reserve what may run: the heart.
--- Inputs: the time or NULL; the session's id; the number; the settlements: letters (NULL: all are
+-- Inputs: the time or NULL; the session's id; the number; the settlements: codes (NULL: all are
 --   completed, each another job), then as `settle_each_1`; how many are wanted; the nonce; the ageing span; what is
 --   asked for, side by side: queues, names, levels, caps; the most bytes of deliveries; lanes and, side
 --   by side, due times before which nothing stands in them, and the same of what is scheduled
 -- Result: a row for each job handed out, whose kind is its place; then one of kind 0 that says all else,
 --   or one of kind -1: the session is not alive; or of kind -2: another number is due, the last is
---   seq. Of kind 0: seq is the time, due the next due time, id the nonce, options the letters;
+--   seq. Of kind 0: seq is the time, due the next due time, id the nonce, options the codes;
 --   once `since`, the first transaction that ran when the lines were read, is `created` at least, all
 --   are over that took a time more than `fence` before that of this one; the lanes that jobs handed out
---   can be of (numbers, queues, names, ranks); queues to ring; which of those asked for still hold
+--   can be of (numbers, queues, names, ranks); queues to notify; which of those asked for still hold
 --   jobs; and the first due time of each open lane. It fails with NB001 when completions without
---   letters are not all of leases that are held. A repeat applies nothing, but gives back what does not fit
+--   codes are not all of leases that are held. A repeat applies nothing, but gives back what does not fit
 --   the most bytes any more. The sum is looked at where a payload ever lay apart from its row, or where
 --   4 KB for each job wanted would not fit (in its row a payload takes 2 KB at most, unless it shrinks a lot)
--- Locks: the session's own number; gates by name; unique keys; then places
+-- Locks: the session's own number; limits by name; unique keys; then places
 -- Atomic: one transaction. Its commit is not waited for: a server that crashes may forget it, and
 --   then jobs are repeated, and none is lost
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
     p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
     p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
     p_fractions float8[], p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[],
-    p_levels int8[], p_caps int4[], p_max_bytes int8, p_floor_lanes int4[], p_floors int8[], p_scheduled_floor int8
-) RETURNS SETOF {schema}.reply
+    p_levels int8[], p_caps int4[], p_max_bytes int8, p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
+) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 DECLARE
     early int8;
@@ -39,25 +39,25 @@ DECLARE
     me record;
     is_new bool;
     nonce bytea := p_nonce;
-    letters text := '';
+    codes text := '';
     locked text[];
-    settled record;
-    rung int4[];
+    outcome record;
+    to_notify int4[];
     next_due int8;
     lane record;
     place int4;
-    floor int8;
+    low_water_mark int8;
     head int8;
     most int4;
-    lines record;
+    open_lanes record;
     seqs int8[];
-    any_tried bool;
+    any_attempted bool;
     ids int4[];
-    homes int4[];
+    main_lanes int4[];
     ranks int2[];
     queues text[];
     names text[];
-    heads int8[];
+    head_dues int8[];
     waiting int4[];
     handed bool := false;
     bounded bool;
@@ -68,29 +68,29 @@ BEGIN
     THEN  -- never: an IF costs less than a statement
         RETURN;
     END IF;
-    LOCK TABLE {schema}.gate, {schema}.paused IN ROW SHARE MODE;
+    LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
     early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before we have a number
-    now := {schema}.clock_1(p_now);
-    SELECT s.n, t.number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS since,
-        EXISTS (SELECT FROM {schema}.gate) AS limited, EXISTS (SELECT FROM {schema}.paused) AS pausing, (
+    now := {schema}.get_write_time_1(p_now);
+    SELECT s.number, t.number AS last_number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS since,
+        EXISTS (SELECT FROM {schema}.concurrency_limit) AS limited, EXISTS (SELECT FROM {schema}.paused_queue) AS pausing, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS large, (
             SELECT z.due FROM {schema}.scheduled z
-            WHERE z.due >= CASE WHEN p_scheduled_floor <= now THEN p_scheduled_floor ELSE -9223372036854775808 END
+            WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark ELSE -9223372036854775808 END
             ORDER BY z.due, z.seq LIMIT 1
         ) AS next_due
     INTO me
     FROM {schema}.session s LEFT JOIN LATERAL (
-        SELECT * FROM {schema}.turn t WHERE t.session = s.n ORDER BY t.number DESC LIMIT 1
+        SELECT * FROM {schema}.exchange_log t WHERE t.session = s.number ORDER BY t.number DESC LIMIT 1
     ) t ON true
-    WHERE s.id = p_session AND s.dead_at IS NULL AND s.left_at IS NULL;
+    WHERE s.id = p_session AND s.ended_at IS NULL AND s.left_at IS NULL;
     IF NOT FOUND THEN
-        RETURN NEXT {schema}.word_1(-1, 0);
+        RETURN NEXT {schema}.make_status_reply_1(-1, 0);
         RETURN;
     END IF;
-    is_new := p_number = coalesce(me.number, 0) + 1;
-    IF NOT is_new AND (me.number IS NULL OR p_number <> me.number) THEN
-        RETURN NEXT {schema}.word_1(-2, coalesce(me.number, 0));
+    is_new := p_number = coalesce(me.last_number, 0) + 1;
+    IF NOT is_new AND (me.last_number IS NULL OR p_number <> me.last_number) THEN
+        RETURN NEXT {schema}.make_status_reply_1(-2, coalesce(me.last_number, 0));
         RETURN;
     END IF;
     next_due := me.next_due;
@@ -98,38 +98,38 @@ BEGIN
     IF me.limited THEN
         seqs := p_seqs;
         IF NOT is_new THEN  -- some of them may go back to the line
-            seqs := ARRAY(SELECT l.seq FROM {schema}.lease l WHERE l.session = me.n AND l.number = p_number);
+            seqs := ARRAY(SELECT l.seq FROM {schema}.lease l WHERE l.session = me.number AND l.exchange_number = p_number);
         END IF;
-        locked := {schema}.concerned_1(now, me.n, seqs, p_queues, p_names, p_floor_lanes, p_floors);
+        locked := {schema}.lock_affected_limits_1(now, me.number, seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
     END IF;
     IF NOT is_new THEN
-        letters := me.results;
+        codes := me.results;
         nonce := me.nonce;
-        rung := {schema}.give_back_1(now, me.n, p_number, p_max_bytes);
+        to_notify := {schema}.release_excess_1(now, me.number, p_number, p_max_bytes);
     ELSIF p_seqs IS NOT NULL THEN
         IF p_kinds IS NULL THEN
-            settled := {schema}.settle_plain_1(now, me.n, p_seqs, p_fences, p_nonces, p_bodies);
-            letters := repeat('d', cardinality(p_seqs));
-            IF settled.keyed IS NOT NULL THEN
-                rung := {schema}.free_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
+            outcome := {schema}.complete_all_1(now, me.number, p_seqs, p_fences, p_nonces, p_bodies);
+            codes := repeat('d', cardinality(p_seqs));
+            IF outcome.keyed IS NOT NULL THEN
+                to_notify := {schema}.free_unique_keys_1(outcome.keyed, outcome.keyed_lanes, outcome.keys);
             END IF;
         ELSE
-            settled := {schema}.settle_each_1(now, me.n, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
+            outcome := {schema}.settle_each_1(now, me.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
                 p_delays, p_texts, p_fractions);
-            letters := settled.letters;
-            rung := settled.rung;
-            next_due := ({schema}.promote_1(now, 10000, p_scheduled_floor)).next_due;
+            codes := outcome.codes;
+            to_notify := outcome.to_notify;
+            next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
         END IF;
         IF locked IS NOT NULL THEN
-            rung := rung || {schema}.open_gate_1(settled.ended);
+            to_notify := to_notify || {schema}.release_limits_1(outcome.ended);
         END IF;
     END IF;
     IF is_new AND next_due <= now THEN
-        next_due := ({schema}.promote_1(now, 10000, p_scheduled_floor)).next_due;
+        next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
     END IF;
     IF is_new AND NOT me.limited AND NOT me.pausing AND NOT bounded AND cardinality(p_queues) BETWEEN 1 AND 64 THEN
-        SELECT count(*) AS many, min(l.id) AS id, min(coalesce(l.home, l.id)) AS home, min(l.rank) AS rank,
-            bool_or(l.late) AS late, min(l.queue) AS queue, min(l.name) AS name
+        SELECT count(*) AS many, min(l.id) AS id, min(coalesce(l.main_lane, l.id)) AS main_lane, min(l.rank) AS rank,
+            bool_or(l.is_late) AS is_late, min(l.queue) AS queue, min(l.name) AS name
         INTO lane FROM {schema}.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names);
         IF lane.many = 1 THEN
             FOR i IN 1..cardinality(p_queues) LOOP
@@ -140,36 +140,36 @@ BEGIN
         END IF;
     END IF;
     IF place IS NOT NULL THEN  -- one lane: what is done below, in fewer steps
-        floor := p_floors[array_position(p_floor_lanes, lane.id)];
-        IF lane.late OR floor > now OR floor IS NULL THEN
-            floor := -9223372036854775808;
+        low_water_mark := p_low_water_marks[array_position(p_low_water_lanes, lane.id)];
+        IF lane.is_late OR low_water_mark > now OR low_water_mark IS NULL THEN
+            low_water_mark := -9223372036854775808;
         END IF;
         most := LEAST(p_total, p_caps[place]);
-        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= floor
+        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= low_water_mark
         ORDER BY r.due, r.seq LIMIT 1;
         IF head IS NOT NULL AND most > 0 THEN
             WITH t AS (
                 DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-                    SELECT r.ctid FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= floor
+                    SELECT r.ctid FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= low_water_mark
                     ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                )) RETURNING r.due, r.seq, r.tried,
-                    CASE WHEN r.tried > 0 THEN {schema}.past_of_1(r.seq) END AS p
+                )) RETURNING r.due, r.seq, r.attempt_status,
+                    CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS p
             ), l AS (
-                INSERT INTO {schema}.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
-                    noted, nonce, settled)
-                SELECT t.seq, t.due, now, p_number, me.n, lane.home, 1, coalesce((t.p).fence, 0) + 1,
-                    coalesce((t.p).failures, 0), coalesce((t.p).lost, 0), t.tried,
-                    coalesce((t.p).noted, 0::int2), p_nonce, (t.p).settled
+                INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost, attempt_status,
+                    extra_flags, nonce, settled_token)
+                SELECT t.seq, t.due, now, p_number, me.number, lane.main_lane, 1, coalesce((t.p).fence, 0) + 1,
+                    coalesce((t.p).failures, 0), coalesce((t.p).lost, 0), t.attempt_status,
+                    coalesce((t.p).extra_flags, 0::int2), p_nonce, (t.p).settled_token
                 FROM t
             )
-            SELECT array_agg(t.seq), bool_or(t.tried > 0) INTO seqs, any_tried FROM t;
-            IF any_tried THEN
+            SELECT array_agg(t.seq), bool_or(t.attempt_status > 0) INTO seqs, any_attempted FROM t;
+            IF any_attempted THEN
                 RETURN QUERY
                 SELECT 1, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
                     j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
                     NULL::int4[], NULL::int4[], NULL::int8[]
                 FROM {schema}.lease l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
-                WHERE l.session = me.n AND l.seq = ANY (seqs);
+                WHERE l.session = me.number AND l.seq = ANY (seqs);
             ELSIF seqs IS NOT NULL THEN
                 RETURN QUERY
                 SELECT 1, j.seq, j.due, j.created, j.lane, 1, 0, 0, j.id, j.options,
@@ -178,64 +178,64 @@ BEGIN
                 FROM {schema}.job j WHERE j.seq = ANY (seqs);
             END IF;
             handed := seqs IS NOT NULL;
-            SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= floor
+            SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= low_water_mark
             ORDER BY r.due, r.seq LIMIT 1;
         END IF;
         ids := ARRAY[lane.id];
-        heads := ARRAY[head];
+        head_dues := ARRAY[head];
         IF head IS NOT NULL THEN
             waiting := ARRAY[place];
         END IF;
         IF handed THEN
-            homes := ARRAY[lane.home];
+            main_lanes := ARRAY[lane.main_lane];
             ranks := ARRAY[lane.rank];
             queues := ARRAY[lane.queue];
             names := ARRAY[lane.name];
         END IF;
     ELSIF cardinality(p_queues) > 0 OR NOT is_new THEN
-        lines := {schema}.open_lines_1(now, p_queues, p_names, p_levels, locked, p_floor_lanes, p_floors);
-        ids := lines.ids;
-        heads := {schema}.heads_1(ids, lines.floors);
+        open_lanes := {schema}.find_open_lanes_1(now, p_queues, p_names, p_levels, locked, p_low_water_lanes, p_low_water_marks);
+        ids := open_lanes.ids;
+        head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
         IF NOT is_new THEN
-            RETURN QUERY SELECT * FROM {schema}.repeat_1(me.n, p_number);
+            RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(me.number, p_number);
             IF FOUND THEN
-                SELECT * INTO homes, ranks, queues, names FROM {schema}.lanes_of_1(me.n, p_number);
+                SELECT * INTO main_lanes, ranks, queues, names FROM {schema}.get_lanes_of_exchange_1(me.number, p_number);
             END IF;
-        ELSIF p_total > 0 AND array_remove(heads, NULL) <> '{}' THEN
-            counts := {schema}.look_1(p_total, now, p_ageing, ids, lines.groups, lines.ranks, lines.levels,
-                lines.floors, lines.rooms, p_queues, p_names, p_caps);
+        ELSIF p_total > 0 AND array_remove(head_dues, NULL) <> '{}' THEN
+            counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
+                open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps);
             IF bounded THEN
-                RETURN QUERY SELECT * FROM {schema}.take_bounded_1(now, me.n, p_number, p_nonce, p_ageing, ids,
-                    lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts, p_max_bytes);
+                RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, me.number, p_number, p_nonce, p_ageing, ids,
+                    open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, counts, p_max_bytes);
             ELSE
-                RETURN QUERY SELECT * FROM {schema}.take_1(now, me.n, p_number, p_nonce, p_ageing, ids,
-                    lines.homes, lines.groups, lines.ranks, lines.levels, lines.floors, counts);
+                RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, me.number, p_number, p_nonce, p_ageing, ids,
+                    open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, counts);
             END IF;
             IF FOUND THEN
-                homes := lines.homes;
-                ranks := lines.ranks;
-                queues := lines.queues;
-                names := lines.names;
-                heads := {schema}.heads_1(ids, lines.floors);
+                main_lanes := open_lanes.main_lanes;
+                ranks := open_lanes.ranks;
+                queues := open_lanes.queues;
+                names := open_lanes.names;
+                head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
                 IF locked IS NOT NULL THEN
-                    PERFORM {schema}.fill_gates_1(me.n, p_number);
+                    PERFORM {schema}.take_limits_1(me.number, p_number);
                 END IF;
             END IF;
         END IF;
-        waiting := {schema}.waiting_1(lines.groups, heads, me.limited, p_names);
+        waiting := {schema}.find_waiting_lanes_1(open_lanes.request_indexes, head_dues, me.limited, p_names);
     END IF;
     IF is_new THEN
         WITH old AS (
-            DELETE FROM {schema}.turn t WHERE t.session = me.n AND t.number = p_number - 2
+            DELETE FROM {schema}.exchange_log t WHERE t.session = me.number AND t.number = p_number - 2
         )
-        INSERT INTO {schema}.turn (session, number, nonce, results) VALUES (me.n, p_number, p_nonce, letters);
+        INSERT INTO {schema}.exchange_log (session, number, nonce, results) VALUES (me.number, p_number, p_nonce, codes);
     END IF;
     RETURN NEXT CAST(ROW(
         0, now, next_due, pg_current_xact_id()::text::int8 + 1, NULL,
         CASE WHEN p_now IS NULL THEN LEAST(now - early, 2000000000) ELSE 0 END, NULL, NULL, nonce,
-        letters, NULL, me.since, homes, queues, names, ranks,
-        CASE WHEN rung IS NOT NULL THEN {schema}.queues_of_1(rung) END, ids, waiting, heads
-    ) AS {schema}.reply);
+        codes, NULL, me.since, main_lanes, queues, names, ranks,
+        CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END, ids, waiting, head_dues
+    ) AS {schema}.exchange_reply);
 END $$;
 
 -- name: exchange_pooled
@@ -244,8 +244,8 @@ CREATE OR REPLACE FUNCTION {schema}.exchange_pooled_1(
     p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
     p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
     p_fractions float8[], p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[],
-    p_levels int8[], p_caps int4[], p_max_bytes int8, p_floor_lanes int4[], p_floors int8[], p_scheduled_floor int8
-) RETURNS SETOF {schema}.reply
+    p_levels int8[], p_caps int4[], p_max_bytes int8, p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
+) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
@@ -254,180 +254,180 @@ BEGIN
     RETURN QUERY SELECT * FROM {schema}.exchange_1(
         p_now, p_session, p_number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
         p_texts, p_fractions, p_total, p_nonce, p_ageing, p_queues, p_names, p_levels, p_caps,
-        p_max_bytes, p_floor_lanes, p_floors, p_scheduled_floor
+        p_max_bytes, p_low_water_lanes, p_low_water_marks, p_scheduled_low_water_mark
     );
 END $$;
 
--- name: word
+-- name: make_status_reply
 -- An answer of one word.
 -- Inputs: its kind and its number
 -- Result: a row of that kind
-CREATE OR REPLACE FUNCTION {schema}.word_1(p_kind int4, p_number int8) RETURNS {schema}.reply
+CREATE OR REPLACE FUNCTION {schema}.make_status_reply_1(p_kind int4, p_number int8) RETURNS {schema}.exchange_reply
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CAST(ROW(p_kind, p_number, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.reply)
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_reply)
 $$;
 
--- name: promote
+-- name: promote_due
 -- Move jobs that became due into their lines, earliest first.
 -- Inputs: the time; at most so many; a due time before which nothing is scheduled, as far as known
 -- Result: how many, their lanes, and the earliest due time that is left
 -- Locks: the rows it moves; those that another holds are passed over
-CREATE OR REPLACE FUNCTION {schema}.promote_1(
-    p_now int8, p_limit int4, p_floor int8, OUT moved int4, OUT lanes int4[], OUT next_due int8
+CREATE OR REPLACE FUNCTION {schema}.promote_due_1(
+    p_now int8, p_limit int4, p_low_water_mark int8, OUT moved int4, OUT lanes int4[], OUT next_due int8
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET jit TO off AS $$
 BEGIN
-    IF p_floor > p_now THEN  -- the clock was set back
-        p_floor := -9223372036854775808;
+    IF p_low_water_mark > p_now THEN  -- the clock was set back
+        p_low_water_mark := -9223372036854775808;
     END IF;
     moved := 0;
-    SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_floor ORDER BY s.due, s.seq LIMIT 1;
+    SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark ORDER BY s.due, s.seq LIMIT 1;
     IF next_due IS NULL OR next_due > p_now OR p_limit <= 0 THEN
         RETURN;
     END IF;
     WITH d AS (
         DELETE FROM {schema}.scheduled WHERE ctid = ANY (ARRAY(
-            SELECT s.ctid FROM {schema}.scheduled s WHERE s.due >= p_floor AND s.due <= p_now
+            SELECT s.ctid FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark AND s.due <= p_now
             ORDER BY s.due, s.seq LIMIT p_limit FOR UPDATE SKIP LOCKED
-        )) RETURNING due, seq, lane, tried
+        )) RETURNING due, seq, lane, attempt_status
     ), r AS (
-        INSERT INTO {schema}.ready (due, seq, lane, tried) SELECT due, seq, lane, tried FROM d
+        INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, attempt_status FROM d
         RETURNING lane
     )
     SELECT count(*), array_agg(DISTINCT lane) INTO moved, lanes FROM r;
-    SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_floor ORDER BY s.due, s.seq LIMIT 1;
+    SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark ORDER BY s.due, s.seq LIMIT 1;
 END $$;
 
--- name: open_lines
+-- name: find_open_lanes
 -- The lanes that may be handed out from.
 -- Inputs: the time; queues, names and levels of what is asked for, side by side; the names whose
 --   limits are locked, NULL without any; lanes before whose due times, side by side, nothing stands,
 --   as far as known: there is no such time in late ones, nor when the clock was set back
 -- Result: arrays side by side, a place for each lane: its number, that of the lane it is the late one
---   of, which of those asked for it belongs to, rank, level, floor, room under the limit of its name
+--   of, which of those asked for it belongs to, rank, level, low_water_mark, room under the limit of its name
 --   (NULL: none), queue and name
 -- Atomic: the caller holds the tables of limits and pauses
-CREATE OR REPLACE FUNCTION {schema}.open_lines_1(
+CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
     p_now int8, p_queues text[], p_names text[], p_levels int8[], p_locked text[],
-    p_floor_lanes int4[], p_floors int8[],
-    OUT ids int4[], OUT homes int4[], OUT groups int4[], OUT ranks int2[], OUT levels int8[],
-    OUT floors int8[], OUT rooms int4[], OUT queues text[], OUT names text[]
+    p_low_water_lanes int4[], p_low_water_marks int8[],
+    OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
+    OUT low_water_marks int8[], OUT available int4[], OUT queues text[], OUT names text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
-    SELECT array_agg(o.id), array_agg(o.home), array_agg(o.place), array_agg(o.rank),
-        array_agg(o.level), array_agg(o.floor), array_agg(o.room), array_agg(o.queue), array_agg(o.name)
-    INTO ids, homes, groups, ranks, levels, floors, rooms, queues, names
+    SELECT array_agg(o.id), array_agg(o.main_lane), array_agg(o.place), array_agg(o.rank),
+        array_agg(o.level), array_agg(o.low_water_mark), array_agg(o.available), array_agg(o.queue), array_agg(o.name)
+    INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, available, queues, names
     FROM (
-        SELECT l.id, coalesce(l.home, l.id) AS home, CAST(w.place AS int4) AS place, l.rank, w.level,
-            w.queue, w.name, r.room,
-            CASE WHEN l.late OR f.floor > p_now THEN -9223372036854775808
-                ELSE coalesce(f.floor, -9223372036854775808) END AS floor
+        SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(w.place AS int4) AS place, l.rank, w.level,
+            w.queue, w.name, r.available,
+            CASE WHEN l.is_late OR f.low_water_mark > p_now THEN -9223372036854775808
+                ELSE coalesce(f.low_water_mark, -9223372036854775808) END AS low_water_mark
         FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS w (queue, name, level, place)
         CROSS JOIN LATERAL (
             SELECT * FROM {schema}.lane l WHERE l.queue = w.queue AND l.name = w.name OFFSET 0
         ) l
-        CROSS JOIN LATERAL (SELECT p_floors[array_position(p_floor_lanes, l.id)] AS floor) f
+        CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) f
         LEFT JOIN LATERAL (
-            SELECT g.name, g.bound - g.held AS room FROM {schema}.gate g WHERE g.name = w.name OFFSET 0
+            SELECT g.name, g.maximum - g.in_use AS available FROM {schema}.concurrency_limit g WHERE g.name = w.name OFFSET 0
         ) r ON true
-        WHERE NOT EXISTS (SELECT FROM {schema}.paused p WHERE p.queue = w.queue)
-            AND (r.name IS NULL OR r.room > 0 AND r.name = ANY (p_locked))
-        ORDER BY w.place, l.rank, l.late
+        WHERE NOT EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue)
+            AND (r.name IS NULL OR r.available > 0 AND r.name = ANY (p_locked))
+        ORDER BY w.place, l.rank, l.is_late
     ) o;
 END $$;
 
--- name: heads
+-- name: read_lane_heads
 -- The first due time of each lane.
 -- Inputs: lanes and, side by side, due times before which nothing stands in them
 -- Result: due times in that order; NULL where nothing stands
-CREATE OR REPLACE FUNCTION {schema}.heads_1(p_ids int4[], p_floors int8[]) RETURNS int8[]
+CREATE OR REPLACE FUNCTION {schema}.read_lane_heads_1(p_ids int4[], p_low_water_marks int8[]) RETURNS int8[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    heads int8[] := '{}';
+    head_dues int8[] := '{}';
     head int8;
 BEGIN
     FOR i IN 1..coalesce(cardinality(p_ids), 0) LOOP
-        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = p_ids[i] AND r.due >= p_floors[i]
+        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = p_ids[i] AND r.due >= p_low_water_marks[i]
         ORDER BY r.due, r.seq LIMIT 1;
-        heads[i] := head;
+        head_dues[i] := head;
     END LOOP;
-    RETURN heads;
+    RETURN head_dues;
 END $$;
 
--- name: look
+-- name: plan_claims
 -- How many jobs to take from each lane, so that together they are the first of the merge.
 -- Inputs: how many at most; the time; the ageing span in microseconds, 0 for none; the lanes as
---   `open_lines_1` answers them; by what is asked for: its queue, the cap of that, its name, and room
+--   `find_open_lanes_1` answers them; by what is asked for: its queue, the cap of that, its name, and room
 --   under the limit of that (NULL: none)
 -- Result: a number for each lane
 -- Locks: none; reads snapshots. Who locks candidates of all lanes hides them from others
 -- Atomic: a look; the caller takes so many, passing over what others hold
-CREATE OR REPLACE FUNCTION {schema}.look_1(
-    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_groups int4[], p_ranks int2[],
-    p_levels int8[], p_floors int8[], p_rooms int4[], p_queues text[], p_names text[], p_caps int4[]
+CREATE OR REPLACE FUNCTION {schema}.plan_claims_1(
+    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
+    p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[]
 ) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
     chunks int4[] := array_fill(
         LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
     counts int4[];
-    short int4[];
-    bounded bool := EXISTS (SELECT FROM unnest(p_rooms) r WHERE r IS NOT NULL)
+    incomplete int4[];
+    bounded bool := EXISTS (SELECT FROM unnest(p_available) r WHERE r IS NOT NULL)
         OR EXISTS (SELECT FROM unnest(p_caps) c WHERE c IS NOT NULL);
 BEGIN
     LOOP
         IF bounded THEN
-            SELECT m.counts, m.short INTO counts, short FROM {schema}.merge_bounded_1(
-                p_total, p_now, p_ageing, p_ids, p_groups, p_ranks, p_levels, p_floors, p_rooms,
+            SELECT m.counts, m.incomplete INTO counts, incomplete FROM {schema}.merge_lanes_limited_1(
+                p_total, p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_available,
                 chunks, p_queues, p_names, p_caps
             ) m;
         ELSE
-            WITH line AS (
-                SELECT * FROM {schema}.merge_1(p_now, p_ageing, p_ids, p_groups, p_ranks, p_levels, p_floors,
+            WITH merged AS (
+                SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks,
                     chunks) LIMIT p_total
             )
             SELECT (SELECT array_agg(coalesce(c.taken, 0) ORDER BY n.n)
                     FROM generate_series(1, cardinality(p_ids)) n (n)
-                    LEFT JOIN (SELECT line, CAST(count(*) AS int4) AS taken FROM line GROUP BY line) c ON c.line = n.n),
-                (SELECT array_agg(l.line) FROM line l WHERE l.is_end
+                    LEFT JOIN (SELECT lane_index, CAST(count(*) AS int4) AS taken FROM merged GROUP BY lane_index) c ON c.lane_index = n.n),
+                (SELECT array_agg(l.lane_index) FROM merged l WHERE l.is_end
                     AND l.place < p_total)
-            INTO counts, short;
+            INTO counts, incomplete;
         END IF;
-        EXIT WHEN short IS NULL;
-        FOR i IN 1..cardinality(short) LOOP
-            chunks[short[i]] := LEAST(2 * chunks[short[i]], p_total + 1);
+        EXIT WHEN incomplete IS NULL;
+        FOR i IN 1..cardinality(incomplete) LOOP
+            chunks[incomplete[i]] := LEAST(2 * chunks[incomplete[i]], p_total + 1);
         END LOOP;
     END LOOP;
     RETURN counts;
 END $$;
 
--- name: merge
+-- name: merge_lanes
 -- The merge of the first jobs of several lanes, in the order in which they are to be handed out.
 -- A job is ranked by the worst key from the front of its line up to itself (decision 0001).
--- Inputs: the time; the ageing span, 0 for none; the lanes as `open_lines_1` answers them; how many
+-- Inputs: the time; the ageing span, 0 for none; the lanes as `find_open_lanes_1` answers them; how many
 --   of each to read
 -- Result: place in the merge, which of the lanes it is in, whether it is the last that was read of a
 --   lane that may go on; first first
-CREATE OR REPLACE FUNCTION {schema}.merge_1(
-    p_now int8, p_ageing int8, p_ids int4[], p_groups int4[], p_ranks int2[], p_levels int8[],
-    p_floors int8[], p_chunks int4[]
-) RETURNS TABLE (place int8, line int4, is_end bool)
+CREATE OR REPLACE FUNCTION {schema}.merge_lanes_1(
+    p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
+    p_low_water_marks int8[], p_chunks int4[]
+) RETURNS TABLE (place int8, lane_index int4, is_end bool)
 LANGUAGE sql STABLE AS $$
-    SELECT row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq), m.line,
+    SELECT row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq), m.lane_index,
         m.nth = m.chunk
     FROM (
         SELECT c.*, max(ARRAY[
                 -c.level - CASE WHEN p_ageing > 0 AND p_now > c.due THEN (p_now - c.due) / p_ageing ELSE 0 END,
                 c.rank, c.due, c.seq
-            ]) OVER (PARTITION BY c.grp ORDER BY c.rank, c.due, c.seq ROWS UNBOUNDED PRECEDING) AS worst
+            ]) OVER (PARTITION BY c.request_index ORDER BY c.rank, c.due, c.seq ROWS UNBOUNDED PRECEDING) AS worst
         FROM (
-            SELECT CAST(w.line AS int4) AS line, w.grp, w.rank, w.level, w.chunk, r.due, r.seq,
-                row_number() OVER (PARTITION BY w.line ORDER BY r.due, r.seq) AS nth
-            FROM unnest(p_ids, p_groups, p_ranks, p_levels, p_floors, p_chunks) WITH ORDINALITY
-                AS w (id, grp, rank, level, floor, chunk, line),
+            SELECT CAST(w.lane_index AS int4) AS lane_index, w.request_index, w.rank, w.level, w.chunk, r.due, r.seq,
+                row_number() OVER (PARTITION BY w.lane_index ORDER BY r.due, r.seq) AS nth
+            FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
+                AS w (id, request_index, rank, level, low_water_mark, chunk, lane_index),
             LATERAL (
-                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.floor
+                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
                 ORDER BY r.due, r.seq LIMIT w.chunk
             ) r
         ) c
@@ -435,95 +435,95 @@ LANGUAGE sql STABLE AS $$
     ORDER BY 1
 $$;
 
--- name: merge_bounded
+-- name: merge_lanes_limited
 -- As the merge, where caps of queues or limits of names let only so many pass.
--- Inputs: as `look_1`; and how many of each lane to read
+-- Inputs: as `plan_claims_1`; and how many of each lane to read
 -- Result: how many to take from each lane; those of which more must be read to know, NULL for none
-CREATE OR REPLACE FUNCTION {schema}.merge_bounded_1(
-    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_groups int4[], p_ranks int2[],
-    p_levels int8[], p_floors int8[], p_rooms int4[], p_chunks int4[], p_queues text[],
-    p_names text[], p_caps int4[], OUT counts int4[], OUT short int4[]
+CREATE OR REPLACE FUNCTION {schema}.merge_lanes_limited_1(
+    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
+    p_levels int8[], p_low_water_marks int8[], p_available int4[], p_chunks int4[], p_queues text[],
+    p_names text[], p_caps int4[], OUT counts int4[], OUT incomplete int4[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     queue_of int4[];
     name_of int4[];
-    queue_room int4[];
-    name_room int4[];
+    queue_available int4[];
+    name_available int4[];
     taken int4 := 0;
     one record;
     q int4;
     n int4;
 BEGIN
     counts := array_fill(0, ARRAY[cardinality(p_ids)]);
-    SELECT array_agg(array_position(p_queues, p_queues[g.grp]) ORDER BY g.line),
-        array_agg(array_position(p_names, p_names[g.grp]) ORDER BY g.line)
+    SELECT array_agg(array_position(p_queues, p_queues[g.request_index]) ORDER BY g.lane_index),
+        array_agg(array_position(p_names, p_names[g.request_index]) ORDER BY g.lane_index)
     INTO queue_of, name_of
-    FROM unnest(p_groups) WITH ORDINALITY AS g (grp, line);
-    SELECT array_agg(coalesce(c, p_total)) INTO queue_room FROM unnest(p_caps) c;
-    name_room := array_fill(p_total, ARRAY[cardinality(p_names)]);
+    FROM unnest(p_request_indexes) WITH ORDINALITY AS g (request_index, lane_index);
+    SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
+    name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
     FOR i IN 1..cardinality(p_ids) LOOP
-        IF p_rooms[i] IS NOT NULL THEN
-            name_room[name_of[i]] := p_rooms[i];
+        IF p_available[i] IS NOT NULL THEN
+            name_available[name_of[i]] := p_available[i];
         END IF;
     END LOOP;
     FOR one IN
-        SELECT * FROM {schema}.merge_1(p_now, p_ageing, p_ids, p_groups, p_ranks, p_levels, p_floors, p_chunks)
+        SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks)
     LOOP
-        q := queue_of[one.line];
-        n := name_of[one.line];
-        CONTINUE WHEN queue_room[q] <= 0 OR name_room[n] <= 0;
-        counts[one.line] := counts[one.line] + 1;
-        queue_room[q] := queue_room[q] - 1;
-        name_room[n] := name_room[n] - 1;
+        q := queue_of[one.lane_index];
+        n := name_of[one.lane_index];
+        CONTINUE WHEN queue_available[q] <= 0 OR name_available[n] <= 0;
+        counts[one.lane_index] := counts[one.lane_index] + 1;
+        queue_available[q] := queue_available[q] - 1;
+        name_available[n] := name_available[n] - 1;
         taken := taken + 1;
         EXIT WHEN taken = p_total;
-        IF one.is_end AND queue_room[q] > 0 AND name_room[n] > 0 THEN
-            short := short || one.line;
+        IF one.is_end AND queue_available[q] > 0 AND name_available[n] > 0 THEN
+            incomplete := incomplete || one.lane_index;
         END IF;
     END LOOP;
 END $$;
 
--- name: take
+-- name: claim_jobs
 -- Lease the first jobs of lanes to a session, and hand them out.
 -- Inputs: the time; the session, its exchange and its nonce; the ageing span; the lanes as
---   `open_lines_1` answers them; how many of each
+--   `find_open_lanes_1` answers them; how many of each
 -- Result: a row for each job; its kind is its place in the merge
 -- Locks: the rows it takes out of the lines; those that another holds are passed over
-CREATE OR REPLACE FUNCTION {schema}.take_1(
+CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
-    p_homes int4[], p_groups int4[], p_ranks int2[], p_levels int8[], p_floors int8[], p_counts int4[]
-) RETURNS SETOF {schema}.reply
+    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_counts int4[]
+) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY
     WITH t AS (
         DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT f.ctid FROM unnest(p_ids, p_floors, p_counts) AS w (id, floor, most),
+            SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
             LATERAL (
-                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.floor
+                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
-        )) RETURNING r.lane, r.due, r.seq, r.tried
+        )) RETURNING r.lane, r.due, r.seq, r.attempt_status
     ), m AS (
-        SELECT t.*, w.home, w.rank, w.grp, max(ARRAY[
+        SELECT t.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
                 -w.level - CASE WHEN p_ageing > 0 AND p_now > t.due THEN (p_now - t.due) / p_ageing ELSE 0 END,
                 w.rank, t.due, t.seq
-            ]) OVER (PARTITION BY w.grp ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS line) n,
+            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
+        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS lane_index) n,
         LATERAL (
-            SELECT p_homes[n.line] AS home, p_groups[n.line] AS grp, p_ranks[n.line] AS rank,
-                p_levels[n.line] AS level
+            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index, p_ranks[n.lane_index] AS rank,
+                p_levels[n.lane_index] AS level
         ) w
     ), x AS (
-        SELECT m.*, CASE WHEN m.tried > 0 THEN {schema}.past_of_1(m.seq) END AS p,
+        SELECT m.*, CASE WHEN m.attempt_status > 0 THEN {schema}.get_attempt_state_1(m.seq) END AS p,
             CAST(row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq) AS int4) AS place
         FROM m
     ), l AS (
-        INSERT INTO {schema}.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
-            noted, nonce, settled)
-        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, coalesce((x.p).fence, 0) + 1,
-            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.tried,
-            coalesce((x.p).noted, 0::int2), p_nonce, (x.p).settled
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost, attempt_status,
+            extra_flags, nonce, settled_token)
+        SELECT x.seq, x.due, p_now, p_number, p_session, x.main_lane, x.place, coalesce((x.p).fence, 0) + 1,
+            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.attempt_status,
+            coalesce((x.p).extra_flags, 0::int2), p_nonce, (x.p).settled_token
         FROM x
     )
     SELECT x.place, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,
@@ -533,54 +533,54 @@ BEGIN
     FROM x, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = x.seq OFFSET 0) j;
 END $$;
 
--- name: take_bounded
--- As `take_1`, where payloads may be large: hand out no more than so many bytes.
+-- name: claim_large_jobs
+-- As `claim_jobs_1`, where payloads may be large: hand out no more than so many bytes.
 -- Inputs: the time; the session, its exchange and its nonce; the ageing span; the lanes as
---   `open_lines_1` answers them; how many of each; the most bytes of deliveries
+--   `find_open_lanes_1` answers them; how many of each; the most bytes of deliveries
 -- Result: a row for each job; its kind is its place in the merge. What is behind the first so many bytes
 --   goes back to its place in line, but for the first job
 -- Locks: the rows it takes out of the lines; those that another holds are passed over
-CREATE OR REPLACE FUNCTION {schema}.take_bounded_1(
+CREATE OR REPLACE FUNCTION {schema}.claim_large_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
-    p_homes int4[], p_groups int4[], p_ranks int2[], p_levels int8[], p_floors int8[], p_counts int4[],
+    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_counts int4[],
     p_max_bytes int8
-) RETURNS SETOF {schema}.reply
+) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY
     WITH t AS (
         DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT f.ctid FROM unnest(p_ids, p_floors, p_counts) AS w (id, floor, most),
+            SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
             LATERAL (
-                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.floor
+                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
-        )) RETURNING r.lane, r.due, r.seq, r.tried
+        )) RETURNING r.lane, r.due, r.seq, r.attempt_status
     ), m AS (
-        SELECT t.*, w.home, w.rank, w.grp, max(ARRAY[
+        SELECT t.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
                 -w.level - CASE WHEN p_ageing > 0 AND p_now > t.due THEN (p_now - t.due) / p_ageing ELSE 0 END,
                 w.rank, t.due, t.seq
-            ]) OVER (PARTITION BY w.grp ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS line) n,
+            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
+        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS lane_index) n,
         LATERAL (
-            SELECT p_homes[n.line] AS home, p_groups[n.line] AS grp, p_ranks[n.line] AS rank,
-                p_levels[n.line] AS level
+            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index, p_ranks[n.lane_index] AS rank,
+                p_levels[n.lane_index] AS level
         ) w
     ), x AS (
-        SELECT m.*, CASE WHEN m.tried > 0 THEN {schema}.past_of_1(m.seq) END AS p,
+        SELECT m.*, CASE WHEN m.attempt_status > 0 THEN {schema}.get_attempt_state_1(m.seq) END AS p,
             CAST(row_number() OVER o AS int4) AS place, j.created, j.lane AS at_first, j.id, j.options,
-            j.payload, sum({schema}.size_1(j.payload, j.options)) OVER o AS bytes
+            j.payload, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o AS bytes
         FROM m, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = m.seq OFFSET 0) j
         WINDOW o AS (ORDER BY m.worst, m.rank, m.due, m.seq)
     ), b AS (
-        INSERT INTO {schema}.ready (due, seq, lane, tried)
-        SELECT x.due, x.seq, x.lane, x.tried FROM x WHERE x.bytes > p_max_bytes AND x.place > 1
+        INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
+        SELECT x.due, x.seq, x.lane, x.attempt_status FROM x WHERE x.bytes > p_max_bytes AND x.place > 1
     ), l AS (
-        INSERT INTO {schema}.lease (seq, due, at, number, session, lane, place, fence, failures, lost, tried,
-            noted, nonce, settled)
-        SELECT x.seq, x.due, p_now, p_number, p_session, x.home, x.place, coalesce((x.p).fence, 0) + 1,
-            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.tried,
-            coalesce((x.p).noted, 0::int2), p_nonce, (x.p).settled
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost, attempt_status,
+            extra_flags, nonce, settled_token)
+        SELECT x.seq, x.due, p_now, p_number, p_session, x.main_lane, x.place, coalesce((x.p).fence, 0) + 1,
+            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.attempt_status,
+            coalesce((x.p).extra_flags, 0::int2), p_nonce, (x.p).settled_token
         FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1
     )
     SELECT x.place, x.seq, x.due, x.created, x.at_first, coalesce((x.p).fence, 0) + 1,
@@ -590,61 +590,61 @@ BEGIN
     FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1;
 END $$;
 
--- name: past_of
+-- name: get_attempt_state
 -- What became so far of a job that is not new.
 -- Inputs: its seq
--- Result: its row of `past`
+-- Result: its row of `attempt_state`
 -- Atomic: one look. A function, so that who hands out new jobs has no part of it in his plan
-CREATE OR REPLACE FUNCTION {schema}.past_of_1(p_seq int8) RETURNS {schema}.past
+CREATE OR REPLACE FUNCTION {schema}.get_attempt_state_1(p_seq int8) RETURNS {schema}.attempt_state
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    so_far {schema}.past;
+    attempts {schema}.attempt_state;
 BEGIN
-    SELECT * INTO so_far FROM {schema}.past p WHERE p.seq = p_seq;
-    RETURN so_far;
+    SELECT * INTO attempts FROM {schema}.attempt_state p WHERE p.seq = p_seq;
+    RETURN attempts;
 END $$;
 
--- name: waiting
+-- name: find_waiting_lanes
 -- Which of what was asked for still holds jobs that may be handed out.
 -- Inputs: of lanes, side by side, which of those asked for they belong to, and their first due times;
 --   whether there are limits; the names asked for
 -- Result: places among those asked for, rising; NULL for none
 -- Atomic: one look; the caller holds the limits
-CREATE OR REPLACE FUNCTION {schema}.waiting_1(p_groups int4[], p_heads int8[], p_limited bool, p_names text[]) RETURNS int4[]
+CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_request_indexes int4[], p_head_dues int8[], p_limited bool, p_names text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF array_remove(p_heads, NULL) = '{}' THEN
+    IF array_remove(p_head_dues, NULL) = '{}' THEN
         RETURN NULL;
     END IF;
     RETURN ARRAY(
-        SELECT DISTINCT w.grp FROM unnest(p_groups, p_heads) AS w (grp, due)
+        SELECT DISTINCT w.request_index FROM unnest(p_request_indexes, p_head_dues) AS w (request_index, due)
         WHERE w.due IS NOT NULL AND NOT (p_limited AND EXISTS (
-            SELECT FROM {schema}.gate g WHERE g.name = p_names[w.grp] AND g.bound <= g.held
+            SELECT FROM {schema}.concurrency_limit g WHERE g.name = p_names[w.request_index] AND g.maximum <= g.in_use
         ))
-        ORDER BY w.grp
+        ORDER BY w.request_index
     );
 END $$;
 
--- name: repeat
+-- name: repeat_exchange
 -- Hand out again what an exchange handed out.
 -- Inputs: the session, its exchange
 -- Result: a row for each job; its kind is its place
-CREATE OR REPLACE FUNCTION {schema}.repeat_1(p_session int4, p_number int8) RETURNS SETOF {schema}.reply
+CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
-    SELECT l.place, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
+    SELECT l.reply_position, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
         NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
         NULL::int8[]
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
-    WHERE l.session = p_session AND l.number = p_number
+    WHERE l.session = p_session AND l.exchange_number = p_number
 $$;
 
--- name: give_back
+-- name: release_excess
 -- Give back what an exchange handed out and a repeat of it has no room for.
 -- Inputs: the time; the session, its exchange; the most bytes of deliveries
 -- Result: the lanes of the jobs that wait again; NULL for none
 -- Locks: limits of these jobs, one statement for all; then places
 -- Atomic: of the caller's transaction. No loss is counted; a job that was asked to be cancelled ends
-CREATE OR REPLACE FUNCTION {schema}.give_back_1(p_now int8, p_session int4, p_number int8, p_max_bytes int8) RETURNS int4[]
+CREATE OR REPLACE FUNCTION {schema}.release_excess_1(p_now int8, p_session int4, p_number int8, p_max_bytes int8) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
@@ -653,44 +653,44 @@ BEGIN
     FOR held IN
         DELETE FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (ARRAY(
             SELECT x.seq FROM (
-                SELECT l.seq, row_number() OVER o AS n, sum({schema}.size_1(j.payload, j.options)) OVER o AS bytes
+                SELECT l.seq, row_number() OVER o AS n, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o AS bytes
                 FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
-                WHERE l.session = p_session AND l.number = p_number
-                WINDOW o AS (ORDER BY l.place, l.due, l.seq)
+                WHERE l.session = p_session AND l.exchange_number = p_number
+                WINDOW o AS (ORDER BY l.reply_position, l.due, l.seq)
             ) x WHERE x.bytes > p_max_bytes AND x.n > 1
         )) RETURNING l.*
     LOOP
-        PERFORM {schema}.wait_again_1(p_now, held, {schema}.end_lease_1(p_now, held, NULL));
+        PERFORM {schema}.requeue_1(p_now, held, {schema}.end_lease_1(p_now, held, NULL));
         ended := ended || held.lane;
     END LOOP;
     IF ended IS NOT NULL THEN
-        PERFORM {schema}.open_gate_1(ended);
+        PERFORM {schema}.release_limits_1(ended);
     END IF;
     RETURN ended;
 END $$;
 
--- name: lanes_of
+-- name: get_lanes_of_exchange
 -- The lanes of the jobs that an exchange handed out.
 -- Inputs: the session, its exchange
 -- Result: arrays side by side: their numbers, ranks, queues and names
-CREATE OR REPLACE FUNCTION {schema}.lanes_of_1(
-    p_session int4, p_number int8, OUT homes int4[], OUT ranks int2[], OUT queues text[],
+CREATE OR REPLACE FUNCTION {schema}.get_lanes_of_exchange_1(
+    p_session int4, p_number int8, OUT main_lanes int4[], OUT ranks int2[], OUT queues text[],
     OUT names text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
     SELECT array_agg(a.id), array_agg(a.rank), array_agg(a.queue), array_agg(a.name)
-    INTO homes, ranks, queues, names
+    INTO main_lanes, ranks, queues, names
     FROM {schema}.lane a WHERE a.id = ANY (ARRAY(
-        SELECT l.lane FROM {schema}.lease l WHERE l.session = p_session AND l.number = p_number
+        SELECT l.lane FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
     ));
 END $$;
 
--- name: size
+-- name: get_delivery_size
 -- How many bytes a job counts when it is handed out (`ReserveRequest.max_bytes`; 256: DELIVERY_OVERHEAD).
 -- Inputs: its payload and its options
 -- Result: the bytes
 -- Atomic: reads nothing, also not what lies apart from the row
-CREATE OR REPLACE FUNCTION {schema}.size_1(p_payload bytea, p_options text) RETURNS int8
+CREATE OR REPLACE FUNCTION {schema}.get_delivery_size_1(p_payload bytea, p_options text) RETURNS int8
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CAST(256 + octet_length(p_payload) + coalesce(octet_length(p_options), 0) AS int8)
 $$;

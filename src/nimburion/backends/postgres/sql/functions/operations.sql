@@ -3,46 +3,46 @@
 -- Atomic: one transaction each. The row that is deleted decides who acts: two calls never cancel, replay or delete the
 -- same job.
 
--- name: cancel
+-- name: cancel_job
 -- Cancel a waiting job, or ask the worker of one that runs.
 -- Inputs: the time or NULL; the id
--- Result: cancelled, requested, finished or missing; and the queue to ring, NULL for none
+-- Result: cancelled, requested, finished or missing; and the queue to notify, NULL for none
 -- Locks: the job's place; its unique key
 -- Atomic: each try is one step; a job slips through only by moving, so that the loop ends
-CREATE OR REPLACE FUNCTION {schema}.cancel_1(p_now int8, p_id bytea, OUT answer text, OUT rung text)
+CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, OUT answer text, OUT to_notify text)
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
-    now int8 := {schema}.clock_1(p_now);
+    now int8 := {schema}.get_write_time_1(p_now);
     body record;
-    so_far {schema}.past;
+    attempts {schema}.attempt_state;
     lane int4;
 BEGIN
     LOOP
         SELECT j.seq, j.lane, j.due INTO body FROM {schema}.job j WHERE j.id = p_id;
         IF NOT FOUND THEN
-            answer := CASE WHEN {schema}.known_1(p_id, -9223372036854775808, true) IS NULL THEN 'missing'
+            answer := CASE WHEN {schema}.find_digest_1(p_id, -9223372036854775808, true) IS NULL THEN 'missing'
                 ELSE 'finished' END;
             RETURN;
         END IF;
-        IF EXISTS (SELECT FROM {schema}.dead d WHERE d.seq = body.seq) THEN
+        IF EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = body.seq) THEN
             answer := 'finished';
             RETURN;
         END IF;
-        SELECT * INTO so_far FROM {schema}.past p WHERE p.seq = body.seq;
+        SELECT * INTO attempts FROM {schema}.attempt_state p WHERE p.seq = body.seq;
         IF NOT FOUND THEN
-            so_far := ROW(body.seq, body.due, NULL, 0, 0, 0, 0, NULL);
+            attempts := ROW(body.seq, body.due, NULL, 0, 0, 0, 0, NULL);
         END IF;
-        IF {schema}.displace_1(body.lane, so_far.due, body.seq) THEN
+        IF {schema}.remove_waiting_1(body.lane, attempts.due, body.seq) THEN
             answer := 'cancelled';
-            lane := {schema}.finish_1(now, so_far, 3::int2, NULL, NULL);
-            SELECT a.queue INTO rung FROM {schema}.lane a WHERE a.id = lane;
+            lane := {schema}.finish_job_1(now, attempts, 3::int2, NULL, NULL);
+            SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = lane;
             RETURN;
         END IF;
-        UPDATE {schema}.lease l SET cancel = true
-        WHERE l.session = ANY (ARRAY(SELECT s.n FROM {schema}.session s WHERE NOT s.over)) AND l.seq = body.seq;
+        UPDATE {schema}.lease l SET cancel_requested = true
+        WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained)) AND l.seq = body.seq;
         IF FOUND THEN
             answer := 'requested';
             RETURN;
@@ -50,52 +50,52 @@ BEGIN
     END LOOP;
 END $$;
 
--- name: pause
+-- name: pause_queue
 -- Hand out nothing more of a queue, or do so again.
 -- Inputs: the queue; whether it is to be paused
--- Locks: the table `paused` in EXCLUSIVE: exchanges hold it in ROW SHARE while they read it, so that
+-- Locks: the table `paused_queue` in EXCLUSIVE: exchanges hold it in ROW SHARE while they read it, so that
 --   none hands out anything of the queue any more when this returns
 -- Atomic: one statement behind the lock
-CREATE OR REPLACE FUNCTION {schema}.pause_1(p_queue text, p_paused bool) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.pause_queue_1(p_queue text, p_paused bool) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    LOCK TABLE {schema}.paused IN EXCLUSIVE MODE;
+    LOCK TABLE {schema}.paused_queue IN EXCLUSIVE MODE;
     IF p_paused THEN
-        INSERT INTO {schema}.paused (queue) VALUES (p_queue) ON CONFLICT DO NOTHING;
+        INSERT INTO {schema}.paused_queue (queue) VALUES (p_queue) ON CONFLICT DO NOTHING;
     ELSE
-        DELETE FROM {schema}.paused WHERE queue = p_queue;
+        DELETE FROM {schema}.paused_queue WHERE queue = p_queue;
     END IF;
 END $$;
 
--- name: replay
+-- name: replay_jobs
 -- Make failed jobs pending again.
--- Inputs: the time or NULL; the filter and its bounds as `seek_1`
+-- Inputs: the time or NULL; the filter and its bounds as `find_jobs_1`
 -- Result: a row for each that was looked at: seq, id, whether it is pending now, and its queue; newest
 --   first. One more without an id when more are left
 -- Locks: the dead letters, those that another holds are passed over; their unique keys
 -- Atomic: one transaction; who deletes the row of a dead letter is the one who replays it
-CREATE OR REPLACE FUNCTION {schema}.replay_1(
+CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(
     p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
     p_limit int4
 ) RETURNS TABLE (seq int8, id bytea, replayed bool, queue text)
 LANGUAGE plpgsql AS $$
 DECLARE
-    now int8 := {schema}.clock_1(p_now);
+    now int8 := {schema}.get_write_time_1(p_now);
     one record;
-    looked int4 := 0;
+    seen int4 := 0;
 BEGIN
     FOR one IN
         SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
             CAST(CAST(j.options AS json) ->> 'unique_for' AS float8) AS span
-        FROM {schema}.dead d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
+        FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
         WHERE d.seq < p_after AND (p_states IS NULL OR strpos(p_states, 'F') > 0)
             AND (p_ids IS NULL OR j.id = ANY (p_ids))
             AND (p_queue IS NULL OR a.queue = p_queue) AND (p_name IS NULL OR a.name = p_name)
             AND (p_reason IS NULL OR d.reason = p_reason)
         ORDER BY d.seq DESC LIMIT p_limit + 1 FOR UPDATE OF d SKIP LOCKED
     LOOP
-        looked := looked + 1;
-        IF looked > p_limit THEN
+        seen := seen + 1;
+        IF seen > p_limit THEN
             id := NULL;
             RETURN NEXT;
             EXIT;
@@ -104,66 +104,66 @@ BEGIN
         id := one.id;
         queue := one.queue;
         replayed := one.unique_key IS NULL
-            OR {schema}.take_key_1(now, one.name, one.unique_key, one.seq, one.id, one.span);
+            OR {schema}.take_unique_key_1(now, one.name, one.unique_key, one.seq, one.id, one.span);
         IF replayed THEN
-            DELETE FROM {schema}.dead d WHERE d.seq = one.seq;
-            UPDATE {schema}.past p SET due = now, failures = 0, lost = 0 WHERE p.seq = one.seq;
-            PERFORM {schema}.stand_1(now, one.seq, now, one.lane, 1::int2);
+            DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
+            UPDATE {schema}.attempt_state p SET due = now, failures = 0, lost = 0 WHERE p.seq = one.seq;
+            PERFORM {schema}.make_waiting_1(now, one.seq, now, one.lane, 1::int2);
         END IF;
         RETURN NEXT;
     END LOOP;
 END $$;
 
--- name: take_key
+-- name: take_unique_key
 -- Let a job hold its unique key, unless another does.
 -- Inputs: the time; name, key, seq and id of the job; for how many seconds it is held (NULL: until
 --   the job ends)
 -- Result: whether it holds it now
-CREATE OR REPLACE FUNCTION {schema}.take_key_1(
+CREATE OR REPLACE FUNCTION {schema}.take_unique_key_1(
     p_now int8, p_name text, p_key text, p_seq int8, p_id bytea, p_span float8
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO {schema}.unique_key AS u (name, key, seq, until, id)
+    INSERT INTO {schema}.unique_key AS u (name, key, seq, valid_until, id)
     VALUES (p_name, p_key, p_seq, p_now + CAST(round(CAST(p_span * 1000000 AS numeric)) AS int8), p_id)
     ON CONFLICT (name, key) DO UPDATE SET seq = excluded.seq, id = excluded.id,
-        until = CASE WHEN u.id = excluded.id AND NOT coalesce(u.until <= p_now, false) THEN u.until
-            ELSE excluded.until END
-    WHERE u.id = excluded.id OR u.until <= p_now;
+        valid_until = CASE WHEN u.id = excluded.id AND NOT coalesce(u.valid_until <= p_now, false) THEN u.valid_until
+            ELSE excluded.valid_until END
+    WHERE u.id = excluded.id OR u.valid_until <= p_now;
     RETURN FOUND;
 END $$;
 
--- name: delete
+-- name: delete_jobs
 -- Forget finished jobs for good.
--- Inputs: the time or NULL; the filter as `seek_1`; at most so many
+-- Inputs: the time or NULL; the filter as `find_jobs_1`; at most so many
 -- Result: their ids
--- Locks: the turn of `tally_1` and the horizon, shared: what is being forgotten is not deleted too; the rows it deletes
+-- Locks: the turn of `count_new_finished_1` and the horizon, shared: what is being forgotten is not deleted too; the rows it deletes
 -- Atomic: one transaction; a job whose end was deleted or replayed meanwhile is passed over
-CREATE OR REPLACE FUNCTION {schema}.delete_1(
+CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(
     p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_limit int4
 ) RETURNS SETOF bytea
 LANGUAGE plpgsql AS $$
 DECLARE
-    now int8 := {schema}.clock_1(p_now);
+    now int8 := {schema}.get_write_time_1(p_now);
     one record;
-    ended {schema}.done;
+    ended {schema}.finished_job;
     job_id bytea;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.tally_1', 7044));
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
     FOR one IN
-        SELECT * FROM {schema}.seek_1(now, p_states, p_queue, p_name, p_reason, p_ids, 9223372036854775807, p_limit)
+        SELECT * FROM {schema}.find_jobs_1(now, p_states, p_queue, p_name, p_reason, p_ids, 9223372036854775807, p_limit)
     LOOP
-        IF one.letter = 'F' THEN
-            DELETE FROM {schema}.dead d WHERE d.seq = one.seq;
+        IF one.code = 'F' THEN
+            DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
             CONTINUE WHEN NOT FOUND;
             DELETE FROM {schema}.job j WHERE j.seq = one.seq RETURNING j.id INTO job_id;
-            PERFORM {schema}.forget_1(ARRAY[one.seq], 3::int2);
+            PERFORM {schema}.drop_attempt_state_1(ARRAY[one.seq], 3::int2);
         ELSE
-            DELETE FROM {schema}.done d WHERE d.id = one.id AND d.seq = one.seq RETURNING d.* INTO ended;
+            DELETE FROM {schema}.finished_job d WHERE d.id = one.id AND d.seq = one.seq RETURNING d.* INTO ended;
             CONTINUE WHEN NOT FOUND;
             DELETE FROM {schema}.result r WHERE r.seq = one.seq;
-            PERFORM {schema}.untally_1(ended.finished, ended.lane, ended.state);
+            PERFORM {schema}.uncount_finished_1(ended.finished, ended.lane, ended.state);
             job_id := ended.id;
         END IF;
         RETURN NEXT job_id;

@@ -1,133 +1,133 @@
 -- Queries: read jobs, counts, queues and sessions. They take no lock and write nothing.
 --
--- History has no index in the order of seq (BRIN only), so `seek` goes down the seqs in growing steps.
+-- History has no index in the order of seq (BRIN only), so `find_jobs` goes down the seqs in growing steps.
 
--- name: get
+-- name: get_jobs
 -- Whole records.
 -- Inputs: the time; the ids; whether payloads are wanted
 -- Result: a row each, newest first, as `read_records.py` reads it
-CREATE OR REPLACE FUNCTION {schema}.get_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
-    seq int8, letter text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
-    lost int4, due int8, created int8, started int8, finished int8, reason text, cancel bool,
+CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
+    seq int8, code text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
+    lost int4, due int8, created int8, started int8, finished int8, reason text, cancel_requested bool,
     holder text, options text, history_at int8[], history bytea[], fraction float8, message text,
     result bytea
 )
 LANGUAGE sql STABLE AS $$
-    SELECT r.seq, {schema}.letter_1(r.place, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
+    SELECT r.seq, {schema}.get_state_code_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
         CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created, r.started,
-        r.finished, r.reason, r.cancel, r.holder, r.options,
-        coalesce(r.history_at, (SELECT array_agg(e.at ORDER BY e.n) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.noted & 1 > 0)),
-        coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.n) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.noted & 1 > 0)),
+        r.finished, r.reason, r.cancel_requested, r.holder, r.options,
+        coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
+        coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.fraction, p.fraction), coalesce(r.message, p.message),
-        (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.place = 'c' AND s.seq = r.seq
+        (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.status = 'c' AND s.seq = r.seq
             AND h.what = 'result' AND (s.finished, s.seq) > (h.finished, h.seq) LIMIT 1)
-    FROM {schema}.record r JOIN {schema}.lane a ON a.id = r.lane
-    LEFT JOIN {schema}.progress p ON p.seq = r.seq AND r.noted & 2 > 0
+    FROM {schema}.job_record r JOIN {schema}.lane a ON a.id = r.lane
+    LEFT JOIN {schema}.progress p ON p.seq = r.seq AND r.extra_flags & 2 > 0
     WHERE r.id = ANY (p_ids)
     ORDER BY r.seq DESC
 $$;
 
--- name: seek
+-- name: find_jobs
 -- The jobs that a filter means, newest first.
--- Inputs: the time; letters of the states (P S R L C F X; NULL: any); queue, name, reason and ids
+-- Inputs: the time; codes of the states (P S R L C F X; NULL: any); queue, name, reason and ids
 --   (NULL: any); seqs lie before this one; at most so many
--- Result: their seqs, letters and ids
+-- Result: their seqs, codes and ids
 -- Atomic: of the caller's transaction. It walks down the seqs in growing steps: history has no index
 --   that is in their order
-CREATE OR REPLACE FUNCTION {schema}.seek_1(
+CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
     p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
     p_limit int4
-) RETURNS TABLE (seq int8, letter text, id bytea)
+) RETURNS TABLE (seq int8, code text, id bytea)
 LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
     lanes int4[] := CASE WHEN p_queue IS NOT NULL OR p_name IS NOT NULL THEN ARRAY(
         SELECT a.id FROM {schema}.lane a WHERE a.queue = coalesce(p_queue, a.queue) AND a.name = coalesce(p_name, a.name)
     ) END;
-    past_end int8 := LEAST(p_after, {schema}.newest_1() + 1);
+    past_end int8 := LEAST(p_after, {schema}.get_newest_seq_1() + 1);
     low int8;
     width int8 := 1000;
-    room int4 := p_limit;
+    available int4 := p_limit;
     found int4;
 BEGIN
     IF p_ids IS NOT NULL THEN
-        RETURN QUERY SELECT r.seq, r.letter, r.id FROM (
-            SELECT k.*, {schema}.letter_1(k.place, k.failures, k.due, p_now) AS letter FROM {schema}.record k
+        RETURN QUERY SELECT r.seq, r.code, r.id FROM (
+            SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record k
             WHERE k.id = ANY (p_ids)
         ) r
-        WHERE r.seq < p_after AND (p_states IS NULL OR strpos(p_states, r.letter) > 0)
+        WHERE r.seq < p_after AND (p_states IS NULL OR strpos(p_states, r.code) > 0)
             AND (lanes IS NULL OR r.lane = ANY (lanes)) AND (p_reason IS NULL OR r.reason = p_reason)
         ORDER BY r.seq DESC LIMIT p_limit;
         RETURN;
     END IF;
-    WHILE past_end > 0 AND room > 0 LOOP
+    WHILE past_end > 0 AND available > 0 LOOP
         low := past_end - width;
         IF p_states = 'F' THEN
-            RETURN QUERY SELECT d.seq, 'F', j.id FROM {schema}.dead d JOIN {schema}.job j ON j.seq = d.seq
+            RETURN QUERY SELECT d.seq, 'F', j.id FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
             WHERE d.seq < past_end AND (lanes IS NULL OR j.lane = ANY (lanes))
                 AND (p_reason IS NULL OR d.reason = p_reason)
-            ORDER BY d.seq DESC LIMIT room;
+            ORDER BY d.seq DESC LIMIT available;
             RETURN;
         ELSIF p_states !~ '[CX]' THEN
-            RETURN QUERY SELECT r.seq, r.letter, r.id FROM (
-                SELECT k.*, {schema}.letter_1(k.place, k.failures, k.due, p_now) AS letter FROM {schema}.record_whole k
+            RETURN QUERY SELECT r.seq, r.code, r.id FROM (
+                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record_live k
                 WHERE k.seq >= low AND k.seq < past_end
             ) r
-            WHERE strpos(p_states, r.letter) > 0 AND (lanes IS NULL OR r.lane = ANY (lanes))
+            WHERE strpos(p_states, r.code) > 0 AND (lanes IS NULL OR r.lane = ANY (lanes))
                 AND (p_reason IS NULL OR r.reason = p_reason)
-            ORDER BY r.seq DESC LIMIT room;
+            ORDER BY r.seq DESC LIMIT available;
         ELSE
-            RETURN QUERY SELECT r.seq, r.letter, r.id FROM (
-                SELECT k.*, {schema}.letter_1(k.place, k.failures, k.due, p_now) AS letter FROM {schema}.record k
+            RETURN QUERY SELECT r.seq, r.code, r.id FROM (
+                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record k
                 WHERE k.seq >= low AND k.seq < past_end
             ) r
-            WHERE (p_states IS NULL OR strpos(p_states, r.letter) > 0)
+            WHERE (p_states IS NULL OR strpos(p_states, r.code) > 0)
                 AND (lanes IS NULL OR r.lane = ANY (lanes)) AND (p_reason IS NULL OR r.reason = p_reason)
-            ORDER BY r.seq DESC LIMIT room;
+            ORDER BY r.seq DESC LIMIT available;
         END IF;
         GET DIAGNOSTICS found = ROW_COUNT;
-        room := room - found;
+        available := available - found;
         past_end := low;
         width := LEAST(4 * width, 1000000);
     END LOOP;
 END $$;
 
--- name: newest
+-- name: get_newest_seq
 -- The number of the newest job.
 -- Result: a seq; 0 before the first. Jobs of transactions that are not over may have it
 -- Atomic: reads one number. Runs with the rights of who made the tables, as it is that of a sequence
-CREATE OR REPLACE FUNCTION {schema}.newest_1() RETURNS int8
+CREATE OR REPLACE FUNCTION {schema}.get_newest_seq_1() RETURNS int8
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$
     SELECT coalesce(pg_sequence_last_value(CAST(pg_get_serial_sequence('{schema}.job', 'seq') AS regclass)), 0)
 $$;
 
--- name: counts
+-- name: count_by_state
 -- How many jobs are kept in each state.
 -- Inputs: the time; the queue (NULL: any)
--- Result: rows of a letter as `letter_1` and a number, several for one letter
-CREATE OR REPLACE FUNCTION {schema}.counts_1(p_now int8, p_queue text) RETURNS TABLE (letter text, number int8)
+-- Result: rows of a code as `get_state_code_1` and a number, several for one code
+CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text) RETURNS TABLE (code text, number int8)
 LANGUAGE sql STABLE AS $$
     WITH lanes AS (SELECT a.id FROM {schema}.lane a WHERE p_queue IS NULL OR a.queue = p_queue)
-    SELECT CASE WHEN r.tried = 2 THEN 'R' ELSE 'P' END, count(*) FROM {schema}.ready r
+    SELECT CASE WHEN r.attempt_status = 2 THEN 'R' ELSE 'P' END, count(*) FROM {schema}.ready r
     WHERE r.lane IN (SELECT id FROM lanes) GROUP BY 1
     UNION ALL
-    SELECT CASE WHEN s.tried = 2 THEN 'R' WHEN s.due > p_now THEN 'S' ELSE 'P' END, count(*)
+    SELECT CASE WHEN s.attempt_status = 2 THEN 'R' WHEN s.due > p_now THEN 'S' ELSE 'P' END, count(*)
     FROM {schema}.scheduled s WHERE s.lane IN (SELECT id FROM lanes) GROUP BY 1
     UNION ALL
     SELECT 'L', count(*) FROM {schema}.lease l WHERE l.lane IN (SELECT id FROM lanes)
     UNION ALL
-    SELECT 'F', count(*) FROM {schema}.dead d JOIN {schema}.job j ON j.seq = d.seq
+    SELECT 'F', count(*) FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
     WHERE j.lane IN (SELECT id FROM lanes)
     UNION ALL
     SELECT CASE e.state WHEN 1 THEN 'C' ELSE 'X' END, e.number
-    FROM {schema}.ended_counts_1(CASE WHEN p_queue IS NOT NULL THEN ARRAY(SELECT id FROM lanes) END) e
+    FROM {schema}.count_finished_1(CASE WHEN p_queue IS NOT NULL THEN ARRAY(SELECT id FROM lanes) END) e
 $$;
 
--- name: queues
+-- name: list_queues
 -- Every lane that holds an unfinished job, and every queue that is paused.
 -- Inputs: the time
 -- Result: rows: queue, name (NULL: it is paused), due and not processing, waiting for their time,
 --   processing, how long the longest due has been (NULL: none is), whether it is paused
-CREATE OR REPLACE FUNCTION {schema}.queues_2(p_now int8) RETURNS TABLE (
+CREATE OR REPLACE FUNCTION {schema}.list_queues_2(p_now int8) RETURNS TABLE (
     queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool
 )
 LANGUAGE sql STABLE AS $$
@@ -145,19 +145,19 @@ LANGUAGE sql STABLE AS $$
         p_now - min(u.oldest), false
     FROM unfinished u JOIN {schema}.lane a ON a.id = u.lane GROUP BY a.queue, a.name
     UNION ALL
-    SELECT p.queue, NULL, 0, 0, 0, NULL, true FROM {schema}.paused p
+    SELECT p.queue, NULL, 0, 0, 0, NULL, true FROM {schema}.paused_queue p
 $$;
 
--- name: sessions
+-- name: list_sessions
 -- Every session that is not dead, oldest first.
 -- Inputs: the time that sessions live by
 -- Result: rows: id, what it says of itself, when it was opened, in how many microseconds it expires,
 --   whether it left, how many leases it holds
-CREATE OR REPLACE FUNCTION {schema}.sessions_1(p_mono int8) RETURNS TABLE (
-    id text, info text, opened int8, life int8, gone bool, running int8
+CREATE OR REPLACE FUNCTION {schema}.list_sessions_1(p_monotonic int8) RETURNS TABLE (
+    id text, description text, opened int8, life int8, gone bool, running int8
 )
 LANGUAGE sql STABLE AS $$
-    SELECT s.id, s.info, s.opened, s.expires - p_mono, s.left_at IS NOT NULL,
-        (SELECT count(*) FROM {schema}.lease l WHERE l.session = s.n)
-    FROM {schema}.session s WHERE s.dead_at IS NULL ORDER BY s.n
+    SELECT s.id, s.description, s.opened, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
+        (SELECT count(*) FROM {schema}.lease l WHERE l.session = s.number)
+    FROM {schema}.session s WHERE s.ended_at IS NULL ORDER BY s.number
 $$;

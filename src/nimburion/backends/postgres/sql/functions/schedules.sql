@@ -13,17 +13,17 @@ BEGIN
     ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, owner = excluded.owner;
 END $$;
 
--- name: fire
+-- name: fire_schedule
 -- Decide one tick of a schedule: move its last tick by compare and swap, and store its job.
 -- Inputs: the time or NULL; the name; the last tick that is expected (NULL: none), the tick; the overlap
 --   rule; then the job, as `enqueue_1` takes a single one
 -- Result: fired, skipped, moved, paused or missing; and the id of the job that stands for the tick
--- Locks: the schedule; then as `cancel_1` and `enqueue_1`
-CREATE OR REPLACE FUNCTION {schema}.fire_1(
+-- Locks: the schedule; then as `cancel_job_1` and `enqueue_1`
+CREATE OR REPLACE FUNCTION {schema}.fire_schedule_1(
     p_now int8, p_name text, p_expected float8, p_tick float8, p_overlap text, p_queues text[],
     p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
-    p_spans int8[], p_lenient bool[], p_since int8, OUT outcome text, OUT job_id bytea
+    p_spans int8[], p_accept_existing bool[], p_since int8, OUT outcome text, OUT job_id bytea
 ) LANGUAGE plpgsql AS $$
 DECLARE
     kept record;
@@ -36,10 +36,10 @@ BEGIN
         RETURN;
     END IF;
     outcome := 'skipped';
-    IF {schema}.makes_way_1(p_now, kept.last_job, p_overlap) THEN
+    IF {schema}.allows_next_job_1(p_now, kept.last_job, p_overlap) THEN
         SELECT * INTO stored FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
-            p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_lenient, p_since);
-        IF coalesce(stored.letters, 'c') IN ('c', 'e') THEN
+            p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_accept_existing, p_since);
+        IF coalesce(stored.codes, 'c') IN ('c', 'e') THEN
             outcome := 'fired';
             job_id := coalesce(stored.holders[1], p_ids[1]);
         END IF;
@@ -47,23 +47,23 @@ BEGIN
     UPDATE {schema}.schedule SET last_tick = p_tick, last_job = coalesce(job_id, last_job) WHERE name = p_name;
 END $$;
 
--- name: makes_way
+-- name: allows_next_job
 -- Whether the previous job of a schedule lets the next one in.
 -- Inputs: the time or NULL; the id of that job (NULL: there is none); the overlap rule
 -- Result: whether
--- Locks: where the rule says so, as `cancel_1`
-CREATE OR REPLACE FUNCTION {schema}.makes_way_1(p_now int8, p_id bytea, p_overlap text) RETURNS bool
+-- Locks: where the rule says so, as `cancel_job_1`
+CREATE OR REPLACE FUNCTION {schema}.allows_next_job_1(p_now int8, p_id bytea, p_overlap text) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
     previous record;
 BEGIN
-    SELECT r.place, r.failures INTO previous FROM {schema}.record r WHERE r.id = p_id AND r.place IN ('w', 'l');
+    SELECT r.status, r.failures INTO previous FROM {schema}.job_record r WHERE r.id = p_id AND r.status IN ('w', 'l');
     IF NOT FOUND OR p_overlap = 'allow' THEN
         RETURN true;
     END IF;
     IF p_overlap = 'cancel_previous' THEN
-        PERFORM {schema}.cancel_1(p_now, p_id);
+        PERFORM {schema}.cancel_job_1(p_now, p_id);
         RETURN true;
     END IF;
-    RETURN p_overlap = 'queue_one' AND (previous.place = 'l' OR previous.failures > 0);
+    RETURN p_overlap = 'queue_one' AND (previous.status = 'l' OR previous.failures > 0);
 END $$;

@@ -1,17 +1,17 @@
 -- Counts: how many jobs are kept in each state.
--- Keys: lanes
+-- Keys: lane_name
 -- Inputs: ARGV[3] the queue, where only one is meant
 -- Result: {how many are pending, scheduled, retrying, processing, completed, failed, cancelled}, or {} to be asked again after
 --   promoting
-local lanes = tally()
+local lanes = count_jobs()
 if not lanes then
   return {}
 end
 local sums = { P = 0, S = 0, R = 0, T = 0, L = 0, C = 0, F = 0, X = 0 }
 for number, counted in pairs(lanes) do
-  if not ARGV[3] or lane_of(number).queue == ARGV[3] then
-    for letter, count in pairs(counted) do
-      sums[letter] = sums[letter] + count
+  if not ARGV[3] or get_lane(number).queue == ARGV[3] then
+    for code, count in pairs(counted) do
+      sums[code] = sums[code] + count
     end
   end
 end

@@ -1,48 +1,48 @@
 -- Enqueue one job that asks for no unique key and whose payload lies with it: what enqueue.lua does, at half the cost.
--- Keys: n lane lanes job id ready due count bell
--- Inputs: behind these keys, the stream that rings for its queue. ARGV[3] meta: rank 1 | mode 1 | value 8 (see
+-- Keys: counters lane_number lane_name job job_seq ready scheduled lane_counts notify
+-- Inputs: behind these keys, the stream that wakes workers of its queue. ARGV[3] meta: rank 1 | mode 1 | value 8 (see
 --   enqueue_jobs.lua), [4] full lane name, [5] queue, [6] id, [7] the body without its first 20 bytes
 -- Result: c created, e exists, x conflict
 -- Atomic: one script; a server that is full refuses it before it begins
 local body, id, queue = ARGV[7], ARGV[6], ARGV[5]
-local number = redis.call('HGET', lane_key, ARGV[4])
-local field = struct.pack('>I8', redis.call('HINCRBY', n_key, 'seq', 1))
-if redis.call('HSETNX', id_key, id, string.sub(field, 3)) == 0 then
-  redis.call('HINCRBY', n_key, 'seq', -1)
-  local known = '\0\0' .. redis.call('HGET', id_key, id)
+local number = redis.call('HGET', lane_number_key, ARGV[4])
+local field = struct.pack('>I8', redis.call('HINCRBY', counters_key, 'seq', 1))
+if redis.call('HSETNX', job_seq_key, id, string.sub(field, 3)) == 0 then
+  redis.call('HINCRBY', counters_key, 'seq', -1)
+  local known = '\0\0' .. redis.call('HGET', job_seq_key, id)
   return string.sub(redis.call('HGET', job_key, known), 23, 38) == string.sub(body, 3, 18) and 'e' or 'x'
 end
 
 if not number then
-  number = struct.pack('>I4', redis.call('HINCRBY', n_key, 'lane', 1))
-  redis.call('HSET', lane_key, ARGV[4], number)
-  redis.call('HSET', lanes_key, number, ARGV[4])
+  number = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'lane', 1))
+  redis.call('HSET', lane_number_key, ARGV[4], number)
+  redis.call('HSET', lane_name_key, number, ARGV[4])
 end
 
-local meta = ARGV[3]
-local due8 = string.sub(meta, 3)
-if string.byte(meta, 2) == 100 then -- d
-  local span = micros8(due8, 1)
-  due8 = span > 0 and time8(now + span) or now8
+local position = ARGV[3]
+local due8 = string.sub(position, 3)
+if string.byte(position, 2) == 100 then -- d
+  local span = decode_time(due8, 1)
+  due8 = span > 0 and encode_time(now + span) or now8
 end
 
 redis.call('HSET', job_key, field, number .. now8 .. due8 .. body)
-if micros8(due8, 1) <= now then
-  redis.call('ZADD', ready_key, 0, number .. string.sub(meta, 1, 1) .. due8 .. field)
-  redis.call('HINCRBY', count_key, number .. 'P', 1)
+if decode_time(due8, 1) <= now then
+  redis.call('ZADD', ready_key, 0, number .. string.sub(position, 1, 1) .. due8 .. field)
+  redis.call('HINCRBY', lane_counts_key, number .. 'P', 1)
 else
-  redis.call('ZADD', due_key, 0, due8 .. field .. number .. string.sub(meta, 1, 1) .. 'S')
-  redis.call('HINCRBY', count_key, number .. 'S', 1)
+  redis.call('ZADD', scheduled_key, 0, due8 .. field .. number .. string.sub(position, 1, 1) .. 'S')
+  redis.call('HINCRBY', lane_counts_key, number .. 'S', 1)
 end
 
 local waits = queue .. '\0'
-local bell = redis.call('HMGET', bell_key, queue, waits)
-if bell[1] then
-  redis.call('HDEL', bell_key, queue)
-  redis.call('PUBLISH', bell_key, queue)
+local subscribers = redis.call('HMGET', notify_key, queue, waits)
+if subscribers[1] then
+  redis.call('HDEL', notify_key, queue)
+  redis.call('PUBLISH', notify_key, queue)
 end
-if bell[2] then
-  redis.call('HDEL', bell_key, waits)
+if subscribers[2] then
+  redis.call('HDEL', notify_key, waits)
   redis.call('XADD', KEYS[#KEYS], 'MAXLEN', 1, '*', '', '')
 end
 return 'c'

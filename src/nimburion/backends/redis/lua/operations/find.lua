@@ -1,5 +1,5 @@
 -- Find: where jobs lie.
--- Keys: id
+-- Keys: job_seq
 -- Inputs: ARGV[3...] ids, 500 at most
 -- Result: a field or nil for each
-return fields_of(ARGV, 3)
+return find_fields(ARGV, 3)

@@ -1,5 +1,5 @@
 -- Fire: decide one tick of a schedule, and store its job.
--- Keys: schedule id job lease state
+-- Keys: schedule job_seq job lease attempt_state
 -- Inputs: ARGV[3] name, [4] the last tick that is expected: 8 bytes, or '' for none, [5] this tick, [6] overlap: allow, skip,
 --   queue_one or cancel_previous, [7] meta of the job, [8] its full lane name, [9] its body, [10] its payload if that lies apart
 --   (see enqueue_jobs.lua)
@@ -17,32 +17,32 @@ if (string.byte(kept, 2) == 49 and string.sub(kept, 3, 10) or '') ~= ARGV[4] the
 end
 
 -- Whether the schedule's previous job lets the next one in.
-local function makes_way(id, overlap)
-  local field = field_of(id)
+local function allows_next_job(id, overlap)
+  local field = find_field(id)
   local body = field and redis.call('HGET', job_key, field)
-  if not body or has(body, FINISHED) or overlap == 'allow' then
+  if not body or has_flag(body, FLAG_FINISHED) or overlap == 'allow' then
     return true
   end
   if overlap == 'cancel_previous' then
-    cancel(field, body)
-    write_ledger()
+    cancel_job(field, body)
+    write_buffer()
     return true
   end
-  local state = redis.call('HGET', state_key, field)
+  local state = redis.call('HGET', attempt_state_key, field)
   local failed = state and string.sub(state, 1, 4) ~= '\0\0\0\0'
   return overlap == 'queue_one' and (failed or redis.call('HEXISTS', lease_key, field) == 1)
 end
 
 local ends = 11 + string.byte(kept, 11)
 local previous, stored = string.sub(kept, 12, ends), nil
-if previous == '' or makes_way(previous, ARGV[6]) then
-  local letters, rivals = store({ ARGV[8] }, ARGV[7], 9)
-  if letters[1] == 'c' or letters[1] == 'e' then
-    stored = rivals[1] or body_id(ARGV[9])
+if previous == '' or allows_next_job(previous, ARGV[6]) then
+  local codes, holders = enqueue_jobs({ ARGV[8] }, ARGV[7], 9)
+  if codes[1] == 'c' or codes[1] == 'e' then
+    stored = holders[1] or get_new_id(ARGV[9])
   end
 end
 local last = stored or previous
 redis.call('HSET', schedule_key, ARGV[3], '01' .. ARGV[5] .. string.char(#last) .. last .. string.sub(kept, ends + 1))
-count_lanes()
-ring()
+write_lane_counts()
+notify_marked()
 return { stored and 'fired' or 'skipped', stored or '' }

@@ -1,33 +1,33 @@
 -- Beat: the session lives for another ttl; what its worker should know.
--- Keys: turn session alive cancel lease job paused gate running
+-- Keys: session_state session_info session_expiry cancel_requested lease job paused_queue concurrency_limit limit_in_use
 -- Inputs: ARGV[3] id
--- Result: {'lost'} or {'alive', [seq 8, token 20, id, ... of leases to cancel], paused queues, [name, limit, held, ...]}
-local turn = redis.call('HGET', turn_key, ARGV[3])
-if not turn or string.sub(turn, 29, 29) ~= 'a' then
+-- Result: {'lost'} or {'alive', [seq 8, token 20, id, ... of leases to cancel], paused queues, [name, maximum, in use, ...]}
+local session_state = redis.call('HGET', session_state_key, ARGV[3])
+if not session_state or string.sub(session_state, 29, 29) ~= 'a' then
   return { 'lost' }
 end
-redis.call('ZADD', alive_key, alive_now + (struct.unpack('>I8', turn, 13)), ARGV[3])
+redis.call('ZADD', session_expiry_key, alive_now + (struct.unpack('>I8', session_state, 13)), ARGV[3])
 
-local wanted, session4 = {}, string.sub(turn, 1, 4)
-if redis.call('HLEN', cancel_key) > 0 then
-  for _, field in ipairs(redis.call('HKEYS', cancel_key)) do
+local cancelled, session4 = {}, string.sub(session_state, 1, 4)
+if redis.call('HLEN', cancel_requested_key) > 0 then
+  for _, field in ipairs(redis.call('HKEYS', cancel_requested_key)) do
     local lease = redis.call('HGET', lease_key, field)
     if lease and string.sub(lease, 1, 4) == session4 then
-      local id = id_of(redis.call('HGET', job_key, field))
-      push_two(wanted, field, string.sub(lease, 5, 24))
-      push(wanted, id)
+      local id = get_id(redis.call('HGET', job_key, field))
+      push_pair(cancelled, field, string.sub(lease, 5, 24))
+      push(cancelled, id)
     end
   end
 end
 
-local gates = {}
-if redis.call('HLEN', gate_key) > 0 then
-  for _, name in ipairs(cjson.decode(redis.call('HGET', session_key, ARGV[3])).names) do
-    local bound = redis.call('HGET', gate_key, name)
-    if bound then
-      push_two(gates, name, bound)
-      push(gates, redis.call('HGET', running_key, name) or '0')
+local limits = {}
+if redis.call('HLEN', concurrency_limit_key) > 0 then
+  for _, name in ipairs(cjson.decode(redis.call('HGET', session_info_key, ARGV[3])).names) do
+    local maximum = redis.call('HGET', concurrency_limit_key, name)
+    if maximum then
+      push_pair(limits, name, maximum)
+      push(limits, redis.call('HGET', limit_in_use_key, name) or '0')
     end
   end
 end
-return { 'alive', wanted, redis.call('HKEYS', paused_key), gates }
+return { 'alive', cancelled, redis.call('HKEYS', paused_queue_key), limits }

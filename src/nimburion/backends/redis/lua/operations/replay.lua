@@ -1,52 +1,52 @@
 -- Replay: let dead letters wait again. Same id, seq, payload and history; counts begin anew, fences go on rising.
--- Keys: job state ready dead dead_at
--- Inputs: as scan_jobs.lua has them, the filter's letter being F
+-- Keys: job attempt_state ready dead_letter dead_letter_time
+-- Inputs: as scan_jobs.lua has them, the filter's code being F
 -- Result: {the field to go on behind, 1 if nothing is left there, [id, ...] replayed, [id, ...] whose unique key another job
 --   holds, the last of these fields or '', 1 if more are meant than were to be picked}
 local most, ids, held, fields, last_field, more = tonumber(ARGV[6]), {}, {}, {}, '', false
 
 -- Whether the job has no unique key, or may have it again.
-local function has_key(body, lane)
-  if not has(body, KEY) then
+local function can_take_key(body, lane)
+  if not has_flag(body, FLAG_UNIQUE_KEY) then
     return true
   end
-  local holder = holder_of((key_field(body, lane.name)))
+  local holder = find_key_holder((get_key_field(body, lane.name)))
   if not holder then
     take_key(body, lane.name)
   end
-  return not holder or holder == id_of(body)
+  return not holder or holder == get_id(body)
 end
 
-local function begin_anew(field, body, lane)
-  local at = head_end(body) + 1
-  push_two(put_job, field, string.sub(body, 1, 12) .. now8 .. string.char(string.byte(body, 21) - FINISHED)
-    .. string.sub(body, 22, at - 1) .. tail_of(body))
-  push_two(put_state, field, FRESH .. string.sub(body, at + 23, at + 26) .. string.sub(body, at + 1, at + 8) .. now8
+local function reset_dead_letter(field, body, lane)
+  local at = find_head_end(body) + 1
+  push_pair(put_job, field, string.sub(body, 1, 12) .. now8 .. string.char(string.byte(body, 21) - FLAG_FINISHED)
+    .. string.sub(body, 22, at - 1) .. get_tail(body))
+  push_pair(put_state, field, NO_COUNTS .. string.sub(body, at + 23, at + 26) .. string.sub(body, at + 1, at + 8) .. now8
     .. string.sub(body, at + 27, at + 46))
   lane.F = lane.F - 1
-  stand(field, lane, string.char(9 - string.byte(body, 22)), now8, false)
-  mark(lane.queue)
+  add_waiting(field, lane, string.char(9 - string.byte(body, 22)), now8, false)
+  mark_queue(lane.queue)
 end
 
-local on, last = seek(function(field, body)
+local on, last = scan_jobs(function(field, body)
   if #ids + #held == most then
     more = true
     return true
   end
   last_field = field
-  local lane = lane_of(string.sub(body, 1, 4))
-  if has_key(body, lane) then
-    begin_anew(field, body, lane)
-    push(ids, id_of(body))
+  local lane = get_lane(string.sub(body, 1, 4))
+  if can_take_key(body, lane) then
+    reset_dead_letter(field, body, lane)
+    push(ids, get_id(body))
     push(fields, field)
   else
-    push(held, id_of(body))
+    push(held, get_id(body))
   end
 end)
 
-write_ledger()
-each_part('ZREM', dead_key, fields)
-each_part('ZREM', dead_at_key, fields)
-count_lanes()
-ring()
+write_buffer()
+call_in_batches('ZREM', dead_letter_key, fields)
+call_in_batches('ZREM', dead_letter_time_key, fields)
+write_lane_counts()
+notify_marked()
 return { on, last and 1 or 0, ids, held, last_field, more and 1 or 0 }

@@ -1,24 +1,24 @@
 -- Rescue: sessions that expired are over; take back what they held.
--- Keys: turn alive gone orphan held lease job history
+-- Keys: session_state session_expiry closed_session dead_session session_leases lease job history
 -- Inputs: ARGV[3] the most to take back, [4] losses that fail a job, [5] the history entry of a loss (JSON, but for its
 --   attempt), in two parts: [5] before the number of the attempt, [6] behind it, [7] losses that make a suspect
 -- Result: {[id, ...] returned, failed, cancelled, 1 when more are left}
 -- Atomic: one script: the test of the expiry and the end of the session are one step, so a heartbeat comes before or after
 local most, max_lost, suspect_after = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[7])
-local left_behind = redis.call('ZRANGEBYSCORE', alive_key, '-inf', alive_now, 'LIMIT', 0, 100)
-local orphans, turns, put_orphan, drop_orphan, put_history = redis.call('ZRANGE', orphan_key, 0, 99), {}, {}, {}, {}
-for i, id in ipairs(left_behind) do
-  local turn = redis.call('HGET', turn_key, id)
-  local orphan = string.sub(turn, 1, 4) .. string.sub(turn, 29, 29)
-  turns[i] = turn
-  push(orphans, orphan)
-  push_two(put_orphan, 0, orphan)
+local expired = redis.call('ZRANGEBYSCORE', session_expiry_key, '-inf', alive_now, 'LIMIT', 0, 100)
+local orphans, session_states, put_orphan, drop_orphan, put_history = redis.call('ZRANGE', dead_session_key, 0, 99), {}, {}, {}, {}
+for i, id in ipairs(expired) do
+  local session_state = redis.call('HGET', session_state_key, id)
+  local dead_session = string.sub(session_state, 1, 4) .. string.sub(session_state, 29, 29)
+  session_states[i] = session_state
+  push(orphans, dead_session)
+  push_pair(put_orphan, 0, dead_session)
 end
 
 local returned, failed, cancelled, taken, more = {}, {}, {}, 0, false
-for _, orphan in ipairs(orphans) do
-  local session4, left = string.sub(orphan, 1, 4), string.sub(orphan, 5) == 'l'
-  local members = redis.call('ZRANGEBYLEX', held_key, '[' .. session4, after(session4), 'LIMIT', 0, most - taken + 1)
+for _, dead_session in ipairs(orphans) do
+  local session4, left = string.sub(dead_session, 1, 4), string.sub(dead_session, 5) == 'l'
+  local members = redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4), 'LIMIT', 0, most - taken + 1)
   for _, member in ipairs(members) do
     if taken == most then
       more = true
@@ -34,32 +34,32 @@ for _, orphan in ipairs(orphans) do
     if not spared then
       lost = lost + 1
       local json = ARGV[5] .. (struct.unpack('>I4', counts)) + lost .. ARGV[6]
-      push_two(put_history, field, (redis.call('HGET', history_key, field) or '') .. now8
+      push_pair(put_history, field, (redis.call('HGET', history_key, field) or '') .. now8
         .. struct.pack('>I4', #json) .. json)
       counts = string.sub(counts, 1, 4) .. struct.pack('>I2', lost)
     end
     if not spared and lost >= max_lost and string.byte(lease, 41) ~= 49 then
-      local lane = lane_of(string.sub(lease, 50, 53))
+      local lane = get_lane(string.sub(lease, 50, 53))
       end_lease(field, lease, lane)
-      finish(field, body, lane, 'F', past_of(lease, counts), 'lost')
-      push(failed, id_of(body))
+      finish_job(field, body, lane, 'F', make_end_record(lease, counts), 'lost')
+      push(failed, get_id(body))
     else
-      push(take_back(field, lease, counts) and returned or cancelled, id_of(body))
+      push(release_job(field, lease, counts) and returned or cancelled, get_id(body))
     end
   end
   if more then
     break
   end
-  push(drop_orphan, orphan)
+  push(drop_orphan, dead_session)
 end
 
-for i, id in ipairs(left_behind) do
-  bury(id, turns[i])
+for i, id in ipairs(expired) do
+  end_session(id, session_states[i])
 end
-each_part('ZADD', orphan_key, put_orphan)
-each_part('ZREM', orphan_key, drop_orphan)
-each_part('HSET', history_key, put_history)
-write_ledger()
-count_lanes()
-ring()
-return { returned, failed, cancelled, (more or #left_behind == 100) and 1 or 0 }
+call_in_batches('ZADD', dead_session_key, put_orphan)
+call_in_batches('ZREM', dead_session_key, drop_orphan)
+call_in_batches('HSET', history_key, put_history)
+write_buffer()
+write_lane_counts()
+notify_marked()
+return { returned, failed, cancelled, (more or #expired == 100) and 1 or 0 }

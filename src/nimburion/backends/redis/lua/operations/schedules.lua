@@ -1,4 +1,4 @@
 -- All schedules.
 -- Keys: schedule
--- Result: [name, schedule (see scheduling.py), ...]
+-- Result: [name, schedule (see operations.py), ...]
 return redis.call('HGETALL', schedule_key)

@@ -1,11 +1,11 @@
 -- Unfinished: where the jobs lie that may stand in one of these states, where they are not too many.
--- Keys: ready due lease state
--- Inputs: ARGV[3] letters, some of P, S, R and L, [4] how many are too many
+-- Keys: ready scheduled lease attempt_state
+-- Inputs: ARGV[3] codes, some of P, S, R and L, [4] how many are too many
 -- Result: their fields, in no order, joined; nil for too many
-local letters, most, total, fields = ARGV[3], tonumber(ARGV[4]), 0, {}
+local codes, most, total, fields = ARGV[3], tonumber(ARGV[4]), 0, {}
 
 local function names(some)
-  return string.find(letters, some) ~= nil
+  return string.find(codes, some) ~= nil
 end
 
 local hashes, lines = {}, {}
@@ -13,9 +13,9 @@ if names('L') then
   push(hashes, lease_key)
 end
 if names('[PS]') then
-  lines = { { ready_key, 14 }, { due_key, 9 } }
+  lines = { { ready_key, 14 }, { scheduled_key, 9 } }
 elseif names('R') then
-  push(hashes, state_key)
+  push(hashes, attempt_state_key)
 end
 for _, key in ipairs(hashes) do
   total = total + redis.call('HLEN', key)

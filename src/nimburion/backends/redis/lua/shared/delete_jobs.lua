@@ -1,39 +1,39 @@
 -- Part of delete and prune: forget finished jobs for good.
--- Keys: job payload id history progress result resulted done dead dead_at void
+-- Keys: job payload job_seq history progress result result_time finished dead_letter dead_letter_time pruned_blocks
 -- Inputs: fields and their bodies
 -- Result: forget(fields, bodies)
 -- So many jobs of a block are gone. When all are, it joins the empty blocks beside it.
-local function note_gone(block, by)
-  if redis.call('HINCRBY', void_key, block, by) < BLOCK then
+local function count_pruned(block, by)
+  if redis.call('HINCRBY', pruned_blocks_key, block, by) < BLOCK then
     return
   end
-  local first = redis.call('HGET', void_key, '<' .. block - 1) or block
-  local last = redis.call('HGET', void_key, '>' .. block + 1) or block
-  redis.call('HDEL', void_key, block, '<' .. block - 1, '>' .. block + 1)
-  redis.call('HSET', void_key, '>' .. first, last, '<' .. last, first)
+  local first = redis.call('HGET', pruned_blocks_key, '<' .. block - 1) or block
+  local last = redis.call('HGET', pruned_blocks_key, '>' .. block + 1) or block
+  redis.call('HDEL', pruned_blocks_key, block, '<' .. block - 1, '>' .. block + 1)
+  redis.call('HSET', pruned_blocks_key, '>' .. first, last, '<' .. last, first)
 end
 
-local function forget(fields, bodies)
+local function delete_jobs(fields, bodies)
   local ids, gone = {}, {}
   for i, field in ipairs(fields) do
     local body = bodies[i]
     if body then
-      local lane, at = lane_of(string.sub(body, 1, 4)), head_end(body) + 1
-      local letter = string.sub(body, at, at)
-      lane[letter] = lane[letter] - 1
-      push(ids, id_of(body))
+      local lane, at = get_lane(string.sub(body, 1, 4)), find_head_end(body) + 1
+      local code = string.sub(body, at, at)
+      lane[code] = lane[code] - 1
+      push(ids, get_id(body))
       local block = math.floor(((struct.unpack('>I8', field)) - 1) / BLOCK)
       gone[block] = (gone[block] or 0) + 1
     end
   end
-  each_part('HDEL', id_key, ids)
+  call_in_batches('HDEL', job_seq_key, ids)
   for _, key in ipairs({ job_key, payload_key, history_key, progress_key, result_key }) do
-    each_part('HDEL', key, fields)
+    call_in_batches('HDEL', key, fields)
   end
-  for _, key in ipairs({ resulted_key, done_key, dead_key, dead_at_key }) do
-    each_part('ZREM', key, fields)
+  for _, key in ipairs({ result_time_key, finished_key, dead_letter_key, dead_letter_time_key }) do
+    call_in_batches('ZREM', key, fields)
   end
   for block, by in pairs(gone) do
-    note_gone(block, by)
+    count_pruned(block, by)
   end
 end

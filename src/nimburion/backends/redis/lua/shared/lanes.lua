@@ -1,13 +1,13 @@
 -- Part of scripts that touch jobs of lanes nobody named: what is known of a lane, and how its numbers change.
--- Keys: lanes running count gate
+-- Keys: lane_name limit_in_use lane_counts concurrency_limit
 -- Inputs: lane numbers, 4 bytes each
--- Result: lane_of(number) -> {number, full, queue, name, and by letter what is to be added}; count_lanes() writes the sums
-local known_lanes, letters_of_lanes = {}, { 'P', 'S', 'R', 'T', 'L', 'C', 'F', 'X' }
+-- Result: get_lane(number) -> {number, full, queue, name, and by code what is to be added}; write_lane_counts() writes the sums
+local known_lanes, lane_codes = {}, { 'P', 'S', 'R', 'T', 'L', 'C', 'F', 'X' }
 
-local function lane_of(number)
+local function get_lane(number)
   local lane = known_lanes[number]
   if not lane then
-    local full = redis.call('HGET', lanes_key, number)
+    local full = redis.call('HGET', lane_name_key, number)
     local cut = string.find(full, '\0', 1, true)
     lane = {
       number = number, full = full, queue = string.sub(full, 1, cut - 1), name = string.sub(full, cut + 1),
@@ -19,7 +19,7 @@ local function lane_of(number)
 end
 
 -- What is to be added to what runs of a name.
-local function net_of(name)
+local function get_net_change(name)
   local net = 0
   for _, lane in pairs(known_lanes) do
     if lane.name == name then
@@ -29,29 +29,29 @@ local function net_of(name)
   return net
 end
 
--- Add what changed to the numbers of the lanes, and to what runs of each name. Where a gate was full and is not any more,
--- every queue is rung: who waits for it may serve another one.
-local function count_lanes()
+-- Add what changed to the numbers of the lanes, and to what runs of each name. Where a limit was full and is not any more,
+-- every queue is notified: who waits for it may serve another one.
+local function write_lane_counts()
   local running = {}
   for number, lane in pairs(known_lanes) do
-    for _, letter in ipairs(letters_of_lanes) do
-      local by = lane[letter]
+    for _, code in ipairs(lane_codes) do
+      local by = lane[code]
       if by ~= 0 then
-        redis.call('HINCRBY', count_key, number .. letter, by)
-        if letter == 'L' then
+        redis.call('HINCRBY', lane_counts_key, number .. code, by)
+        if code == 'L' then
           running[lane.name] = (running[lane.name] or 0) + by
         end
-        lane[letter] = 0
+        lane[code] = 0
       end
     end
   end
   for name, by in pairs(running) do
     if by ~= 0 then
-      local held = redis.call('HINCRBY', running_key, name, by)
+      local held = redis.call('HINCRBY', limit_in_use_key, name, by)
       if by < 0 then
-        local bound = redis.call('HGET', gate_key, name)
-        if bound and held < tonumber(bound) and held - by >= tonumber(bound) then
-          mark_all()
+        local maximum = redis.call('HGET', concurrency_limit_key, name)
+        if maximum and held < tonumber(maximum) and held - by >= tonumber(maximum) then
+          mark_every_queue()
         end
       end
     end

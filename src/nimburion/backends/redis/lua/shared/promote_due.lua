@@ -1,10 +1,10 @@
 -- Part of exchange and promote: put what became due into the line.
--- Keys: due ready
+-- Keys: scheduled ready
 -- Inputs: the most to move
--- Result: promote(most) -> how many, earliest due first; next_due() -> 8 bytes or ''
+-- Result: promote(most) -> how many, earliest due first; get_next_due() -> 8 bytes or ''
 -- Atomic: part of its script. A member of due says all that its place in the line needs.
-local function promote(most)
-  local members = redis.call('ZRANGEBYLEX', due_key, '-', '(' .. time8(now + 1), 'LIMIT', 0, most)
+local function promote_due(most)
+  local members = redis.call('ZRANGEBYLEX', scheduled_key, '-', '(' .. encode_time(now + 1), 'LIMIT', 0, most)
   if #members == 0 then
     return 0
   end
@@ -12,19 +12,19 @@ local function promote(most)
   for i, member in ipairs(members) do
     local number = string.sub(member, 17, 20)
     places[2 * i - 1], places[2 * i] = 0, string.sub(member, 17, 21) .. string.sub(member, 1, 16)
-    local lane = lane_of(number)
+    local lane = get_lane(number)
     if string.byte(member, 22) == 84 then -- T
       lane.T, lane.R = lane.T - 1, lane.R + 1
     else
       lane.S, lane.P = lane.S - 1, lane.P + 1
     end
   end
-  redis.call('ZREM', due_key, unpack(members))
+  redis.call('ZREM', scheduled_key, unpack(members))
   redis.call('ZADD', ready_key, unpack(places))
   return #members
 end
 
-local function next_due()
-  local first = redis.call('ZRANGE', due_key, 0, 0)[1]
+local function get_next_due()
+  local first = redis.call('ZRANGE', scheduled_key, 0, 0)[1]
   return first and string.sub(first, 1, 8) or ''
 end

@@ -1,83 +1,83 @@
 -- Part of exchange: hand jobs out, in the order of SPEC G15, exactly.
--- Keys: job payload state ready lease held lane paused gate running
+-- Keys: job payload attempt_state ready lease session_leases lane_number paused_queue concurrency_limit limit_in_use
 -- Inputs: want = {total, ageing in microseconds, [full lane name, queue, name, ...], {queue: {priority, cap or false}},
 --   whether the next exchange waits on the streams, the most bytes of deliveries}
--- Result: open_lanes(want) -> what may be served of it; choose(lanes, want) -> members of ready in rank order;
---   hand_out(...) leases them; waiting_of(lanes) -> the places in `want` of lanes that hold more
+-- Result: find_open_lanes(want) -> what may be served of it; choose(lanes, want) -> members of ready in rank order;
+--   lease_jobs(...) leases them; find_waiting_lanes(lanes) -> the places in `want` of lanes that hold more
 local WAITING = 64
 local OVERHEAD = 256 -- DELIVERY_OVERHEAD in core/exchange.py
 
--- How many more of a name its gate lets pass; nil where it has none.
-local function room_of(name, rooms)
-  if rooms[name] == nil then
-    local bound = redis.call('HGET', gate_key, name)
-    rooms[name] = bound
-      and math.max(0, tonumber(bound) - tonumber(redis.call('HGET', running_key, name) or 0) - net_of(name))
+-- How many more of a name its limit lets pass; nil where it has none.
+local function get_capacity(name, capacities)
+  if capacities[name] == nil then
+    local maximum = redis.call('HGET', concurrency_limit_key, name)
+    capacities[name] = maximum
+      and math.max(0, tonumber(maximum) - tonumber(redis.call('HGET', limit_in_use_key, name) or 0) - get_net_change(name))
       or false
   end
-  return rooms[name] or nil
+  return capacities[name] or nil
 end
 
--- The lanes asked for that exist and may be served; `room`: what their gate lets pass.
-local function open_lanes(want)
-  local fulls, open, asked = {}, {}, want[3]
-  for i = 1, #asked, 3 do
-    push(fulls, asked[i])
+-- The lanes asked for that exist and may be served; `room`: what their limit lets pass.
+local function find_open_lanes(request)
+  local fulls, open, requested = {}, {}, request[3]
+  for i = 1, #requested, 3 do
+    push(fulls, requested[i])
   end
   if #fulls == 0 then
     return open
   end
-  local paused = redis.call('HLEN', paused_key) > 0
-  local gated = redis.call('HLEN', gate_key) > 0
-  local rooms, seen = {}, {}
+  local paused = redis.call('HLEN', paused_queue_key) > 0
+  local is_limited = redis.call('HLEN', concurrency_limit_key) > 0
+  local capacities, seen = {}, {}
   for first = 1, #fulls, 1000 do
     local last = math.min(first + 999, #fulls)
-    local numbers = redis.call('HMGET', lane_key, unpack(fulls, first, last))
+    local numbers = redis.call('HMGET', lane_number_key, unpack(fulls, first, last))
     for i = first, last do
-      local number, queue, name = numbers[i - first + 1], asked[3 * i - 1], asked[3 * i]
-      if number and not seen[number] and not (paused and redis.call('HEXISTS', paused_key, queue) == 1) then
+      local number, queue, name = numbers[i - first + 1], requested[3 * i - 1], requested[3 * i]
+      if number and not seen[number] and not (paused and redis.call('HEXISTS', paused_queue_key, queue) == 1) then
         seen[number] = true
-        local room = gated and room_of(name, rooms) or nil
-        if room ~= 0 then
-          local terms = want[4][queue]
+        local capacity = is_limited and get_capacity(name, capacities) or nil
+        if capacity ~= 0 then
+          local options = request[4][queue]
           push(open, {
-            place = i, number = number, queue = queue, name = name, gated = room ~= nil, ahead = {}, at = 1,
-            low = '[' .. number, high = after(number), priority = terms and terms[1] or 0,
+            place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
+            low = '[' .. number, high = range_end(number), priority = options and options[1] or 0,
           })
         end
       end
     end
   end
-  open.rooms = rooms
+  open.capacities = capacities
   return open
 end
 
 -- Read on in a lane; false at its end.
-local function read_on(lane, most)
-  if lane.ended then
+local function read_more(lane, most)
+  if lane.is_exhausted then
     return false
   end
-  lane.ahead = redis.call('ZRANGEBYLEX', ready_key, lane.low, lane.high, 'LIMIT', 0, most)
+  lane.members = redis.call('ZRANGEBYLEX', ready_key, lane.low, lane.high, 'LIMIT', 0, most)
   lane.at = 1
-  local got = #lane.ahead
-  lane.ended = got < most
+  local got = #lane.members
+  lane.is_exhausted = got < most
   lane.chunk = most
   if got > 0 then
-    lane.low = '(' .. lane.ahead[got]
+    lane.low = '(' .. lane.members[got]
   end
   return got > 0
 end
 
 -- The head of a lane as the merge ranks it: level (higher first), then rank, due, seq (lower first).
 local function rank_head(lane, ageing)
-  local member = lane.ahead[lane.at]
+  local member = lane.members[lane.at]
   if not member then
-    if not read_on(lane, 2 * lane.chunk) then
+    if not read_more(lane, 2 * lane.chunk) then
       return false
     end
-    member = lane.ahead[1]
+    member = lane.members[1]
   end
-  local due = micros8(member, 6)
+  local due = decode_time(member, 6)
   lane.level = lane.priority
   if ageing > 0 and now > due then
     lane.level = lane.level + math.floor((now - due) / ageing)
@@ -87,7 +87,7 @@ local function rank_head(lane, ageing)
   return true
 end
 
-local function before(one, other)
+local function is_before(one, other)
   if one.level ~= other.level then
     return one.level > other.level
   end
@@ -107,10 +107,10 @@ local function sift_down(heap, at, count)
     if child > count then
       break
     end
-    if child < count and before(heap[child + 1], heap[child]) then
+    if child < count and is_before(heap[child + 1], heap[child]) then
       child = child + 1
     end
-    if not before(heap[child], lane) then
+    if not is_before(heap[child], lane) then
       break
     end
     heap[at] = heap[child]
@@ -120,27 +120,27 @@ local function sift_down(heap, at, count)
 end
 
 -- One lane: its front is the answer.
-local function choose_one(lane, room)
-  if room <= 0 then
-    read_on(lane, 1)
+local function choose_from_lane(lane, capacity)
+  if capacity <= 0 then
+    read_more(lane, 1)
     return {}
   end
-  read_on(lane, room + 1)
+  read_more(lane, capacity + 1)
   local chosen = {}
-  for i = 1, math.min(room, #lane.ahead) do
-    chosen[i] = lane.ahead[i]
+  for i = 1, math.min(capacity, #lane.members) do
+    chosen[i] = lane.members[i]
   end
   lane.at = #chosen + 1
   return chosen
 end
 
 -- Several: take the best head, move that lane on, again.
-local function merge(lanes, total, ageing, caps, rooms)
+local function merge_lanes(lanes, total, ageing, caps, capacities)
   local heap, count, chosen = {}, 0, {}
   local share = math.min(total, math.floor(total / #lanes) + 2)
   for _, lane in ipairs(lanes) do
     lane.chunk = share
-    if read_on(lane, share) and rank_head(lane, ageing) then
+    if read_more(lane, share) and rank_head(lane, ageing) then
       count = count + 1
       heap[count] = lane
     end
@@ -150,16 +150,16 @@ local function merge(lanes, total, ageing, caps, rooms)
   end
   while count > 0 and #chosen < total do
     local lane = heap[1]
-    local cap, room = caps[lane.queue], rooms[lane.name]
+    local cap, capacity = caps[lane.queue], capacities[lane.name]
     local more = false
-    if not (cap and cap <= 0) and not (room and room <= 0) then
-      chosen[#chosen + 1] = lane.ahead[lane.at]
+    if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
+      chosen[#chosen + 1] = lane.members[lane.at]
       lane.at = lane.at + 1
       if cap then
         caps[lane.queue] = cap - 1
       end
-      if room then
-        rooms[lane.name] = room - 1
+      if capacity then
+        capacities[lane.name] = capacity - 1
       end
       more = rank_head(lane, ageing)
     end
@@ -175,38 +175,38 @@ local function merge(lanes, total, ageing, caps, rooms)
   return chosen
 end
 
-local function choose(lanes, want)
-  local total, caps = want[1], {}
+local function choose_jobs(lanes, request)
+  local total, caps = request[1], {}
   if #lanes == 0 then
     return {}
   end
-  for queue, terms in pairs(want[4]) do
-    caps[queue] = terms[2] or nil
+  for queue, options in pairs(request[4]) do
+    caps[queue] = options[2] or nil
   end
   if #lanes == 1 then
     local lane = lanes[1]
-    local room = math.min(total, caps[lane.queue] or total, lanes.rooms[lane.name] or total)
-    local chosen = choose_one(lane, room)
-    if lane.gated then
-      lanes.rooms[lane.name] = lanes.rooms[lane.name] - #chosen
+    local capacity = math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total)
+    local chosen = choose_from_lane(lane, capacity)
+    if lane.is_limited then
+      lanes.capacities[lane.name] = lanes.capacities[lane.name] - #chosen
     end
     return chosen
   end
   if total <= 0 then
     for _, lane in ipairs(lanes) do
-      read_on(lane, 1)
+      read_more(lane, 1)
     end
     return {}
   end
-  return merge(lanes, total, want[2], caps, lanes.rooms)
+  return merge_lanes(lanes, total, request[2], caps, lanes.capacities)
 end
 
 -- The lanes that hold more jobs which may be handed out, as their places in the request.
-local function waiting_of(lanes)
+local function find_waiting_lanes(lanes)
   local found = {}
   for _, lane in ipairs(lanes) do
-    local open = not lane.gated or lanes.rooms[lane.name] > 0
-    if open and (lane.left or lane.ahead[lane.at] or read_on(lane, 1)) then
+    local open = not lane.is_limited or lanes.capacities[lane.name] > 0
+    if open and (lane.left or lane.members[lane.at] or read_more(lane, 1)) then
       push(found, lane.place)
       if #found == WAITING then
         break
@@ -224,38 +224,38 @@ local function size_of(body)
     return OVERHEAD + #body - ends
   end
   local size = OVERHEAD
-  if bit.band(flags, OPTIONS) ~= 0 then
+  if bit.band(flags, FLAG_OPTIONS) ~= 0 then
     size = size + (struct.unpack('>I4', body, ends + 1))
   end
-  ends = head_end(body)
-  return size + (has(body, APART) and (struct.unpack('>I4', body, ends + 1)) or #body - ends)
+  ends = find_head_end(body)
+  return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (struct.unpack('>I4', body, ends + 1)) or #body - ends)
 end
 
 -- How many of these jobs fit a reply of so many bytes together, at least one; and their bodies, payloads behind them.
-local function bodies_of(fields, most)
-  local bodies = gather(job_key, fields)
+local function read_bodies(fields, most)
+  local bodies = get_in_batches(job_key, fields)
   for i = 1, #fields do
     local body = bodies[i]
     most = most - size_of(body)
     if most < 0 and i > 1 then
       return i - 1, bodies
     end
-    if has(body, APART) then
-      bodies[i] = string.sub(body, 1, head_end(body)) .. redis.call('HGET', payload_key, fields[i])
+    if has_flag(body, FLAG_LARGE_PAYLOAD) then
+      bodies[i] = string.sub(body, 1, find_head_end(body)) .. redis.call('HGET', payload_key, fields[i])
     end
   end
   return #fields, bodies
 end
 
 -- What is too much for one reply stays where it is.
-local function cut_to(count, chosen, bodies, lanes)
+local function cut_reply(count, chosen, bodies, lanes)
   for i = #chosen, count + 1, -1 do
     local number = string.sub(chosen[i], 1, 4)
     for _, lane in ipairs(lanes) do
       if lane.number == number then
         lane.left = true
-        if lane.gated then
-          lanes.rooms[lane.name] = lanes.rooms[lane.name] + 1
+        if lane.is_limited then
+          lanes.capacities[lane.name] = lanes.capacities[lane.name] + 1
         end
       end
     end
@@ -264,7 +264,7 @@ local function cut_to(count, chosen, bodies, lanes)
 end
 
 -- Lease the chosen to a session; what is told of each, and the bodies.
-local function hand_out(session4, number8, nonce, chosen, lanes, most)
+local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   if #chosen == 0 then
     return '', {}
   end
@@ -272,35 +272,35 @@ local function hand_out(session4, number8, nonce, chosen, lanes, most)
   for i, member in ipairs(chosen) do
     fields[i] = string.sub(member, 14, 21)
   end
-  local count, bodies = bodies_of(fields, most)
-  cut_to(count, chosen, bodies, lanes)
-  local states = redis.call('HLEN', state_key) > 0 and gather(state_key, fields) or {}
+  local count, bodies = read_bodies(fields, most)
+  cut_reply(count, chosen, bodies, lanes)
+  local states = redis.call('HLEN', attempt_state_key) > 0 and get_in_batches(attempt_state_key, fields) or {}
   local tail = number8 .. now8 .. '0'
-  local fresh = session4 .. '\0\0\0\1' .. nonce .. tail .. FRESH
-  local told, leases, held, forget = {}, {}, {}, {}
+  local fresh = session4 .. '\0\0\0\1' .. nonce .. tail .. NO_COUNTS
+  local details, leases, members, dropped_states = {}, {}, {}, {}
   for i = 1, count do
     local member, field, state = chosen[i], fields[i], states[i]
-    local lane = lane_of(string.sub(member, 1, 4))
+    local lane = get_lane(string.sub(member, 1, 4))
     local place = struct.pack('>I2', i)
     if state then
       local fence4 = struct.pack('>I4', (struct.unpack('>I4', state, 7)) + 1)
       local counts, settled = string.sub(state, 1, 6), string.sub(state, 27, 46)
-      push_two(leases, field, session4 .. fence4 .. nonce .. tail .. counts .. place .. member .. settled)
-      told[i] = string.sub(member, 6) .. fence4 .. counts
-      push(forget, field)
-      local letter = string.sub(counts, 1, 4) == '\0\0\0\0' and 'P' or 'R'
-      lane[letter] = lane[letter] - 1
+      push_pair(leases, field, session4 .. fence4 .. nonce .. tail .. counts .. place .. member .. settled)
+      details[i] = string.sub(member, 6) .. fence4 .. counts
+      push(dropped_states, field)
+      local code = string.sub(counts, 1, 4) == '\0\0\0\0' and 'P' or 'R'
+      lane[code] = lane[code] - 1
     else
-      push_two(leases, field, fresh .. place .. member)
-      told[i] = string.sub(member, 6) .. '\0\0\0\1' .. FRESH
+      push_pair(leases, field, fresh .. place .. member)
+      details[i] = string.sub(member, 6) .. '\0\0\0\1' .. NO_COUNTS
       lane.P = lane.P - 1
     end
     lane.L = lane.L + 1
-    push_two(held, 0, session4 .. field)
+    push_pair(members, 0, session4 .. field)
   end
-  each_part('ZREM', ready_key, chosen)
-  each_part('HSET', lease_key, leases)
-  each_part('ZADD', held_key, held)
-  each_part('HDEL', state_key, forget)
-  return table.concat(told), bodies
+  call_in_batches('ZREM', ready_key, chosen)
+  call_in_batches('HSET', lease_key, leases)
+  call_in_batches('ZADD', session_leases_key, members)
+  call_in_batches('HDEL', attempt_state_key, dropped_states)
+  return table.concat(details), bodies
 end

@@ -1,17 +1,17 @@
 -- Part of list, replay and delete: go through jobs and pick those that a filter means.
--- Keys: n job state lease dead done void
+-- Keys: counters job attempt_state lease dead_letter finished pruned_blocks
 -- Inputs: ARGV[3] which to look at: all (by seq, newest first), dead (failed ones, likewise), done (completed and cancelled
 --   ones, latest end first), given (ARGV[7]: fields, 8 bytes each); [4] the field to go on behind, or ''; [5] filter
---   (MessagePack): {letters, queue, name, reason}, false for what does not matter; [6] the most to pick
+--   (MessagePack): {codes, queue, name, reason}, false for what does not matter; [6] the most to pick
 -- Result: seek(visit) -> the field to go on behind, and whether nothing is left behind it. It calls visit(field, body,
---   letter, lease or state if there is one) for each job that is meant; that may answer two truths: this is enough, and
+--   code, lease or state if there is one) for each job that is meant; that may answer two truths: this is enough, and
 --   this one leaves the place it was found in
 -- Atomic: part of its script. It looks at 500 jobs or a little more, then the backend asks again. Seqs are dense, but for
 --   what was forgotten: blocks of them where nothing is left are passed over.
 -- The seqs below one, down to the first of a block.
-local function fields_below(top)
+local function list_fields_below(top)
   local block = math.floor((top - 2) / BLOCK)
-  local first = redis.call('HGET', void_key, '<' .. block)
+  local first = redis.call('HGET', pruned_blocks_key, '<' .. block)
   if first then
     top = first * BLOCK + 1
     block = first - 1
@@ -26,22 +26,22 @@ end
 -- The next that may be meant, and whether these are the last.
 local places = {
   all = function(on)
-    local top = tonumber(redis.call('HGET', n_key, 'seq') or 0) + 1
+    local top = tonumber(redis.call('HGET', counters_key, 'seq') or 0) + 1
     if on ~= '' then
       top = math.min(top, (struct.unpack('>I8', on)))
     end
-    local fields = fields_below(top)
+    local fields = list_fields_below(top)
     return fields, #fields == 0 or fields[#fields] == '\0\0\0\0\0\0\0\1'
   end,
   dead = function(on)
     local top = on == '' and '+inf' or string.format('(%.0f', (struct.unpack('>I8', on)))
-    local fields = redis.call('ZREVRANGEBYSCORE', dead_key, top, '-inf', 'LIMIT', 0, BLOCK)
+    local fields = redis.call('ZREVRANGEBYSCORE', dead_letter_key, top, '-inf', 'LIMIT', 0, BLOCK)
     return fields, #fields < BLOCK
   end,
   done = function(on)
-    local rank = on ~= '' and redis.call('ZREVRANK', done_key, on)
+    local rank = on ~= '' and redis.call('ZREVRANK', finished_key, on)
     local first = rank and rank + 1 or 0
-    local fields = redis.call('ZREVRANGE', done_key, first, first + BLOCK - 1)
+    local fields = redis.call('ZREVRANGE', finished_key, first, first + BLOCK - 1)
     return fields, #fields < BLOCK
   end,
   given = function(on)
@@ -56,10 +56,10 @@ local places = {
 }
 
 -- Where a job stands, and why it ended. `past`: its lease or state, if it is unfinished and was handed out.
-local function standing_of(body, lease, state)
-  if has(body, FINISHED) then
-    local at = head_end(body) + 1
-    return string.sub(body, at, at), (reason_of(body, at))
+local function get_state_code(body, lease, state)
+  if has_flag(body, FLAG_FINISHED) then
+    local at = find_head_end(body) + 1
+    return string.sub(body, at, at), (get_reason(body, at))
   end
   if lease then
     return 'L'
@@ -67,31 +67,31 @@ local function standing_of(body, lease, state)
   if state and string.sub(state, 1, 4) ~= '\0\0\0\0' then
     return 'R'
   end
-  local due = state and micros8(state, 19) or micros8(body, 13)
+  local due = state and decode_time(state, 19) or decode_time(body, 13)
   return due > now and 'S' or 'P'
 end
 
-local function is_of_lane(body, queue, name)
-  local lane = lane_of(string.sub(body, 1, 4))
+local function matches_lane(body, queue, name)
+  local lane = get_lane(string.sub(body, 1, 4))
   return not (queue and lane.queue ~= queue) and not (name and lane.name ~= name)
 end
 
-local function seek(visit)
+local function scan_jobs(visit)
   local filter, next_fields = cmsgpack.unpack(ARGV[5]), places[ARGV[3]]
-  local letters, queue, name, why = filter[1], filter[2], filter[3], filter[4]
+  local codes, queue, name, why = filter[1], filter[2], filter[3], filter[4]
   local on, last, looked = ARGV[4], false, 0
   for _ = 1, 8 do
     local fields
     fields, last = next_fields(on)
-    local bodies, leases, states = gather(job_key, fields), gather(lease_key, fields), gather(state_key, fields)
+    local bodies, leases, states = get_in_batches(job_key, fields), get_in_batches(lease_key, fields), get_in_batches(attempt_state_key, fields)
     for i, field in ipairs(fields) do
       local body, enough, leaves = bodies[i], false, false
       if body then
         looked = looked + 1
-        if is_of_lane(body, queue, name) then
-          local letter, reason = standing_of(body, leases[i], states[i])
-          if not (letters and not string.find(letters, letter, 1, true)) and not (why and reason ~= why) then
-            enough, leaves = visit(field, body, letter, leases[i] or states[i])
+        if matches_lane(body, queue, name) then
+          local code, reason = get_state_code(body, leases[i], states[i])
+          if not (codes and not string.find(codes, code, 1, true)) and not (why and reason ~= why) then
+            enough, leaves = visit(field, body, code, leases[i] or states[i])
           end
         end
       end

@@ -1,42 +1,42 @@
 -- Part of exchange: what became of attempts.
--- Keys: job state lease history progress result resulted
--- Inputs: `read_records`, 29 bytes a settlement in their order: kind 1 | seq 8 | token 20; what a kind needs besides it takes
+-- Keys: job attempt_state lease history progress result result_time
+-- Inputs: `records`, 29 bytes a settlement in their order: kind 1 | seq 8 | token 20; what a kind needs besides it takes
 --   from ARGV, from `next_extra` on. Kinds: c completed, C completed with a result, r retried (delay 8, error), f failed
 --   (reason, error), l released, s released for a time (delay 8), x cancelled (reason), p progressed (fraction and message)
--- Result: settle(session4, records, next_extra) -> a letter each: d done, a already, s stale
+-- Result: settle_all(session4, records, next_extra) -> a code each: d done, a already, s stale
 --
 -- history: entries of at 8 | length 4 | JSON, one after another.
 -- The token that settled a job last, where it is not leased under another one now.
-local function settled_before(field, lease, body)
+local function find_settled_token(field, lease, body)
   if lease then
     return string.sub(lease, 71, 90)
   end
-  local state = redis.call('HGET', state_key, field)
+  local state = redis.call('HGET', attempt_state_key, field)
   if state then
     return string.sub(state, 27, 46)
   end
-  if body and has(body, FINISHED) then
-    local at = head_end(body) + 1
+  if body and has_flag(body, FLAG_FINISHED) then
+    local at = find_head_end(body) + 1
     return string.sub(body, at + 27, at + 46)
   end
   return ''
 end
 
-local function failures_more(lease)
+local function add_failure(lease)
   return struct.pack('>I4', (struct.unpack('>I4', lease, 42)) + 1) .. string.sub(lease, 46, 47)
 end
 
-local function settle(session4, records, next_extra)
+local function settle_all(session4, records, next_extra)
   local total = #records / 29
   if total == 0 then
     return ''
   end
-  local fields, letters, ended, histories, progressed, results = {}, {}, {}, {}, {}, {}
+  local fields, codes, ended, histories, progressed, results = {}, {}, {}, {}, {}, {}
   for i = 1, total do
     fields[i] = string.sub(records, i * 29 - 27, i * 29 - 20)
   end
-  local leases = gather(lease_key, fields)
-  local bodies = gather(job_key, fields)
+  local leases = get_in_batches(lease_key, fields)
+  local bodies = get_in_batches(job_key, fields)
 
   local function extra()
     next_extra = next_extra + 1
@@ -48,12 +48,12 @@ local function settle(session4, records, next_extra)
       .. now8 .. struct.pack('>I4', #json) .. json
   end
 
-  local function wait_or_cancel(field, lease, body, lane, counts, delay, token)
+  local function requeue_or_cancel(field, lease, body, lane, counts, delay, token)
     end_lease(field, lease, lane)
     if string.byte(lease, 41) == 49 then
-      finish(field, body, lane, 'X', past_of(lease, counts, token))
+      finish_job(field, body, lane, 'X', make_end_record(lease, counts, token))
     else
-      wait_again(field, lease, lane, counts, delay and time8(now + delay), token)
+      requeue(field, lease, lane, counts, delay and encode_time(now + delay), token)
     end
   end
 
@@ -70,47 +70,47 @@ local function settle(session4, records, next_extra)
       end
     end
     if not held then
-      local settled = ended[field] or settled_before(field, lease, body)
-      letters[i] = settled == token and 'a' or 's'
+      local settled = ended[field] or find_settled_token(field, lease, body)
+      codes[i] = settled == token and 'a' or 's'
     else
-      letters[i] = 'd'
-      local lane = lane_of(string.sub(lease, 50, 53))
+      codes[i] = 'd'
+      local lane = get_lane(string.sub(lease, 50, 53))
       if kind == 112 then -- p
-        push_two(progressed, field, first)
+        push_pair(progressed, field, first)
       else
         ended[field] = token
         local counts = string.sub(lease, 42, 47)
         if kind == 99 or kind == 67 then -- c, C
           end_lease(field, lease, lane)
-          finish(field, body, lane, 'C', past_of(lease, counts, token))
+          finish_job(field, body, lane, 'C', make_end_record(lease, counts, token))
           if first then
-            push_two(results, field, first)
+            push_pair(results, field, first)
           end
         elseif kind == 114 then
           note(field, second)
-          wait_or_cancel(field, lease, body, lane, failures_more(lease), micros8(first, 1), token)
+          requeue_or_cancel(field, lease, body, lane, add_failure(lease), decode_time(first, 1), token)
         elseif kind == 102 then
           note(field, second)
           end_lease(field, lease, lane)
-          finish(field, body, lane, 'F', past_of(lease, failures_more(lease), token), first)
+          finish_job(field, body, lane, 'F', make_end_record(lease, add_failure(lease), token), first)
         elseif kind == 120 then
           end_lease(field, lease, lane)
-          finish(field, body, lane, 'X', past_of(lease, counts, token), first)
+          finish_job(field, body, lane, 'X', make_end_record(lease, counts, token), first)
         else -- l, s
-          wait_or_cancel(field, lease, body, lane, counts, first and micros8(first, 1), token)
+          requeue_or_cancel(field, lease, body, lane, counts, first and decode_time(first, 1), token)
         end
       end
     end
   end
 
-  write_ledger()
-  each_part('HSET', progress_key, progressed)
-  each_part('HSET', result_key, results)
+  write_buffer()
+  call_in_batches('HSET', progress_key, progressed)
+  call_in_batches('HSET', result_key, results)
   for i = 1, #results, 2 do
-    redis.call('ZADD', resulted_key, now, results[i])
+    redis.call('ZADD', result_time_key, now, results[i])
   end
   for field, entries in pairs(histories) do
     redis.call('HSET', history_key, field, entries)
   end
-  return table.concat(letters)
+  return table.concat(codes)
 end

@@ -13,13 +13,13 @@ else
   now, alive_now = tonumber(ARGV[1]), tonumber(ARGV[2])
 end
 
-local function time8(micros)
+local function encode_time(micros)
   local bytes = struct.pack('>I8', micros)
   return string.char(string.byte(bytes) + 128) .. string.sub(bytes, 2)
 end
 
-local function micros8(bytes, at)
+local function decode_time(bytes, at)
   return (string.byte(bytes, at) - 128) * 72057594037927936 + (struct.unpack('>I7', bytes, at + 1))
 end
 
-local now8 = time8(now)
+local now8 = encode_time(now)

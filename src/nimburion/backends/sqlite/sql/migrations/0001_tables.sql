@@ -24,8 +24,8 @@ CREATE TABLE job (
     failures INTEGER NOT NULL DEFAULT 0,
     lost INTEGER NOT NULL DEFAULT 0,
     fence INTEGER NOT NULL DEFAULT 0,   -- of the latest delivery that ended
-    settled INTEGER,                    -- the token that settled a delivery last: fence ...
-    nonce BLOB,                         -- ... and nonce; NULL: none did
+    settled_fence INTEGER,              -- the token that settled a delivery last: fence ...
+    settled_nonce BLOB,                 -- ... and nonce; NULL: none did
     started_at INTEGER,
     finished_at INTEGER,
     reason TEXT,
@@ -43,7 +43,7 @@ CREATE TABLE ready (
     rank INTEGER NOT NULL,              -- minus the priority
     due INTEGER NOT NULL,
     seq INTEGER NOT NULL,
-    retry INTEGER NOT NULL,             -- 1: it failed before
+    has_failed INTEGER NOT NULL,             -- 1: it failed before
     PRIMARY KEY (lane, rank, due, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE scheduled (
@@ -51,27 +51,27 @@ CREATE TABLE scheduled (
     seq INTEGER NOT NULL,
     lane INTEGER NOT NULL,
     rank INTEGER NOT NULL,
-    retry INTEGER NOT NULL,
+    has_failed INTEGER NOT NULL,
     PRIMARY KEY (due, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE lease (
-    session INTEGER NOT NULL,           -- session.n
+    session INTEGER NOT NULL,           -- session.number
     seq INTEGER NOT NULL,
     lane INTEGER NOT NULL,
-    number INTEGER NOT NULL,            -- the exchange that handed it out
-    place INTEGER NOT NULL,             -- and where in its reply
+    exchange_number INTEGER NOT NULL,   -- the exchange that handed it out
+    reply_position INTEGER NOT NULL,             -- and where in its reply
     fence INTEGER NOT NULL,
     nonce BLOB NOT NULL,
-    at INTEGER NOT NULL,
-    cancel INTEGER NOT NULL DEFAULT 0,
+    leased_at INTEGER NOT NULL,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (session, seq)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE attempt_error (
     seq INTEGER NOT NULL,
-    n INTEGER NOT NULL,
+    position INTEGER NOT NULL,
     body TEXT NOT NULL,                 -- JSON
-    PRIMARY KEY (seq, n)
+    PRIMARY KEY (seq, position)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE progress (
     seq INTEGER PRIMARY KEY,
@@ -83,30 +83,30 @@ CREATE TABLE unique_key (
     key TEXT NOT NULL,
     seq INTEGER NOT NULL,
     id TEXT NOT NULL,
-    until INTEGER,                      -- NULL: until the job is finished
+    valid_until INTEGER,                      -- NULL: until the job is finished
     PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX unique_key_seq ON unique_key (seq) WHERE until IS NULL;
+CREATE INDEX unique_key_seq ON unique_key (seq) WHERE valid_until IS NULL;
 
 CREATE TABLE session (
-    n INTEGER PRIMARY KEY,
+    number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
-    info TEXT NOT NULL,                 -- JSON: what the worker says of itself
+    description TEXT NOT NULL,                 -- JSON: what the worker says of itself
     ttl REAL NOT NULL,                  -- seconds
-    expires REAL NOT NULL,              -- seconds since the host booted
-    boot TEXT NOT NULL,                 -- which boot that was
+    expires_at REAL NOT NULL,              -- seconds since the host booted
+    boot_id TEXT NOT NULL,                 -- which boot that was
     opened_at INTEGER NOT NULL,
-    number INTEGER NOT NULL DEFAULT 0,  -- of the latest exchange
-    results TEXT NOT NULL DEFAULT '',   -- its results, one letter each
-    left_at INTEGER,                    -- when it said goodbye
-    dead_at INTEGER                     -- when it was rescued or closed: its id never lives again
+    last_exchange INTEGER NOT NULL DEFAULT 0,   -- its number
+    last_results TEXT NOT NULL DEFAULT '',   -- of its settlements, one code each
+    left_at INTEGER,                    -- when it left
+    ended_at INTEGER                     -- when it was rescued or closed: its id never lives again
 ) STRICT;
-CREATE TABLE gate (
+CREATE TABLE concurrency_limit (
     name TEXT PRIMARY KEY,
-    bound INTEGER NOT NULL,
-    held INTEGER NOT NULL
+    maximum INTEGER NOT NULL,
+    in_use INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE paused (
+CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE schedule (
