@@ -47,7 +47,7 @@ class LaneMerge:
         The first job is leased whatever its size.
         """
         chosen: list[Delivery] = []
-        room = self._request.max_bytes
+        bytes_left = self._request.max_bytes
         every = range(len(self._lanes))
         heads = [head for n in every if (head := self._rank_head(n)) is not None]
         heapify(heads)
@@ -56,8 +56,8 @@ class LaneMerge:
             if not self._has_capacity(*self._lanes[n]):
                 heappop(heads)
                 continue
-            room -= heads[0][5]
-            if room < 0 and chosen:
+            bytes_left -= heads[0][5]
+            if bytes_left < 0 and chosen:
                 break
             chosen.append(self._lease_head(n, session, number))
             following = self._rank_head(n)

@@ -256,11 +256,11 @@ class PostgresBackend:
             return enqueueing.make_results(jobs, None, None)
         opened = self._get_connections()
         arguments, extra = enqueueing.encode_arguments(jobs), len(jobs) / _JOBS_PER_SECOND
-        ((letters, holders),) = await opened.pool.fetch(
+        ((codes, holders),) = await opened.pool.fetch(
             opened.insert_schema(_ENQUEUE), self._now(), *arguments, extra_time=extra
         )
-        results = enqueueing.make_results(jobs, letters, holders)
-        if letters is None or "c" in letters:
+        results = enqueueing.make_results(jobs, codes, holders)
+        if codes is None or "c" in codes:
             self._notify({job.queue for job in jobs})
         return results
 

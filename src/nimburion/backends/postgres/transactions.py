@@ -107,12 +107,12 @@ async def enqueue_in(
     fields = enqueueing.encode_arguments(jobs)
     lanes, late = fields[:3], fields[_DUE_INDEX] is not None
     arguments = encode_for_any_driver(fields)
-    letters, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
-    if letters == _NEW_LANE:
+    codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
+    if codes == _NEW_LANE:
         await context.pool.fetch(insert_schema(_LANES, context.settings), *lanes, late)
-        letters, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
+        codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
     found = [one and bytes.fromhex(one) for one in msgspec.json.decode(holders or "[]")]
-    return enqueueing.make_results(jobs, letters, found)
+    return enqueueing.make_results(jobs, codes, found)
 
 
 def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
@@ -144,8 +144,8 @@ async def complete_job(
     arguments: tuple[object, ...],
 ) -> str:
     """Complete a job as the last statement before a commit. Return the letter of the outcome."""
-    (letter,) = await context.call_function(adapter, _COMPLETE, now, *arguments)
-    return str(letter)
+    (code,) = await context.call_function(adapter, _COMPLETE, now, *arguments)
+    return str(code)
 
 
 def make_transaction(

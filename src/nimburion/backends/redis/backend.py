@@ -123,9 +123,9 @@ class RedisBackend:
 
     def new_handle(self) -> RedisBackend:
         """Return another handle on the same data. It is not open and has its own connections."""
-        sibling = RedisBackend(self.settings, clock=self._test_clock, entropy=self._entropy)
-        sibling._warned = self._warned
-        return sibling
+        handle = RedisBackend(self.settings, clock=self._test_clock, entropy=self._entropy)
+        handle._warned = self._warned
+        return handle
 
     async def open(self) -> None:
         """Connect, and check the server and the format. You can call it more than once."""
@@ -434,8 +434,8 @@ class RedisBackend:
         if which.ids is not None:
             fields = await self._find_fields(which.ids)
         elif states and states.isdisjoint(FINISHED):
-            letters = "".join(STATE_CODES[state] for state in states)
-            fields = split_fields(await self._run_script("unfinished", letters, MAX_SORTED))
+            codes = "".join(STATE_CODES[state] for state in states)
+            fields = split_fields(await self._run_script("unfinished", codes, MAX_SORTED))
         return JobScan(which, states, after, fields=fields, deletes=deletes)
 
     async def _find_fields(self, ids: Collection[str]) -> list[bytes]:

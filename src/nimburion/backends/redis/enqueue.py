@@ -98,13 +98,13 @@ def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
 
 def make_results(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued]:
     """Decode the results of one batch, one per job."""
-    letters, holders = reply
-    if letters.count(b"c") == len(jobs):
+    codes, holders = reply
+    if codes.count(b"c") == len(jobs):
         return [Enqueued(job.id, "created") for job in jobs]
     rivals = dict(zip(holders[::2], holders[1::2], strict=True))
     return [
         Enqueued(_decode_holder(rivals.get(place)) or job.id, _OUTCOMES[chr(letter)])  # type: ignore[arg-type]
-        for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1)
+        for place, (job, letter) in enumerate(zip(jobs, codes, strict=True), start=1)
     ]
 
 
@@ -125,12 +125,12 @@ def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueue
     """Return the results of the whole call if one of its jobs is already rejected, else None. None
     means that the jobs can be stored.
     """
-    letters, holders = reply
+    codes, holders = reply
     rivals = dict(zip(holders[::2], holders[1::2], strict=True))
     bodies: dict[str, bytes] = {}
     keys: dict[bytes, str] = {}
     results = []
-    for place, (job, letter) in enumerate(zip(jobs, letters, strict=True), start=1):
+    for place, (job, letter) in enumerate(zip(jobs, codes, strict=True), start=1):
         results.append(
             _predict_outcome(job, chr(letter), _decode_holder(rivals.get(place)), bodies, keys)
         )

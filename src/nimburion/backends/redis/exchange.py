@@ -118,9 +118,9 @@ def decode_reply(reply: list[Any], session_id: str, number: int, request: Reserv
     if reply[0] == b"order":
         last = int.from_bytes(reply[1], "big")
         raise OutOfOrder(f"exchange {number} after {last} of session {session_id}")
-    _, letters, nonce, now, due, packed, waiting, lanes, bodies = reply
+    _, codes, nonce, now, due, packed, waiting, lanes, bodies = reply
     return Reply(
-        [_RESULTS_BY_CODE[letter] for letter in letters],
+        [_RESULTS_BY_CODE[letter] for letter in codes],
         decode_deliveries(packed, bodies, nonce, lanes) if bodies else [],
         [request.lanes[place - 1] for place in waiting],
         _decode_time(due) if due else None,

@@ -104,10 +104,10 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | 
     """Encode a filter for the scripts; None if it cannot match any job."""
     if states is not None and not states:
         return None
-    letters = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
+    codes = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
     rest = (False if one is None else one for one in (which.queue, which.name, which.reason))
     try:
-        return _pack((letters, *rest))
+        return _pack((codes, *rest))
     except UnicodeEncodeError:  # no backend holds such a name
         return None
 
@@ -190,17 +190,17 @@ def decode_page(replies: Sequence[list[Any]], limit: int) -> Page:
 
 
 def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRecord:
-    _, letter, body, moves, payload, history, progress, result, session = details
+    _, code, body, moves, payload, history, progress, result, session = details
     lane, created, due, flags, priority, length = _BODY_HEAD.unpack_from(body)
     behind_id = _BODY_HEAD.size + length
     options, at = decode_body_options(body, behind_id, flags)
     queue, name = names[lane]
-    attempts = _decode_attempts(letter, body[at:] if flags & FLAG_FINISHED else b"", moves, due)
+    attempts = _decode_attempts(code, body[at:] if flags & FLAG_FINISHED else b"", moves, due)
     return JobRecord(
         id=decode_id(body[_BODY_HEAD.size : behind_id]),
         name=name,
         queue=queue,
-        state=_STATES[letter],
+        state=_STATES[code],
         priority=priority,
         payload=payload,
         failures=attempts.failures,

@@ -130,7 +130,7 @@ class SQLiteBackend:
         While this handle is open, opening the other raises `BackendReplaced` if the file was
         deleted or replaced.
         """
-        sibling = SQLiteBackend(
+        handle = SQLiteBackend(
             self.path,
             clock=self._clock,
             random=self._random,
@@ -138,8 +138,8 @@ class SQLiteBackend:
             mounts=self._mounts,
             measure=self._measure,
         )
-        sibling._origin = self
-        return sibling
+        handle._origin = self
+        return handle
 
     async def open(self) -> None:
         """Create or open the file and migrate it to the format of this version. Idempotent."""

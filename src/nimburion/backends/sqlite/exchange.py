@@ -114,13 +114,13 @@ def run_exchange(
     next_due = promote_due(db, head, settled=bool(settlements))
     limits_before = decode_limits(db.fetch_value("list_limits")) if limits else limits
     lanes = find_open_lanes(db, request, _decode_names(head.paused), limits_before)
-    parcels = hand_out(db, (head.session, number), request, lanes, limits_before)
+    rows = hand_out(db, (head.session, number), request, lanes, limits_before)
     limits_after = decode_limits(db.fetch_value("list_limits")) if limits else limits
     if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
         db.notify([EVERY_QUEUE])
     db.run("save_exchange", head.session, number, "".join([_RESULT_CODES[one] for one in results]))
     waiting = find_waiting_lanes(db, exclude_full_limits(lanes, limits_after))
-    return ExchangeResult(results, parcels, request.nonce, waiting, next_due, db.now)
+    return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
 
 def hand_out(
@@ -145,14 +145,14 @@ def hand_out(
         db.looks_ahead = count < len(seqs)
         leave_in_line(db, [lane for lane, _ in sizes[count:]])
         del seqs[count:]
-    parcels = read_reserved_jobs(db, seqs)
-    count = fitting(parcels, want.max_bytes)
+    rows = read_reserved_jobs(db, seqs)
+    count = fitting(rows, want.max_bytes)
     if count < len(seqs):
         db.looks_ahead = True
-        leave_in_line(db, [job.lane for job, _, _ in parcels[count:]])
-        del seqs[count:], parcels[count:]
+        leave_in_line(db, [job.lane for job, _, _ in rows[count:]])
+        del seqs[count:], rows[count:]
     lease(db, by, want, seqs)
-    return parcels
+    return rows
 
 
 def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
@@ -188,9 +188,9 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
     seqs = _decode_seqs(listed)
     count = count_fitting([size for _, size in measure_sizes(db, seqs)], request.max_bytes)
     for seq in seqs[count:]:
-        held = db.fetch_one("get_lease", head.session, seq)
-        assert held is not None, "it was read just now, in this transaction"
-        requeue_or_cancel(db, LeaseRow(*held), settles=False)
+        lease_row = db.fetch_one("get_lease", head.session, seq)
+        assert lease_row is not None, "it was read just now, in this transaction"
+        requeue_or_cancel(db, LeaseRow(*lease_row), settles=False)
     lanes = find_open_lanes(
         db, request, _decode_names(head.paused), decode_limits(db.fetch_value("list_limits"))
     )

@@ -87,20 +87,22 @@ class Space:
         """
         if not self._looks:
             return
-        page, pages, spare = self._spare(connection)
-        kept = min(KEPT, page * pages)
-        asked, worker = (pages + max(0, spare - part) // (2 * page) for part in (2 * kept, kept))
-        self._allowed = (asked, worker if self._scarce else asked)
+        page, pages, free = self._spare(connection)
+        rewritable = min(KEPT, page * pages)
+        caller, worker = (
+            pages + max(0, free - part) // (2 * page) for part in (2 * rewritable, rewritable)
+        )
+        self._allowed = (caller, worker if self._scarce else caller)
 
     def limit(self, connection: sqlite3.Connection, *, is_worker: bool) -> None:
         """Set the file's size limit for the next call. Calls of workers have a higher limit.
 
         The difference is reserved: only workers can use it.
         """
-        wanted = self._allowed[is_worker]
-        if wanted != self._current:
-            self._current = wanted
-            connection.execute(f"PRAGMA max_page_count={wanted}").fetchall()
+        limit = self._allowed[is_worker]
+        if limit != self._current:
+            self._current = limit
+            connection.execute(f"PRAGMA max_page_count={limit}").fetchall()
 
     def recover(self, connection: sqlite3.Connection) -> bool:
         """Empty the log, including the remains of a transaction that did not fit.
@@ -119,8 +121,8 @@ class Space:
         """
         if self._free() >= PLENTY:
             return
-        page, pages, spare = self._spare(connection)
-        if spare < 2 * (min(KEPT, page * pages) + length + _AROUND):
+        page, pages, free = self._spare(connection)
+        if free < 2 * (min(KEPT, page * pages) + length + _AROUND):
             raise BackendFull(
                 f"{self._path} must not grow: the room left on the disk is needed to settle the "
                 "jobs that are stored; nothing was written. Make room, and it goes on by itself"
