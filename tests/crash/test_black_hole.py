@@ -22,7 +22,7 @@ BOUND = 1.5 * TIMEOUT + 3.0
 """Generous, for a busy machine."""
 
 
-async def seconds_of(call: Awaitable[object], error: type[Exception]) -> float:
+async def measure_seconds(call: Awaitable[object], error: type[Exception]) -> float:
     """How long a call takes that must fail."""
     began = time.monotonic()
     with pytest.raises(error):
@@ -36,13 +36,19 @@ async def check_deadlines(url: str, proxy: Proxy) -> None:
         job_id = await processor.enqueue_raw("n", b"{}")
         proxy.hold_up()
         took = await asyncio.gather(
-            *(seconds_of(processor.enqueue_raw("n", b"{}"), BackendUnavailable) for _ in range(40)),
-            *(seconds_of(processor.wait(job_id, timeout=TIMEOUT), WaitTimeout) for _ in range(40)),
+            *(
+                measure_seconds(processor.enqueue_raw("n", b"{}"), BackendUnavailable)
+                for _ in range(40)
+            ),
+            *(
+                measure_seconds(processor.wait(job_id, timeout=TIMEOUT), WaitTimeout)
+                for _ in range(40)
+            ),
         )
         other = Processor(open_backend(url), Settings(enqueue_timeout=TIMEOUT))
         with other.sync as sync:
             calls = (
-                seconds_of(asyncio.to_thread(sync.enqueue_raw, "n", b"{}"), BackendUnavailable)
+                measure_seconds(asyncio.to_thread(sync.enqueue_raw, "n", b"{}"), BackendUnavailable)
                 for _ in range(4)  # no more than there are threads
             )
             took += await asyncio.gather(*calls)

@@ -39,17 +39,17 @@ class Watch:
     """Looks again and again for jobs that are `processing` while nobody makes progress on them."""
 
     def __init__(self, harness: ProcessHarness) -> None:
-        self._stage = harness
+        self._harness = harness
         self._since: dict[tuple[str, float | None], float] = {}
         self._ended = 0
         self._ended_last = 0.0
 
     async def until_finished(self) -> None:
         """Wait for the end of all jobs."""
-        await self._stage.wait_until(self._finished, "every job has ended")
+        await self._harness.wait_until(self._finished, "every job has ended")
 
     async def _finished(self) -> bool:
-        page = await self._stage.backend.list_jobs(limit=1_000)
+        page = await self._harness.backend.list_jobs(limit=1_000)
         ended = sum(job.state.finished for job in page.jobs)
         if ended > self._ended:
             self._ended, self._ended_last = ended, time.monotonic()

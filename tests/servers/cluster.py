@@ -60,7 +60,7 @@ class Cluster:
 
     def settle(self) -> None:
         """Wait until every node says that the cluster is whole (2 s after a node's start)."""
-        wait_until(lambda: all(map(self._whole, self.nodes)), f"{self.name} is whole")
+        wait_until(lambda: all(map(self._is_complete, self.nodes)), f"{self.name} is whole")
 
     def close(self) -> None:
         """End the nodes and remove their folders."""
@@ -142,7 +142,7 @@ class Cluster:
         for node in (target, source, *others):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", node_id(target))
 
-    def _whole(self, node: Server) -> bool:
+    def _is_complete(self, node: Server) -> bool:
         told = node.ask("CLUSTER", "INFO").decode()
         wanted = ("cluster_state:ok", "cluster_slots_ok:16384", f"cluster_size:{len(self.nodes)}")
         return all(line in told.splitlines() for line in wanted)

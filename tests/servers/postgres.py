@@ -93,7 +93,7 @@ class PostgresServer:
         self._temporary = make_folder()
         self.folder = Path(self._temporary.name)
         self._names = "jobs"
-        self._kept = ""
+        self._kept_database = ""
         self._forgetting: psycopg.Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._hba = hba
@@ -247,11 +247,11 @@ class PostgresServer:
         """Lead `url` to a database of its own in which the tables of a backend, once made, stay;
         delete all that is in them, and cut who is connected."""
         if self._forgetting is None:
-            self._kept = f"{self._names}_kept"
-            self.ask(f"CREATE DATABASE {self._kept} TEMPLATE template0", database=OWNER)
-            url = self.url_for(OWNER, database=self._kept)
+            self._kept_database = f"{self._names}_kept"
+            self.ask(f"CREATE DATABASE {self._kept_database} TEMPLATE template0", database=OWNER)
+            url = self.url_for(OWNER, database=self._kept_database)
             self._forgetting = psycopg.connect(url, autocommit=True, connect_timeout=10)
-        self.database = self._kept
+        self.database = self._kept_database
         self._forgetting.execute(_FORGET)
 
     def _renew(self) -> None:
@@ -363,7 +363,7 @@ class BorrowedPostgres(PostgresServer):
 
     def close(self) -> None:
         """Leave nothing there."""
-        for one in {self._swept, self._kept} - {OWNER, ""}:
+        for one in {self._swept, self._kept_database} - {OWNER, ""}:
             self.ask(f"DROP DATABASE {one} WITH (FORCE)", database=OWNER)
         super().close()
 

@@ -139,7 +139,7 @@ class Proxy:
         """Pass on what comes, until one side closes."""
         with suppress(OSError):
             while chunk := await reader.read(self._at_once(direction)):
-                await connection.close_later(self.delay + self._seconds_of(chunk, direction))
+                await connection.close_later(self.delay + self._get_delay(chunk, direction))
                 await self._passable.wait()
                 passed, is_last = self._pass(chunk, direction)
                 writer.write(passed)
@@ -153,7 +153,7 @@ class Proxy:
         speed = self.bytes_per_second[direction]
         return 65_536 if speed is None else max(1, int(speed / 20))
 
-    def _seconds_of(self, chunk: bytes, direction: Direction) -> float:
+    def _get_delay(self, chunk: bytes, direction: Direction) -> float:
         """How long a chunk takes to pass."""
         speed = self.bytes_per_second[direction]
         return 0.0 if speed is None else len(chunk) / speed

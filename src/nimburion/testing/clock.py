@@ -17,9 +17,9 @@ class FakeClock:
     yield to the event loop afterwards (`await asyncio.sleep(0)`).
 
     >>> clock = FakeClock()
-    >>> before = clock.now()
+    >>> prepare = clock.now()
     >>> clock.advance(90)
-    >>> clock.now() - before
+    >>> clock.now() - prepare
     90.0
     """
 

@@ -50,7 +50,7 @@ class FinishedJobs:
     def read_counted(self) -> int:
         return self.fetch("SELECT sum(number) FROM nimburion.finished_count")
 
-    async def count_kept(self) -> int:
+    async def count_unpruned(self) -> int:
         """How many there are, if all ways to count agree."""
         kept = self.fetch("SELECT count(*) FROM nimburion.job_record_finished")
         by_queue = [(await self.backend.counts(queue))[State.CANCELLED] for queue in QUEUES]
@@ -71,7 +71,7 @@ async def test_what_was_counted_is_not_counted_again(history: FinishedJobs) -> N
     assert history.count_finished() == 0  # from now on it can be known who still runs
     assert history.count_finished() == 5
     await history.finish(3)
-    assert await history.count_kept() == 8
+    assert await history.count_unpruned() == 8
     history.fetch(
         "UPDATE nimburion.finished_count SET number = number + 100 WHERE lane = 1 RETURNING 1"
     )
@@ -84,7 +84,7 @@ async def test_no_row_is_counted_twice(history: FinishedJobs) -> None:
         assert history.count_finished() == (5 if n else 0)
     assert (history.count_finished(), history.read_counted) == (5, 20)
     assert (history.count_finished(), history.read_counted) == (0, 20)
-    assert await history.count_kept() == 20
+    assert await history.count_unpruned() == 20
 
 
 async def test_few_are_left_to_the_next_time(history: FinishedJobs) -> None:
@@ -93,7 +93,7 @@ async def test_few_are_left_to_the_next_time(history: FinishedJobs) -> None:
         await history.backend.prune(Retention(completed=None, failed=None, results=None), 100)
         history.clock.advance(LATER)
     assert history.read_counted == 0
-    assert await history.count_kept() == 5
+    assert await history.count_unpruned() == 5
 
 
 async def test_what_is_forgotten_or_deleted_is_taken_out(history: FinishedJobs) -> None:
@@ -102,15 +102,15 @@ async def test_what_is_forgotten_or_deleted_is_taken_out(history: FinishedJobs) 
     assert history.count_finished() == 10
     for kept in (9, 7, 6):  # the horizon goes through what was counted
         await history.backend.prune(Retention(completed=0), count_left(history, kept))
-        assert await history.count_kept() == kept
+        assert await history.count_unpruned() == kept
     assert await history.backend.delete(JobFilter(ids=("9",), states=CANCELLED.states), 5) == ["9"]
-    assert await history.count_kept() == 5
+    assert await history.count_unpruned() == 5
     await history.finish(4)
     assert await history.backend.prune(Retention(completed_max=6), 100) == 3
-    assert await history.count_kept() == 6
+    assert await history.count_unpruned() == 6
     history.clock.advance(1.0)
     await history.backend.prune(Retention(completed=0), 100)
-    assert await history.count_kept() == 0
+    assert await history.count_unpruned() == 0
     assert history.count_finished() == 0
     assert history.read_counted == 0
 
@@ -142,4 +142,4 @@ async def test_a_late_commit_of_a_delete_delays_the_count(
         )
         assert history.count_finished() == 0
     assert history.count_finished() == 4
-    assert await history.count_kept() == 4
+    assert await history.count_unpruned() == 4

@@ -75,7 +75,7 @@ async def until_killed(backend: RedisBackend, disk: StuckDisk, seconds: float) -
     return acknowledged
 
 
-async def find_kept(backend: RedisBackend, ids: list[str]) -> set[str]:
+async def find_stored(backend: RedisBackend, ids: list[str]) -> set[str]:
     found: set[str] = set()
     for at in range(0, len(ids), 500):
         page = await backend.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
@@ -118,7 +118,7 @@ async def kill_while_the_disk_hangs(
                 killed = time.monotonic()
             await asyncio.to_thread(server.start)
             ages = {job_id: killed - at for job_id, at in acknowledged.items()}
-            return ages, ages.keys() - await find_kept(backend, list(ages))
+            return ages, ages.keys() - await find_stored(backend, list(ages))
 
 
 async def test_a_repeat_over_another_connection_waits_as_well(binary: Binary) -> None:

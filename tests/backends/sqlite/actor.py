@@ -187,19 +187,19 @@ def share(path: str, user: str, group: str) -> None:
             os.setgroups([])
         os.setegid(int(group))
         os.seteuid(int(user))
-        asyncio.run(used(path, "theirs"))
+        asyncio.run(open_and_enqueue(path, "theirs"))
         os._exit(0)
     loop = asyncio.new_event_loop()
-    stores = [loop.run_until_complete(used(path, "ours"))]
+    stores = [loop.run_until_complete(open_and_enqueue(path, "ours"))]
     os.write(writing, b".")
     os.waitpid(child, 0)
-    stores.append(loop.run_until_complete(used(path, "ours")))
+    stores.append(loop.run_until_complete(open_and_enqueue(path, "ours")))
     for backend in stores:
         loop.run_until_complete(backend.close())
     loop.close()
 
 
-async def used(path: str, whose: str) -> SQLiteBackend:
+async def open_and_enqueue(path: str, whose: str) -> SQLiteBackend:
     """Open the backend and enqueue; say how many jobs there are."""
     backend = SQLiteBackend(Path(path))
     try:

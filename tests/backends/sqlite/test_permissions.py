@@ -32,7 +32,7 @@ def modes(path: Path) -> list[int]:
     ]
 
 
-async def opened(path: Path) -> SQLiteBackend:
+async def open_new(path: Path) -> SQLiteBackend:
     """A backend with a job."""
     backend = SQLiteBackend(path)
     await backend.open()
@@ -40,14 +40,14 @@ async def opened(path: Path) -> SQLiteBackend:
     return backend
 
 
-def touched(path: Path, mode: int) -> Path:
+def touch(path: Path, mode: int) -> Path:
     """An empty file of this mode."""
     path.touch()
     path.chmod(mode)
     return path
 
 
-def linked(path: Path, target: Path) -> Path:
+def make_link(path: Path, target: Path) -> Path:
     """A link to where nothing is yet."""
     path.symlink_to(target)
     return path
@@ -55,7 +55,7 @@ def linked(path: Path, target: Path) -> Path:
 
 @pytest.mark.usefixtures("umask")
 async def test_a_new_file_is_for_its_owner(path: Path) -> None:
-    backend = await opened(path)
+    backend = await open_new(path)
     assert modes(path) == [0o600, 0o600, 0o600]
     await backend.close()
 
@@ -65,16 +65,16 @@ async def test_a_new_file_is_for_its_owner(path: Path) -> None:
 async def test_an_existing_file_keeps_its_mode_and_gives_it_to_the_others(
     path: Path, mode: int
 ) -> None:
-    backend = await opened(touched(path, mode))
+    backend = await open_new(touch(path, mode))
     assert modes(path) == [mode, mode, mode]
     await backend.close()
-    backend = await opened(path)
+    backend = await open_new(path)
     assert modes(path) == [mode, mode, mode]
     await backend.close()
 
 
 async def test_a_new_file_behind_a_link_is_for_its_owner_too(path: Path, tmp_path: Path) -> None:
-    backend = await opened(linked(path, tmp_path / "real.db"))
+    backend = await open_new(make_link(path, tmp_path / "real.db"))
     assert modes(tmp_path / "real.db") == [0o600, 0o600, 0o600]
     await backend.close()
 
@@ -100,7 +100,7 @@ def test_a_group_shares_a_file_that_is_open_to_it(path: Path, tmp_path: Path, st
 async def test_the_doctor_warns_of_a_file_that_everybody_can_use(
     path: Path, mode: int, verdict: str
 ) -> None:
-    backend = await opened(touched(path, mode))
+    backend = await open_new(touch(path, mode))
     (found,) = [one for one in await backend.check() if one.subject == "access"]
     assert found.verdict == verdict
     if verdict == "warning":

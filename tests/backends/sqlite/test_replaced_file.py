@@ -67,7 +67,7 @@ EVERY_WAY = pytest.mark.parametrize(
 def let_time_pass(backend: SQLiteBackend) -> None:
     """As much as passes until all files are looked at again."""
     assert backend.files is not None
-    backend.files._next = 0.0
+    backend.files._next_check = 0.0
 
 
 @EVERY_WAY
@@ -140,7 +140,7 @@ async def test_closed_and_opened_again_it_uses_the_new_file(path: Path) -> None:
     assert await ids_in(path) == {"b"}
 
 
-async def test_a_sibling_opens_no_other_file(path: Path) -> None:
+async def test_a_new_handle_opens_no_other_file(path: Path) -> None:
     """A worker's heartbeat thread has a handle of its own, which must not make a new file."""
     backend = SQLiteBackend(path)
     await backend.open()
@@ -199,7 +199,7 @@ def test_all_files_are_looked_at_every_ten_milliseconds_and_after_a_refusal(path
     files.check()
 
 
-class Heard(logging.Handler):
+class RecordedLog(logging.Handler):
     """Tells when a message with these words has been logged, from whichever thread."""
 
     def __init__(self, words: str) -> None:
@@ -216,7 +216,7 @@ class Heard(logging.Handler):
 async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_file(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    noticed, gave_up = Heard("backend unreachable"), Heard("given up")
+    noticed, gave_up = RecordedLog("backend unreachable"), RecordedLog("given up")
     log = logging.getLogger("nimburion.worker")
     for one in (noticed, gave_up):
         log.addHandler(one)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.connection.space import Space, measure_size
+from nimburion.backends.sqlite.connection.space import DiskSpace, measure_size
 from nimburion.core.errors import BackendFull
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
@@ -169,12 +169,12 @@ def test_a_disk_that_cannot_be_measured_counts_as_large(path: Path) -> None:
     def fail(_: Path) -> int:
         raise PermissionError
 
-    space = Space(path, fail)
+    space = DiskSpace(path, fail)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE t (x)")
-        space.before(connection)
-        space.begin(connection)
-        space.limit(connection, is_worker=False)
+        space.prepare(connection)
+        space.compute_limits(connection)
+        space.set_limit(connection, is_worker=False)
         space.check(connection, 1)
         (most,) = connection.execute("PRAGMA max_page_count").fetchone()
     assert most > 10_000

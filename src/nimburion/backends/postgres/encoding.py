@@ -30,14 +30,14 @@ class NeedsGeneralPath(Exception):
     """Raised for a job with options, a due time, or an id that nimburion did not create."""
 
 
-def to_seconds(whole: int) -> float:
+def to_seconds(micros: int) -> float:
     """Convert microseconds to seconds."""
-    return whole / MICRO
+    return micros / MICRO
 
 
-def to_optional_seconds(whole: int | None) -> float | None:
+def to_optional_seconds(micros: int | None) -> float | None:
     """Convert microseconds to seconds; None stays None."""
-    return None if whole is None else whole / MICRO
+    return None if micros is None else micros / MICRO
 
 
 def clamp_int4(number: int) -> int:

@@ -168,12 +168,12 @@ class PostgresNotifier:
         finally:
             connection.terminate()
 
-    async def _subscribe(self, link: PostgresConnection) -> None:
+    async def _subscribe(self, connection: PostgresConnection) -> None:
         try:
-            async with asyncio.timeout(link.settings.timeout):
-                await link.driver.add_listener(self.channel, self._on_notification)
+            async with asyncio.timeout(connection.settings.timeout):
+                await connection.driver.add_listener(self.channel, self._on_notification)
         except DRIVER_ERRORS as error:
-            raise map_error(error, link.settings.describe(), sent=False) from error
+            raise map_error(error, connection.settings.describe(), sent=False) from error
         self._is_connected.set()
         self._has_warned = False
 

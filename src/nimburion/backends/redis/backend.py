@@ -530,7 +530,7 @@ class RedisConnections:
     """The open connections of a backend on one event loop, and the properties of its server."""
 
     def __init__(self, settings: RedisSettings, subscribe: Subscribe, warned: set[str]) -> None:
-        self.address: RedisSettings = settings
+        self.settings: RedisSettings = settings
         self.locator: ServerLocator = ServerLocator(settings, timeout=settings.timeout)
         where = settings.describe()
         self.commands: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
@@ -555,13 +555,13 @@ class RedisConnections:
             FormatMismatch: the namespace was written by another version.
             BackendUnavailable: the server does not answer.
         """
-        self.server = await check_server(self.commands.execute, self.address, self._warned)
+        self.server = await check_server(self.commands.execute, self.settings, self._warned)
         self._scripts = {
             script.name: (script, self._keys.select(script.keys))
             for script in Scripts(self.server.version)
         }
         (found,) = await self.run_script(self.commands, "open", [b"%d" % FORMAT])
-        _check_format(found, self.address)
+        _check_format(found, self.settings)
         for connection in (self.commands, self.enqueues, self.exchanges):
             connection.is_verified = True
 
@@ -573,12 +573,12 @@ class RedisConnections:
             FormatMismatch: the namespace was written by another version.
             BackendUnavailable: the server does not answer.
         """
-        await check_server(self.commands.execute, self.address, self._warned)
+        await check_server(self.commands.execute, self.settings, self._warned)
         (meta,) = self._keys.select(["meta"])
         found = await self.commands.execute("HGET", meta, "format")
         if found is None:
-            return [f"format {FORMAT}: namespace {self.address.namespace!r}"]
-        _check_format(int(found), self.address)
+            return [f"format {FORMAT}: namespace {self.settings.namespace!r}"]
+        _check_format(int(found), self.settings)
         return []
 
     async def run_script(
@@ -618,11 +618,11 @@ class RedisConnections:
             await connection.close()
 
 
-def _check_format(found: int, address: RedisSettings) -> None:
+def _check_format(found: int, settings: RedisSettings) -> None:
     """Raise `FormatMismatch` if the format is newer than `FORMAT`."""
     if found > FORMAT:
         raise FormatMismatch(
-            f"{address.describe()} has format {found}, this nimburion knows formats up to "
+            f"{settings.describe()} has format {found}, this nimburion knows formats up to "
             f"{FORMAT}; nothing was changed. Upgrade nimburion here (pip install --upgrade "
             "nimburion)"
         )

@@ -44,9 +44,9 @@ reject_unstorable_text: UnstorableTextGuard = UnstorableTextGuard("Redis")
 decode_options: Callable[[bytes], JobOptions] = msgspec.json.Decoder(JobOptions).decode
 
 
-def encode_time(whole: int) -> bytes:
+def encode_time(micros: int) -> bytes:
     """Encode microseconds as 8 bytes whose order is the order of the times."""
-    return _SEQ.pack(whole + _TIME_BIAS)
+    return _SEQ.pack(micros + _TIME_BIAS)
 
 
 def decode_time(biased: int) -> float:

@@ -84,9 +84,9 @@ def encode_single(job: NewJob) -> list[bytes] | None:
     return [encode_position(job, 0)[2:], lane, queue, encode_id(job.id), body]
 
 
-def make_single_result(job: NewJob, letter: bytes) -> list[Enqueued]:
+def make_single_result(job: NewJob, code: bytes) -> list[Enqueued]:
     """Decode the result for one job."""
-    return [Enqueued(job.id, _OUTCOMES[letter.decode()])]  # type: ignore[arg-type]
+    return [Enqueued(job.id, _OUTCOMES[code.decode()])]  # type: ignore[arg-type]
 
 
 def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
@@ -143,11 +143,11 @@ def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueue
 
 
 def _predict_outcome(
-    job: NewJob, letter: str, holder: str | None, bodies: dict[str, bytes], keys: dict[bytes, str]
+    job: NewJob, code: str, holder: str | None, bodies: dict[str, bytes], keys: dict[bytes, str]
 ) -> Enqueued:
     """Predict the result for one job. Earlier jobs of the same call are taken into account."""
-    if letter in "ex":
-        return Enqueued(job.id, "exists" if letter == "e" else "conflict")
+    if code in "ex":
+        return Enqueued(job.id, "exists" if code == "e" else "conflict")
     known = bodies.get(job.id)
     if known is not None:
         return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")

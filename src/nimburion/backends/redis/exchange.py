@@ -41,7 +41,7 @@ _DELIVERY = struct.Struct(">QQIIH")
 _AFTER_ID = _BODY_HEAD.size
 _MAX_NUMBER = (1 << 53) - 1
 """The largest number in use: Lua represents integers exactly up to this value."""
-_MAX_PLACE = (1 << 16) - 1
+_MAX_LANE_INDEX = (1 << 16) - 1
 """The largest index in a reply: a lease stores it in two bytes."""
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -102,7 +102,7 @@ def encode_request(request: ReserveRequest) -> bytes:
         queue: (options.priority, False if options.limit is None else options.limit)
         for queue, options in request.queues.items()
     }
-    total, waits = min(request.total, _MAX_PLACE), request.long_poll > 0
+    total, waits = min(request.total, _MAX_LANE_INDEX), request.long_poll > 0
     return _pack((total, to_micros(request.ageing), lanes, queues, waits, request.max_bytes))
 
 

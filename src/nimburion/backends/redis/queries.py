@@ -219,7 +219,7 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
     )
 
 
-def _decode_attempts(letter: bytes, end: bytes, moves: bytes | None, due: int) -> AttemptSummary:
+def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> AttemptSummary:
     """Decode the attempts of a job. `record_format.lua` describes the three places: after the body,
     in the lease, or in the state.
     """
@@ -233,7 +233,7 @@ def _decode_attempts(letter: bytes, end: bytes, moves: bytes | None, due: int) -
         return AttemptSummary(due, failures, lost, started, finished, reason)
     if moves is None:
         return AttemptSummary(due)
-    if letter == b"L":
+    if code == b"L":
         started, cancel, failures, lost, due = _LEASE.unpack_from(moves)
         return AttemptSummary(due, failures, lost, started, cancel=cancel == b"1")
     failures, lost, started, due = _ATTEMPT_STATE.unpack_from(moves)

@@ -50,17 +50,19 @@ def make_no_reply_error(where: str, problem: str, *, sent: bool) -> BackendUnava
 # --- reasons why a connection failed --------------------------------------------------------------
 
 
-def explain_network_error(error: BaseException, place: object) -> str | None:
+def explain_network_error(error: BaseException, endpoint: object) -> str | None:
     """Return why the network failed, and what to do; None for any other error."""
     number, text = getattr(error, "errno", None), str(error)
     if isinstance(error, socket.gaierror):
-        return f"the name of {place} is not known ({error.strerror}); correct the host"
+        return f"the name of {endpoint} is not known ({error.strerror}); correct the host"
     if number == errno.ECONNREFUSED or f"Errno {errno.ECONNREFUSED}]" in text:
-        return f"nothing listens at {place}; start the server, or correct host and port"
+        return f"nothing listens at {endpoint}; start the server, or correct host and port"
     if number in {errno.EACCES, errno.EPERM}:
-        return f"this user may not connect to {place}; see the mode of the socket, or the firewall"
+        return (
+            f"this user may not connect to {endpoint}; see the mode of the socket, or the firewall"
+        )
     if number in {errno.EHOSTUNREACH, errno.ENETUNREACH}:
-        return f"there is no way to {place} in the network ({cast('OSError', error).strerror})"
+        return f"there is no way to {endpoint} in the network ({cast('OSError', error).strerror})"
     return None
 
 
@@ -69,16 +71,16 @@ def is_socket_missing(error: BaseException) -> bool:
     return getattr(error, "errno", None) in {errno.ENOENT, errno.ENOTSOCK}
 
 
-def explain_tls_error(error: ssl.SSLError, place: object, advise: Callable[[str], str]) -> str:
+def explain_tls_error(error: ssl.SSLError, endpoint: object, advise: Callable[[str], str]) -> str:
     """Return why TLS failed. `advise` returns the advice for a rejected certificate, by its
     reason.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
-        return f"the certificate of {place} is not accepted: {why}; {advise(why)}"
-    return f"TLS with {place} failed: {error.reason or error}"
+        return f"the certificate of {endpoint} is not accepted: {why}; {advise(why)}"
+    return f"TLS with {endpoint} failed: {error.reason or error}"
 
 
-def explain_silence(place: object, seconds: float, hint: str) -> str:
+def explain_silence(endpoint: object, seconds: float, advice: str) -> str:
     """Return a message that a server did not answer in time."""
-    return f"no answer from {place} within {seconds:g} s{hint}"
+    return f"no answer from {endpoint} within {seconds:g} s{advice}"

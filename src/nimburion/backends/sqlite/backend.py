@@ -26,7 +26,7 @@ from nimburion.backends.sqlite.connection.path import (
     parse_url,
     read_boot_id,
 )
-from nimburion.backends.sqlite.connection.space import Measure, Space, free_bytes
+from nimburion.backends.sqlite.connection.space import DiskSpace, Measure, get_free_bytes
 from nimburion.backends.sqlite.connection.threads import ReaderThread, WriterThread
 from nimburion.backends.sqlite.notifications import (
     SocketListener,
@@ -84,7 +84,7 @@ class SQLiteBackend:
         random: Random | None = None,
         entropy: Entropy = os.urandom,
         mounts: Path = MOUNTS_FILE,
-        measure: Measure = free_bytes,
+        measure: Measure = get_free_bytes,
     ) -> None:
         self.path: Path = Path(path).absolute()
         self._clock = clock or SystemClock()
@@ -174,7 +174,7 @@ class SQLiteBackend:
             files,
             notify=notify,
             checkpointer=Checkpointer(lambda: opening.connect(self.path)),
-            space=Space(self.path, self._measure),
+            space=DiskSpace(self.path, self._measure),
             random=self._random,
         )
         await writer.start()
@@ -200,7 +200,7 @@ class SQLiteBackend:
             reader=reader,
             notifier=notifier,
             files=files,
-            space=Space(self.path, self._measure),
+            space=DiskSpace(self.path, self._measure),
         )
         self.files = files
         self._writer, self._reader = writer, reader

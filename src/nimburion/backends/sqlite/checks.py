@@ -18,7 +18,7 @@ from nimburion.backends.checks import format_size, measure_seconds
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES
 from nimburion.backends.sqlite.connection.path import NETWORK_FILE_SYSTEMS, find_file_system
-from nimburion.backends.sqlite.connection.space import KEPT
+from nimburion.backends.sqlite.connection.space import MAX_REWRITE
 from nimburion.backends.sqlite.errors import get_error_code, map_error
 from nimburion.core.checks import CheckResult, make_failed_check
 from nimburion.core.clock import Clock
@@ -30,13 +30,13 @@ _CHECKPOINT_BYTES = CHECKPOINT_PAGES * _PAGE
 """Size of the write-ahead log, in bytes, at which the writer runs a checkpoint itself."""
 _LONG_LOG_BYTES = 4 * _CHECKPOINT_BYTES
 _LOW_DISK_BYTES = _GIB
-_FULL_DISK_BYTES = 2 * KEPT
+_FULL_DISK_BYTES = 2 * MAX_REWRITE
 _EARLIEST_CLOCK = 1_704_067_200.0
 """2024-01-01, in seconds since 1970. An earlier time means that the clock was never set."""
 _SLOW_READ = 0.02
 _SLOW_LOCK = 0.5
 _READS = 5
-_MOST_FAULTS = 5
+_MAX_FAULTS_LISTED = 5
 _CHECK_SECONDS = 5.0
 _CHECK_STEPS = 10_000
 """Instructions of SQLite between two reads of the time; they take well below a millisecond."""
@@ -215,7 +215,7 @@ def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> Chec
     until = time.monotonic() + seconds
     db.connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
     try:
-        rows = db.connection.execute(f"PRAGMA quick_check({_MOST_FAULTS})").fetchall()
+        rows = db.connection.execute(f"PRAGMA quick_check({_MAX_FAULTS_LISTED})").fetchall()
     except sqlite3.OperationalError as error:
         if get_error_code(error) != sqlite3.SQLITE_INTERRUPT:
             raise

@@ -16,7 +16,7 @@ from nimburion.backends.sqlite.reserve import (
     decode_limits,
     find_open_lanes,
     find_waiting_lanes,
-    lease,
+    insert_leases,
     measure_sizes,
 )
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
@@ -114,7 +114,7 @@ def run_exchange(
     next_due = promote_due(db, head, settled=bool(settlements))
     limits_before = decode_limits(db.fetch_value("list_limits")) if limits else limits
     lanes = find_open_lanes(db, request, _decode_names(head.paused), limits_before)
-    rows = hand_out(db, (head.session, number), request, lanes, limits_before)
+    rows = lease_jobs(db, (head.session, number), request, lanes, limits_before)
     limits_after = decode_limits(db.fetch_value("list_limits")) if limits else limits
     if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
         db.notify([EVERY_QUEUE])
@@ -123,47 +123,47 @@ def run_exchange(
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
 
-def hand_out(
+def lease_jobs(
     db: Database,
-    by: tuple[int, int],
-    want: ReserveRequest,
+    session_and_number: tuple[int, int],
+    request: ReserveRequest,
     lanes: Lanes,
-    gates: dict[str, ConcurrencyLimit],
+    limits: dict[str, ConcurrencyLimit],
 ) -> list[Parcelled]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
     Payloads are read before their sizes are known, because they rarely exceed `max_bytes`. Jobs
     that do not fit stay in their lanes. After that, exchanges read the sizes first
-    (`Database.looks_ahead`) until everything fits again.
+    (`Database.reads_sizes_first`) until everything fits again.
     """
-    seqs = choose_jobs(db, want, lanes, gates) if want.total > 0 and lanes else []
+    seqs = choose_jobs(db, request, lanes, limits) if request.total > 0 and lanes else []
     if not seqs:
         return []
-    if db.looks_ahead:
+    if db.reads_sizes_first:
         sizes = measure_sizes(db, seqs)
-        count = count_fitting([size for _, size in sizes], want.max_bytes)
-        db.looks_ahead = count < len(seqs)
-        leave_in_line(db, [lane for lane, _ in sizes[count:]])
+        count = count_fitting([size for _, size in sizes], request.max_bytes)
+        db.reads_sizes_first = count < len(seqs)
+        release_limits(db, [lane for lane, _ in sizes[count:]])
         del seqs[count:]
     rows = read_reserved_jobs(db, seqs)
-    count = fitting(rows, want.max_bytes)
+    count = count_fitting_rows(rows, request.max_bytes)
     if count < len(seqs):
-        db.looks_ahead = True
-        leave_in_line(db, [job.lane for job, _, _ in rows[count:]])
+        db.reads_sizes_first = True
+        release_limits(db, [job.lane for job, _, _ in rows[count:]])
         del seqs[count:], rows[count:]
-    lease(db, by, want, seqs)
+    insert_leases(db, session_and_number, request, seqs)
     return rows
 
 
-def fitting(parcels: list[Parcelled], max_bytes: int) -> int:
+def count_fitting_rows(rows: list[Parcelled], max_bytes: int) -> int:
     """Return how many of these jobs, from the first on, fit into one reply: at least 1."""
-    sizes = [len(payload) + len(job.options or "") for job, payload, _ in parcels]
+    sizes = [len(payload) + len(job.options or "") for job, payload, _ in rows]
     if sum(sizes) + DELIVERY_OVERHEAD * len(sizes) <= max_bytes:
         return len(sizes)
     return count_fitting(sizes, max_bytes)
 
 
-def leave_in_line(db: Database, lanes: list[int]) -> None:
+def release_limits(db: Database, lanes: list[int]) -> None:
     """Decrement the concurrency limits that were incremented for jobs of these lanes."""
     for lane in lanes:
         db.run("release_limit", lane)

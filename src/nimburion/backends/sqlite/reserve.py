@@ -30,22 +30,24 @@ _encode = msgspec.json.Encoder().encode
 _decode_heads = msgspec.json.Decoder(list[tuple[int, list[LaneJob]]]).decode
 _decode_lane_jobs = msgspec.json.Decoder(list[LaneJob]).decode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
-_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_limit_rows = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
 
 Lanes = dict[int, Lane]
 
 
-def lease(db: Database, by: tuple[int, int], want: ReserveRequest, seqs: list[int]) -> None:
+def insert_leases(
+    db: Database, session_and_number: tuple[int, int], request: ReserveRequest, seqs: list[int]
+) -> None:
     """Lease these jobs, in rank order, to the session and the exchange number in `by`."""
     listed = _encode(seqs).decode()
-    db.run("insert_leases", *by, want.nonce, db.now, listed)
+    db.run("insert_leases", *session_and_number, request.nonce, db.now, listed)
     db.run("delete_leased_from_ready", listed)
 
 
 def measure_sizes(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
     """Return the lane and the size in bytes of each job, without reading its payload."""
-    return _sizes(db.fetch_value("get_sizes", _encode(seqs).decode()))
+    return _decode_sizes(db.fetch_value("get_sizes", _encode(seqs).decode()))
 
 
 def count_fitting(sizes: Iterable[int], max_bytes: int) -> int:

@@ -25,7 +25,7 @@ from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.connection.opening import connect_for_handler
-from nimburion.backends.sqlite.connection.space import Space
+from nimburion.backends.sqlite.connection.space import DiskSpace
 from nimburion.backends.sqlite.connection.threads import ReaderThread
 from nimburion.backends.sqlite.enqueue import enqueue_jobs
 from nimburion.backends.sqlite.errors import map_errors
@@ -268,7 +268,7 @@ class CallerTransactions:
         reader: ReaderThread,
         notifier: SQLiteNotifier,
         files: OpenFiles,
-        space: Space,
+        space: DiskSpace,
     ) -> None:
         self.path: Path = path
         self._files = files

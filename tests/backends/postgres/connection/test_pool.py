@@ -161,7 +161,7 @@ async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
 
 
 @contextmanager
-def locked(server: RunningPostgres, table: str) -> Iterator[None]:
+def hold_lock(server: RunningPostgres, table: str) -> Iterator[None]:
     """Hold a lock that keeps everybody else from reading a table."""
     direct = getattr(server, "server", server)  # past a pooler
     with psycopg.connect(direct.url_for(OWNER)) as rival:
@@ -173,7 +173,7 @@ async def cancelled_look_up(
     connection: PostgresConnection, server: RunningPostgres, statement: str
 ) -> None:
     """Cancel a call while the driver looks up a type for a statement that the server has parsed."""
-    with locked(server, "pg_catalog.pg_range"):
+    with hold_lock(server, "pg_catalog.pg_range"):
         call = asyncio.create_task(connection.fetch(statement, "calm"))
         await asyncio.to_thread(wait_until, lambda: cancel_who_waits(server), "waits for the lock")
         with pytest.raises(BackendUnavailable, match="the call was cancelled there"):
@@ -268,7 +268,7 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
     await backend.open()
     await other.open()
     waiting = asyncio.create_task(backend.wait(["q"], 60))
-    await asyncio.to_thread(wait_until, lambda: listeners_of(postgres_server) == 1, "it listens")
+    await asyncio.to_thread(wait_until, lambda: count_listeners(postgres_server) == 1, "it listens")
     await other.enqueue([NewJob("a", "n", "q", b"{}")])
     async with asyncio.timeout(20):
         await waiting
@@ -276,7 +276,7 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
     await other.close()
 
 
-def listeners_of(server: RunningPostgres) -> int:
+def count_listeners(server: RunningPostgres) -> int:
     ((count,),) = server.ask("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     return int(count)
 

@@ -41,9 +41,9 @@ class Database:
         "boot_time",
         "clock",
         "connection",
-        "looks_ahead",
         "now",
         "queues_to_notify",
+        "reads_sizes_first",
         "statements",
     )
 
@@ -60,7 +60,7 @@ class Database:
         """The time of this call, in seconds since the host booted."""
         self.queues_to_notify: set[str] = set()
         """The queues whose waiters to wake after the commit."""
-        self.looks_ahead: bool = False
+        self.reads_sizes_first: bool = False
         """Whether the last exchange had more payloads than its reply could hold.
 
         The next exchange then reads their sizes before it reads the payloads."""

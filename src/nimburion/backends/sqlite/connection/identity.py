@@ -27,18 +27,18 @@ class OpenFiles:
     All threads of the handle may use it without a lock: at worst, two of them check at once.
     """
 
-    __slots__ = ("_failed", "_known", "_monotonic", "_next", "_paths")
+    __slots__ = ("_failed", "_identities", "_monotonic", "_next_check", "_paths")
 
     def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._paths = [f"{path}{suffix}" for suffix in _SUFFIXES]
-        self._known: list[Identity | None] = [None, None, None]
+        self._identities: list[Identity | None] = [None, None, None]
         self._monotonic = monotonic
-        self._next = 0.0
+        self._next_check = 0.0
         self._failed = False
 
     def note_file(self) -> None:
         """Record the identity of the file. Call it just before the file is opened."""
-        self._known = [identify(self._paths[0]), None, None]
+        self._identities = [get_identity(self._paths[0]), None, None]
 
     def note_log(self) -> None:
         """Record the identities of the log and its index. Call it just after they were opened.
@@ -46,7 +46,7 @@ class OpenFiles:
         Raises `BackendReplaced` if the file changed since `note_file`.
         """
         self._compare(0)
-        self._known[1:] = [identify(path) for path in self._paths[1:]]
+        self._identities[1:] = [get_identity(path) for path in self._paths[1:]]
 
     def check(self, *, at_once: bool = False) -> None:
         """Raise `BackendReplaced` unless the names still belong to the open files.
@@ -54,8 +54,8 @@ class OpenFiles:
         Checks only if `at_once` is true, the last check is 10 ms old, or the last check failed.
         """
         now = self._monotonic()
-        if at_once or self._failed or now >= self._next:
-            self._next = now + _INTERVAL
+        if at_once or self._failed or now >= self._next_check:
+            self._next_check = now + _INTERVAL
             for number in range(len(self._paths)):
                 self._compare(number)
             self._failed = False
@@ -65,21 +65,21 @@ class OpenFiles:
         self._compare(0)
 
     def _compare(self, number: int) -> None:
-        known = self._known[number]
+        known = self._identities[number]
         if known is None:
             return
         path = self._paths[number]
         try:
             found = os.stat(path)  # noqa: PTH116 (three times as fast)
         except (FileNotFoundError, NotADirectoryError):
-            self._refuse(path, "deleted")
+            self._reject(path, "deleted")
         except OSError:
             return  # for example, no permission on the folder: tells nothing about the file
         else:
             if (found.st_dev, found.st_ino) != known:
-                self._refuse(path, "replaced by another file")
+                self._reject(path, "replaced by another file")
 
-    def _refuse(self, path: str, what: str) -> None:
+    def _reject(self, path: str, what: str) -> None:
         self._failed = True
         raise BackendReplaced(
             f"{path} was {what} while this process had it open, so nothing more is stored there. "
@@ -88,7 +88,7 @@ class OpenFiles:
         )
 
 
-def identify(path: str) -> Identity | None:
+def get_identity(path: str) -> Identity | None:
     """Return the identity of a file; None if it does not exist or cannot be read."""
     try:
         found = os.stat(path)  # noqa: PTH116

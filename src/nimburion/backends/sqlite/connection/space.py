@@ -23,9 +23,9 @@ from pathlib import Path
 
 from nimburion.core.errors import BackendFull
 
-PLENTY = 256 << 20
+PLENTY_OF_SPACE = 256 << 20
 """Bytes: four times the longest log. With more free space, a check every 50 ms is enough."""
-KEPT = 8 << 20
+MAX_REWRITE = 8 << 20
 """The most bytes of existing pages that one transaction of a worker may rewrite."""
 _INTERVAL = 0.05
 _SHORT_LOG = 128 << 10
@@ -38,19 +38,19 @@ Measure = Callable[[Path], int]
 """Returns the bytes that are free for this user on the disk of a folder."""
 
 
-def free_bytes(folder: Path) -> int:
+def get_free_bytes(folder: Path) -> int:
     """Return the free bytes that the file system reports for this user."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
 
-class Space:
+class DiskSpace:
     """Limits the log and the growth of the file by the free space. For the writer's thread."""
 
     def __init__(
         self,
         path: Path,
-        measure: Measure = free_bytes,
+        measure: Measure = get_free_bytes,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,50 +58,50 @@ class Space:
         self._log = path.with_name(f"{path.name}-wal")
         self._measure = measure
         self._monotonic = monotonic
-        self._scarce = True
-        self._next = 0.0
-        self._looks = True
-        self._allowed = (0, 0)
+        self._is_scarce = True
+        self._next_check = 0.0
+        self._measures_now = True
+        self._limits = (0, 0)
         """The most pages of the file: for calls of callers, and for calls of workers."""
-        self._current = 0
+        self._current_limit = 0
 
-    def before(self, connection: sqlite3.Connection) -> None:
+    def prepare(self, connection: sqlite3.Connection) -> None:
         """Empty the log if it is long for the free space. Call it before each transaction."""
         now = self._monotonic()
-        self._looks = self._scarce or now >= self._next
-        if not self._looks:
+        self._measures_now = self._is_scarce or now >= self._next_check
+        if not self._measures_now:
             return
-        self._next = now + _INTERVAL
-        free = self._free()
-        self._scarce = free < PLENTY
-        if self._scarce:
+        self._next_check = now + _INTERVAL
+        free = self._measure_free()
+        self._is_scarce = free < PLENTY_OF_SPACE
+        if self._is_scarce:
             log = measure_size(self._log)
             if log > max(_SHORT_LOG, (free + log) // _SHARE):
                 empty_log(connection)
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def compute_limits(self, connection: sqlite3.Connection) -> None:
         """Compute how large the file may become. Call it at the start of each transaction.
 
         It is computed once for all calls of the transaction, because their writes do not show in
         the free space yet.
         """
-        if not self._looks:
+        if not self._measures_now:
             return
-        page, pages, free = self._spare(connection)
-        rewritable = min(KEPT, page * pages)
+        page, pages, free = self._measure_after_checkpoint(connection)
+        rewritable = min(MAX_REWRITE, page * pages)
         caller, worker = (
             pages + max(0, free - part) // (2 * page) for part in (2 * rewritable, rewritable)
         )
-        self._allowed = (caller, worker if self._scarce else caller)
+        self._limits = (caller, worker if self._is_scarce else caller)
 
-    def limit(self, connection: sqlite3.Connection, *, is_worker: bool) -> None:
+    def set_limit(self, connection: sqlite3.Connection, *, is_worker: bool) -> None:
         """Set the file's size limit for the next call. Calls of workers have a higher limit.
 
         The difference is reserved: only workers can use it.
         """
-        limit = self._allowed[is_worker]
-        if limit != self._current:
-            self._current = limit
+        limit = self._limits[is_worker]
+        if limit != self._current_limit:
+            self._current_limit = limit
             connection.execute(f"PRAGMA max_page_count={limit}").fetchall()
 
     def recover(self, connection: sqlite3.Connection) -> bool:
@@ -111,7 +111,7 @@ class Space:
         """
         length = measure_size(self._log)
         empty_log(connection)
-        self._next = 0.0
+        self._next_check = 0.0
         return measure_size(self._log) < length
 
     def check(self, connection: sqlite3.Connection, length: int) -> None:
@@ -119,27 +119,27 @@ class Space:
 
         For a caller's connection, whose own size limit is not changed.
         """
-        if self._free() >= PLENTY:
+        if self._measure_free() >= PLENTY_OF_SPACE:
             return
-        page, pages, free = self._spare(connection)
-        if free < 2 * (min(KEPT, page * pages) + length + _AROUND):
+        page, pages, free = self._measure_after_checkpoint(connection)
+        if free < 2 * (min(MAX_REWRITE, page * pages) + length + _AROUND):
             raise BackendFull(
                 f"{self._path} must not grow: the room left on the disk is needed to settle the "
                 "jobs that are stored; nothing was written. Make room, and it goes on by itself"
             )
 
-    def _spare(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
+    def _measure_after_checkpoint(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
         """Return the page size, and the pages of the file and free bytes after a checkpoint."""
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         pending = max(0, page * pages - measure_size(self._path))
-        return page, pages, self._free() - pending
+        return page, pages, self._measure_free() - pending
 
-    def _free(self) -> int:
+    def _measure_free(self) -> int:
         try:
             return self._measure(self._path.parent)
         except OSError:
-            return PLENTY  # unknown: then a write reports a full disk
+            return PLENTY_OF_SPACE  # unknown: then a write reports a full disk
 
 
 def empty_log(connection: sqlite3.Connection) -> None:

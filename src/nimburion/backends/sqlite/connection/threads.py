@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nimburion.backends.sqlite.connection.checkpointer import Checkpointer
     from nimburion.backends.sqlite.connection.database import Database
     from nimburion.backends.sqlite.connection.identity import OpenFiles
-    from nimburion.backends.sqlite.connection.space import Space
+    from nimburion.backends.sqlite.connection.space import DiskSpace
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ class WriterThread(DatabaseThread):
         *,
         notify: Callable[[frozenset[str]], None],
         checkpointer: Checkpointer,
-        space: Space,
+        space: DiskSpace,
         random: Random,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -230,10 +230,10 @@ class WriterThread(DatabaseThread):
         try:
             self._files.check()
             with map_errors(self._path):
-                self._space.before(database.connection)
+                self._space.prepare(database.connection)
                 if not self._begin(database, group):
                     return
-                self._space.begin(database.connection)
+                self._space.compute_limits(database.connection)
                 for call in group:
                     self._run(database, call, alone=len(group) == 1)
                 database.connection.execute("COMMIT")
@@ -293,7 +293,7 @@ class WriterThread(DatabaseThread):
         `BackendFull` is raised to the group too. A call that is `alone` needs no savepoint.
         """
         database.set_time()
-        self._space.limit(database.connection, is_worker=not call.durable)
+        self._space.set_limit(database.connection, is_worker=not call.durable)
         if alone:
             call.value = call.work(database)
             return
