@@ -1,10 +1,17 @@
--- Health checks: what they ask the server. They take no lock and write nothing.
+-- Health checks: what they read from the server. They take no lock and write nothing.
 
 -- name: examined_server
--- What an examination asks the server about itself.
--- Result: one row: version; user; fsync, full_page_writes, synchronous_commit, synchronous standbys; autovacuum;
---   whether it is a standby; its time in seconds; connections that there are, that there may be, and those only for
---   superusers; age in transactions of the oldest row of this database that was never frozen; bytes of this database
+-- Read the state and the settings of the server.
+-- Result: one row:
+--   version, "user"                           the version of the server; the current role
+--   fsync, full_page_writes, synchronous_commit, synchronous_standbys, autovacuum
+--                                             settings
+--   standby                                   whether the server is a standby
+--   time                                      the server's time in seconds
+--   connections, most_connections, reserved_connections
+--                                             open connections; their maximum; how many are reserved for superusers
+--   unfrozen                                  the age, in transactions, of the oldest unfrozen row of this database
+--   bytes                                     the size of this database
 SELECT
     current_setting('server_version') AS version,
     CAST(current_user AS text) AS "user",
@@ -22,10 +29,14 @@ SELECT
     pg_database_size(current_database()) AS bytes;
 
 -- name: examined_tables
--- What an examination asks about the tables of the backend.
+-- Read the sizes and the vacuum state of the tables of the backend.
 -- Inputs: $1 the schema, $2 the prefix of names
--- Result: a row for each table: name without the prefix, bytes with indexes, estimated live and dead rows, seconds since
---   it was vacuumed (NULL: never since the statistics began), whether vacuuming is switched off for it
+-- Result: one row for each table:
+--   name              its name without the prefix
+--   bytes             its size with indexes
+--   live, dead        estimated numbers of live and dead rows
+--   vacuumed          seconds since it was vacuumed; NULL: never since the statistics began
+--   switched_off      whether autovacuum is off for this table
 SELECT
     CAST(substr(c.relname, length($2::text) + 1) AS text) AS name,
     pg_total_relation_size(c.oid) AS bytes,
@@ -40,9 +51,13 @@ WHERE n.nspname = $1 AND starts_with(c.relname, $2) AND c.relkind = 'r'
 ORDER BY c.relname;
 
 -- name: examined_snapshots
--- What keeps dead rows from being removed: the oldest of each kind.
--- Result: a row for each kind that there is: the kind, whose it is, its age in seconds (NULL where nobody notes it) and in
---   transactions. Of other roles' sessions only a member of pg_read_all_stats sees anything
+-- Find what prevents the removal of dead rows: the oldest session, prepared transaction and replication slot.
+-- Result: one row for each kind that exists:
+--   kind              session, prepared transaction or replication slot
+--   whose             its owner
+--   seconds           its age in seconds; NULL: not known
+--   transactions      its age in transactions
+-- Only a member of pg_read_all_stats can see the sessions of other roles.
 (SELECT
     'session' AS kind,
     format('pid %s of %s (%s)', pid, usename, state) AS whose,

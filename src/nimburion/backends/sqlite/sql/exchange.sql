@@ -1,15 +1,19 @@
--- Exchange: repeat or begin, promote what is due, merge lane heads, lease jobs, deliver them.
+-- Exchange: detect a repeated call, promote due jobs, merge the heads of lanes, lease jobs, read deliveries.
 --
--- The writer thread runs these between its BEGIN IMMEDIATE and COMMIT: the transaction holds the write lock of the
--- file, and each call has a savepoint of its own, so that an exchange is applied whole or not at all.
--- Jobs travel as one JSON array of seqs (?1): each step of a statement releases the interpreter lock and may wait long to
+-- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
+-- of the file, and each call has its own savepoint, so an exchange is applied completely or not at all.
+-- Jobs are passed as one JSON array of seqs. Each step of a statement releases the interpreter lock and may wait long to
 -- get it back, so one row with a list is faster than many rows. CROSS JOIN fixes the order of the loops.
 
 -- name: get_exchange_head
--- What an exchange must know before it begins.
+-- Read what an exchange needs before it begins.
 -- Inputs: ?1 session id
--- Result: number, last_exchange, last_results, left_at, ended_at, paused queues (JSON), limits (JSON: name, bound,
---   in_use), earliest due time still ahead, whether a unique key is held; no row: no such session
+-- Result: no row if there is no such session, else one row:
+--   number, last_exchange, last_results, left_at, ended_at of the session
+--   the paused queues (JSON array)
+--   the limits (JSON array of [name, maximum, in_use])
+--   the earliest due time in `scheduled`
+--   whether any unique key is held until its job is finished
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue),
@@ -19,57 +23,57 @@ SELECT
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases
--- What an exchange handed out.
+-- Read the jobs that an exchange leased.
 -- Inputs: ?1 session number, ?2 exchange number
--- Result: JSON array of seqs in rank order; the nonce
+-- Result: JSON array of seqs in the order of the reply; the nonce
 SELECT json_group_array(seq), max(nonce) FROM (
     SELECT seq, nonce FROM lease WHERE session = ?1 AND exchange_number = ?2 ORDER BY reply_position
 );
 
 -- name: get_next_due
--- The earliest due time still ahead.
+-- Return the earliest due time in `scheduled`.
 -- Result: due, or NULL
 SELECT min(due) FROM scheduled;
 
 -- name: list_due_lanes
--- The lanes of the jobs that became due.
--- Inputs: ?1 now, ?2 at most so many jobs
+-- List the lanes of scheduled jobs that are due now.
+-- Inputs: ?1 now, ?2 the maximum number of jobs
 -- Result: JSON array of lanes
 SELECT json_group_array(DISTINCT lane) FROM (
     SELECT lane FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
 );
 
 -- name: copy_due_to_ready
--- Put jobs that became due into the line, earliest first.
--- Inputs: ?1 now, ?2 at most so many
+-- Copy the scheduled jobs that are due now to `ready`, earliest first.
+-- Inputs: ?1 now, ?2 the maximum number of jobs
 -- Result: the number of rows
 INSERT INTO ready (lane, rank, due, seq, has_failed)
 SELECT lane, rank, due, seq, has_failed FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2;
 
 -- name: delete_promoted
--- Take the jobs that were put into the line from those set aside.
--- Inputs: ?1 now, ?2 at most so many, the same as for copy_due_to_ready
+-- Delete the jobs that were copied to `ready` from `scheduled`.
+-- Inputs: ?1 now, ?2 the maximum number of jobs; the same values as for `copy_due_to_ready`
 DELETE FROM scheduled WHERE (due, seq) IN (
     SELECT due, seq FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
 );
 
 -- name: list_limits
--- Every limit.
--- Result: JSON: [[name, maximum, in_use], …]
+-- List all concurrency limits.
+-- Result: JSON array of [name, maximum, in_use]
 SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit;
 
 -- name: read_lane
--- The head of one lane.
--- Inputs: ?1 lane, ?2 at most so many
--- Result: JSON array of seqs, first first
+-- Read the first jobs of one lane.
+-- Inputs: ?1 lane, ?2 the maximum number of jobs
+-- Result: JSON array of seqs in the order of the lane
 SELECT json_group_array(seq) FROM (
     SELECT seq FROM ready WHERE lane = ?1 ORDER BY rank, due, seq LIMIT ?2
 );
 
 -- name: read_lane_heads
--- The heads of several lanes.
--- Inputs: ?1 JSON array of lanes, ?2 at most so many of each
--- Result: JSON: [lane, [[rank, due, seq], …]] for each lane
+-- Read the first jobs of several lanes.
+-- Inputs: ?1 JSON array of lanes, ?2 the maximum number of jobs of each lane
+-- Result: JSON array with one [lane, [[rank, due, seq], …]] for each lane
 SELECT json_group_array(json_array(l.value, json((
     SELECT json_group_array(json_array(rank, due, seq)) FROM (
         SELECT rank, due, seq FROM ready WHERE lane = l.value ORDER BY rank, due, seq LIMIT ?2
@@ -77,35 +81,35 @@ SELECT json_group_array(json_array(l.value, json((
 )))) FROM json_each(?1) AS l;
 
 -- name: read_lane_further
--- What stands in a lane behind a job.
--- Inputs: ?1 lane, ?2 rank, ?3 due, ?4 seq of that job, ?5 at most so many
--- Result: JSON: [[rank, due, seq], …]
+-- Read the jobs that follow a job in its lane.
+-- Inputs: ?1 lane, ?2 rank, ?3 due and ?4 seq of that job, ?5 the maximum number of jobs
+-- Result: JSON array of [rank, due, seq]
 SELECT json_group_array(json_array(rank, due, seq)) FROM (
     SELECT rank, due, seq FROM ready
     WHERE lane = ?1 AND (rank, due, seq) > (?2, ?3, ?4) ORDER BY rank, due, seq LIMIT ?5
 );
 
 -- name: get_sizes
--- How large jobs are.
+-- Return the sizes of jobs.
 -- Inputs: ?1 JSON array of seqs
--- Result: JSON: [[lane, bytes of payload and options], …], in the order of the seqs
+-- Result: JSON array of [lane, bytes of payload and options], in the order of the seqs
 SELECT json_group_array(json_array(j.lane, length(j.payload) + coalesce(length(j.options), 0)))
 FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value;
 
 -- name: take_limit
--- Take places under the limit of a job name.
--- Inputs: ?1 name, ?2 how many
+-- Count newly leased jobs against the limit of their name.
+-- Inputs: ?1 name, ?2 the number of jobs
 UPDATE concurrency_limit SET in_use = in_use + ?2 WHERE name = ?1;
 
 -- name: insert_leases
 -- Lease jobs to a session.
--- Inputs: ?1 session number, ?2 exchange number, ?3 nonce, ?4 now, ?5 JSON array of seqs in rank order
+-- Inputs: ?1 session number, ?2 exchange number, ?3 nonce, ?4 now, ?5 JSON array of seqs in the order of the reply
 INSERT INTO lease (session, seq, lane, exchange_number, reply_position, fence, nonce, leased_at)
 SELECT ?1, j.seq, j.lane, ?2, s.key, j.fence + 1, ?3, ?4
 FROM json_each(?5) AS s CROSS JOIN job AS j ON j.seq = s.value;
 
 -- name: delete_leased_from_ready
--- Take leased jobs out of the line.
+-- Delete leased jobs from `ready`.
 -- Inputs: ?1 JSON array of seqs
 -- Result: the number of rows
 DELETE FROM ready WHERE (lane, rank, due, seq) IN (
@@ -114,13 +118,13 @@ DELETE FROM ready WHERE (lane, rank, due, seq) IN (
 );
 
 -- name: save_exchange
--- Remember an exchange, to answer its repetition.
--- Inputs: ?1 session number, ?2 number, ?3 results
+-- Store the number and results of an exchange, so that a repeated call gets the same reply.
+-- Inputs: ?1 session number, ?2 exchange number, ?3 results
 UPDATE session SET last_exchange = ?2, last_results = ?3 WHERE number = ?1;
 
 -- name: find_waiting_lanes
--- Which of these lanes hold jobs.
--- Inputs: ?1 JSON array of lanes, ?2 at most so many
+-- Find the lanes that have jobs in `ready`.
+-- Inputs: ?1 JSON array of lanes, ?2 the maximum number of lanes
 -- Result: JSON array of lanes
 SELECT json_group_array(value) FROM (
     SELECT value FROM json_each(?1)
@@ -128,11 +132,11 @@ SELECT json_group_array(value) FROM (
 );
 
 -- name: get_deliveries
--- The jobs with these places, in one row: each step of a statement gives up the interpreter lock
--- and may wait long to get it back.
+-- Read jobs for delivery, all in one row (see the header for the reason).
 -- Inputs: ?1 JSON array of seqs
--- Result: JSON: [[seq, id, lane, priority, failures, lost, due, created_at, fence, length of
---   payload, options], …]; the payloads end to end
+-- Result: two columns:
+--   JSON array of [seq, id, lane, priority, failures, lost, due, created_at, fence, length of the payload, options]
+--   the payloads, concatenated in the same order
 SELECT
     json_group_array(json_array(
         j.seq, j.id, j.lane, j.priority, j.failures, j.lost, j.due, j.created_at, j.fence,

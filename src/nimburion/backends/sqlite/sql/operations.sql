@@ -1,23 +1,24 @@
 -- Operations: cancel, pause, replay, delete and prune.
 --
--- The writer thread runs these between its BEGIN IMMEDIATE and COMMIT: the transaction holds the write lock of the
--- file, and each call has a savepoint of its own. A job is deleted from `attempt_error` and `progress` before `job`.
+-- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
+-- of the file, and each call has its own savepoint. The rows of a job in `attempt_error` and `progress` are deleted
+-- before its row in `job`.
 
 -- name: request_cancel
--- Ask the worker of a job to cancel it.
+-- Request that the worker of a running job cancels it.
 -- Inputs: ?1 seq
--- Result: the number of rows; 0: nobody holds it
+-- Result: the number of rows; 0: no session holds the job
 UPDATE lease SET cancel_requested = 1 WHERE session IN (SELECT number FROM session) AND seq = ?1;
 
 -- name: delete_ready
--- Take a job out of the line.
+-- Delete a job from `ready`.
 -- Inputs: ?1 seq
 -- Result: the number of rows
 DELETE FROM ready
 WHERE (lane, rank, due, seq) = (SELECT lane, -priority, due, seq FROM job WHERE seq = ?1);
 
 -- name: delete_scheduled
--- Take a job from those set aside.
+-- Delete a job from `scheduled`.
 -- Inputs: ?1 seq
 -- Result: the number of rows
 DELETE FROM scheduled WHERE (due, seq) = (SELECT due, seq FROM job WHERE seq = ?1);
@@ -33,58 +34,58 @@ INSERT INTO paused_queue (queue) VALUES (?1) ON CONFLICT DO NOTHING;
 DELETE FROM paused_queue WHERE queue = ?1;
 
 -- name: get_dead_letter
--- What a replay must know of a failed job.
+-- Read what a replay needs of a failed job.
 -- Inputs: ?1 seq
 -- Result: id, lane, priority, options
 SELECT id, lane, priority, options FROM job WHERE seq = ?1;
 
 -- name: reset_dead_letter
--- Make a failed job pending again: counts begin anew, history stays.
+-- Make a failed job pending again. Its counters are reset and its history is kept.
 -- Inputs: ?1 seq, ?2 now
 UPDATE job
 SET state = 0, due = ?2, failures = 0, lost = 0, finished_at = NULL, reason = NULL
 WHERE seq = ?1;
 
 -- name: list_job_ids
--- The ids of jobs.
+-- Return the ids of jobs.
 -- Inputs: ?1 JSON array of seqs
 -- Result: seq, id
 SELECT seq, id FROM job WHERE seq IN (SELECT value FROM json_each(?1));
 
 -- name: delete_attempt_errors
--- Drop the histories of jobs.
+-- Delete the histories of jobs.
 -- Inputs: ?1 JSON array of seqs
 DELETE FROM attempt_error WHERE seq IN (SELECT value FROM json_each(?1));
 
 -- name: delete_progress
--- Drop the progress of jobs.
+-- Delete the progress of jobs.
 -- Inputs: ?1 JSON array of seqs
 DELETE FROM progress WHERE seq IN (SELECT value FROM json_each(?1));
 
 -- name: delete_jobs
--- Drop finished jobs.
+-- Delete finished jobs.
 -- Inputs: ?1 JSON array of seqs
 -- Result: the number of rows
 DELETE FROM job WHERE state > 0 AND seq IN (SELECT value FROM json_each(?1));
 
 -- name: delete_ended_sessions
--- Forget sessions that died long ago and hold nothing.
--- Inputs: ?1 dead before
+-- Delete sessions that ended before a time and hold no lease.
+-- Inputs: ?1 time
 -- Result: the number of rows
 DELETE FROM session
 WHERE ended_at < ?1 AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.session = session.number);
 
 -- name: list_older
--- Finished jobs of one state that ended before a time, oldest first.
--- Inputs: ?1 state, ?2 time, ?3 at most so many
+-- List the jobs of one finished state that ended before a time, oldest first.
+-- Inputs: ?1 state, ?2 time, ?3 the maximum number of jobs
 -- Result: JSON array of seqs
 SELECT json_group_array(seq) FROM (
     SELECT seq FROM job WHERE state = ?1 AND state > 0 AND finished_at < ?2 ORDER BY finished_at LIMIT ?3
 );
 
 -- name: list_excess
--- Completed and cancelled jobs beyond the newest so many, oldest first.
--- Inputs: ?1 how many are kept, ?2 at most so many
+-- List completed and cancelled jobs beyond the number to keep, oldest first.
+-- Inputs: ?1 the number to keep, ?2 the maximum number of jobs
 -- Result: JSON array of seqs
 SELECT json_group_array(seq) FROM (
     SELECT finished_at, seq FROM job WHERE state = 1 AND state > 0
@@ -95,8 +96,8 @@ SELECT json_group_array(seq) FROM (
 );
 
 -- name: delete_old_results
--- Drop results of jobs that ended before a time, oldest first.
--- Inputs: ?1 time, ?2 at most so many
+-- Delete the results of jobs that ended before a time, oldest first.
+-- Inputs: ?1 time, ?2 the maximum number of results
 -- Result: the number of rows
 UPDATE job SET result = NULL WHERE seq IN (
     SELECT seq FROM job WHERE result IS NOT NULL AND finished_at < ?1 ORDER BY finished_at LIMIT ?2

@@ -1,22 +1,22 @@
 -- Queries: read jobs, counts, queues and sessions.
 --
--- The reader thread runs each call in a transaction of its own: it reads one snapshot, takes no lock that a writer
--- waits for, and cannot write (query_only). Times are microseconds; ?N is the same value wherever it stands.
+-- The reader thread runs each call in its own transaction. It reads one snapshot, takes no lock that a writer waits for,
+-- and cannot write (query_only). Times are in microseconds. A parameter ?N has the same value wherever it is used.
 -- `state > 0` beside `state = 2` repeats the condition of the partial index `job_finished`: without it SQLite cannot use
 -- that index.
 
 -- name: find_job
--- A job by its id.
+-- Find a job by its id.
 -- Inputs: ?1 id
 -- Result: seq, state, lane, or no row
 SELECT seq, state, lane FROM job WHERE id = ?1;
 
 -- name: get_records
--- Whole records.
--- Inputs: ?1 JSON array of seqs, ?2 whether with payloads, ?3 now
--- Result: newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
---   finished_at, reason, options, history (JSON array), fraction, message, session id, reserved at,
---   cancel asked for, result, payload
+-- Read the complete records of jobs.
+-- Inputs: ?1 JSON array of seqs, ?2 whether payloads are included, ?3 now
+-- Result: one row for each job, newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
+--   finished_at, reason, options, history (JSON array), fraction and message of the progress, session id, leased_at,
+--   cancel_requested, result, payload
 SELECT
     j.id, j.lane, j.priority, j.due, j.created_at,
     CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
@@ -44,9 +44,9 @@ LEFT JOIN session AS s ON s.number = l.session
 ORDER BY j.seq DESC;
 
 -- name: list_ids
--- Those of some jobs that match.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
---   any, for each of these), ?6 at most so many, ?7 now, ?8 JSON array of ids
+-- List those of the given jobs that match a filter.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
+--   NULL: any); ?6 the maximum number of jobs, ?7 now, ?8 JSON array of ids
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM json_each(?8) AS s CROSS JOIN job AS j ON j.id = s.value
@@ -68,9 +68,9 @@ SELECT json_group_array(seq) FROM (
 );
 
 -- name: list_failed
--- Failed jobs that match.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
---   any, for each of these), ?6 at most so many, ?7 now
+-- List the failed jobs that match a filter.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
+--   NULL: any); ?6 the maximum number of jobs, ?7 now
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM job AS j INDEXED BY job_finished
@@ -92,9 +92,9 @@ SELECT json_group_array(seq) FROM (
 );
 
 -- name: list_unfinished
--- Unfinished jobs that match; for when they are few.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
---   any, for each of these), ?6 at most so many, ?7 now
+-- List the unfinished jobs that match a filter. It reads all of them, so it is used only when they are few.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
+--   NULL: any); ?6 the maximum number of jobs, ?7 now
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM (
@@ -118,17 +118,17 @@ SELECT json_group_array(seq) FROM (
 );
 
 -- name: has_many_unfinished
--- Whether many jobs are unfinished.
--- Inputs: ?1 what is many
+-- Test whether at least this many jobs are unfinished.
+-- Inputs: ?1 the number
 -- Result: 0 or 1
 SELECT count(*) >= ?1 FROM (
     SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease LIMIT ?1
 );
 
 -- name: list_newest
--- Jobs that match, looked for from the newest back.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 only before this seq (NULL:
---   any, for each of these), ?6 at most so many, ?7 now
+-- List the jobs that match a filter. It scans from the newest job backwards.
+-- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
+--   NULL: any); ?6 the maximum number of jobs, ?7 now
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM job AS j
@@ -150,8 +150,8 @@ SELECT json_group_array(seq) FROM (
 );
 
 -- name: count_by_state
--- How many jobs stand in each state.
--- Inputs: ?1 queue, NULL: all, ?2 now
+-- Count the jobs in each state.
+-- Inputs: ?1 queue; NULL: all queues; ?2 now
 -- Result: pending, scheduled, processing, retrying, completed, failed, cancelled
 WITH
 served AS (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
@@ -176,10 +176,10 @@ SELECT
     coalesce((SELECT many FROM finished WHERE state = 3), 0);
 
 -- name: list_queues
--- Every lane that holds an unfinished job, and every queue that is paused.
+-- List every lane that has an unfinished job, and every paused queue.
 -- Inputs: ?1 now
--- Result: queue, name (NULL: it is paused), due and waiting, not due, processing, earliest due time
---   of those due, paused
+-- Result: queue; name (NULL: the row says that the queue is paused); number of jobs that are due and wait; number of
+--   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; paused
 WITH standing AS (
     SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
     FROM ready GROUP BY lane
@@ -195,15 +195,15 @@ UNION ALL
 SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused_queue;
 
 -- name: list_sessions
--- Every session that is not dead, oldest first.
--- Result: id, description, ttl, expires_at, boot_id, opened_at, left_at, how many leases
+-- List every session that has not ended, oldest first.
+-- Result: id, description, ttl, expires_at, boot_id, opened_at, left_at, number of leases
 SELECT id, description, ttl, expires_at, boot_id, opened_at, left_at,
     (SELECT count(*) FROM lease WHERE lease.session = session.number)
 FROM session WHERE ended_at IS NULL ORDER BY opened_at, number;
 
 -- name: get_format_and_latest
--- What an examination reads of the contents.
--- Result: the file's format, and when the latest job was stored (NULL when there is none)
+-- Read what the health check needs to know about the contents.
+-- Result: the format of the file; created_at of the newest job (NULL: there is no job)
 SELECT
     (SELECT value FROM meta WHERE name = 'format'),
     (SELECT created_at FROM job ORDER BY seq DESC LIMIT 1);

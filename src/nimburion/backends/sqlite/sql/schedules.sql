@@ -1,39 +1,40 @@
--- Schedules, and the decision of a tick.
+-- Schedules: store them, and decide their ticks.
 --
--- The writer thread runs what writes between its BEGIN IMMEDIATE and COMMIT. A tick is decided in one transaction:
--- `get_schedule` is compared with the last tick that the caller expects, then `save_tick` writes the new one.
+-- The writer thread runs the statements that write between its BEGIN IMMEDIATE and COMMIT. A tick is decided in one
+-- transaction: the result of `get_schedule` is compared with the last tick that the caller expects, then `save_tick`
+-- writes the new one.
 
 -- name: put_schedule
--- Add or replace a schedule; what it has done stays.
--- Inputs: ?1 name, ?2 spec, ?3 owner, ?4 paused, ?5 last_tick, ?6 last_job (for a new one)
+-- Add or replace a schedule. An existing schedule keeps its state (paused, last tick, last job).
+-- Inputs: ?1 name, ?2 spec, ?3 owner; for a new schedule: ?4 paused, ?5 last_tick, ?6 last_job
 INSERT INTO schedule (name, spec, owner, paused, last_tick, last_job) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, owner = excluded.owner;
 
 -- name: list_schedules
--- Every schedule, by name.
+-- List all schedules by name.
 -- Result: name, spec, owner, paused, last_tick, last_job
 SELECT name, spec, owner, paused, last_tick, last_job FROM schedule ORDER BY name;
 
 -- name: pause_schedule
--- Stop or resume a schedule.
+-- Pause or resume a schedule.
 -- Inputs: ?1 name, ?2 paused
 -- Result: the number of rows
 UPDATE schedule SET paused = ?2 WHERE name = ?1;
 
 -- name: delete_schedule
--- Forget a schedule.
+-- Delete a schedule.
 -- Inputs: ?1 name
 -- Result: the number of rows
 DELETE FROM schedule WHERE name = ?1;
 
 -- name: get_schedule
--- A schedule.
+-- Read the state of a schedule.
 -- Inputs: ?1 name
 -- Result: paused, last_tick, last_job, or no row
 SELECT paused, last_tick, last_job FROM schedule WHERE name = ?1;
 
 -- name: get_job_state
--- The state of a job.
+-- Return the state of a job.
 -- Inputs: ?1 id, ?2 now
 -- Result: state, started_at, or no row
 SELECT
@@ -51,6 +52,6 @@ SELECT
 FROM job AS j WHERE j.id = ?1;
 
 -- name: save_tick
--- Note that a tick was decided.
--- Inputs: ?1 name, ?2 tick, ?3 job id, NULL: the last one stays
+-- Store the last tick of a schedule.
+-- Inputs: ?1 name, ?2 tick, ?3 job id; NULL: the last job is unchanged
 UPDATE schedule SET last_tick = ?2, last_job = coalesce(?3, last_job) WHERE name = ?1;

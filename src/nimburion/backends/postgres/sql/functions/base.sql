@@ -1,23 +1,23 @@
--- Functions that all others use: time, lanes, the places where a job waits, notifications, packed arguments.
+-- Functions that the other functions use: time, lanes, waiting jobs, notifications, decoding of arguments.
 --
--- `{schema}.` stands for schema and prefix; each function ends in its format (`_1`), so that neighbouring versions can run
--- together. A call is one statement and one transaction at READ COMMITTED.
+-- `{schema}.` is replaced by the schema and the prefix. Each function name ends in the number of its format (`_1`), so
+-- that adjacent versions can run together. A call is one statement and one transaction at READ COMMITTED.
 --
--- Order of locks, for every function: the advisory lock of the session; the tables of limits and pauses; limits by name;
--- unique keys by name and key; then rows of jobs, those that another transaction holds being passed over.
+-- All functions take locks in this order: the advisory lock of the session; the tables of limits and pauses; limits by
+-- name; unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
 --
--- Advisory locks, by their second number (`hashtextextended(TEXT, NUMBER)`):
---   7041  the id of a session      its exchanges, its opening and closing, its rescue come one after the other
---   7042  'maintain_partitions_1'                 one transaction at a time makes and drops partitions
---   7043  the channel              one enqueue at a time notifies in its own transaction
---   7044  'count_new_finished_1'                counting what ended excludes deleting it
+-- Advisory locks, by the second argument of `hashtextextended(TEXT, NUMBER)`:
+--   7041  the id of a session           serialises its exchanges, opening, closing and rescue
+--   7042  'maintain_partitions_1'       one transaction at a time creates and drops partitions
+--   7043  the notification channel      one enqueue at a time notifies in its own transaction
+--   7044  'count_new_finished_1'        excludes counting finished jobs while they are deleted
 
 -- name: get_write_time
--- The backend's time in whole microseconds.
--- Inputs: the time of a test's clock, or NULL
--- Result: that, or the server's
--- Locks: none. Takes a transaction number first: whoever has none yet takes a later time, which is
---   what lets a claim pass by what lies before its low_water_mark
+-- Return the current time in whole microseconds, for a function that writes.
+-- Inputs: the time of a test's clock, or NULL for the server's clock
+-- Result: the time
+-- Locks: none. The function assigns a transaction number before it reads the clock. A transaction without a number will
+--   therefore read a later time. The low-water marks depend on this.
 CREATE OR REPLACE FUNCTION {schema}.get_write_time_1(p_now int8) RETURNS int8
 LANGUAGE sql AS $$
     SELECT CASE WHEN pg_current_xact_id() IS NOT NULL
@@ -25,20 +25,20 @@ LANGUAGE sql AS $$
 $$;
 
 -- name: get_read_time
--- The backend's time in whole microseconds, for who only reads.
--- Inputs: the time of a test's clock, or NULL
--- Result: that, or the server's
+-- Return the current time in whole microseconds, for a function that only reads.
+-- Inputs: the time of a test's clock, or NULL for the server's clock
+-- Result: the time
 CREATE OR REPLACE FUNCTION {schema}.get_read_time_1(p_now int8) RETURNS int8
 LANGUAGE sql STABLE AS $$
     SELECT coalesce(p_now, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8))
 $$;
 
 -- name: get_or_create_lanes
--- The numbers of lanes; those that are new are made.
--- Inputs: queues, names and ranks, side by side
--- Result: their numbers, in that order
--- Locks: a lane that another transaction is making, until that ends
--- Atomic: a lane is never changed or taken away, so to find one is enough
+-- Return the numbers of lanes. Lanes that do not exist are created.
+-- Inputs: arrays of the same length: queues, names and ranks
+-- Result: the numbers in the same order
+-- Locks: waits for another transaction that is creating one of the lanes
+-- Atomic: lanes are never changed or deleted, so an existing lane needs no lock
 CREATE OR REPLACE FUNCTION {schema}.get_or_create_lanes_1(p_queues text[], p_names text[], p_ranks int2[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -60,11 +60,11 @@ BEGIN
 END $$;
 
 -- name: get_or_create_late_lane
--- The lane where jobs of another lane stand that come back to an old place.
--- Inputs: the number of that lane
--- Result: the number of its late one, made when it is new
--- Locks: a lane that another transaction is making, until that ends
--- Atomic: a lane is never changed or taken away, so to find one is enough
+-- Return the late lane of a lane: it holds jobs that return with an earlier due time (see `lane` in the migration).
+-- Inputs: the number of the lane
+-- Result: the number of its late lane, which is created if it does not exist
+-- Locks: waits for another transaction that is creating it
+-- Atomic: lanes are never changed or deleted, so an existing lane needs no lock
 CREATE OR REPLACE FUNCTION {schema}.get_or_create_late_lane_1(p_lane int4) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -83,11 +83,11 @@ BEGIN
 END $$;
 
 -- name: create_lanes
--- Make lanes for a transaction that will enqueue in them.
--- Inputs: queues, names and ranks, side by side; whether their late ones too: for jobs that are to come
---   to an old place
--- Locks: a lane that another transaction is making, until that ends
--- Atomic: a lane is never changed or taken away
+-- Create lanes for a transaction that will enqueue jobs in them.
+-- Inputs: arrays of the same length: queues, names and ranks; whether to create their late lanes too, for jobs with a
+--   due time in the past
+-- Locks: waits for another transaction that is creating one of the lanes
+-- Atomic: lanes are never changed or deleted
 CREATE OR REPLACE FUNCTION {schema}.create_lanes_1(p_queues text[], p_names text[], p_ranks int2[], p_late bool)
 RETURNS void
 LANGUAGE plpgsql AS $$
@@ -100,9 +100,9 @@ BEGIN
 END $$;
 
 -- name: get_queues_of_lanes
--- The queues of lanes.
+-- Return the queues of lanes.
 -- Inputs: the numbers of lanes
--- Result: the names of their queues, each once
+-- Result: the names of their queues, without duplicates
 CREATE OR REPLACE FUNCTION {schema}.get_queues_of_lanes_1(p_lanes int4[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -110,8 +110,9 @@ BEGIN
 END $$;
 
 -- name: make_waiting
--- Let a job wait: in its line, or aside until it is due.
--- Inputs: the time; its seq, due time and lane; 0: no attempt ended, 1: one did, 2: one failed
+-- Add a job to `ready`, or to `scheduled` if it is not due.
+-- Inputs: the time; seq, due time and lane of the job; its attempt status (0: no attempt has ended, 1: an attempt has
+--   ended, 2: an attempt has failed)
 CREATE OR REPLACE FUNCTION {schema}.make_waiting_1(
     p_now int8, p_seq int8, p_due int8, p_lane int4, p_attempt_status int2
 ) RETURNS void
@@ -128,10 +129,10 @@ BEGIN
 END $$;
 
 -- name: remove_waiting
--- Take a waiting job out of its line, or from those that are not due.
--- Inputs: its lane, due time and seq
+-- Delete a waiting job from `scheduled` or `ready`.
+-- Inputs: lane, due time and seq of the job
 -- Result: whether it was there
--- Atomic: each delete is one step
+-- Atomic: each DELETE is one step
 CREATE OR REPLACE FUNCTION {schema}.remove_waiting_1(p_lane int4, p_due int8, p_seq int8) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -146,10 +147,11 @@ BEGIN
 END $$;
 
 -- name: notify_queues
--- Ring queues when the caller's own transaction commits, and not at all when it does not.
+-- Notify the workers of queues when the caller's transaction commits. A rollback sends nothing.
 -- Inputs: the channel; the queues
--- Locks: the one of all notifying commits of a database, at the commit
--- Atomic: the server sends it with the commit. A teller without a name rings everybody
+-- Locks: the server's lock on notifying commits of the database, taken at the commit
+-- Atomic: the server sends the notification with the commit. The message has no sender id, so every
+--   process handles it. The message `*` means all queues; it is sent when the names are longer than 7000 bytes.
 CREATE OR REPLACE FUNCTION {schema}.notify_queues_1(p_channel text, p_queues text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -161,7 +163,7 @@ BEGIN
 END $$;
 
 -- name: decode_hex_array
--- The elements of a JSON array of hexadecimal digits as bytes.
+-- Decode a JSON array of hexadecimal texts.
 -- Inputs: the array
 -- Result: the bytes, in order
 CREATE OR REPLACE FUNCTION {schema}.decode_hex_array_1(p_array json) RETURNS bytea[]
@@ -170,17 +172,17 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- name: decode_text_array
--- The elements of a JSON array as texts.
--- Inputs: the array, or the JSON word null
--- Result: the texts, in order; NULL for no array
+-- Decode a JSON array of texts.
+-- Inputs: the array, or JSON null
+-- Result: the texts, in order; NULL for JSON null
 CREATE OR REPLACE FUNCTION {schema}.decode_text_array_1(p_array json) RETURNS text[]
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN json_typeof(p_array) = 'array' THEN ARRAY(SELECT json_array_elements_text(p_array)) END
 $$;
 
 -- name: get_state_code
--- The state of a job.
--- Inputs: its place, failures and due time as `job_record` has them; the time
+-- Return the state of a job.
+-- Inputs: status, failures and due time of the job, as in `job_record`; the time
 -- Result: P pending, S scheduled, R retrying, L processing, C completed, F failed, X cancelled
 CREATE OR REPLACE FUNCTION {schema}.get_state_code_1(p_status text, p_failures int4, p_due int8, p_now int8) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$

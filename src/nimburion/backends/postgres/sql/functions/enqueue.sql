@@ -1,16 +1,17 @@
--- Enqueue: store jobs, idempotent by id, with unique keys decided inside.
+-- Enqueue: store jobs. The call is idempotent by job id, and it decides about unique keys.
 --
--- `enqueue_one` and `enqueue_plain` are fast paths that store nothing and answer false where they do not apply; then
--- `enqueue` is called. It stores all jobs at once, or, where an id or key is known, job by job (`enqueue_each`).
--- Atomic: one transaction. That no job of an id has ended is checked after the insert: the insert waits for a
--- transaction that is just ending such a job. Unique keys are locked, in their order, before they are read.
+-- `enqueue_one` and `enqueue_plain` are fast paths. If they do not apply, they store nothing and return false, and the
+-- caller calls `enqueue`. `enqueue` stores all jobs at once. If an id or a unique key exists, it stores them job by job
+-- (`enqueue_each`).
+-- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
+-- transaction that is ending such a job. Unique keys are locked in their order before they are read.
 
 -- name: enqueue_one
--- Store one new job that is due now and has no unique key: `enqueue_1` in fewer steps.
--- Inputs: the time or NULL; queue, name and rank; id, digest, payload, options (NULL: none); since when
+-- Store one new job that is due now and has no unique key. It does less work than `enqueue_1`.
+-- Inputs: the time or NULL; queue, name and rank; id, digest, payload, options (NULL: none); the earliest time at which
 --   a job of this id can have ended
--- Result: whether it was stored; false when its lane is new or its id may be known: nothing was done,
---   and `enqueue_1` is to be asked
+-- Result: whether the job was stored. False: its lane is new or its id may exist; nothing was stored, and the caller
+--   must call `enqueue_1`.
 -- Atomic: as `enqueue_1`
 CREATE OR REPLACE FUNCTION {schema}.enqueue_one_1(
     p_now int8, p_queue text, p_name text, p_rank int2, p_id bytea, p_digest bytea, p_payload bytea,
@@ -28,7 +29,7 @@ BEGIN
     IF at_lane IS NULL THEN
         RETURN false;
     END IF;
-    PERFORM pg_current_xact_id();  -- before the clock is read, as in `get_write_time_1`
+    PERFORM pg_current_xact_id();  -- before reading the clock, as in `get_write_time_1`
     IF now IS NULL THEN
         now := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
     END IF;
@@ -40,7 +41,7 @@ BEGIN
         RETURN false;
     END IF;
     INSERT INTO {schema}.ready (due, seq, lane, attempt_status) VALUES (now, new_seq, at_lane, 0);
-    -- The upper bound leaves out the days that are made ahead: to begin to look at one costs 2 µs.
+    -- The upper bound excludes the partitions of future days: a look-up in each costs 2 µs.
     IF EXISTS (
         SELECT FROM {schema}.finished_job d
         WHERE d.id = p_id AND d.finished >= p_since AND d.finished < now + 86400000000
@@ -52,13 +53,17 @@ BEGIN
 END $$;
 
 -- name: enqueue_plain
--- Store new jobs that are due now and have no options, under ids of our own making: `enqueue_1` for most.
--- Inputs: the time or NULL; the lanes (queues, names, ranks); which of these each job stands in (NULL: all
---   in the first); end to end, the ids of 17 bytes and the digests of 16; the least and the greatest id; the
---   payloads end to end, and where each ends, from 0; since when a job of one of these ids can have ended
--- Result: whether they were stored; false when an id may be known: nothing was done, and `enqueue_1` is to
---   be asked
--- Atomic: as `enqueue_1`. One call to the server can be several of this, in one transaction
+-- Store new jobs that are due now, have no options, and have ids that nimburion generated.
+-- Inputs:
+--   p_now                        the time or NULL
+--   p_queues, p_names, p_ranks   the lanes
+--   p_lanes                      the index of the lane of each job; NULL: all are in the first lane
+--   p_ids, p_digests             the concatenated ids (17 bytes each) and digests (16 bytes each)
+--   p_least, p_greatest          the least and the greatest id
+--   p_payloads, p_ends           the concatenated payloads, and the offset at which each one ends, after a first 0
+--   p_since                      the earliest time at which a job of one of these ids can have ended
+-- Result: whether the jobs were stored. False: an id may exist; nothing was stored, and the caller must call `enqueue_1`.
+-- Atomic: as `enqueue_1`. A client may call it several times in one transaction.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_plain_1(
     p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea,
     p_digests bytea, p_least bytea, p_greatest bytea, p_payloads bytea, p_ends int4[], p_since int8
@@ -80,7 +85,7 @@ BEGIN
         RETURNING seq, lane
     )
     INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT now, seq, lane, 0 FROM j;
-    -- Ids that were made one after another lie together: as a rule there is nothing between them.
+    -- Ids that were generated together are adjacent: normally no other id is between them.
     IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id BETWEEN p_least AND p_greatest AND d.finished >= p_since)
         AND EXISTS (
             SELECT FROM {schema}.finished_job d
@@ -96,16 +101,27 @@ EXCEPTION WHEN unique_violation THEN
 END $$;
 
 -- name: enqueue
--- Store new jobs: all of them hopefully at once, else job by job.
--- Inputs: the time or NULL; the lanes (queues, names, ranks); then by job: which of these lanes,
---   id, digest, payload, options (NULL: none has any), due time (NULL: none has one), delay in
---   microseconds (NULL: none has any), unique key, for how long it is held, whether its holder will
---   do (these three NULL: none has a key); and since when a job of one of these ids can have ended
--- Result: a code for each job (created, exists, x: conflict, taken, refused), NULL when all were
---   created; and the ids that hold the keys
--- Locks: unique keys in the order of name and key, then what it inserts
--- Atomic: one transaction; that no job of an id has ended is looked at after it was inserted: the
---   insert waits for whoever is just ending one
+-- Store new jobs: all at once if possible, else job by job.
+-- Inputs:
+--   p_now                        the time or NULL
+--   p_queues, p_names, p_ranks   the lanes
+--   p_lanes                      for each job the index of its lane
+--   p_ids, p_digests, p_payloads for each job its id, digest and payload
+--   p_options                    for each job its options (JSON); NULL: no job has options
+--   p_ats                        for each job its due time; NULL: no job has one
+--   p_afters                     for each job its delay in microseconds; NULL: no job has one
+--   p_keys, p_spans              for each job its unique key, and for how many microseconds it holds the key (NULL: until
+--                                it is finished); both NULL: no job has a key
+--   p_accept_existing            for each job whether the present holder of its key is accepted in its place; NULL: no
+--                                job has a key
+--   p_since                      the earliest time at which a job of one of these ids can have ended
+-- Result:
+--   codes                        one letter for each job: c created, e exists, x conflict, t key is taken, r refused
+--                                because of another job; NULL: all were created
+--   holders                      the ids of the jobs that hold the keys
+-- Locks: unique keys in the order of name and key, then the rows that it inserts
+-- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
+--   transaction that is ending such a job.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_1(
     p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[],
     p_digests bytea[], p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[],
@@ -149,12 +165,12 @@ BEGIN
 END $$;
 
 -- name: enqueue_each
--- Store new jobs one by one: where ids may be known, or keys may be held.
--- Inputs: as `enqueue_1`, but for the time, which is given, and the lanes, which are found
--- Result: a code for each job, and the ids that hold the keys
--- Locks: unique keys in the order of name and key, then what it inserts
--- Atomic: one transaction; the keys are locked before they are looked at. Who meets a job that
---   another transaction has just ended fails as a serialization failure, and is to repeat the call
+-- Store new jobs one by one. Used when an id may exist or a unique key may be held.
+-- Inputs: as for `enqueue_1`, with the time as a value and the numbers of the lanes
+-- Result: a code for each job, and the ids of the jobs that hold the keys
+-- Locks: unique keys in the order of name and key, then the rows that it inserts
+-- Atomic: one transaction. The keys are locked before they are read. If another transaction has just ended a job of one
+--   of the ids, the call fails with a serialization failure, and the caller must repeat it.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_each_1(
     p_now int8, p_names text[], p_lane_ids int4[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
@@ -219,10 +235,10 @@ BEGIN
 END $$;
 
 -- name: lock_unique_keys
--- Lock the unique keys that jobs of an enqueue call ask for; those that nobody holds are set to seq 0.
--- Inputs: the time; the names of the lanes; by job: its lane, id and key
--- Locks: the keys, in the order of name and key, until the transaction ends
--- Atomic: one statement; an insert that meets an older row locks that one
+-- Lock the unique keys of jobs that are being enqueued. A key without a holder gets a row with seq 0.
+-- Inputs: the time; the names of the lanes; for each job its lane, id and key
+-- Locks: the keys in the order of name and key, until the transaction ends
+-- Atomic: one statement. An insert that finds an existing row locks that row.
 CREATE OR REPLACE FUNCTION {schema}.lock_unique_keys_1(
     p_now int8, p_names text[], p_lanes int4[], p_ids bytea[], p_keys text[]
 ) RETURNS void
@@ -240,10 +256,10 @@ BEGIN
 END $$;
 
 -- name: find_digest
--- The digest of the job that is kept under an id.
--- Inputs: the id; since when such a job can have ended; whether only those that ended are meant
--- Result: the digest, NULL when there is none
--- Atomic: a job ends in one step; who needs to be sure looks again after inserting
+-- Return the digest of the job with an id.
+-- Inputs: the id; the earliest time at which such a job can have ended; whether only finished jobs are searched
+-- Result: the digest; NULL: there is no such job
+-- Atomic: a job ends in one step. A caller that needs certainty calls it again after its insert.
 CREATE OR REPLACE FUNCTION {schema}.find_digest_1(p_id bytea, p_since int8, p_ended bool DEFAULT false) RETURNS bytea
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -263,8 +279,8 @@ BEGIN
 END $$;
 
 -- name: insert_job
--- Store one new job in its place.
--- Inputs: the time, its lane, id, digest, payload, options, due time and unique key
+-- Store one new job.
+-- Inputs: the time; lane, id, digest, payload, options, due time and unique key of the job
 -- Result: its seq
 CREATE OR REPLACE FUNCTION {schema}.insert_job_1(
     p_now int8, p_lane int4, p_id bytea, p_digest bytea, p_payload bytea, p_options text, p_due int8,
@@ -286,10 +302,10 @@ BEGIN
 END $$;
 
 -- name: undo_insert
--- Take back jobs that this transaction has stored.
+-- Delete jobs that the current transaction has stored.
 -- Inputs: their seqs
--- Locks: nothing that others see
--- Atomic: of the transaction that stored them
+-- Locks: only rows that no other transaction can see
+-- Atomic: part of the transaction that stored the jobs
 CREATE OR REPLACE FUNCTION {schema}.undo_insert_1(p_seqs int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -302,15 +318,21 @@ BEGIN
 END $$;
 
 -- name: enqueue_in_caller
--- Store new jobs inside a caller's own transaction, whatever driver it is on: texts, bytes and numbers.
--- Inputs: the time or NULL; the identity of the backend that is meant; the channel of its rings; as a
---   JSON array, the arguments of `enqueue_1` behind the time, ids and digests as hexadecimal digits and
---   in the place of the payloads where each begins (from 1) and how long it is; the payloads end to end
--- Result: as `enqueue_1`, the holders as a JSON array; the code ! alone: this is another backend; ? alone:
---   a lane is new, nothing was done: to be made by `create_lanes_1` in a transaction of its own, or others
---   who enqueue in it would wait for the end of this one. Not where this one could not see it then
+-- Store new jobs in a caller's transaction. The arguments are only texts, bytes and numbers, so any driver can pass them.
+-- Inputs:
+--   p_now         the time or NULL
+--   p_identity    the identity of the backend that the caller means
+--   p_channel     the notification channel
+--   p_fields      a JSON array of the arguments of `enqueue_1` after the time. Ids and digests are hexadecimal. The
+--                 payloads are replaced by [position from 1, length] pairs.
+--   p_payloads    the concatenated payloads
+-- Result: as `enqueue_1`, with the holders as a JSON array. Two codes stand alone:
+--   !             the database belongs to another backend
+--   ?             a lane is new, and nothing was stored. The caller must create it with `create_lanes_1` in a separate
+--                 transaction. Otherwise other enqueues in this lane would wait for the caller's transaction to end. Not
+--                 returned above READ COMMITTED, because the caller's snapshot would not see the new lane.
 -- Locks: as `enqueue_1`, until the caller's transaction ends
--- Atomic: of the caller's transaction; a refused call has written nothing
+-- Atomic: part of the caller's transaction. A refused call has written nothing.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_in_caller_1(
     p_now int8, p_identity text, p_channel text, p_fields text, p_payloads bytea,
     OUT codes text, OUT holders text

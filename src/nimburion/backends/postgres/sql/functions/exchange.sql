@@ -1,31 +1,67 @@
--- Exchange: settle, promote what is due, reserve what may run. The heart of a worker.
+-- Exchange: settle jobs, promote due jobs, reserve jobs. Workers call it for every batch.
 --
--- Atomic: one transaction; numbered, so that a repeated call gets the same answer. Its commit is asynchronous: a server
--- that crashes may forget an exchange; jobs are then repeated, and none is lost.
--- Locks: the advisory lock of the session; `concurrency_limit` and `paused_queue` in ROW SHARE; limits by name; unique keys; then rows of `ready`
--- with SKIP LOCKED. Candidates are counted without locks first (`plan_claims`): locked ones would be hidden from other workers.
--- Low-water marks (`p_low_water_marks`): each lane is read from a due time before which it is known to be empty (decision 0004).
--- What is rare (attempt state, history, progress) is read by functions of its own, so that it is no part of the hot plans.
+-- Atomic: one transaction. Exchanges are numbered, so that a repeated call gets the same reply. The commit is
+-- asynchronous: a server that crashes may lose an exchange. Jobs are then repeated, but none is lost.
+-- Locks: the advisory lock of the session; `concurrency_limit` and `paused_queue` in ROW SHARE; limits by name; unique
+-- keys; then rows of `ready` with SKIP LOCKED. Candidates are counted without locks first (`plan_claims`), because other
+-- workers skip locked candidates.
+-- Low-water marks (`p_low_water_marks`): a lane is read from a due time before which it is known to be empty (decision
+-- 0004). Functions receive and return lists as arrays of the same length, one element for each lane or job.
+-- Rarely needed data (attempt state, history, progress) is read by separate functions, to keep it out of the hot plans.
 
 -- name: exchange
--- Settle what is done and reserve what may run: the heart.
--- Inputs: the time or NULL; the session's id; the number; the settlements: codes (NULL: all are
---   completed, each another job), then as `settle_each_1`; how many are wanted; the nonce; the ageing span; what is
---   asked for, side by side: queues, names, levels, caps; the most bytes of deliveries; lanes and, side
---   by side, due times before which nothing stands in them, and the same of what is scheduled
--- Result: a row for each job handed out, whose kind is its place; then one of kind 0 that says all else,
---   or one of kind -1: the session is not alive; or of kind -2: another number is due, the last is
---   seq. Of kind 0: seq is the time, due the next due time, id the nonce, options the codes;
---   once `since`, the first transaction that ran when the lines were read, is `created` at least, all
---   are over that took a time more than `fence` before that of this one; the lanes that jobs handed out
---   can be of (numbers, queues, names, ranks); queues to notify; which of those asked for still hold
---   jobs; and the first due time of each open lane. It fails with NB001 when completions without
---   codes are not all of leases that are held. A repeat applies nothing, but gives back what does not fit
---   the most bytes any more. The sum is looked at where a payload ever lay apart from its row, or where
---   4 KB for each job wanted would not fit (in its row a payload takes 2 KB at most, unless it shrinks a lot)
--- Locks: the session's own number; limits by name; unique keys; then places
--- Atomic: one transaction. Its commit is not waited for: a server that crashes may forget it, and
---   then jobs are repeated, and none is lost
+-- Settle finished jobs, promote due jobs, and lease jobs to a session.
+--
+-- Inputs:
+--   p_now                       the time of a test's clock, or NULL for the server's clock
+--   p_session                   the id of the session
+--   p_number                    the number of the exchange: one more than the last, or the last one again
+--   p_kinds                     one letter for each settlement, as for `settle_each_1`; NULL: all are completions of
+--                               different jobs
+--   p_seqs, p_ids, p_fences, p_nonces
+--                               the leases that are settled
+--   p_bodies, p_delays, p_texts, p_fractions
+--                               the data of the settlements, as for `settle_each_1`
+--   p_total                     the maximum number of jobs to lease
+--   p_nonce                     the nonce of the new leases
+--   p_ageing                    microseconds of waiting that raise a job by one level; 0: no ageing
+--   p_queues, p_names           the lanes from which jobs are requested
+--   p_levels                    the priority level of the queue of each of these lanes
+--   p_caps                      the maximum number of jobs of that queue; NULL: no maximum
+--   p_max_bytes                 the maximum number of bytes of all deliveries
+--   p_low_water_lanes, p_low_water_marks
+--                               lanes, and for each the due time before which it is known to be empty
+--   p_scheduled_low_water_mark  the same for `scheduled`
+--
+-- Result: one row for each leased job, then one status row.
+--   Columns of a leased job:
+--     kind                      its position in the order of the reply, from 1. Jobs of the same lane share a position
+--                               and are ordered by due time and seq.
+--     seq, due, created, lane, fence, failures, lost, id, options, payload
+--                               the job and its lease
+--   Columns of the status row:
+--     kind                      0: the exchange was applied or repeated; -1: the session is not alive; -2: another number
+--                               is expected. For -2, `seq` is the last number. For -1 and -2 all other columns are NULL.
+--     seq                       the time of the exchange
+--     due                       the earliest due time in `scheduled`; NULL: nothing is scheduled
+--     id                        the nonce of the leases in this reply
+--     options                   one letter for each settlement: d done, a already settled by this token, s stale
+--     created                   the transaction number after this transaction
+--     since                     the oldest transaction that was running when the lanes were read. When it is at least
+--                               the `created` of an earlier reply, all transactions before that one have ended.
+--     fence                     microseconds between the first reading of the clock and the time of the exchange. A
+--                               transaction with a smaller number may have read the clock up to that much earlier.
+--     lanes, queues, names, ranks
+--                               the lanes of the leased jobs
+--     to_notify                 the queues to notify
+--     waiting                   which of the requested lanes still have jobs (indexes, from 1)
+--     head_lanes, head_dues     the open lanes, and the earliest due time in each (NULL: empty)
+-- It fails with NB001 if `p_kinds` is NULL and the session does not hold all the leases.
+-- A repeated call applies nothing. It releases the jobs that no longer fit in `p_max_bytes`.
+-- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
+-- 4 KB is more than `p_max_bytes`. A payload inside its row has 2 KB at most, unless it compresses well.
+-- Locks: the advisory lock of the session; limits by name; unique keys; then the rows of jobs
+-- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
     p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
     p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
@@ -65,11 +101,11 @@ DECLARE
 BEGIN
     IF set_config('synchronous_commit', 'off', true) IS NULL
         OR pg_advisory_xact_lock(hashtextextended(p_session, 7041)) IS NULL
-    THEN  -- never: an IF costs less than a statement
+    THEN  -- never true: an IF costs less than a statement
         RETURN;
     END IF;
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before we have a number
+    early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before this transaction has a number
     now := {schema}.get_write_time_1(p_now);
     SELECT s.number, t.number AS last_number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS since,
         EXISTS (SELECT FROM {schema}.concurrency_limit) AS limited, EXISTS (SELECT FROM {schema}.paused_queue) AS pausing, (
@@ -97,7 +133,7 @@ BEGIN
     bounded := me.large OR p_total * 4096::int8 > p_max_bytes;
     IF me.limited THEN
         seqs := p_seqs;
-        IF NOT is_new THEN  -- some of them may go back to the line
+        IF NOT is_new THEN  -- some of them may return to `ready`
             seqs := ARRAY(SELECT l.seq FROM {schema}.lease l WHERE l.session = me.number AND l.exchange_number = p_number);
         END IF;
         locked := {schema}.lock_affected_limits_1(now, me.number, seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
@@ -139,7 +175,7 @@ BEGIN
             END LOOP;
         END IF;
     END IF;
-    IF place IS NOT NULL THEN  -- one lane: what is done below, in fewer steps
+    IF place IS NOT NULL THEN  -- one lane: the same as below, in fewer steps
         low_water_mark := p_low_water_marks[array_position(p_low_water_lanes, lane.id)];
         IF lane.is_late OR low_water_mark > now OR low_water_mark IS NULL THEN
             low_water_mark := -9223372036854775808;
@@ -239,7 +275,7 @@ BEGIN
 END $$;
 
 -- name: exchange_pooled
--- `exchange_1` on a connection that is lent to us for a transaction, and so is not set up for it.
+-- Run `exchange_1` on a pooled connection, which does not have the planner settings of the exchange connection.
 CREATE OR REPLACE FUNCTION {schema}.exchange_pooled_1(
     p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
     p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
@@ -259,9 +295,9 @@ BEGIN
 END $$;
 
 -- name: make_status_reply
--- An answer of one word.
--- Inputs: its kind and its number
--- Result: a row of that kind
+-- Make the status row of an exchange that was refused.
+-- Inputs: its kind; the last number
+-- Result: the row
 CREATE OR REPLACE FUNCTION {schema}.make_status_reply_1(p_kind int4, p_number int8) RETURNS {schema}.exchange_reply
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CAST(ROW(p_kind, p_number, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
@@ -269,10 +305,10 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- name: promote_due
--- Move jobs that became due into their lines, earliest first.
--- Inputs: the time; at most so many; a due time before which nothing is scheduled, as far as known
--- Result: how many, their lanes, and the earliest due time that is left
--- Locks: the rows it moves; those that another holds are passed over
+-- Move scheduled jobs that are due to `ready`, earliest first.
+-- Inputs: the time; the maximum number of jobs; a due time before which nothing is known to be scheduled
+-- Result: the number of jobs, their lanes, and the earliest due time that remains in `scheduled`
+-- Locks: the rows that it moves; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.promote_due_1(
     p_now int8, p_limit int4, p_low_water_mark int8, OUT moved int4, OUT lanes int4[], OUT next_due int8
 ) LANGUAGE plpgsql
@@ -300,14 +336,23 @@ BEGIN
 END $$;
 
 -- name: find_open_lanes
--- The lanes that may be handed out from.
--- Inputs: the time; queues, names and levels of what is asked for, side by side; the names whose
---   limits are locked, NULL without any; lanes before whose due times, side by side, nothing stands,
---   as far as known: there is no such time in late ones, nor when the clock was set back
--- Result: arrays side by side, a place for each lane: its number, that of the lane it is the late one
---   of, which of those asked for it belongs to, rank, level, low_water_mark, room under the limit of its name
---   (NULL: none), queue and name
--- Atomic: the caller holds the tables of limits and pauses
+-- Find the lanes from which jobs may be leased: not paused, and with room under the limit of their name.
+-- Inputs:
+--   p_now                         the time
+--   p_queues, p_names, p_levels   the requested lanes
+--   p_locked                      the names whose limits are locked; NULL: there are no limits
+--   p_low_water_lanes, p_low_water_marks
+--                                 lanes and their low-water marks. They are ignored for late lanes, and if the clock was
+--                                 set back.
+-- Result: arrays with one element for each open lane:
+--   ids                           its number
+--   main_lanes                    for a late lane the number of its main lane, else its own number
+--   request_indexes               the index of the requested lane that it belongs to
+--   ranks, levels                 its rank; the level of its queue
+--   low_water_marks               the due time from which to read it
+--   available                     the places left under the limit of its name; NULL: no limit
+--   queues, names                 its queue and name
+-- Atomic: the caller has locked the tables of limits and pauses
 CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
     p_now int8, p_queues text[], p_names text[], p_levels int8[], p_locked text[],
     p_low_water_lanes int4[], p_low_water_marks int8[],
@@ -338,9 +383,9 @@ BEGIN
 END $$;
 
 -- name: read_lane_heads
--- The first due time of each lane.
--- Inputs: lanes and, side by side, due times before which nothing stands in them
--- Result: due times in that order; NULL where nothing stands
+-- Return the earliest due time of each lane.
+-- Inputs: lanes; for each a due time before which it is known to be empty
+-- Result: the due times in the same order; NULL for an empty lane
 CREATE OR REPLACE FUNCTION {schema}.read_lane_heads_1(p_ids int4[], p_low_water_marks int8[]) RETURNS int8[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -356,13 +401,17 @@ BEGIN
 END $$;
 
 -- name: plan_claims
--- How many jobs to take from each lane, so that together they are the first of the merge.
--- Inputs: how many at most; the time; the ageing span in microseconds, 0 for none; the lanes as
---   `find_open_lanes_1` answers them; by what is asked for: its queue, the cap of that, its name, and room
---   under the limit of that (NULL: none)
--- Result: a number for each lane
--- Locks: none; reads snapshots. Who locks candidates of all lanes hides them from others
--- Atomic: a look; the caller takes so many, passing over what others hold
+-- Compute how many jobs to take from each lane, so that together they are the first ones in the order of the merge.
+-- Inputs:
+--   p_total                       the maximum number of jobs
+--   p_now                         the time
+--   p_ageing                      the ageing span in microseconds; 0: no ageing
+--   p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_available
+--                                 the open lanes, as `find_open_lanes_1` returns them
+--   p_queues, p_names, p_caps     the requested lanes; the cap of each queue (NULL: no cap)
+-- Result: a number for each open lane
+-- Locks: none; it reads snapshots. Locked candidates would be hidden from other workers.
+-- Atomic: a read. The caller then takes that many jobs and skips the ones that another transaction has locked.
 CREATE OR REPLACE FUNCTION {schema}.plan_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[]
@@ -403,12 +452,12 @@ BEGIN
 END $$;
 
 -- name: merge_lanes
--- The merge of the first jobs of several lanes, in the order in which they are to be handed out.
--- A job is ranked by the worst key from the front of its line up to itself (decision 0001).
--- Inputs: the time; the ageing span, 0 for none; the lanes as `find_open_lanes_1` answers them; how many
---   of each to read
--- Result: place in the merge, which of the lanes it is in, whether it is the last that was read of a
---   lane that may go on; first first
+-- Merge the first jobs of several lanes in the order of delivery.
+-- A job is ranked by the worst key between the front of its lane and the job itself (decision 0001).
+-- Inputs: the time; the ageing span (0: no ageing); the open lanes as `find_open_lanes_1` returns them; how many jobs of
+--   each to read
+-- Result: one row for each job, in order: its position; the index of its lane; whether it is the last job that was read
+--   from a lane that may have more
 CREATE OR REPLACE FUNCTION {schema}.merge_lanes_1(
     p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
     p_low_water_marks int8[], p_chunks int4[]
@@ -436,9 +485,11 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: merge_lanes_limited
--- As the merge, where caps of queues or limits of names let only so many pass.
--- Inputs: as `plan_claims_1`; and how many of each lane to read
--- Result: how many to take from each lane; those of which more must be read to know, NULL for none
+-- Do the same as `merge_lanes_1` when caps of queues or limits of names apply.
+-- Inputs: as for `plan_claims_1`, and how many jobs of each lane to read
+-- Result:
+--   counts                        how many jobs to take from each lane
+--   incomplete                    the indexes of lanes from which more jobs must be read; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.merge_lanes_limited_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_chunks int4[], p_queues text[],
@@ -484,11 +535,11 @@ BEGIN
 END $$;
 
 -- name: claim_jobs
--- Lease the first jobs of lanes to a session, and hand them out.
--- Inputs: the time; the session, its exchange and its nonce; the ageing span; the lanes as
---   `find_open_lanes_1` answers them; how many of each
--- Result: a row for each job; its kind is its place in the merge
--- Locks: the rows it takes out of the lines; those that another holds are passed over
+-- Lease the first jobs of lanes to a session, and return them.
+-- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes as `find_open_lanes_1` returns
+--   them; how many jobs to take from each
+-- Result: one row for each job; `kind` is its position in the merge
+-- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_counts int4[]
@@ -534,12 +585,11 @@ BEGIN
 END $$;
 
 -- name: claim_large_jobs
--- As `claim_jobs_1`, where payloads may be large: hand out no more than so many bytes.
--- Inputs: the time; the session, its exchange and its nonce; the ageing span; the lanes as
---   `find_open_lanes_1` answers them; how many of each; the most bytes of deliveries
--- Result: a row for each job; its kind is its place in the merge. What is behind the first so many bytes
---   goes back to its place in line, but for the first job
--- Locks: the rows it takes out of the lines; those that another holds are passed over
+-- Do the same as `claim_jobs_1` when payloads may be large: return no more than a number of bytes.
+-- Inputs: as for `claim_jobs_1`; the maximum number of bytes of all deliveries
+-- Result: one row for each job; `kind` is its position in the merge. Jobs beyond the maximum return to their places in
+--   `ready`, but the first job is always delivered.
+-- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_large_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_counts int4[],
@@ -591,10 +641,10 @@ BEGIN
 END $$;
 
 -- name: get_attempt_state
--- What became so far of a job that is not new.
--- Inputs: its seq
+-- Read the attempt state of a job that is not new.
+-- Inputs: seq
 -- Result: its row of `attempt_state`
--- Atomic: one look. A function, so that who hands out new jobs has no part of it in his plan
+-- Atomic: one read. It is a function so that the plan for new jobs does not contain it.
 CREATE OR REPLACE FUNCTION {schema}.get_attempt_state_1(p_seq int8) RETURNS {schema}.attempt_state
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -605,11 +655,11 @@ BEGIN
 END $$;
 
 -- name: find_waiting_lanes
--- Which of what was asked for still holds jobs that may be handed out.
--- Inputs: of lanes, side by side, which of those asked for they belong to, and their first due times;
---   whether there are limits; the names asked for
--- Result: places among those asked for, rising; NULL for none
--- Atomic: one look; the caller holds the limits
+-- Find the requested lanes that still have jobs that may be leased.
+-- Inputs: for each open lane, the index of its requested lane and its earliest due time; whether there are limits; the
+--   names of the requested lanes
+-- Result: indexes of requested lanes in ascending order; NULL: none
+-- Atomic: one read; the caller has locked the limits
 CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_request_indexes int4[], p_head_dues int8[], p_limited bool, p_names text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -626,9 +676,9 @@ BEGIN
 END $$;
 
 -- name: repeat_exchange
--- Hand out again what an exchange handed out.
--- Inputs: the session, its exchange
--- Result: a row for each job; its kind is its place
+-- Return the jobs that an exchange leased.
+-- Inputs: the session; the number of the exchange
+-- Result: one row for each job; `kind` is its position
 CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
     SELECT l.reply_position, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
@@ -639,11 +689,11 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: release_excess
--- Give back what an exchange handed out and a repeat of it has no room for.
--- Inputs: the time; the session, its exchange; the most bytes of deliveries
--- Result: the lanes of the jobs that wait again; NULL for none
--- Locks: limits of these jobs, one statement for all; then places
--- Atomic: of the caller's transaction. No loss is counted; a job that was asked to be cancelled ends
+-- Release the jobs of an exchange that do not fit in the reply of its repetition.
+-- Inputs: the time; the session; the number of the exchange; the maximum number of bytes of all deliveries
+-- Result: the lanes of the released jobs; NULL: none
+-- Locks: the limits of these jobs, in one statement; then rows of jobs
+-- Atomic: part of the caller's transaction. No loss is counted. A job that is to be cancelled ends.
 CREATE OR REPLACE FUNCTION {schema}.release_excess_1(p_now int8, p_session int4, p_number int8, p_max_bytes int8) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -670,9 +720,9 @@ BEGIN
 END $$;
 
 -- name: get_lanes_of_exchange
--- The lanes of the jobs that an exchange handed out.
--- Inputs: the session, its exchange
--- Result: arrays side by side: their numbers, ranks, queues and names
+-- Return the lanes of the jobs that an exchange leased.
+-- Inputs: the session; the number of the exchange
+-- Result: arrays of numbers, ranks, queues and names
 CREATE OR REPLACE FUNCTION {schema}.get_lanes_of_exchange_1(
     p_session int4, p_number int8, OUT main_lanes int4[], OUT ranks int2[], OUT queues text[],
     OUT names text[]
@@ -686,10 +736,10 @@ BEGIN
 END $$;
 
 -- name: get_delivery_size
--- How many bytes a job counts when it is handed out (`ReserveRequest.max_bytes`; 256: DELIVERY_OVERHEAD).
--- Inputs: its payload and its options
--- Result: the bytes
--- Atomic: reads nothing, also not what lies apart from the row
+-- Return the number of bytes that a job counts in a reply (`ReserveRequest.max_bytes`; 256 is DELIVERY_OVERHEAD).
+-- Inputs: payload and options of the job
+-- Result: the number of bytes
+-- Atomic: reads nothing, not even payloads that are stored outside their rows
 CREATE OR REPLACE FUNCTION {schema}.get_delivery_size_1(p_payload bytea, p_options text) RETURNS int8
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CAST(256 + octet_length(p_payload) + coalesce(octet_length(p_options), 0) AS int8)

@@ -1,16 +1,16 @@
--- Concurrency limits: lock them, give places back, count places taken.
+-- Concurrency limits: lock them, release places, take places.
 --
--- Limits are locked in the order of their names and held until the transaction ends. Whoever reads or changes them holds
--- `concurrency_limit` in ROW SHARE, so that `open_session`, which takes EXCLUSIVE, adds no limit meanwhile.
+-- Limits are locked in the order of their names until the transaction ends. A transaction that reads or changes them
+-- holds `concurrency_limit` in ROW SHARE. `open_session` takes EXCLUSIVE, so it adds no limit in the meantime.
 
 -- name: lock_affected_limits
--- Lock the limits that an exchange may change, where there are any.
--- Inputs: the time; the session; seqs that it settles; queues and names that are asked for; low_water_marks by
---   lane
--- Result: the names that are locked: of jobs that it settles, of lanes asked for that hold jobs, and of
---   jobs that are to be promoted. An idle fleet must not queue up at a limit
--- Locks: limits, in the order of their names. The caller holds the table, so that no new one is made
--- Atomic: held until the transaction ends; who reads a limit then reads its latest state
+-- Lock the limits that an exchange may change.
+-- Inputs: the time; the session; the seqs that it settles; queues and names of the requested lanes; lanes and their
+--   low-water marks
+-- Result: the names whose limits are locked: those of the settled jobs, of requested lanes that have jobs, and of jobs
+--   that are to be promoted. Other names are left out, so that idle workers do not wait for each other at a limit.
+-- Locks: limits in the order of their names. The caller has locked the table, so no limit is added.
+-- Atomic: held until the transaction ends. A later statement then reads the latest state of the limits.
 CREATE OR REPLACE FUNCTION {schema}.lock_affected_limits_1(
     p_now int8, p_session int4, p_seqs int8[], p_queues text[], p_names text[], p_low_water_lanes int4[],
     p_low_water_marks int8[]
@@ -38,9 +38,9 @@ BEGIN
 END $$;
 
 -- name: lock_all_limits
--- Lock all limits before leases end, and keep new ones from being made meanwhile.
+-- Lock all limits before leases end, and prevent new ones in the meantime.
 -- Result: whether there is any limit
--- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; limits, in the order of their names
+-- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; limits in the order of their names
 -- Atomic: held until the transaction ends
 CREATE OR REPLACE FUNCTION {schema}.lock_all_limits_1() RETURNS bool
 LANGUAGE plpgsql AS $$
@@ -51,11 +51,11 @@ BEGIN
 END $$;
 
 -- name: release_limits
--- Give places under limits back.
--- Inputs: the lanes of leases that ended, one entry a lease
--- Result: the lanes whose names have a limit
+-- Release places under limits.
+-- Inputs: the lanes of leases that ended, one element for each lease
+-- Result: those of the lanes whose names have a limit
 -- Locks: limits, in the order of their names
--- Atomic: one update a limit, by the number of places
+-- Atomic: one UPDATE of each limit by the number of places
 CREATE OR REPLACE FUNCTION {schema}.release_limits_1(p_lanes int4[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -73,10 +73,10 @@ BEGIN
 END $$;
 
 -- name: take_limits
--- Count what an exchange handed out against the limits.
--- Inputs: the session, its exchange
--- Locks: limits, which the exchange holds already
--- Atomic: one update a limit, by the number of places
+-- Count the jobs that an exchange leased against the limits.
+-- Inputs: the session; the number of the exchange
+-- Locks: limits that the exchange has locked already
+-- Atomic: one UPDATE of each limit by the number of places
 CREATE OR REPLACE FUNCTION {schema}.take_limits_1(p_session int4, p_number int8) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

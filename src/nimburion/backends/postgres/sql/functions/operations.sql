@@ -1,14 +1,14 @@
 -- Operations: cancel, pause, replay, delete.
 --
--- Atomic: one transaction each. The row that is deleted decides who acts: two calls never cancel, replay or delete the
--- same job.
+-- Atomic: one transaction each. The transaction that deletes the row of a job acts on that job, so two calls never
+-- cancel, replay or delete the same job.
 
 -- name: cancel_job
--- Cancel a waiting job, or ask the worker of one that runs.
+-- Cancel a waiting job, or request that the worker of a running job cancels it.
 -- Inputs: the time or NULL; the id
--- Result: cancelled, requested, finished or missing; and the queue to notify, NULL for none
--- Locks: the job's place; its unique key
--- Atomic: each try is one step; a job slips through only by moving, so that the loop ends
+-- Result: cancelled, requested, finished or missing; the queue to notify (NULL: none)
+-- Locks: the row of the job in `ready` or `scheduled`; its unique key
+-- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
 CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, OUT answer text, OUT to_notify text)
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
@@ -51,11 +51,11 @@ BEGIN
 END $$;
 
 -- name: pause_queue
--- Hand out nothing more of a queue, or do so again.
--- Inputs: the queue; whether it is to be paused
--- Locks: the table `paused_queue` in EXCLUSIVE: exchanges hold it in ROW SHARE while they read it, so that
---   none hands out anything of the queue any more when this returns
--- Atomic: one statement behind the lock
+-- Pause or resume a queue.
+-- Inputs: the queue; whether to pause it
+-- Locks: the table `paused_queue` in EXCLUSIVE. Exchanges hold it in ROW SHARE while they read it. So after this function
+--   returns, no exchange leases a job of the queue.
+-- Atomic: one statement after the lock
 CREATE OR REPLACE FUNCTION {schema}.pause_queue_1(p_queue text, p_paused bool) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -69,11 +69,11 @@ END $$;
 
 -- name: replay_jobs
 -- Make failed jobs pending again.
--- Inputs: the time or NULL; the filter and its bounds as `find_jobs_1`
--- Result: a row for each that was looked at: seq, id, whether it is pending now, and its queue; newest
---   first. One more without an id when more are left
--- Locks: the dead letters, those that another holds are passed over; their unique keys
--- Atomic: one transaction; who deletes the row of a dead letter is the one who replays it
+-- Inputs: the time or NULL; the filter as for `find_jobs_1`
+-- Result: one row for each job, newest first: seq, id, whether the job is pending now, queue. A last row without an id
+--   says that more jobs match.
+-- Locks: rows of `dead_letter`, where rows that another transaction has locked are skipped; the unique keys of these jobs
+-- Atomic: one transaction. The transaction that deletes the row in `dead_letter` replays the job.
 CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(
     p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
     p_limit int4
@@ -115,10 +115,9 @@ BEGIN
 END $$;
 
 -- name: take_unique_key
--- Let a job hold its unique key, unless another does.
--- Inputs: the time; name, key, seq and id of the job; for how many seconds it is held (NULL: until
---   the job ends)
--- Result: whether it holds it now
+-- Assign a unique key to a job, unless another job holds it.
+-- Inputs: the time; name, key, seq and id of the job; for how many seconds it holds the key (NULL: until it is finished)
+-- Result: whether the job holds the key now
 CREATE OR REPLACE FUNCTION {schema}.take_unique_key_1(
     p_now int8, p_name text, p_key text, p_seq int8, p_id bytea, p_span float8
 ) RETURNS bool
@@ -134,11 +133,12 @@ BEGIN
 END $$;
 
 -- name: delete_jobs
--- Forget finished jobs for good.
--- Inputs: the time or NULL; the filter as `find_jobs_1`; at most so many
--- Result: their ids
--- Locks: the turn of `count_new_finished_1` and the horizon, shared: what is being forgotten is not deleted too; the rows it deletes
--- Atomic: one transaction; a job whose end was deleted or replayed meanwhile is passed over
+-- Delete finished jobs.
+-- Inputs: the time or NULL; the filter as for `find_jobs_1`; the maximum number of jobs
+-- Result: the ids of the deleted jobs
+-- Locks: advisory lock 7044 and the row of the horizon, both shared, so that `prune_jobs_1` does not remove the same
+--   jobs; the rows that it deletes
+-- Atomic: one transaction. A job that another transaction deleted or replayed in the meantime is skipped.
 CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(
     p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_limit int4
 ) RETURNS SETOF bytea

@@ -1,11 +1,11 @@
 -- Queries: read jobs, counts, queues and sessions. They take no lock and write nothing.
 --
--- History has no index in the order of seq (BRIN only), so `find_jobs` goes down the seqs in growing steps.
+-- `finished_job` has no index in the order of seq (only BRIN), so `find_jobs` reads ranges of seqs that grow in size.
 
 -- name: get_jobs
--- Whole records.
--- Inputs: the time; the ids; whether payloads are wanted
--- Result: a row each, newest first, as `read_records.py` reads it
+-- Read the complete records of jobs.
+-- Inputs: the time; the ids; whether payloads are included
+-- Result: one row for each job, newest first; `postgres/queries.py` decodes it
 CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
     seq int8, code text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
     lost int4, due int8, created int8, started int8, finished int8, reason text, cancel_requested bool,
@@ -28,12 +28,15 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: find_jobs
--- The jobs that a filter means, newest first.
--- Inputs: the time; codes of the states (P S R L C F X; NULL: any); queue, name, reason and ids
---   (NULL: any); seqs lie before this one; at most so many
--- Result: their seqs, codes and ids
--- Atomic: of the caller's transaction. It walks down the seqs in growing steps: history has no index
---   that is in their order
+-- Find the jobs that match a filter, newest first.
+-- Inputs:
+--   p_now                             the time
+--   p_states                          codes of the states (P S R L C F X); NULL: any
+--   p_queue, p_name, p_reason, p_ids  queue, name, reason and ids; for each, NULL: any
+--   p_after                           only jobs with a smaller seq
+--   p_limit                           the maximum number of jobs
+-- Result: seqs, state codes and ids
+-- Atomic: part of the caller's transaction
 CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
     p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
     p_limit int4
@@ -92,18 +95,18 @@ BEGIN
 END $$;
 
 -- name: get_newest_seq
--- The number of the newest job.
--- Result: a seq; 0 before the first. Jobs of transactions that are not over may have it
--- Atomic: reads one number. Runs with the rights of who made the tables, as it is that of a sequence
+-- Return the seq of the newest job.
+-- Result: a seq; 0: there is no job. The job may belong to a transaction that has not committed.
+-- Atomic: reads one number. It runs with the rights of the owner of the tables, because it reads a sequence.
 CREATE OR REPLACE FUNCTION {schema}.get_newest_seq_1() RETURNS int8
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$
     SELECT coalesce(pg_sequence_last_value(CAST(pg_get_serial_sequence('{schema}.job', 'seq') AS regclass)), 0)
 $$;
 
 -- name: count_by_state
--- How many jobs are kept in each state.
--- Inputs: the time; the queue (NULL: any)
--- Result: rows of a code as `get_state_code_1` and a number, several for one code
+-- Count the jobs in each state.
+-- Inputs: the time; the queue (NULL: all queues)
+-- Result: state codes as from `get_state_code_1`, each with a number; a code may occur in several rows
 CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text) RETURNS TABLE (code text, number int8)
 LANGUAGE sql STABLE AS $$
     WITH lanes AS (SELECT a.id FROM {schema}.lane a WHERE p_queue IS NULL OR a.queue = p_queue)
@@ -123,10 +126,15 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: list_queues
--- Every lane that holds an unfinished job, and every queue that is paused.
+-- List every lane that has an unfinished job, and every paused queue.
 -- Inputs: the time
--- Result: rows: queue, name (NULL: it is paused), due and not processing, waiting for their time,
---   processing, how long the longest due has been (NULL: none is), whether it is paused
+-- Result:
+--   queue, name     the lane; a NULL name says that the queue is paused
+--   size            the number of jobs that are due and wait
+--   scheduled       the number of jobs that are not due
+--   processing      the number of leased jobs
+--   age             microseconds since the earliest due time; NULL: no job is due
+--   paused          whether this row says that the queue is paused
 CREATE OR REPLACE FUNCTION {schema}.list_queues_2(p_now int8) RETURNS TABLE (
     queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool
 )
@@ -149,10 +157,14 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: list_sessions
--- Every session that is not dead, oldest first.
--- Inputs: the time that sessions live by
--- Result: rows: id, what it says of itself, when it was opened, in how many microseconds it expires,
---   whether it left, how many leases it holds
+-- List every session that has not ended, oldest first.
+-- Inputs: the time by which sessions expire
+-- Result:
+--   id, description     the id, and the description as JSON
+--   opened              when it was opened
+--   life                microseconds until it expires
+--   gone                whether it was closed while handlers still ran
+--   running             the number of its leases
 CREATE OR REPLACE FUNCTION {schema}.list_sessions_1(p_monotonic int8) RETURNS TABLE (
     id text, description text, opened int8, life int8, gone bool, running int8
 )

@@ -1,15 +1,16 @@
--- Retention: forget what is old, count what has ended, make and drop day partitions.
+-- Retention: remove old jobs, count finished jobs, create and drop daily partitions.
 --
--- History is not deleted row by row: a horizon moves past it, readers look beyond the horizon only, and whole days behind
--- it are dropped. `maintain_partitions` and `create_partition` run with the rights of the owner of the tables (SECURITY DEFINER), so that workers
--- need no right to create anything. They wait 200 ms at most for a lock, and try again the next time.
+-- Finished jobs are not deleted row by row. The row in `horizon` moves forward, queries ignore jobs before it, and a
+-- partition is dropped when its whole day is before it. `maintain_partitions` and `create_partition` run with the rights
+-- of the owner of the tables (SECURITY DEFINER), so workers need no right to create tables. They wait at most 200 ms for
+-- a lock; the next call tries again.
 
 -- name: prune_jobs
--- Forget what is old enough.
--- Inputs: the time or NULL; how long completed jobs, failed jobs and results are kept, in
---   microseconds, and how many completed ones (each NULL: for ever, all); at most so many
--- Result: how many records and results were forgotten
--- Locks: the rows it deletes; the two rows of `horizon`
+-- Remove jobs and results whose retention is over.
+-- Inputs: the time or NULL; the retention of completed jobs, of failed jobs and of results, in microseconds (NULL: no
+--   end); the maximum number of completed and cancelled jobs to keep (NULL: all); the maximum number to remove
+-- Result: the number of removed jobs and results
+-- Locks: the rows that it deletes; the two rows of `horizon`
 CREATE OR REPLACE FUNCTION {schema}.prune_jobs_1(
     p_now int8, p_completed int8, p_failed int8, p_results int8, p_most int8, p_limit int4
 ) RETURNS int4
@@ -23,7 +24,7 @@ BEGIN
     DELETE FROM {schema}.exchange_log t WHERE NOT EXISTS (SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained);
     DELETE FROM {schema}.unique_key u WHERE u.valid_until <= now;
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
-    UPDATE {schema}.horizon r SET finished = c.finished, seq = c.seq FROM {schema}.horizon c  -- results go with it
+    UPDATE {schema}.horizon r SET finished = c.finished, seq = c.seq FROM {schema}.horizon c  -- results of removed jobs are removed
     WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished, c.seq) > (r.finished, r.seq);
     FOR one IN
         SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished < now - p_failed
@@ -49,13 +50,13 @@ BEGIN
 END $$;
 
 -- name: advance_retention
--- Forget what ended before a moment, oldest first, by moving a horizon; whole days that lie behind it
--- are dropped later.
--- Inputs: `completed` or `result`; the moment (NULL: nothing); at most so many
--- Result: how many
+-- Remove the jobs or results that ended before a time, oldest first, by moving a horizon. Partitions whose whole day is
+-- before the horizon are dropped later.
+-- Inputs: `completed` or `result`; the time (NULL: remove nothing); the maximum number
+-- Result: the number of removed jobs or results
 -- Locks: the row of the horizon
--- Atomic: one transaction; readers look beyond the horizon only. It goes forward in growing steps, as
---   history has no index that is in this order
+-- Atomic: one transaction; queries ignore everything before the horizon. It reads ranges that grow in size, because no
+--   index has this order.
 CREATE OR REPLACE FUNCTION {schema}.advance_retention_1(p_what text, p_before int8, p_limit int4) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -89,9 +90,9 @@ BEGIN
 END $$;
 
 -- name: find_finished
--- What ended first behind a place.
--- Inputs: `completed` or `result`; the place; the moment before which it ended; at most so many
--- Result: how many, and the place of the last of them
+-- Find the jobs or results that ended first after a position.
+-- Inputs: `completed` or `result`; the position (time and seq); the time before which they ended; the maximum number
+-- Result: their number, and the position of the last one
 CREATE OR REPLACE FUNCTION {schema}.find_finished_1(
     p_what text, p_finished int8, p_seq int8, p_before int8, p_most int4
 ) RETURNS TABLE (number int4, finished int8, seq int8)
@@ -119,10 +120,10 @@ BEGIN
 END $$;
 
 -- name: prune_excess
--- Forget the completed and cancelled jobs that ended first, where more are kept than may be.
--- Inputs: how many may be kept; at most so many are forgotten
--- Result: how many were
--- Locks: the turn of `count_new_finished_1`, shared; the rows it deletes
+-- Remove the oldest completed and cancelled jobs if there are more than the number to keep.
+-- Inputs: the number to keep; the maximum number to remove
+-- Result: the number of removed jobs
+-- Locks: advisory lock 7044, shared; the rows that it deletes
 CREATE OR REPLACE FUNCTION {schema}.prune_excess_1(p_most int8, p_limit int4) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -150,13 +151,13 @@ BEGIN
 END $$;
 
 -- name: count_new_finished
--- Count once what ended since the last time, so that `count_by_state_1` need not count all that is kept.
--- Inputs: the time; fewer than so many are left to the next time
--- Result: how many were counted; looks each half a minute, whoever calls how often
--- Locks: a turn of its own, which deletions of history share; who does not get it does nothing
--- Atomic: of the caller's transaction. What ended before a moment is counted when every transaction
---   that began up to a minute after it is over: then nothing can come to it any more. So a clock that is set
---   back by less does no harm
+-- Count the jobs that finished since the last count, so that `count_by_state_1` does not count all jobs.
+-- Inputs: the time; the minimum number of jobs. Fewer jobs are left to the next count.
+-- Result: the number of counted jobs. Calls within half a minute after a count return 0.
+-- Locks: advisory lock 7044, which deletions of finished jobs share. If it is not free, nothing is done.
+-- Atomic: part of the caller's transaction. Jobs that ended before a time are counted after every transaction has ended
+--   that began up to one minute after that time. No job can then be added to them. A clock that is set back by less than
+--   a minute therefore causes no error.
 CREATE OR REPLACE FUNCTION {schema}.count_new_finished_1(p_now int8, p_least int4) RETURNS int8
 LANGUAGE plpgsql SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
@@ -194,10 +195,10 @@ BEGIN
 END $$;
 
 -- name: uncount_finished
--- Take a deleted record of history out of what was counted.
--- Inputs: when it ended, its lane and state
--- Locks: the row of the count. The caller shares the turn of `count_new_finished_1` since before it deleted, so
---   that no record is counted while it is deleted
+-- Subtract a deleted job from the count of finished jobs.
+-- Inputs: when the job ended; its lane and state
+-- Locks: the row of the count. The caller took advisory lock 7044, shared, before it deleted the job, so that the job is
+--   not counted while it is deleted.
 CREATE OR REPLACE FUNCTION {schema}.uncount_finished_1(p_finished int8, p_lane int4, p_state int2) RETURNS void
 LANGUAGE sql AS $$
     UPDATE {schema}.finished_count SET number = number - 1
@@ -205,11 +206,11 @@ LANGUAGE sql AS $$
 $$;
 
 -- name: count_finished
--- How many completed and cancelled jobs are kept.
--- Inputs: the lanes, NULL for all
--- Result: rows of state and number, several for one state
--- Atomic: one statement. What `count_new_finished_1` counted is not counted again, but for that part of the horizon
---   lies in
+-- Count the completed and cancelled jobs.
+-- Inputs: the lanes; NULL: all lanes
+-- Result: states, each with a number; a state may occur in several rows
+-- Atomic: one statement. Jobs that `count_new_finished_1` has counted are not counted again, except in the period that
+--   contains the horizon.
 CREATE OR REPLACE FUNCTION {schema}.count_finished_1(p_lanes int4[]) RETURNS TABLE (state int2, number int8)
 LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
     WITH h AS (SELECT finished, seq FROM {schema}.horizon WHERE what = 'completed'),
@@ -234,14 +235,14 @@ LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
 $$;
 
 -- name: maintain_partitions
--- Make the partitions of today and the next days, and drop those of days that are forgotten.
--- Inputs: none; the server's own clock says which day it is
--- Result: how many were made and dropped
--- Locks: a turn of its own, for who does not get it does nothing; to make one, the partition of all
---   other days, which is empty as a rule; to drop one, the whole table, in ACCESS EXCLUSIVE. Each is
---   waited for 200 ms at most, and attempt_status again the next time
--- Atomic: each partition is made or dropped whole. Runs with the rights of who made the tables, so
---   that a role that may make none is enough for workers
+-- Create the partitions of today and the next three days, and drop those before the horizon.
+-- Inputs: none; the server's clock determines the day
+-- Result: the number of created and dropped partitions
+-- Locks: advisory lock 7042; if it is not free, nothing is done. To create a partition, the default partition, which is
+--   normally empty. To drop one, the whole table in ACCESS EXCLUSIVE. It waits at most 200 ms for each lock; the next
+--   call tries again.
+-- Atomic: each partition is created or dropped completely. It runs with the rights of the owner of the tables, so workers
+--   need no right to create tables.
 CREATE OR REPLACE FUNCTION {schema}.maintain_partitions_1() RETURNS int4
 LANGUAGE plpgsql SECURITY DEFINER SET search_path TO pg_catalog, pg_temp
 SET lock_timeout TO '200ms' AS $$
@@ -279,12 +280,12 @@ BEGIN
 END $$;
 
 -- name: create_partition
--- Make the partition of a day, unless it is there.
+-- Create the partition of a day if it does not exist.
 -- Inputs: the partitioned table; the day
--- Result: 1 when it was made, else 0
--- Locks: the partition of all other days; 200 ms at most, as the caller has it
--- Atomic: made whole and then attached. Where rows of that day lie among the others already, they
---   stay there
+-- Result: 1: created; 0: it exists or could not be created
+-- Locks: the default partition; it waits for the `lock_timeout` of the caller (200 ms)
+-- Atomic: the partition is created completely, then attached. If the default partition contains rows of that day already,
+--   they stay there and no partition is created.
 CREATE OR REPLACE FUNCTION {schema}.create_partition_1(p_table regclass, p_day date) RETURNS int4
 LANGUAGE plpgsql SET search_path TO pg_catalog, pg_temp AS $$
 DECLARE

@@ -1,8 +1,9 @@
--- Schedules, and the decision of a tick: a compare-and-swap of the last tick under the row lock of the schedule.
+-- Schedules: store them, and decide their ticks. A tick is a compare-and-swap of the last tick under the row lock of the
+-- schedule.
 
 -- name: put_schedule
--- Add a schedule, or replace what it says; what happened to a kept one stays.
--- Inputs: name, spec, owner; of a new one: whether it is paused, last tick, last job
+-- Add or replace a schedule. An existing schedule keeps its state (paused, last tick, last job).
+-- Inputs: name, spec, owner; for a new schedule: paused, last tick, last job
 CREATE OR REPLACE FUNCTION {schema}.put_schedule_1(
     p_name text, p_spec bytea, p_owner text, p_paused bool, p_last_tick float8, p_last_job bytea
 ) RETURNS void
@@ -14,10 +15,10 @@ BEGIN
 END $$;
 
 -- name: fire_schedule
--- Decide one tick of a schedule: move its last tick by compare and swap, and store its job.
--- Inputs: the time or NULL; the name; the last tick that is expected (NULL: none), the tick; the overlap
---   rule; then the job, as `enqueue_1` takes a single one
--- Result: fired, skipped, moved, paused or missing; and the id of the job that stands for the tick
+-- Decide one tick of a schedule: compare and swap its last tick, and store its job.
+-- Inputs: the time or NULL; the name; the last tick that the caller expects (NULL: none); the tick; the overlap rule;
+--   then one job with the arguments of `enqueue_1`
+-- Result: fired, skipped, moved, paused or missing; the id of the job of this tick
 -- Locks: the schedule; then as `cancel_job_1` and `enqueue_1`
 CREATE OR REPLACE FUNCTION {schema}.fire_schedule_1(
     p_now int8, p_name text, p_expected float8, p_tick float8, p_overlap text, p_queues text[],
@@ -48,10 +49,10 @@ BEGIN
 END $$;
 
 -- name: allows_next_job
--- Whether the previous job of a schedule lets the next one in.
--- Inputs: the time or NULL; the id of that job (NULL: there is none); the overlap rule
--- Result: whether
--- Locks: where the rule says so, as `cancel_job_1`
+-- Decide whether the previous job of a schedule allows the next one.
+-- Inputs: the time or NULL; the id of the previous job (NULL: none); the overlap rule
+-- Result: whether the next job is allowed
+-- Locks: as `cancel_job_1` if the rule is `cancel_previous`
 CREATE OR REPLACE FUNCTION {schema}.allows_next_job_1(p_now int8, p_id bytea, p_overlap text) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE

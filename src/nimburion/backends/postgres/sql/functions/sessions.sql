@@ -1,16 +1,15 @@
 -- Sessions: open, heartbeat, close, and the rescue of jobs whose session expired.
 --
 -- Locks: the advisory lock of each session, in the order of their numbers; all limits by name; unique keys; then leases.
--- That a session is expired is tested by the update that ends it, so a heartbeat comes before or after.
+-- The UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it.
 
 -- name: open_session
--- Begin a session, and say what limits its names have from now on.
--- Inputs: the time or NULL, the time that sessions live by or NULL; the id; how long it lives after
---   each heartbeat, in microseconds; what it says of itself, as JSON; its names and, side by side, their
---   limits (NULL: none)
--- Result: whether it lives; false when this id is over
--- Locks: the session's own number; the table `concurrency_limit`, in EXCLUSIVE when a limit is new: exchanges hold
---   it in ROW SHARE, so that no lease is made between the count and the limit; then limits by name
+-- Open a session, and set the concurrency limits of its names. If the session exists, renew it.
+-- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the description
+--   as JSON; the names, and for each its limit (NULL: no limit)
+-- Result: whether the session is alive; false: a session with this id has ended
+-- Locks: the advisory lock of the session; if a limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
+--   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_description text, p_names text[], p_limits int4[]
 ) RETURNS bool
@@ -51,13 +50,15 @@ BEGIN
 END $$;
 
 -- name: heartbeat
--- Say that a session lives.
--- Inputs: the time that sessions live by or NULL; the id
--- Result: a row, none when it is not alive: the leases to cancel (seqs, ids, fences, nonces), the
---   queues that are paused, and the limits of its names (names, bounds, held)
--- Locks: its own row
--- Atomic: one update tests that it lives and moves its expiry. Its commit is not waited for: what a
---   server forgets that crashes, the next heartbeat says again
+-- Renew a session.
+-- Inputs: the time by which sessions expire, or NULL; the id
+-- Result: no row if the session is not alive, else one row:
+--   seqs, ids, fences, nonces   the leases of jobs to cancel
+--   paused                      the paused queues
+--   names, maxima, in_use       the concurrency limits of its names
+-- Locks: the row of the session
+-- Atomic: one UPDATE tests that the session is alive and moves its expiry. The commit is asynchronous: if the server
+--   crashes and loses it, the next heartbeat renews the session.
 CREATE OR REPLACE FUNCTION {schema}.heartbeat_1(
     p_monotonic int8, p_id text, OUT seqs int8[], OUT ids bytea[], OUT fences int4[], OUT nonces bytea[],
     OUT paused text[], OUT names text[], OUT maxima int4[], OUT in_use int4[]
@@ -84,11 +85,11 @@ BEGIN
 END $$;
 
 -- name: release_leases
--- Give back leases of a session that goes on. Nothing is counted.
--- Inputs: the time or NULL; the id; seqs, fences and nonces of leases, side by side; a nonce whose
---   leases are given back too, or NULL
+-- Release leases of a session that stays open. No failure and no loss is counted.
+-- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of leases; a nonce whose leases are released
+--   too (NULL: none)
 -- Result: the queues to notify
--- Locks: the session's own number; all limits, by name; unique keys; then places
+-- Locks: the advisory lock of the session; all limits by name; unique keys; then rows of jobs
 -- Atomic: one transaction; each lease is deleted by its whole token
 CREATE OR REPLACE FUNCTION {schema}.release_leases_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_nonce bytea
@@ -125,10 +126,10 @@ BEGIN
 END $$;
 
 -- name: close_session
--- End a session: give back its leases, but for those that still run.
--- Inputs: the time or NULL; the id; seqs, fences and nonces of the leases that run, side by side
+-- End a session: release its leases, except those of handlers that still run.
+-- Inputs: the time or NULL; the id of the session; seqs, fences and nonces of the leases that still run
 -- Result: the queues to notify
--- Locks: the session's own number; all limits, by name; unique keys; then places
+-- Locks: the advisory lock of the session; all limits by name; unique keys; then rows of jobs
 CREATE OR REPLACE FUNCTION {schema}.close_session_1(
     p_now int8, p_id text, p_seqs int8[], p_fences int4[], p_nonces bytea[]
 ) RETURNS text[]
@@ -166,14 +167,14 @@ BEGIN
 END $$;
 
 -- name: rescue_jobs
--- Take back jobs of sessions that expired.
--- Inputs: the time or NULL, the time that sessions live by or NULL; at most so many jobs; at how many
---   losses a job fails; the history entry of a loss, before and behind the number of the attempt
--- Result: a row for each job: its id, and r: waits again, f: failed, c: cancelled; then one without an
---   id whose code is m when there is more, with the queues to notify
--- Locks: the numbers of the sessions, in the order in which they were opened; all limits, by name;
---   unique keys; then places, those that another holds are passed over
--- Atomic: that a session expired is tested by the update that ends it, so a heartbeat comes before or after
+-- End expired sessions, and release or fail their jobs.
+-- Inputs: the time or NULL; the time by which sessions expire, or NULL; the maximum number of jobs; the number of losses
+--   at which a job fails; the history entry of a loss, as the texts before and after the number of the attempt
+-- Result: one row for each job: its id, and a code: r waits again, f failed, c cancelled. Then one row without an id: the
+--   code m says that more jobs are left; `to_notify` are the queues to notify.
+-- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits by name; unique keys; then
+--   rows of jobs, where rows that another transaction has locked are skipped
+-- Atomic: the UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it
 CREATE OR REPLACE FUNCTION {schema}.rescue_jobs_1(
     p_now int8, p_monotonic int8, p_limit int4, p_max_lost int4, p_before text, p_after text
 ) RETURNS TABLE (id bytea, code text, to_notify text[])
@@ -198,7 +199,7 @@ BEGIN
     END LOOP;
     PERFORM {schema}.lock_all_limits_1();
     FOR one IN
-        -- A suspect (2: SUSPECT_AFTER) that was held beside other jobs had not begun.
+        -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not begun.
         SELECT l.session, l.seq, s.left_at, l.lost >= 2 AND EXISTS (
             SELECT FROM {schema}.lease o WHERE o.session = l.session AND o.seq <> l.seq) AS not_begun
         FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
@@ -233,10 +234,9 @@ BEGIN
 END $$;
 
 -- name: end_lease
--- Take a job back that its worker did not settle, as it was before.
--- Inputs: the time; its lease, that is gone; losses to count, with the history entry of the loss
---   (NULL: none)
--- Result: what is known of it, as a row of `attempt_state`
+-- Make the attempt state of a job whose lease ended without a settlement.
+-- Inputs: the time; the deleted lease; the history entry of a loss (NULL: no loss is counted)
+-- Result: the state, as a row of `attempt_state`
 CREATE OR REPLACE FUNCTION {schema}.end_lease_1(p_now int8, p_lease {schema}.lease, p_loss bytea) RETURNS {schema}.attempt_state
 LANGUAGE plpgsql AS $$
 DECLARE

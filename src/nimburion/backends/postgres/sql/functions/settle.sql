@@ -1,20 +1,21 @@
--- Settle: what became of attempts.
+-- Settle: store the outcomes of attempts.
 --
 -- Atomic: part of the caller's transaction. A lease is deleted by session, seq, fence and nonce, so a token settles once.
--- Locks: the job's own rows and its unique key. `complete_all` completes many jobs at once and fails as a whole (NB001) where
--- one lease is not held under its token; the caller then repeats the exchange with `settle_each`.
+-- Locks: the rows of the job and its unique key.
+-- `complete_all` completes many jobs at once. It fails as a whole (NB001) if the session does not hold one of the leases
+-- under its token. The caller then repeats the exchange with `settle_each`.
 
 -- name: complete_all
--- Complete many jobs at once, where all of their tokens hold.
--- Inputs: the time; the session; seqs, rising, and fences and nonces of the leases; results (NULL: none)
--- Result: the lanes whose leases ended; and of those with a unique key, side by side, seqs, lanes and
---   keys, for the caller to free
--- Locks: the jobs' own rows
--- Atomic: leases are deleted by session and seq, then the tokens they had are compared with those
---   that were named; if one differs the call fails with NB001, and the caller comes again, one
---   by one. Leases and bodies are joined by a hash whatever the planner believes of their numbers: on
---   tables that were empty when they were last vacuumed a loop errs by the square. What is called
---   here is planned under these settings too
+-- Complete many jobs at once, if the session holds all of them under the given tokens.
+-- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one)
+-- Result:
+--   ended                     the lanes of the leases that ended
+--   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
+-- Locks: the rows of the jobs
+-- Atomic: leases are deleted by session and seq. Their tokens are then compared with the given tokens. If one differs,
+--   the call fails with NB001, and the caller settles one by one.
+-- A hash join of leases and jobs is forced, because the planner may expect one row: on tables that were empty at their
+--   last vacuum, a nested loop takes quadratic time. The functions that are called here use the same settings.
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
     p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[],
     OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[]
@@ -68,9 +69,12 @@ END $$;
 
 -- name: settle_each
 -- Apply settlements one after the other.
--- Inputs: as `settle_one_1`, each an array but for the codes, which are one text (NULL: all completed)
--- Result: a code for each: done, already, stale; the lanes whose leases ended; the lanes to notify
--- Locks: the jobs' own rows; their unique keys, one after the other
+-- Inputs: as for `settle_one_1`, as arrays. The kinds are one text with one letter for each (NULL: all completed).
+-- Result:
+--   codes       one letter for each settlement: d done, a already settled, s stale
+--   ended       the lanes of the leases that ended
+--   to_notify   the lanes to notify
+-- Locks: the rows of the jobs; their unique keys, one after the other
 CREATE OR REPLACE FUNCTION {schema}.settle_each_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[],
@@ -96,12 +100,21 @@ BEGIN
 END $$;
 
 -- name: settle_one
--- Apply one settlement, if its whole token holds.
--- Inputs: the time; the session; the code of what happened (completed, retried, failed, given back:
---   l, snoozed: s, x: cancelled, progressed); seq, id, fence and nonce of the lease; then, each NULL
---   where there is none: delay in microseconds, reason or message, result or error, fraction
--- Result: done, already or stale; the lane whose lease ended; the lane to notify, NULL for none
--- Atomic: of the caller's transaction; the lease is deleted by its whole token, so it settles once
+-- Apply one settlement, if its whole token matches.
+-- Inputs:
+--   p_now                           the time
+--   p_session                       the number of the session
+--   p_kind                          c completed, r retried, f failed, l released, x cancelled, p progressed
+--   p_seq, p_id, p_fence, p_nonce   the lease
+--   p_delay                         microseconds until the job is due again; NULL: its due time is unchanged
+--   p_text                          the reason, or the message of the progress
+--   p_body                          the result, or the error (JSON)
+--   p_fraction                      the fraction of the progress
+-- Result:
+--   code                            d done, a already settled, s stale
+--   ended                           the lane of the lease that ended; NULL: none
+--   to_notify                       the lane to notify; NULL: none
+-- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so it settles once.
 CREATE OR REPLACE FUNCTION {schema}.settle_one_1(
     p_now int8, p_session int4, p_kind text, p_seq int8, p_id bytea, p_fence int4, p_nonce bytea,
     p_delay int8, p_text text, p_body bytea, p_fraction float8,
@@ -150,10 +163,10 @@ BEGIN
 END $$;
 
 -- name: classify_unmatched
--- What to say of a settlement whose lease is not held.
--- Inputs: seq, id, fence and nonce of that lease
--- Result: already: this token settled the job last; else stale
--- Atomic: one look each at the places where that token can be
+-- Classify a settlement whose lease the session does not hold.
+-- Inputs: seq, id, fence and nonce of the lease
+-- Result: a: this token settled the job last; s: stale
+-- Atomic: one read of each table that can hold the token
 CREATE OR REPLACE FUNCTION {schema}.classify_unmatched_1(p_seq int8, p_id bytea, p_fence int4, p_nonce bytea) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -171,10 +184,9 @@ BEGIN
 END $$;
 
 -- name: finish_job
--- End a job that nobody holds any more as completed or cancelled. Its payload goes.
--- Inputs: the time; what was known of it as a row of `attempt_state`; 1 completed, 3 cancelled; the reason;
---   the result, NULL for none
--- Result: the lane of a job that gave a unique key back, else NULL
+-- End a job without a lease as completed or cancelled. Its payload is deleted.
+-- Inputs: the time; its attempt state; 1 completed or 3 cancelled; the reason; the result (NULL: none)
+-- Result: the lane of the job if its unique key was released, else NULL
 CREATE OR REPLACE FUNCTION {schema}.finish_job_1(
     p_now int8, p_attempts {schema}.attempt_state, p_state int2, p_reason text, p_result bytea
 ) RETURNS int4
@@ -198,9 +210,9 @@ BEGIN
 END $$;
 
 -- name: mark_dead
--- End a job that nobody holds any more as failed: a dead letter, kept whole.
--- Inputs: the time; what was known of it as a row of `attempt_state`; the reason
--- Result: the lane of a job that gave a unique key back, else NULL
+-- End a job without a lease as failed. It becomes a dead letter and keeps its payload.
+-- Inputs: the time; its attempt state; the reason
+-- Result: the lane of the job if its unique key was released, else NULL
 CREATE OR REPLACE FUNCTION {schema}.mark_dead_1(p_now int8, p_attempts {schema}.attempt_state, p_reason text) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -213,9 +225,9 @@ BEGIN
 END $$;
 
 -- name: requeue
--- Let a job wait again that nobody holds any more; or end it, where a cancel was asked for.
--- Inputs: the time; its lease, that is gone; what is known of it as a row of `attempt_state`
--- Result: whether it waits, and the lane to notify, NULL for none
+-- Make a job wait again after its lease was deleted. If a cancel was requested, end the job as cancelled.
+-- Inputs: the time; the deleted lease; its attempt state
+-- Result: whether the job waits; the lane to notify (NULL: none)
 CREATE OR REPLACE FUNCTION {schema}.requeue_1(
     p_now int8, p_lease {schema}.lease, p_attempts {schema}.attempt_state, OUT waits bool, OUT to_notify int4
 ) LANGUAGE plpgsql AS $$
@@ -227,14 +239,14 @@ BEGIN
             CAST(CASE WHEN p_attempts.failures > 0 THEN 2 ELSE 1 END AS int2));
         to_notify := CASE WHEN p_attempts.due <= p_now THEN p_lease.lane END;
     ELSE
-        p_attempts.due := p_lease.due;  -- it never waited for another time
+        p_attempts.due := p_lease.due;  -- a requested delay does not apply
         to_notify := {schema}.finish_job_1(p_now, p_attempts, 3::int2, NULL, NULL);
     END IF;
 END $$;
 
 -- name: add_error
--- Add to the history of a job.
--- Inputs: its seq, the time, the error as JSON
+-- Add an error to the history of a job.
+-- Inputs: seq; the time; the error (JSON)
 CREATE OR REPLACE FUNCTION {schema}.add_error_1(p_seq int8, p_now int8, p_body bytea) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -243,8 +255,8 @@ BEGIN
 END $$;
 
 -- name: save_attempt_state
--- Keep what became of a job so far.
--- Inputs: the row
+-- Insert or update the attempt state of a job.
+-- Inputs: the row of `attempt_state`
 CREATE OR REPLACE FUNCTION {schema}.save_attempt_state_1(p_attempts {schema}.attempt_state) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -257,11 +269,10 @@ BEGIN
 END $$;
 
 -- name: get_job_extras
--- What was noted of a job besides its body.
--- Inputs: its seq; 1: it has a history, 2: it has progress
--- Result: both; NULL where it has none
--- Atomic: of the caller's transaction. A function, so that who moves jobs without notes has no part of
---   it in his plan
+-- Read the history and the progress of a job.
+-- Inputs: seq; flags: 1: the job has a history, 2: it has progress
+-- Result: both; NULL for what it does not have
+-- Atomic: part of the caller's transaction. It is a function so that the plans for jobs without extras do not contain it.
 CREATE OR REPLACE FUNCTION {schema}.get_job_extras_1(p_seq int8, p_extra_flags int2) RETURNS {schema}.job_extras
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -278,8 +289,8 @@ BEGIN
 END $$;
 
 -- name: drop_attempt_state
--- Drop what was kept of jobs beside their bodies.
--- Inputs: their seqs; 1: some have a history, 2: some have progress
+-- Delete attempt states, histories and progress of jobs.
+-- Inputs: seqs; flags: 1: some jobs have a history, 2: some have progress
 CREATE OR REPLACE FUNCTION {schema}.drop_attempt_state_1(p_seqs int8[], p_extra_flags int2) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -293,9 +304,9 @@ BEGIN
 END $$;
 
 -- name: free_unique_key
--- Give back the unique key of a job that ended, unless it is held for a stated time.
--- Inputs: its seq, lane and key (NULL: it has none)
--- Result: its lane when a key is free now, else NULL
+-- Release the unique key of a job that ended. A key with a fixed validity is kept.
+-- Inputs: seq and lane of the job; its key (NULL: it has none)
+-- Result: its lane if the key was released, else NULL
 CREATE OR REPLACE FUNCTION {schema}.free_unique_key_1(p_seq int8, p_lane int4, p_key text) RETURNS int4
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -308,10 +319,10 @@ BEGIN
 END $$;
 
 -- name: free_unique_keys
--- Give back the unique keys of jobs that ended, unless they are held for a stated time.
--- Inputs: their seqs, lanes and keys, side by side
--- Result: the lanes of those whose keys are free now
--- Locks: the keys, in the order of name and key
+-- Release the unique keys of jobs that ended. Keys with a fixed validity are kept.
+-- Inputs: seqs, lanes and keys of the jobs
+-- Result: the lanes of the jobs whose keys were released
+-- Locks: the keys in the order of name and key
 CREATE OR REPLACE FUNCTION {schema}.free_unique_keys_1(p_seqs int8[], p_lanes int4[], p_keys text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -332,14 +343,19 @@ BEGIN
 END $$;
 
 -- name: complete_in_caller
--- Complete a job as the last thing in the transaction of its handler.
--- Inputs: the time or NULL; the identity of the backend that is meant; the channel of its rings; the
---   session's id; seq, id, fence and nonce of the lease; the result or NULL
--- Result: done, already, stale as codes; l: the session is not alive; !: this is another backend
+-- Complete a job as the last step of its handler's transaction.
+-- Inputs:
+--   p_now                           the time or NULL
+--   p_identity                      the identity of the backend that the caller means
+--   p_channel                       the notification channel
+--   p_session                       the id of the session
+--   p_seq, p_id, p_fence, p_nonce   the lease
+--   p_result                        the result; NULL: none
+-- Result: d done, a already settled, s stale; l: the session is not alive; !: the database belongs to another backend
 -- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
---   job's own rows; until the caller's transaction ends
--- Atomic: of the caller's transaction; the lease is deleted by its whole token, so a job that is
---   another's by now is not touched
+--   rows of the job; all until the caller's transaction ends
+-- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
+--   holds now is not changed.
 CREATE OR REPLACE FUNCTION {schema}.complete_in_caller_1(
     p_now int8, p_identity text, p_channel text, p_session text, p_seq int8, p_id bytea, p_fence int4,
     p_nonce bytea, p_result bytea

@@ -1,10 +1,12 @@
--- The tables of format 1. Times are whole microseconds since 1970-01-01 UTC, unless said.
--- Runs in the transaction that also writes the format number.
+-- The tables of format 1. Times are whole microseconds since 1970-01-01 UTC, except where a comment says otherwise.
+-- This script runs in the transaction that also writes the format number.
 
+-- Properties of the file, such as the number of its format.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+-- A lane is the jobs of one queue and one name.
 CREATE TABLE lane (
     id INTEGER PRIMARY KEY,
     queue TEXT NOT NULL,
@@ -12,9 +14,9 @@ CREATE TABLE lane (
     UNIQUE (queue, name)
 ) STRICT;
 
--- Everything about a job but where it stands. The payload is written once.
+-- Jobs of all states. The payload is written once.
 CREATE TABLE job (
-    seq INTEGER PRIMARY KEY,            -- enqueue order
+    seq INTEGER PRIMARY KEY,            -- in the order of enqueueing
     id TEXT NOT NULL UNIQUE,
     lane INTEGER NOT NULL,
     priority INTEGER NOT NULL,
@@ -23,29 +25,32 @@ CREATE TABLE job (
     state INTEGER NOT NULL DEFAULT 0,   -- 0 unfinished, 1 completed, 2 failed, 3 cancelled
     failures INTEGER NOT NULL DEFAULT 0,
     lost INTEGER NOT NULL DEFAULT 0,
-    fence INTEGER NOT NULL DEFAULT 0,   -- of the latest delivery that ended
-    settled_fence INTEGER,              -- the token that settled a delivery last: fence ...
-    settled_nonce BLOB,                 -- ... and nonce; NULL: none did
+    fence INTEGER NOT NULL DEFAULT 0,   -- the fence of the latest delivery that ended
+    settled_fence INTEGER,              -- the token of the latest settlement: its fence ...
+    settled_nonce BLOB,                 -- ... and its nonce; NULL: none yet
     started_at INTEGER,
     finished_at INTEGER,
     reason TEXT,
-    options TEXT,                       -- JSON, NULL where all are default
+    options TEXT,                       -- JSON; NULL: all have their default
     digest BLOB NOT NULL,
     result BLOB,
-    payload BLOB                        -- NULL once completed or cancelled
+    payload BLOB                        -- NULL after completed or cancelled
 ) STRICT;
 CREATE INDEX job_finished ON job (state, finished_at, lane) WHERE state > 0;
 CREATE INDEX job_result ON job (finished_at) WHERE result IS NOT NULL;
 
--- An unfinished job stands in exactly one of these three.
+-- The next three tables say what an unfinished job does. It has a row in exactly one of them.
+
+-- Jobs that are due and wait for a worker.
 CREATE TABLE ready (
     lane INTEGER NOT NULL,
-    rank INTEGER NOT NULL,              -- minus the priority
+    rank INTEGER NOT NULL,              -- the negative priority
     due INTEGER NOT NULL,
     seq INTEGER NOT NULL,
-    has_failed INTEGER NOT NULL,             -- 1: it failed before
+    has_failed INTEGER NOT NULL,        -- 1: an attempt failed before
     PRIMARY KEY (lane, rank, due, seq)
 ) STRICT, WITHOUT ROWID;
+-- Jobs that wait for their due time.
 CREATE TABLE scheduled (
     due INTEGER NOT NULL,
     seq INTEGER NOT NULL,
@@ -54,12 +59,13 @@ CREATE TABLE scheduled (
     has_failed INTEGER NOT NULL,
     PRIMARY KEY (due, seq)
 ) STRICT, WITHOUT ROWID;
+-- Jobs that are leased to a session.
 CREATE TABLE lease (
     session INTEGER NOT NULL,           -- session.number
     seq INTEGER NOT NULL,
     lane INTEGER NOT NULL,
-    exchange_number INTEGER NOT NULL,   -- the exchange that handed it out
-    reply_position INTEGER NOT NULL,             -- and where in its reply
+    exchange_number INTEGER NOT NULL,   -- the exchange that leased the job
+    reply_position INTEGER NOT NULL,    -- the position of the job in the reply of that exchange
     fence INTEGER NOT NULL,
     nonce BLOB NOT NULL,
     leased_at INTEGER NOT NULL,
@@ -67,53 +73,59 @@ CREATE TABLE lease (
     PRIMARY KEY (session, seq)
 ) STRICT, WITHOUT ROWID;
 
+-- Attempts that ended with an error.
 CREATE TABLE attempt_error (
     seq INTEGER NOT NULL,
     position INTEGER NOT NULL,
     body TEXT NOT NULL,                 -- JSON
     PRIMARY KEY (seq, position)
 ) STRICT, WITHOUT ROWID;
+-- The latest progress that a job reported.
 CREATE TABLE progress (
     seq INTEGER PRIMARY KEY,
     fraction REAL NOT NULL,
     message TEXT NOT NULL
 ) STRICT;
+-- Unique keys and the jobs that hold them.
 CREATE TABLE unique_key (
     name TEXT NOT NULL,
     key TEXT NOT NULL,
     seq INTEGER NOT NULL,
     id TEXT NOT NULL,
-    valid_until INTEGER,                      -- NULL: until the job is finished
+    valid_until INTEGER,                -- NULL: until the job is finished
     PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX unique_key_seq ON unique_key (seq) WHERE valid_until IS NULL;
 
+-- Worker processes.
 CREATE TABLE session (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
-    description TEXT NOT NULL,                 -- JSON: what the worker says of itself
+    description TEXT NOT NULL,          -- JSON: the data that the worker registered
     ttl REAL NOT NULL,                  -- seconds
-    expires_at REAL NOT NULL,              -- seconds since the host booted
-    boot_id TEXT NOT NULL,                 -- which boot that was
+    expires_at REAL NOT NULL,           -- seconds since the host booted
+    boot_id TEXT NOT NULL,              -- identifies that boot
     opened_at INTEGER NOT NULL,
-    last_exchange INTEGER NOT NULL DEFAULT 0,   -- its number
-    last_results TEXT NOT NULL DEFAULT '',   -- of its settlements, one code each
-    left_at INTEGER,                    -- when it left
-    ended_at INTEGER                     -- when it was rescued or closed: its id never lives again
+    last_exchange INTEGER NOT NULL DEFAULT 0,   -- the number of the latest exchange
+    last_results TEXT NOT NULL DEFAULT '',      -- one code for each settlement of that exchange
+    left_at INTEGER,                    -- when it was closed while handlers still ran
+    ended_at INTEGER                    -- when it was rescued or closed; its id cannot be used again
 ) STRICT;
+-- How many jobs of a name may run at a time.
 CREATE TABLE concurrency_limit (
     name TEXT PRIMARY KEY,
     maximum INTEGER NOT NULL,
-    in_use INTEGER NOT NULL
+    in_use INTEGER NOT NULL             -- leased jobs of this name
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
+-- Schedules of recurring jobs.
 CREATE TABLE schedule (
     name TEXT PRIMARY KEY,
     spec BLOB NOT NULL,
     owner TEXT NOT NULL,
     paused INTEGER NOT NULL DEFAULT 0,
-    last_tick REAL,                     -- epoch seconds, compared as they came
+    last_tick REAL,                     -- seconds since 1970-01-01 UTC; compared exactly
     last_job TEXT
 ) STRICT, WITHOUT ROWID;
