@@ -1,4 +1,4 @@
-"""Encode and decode jobs, tokens and times. `lua/layout.lua` describes the byte layout."""
+"""Encode and decode jobs, tokens and times; `lua/shared/record_format.lua` has the byte layout."""
 
 from __future__ import annotations
 

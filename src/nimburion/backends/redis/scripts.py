@@ -1,12 +1,20 @@
-"""The Lua scripts: one for each operation (`lua/operations`), put together with the
-parts that it shares with others (`lua/shared`).
+"""The Lua scripts: one per operation (`lua/operations`), built from the file of the operation and
+the shared parts (`lua/shared`) that it uses.
 
-Each file says in its header which keys it uses. A script declares the keys of all its parts and has
-each as a local: the key `job` is `job_key`.
+The header of a file has these labels:
 
-A script is atomic: the server runs nothing else meanwhile. But it takes nothing back when a script
-fails in its middle, so each script decides first and then writes what cannot fail. No script locks
-anything; those with the flag `no-writes` only read.
+- Keys: the keys that this file uses, without the namespace. The key `job` is the local `job_key`. A
+  script declares the keys of all its parts.
+- Arguments: ARGV. ARGV[1] and ARGV[2] of every script are the times of a test (see `times.lua`), or
+  empty.
+- Provides (shared parts): the functions for other parts. Reply (operations): what the script
+  returns.
+- Atomic: what holds if scripts of other clients run before or after this one.
+- Cost: time on the server.
+
+A script is atomic: the server runs nothing else meanwhile. But the server does not roll back when a
+script fails in the middle. Therefore each script decides first, and then performs writes that
+cannot fail. No script takes locks. Scripts with the flag `no-writes` only read.
 """
 
 from __future__ import annotations

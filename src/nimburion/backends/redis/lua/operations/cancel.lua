@@ -1,7 +1,9 @@
--- Cancel one job.
+-- cancel: cancels one job.
 -- Keys: job_seq job
--- Inputs: ARGV[3] id
--- Result: cancelled, requested (it runs: its worker is told with the next heartbeat), finished, or missing
+-- Arguments: ARGV[3] id
+-- Reply: 'cancelled', 'requested' (the job runs; its worker learns it from its next heartbeat), 'finished' or 'missing'
+-- Atomic: one script. A settlement of the job comes before or after it.
+-- Cost: O(log n) for n waiting jobs.
 local field = find_field(ARGV[3])
 if not field then
   return 'missing'

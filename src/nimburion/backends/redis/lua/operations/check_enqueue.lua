@@ -1,9 +1,10 @@
--- Look: what an enqueue of more than one slice would meet, before its first slice is written.
+-- check_enqueue: predicts the outcome of an enqueue of several batches, before the first batch is written.
 -- Keys: job_seq job
--- Inputs: ARGV[3...] id, digest, unique key field or '' (name NUL key): three for each job
--- Result: {codes, [place, id of the job that holds the unique key, ...]}: c new, e there, x there with another body,
---   t its unique key is held
--- Atomic: one script that writes nothing; what changes between it and the slices is found by these
+-- Arguments: ARGV[3...] three per job: id, digest, field of its unique key or '' (job name NUL key)
+-- Reply: {codes, {index, id of the job that holds the unique key, ...}}; codes: c new, e exists, x exists with another body,
+--   t unique key taken
+-- Atomic: reads only. Each batch checks again, so it finds what changed in between.
+-- Cost: O(1) per job.
 local total, ids = (#ARGV - 2) / 3, {}
 for i = 1, total do
   ids[i] = ARGV[3 * i]

@@ -1,8 +1,9 @@
--- End a session: release what it holds, but for what still runs.
+-- close_session: closes a session and releases its leases, except those of attempts that still run.
 -- Keys: session_state session_expiry closed_session session_leases lease job
--- Inputs: ARGV[3] id, [4] what still runs: seq 8 | token 20 each, [5] the most to release
--- Result: 'gone' (nothing was to do), 'more' (call again), 'done'
--- Atomic: each call is one script and leaves a true state: a session with fewer leases
+-- Arguments: ARGV[3] session id, [4] leases of running attempts: seq 8 | token 20 each, [5] maximum number of leases to release
+-- Reply: 'gone' (the session is unknown or closed), 'more' (call again) or 'done'
+-- Atomic: one script per call. Between calls the session is valid and has fewer leases.
+-- Cost: O(log n) per lease of the session, for n waiting jobs.
 local session_state = redis.call('HGET', session_state_key, ARGV[3])
 if not session_state or string.sub(session_state, 29, 29) == 'd' then
   return 'gone'

@@ -1,8 +1,9 @@
--- Counts: how many jobs are kept in each state.
+-- counts: counts the jobs in each state.
 -- Keys: lane_name
--- Inputs: ARGV[3] the queue, where only one is meant
--- Result: {how many are pending, scheduled, retrying, processing, completed, failed, cancelled}, or {} to be asked again after
---   promoting
+-- Arguments: ARGV[3] queue; absent: all queues
+-- Reply: {pending, scheduled, retrying, processing, completed, failed, cancelled}, or {}: promote and call again
+-- Atomic: reads only; all counts are of the same moment.
+-- Cost: O(lanes).
 local lanes = count_jobs()
 if not lanes then
   return {}

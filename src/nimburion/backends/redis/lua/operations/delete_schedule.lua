@@ -1,5 +1,7 @@
--- Forget a schedule.
+-- delete_schedule: deletes a schedule.
 -- Keys: schedule
--- Inputs: ARGV[3] name
--- Result: 1 if there was one
+-- Arguments: ARGV[3] name
+-- Reply: 1 if the schedule existed, else 0
+-- Atomic: one command.
+-- Cost: O(1).
 return redis.call('HDEL', schedule_key, ARGV[3])

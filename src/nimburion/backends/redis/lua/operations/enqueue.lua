@@ -1,8 +1,9 @@
--- Enqueue: store a slice of up to 500 jobs, idempotent on id.
+-- enqueue: stores a batch of up to 500 jobs. It is idempotent by id.
 -- Keys: counters
--- Inputs: ARGV[3] metas, [4] how many lanes, [5...] their full names, then bodies and payloads (see enqueue_jobs.lua)
--- Result: {codes, [place, id of the job that holds the unique key, ...]}
--- Atomic: one script; a server that is full refuses it before it begins
+-- Arguments: ARGV[3] positions, [4] number of lanes, [5...] full lane names, then bodies and large payloads (see enqueue_jobs.lua)
+-- Reply: {codes, {index, id of the job that holds the unique key, ...}}
+-- Atomic: one script. A full server rejects it before it begins.
+-- Cost: O(log n) per job, for n waiting jobs.
 local names, count = {}, tonumber(ARGV[4])
 for i = 1, count do
   names[i] = ARGV[4 + i]

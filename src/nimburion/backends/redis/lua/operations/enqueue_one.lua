@@ -1,9 +1,11 @@
--- Enqueue one job that asks for no unique key and whose payload lies with it: what enqueue.lua does, at half the cost.
+-- enqueue_one: stores one job without a unique key and without a large payload. It does what enqueue.lua does at half the cost.
 -- Keys: counters lane_number lane_name job job_seq ready scheduled lane_counts notify
--- Inputs: behind these keys, the stream that wakes workers of its queue. ARGV[3] meta: rank 1 | mode 1 | value 8 (see
---   enqueue_jobs.lua), [4] full lane name, [5] queue, [6] id, [7] the body without its first 20 bytes
--- Result: c created, e exists, x conflict
--- Atomic: one script; a server that is full refuses it before it begins
+-- Arguments: KEYS[#KEYS] the wake-up stream of the queue (after the keys above)
+--   ARGV[3] rank 1 | mode 1 | value 8 (see enqueue_jobs.lua), [4] full lane name, [5] queue, [6] id, [7] body without its first
+--   20 bytes
+-- Reply: 'c' created, 'e' exists or 'x' conflict
+-- Atomic: one script. A full server rejects it before it begins.
+-- Cost: O(log n) for n waiting jobs.
 local body, id, queue = ARGV[7], ARGV[6], ARGV[5]
 local number = redis.call('HGET', lane_number_key, ARGV[4])
 local field = struct.pack('>I8', redis.call('HINCRBY', counters_key, 'seq', 1))

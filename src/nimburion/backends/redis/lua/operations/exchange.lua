@@ -1,11 +1,14 @@
--- Exchange: settle what is done, promote what became due, reserve what may run.
+-- exchange: settles attempts, promotes due jobs and reserves jobs, for one worker.
 -- Keys: session_state lane_name
--- Inputs: ARGV[3] session id, [4] exchange number 8, [5] nonce 16, [6] want (MessagePack, see reserve.lua),
---   [7] settlements (see settle.lua), [8...] what they need besides
--- Result: {'lost'} · {'order', last number} · {'done', codes, nonce, now 8, next due 8 or '', told of the deliveries
---   (due 8 | seq 8 | fence 4 | failures 4 | lost 2 each), places of lanes that hold more, lanes of the deliveries by
---   number, bodies}
--- Atomic: one script. It decides by session and number first; everything it then writes depends on nothing that can fail.
+-- Arguments: ARGV[3] session id, [4] number of this exchange 8, [5] nonce 16, [6] request (MessagePack, see reserve.lua),
+--   [7] settlements (see settle.lua), [8...] their other values
+-- Reply: {'lost'}: the session is not alive
+--   {'order', last number 8}: the number is neither the last one nor the next one
+--   {'done', codes, nonce, now 8, next due time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
+--   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2
+-- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
+-- Atomic: one script. It checks session and number first. No later write can fail.
+-- Cost: O(log n) per settlement, promoted job and reserved job, for n waiting jobs.
 local session_state = redis.call('HGET', session_state_key, ARGV[3])
 if not session_state or string.sub(session_state, 29, 29) ~= 'a' then
   return { 'lost' }
@@ -14,7 +17,7 @@ local session4, last8, number8, nonce = string.sub(session_state, 1, 4), string.
 local request = cmsgpack.unpack(ARGV[6])
 local codes, details, bodies, lanes
 
--- What the reply has no room for any more goes back to its place in the line, as it came.
+-- Requeue the deliveries that no longer fit in the reply, with their old counts and due times.
 local function give_back(found, first)
   for i = first, #found do
     local field, lease = found[i].field, found[i].lease
@@ -33,7 +36,7 @@ local function give_back(found, first)
   end
 end
 
--- The same answer again: the leases of this number, in their places.
+-- Return the deliveries of the repeated exchange, from the leases that have its number, in their old order.
 local function repeat_leases()
   local found = {}
   for _, member in ipairs(redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4))) do

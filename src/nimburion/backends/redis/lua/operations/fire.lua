@@ -1,10 +1,11 @@
--- Fire: decide one tick of a schedule, and store its job.
+-- fire: decides one tick of a schedule and enqueues its job.
 -- Keys: schedule job_seq job lease attempt_state
--- Inputs: ARGV[3] name, [4] the last tick that is expected: 8 bytes, or '' for none, [5] this tick, [6] overlap: allow, skip,
---   queue_one or cancel_previous, [7] meta of the job, [8] its full lane name, [9] its body, [10] its payload if that lies apart
---   (see enqueue_jobs.lua)
--- Result: {fired, skipped, moved, paused or missing, id of the job or ''}
--- Atomic: one script: a tick moves together with its job, whoever else decides it
+-- Arguments: ARGV[3] name, [4] expected last tick: 8 bytes, or '' for none, [5] this tick, [6] overlap: allow, skip, queue_one or
+--   cancel_previous, [7] position of the job, [8] its full lane name, [9] its body, [10] its payload if it is large (see
+--   enqueue_jobs.lua)
+-- Reply: {'fired', 'skipped', 'moved', 'paused' or 'missing', id of the job or ''}
+-- Atomic: one script. The last tick and the job are written together, so concurrent schedulers enqueue one job per tick.
+-- Cost: O(log n) for n waiting jobs.
 local kept = redis.call('HGET', schedule_key, ARGV[3])
 if not kept then
   return { 'missing', '' }
@@ -16,7 +17,7 @@ if (string.byte(kept, 2) == 49 and string.sub(kept, 3, 10) or '') ~= ARGV[4] the
   return { 'moved', '' }
 end
 
--- Whether the schedule's previous job lets the next one in.
+-- Return whether the overlap policy allows a new job while the previous one has this state.
 local function allows_next_job(id, overlap)
   local field = find_field(id)
   local body = field and redis.call('HGET', job_key, field)

@@ -1,6 +1,8 @@
--- Flush: write something, so that WAITAOF behind it in the same trip waits for all that was written before.
+-- flush: writes a constant, so that a WAITAOF after it in the same request waits for all earlier writes.
 -- Keys: meta
+-- Atomic: one command.
+-- Cost: O(1).
 --
--- WAITAOF waits for the last write of its own connection. An enqueue that is asked again over a new one, and finds its
--- job stored already, has written nothing there.
+-- WAITAOF waits for the last write of its own connection. An enqueue that is repeated over a new connection, and finds its job
+-- already stored, writes nothing there.
 redis.call('HSET', meta_key, 'flushed', '1')

@@ -1,7 +1,9 @@
--- Get: all that is known of one job.
+-- get: returns the details of one job.
 -- Keys: job_seq
--- Inputs: ARGV[3] id
--- Result: {} where there is none, or {names of lanes, what job_details.lua tells}
+-- Arguments: ARGV[3] id
+-- Reply: {} if there is no such job, else {{lane number, full name, ...}, details (see job_details.lua)}
+-- Atomic: reads only; all details are of the same moment.
+-- Cost: O(1).
 local field = find_field(ARGV[3])
 if not field then
   return {}

@@ -1,7 +1,10 @@
--- Beat: the session lives for another ttl; what its worker should know.
+-- heartbeat: extends a session by its ttl and returns what its worker should know.
 -- Keys: session_state session_info session_expiry cancel_requested lease job paused_queue concurrency_limit limit_in_use
--- Inputs: ARGV[3] id
--- Result: {'lost'} or {'alive', [seq 8, token 20, id, ... of leases to cancel], paused queues, [name, maximum, in use, ...]}
+-- Arguments: ARGV[3] session id
+-- Reply: {'lost'}: the session is not alive
+--   {'alive', {seq 8, token 20, id, ... of leases to cancel}, paused queues, {job name, limit, in use, ...}}
+-- Atomic: one script. A rescue comes before it (and the session is lost) or after it.
+-- Cost: O(requested cancels + job names of the session).
 local session_state = redis.call('HGET', session_state_key, ARGV[3])
 if not session_state or string.sub(session_state, 29, 29) ~= 'a' then
   return { 'lost' }

@@ -1,8 +1,9 @@
--- List: the next of the jobs that a filter means.
+-- list: returns the next jobs that match a filter.
 -- Keys: job
--- Inputs: as scan_jobs.lua has them, and ARGV[8] '1' where payloads are asked for
--- Result: {the field to go on behind, 1 if nothing is left there, names of lanes, [what job_details.lua tells, ...]}
--- Atomic: one script that writes nothing; it stops early when it would tell more than 16 MiB
+-- Arguments: those of scan_jobs.lua, and ARGV[8] '1' to include payloads
+-- Reply: {field to continue after, 1 if no jobs remain, {lane number, full name, ...}, {details (see job_details.lua), ...}}
+-- Atomic: reads only.
+-- Cost: about 500 jobs read per call. It stops at 16 MiB of details.
 local most, found, total = tonumber(ARGV[6]), {}, 0
 local on, last = scan_jobs(function(field, body, code, attempts)
   local details, bytes = describe_job(field, body, code, attempts, ARGV[8] == '1')

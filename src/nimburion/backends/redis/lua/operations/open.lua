@@ -1,11 +1,13 @@
--- Open: see that this user may do all that scripts do; then the format of the namespace, a new one gets ours.
+-- open: checks that this user may run all commands of the scripts; writes the format of a new namespace.
 -- Keys: meta counters ready notify wakeup0 wakeup1 wakeup2 wakeup3
--- Inputs: ARGV[3] our format
--- Result: the format that it has
--- Atomic: one script. It leaves no trace but the format and a counter at 0; and it notifies everybody, which is only a hint.
+-- Arguments: ARGV[3] format of this version
+-- Reply: the format of the namespace
+-- Atomic: one script. It leaves nothing but the format and a counter at 0. It notifies all idle workers, which only makes them
+--   query once.
+-- Cost: O(1).
 --
--- Whoever lacks a right would stop a script in its middle, and the server takes nothing back: a job could be known and
--- stand in no line. So each command is called here once, in a form that changes nothing.
+-- A missing permission would stop a script in the middle, and the server cannot roll back: a job could exist and be in no queue. So
+-- this script calls each command once, in a form that changes nothing.
 redis.call('HDEL', counters_key, '')
 redis.call('HSET', counters_key, 'seq', redis.call('HINCRBY', counters_key, 'seq', 0))
 for _, command in ipairs({ 'HGETALL', 'HKEYS', 'HLEN' }) do

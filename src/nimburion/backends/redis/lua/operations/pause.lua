@@ -1,8 +1,9 @@
--- Pause or resume a queue.
+-- pause: pauses or resumes a queue.
 -- Keys: paused_queue
--- Inputs: ARGV[3] queue, [4] '1' to pause it, '' to resume
--- Result: 1 when that changed something
--- Atomic: one script; every exchange looks at the hash
+-- Arguments: ARGV[3] queue, [4] '1' to pause, '' to resume
+-- Reply: 1 if this changed something, else 0
+-- Atomic: one script. Every exchange reads the hash, so no later exchange reserves from a paused queue.
+-- Cost: O(1).
 if ARGV[4] == '1' then
   return redis.call('HSET', paused_queue_key, ARGV[3], '1')
 end

@@ -1,7 +1,9 @@
--- Pause or resume a schedule.
+-- pause_schedule: pauses or resumes a schedule.
 -- Keys: schedule
--- Inputs: ARGV[3] name, [4] '1' to pause it, '0' to resume
--- Result: 1 if there is one
+-- Arguments: ARGV[3] name, [4] '1' to pause, '0' to resume
+-- Reply: 1 if the schedule exists, else 0
+-- Atomic: one script.
+-- Cost: O(1).
 local kept = redis.call('HGET', schedule_key, ARGV[3])
 if not kept then
   return 0

@@ -1,7 +1,9 @@
--- Promote: make jobs that are due reservable.
+-- promote: makes due jobs available to workers.
 -- Keys: scheduled ready lane_name
--- Inputs: ARGV[3] the most to move
--- Result: {how many, next due 8 or ''}
+-- Arguments: ARGV[3] maximum number of jobs
+-- Reply: {number of jobs moved, next due time 8 or ''}
+-- Atomic: one script. Each job is in exactly one of `scheduled` and `ready`.
+-- Cost: O(log n) per job, for n waiting jobs.
 local count = promote_due(tonumber(ARGV[3]))
 for _, lane in pairs(known_lanes) do
   mark_queue(lane.queue)

@@ -1,10 +1,11 @@
--- Prune: forget what is older than it is to be kept, and what is left of sessions and unique keys that are long over.
+-- prune: deletes finished jobs and results past their retention, and old sessions and expired unique keys.
 -- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases
--- Inputs: ARGV[3] the most to forget; in microseconds, '' for ever: [4] how long completed and cancelled jobs are kept,
---   [5] failed ones, [6] results; [7] how many completed and cancelled ones are kept, or ''; [8] how long the id of a session
---   that is over is remembered
--- Result: {how many jobs and results, 1 if more sessions or keys may be left}
--- Atomic: each call is one script, and leaves a true state: some jobs fewer, each gone whole
+-- Arguments: ARGV[3] maximum number of deletions. Retention in microseconds ('': for ever): [4] of completed and cancelled jobs,
+--   [5] of failed jobs, [6] of results. [7] maximum number of completed and cancelled jobs to keep, or ''. [8] retention of the
+--   ids of closed sessions
+-- Reply: {number of deleted jobs and results, 1 if more sessions or unique keys may be left}
+-- Atomic: one script per call. Each job is deleted completely or not at all.
+-- Cost: O(log n) per deleted job, for n finished jobs; at most 500 sessions and 500 unique keys.
 local left = tonumber(ARGV[3])
 
 local function find_older(key, kept, most)
@@ -19,7 +20,7 @@ local function delete_fields(fields)
   delete_jobs(fields, get_in_batches(job_key, fields))
 end
 
--- How many were dropped of the sessions that are over for long and hold nothing.
+-- Delete closed sessions past their retention that have no leases. Return how many.
 local function drop_sessions()
   local dropped = 0
   for _, id in ipairs(find_older(closed_session_key, ARGV[8], 500)) do
@@ -35,7 +36,7 @@ local function drop_sessions()
   return dropped
 end
 
--- How many were dropped of the unique keys whose time is past.
+-- Delete expired unique keys. Return how many.
 local function drop_keys()
   local fields = redis.call('ZRANGEBYSCORE', unique_expiry_key, '-inf', now, 'LIMIT', 0, 500)
   call_in_batches('HDEL', unique_key_key, fields)

@@ -1,6 +1,9 @@
--- Queues: the lanes that hold an unfinished job, and the queues that are paused.
+-- queues: returns the lanes with unfinished jobs, and the paused queues.
 -- Keys: lane_name ready paused_queue
--- Result: {} to be asked again after promoting, or {now 8, [queue, name or '' where it is paused, ready, set aside, leased, earliest due 8 or '', 1 if paused, ...]}
+-- Reply: {}: promote and call again; or {now 8, rows}. A row is seven values: queue, job name ('': the queue is paused), ready,
+--   scheduled, leased, earliest due time 8 or '', 1 if paused.
+-- Atomic: reads only; all counts are of the same moment.
+-- Cost: O(lanes), and O(log n) per priority of a lane, for n ready jobs.
 local lanes, due_members = count_jobs()
 if not lanes then
   return {}
@@ -13,7 +16,7 @@ local function note_due(number, due8)
   end
 end
 
--- The first of each priority of a lane: one look-up each, and one at the end.
+-- Note the first job of each priority of a lane: one range query each, and one at the end.
 local function note_first(number)
   local low, high = '[' .. number, range_end(number)
   while true do

@@ -1,9 +1,10 @@
--- Give back leases of a session that goes on. Nothing is counted.
+-- release: releases leases of a session that stays open. Nothing counts as a failure or a loss.
 -- Keys: session_state session_leases lease
--- Inputs: ARGV[3] id, [4] leases: seq 8 | token 20 each, [5] a nonce whose leases are given back too, or '',
---   [6] the most to release
--- Result: 'gone' (nothing was to do), 'more' (call again), 'done'
--- Atomic: each call is one script and leaves a true state: a session with fewer leases
+-- Arguments: ARGV[3] session id, [4] leases: seq 8 | token 20 each, [5] a nonce whose leases are released, too, or '',
+--   [6] maximum number of leases to release
+-- Reply: 'gone' (the session is not alive), 'more' (call again) or 'done'
+-- Atomic: one script per call. Between calls the session is valid and has fewer leases.
+-- Cost: O(log n) per lease of the session, for n waiting jobs.
 local session_state = redis.call('HGET', session_state_key, ARGV[3])
 if not session_state or string.sub(session_state, 29, 29) ~= 'a' then
   return 'gone'

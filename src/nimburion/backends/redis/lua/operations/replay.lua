@@ -1,11 +1,13 @@
--- Replay: let dead letters wait again. Same id, seq, payload and history; counts begin anew, fences go on rising.
+-- replay: makes dead letters pending again. Id, seq, payload and history stay; counts begin anew; fences continue to rise.
 -- Keys: job attempt_state ready dead_letter dead_letter_time
--- Inputs: as scan_jobs.lua has them, the filter's code being F
--- Result: {the field to go on behind, 1 if nothing is left there, [id, ...] replayed, [id, ...] whose unique key another job
---   holds, the last of these fields or '', 1 if more are meant than were to be picked}
+-- Arguments: those of scan_jobs.lua; the codes of the filter are F
+-- Reply: {field to continue after, 1 if no jobs remain, {id, ...} replayed, {id, ...} not replayed because another job holds their
+--   unique key, last of these fields or '', 1 if more jobs match than the maximum}
+-- Atomic: one script per call. Each job is a dead letter or pending, never both.
+-- Cost: about 500 jobs read per call, O(log n) per replayed job.
 local most, ids, held, fields, last_field, more = tonumber(ARGV[6]), {}, {}, {}, '', false
 
--- Whether the job has no unique key, or may have it again.
+-- Return whether the job has no unique key, or takes it again.
 local function can_take_key(body, lane)
   if not has_flag(body, FLAG_UNIQUE_KEY) then
     return true

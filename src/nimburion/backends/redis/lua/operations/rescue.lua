@@ -1,9 +1,10 @@
--- Rescue: sessions that expired are over; take back what they held.
+-- rescue: ends expired sessions and takes back their leases.
 -- Keys: session_state session_expiry closed_session dead_session session_leases lease job history
--- Inputs: ARGV[3] the most to take back, [4] losses that fail a job, [5] the history entry of a loss (JSON, but for its
---   attempt), in two parts: [5] before the number of the attempt, [6] behind it, [7] losses that make a suspect
--- Result: {[id, ...] returned, failed, cancelled, 1 when more are left}
--- Atomic: one script: the test of the expiry and the end of the session are one step, so a heartbeat comes before or after
+-- Arguments: ARGV[3] maximum number of leases, [4] number of losses that fail a job, [5] and [6] history entry of a loss (JSON) before
+--   and after the attempt number, [7] number of losses that make a job a suspect
+-- Reply: {{id, ...} returned, {id, ...} failed, {id, ...} cancelled, 1 if more are left}
+-- Atomic: one script. It tests the expiry and ends the session in one step, so a heartbeat comes before or after.
+-- Cost: O(log n) per lease, for n waiting jobs; at most 100 expired sessions per call.
 local most, max_lost, suspect_after = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[7])
 local expired = redis.call('ZRANGEBYSCORE', session_expiry_key, '-inf', alive_now, 'LIMIT', 0, 100)
 local orphans, session_states, put_orphan, drop_orphan, put_history = redis.call('ZRANGE', dead_session_key, 0, 99), {}, {}, {}, {}
@@ -29,7 +30,7 @@ for _, dead_session in ipairs(orphans) do
     local lease, body = redis.call('HGET', lease_key, field), redis.call('HGET', job_key, field)
     local counts = string.sub(lease, 42, 47)
     local lost = struct.unpack('>I2', counts, 5)
-    -- A suspect that was held beside other jobs had not begun.
+    -- A suspect runs alone. One that was leased together with other jobs had not begun.
     local spared = left or (lost >= suspect_after and #members > 1)
     if not spared then
       lost = lost + 1

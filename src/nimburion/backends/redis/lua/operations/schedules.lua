@@ -1,4 +1,6 @@
--- All schedules.
+-- schedules: returns all schedules.
 -- Keys: schedule
--- Result: [name, schedule (see operations.py), ...]
+-- Reply: {name, schedule (see operations.py), ...}
+-- Atomic: reads only.
+-- Cost: O(schedules).
 return redis.call('HGETALL', schedule_key)

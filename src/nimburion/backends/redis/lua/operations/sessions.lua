@@ -1,6 +1,9 @@
--- Sessions: all that are not over.
+-- sessions: returns all sessions that are not closed.
 -- Keys: session_expiry session_state session_info session_leases
--- Result: [id, its first 29 bytes of session_state, what it said of itself (JSON), microseconds until it expires, leases, ...]
+-- Reply: five values per session: id, first 29 bytes of its session_state, the worker's description of itself (JSON), microseconds
+--   until it expires, number of leases
+-- Atomic: reads only.
+-- Cost: O(log n) per session, for n leases.
 local expiries, ids, details = redis.call('ZRANGE', session_expiry_key, 0, -1, 'WITHSCORES'), {}, {}
 for i = 1, #expiries, 2 do
   push(ids, expiries[i])

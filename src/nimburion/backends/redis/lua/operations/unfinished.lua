@@ -1,7 +1,9 @@
--- Unfinished: where the jobs lie that may stand in one of these states, where they are not too many.
+-- unfinished: finds the jobs that may be in given unfinished states, if there are few.
 -- Keys: ready scheduled lease attempt_state
--- Inputs: ARGV[3] codes, some of P, S, R and L, [4] how many are too many
--- Result: their fields, in no order, joined; nil for too many
+-- Arguments: ARGV[3] codes, some of P, S, R and L, [4] maximum number of jobs
+-- Reply: their fields (8 bytes each) in one string, in no order; nil if there are more than the maximum
+-- Atomic: reads only.
+-- Cost: O(jobs), at most the maximum.
 local codes, most, total, fields = ARGV[3], tonumber(ARGV[4]), 0, {}
 
 local function names(some)

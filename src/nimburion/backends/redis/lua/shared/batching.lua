@@ -1,6 +1,6 @@
--- Part of scripts that collect what they write.
--- Inputs: lists
--- Result: push, push_pair, call_in_batches, gather
+-- Shared part: lists of values to write, and commands with more values than one call accepts.
+-- Provides: push, push_pair, call_in_batches, get_in_batches
+-- Cost: one command per 2,000 values. Lua's `unpack` cannot pass many more to one call.
 local function push(list, value)
   list[#list + 1] = value
 end
@@ -10,7 +10,7 @@ local function push_pair(list, first, second)
   list[n + 1], list[n + 2] = first, second
 end
 
--- Call a command with a list that may be longer than one call takes; pairs stay together.
+-- Call a command with all values of a list. The batch size is even, so pairs stay together.
 local function call_in_batches(command, key, list)
   local count = #list
   for first = 1, count, 2000 do
@@ -18,7 +18,7 @@ local function call_in_batches(command, key, list)
   end
 end
 
--- The values of a hash for a list of fields that may be longer than one call takes.
+-- Return the values of a hash for all fields of a list; false for a missing one.
 local function get_in_batches(key, fields)
   local count = #fields
   if count <= 2000 then

@@ -1,7 +1,8 @@
--- Part of cancel and fire: end a job that waits, or ask the worker of one that runs.
+-- Shared part of cancel and fire: cancels a waiting job, or asks the worker of a running job to cancel it.
 -- Keys: job attempt_state lease cancel_requested ready
--- Inputs: a field and its body
--- Result: cancel(field, body) -> cancelled, requested or finished; write_buffer() of write_buffer.lua writes what waits there
+-- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; the worker learns it from its next heartbeat) or
+--   'finished'. The caller then calls write_buffer().
+-- Cost: O(log n) for n waiting jobs.
 local function cancel_job(field, body)
   if has_flag(body, FLAG_FINISHED) then
     return 'finished'

@@ -1,8 +1,9 @@
--- Part of counts and queues: how many jobs of each lane stand where.
+-- Shared part of counts and queues: counts the jobs of each lane by code.
 -- Keys: lane_counts scheduled
--- Result: count_jobs() -> {[lane number] = {[code] = how many}}, and the jobs set aside that are due; nil when these are more than
---   500: then the backend promotes first
--- Atomic: part of its script. A job that is due counts as ready, also before somebody promotes it.
+-- Provides: count_jobs() -> {lane number: {code: count}}, and the members of `scheduled` that are due. It returns nil if more
+--   than 500 jobs are due: the backend then promotes them and runs the script again.
+-- A due job counts as ready even if it is not promoted yet.
+-- Cost: O(lanes), and O(1) per due job.
 local function count_jobs()
   local due_members = redis.call('ZRANGEBYLEX', scheduled_key, '-', '(' .. encode_time(now + 1), 'LIMIT', 0, 501)
   if #due_members > 500 then

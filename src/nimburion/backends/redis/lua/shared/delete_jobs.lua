@@ -1,8 +1,10 @@
--- Part of delete and prune: forget finished jobs for good.
+-- Shared part of delete and prune: deletes finished jobs.
 -- Keys: job payload job_seq history progress result result_time finished dead_letter dead_letter_time pruned_blocks
--- Inputs: fields and their bodies
--- Result: forget(fields, bodies)
--- So many jobs of a block are gone. When all are, it joins the empty blocks beside it.
+-- Provides: delete_jobs(fields, bodies). A body may be false: its job is already deleted. The caller then calls write_lane_counts().
+-- Cost: O(log n) per job, for n finished jobs.
+--
+-- count_pruned adds deleted jobs to a block of BLOCK seqs. When all jobs of the block are deleted, the block joins the run of
+-- empty blocks beside it, so that a scan skips the whole run.
 local function count_pruned(block, by)
   if redis.call('HINCRBY', pruned_blocks_key, block, by) < BLOCK then
     return

@@ -1,11 +1,14 @@
--- Part of enqueue and fire: store new jobs, or say why not.
+-- Shared part of enqueue and fire: stores new jobs, or says why it stores none.
 -- Keys: counters lane_number lane_name job job_seq payload ready scheduled lane_counts
--- Inputs: names: full lane names · metas: 12 bytes a job: which of them 2 | rank 1 | mode 1 | value 8; mode a: due at that
---   time, d: so many microseconds from now · ARGV[first...]: a body each without its first 20 bytes (see record_format.lua), then
---   the payloads that lie apart, in order
--- Result: enqueue_jobs(names, positions, first) -> a code each (c created, e exists, x conflict, t taken, r refused), and where a
---   unique key is held the id of its holder, by place
--- Atomic: part of its script: all is decided before anything is written, and one refused job refuses all
+-- Provides: enqueue_jobs(names, positions, first) -> codes, holders
+--   names: the full lane names
+--   positions: 12 bytes per job: index in `names` 2 | rank 1 | mode 1 | value 8. Mode 'a': due at the time `value`. Mode 'd': due
+--     `value` microseconds from now.
+--   ARGV[first...]: the body of each job without its first 20 bytes (see record_format.lua), then the large payloads, in order
+--   codes: one per job: c created, e exists, x conflict, t unique key taken, r refused because of another job of the call
+--   holders: {index of the job: id of the job that holds its unique key}
+-- Atomic: all outcomes are decided before anything is written. One job with code x or t refuses all jobs of the call.
+-- Cost: O(log n) per job, for n waiting jobs.
 local function get_new_id(new_body)
   return string.sub(new_body, 20, 19 + string.byte(new_body, 19))
 end
@@ -18,7 +21,7 @@ local function get_lane_job_name(full)
   return string.sub(full, string.find(full, '\0', 1, true) + 1)
 end
 
--- Who holds the unique key of a new job: a kept one, or an earlier one of this call. The body is read as if it were whole.
+-- Return the id of the job that holds the unique key of a new job: a stored job, or an earlier job of this call.
 local function find_rival(body, name, taken)
   local field = get_key_field(body, name)
   local holder = taken[field] or find_key_holder(field)
@@ -61,7 +64,7 @@ local function decide_outcomes(names, positions, first)
   return codes, holders, refused
 end
 
--- The numbers of lanes by their full names; new ones get theirs.
+-- Return the numbers of lanes by full name. New lanes get the next numbers.
 local function get_or_add_lanes(names)
   local numbers = redis.call('HMGET', lane_number_key, unpack(names))
   for i, number in ipairs(numbers) do
@@ -75,7 +78,8 @@ local function get_or_add_lanes(names)
   return numbers
 end
 
--- Where jobs of one meta stand: the first 20 bytes of their bodies, and their lane, rank and due time.
+-- Return what all jobs of one position have in common: `front`, the first 20 bytes of the body; lane and due time; the parts of
+-- their members of `ready` or `scheduled`.
 local function make_place(position, numbers)
   local which, value = struct.unpack('>I2', position), string.sub(position, 5)
   local due8 = value

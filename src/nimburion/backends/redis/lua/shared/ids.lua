@@ -1,9 +1,11 @@
--- Part of scripts that are given ids: which job an id belongs to.
+-- Shared part: finds jobs by id.
 -- Keys: job_seq
--- Inputs: packed ids
--- Result: find_field(id) and find_fields(ids): fields, false for unknown ids; short(field): what the hash id keeps
+-- Provides: find_field(id) and find_fields(ids): the field (seq) of each job, false for an unknown id. shorten_field(field): the
+--   value that `job_seq` stores.
+-- Cost: O(1) per id.
 --
--- The two high bytes of a seq are always 0 (2^48 jobs are many), and left out: with eight the value would take 8 bytes more.
+-- The two high bytes of a seq are always 0, because no backend stores 2^48 jobs. job_seq omits them: a value of 8 bytes would take
+-- 8 bytes more memory.
 local function shorten_field(field)
   return string.sub(field, 3)
 end

@@ -1,9 +1,12 @@
--- Part of get and list: all that is told of a job. Records are made of it in Python (queries.py).
+-- Shared part of get and list: collects the details of one job. queries.py makes a record of them.
 -- Keys: payload history progress result session_id
--- Inputs: a field, its body, code, and lease or state (see scan_jobs.lua)
--- Result: describe_job(...) -> {seq 8, code, body as far as it is no payload, lease or state, payload, history, progress, result,
---   session id}, nil for what there is not, and how many bytes; list_lane_names() -> [number, full name, ...]
--- The payload of a job that is not finished, or failed.
+-- Provides: describe_job(field, body, code, attempts, payloads) -> details, size in bytes. `attempts` is the lease or the attempt
+--   state of the job, or nil (see scan_jobs.lua). The details are {seq 8, code, body without payload, lease or attempt state, payload,
+--   history, progress, result, session id}, with false for what does not exist.
+--   list_lane_names() -> {lane number, full name, ...}
+-- Cost: O(1) per job and byte.
+--
+-- get_payload returns the payload of a job that is unfinished or failed; all other jobs have none.
 local function get_payload(field, body)
   if has_flag(body, FLAG_LARGE_PAYLOAD) then
     return redis.call('HGET', payload_key, field)

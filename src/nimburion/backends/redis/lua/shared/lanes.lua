@@ -1,7 +1,8 @@
--- Part of scripts that touch jobs of lanes nobody named: what is known of a lane, and how its numbers change.
+-- Shared part: the lanes that a script meets, and the changes of their job counts.
 -- Keys: lane_name limit_in_use lane_counts concurrency_limit
--- Inputs: lane numbers, 4 bytes each
--- Result: get_lane(number) -> {number, full, queue, name, and by code what is to be added}; write_lane_counts() writes the sums
+-- Provides: get_lane(number) -> {number, full, queue, name, and per code the change of its count}
+--   write_lane_counts(): writes all changes
+-- Cost: one HGET per lane, and one HINCRBY per count that changes.
 local known_lanes, lane_codes = {}, { 'P', 'S', 'R', 'T', 'L', 'C', 'F', 'X' }
 
 local function get_lane(number)
@@ -18,7 +19,7 @@ local function get_lane(number)
   return lane
 end
 
--- What is to be added to what runs of a name.
+-- Return the change, so far in this script, of the number of leased jobs of a name.
 local function get_net_change(name)
   local net = 0
   for _, lane in pairs(known_lanes) do
@@ -29,8 +30,8 @@ local function get_net_change(name)
   return net
 end
 
--- Add what changed to the numbers of the lanes, and to what runs of each name. Where a limit was full and is not any more,
--- every queue is notified: who waits for it may serve another one.
+-- Add the changes to the counts of the lanes and to the leased jobs of each name. If a full limit has capacity again, notify every
+-- queue: a worker that waits for this name may be idle on any queue.
 local function write_lane_counts()
   local running = {}
   for number, lane in pairs(known_lanes) do

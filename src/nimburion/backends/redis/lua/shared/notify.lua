@@ -1,11 +1,12 @@
--- Part of scripts that make work: notify the queues whose workers have nothing to do.
+-- Shared part: notifies idle workers of the queues that have new work.
 -- Keys: notify wakeup0 wakeup1 wakeup2 wakeup3
--- Inputs: the queues that were marked
--- Result: mark_queue(queue), mark_every_queue(), notify_marked(); it publishes the marked queues that somebody listens for, and adds to the
---   stream of those that an exchange waits on
--- Atomic: part of its script. A worker that found nothing has put its queues into the hash notify in that very step, so
---   the next job of one of them notifies; while workers are busy nobody is in it and nothing is published. A field is the
---   queue for those who listen to the channel, and the queue and a NUL for those whose next exchange waits on a stream.
+-- Provides: mark_queue(queue), mark_every_queue(), and notify_marked(), which notifies the subscribers of all marked queues
+-- Atomic: an exchange that finds no job adds its queues to the hash `notify` in the same step. The next job of such a queue
+--   therefore notifies it. Busy workers are not in the hash, so they cause no notifications.
+-- Cost: one HMGET per marked queue.
+--
+-- The hash has two kinds of fields. The name of a queue: its subscribers listen to the channel. The name and a NUL: their
+-- next exchange waits on a wake-up stream.
 local STREAMS = { wakeup0_key, wakeup1_key, wakeup2_key, wakeup3_key }
 local marked, marked_all = {}, false
 
@@ -21,7 +22,7 @@ local function wake_stream(stream)
   redis.call('XADD', stream, 'MAXLEN', 1, '*', '', '')
 end
 
--- The streams are shared out by the sum of the bytes of a queue's name (see long_poll.py).
+-- The sum of the bytes of a queue's name selects its stream; long_poll.py uses the same formula.
 local function get_stream(queue)
   local sum = 0
   for i = 1, #queue do

@@ -1,8 +1,8 @@
--- Part of exchange and promote: put what became due into the line.
+-- Shared part of exchange and promote: moves due jobs from `scheduled` to `ready`.
 -- Keys: scheduled ready
--- Inputs: the most to move
--- Result: promote(most) -> how many, earliest due first; get_next_due() -> 8 bytes or ''
--- Atomic: part of its script. A member of due says all that its place in the line needs.
+-- Provides: promote_due(most) -> number of jobs moved, earliest due time first; get_next_due() -> due time 8, or ''
+-- A member of `scheduled` holds all that the member of `ready` needs, so the job itself is not read.
+-- Cost: O(log n) per job, for n waiting jobs.
 local function promote_due(most)
   local members = redis.call('ZRANGEBYLEX', scheduled_key, '-', '(' .. encode_time(now + 1), 'LIMIT', 0, most)
   if #members == 0 then

@@ -1,8 +1,9 @@
--- Part of close_session and rescue: take jobs out of the hands of a session.
+-- Shared part of release, close_session and rescue: ends leases, and ends sessions.
 -- Keys: job session_state session_expiry closed_session
--- Inputs: fields, leases, turns
--- Result: release_job(field, lease, counts, token) -> whether it waits again (else a cancel was asked for), end_session; `token`:
---   the one that gives it back, or nil
+-- Provides: release_job(field, lease, counts, token) -> true if the job waits again, false if it was cancelled because a cancel
+--   was requested. `token`: the token of a settlement that releases the job, or nil.
+--   end_session(id, session_state)
+-- Cost: O(log n) per lease, for n waiting jobs.
 local function release_job(field, lease, counts, token)
   local lane = get_lane(string.sub(lease, 50, 53))
   end_lease(field, lease, lane)
@@ -14,7 +15,7 @@ local function release_job(field, lease, counts, token)
   return true
 end
 
--- A session is over: its id is remembered for a while, so that it never lives again.
+-- End a session. Its id is kept for a day, so that a late call cannot revive it.
 local function end_session(id, session_state)
   redis.call('HSET', session_state_key, id, string.sub(session_state, 1, 28) .. 'd' .. now8 .. string.sub(session_state, 38))
   redis.call('ZREM', session_expiry_key, id)

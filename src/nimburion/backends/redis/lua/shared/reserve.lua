@@ -1,13 +1,16 @@
--- Part of exchange: hand jobs out, in the order of SPEC G15, exactly.
+-- Shared part of exchange: chooses and leases jobs, in the exact order that the contract prescribes (docs/decisions/0001).
 -- Keys: job payload attempt_state ready lease session_leases lane_number paused_queue concurrency_limit limit_in_use
--- Inputs: want = {total, ageing in microseconds, [full lane name, queue, name, ...], {queue: {priority, cap or false}},
---   whether the next exchange waits on the streams, the most bytes of deliveries}
--- Result: find_open_lanes(want) -> what may be served of it; choose(lanes, want) -> members of ready in rank order;
---   lease_jobs(...) leases them; find_waiting_lanes(lanes) -> the places in `want` of lanes that hold more
+-- Provides: find_open_lanes(request) -> the lanes of the request that can be reserved from
+--   choose_jobs(lanes, request) -> members of `ready`, in order
+--   lease_jobs(...) leases them
+--   find_waiting_lanes(lanes) -> the indexes, in the request, of lanes with more jobs
+-- The request is {total, ageing in microseconds, {full lane name, queue, job name, ...}, {queue: {priority, limit or false}},
+--   whether the next exchange waits on the streams, maximum bytes of the reply}.
+-- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.
 local WAITING = 64
 local OVERHEAD = 256 -- DELIVERY_OVERHEAD in core/exchange.py
 
--- How many more of a name its limit lets pass; nil where it has none.
+-- Return how many more jobs of a name its concurrency limit allows; nil if it has no limit.
 local function get_capacity(name, capacities)
   if capacities[name] == nil then
     local maximum = redis.call('HGET', concurrency_limit_key, name)
@@ -18,7 +21,7 @@ local function get_capacity(name, capacities)
   return capacities[name] or nil
 end
 
--- The lanes asked for that exist and may be served; `room`: what their limit lets pass.
+-- Return the requested lanes that exist, are not paused and are below their limit. `capacities`: what the limits still allow.
 local function find_open_lanes(request)
   local fulls, open, requested = {}, {}, request[3]
   for i = 1, #requested, 3 do
@@ -52,7 +55,7 @@ local function find_open_lanes(request)
   return open
 end
 
--- Read on in a lane; false at its end.
+-- Read the next members of a lane. Return false at its end.
 local function read_more(lane, most)
   if lane.is_exhausted then
     return false
@@ -68,7 +71,7 @@ local function read_more(lane, most)
   return got > 0
 end
 
--- The head of a lane as the merge ranks it: level (higher first), then rank, due, seq (lower first).
+-- Set the sort keys of a lane's head: level (higher first), then rank, due, seq (lower first). Return false if the lane is empty.
 local function rank_head(lane, ageing)
   local member = lane.members[lane.at]
   if not member then
@@ -119,7 +122,7 @@ local function sift_down(heap, at, count)
   heap[at] = lane
 end
 
--- One lane: its front is the answer.
+-- Choose from a single lane: take its first members.
 local function choose_from_lane(lane, capacity)
   if capacity <= 0 then
     read_more(lane, 1)
@@ -134,7 +137,7 @@ local function choose_from_lane(lane, capacity)
   return chosen
 end
 
--- Several: take the best head, move that lane on, again.
+-- Choose from several lanes: repeatedly take the best head. A heap holds the lanes, the one with the best head at its top.
 local function merge_lanes(lanes, total, ageing, caps, capacities)
   local heap, count, chosen = {}, 0, {}
   local share = math.min(total, math.floor(total / #lanes) + 2)
@@ -201,7 +204,7 @@ local function choose_jobs(lanes, request)
   return merge_lanes(lanes, total, request[2], caps, lanes.capacities)
 end
 
--- The lanes that hold more jobs which may be handed out, as their places in the request.
+-- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
 local function find_waiting_lanes(lanes)
   local found = {}
   for _, lane in ipairs(lanes) do
@@ -216,8 +219,8 @@ local function find_waiting_lanes(lanes)
   return found
 end
 
--- How many bytes a delivery counts: its payload, its options, and what it has beside them. Most jobs have neither options
--- nor a key, and their payload in the body: those are the first case.
+-- Return the bytes of a delivery: payload, options and a constant for the rest. The first case is the common one: a job without
+-- options, without a unique key and without a large payload.
 local function size_of(body)
   local flags, ends = string.byte(body, 21), 39 + string.byte(body, 39)
   if flags == 0 then
@@ -231,7 +234,7 @@ local function size_of(body)
   return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (struct.unpack('>I4', body, ends + 1)) or #body - ends)
 end
 
--- How many of these jobs fit a reply of so many bytes together, at least one; and their bodies, payloads behind them.
+-- Return how many of these jobs fit in a reply of `most` bytes (at least one), and their bodies, each with its payload.
 local function read_bodies(fields, most)
   local bodies = get_in_batches(job_key, fields)
   for i = 1, #fields do
@@ -247,7 +250,7 @@ local function read_bodies(fields, most)
   return #fields, bodies
 end
 
--- What is too much for one reply stays where it is.
+-- Drop the jobs that do not fit in the reply; they stay in their lanes.
 local function cut_reply(count, chosen, bodies, lanes)
   for i = #chosen, count + 1, -1 do
     local number = string.sub(chosen[i], 1, 4)
@@ -263,7 +266,7 @@ local function cut_reply(count, chosen, bodies, lanes)
   end
 end
 
--- Lease the chosen to a session; what is told of each, and the bodies.
+-- Lease the chosen jobs to a session. Return the deliveries (see exchange.lua) and the bodies.
 local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   if #chosen == 0 then
     return '', {}

@@ -1,14 +1,17 @@
--- Part of list, replay and delete: go through jobs and pick those that a filter means.
+-- Shared part of list, replay and delete: scans jobs and visits those that match a filter.
 -- Keys: counters job attempt_state lease dead_letter finished pruned_blocks
--- Inputs: ARGV[3] which to look at: all (by seq, newest first), dead (failed ones, likewise), done (completed and cancelled
---   ones, latest end first), given (ARGV[7]: fields, 8 bytes each); [4] the field to go on behind, or ''; [5] filter
---   (MessagePack): {codes, queue, name, reason}, false for what does not matter; [6] the most to pick
--- Result: seek(visit) -> the field to go on behind, and whether nothing is left behind it. It calls visit(field, body,
---   code, lease or state if there is one) for each job that is meant; that may answer two truths: this is enough, and
---   this one leaves the place it was found in
--- Atomic: part of its script. It looks at 500 jobs or a little more, then the backend asks again. Seqs are dense, but for
---   what was forgotten: blocks of them where nothing is left are passed over.
--- The seqs below one, down to the first of a block.
+-- Arguments: ARGV[3] source: all (by seq, newest first), dead (failed jobs, by seq, newest first), done (completed and cancelled
+--   jobs, by end, latest first), given (the fields in ARGV[7], 8 bytes each)
+--   ARGV[4] field after which the scan begins, or ''
+--   ARGV[5] filter (MessagePack): {codes, queue, job name, reason}; false: any
+--   ARGV[6] maximum number of jobs
+-- Provides: scan_jobs(visit) -> field to continue after, true if the source has no more jobs. It calls visit(field, body, code,
+--   attempts) for each match; `attempts` is the lease or the attempt state, or nil. visit returns whether the scan stops, and
+--   whether the job leaves the source.
+-- Cost: about 500 jobs per script; the backend then runs the script again. Empty blocks of seqs (see record_format.lua) are
+--   skipped.
+--
+-- list_fields_below returns the seqs below `top`, newest first, as far as the first seq of their block.
 local function list_fields_below(top)
   local block = math.floor((top - 2) / BLOCK)
   local first = redis.call('HGET', pruned_blocks_key, '<' .. block)
@@ -23,7 +26,7 @@ local function list_fields_below(top)
   return fields
 end
 
--- The next that may be meant, and whether these are the last.
+-- Per source: return the next fields after `on`, and whether they are the last.
 local places = {
   all = function(on)
     local top = tonumber(redis.call('HGET', counters_key, 'seq') or 0) + 1
@@ -55,7 +58,7 @@ local places = {
   end,
 }
 
--- Where a job stands, and why it ended. `past`: its lease or state, if it is unfinished and was handed out.
+-- Return the code of a job and, if it is finished, its reason. `lease` and `state` are those of an unfinished job that was leased.
 local function get_state_code(body, lease, state)
   if has_flag(body, FLAG_FINISHED) then
     local at = find_head_end(body) + 1

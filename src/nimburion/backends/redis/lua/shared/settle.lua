@@ -1,12 +1,14 @@
--- Part of exchange: what became of attempts.
+-- Shared part of exchange: settles attempts.
 -- Keys: job attempt_state lease history progress result result_time
--- Inputs: `records`, 29 bytes a settlement in their order: kind 1 | seq 8 | token 20; what a kind needs besides it takes
---   from ARGV, from `next_extra` on. Kinds: c completed, C completed with a result, r retried (delay 8, error), f failed
---   (reason, error), l released, s released for a time (delay 8), x cancelled (reason), p progressed (fraction and message)
--- Result: settle_all(session4, records, next_extra) -> a code each: d done, a already, s stale
+-- Provides: settle_all(session4, records, next_extra) -> one code per settlement: d done, a already, s stale
+--   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
+--   ARGV[next_extra...]: the other values of each settlement, in the same order
+--   Kinds: c completed, C completed with a result (result), r retried (delay 8, error), f failed (reason, error), l released,
+--     s released with a delay (delay 8), x cancelled (reason), p progressed (fraction and message)
+-- Atomic: all settlements are decided before anything is written.
+-- Cost: O(log n) per settlement, for n waiting jobs.
 --
--- history: entries of at 8 | length 4 | JSON, one after another.
--- The token that settled a job last, where it is not leased under another one now.
+-- find_settled_token returns the token that settled the job last; '' if there is none.
 local function find_settled_token(field, lease, body)
   if lease then
     return string.sub(lease, 71, 90)

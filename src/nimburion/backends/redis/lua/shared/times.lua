@@ -1,9 +1,9 @@
--- Part of every script: the backend's time, and times as bytes.
--- Inputs: ARGV[1] '' or microseconds since 1970, ARGV[2] '' or microseconds since boot: a test's own clock
--- Result: now and alive_now (microseconds: for due times, and for the lives of sessions), time8, micros8
--- Atomic: TIME stands still while a script runs, so that all of it happens at one time
+-- Shared part: the backend's time, and the encoding of times.
+-- Arguments: ARGV[1] microseconds since 1970 and ARGV[2] microseconds since boot, from the clock of a test; both '' otherwise
+-- Provides: now and alive_now in microseconds (for due times, and for the expiry of sessions), now8, encode_time, decode_time
+-- Atomic: the server's time does not change while a script runs, so everything in a script happens at one time.
 --
--- A time as bytes is eight of them, big-endian, the sign bit turned: as bytes they stand in the order of time.
+-- An encoded time has 8 bytes: big-endian with the sign bit inverted. The byte order is the order of the times.
 local now, alive_now
 if ARGV[1] == '' then
   local time = redis.call('TIME')

@@ -1,9 +1,9 @@
--- Part of scripts that take or free unique keys. Scope: (job name, key).
+-- Shared part: takes and releases unique keys. The scope of a key is (job name, key).
 -- Keys: unique_key unique_expiry
--- Inputs: a body with the flag FLAG_UNIQUE_KEY, its job's name
--- Result: find_key_holder, take_key, release_key; free_keys() writes what release_key decided
---
--- unique: name NUL key -> until 8 (all ones: while its job is unfinished) | id.  until: those with a time, by it.
+-- Provides: get_key_field(body, name) -> field of `unique_key`, span 8; the body has FLAG_UNIQUE_KEY, `name` is the job name
+--   find_key_holder(field), take_key(body, name), release_key(body, name)
+--   free_keys(): deletes the keys that release_key released
+-- Cost: O(1) per key; O(log n) with a span, for n keys with a span.
 local freed = {}
 
 local function get_key_field(body, name)
@@ -12,7 +12,7 @@ local function get_key_field(body, name)
   return name .. '\0' .. string.sub(body, at + 1, at + length), string.sub(body, at + 1 + length, at + 8 + length)
 end
 
--- The id of the job that holds a key now, or nil.
+-- Return the id of the job that holds a key now, or nil.
 local function find_key_holder(field)
   if freed[field] then
     return nil
@@ -42,7 +42,7 @@ local function take_key(body, name)
   redis.call('HSET', unique_key_key, field, till .. get_id(body))
 end
 
--- Give back the key of a job that has ended, unless it is held for a stated time; whether it was.
+-- Release the key of a finished job, unless the key has a span. Return whether it was released.
 local function release_key(body, name)
   local field = get_key_field(body, name)
   local entry = redis.call('HGET', unique_key_key, field)

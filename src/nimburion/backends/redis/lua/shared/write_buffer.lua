@@ -1,15 +1,16 @@
--- Part of scripts that move jobs: what is to be written is collected first, and written in a few commands at the end.
+-- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Inputs: fields (seqs as 8 bytes), leases and bodies as record_format.lua describes them
--- Result: end_lease, requeue, finish; write_buffer() writes it all
--- Atomic: part of its script. Nothing is written before everything was decided, and no command of write_buffer can fail
---   by what it is given: so a script is applied whole, although the server takes nothing back.
+-- Provides: end_lease, add_waiting, requeue, finish_job, make_end_record, and write_buffer(), which performs all writes. Their
+--   arguments are fields (seqs as 8 bytes) and the records of record_format.lua.
+-- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
+--   the script is applied as a whole, although the server cannot roll back.
+-- Cost: O(log n) per job, for n waiting jobs.
 local drop_payload, put_job, drop_state, put_state = {}, {}, {}, {}
 local drop_ready, put_ready, drop_due, put_due = {}, {}, {}, {}
 local drop_lease, drop_held, drop_cancel = {}, {}, {}
 local put_done, put_dead, put_dead_at = {}, {}, {}
 
--- Take a job out of its session's hands.
+-- End a lease.
 local function end_lease(field, lease, lane)
   push(drop_lease, field)
   push(drop_held, string.sub(lease, 1, 4) .. field)
@@ -19,7 +20,7 @@ local function end_lease(field, lease, lane)
   end
 end
 
--- Let a job stand in line, or aside until it is due.
+-- Add a job to `ready` if it is due, else to `scheduled`.
 local function add_waiting(field, lane, rank, due8, failed)
   if decode_time(due8, 1) <= now then
     push_pair(put_ready, 0, lane.number .. rank .. due8 .. field)
@@ -32,7 +33,7 @@ local function add_waiting(field, lane, rank, due8, failed)
   end
 end
 
--- Let a job that was leased wait again. `counts`: failures 4 | lost 2; `settled`: the token that settles it, or nil.
+-- Make a leased job wait again. `counts`: failures 4 | lost 2. `settled`: the token that settles it, or nil.
 local function requeue(field, lease, lane, counts, due8, settled)
   due8 = due8 or string.sub(lease, 55, 62)
   settled = settled or (#lease > 70 and string.sub(lease, 71, 90)) or NO_TOKEN
@@ -41,7 +42,7 @@ local function requeue(field, lease, lane, counts, due8, settled)
   mark_queue(lane.queue)
 end
 
--- End a job: write down how. `past`: due 8, started 8, counts 6, fence 4, settled 20 as one string; `reason`: may be nil.
+-- Finish a job. `attempts`: due 8 | started 8 | failures 4 | lost 2 | fence 4 | settled 20. `reason` may be nil.
 local function finish_job(field, body, lane, code, attempts, reason)
   local flags, ends = string.byte(body, 21), find_head_end(body)
   local dead = code == 'F'
@@ -66,7 +67,7 @@ local function finish_job(field, body, lane, code, attempts, reason)
   end
 end
 
--- The past of a job that ends while it is leased; `settled`: the token that ends it, or nil.
+-- Return the `attempts` of finish_job for a job that is leased. `settled`: the token that settles it, or nil.
 local function make_end_record(lease, counts, settled)
   settled = settled or (#lease > 70 and string.sub(lease, 71, 90)) or NO_TOKEN
   return string.sub(lease, 55, 62) .. string.sub(lease, 33, 40) .. counts .. string.sub(lease, 5, 8) .. settled
