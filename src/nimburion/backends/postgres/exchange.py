@@ -41,9 +41,11 @@ _MAX_WAITING_LANES = 64
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
 
 _delivery_order = itemgetter(0, 2, 1)
-"""The order of jobs in a reply. All jobs of a lane have the same place, and are sorted there by due
-time and seq.
+"""The order of jobs in a reply: position, due time and seq. Jobs of the same lane may share a
+position.
 """
+_get_delivery_columns = itemgetter(slice(11))
+"""The columns of a leased job; the columns after them belong to the status row."""
 
 
 def _get_seq(one: Settlement) -> int:
@@ -148,18 +150,18 @@ def decode_reply(rows: list[Any], session_id: str, number: int, request: Reserve
         OutOfOrder: the backend expects another number.
     """
     status = rows[-1]
-    kind = status["kind"]
-    if kind == -1:
+    outcome = status["outcome"]
+    if outcome == "session_lost":
         raise SessionLost(session_id)
-    if kind < 0:
-        raise OutOfOrder(f"exchange {number} after {status['seq']} of session {session_id}")
+    if outcome == "out_of_order":
+        raise OutOfOrder(f"exchange {number} after {status['last_number']} of session {session_id}")
     lanes = list(dict.fromkeys(request.lanes))
     return Reply(
-        [_RESULTS_BY_CODE[letter] for letter in status["options"]],
+        [_RESULTS_BY_CODE[letter] for letter in status["results"]],
         decode_deliveries(rows, status),
         [lanes[place - 1] for place in (status["waiting"] or ())[:_MAX_WAITING_LANES]],
-        to_optional_seconds(status["due"]),
-        to_seconds(status["seq"]),
+        to_optional_seconds(status["next_due"]),
+        to_seconds(status["now"]),
     )
 
 
@@ -167,7 +169,7 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
     """Return the reserved jobs in rank order."""
     if len(rows) == 1:
         return []
-    nonce = status["id"]
+    nonce = status["nonce"]
     names = {
         lane: (queue, name, 9 - rank)
         for lane, queue, name, rank in zip(
@@ -177,7 +179,8 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
     del rows[-1]
     rows.sort(key=_delivery_order)
     deliveries = []
-    for _, seq, due, created, lane, fence, failures, lost, job_id, options, payload, *_ in rows:
+    for row in map(_get_delivery_columns, rows):
+        _, seq, due, created, lane, fence, failures, lost, job_id, options, payload = row
         queue, name, priority = names[lane]
         deliveries.append(
             Delivery(

@@ -62,21 +62,21 @@ class LowWaterMarks:
 
     def learn(self, status: Any) -> None:  # noqa: ANN401 - a row
         """Update the marks from the status row of an exchange."""
-        now, next_due = status["seq"], status["due"]
+        now, next_due = status["now"], status["next_due"]
         if now < self._now:
             self._reset()
         self._now = now
-        sure = now - status["fence"]
+        sure = now - status["clock_delay"]
         bound = sure if next_due is None else min(sure, next_due)
         heads: dict[int | None, int] = {
             lane: bound if due is None else min(bound, due)
             for lane, due in zip(status["head_lanes"] or (), status["head_dues"] or (), strict=True)
         }
         heads[None] = bound
-        if self._valid_after is not None and status["since"] >= self._valid_after:
+        if self._valid_after is not None and status["oldest_xid"] >= self._valid_after:
             for lane, floor in self._candidates.items():
                 if lane in heads:
                     self._marks[lane] = min(floor, heads[lane])
             self._valid_after = None
         if self._valid_after is None:
-            self._candidates, self._valid_after = heads, status["created"]
+            self._candidates, self._valid_after = heads, status["next_xid"]

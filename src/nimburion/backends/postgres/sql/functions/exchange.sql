@@ -33,29 +33,30 @@
 --                               lanes, and for each the due time before which it is known to be empty
 --   p_scheduled_low_water_mark  the same for `scheduled`
 --
--- Result: one row for each leased job, then one status row.
+-- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other.
 --   Columns of a leased job:
---     kind                      its position in the order of the reply, from 1. Jobs of the same lane share a position
---                               and are ordered by due time and seq.
+--     reply_position            its position in the reply, from 1. Jobs of the same lane may share a position; they are
+--                               ordered by due time and seq.
 --     seq, due, created, lane, fence, failures, lost, id, options, payload
 --                               the job and its lease
 --   Columns of the status row:
---     kind                      0: the exchange was applied or repeated; -1: the session is not alive; -2: another number
---                               is expected. For -2, `seq` is the last number. For -1 and -2 all other columns are NULL.
---     seq                       the time of the exchange
---     due                       the earliest due time in `scheduled`; NULL: nothing is scheduled
---     id                        the nonce of the leases in this reply
---     options                   one letter for each settlement: d done, a already settled by this token, s stale
---     created                   the transaction number after this transaction
---     since                     the oldest transaction that was running when the lanes were read. When it is at least
---                               the `created` of an earlier reply, all transactions before that one have ended.
---     fence                     microseconds between the first reading of the clock and the time of the exchange. A
---                               transaction with a smaller number may have read the clock up to that much earlier.
+--     outcome                   ok: the exchange was applied or repeated; session_lost: the session is not alive;
+--                               out_of_order: another number is expected. Only for ok the other columns have values.
+--     last_number               of out_of_order: the number of the last exchange
+--     now                       the time of the exchange
+--     results                   one letter for each settlement: d done, a already settled by this token, s stale
+--     nonce                     the nonce of the leases in this reply
+--     next_due                  the earliest due time in `scheduled`; NULL: nothing is scheduled
+--     waiting                   which of the requested lanes still have jobs (indexes, from 1)
+--     to_notify                 the queues to notify
 --     lanes, queues, names, ranks
 --                               the lanes of the leased jobs
---     to_notify                 the queues to notify
---     waiting                   which of the requested lanes still have jobs (indexes, from 1)
 --     head_lanes, head_dues     the open lanes, and the earliest due time in each (NULL: empty)
+--     next_xid                  the transaction number after that of the exchange
+--     oldest_xid                the oldest transaction that was running when the lanes were read. When it is at least
+--                               the `next_xid` of an earlier reply, all transactions up to that exchange have ended.
+--     clock_delay               microseconds between the first reading of the clock and `now`. A transaction with a
+--                               smaller number may have read the clock up to that much earlier than `now`.
 -- It fails with NB001 if `p_kinds` is NULL and the session does not hold all the leases.
 -- A repeated call applies nothing. It releases the jobs that no longer fit in `p_max_bytes`.
 -- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
@@ -107,7 +108,7 @@ BEGIN
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
     early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before this transaction has a number
     now := {schema}.get_write_time_1(p_now);
-    SELECT s.number, t.number AS last_number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS since,
+    SELECT s.number, t.number AS last_number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
         EXISTS (SELECT FROM {schema}.concurrency_limit) AS limited, EXISTS (SELECT FROM {schema}.paused_queue) AS pausing, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS large, (
@@ -121,12 +122,12 @@ BEGIN
     ) t ON true
     WHERE s.id = p_session AND s.ended_at IS NULL AND s.left_at IS NULL;
     IF NOT FOUND THEN
-        RETURN NEXT {schema}.make_status_reply_1(-1, 0);
+        RETURN NEXT {schema}.make_status_reply_1('session_lost', NULL);
         RETURN;
     END IF;
     is_new := p_number = coalesce(me.last_number, 0) + 1;
     IF NOT is_new AND (me.last_number IS NULL OR p_number <> me.last_number) THEN
-        RETURN NEXT {schema}.make_status_reply_1(-2, coalesce(me.last_number, 0));
+        RETURN NEXT {schema}.make_status_reply_1('out_of_order', coalesce(me.last_number, 0));
         RETURN;
     END IF;
     next_due := me.next_due;
@@ -202,15 +203,13 @@ BEGIN
             IF any_attempted THEN
                 RETURN QUERY
                 SELECT 1, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
-                    j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
-                    NULL::int4[], NULL::int4[], NULL::int8[]
+                    j.payload, (CAST(NULL AS {schema}.exchange_status)).*
                 FROM {schema}.lease l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
                 WHERE l.session = me.number AND l.seq = ANY (seqs);
             ELSIF seqs IS NOT NULL THEN
                 RETURN QUERY
                 SELECT 1, j.seq, j.due, j.created, j.lane, 1, 0, 0, j.id, j.options,
-                    j.payload, NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[],
-                    NULL::int4[], NULL::int4[], NULL::int8[]
+                    j.payload, (CAST(NULL AS {schema}.exchange_status)).*
                 FROM {schema}.job j WHERE j.seq = ANY (seqs);
             END IF;
             handed := seqs IS NOT NULL;
@@ -267,10 +266,12 @@ BEGIN
         INSERT INTO {schema}.exchange_log (session, number, nonce, results) VALUES (me.number, p_number, p_nonce, codes);
     END IF;
     RETURN NEXT CAST(ROW(
-        0, now, next_due, pg_current_xact_id()::text::int8 + 1, NULL,
-        CASE WHEN p_now IS NULL THEN LEAST(now - early, 2000000000) ELSE 0 END, NULL, NULL, nonce,
-        codes, NULL, me.since, main_lanes, queues, names, ranks,
-        CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END, ids, waiting, head_dues
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
+        'ok', NULL, now, codes, nonce, next_due, waiting,
+        CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END,
+        main_lanes, queues, names, ranks, ids, head_dues,
+        pg_current_xact_id()::text::int8 + 1, me.oldest_xid,
+        CASE WHEN p_now IS NULL THEN LEAST(now - early, 2000000000) ELSE 0 END
     ) AS {schema}.exchange_reply);
 END $$;
 
@@ -296,13 +297,17 @@ END $$;
 
 -- name: make_status_reply
 -- Make the status row of an exchange that was refused.
--- Inputs: its kind; the last number
+-- Inputs: the outcome; the number of the last exchange
 -- Result: the row
-CREATE OR REPLACE FUNCTION {schema}.make_status_reply_1(p_kind int4, p_number int8) RETURNS {schema}.exchange_reply
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CAST(ROW(p_kind, p_number, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS {schema}.exchange_reply)
-$$;
+CREATE OR REPLACE FUNCTION {schema}.make_status_reply_1(p_outcome text, p_last_number int8) RETURNS {schema}.exchange_reply
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    reply {schema}.exchange_reply;
+BEGIN
+    reply.outcome := p_outcome;
+    reply.last_number := p_last_number;
+    RETURN reply;
+END $$;
 
 -- name: promote_due
 -- Move scheduled jobs that are due to `ready`, earliest first.
@@ -538,7 +543,7 @@ END $$;
 -- Lease the first jobs of lanes to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes as `find_open_lanes_1` returns
 --   them; how many jobs to take from each
--- Result: one row for each job; `kind` is its position in the merge
+-- Result: one row for each job; `reply_position` is its position in the merge
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
@@ -579,16 +584,15 @@ BEGIN
     )
     SELECT x.place, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,
         coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), j.id, j.options, j.payload,
-        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
-        NULL::int8[]
+        (CAST(NULL AS {schema}.exchange_status)).*
     FROM x, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = x.seq OFFSET 0) j;
 END $$;
 
 -- name: claim_large_jobs
 -- Do the same as `claim_jobs_1` when payloads may be large: return no more than a number of bytes.
 -- Inputs: as for `claim_jobs_1`; the maximum number of bytes of all deliveries
--- Result: one row for each job; `kind` is its position in the merge. Jobs beyond the maximum return to their places in
---   `ready`, but the first job is always delivered.
+-- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
+--   places in `ready`, but the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_large_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
@@ -635,8 +639,7 @@ BEGIN
     )
     SELECT x.place, x.seq, x.due, x.created, x.at_first, coalesce((x.p).fence, 0) + 1,
         coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.id, x.options, x.payload,
-        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
-        NULL::int8[]
+        (CAST(NULL AS {schema}.exchange_status)).*
     FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1;
 END $$;
 
@@ -678,12 +681,11 @@ END $$;
 -- name: repeat_exchange
 -- Return the jobs that an exchange leased.
 -- Inputs: the session; the number of the exchange
--- Result: one row for each job; `kind` is its position
+-- Result: one row for each job
 CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
     SELECT l.reply_position, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
-        NULL::int8, NULL::int4[], NULL::text[], NULL::text[], NULL::int2[], NULL::text[], NULL::int4[], NULL::int4[],
-        NULL::int8[]
+        (CAST(NULL AS {schema}.exchange_status)).*
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
     WHERE l.session = p_session AND l.exchange_number = p_number
 $$;

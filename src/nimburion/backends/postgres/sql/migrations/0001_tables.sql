@@ -237,11 +237,57 @@ CREATE TABLE {schema}.schedule (
     last_job bytea
 );
 
--- A row in the reply of an exchange: a leased job or the status row. `exchange_1` describes the columns.
+-- The status of an exchange: what its reply contains besides the leased jobs.
+CREATE TYPE {schema}.exchange_status AS (
+    outcome text,                       -- ok, session_lost or out_of_order
+    last_number int8,                   -- of out_of_order: the number of the last exchange
+    now int8,                           -- the time of the exchange
+    results text,                       -- one letter for each settlement: d done, a already settled, s stale
+    nonce bytea,                        -- the nonce of the leases in this reply
+    next_due int8,                      -- the earliest due time in `scheduled`; NULL: nothing is scheduled
+    waiting int4[],                     -- which of the requested lanes still have jobs (indexes, from 1)
+    to_notify text[],                   -- the queues to notify
+    lanes int4[],                       -- the lanes of the leased jobs: numbers,
+    queues text[],                      -- queues,
+    names text[],                       -- names
+    ranks int2[],                       -- and ranks
+    head_lanes int4[],                  -- the open lanes
+    head_dues int8[],                   -- the earliest due time in each open lane; NULL: the lane is empty
+    next_xid int8,                      -- the transaction number after that of the exchange
+    oldest_xid int8,                    -- the oldest transaction that was running when the lanes were read
+    clock_delay int4                    -- microseconds between the first reading of the clock and `now`
+);
+-- A row in the reply of an exchange. A leased job has the first columns, the status row has the others.
 CREATE TYPE {schema}.exchange_reply AS (
-    kind int4, seq int8, due int8, created int8, lane int4, fence int4, failures int4, lost int4,
-    id bytea, options text, payload bytea, since int8, lanes int4[], queues text[], names text[],
-    ranks int2[], to_notify text[], head_lanes int4[], waiting int4[], head_dues int8[]
+    reply_position int4,                -- the position of the job in the reply, from 1
+    seq int8,
+    due int8,
+    created int8,
+    lane int4,
+    fence int4,
+    failures int4,
+    lost int4,
+    id bytea,
+    options text,
+    payload bytea,
+    -- the columns of `exchange_status`
+    outcome text,
+    last_number int8,
+    now int8,
+    results text,
+    nonce bytea,
+    next_due int8,
+    waiting int4[],
+    to_notify text[],
+    lanes int4[],
+    queues text[],
+    names text[],
+    ranks int2[],
+    head_lanes int4[],
+    head_dues int8[],
+    next_xid int8,
+    oldest_xid int8,
+    clock_delay int4
 );
 
 -- The history and the progress of a job.
