@@ -87,6 +87,36 @@ def test_a_reserve_reads_the_lane_in_index_order(connection: sqlite3.Connection,
     assert not any("TEMP B-TREE" in line for line in plan)
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("get_job_state", "SEARCH j USING INDEX sqlite_autoindex_job_1 (id=?)"),
+        ("get_records", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("list_ids", "SEARCH j USING INDEX sqlite_autoindex_job_1 (id=?)"),
+        ("list_newest", "SCAN j"),
+        ("list_unfinished", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
+    ],
+)
+def test_the_view_of_jobs_becomes_part_of_the_plan(
+    connection: sqlite3.Connection, name: str, way: str
+) -> None:
+    """`job_record` is not computed for all jobs, and each job's status is derived once."""
+    plan = read_plan(connection, SQL[name])
+    jobs = [line for line in plan if re.match(r"(SCAN|SEARCH) j\b", line)]
+    assert jobs
+    assert set(jobs) == {way}
+    in_ready = [line for line in plan if re.match(r"(SCAN|SEARCH) r\b", line)]
+    assert in_ready == len(jobs) * [
+        "SEARCH r USING PRIMARY KEY (lane=? AND rank=? AND due=? AND seq=?)"
+    ]
+    assert plan.count("SEARCH p USING PRIMARY KEY (due=? AND seq=?)") == len(jobs)
+
+
+def test_the_newest_jobs_are_listed_without_sorting(connection: sqlite3.Connection) -> None:
+    plan = read_plan(connection, SQL["list_newest"])
+    assert not any("TEMP B-TREE" in line for line in plan)
+
+
 def test_a_scan_is_seen(connection: sqlite3.Connection) -> None:
     assert find_scanned_tables(read_plan(connection, "SELECT payload FROM job")) == {"job"}
     assert find_scanned_tables(read_plan(connection, "SELECT * FROM ready WHERE seq = ?1")) == {

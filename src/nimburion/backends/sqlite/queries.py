@@ -56,7 +56,7 @@ def choose_statement(
     if which.ids is not None:
         return "list_ids", [*values, _encode(sorted(set(which.ids))).decode()]
     if which.states is not None and which.states <= {State.FAILED}:
-        return "list_failed", values
+        return "list_failed", values[:-1]
     unfinished = which.states is not None and not which.states & FINISHED
     if unfinished and not db.fetch_value("has_many_unfinished", _MANY_UNFINISHED):
         return "list_unfinished", values

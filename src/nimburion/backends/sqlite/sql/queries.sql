@@ -2,6 +2,8 @@
 --
 -- The reader thread runs each call in its own transaction. It reads one snapshot, takes no lock that a writer waits for,
 -- and cannot write (query_only). Times are in microseconds. A parameter ?N has the same value wherever it is used.
+-- The view `job_record` has the status of each job. Whether a waiting job is pending or scheduled depends on the time, so
+-- the statements decide that themselves.
 -- `state > 0` beside `state = 2` repeats the condition of the partial index `job_finished`: without it SQLite cannot use
 -- that index.
 
@@ -19,16 +21,7 @@ SELECT seq, state, lane FROM job WHERE id = ?1;
 --   cancel_requested, result, payload
 SELECT
     j.id, j.lane, j.priority, j.due, j.created_at,
-    CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-        WHEN NOT EXISTS (
-            SELECT 1 FROM ready AS r
-            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-        ) AND NOT EXISTS (
-            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
-        ) THEN 'processing'
-        WHEN j.failures > 0 THEN 'retrying'
-        WHEN j.due > ?3 THEN 'scheduled'
-        ELSE 'pending' END END,
+    coalesce(nullif(j.status, 'waiting'), iif(j.due > ?3, 'scheduled', 'pending')),
     j.failures, j.lost, j.started_at, j.finished_at, j.reason, j.options,
     (SELECT json_group_array(json(body)) FROM (
         SELECT body FROM attempt_error AS e WHERE e.seq = j.seq ORDER BY position
@@ -37,7 +30,7 @@ SELECT
     s.id, l.leased_at, l.cancel_requested,
     j.result, iif(?2, j.payload, NULL)
 FROM json_each(?1) AS x
-CROSS JOIN job AS j ON j.seq = x.value
+CROSS JOIN job_record AS j ON j.seq = x.value
 LEFT JOIN progress AS p ON p.seq = j.seq
 LEFT JOIN lease AS l ON j.state = 0 AND l.session IN (SELECT number FROM session) AND l.seq = j.seq
 LEFT JOIN session AS s ON s.number = l.session
@@ -49,28 +42,20 @@ ORDER BY j.seq DESC;
 --   NULL: any); ?6 the maximum number of jobs, ?7 now, ?8 JSON array of ids
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
-    SELECT j.seq FROM json_each(?8) AS s CROSS JOIN job AS j ON j.id = s.value
+    SELECT j.seq FROM json_each(?8) AS s CROSS JOIN job_record AS j ON j.id = s.value
     WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
     AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
     AND (?4 IS NULL OR j.reason = ?4)
     AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-        WHEN NOT EXISTS (
-            SELECT 1 FROM ready AS r
-            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-        ) AND NOT EXISTS (
-            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
-        ) THEN 'processing'
-        WHEN j.failures > 0 THEN 'retrying'
-        WHEN j.due > ?7 THEN 'scheduled'
-        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    AND (?1 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?7, 'scheduled', 'pending'))
+        IN (SELECT value FROM json_each(?1)))
     ORDER BY j.seq DESC LIMIT ?6
 );
 
 -- name: list_failed
--- List the failed jobs that match a filter.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
---   NULL: any); ?6 the maximum number of jobs, ?7 now
+-- List the failed jobs that match a filter. It is used only when no other state is requested.
+-- Inputs: ?1 states (JSON array); ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
+--   NULL: any); ?6 the maximum number of jobs
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM job AS j INDEXED BY job_finished
@@ -78,16 +63,7 @@ SELECT json_group_array(seq) FROM (
     AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
     AND (?4 IS NULL OR j.reason = ?4)
     AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-        WHEN NOT EXISTS (
-            SELECT 1 FROM ready AS r
-            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-        ) AND NOT EXISTS (
-            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
-        ) THEN 'processing'
-        WHEN j.failures > 0 THEN 'retrying'
-        WHEN j.due > ?7 THEN 'scheduled'
-        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    AND 'failed' IN (SELECT value FROM json_each(?1))
     ORDER BY j.seq DESC LIMIT ?6
 );
 
@@ -99,21 +75,13 @@ SELECT json_group_array(seq) FROM (
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM (
         SELECT seq FROM ready UNION ALL SELECT seq FROM scheduled UNION ALL SELECT seq FROM lease
-    ) AS s CROSS JOIN job AS j ON j.seq = s.seq
+    ) AS s CROSS JOIN job_record AS j ON j.seq = s.seq
     WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
     AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
     AND (?4 IS NULL OR j.reason = ?4)
     AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-        WHEN NOT EXISTS (
-            SELECT 1 FROM ready AS r
-            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-        ) AND NOT EXISTS (
-            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
-        ) THEN 'processing'
-        WHEN j.failures > 0 THEN 'retrying'
-        WHEN j.due > ?7 THEN 'scheduled'
-        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    AND (?1 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?7, 'scheduled', 'pending'))
+        IN (SELECT value FROM json_each(?1)))
     ORDER BY j.seq DESC LIMIT ?6
 );
 
@@ -131,21 +99,13 @@ SELECT count(*) >= ?1 FROM (
 --   NULL: any); ?6 the maximum number of jobs, ?7 now
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
-    SELECT j.seq FROM job AS j
+    SELECT j.seq FROM job_record AS j
     WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
     AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
     AND (?4 IS NULL OR j.reason = ?4)
     AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-        WHEN NOT EXISTS (
-            SELECT 1 FROM ready AS r
-            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-        ) AND NOT EXISTS (
-            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
-        ) THEN 'processing'
-        WHEN j.failures > 0 THEN 'retrying'
-        WHEN j.due > ?7 THEN 'scheduled'
-        ELSE 'pending' END END IN (SELECT value FROM json_each(?1)))
+    AND (?1 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?7, 'scheduled', 'pending'))
+        IN (SELECT value FROM json_each(?1)))
     ORDER BY j.seq DESC LIMIT ?6
 );
 
@@ -180,7 +140,7 @@ SELECT
 -- Inputs: ?1 now
 -- Result: queue; name (NULL: the row says that the queue is paused); number of jobs that are due and wait; number of
 --   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; paused
-WITH standing AS (
+WITH unfinished AS (
     SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
     FROM ready GROUP BY lane
     UNION ALL
@@ -190,7 +150,7 @@ WITH standing AS (
     SELECT lane, 0, 0, count(*), NULL FROM lease GROUP BY lane
 )
 SELECT lane.queue, lane.name, size, later, running, oldest, 0
-FROM standing JOIN lane ON lane.id = standing.lane
+FROM unfinished JOIN lane ON lane.id = unfinished.lane
 UNION ALL
 SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused_queue;
 

@@ -37,19 +37,8 @@ SELECT paused, last_tick, last_job FROM schedule WHERE name = ?1;
 -- Return the state of a job.
 -- Inputs: ?1 id, ?2 now
 -- Result: state, started_at, or no row
-SELECT
-    CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-        WHEN NOT EXISTS (
-            SELECT 1 FROM ready AS r
-            WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-        ) AND NOT EXISTS (
-            SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
-        ) THEN 'processing'
-        WHEN j.failures > 0 THEN 'retrying'
-        WHEN j.due > ?2 THEN 'scheduled'
-        ELSE 'pending' END END,
-    j.started_at
-FROM job AS j WHERE j.id = ?1;
+SELECT coalesce(nullif(j.status, 'waiting'), iif(j.due > ?2, 'scheduled', 'pending')), j.started_at
+FROM job_record AS j WHERE j.id = ?1;
 
 -- name: save_tick
 -- Store the last tick of a schedule.

@@ -129,3 +129,17 @@ CREATE TABLE schedule (
     last_tick REAL,                     -- seconds since 1970-01-01 UTC; compared exactly
     last_job TEXT
 ) STRICT, WITHOUT ROWID;
+
+-- Jobs with their status: completed, failed, cancelled, processing, retrying or waiting. A waiting job is scheduled if its
+-- due time is in the future, else pending. An unfinished job that is neither in `ready` nor in `scheduled` is processing.
+CREATE VIEW job_record AS
+SELECT j.*, CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+    WHEN NOT EXISTS (
+        SELECT 1 FROM ready AS r
+        WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+    ) AND NOT EXISTS (
+        SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+    ) THEN 'processing'
+    WHEN j.failures > 0 THEN 'retrying'
+    ELSE 'waiting' END END AS status
+FROM job AS j;
