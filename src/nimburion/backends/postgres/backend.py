@@ -25,7 +25,7 @@ from nimburion.backends.postgres.encoding import (
 from nimburion.backends.postgres.errors import get_error_code
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
 from nimburion.backends.postgres.notifications import PostgresNotifier
-from nimburion.backends.postgres.schema import insert_schema
+from nimburion.backends.postgres.schema import NOTIFICATION_LOCK, insert_schema
 from nimburion.backends.postgres.url import PostgresSettings, parse_url
 from nimburion.backends.server.encoding import MICRO, decode_id, encode_id_or_empty, to_micros
 from nimburion.backends.server.handle import OpenHandle
@@ -71,8 +71,8 @@ _JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
 _ENQUEUE = _make_call("enqueue_1", 15)
 _ENQUEUE_ONE = "SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
-_ENQUEUE_ONE_NOTIFYING = """SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
-    CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, 7043))
+_ENQUEUE_ONE_NOTIFYING = f"""SELECT {{schema}}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
+    CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, {NOTIFICATION_LOCK}))
         THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
 """Notifies at the commit. A notifying transaction blocks all others that notify until its commit is
 flushed. Therefore only one at a time notifies inside its transaction; the others notify afterwards.

@@ -1,4 +1,4 @@
-"""Names of tables and functions: the marker `{schema}.` in SQL stands for schema and prefix."""
+"""Names and numbers in SQL: the marker `{schema}.` stands for schema and prefix."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from nimburion.backends.postgres.url import PostgresSettings
 
 MARKER = "{schema}."
 """Not valid SQL: a statement in which it was not replaced fails."""
+
+NOTIFICATION_LOCK = 7043
+"""The number of the advisory lock of an enqueue that notifies in its own transaction. The header of
+`sql/functions/base.sql` lists all advisory locks.
+"""
 
 
 def insert_schema(text: str, settings: PostgresSettings) -> str:

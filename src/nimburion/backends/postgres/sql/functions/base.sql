@@ -6,11 +6,16 @@
 -- All functions take locks in this order: the advisory lock of the session; the tables of limits and pauses; limits by
 -- name; unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
 --
--- Advisory locks, by the second argument of `hashtextextended(TEXT, NUMBER)`:
---   7041  the id of a session           serialises its exchanges, opening, closing and rescue
---   7042  'maintain_partitions_1'       one transaction at a time creates and drops partitions
---   7043  the notification channel      one enqueue at a time notifies in its own transaction
---   7044  'count_new_finished_1'        excludes counting finished jobs while they are deleted
+-- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.
+--   7041  TEXT is the id of a session. Serialises the calls that change its leases.
+--         Taken by: exchange, open_session, release_leases, close_session, rescue_jobs
+--   7042  TEXT is the name of `maintain_partitions_1`. One transaction at a time creates and drops partitions.
+--         Taken by: maintain_partitions
+--   7043  TEXT is the notification channel. One enqueue at a time notifies in its own transaction.
+--         Taken by: NOTIFICATION_LOCK (schema.py)
+--   7044  TEXT is the name of `count_new_finished_1`. Finished jobs are not counted while they are deleted.
+--         Taken by: count_new_finished; shared: delete_jobs, prune_excess
+-- Migrations take one more lock, whose number is a hash of schema and prefix (`compute_lock_number` in migrations.py).
 
 -- name: get_write_time
 -- Return the current time in whole microseconds, for a function that writes.
