@@ -58,8 +58,8 @@ BEGIN
     END LOOP;
     PERFORM setval(oid, 1, false) FROM pg_class WHERE relnamespace = ours AND relkind = 'S';
     IF to_regclass('nimburion.horizon') IS NOT NULL THEN
-        UPDATE nimburion.horizon SET finished = -9223372036854775808, seq = 0
-        WHERE finished > -9223372036854775808;
+        UPDATE nimburion.horizon SET finished_at = -9223372036854775808, seq = 0
+        WHERE finished_at > -9223372036854775808;
         UPDATE nimburion.count_cursor SET upto = -9223372036854775808, xid = 9223372036854775807
         WHERE upto > -9223372036854775808;
     END IF;

@@ -37,7 +37,7 @@ async def test_a_reused_schema_is_as_new(clean_postgres: RunningPostgres) -> Non
             await backend.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
             await backend.pause("q", paused=True)
             assert read_state(clean_postgres) != new
-        clean_postgres.ask("UPDATE nimburion.horizon SET finished = 1, seq = 2")
+        clean_postgres.ask("UPDATE nimburion.horizon SET finished_at = 1, seq = 2")
     clean_postgres.forget()
     assert read_state(clean_postgres) == new
 

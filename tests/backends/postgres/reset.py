@@ -16,7 +16,7 @@ BEGIN
         EXECUTE format('DELETE FROM %s', one);
     END LOOP;
     IF FOUND THEN
-        UPDATE nimburion.horizon SET finished = -9223372036854775808, seq = 0;
+        UPDATE nimburion.horizon SET finished_at = -9223372036854775808, seq = 0;
         UPDATE nimburion.count_cursor SET upto = -9223372036854775808, xid = 9223372036854775807;
     END IF;
 END $$"""

@@ -63,7 +63,7 @@ class PartitionQueries:
         """Have a job that ended on this day."""
         self.fetch(
             "INSERT INTO nimburion.finished_job "
-            "(seq, due, created, finished, lane, failures, lost, state, id, digest) "
+            "(seq, due, created_at, finished_at, lane, failures, lost, state, id, digest) "
             f"SELECT count(*) + 1, 0, 0, {to_micros(day)}, 1, 0, 0, 1, '{job_id}', '' "
             "FROM nimburion.finished_job"
         )
@@ -121,7 +121,7 @@ async def test_who_reads_history_keeps_a_day_until_the_next_time(
 ) -> None:
     old = today() - timedelta(9)
     queries.make_partition(old)
-    queries.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(today())}")
+    queries.fetch(f"UPDATE nimburion.horizon SET finished_at = {to_micros(today())}")
     with psycopg.connect(postgres_server.url) as reader:
         reader.execute("SELECT count(*) FROM nimburion.finished_job").fetchall()
         await asyncio.wait_for(backend.prune(FOREVER, 100), DEADLINE)
@@ -145,7 +145,7 @@ async def test_rows_of_a_day_that_was_not_made_are_kept_and_forgotten_with_it(
     assert other in queries.list_days()
     assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(1,)]
     assert (await backend.get("late")).id == "late"
-    queries.fetch(f"UPDATE nimburion.horizon SET finished = {to_micros(late) + 1}")
+    queries.fetch(f"UPDATE nimburion.horizon SET finished_at = {to_micros(late) + 1}")
     await backend.prune(FOREVER, 100)
     assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(0,)]
     await backend.prune(FOREVER, 100)

@@ -65,7 +65,7 @@ WITH n AS (
         CAST(extract(epoch FROM clock_timestamp()) * 1e6 AS int8) - JOBS + n AS due
     FROM generate_series(1, JOBS) n
 ), j AS (
-    INSERT INTO nimburion.job (seq, due, created, lane, id, digest, payload)
+    INSERT INTO nimburion.job (seq, due, created_at, lane, id, digest, payload)
     SELECT seq, due, due, (SELECT min(id) FROM nimburion.lane), convert_to('fill-' || seq, 'UTF8'),
         '\\x00', '{}'
     FROM n

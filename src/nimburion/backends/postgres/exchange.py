@@ -180,7 +180,7 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
     rows.sort(key=_delivery_order)
     deliveries = []
     for row in map(_get_delivery_columns, rows):
-        _, seq, due, created, lane, fence, failures, lost, job_id, options, payload = row
+        _, seq, due, created_at, lane, fence, failures, lost, job_id, options, payload = row
         queue, name, priority = names[lane]
         deliveries.append(
             Delivery(
@@ -192,7 +192,7 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
                 failures,
                 lost,
                 due / MICRO,
-                created / MICRO,
+                created_at / MICRO,
                 NO_JOB_OPTIONS if options is None else decode_job_options(options),
             )
         )

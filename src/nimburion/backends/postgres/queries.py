@@ -86,9 +86,9 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         failures=row["failures"],
         lost=row["lost"],
         due=to_seconds(row["due"]),
-        created_at=to_seconds(row["created"]),
-        started_at=to_optional_seconds(row["started"]),
-        finished_at=to_optional_seconds(row["finished"]),
+        created_at=to_seconds(row["created_at"]),
+        started_at=to_optional_seconds(row["started_at"]),
+        finished_at=to_optional_seconds(row["finished_at"]),
         reason=row["reason"],
         history=[
             msgspec.structs.replace(_decode_error(body), at=to_seconds(at)) for at, body in history
@@ -134,10 +134,10 @@ def decode_sessions(rows: list[Any]) -> list[SessionInfo]:
 
 
 def _make_session_info(
-    session: Session, opened: int, life: int, gone: object, running: int
+    session: Session, opened_at: int, life: int, gone: object, running: int
 ) -> SessionInfo:
     return session.to_info(
-        opened_at=to_seconds(opened),
+        opened_at=to_seconds(opened_at),
         expires_in=life / MICRO,
         left=bool(gone),
         running=running,

@@ -33,7 +33,7 @@ BEGIN
     IF now IS NULL THEN
         now := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
     END IF;
-    INSERT INTO {schema}.job (due, created, lane, id, digest, options, payload)
+    INSERT INTO {schema}.job (due, created_at, lane, id, digest, options, payload)
     VALUES (now, now, at_lane, p_id, p_digest, p_options, p_payload)
     ON CONFLICT (id) DO NOTHING
     RETURNING seq INTO new_seq;
@@ -44,7 +44,7 @@ BEGIN
     -- The upper bound excludes the partitions of future days: a look-up in each costs 2 µs.
     IF EXISTS (
         SELECT FROM {schema}.finished_job d
-        WHERE d.id = p_id AND d.finished >= p_since AND d.finished < now + 86400000000
+        WHERE d.id = p_id AND d.finished_at >= p_since AND d.finished_at < now + 86400000000
     ) THEN
         PERFORM {schema}.undo_insert_1(ARRAY[new_seq]);
         RETURN false;
@@ -78,7 +78,7 @@ DECLARE
     many int4 := cardinality(p_ends) - 1;
 BEGIN
     WITH j AS (
-        INSERT INTO {schema}.job (due, created, lane, id, digest, payload)
+        INSERT INTO {schema}.job (due, created_at, lane, id, digest, payload)
         SELECT now, now, lane_ids[coalesce(p_lanes[n], 1)], substr(p_ids, n * 17 - 16, 17),
             substr(p_digests, n * 16 - 15, 16), substr(p_payloads, p_ends[n] + 1, p_ends[n + 1] - p_ends[n])
         FROM generate_series(1, many) n
@@ -86,11 +86,11 @@ BEGIN
     )
     INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT now, seq, lane, 0 FROM j;
     -- Ids that were generated together are adjacent: normally no other id is between them.
-    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id BETWEEN p_least AND p_greatest AND d.finished >= p_since)
+    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id BETWEEN p_least AND p_greatest AND d.finished_at >= p_since)
         AND EXISTS (
             SELECT FROM {schema}.finished_job d
             WHERE d.id = ANY (ARRAY(SELECT substr(p_ids, n * 17 - 16, 17) FROM generate_series(1, many) n))
-                AND d.finished >= p_since
+                AND d.finished_at >= p_since
         )
     THEN
         RAISE unique_violation;
@@ -139,7 +139,7 @@ BEGIN
     THEN
         BEGIN
             WITH j AS (
-                INSERT INTO {schema}.job (due, created, lane, id, digest, options, payload)
+                INSERT INTO {schema}.job (due, created_at, lane, id, digest, options, payload)
                 SELECT coalesce(g.at, now + coalesce(g.after, 0)), now, lane_ids[g.lane], g.id,
                     g.digest, g.options, g.payload
                 FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters)
@@ -150,7 +150,7 @@ BEGIN
                 SELECT due, seq, lane, 0 FROM j WHERE due > now
             )
             INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, 0 FROM j WHERE due <= now;
-            IF NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished >= p_since) THEN
+            IF NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
                 RETURN;
             END IF;
             RAISE unique_violation;
@@ -272,8 +272,8 @@ BEGIN
         END IF;
     END IF;
     SELECT d.digest INTO known FROM {schema}.finished_job d, {schema}.horizon h
-    WHERE d.id = p_id AND d.finished >= p_since
-        AND h.what = 'completed' AND (d.finished, d.seq) > (h.finished, h.seq)
+    WHERE d.id = p_id AND d.finished_at >= p_since
+        AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
     LIMIT 1;
     RETURN known;
 END $$;
@@ -290,7 +290,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     new_seq int8;
 BEGIN
-    INSERT INTO {schema}.job (due, created, lane, id, digest, unique_key, options, payload)
+    INSERT INTO {schema}.job (due, created_at, lane, id, digest, unique_key, options, payload)
     VALUES (p_due, p_now, p_lane, p_id, p_digest, p_key, p_options, p_payload)
     ON CONFLICT (id) DO NOTHING
     RETURNING seq INTO new_seq;

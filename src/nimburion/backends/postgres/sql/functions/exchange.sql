@@ -37,7 +37,7 @@
 --   Columns of a leased job:
 --     reply_position            its position in the reply, from 1. Jobs of the same lane may share a position; they are
 --                               ordered by due time and seq.
---     seq, due, created, lane, fence, failures, lost, id, options, payload
+--     seq, due, created_at, lane, fence, failures, lost, id, options, payload
 --                               the job and its lease
 --   Columns of the status row:
 --     outcome                   ok: the exchange was applied or repeated; session_lost: the session is not alive;
@@ -202,13 +202,13 @@ BEGIN
             SELECT array_agg(t.seq), bool_or(t.attempt_status > 0) INTO seqs, any_attempted FROM t;
             IF any_attempted THEN
                 RETURN QUERY
-                SELECT 1, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
+                SELECT 1, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
                     j.payload, (CAST(NULL AS {schema}.exchange_status)).*
                 FROM {schema}.lease l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
                 WHERE l.session = me.number AND l.seq = ANY (seqs);
             ELSIF seqs IS NOT NULL THEN
                 RETURN QUERY
-                SELECT 1, j.seq, j.due, j.created, j.lane, 1, 0, 0, j.id, j.options,
+                SELECT 1, j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options,
                     j.payload, (CAST(NULL AS {schema}.exchange_status)).*
                 FROM {schema}.job j WHERE j.seq = ANY (seqs);
             END IF;
@@ -582,7 +582,7 @@ BEGIN
             coalesce((x.p).extra_flags, 0::int2), p_nonce, (x.p).settled_token
         FROM x
     )
-    SELECT x.place, x.seq, x.due, j.created, j.lane, coalesce((x.p).fence, 0) + 1,
+    SELECT x.place, x.seq, x.due, j.created_at, j.lane, coalesce((x.p).fence, 0) + 1,
         coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), j.id, j.options, j.payload,
         (CAST(NULL AS {schema}.exchange_status)).*
     FROM x, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = x.seq OFFSET 0) j;
@@ -622,7 +622,7 @@ BEGIN
         ) w
     ), x AS (
         SELECT m.*, CASE WHEN m.attempt_status > 0 THEN {schema}.get_attempt_state_1(m.seq) END AS p,
-            CAST(row_number() OVER o AS int4) AS place, j.created, j.lane AS at_first, j.id, j.options,
+            CAST(row_number() OVER o AS int4) AS place, j.created_at, j.lane AS at_first, j.id, j.options,
             j.payload, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o AS bytes
         FROM m, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = m.seq OFFSET 0) j
         WINDOW o AS (ORDER BY m.worst, m.rank, m.due, m.seq)
@@ -637,7 +637,7 @@ BEGIN
             coalesce((x.p).extra_flags, 0::int2), p_nonce, (x.p).settled_token
         FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1
     )
-    SELECT x.place, x.seq, x.due, x.created, x.at_first, coalesce((x.p).fence, 0) + 1,
+    SELECT x.place, x.seq, x.due, x.created_at, x.at_first, coalesce((x.p).fence, 0) + 1,
         coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.id, x.options, x.payload,
         (CAST(NULL AS {schema}.exchange_status)).*
     FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1;
@@ -684,7 +684,7 @@ END $$;
 -- Result: one row for each job
 CREATE OR REPLACE FUNCTION {schema}.repeat_exchange_1(p_session int4, p_number int8) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE sql STABLE AS $$
-    SELECT l.reply_position, l.seq, l.due, j.created, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
+    SELECT l.reply_position, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options, j.payload,
         (CAST(NULL AS {schema}.exchange_status)).*
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
     WHERE l.session = p_session AND l.exchange_number = p_number

@@ -163,7 +163,7 @@ BEGIN
             DELETE FROM {schema}.finished_job d WHERE d.id = one.id AND d.seq = one.seq RETURNING d.* INTO ended;
             CONTINUE WHEN NOT FOUND;
             DELETE FROM {schema}.result r WHERE r.seq = one.seq;
-            PERFORM {schema}.uncount_finished_1(ended.finished, ended.lane, ended.state);
+            PERFORM {schema}.uncount_finished_1(ended.finished_at, ended.lane, ended.state);
             job_id := ended.id;
         END IF;
         RETURN NEXT job_id;

@@ -8,19 +8,19 @@
 -- Result: one row for each job, newest first; `postgres/queries.py` decodes it
 CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
     seq int8, code text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
-    lost int4, due int8, created int8, started int8, finished int8, reason text, cancel_requested bool,
+    lost int4, due int8, created_at int8, started_at int8, finished_at int8, reason text, cancel_requested bool,
     holder text, options text, history_at int8[], history bytea[], fraction float8, message text,
     result bytea
 )
 LANGUAGE sql STABLE AS $$
     SELECT r.seq, {schema}.get_state_code_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
-        CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created, r.started,
-        r.finished, r.reason, r.cancel_requested, r.holder, r.options,
+        CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created_at, r.started_at,
+        r.finished_at, r.reason, r.cancel_requested, r.holder, r.options,
         coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.fraction, p.fraction), coalesce(r.message, p.message),
         (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.status = 'c' AND s.seq = r.seq
-            AND h.what = 'result' AND (s.finished, s.seq) > (h.finished, h.seq) LIMIT 1)
+            AND h.what = 'result' AND (s.finished_at, s.seq) > (h.finished_at, h.seq) LIMIT 1)
     FROM {schema}.job_record r JOIN {schema}.lane a ON a.id = r.lane
     LEFT JOIN {schema}.progress p ON p.seq = r.seq AND r.extra_flags & 2 > 0
     WHERE r.id = ANY (p_ids)
@@ -161,15 +161,15 @@ $$;
 -- Inputs: the time by which sessions expire
 -- Result:
 --   id, description     the id, and the description as JSON
---   opened              when it was opened
+--   opened_at           when it was opened
 --   life                microseconds until it expires
 --   gone                whether it was closed while handlers still ran
 --   running             the number of its leases
 CREATE OR REPLACE FUNCTION {schema}.list_sessions_1(p_monotonic int8) RETURNS TABLE (
-    id text, description text, opened int8, life int8, gone bool, running int8
+    id text, description text, opened_at int8, life int8, gone bool, running int8
 )
 LANGUAGE sql STABLE AS $$
-    SELECT s.id, s.description, s.opened, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
+    SELECT s.id, s.description, s.opened_at, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
         (SELECT count(*) FROM {schema}.lease l WHERE l.session = s.number)
     FROM {schema}.session s WHERE s.ended_at IS NULL ORDER BY s.number
 $$;

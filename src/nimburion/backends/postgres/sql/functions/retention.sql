@@ -24,11 +24,11 @@ BEGIN
     DELETE FROM {schema}.exchange_log t WHERE NOT EXISTS (SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained);
     DELETE FROM {schema}.unique_key u WHERE u.valid_until <= now;
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
-    UPDATE {schema}.horizon r SET finished = c.finished, seq = c.seq FROM {schema}.horizon c  -- results of removed jobs are removed
-    WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished, c.seq) > (r.finished, r.seq);
+    UPDATE {schema}.horizon r SET finished_at = c.finished_at, seq = c.seq FROM {schema}.horizon c  -- results of removed jobs are removed
+    WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished_at, c.seq) > (r.finished_at, r.seq);
     FOR one IN
-        SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished < now - p_failed
-        ORDER BY d.finished, d.seq LIMIT available FOR UPDATE SKIP LOCKED
+        SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished_at < now - p_failed
+        ORDER BY d.finished_at, d.seq LIMIT available FOR UPDATE SKIP LOCKED
     LOOP
         DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
         DELETE FROM {schema}.job j WHERE j.seq = one.seq;
@@ -42,10 +42,10 @@ BEGIN
     PERFORM {schema}.count_new_finished_1(now, 20000);
     DELETE FROM {schema}.finished_job_default d WHERE d.ctid = ANY (ARRAY(
         SELECT o.ctid FROM {schema}.finished_job_default o, {schema}.horizon h
-        WHERE h.what = 'completed' AND o.finished < h.finished LIMIT 10000));
+        WHERE h.what = 'completed' AND o.finished_at < h.finished_at LIMIT 10000));
     DELETE FROM {schema}.result_default d WHERE d.ctid = ANY (ARRAY(
         SELECT o.ctid FROM {schema}.result_default o, {schema}.horizon h
-        WHERE h.what = 'result' AND o.finished < h.finished LIMIT 10000));
+        WHERE h.what = 'result' AND o.finished_at < h.finished_at LIMIT 10000));
     RETURN p_limit - available;
 END $$;
 
@@ -67,25 +67,25 @@ DECLARE
     available int4 := p_limit;
 BEGIN
     SELECT * INTO h FROM {schema}.horizon WHERE what = p_what FOR UPDATE;
-    IF p_before IS NULL OR p_limit <= 0 OR (p_before, 0) <= (h.finished, h.seq) THEN
+    IF p_before IS NULL OR p_limit <= 0 OR (p_before, 0) <= (h.finished_at, h.seq) THEN
         RETURN 0;
     END IF;
-    IF h.finished < 0 THEN
-        h.finished := coalesce(CASE p_what
-            WHEN 'completed' THEN (SELECT min(d.finished) FROM {schema}.finished_job d WHERE d.finished < p_before)
-            ELSE (SELECT min(d.finished) FROM {schema}.result d WHERE d.finished < p_before) END, p_before);
+    IF h.finished_at < 0 THEN
+        h.finished_at := coalesce(CASE p_what
+            WHEN 'completed' THEN (SELECT min(d.finished_at) FROM {schema}.finished_job d WHERE d.finished_at < p_before)
+            ELSE (SELECT min(d.finished_at) FROM {schema}.result d WHERE d.finished_at < p_before) END, p_before);
         h.seq := 0;
     END IF;
     LOOP
-        edge := LEAST(p_before, h.finished + step);
-        SELECT * INTO one FROM {schema}.find_finished_1(p_what, h.finished, h.seq, edge, available);
+        edge := LEAST(p_before, h.finished_at + step);
+        SELECT * INTO one FROM {schema}.find_finished_1(p_what, h.finished_at, h.seq, edge, available);
         available := available - one.number;
-        h.finished := CASE WHEN available > 0 THEN edge ELSE one.finished END;
+        h.finished_at := CASE WHEN available > 0 THEN edge ELSE one.finished_at END;
         h.seq := CASE WHEN available > 0 THEN 0 ELSE one.seq END;
         EXIT WHEN available = 0 OR edge >= p_before;
         step := 2 * step;
     END LOOP;
-    UPDATE {schema}.horizon SET finished = h.finished, seq = h.seq WHERE what = p_what;
+    UPDATE {schema}.horizon SET finished_at = h.finished_at, seq = h.seq WHERE what = p_what;
     RETURN p_limit - available;
 END $$;
 
@@ -95,26 +95,26 @@ END $$;
 -- Result: their number, and the position of the last one
 CREATE OR REPLACE FUNCTION {schema}.find_finished_1(
     p_what text, p_finished int8, p_seq int8, p_before int8, p_most int4
-) RETURNS TABLE (number int4, finished int8, seq int8)
+) RETURNS TABLE (number int4, finished_at int8, seq int8)
 LANGUAGE plpgsql STABLE SET enable_seqscan TO off AS $$
 BEGIN
     IF p_what = 'completed' THEN
-        RETURN QUERY SELECT CAST(count(*) AS int4), max(d.finished),
-            (array_agg(d.seq ORDER BY d.finished DESC, d.seq DESC))[1]
+        RETURN QUERY SELECT CAST(count(*) AS int4), max(d.finished_at),
+            (array_agg(d.seq ORDER BY d.finished_at DESC, d.seq DESC))[1]
         FROM (
-            SELECT d.finished, d.seq FROM {schema}.finished_job d
-            WHERE d.finished >= p_finished AND d.finished < p_before
-                AND (d.finished, d.seq) > (p_finished, p_seq)
-            ORDER BY d.finished, d.seq LIMIT p_most
+            SELECT d.finished_at, d.seq FROM {schema}.finished_job d
+            WHERE d.finished_at >= p_finished AND d.finished_at < p_before
+                AND (d.finished_at, d.seq) > (p_finished, p_seq)
+            ORDER BY d.finished_at, d.seq LIMIT p_most
         ) d;
     ELSE
-        RETURN QUERY SELECT CAST(count(*) AS int4), max(d.finished),
-            (array_agg(d.seq ORDER BY d.finished DESC, d.seq DESC))[1]
+        RETURN QUERY SELECT CAST(count(*) AS int4), max(d.finished_at),
+            (array_agg(d.seq ORDER BY d.finished_at DESC, d.seq DESC))[1]
         FROM (
-            SELECT d.finished, d.seq FROM {schema}.result d
-            WHERE d.finished >= p_finished AND d.finished < p_before
-                AND (d.finished, d.seq) > (p_finished, p_seq)
-            ORDER BY d.finished, d.seq LIMIT p_most
+            SELECT d.finished_at, d.seq FROM {schema}.result d
+            WHERE d.finished_at >= p_finished AND d.finished_at < p_before
+                AND (d.finished_at, d.seq) > (p_finished, p_seq)
+            ORDER BY d.finished_at, d.seq LIMIT p_most
         ) d;
     END IF;
 END $$;
@@ -139,14 +139,14 @@ BEGIN
     END IF;
     WITH old AS (
         DELETE FROM {schema}.finished_job d USING (
-            SELECT o.finished, o.seq FROM {schema}.finished_job o
-            WHERE o.finished >= h.finished AND (o.finished, o.seq) > (h.finished, h.seq)
-            ORDER BY o.finished, o.seq LIMIT LEAST(p_limit, kept - p_most)
-        ) o WHERE d.finished = o.finished AND d.seq = o.seq RETURNING d.seq, d.finished, d.lane, d.state
+            SELECT o.finished_at, o.seq FROM {schema}.finished_job o
+            WHERE o.finished_at >= h.finished_at AND (o.finished_at, o.seq) > (h.finished_at, h.seq)
+            ORDER BY o.finished_at, o.seq LIMIT LEAST(p_limit, kept - p_most)
+        ) o WHERE d.finished_at = o.finished_at AND d.seq = o.seq RETURNING d.seq, d.finished_at, d.lane, d.state
     ), results AS (
-        DELETE FROM {schema}.result r USING old o WHERE r.seq = o.seq AND r.finished = o.finished
+        DELETE FROM {schema}.result r USING old o WHERE r.seq = o.seq AND r.finished_at = o.finished_at
     )
-    SELECT count(*), count({schema}.uncount_finished_1(old.finished, old.lane, old.state)) INTO pruned, kept FROM old;
+    SELECT count(*), count({schema}.uncount_finished_1(old.finished_at, old.lane, old.state)) INTO pruned, kept FROM old;
     RETURN pruned;
 END $$;
 
@@ -173,12 +173,12 @@ BEGIN
         RETURN 0;
     END IF;
     IF next.xid < CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS int8) THEN
-        SELECT GREATEST(max(t.upto), (SELECT h.finished FROM {schema}.horizon h WHERE h.what = 'completed'))
+        SELECT GREATEST(max(t.upto), (SELECT h.finished_at FROM {schema}.horizon h WHERE h.what = 'completed'))
         INTO first FROM {schema}.finished_count t;
         WITH new AS (
             SELECT d.lane, d.state, count(*) AS number FROM {schema}.finished_job d, {schema}.horizon h
-            WHERE h.what = 'completed' AND d.finished >= first AND d.finished < next.upto
-                AND (d.finished, d.seq) > (h.finished, h.seq) GROUP BY d.lane, d.state
+            WHERE h.what = 'completed' AND d.finished_at >= first AND d.finished_at < next.upto
+                AND (d.finished_at, d.seq) > (h.finished_at, h.seq) GROUP BY d.lane, d.state
         ), i AS (
             INSERT INTO {schema}.finished_count (since, upto, lane, state, number)
             SELECT first, next.upto, new.lane, new.state, new.number FROM new
@@ -188,7 +188,7 @@ BEGIN
     ELSIF next.xid < 9223372036854775807 THEN
         RETURN 0;
     END IF;
-    DELETE FROM {schema}.finished_count t USING {schema}.horizon h WHERE h.what = 'completed' AND t.upto <= h.finished;
+    DELETE FROM {schema}.finished_count t USING {schema}.horizon h WHERE h.what = 'completed' AND t.upto <= h.finished_at;
     UPDATE {schema}.count_cursor SET upto = p_now - 60000000,
         xid = CAST(CAST(pg_current_xact_id() AS text) AS int8);
     RETURN CASE WHEN counted >= p_least THEN counted ELSE 0 END;
@@ -213,24 +213,24 @@ $$;
 --   contains the horizon.
 CREATE OR REPLACE FUNCTION {schema}.count_finished_1(p_lanes int4[]) RETURNS TABLE (state int2, number int8)
 LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
-    WITH h AS (SELECT finished, seq FROM {schema}.horizon WHERE what = 'completed'),
+    WITH h AS (SELECT finished_at, seq FROM {schema}.horizon WHERE what = 'completed'),
     e AS (
         SELECT coalesce(max(t.upto) FILTER (
-                WHERE (t.since, 0) < (h.finished, h.seq) AND t.upto > h.finished
-            ), h.finished) AS part, GREATEST(max(t.upto), h.finished) AS last
-        FROM h LEFT JOIN {schema}.finished_count t ON true GROUP BY h.finished
+                WHERE (t.since, 0) < (h.finished_at, h.seq) AND t.upto > h.finished_at
+            ), h.finished_at) AS part, GREATEST(max(t.upto), h.finished_at) AS last
+        FROM h LEFT JOIN {schema}.finished_count t ON true GROUP BY h.finished_at
     )
     SELECT t.state, CAST(sum(t.number) AS int8) FROM {schema}.finished_count t
-    WHERE (t.since, 0) >= (SELECT finished, seq FROM h) AND (p_lanes IS NULL OR t.lane = ANY (p_lanes)) GROUP BY t.state
+    WHERE (t.since, 0) >= (SELECT finished_at, seq FROM h) AND (p_lanes IS NULL OR t.lane = ANY (p_lanes)) GROUP BY t.state
     UNION ALL
     SELECT d.state, count(*) FROM {schema}.finished_job d
-    WHERE d.finished >= (SELECT finished FROM h) AND d.finished < (SELECT part FROM e)
-        AND (d.finished > (SELECT finished FROM h) OR d.seq > (SELECT seq FROM h))
+    WHERE d.finished_at >= (SELECT finished_at FROM h) AND d.finished_at < (SELECT part FROM e)
+        AND (d.finished_at > (SELECT finished_at FROM h) OR d.seq > (SELECT seq FROM h))
         AND (p_lanes IS NULL OR d.lane = ANY (p_lanes)) GROUP BY d.state
     UNION ALL
     SELECT d.state, count(*) FROM {schema}.finished_job d
-    WHERE d.finished >= (SELECT last FROM e)
-        AND (d.finished > (SELECT finished FROM h) OR d.seq > (SELECT seq FROM h))
+    WHERE d.finished_at >= (SELECT last FROM e)
+        AND (d.finished_at > (SELECT finished_at FROM h) OR d.seq > (SELECT seq FROM h))
         AND (p_lanes IS NULL OR d.lane = ANY (p_lanes)) GROUP BY d.state
 $$;
 
@@ -267,7 +267,7 @@ BEGIN
         JOIN {schema}.horizon h ON i.inhparent = CASE h.what
             WHEN 'completed' THEN CAST('{schema}.finished_job' AS regclass) ELSE CAST('{schema}.result' AS regclass) END
         WHERE c.relname ~ '_d[0-9]{8}$'
-            AND extract(epoch FROM to_date(right(c.relname, 8), 'YYYYMMDD') + 1) * 1000000 < h.finished
+            AND extract(epoch FROM to_date(right(c.relname, 8), 'YYYYMMDD') + 1) * 1000000 < h.finished_at
     LOOP
         BEGIN
             EXECUTE format('DROP TABLE %I.%I', one.nspname, one.relname);

@@ -25,7 +25,7 @@ BEGIN
         WHERE id = p_id AND left_at IS NULL AND ended_at IS NULL;
         RETURN FOUND;
     END IF;
-    INSERT INTO {schema}.session (ttl, expires_at, opened, id, names, description)
+    INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, names, description)
     VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_names, p_description);
     IF EXISTS (
         SELECT FROM unnest(p_names, p_limits) AS l (name, maximum) WHERE l.maximum IS NOT NULL

@@ -33,15 +33,15 @@ BEGIN
         RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane
     ), j AS (
         DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
-        RETURNING seq, created, lane, id, digest, options, unique_key
+        RETURNING seq, created_at, lane, id, digest, options, unique_key
     ), d AS (
-        INSERT INTO {schema}.finished_job (seq, due, created, started, finished, lane, failures, lost, state, id,
+        INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, state, id,
             digest, settled_token, options, history_at, history, fraction, message)
-        SELECT x.seq, x.due, x.created, x.leased_at, p_now, x.lane, x.failures, x.lost, 1, x.id, x.digest,
+        SELECT x.seq, x.due, x.created_at, x.leased_at, p_now, x.lane, x.failures, x.lost, 1, x.id, x.digest,
             int4send(x.fence) || x.nonce, x.options, (x.kept).history_at, (x.kept).history,
             (x.kept).fraction, (x.kept).message
         FROM (
-            SELECT l.*, j.created, j.id, j.digest, j.options,
+            SELECT l.*, j.created_at, j.id, j.digest, j.options,
                 CASE WHEN l.extra_flags > 0 THEN {schema}.get_job_extras_1(l.seq, l.extra_flags) END AS kept
             FROM l JOIN j ON j.seq = l.seq
         ) x
@@ -61,7 +61,7 @@ BEGIN
         PERFORM {schema}.drop_attempt_state_1(seqs, notes);
     END IF;
     IF p_bodies IS NOT NULL THEN
-        INSERT INTO {schema}.result (seq, finished, body)
+        INSERT INTO {schema}.result (seq, finished_at, body)
         SELECT g.seq, p_now, g.body FROM unnest(p_seqs, p_bodies) AS g (seq, body)
         WHERE g.body IS NOT NULL;
     END IF;
@@ -175,7 +175,7 @@ BEGIN
     IF EXISTS (SELECT FROM {schema}.attempt_state WHERE seq = p_seq AND settled_token = token)
         OR EXISTS (
             SELECT FROM {schema}.finished_job d, {schema}.horizon h WHERE d.id = p_id AND d.seq = p_seq AND d.settled_token = token
-                AND h.what = 'completed' AND (d.finished, d.seq) > (h.finished, h.seq)
+                AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
         )
     THEN
         RETURN 'a';
@@ -195,15 +195,15 @@ DECLARE
     body record;
 BEGIN
     DELETE FROM {schema}.job WHERE seq = p_attempts.seq
-    RETURNING seq, lane, id, digest, created, unique_key, options,
+    RETURNING seq, lane, id, digest, created_at, unique_key, options,
         CASE WHEN p_attempts.extra_flags > 0 THEN {schema}.get_job_extras_1(seq, p_attempts.extra_flags) END AS kept INTO STRICT body;
-    INSERT INTO {schema}.finished_job (seq, due, created, started, finished, lane, failures, lost, state, id, digest,
+    INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, state, id, digest,
         settled_token, reason, options, history_at, history, fraction, message)
-    VALUES (body.seq, p_attempts.due, body.created, p_attempts.started, p_now, body.lane, p_attempts.failures,
+    VALUES (body.seq, p_attempts.due, body.created_at, p_attempts.started_at, p_now, body.lane, p_attempts.failures,
         p_attempts.lost, p_state, body.id, body.digest, p_attempts.settled_token, p_reason, body.options,
         (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message);
     IF p_result IS NOT NULL THEN
-        INSERT INTO {schema}.result (seq, finished, body) VALUES (body.seq, p_now, p_result);
+        INSERT INTO {schema}.result (seq, finished_at, body) VALUES (body.seq, p_now, p_result);
     END IF;
     PERFORM {schema}.drop_attempt_state_1(ARRAY[body.seq], p_attempts.extra_flags);
     RETURN {schema}.free_unique_key_1(body.seq, body.lane, body.unique_key);
@@ -219,7 +219,7 @@ DECLARE
     body record;
 BEGIN
     PERFORM {schema}.save_attempt_state_1(p_attempts);
-    INSERT INTO {schema}.dead_letter (seq, finished, reason) VALUES (p_attempts.seq, p_now, p_reason);
+    INSERT INTO {schema}.dead_letter (seq, finished_at, reason) VALUES (p_attempts.seq, p_now, p_reason);
     SELECT seq, lane, unique_key INTO STRICT body FROM {schema}.job WHERE seq = p_attempts.seq;
     RETURN {schema}.free_unique_key_1(body.seq, body.lane, body.unique_key);
 END $$;
@@ -260,10 +260,10 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.save_attempt_state_1(p_attempts {schema}.attempt_state) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO {schema}.attempt_state (seq, due, started, fence, failures, lost, extra_flags, settled_token)
-    VALUES (p_attempts.seq, p_attempts.due, p_attempts.started, p_attempts.fence, p_attempts.failures, p_attempts.lost,
+    INSERT INTO {schema}.attempt_state (seq, due, started_at, fence, failures, lost, extra_flags, settled_token)
+    VALUES (p_attempts.seq, p_attempts.due, p_attempts.started_at, p_attempts.fence, p_attempts.failures, p_attempts.lost,
         p_attempts.extra_flags, p_attempts.settled_token)
-    ON CONFLICT (seq) DO UPDATE SET due = excluded.due, started = excluded.started,
+    ON CONFLICT (seq) DO UPDATE SET due = excluded.due, started_at = excluded.started_at,
         fence = excluded.fence, failures = excluded.failures, lost = excluded.lost,
         extra_flags = excluded.extra_flags, settled_token = excluded.settled_token;
 END $$;
