@@ -104,3 +104,9 @@ def anchor(heading: str) -> str:
     """Return the anchor that viewers give a heading."""
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
     return re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+
+
+def rows_below(path: Path, heading: str) -> list[str]:
+    """What stands in the first column of the table below a heading."""
+    table = path.read_text(encoding="utf-8").split(heading)[1].split("\n\n")[1]
+    return [name for line in table.splitlines() for name in re.findall(r"^\| `(\w+)`", line)]

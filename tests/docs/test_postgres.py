@@ -17,7 +17,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
-from tests.docs.pages import Page, every_page, read
+from tests.docs.pages import Page, every_page, read, rows_below
 from tests.house.tree import PACKAGE, ROOT
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
@@ -111,9 +111,3 @@ def test_every_table_is_there() -> None:
     told = rows_below(REFERENCE.path, "## Tables")
     assert set(told) == made
     assert len(told) == len(made)
-
-
-def rows_below(path: Path, heading: str) -> list[str]:
-    """What stands in the first column of the table below a heading."""
-    table = path.read_text(encoding="utf-8").split(heading)[1].split("\n\n")[1]
-    return [name for line in table.splitlines() for name in re.findall(r"^\| `(\w+)`", line)]
