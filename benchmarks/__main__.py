@@ -217,18 +217,18 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="keep text and raw output in results/")
-    asked = parser.parse_args()
-    unknown = set(asked.tables) - set(TABLES)
+    options = parser.parse_args()
+    unknown = set(options.tables) - set(TABLES)
     if unknown:
         parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
-    run = Run(asked.repeat)
+    run = Run(options.repeat)
     texts = [heading()]
     print(texts[0])
-    for name in asked.tables or TABLES:
+    for name in options.tables or TABLES:
         texts.append(show(*TABLES[name](run)))
         print(texts[-1], flush=True)
-    if asked.save:
-        what = "-".join(asked.tables) or "sqlite"
+    if options.save:
+        what = "-".join(options.tables) or "sqlite"
         stem = RESULTS / time.strftime(f"{what}-%Y%m%d")
         stem.with_suffix(".md").write_text("\n".join(texts))
         stem.with_suffix(".json").write_text(json.dumps(run.raw, indent=1) + "\n")

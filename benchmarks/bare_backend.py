@@ -37,12 +37,12 @@ MILLION = 1_000_000
 async def fresh() -> AsyncIterator[SQLiteBackend]:
     """A backend on a new file in a folder of its own, on the working directory's disk."""
     with tempfile.TemporaryDirectory(dir=".", prefix="floor-") as folder:
-        store = SQLiteBackend(Path(folder) / "floor.db")
-        await store.open()
+        backend = SQLiteBackend(Path(folder) / "floor.db")
+        await backend.open()
         try:
-            yield store
+            yield backend
         finally:
-            await store.close()
+            await backend.close()
 
 
 def new_jobs(many: int, lanes: Sequence[Lane] = ONE_LANE) -> list[NewJob]:
@@ -53,67 +53,67 @@ def new_jobs(many: int, lanes: Sequence[Lane] = ONE_LANE) -> list[NewJob]:
     ]
 
 
-async def fill(store: SQLiteBackend, many: int, lanes: Sequence[Lane] = ONE_LANE) -> float:
+async def fill(backend: SQLiteBackend, many: int, lanes: Sequence[Lane] = ONE_LANE) -> float:
     """Enqueue so many by 1,000; the seconds that the backend took."""
     spent = 0.0
     for start in range(0, many, 1000):
         jobs = new_jobs(min(1000, many - start), lanes)
         begun = time.perf_counter()
-        await store.enqueue(jobs)
+        await backend.enqueue(jobs)
         spent += time.perf_counter() - begun
     return spent
 
 
 async def drain(
-    store: SQLiteBackend, batch: int, stop_after: int, lanes: Sequence[Lane] = ONE_LANE
+    backend: SQLiteBackend, batch: int, stop_after: int, lanes: Sequence[Lane] = ONE_LANE
 ) -> tuple[int, float]:
     """Complete jobs in a loop of exchanges as a worker makes them; how many, in what time."""
     session = make_session_id()
-    await store.open_session(Session(id=session, names=tuple({lane.name for lane in lanes})))
+    await backend.open_session(Session(id=session, names=tuple({lane.name for lane in lanes})))
     number = done = 0
     settled: list[Completed] = []
-    asked: tuple[Lane, ...] = tuple(lanes)
-    begun = asked_all = time.perf_counter()
+    requested: tuple[Lane, ...] = tuple(lanes)
+    begun = requested_all = time.perf_counter()
     while True:
         number += 1
         total = batch if done + len(settled) < stop_after else 0
-        want = ReserveRequest(total=total, lanes=asked, nonce=os.urandom(16))
-        reply = await store.exchange(session, number, settled, want)
+        want = ReserveRequest(total=total, lanes=requested, nonce=os.urandom(16))
+        reply = await backend.exchange(session, number, settled, want)
         done += len(settled)
         settled = [Completed(delivery.lease) for delivery in reply.deliveries]
         if not settled:
             break
         now = time.perf_counter()
-        asked = tuple(reply.waiting)
-        if now - asked_all > 1 or not asked:
-            asked_all, asked = now, tuple(lanes)
+        requested = tuple(reply.waiting)
+        if now - requested_all > 1 or not requested:
+            requested_all, requested = now, tuple(lanes)
     spent = time.perf_counter() - begun
-    await store.close_session(session)
+    await backend.close_session(session)
     return done, spent
 
 
 async def exchange_loop(jobs: int) -> None:
     """Exchanges of one name, then of 200 names over 5 queues, by size of batch."""
-    for lanes, words in ((ONE_LANE, "1 name"), (LANES, "200 names, 5 queues")):
+    for lanes, title in ((ONE_LANE, "1 name"), (LANES, "200 names, 5 queues")):
         for batch in (1, 10, 50, 100, 200, 500):
             many = min(jobs, 2_000 * batch)
-            async with fresh() as store:
-                await fill(store, many, lanes)
-                done, spent = await drain(store, batch, many, lanes)
-                await show(store, f"exchange, {words}, batch {batch}", done, spent)
+            async with fresh() as backend:
+                await fill(backend, many, lanes)
+                done, spent = await drain(backend, batch, many, lanes)
+                await show(backend, f"exchange, {title}, batch {batch}", done, spent)
 
 
 async def bulk(jobs: int) -> None:
     """Enqueue by 1,000, by 100 and by 1."""
     for size, many in ((1000, jobs), (100, jobs), (1, 2_000)):
-        async with fresh() as store:
+        async with fresh() as backend:
             made = [new_jobs(size) for _ in range(many // size)]
             begun = time.perf_counter()
             for part in made:
-                await store.enqueue(part)
+                await backend.enqueue(part)
             spent = time.perf_counter() - begun
-            waiting = (await store.counts())[State.PENDING]
-            say(f"enqueue by {size}", f"{waiting / spent:>10,.0f} jobs/s")
+            waiting = (await backend.counts())[State.PENDING]
+            print_figure(f"enqueue by {size}", f"{waiting / spent:>10,.0f} jobs/s")
     bare()
 
 
@@ -129,62 +129,64 @@ def bare(many: int = 2_000) -> None:
             connection.execute("INSERT INTO job VALUES (?, ?)", (one, PAYLOAD))
         spent = time.perf_counter() - begun
         connection.close()
-    say("bare INSERT at FULL, by 1", f"{many / spent:>10,.0f} jobs/s")
+    print_figure("bare INSERT at FULL, by 1", f"{many / spent:>10,.0f} jobs/s")
 
 
 async def crowded(jobs: int) -> None:
     """The same with a million completed kept and a million waiting."""
-    async with fresh() as store:
-        await fill(store, MILLION)
-        done, spent = await drain(store, 500, MILLION)
-        await show(store, "drain of 1 M, batch 500", done, spent)
-        spent = await fill(store, MILLION)
-        say("enqueue by 1,000, 1 M completed kept", f"{MILLION / spent:>10,.0f} jobs/s")
+    async with fresh() as backend:
+        await fill(backend, MILLION)
+        done, spent = await drain(backend, 500, MILLION)
+        await show(backend, "drain of 1 M, batch 500", done, spent)
+        spent = await fill(backend, MILLION)
+        print_figure("enqueue by 1,000, 1 M completed kept", f"{MILLION / spent:>10,.0f} jobs/s")
         for batch in (200, 500):
-            done, spent = await drain(store, batch, jobs)
-            await show(store, f"exchange, 1 M waiting and kept, batch {batch}", done, spent)
-        for words, call in (("counts", store.counts), ("queues", store.queues)):
+            done, spent = await drain(backend, batch, jobs)
+            await show(backend, f"exchange, 1 M waiting and kept, batch {batch}", done, spent)
+        for title, call in (("counts", backend.counts), ("queues", backend.queues)):
             begun = time.perf_counter()
             await call()
-            say(
-                f"{words}, 1 M waiting and kept",
+            print_figure(
+                f"{title}, 1 M waiting and kept",
                 f"{(time.perf_counter() - begun) * 1e3:>10,.1f} ms",
             )
 
 
-async def show(store: SQLiteBackend, words: str, done: int, spent: float) -> None:
+async def show(backend: SQLiteBackend, title: str, done: int, spent: float) -> None:
     """One line, if the backend's counts say the same."""
-    completed = (await store.counts())[State.COMPLETED]
+    completed = (await backend.counts())[State.COMPLETED]
     if completed < done:
-        raise SystemExit(f"{words}: {done} settled, but the backend counts {completed}")
-    say(words, f"{done / spent:>10,.0f} jobs/s")
+        raise SystemExit(f"{title}: {done} settled, but the backend counts {completed}")
+    print_figure(title, f"{done / spent:>10,.0f} jobs/s")
 
 
 async def pickup(jobs: int) -> None:
     """From the enqueue in one process to the delivery in another, 50 a second."""
     many = min(jobs, 300)
-    async with fresh() as store:
+    async with fresh() as backend:
         worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.bare_backend", "--pick", str(store.path), str(many),
+            sys.executable, "-m", "benchmarks.bare_backend", "--pick", str(backend.path), str(many),
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert worker.stdout is not None
         await worker.stdout.readline()
         for _ in range(many):
             await asyncio.sleep(0.02)
-            await store.enqueue([NewJob(IDS.make(), "noop", "bench", repr(time.time()).encode())])
+            await backend.enqueue([NewJob(IDS.make(), "noop", "bench", repr(time.time()).encode())])
         times = sorted(float(one) for one in (await worker.stdout.read()).split())
         await worker.wait()
     middle, late = statistics.median(times), times[int(len(times) * 0.99)]
-    say(f"pickup by another process ({len(times)})", f"p50 {middle:.2f} ms, p99 {late:.2f} ms")
+    print_figure(
+        f"pickup by another process ({len(times)})", f"p50 {middle:.2f} ms, p99 {late:.2f} ms"
+    )
 
 
 async def pick(path: str, many: int) -> None:
     """The other process of `pickup`: print how long each job took to arrive."""
-    store = SQLiteBackend(path)
-    await store.open()
+    backend = SQLiteBackend(path)
+    await backend.open()
     session = make_session_id()
-    await store.open_session(Session(id=session, names=("noop",)))
+    await backend.open_session(Session(id=session, names=("noop",)))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     number = 0
@@ -193,14 +195,14 @@ async def pick(path: str, many: int) -> None:
     while len(times) < many or settled:
         number += 1
         want = ReserveRequest(total=10, lanes=ONE_LANE, nonce=os.urandom(16))
-        reply = await store.exchange(session, number, settled, want)
+        reply = await backend.exchange(session, number, settled, want)
         now = time.time()
         times += [(now - float(delivery.payload)) * 1e3 for delivery in reply.deliveries]
         settled = [Completed(delivery.lease) for delivery in reply.deliveries]
         if not settled and len(times) < many:
-            await store.wait(("bench",), 1.0)
+            await backend.wait(("bench",), 1.0)
     sys.stdout.write(" ".join(f"{one:.3f}" for one in times))
-    await store.close()
+    await backend.close()
 
 
 SCENES: dict[str, Callable[[int], Coroutine[None, None, None]]] = {
@@ -211,9 +213,9 @@ SCENES: dict[str, Callable[[int], Coroutine[None, None, None]]] = {
 }
 
 
-def say(words: str, figure: str) -> None:
+def print_figure(title: str, figure: str) -> None:
     """Print one line of the table."""
-    print(f"{words:<48} {figure}", flush=True)
+    print(f"{title:<48} {figure}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -224,10 +226,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenes", nargs="*", choices=[[], *SCENES], metavar="SCENE")
     parser.add_argument("--jobs", type=int, default=100_000)
-    asked = parser.parse_args(arguments)
-    say("store", f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores")
-    for scene in asked.scenes or SCENES:
-        asyncio.run(SCENES[scene](asked.jobs))
+    requested = parser.parse_args(arguments)
+    print_figure("store", f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores")
+    for scene in requested.scenes or SCENES:
+        asyncio.run(SCENES[scene](requested.jobs))
 
 
 if __name__ == "__main__":

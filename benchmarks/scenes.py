@@ -203,7 +203,7 @@ class _Counted:
         self.calls: Counter[str] = Counter() if calls is None else calls
 
     def new_handle(self) -> _Counted:
-        return _Counted(self._backend.sibling(), self.calls)
+        return _Counted(self._backend.new_handle(), self.calls)
 
     def __getattr__(self, name: str) -> Any:
         if name not in {"capabilities", "describe", "wait", "open"}:

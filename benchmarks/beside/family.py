@@ -38,7 +38,7 @@ class Family:
     program: Callable[[], Binary]
     serve: Callable[[Binary, str], AbstractContextManager[Serving]]
     """Starts a fresh server under a condition, "" for the usual one."""
-    words: str
+    settings_text: str
     """How the server was set, for the heading."""
     drivers: tuple[str, ...]
     """Our own distributions whose versions matter."""

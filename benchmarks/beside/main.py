@@ -32,25 +32,25 @@ Tables = Mapping[str, Table]
 
 def main(family: Family, tables: Tables, arguments: list[str]) -> int:
     """Measure; 1 when something failed."""
-    asked = parse(family, tables, arguments)
-    peers = [family.peers[name] for name in asked.peers.split(",") if name]
+    options = parse(family, tables, arguments)
+    peers = [family.peers[name] for name in options.peers.split(",") if name]
     for peer in peers:
         interpreter(peer.name)
         node_modules(peer.name)
     binary = family.program()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    said = heading(family, binary, peers, asked.repeat)
-    print(said)
+    head = heading(family, binary, peers, options.repeat)
+    print(head)
     failed: list[str] = []
-    for name in asked.tables or tables:
+    for name in options.tables or tables:
         rounds = Rounds(
-            family, binary, asked.repeat, patient=not asked.impatient, size=sizes(asked)
+            family, binary, options.repeat, retries=not options.impatient, size=sizes(options)
         )
         text = "\n".join(tables[name](rounds, peers))
         print(text, flush=True)
         failed += rounds.failed
-        if asked.save:
-            made = {"heading": said, "text": text, "raw": rounds.raw}
+        if options.save:
+            made = {"heading": head, "text": text, "raw": rounds.raw}
             keep(family, tables, name, made)
     for one in failed:
         print(f"FAILED {one}", file=sys.stderr)
@@ -73,24 +73,24 @@ def parse(family: Family, tables: Tables, arguments: list[str]) -> argparse.Name
     parser.add_argument("--jobs", type=float, default=1.0, help="times as many jobs in each scene")
     parser.add_argument("--kept", type=int, default=1_000_000, help="completed jobs kept (kept)")
     parser.add_argument("--minutes", type=float, default=2.0, help="at full flow (flow)")
-    asked = parser.parse_args(arguments)
-    unknown = (set(asked.tables) - set(tables)) | (
-        set(asked.peers.split(",")) - {*family.peers, ""}
+    options = parser.parse_args(arguments)
+    unknown = (set(options.tables) - set(tables)) | (
+        set(options.peers.split(",")) - {*family.peers, ""}
     )
     if unknown:
         parser.error(f"not known: {', '.join(sorted(unknown))}")
-    return asked
+    return options
 
 
-def sizes(asked: argparse.Namespace) -> Size:
+def sizes(options: argparse.Namespace) -> Size:
     """How large the scenes are."""
-    return Size(asked.jobs, asked.kept, asked.minutes)
+    return Size(options.jobs, options.kept, options.minutes)
 
 
 def heading(family: Family, binary: Binary, peers: list[Subject], repeat: int) -> str:
     """What was measured, on what, and how to read it."""
-    asked = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    options = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(options, capture_output=True, text=True, check=False).stdout.strip()
     named = [line for peer in peers for line in versions(peer.name) if is_named(line, peer)]
     beside = ", ".join(named) or "no peers"
     drivers = ", ".join(f"{name} {version(name)}" for name in family.drivers)
@@ -101,7 +101,7 @@ def heading(family: Family, binary: Binary, peers: list[Subject], repeat: int) -
     )
     return (
         f"Commit {commit}, {time.strftime('%Y-%m-%d %H:%M')}, Python {platform.python_version()}, "
-        f"{binary.name} on loopback ({family.words}), {drivers}, "
+        f"{binary.name} on loopback ({family.settings_text}), {drivers}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. Beside: {beside}.\n\n"
         f"Median (minimum-maximum) of {repeat} runs in turn; no-op jobs with 250 bytes. "
         "default: no setting but the URL and the number of processes, logs at warning. best: the "

@@ -75,7 +75,7 @@ class Rounds:
     family: Family
     binary: Binary
     repeat: int
-    patient: bool = True
+    retries: bool = True
     """Whether to try again when something else used the machine."""
     size: Size = field(default_factory=Size)
     raw: list[dict[str, Any]] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Rounds:
 
     def _quietest(self, one: Shot) -> dict[str, Any] | None:
         runs: list[dict[str, Any]] = []
-        for _ in range(TRIES if self.patient else 1):
+        for _ in range(TRIES if self.retries else 1):
             printed = self._once(one)
             if printed is None:
                 break
@@ -150,7 +150,7 @@ def play(family: Family, binary: Binary, one: Shot) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="nimburion-bench-") as folder,
     ):
         name = one.subject.name
-        told = {
+        variables = {
             "BENCH_URL": server.url,
             "BENCH_SERVER": str(server.pid),
             "BENCH_BEST": str(int(one.best)),
@@ -160,16 +160,18 @@ def play(family: Family, binary: Binary, one: Shot) -> dict[str, Any]:
         }
         command = [interpreter(name), "-m", "benchmarks.peers", name, one.scene]
         command.append(json.dumps(dict(one.arguments)))
-        printed: dict[str, Any] = json.loads(output_of(command, told, one.limit).splitlines()[-1])
+        printed: dict[str, Any] = json.loads(
+            output_of(command, variables, one.limit).splitlines()[-1]
+        )
     return printed
 
 
-def output_of(command: list[str], told: dict[str, str], limit: int) -> str:
+def output_of(command: list[str], variables: dict[str, str], limit: int) -> str:
     """What a scene's process prints. It is asked to end, not killed: its workers end with it."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **told},
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

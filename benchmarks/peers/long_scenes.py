@@ -23,13 +23,13 @@ SLICES = 10
 async def wal(peer: Peer, jobs: int) -> dict[str, float]:
     """Bytes of write-ahead log of a job's life: enqueued in bulk, run, and written off."""
     async with connected(peer):
-        meter = Meter(peer.told)
+        meter = Meter(peer.statistics)
         before = meter.read()
         await peer.in_bulk("noop", jobs)
         await expect(peer, jobs)
         stored = meter.read()
         with Workers(peer.workers(1)) as workers:
-            looks = await watch(peer, Meter(peer.told, workers), workers, jobs, 0)
+            looks = await watch(peer, Meter(peer.statistics, workers), workers, jobs, 0)
         after = meter.read()
     done = looks[-1][0]
     enqueued = (stored.server.wal - before.server.wal) / jobs
@@ -48,7 +48,7 @@ async def flow(peer: Peer, jobs: int, minutes: float) -> dict[str, Any]:
         before = await _drained(peer, jobs)
         slices, seen = await _flowing(peer, minutes * 60)
         after = await _drained(peer, jobs)
-        size = Meter(peer.told).read().server.memory
+        size = Meter(peer.statistics).read().server.memory
     return {
         "before": before["rate"],
         "after": after["rate"],
@@ -64,7 +64,7 @@ async def _drained(peer: Peer, jobs: int) -> dict[str, float]:
     await peer.in_bulk("noop", jobs)
     await expect(peer, jobs)
     with Workers(peer.workers(1)) as workers:
-        looks: list[Look] = await watch(peer, Meter(peer.told, workers), workers, jobs, 0)
+        looks: list[Look] = await watch(peer, Meter(peer.statistics, workers), workers, jobs, 0)
     return rates(looks, jobs)
 
 

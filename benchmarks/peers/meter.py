@@ -12,7 +12,7 @@ from benchmarks.peers.figures import Figures
 from benchmarks.peers.workers import TICK, Workers
 
 
-class Told(Protocol):
+class StatisticsSource(Protocol):
     """A connection to the server."""
 
     def figures(self) -> Figures: ...
@@ -32,7 +32,7 @@ class Reading:
 class Meter:
     """Takes readings of this process, the workers and the server."""
 
-    def __init__(self, wire: Told, workers: Workers | None = None) -> None:
+    def __init__(self, wire: StatisticsSource, workers: Workers | None = None) -> None:
         self._wire = wire
         self._workers = workers
 

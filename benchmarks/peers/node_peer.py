@@ -37,14 +37,16 @@ class NodePeer(Peer):
     def path(self) -> str:
         return str(Path(__file__).with_name(self.script))
 
-    async def produce(self, *words: str) -> Spent:
+    async def produce(self, *arguments: str) -> Spent:
         """Run the script to its end; what it says of its time."""
         process = await asyncio.create_subprocess_exec(
-            node(), self.path, *words, stdout=asyncio.subprocess.PIPE
+            node(), self.path, *arguments, stdout=asyncio.subprocess.PIPE
         )
         printed, _ = await process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{self.script} {' '.join(words)} ended with {process.returncode}")
+            raise RuntimeError(
+                f"{self.script} {' '.join(arguments)} ended with {process.returncode}"
+            )
         return Spent(**json.loads(printed)) if printed else Spent()
 
 

@@ -59,7 +59,7 @@ class Peer:
         return self._wire
 
     @property
-    def told(self) -> Wire | PostgresWire:
+    def statistics(self) -> Wire | PostgresWire:
         """The plain connection to whichever it is."""
         return self.wire if self.setting.scheme == "redis" else self.postgres
 

@@ -33,11 +33,11 @@ class PostgresWire:
         body = struct.pack("!i", 196608) + b"".join(b"%b\0" % word.encode() for word in words)
         self._socket.sendall(struct.pack("!i", len(body) + 5) + body + b"\0")
         self._rows()
-        self.asked = 0
+        self.own_requests = 0
 
     def ask(self, statement: str) -> list[Row]:
         """The rows of a statement, each value as text or None."""
-        self.asked += 1
+        self.own_requests += 1
         body = statement.encode() + b"\0"
         self._socket.sendall(b"Q" + struct.pack("!i", len(body) + 4) + body)
         return self._rows()
@@ -49,11 +49,11 @@ class PostgresWire:
 
     def figures(self) -> Figures:
         """What the server counts. A backend tells of its transactions once a second at most."""
-        asked = self.asked
+        own_requests = self.own_requests
         ((wal, transactions, size),) = self.ask(_FIGURES)
         return Figures(
             cpu=sum(map(spent, tree(self._setting.server))),
-            transactions=int(transactions or 0) - asked,
+            transactions=int(transactions or 0) - own_requests,
             memory=int(size or 0),
             wal=int(wal or 0),
         )

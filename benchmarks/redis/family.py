@@ -50,7 +50,7 @@ FAMILY = Family(
     },
     program=program,
     serve=serve,
-    words="nothing saved unless said",
+    settings_text="nothing saved unless said",
     drivers=("redis",),
     drained=(("requests", "requests a job", 3),),
     idle=(("requests", "requests/s", 2), ("commands", "commands/s", 2)),

@@ -24,13 +24,13 @@ def together(rounds: Rounds, _: list[Subject]) -> list[str]:
         "enqueue_many, 1,000 a call": shot(ours, "enqueue_bulk", jobs=200_000),
         "drain, 1 process": shot(ours, "drain", jobs=ours.drained(False, 1), processes=1),
     }
-    filed = {words: replace(one, condition=APPEND_ONLY) for words, one in scenes.items()}
-    both = [pair for words, one in scenes.items() for pair in (one, filed[words])]
+    filed = {title: replace(one, condition=APPEND_ONLY) for title, one in scenes.items()}
+    both = [pair for title, one in scenes.items() for pair in (one, filed[title])]
     rounds.run(both)
     rows = [
-        [words, figure(rounds, one, "rate"), figure(rounds, filed[words], "rate"),
-         versus(rounds, filed[words], one)]
-        for words, one in scenes.items()
+        [title, figure(rounds, one, "rate"), figure(rounds, filed[title], "rate"),
+         versus(rounds, filed[title], one)]
+        for title, one in scenes.items()
     ]  # fmt: skip
     head = ["nimburion, default", "no append-only file", "appendfsync everysec", "ratio"]
     return [table("Redis, with and without an append-only file, jobs/s", head, rows)]

@@ -87,7 +87,7 @@ def test_memory_urls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("jobs.db", "is no URL of a backend; write one like sqlite:///jobs.db"),
         ("://x", "is no URL of a backend"),
@@ -106,10 +106,10 @@ def test_memory_urls() -> None:
         ("postgresql://u:secret@h/d?shema=a", "did you mean schema?"),
     ],
 )
-def test_an_invalid_url_is_explained(url: str, said: str) -> None:
+def test_an_invalid_url_is_explained(url: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         open_backend(url)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in str(caught.value)
 
 

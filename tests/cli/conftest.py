@@ -53,14 +53,14 @@ class CommandLine:
             raise result.exception
         return Ended(result.exit_code, result.stdout, result.stderr)
 
-    def store(self, deed: Callable[[Backend], Awaitable[T]]) -> T:
+    def call_backend(self, operation: Callable[[Backend], Awaitable[T]]) -> T:
         """Do something with the backend in the folder."""
 
         async def opened() -> T:
             backend = SQLiteBackend(self.folder / "nimburion.db")
             await backend.open()
             try:
-                return await deed(backend)
+                return await operation(backend)
             finally:
                 await backend.close()
 
@@ -69,12 +69,12 @@ class CommandLine:
     def enqueue(self, *ids: str, name: str = "send", queue: str = "default") -> None:
         """Store pending jobs."""
         jobs = [NewJob(one, name, queue, b'{"to":"a"}') for one in ids]
-        self.store(lambda backend: backend.enqueue(jobs))
+        self.call_backend(lambda backend: backend.enqueue(jobs))
 
     def fail(self, *ids: str, name: str = "send", queue: str = "default") -> None:
         """Store jobs and make dead letters of them."""
         self.enqueue(*ids, name=name, queue=queue)
-        self.store(lambda backend: fail_all(backend, Lane(queue, name), len(ids)))
+        self.call_backend(lambda backend: fail_all(backend, Lane(queue, name), len(ids)))
 
 
 async def fail_all(backend: Backend, lane: Lane, count: int) -> None:

@@ -26,7 +26,7 @@ def findings(nimburion: CommandLine, *arguments: str) -> dict[str, tuple[str, st
     return {one["subject"]: (one["verdict"], one["text"]) for one in found}
 
 
-def test_it_says_what_runs_here_and_which_store_it_is(nimburion: CommandLine) -> None:
+def test_it_shows_versions_and_the_backend(nimburion: CommandLine) -> None:
     nimburion.enqueue("a")
     (nimburion.folder / "config.yaml").write_text("jobs: {concurrency: 3}")
     found = findings(nimburion)
@@ -37,14 +37,14 @@ def test_it_says_what_runs_here_and_which_store_it_is(nimburion: CommandLine) ->
     assert "answer" not in found
 
 
-def test_waiting_jobs_that_nobody_would_run_are_a_warning(nimburion: CommandLine) -> None:
+def test_waiting_jobs_that_no_worker_would_run_are_a_warning(nimburion: CommandLine) -> None:
     nimburion.enqueue("a", name="send")
     nimburion.enqueue("b", "c", name="snd")
-    told = "1 job 'send' waits in queue 'default': no worker is live"
-    assert told in nimburion("doctor").out
+    warning = "1 job 'send' waits in queue 'default': no worker is live"
+    assert warning in nimburion("doctor").out
     assert nimburion("doctor", "--strict").code == 1
     session = Session(id="s", queues=("default",), names=("send",))
-    nimburion.store(lambda backend: backend.open_session(session))
+    nimburion.call_backend(lambda backend: backend.open_session(session))
     assert findings(nimburion)["workers"] == (
         "warning",
         "2 jobs 'snd' wait in queue 'default': no live worker has a handler of this name",
@@ -53,7 +53,7 @@ def test_waiting_jobs_that_nobody_would_run_are_a_warning(nimburion: CommandLine
     assert findings(nimburion)["workers"] == ("good", "1 live worker; no job waits in vain")
 
 
-def test_only_some_of_many_that_nobody_would_run_are_shown(nimburion: CommandLine) -> None:
+def test_only_some_of_many_jobs_without_a_worker_are_shown(nimburion: CommandLine) -> None:
     for number in range(8):
         nimburion.enqueue(f"a{number}", name=f"send{number}")
     lines = [line for line in nimburion("doctor").out.splitlines() if " workers  " in line]
@@ -61,7 +61,7 @@ def test_only_some_of_many_that_nobody_would_run_are_shown(nimburion: CommandLin
     assert lines[-1].endswith("3 more like this; nimburion queues list shows them")
 
 
-def test_it_prints_a_line_a_finding_and_what_to_do_below(nimburion: CommandLine) -> None:
+def test_it_prints_a_line_for_each_check_and_what_to_do_below(nimburion: CommandLine) -> None:
     ended = nimburion("doctor", "--backend", "memory://")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
@@ -80,14 +80,14 @@ def test_a_warning_is_enough_for_code_1_when_strict(nimburion: CommandLine) -> N
     assert nimburion(*memory, "--strict", "--json").data["verdict"] == "warning"
 
 
-def test_a_store_that_is_not_there_is_an_error_and_is_not_made(nimburion: CommandLine) -> None:
+def test_a_missing_database_is_an_error_and_is_not_made(nimburion: CommandLine) -> None:
     ended = nimburion("doctor")
     assert (ended.code, ended.err) == (1, "")
     assert f"SQLite {nimburion.folder}/nimburion.db does not exist\n" in ended.out
     assert list(nimburion.folder.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_read_is_an_error_in_one_line(nimburion: CommandLine) -> None:
+def test_a_database_that_cannot_be_read_is_an_error_in_one_line(nimburion: CommandLine) -> None:
     Path("nimburion.db").write_bytes(b"this is no database at all, only a long enough text" * 99)
     ended = nimburion("doctor")
     assert (ended.code, ended.err) == (1, "")
@@ -96,7 +96,7 @@ def test_a_store_that_cannot_be_read_is_an_error_in_one_line(nimburion: CommandL
     assert nimburion("doctor", "--json").data["verdict"] == "error"
 
 
-def test_a_damaged_store_is_an_error(nimburion: CommandLine) -> None:
+def test_a_damaged_database_is_an_error(nimburion: CommandLine) -> None:
     nimburion.enqueue(*(f"j-{n}" for n in range(500)))
     with Path("nimburion.db").open("r+b") as file:
         file.seek(os.fstat(file.fileno()).st_size // 8192 * 4096)
@@ -156,7 +156,7 @@ async def test_a_backend_that_does_not_answer_is_not_waited_for(
     assert found.advice
 
 
-async def test_a_backend_that_raises_is_a_finding() -> None:
+async def test_a_backend_that_raises_fails_its_check() -> None:
     (found,) = await doctor.check_backend(Full())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "no room")
     assert "make room" in found.advice
@@ -178,7 +178,7 @@ def test_drivers_are_named_where_they_matter() -> None:
     assert "hiredis" in found.text
 
 
-def test_it_imports_the_store_and_nothing_to_run_jobs(tmp_path: Path) -> None:
+def test_it_imports_the_backend_and_nothing_to_run_jobs(tmp_path: Path) -> None:
     modules = imported_by(tmp_path, "doctor", "--backend", "memory://")
     heavy = {"yaml", "rich", "sqlite3", "nimburion.jobs", "nimburion.scheduler", "uvloop"}
     assert "nimburion.backends.memory" in modules

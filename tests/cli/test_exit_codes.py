@@ -65,7 +65,7 @@ def test_bad_input_is_code_2_and_one_line(
     assert {path for path in nimburion.folder.rglob("*") if path.name[:9] != "nimburion"} == before
 
 
-def test_a_wrong_setting_is_told_with_its_line(nimburion: CommandLine) -> None:
+def test_a_wrong_setting_is_reported_with_its_line(nimburion: CommandLine) -> None:
     (nimburion.folder / "config.yaml").write_text("jobs:\n  concurency: 3\n")
     for command in (["config", "check"], ["status", "x"], ["enqueue", "x"]):
         ended = nimburion(*command)
@@ -99,7 +99,7 @@ def test_a_job_that_is_not_dead_is_no_dead_letter(nimburion: CommandLine) -> Non
 @pytest.mark.parametrize(
     "command", [("status", "x"), ("jobs", "list"), ("queues", "list"), ("dead", "list")]
 )
-def test_looking_where_no_store_is_makes_none(
+def test_reading_a_missing_database_makes_none(
     command: tuple[str, ...], nimburion: CommandLine
 ) -> None:
     ended = nimburion(*command)
@@ -111,7 +111,7 @@ def test_looking_where_no_store_is_makes_none(
     assert list(nimburion.folder.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_used_is_code_3(nimburion: CommandLine) -> None:
+def test_a_backend_that_cannot_be_used_is_code_3(nimburion: CommandLine) -> None:
     Path("nimburion.db").write_bytes(b"this is no database at all, only a long enough text" * 99)
     ended = nimburion("jobs", "list")
     assert (ended.code, ended.out) == (3, "")

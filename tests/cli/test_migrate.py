@@ -17,7 +17,7 @@ def test_a_file_that_is_not_there_is_made_by_up_alone(nimburion: CommandLine) ->
     assert nimburion("migrate", "up").out == "nothing was to do: it was up to date\n"
 
 
-def test_what_is_up_to_date_is_said_to_be(nimburion: CommandLine) -> None:
+def test_what_is_up_to_date_is_reported_as_such(nimburion: CommandLine) -> None:
     nimburion.enqueue("a")
     assert nimburion("migrate", "plan").out == "nothing to do: it is up to date\n"
     checked = nimburion("migrate", "check")
@@ -25,7 +25,7 @@ def test_what_is_up_to_date_is_said_to_be(nimburion: CommandLine) -> None:
     assert nimburion("migrate", "check", "--json").data == {"ok": True, "steps": []}
 
 
-def test_what_is_missing_is_said(nimburion: CommandLine) -> None:
+def test_what_is_missing_is_reported(nimburion: CommandLine) -> None:
     (nimburion.folder / "nimburion.db").touch()
     planned = nimburion("migrate", "plan")
     assert (planned.code, planned.out) == (0, "would do format 1: tables\n")

@@ -34,14 +34,14 @@ def options(command: click.Command) -> set[str]:
 
 
 def test_every_command_is_on_the_page() -> None:
-    told = re.findall(r"^\| `nimburion ([a-z ]+?)(?: [A-Z].*?)?` \|", PAGE, re.MULTILINE)
-    assert told == [name for name, _ in commands()]
+    documented = re.findall(r"^\| `nimburion ([a-z ]+?)(?: [A-Z].*?)?` \|", PAGE, re.MULTILINE)
+    assert documented == [name for name, _ in commands()]
 
 
 def test_every_option_is_on_the_page() -> None:
-    told = re.findall(r"^\| `([a-z ]+)` \| `(--[a-z-]+)", PAGE, re.MULTILINE)
+    documented = re.findall(r"^\| `([a-z ]+)` \| `(--[a-z-]+)", PAGE, re.MULTILINE)
     real = [(name, option) for name, one in commands() for option in options(one) - SHARED]
-    assert sorted(told) == sorted(real)
+    assert sorted(documented) == sorted(real)
 
 
 def test_every_command_takes_the_shared_options() -> None:
@@ -49,9 +49,9 @@ def test_every_command_takes_the_shared_options() -> None:
 
 
 def test_every_exit_code_is_on_the_page() -> None:
-    told = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
+    documented = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
     names = ("DONE", "FAILED", "BAD_INPUT", "STORE", "NOT_FOUND", "INTERRUPTED")
-    assert told == [str(getattr(exit_codes, name)) for name in names]
+    assert documented == [str(getattr(exit_codes, name)) for name in names]
 
 
 def test_the_summaries_are_those_of_the_commands() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 COMMAND = [sys.executable, "-m", "nimburion"]
-PATIENCE = 50
+DEADLINE = 50
 
 APPLICATION = """
 from nimburion import config
@@ -44,7 +44,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=DEADLINE,
     )
 
 
@@ -72,7 +72,7 @@ def test_help_imports_neither_msgspec_nor_asyncio(tmp_path: Path) -> None:
     assert modules & heavy == set()
 
 
-def test_status_imports_the_store_and_nothing_to_run_jobs_or_draw(tmp_path: Path) -> None:
+def test_status_imports_the_backend_and_nothing_to_run_jobs_or_draw(tmp_path: Path) -> None:
     assert run(tmp_path, "enqueue", "x", "--id", "a").returncode == 0
     modules = imported_by(tmp_path, "status", "a")
     heavy = {
@@ -104,23 +104,23 @@ def test_output_that_nobody_reads_to_the_end_is_no_traceback(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["processor", "make"])
-def test_a_worker_runs_jobs_until_it_is_told_to_stop(name: str, tmp_path: Path) -> None:
+def test_a_worker_runs_jobs_until_it_is_stopped(name: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
     run(tmp_path, "enqueue", "add", "--args", '{"a": 1, "b": 2}', "--queue", "sums", "--id", "a")
     with worker(tmp_path, f"app:{name}", "--queues", "sums,other", "--concurrency", "2") as process:
         assert process.stderr
         lines = wait_for(tmp_path, process, "a", "completed")
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=PATIENCE)
+        _, rest = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
     assert lines["result"] == 3
     assert f"backend: SQLite {tmp_path}/nimburion.db" in rest
 
 
-def test_a_worker_takes_store_and_file_from_the_command_line(tmp_path: Path) -> None:
+def test_a_worker_takes_backend_and_file_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
     (tmp_path / "other.yaml").write_text("jobs: {concurrency: 3}")
-    store = ["--backend", f"sqlite:///{tmp_path}/other.db"]
+    backend = ["--backend", f"sqlite:///{tmp_path}/other.db"]
     run(
         tmp_path,
         "enqueue",
@@ -131,18 +131,18 @@ def test_a_worker_takes_store_and_file_from_the_command_line(tmp_path: Path) -> 
         "sums",
         "--id",
         "a",
-        *store,
+        *backend,
     )
-    with worker(tmp_path, "app:processor", "--config", "other.yaml", *store) as process:
-        wait_for(tmp_path, process, "a", "completed", *store)
+    with worker(tmp_path, "app:processor", "--config", "other.yaml", *backend) as process:
+        wait_for(tmp_path, process, "a", "completed", *backend)
         process.send_signal(signal.SIGINT)
-        _, log = process.communicate(timeout=PATIENCE)
+        _, log = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
     assert f"settings: {tmp_path}/other.yaml" in log
     assert not (tmp_path / "nimburion.db").exists()
 
 
-def test_a_store_that_the_application_would_not_use_is_refused(tmp_path: Path) -> None:
+def test_a_backend_that_the_application_would_not_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "from nimburion.backends import open_backend\nfrom nimburion.jobs import Processor\n"
         "processor = Processor(open_backend('sqlite:///own.db'))\n"
@@ -221,7 +221,7 @@ def test_a_demo_that_is_broken_off_leaves_no_process(
         line = next(line for line in process.stdout if "two workers started" in line)
         workers = [int(word) for word in line.split() if word.isdecimal()]
         process.send_signal(number)
-        _, errors = process.communicate(timeout=PATIENCE)
+        _, errors = process.communicate(timeout=DEADLINE)
     assert (process.returncode, errors.strip()) == (130, "")
     assert len(workers) == 2
     assert not [pid for pid in workers if is_alive(pid)]
@@ -229,13 +229,13 @@ def test_a_demo_that_is_broken_off_leaves_no_process(
 
 
 @pytest.mark.slow
-def test_the_demo_tells_machines_in_json(tmp_path: Path) -> None:
+def test_the_demo_prints_json_for_machines(tmp_path: Path) -> None:
     result = run(tmp_path, "demo", "--keep", str(tmp_path / "d"), "--seed", "7", "--json")
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["ok"] is True
-    assert told["jobs"][-1]["name"] == "total"
-    assert told["jobs"][-1]["enqueued"] == 40
+    printed = json.loads(result.stdout)
+    assert printed["ok"] is True
+    assert printed["jobs"][-1]["name"] == "total"
+    assert printed["jobs"][-1]["enqueued"] == 40
 
 
 def worker(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -246,17 +246,17 @@ def worker(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for(
-    folder: Path, process: subprocess.Popen[str], job_id: str, state: str, *store: str
+    folder: Path, process: subprocess.Popen[str], job_id: str, state: str, *backend: str
 ) -> dict[str, object]:
     """Ask for a job until it is in this state; each question takes a process its time."""
-    told: dict[str, object] = {}
+    printed: dict[str, object] = {}
     for _ in range(100):
-        told = json.loads(run(folder, "status", job_id, "--json", *store).stdout)
-        if told["state"] == state:
-            return told
+        printed = json.loads(run(folder, "status", job_id, "--json", *backend).stdout)
+        if printed["state"] == state:
+            return printed
         assert process.poll() is None, process.stderr and process.stderr.read()
     process.kill()
-    raise AssertionError(f"job {job_id} is {told['state']}, not {state}")
+    raise AssertionError(f"job {job_id} is {printed['state']}, not {state}")
 
 
 def is_alive(pid: int) -> bool:

@@ -13,12 +13,12 @@ def test_enqueue_prints_the_id_and_status_shows_the_job(nimburion: CommandLine) 
     job_id = stored.out.strip()
     status = nimburion("status", job_id)
     assert status.code == 0
-    told = dict(line.split(maxsplit=1) for line in status.out.splitlines())
-    assert (told["id"], told["name"], told["queue"]) == (job_id, "send", "mail")
-    assert (told["state"], told["attempt"], told["priority"]) == ("pending", "1", "5")
+    printed = dict(line.split(maxsplit=1) for line in status.out.splitlines())
+    assert (printed["id"], printed["name"], printed["queue"]) == (job_id, "send", "mail")
+    assert (printed["state"], printed["attempt"], printed["priority"]) == ("pending", "1", "5")
 
 
-def test_enqueue_takes_what_the_options_say(nimburion: CommandLine) -> None:
+def test_enqueue_applies_the_options(nimburion: CommandLine) -> None:
     call = nimburion(
         "enqueue", "send", "--args", "-", "--priority", "high", "--in", "1h30m", "--id", "a1",
         "--json", stdin='{"to": "ü"}',
@@ -32,7 +32,7 @@ def test_enqueue_takes_what_the_options_say(nimburion: CommandLine) -> None:
 
 def test_enqueue_keeps_the_bytes_of_the_arguments(nimburion: CommandLine) -> None:
     nimburion("enqueue", "send", "--args", '{ "to" :  1.0 }', "--id", "a1")
-    record = nimburion.store(lambda backend: backend.get("a1"))
+    record = nimburion.call_backend(lambda backend: backend.get("a1"))
     assert record.payload == b'{ "to" :  1.0 }'
 
 
@@ -94,11 +94,11 @@ def test_show_writes_payload_and_history(nimburion: CommandLine) -> None:
     assert data["history"][0]["traceback"] == "Traceback\n  line 1"
 
 
-def test_a_payload_that_is_no_json_is_told_as_base64(nimburion: CommandLine) -> None:
+def test_a_payload_that_is_no_json_is_shown_as_base64(nimburion: CommandLine) -> None:
     from nimburion.core.job import NewJob
 
     jobs = [NewJob("raw", "send", "default", b"\xff\x00")]
-    nimburion.store(lambda backend: backend.enqueue(jobs))
+    nimburion.call_backend(lambda backend: backend.enqueue(jobs))
     assert nimburion("jobs", "show", "raw", "--json").data["payload"] == {"base64": "/wA="}
     assert "\\xff\\x00" in nimburion("jobs", "show", "raw").out
 
@@ -149,10 +149,10 @@ def test_config_shows_everything_but_passwords(nimburion: CommandLine) -> None:
     assert (data["source"], data["jobs"]["grace"]) == (f"{nimburion.folder}/config.yaml", 60.0)
 
 
-def test_config_check_names_file_and_store(nimburion: CommandLine) -> None:
+def test_config_check_names_file_and_backend(nimburion: CommandLine) -> None:
     (nimburion.folder / "c.yaml").write_text("jobs: {sqlite: {path: x.db}}")
-    told = nimburion("config", "check", "--config", "c.yaml", "--json").data
-    assert told == {
+    printed = nimburion("config", "check", "--config", "c.yaml", "--json").data
+    assert printed == {
         "ok": True,
         "source": f"{nimburion.folder}/c.yaml",
         "backend": f"SQLite {nimburion.folder}/x.db",

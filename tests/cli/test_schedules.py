@@ -15,12 +15,12 @@ def declare(nimburion: CommandLine) -> None:
     """A schedule as running code has declared it."""
     spec = ScheduleSpec(trigger="0 2 * * *", job="report", declared_until=FAR)
     record = ScheduleRecord(name="coded", spec=spec.encode(), owner="shop")
-    nimburion.store(lambda backend: backend.put_schedule(record))
+    nimburion.call_backend(lambda backend: backend.put_schedule(record))
 
 
 def test_next_explains_and_lists(nimburion: CommandLine) -> None:
-    told = nimburion("schedules", "next", "30 2 * * *", "--tz", "Europe/Rome", "--count", "2")
-    first, *ticks = told.out.splitlines()
+    ended = nimburion("schedules", "next", "30 2 * * *", "--tz", "Europe/Rome", "--count", "2")
+    first, *ticks = ended.out.splitlines()
     assert first == "At 02:30 every day, Europe/Rome"
     assert len(ticks) == 2
     data = nimburion("schedules", "next", "@every 5m", "--json").data
@@ -40,15 +40,15 @@ def test_next_explains_and_lists(nimburion: CommandLine) -> None:
 def test_next_refuses_what_cannot_be(
     nimburion: CommandLine, arguments: tuple[str, ...], problem: str
 ) -> None:
-    told = nimburion("schedules", "next", *arguments)
-    assert told.code == 2
-    assert problem in told.err
+    ended = nimburion("schedules", "next", *arguments)
+    assert ended.code == 2
+    assert problem in ended.err
 
 
 def test_a_group_without_a_command_shows_its_help(nimburion: CommandLine) -> None:
-    told = nimburion("schedules")
-    assert told.code == 2
-    assert "\n  run      Enqueue its job now, beside its ticks" in told.err
+    ended = nimburion("schedules")
+    assert ended.code == 2
+    assert "\n  run      Enqueue its job now, beside its ticks" in ended.err
 
 
 def test_the_life_of_a_schedule_by_hand(nimburion: CommandLine) -> None:
@@ -70,11 +70,11 @@ def test_the_life_of_a_schedule_by_hand(nimburion: CommandLine) -> None:
     assert "there is no schedule" in nimburion("schedules", "list").out
 
 
-@pytest.mark.parametrize("deed", ["pause", "resume", "remove", "run", "history", "show"])
-def test_what_is_not_there(nimburion: CommandLine, deed: str) -> None:
+@pytest.mark.parametrize("command", ["pause", "resume", "remove", "run", "history", "show"])
+def test_what_is_not_there(nimburion: CommandLine, command: str) -> None:
     declare(nimburion)
-    told = nimburion("schedules", deed, "nobody")
-    assert (told.code, told.err) == (
+    ended = nimburion("schedules", command, "nobody")
+    assert (ended.code, ended.err) == (
         4,
         "nimburion: there is no schedule 'nobody' in this backend\n",
     )
@@ -82,9 +82,9 @@ def test_what_is_not_there(nimburion: CommandLine, deed: str) -> None:
 
 def test_what_code_declares_is_paused_not_removed(nimburion: CommandLine) -> None:
     declare(nimburion)
-    told = nimburion("schedules", "remove", "coded")
-    assert told.code == 2
-    assert "pause it" in told.err
+    ended = nimburion("schedules", "remove", "coded")
+    assert ended.code == 2
+    assert "pause it" in ended.err
     assert nimburion("schedules", "add", "coded", "@daily", "x").code == 2
     assert nimburion("schedules", "pause", "coded").code == 0
     assert "shop" in nimburion("schedules", "list").out
@@ -102,9 +102,9 @@ def test_what_code_declares_is_paused_not_removed(nimburion: CommandLine) -> Non
     ],
 )
 def test_add_refuses_what_cannot_be(nimburion: CommandLine, arguments: tuple[str, ...]) -> None:
-    told = nimburion("schedules", "add", *arguments)
-    assert told.code == 2
-    assert told.err.count("\n") == 1
+    ended = nimburion("schedules", "add", *arguments)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
 
 
 def test_config_check_reads_the_expressions(nimburion: CommandLine) -> None:
@@ -112,9 +112,9 @@ def test_config_check_reads_the_expressions(nimburion: CommandLine) -> None:
     config.write_text(
         "scheduler:\n  tasks:\n    - {name: a, cron: 0 26 * * *, job_name: x, payload: {k: [1]}}\n"
     )
-    told = nimburion("config", "check")
-    assert told.code == 2
-    assert told.err == (
+    ended = nimburion("config", "check")
+    assert ended.code == 2
+    assert ended.err == (
         "nimburion: config.yaml:3: scheduler task 'a': cron expression '0 26 * * *': "
         "field 2 (hour), column 3, '26': '26' is none of 0-23\n"
     )

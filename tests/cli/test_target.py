@@ -115,14 +115,14 @@ def test_an_error_in_the_module_is_one_line_and_its_own_traceback_if_asked(attem
     assert ended.err.startswith("nimburion: app cannot be imported: JSONDecodeError: Expecting")
     assert ended.err.endswith("(app.py, line 3); --traceback shows more\n")
 
-    asked = attempt(text, "processor", "--traceback")
-    assert asked.code == 1
-    first, second, *_, last = asked.err.splitlines()
+    with_traceback = attempt(text, "processor", "--traceback")
+    assert with_traceback.code == 1
+    first, second, *_, last = with_traceback.err.splitlines()
     assert first == "Traceback (most recent call last):"
     assert "app.py" in second
     assert last.endswith("(app.py, line 3)")
-    assert "importlib" not in asked.err
-    assert "nimburion/cli" not in asked.err
+    assert "importlib" not in with_traceback.err
+    assert "nimburion/cli" not in with_traceback.err
 
 
 def test_a_factory_that_fails_is_one_line(attempt: Try) -> None:
@@ -133,7 +133,7 @@ def test_a_factory_that_fails_is_one_line(attempt: Try) -> None:
     )
 
 
-def test_an_error_of_our_own_keeps_its_words_and_its_code(attempt: Try) -> None:
+def test_an_error_of_our_own_keeps_its_message_and_its_code(attempt: Try) -> None:
     ended = attempt("from nimburion.backends import open_backend\nopen_backend('sqlit:///x')\n")
     assert ended.code == 2
     assert ended.err.startswith("nimburion: no backend 'sqlit'; did you mean sqlite?")

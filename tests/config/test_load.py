@@ -61,7 +61,7 @@ def load_text(text: str, **arguments: object) -> Settings:
     return config.load(**arguments).jobs  # type: ignore[arg-type]
 
 
-def test_with_nothing_the_store_is_a_file_in_the_working_directory(folder: Path) -> None:
+def test_without_settings_the_backend_is_a_file_in_the_working_directory(folder: Path) -> None:
     loaded = config.load()
     assert loaded.source is None
     assert loaded.jobs == msgspec.structs.replace(
@@ -124,7 +124,7 @@ def test_the_guides_queues_load_unchanged(folder: Path) -> None:
          "postgresql://h:5432/?sslmode=verify-full&sslrootcert=/c%20a.pem"),
     ],
 )  # fmt: skip
-def test_a_store_can_be_written_in_several_ways(lines: str, url: str) -> None:
+def test_a_backend_can_be_configured_in_several_ways(lines: str, url: str) -> None:
     indented = lines.replace("\n", "\n  ")
     assert load_text(f"jobs:\n  {indented}").url == url
 
@@ -185,9 +185,9 @@ def test_every_url_that_the_section_of_postgres_makes_is_understood() -> None:
         pooler="no",
         timeout=1.5,
     )
-    told = BACKENDS["postgres"]
-    assert isinstance(told, Section)
-    assert section.keys() | {"url"} == told.keys.keys()
+    options = BACKENDS["postgres"]
+    assert isinstance(options, Section)
+    assert section.keys() | {"url"} == options.keys.keys()
 
 
 def test_settings_show_no_password() -> None:
@@ -197,7 +197,7 @@ def test_settings_show_no_password() -> None:
     assert "&db=1" in repr(config.load())
 
 
-def test_the_schemes_of_servers_are_those_of_their_stores() -> None:
+def test_the_schemes_of_servers_are_those_of_their_backends() -> None:
     assert set(FAMILIES["redis"]) == address.SCHEMES.keys()
     assert set(FAMILIES["postgres"]) == {*postgres.SCHEMES}
 
@@ -210,23 +210,23 @@ def test_a_file_of_any_name_is_found_again(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "seconds"),
+    ("text", "seconds"),
     [
         ("30s", 30.0), ("5m", 300.0), ("1h30m", 5400.0), ("90d", 7_776_000.0), ("1.5s", 1.5),
         ("1500ms", 1.5), ("2", 2.0), ("2.5", 2.5), ("0x10", 16.0), ("012", 12.0), ("1e1", 10.0),
     ],
 )  # fmt: skip
-def test_durations_are_seconds_or_words(written: str, seconds: float) -> None:
-    assert load_text(f"jobs: {{session_ttl: {written}}}").session_ttl == seconds
+def test_durations_are_seconds_or_have_units(text: str, seconds: float) -> None:
+    assert load_text(f"jobs: {{session_ttl: {text}}}").session_ttl == seconds
 
 
-@pytest.mark.parametrize("written", ["none", "null", "~", ""])
-def test_some_settings_can_be_none(written: str) -> None:
-    jobs = load_text(f"jobs:\n  keep_failed: {written}\n  timeout: {written}")
+@pytest.mark.parametrize("text", ["none", "null", "~", ""])
+def test_some_settings_can_be_none(text: str) -> None:
+    jobs = load_text(f"jobs:\n  keep_failed: {text}\n  timeout: {text}")
     assert (jobs.keep_failed, jobs.timeout) == (None, None)
 
 
-def test_limits_are_bytes_or_words() -> None:
+def test_limits_are_bytes_or_have_units() -> None:
     jobs = load_text("jobs: {limits: {payload: 2MiB, result: 1000, error: 1KB}}")
     assert jobs.limits == Limits(payload=2 * 1024**2, result=1000, error=1000)
 
@@ -280,7 +280,7 @@ def test_arguments_lie_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("jobs: {backend: memory, redis: {addr: a}}", {"BACKEND": "redis"}, "redis://a:6379/0"),
     ],
 )
-def test_a_store_named_higher_up_replaces_the_lower_one(
+def test_a_backend_of_a_stronger_source_replaces_the_weaker_one(
     file: str, variables: dict[str, str], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -288,7 +288,9 @@ def test_a_store_named_higher_up_replaces_the_lower_one(
     assert load_text(file).url == url
 
 
-def test_a_section_of_another_store_is_said_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_section_of_another_backend_is_reported_as_unused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING, "nimburion.config"):
         load_text("jobs: {backend: memory, redis: {addr: a}}")
     assert caplog.messages == ["jobs.redis is not used: jobs.backend is memory"]

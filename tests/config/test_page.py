@@ -81,6 +81,6 @@ def test_every_setting_of_the_code_can_be_written() -> None:
 
 
 def test_sections_to_come_are_named() -> None:
-    told = re.search(r"later versions will read \(([^)]*)\)", PAGE)
-    assert told
-    assert set(re.findall(r"`(\w+)`", told[1])) == COMING
+    documented = re.search(r"later versions will read \(([^)]*)\)", PAGE)
+    assert documented
+    assert set(re.findall(r"`(\w+)`", documented[1])) == COMING

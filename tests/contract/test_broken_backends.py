@@ -149,7 +149,7 @@ class LimitOffByOne(OpenMemoryBackend):
 
 class LimitNotFreedByRescue(OpenMemoryBackend):
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
-        held = {name: gate.in_use for name, gate in self.state.limits.items()}
+        held = {name: entry.in_use for name, entry in self.state.limits.items()}
         rescued = await super().rescue(limit, max_lost=max_lost)
         for name, count in held.items():
             self.state.limits[name].in_use = count
@@ -223,9 +223,9 @@ class CapIgnored(OpenMemoryBackend):
         settlements: Sequence[Settlement],
         request: ReserveRequest,
     ) -> Reply:
-        terms = {queue: replace(one, limit=None) for queue, one in request.queues.items()}
+        options = {queue: replace(one, limit=None) for queue, one in request.queues.items()}
         return await super().exchange(
-            session_id, number, settlements, replace(request, queues=terms)
+            session_id, number, settlements, replace(request, queues=options)
         )
 
 
@@ -459,30 +459,30 @@ BREAKAGES = [
     Breakage(LimitOffByOne, "no_more_than_the_limit_in_one_reply"),
     Breakage(LimitOffByOne, "a_limit_holds_for_a_fleet_that_loses_workers", (), 8),
     Breakage(LimitNotFreedByRescue, "rescue_gives_places_back"),
-    Breakage(LimitCountsFromZero, "a_new_gate_counts_what_is_processing"),
+    Breakage(LimitCountsFromZero, "a_new_limit_counts_what_is_processing"),
     Breakage(KeyFreedByReserving, "a_job_that_goes_on_keeps_its_key", ("retried",)),
     Breakage(KeyIgnored, "a_held_key_is_taken"),
     Breakage(KeyIgnored, "one_unique_key_is_taken_once", (), 8),
     Breakage(PriorityIgnored, "job_priority_orders_a_lane"),
     Breakage(AgeingIgnored, "a_head_ages_one_level_for_each_whole_span", (120.0, "waited")),
     Breakage(OrderedByAgeOfTheLane, "an_old_job_behind_a_fresh_urgent_one_does_not_lift_it"),
-    Breakage(CapIgnored, "a_queue_cap_bounds_this_reply"),
-    Breakage(ServesEveryLane, "a_name_that_nobody_asks_for_waits"),
+    Breakage(CapIgnored, "a_queue_limit_limits_this_reply"),
+    Breakage(ServesEveryLane, "a_name_that_no_worker_requests_waits"),
     Breakage(ReservesBeforeItSettles, "every_end_of_a_lease_gives_its_place_back", ("completed",)),
     Breakage(ReleaseCountsAFailure, "released_counts_nothing"),
-    Breakage(DelayFromTheReservation, "the_delay_is_counted_on_the_clock_of_the_store"),
+    Breakage(DelayFromTheReservation, "the_delay_is_counted_on_the_clock_of_the_backend"),
     Breakage(ResultDropped, "completed_keeps_the_result_and_drops_the_payload"),
-    Breakage(LostNotCounted, "a_loss_is_counted_apart_from_failures_and_joins_the_history"),
+    Breakage(LostNotCounted, "a_loss_is_counted_apart_from_failures_and_added_to_the_history"),
     Breakage(LostNotCounted, "the_last_loss_makes_a_dead_letter"),
     Breakage(RescuesLiveSessions, "a_live_session_is_left_alone"),
     Breakage(HeartbeatRevivesExpired, "a_rescued_session_never_lives_again"),
     Breakage(ClosingCountsALoss, "closing_releases_what_was_held"),
     Breakage(StoresHalfOfACall, "one_conflict_refuses_the_whole_call"),
     Breakage(ComparesIdsOnly, "another_body_under_a_finished_id_is_a_conflict"),
-    Breakage(CancelsWhatRuns, "a_running_job_is_asked_through_its_worker"),
+    Breakage(CancelsWhatRuns, "a_running_job_is_cancelled_through_its_worker"),
     Breakage(ReplayForgetsHistory, "counts_begin_anew_and_the_history_stays"),
     Breakage(DeadLetterOverwritten, "the_payload_is_the_same_byte_for_byte", (ODD,)),
-    Breakage(PrunesOneTooMany, "the_bound_holds_and_less_means_that_nothing_is_left"),
+    Breakage(PrunesOneTooMany, "the_limit_holds_and_less_means_that_nothing_is_left"),
     Breakage(PausesNothing, "a_paused_queue_hands_out_nothing"),
     Breakage(FiresWithoutComparing, "the_same_tick_fires_once"),
     Breakage(FiresWithoutComparing, "one_tick_fires_once", (), 8),
@@ -490,7 +490,7 @@ BREAKAGES = [
     Breakage(PagesOverlap, "pages_have_no_gaps_and_no_doubles", (3,)),
     Breakage(ForgetsThePayload, "failed_is_a_dead_letter_with_all_that_belongs_to_it"),
     Breakage(NeverWakes, "everybody_who_waits_is_woken", (), 8),
-    Breakage(NewHandleIsEmpty, "a_sibling_is_another_handle_on_the_same_data"),
+    Breakage(NewHandleIsEmpty, "a_new_handle_opens_the_same_data"),
 ]
 
 
@@ -508,8 +508,8 @@ class BrokenBackendContract(BackendContract):
 async def run_case(backend: type[MemoryBackend], breakage: Breakage, tmp_path: Path) -> None:
     """The case itself, called as it stands."""
     kit = BrokenBackendContract(backend)
-    async with kit.make_harness(breakage.handles, tmp_path) as stage:
-        await getattr(kit, f"test_{breakage.case}")(stage, *breakage.arguments)
+    async with kit.make_harness(breakage.handles, tmp_path) as harness:
+        await getattr(kit, f"test_{breakage.case}")(harness, *breakage.arguments)
 
 
 @pytest.mark.parametrize(

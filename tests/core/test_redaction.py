@@ -80,7 +80,7 @@ def test_no_message_about_a_url_quotes_the_secret(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = []
+    messages = []
     invocation = Invocation()
     invocation.backend = url
 
@@ -103,9 +103,9 @@ def test_no_message_about_a_url_quotes_the_secret(
         try:
             attempt()
         except (NimburionError, Exception) as error:  # noqa: BLE001 (click's among them)
-            told.append(f"{error}{getattr(error, 'message', '')}")
-    assert told
-    assert [text for text in told if SECRET in text] == []
+            messages.append(f"{error}{getattr(error, 'message', '')}")
+    assert messages
+    assert [text for text in messages if SECRET in text] == []
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_what_holds_no_secret_is_shown_whole(url: str) -> None:
     assert redact_url(url) == url
 
 
-def test_a_drivers_words_are_redacted_too() -> None:
-    said = 'invalid dsn: "postgresql://u:hunter2@h/d", pwd=hunter2; see postgresql://h/d'
-    assert redact_urls(said) == (
+def test_the_message_of_a_driver_is_redacted_too() -> None:
+    message = 'invalid dsn: "postgresql://u:hunter2@h/d", pwd=hunter2; see postgresql://h/d'
+    assert redact_urls(message) == (
         'invalid dsn: "postgresql://u:***@h/d", pwd=***; see postgresql://h/d'
     )
     plain = "password authentication failed for user app"

@@ -38,35 +38,35 @@ async def test_a_short_wait_behind_a_long_one_is_ended_in_time() -> None:
 
 
 async def test_a_long_wait_behind_a_short_one_has_its_own_time() -> None:
-    deadlines, rung = SharedTimer(), asyncio.Event()
+    deadlines, woken = SharedTimer(), asyncio.Event()
     with deadlines.timeout(SOON):
         pass
     with deadlines.timeout(LONG):
-        asyncio.get_running_loop().call_later(3 * SOON, rung.set)
-        await rung.wait()
+        asyncio.get_running_loop().call_later(3 * SOON, woken.set)
+        await woken.wait()
     deadlines.stop()
 
 
 async def test_after_a_wait_nothing_is_cancelled() -> None:
-    deadlines, rung = SharedTimer(), asyncio.Event()
+    deadlines, woken = SharedTimer(), asyncio.Event()
     with deadlines.timeout(SOON):
         pass
-    asyncio.get_running_loop().call_later(3 * SOON, rung.set)
-    await rung.wait()
+    asyncio.get_running_loop().call_later(3 * SOON, woken.set)
+    await woken.wait()
 
 
 async def test_each_of_many_waits_has_its_own_time() -> None:
-    deadlines, rung, ended = SharedTimer(), asyncio.Event(), list[str]()
+    deadlines, woken, ended = SharedTimer(), asyncio.Event(), list[str]()
 
     async def waiting(name: str, seconds: float) -> None:
         try:
             with deadlines.timeout(seconds):
-                await rung.wait()
+                await woken.wait()
             ended.append(f"{name} went on")
         except TimeoutError:
             ended.append(f"{name} took too long")
             if name == "second":
-                rung.set()
+                woken.set()
 
     await asyncio.gather(waiting("long", LONG), waiting("second", 3 * SOON), waiting("first", SOON))
     assert ended == ["first took too long", "second took too long", "long went on"]
@@ -102,7 +102,7 @@ async def test_one_wait_inside_another() -> None:
     deadlines.stop()
 
 
-async def test_who_cancels_is_heard() -> None:
+async def test_cancelling_the_wait_cancels_the_caller() -> None:
     deadlines = SharedTimer()
 
     async def waiting() -> None:

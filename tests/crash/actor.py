@@ -419,11 +419,11 @@ def main() -> None:
     verb, folder, url, options = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         install_crash_point(os.environ["CRASH_AT"])
-    act = {"worker": run_worker, "producer": run_producer, "buyer": run_buyer}[verb]
+    run = {"worker": run_worker, "producer": run_producer, "buyer": run_buyer}[verb]
     chosen = json.loads(options)
     loop_factory = uvloop.new_event_loop if chosen.pop("uvloop", False) else None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(act(Path(folder), url, EventLog(Path(folder)), chosen))
+        runner.run(run(Path(folder), url, EventLog(Path(folder)), chosen))
 
 
 if __name__ == "__main__":

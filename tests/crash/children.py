@@ -17,7 +17,7 @@ from typing import Any
 
 from nimburion.jobs import Context, Processor
 
-PATIENCE = 10.0
+DEADLINE = 10.0
 
 EXITS = {
     "child_exits": 3,
@@ -101,7 +101,7 @@ def _fork() -> int | None:
         os.close(reading)
         return None
     os.close(writing)
-    ended, _, _ = select.select([reading], [], [], PATIENCE)  # closed when the child has ended
+    ended, _, _ = select.select([reading], [], [], DEADLINE)  # closed when the child has ended
     os.close(reading)
     if not ended:
         os.kill(pid, signal.SIGKILL)
@@ -167,7 +167,7 @@ def _process(method: str) -> int | None:
     process = context.Process(target=signal.pause)
     process.start()
     process.terminate()
-    process.join(PATIENCE / 2)
+    process.join(DEADLINE / 2)
     if process.is_alive():
         process.kill()
         process.join()
@@ -196,7 +196,7 @@ def _program(**more: Any) -> int:
         [sys.executable, "-c", "import signal; signal.pause()"], **more
     ) as process:
         process.terminate()
-        return process.wait(PATIENCE)
+        return process.wait(DEADLINE)
 
 
 _HANDLERS: dict[str, Callable[[], Any]] = {

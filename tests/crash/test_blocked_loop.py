@@ -19,7 +19,7 @@ SLACK = 8.0
 
 
 class BlockedLoop:
-    """What happens on every backend; a backend is a subclass with a fixture `stage`."""
+    """What happens on every backend; a backend is a subclass with a fixture `harness`."""
 
     async def test_what_has_not_begun_runs_elsewhere(
         self, harness: ProcessHarness, capfd: pytest.CaptureFixture[str]

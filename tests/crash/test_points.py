@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 class Points:
-    """Those that every backend has; a backend is a subclass with a fixture `stage`, and its own."""
+    """Those that every backend has. Subclasses have a fixture `harness`."""
 
     @pytest.mark.parametrize("point", ["reserved", "before", "inside", "after", "settled"])
     async def test_a_worker_dies(self, point: str, harness: ProcessHarness) -> None:

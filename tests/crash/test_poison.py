@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 class Poison:
-    """What such jobs do on every backend; a backend is a subclass with a fixture `stage`."""
+    """What such jobs do on every backend; a backend is a subclass with a fixture `harness`."""
 
     async def test_a_suspect_that_kills_takes_no_other_suspect_along(
         self, harness: ProcessHarness

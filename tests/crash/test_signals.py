@@ -19,7 +19,7 @@ _SLACK = 1.0
 
 
 class Signals:
-    """What happens to workers on every backend; a backend is a subclass with a fixture `stage`."""
+    """What happens to workers on every backend. Subclasses have a fixture `harness`."""
 
     async def test_killed_with_ten_jobs_in_flight(self, harness: ProcessHarness) -> None:
         await harness.enqueue("hanging", 10)
@@ -40,14 +40,14 @@ class Signals:
 
     async def test_stopped_beyond_its_time_to_live(self, harness: ProcessHarness) -> None:
         await harness.enqueue("long")
-        sleeper = harness.start_worker()
+        paused = harness.start_worker()
         await harness.wait_until_logged("start", fence=1)
-        sleeper.send_signal(signal.SIGSTOP)
+        paused.send_signal(signal.SIGSTOP)
         other = harness.start_worker()
         await harness.wait_until_logged("start", fence=2, pid=other.pid)
         (harness.folder / "go-1").touch()
-        sleeper.send_signal(signal.SIGCONT)
-        await harness.wait_until_logged("SessionEnded", how="lost", pid=sleeper.pid)
+        paused.send_signal(signal.SIGCONT)
+        await harness.wait_until_logged("SessionEnded", how="lost", pid=paused.pid)
         assert (await harness.get_record("long-0")).state is State.PROCESSING
         (harness.folder / "go-2").touch()
         await harness.check_all_completed(lost=1)

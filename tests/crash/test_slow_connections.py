@@ -67,7 +67,7 @@ class Watch:
 
 
 class SlowConnections:
-    """A backend is a subclass with the fixtures `stage` and `port`."""
+    """A backend is a subclass with the fixtures `harness` and `port`."""
 
     @asynccontextmanager
     async def _slow_worker(

@@ -16,25 +16,25 @@ from tests.servers.server_kinds import RunningPostgres
 
 pytestmark = pytest.mark.slow
 
-Ask = Callable[[str], list[tuple[str, ...]]]
+Query = Callable[[str], list[tuple[str, ...]]]
 TABLE = "CREATE TABLE effect (job TEXT)"
 EFFECTS = "SELECT job FROM effect"
 
 
 class Points:
-    """Those that both databases have; one is a subclass with the fixtures `stage` and `ask`."""
+    """Those that both databases have; one is a subclass with the fixtures `harness` and `query`."""
 
     @pytest.mark.parametrize(("point", "both"), [("rows", 0), ("bought", 1)])
     async def test_a_caller_dies(
-        self, point: str, both: int, harness: ProcessHarness, ask: Ask
+        self, point: str, both: int, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_caller_dies(harness, ask, point, both)
+        await a_caller_dies(harness, query, point, both)
 
     @pytest.mark.parametrize("point", ["rows", "completed", "committed", "settled"])
     async def test_a_worker_dies_and_the_effect_happens_once(
-        self, point: str, harness: ProcessHarness, ask: Ask
+        self, point: str, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_worker_dies(harness, ask, point)
+        await a_worker_dies(harness, query, point)
 
 
 class TestSQLite(Points):
@@ -43,24 +43,24 @@ class TestSQLite(Points):
         return sqlite_harness
 
     @pytest.fixture
-    def ask(self, harness: ProcessHarness) -> Ask:
-        def ask(statement: str) -> list[tuple[str, ...]]:
+    def query(self, harness: ProcessHarness) -> Query:
+        def query(statement: str) -> list[tuple[str, ...]]:
             with closing(sqlite3.connect(harness.folder / "jobs.db")) as connection, connection:
                 return connection.execute(statement).fetchall()
 
-        ask(TABLE)
-        return ask
+        query(TABLE)
+        return query
 
     async def test_a_caller_dies_within_the_enqueue(
-        self, harness: ProcessHarness, ask: Ask
+        self, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_caller_dies(harness, ask, "statement insert_new_ready", 0)
+        await a_caller_dies(harness, query, "statement insert_new_ready", 0)
 
     @pytest.mark.parametrize("statement", ["delete_lease", "finish_job"])
     async def test_a_worker_dies_within_the_completion(
-        self, statement: str, harness: ProcessHarness, ask: Ask
+        self, statement: str, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_worker_dies(harness, ask, f"statement {statement}")
+        await a_worker_dies(harness, query, f"statement {statement}")
 
 
 class TestPostgres(Points):
@@ -69,29 +69,29 @@ class TestPostgres(Points):
         return postgres_harness
 
     @pytest.fixture
-    def ask(self, postgres_server: RunningPostgres) -> Ask:
-        def ask(statement: str) -> list[tuple[str, ...]]:
+    def query(self, postgres_server: RunningPostgres) -> Query:
+        def query(statement: str) -> list[tuple[str, ...]]:
             return postgres_server.ask(statement, database=postgres_server.database)
 
-        ask(TABLE)
-        return ask
+        query(TABLE)
+        return query
 
 
-async def a_caller_dies(harness: ProcessHarness, ask: Ask, point: str, both: int) -> None:
+async def a_caller_dies(harness: ProcessHarness, query: Query, point: str, both: int) -> None:
     """Between its row and its commit, or after it."""
     await harness.wait_until_killed(harness.start_buyer(point))
     assert sum((await harness.backend.counts()).values()) == both
-    assert len(ask(EFFECTS)) == both
+    assert len(query(EFFECTS)) == both
 
 
-async def a_worker_dies(harness: ProcessHarness, ask: Ask, point: str) -> None:
+async def a_worker_dies(harness: ProcessHarness, query: Query, point: str) -> None:
     """With some of three jobs in hand, each of which writes a row."""
     ids = await harness.enqueue("paying", 3)
     await harness.wait_until_killed(harness.start_worker(point, concurrency=3))
-    already = ask(EFFECTS)
+    already = query(EFFECTS)
     assert (await harness.backend.counts())[State.COMPLETED] == len(already)
     assert already or point not in {"committed", "settled"}
     harness.start_worker()
     await harness.wait_until_finished()
     assert (await harness.backend.counts())[State.COMPLETED] == len(ids)
-    assert Counter(row[0] for row in ask(EFFECTS)) == Counter(ids)
+    assert Counter(row[0] for row in query(EFFECTS)) == Counter(ids)

@@ -17,7 +17,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 class Block(NamedTuple):
     """One fenced block."""
 
-    words: tuple[str, ...]
+    info: tuple[str, ...]
     """What stands behind the fence: `python`, `python no-run`, `yaml file=config.yaml` …"""
     text: str
     line: int
@@ -28,23 +28,23 @@ class Block(NamedTuple):
     @property
     def runs(self) -> bool:
         """Whether the tests run it."""
-        return self.words[:1] == ("python",) and "no-run" not in self.words
+        return self.info[:1] == ("python",) and "no-run" not in self.info
 
     @property
     def file(self) -> str | None:
         """The file it is the content of."""
-        names = [word.removeprefix("file=") for word in self.words if word.startswith("file=")]
+        names = [word.removeprefix("file=") for word in self.info if word.startswith("file=")]
         return names[0] if names else None
 
     @property
     def is_command(self) -> bool:
         """Whether it is a shell script that the tests run."""
-        return self.words == ("sh", "run")
+        return self.info == ("sh", "run")
 
     @property
     def is_output(self) -> bool:
         """Whether it says what the block before it prints."""
-        return self.words == ("text", "output")
+        return self.info == ("text", "output")
 
 
 class Page(NamedTuple):

@@ -39,7 +39,7 @@ def what_is_wrong(command: str) -> str | None:
 
 @pytest.mark.parametrize("page", every_page(), ids=lambda page: page.name)
 def test_the_commands_of_a_page_exist(page: Page) -> None:
-    wrong = {one: said for one in commands_of(page) if (said := what_is_wrong(one))}
+    wrong = {one: problem for one in commands_of(page) if (problem := what_is_wrong(one))}
     assert wrong == {}
 
 

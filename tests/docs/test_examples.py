@@ -75,9 +75,9 @@ async def test_the_examples_of_a_page_run(
     await run_page(page, folder, capsys)
 
 
-def with_server(page: Page, url: str, written: str = REDIS) -> Page:
+def with_server(page: Page, url: str, placeholder: str = REDIS) -> Page:
     """The page, with another server in its examples."""
-    blocks = [block._replace(text=block.text.replace(written, url)) for block in page.blocks]
+    blocks = [block._replace(text=block.text.replace(placeholder, url)) for block in page.blocks]
     return page._replace(blocks=tuple(blocks))
 
 
@@ -137,7 +137,7 @@ def compare(page: Page, expected: Block, printed: str) -> None:
 
 def test_few_blocks_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [(page, block) for page in every_page() for block in page.blocks]
-    python = [(page, block) for page, block in blocks if block.words[:1] == ("python",)]
+    python = [(page, block) for page, block in blocks if block.info[:1] == ("python",)]
     skipped = [f"{page.name}:{block.line}" for page, block in python if not block.runs]
     with capsys.disabled():
         sys.stdout.write(f"\nPython blocks in the docs: {len(python)}, not run: {len(skipped)}\n")

@@ -32,7 +32,7 @@ ROLES = "roles"
 def statements_of(page: Page) -> Iterator[str]:
     """Each statement of the blocks of SQL on a page."""
     for block in page.blocks:
-        if block.words == ("sql",):
+        if block.info == ("sql",):
             yield from filter(None, map(str.strip, block.text.split(";\n")))
 
 
@@ -40,30 +40,30 @@ async def test_a_server_takes_the_statements_of_the_pages(postgres_binary: Binar
     statements = [one for page in every_page() for one in statements_of(page)]
     assert len(statements) > 15
     with PostgresServer(postgres_binary) as server:
-        store = PostgresBackend(server.url)
-        await store.open()
-        await store.enqueue([NewJob("my-own-id", "greet", "mail", b"{}")])
-        await store.open_session(Session(id="5e" * 16, names=("greet",), limits={"greet": 1}))
+        backend = PostgresBackend(server.url)
+        await backend.open()
+        await backend.enqueue([NewJob("my-own-id", "greet", "mail", b"{}")])
+        await backend.open_session(Session(id="5e" * 16, names=("greet",), limits={"greet": 1}))
         for statement in statements:
             server.ask(statement)  # it raises what the server refuses
         columns = server.ask(
             "SELECT column_name FROM information_schema.columns WHERE table_name = 'jobs'"
         )
         text = REFERENCE.path.read_text(encoding="utf-8").split("## Tables")[0]
-        told = [
+        documented = [
             name
             for line in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
             for name in re.findall(r"`(\w+)`", line)
         ]
-        assert sorted(told) == sorted(name for (name,) in columns)
+        assert sorted(documented) == sorted(name for (name,) in columns)
         payload = next(one for one in statements if "convert_from" in one)
         assert server.ask(payload) == [("{}",)]
-        await store.close()
+        await backend.close()
 
 
 def of_roles(words: str) -> str:
     """The text of the one block of that kind that is about roles."""
-    (text,) = (block.text for block in PRODUCTION.blocks if block.words == (words, ROLES))
+    (text,) = (block.text for block in PRODUCTION.blocks if block.info == (words, ROLES))
     return text
 
 
@@ -108,6 +108,6 @@ def at(server: PostgresServer) -> str:
 def test_every_table_is_there() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(MIGRATIONS.glob("*.sql")))
     made = set(re.findall(r"^CREATE TABLE \{schema\}\.(\w+) \(", text, re.MULTILINE))
-    told = rows_below(REFERENCE.path, "## Tables")
-    assert set(told) == made
-    assert len(told) == len(made)
+    documented = rows_below(REFERENCE.path, "## Tables")
+    assert set(documented) == made
+    assert len(documented) == len(made)

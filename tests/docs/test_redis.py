@@ -45,8 +45,8 @@ def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:
 def writes_nothing(server: Server) -> bool:
     """Whether no child of it writes a file, which would outlive it."""
     with server.client() as client:
-        told = client.info("persistence")
-    return not (told["rdb_bgsave_in_progress"] or told["aof_rewrite_in_progress"])
+        persistence = client.info("persistence")
+    return not (persistence["rdb_bgsave_in_progress"] or persistence["aof_rewrite_in_progress"])
 
 
 # --- URLs -----------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_each_url_of_the_page_is_one() -> None:
     assert [scheme for scheme in SCHEMES if f"`{scheme}://" not in text] == []
 
 
-def test_the_options_of_the_page_are_all_there_are() -> None:
+def test_the_page_lists_every_option() -> None:
     known: set[str] = set()
     for url in ("redis://a", "rediss://a", "redis+sentinel://a/b", "redis+cluster://a"):
         with pytest.raises(ConfigurationError) as caught:
@@ -90,7 +90,7 @@ def test_the_reference_has_every_key() -> None:
 
 
 def test_the_reference_has_the_layout() -> None:
-    (shown,) = [block.text for block in REFERENCE.blocks if block.words == ("text",)]
+    (shown,) = [block.text for block in REFERENCE.blocks if block.info == ("text",)]
     header = LAYOUT.read_text(encoding="utf-8").partition("\nlocal ")[0]
     lines = [line.removeprefix("--").removeprefix(" ") for line in header.splitlines()]
     assert shown.splitlines() == lines[lines.index("") + 1 :]

@@ -55,28 +55,28 @@ ORDER_OF_STATES = [
 
 def test_the_events_are_there_with_their_fields() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text_of("events.md"), re.MULTILINE)
-    said = {name: re.findall(r"`(\w+)`", fields) for name, fields in rows}
+    documented = {name: re.findall(r"`(\w+)`", fields) for name, fields in rows}
     known = {
         kind.__name__: [field.name for field in msgspec.structs.fields(kind)]
         for kind in events.Event.__subclasses__()
     }
-    assert said == known
+    assert documented == known
 
 
 def test_the_public_names_are_all_there() -> None:
     assert set(first_cells("api.md", under="`nimburion.jobs`")) == set(jobs.__all__)
 
 
-def test_the_words_of_a_job_are_all_there() -> None:
+def test_the_options_of_a_job_are_all_there() -> None:
     words = {"name", "queue", *PolicyOptions.__annotations__}
     assert set(first_cells("api.md", under="The options of a job")) == words
 
 
 def test_the_methods_of_a_processor_are_all_there() -> None:
     section = text_of("api.md").split("## `Processor`\n")[1].split("\n## ")[0]
-    said = set(re.findall(r"`(?:Processor\.)?(\w+)", section))
+    documented = set(re.findall(r"`(?:Processor\.)?(\w+)", section))
     known = {name for name in dir(jobs.Processor) if not name.startswith("_")}
-    assert known - said == set()
+    assert known - documented == set()
 
 
 def test_the_fields_and_states_of_health_are_all_there() -> None:

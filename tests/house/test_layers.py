@@ -62,7 +62,7 @@ def test_the_layers_hold() -> None:
 
 
 @pytest.mark.parametrize("breach", PLANTED)
-def test_a_breach_is_caught(breach: str, tmp_path: Path) -> None:
+def test_an_import_against_the_layers_is_found(breach: str, tmp_path: Path) -> None:
     name, line, contract = PLANTED[breach]
     copy = shutil.copytree(PACKAGE, tmp_path / "nimburion")
     (copy / name).parent.mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ def test_a_breach_is_caught(breach: str, tmp_path: Path) -> None:
     assert broken[0].startswith(contract)
 
 
-def test_each_library_is_named_in_its_own_room_only() -> None:
+def test_each_library_is_imported_in_its_own_package_only() -> None:
     graph = grimp.build_graph("nimburion", include_external_packages=True, cache_dir=None)
     strangers = [
         f"{importer} imports {library}"

@@ -50,7 +50,7 @@ def test_each_locked_package_is_hashed(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 @pytest.mark.parametrize("requirement", NEEDED, ids=str)
-def test_a_runtime_dependency_is_locked_within_its_bounds(
+def test_a_runtime_dependency_is_locked_within_its_requirement(
     name: str, requirement: Requirement
 ) -> None:
     version = locked(name)[canonicalize_name(requirement.name)]
@@ -58,7 +58,7 @@ def test_a_runtime_dependency_is_locked_within_its_bounds(
 
 
 @pytest.mark.parametrize("requirement", NEEDED, ids=str)
-def test_the_demo_asks_for_the_bounds_of_the_package(requirement: Requirement) -> None:
+def test_the_demo_requires_the_same_versions_as_the_package(requirement: Requirement) -> None:
     assert asked("demo")[canonicalize_name(requirement.name)].specifier == requirement.specifier
 
 
@@ -71,7 +71,7 @@ def test_the_locks_are_not_older_than_what_they_are_made_from() -> None:
     assert asked("dev").keys() | asked("demo").keys() <= locked("dev").keys()
 
 
-def test_a_dependency_has_a_floor_and_no_cap() -> None:
+def test_a_dependency_has_a_lower_bound_and_no_upper_one() -> None:
     for one in (*NEEDED, *(Requirement(each) for each in sum_of_extras())):
         assert [bound.operator for bound in one.specifier] == [">="], one
 

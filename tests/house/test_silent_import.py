@@ -112,7 +112,7 @@ def test_importing_every_module_does_nothing() -> None:
         ("import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
     ],
 )
-def test_the_watch_sees(line: str, event: str, tmp_path: Path) -> None:
+def test_an_import_with_a_side_effect_is_found(line: str, event: str, tmp_path: Path) -> None:
     (tmp_path / "planted.py").write_text(line)
     look = f"import nimburion; nimburion.__path__.append({str(tmp_path)!r}); del seen[:]\n"
     seen = cast("list[str]", run(f"{look}import nimburion.planted; print(json.dumps(seen))"))

@@ -95,7 +95,7 @@ def test_each_statement_is_split_descriptions() -> None:
     assert silent == []
 
 
-def test_each_script_says_what_it_answers() -> None:
+def test_each_script_documents_its_answer() -> None:
     """A part that several scripts share may have no keys; what it defines is its result."""
     operations = [path for path in list_lua_files() if path.parent.name == "operations"]
     assert [
@@ -137,5 +137,5 @@ def test_topics_are_few() -> None:
         ("-- name: a\nSELECT 1;\n\n-- name: b\n-- What.\nSELECT 2;\n", {"a": "", "b": "-- What."}),
     ],
 )
-def test_a_gap_is_seen(text: str, found: dict[str, str]) -> None:
+def test_a_statement_without_a_description_is_found(text: str, found: dict[str, str]) -> None:
     assert split_descriptions(text) == found

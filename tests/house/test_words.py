@@ -84,7 +84,7 @@ def test_nothing_committed_names_a_machine_or_a_host() -> None:
     assert found == {}
 
 
-def test_the_tree_was_read() -> None:
+def test_the_files_of_the_tree_are_found() -> None:
     assert {"pyproject.toml", "dev.py"} <= {path.name for path in committed_files()}
     assert len(python_files("src")) > 10
     assert ROOT.joinpath("tests/house/test_words.py") in committed_files()

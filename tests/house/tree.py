@@ -30,9 +30,11 @@ def parse(path: Path) -> ast.Module:
 
 def committed_files() -> list[Path]:
     """Return what git tracks or would add; without git, what lies outside ignored folders."""
-    asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+        listed = subprocess.run(
+            command, cwd=ROOT, capture_output=True, check=True, text=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return list(_walk())
     return [ROOT / name for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()]

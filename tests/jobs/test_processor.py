@@ -38,15 +38,15 @@ def test_a_url_that_names_no_backend_is_refused_without_its_password(url: str) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"concurency": 3}, "did you mean 'concurrency'"),
         ({"concurrency": "three"}, "concurrency"),
         ({"session_ttl": None}, "session_ttl"),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         Processor(MemoryBackend(), **settings)
 
 
@@ -86,16 +86,16 @@ async def test_failures_and_dead_letters_are_logged(caplog: pytest.LogCaptureFix
     assert lines[1][1].endswith("it is a dead letter now (exhausted)")
 
 
-async def test_a_worker_says_what_it_serves(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_logs_what_it_serves(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nimburion.worker")
     served = (QueueSettings("mail"),)
     async with Processor(MemoryBackend(), queues=served, concurrency=3) as processor:
         processor.register(fail)
         await processor.start()
         await processor.stop()
-    said = "\n".join(caplog.messages)
-    assert "ready: 3 at once; queues mail; jobs fail" in said
-    assert "job 'fail' goes to queue 'default', which this worker does not serve" in said
+    message = "\n".join(caplog.messages)
+    assert "ready: 3 at once; queues mail; jobs fail" in message
+    assert "job 'fail' goes to queue 'default', which this worker does not serve" in message
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ async def test_a_worker_says_what_it_serves(caplog: pytest.LogCaptureFixture) ->
         ("keep_completed", -0.5),
     ],
 )
-async def test_a_setting_out_of_its_bounds_is_refused_by_name(name: str, value: Any) -> None:
+async def test_a_setting_out_of_its_range_is_refused_by_name(name: str, value: Any) -> None:
     single: dict[str, Any] = {name: value}
     with pytest.raises(ConfigurationError, match=f"'{name}' must be .*not {value!r}"):
         Processor(MemoryBackend(), **single)
 
 
-async def test_a_queue_with_no_room_for_a_job_is_refused() -> None:
+async def test_a_queue_with_no_concurrency_for_a_job_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="queue 'mail' must be from 1 to 10000, not 0"):
         Processor(MemoryBackend(), queues=(QueueSettings("mail", concurrency=0),))

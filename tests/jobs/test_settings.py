@@ -50,7 +50,7 @@ def given(kind: type[msgspec.Struct], name: str, value: object) -> tuple[dict[st
 
 
 @pytest.mark.parametrize(("kind", "name", "bounds"), BOUNDED)
-def test_processor_and_configuration_know_the_same_bounds(
+def test_processor_and_configuration_have_the_same_ranges(
     kind: type[msgspec.Struct], name: str, bounds: Bounds
 ) -> None:
     inside = [bounds.least, *([] if bounds.most is None else [bounds.most])]

@@ -93,13 +93,13 @@ class Twins(RuleBasedStateMachine):
         """Every job id that was ever used."""
         self.touched: set[str] = set()
         self.step = 0
-        self._both(lambda store: store.open())
+        self._both(lambda backend: backend.open())
 
     def teardown(self) -> None:
         try:
             for job_id in sorted(self.known | {"never"}):
                 self._agree_on(job_id)
-            self._both(lambda store: store.close())
+            self._both(lambda backend: backend.close())
         finally:
             self.loop.close()
             self.remove_subject()
@@ -121,11 +121,11 @@ class Twins(RuleBasedStateMachine):
     def _both(self, call: Callable[[Backend], Awaitable[Any]]) -> tuple[Any, Any]:
         return self._answer(call, self.oracle), self._answer(call, self.subject)
 
-    def _answer(self, call: Callable[[Backend], Awaitable[Any]], store: Backend) -> Answer:
+    def _answer(self, call: Callable[[Backend], Awaitable[Any]], backend: Backend) -> Answer:
         """What the backend answers, or the type of what it raises."""
 
         async def ask() -> Answer:
-            return await call(store)
+            return await call(backend)
 
         try:
             return self.loop.run_until_complete(ask())
@@ -151,7 +151,7 @@ class Twins(RuleBasedStateMachine):
         self.known |= self.touched
 
     def _agree_on(self, job_id: str) -> None:
-        self._agree(lambda store: store.get(job_id))
+        self._agree(lambda backend: backend.get(job_id))
 
     # The way in
 
@@ -165,7 +165,7 @@ class Twins(RuleBasedStateMachine):
             name, queue = luck.choice(NAMES), luck.choice(QUEUES)
             jobs = [NewJob(f"{name}-{queue}-{n}", name, queue, b"{}") for n in range(6)]
         self._touch(job.id for job in jobs)
-        self._agree(lambda store: store.enqueue(jobs))
+        self._agree(lambda backend: backend.enqueue(jobs))
 
     # Workers
 
@@ -181,7 +181,7 @@ class Twins(RuleBasedStateMachine):
         about = Session(
             id=session, ttl=TTL, queues=QUEUES, names=tuple(sorted(names)), limits=limits
         )
-        answer, _ = self._agree(lambda store: store.open_session(about))
+        answer, _ = self._agree(lambda backend: backend.open_session(about))
         if answer is None:
             self.lines.setdefault(session, Line())
 
@@ -213,7 +213,7 @@ class Twins(RuleBasedStateMachine):
         session = luck.choice(sorted(self.lines) or SESSIONS)
         number = self.lines.get(session, Line()).number + luck.choice((-2, -1, 2, 3))
         if number > 0:
-            self._agree(lambda store: store.exchange(session, number, [], RESERVE_NOTHING))
+            self._agree(lambda backend: backend.exchange(session, number, [], RESERVE_NOTHING))
 
     def _some_session(self, luck: Random) -> str:
         """One that lives, as far as is known."""
@@ -252,11 +252,11 @@ class Twins(RuleBasedStateMachine):
             id(self.subject): [make(held.subject) for held, make in batch],
         }
         expected, actual = self._agree(
-            lambda store: store.exchange(session, number, sent[id(store)], want), _reply
+            lambda backend: backend.exchange(session, number, sent[id(backend)], want), _reply
         )
         self._touch(held.oracle.job_id for held, _ in batch)
         if not isinstance(expected, Reply):
-            self._bury(session)
+            self._make_dead_letter(session)
             return False
         line = self.lines[session]
         if number > line.number:
@@ -277,22 +277,22 @@ class Twins(RuleBasedStateMachine):
             line.leases.append(Held(one.lease, other.lease))
             self._touch([one.lease.job_id])
 
-    def _bury(self, session: str) -> None:
+    def _make_dead_letter(self, session: str) -> None:
         line = self.lines.pop(session, None)
         if line is not None:
             self.spent += line.leases
 
     @rule(seed=seeds)
-    def beat(self, seed: int) -> None:
+    def heartbeat(self, seed: int) -> None:
         luck = self._luck(seed)
         for session in sorted({*self.lines, luck.choice(SESSIONS)}):
             if luck.random() < 0.7:
                 answer, _ = self._beat(session)
                 if isinstance(answer, type):
-                    self._bury(session)
+                    self._make_dead_letter(session)
 
     def _beat(self, session: str) -> tuple[Answer, Answer]:
-        return self._agree(lambda store: store.heartbeat(session), _orders)
+        return self._agree(lambda backend: backend.heartbeat(session), _normalize_reply)
 
     @rule(seed=seeds)
     @precondition(lambda self: self.lines)
@@ -306,9 +306,9 @@ class Twins(RuleBasedStateMachine):
             id(self.oracle): [held.oracle for held in stuck],
             id(self.subject): [held.subject for held in stuck],
         }
-        self._agree(lambda store: store.close_session(session, running[id(store)]))
+        self._agree(lambda backend: backend.close_session(session, running[id(backend)]))
         if not stuck:
-            self._bury(session)
+            self._make_dead_letter(session)
 
     # Housekeeping
 
@@ -319,11 +319,11 @@ class Twins(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.0, 20.0, 30.0, 30.25)), max_lost=st.integers(1, 3))
     def rescue(self, seconds: float, max_lost: int) -> None:
         self.clock.advance(seconds)
-        self._agree(lambda store: store.rescue(100, max_lost=max_lost), _rescued)
+        self._agree(lambda backend: backend.rescue(100, max_lost=max_lost), _rescued)
 
     @rule(limit=st.sampled_from((1, 2, 100)))
     def promote(self, limit: int) -> None:
-        self._agree(lambda store: store.promote(limit))
+        self._agree(lambda backend: backend.promote(limit))
 
     # Operators
 
@@ -346,20 +346,20 @@ class Twins(RuleBasedStateMachine):
 
     def _cancel(self, luck: Random) -> None:
         job_id = luck.choice(sorted(self.known | {"never"}))
-        self._agree(lambda store: store.cancel(job_id))
+        self._agree(lambda backend: backend.cancel(job_id))
         if job_id != "never":
             self._touch([job_id])
 
     def _replay(self, luck: Random) -> None:
         which = self._filter(luck, State.FAILED)
         self._agree(
-            lambda store: store.replay(which, 1000), lambda r: (sorted(r.ids), sorted(r.held))
+            lambda backend: backend.replay(which, 1000), lambda r: (sorted(r.ids), sorted(r.held))
         )
         self._touch(self.known)
 
     def _delete(self, luck: Random) -> None:
         which = self._filter(luck, State.COMPLETED)
-        self._agree(lambda store: store.delete(which, 1000), sorted)
+        self._agree(lambda backend: backend.delete(which, 1000), sorted)
 
     def _prune(self, luck: Random) -> None:
         keep = Retention(
@@ -368,24 +368,24 @@ class Twins(RuleBasedStateMachine):
             failed=luck.choice((None, 60.0)),
             results=luck.choice((None, 0.0, 10.0)),
         )
-        self._agree(lambda store: store.prune(keep, 1000))
+        self._agree(lambda backend: backend.prune(keep, 1000))
 
     def _pause(self, luck: Random) -> None:
         queue, paused = luck.choice(QUEUES), luck.random() < 0.4
-        self._agree(lambda store: store.pause(queue, paused=paused))
+        self._agree(lambda backend: backend.pause(queue, paused=paused))
 
     def _page(self, luck: Random) -> None:
         which, step = self._filter(luck, luck.choice(list(State))), luck.randint(1, 4)
 
-        async def pages(store: Backend) -> Answer:
+        async def pages(backend: Backend) -> Answer:
             jobs: list[Any] = []
             after = None
             while True:
-                page = await store.list_jobs(which, limit=step, after=after)
+                page = await backend.list_jobs(which, limit=step, after=after)
                 jobs += page.jobs
                 after = page.next
                 if after is None:
-                    return jobs, await store.counts(which.queue)
+                    return jobs, await backend.counts(which.queue)
 
         self._agree(pages)
 
@@ -409,12 +409,14 @@ class Twins(RuleBasedStateMachine):
         match luck.randrange(8):
             case 0 | 1 | 2:
                 spec = luck.choice((b"{}", b'{"cron": "* * * * *"}'))
-                self._agree(lambda store: store.put_schedule(ScheduleRecord(name=name, spec=spec)))
+                self._agree(
+                    lambda backend: backend.put_schedule(ScheduleRecord(name=name, spec=spec))
+                )
             case 3:
                 paused = luck.random() < 0.3
-                self._agree(lambda store: store.pause_schedule(name, paused=paused))
+                self._agree(lambda backend: backend.pause_schedule(name, paused=paused))
             case 4:
-                self._agree(lambda store: store.delete_schedule(name))
+                self._agree(lambda backend: backend.delete_schedule(name))
             case _:
                 self._fire(luck, name)
 
@@ -423,9 +425,9 @@ class Twins(RuleBasedStateMachine):
         job, overlap = _new_job(luck), luck.choice(overlaps)
         behind, tick = luck.random() < 0.2, 60.0 * luck.randint(1, 5)
 
-        async def decide(store: Backend) -> Answer:
-            last = {s.name: s.last_tick for s in await store.list_schedules()}.get(name)
-            return await store.fire(name, 59.0 if behind else last, tick, job, overlap)
+        async def decide(backend: Backend) -> Answer:
+            last = {s.name: s.last_tick for s in await backend.list_schedules()}.get(name)
+            return await backend.fire(name, 59.0 if behind else last, tick, job, overlap)
 
         self._agree(decide)
         self._touch([job.id])
@@ -440,10 +442,10 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def same_lists(self) -> None:
-        async def read(store: Backend) -> Answer:
-            jobs = (await store.list_jobs(limit=1000, payloads=True)).jobs
-            counts, queues = await store.counts(), await store.queues()
-            return jobs, counts, queues, await store.sessions(), await store.list_schedules()
+        async def read(backend: Backend) -> Answer:
+            jobs = (await backend.list_jobs(limit=1000, payloads=True)).jobs
+            counts, queues = await backend.counts(), await backend.queues()
+            return jobs, counts, queues, await backend.sessions(), await backend.list_schedules()
 
         self._agree(read)
 
@@ -526,8 +528,8 @@ def _reply(reply: Reply) -> Answer:
     return reply.results, deliveries, waiting, reply.next_due, reply.now
 
 
-def _orders(orders: HeartbeatReply) -> Answer:
-    return {_named(lease) for lease in orders.cancel}, sorted(orders.paused), orders.limits
+def _normalize_reply(reply: HeartbeatReply) -> Answer:
+    return {_named(lease) for lease in reply.cancel}, sorted(reply.paused), reply.limits
 
 
 def _rescued(rescued: Rescued) -> Answer:

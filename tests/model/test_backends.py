@@ -71,21 +71,21 @@ class Files:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_sqlite_answers_as_the_memory_store_does(part: int) -> None:
+def test_sqlite_answers_as_the_memory_backend_does(part: int) -> None:
     files = Files()
     compare(lambda clock: SQLiteBackend(files.new() / "jobs.db", clock=clock), files.remove)
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
-def test_redis_answers_as_the_memory_store_does(redis_server: RunningRedis, part: int) -> None:
+def test_redis_answers_as_the_memory_backend_does(redis_server: RunningRedis, part: int) -> None:
     compare(
         lambda clock: RedisBackend(redis_server.url, clock=clock, timeout=30.0), redis_server.empty
     )
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_postgres_answers_as_the_memory_store_does(
+def test_postgres_answers_as_the_memory_backend_does(
     postgres_server: RunningPostgres, part: int
 ) -> None:
     compare(

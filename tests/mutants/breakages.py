@@ -8,7 +8,7 @@ MEMORY = "tests/contract/test_memory.py::TestMemory::"
 SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
-CONVEYOR = "tests/jobs/worker/test_completer.py::"
+COMPLETER = "tests/jobs/worker/test_completer.py::"
 HEALTH = "tests/jobs/worker/test_health.py::"
 JOINING = "tests/backends/sqlite/test_transactions.py::"
 WORKER = "tests/jobs/worker/test_worker.py::"
@@ -74,7 +74,7 @@ MUTANTS = (
         "backends/sqlite/*.py",
         "= $Increments(lost=1)",
         "= $Increments(lost=0)",
-        (f"{SQLITE}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
+        (f"{SQLITE}test_a_loss_is_counted_apart_from_failures_and_added_to_the_history",),
     ),
     Mutant(
         "one loss too many allowed",
@@ -103,7 +103,7 @@ MUTANTS = (
         "backends/sqlite/*.py",
         "self.$now = $micros(self.$clock.$now())",
         'self.$now = $micros(__import__("time").time())',
-        (f"{SQLITE}test_after_is_counted_from_now_on_the_clock_of_the_store",),
+        (f"{SQLITE}test_after_is_counted_from_now_on_the_clock_of_the_backend",),
     ),
     Mutant(
         "jitter comes early",
@@ -154,14 +154,14 @@ MUTANTS = (
         "jobs/worker/completer.py",
         "pause = min(2 * pause, _LONGEST_PAUSE)",
         "self._number += 1",
-        (f"{CONVEYOR}test_an_unanswered_exchange_is_repeated_under_its_number",),
+        (f"{COMPLETER}test_an_unanswered_exchange_is_repeated_under_its_number",),
     ),
     Mutant(
         "half of a bisected batch forgotten",
         "jobs/*.py",
         "return await self.$_send($batch[$half:], $want)",
         "return await self.$_send($batch[$half + 1 :], $want)",
-        (f"{CONVEYOR}test_one_bad_settlement_does_not_wedge_the_rest",),
+        (f"{COMPLETER}test_one_bad_settlement_does_not_wedge_the_rest",),
     ),
     # Sizes
     Mutant(
@@ -183,7 +183,7 @@ MUTANTS = (
         "jobs/worker/completer.py",
         "if applied < len(batch):",
         "if applied < 0:",
-        (f"{CONVEYOR}test_an_exchange_that_takes_too_long_shrinks_until_it_fits",),
+        (f"{COMPLETER}test_an_exchange_that_takes_too_long_shrinks_until_it_fits",),
     ),
     Mutant(
         "a session whose exchanges fail is kept",
@@ -285,28 +285,28 @@ MUTANTS = (
         "jobs/*.py",
         "while len(self.$_suspects) > 1:",
         "while len(self.$_suspects) > 100:",
-        (f"{SCENARIO}test_a_job_that_kills_its_workers_takes_nobody_along",),
+        (f"{SCENARIO}test_a_job_that_kills_its_workers_affects_no_other_job",),
     ),
     Mutant(
         "stop waits for a backend that is gone",
         "jobs/*.py",
         "        $task.$cancel()\n        await asyncio.$gather($task, $return_exceptions=True)",
         "        await asyncio.$gather($task, $return_exceptions=True)",
-        (f"{SCENARIO}test_a_worker_stops_also_when_its_store_is_gone",),
+        (f"{SCENARIO}test_a_worker_stops_also_when_its_backend_is_gone",),
     ),
     Mutant(
         "rescues while its own session is in doubt",
         "jobs/*.py",
         "if self.$clock.$monotonic() < self.$_cautious_until():",
         "if self.$clock.$monotonic() < 0:",
-        (f"{SCENARIO}test_an_outage_of_the_store_is_nobodys_loss",),
+        (f"{SCENARIO}test_an_outage_of_the_backend_counts_as_no_loss",),
     ),
     Mutant(
         "gives no session back after an outage",
         "jobs/*.py",
         "$patiently=not self.$_ended",
         "$patiently=False",
-        (f"{SCENARIO}test_an_outage_of_the_store_is_nobodys_loss",),
+        (f"{SCENARIO}test_an_outage_of_the_backend_counts_as_no_loss",),
     ),
     Mutant(
         "jobs of a reply that a blocked loop did not read begin",
@@ -334,7 +334,7 @@ MUTANTS = (
         "jobs/*.py",
         "attempt.interrupt($Why.CANCEL)",
         "pass",
-        (f"{SCENARIO}test_a_cancel_reaches_a_running_job_with_the_next_beat",),
+        (f"{SCENARIO}test_a_cancel_reaches_a_running_job_with_the_next_heartbeat",),
     ),
     # Health
     Mutant(
@@ -342,7 +342,7 @@ MUTANTS = (
         "jobs/*.py",
         "$seen.$failing or $seen.$answer < $first for $seen",
         "$seen.$failing for $seen",
-        (f"{HEALTH}test_a_store_that_answers_beats_only_is_degraded",),
+        (f"{HEALTH}test_a_backend_that_answers_only_heartbeats_is_degraded",),
     ),
     Mutant(
         "an outage is logged with every call",
@@ -356,14 +356,14 @@ MUTANTS = (
         "jobs/*.py",
         "if not $was_failing or self.$failing:",
         "if not $was_failing:",
-        (f"{HEALTH}test_a_store_that_answers_beats_only_is_degraded",),
+        (f"{HEALTH}test_a_backend_that_answers_only_heartbeats_is_degraded",),
     ),
     Mutant(
         "health believes in a session that is over",
         "jobs/*.py",
         "worker.$done is not None and not worker.$session.$over",
         "worker.$done is not None",
-        (f"{HEALTH}test_it_stops_believing_before_the_store_gives_its_jobs_away",),
+        (f"{HEALTH}test_a_worker_treats_its_leases_as_expired_before_the_backend_does",),
     ),
     # Real processes
     Mutant(

@@ -95,14 +95,14 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "  if $more then\n    break\n  end\n  push($drop_orphan, $orphan)",
         "  push($drop_orphan, $orphan)",
-        (f"{REDIS}test_the_bound_holds_and_says_that_there_is_more",),
+        (f"{REDIS}test_the_limit_holds_and_more_is_reported",),
     ),
     Mutant(
         "Redis: `lost` not counted",
         "backends/redis/*.lua",
         "lost = lost + 1",
         "lost = lost + 0",
-        (f"{REDIS}test_a_loss_is_counted_apart_from_failures_and_joins_the_history",),
+        (f"{REDIS}test_a_loss_is_counted_apart_from_failures_and_added_to_the_history",),
     ),
     Mutant(
         "Redis: one loss too many allowed",
@@ -160,7 +160,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "- get_net_change($name))",
         ")",
-        (f"{REDIS}test_a_busy_line_passes_the_gate_in_order_and_leaves_it_empty",),
+        (f"{REDIS}test_many_jobs_pass_a_concurrency_limit_in_order",),
     ),
     Mutant(
         "Redis: cap ignored",
@@ -232,7 +232,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "    if string.byte($lease, 41) == 49 then\n      finish_job($field, $body,",
         "    if string.byte($lease, 41) == 50 then\n      finish_job($field, $body,",
-        (f"{REDIS}test_what_the_worker_says_after_a_request",),
+        (f"{REDIS}test_what_the_worker_settles_after_a_request",),
     ),
     Mutant(
         "Redis: a request to cancel is forgotten at the rescue",
@@ -246,14 +246,14 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "if $lease and string.sub($lease, 1, 4) == $session4 then",
         "if $lease then",
-        (f"{REDIS}test_only_the_worker_that_holds_it_is_asked",),
+        (f"{REDIS}test_only_the_worker_that_holds_it_gets_the_cancel",),
     ),
     Mutant(
         "Redis: a tick is decided twice",
         "backends/redis/*.lua",
         " ~= ARGV[4] then",
         " == '-' then",
-        (f"{REDIS}test_a_tick_that_somebody_else_decided_stores_nothing",),
+        (f"{REDIS}test_a_tick_that_another_scheduler_fired_enqueues_nothing",),
     ),
     Mutant(
         "Redis: a payload that lies apart is dropped with its failure",

@@ -25,7 +25,7 @@ SCHEDULER_MUTANTS = (
         "scheduler/*.py",
         "        $at=$tick + $spread($name, $tick, $jitter),\n",
         "",
-        (f"{SCHEDULER}test_jitter_is_the_same_whoever_fires_and_only_later", *ON_MEMORY),
+        (f"{SCHEDULER}test_jitter_is_the_same_on_every_scheduler_and_only_later", *ON_MEMORY),
     ),
     Mutant(
         "who lost rests",
@@ -42,14 +42,14 @@ SCHEDULER_MUTANTS = (
         "scheduler/*.py",
         "            $entry.$rest()\n            self.$behind = True",
         "            pass",
-        (f"{SCHEDULER}test_who_is_far_behind_asks_what_was_decided", *ON_MEMORY),
+        (f"{SCHEDULER}test_a_scheduler_far_behind_reads_which_ticks_were_fired", *ON_MEMORY),
     ),
     Mutant(
         "who is far behind looks at leisure",
         "scheduler/*.py",
         "        if self.$_firing.$behind:",
         "        if self.$_firing.$behind is None:",
-        (f"{SCHEDULER}test_who_is_far_behind_asks_what_was_decided", *ON_MEMORY),
+        (f"{SCHEDULER}test_a_scheduler_far_behind_reads_which_ticks_were_fired", *ON_MEMORY),
     ),
     Mutant(
         "the sixty-fifth tick is lost",
@@ -136,14 +136,14 @@ SCHEDULER_MUTANTS = (
         "scheduler/*.py",
         "return $record.$name in self.$_declared and ($record.$owner == self.$processor.$settings.$owner)",
         "return True",
-        (f"{SCHEDULER}test_what_nobody_declares_rests_and_is_kept_for_30_days", *ON_MEMORY),
+        (f"{SCHEDULER}test_an_undeclared_schedule_is_suspended_and_kept_for_30_days", *ON_MEMORY),
     ),
     Mutant(
         "what nobody declares is deleted at once",
         "scheduler/*.py",
         "return $spec.$declared_until < $now - $KEPT",
         "return $spec.$declared_until < $now",
-        (f"{SCHEDULER}test_what_nobody_declares_rests_and_is_kept_for_30_days", *ON_MEMORY),
+        (f"{SCHEDULER}test_an_undeclared_schedule_is_suspended_and_kept_for_30_days", *ON_MEMORY),
     ),
     Mutant(
         "an old process undoes the newest declaration",
@@ -157,7 +157,7 @@ SCHEDULER_MUTANTS = (
         "scheduler/*.py",
         "$again[:$_AGAIN_AT_ONCE]",
         "$again",
-        (f"{SCHEDULER}test_what_is_said_again_is_said_a_few_at_a_time", *ON_MEMORY),
+        (f"{SCHEDULER}test_many_schedules_are_registered_a_few_at_a_time", *ON_MEMORY),
     ),
     Mutant(
         "another application's name is taken over",
@@ -186,14 +186,17 @@ SCHEDULER_MUTANTS = (
         "scheduler/*.py",
         "return abs(self.$_clock.$now() - $now - self.$_host_ahead) > $_STEP",
         "return False",
-        (f"{TIMING}test_the_clock_of_a_host_that_is_set_with_its_store_is_followed", *ON_MEMORY),
+        (
+            f"{TIMING}test_the_scheduler_follows_a_host_clock_that_is_set_with_its_backend",
+            *ON_MEMORY,
+        ),
     ),
     Mutant(
         "the backend is asked for its time once",
         "scheduler/*.py",
         "if self.$_learned is None or $now - self.$_learned >= $_EACH:",
         "if self.$_learned is None:",
-        (f"{TIMING}test_the_clock_of_the_store_that_is_set_is_followed", *ON_MEMORY),
+        (f"{TIMING}test_the_scheduler_follows_a_backend_clock_that_is_set", *ON_MEMORY),
     ),
     Mutant(
         "the way there takes no time",

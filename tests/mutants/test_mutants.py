@@ -128,5 +128,5 @@ def test_the_same_tests_are_green_on_an_unbroken_copy(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-def test_there_are_enough() -> None:
+def test_every_mutant_has_a_name_of_its_own() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 15

@@ -27,8 +27,8 @@ SERVERS = ("valkey", "postgres")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run on each kind of backend that the run asks for; on memory where no processes share it."""
     if "kind" in metafunc.fixturenames:
-        asked = [kind for kind in SERVERS if kind in metafunc.config.stash[REQUESTED_KINDS]]
-        kinds: list[Any] = [pytest.param(kind, marks=pytest.mark.server) for kind in asked]
+        chosen = [kind for kind in SERVERS if kind in metafunc.config.stash[REQUESTED_KINDS]]
+        kinds: list[Any] = [pytest.param(kind, marks=pytest.mark.server) for kind in chosen]
         memory = ["memory"] if "place" in metafunc.fixturenames else []
         metafunc.parametrize("kind", [*memory, "sqlite", *kinds], indirect=True)
 
@@ -71,14 +71,14 @@ class Place:
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.clock = FakeClock(BEGIN)
-        self.store: Backend = open_backend(url, clock=self.clock)
+        self.backend: Backend = open_backend(url, clock=self.clock)
         self._url = url
         self._stack = stack
 
-    def sibling(self) -> Backend:
+    def new_handle(self) -> Backend:
         """The same backend, as another process has it."""
-        if isinstance(self.store, MemoryBackend):
-            return self.store.new_handle()
+        if isinstance(self.backend, MemoryBackend):
+            return self.backend.new_handle()
         return open_backend(self._url, clock=self.clock)
 
     async def scheduler(
@@ -90,7 +90,7 @@ class Place:
     ) -> Scheduler:
         """A scheduler of its own process, open, that declares something. `clock` is its host's,
         where that is not the backend's."""
-        processor = Processor(self.sibling(), clock=clock or self.clock, **settings)
+        processor = Processor(self.new_handle(), clock=clock or self.clock, **settings)
         processor.register(Report)
         scheduler = Scheduler(processor)
         declare(scheduler)
@@ -102,7 +102,7 @@ class Place:
         found: list[JobRecord] = []
         after: str | None = None
         while True:
-            page = await self.store.list_jobs(JobFilter(), limit=500, after=after, payloads=True)
+            page = await self.backend.list_jobs(JobFilter(), limit=500, after=after, payloads=True)
             found += page.jobs
             after = page.next
             if after is None:
@@ -122,6 +122,6 @@ async def place(url: str) -> AsyncIterator[Place]:
     """An empty backend."""
     async with AsyncExitStack() as stack:
         place = Place(url, stack)
-        await place.store.open()
-        stack.push_async_callback(place.store.close)
+        await place.backend.open()
+        stack.push_async_callback(place.backend.close)
         yield place

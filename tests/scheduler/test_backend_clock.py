@@ -84,7 +84,9 @@ async def test_a_clock_that_is_set_is_noticed_at_once(place: Place) -> None:
     assert [job.due - BEGIN for job in await place.jobs()] == [60, 120, 180]
 
 
-async def test_the_clock_of_a_host_that_is_set_with_its_store_is_followed(place: Place) -> None:
+async def test_the_scheduler_follows_a_host_clock_that_is_set_with_its_backend(
+    place: Place,
+) -> None:
     """A backend that is a file goes by the clock of the host."""
     scheduler = await place.scheduler(each_minute)
     await scheduler.fire_due()
@@ -93,7 +95,7 @@ async def test_the_clock_of_a_host_that_is_set_with_its_store_is_followed(place:
     assert await scheduler.fire_due() == 1
 
 
-async def test_the_clock_of_the_store_that_is_set_is_followed(place: Place) -> None:
+async def test_the_scheduler_follows_a_backend_clock_that_is_set(place: Place) -> None:
     host = FakeClock(BEGIN)
     scheduler = await place.scheduler(each_minute, clock=host)
     await scheduler.fire_due()
@@ -109,7 +111,7 @@ async def test_the_clock_of_the_store_that_is_set_is_followed(place: Place) -> N
 @pytest.mark.parametrize("drift", [0.0001, -0.0001])
 async def test_a_clock_that_drifts_is_corrected_again_and_again(place: Place, drift: float) -> None:
     clock = HostClock(place.clock, drift=drift)
-    time = BackendClock(clock, place.store)
+    time = BackendClock(clock, place.backend)
     for seconds in range(0, 6000, 20):
         place.at(seconds)
         await time.synchronize()
@@ -133,7 +135,7 @@ async def test_half_of_the_round_trip_is_the_way_there() -> None:
 
 
 @pytest.mark.parametrize("says", [0.001, 19.999])
-async def test_a_blocked_event_loop_is_no_difference(
+async def test_a_blocked_event_loop_is_not_reported_as_a_clock_difference(
     says: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A handler blocks the loop for 20 s, so that an answer given early or late is read late."""
@@ -145,18 +147,20 @@ async def test_a_blocked_event_loop_is_no_difference(
     assert caplog.messages == []
 
 
-async def test_a_clock_far_off_is_said_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_clock_far_off_is_logged_once(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     scheduler = await place.scheduler(each_minute, clock=HostClock(place.clock, -HOUR))
     for seconds in range(0, 600, 30):
         place.at(seconds)
         await scheduler.fire_due()
-    said = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
-    assert said == [
+    messages = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert messages == [
         "the clock of this host is -3600.0 s off that of the backend; ticks follow the backend's"
     ]
 
 
-async def test_asking_for_the_time_opens_no_session(
+async def test_reading_the_time_opens_no_session(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object) -> None:
@@ -168,10 +172,10 @@ async def test_asking_for_the_time_opens_no_session(
     await scheduler.fire_due()
     place.at(600)
     await scheduler.fire_due()
-    assert await place.store.sessions() == []
+    assert await place.backend.sessions() == []
 
 
-async def test_a_backend_that_cannot_be_asked_for_the_time_decides_no_tick(
+async def test_without_the_backends_time_no_tick_is_fired(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = await place.scheduler(each_minute)
@@ -187,7 +191,7 @@ async def test_a_backend_that_cannot_be_asked_for_the_time_decides_no_tick(
     assert await place.jobs() == []
 
 
-async def test_what_is_added_by_hand_begins_in_the_time_of_the_store(place: Place) -> None:
+async def test_a_schedule_added_by_hand_begins_in_the_time_of_the_backend(place: Place) -> None:
     there = await place.scheduler(clock=HostClock(place.clock, HOUR))
     scheduler = await place.scheduler(owner="any")
     await there.schedules.add("tidy", "* * * * *", "report")

@@ -201,7 +201,7 @@ def test_what_is_no_text_is_refused(wrong: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("source", "text"),
     [
         ("@every 5m", "@every 5m"),
         ("@every 10s", "@every 10s"),
@@ -213,8 +213,10 @@ def test_what_is_no_text_is_refused(wrong: object) -> None:
         (" 0 2 * * * ", "0 2 * * *"),
     ],
 )
-def test_the_text_of_a_trigger_means_the_same(said: str | timedelta | datetime, text: str) -> None:
-    trigger = parse_trigger(said, UTC_ZONE)
+def test_the_text_of_a_trigger_means_the_same(
+    source: str | timedelta | datetime, text: str
+) -> None:
+    trigger = parse_trigger(source, UTC_ZONE)
     assert trigger.text == text
     assert parse_trigger(trigger.text, UTC_ZONE).next_after(0) == trigger.next_after(0)
 

@@ -22,7 +22,7 @@ SECONDS, DEEP_SECONDS = 15, 120
 COUNT = 5
 
 
-class Crew:
+class SchedulerProcesses:
     """Schedulers that run."""
 
     def __init__(self, url: str, stack: ExitStack) -> None:
@@ -67,16 +67,16 @@ async def jobs_of(url: str) -> list[JobRecord]:
             return found
 
 
-def disturb(crew: Crew, seconds: float) -> float:
+def disturb(processes: SchedulerProcesses, seconds: float) -> float:
     """Kill two and pause one while they fire; the end of the time in which somebody lived."""
     began = time.time()
     wait_until(lambda: time.time() > began + seconds / 4, "a quarter", seconds + 20)
-    crew.signal(signal.SIGKILL, 0)
-    crew.signal(signal.SIGSTOP, 1)
+    processes.signal(signal.SIGKILL, 0)
+    processes.signal(signal.SIGSTOP, 1)
     wait_until(lambda: time.time() > began + seconds / 2, "a half", seconds + 20)
-    crew.signal(signal.SIGKILL, 2)
+    processes.signal(signal.SIGKILL, 2)
     wait_until(lambda: time.time() > began + 3 * seconds / 4, "three quarters", seconds + 20)
-    crew.signal(signal.SIGCONT, 1)
+    processes.signal(signal.SIGCONT, 1)
     wait_until(lambda: time.time() > began + seconds, "the end", seconds + 20)
     return time.time()
 
@@ -97,7 +97,7 @@ async def test_each_second_has_one_job(
     url: str, record_property: Callable[[str, object], None]
 ) -> None:
     with ExitStack() as stack:
-        disturb(Crew(url, stack), SECONDS)
+        disturb(SchedulerProcesses(url, stack), SECONDS)
     check(await jobs_of(url), record_property, least=SECONDS - 2)
 
 
@@ -107,7 +107,7 @@ async def test_each_second_of_two_minutes_has_one_job(
     url: str, record_property: Callable[[str, object], None]
 ) -> None:
     with ExitStack() as stack:
-        disturb(Crew(url, stack), DEEP_SECONDS)
+        disturb(SchedulerProcesses(url, stack), DEEP_SECONDS)
     jobs = await jobs_of(url)
     check(jobs, record_property, least=DEEP_SECONDS - 2)
     late = statistics.median(job.created_at - job.due for job in jobs)

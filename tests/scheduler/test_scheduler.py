@@ -68,11 +68,11 @@ async def test_many_that_are_due_at_once_are_all_decided_at_once(place: Place) -
 
 
 async def test_five_schedulers_make_one_job_per_tick(place: Place) -> None:
-    crew = [await place.scheduler(each_minute()) for _ in range(5)]
+    schedulers = [await place.scheduler(each_minute()) for _ in range(5)]
     decided = 0
     for minute in range(31):
         place.at(minute * MINUTE + 0.5)
-        for scheduler in (*crew[minute % 5 :], *crew[: minute % 5]):
+        for scheduler in (*schedulers[minute % 5 :], *schedulers[: minute % 5]):
             decided += await scheduler.fire_due()
     ids = await place.ids()
     assert len(ids) == len(set(ids)) == decided == 30
@@ -80,13 +80,13 @@ async def test_five_schedulers_make_one_job_per_tick(place: Place) -> None:
 
 async def test_a_scheduler_that_slept_makes_no_second_job(place: Place) -> None:
     """It believes in what it read long ago; the backend does not."""
-    sleeper, other = [await place.scheduler(each_minute()) for _ in range(2)]
-    await sleeper.fire_due()
+    paused, other = [await place.scheduler(each_minute()) for _ in range(2)]
+    await paused.fire_due()
     await other.fire_due()
     for minute in range(1, 4):
         place.at(minute * MINUTE)
         assert await other.fire_due() == 1
-    assert await sleeper.fire_due() == 0
+    assert await paused.fire_due() == 0
     assert len(await place.ids()) == 3
 
 
@@ -103,7 +103,7 @@ async def test_who_was_always_second_is_first_when_the_first_is_gone(place: Plac
     assert await second.fire_due() == 1
 
 
-async def test_who_is_far_behind_asks_what_was_decided(
+async def test_a_scheduler_far_behind_reads_which_ticks_were_fired(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And does not lose a thousand ticks, one by one."""
@@ -113,22 +113,22 @@ async def test_who_is_far_behind_asks_what_was_decided(
     await behind.fire_due()
     place.at(4.5)
     backend = behind.processor.backend
-    real, asked = backend.fire, list[float]()
+    real, ticks_tried = backend.fire, list[float]()
 
     async def fire(name: str, expected: float | None, tick: float, *more: object) -> Fired:
         await first.fire_due()
-        asked.append(tick)
+        ticks_tried.append(tick)
         return await real(name, expected, tick, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(backend, "fire", fire)
     assert await behind.fire_due() == 0
-    assert len(asked) == 2
+    assert len(ticks_tried) == 2
     place.at(5)
     monkeypatch.undo()
     assert await behind.fire_due() == 1
 
 
-async def test_an_answer_that_got_lost_is_asked_for_again(
+async def test_a_fire_whose_answer_was_lost_is_repeated(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = await place.scheduler(each_minute())
@@ -240,14 +240,14 @@ async def test_a_year_of_missed_seconds_costs_nothing(place: Place) -> None:
 
 async def test_overlap_is_decided_with_the_tick(place: Place) -> None:
     scheduler = await place.scheduler(each_minute(overlap="skip"))
-    told: list[Event] = []
-    scheduler.processor.events.subscribe(told.append)
+    events: list[Event] = []
+    scheduler.processor.events.subscribe(events.append)
     await scheduler.fire_due()
     for minute in (1, 2):
         place.at(minute * MINUTE)
         assert await scheduler.fire_due() == 1
     assert await place.ids() == at("01T00:01")
-    ticks = [(one.tick % 3600, one.outcome) for one in told if isinstance(one, TickDecided)]
+    ticks = [(one.tick % 3600, one.outcome) for one in events if isinstance(one, TickDecided)]
     assert ticks == [(60.0, "fired"), (120.0, "skipped")]
     await scheduler.processor.drain()
     place.at(180)
@@ -295,15 +295,15 @@ async def test_ticks_while_the_previous_job_runs(
         place.at(minute * MINUTE)
         await scheduler.fire_due()
     worker = HandDrivenWorker(
-        place.store, Session(id="0" * 32, queues=("default",), names=("report",))
+        place.backend, Session(id="0" * 32, queues=("default",), names=("report",))
     )
-    await place.store.open_session(worker.session)
+    await place.backend.open_session(worker.session)
     running = (await worker.take_one()).lease
     for minute in (2, 3):
         place.at(minute * MINUTE)
         await scheduler.fire_due()
     assert await place.ids() == at(*(f"01T00:0{minute}" for minute in minutes))
-    assert (await place.store.get(running.job_id)).cancel_requested is cancelled
+    assert (await place.backend.get(running.job_id)).cancel_requested is cancelled
 
 
 async def test_a_pause_is_not_made_up_for(place: Place) -> None:
@@ -331,7 +331,7 @@ async def test_a_pause_holds_at_once_and_over_a_restart(place: Place) -> None:
     assert info.condition == "paused"
 
 
-async def test_jitter_is_the_same_whoever_fires_and_only_later(place: Place) -> None:
+async def test_jitter_is_the_same_on_every_scheduler_and_only_later(place: Place) -> None:
     scheduler = await place.scheduler(each_minute(jitter=30))
     await scheduler.fire_due()
     for minute in range(1, 9):
@@ -435,7 +435,7 @@ async def test_the_enqueue_middleware_sees_each_tick(place: Place) -> None:
 # Who declares it
 
 
-async def test_what_nobody_declares_rests_and_is_kept_for_30_days(place: Place) -> None:
+async def test_an_undeclared_schedule_is_suspended_and_kept_for_30_days(place: Place) -> None:
     first = await place.scheduler(each_minute())
     await first.fire_due()
     place.at(60)
@@ -488,7 +488,7 @@ async def test_two_applications_do_not_share_a_name(
     assert await first.fire_due() == 1
 
 
-async def test_what_is_said_again_is_said_a_few_at_a_time(
+async def test_many_schedules_are_registered_a_few_at_a_time(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ticks that are due wait for it."""
@@ -516,10 +516,10 @@ async def test_what_is_said_again_is_said_a_few_at_a_time(
     assert {one.condition for one in await scheduler.schedules.list(0)} == {"active"}
 
 
-async def test_a_store_that_forgot_everything_is_told_again(place: Place) -> None:
+async def test_schedules_are_registered_again_in_a_backend_that_lost_its_data(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
-    await place.store.delete_schedule("report")
+    await place.backend.delete_schedule("report")
     place.at(30)
     await scheduler.fire_due()
     place.at(60)
@@ -597,8 +597,8 @@ async def test_what_would_never_tick_is_not_added(place: Place) -> None:
 async def test_what_this_version_cannot_read_is_left_alone(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await place.store.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
-    await place.store.put_schedule(
+    await place.backend.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
+    await place.backend.put_schedule(
         ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
     )
     scheduler = await place.scheduler(each_minute())

@@ -53,7 +53,7 @@ async def test_a_year_in_twelve_zones_fires_what_the_table_says(place: Place) ->
 
 @pytest.mark.deep
 @pytest.mark.timeout(1800)
-async def test_so_it_does_on_every_store(place: Place) -> None:
+async def test_a_year_in_twelve_zones_fires_the_same_on_every_backend(place: Place) -> None:
     await fire_for_a_year(place)
 
 

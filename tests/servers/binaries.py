@@ -65,10 +65,10 @@ def redis62_binary() -> Binary:
 def read(path: str) -> Binary:
     """Ask a program for its version."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ServerNotFound(f"{path} does not run here: {error}") from error
-    found = re.match(r"(Valkey|Redis) server v=([\d.]+)", said.stdout)
+    found = re.match(r"(Valkey|Redis) server v=([\d.]+)", printed.stdout)
     if found is None:
-        raise ServerNotFound(f"{path} is no Redis and no Valkey; it says: {said.stdout[:100]}")
+        raise ServerNotFound(f"{path} is no Redis and no Valkey; it says: {printed.stdout[:100]}")
     return Binary(Path(path), found[1], tuple(map(int, found[2].split("."))))

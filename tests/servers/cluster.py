@@ -143,12 +143,12 @@ class Cluster:
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", node_id(target))
 
     def _is_complete(self, node: Server) -> bool:
-        told = node.ask("CLUSTER", "INFO").decode()
+        reply = node.ask("CLUSTER", "INFO").decode()
         wanted = ("cluster_state:ok", "cluster_slots_ok:16384", f"cluster_size:{len(self.nodes)}")
-        return all(line in told.splitlines() for line in wanted)
+        return all(line in reply.splitlines() for line in wanted)
 
 
 def node_id(node: Server) -> str:
     """The name of a node within its cluster."""
-    told: bytes = node.ask("CLUSTER", "MYID")
-    return told.decode()
+    reply: bytes = node.ask("CLUSTER", "MYID")
+    return reply.decode()

@@ -152,18 +152,18 @@ NONE = "none of those that the run asks for"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the tests for the servers that the run asks for, and no others: they are many."""
     named = list_server_fixtures(metafunc.definition)
-    for name, asked in select_tests(metafunc.config).items():
+    for name, requested in select_tests(metafunc.config).items():
         if name in metafunc.fixturenames and name not in named:
-            metafunc.parametrize(name, asked or [NONE], indirect=True)
+            metafunc.parametrize(name, requested or [NONE], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that run on servers; leave out those that the run does not ask for."""
-    asked, among = select_tests(config), read_contract_kinds()
+    requested, among = select_tests(config), read_contract_kinds()
     left_out = {
         item
         for item in items
-        if not needs_server(item, asked) or runs_elsewhere(item, among, asked)
+        if not needs_server(item, requested) or runs_elsewhere(item, among, requested)
     }
     for item in items:
         if EACH.keys() & {*getattr(item, "fixturenames", ())}:
@@ -215,9 +215,11 @@ def list_server_fixtures(item: pytest.Item) -> set[str]:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the servers that the run asks for."""
-    asked = config.stash[REQUESTED_KINDS]
-    programs = ", ".join(PROGRAMS[name]().name for name in dict.fromkeys(map(find_program, asked)))
-    return f"servers: {', '.join(asked)} ({programs})"
+    requested = config.stash[REQUESTED_KINDS]
+    programs = ", ".join(
+        PROGRAMS[name]().name for name in dict.fromkeys(map(find_program, requested))
+    )
+    return f"servers: {', '.join(requested)} ({programs})"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

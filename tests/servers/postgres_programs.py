@@ -60,11 +60,11 @@ def pgbouncer_binary() -> Binary:
 def read(path: str) -> Binary:
     """Ask a program for its version."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ServerNotFound(f"{path} does not run here: {error}") from error
-    found = re.search(r"(PostgreSQL\)|PgBouncer) (\d+(?:\.\d+)*)", said.stdout)
+    found = re.search(r"(PostgreSQL\)|PgBouncer) (\d+(?:\.\d+)*)", printed.stdout)
     if found is None:
-        raise ServerNotFound(f"{path} is no PostgreSQL and no PgBouncer: {said.stdout[:100]}")
+        raise ServerNotFound(f"{path} is no PostgreSQL and no PgBouncer: {printed.stdout[:100]}")
     version = tuple(map(int, found[2].split(".")))
     return Binary(Path(path), found[1].rstrip(")"), version)

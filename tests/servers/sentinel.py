@@ -174,8 +174,8 @@ class SentinelTrio:
 
     def _agreed(self) -> int | None:
         """The port of the primary, when all sentinels name the same."""
-        asked = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
-        ports = {int(sentinel.ask(*asked)[1]) for sentinel in self.sentinels}
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+        ports = {int(sentinel.ask(*command)[1]) for sentinel in self.sentinels}
         return ports.pop() if len(ports) == 1 else None
 
 

@@ -48,8 +48,8 @@ def read_state(server: RunningPostgres) -> dict[str, object]:
         "SELECT CAST(oid AS regclass)::text, relkind FROM pg_class"
         " WHERE relnamespace = to_regnamespace('nimburion') AND relkind IN ('r', 'S')"
     )
-    asked = {"r": "SELECT CAST(t AS text) FROM {} t", "S": "SELECT last_value, is_called FROM {}"}
-    return {name: server.ask(asked[kind].format(name)) for name, kind in made}
+    queries = {"r": "SELECT CAST(t AS text) FROM {} t", "S": "SELECT last_value, is_called FROM {}"}
+    return {name: server.ask(queries[kind].format(name)) for name, kind in made}
 
 
 @asynccontextmanager

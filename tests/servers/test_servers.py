@@ -44,7 +44,7 @@ def test_the_url_leads_to_it(redis_binary: Binary) -> None:
         assert client.info("server")["process_id"] == server.pid
 
 
-def test_so_does_its_unix_socket(redis_binary: Binary) -> None:
+def test_its_unix_socket_leads_to_it(redis_binary: Binary) -> None:
     with (
         Server(redis_binary) as server,
         redis.Redis(unix_socket_path=str(server.socket)) as client,

@@ -110,10 +110,10 @@ def test_a_replica_takes_the_place_of_a_killed_primary(redis_binary: Binary) -> 
 @only_on("valkey-sentinel", "redis-sentinel")
 def test_sentinels_lead_to_the_primary(redis_server: RunningRedis) -> None:
     trio = narrow_type(SentinelTrio, redis_server)
-    asked = Sentinel([("127.0.0.1", one.port) for one in trio.sentinels])  # type: ignore[no-untyped-call]
-    found = asked.discover_master(trio.service)  # type: ignore[no-untyped-call]
+    client = Sentinel([("127.0.0.1", one.port) for one in trio.sentinels])  # type: ignore[no-untyped-call]
+    found = client.discover_master(trio.service)  # type: ignore[no-untyped-call]
     assert found == ("127.0.0.1", trio.primary.port)
-    for one in asked.sentinels:
+    for one in client.sentinels:
         one.close()
 
 
@@ -141,11 +141,11 @@ def test_the_certificate_is_checked_against_the_authority(redis_server: RunningR
     server = narrow_type(Server, redis_server)
     with (
         server.client() as knows,
-        server.client(ssl_ca_certs=None) as doubts,
+        server.client(ssl_ca_certs=None) as untrusting,
     ):
         assert knows.ping() is True
         with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
-            doubts.ping()
+            untrusting.ping()
 
 
 # --- what they share ----------------------------------------------------------------------------

@@ -31,8 +31,8 @@ _HAIR = 1e-6
 class Ledger:
     """Applies calls on the backend and keeps the record."""
 
-    def __init__(self, store: Backend, clock: Clock, limits: dict[str, int]) -> None:
-        self.store = store
+    def __init__(self, backend: Backend, clock: Clock, limits: dict[str, int]) -> None:
+        self.backend = backend
         self._clock = clock
         self._limits = limits
         self.counts: Counter[str] = Counter()
@@ -76,7 +76,7 @@ class Ledger:
         if name == "exchange":
             self._check_senders(args[0], args[2])
         try:
-            answer = await getattr(self.store, name)(*args, **kwargs)
+            answer = await getattr(self.backend, name)(*args, **kwargs)
         except SessionLost:
             if name == "exchange":
                 self.counts["exchanges of lost sessions"] += 1
@@ -173,7 +173,7 @@ class Ledger:
             self.counts["jobs rescued"] += 1
             session, lease = self._holder.pop(job_id)
             self.orphans.append(lease)
-            before, self.lost[job_id] = self.lost[job_id], (await self.store.get(job_id)).lost
+            before, self.lost[job_id] = self.lost[job_id], (await self.backend.get(job_id)).lost
             if self.lost[job_id] == before:
                 begun = (job_id, lease.token.fence) in self.begun
                 assert session in self._left or not begun, f"a run of {job_id} counts nowhere"
@@ -200,7 +200,7 @@ class Ledger:
     # What the backend says itself
 
     async def _look_at(self, job_id: str) -> None:
-        state = (await self.store.get(job_id)).state
+        state = (await self.backend.get(job_id)).state
         before = self.ended.get(job_id)
         if state.finished:
             assert before in {None, state}, f"{job_id} ended as {before}, then as {state}"
@@ -212,7 +212,7 @@ class Ledger:
         limit = self._limits.get(name)
         if limit is not None:
             which = JobFilter(states=_PROCESSING, name=name)
-            held = len((await self.store.list_jobs(which)).jobs)
+            held = len((await self.backend.list_jobs(which)).jobs)
             assert held <= limit, f"{held} of {name!r} at once, {limit} are allowed"
             self.counts["limits reached"] += held == limit
 

@@ -21,7 +21,7 @@ Answer = Any
 
 Arguments = Any
 
-_PATIENCE = 0.3
+_TIMEOUT = 0.3
 """Virtual seconds until a caller is told that there is no answer."""
 
 
@@ -71,7 +71,7 @@ class Net:
             raise asyncio.CancelledError
         if self.cut_off.get(process.name, 0.0) > self.loop.time():
             self.happened["calls during outages"] += 1
-            await elapse(self._random.uniform(0.0, _PATIENCE))
+            await elapse(self._random.uniform(0.0, _TIMEOUT))
             raise BackendUnavailable("no route", outcome="not applied")
         if name == "exchange" and args[0] in self.poisoned:
             self.happened["exchanges on poisoned connections"] += 1
@@ -142,7 +142,7 @@ class Net:
             self.happened["requests too large for their connection"] += 1
             await self._give_up(reply)
             return
-        await elapse(_PATIENCE * request / most[0] / 2)
+        await elapse(_TIMEOUT * request / most[0] / 2)
         worked, what = await _outcome(apply)
         deliveries = what.deliveries if worked else []
         size = sum(len(delivery.payload) + DELIVERY_OVERHEAD for delivery in deliveries)
@@ -150,7 +150,7 @@ class Net:
             self.happened["replies too large for their connection"] += 1
             await self._give_up(reply)
             return
-        await elapse(_PATIENCE * size / most[1] / 2)
+        await elapse(_TIMEOUT * size / most[1] / 2)
         await self._answer(reply, (worked, what))
 
     async def _delay(self) -> None:
@@ -161,7 +161,7 @@ class Net:
         await elapse(self._random.uniform(0.0001, 0.005))
 
     async def _give_up(self, reply: asyncio.Future[Any]) -> None:
-        await elapse(_PATIENCE)
+        await elapse(_TIMEOUT)
         if not reply.done():
             reply.set_exception(BackendUnavailable("no answer", outcome="unknown"))
 

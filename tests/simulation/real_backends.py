@@ -22,14 +22,14 @@ T = TypeVar("T")
 Answer = Any
 """What an operation of the contract answers."""
 
-_PATIENCE = 30.0
+_DEADLINE = 30.0
 """Real seconds within which a backend must answer."""
 
 _ANSWERS = (SessionLost, OutOfOrder, JobNotFound)
 """Errors that say something of the backend's data. All others are trouble, which only the simulated
 net may make: from the backend it would pass for simulated trouble."""
 
-_RINGS = frozenset(
+_NOTIFYING = frozenset(
     {"enqueue", "rescue", "promote", "close_session", "open_session", "cancel", "replay", "pause"}
 )
 """What may bring work to somebody; an exchange may when it settles something."""
@@ -39,7 +39,7 @@ class Elsewhere:
     """An event loop in a thread of its own, and the handles that live on it.
 
     with Elsewhere() as elsewhere:
-        store = elsewhere.store(SQLiteBackend("jobs.db"))
+        store = elsewhere.wrap(SQLiteBackend("jobs.db"))
     """
 
     def __init__(self) -> None:
@@ -65,31 +65,31 @@ class Elsewhere:
                 self.do(handle.close())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_PATIENCE)
+            self._thread.join(_DEADLINE)
             self._loop.close()
 
-    def store(self, handle: Backend) -> Backend:
+    def wrap(self, handle: Backend) -> Backend:
         """The handle, to be used from a simulated loop."""
         self._handles.append(handle)
         return cast("Backend", Standing(self, handle))
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it over there; whoever calls stands still until it is done."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_DEADLINE)
 
     async def wait(self, timeout: float) -> None:
         """Wait on this side, in virtual time, for a ring of any queue: a hint may be for nothing.
         How stores ring is tested elsewhere."""
-        ring: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(ring)
+        notification: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(notification)
         pause = asyncio.ensure_future(elapse(timeout))
         try:
-            await asyncio.wait({ring, pause}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({notification, pause}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._waiters.remove(ring)
+            self._waiters.remove(notification)
             pause.cancel()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake all who wait, in the order in which they came."""
         for waiter in self._waiters:
             if not waiter.done():
@@ -111,7 +111,7 @@ class Standing:
         return self._handle.describe()
 
     def new_handle(self) -> Backend:
-        return self._elsewhere.store(self._handle.new_handle())
+        return self._elsewhere.wrap(self._handle.new_handle())
 
     async def wait(self, _: Collection[str], timeout: float) -> None:
         await self._elsewhere.wait(timeout)
@@ -126,8 +126,8 @@ class Standing:
                 raise
             except Exception as error:
                 raise AssertionError(f"the backend failed at {name}: {error!r}") from error
-            if name in _RINGS or (name == "exchange" and args[2]):
-                self._elsewhere.ring()
+            if name in _NOTIFYING or (name == "exchange" and args[2]):
+                self._elsewhere.notify()
             return answer
 
         return call

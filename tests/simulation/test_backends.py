@@ -44,7 +44,7 @@ _MEMORY = Path("/dev/shm")  # nobody cuts the power here, so no file needs a dis
 def play(seed: int, make: Make) -> Counter[str]:
     """A simulation on a real backend."""
     with Elsewhere() as elsewhere:
-        return simulate(seed, make=lambda clock: elsewhere.store(make(clock)))
+        return simulate(seed, make=lambda clock: elsewhere.wrap(make(clock)))
 
 
 def play_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -> Counter[str]:
@@ -73,7 +73,7 @@ class Tired(MemoryBackend):
         return await super().exchange(session_id, number, settlements, request)
 
 
-def test_trouble_of_the_store_is_not_taken_for_that_of_the_net() -> None:
+def test_errors_of_the_backend_are_not_taken_for_network_errors() -> None:
     with pytest.raises(AssertionError, match=r"the backend failed at exchange.*I am tired"):
         play(1, lambda clock: Tired(clock=clock))
 

@@ -19,7 +19,7 @@ from tests.simulation.loop import PROCESS, SimulatedLoop, elapse, run
 from tests.simulation.world import SWEEP, TTL, LocalClock, Worker, World, within
 
 
-class Story(World):
+class Scenario(World):
     """A calm world without a nemesis: the scenario is the only cause of trouble."""
 
     async def enqueue(self, *jobs: NewJob) -> None:
@@ -28,7 +28,7 @@ class Story(World):
         await self.ledger.apply("enqueue", (jobs,), {})
 
 
-class KillersAmongOthers(Story):
+class KillersAmongOthers(Scenario):
     """Jobs that kill their worker, whose handlers' names say so, and jobs that do nothing bad."""
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
@@ -37,41 +37,41 @@ class KillersAmongOthers(Story):
             self.kill(worker)
             await elapse(1.0)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         self.hire()
         ids = ["killer-a", *(f"innocent-{n}" for n in range(9)), "killer-b"]
         self.random.shuffle(ids)
         await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in ids))
         await self.until_all_ended()
         for job_id in ids:
-            job = await self.store.get(job_id)
+            job = await self.backend.get(job_id)
             guilty = job_id.startswith("killer")
             expected = (State.FAILED, "lost") if guilty else (State.COMPLETED, None)
             assert (job.state, job.reason) == expected, job_id
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_job_that_kills_its_workers_takes_nobody_along(seed: int) -> None:
+def test_a_job_that_kills_its_workers_affects_no_other_job(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, KillersAmongOthers(loop, seed, concurrency=10).story())
+    run(loop, KillersAmongOthers(loop, seed, concurrency=10).run_scenario())
 
 
 class SuspectsAmongKillers(KillersAmongOthers):
     """Innocent suspects wait in a worker for jobs that kill it, as often as they may be lost."""
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         suspects = await self.add_suspects(4)
         killers = [f"killer-{n}" for n in range(3)]
         await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in killers))
         self.hire()
         await self.until_all_ended()
         for job_id in suspects:
-            job = await self.store.get(job_id)
+            job = await self.backend.get(job_id)
             assert (job.state, job.lost, self.runs[job_id]) == (State.COMPLETED, 2, 1)
         for job_id in killers:
-            assert (await self.store.get(job_id)).reason == "lost"
+            assert (await self.backend.get(job_id)).reason == "lost"
             assert self.runs[job_id] == 3
         assert self.ledger.counts["suspects in a batch"]
         assert self.ledger.counts["suspects spared"]
@@ -81,18 +81,18 @@ class SuspectsAmongKillers(KillersAmongOthers):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_suspect_that_waits_shares_no_blame(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, SuspectsAmongKillers(loop, seed, concurrency=10).story())
+    run(loop, SuspectsAmongKillers(loop, seed, concurrency=10).run_scenario())
 
 
-class OpenedAndRescued(Story):
+class OpenedAndRescued(Scenario):
     """A session is opened, the answer is lost, and the outage outlives the session."""
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         self.net.ledger = OpeningUnheard(self.ledger)  # type: ignore[assignment]
         self.hire()
         await elapse(2 * TTL)
-        await self.store.rescue(10, max_lost=3)
+        await self.backend.rescue(10, max_lost=3)
         self.net.ledger = self.ledger
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
         await self.until_all_ended()
@@ -106,25 +106,25 @@ class OpeningUnheard:
 
     async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Make the call for nothing."""
-        if not await self._ledger.store.sessions():
+        if not await self._ledger.backend.sessions():
             await self._ledger.apply(name, args, kwargs)
         raise BackendUnavailable("no answer", outcome="unknown")
 
 
 def test_a_session_that_died_before_it_was_known_is_replaced() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, OpenedAndRescued(loop, 1).story())
+    run(loop, OpenedAndRescued(loop, 1).run_scenario())
 
 
-class StopsWithoutStore(Story):
+class StopsWithoutBackend(Scenario):
     """The backend goes away for good, and the worker is asked to stop so much later."""
 
     def __init__(self, loop: SimulatedLoop, after: float) -> None:
         super().__init__(loop, seed=1)
         self._after = after
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         worker = self.hire()
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
         await self.until_all_ended()
@@ -135,16 +135,16 @@ class StopsWithoutStore(Story):
 
 
 @pytest.mark.parametrize("after", [0.0, 0.1, TTL / 2, 2 * TTL, 5 * TTL, 20 * TTL])
-def test_a_worker_stops_also_when_its_store_is_gone(after: float) -> None:
+def test_a_worker_stops_also_when_its_backend_is_gone(after: float) -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, StopsWithoutStore(loop, after).story())
+    run(loop, StopsWithoutBackend(loop, after).run_scenario())
 
 
-class ResumesTooLate(Story):
+class ResumesTooLate(Scenario):
     """A worker is stopped as by SIGSTOP with jobs in hand, and goes on when they are lost."""
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         first = self.hire()
         await self.enqueue(*(NewJob(f"j-{n}", "plain", "default", b"{}") for n in range(6)))
         while not self.ledger.counts["deliveries"]:
@@ -161,18 +161,18 @@ class ResumesTooLate(Story):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_worker_that_slept_too_long_begins_nothing_that_it_lost(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, ResumesTooLate(loop, seed).story())
+    run(loop, ResumesTooLate(loop, seed).run_scenario())
 
 
-class StopsWithMuchInHand(Story):
+class StopsWithMuchInHand(Scenario):
     """Many quick jobs let a worker hold some ahead; then slow ones come, and it is told to stop."""
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
         if ctx.job_id.startswith("slow"):
             await elapse(100.0)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         quick = [NewJob(f"quick-{n}", "plain", "default", b"{}") for n in range(30)]
         slow = [NewJob(f"slow-{n}", "plain", "default", b"{}") for n in range(5)]
         await self.enqueue(*quick, *slow)
@@ -185,16 +185,16 @@ class StopsWithMuchInHand(Story):
         await within(20.0, worker.task, "the worker does not stop")
         assert sum(self.runs[job.id] for job in slow) == 1
         for job in slow:
-            record = await self.store.get(job.id)
+            record = await self.backend.get(job.id)
             assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
 
 def test_what_was_not_started_is_handed_back_at_stop() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, StopsWithMuchInHand(loop, 1, concurrency=1).story())
+    run(loop, StopsWithMuchInHand(loop, 1, concurrency=1).run_scenario())
 
 
-class OutageForAll(Story):
+class OutageForAll(Scenario):
     """The backend does not answer anybody, for longer than sessions live, while jobs are
     running."""
 
@@ -206,8 +206,8 @@ class OutageForAll(Story):
     async def behave(self, ctx: Context, worker: Worker) -> None:
         await elapse(20.0)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         workers = [self.hire() for _ in range(3)]
         ids = [f"j-{n}" for n in range(9)]
         await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in ids))
@@ -217,27 +217,27 @@ class OutageForAll(Story):
         self.net.cut_off = {worker.process.name: until for worker in workers}
         await self.until_all_ended(until - self.loop.time() + 120.0)
         for job_id in ids:
-            job = await self.store.get(job_id)
+            job = await self.backend.get(job_id)
             assert (job.state, job.lost, job.failures) == (State.COMPLETED, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(80))
-def test_an_outage_of_the_store_is_nobodys_loss(seed: int) -> None:
+def test_an_outage_of_the_backend_counts_as_no_loss(seed: int) -> None:
     """Its workers lived: whoever is back first must not count their jobs as lost."""
     random = Random(seed)
     loop = SimulatedLoop(random)
-    run(loop, OutageForAll(loop, seed, random.uniform(5.0, 100.0)).story())
+    run(loop, OutageForAll(loop, seed, random.uniform(5.0, 100.0)).run_scenario())
 
 
-class EndsAfterItsSession(Story):
+class EndsAfterItsSession(Scenario):
     """A handler does not let itself be cancelled, and returns when its worker has a new session."""
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
         if ctx.fence == 1:
             await self.hold_on(3 * TTL)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         worker = self.hire()
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
         while not self.runs["a"]:
@@ -253,30 +253,30 @@ class EndsAfterItsSession(Story):
 
 def test_nothing_is_sent_under_a_lease_of_a_session_that_is_over() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, EndsAfterItsSession(loop, 1).story())
+    run(loop, EndsAfterItsSession(loop, 1).run_scenario())
 
 
-class CancelledWhileRunning(Story):
+class CancelledWhileRunning(Scenario):
     """Somebody cancels a job that runs for long."""
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
         await elapse(1000.0)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         self.hire()
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
         while not self.runs["a"]:
             await elapse(0.1)
         await self.ledger.apply("cancel", ("a",), {})
         await self.until_all_ended(TTL)
-        job = await self.store.get("a")
+        job = await self.backend.get("a")
         assert (job.state, job.lost, self.counts["sessions lost"]) == (State.CANCELLED, 0, 0)
 
 
-def test_a_cancel_reaches_a_running_job_with_the_next_beat() -> None:
+def test_a_cancel_reaches_a_running_job_with_the_next_heartbeat() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, CancelledWhileRunning(loop, 1).story())
+    run(loop, CancelledWhileRunning(loop, 1).run_scenario())
 
 
 def test_a_killed_process_runs_nothing_more() -> None:
@@ -289,7 +289,7 @@ def test_a_killed_process_runs_nothing_more() -> None:
             seen.append(loop.time())
             await elapse(1.0)
 
-    async def story() -> None:
+    async def run_scenario() -> None:
         process = loop.begin("victim")
         victim = loop.spawn(live(), process)
         await elapse(2.5)
@@ -298,7 +298,7 @@ def test_a_killed_process_runs_nothing_more() -> None:
         assert seen == [0.0, 1.0, 2.0]
         assert not victim.done()
 
-    run(loop, story())
+    run(loop, run_scenario())
 
 
 class Flaky(Periodic):
@@ -317,17 +317,17 @@ class Flaky(Periodic):
 def test_a_service_that_worked_in_between_does_not_pause_longer_each_time() -> None:
     loop = SimulatedLoop(Random(1))
 
-    async def story() -> None:
+    async def run_scenario() -> None:
         flaky = Flaky(loop)
         await flaky.start()
         await elapse(100.0)
         await flaky.stop()
         assert flaky.ticks > 80
 
-    run(loop, story())
+    run(loop, run_scenario())
 
 
-class SlowConnection(Story):
+class SlowConnection(Scenario):
     """Jobs whose payloads and results are large, and one worker that gets and writes one each."""
 
     def __init__(self, loop: SimulatedLoop, seed: int, most: tuple[float, float]) -> None:
@@ -337,15 +337,15 @@ class SlowConnection(Story):
     async def behave(self, ctx: Context, worker: Worker) -> None:
         await elapse(0.01)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         worker = self.hire()
         self.net.slow[worker.process.name] = self._most
         self.loop.detach(self.watch_progress())
         payload = b'"' + b"x" * 900 + b'"'
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", payload) for n in range(30)))
         await self.until_all_ended()
-        assert (await self.store.counts())[State.COMPLETED] == 30
+        assert (await self.backend.counts())[State.COMPLETED] == 30
         assert max(self.runs.values()) == 1
         way = "requests" if self._most[0] < self._most[1] else "replies"
         assert self.net.happened[f"{way} too large for their connection"]
@@ -359,14 +359,14 @@ def test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one(
     seed: int, most: tuple[float, float]
 ) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, SlowConnection(loop, seed, most).story())
+    run(loop, SlowConnection(loop, seed, most).run_scenario())
 
 
-class ExchangesFail(Story):
+class ExchangesFail(Scenario):
     """From some moment on, the exchanges of one worker are refused, and its heartbeats answered."""
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         worker = self.hire()
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(9)))
         while not self.runs:
@@ -403,10 +403,10 @@ class Refusing:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, ExchangesFail(loop, seed).story())
+    run(loop, ExchangesFail(loop, seed).run_scenario())
 
 
-class PoisonedConnection(Story):
+class PoisonedConnection(Scenario):
     """The exchanges of the only worker fail for ever while its heartbeats succeed: nobody would
     rescue what it holds."""
 
@@ -414,12 +414,12 @@ class PoisonedConnection(Story):
         if not self.counts["poisoned connections"]:
             self.poison(worker)
 
-    async def story(self) -> None:
-        await self.store.open()
+    async def run_scenario(self) -> None:
+        await self.backend.open()
         worker = self.hire()
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(5)))
         await self.until_all_ended(4 * TTL)
-        assert (await self.store.counts())[State.COMPLETED] == 5
+        assert (await self.backend.counts())[State.COMPLETED] == 5
         assert self.net.happened["exchanges on poisoned connections"]
         worker.asked_to_stop.set()
         await within(20.0, worker.task, "the worker does not stop")
@@ -428,4 +428,4 @@ class PoisonedConnection(Story):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_poisoned_connection_strands_no_job(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, PoisonedConnection(loop, seed).story())
+    run(loop, PoisonedConnection(loop, seed).run_scenario())

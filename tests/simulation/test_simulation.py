@@ -40,6 +40,6 @@ def test_one_seed_is_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_without_faults_each_attempt_is_delivered_once(seed: int) -> None:
+def test_without_failures_each_attempt_is_delivered_once(seed: int) -> None:
     totals = simulate(seed, weather=0.0)
     assert totals["repeated exchanges"] == totals["sessions lost"] == 0

@@ -89,7 +89,7 @@ class Worker:
     async def _main(self, world: World, seed: int) -> None:
         random = Random(seed)
         self.processor = Processor(
-            wired(world.net, self.process, world.store.new_handle()),
+            wired(world.net, self.process, world.backend.new_handle()),
             world.settings,
             clock=LocalClock(world.loop, random.uniform(-3600, 3600), random.uniform(0, 1e6)),
             random=Random(seed + 1),
@@ -105,11 +105,11 @@ class Worker:
     def session(self) -> str | None:
         """The session that it has now; None while it has none."""
         running = getattr(self, "processor", None) and self.processor._running
-        tenure = getattr(running._worker, "session", None) if running else None
-        return tenure.session.id if tenure else None
+        session = getattr(running._worker, "session", None) if running else None
+        return session.session.id if session else None
 
     @property
-    def keeper(self) -> Heartbeat:
+    def heartbeat(self) -> Heartbeat:
         """What its engine knows of its leases."""
         assert self.processor._running is not None
         return self.processor._running._worker.session.heartbeat
@@ -120,13 +120,13 @@ class Run:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._keeper = worker.keeper
+        self._heartbeat = worker.heartbeat
 
     @property
     def believes(self) -> bool:
         """Whether the engine may still act on the lease that it runs under."""
-        keeper = self._keeper
-        return not keeper.ended and keeper._clock.monotonic() < keeper.lease_valid_until
+        heartbeat = self._heartbeat
+        return not heartbeat.ended and heartbeat._clock.monotonic() < heartbeat.lease_valid_until
 
 
 class World:
@@ -146,8 +146,8 @@ class World:
         self.seed = seed
         self.random = Random(seed)
         self.clock = LocalClock(loop, booted=self.random.uniform(0, 1e6))
-        self.store = make(self.clock)
-        self.ledger = Ledger(self.store, self.clock, LIMITS)
+        self.backend = make(self.clock)
+        self.ledger = Ledger(self.backend, self.clock, LIMITS)
         self.net = Net(loop, Random(seed ^ 0xBAD), self.ledger, weather)
         self.counts: Counter[str] = Counter()
         self.settings = Settings(
@@ -170,9 +170,9 @@ class World:
 
     # The story
 
-    async def story(self) -> None:
+    async def run_scenario(self) -> None:
         """Faults for a while, then rest; at the end everything must be as it should."""
-        await self.store.open()
+        await self.backend.open()
         if self.net.weather:
             await self.add_suspects(_SUSPECTS)
         for _ in range(self.random.randint(3, 5)):
@@ -243,7 +243,7 @@ class World:
             await elapse(0.1)
 
     async def _unfinished(self) -> list[Any]:
-        page = await self.store.list_jobs(limit=1000)
+        page = await self.backend.list_jobs(limit=1000)
         return [job for job in page.jobs if not job.state.finished]
 
     # The producer
@@ -251,7 +251,7 @@ class World:
     async def _produce(self) -> None:
         process = self.loop.begin("client")
         client = Processor(
-            wired(self.net, process, self.store.new_handle()),
+            wired(self.net, process, self.backend.new_handle()),
             self.settings,
             clock=LocalClock(self.loop, wrong=-7200.0),
             random=Random(self.seed + 3),
@@ -361,9 +361,9 @@ class World:
             return
         lease = random.choice(self.ledger.orphans)
         session = Session(id=random.randbytes(16).hex(), ttl=TTL)
-        await self.store.open_session(session)
-        reply = await self.store.exchange(session.id, 1, [Completed(lease)], RESERVE_NOTHING)
-        await self.store.close_session(session.id)
+        await self.backend.open_session(session)
+        reply = await self.backend.exchange(session.id, 1, [Completed(lease)], RESERVE_NOTHING)
+        await self.backend.close_session(session.id)
         assert reply.results == [Settled.STALE], f"{lease} was lost, and settled: {reply.results}"
         self.counts["stolen tokens refused"] += 1
 
@@ -457,7 +457,7 @@ class World:
     async def check_rest(self) -> None:
         """Look at everything once more when all have gone."""
         ledger = self.ledger
-        jobs = {job.id: job for job in (await self.store.list_jobs(limit=10_000)).jobs}
+        jobs = {job.id: job for job in (await self.backend.list_jobs(limit=10_000)).jobs}
         assert set(self.acknowledged) <= jobs.keys(), "an acknowledged job is missing"
         assert jobs.keys() == ledger.due.keys() == ledger.ended.keys()
         for job_id, job in jobs.items():
@@ -465,22 +465,22 @@ class World:
             assert job.failures == ledger.failures[job_id] <= MAX_RETRIES + 1
             assert job.lost == ledger.lost[job_id] <= self.settings.max_lost
             kept = self.payloads[job_id] if job.state is State.FAILED else None
-            assert (await self.store.get(job_id)).payload == kept
-        counts = await self.store.counts()
+            assert (await self.backend.get(job_id)).payload == kept
+        counts = await self.backend.counts()
         ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
         assert ended == sum(counts.values()) == len(jobs)
-        assert await self.store.queues() == []
-        await self._check_gates()
+        assert await self.backend.queues() == []
+        await self._check_limits()
         assert self.ledger.violations == []
         assert self.loop.faults == []
 
-    async def _check_gates(self) -> None:
+    async def _check_limits(self) -> None:
         session = Session(id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS)
-        left = [info for info in await self.store.sessions() if info.running]
+        left = [info for info in await self.backend.sessions() if info.running]
         assert left == []
-        await self.store.open_session(session)
-        gates = (await self.store.heartbeat(session.id)).limits
-        assert {name: gate.in_use for name, gate in gates.items()} == dict.fromkeys(LIMITS, 0)
+        await self.backend.open_session(session)
+        limits = (await self.backend.heartbeat(session.id)).limits
+        assert {name: limit.in_use for name, limit in limits.items()} == dict.fromkeys(LIMITS, 0)
 
     def totals(self) -> Counter[str]:
         """What was injected and what came of it, by kind."""

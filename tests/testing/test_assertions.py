@@ -43,7 +43,7 @@ async def test_a_name_a_class_a_function_and_a_job_are_found(processor: Processo
             assert (await assert_enqueued(processor, asked)).id == year
 
 
-async def test_the_store_may_be_asked_too(processor: Processor) -> None:
+async def test_assert_enqueued_accepts_a_backend_too(processor: Processor) -> None:
     async with processor:
         await processor.enqueue(SendEmail(to="ann"))
         assert (await assert_enqueued(processor.backend, SendEmail)).queue == "mails"
@@ -136,8 +136,8 @@ async def test_a_job_that_completed_is_found_but_not_by_its_arguments(
 
 
 async def test_a_payload_that_is_no_object_is_shown_and_matches_no_argument() -> None:
-    store = MemoryBackend()
-    await store.enqueue([NewJob("a", "raw", "default", b"\xff\n[1]")])
-    await assert_enqueued(store, "raw")
+    backend = MemoryBackend()
+    await backend.enqueue([NewJob("a", "raw", "default", b"\xff\n[1]")])
+    await assert_enqueued(backend, "raw")
     with pytest.raises(AssertionError, match=r"raw \\xff\\n\[1\] queue"):
-        await assert_enqueued(store, "raw", to="ann")
+        await assert_enqueued(backend, "raw", to="ann")

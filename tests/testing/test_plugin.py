@@ -30,7 +30,7 @@ async def test_a_processor_lives_by_the_clock(
         assert (await processor.get_status(job_id)).state is State.COMPLETED
 
 
-async def test_processors_of_one_test_share_their_store(
+async def test_processors_of_one_test_share_their_backend(
     nimburion_processor: MakeProcessor,
 ) -> None:
     sent.clear()
@@ -40,7 +40,7 @@ async def test_processors_of_one_test_share_their_store(
         assert (await worker.drain(), sent) == (1, ["bob"])
 
 
-async def test_each_test_begins_with_an_empty_store(nimburion_processor: MakeProcessor) -> None:
+async def test_each_test_begins_with_an_empty_backend(nimburion_processor: MakeProcessor) -> None:
     async with nimburion_processor(Greet) as processor:
         assert await processor.pending_count() == 0
         await processor.enqueue(Greet(to="cy"))

@@ -109,11 +109,11 @@ def _shorten_payload(payload: bytes) -> str:
 def _format_record(record: JobRecord) -> str:
     """Format a job as one line: its name, its arguments, and the options that were set."""
     payload = "(arguments not kept)" if record.payload is None else _shorten_payload(record.payload)
-    said = {
+    given = {
         name: value
         for name in JobOptions.__struct_fields__
         if (value := getattr(record.options, name)) != getattr(JobOptions(), name)
     }
-    options = "".join(f" {name}={value!r}" for name, value in said.items())
+    options = "".join(f" {name}={value!r}" for name, value in given.items())
     about = f"queue={record.queue!r} priority={record.priority}{options}"
     return f"{record.name} {payload} {about} ({record.state})"

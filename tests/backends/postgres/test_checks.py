@@ -104,7 +104,7 @@ async def test_a_prepared_transaction_is_found(postgres_binary: Binary) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "verdict", "said"),
+    ("wrong", "verdict", "message"),
     [
         ({"fsync": "off"}, "error", "fsync is off"),
         ({"full_page_writes": "off"}, "warning", "torn pages"),
@@ -113,13 +113,13 @@ async def test_a_prepared_transaction_is_found(postgres_binary: Binary) -> None:
         ({}, "good", "on its disk"),
     ],
 )
-def test_durability(wrong: Mapping[str, str], verdict: str, said: str) -> None:
+def test_durability(wrong: Mapping[str, str], verdict: str, message: str) -> None:
     found = check_durability({**SERVER, **wrong})
-    assert (found.verdict, said in found.text) == (verdict, True)
+    assert (found.verdict, message in found.text) == (verdict, True)
 
 
 @pytest.mark.parametrize(
-    ("server", "table", "verdict", "said"),
+    ("server", "table", "verdict", "message"),
     [
         ({"autovacuum": "off"}, {}, "error", "autovacuum is off"),
         ({}, {"switched_off": True}, "error", "switched off for ready"),
@@ -130,10 +130,10 @@ def test_durability(wrong: Mapping[str, str], verdict: str, said: str) -> None:
     ],
 )
 def test_vacuum(
-    server: Mapping[str, Any], table: Mapping[str, Any], verdict: str, said: str
+    server: Mapping[str, Any], table: Mapping[str, Any], verdict: str, message: str
 ) -> None:
     found = check_vacuum({**SERVER, **server}, [{**TABLE, **table}])
-    assert (found.verdict, said in found.text) == (verdict, True)
+    assert (found.verdict, message in found.text) == (verdict, True)
 
 
 def test_old_snapshots_are_named() -> None:
@@ -149,7 +149,7 @@ def test_old_snapshots_are_named() -> None:
     )
 
 
-def test_what_else_may_be_wrong() -> None:
+def test_each_check_of_the_server_has_its_verdict() -> None:
     assert check_role({**SERVER, "standby": True}).verdict == "error"
     assert check_connections({**SERVER, "connections": 90}).verdict == "warning"
     assert check_connections(SERVER).text == "10 of 100"

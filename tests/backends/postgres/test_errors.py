@@ -57,32 +57,32 @@ def make_error(sqlstate: str, text: str = "what it said") -> asyncpg.PostgresErr
 )
 def test_server_errors_are_mapped(sqlstate: str, kind: type[Exception]) -> None:
     error = make_error(sqlstate)
-    meant = map_error(error, "PostgreSQL h/d", sent=True)
-    assert type(meant) is kind
-    assert "what it said" in str(meant)
-    assert "\n" not in str(meant)
+    mapped = map_error(error, "PostgreSQL h/d", sent=True)
+    assert type(mapped) is kind
+    assert "what it said" in str(mapped)
+    assert "\n" not in str(mapped)
 
 
 @pytest.mark.parametrize(
     "sqlstate", ["25006", "57P03", "57014", "55P03", "53300", "53200", "40001", "40P01", "58030"]
 )
 def test_transient_errors_are_not_applied(sqlstate: str) -> None:
-    meant = map_error(make_error(sqlstate), "PostgreSQL h/d", sent=True)
-    assert isinstance(meant, BackendUnavailable)
-    assert meant.outcome == "not applied"
-    assert "nothing was written" in str(meant)
+    mapped = map_error(make_error(sqlstate), "PostgreSQL h/d", sent=True)
+    assert isinstance(mapped, BackendUnavailable)
+    assert mapped.outcome == "not applied"
+    assert "nothing was written" in str(mapped)
 
 
 @pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "08006", "08P01", "40003"])
 def test_a_connection_that_is_ended_leaves_it_open(sqlstate: str) -> None:
     for sent, outcome in ((True, "unknown"), (False, "not applied")):
-        meant = map_error(make_error(sqlstate), "PostgreSQL h/d", sent=sent)
-        assert isinstance(meant, BackendUnavailable)
-        assert meant.outcome == outcome
+        mapped = map_error(make_error(sqlstate), "PostgreSQL h/d", sent=sent)
+        assert isinstance(mapped, BackendUnavailable)
+        assert mapped.outcome == outcome
 
 
 @pytest.mark.parametrize(
-    ("sqlstate", "kind", "words"),
+    ("sqlstate", "kind", "message"),
     [
         ("42883", UnusableConnection, "one commit cannot cover both"),
         ("42P01", UnusableConnection, "one commit cannot cover both"),
@@ -95,15 +95,15 @@ def test_a_connection_that_is_ended_leaves_it_open(sqlstate: str) -> None:
     ],
 )
 def test_errors_in_a_callers_transaction_say_what_to_do(
-    sqlstate: str, kind: type[Exception], words: str
+    sqlstate: str, kind: type[Exception], message: str
 ) -> None:
     error = make_error(sqlstate, "it said {so}")
-    meant = map_transaction_error(error, "PostgreSQL {h}", at_commit=True)
-    assert type(meant) is kind
-    assert words in str(meant)
-    assert "PostgreSQL {h}" in str(meant)
-    assert "(it said {so})" in str(meant)
-    assert getattr(meant, "outcome", "not applied") == "not applied"
+    mapped = map_transaction_error(error, "PostgreSQL {h}", at_commit=True)
+    assert type(mapped) is kind
+    assert message in str(mapped)
+    assert "PostgreSQL {h}" in str(mapped)
+    assert "(it said {so})" in str(mapped)
+    assert getattr(mapped, "outcome", "not applied") == "not applied"
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_errors_in_a_callers_transaction_say_what_to_do(
 )
 def test_lost_replies_are_mapped(error: Exception) -> None:
     for sent, outcome in ((True, "unknown"), (False, "not applied")):
-        meant = map_error(error, "PostgreSQL h/d", sent=sent)
-        assert isinstance(meant, BackendUnavailable)
-        assert meant.outcome == outcome
+        mapped = map_error(error, "PostgreSQL h/d", sent=sent)
+        assert isinstance(mapped, BackendUnavailable)
+        assert mapped.outcome == outcome
     assert breaks_connection(error)
 
 
@@ -166,8 +166,8 @@ def test_the_message_has_the_hint_but_not_the_detail() -> None:
     ],
 )
 def test_internal_driver_messages_are_not_shown(error: Exception) -> None:
-    meant = map_error(error, "PostgreSQL h/d", sent=True)
-    assert str(meant) == (
+    mapped = map_error(error, "PostgreSQL h/d", sent=True)
+    assert str(mapped) == (
         "PostgreSQL h/d: the connection was lost in the middle of an answer; it may have been "
         "applied or not"
     )
@@ -191,13 +191,13 @@ def test_a_missing_privilege_names_the_command_for_the_owner() -> None:
 def test_a_session_that_is_out_of_step_is_replaced_and_the_call_may_be_made_again(
     sqlstate: str,
 ) -> None:
-    meant = map_error(make_error(sqlstate), "h", sent=True)
-    assert isinstance(meant, BackendUnavailable)
-    assert meant.outcome == "not applied"
+    mapped = map_error(make_error(sqlstate), "h", sent=True)
+    assert isinstance(mapped, BackendUnavailable)
+    assert mapped.outcome == "not applied"
     assert breaks_connection(make_error(sqlstate))
 
 
-def test_an_answer_without_a_meaning_ends_the_connection() -> None:
+def test_an_unexpected_answer_ends_the_connection() -> None:
     """A plan that must not change, a relation that is gone from a cache: for this session only."""
     codes = ("0A000", "XX000", "42601", "NB001", "57014", "42501")
     assert [code for code in codes if breaks_connection(make_error(code))] == [*codes[:3]]

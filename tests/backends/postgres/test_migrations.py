@@ -132,7 +132,7 @@ async def test_changed_functions_are_made_anew(
     assert await connection.fetch_value("SELECT nimburion.count_1()") == 41
 
 
-async def test_whoever_comes_first_makes_them(settings: PostgresSettings) -> None:
+async def test_the_first_handle_makes_them(settings: PostgresSettings) -> None:
     async def opened() -> str:
         async with open_connection(settings) as connection:
             await read_installed_format(connection, settings)

@@ -89,7 +89,7 @@ class ExplainedBackend:
         connection = self._backend._get_connections().exchanges
         await connection.connect()
         await connection.driver.execute(_EXPLAIN)
-        connection.driver.add_log_listener(lambda _, said: self._plans.append(said.message))
+        connection.driver.add_log_listener(lambda _, message: self._plans.append(message.message))
 
     async def exchange(self) -> list[Any]:
         """Settle what was handed out, and take as many; the plans."""

@@ -242,11 +242,11 @@ async def test_a_role_without_privileges_is_rejected(
 ) -> None:
     role = f"guest_{server.database}"
     server.ask(f'CREATE ROLE "{role}"', database=server.database)
-    with closing(psycopg.connect(server.url)) as guest:
-        server.ask(f'GRANT "{role}" TO "{guest.info.user}"', database=server.database)
-        guest.execute(f'SET ROLE "{role}"'.encode())
+    with closing(psycopg.connect(server.url)) as connection:
+        server.ask(f'GRANT "{role}" TO "{connection.info.user}"', database=server.database)
+        connection.execute(f'SET ROLE "{role}"'.encode())
         with pytest.raises(UnusableConnection, match="nimburion migrate up --grant"):
-            await backend.enqueue_in(CallerConnection(guest), [JOB])
+            await backend.enqueue_in(CallerConnection(connection), [JOB])
 
 
 async def test_two_callers_with_one_id_make_one_job(

@@ -75,7 +75,7 @@ def test_it_is_read(url: str, settings: PostgresSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("mysql://h/d", "begins with postgresql://"),
         ("postgresql://u:secret@h:0/d", "a port must be a whole number from 1 to 65535"),
@@ -102,10 +102,10 @@ def test_it_is_read(url: str, settings: PostgresSettings) -> None:
         ("postgresql://u:secret@h/d?schema=a&schema=b", "stands there twice"),
     ],
 )
-def test_an_invalid_url_is_explained_without_secrets(url: str, said: str) -> None:
+def test_an_invalid_url_is_explained_without_secrets(url: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_url(url)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in str(caught.value)
 
 

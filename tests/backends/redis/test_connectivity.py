@@ -70,10 +70,10 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
         processor.register("long", long.run)
 
         def health() -> Health:
-            told = processor.health()
-            if states[-1:] != [told.state]:
-                states.append(told.state)
-            return told
+            seen = processor.health()
+            if states[-1:] != [seen.state]:
+                states.append(seen.state)
+            return seen
 
         async with processor:
             await processor.start()
@@ -84,11 +84,11 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
             gone = time.monotonic()
             await asyncio.to_thread(away.go)
             await until(lambda: health().state == "unreachable", "the worker says so")
-            told = health()
-            assert (told.running, told.session is None, long.interrupted) == (1, False, [])
-            assert told.error
-            assert server.address in told.error
-            assert 0 < told.lease_seconds_left < TTL
+            seen = health()
+            assert (seen.running, seen.session is None, long.interrupted) == (1, False, [])
+            assert seen.error
+            assert server.address in seen.error
+            assert 0 < seen.lease_seconds_left < TTL
 
             await until(lambda: bool(long.interrupted), "the job is interrupted")
             assert long.interrupted[0] - gone < TTL, "the server would have given it to others"
@@ -129,8 +129,10 @@ async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: st
         if time.monotonic() - began > 0.05:
             break
     waiting = asyncio.create_task(backend.wait(["default"], 5.0))
-    bell = backend._get_connections().listener
-    await until(lambda: "default" in bell._subscribed_queues and bool(bell._waiters), "it listens")
+    listener = backend._get_connections().listener
+    await until(
+        lambda: "default" in listener._subscribed_queues and bool(listener._waiters), "it listens"
+    )
     began = time.monotonic()
     await other.enqueue([NewJob(job_id, "quick", "default", b"{}")])
     await waiting
@@ -155,9 +157,9 @@ async def test_a_silent_connection_is_replaced(
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
         async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
-            bell = backend._get_connections().listener
+            listener = backend._get_connections().listener
             proxy.hold_up()
-            await until(lambda: not bell._is_connected.is_set(), "it does not believe in it")
+            await until(lambda: not listener._is_connected.is_set(), "it does not believe in it")
             proxy.heal()
             assert await measure_wake_up(backend, other, "a") < 1.0
 
@@ -174,13 +176,13 @@ async def test_a_permission_error_does_not_stop_listening(
             open_listening_backend(url) as backend,
             open_listening_backend(server.url_for(*ADMIN_LOGIN)) as other,
         ):
-            bell = backend._get_connections().listener
+            listener = backend._get_connections().listener
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await until(lambda: "not heard to ring" in caplog.text, "it is said")
             await backend.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
-            await until(bell._is_connected.is_set, "it listens again")
+            await until(listener._is_connected.is_set, "it listens again")
             assert await measure_wake_up(backend, other, "a") < 1.0
     assert caplog.text.count("not heard to ring") == 1
 

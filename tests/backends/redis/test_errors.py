@@ -64,10 +64,10 @@ def expect_error() -> pytest.RaisesExc[driver.RedisError]:
 
 def map_to_contract(error: Exception, *, sent: bool = True) -> NimburionError:
     """The meaning, which keeps nothing of Lua's trailer and fits on one line."""
-    meaning = map_error(error, "Redis x", sent=sent)
-    assert str(meaning).startswith("Redis ")
-    assert "\n" not in str(meaning)
-    return meaning
+    mapped = map_error(error, "Redis x", sent=sent)
+    assert str(mapped).startswith("Redis ")
+    assert "\n" not in str(mapped)
+    return mapped
 
 
 async def ask(connection: Connection, *command: Any) -> Any:
@@ -123,9 +123,9 @@ async def test_a_replica(redis_binary: Binary) -> None:
         assert get_error_code(unblocked.value) == "UNBLOCKED"
         assert [get_error_code(error) for error in read_only] == ["READONLY"] * 2
         for error in [unblocked.value, *read_only]:
-            meaning = map_to_contract(error)
-            assert isinstance(meaning, BackendUnavailable)
-            assert meaning.outcome == "not applied"
+            mapped = map_to_contract(error)
+            assert isinstance(mapped, BackendUnavailable)
+            assert mapped.outcome == "not applied"
             assert needs_other_server(error)
 
 
@@ -184,9 +184,9 @@ async def test_a_server_that_a_script_holds(redis_binary: Binary) -> None:
             await ask(connection, "SCRIPT", "KILL")
         loop.join()
     assert get_error_code(error) == "BUSY"
-    meaning = map_to_contract(error)
-    assert isinstance(meaning, BackendUnavailable)
-    assert meaning.outcome == "not applied"
+    mapped = map_to_contract(error)
+    assert isinstance(mapped, BackendUnavailable)
+    assert mapped.outcome == "not applied"
 
 
 def outlast(server: Server) -> None:
@@ -218,19 +218,19 @@ async def test_a_wrong_login(login: dict[str, str], advice: str, redis_binary: B
     with Server(redis_binary, password="right") as server, expect_error() as caught:
         async with open_connection(server, **login) as connection:
             await ask(connection, "PING")
-    meaning = map_to_contract(caught.value)
-    assert isinstance(meaning, ConfigurationError)
-    assert advice in str(meaning)
-    assert "right" not in str(meaning)
+    mapped = map_to_contract(caught.value)
+    assert isinstance(mapped, ConfigurationError)
+    assert advice in str(mapped)
+    assert "right" not in str(mapped)
 
 
 async def test_a_password_for_a_server_without_one(redis_binary: Binary) -> None:
     with Server(redis_binary) as server, expect_error() as caught:
         async with open_connection(server, password="some"):
             pass
-    meaning = map_to_contract(caught.value)
-    assert isinstance(meaning, ConfigurationError)
-    assert "has no password, but one is set" in str(meaning)
+    mapped = map_to_contract(caught.value)
+    assert isinstance(mapped, ConfigurationError)
+    assert "has no password, but one is set" in str(mapped)
 
 
 async def test_rights_that_are_missing(redis_binary: Binary) -> None:
@@ -249,9 +249,9 @@ async def test_rights_that_are_missing(redis_binary: Binary) -> None:
             for command, advice in commands:
                 error = await get_driver_error(connection, *command)
                 assert get_error_code(error) == "NOPERM", error
-                meaning = map_to_contract(error)
-                assert isinstance(meaning, ConfigurationError)
-                assert advice in str(meaning)
+                mapped = map_to_contract(error)
+                assert isinstance(mapped, ConfigurationError)
+                assert advice in str(mapped)
 
 
 async def test_a_cluster_whose_slots_lie_elsewhere_or_move(redis_binary: Binary) -> None:
@@ -281,9 +281,9 @@ async def test_a_cluster_whose_slots_lie_elsewhere_or_move(redis_binary: Binary)
     for error in (moved, asks, again, down):
         assert needs_other_server(error)
         assert not breaks_connection(error)
-        meaning = map_to_contract(error)
-        assert isinstance(meaning, BackendUnavailable)
-        assert meaning.outcome == "not applied"
+        mapped = map_to_contract(error)
+        assert isinstance(mapped, BackendUnavailable)
+        assert mapped.outcome == "not applied"
     assert get_error_code(crossed) == "CROSSSLOT"
     assert type(map_to_contract(crossed)) is BackendError
 
@@ -311,9 +311,9 @@ async def test_a_db_that_is_not_there(redis_binary: Binary) -> None:
     with Server(redis_binary) as server, expect_error() as caught:
         async with open_connection(server, db=99):
             pass
-    meaning = map_to_contract(caught.value)
-    assert isinstance(meaning, ConfigurationError)
-    assert "no such db" in str(meaning)
+    mapped = map_to_contract(caught.value)
+    assert isinstance(mapped, ConfigurationError)
+    assert "no such db" in str(mapped)
 
 
 # --- from what versions say that may not be here -------------------------------------------------
@@ -354,9 +354,9 @@ def test_the_code_is_found_where_old_servers_hide_it(text: str, code: str) -> No
     ],
 )
 def test_redirects_are_not_applied(error: Exception) -> None:
-    meaning = map_to_contract(error, sent=True)
-    assert isinstance(meaning, BackendUnavailable)
-    assert meaning.outcome == "not applied"
+    mapped = map_to_contract(error, sent=True)
+    assert isinstance(mapped, BackendUnavailable)
+    assert mapped.outcome == "not applied"
     assert needs_other_server(error)
 
 
@@ -382,24 +382,24 @@ def test_where_moved_points_to() -> None:
 )
 def test_without_an_answer_it_depends_on_what_was_sent(make: Callable[[], Exception]) -> None:
     for sent, outcome in ((True, "unknown"), (False, "not applied")):
-        meaning = map_to_contract(make(), sent=sent)
-        assert isinstance(meaning, BackendUnavailable)
-        assert meaning.outcome == outcome
+        mapped = map_to_contract(make(), sent=sent)
+        assert isinstance(mapped, BackendUnavailable)
+        assert mapped.outcome == outcome
     assert breaks_connection(make())
     assert not needs_other_server(make())
 
 
 def test_too_many_clients_is_not_applied() -> None:
     error = driver.ConnectionError("max number of clients reached")
-    meaning = map_to_contract(error, sent=True)
-    assert isinstance(meaning, BackendUnavailable)
-    assert meaning.outcome == "not applied"
-    assert "maxclients" in str(meaning)
+    mapped = map_to_contract(error, sent=True)
+    assert isinstance(mapped, BackendUnavailable)
+    assert mapped.outcome == "not applied"
+    assert "maxclients" in str(mapped)
     assert breaks_connection(error)
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "words"),
+    ("code", "kind", "message"),
     [
         ("OOM", BackendFull, "the server's memory is full"),
         ("MISCONF", BackendReadOnly, "cannot save to its disk"),
@@ -409,12 +409,12 @@ def test_too_many_clients_is_not_applied() -> None:
         ("DENIED", ConfigurationError, "in protected mode"),
     ],
 )
-def test_each_code_has_its_own_message(code: str, kind: type[Exception], words: str) -> None:
-    meaning = map_error(driver.ResponseError(f"{code} it said {{so}}"), "Redis {h}", sent=True)
-    assert type(meaning) is kind
-    assert str(meaning).startswith("Redis {h}: ")
-    assert words in str(meaning)
-    assert getattr(meaning, "outcome", "not applied") == "not applied"
+def test_each_code_has_its_own_message(code: str, kind: type[Exception], message: str) -> None:
+    mapped = map_error(driver.ResponseError(f"{code} it said {{so}}"), "Redis {h}", sent=True)
+    assert type(mapped) is kind
+    assert str(mapped).startswith("Redis {h}: ")
+    assert message in str(mapped)
+    assert getattr(mapped, "outcome", "not applied") == "not applied"
 
 
 def test_an_unknown_command_is_a_matter_of_configuration() -> None:

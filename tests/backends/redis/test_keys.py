@@ -28,7 +28,7 @@ async def test_every_key_is_described(valkey: Server) -> None:
             found.update({key: KINDS[str(client.type(key))] for key in client.scan_iter()})
 
         await run_everything(valkey.url, [valkey], after_each=look)
-    told = {f"{{nimburion}}:{name}": text.partition(":")[0] for name, text in KEYS.items()}
-    assert found.items() <= told.items()
-    unseen = {key.removeprefix("{nimburion}:") for key in told.keys() - found.keys()}
+    documented = {f"{{nimburion}}:{name}": text.partition(":")[0] for name, text in KEYS.items()}
+    assert found.items() <= documented.items()
+    unseen = {key.removeprefix("{nimburion}:") for key in documented.keys() - found.keys()}
     assert unseen <= GONE_AFTER_A_STEP

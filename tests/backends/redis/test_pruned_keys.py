@@ -34,7 +34,7 @@ EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
 @pytest.mark.slow
 def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
-    class Walk(Twins):
+    class PrunedTwins(Twins):
         def make_subject(self, clock: FakeClock) -> Backend:
             return RedisBackend(valkey.url, clock=clock, timeout=30.0)
 
@@ -64,4 +64,4 @@ def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
 
     valkey.empty()
     few = hypothesis.settings(max_examples=25, phases=[Phase.generate])
-    run_state_machine_as_test(Walk, settings=few)
+    run_state_machine_as_test(PrunedTwins, settings=few)

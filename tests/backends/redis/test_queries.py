@@ -156,9 +156,9 @@ async def test_of_many_unfinished_jobs_the_newest_are_found_first(
 
 async def test_more_ids_than_one_script_takes(harness: Harness, backend: CountingBackend) -> None:
     ids = await enqueue_many(harness, 1_300)
-    asked = JobFilter(ids=(*ids, *ids[:10], "nobody", "\ud800"))
-    assert await list_ids(backend, asked) == ids[::-1]
-    assert await list_ids(backend, asked, limit=1_300) == ids[::-1]
+    wanted = JobFilter(ids=(*ids, *ids[:10], "nobody", "\ud800"))
+    assert await list_ids(backend, wanted) == ids[::-1]
+    assert await list_ids(backend, wanted, limit=1_300) == ids[::-1]
 
 
 async def test_a_page_of_large_payloads_takes_several_answers(
@@ -187,7 +187,7 @@ async def test_a_delete_goes_on_past_what_it_leaves(
     assert len(await list_ids(backend)) == 900
 
 
-async def test_a_replay_goes_on_to_its_bound_and_knows_of_more(
+async def test_a_replay_stops_at_its_limit_and_reports_more(
     harness: Harness, backend: CountingBackend
 ) -> None:
     ids = await enqueue_many(harness, 1_300)
@@ -214,11 +214,11 @@ async def test_a_due_job_is_the_oldest_before_it_is_promoted(harness: Harness) -
     await harness.put(harness.job(after=5.0))
     harness.clock.advance(8.0)
     await harness.add()
-    (queue,) = await harness.store.queues()
+    (queue,) = await harness.backend.queues()
     assert (queue.size, queue.oldest_age) == (2, 3.0)
 
 
-async def test_prune_goes_on_to_its_bound(harness: Harness, backend: CountingBackend) -> None:
+async def test_prune_stops_at_its_limit(harness: Harness, backend: CountingBackend) -> None:
     await enqueue_many(harness, 1_800)
     await finish_many(harness, 1_800)
     keep = Retention(completed=None, completed_max=100, results=None)
@@ -315,5 +315,5 @@ async def test_a_foreign_cursor_is_rejected(backend: CountingBackend, after: str
 @pytest.mark.parametrize("after", ["0", "1", "9" * 40])
 async def test_a_cursor_beyond_all_jobs_is_one(harness: Harness, after: str) -> None:
     (job_id,) = await harness.add()
-    page = await harness.store.list_jobs(after=after)
+    page = await harness.backend.list_jobs(after=after)
     assert [job.id for job in page.jobs] == ([job_id] if len(after) > 1 else [])

@@ -171,7 +171,7 @@ async def test_safe_settings_are_not_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("version", "fsync", "believed"),
+    ("version", "fsync", "trusted"),
     [
         ("redis_version:7.4.9\nvalkey_version:9.1.2", "everysec", False),
         ("redis_version:7.4.9\nvalkey_version:9.1.2", "always", True),
@@ -180,7 +180,7 @@ async def test_safe_settings_are_not_warned_of(
     ],
 )
 async def test_servers_whose_waitaof_is_not_trusted(
-    version: str, fsync: str, believed: bool, caplog: pytest.LogCaptureFixture
+    version: str, fsync: str, trusted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def send(*command: Any) -> Any:
         return (
@@ -194,7 +194,7 @@ async def test_servers_whose_waitaof_is_not_trusted(
         for connection in caplog.messages
         if "answers WAITAOF before its sync" in connection
     ] == (caplog.messages)
-    assert len(caplog.messages) == (0 if believed else 1)
+    assert len(caplog.messages) == (0 if trusted else 1)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ async def test_a_clock_that_is_off(default_server: servers.Server) -> None:
     ).verdict == "good"
 
 
-async def test_a_long_way() -> None:
+async def test_a_slow_round_trip_is_reported() -> None:
     clock = FakeClock()
 
     async def send(*command: Any) -> Any:

@@ -63,9 +63,9 @@ def count_redirects(cluster: Cluster) -> dict[str, int]:
     found: dict[str, int] = dict.fromkeys(("MOVED", "ASK", "TRYAGAIN"), 0)
     for node in cluster.nodes:
         with node.client() as client:
-            said = client.info("errorstats")
+            statistics = client.info("errorstats")
         for code in found:
-            found[code] += int(said.get(f"errorstat_{code}", {"count": 0})["count"])
+            found[code] += int(statistics.get(f"errorstat_{code}", {"count": 0})["count"])
     return found
 
 

@@ -129,7 +129,7 @@ def test_what_a_url_means(url: str, settings: RedisSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("", "redis://…: a host is missing; expected something like localhost:6379/0"),
         ("redis://", "a host is missing"),
@@ -201,8 +201,8 @@ def test_what_a_url_means(url: str, settings: RedisSettings) -> None:
         ("rediss://a?tls_ca=c&tls_verify=none", "tls_verify=none looks at no certificate"),
     ],
 )  # fmt: skip
-def test_an_invalid_url_is_explained(url: str, said: str) -> None:
-    assert said in get_error(url)
+def test_an_invalid_url_is_explained(url: str, message: str) -> None:
+    assert message in get_error(url)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_arguments_override_the_url() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"namespace": "{a}"}, "Redis a:6379/0: namespace: expected 1-64 characters"),
         ({"namespace": ""}, "namespace: expected"),
@@ -261,10 +261,10 @@ def test_arguments_override_the_url() -> None:
         ({"require_durable": "yes"}, "require_durable: expected true or false"),
     ],
 )
-def test_a_wrong_argument_is_refused(arguments: dict[str, object], said: str) -> None:
+def test_a_wrong_argument_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_url("redis://a").replace(**arguments)  # type: ignore[arg-type]
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 PIECES = st.lists(

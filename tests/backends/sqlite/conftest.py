@@ -108,7 +108,7 @@ def assert_sound(path: Path) -> None:
             """
         ).fetchall()
         assert astray == []
-        gates = connection.execute(
+        limits = connection.execute(
             """
             SELECT name, in_use FROM concurrency_limit WHERE in_use <> (
                 SELECT count(*) FROM lease JOIN lane ON lane.id = lease.lane
@@ -116,4 +116,4 @@ def assert_sound(path: Path) -> None:
             )
             """
         ).fetchall()
-        assert gates == []
+        assert limits == []

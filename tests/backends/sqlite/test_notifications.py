@@ -55,10 +55,10 @@ async def assert_keeps_waiting(task: asyncio.Task[None]) -> None:
 async def test_an_enqueue_notifies(backend: SQLiteBackend, other: SQLiteBackend, own: bool) -> None:
     task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
-    ringing = backend if own else other
-    await ringing.enqueue([NewJob("a", "n", "elsewhere", b"")])
+    sender = backend if own else other
+    await sender.enqueue([NewJob("a", "n", "elsewhere", b"")])
     await assert_keeps_waiting(task)
-    await ringing.enqueue([NewJob("b", "n", "q", b"")])
+    await sender.enqueue([NewJob("b", "n", "q", b"")])
     await assert_wakes(task)
 
 
@@ -152,21 +152,21 @@ def test_a_dead_socket_is_removed_and_a_live_one_is_notified(tmp_path: Path) -> 
     living = bind_socket(tmp_path / "living")
     bind_socket(tmp_path / "dead").close()
     bind_socket(tmp_path / "own").close()
-    bells = SocketNotifier(tmp_path, "own")
-    bells.notify({"q"})
+    notifier = SocketNotifier(tmp_path, "own")
+    notifier.notify({"q"})
     assert living.recv(100) == b"q"
-    bells.notify({"r"})
+    notifier.notify({"r"})
     assert living.recv(100) == b"r"
     assert {one.name for one in tmp_path.iterdir()} == {"living", "own"}
-    bells.close()
+    notifier.close()
     living.close()
 
 
 def bind_socket(path: Path) -> socket.socket:
     """A socket of this name."""
-    bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    bell.bind(str(path))
-    return bell
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(path))
+    return listener
 
 
 def test_messages_carry_queue_names() -> None:

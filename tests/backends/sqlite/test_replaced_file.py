@@ -20,7 +20,7 @@ from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Processor
 from tests.backends.sqlite.conftest import Start, read_line, read_output
 
-Deed = Callable[[Path], object]
+ReplaceFile = Callable[[Path], object]
 
 
 def delete(path: Path) -> None:
@@ -53,7 +53,7 @@ def delete_index(path: Path) -> None:
 
 
 EVERY_WAY = pytest.mark.parametrize(
-    ("deed", "words"),
+    ("replace_file", "message"),
     [
         (delete, "jobs.db was deleted"),
         (delete_alone, "jobs.db was deleted"),
@@ -71,12 +71,12 @@ def let_time_pass(backend: SQLiteBackend) -> None:
 
 
 @EVERY_WAY
-async def test_every_call_is_refused(path: Path, deed: Deed, words: str) -> None:
+async def test_every_call_is_refused(path: Path, replace_file: ReplaceFile, message: str) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
     await backend.enqueue([NewJob("before", "n", "q", b"{}")])
     await backend.open_session(Session(id="s", names=("n",)))
-    deed(path)
+    replace_file(path)
     let_time_pass(backend)
     for call in (
         backend.enqueue([NewJob("after", "n", "q", b"{}")]),
@@ -84,7 +84,7 @@ async def test_every_call_is_refused(path: Path, deed: Deed, words: str) -> None
         backend.counts(),
         backend.ping(),
     ):
-        with pytest.raises(BackendReplaced, match=words) as caught:
+        with pytest.raises(BackendReplaced, match=message) as caught:
             await call
         assert "End every process that uses" in str(caught.value)
     await backend.close()
@@ -101,13 +101,13 @@ async def ids_in(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("deed", [delete, delete_alone, rename_over])
-async def test_the_very_next_enqueue_is_refused(path: Path, deed: Deed) -> None:
+@pytest.mark.parametrize("replace_file", [delete, delete_alone, rename_over])
+async def test_the_very_next_enqueue_is_refused(path: Path, replace_file: ReplaceFile) -> None:
     """However short ago the last look was: no acknowledgement for what is lost."""
     backend = SQLiteBackend(path)
     await backend.open()
     await backend.enqueue([NewJob("before", "n", "q", b"{}")])
-    deed(path)
+    replace_file(path)
     calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(one) for one in results] == [BackendReplaced] * 5
@@ -117,10 +117,10 @@ async def test_the_very_next_enqueue_is_refused(path: Path, deed: Deed) -> None:
 async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
-    aside = path.rename(path.with_name("aside.db"))  # noqa: ASYNC240
+    moved = path.rename(path.with_name("aside.db"))  # noqa: ASYNC240
     with pytest.raises(BackendReplaced):
         await backend.enqueue([NewJob("a", "n", "q", b"{}")])
-    aside.rename(path)
+    moved.rename(path)
     await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     assert (await backend.counts())[State.PENDING] == 1
     await backend.close()
@@ -172,10 +172,10 @@ async def test_another_working_directory_is_no_other_file(
     monkeypatch.chdir(tmp_path / "elsewhere")
     let_time_pass(backend)
     await backend.enqueue([NewJob("a", "n", "q", b"{}")])
-    sibling = backend.new_handle()
-    await sibling.open()
-    assert (await sibling.counts())[State.PENDING] == 1
-    await sibling.close()
+    handle = backend.new_handle()
+    await handle.open()
+    assert (await handle.counts())[State.PENDING] == 1
+    await handle.close()
     await backend.close()
 
 
@@ -202,18 +202,18 @@ def test_all_files_are_looked_at_every_ten_milliseconds_and_after_a_refusal(path
 class RecordedLog(logging.Handler):
     """Tells when a message with these words has been logged, from whichever thread."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__()
-        self.words = words
+        self.message = message
         self.event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.words in record.getMessage():
+        if self.message in record.getMessage():
             self._loop.call_soon_threadsafe(self.event.set)
 
 
-async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_file(
+async def test_a_worker_reports_it_within_a_heartbeat_and_takes_no_job_of_the_new_file(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     noticed, gave_up = RecordedLog("backend unreachable"), RecordedLog("given up")
@@ -241,8 +241,8 @@ async def test_a_worker_says_so_within_a_heartbeat_and_takes_no_job_of_the_new_f
     for one in (noticed, gave_up):
         log.removeHandler(one)
     assert ran == []
-    (words,) = [one for one in caplog.messages if "backend unreachable" in one]
-    assert "jobs.db was replaced by another file" in words or "jobs.db was deleted" in words
+    (message,) = [one for one in caplog.messages if "backend unreachable" in one]
+    assert "jobs.db was replaced by another file" in message or "jobs.db was deleted" in message
     assert not [one for one in caplog.records if one.exc_info]
 
 

@@ -121,13 +121,13 @@ def compute_rank(
 async def test_a_request_without_lanes_reports_none_waiting(backend: SQLiteBackend) -> None:
     await backend.enqueue([NewJob("a", "a", "p", b"")])
     await backend.open_session(Session(id="s", names=("a",)))
-    asked = ReserveRequest(1, (Lane("p", "a"),))
-    assert len((await backend.exchange("s", 1, [], asked)).deliveries) == 1
+    request = ReserveRequest(1, (Lane("p", "a"),))
+    assert len((await backend.exchange("s", 1, [], request)).deliveries) == 1
     await backend.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
     reply = await backend.exchange("s", 2, [], ReserveRequest(0))
     assert (reply.deliveries, reply.waiting) == ([], [])
-    assert (await backend.exchange("s", 3, [], asked)).waiting == []
-    assert (await backend.exchange("s", 4, [], ReserveRequest(0, asked.lanes))).waiting == []
+    assert (await backend.exchange("s", 3, [], request)).waiting == []
+    assert (await backend.exchange("s", 4, [], ReserveRequest(0, request.lanes))).waiting == []
 
 
 @pytest.mark.parametrize("young", [7, 8], ids=["at the end of a reading", "inside one"])

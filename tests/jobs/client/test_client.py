@@ -113,7 +113,7 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"id": "a b"}, "job id must be 1-128 characters"),
         ({"id": 5}, "job id must be 1-128 characters"),
@@ -143,16 +143,16 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
     ],
 )
 async def test_an_option_that_cannot_be_is_refused_and_nothing_stored(
-    processor: Processor, options: dict[str, Any], said: str
+    processor: Processor, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidJob) as refused:
         await processor.enqueue(double.job(1), **options)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert await processor.pending_count() == 0
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("priorty", "there is no option 'priorty'; did you mean 'priority'?"),
         ("limits", "there is no option 'limits'; "),
@@ -160,7 +160,7 @@ async def test_an_option_that_cannot_be_is_refused_and_nothing_stored(
     ],
 )
 async def test_an_unknown_option_is_refused_and_the_nearest_is_named(
-    processor: Processor, option: str, said: str
+    processor: Processor, option: str, message: str
 ) -> None:
     calls: list[Any] = [
         partial(processor.enqueue, double.job(1)),
@@ -171,7 +171,7 @@ async def test_an_unknown_option_is_refused_and_the_nearest_is_named(
     for call in calls:
         with pytest.raises(InvalidJob) as refused:
             await call(**{option: 7})
-        assert str(refused.value).startswith(said)
+        assert str(refused.value).startswith(message)
     with pytest.raises(InvalidJob, match="no option 'id'"):
         await processor.enqueue_many([double.job(1)], id="x")  # type: ignore[call-arg]
     assert await processor.pending_count() == 0
@@ -259,7 +259,7 @@ async def test_a_raw_job_takes_bytes_as_they_are_and_a_dict_as_json(processor: P
 
 
 @pytest.mark.parametrize(
-    ("name", "payload", "said"),
+    ("name", "payload", "message"),
     [
         ("a b", b"", "job name must be 1-128 characters"),
         ("hook", "text", "the payload must be bytes or a dict"),
@@ -271,14 +271,14 @@ async def test_a_raw_job_takes_bytes_as_they_are_and_a_dict_as_json(processor: P
     ],
 )
 async def test_a_raw_job_that_cannot_be_is_refused(
-    processor: Processor, name: str, payload: bytes, said: str
+    processor: Processor, name: str, payload: bytes, message: str
 ) -> None:
     with pytest.raises(InvalidJob) as refused:
         await processor.enqueue_raw(name, payload)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
-async def test_enqueue_inside_a_foreign_transaction_needs_a_store_that_can(
+async def test_enqueue_in_a_callers_transaction_needs_a_backend_with_transactions(
     processor: Processor,
 ) -> None:
     with pytest.raises(NotSupported, match="without `connection`"):
@@ -295,14 +295,14 @@ async def test_before_open_and_after_close_it_says_how() -> None:
         await processor.get_status(job_id)
 
 
-async def test_enqueues_are_told_to_whoever_listens(processor: Processor) -> None:
+async def test_enqueues_are_events_for_subscribers(processor: Processor) -> None:
     seen: list[Event] = []
     processor.events.subscribe(seen.append)
     await processor.enqueue(double.job(1), id="own")
     await processor.enqueue(double.job(1), id="own")
     await processor.enqueue_many([SendEmail(to="a"), SendEmail(to="b")])
-    told = [event for event in seen if isinstance(event, JobEnqueued)]
-    assert [(event.name, event.created) for event in told] == [
+    enqueued = [event for event in seen if isinstance(event, JobEnqueued)]
+    assert [(event.name, event.created) for event in enqueued] == [
         ("double", True),
         ("double", False),
         ("send_email", True),
@@ -350,7 +350,7 @@ async def test_a_job_enqueued_inside_a_handler_inherits_tenant_and_correlation_i
 # Asking
 
 
-async def test_a_status_tells_what_became_of_a_job(processor: Processor, clock: FakeClock) -> None:
+async def test_a_status_shows_what_became_of_a_job(processor: Processor, clock: FakeClock) -> None:
     job_id = await processor.enqueue(double.job(4), tenant="acme", headers={"a": "b"})
     waiting = await processor.get_status(job_id)
     assert (waiting.state, waiting.attempt, waiting.result) == (State.PENDING, 1, None)
@@ -408,7 +408,7 @@ async def test_wait_gives_up_after_its_timeout_and_the_job_goes_on(
     assert (await processor.get_status(job_id)).state is State.PENDING
 
 
-async def test_wait_gives_up_in_time_when_the_store_does_not_answer() -> None:
+async def test_wait_gives_up_in_time_when_the_backend_does_not_answer() -> None:
     class Hole(MemoryBackend):
         async def get(self, job_id: str) -> JobRecord:
             await asyncio.Event().wait()
@@ -469,11 +469,11 @@ async def test_a_batch_goes_through_middleware_one_by_one_and_is_stored_in_one_s
     processor: Processor,
 ) -> None:
     calls: list[int] = []
-    store = processor.backend.enqueue
+    backend = processor.backend.enqueue
 
     async def counted(jobs: Any) -> Any:
         calls.append(len(jobs))
-        return await store(jobs)
+        return await backend(jobs)
 
     processor.backend.enqueue = counted  # type: ignore[method-assign]
 

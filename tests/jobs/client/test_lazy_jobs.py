@@ -51,7 +51,7 @@ def test_a_slice_backwards_is_whole() -> None:
     assert ids(Made().batch[5:2:-1]) == list("543")
 
 
-def test_who_looks_gets_what_making_raises() -> None:
+def test_an_error_while_making_a_job_reaches_the_reader() -> None:
     made = Made(bad=6)
     assert ids(made.batch[:5]) == list("01234")
     for _ in range(2):

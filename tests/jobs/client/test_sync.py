@@ -183,7 +183,7 @@ def test_a_processor_left_open_by_a_loop_that_ended_does_not_block(processor: Pr
     assert processor.sync.pending_count() == 1
 
 
-def test_a_store_that_cannot_be_opened_is_told_and_leaves_no_thread(tmp_path: Path) -> None:
+def test_a_backend_that_cannot_be_opened_raises_and_leaves_no_thread(tmp_path: Path) -> None:
     processor = Processor(open_backend(f"sqlite:///{tmp_path}/missing/jobs.db"))
     for _ in range(2):
         with pytest.raises(Exception, match="missing"):
@@ -331,5 +331,5 @@ def test_after_a_fork_the_child_opens_anew_and_the_parent_goes_on(
         timeout=50,
         check=False,
     )
-    said = (ran.stdout.split(), ran.stderr, ran.returncode)
-    assert said == (["parent", "child", "parent-again", "3"], "", 0)
+    ended = (ran.stdout.split(), ran.stderr, ran.returncode)
+    assert ended == (["parent", "child", "parent-again", "3"], "", 0)

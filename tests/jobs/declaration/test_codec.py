@@ -238,7 +238,7 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (Path, "Path cannot travel as JSON"),
         (deque[int], "deque cannot travel as JSON"),
@@ -250,7 +250,7 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         (msgspec.Raw, "cannot travel as JSON"),
     ],
 )
-def test_a_type_that_cannot_travel_is_refused_at_registration(kind: Any, said: str) -> None:
+def test_a_type_that_cannot_travel_is_refused_at_registration(kind: Any, message: str) -> None:
     class Sample(Job):
         good: int
         it: kind  # pyright: ignore[reportInvalidTypeForm]
@@ -261,7 +261,7 @@ def test_a_type_that_cannot_travel_is_refused_at_registration(kind: Any, said: s
         Registry(Settings()).add(Sample)
     text = str(refused.value)
     assert "job 'sample', field 'it': " in text
-    assert said in text
+    assert message in text
     assert "instead" in text
 
 
@@ -281,12 +281,12 @@ ODD_PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize(("payload", "said"), ODD_PAYLOADS)
-def test_an_unreadable_payload_says_what_does_not_fit(payload: bytes, said: str) -> None:
+@pytest.mark.parametrize(("payload", "message"), ODD_PAYLOADS)
+def test_an_unreadable_payload_says_what_does_not_fit(payload: bytes, message: str) -> None:
     with pytest.raises(UnreadablePayload) as refused:
         codec_of(int).decode(payload, LIMITS)
     assert "job 'sample'" in str(refused.value)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_naive_datetime_in_a_stored_payload_is_unreadable_too() -> None:
@@ -343,10 +343,10 @@ def depth_of(value: Any) -> int:
 
 
 @given(JSON, st.integers(0, 5))
-def test_depth_is_told_without_parsing_as_parsing_would_tell_it(value: Any, limit: int) -> None:
+def test_the_measured_depth_equals_the_parsed_one(value: Any, limit: int) -> None:
     assert nests_deeper_than(limit, msgspec.json.encode(value)) == (depth_of(value) > limit)
 
 
 @given(st.binary(max_size=300), st.integers(0, 5))
-def test_the_depth_of_anything_is_told_without_failing(payload: bytes, limit: int) -> None:
+def test_the_depth_of_anything_is_measured_without_failing(payload: bytes, limit: int) -> None:
     assert nests_deeper_than(limit, b'"' + payload) in (True, False)

@@ -39,7 +39,7 @@ def context(deadline: float | None = None, now: float = 100.0, sink: Sink | None
     return Context(DELIVERY, None, lambda: now, sink or Sink(), deadline)
 
 
-def test_a_context_tells_of_the_delivery() -> None:
+def test_a_context_describes_the_delivery() -> None:
     ctx = context()
     assert (ctx.job_id, ctx.name, ctx.queue, ctx.priority) == ("j1", "send_email", "mail", 7)
     assert (ctx.attempt, ctx.failures, ctx.lost, ctx.fence) == (4, 2, 1, 7)
@@ -64,7 +64,7 @@ def test_progress_is_only_noted() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), 50])
-def test_progress_beyond_its_bounds_is_refused(fraction: float) -> None:
+def test_progress_out_of_its_range_is_refused(fraction: float) -> None:
     sink = Sink()
     with pytest.raises(ValueError, match=r"from 0\.0 to 1\.0"):
         context(sink=sink).progress(fraction)
@@ -86,8 +86,8 @@ def test_log_records_carry_the_job_and_what_the_call_adds(caplog: pytest.LogCapt
         context().log.info("sent to %s", "a", extra={"size": 5, "tenant": "other"})
     [record] = caplog.records
     assert record.getMessage() == "sent to a"
-    said = {key: getattr(record, key) for key in ("job_id", "job_name", "queue", "attempt")}
-    assert said == {"job_id": "j1", "job_name": "send_email", "queue": "mail", "attempt": 4}
+    fields = {key: getattr(record, key) for key in ("job_id", "job_name", "queue", "attempt")}
+    assert fields == {"job_id": "j1", "job_name": "send_email", "queue": "mail", "attempt": 4}
     assert (record.__dict__["correlation_id"], record.__dict__["size"]) == ("c1", 5)
     assert record.__dict__["tenant"] == "other"
 

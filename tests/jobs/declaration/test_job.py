@@ -105,7 +105,7 @@ def test_the_name_defaults_to_the_class_in_snake_case() -> None:
     assert HTTPCallToV2Api.__job__.name == "http_call_to_v2_api"
 
 
-def test_all_but_the_name_is_inherited_and_can_be_said_anew() -> None:
+def test_all_but_the_name_is_inherited_and_can_be_overridden() -> None:
     class Mail(Job, queue="mail", max_retries=9, timeout=5):
         to: str
 
@@ -247,7 +247,7 @@ def decorate_a_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("declare", "said"),
+    ("declare", "message"),
     [
         (declare_bad_name, "the name of a job must be 1-128 characters"),
         (declare_bad_queue, "queue must be 1-128 characters"),
@@ -258,20 +258,20 @@ def decorate_a_class() -> None:
         (decorate_a_class, "@job decorates functions"),
     ],
 )
-def test_a_wrong_declaration_is_refused_where_it_stands(declare: Any, said: str) -> None:
+def test_a_wrong_declaration_is_refused_where_it_stands(declare: Any, message: str) -> None:
     with pytest.raises(DefinitionError) as refused:
         declare()
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_an_unknown_option_is_refused_and_the_nearest_is_named() -> None:
-    said = "there is no option 'retries'; did you mean 'max_retries'?"
-    with pytest.raises(DefinitionError, match=re.escape(f"job 'context': {said}")):
+    message = "there is no option 'retries'; did you mean 'max_retries'?"
+    with pytest.raises(DefinitionError, match=re.escape(f"job 'context': {message}")):
         job(retries=3)(context)  # type: ignore[call-overload]
-    with pytest.raises(DefinitionError, match=re.escape(f"job 'one': {said}")):
+    with pytest.raises(DefinitionError, match=re.escape(f"job 'one': {message}")):
         type("One", (Job,), {}, retries=3)
     processor = Processor(MemoryBackend())
-    with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {said}")):
+    with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {message}")):
         processor.register("raw", lambda _ctx, _data: None, retries=3)  # type: ignore[call-overload]
     with pytest.raises(DefinitionError, match="timeout: options of a typed job stand where"):
         processor.register(SendEmail, timeout=3)  # type: ignore[call-overload]
@@ -327,7 +327,7 @@ class WithInitVar(Job):
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"),
+    ("declared", "message"),
     [
         (star, "parameter 'args': name each argument"),
         (bare, "parameter 'value': annotate it"),
@@ -340,10 +340,10 @@ class WithInitVar(Job):
         (SendEmail(to="a", subject="b"), "pass Job classes and @job functions"),
     ],
 )
-def test_what_cannot_run_is_refused_at_registration(declared: Any, said: str) -> None:
+def test_what_cannot_run_is_refused_at_registration(declared: Any, message: str) -> None:
     with pytest.raises(DefinitionError) as refused:
         Registry(Settings()).add(declared)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_an_unkept_result_may_be_of_any_type() -> None:
@@ -388,7 +388,7 @@ def test_the_same_job_again_changes_nothing_and_another_under_its_name_is_refuse
     assert registry.get("send_email") is kept
 
 
-def test_the_registry_tells_names_queues_and_limits() -> None:
+def test_the_registry_lists_names_queues_and_limits() -> None:
     registry = Registry(Settings(max_retries=8))
     registry.add(SendEmail, generate_report)
     registry.add_raw("hook", lambda _, data: data, queue="hooks", concurrency=1)
@@ -435,7 +435,7 @@ def test_results_are_kept_as_json_of_the_declared_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (object(), "object cannot travel as JSON"),
         ("x" * 300_000, "300002 bytes, over the limit of 262144"),
@@ -443,8 +443,8 @@ def test_results_are_kept_as_json_of_the_declared_type() -> None:
         (b"\xff".decode("utf-8", "surrogateescape"), "lone surrogate"),
     ],
 )
-def test_a_result_that_cannot_be_kept_says_why(value: Any, said: str) -> None:
-    with pytest.raises(UnstorableResult, match=said):
+def test_a_result_that_cannot_be_kept_says_why(value: Any, message: str) -> None:
+    with pytest.raises(UnstorableResult, match=message):
         handler_of(generate_report).encode_result(value)
 
 
@@ -452,7 +452,7 @@ def test_a_result_that_cannot_be_kept_says_why(value: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("thing", "said"),
+    ("thing", "message"),
     [
         (SendEmail, r"pass SendEmail(…), with its arguments"),
         (generate_report, r"pass generate_report.job(…)"),
@@ -462,7 +462,7 @@ def test_a_result_that_cannot_be_kept_says_why(value: Any, said: str) -> None:
         (None, "None is no job"),
     ],
 )
-def test_what_is_no_job_is_refused_with_a_hint(thing: Any, said: str) -> None:
+def test_what_is_no_job_is_refused_with_a_hint(thing: Any, message: str) -> None:
     with pytest.raises(InvalidJob) as refused:
         require_declaration(thing)
-    assert said in str(refused.value)
+    assert message in str(refused.value)

@@ -71,14 +71,14 @@ def test_jitter_only_adds_and_at_most_a_fifth() -> None:
     assert len(set(seen)) > 100
 
 
-def test_what_is_not_said_is_taken_from_the_settings() -> None:
+def test_what_is_not_declared_is_taken_from_the_settings() -> None:
     settings = Settings(max_retries=7, retry_backoff=3.0, retry_backoff_max=5.0, timeout=9.0)
     policy = Policy().with_defaults(settings)
     assert (policy.max_retries, policy.timeout, policy.backoff_max) == (7, 9.0, 5.0)
     assert [policy.compute_delay(n, NoJitter()) for n in (1, 2)] == [3.0, 5.0]
 
 
-def test_what_is_said_wins_over_the_settings() -> None:
+def test_what_is_declared_wins_over_the_settings() -> None:
     policy = parse_policy(max_retries=0, timeout=timedelta(minutes=1)).with_defaults(
         Settings(max_retries=7, timeout=9.0)
     )
@@ -99,7 +99,7 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("options", "complaint"),
     [
         ({"max_retries": -1}, "max_retries must be a whole number, 0 or more, not -1"),
         ({"max_retries": True}, "max_retries"),
@@ -117,9 +117,9 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
         ({"permanent": (ValueError, "KeyError")}, "permanent must hold exception classes"),
     ],
 )
-def test_a_policy_that_cannot_be_is_refused_by_word(words: PolicyOptions, complaint: str) -> None:
+def test_an_invalid_policy_is_refused_with_a_reason(options: PolicyOptions, complaint: str) -> None:
     with pytest.raises(DefinitionError) as refused:
-        parse_policy(**words)
+        parse_policy(**options)
     assert complaint in str(refused.value)
 
 

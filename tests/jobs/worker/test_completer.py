@@ -38,7 +38,7 @@ class Clock(SystemClock):
         self.slept.append(seconds)
 
 
-class Store:
+class FakeBackend:
     """Answers exchanges as scripted: an error to raise, or nothing out of the ordinary."""
 
     def __init__(self, *script: Exception | None) -> None:
@@ -64,7 +64,7 @@ class Store:
     async def open_session(self, session: Session) -> None:
         raise NotImplementedError
 
-    async def beat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str) -> HeartbeatReply:
         raise NotImplementedError
 
 
@@ -72,24 +72,24 @@ def lease(job_id: str) -> Lease:
     return Lease(job_id, Token(1, bytes(16)))
 
 
-def completer(store: Store, events: Events | None = None) -> Completer:
-    reach = BackendConnectivity(Clock(), "memory")
-    return Completer(store, "s", Clock(), events or Events(), reach)  # type: ignore[arg-type]
+def completer(backend: FakeBackend, events: Events | None = None) -> Completer:
+    connectivity = BackendConnectivity(Clock(), "memory")
+    return Completer(backend, "s", Clock(), events or Events(), connectivity)  # type: ignore[arg-type]
 
 
 async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
-    store = Store(BackendUnavailable("gone"), BackendUnavailable("gone"), None)
-    belt = completer(store)
+    backend = FakeBackend(BackendUnavailable("gone"), BackendUnavailable("gone"), None)
+    belt = completer(backend)
     belt.settle(Completed(lease("a")))
     await belt.exchange(RESERVE_NOTHING)
     await belt.exchange(RESERVE_NOTHING)
-    assert [number for number, _ in store.calls] == [1, 1, 1, 2]
-    assert store.calls[0] == store.calls[1] == store.calls[2]
+    assert [number for number, _ in backend.calls] == [1, 1, 1, 2]
+    assert backend.calls[0] == backend.calls[1] == backend.calls[2]
 
 
 async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
-    store = Store(*[BackendUnavailable("gone")] * 8, None)
-    belt = completer(store)
+    backend = FakeBackend(*[BackendUnavailable("gone")] * 8, None)
+    belt = completer(backend)
     await belt.exchange(RESERVE_NOTHING)
     slept = belt._clock.slept  # type: ignore[attr-defined]
     assert slept == sorted(slept)
@@ -97,8 +97,8 @@ async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
 
 
 async def test_what_settles_goes_once_and_in_order() -> None:
-    store = Store()
-    belt = completer(store)
+    backend = FakeBackend()
+    belt = completer(backend)
     for n in range(MOST_AT_ONCE + 3):
         belt.settle(Completed(lease(str(n))))
     loaded = []
@@ -106,23 +106,23 @@ async def test_what_settles_goes_once_and_in_order() -> None:
         await belt.exchange(RESERVE_NOTHING)
         loaded.append(belt.has_pending)
     assert loaded == [True, False]
-    sent = [s.lease.job_id for _, batch in store.calls for s in batch]
+    sent = [s.lease.job_id for _, batch in backend.calls for s in batch]
     assert sent == [str(n) for n in range(MOST_AT_ONCE + 3)]
-    assert len(store.calls[0][1]) == MOST_AT_ONCE
+    assert len(backend.calls[0][1]) == MOST_AT_ONCE
 
 
 async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:
-    store = Store()
-    store.poison = {"3"}
-    belt = completer(store)
+    backend = FakeBackend()
+    backend.poison = {"3"}
+    belt = completer(backend)
     for n in range(8):
         belt.settle(Completed(lease(str(n))))
     await belt.exchange(RESERVE_NOTHING)
     applied = [
         s
-        for number, batch in store.calls
+        for number, batch in backend.calls
         for s in batch
-        if (number, batch) == last_of_number(store, number)
+        if (number, batch) == last_of_number(backend, number)
     ]
     assert sorted(s.lease.job_id for s in applied) == [str(n) for n in range(8)]
     [bad] = [s for s in applied if s.lease.job_id == "3"]
@@ -130,8 +130,8 @@ async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:
     assert bad.reason == Reason.UNSTORABLE
 
 
-def last_of_number(store: Store, number: int) -> tuple[int, list[Settlement]]:
-    return [call for call in store.calls if call[0] == number][-1]
+def last_of_number(backend: FakeBackend, number: int) -> tuple[int, list[Settlement]]:
+    return [call for call in backend.calls if call[0] == number][-1]
 
 
 @pytest.mark.parametrize(
@@ -149,55 +149,55 @@ def last_of_number(store: Store, number: int) -> tuple[int, list[Settlement]]:
 async def test_what_stands_in_for_the_unstorable(
     settlement: Settlement, expected: type[Settlement]
 ) -> None:
-    store = Store(Unstorable("no"), None)
-    belt = completer(store)
+    backend = FakeBackend(Unstorable("no"), None)
+    belt = completer(backend)
     belt.settle(settlement)
     await belt.exchange(RESERVE_NOTHING)
-    [(_, first), (_, second)] = store.calls
+    [(_, first), (_, second)] = backend.calls
     assert first == [settlement]
     assert isinstance(second[0], expected)
 
 
 async def test_a_newer_progress_report_replaces_an_older_one() -> None:
-    store = Store()
-    belt = completer(store)
+    backend = FakeBackend()
+    belt = completer(backend)
     belt.report_progress(Progressed(lease("a"), 0.1))
     belt.report_progress(Progressed(lease("a"), 0.2))
     belt.settle(Completed(lease("b")))
     await belt.exchange(RESERVE_NOTHING)
-    assert store.calls[0][1] == [Progressed(lease("a"), 0.2), Completed(lease("b"))]
+    assert backend.calls[0][1] == [Progressed(lease("a"), 0.2), Completed(lease("b"))]
 
 
-async def test_a_stale_settlement_is_told() -> None:
-    store = Store()
-    store.stale = {"a"}
+async def test_a_stale_settlement_is_reported() -> None:
+    backend = FakeBackend()
+    backend.stale = {"a"}
     events, seen = Events(), list[Event]()
     events.subscribe(seen.append)
-    belt = completer(store, events)
+    belt = completer(backend, events)
     belt.settle(Completed(lease("a")))
     belt.settle(Completed(lease("b")))
     await belt.exchange(RESERVE_NOTHING)
     assert seen == [StaleSettlement("a")]
 
 
-async def test_an_abandoned_conveyor_sends_nothing() -> None:
-    store = Store()
-    belt = completer(store)
+async def test_a_closed_completer_sends_nothing() -> None:
+    backend = FakeBackend()
+    belt = completer(backend)
     belt.settle(Completed(lease("a")))
     belt.closed = True
     with pytest.raises(SessionLost):
         await belt.exchange(RESERVE_NOTHING)
-    assert store.calls == []
+    assert backend.calls == []
 
 
 async def test_a_lost_session_is_not_repeated() -> None:
-    store = Store(SessionLost("s"))
+    backend = FakeBackend(SessionLost("s"))
     with pytest.raises(SessionLost):
-        await completer(store).exchange(RESERVE_NOTHING)
-    assert len(store.calls) == 1
+        await completer(backend).exchange(RESERVE_NOTHING)
+    assert len(backend.calls) == 1
 
 
-class Link(Store):
+class SlowBackend(FakeBackend):
     """A backend behind a connection that brings `most` bytes in the time of one call; it keeps the
     number, as stores do, and answers a repeat with what it applied."""
 
@@ -207,7 +207,7 @@ class Link(Store):
         self.most = most
         self.lose = lose
         self.number = 0
-        self.reach: BackendConnectivity | None = None
+        self.connectivity: BackendConnectivity | None = None
         """Hears that heartbeats are answered while exchanges are not."""
         self.results: list[Settled] = []
         self.applied: list[Settlement] = []
@@ -218,8 +218,8 @@ class Link(Store):
         self.calls.append((number, list(settlements)))
         if sum(map(measure_size, settlements)) > self.most:
             self.clock.time += 5.0
-            if self.reach:
-                self.reach.note_answer("beat")
+            if self.connectivity:
+                self.connectivity.note_answer("beat")
             raise BackendUnavailable("no answer in time")
         if number != self.number:
             self.number = number
@@ -247,14 +247,16 @@ class Ticking(Clock):
         self.time += seconds
 
 
-def on(store: Link, *, give_up_after: float = 10_000.0, max_unsettled: int = 10_000) -> Completer:
-    reach = BackendConnectivity(store.clock, "memory")
+def on(
+    backend: SlowBackend, *, give_up_after: float = 10_000.0, max_unsettled: int = 10_000
+) -> Completer:
+    connectivity = BackendConnectivity(backend.clock, "memory")
     return Completer(
-        store,  # type: ignore[arg-type]
+        backend,  # type: ignore[arg-type]
         "s",
-        store.clock,
+        backend.clock,
         Events(),
-        reach,
+        connectivity,
         size=ExchangeSize(8_000),
         max_unsettled=max_unsettled,
         give_up_after=give_up_after,
@@ -271,51 +273,51 @@ async def flush(belt: Completer) -> None:
 
 
 async def test_an_exchange_carries_so_many_bytes() -> None:
-    store = Link(Ticking(), most=1_000_000)
-    belt = on(store)
+    backend = SlowBackend(Ticking(), most=1_000_000)
+    belt = on(backend)
     sent = [done(n) for n in range(20)]
     for one in sent:
         belt.settle(one)
     await flush(belt)
-    assert [len(batch) for _, batch in store.calls] == [8, 8, 4]
-    assert store.applied == sent
+    assert [len(batch) for _, batch in backend.calls] == [8, 8, 4]
+    assert backend.applied == sent
 
 
 async def test_a_settlement_goes_alone_whatever_its_size() -> None:
-    store = Link(Ticking(), most=1_000_000)
-    belt = on(store)
+    backend = SlowBackend(Ticking(), most=1_000_000)
+    belt = on(backend)
     belt.settle(done(1, 50_000))
     belt.settle(done(2))
     await flush(belt)
-    assert [len(batch) for _, batch in store.calls] == [1, 1]
+    assert [len(batch) for _, batch in backend.calls] == [1, 1]
 
 
 async def test_an_exchange_that_takes_too_long_shrinks_until_it_fits() -> None:
-    store = Link(Ticking(), most=1_500)
-    belt = on(store)
+    backend = SlowBackend(Ticking(), most=1_500)
+    belt = on(backend)
     sent = [done(n) for n in range(20)]
     for one in sent:
         belt.settle(one)
     await flush(belt)
-    assert store.applied == sent
-    assert [len(batch) for number, batch in store.calls if number == 1] == [8, 2, 1]
+    assert backend.applied == sent
+    assert [len(batch) for number, batch in backend.calls if number == 1] == [8, 2, 1]
 
 
 async def test_a_smaller_repeat_learns_what_the_first_try_had_applied() -> None:
-    store = Link(Ticking(), most=1_000_000, lose=2)
-    belt = on(store)
+    backend = SlowBackend(Ticking(), most=1_000_000, lose=2)
+    belt = on(backend)
     sent = [done(n) for n in range(8)]
     for one in sent:
         belt.settle(one)
     await flush(belt)
-    assert [(number, len(batch)) for number, batch in store.calls] == [(1, 8), (1, 2), (1, 1)]
-    assert store.applied == sent
+    assert [(number, len(batch)) for number, batch in backend.calls] == [(1, 8), (1, 2), (1, 1)]
+    assert backend.applied == sent
 
 
 async def test_what_a_smaller_repeat_left_out_keeps_its_place() -> None:
     """Progress before the settlement of its lease; what settled first before what settled since."""
-    store = Link(Ticking(), most=1_500)
-    belt = on(store)
+    backend = SlowBackend(Ticking(), most=1_500)
+    belt = on(backend)
     for n in range(4):
         belt.settle(done(n))
     belt.report_progress(Progressed(lease("9"), 0.5))
@@ -323,25 +325,25 @@ async def test_what_a_smaller_repeat_left_out_keeps_its_place() -> None:
     belt.report_progress(Progressed(lease("9"), 0.6))
     belt.settle(Completed(lease("9")))
     await flush(belt)
-    order = [one.lease.job_id for one in store.applied]
+    order = [one.lease.job_id for one in backend.applied]
     assert [job_id for job_id in order if job_id != "9"] == ["0", "1", "2", "3"]
-    assert isinstance(store.applied[-1], Completed)
+    assert isinstance(backend.applied[-1], Completed)
     assert order[-1] == "9"
 
 
 async def test_it_grows_again_when_exchanges_are_quick() -> None:
-    store = Link(Ticking(), most=1_500)
-    belt = on(store)
+    backend = SlowBackend(Ticking(), most=1_500)
+    belt = on(backend)
     for n in range(8):
         belt.settle(done(n))
     await flush(belt)
-    store.most = 1_000_000
+    backend.most = 1_000_000
     for _ in range(6):
         await belt.exchange(RESERVE_NOTHING)
     for n in range(8):
         belt.settle(done(n))
     await belt.exchange(RESERVE_NOTHING)
-    assert len(store.calls[-1][1]) == 8
+    assert len(backend.calls[-1][1]) == 8
 
 
 async def test_a_request_after_a_failure_asks_for_fewer_bytes() -> None:
@@ -363,31 +365,31 @@ async def test_a_request_after_a_failure_asks_for_fewer_bytes() -> None:
 async def test_a_result_that_does_not_get_through_alone_is_left_behind(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = Link(Ticking(), most=500)
-    belt = on(store, give_up_after=100.0)
-    store.reach = belt._reach
+    backend = SlowBackend(Ticking(), most=500)
+    belt = on(backend, give_up_after=100.0)
+    backend.connectivity = belt._reach
     belt.settle(done(1))
     await flush(belt)
-    assert store.applied == [Completed(lease("1"))]
+    assert backend.applied == [Completed(lease("1"))]
     assert "the result of job 1 is not kept" in caplog.text
 
 
 async def test_an_error_that_does_not_get_through_alone_is_shortened() -> None:
-    store = Link(Ticking(), most=600)
-    belt = on(store, give_up_after=100.0)
-    store.reach = belt._reach
+    backend = SlowBackend(Ticking(), most=600)
+    belt = on(backend, give_up_after=100.0)
+    backend.connectivity = belt._reach
     error = AttemptError(1, "failure", "E", "m" * 600, "t" * 5_000)
     belt.settle(Retried(lease("1"), 1.0, error))
     await flush(belt)
-    assert store.applied == [Retried(lease("1"), 1.0, AttemptError(1, "failure", "E", "m" * 512))]
+    assert backend.applied == [Retried(lease("1"), 1.0, AttemptError(1, "failure", "E", "m" * 512))]
 
 
 async def test_exchanges_that_fail_for_too_long_give_the_session_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Ticking()
-    store = Link(clock, most=-1)
-    belt = on(store, give_up_after=27.0)
+    backend = SlowBackend(clock, most=-1)
+    belt = on(backend, give_up_after=27.0)
     belt.settle(Completed(lease("1")))
     with pytest.raises(SessionLost):
         await belt.exchange(RESERVE_NOTHING)
@@ -397,7 +399,7 @@ async def test_exchanges_that_fail_for_too_long_give_the_session_up(
 
 
 async def test_an_exchange_that_hangs_gives_the_session_up() -> None:
-    class Hanging(Link):
+    class Hanging(SlowBackend):
         async def exchange(
             self,
             session_id: str,
@@ -414,8 +416,8 @@ async def test_an_exchange_that_hangs_gives_the_session_up() -> None:
 
 
 async def test_it_is_full_while_too_much_waits() -> None:
-    store = Link(Ticking(), most=1_000_000)
-    belt = on(store, max_unsettled=3_000)
+    backend = SlowBackend(Ticking(), most=1_000_000)
+    belt = on(backend, max_unsettled=3_000)
     full = []
     for n in range(4):
         belt.settle(done(n))

@@ -90,7 +90,7 @@ async def test_a_new_worker_looks_for_work() -> None:
     assert reasons.find_reason() is ExchangeReason.WORK_POSSIBLE
 
 
-async def test_nothing_to_send_and_no_news_is_no_reason() -> None:
+async def test_without_settlements_and_news_no_exchange_is_sent() -> None:
     assert State().reason is None
 
 
@@ -104,7 +104,7 @@ async def test_what_runs_must_be_able_to_settle_so_there_is_no_long_poll_beside_
     assert state.reason is None
 
 
-async def test_work_is_possible_after_a_hint() -> None:
+async def test_a_notification_means_that_work_is_possible() -> None:
     state = State()
     state.reasons.note_possible_work()
     assert state.reason is ExchangeReason.WORK_POSSIBLE
@@ -117,7 +117,7 @@ async def test_lanes_that_are_not_empty_are_asked_again() -> None:
 
 
 @pytest.mark.parametrize("news", ["hinted", "more", "long poll"])
-async def test_without_room_no_news_is_a_reason(news: str) -> None:
+async def test_without_capacity_news_triggers_no_exchange(news: str) -> None:
     state = State(long_poll=news == "long poll")
     state.reasons.may_have_work, state.reasons.lanes_not_empty = news == "hinted", news == "more"
     assert state.reason is not None
@@ -132,7 +132,7 @@ async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
-async def test_so_is_progress() -> None:
+async def test_progress_is_flushed_at_once_where_few_jobs_are_held() -> None:
     state = State()
     state.completer.report_progress(Progressed(_lease(1), 0.5))
     assert state.reason is ExchangeReason.RESULTS_WAIT
@@ -148,7 +148,7 @@ async def test_while_plenty_is_held_a_batch_fills() -> None:
     assert state.reason is ExchangeReason.BATCH_FULL
 
 
-async def test_with_room_for_a_batch_it_fills_no_longer() -> None:
+async def test_with_capacity_for_a_batch_it_fills_no_longer() -> None:
     state = State()
     state.hold_plenty()
     state.settle()
@@ -211,7 +211,7 @@ async def test_an_exchange_that_asks_for_jobs_takes_up_all_news() -> None:
     ) == (False,) * 3
 
 
-async def test_one_that_only_settles_leaves_news_of_work() -> None:
+async def test_an_exchange_that_only_settles_keeps_the_news_of_work() -> None:
     state = State()
     state.reasons.may_have_work = state.reasons.lanes_not_empty = state.reasons.flush_due = True
     state.reasons.start_exchange(RESERVE_NOTHING)

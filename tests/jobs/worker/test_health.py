@@ -23,7 +23,7 @@ from nimburion.testing import FakeClock
 
 DEADLINE = 10.0
 TTL = 30.0
-SAID = ("backend unreachable", "backend reachable again")
+LOGGED = ("backend unreachable", "backend reachable again")
 
 
 class Unsteady(MemoryBackend):
@@ -33,7 +33,7 @@ class Unsteady(MemoryBackend):
         super().__init__(clock=clock)
         self.clock = clock
         self.refused: dict[str, Exception] = {} if refused is None else refused
-        self.asked = 0
+        self.calls = 0
 
     def new_handle(self) -> Unsteady:
         handle = Unsteady(self.clock, self.refused)
@@ -49,7 +49,7 @@ class Unsteady(MemoryBackend):
         self.refused.clear()
 
     def _check(self, name: str) -> None:
-        self.asked += 1
+        self.calls += 1
         if name in self.refused:
             raise self.refused[name]
 
@@ -84,13 +84,13 @@ class Slow:
     """A handler that waits for its gate, and counts how its runs began and were broken off."""
 
     def __init__(self) -> None:
-        self.gate = asyncio.Event()
+        self.proceed = asyncio.Event()
         self.begun = self.interrupted = 0
 
     async def __call__(self, _: Context, __: bytes) -> None:
         self.begun += 1
         try:
-            await self.gate.wait()
+            await self.proceed.wait()
         except asyncio.CancelledError:
             self.interrupted += 1
             raise
@@ -102,7 +102,7 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> Unsteady:
+def backend(clock: FakeClock) -> Unsteady:
     return Unsteady(clock)
 
 
@@ -112,15 +112,15 @@ async def slow() -> Slow:
 
 
 @pytest.fixture
-async def processor(store: Unsteady, slow: Slow) -> AsyncIterator[Processor]:
+async def processor(backend: Unsteady, slow: Slow) -> AsyncIterator[Processor]:
     """A processor that has not started; its backend is back when it is closed."""
-    processor = Processor(store, clock=store.clock, session_ttl=TTL, grace=0.0)
+    processor = Processor(backend, clock=backend.clock, session_ttl=TTL, grace=0.0)
     processor.register("slow", slow)
     await processor.open()
     yield processor
-    store.come_back()
+    backend.come_back()
     closing = asyncio.create_task(processor.close())
-    await until(store.clock, closing.done)
+    await until(backend.clock, closing.done)
 
 
 async def until(clock: FakeClock, holds: Callable[[], bool], step: float = 0.25) -> None:
@@ -176,29 +176,29 @@ async def test_a_worker_with_all_it_needs_is_ready(
     assert health.seconds_since_answer < 3.0
 
 
-async def test_asking_for_it_asks_nothing_of_the_store(
-    processor: Processor, store: Unsteady
+async def test_reading_the_health_sends_nothing_to_the_backend(
+    processor: Processor, backend: Unsteady
 ) -> None:
     await processor.start()
     await settle()
-    asked = store.asked
+    calls = backend.calls
     on_a_thread = await asyncio.to_thread(processor.health)
     assert on_a_thread == processor.health()
-    assert store.asked == asked
+    assert backend.calls == calls
 
 
-async def test_a_store_that_goes_away_is_told_while_what_runs_goes_on(
-    processor: Processor, store: Unsteady, slow: Slow
+async def test_an_unreachable_backend_is_logged_and_running_jobs_go_on(
+    processor: Processor, backend: Unsteady, slow: Slow
 ) -> None:
     await processor.start()
     await processor.enqueue_raw("slow", b"{}")
-    await until(store.clock, lambda: slow.begun == 1)
+    await until(backend.clock, lambda: slow.begun == 1)
     session = processor.health().session
-    store.go_away()
-    await until(store.clock, states(processor, "unreachable"))
+    backend.go_away()
+    await until(backend.clock, states(processor, "unreachable"))
     first = processor.health()
     assert (first.session, first.running, first.error) == (session, 1, "nobody there")
-    await elapse(store.clock, 10.0)
+    await elapse(backend.clock, 10.0)
     later = processor.health()
     assert (later.session, later.running, slow.interrupted) == (session, 1, 0)
     assert first.seconds_since_answer is not None
@@ -206,65 +206,65 @@ async def test_a_store_that_goes_away_is_told_while_what_runs_goes_on(
     assert later.lease_seconds_left == pytest.approx(first.lease_seconds_left - 10.0)
 
 
-async def test_it_stops_believing_before_the_store_gives_its_jobs_away(
-    processor: Processor, store: Unsteady, slow: Slow
+async def test_a_worker_treats_its_leases_as_expired_before_the_backend_does(
+    processor: Processor, backend: Unsteady, slow: Slow
 ) -> None:
     await processor.start()
     job_id = await processor.enqueue_raw("slow", b"{}")
-    await until(store.clock, lambda: slow.begun == 1)
-    store.go_away()
-    await until(store.clock, lambda: slow.interrupted == 1)
-    [session] = await store.sessions()
+    await until(backend.clock, lambda: slow.begun == 1)
+    backend.go_away()
+    await until(backend.clock, lambda: slow.interrupted == 1)
+    [session] = await backend.sessions()
     assert session.expires_in > 0
-    assert (await store.get(job_id)).session == session.id
+    assert (await backend.get(job_id)).session == session.id
     health = processor.health()
     assert (health.state, health.session, health.running) == ("unreachable", None, 0)
     assert health.lease_seconds_left == 0.0
 
 
-async def test_it_goes_on_by_itself_when_the_store_is_back(
-    processor: Processor, store: Unsteady, slow: Slow
+async def test_it_goes_on_by_itself_when_the_backend_is_back(
+    processor: Processor, backend: Unsteady, slow: Slow
 ) -> None:
     await processor.start()
     job_id = await processor.enqueue_raw("slow", b"{}")
-    await until(store.clock, lambda: slow.begun == 1)
+    await until(backend.clock, lambda: slow.begun == 1)
     before = processor.health().session
-    store.go_away()
-    await elapse(store.clock, 2 * TTL)
-    store.come_back()
-    await until(store.clock, lambda: slow.begun == 2)
-    slow.gate.set()
-    await until(store.clock, states(processor, "ready"))
+    backend.go_away()
+    await elapse(backend.clock, 2 * TTL)
+    backend.come_back()
+    await until(backend.clock, lambda: slow.begun == 2)
+    slow.proceed.set()
+    await until(backend.clock, states(processor, "ready"))
     health = processor.health()
     assert health.session not in (before, None)
     assert (health.error, health.faults) == (None, {})
     await settle()
-    record = await store.get(job_id)
+    record = await backend.get(job_id)
     assert (record.state, record.lost) == (State.COMPLETED, 0)
 
 
 async def test_an_outage_is_two_lines_of_the_log_however_long(
-    processor: Processor, store: Unsteady, caplog: pytest.LogCaptureFixture
+    processor: Processor, backend: Unsteady, caplog: pytest.LogCaptureFixture
 ) -> None:
     await processor.start()
-    await until(store.clock, states(processor, "ready"))
+    await until(backend.clock, states(processor, "ready"))
     caplog.set_level(logging.INFO, "nimburion")
     caplog.clear()
-    store.go_away()
-    await elapse(store.clock, 0.8 * TTL)
-    store.come_back()
-    await until(store.clock, lambda: not processor.health().error)
-    lines = [line for line in caplog.messages if line.startswith(SAID)]
+    backend.go_away()
+    await elapse(backend.clock, 0.8 * TTL)
+    backend.come_back()
+    await until(backend.clock, lambda: not processor.health().error)
+    lines = [line for line in caplog.messages if line.startswith(LOGGED)]
     assert lines[0].startswith("backend unreachable (nobody there); ")
     assert lines[1:] == [lines[-1]]
     assert lines[-1].startswith("backend reachable again after 2")
     assert len(caplog.messages) <= 4, "and one each of the services that were refused"
 
 
-async def test_a_worker_that_finds_no_store_waits_for_it(
-    processor: Processor, store: Unsteady
+async def test_a_worker_without_a_backend_waits_for_it(
+    processor: Processor, backend: Unsteady
 ) -> None:
-    store.go_away()
+    backend.go_away()
     starting = asyncio.create_task(processor.start())
     await settle()
     health = processor.health()
@@ -274,64 +274,64 @@ async def test_a_worker_that_finds_no_store_waits_for_it(
         None,
     )
     assert health.error == "nobody there"
-    store.come_back()
-    await until(store.clock, starting.done)
+    backend.come_back()
+    await until(backend.clock, starting.done)
     assert processor.health().state == "ready"
 
 
-async def test_a_store_that_answers_beats_only_is_degraded(
-    processor: Processor, store: Unsteady
+async def test_a_backend_that_answers_only_heartbeats_is_degraded(
+    processor: Processor, backend: Unsteady
 ) -> None:
     await processor.start()
-    await until(store.clock, states(processor, "ready"))
-    store.refused["exchange"] = BackendFull("no room")
-    await until(store.clock, states(processor, "unreachable"))
-    await until(store.clock, states(processor, "degraded"))
+    await until(backend.clock, states(processor, "ready"))
+    backend.refused["exchange"] = BackendFull("no room")
+    await until(backend.clock, states(processor, "unreachable"))
+    await until(backend.clock, states(processor, "degraded"))
     health = processor.health()
     assert (health.error, health.session is None) == ("no room", False)
-    await elapse(store.clock, TTL)
+    await elapse(backend.clock, TTL)
     assert processor.health().state == "degraded"
     assert processor.health().session != health.session, "it was given up, and another opened"
-    store.go_away()
-    await until(store.clock, states(processor, "unreachable"))
-    store.come_back()
-    await until(store.clock, lambda: not processor.health().error)
+    backend.go_away()
+    await until(backend.clock, states(processor, "unreachable"))
+    backend.come_back()
+    await until(backend.clock, lambda: not processor.health().error)
 
 
 @pytest.mark.parametrize(("refused", "name"), [("rescue", "rescuer"), ("wait", "wakeups")])
 async def test_a_service_that_fails_is_named_until_it_works(
-    refused: str, name: str, processor: Processor, store: Unsteady
+    refused: str, name: str, processor: Processor, backend: Unsteady
 ) -> None:
     await processor.start()
-    store.refused[refused] = BackendUnavailable("not now")
-    await until(store.clock, lambda: bool(processor.health().faults))
+    backend.refused[refused] = BackendUnavailable("not now")
+    await until(backend.clock, lambda: bool(processor.health().faults))
     health = processor.health()
     assert (health.state, health.error, health.faults) == ("degraded", None, {name: "not now"})
-    store.come_back()
-    await until(store.clock, states(processor, "ready"))
+    backend.come_back()
+    await until(backend.clock, states(processor, "ready"))
 
 
-async def test_a_fault_of_the_engine_is_named_until_an_exchange_works(
-    processor: Processor, store: Unsteady
+async def test_an_error_of_the_engine_is_shown_until_an_exchange_works(
+    processor: Processor, backend: Unsteady
 ) -> None:
     await processor.start()
-    store.refused["exchange"] = RuntimeError("a bug")
-    await until(store.clock, lambda: "worker" in processor.health().faults)
+    backend.refused["exchange"] = RuntimeError("a bug")
+    await until(backend.clock, lambda: "worker" in processor.health().faults)
     assert processor.health().faults["worker"] == "a bug"
-    store.come_back()
-    await until(store.clock, states(processor, "ready"))
+    backend.come_back()
+    await until(backend.clock, states(processor, "ready"))
 
 
-async def test_it_says_that_it_stops(processor: Processor, store: Unsteady, slow: Slow) -> None:
+async def test_it_says_that_it_stops(processor: Processor, backend: Unsteady, slow: Slow) -> None:
     await processor.start()
     await processor.enqueue_raw("slow", b"{}")
-    await until(store.clock, lambda: slow.begun == 1)
+    await until(backend.clock, lambda: slow.begun == 1)
     stopping = asyncio.create_task(processor.stop(grace=60.0))
     await settle()
     health = processor.health()
     assert (health.state, health.running) == ("stopping", 1)
-    slow.gate.set()
-    await until(store.clock, stopping.done)
+    slow.proceed.set()
+    await until(backend.clock, stopping.done)
     assert processor.health() == STOPPED
 
 

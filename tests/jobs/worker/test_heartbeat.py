@@ -12,13 +12,13 @@ from nimburion.jobs.worker.heartbeat import Heartbeat
 from nimburion.testing import FakeClock
 
 
-async def test_a_session_that_is_gone_is_not_said_to_be_rescued(
+async def test_a_session_that_is_gone_is_not_reported_as_rescued(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its data may be gone, or an operator closed it: no other worker need have done anything."""
     clock = FakeClock()
     stopping = asyncio.Event()
-    keeper = Heartbeat(
+    heartbeat = Heartbeat(
         MemoryBackend(clock=clock),
         "s1",
         30.0,
@@ -27,7 +27,7 @@ async def test_a_session_that_is_gone_is_not_said_to_be_rescued(
         on_reply=lambda _: None,
         on_end=stopping.set,
     )
-    await asyncio.wait_for(keeper.run(stopping), 10.0)
+    await asyncio.wait_for(heartbeat.run(stopping), 10.0)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
         "session s1 is not known to the backend any more (it expired, or its data is gone); "

@@ -315,7 +315,7 @@ async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) 
 @pytest.mark.parametrize("drained", [False, True])
 def test_a_ctrl_c_inside_a_handler_stops_the_loop_once_it_is_counted(drained: bool) -> None:
     """On a loop whose owner leaves SIGINT to Python; `asyncio.run` cancels the main task."""
-    store = MemoryBackend()
+    backend = MemoryBackend()
 
     async def handler(_: Context, __: bytes) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -328,7 +328,7 @@ def test_a_ctrl_c_inside_a_handler_stops_the_loop_once_it_is_counted(drained: bo
         await processor.start()
         await asyncio.Event().wait()
 
-    processor = Processor(store)
+    processor = Processor(backend)
     processor.register("odd", handler, retry_backoff=600)
     loop = asyncio.new_event_loop()
     try:
@@ -338,7 +338,7 @@ def test_a_ctrl_c_inside_a_handler_stops_the_loop_once_it_is_counted(drained: bo
         main.cancel()
         loop.run_until_complete(asyncio.gather(main, return_exceptions=True))
         loop.run_until_complete(processor.close())
-        record = loop.run_until_complete(store.get("a"))
+        record = loop.run_until_complete(backend.get("a"))
     finally:
         loop.close()
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)

@@ -116,7 +116,7 @@ async def test_drain_with_advance_runs_to_the_very_end(
     assert await processor.pending_count() == 0
 
 
-async def test_due_work_that_nobody_here_knows_is_an_error(processor: Processor) -> None:
+async def test_due_jobs_of_unknown_names_are_an_error(processor: Processor) -> None:
     await processor.enqueue(note.job("known"))
     await processor.enqueue_raw("unknown", b"{}")
     with pytest.raises(NothingRegistered, match="unknown"):
@@ -131,9 +131,9 @@ async def test_what_is_not_due_yet_is_no_error(processor: Processor) -> None:
 
 async def test_process_one_rescues(processor: Processor, clock: FakeClock) -> None:
     job_id = await processor.enqueue(note.job("again"))
-    store = processor.backend
-    await store.open_session(Session(id="dead", ttl=30, names=("note",)))
-    reply = await store.exchange("dead", 1, [], ReserveRequest(1, (Lane("default", "note"),)))
+    backend = processor.backend
+    await backend.open_session(Session(id="dead", ttl=30, names=("note",)))
+    reply = await backend.exchange("dead", 1, [], ReserveRequest(1, (Lane("default", "note"),)))
     assert len(reply.deliveries) == 1
     assert not await processor.process_one()
     clock.advance(31)
@@ -187,8 +187,8 @@ async def test_dead_letters_are_replayed_once(processor: Processor) -> None:
 async def test_queue_priorities_rule_until_age_outweighs_them(clock: FakeClock) -> None:
     ran.clear()
     queues = (QueueSettings("high", 1), QueueSettings("low", 0))
-    store = MemoryBackend(clock=clock)
-    async with Processor(store, clock=clock, queues=queues) as processor:
+    backend = MemoryBackend(clock=clock)
+    async with Processor(backend, clock=clock, queues=queues) as processor:
         processor.register(note)
         await processor.enqueue(note.job("old low"), queue="low")
         clock.advance(121)

@@ -9,18 +9,18 @@ from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.prefetch import LaneSelector
 
 
-def test_a_queue_whose_concurrency_is_used_up_is_not_asked_for() -> None:
+def test_a_queue_at_its_concurrency_is_not_requested() -> None:
     # Asked for, the backend would answer "there is more", and the worker would ask without end.
     settings = Settings(queues=(QueueSettings("capped", concurrency=1), QueueSettings("free")))
     registry = Registry(settings)
     registry.add_raw("work", lambda ctx, data: None)
-    demand = LaneSelector(registry, settings, bytes)
+    selector = LaneSelector(registry, settings, bytes)
     delivery = Delivery(Lease("id", Token(1, bytes(16))), "work", "capped", b"{}")
 
-    demand.occupy_slot(delivery)
-    full = demand.make_request(5, everything=True)
-    demand.free_slot(delivery)
-    again = demand.make_request(5, everything=True)
+    selector.occupy_slot(delivery)
+    full = selector.make_request(5, everything=True)
+    selector.free_slot(delivery)
+    again = selector.make_request(5, everything=True)
 
     assert full.lanes == (Lane("free", "work"),)
     assert again.lanes == (Lane("capped", "work"), Lane("free", "work"))

@@ -36,10 +36,10 @@ class Unanswering(MemoryBackend):
     """Opens no session."""
 
     async def open_session(self, session: Session) -> None:
-        self.asked = True
+        self.called = True
         raise BackendUnavailable("away")
 
-    asked = False
+    called = False
 
 
 class Forgetting(MemoryBackend):
@@ -71,29 +71,29 @@ class ReadOnly(MemoryBackend):
         raise BackendReadOnly("takes no writes")
 
 
-class Gated:
+class Blocked:
     """A handler that says when it runs, and waits."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
-        self.gate = asyncio.Event()
+        self.proceed = asyncio.Event()
 
     async def __call__(self, _: Context, __: bytes) -> None:
         self.began.set()
-        await self.gate.wait()
+        await self.proceed.wait()
 
 
-async def test_a_start_that_failed_says_why_and_can_be_closed() -> None:
+async def test_a_start_that_failed_reports_why_and_can_be_closed() -> None:
     with pytest.raises(BackendReadOnly):
         async with Processor(ReadOnly()) as processor:
             await processor.start()
 
 
-async def test_a_stop_ends_a_start_that_waits_for_its_store() -> None:
-    store = Unanswering()
-    async with asyncio.timeout(DEADLINE), Processor(store) as processor:
+async def test_a_stop_ends_a_start_that_waits_for_its_backend() -> None:
+    backend = Unanswering()
+    async with asyncio.timeout(DEADLINE), Processor(backend) as processor:
         starting = asyncio.create_task(processor.start())
-        while not store.asked:
+        while not backend.called:
             await asyncio.sleep(0)
         await processor.stop()
         with pytest.raises(NotOpen, match="stopped before"):
@@ -101,7 +101,7 @@ async def test_a_stop_ends_a_start_that_waits_for_its_store() -> None:
 
 
 async def test_a_stop_that_was_given_up_goes_on_and_can_be_waited_for_again() -> None:
-    handler = Gated()
+    handler = Blocked()
     processor = Processor(MemoryBackend())
     processor.register("wait", handler)
     async with asyncio.timeout(DEADLINE), processor:
@@ -112,13 +112,13 @@ async def test_a_stop_that_was_given_up_goes_on_and_can_be_waited_for_again() ->
             await asyncio.wait_for(processor.stop(), 0)
         stopping = asyncio.create_task(processor.stop())
         await asyncio.sleep(0)
-        handler.gate.set()
+        handler.proceed.set()
         await stopping
         assert (await processor.get_status(job_id)).state is State.COMPLETED
 
 
 async def test_a_cancelled_run_gives_back_what_it_ran_and_works_no_more() -> None:
-    handler = Gated()
+    handler = Blocked()
     processor = Processor(MemoryBackend())
     processor.register("wait", handler)
     async with asyncio.timeout(DEADLINE), processor:
@@ -150,13 +150,13 @@ async def test_a_stop_from_elsewhere_and_the_run_it_ends_close_the_session_once(
     assert len(closed) == 1
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
-def test_a_processor_left_open_by_one_loop_works_on_the_next(store: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["memory", "sqlite"])
+def test_a_processor_left_open_by_one_loop_works_on_the_next(backend: str, tmp_path: Path) -> None:
     @job
     async def double(n: int) -> int:
         return 2 * n
 
-    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/jobs.db"}[store]
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/jobs.db"}[backend]
     processor = Processor(open_backend(url), session_ttl=1)
     processor.register(double)
 
@@ -176,12 +176,12 @@ def test_no_session_is_kept_alive_for_a_loop_that_was_closed() -> None:
     processor = Processor(MemoryBackend(), session_ttl=1)
     before = set(threading.enumerate())
     asyncio.run(processor.start())
-    for keeper in set(threading.enumerate()) - before:
-        keeper.join(DEADLINE)
-        assert not keeper.is_alive()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
 
 
-def test_a_loop_that_does_not_own_the_processor_is_told_so() -> None:
+def test_a_loop_that_does_not_own_the_processor_gets_an_error() -> None:
     processor = Processor(MemoryBackend())
     asyncio.run(processor.open())
     with pytest.raises(NotOpen, match="another event loop"):
@@ -209,7 +209,7 @@ async def test_middleware_that_would_come_too_late_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("error", "how"), [(SessionLost, "lost"), (OutOfOrder, "closed")])
-async def test_a_session_is_lost_when_an_exchange_is_told_so(
+async def test_an_exchange_that_answers_session_lost_ends_the_session(
     error: type[NimburionError], how: str
 ) -> None:
     processor = Processor(Forgetting(error))

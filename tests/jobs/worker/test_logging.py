@@ -164,7 +164,7 @@ async def test_nothing_of_an_attempt_is_kept_after_it(monkeypatch: pytest.Monkey
 # --- jobs that nobody would run -------------------------------------------------------------------
 
 
-async def test_a_worker_with_nothing_registered_says_what_to_write(
+async def test_a_worker_with_nothing_registered_suggests_what_to_write(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     processor = Processor(MemoryBackend())
@@ -179,9 +179,9 @@ async def test_jobs_that_no_live_worker_would_take_are_warned_of_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
-    store = MemoryBackend(clock=clock)
+    backend = MemoryBackend(clock=clock)
     watches = [
-        UnservedWatch(store, clock, Random(1), partial(str, session)) for session in ("s1", "s2")
+        UnservedWatch(backend, clock, Random(1), partial(str, session)) for session in ("s1", "s2")
     ]
 
     async def lines() -> list[str]:
@@ -190,10 +190,10 @@ async def test_jobs_that_no_live_worker_would_take_are_warned_of_once(
             await watch.tick()
         return [record.getMessage().partition(". ")[0] for record in caplog.records]
 
-    await store.open_session(Session(id="s1", queues=("default",), names=("send",)))
+    await backend.open_session(Session(id="s1", queues=("default",), names=("send",)))
     clock.advance(1.0)
-    await store.open_session(Session(id="s2", queues=("other",), names=("post",)))
-    await store.enqueue(
+    await backend.open_session(Session(id="s2", queues=("other",), names=("post",)))
+    await backend.enqueue(
         [
             NewJob("a", "send", "default", b"{}"),
             NewJob("b", "snd", "default", b"{}"),
@@ -209,18 +209,18 @@ async def test_jobs_that_no_live_worker_would_take_are_warned_of_once(
         "1 job 'send' waits in queue 'mial': no live worker serves this queue",
     ]
     assert await lines() == []
-    await store.enqueue([NewJob("f", "snd", "other", b"{}")])
+    await backend.enqueue([NewJob("f", "snd", "other", b"{}")])
     assert await lines() == [
         "1 job 'snd' waits in queue 'other': no live worker has a handler of this name"
     ]
 
 
-async def test_a_worker_says_which_queues_it_serves() -> None:
+async def test_a_worker_logs_which_queues_it_serves() -> None:
     """Not those that its jobs name by default: what it does not serve is shown as unserved."""
-    store = MemoryBackend()
-    processor = Processor(store, queues=(QueueSettings("mail"),))
+    backend = MemoryBackend()
+    processor = Processor(backend, queues=(QueueSettings("mail"),))
     processor.register("send", raises, queue="default")
     async with processor:
         await processor.start()
-        (session,) = await store.sessions()
+        (session,) = await backend.sessions()
     assert (session.queues, session.names) == (("mail",), ("send",))

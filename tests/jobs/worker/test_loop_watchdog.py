@@ -45,12 +45,12 @@ class SlowReply(MemoryBackend):
 
 def block_until(backend: MemoryBackend, holds: Callable[[dict[str, State]], bool]) -> None:
     """Block this thread until it holds of the states of all jobs."""
-    store = backend.new_handle()
+    handle = backend.new_handle()
     never = threading.Event()
 
     def wait() -> None:
         while True:
-            page = asyncio.run(store.list_jobs())
+            page = asyncio.run(handle.list_jobs())
             if holds({job.id: job.state for job in page.jobs}):
                 return
             never.wait(0.01)
@@ -120,7 +120,7 @@ async def test_jobs_that_have_not_begun_are_given_back_and_counted_nowhere(
     assert counts[State.COMPLETED] == 9
     assert sorted(ran) == ["blocking", *(f"quick-{n}" for n in range(8))]
     assert states == ["degraded"]
-    said = [record.getMessage() for record in caplog.records]
-    assert any("blocked by job blocking (blocking)" in one and "3 jobs" in one for one in said)
-    assert any("the event loop runs again" in one for one in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("blocked by job blocking (blocking)" in one and "3 jobs" in one for one in messages)
+    assert any("the event loop runs again" in one for one in messages)
     assert any("block_until" in (record.stack_info or "") for record in caplog.records)

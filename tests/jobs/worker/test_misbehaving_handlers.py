@@ -84,7 +84,7 @@ async def test_a_reason_to_cancel_is_cleaned_before_it_leaves(reason: Any, kept:
     assert (record.state, record.reason) == (State.CANCELLED, kept)
 
 
-async def test_words_about_progress_and_reasons_are_cut_before_they_leave() -> None:
+async def test_long_messages_and_reasons_are_shortened_before_they_are_sent() -> None:
     async def talk(ctx: Context, _: bytes) -> None:
         ctx.progress(0.5, "\0" + "x" * 100_000)
         raise Cancel("y" * 100_000)

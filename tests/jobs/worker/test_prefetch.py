@@ -37,16 +37,16 @@ class Counting(MemoryBackend):
 
 async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> None:
     clock = FakeClock()
-    store = Counting(clock=clock)
-    processor = Processor(store, clock=clock, concurrency=2, session_ttl=1e6)
+    backend = Counting(clock=clock)
+    processor = Processor(backend, clock=clock, concurrency=2, session_ttl=1e6)
     began = 0
-    gate = asyncio.Semaphore(0)
+    proceed = asyncio.Semaphore(0)
 
     async def handle(_: Context, data: bytes) -> None:
         nonlocal began
         if data == b"long":
             began += 1
-            await gate.acquire()
+            await proceed.acquire()
             clock.advance(1.0)
 
     processor.register("job", handle)
@@ -55,20 +55,20 @@ async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> N
         for _ in range(20):
             await processor.enqueue_raw("job", b"short")
         await processor.start()
-        while (await store.counts())[State.COMPLETED] < 20:
+        while (await backend.counts())[State.COMPLETED] < 20:
             await asyncio.sleep(0)
         for _ in range(50):
             await processor.enqueue_raw("job", b"long")
-        while (await store.counts())[State.PROCESSING] <= 2:
+        while (await backend.counts())[State.PROCESSING] <= 2:
             await asyncio.sleep(0)
-        gate.release()
+        proceed.release()
         while began < 3:
             await asyncio.sleep(0)
-        before = store.exchanges
+        before = backend.exchanges
         for _ in range(100):  # well under the quarter of a second after which a stall is noticed
             await asyncio.sleep(0)
-        assert (await store.counts())[State.PROCESSING] == 2
-        assert store.exchanges - before <= 2
+        assert (await backend.counts())[State.PROCESSING] == 2
+        assert backend.exchanges - before <= 2
 
 
 class Elsewhere(MemoryBackend):
@@ -80,12 +80,12 @@ class Elsewhere(MemoryBackend):
 
 
 @pytest.mark.parametrize("kind", [Elsewhere, MemoryBackend])
-async def test_twice_what_an_exchange_brings_is_held_of_a_store_in_another_process(
+async def test_a_backend_in_another_process_gets_two_exchanges_of_prefetch(
     kind: type[MemoryBackend],
 ) -> None:
     clock = FakeClock()
-    store = kind(clock=clock)
-    processor = Processor(store, clock=clock, concurrency=10, session_ttl=1e6)
+    backend = kind(clock=clock)
+    processor = Processor(backend, clock=clock, concurrency=10, session_ttl=1e6)
     most = 0
 
     async def handle(_: Context, data: bytes) -> None:
@@ -98,7 +98,7 @@ async def test_twice_what_an_exchange_brings_is_held_of_a_store_in_another_proce
         for _ in range(3_000):
             await processor.enqueue_raw("job", b"{}")
         await processor.start()
-        while (await store.counts())[State.COMPLETED] < 3_000:
+        while (await backend.counts())[State.COMPLETED] < 3_000:
             await asyncio.sleep(0)
     assert 400 < most <= 1_000
     assert (most > 500) is (kind is Elsewhere)

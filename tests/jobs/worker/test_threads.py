@@ -22,13 +22,13 @@ async def test_values_and_errors_come_back() -> None:
 
 async def test_no_more_threads_than_needed_and_never_more_than_the_size() -> None:
     threads = HandlerThreads(3, asyncio.get_running_loop())
-    gate = threading.Event()
+    proceed = threading.Event()
     for _ in range(2):
         await threads.start(lambda: None).future
     assert len(threads._threads) == 1
-    calls = [threads.start(gate.wait, 10) for _ in range(9)]
+    calls = [threads.start(proceed.wait, 10) for _ in range(9)]
     assert len(threads._threads) == 3
-    gate.set()
+    proceed.set()
     assert await asyncio.gather(*(call.future for call in calls)) == [True] * 9
     threads.close()
     threads.join()
@@ -43,14 +43,14 @@ async def test_context_variables_travel() -> None:
     threads.close()
 
 
-async def test_a_call_whose_waiter_is_gone_still_tells_when_it_ends() -> None:
+async def test_a_call_whose_waiter_is_gone_still_reports_its_end() -> None:
     threads = HandlerThreads(1, asyncio.get_running_loop())
-    gate, over = threading.Event(), asyncio.Event()
-    call = threads.start(gate.wait, 10)
+    proceed, over = threading.Event(), asyncio.Event()
+    call = threads.start(proceed.wait, 10)
     call.on_finish = over.set
     call.future.cancel()
     finished = [call.finished]
-    gate.set()
+    proceed.set()
     await asyncio.wait_for(over.wait(), 10)
     finished.append(call.finished)
     assert finished == [False, True]

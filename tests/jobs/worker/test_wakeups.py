@@ -20,28 +20,28 @@ class Timed(MemoryBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rings = True
-        self.asked: list[float] = []
+        self.notifies = True
+        self.waits: list[float] = []
 
     @property
     def capabilities(self) -> Capabilities:
-        return msgspec.structs.replace(super().capabilities, notifies=self.rings)
+        return msgspec.structs.replace(super().capabilities, notifies=self.notifies)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        self.asked.append(timeout)
+        self.waits.append(timeout)
 
 
-@pytest.mark.parametrize(("rings", "seconds"), [(True, 2.0), (False, 1.0)])
-async def test_an_idle_worker_looks_each_second_where_nothing_rings(
-    rings: bool, seconds: float
+@pytest.mark.parametrize(("notifies", "seconds"), [(True, 2.0), (False, 1.0)])
+async def test_an_idle_worker_polls_each_second_without_notifications(
+    notifies: bool, seconds: float
 ) -> None:
-    store, clock = Timed(), FakeClock()
-    hints = WakeupListener(store, ("q",), clock, lambda: None)
-    store.rings = rings
-    hints.note_reply(Reply([], [], [], None, clock.now()), found=False)
-    await hints.start()
-    hints.resume()
-    while not store.asked:
+    backend, clock = Timed(), FakeClock()
+    listener = WakeupListener(backend, ("q",), clock, lambda: None)
+    backend.notifies = notifies
+    listener.note_reply(Reply([], [], [], None, clock.now()), found=False)
+    await listener.start()
+    listener.resume()
+    while not backend.waits:
         await wait_for_first(clock.sleep(0))
-    await hints.stop()
-    assert store.asked[0] == seconds
+    await listener.stop()
+    assert backend.waits[0] == seconds

@@ -70,14 +70,14 @@ async def test_jobs_of_both_colours_complete_with_their_results(make: Make) -> N
 
 async def test_never_more_at_once_than_the_concurrency(make: Make) -> None:
     running = most = 0
-    gate = asyncio.Event()
+    proceed = asyncio.Event()
 
     @job
     async def count() -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await gate.wait()
+        await proceed.wait()
         running -= 1
 
     processor = make(count, concurrency=4)
@@ -87,7 +87,7 @@ async def test_never_more_at_once_than_the_concurrency(make: Make) -> None:
     async with asyncio.timeout(DEADLINE):
         while running < 4:
             await asyncio.sleep(0)
-    gate.set()
+    proceed.set()
     for job_id in ids:
         assert (await ended(processor, job_id)).state is State.COMPLETED
     assert most == 4
@@ -156,15 +156,15 @@ async def test_a_coroutine_that_overruns_its_timeout_fails(make: Make) -> None:
 
 
 async def test_a_thread_that_overruns_keeps_its_slot_until_it_returns(make: Make) -> None:
-    gate = threading.Event()
+    proceed = threading.Event()
 
     @job(timeout=0.01, max_retries=0)
     def hang() -> None:
-        gate.wait(DEADLINE)
+        proceed.wait(DEADLINE)
 
     @job
     async def other() -> None:
-        assert gate.is_set()
+        assert proceed.is_set()
 
     processor = make(hang, other, concurrency=1)
     await processor.start()
@@ -173,18 +173,18 @@ async def test_a_thread_that_overruns_keeps_its_slot_until_it_returns(make: Make
     assert record.error.kind == "timeout"
     waiting = await processor.enqueue(other.job())
     record = await reaches(processor, waiting, lambda r: r.state is State.PENDING)
-    gate.set()
+    proceed.set()
     record = await ended(processor, waiting)
     assert (record.state, record.failures) == (State.COMPLETED, 0)
 
 
 async def test_stop_lets_running_jobs_finish_and_hands_back_the_rest(make: Make) -> None:
-    started, gate = asyncio.Event(), asyncio.Event()
+    started, proceed = asyncio.Event(), asyncio.Event()
 
     @job
     async def slow() -> None:
         started.set()
-        await gate.wait()
+        await proceed.wait()
 
     processor = make(slow, concurrency=1)
     await processor.start()
@@ -193,7 +193,7 @@ async def test_stop_lets_running_jobs_finish_and_hands_back_the_rest(make: Make)
     second = await processor.enqueue(slow.job())
     stopping = asyncio.create_task(processor.stop(grace=DEADLINE))
     await asyncio.sleep(0)
-    gate.set()
+    proceed.set()
     await stopping
     records = [await processor.backend.get(job_id) for job_id in (first, second)]
     assert [r.state for r in records] == [State.COMPLETED, State.PENDING]
@@ -218,19 +218,19 @@ async def test_stop_interrupts_after_the_grace_and_counts_nothing(make: Make) ->
 
 
 async def test_a_thread_that_still_runs_at_stop_is_never_marked_done(make: Make) -> None:
-    started, gate = threading.Event(), threading.Event()
+    started, proceed = threading.Event(), threading.Event()
 
     @job
     def stubborn() -> None:
         started.set()
-        gate.wait(DEADLINE)
+        proceed.wait(DEADLINE)
 
     processor = make(stubborn)
     await processor.start()
     job_id = await processor.enqueue(stubborn.job())
     await asyncio.to_thread(started.wait, DEADLINE)
     await processor.stop(grace=0.01)
-    gate.set()
+    proceed.set()
     record = await processor.backend.get(job_id)
     [session] = await processor.backend.sessions()
     assert (record.state, session.left, session.running) == (State.PROCESSING, True, 1)
@@ -271,12 +271,12 @@ async def test_a_thread_can_poll_for_its_cancellation(make: Make) -> None:
 
 
 async def test_progress_is_seen_while_the_job_runs(make: Make) -> None:
-    gate = asyncio.Event()
+    proceed = asyncio.Event()
 
     @job
     async def work(ctx: Context) -> None:
         ctx.progress(0.4, "counting")
-        await gate.wait()
+        await proceed.wait()
 
     processor = make(work)
     await processor.start()
@@ -284,7 +284,7 @@ async def test_progress_is_seen_while_the_job_runs(make: Make) -> None:
     record = await reaches(processor, job_id, lambda r: r.progress is not None)
     assert record.progress is not None
     assert (record.progress.fraction, record.progress.message) == (0.4, "counting")
-    gate.set()
+    proceed.set()
     await ended(processor, job_id)
 
 
@@ -292,13 +292,13 @@ async def test_unknown_names_wait_for_a_worker_that_knows_them(make: Make) -> No
     @job
     async def known() -> None: ...
 
-    store = MemoryBackend()
-    first = make(known, backend=store)
+    backend = MemoryBackend()
+    first = make(known, backend=backend)
     await first.start()
     unknown = await first.enqueue_raw("unknown", b"{}")
     await ended(first, await first.enqueue(known.job()))
-    assert (await store.get(unknown)).state is State.PENDING
-    second = make(backend=store)
+    assert (await backend.get(unknown)).state is State.PENDING
+    second = make(backend=backend)
     second.register("unknown", lambda ctx, data: None)
     await second.start()
     assert (await ended(second, unknown)).state is State.COMPLETED
@@ -328,13 +328,13 @@ async def test_a_suspect_runs_alone(make: Make) -> None:
             together.append(running)
         running -= 1
 
-    store = MemoryBackend()
-    processor = make(count, backend=store, concurrency=8)
+    backend = MemoryBackend()
+    processor = make(count, backend=backend, concurrency=8)
     await processor.open()
     suspect = await processor.enqueue(count.job(suspect=True))
     for _ in range(2):
-        await lose(store, "count")
-    assert (await store.get(suspect)).lost == 2
+        await lose(backend, "count")
+    assert (await backend.get(suspect)).lost == 2
     others = await processor.enqueue_many([count.job(suspect=False) for _ in range(40)])
     await processor.start()
     for job_id in (suspect, *others):
@@ -342,18 +342,18 @@ async def test_a_suspect_runs_alone(make: Make) -> None:
     assert together == [1]
 
 
-async def lose(store: MemoryBackend, name: str) -> None:
+async def lose(backend: MemoryBackend, name: str) -> None:
     """Let a worker reserve one job and die."""
     from nimburion.core.exchange import Lane, ReserveRequest
     from nimburion.core.ids import make_session_id
     from nimburion.core.session import Session
 
     session = Session(id=make_session_id(), ttl=0.0, names=(name,))
-    await store.open_session(session)
+    await backend.open_session(session)
     want = ReserveRequest(1, (Lane("default", name),))
-    assert (await store.exchange(session.id, 1, [], want)).deliveries
+    assert (await backend.exchange(session.id, 1, [], want)).deliveries
     async with asyncio.timeout(DEADLINE):
-        while not (await store.rescue(10, max_lost=3)).returned:
+        while not (await backend.rescue(10, max_lost=3)).returned:
             await asyncio.sleep(0)
 
 
@@ -371,7 +371,7 @@ async def test_start_and_stop_may_be_repeated(make: Make) -> None:
     assert await processor.backend.sessions() == []
 
 
-async def test_thousands_run_without_loss(make: Make) -> None:
+async def test_thousands_of_jobs_run_once_each(make: Make) -> None:
     ran: list[int] = []
 
     @job

@@ -50,41 +50,43 @@ class Payloads:
     """Bytes come back as they went in."""
 
     @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
-    async def test_a_payload_comes_back_byte_for_byte(self, stage: Harness, payload: bytes) -> None:
+    async def test_a_payload_comes_back_byte_for_byte(
+        self, harness: Harness, payload: bytes
+    ) -> None:
         """To its worker, to readers, and from the dead letters."""
-        await stage.put(stage.job("a", payload=payload))
-        worker = await stage.worker()
+        await harness.put(harness.job("a", payload=payload))
+        worker = await harness.worker()
         delivery = await worker.take_one()
         assert delivery.payload == payload
         await worker.settle(Failed(delivery.lease, "unreadable", OOPS))
-        assert (await stage.store.get("a")).payload == payload
-        assert (await stage.store.list_jobs(payloads=True)).jobs[0].payload == payload
+        assert (await harness.backend.get("a")).payload == payload
+        assert (await harness.backend.list_jobs(payloads=True)).jobs[0].payload == payload
 
     @pytest.mark.parametrize(
         "result",
         [b"null", b'"\\u0000"', '"ß🚂"'.encode(), b'"' + b"r" * (LIMITS.result - 2) + b'"'],
     )
-    async def test_a_result_comes_back_byte_for_byte(self, stage: Harness, result: bytes) -> None:
-        await stage.add("a", "b", "c")
-        worker = await stage.worker()
+    async def test_a_result_comes_back_byte_for_byte(self, harness: Harness, result: bytes) -> None:
+        await harness.add("a", "b", "c")
+        worker = await harness.worker()
         one, two, three = [delivery.lease for delivery in await worker.take(3)]
         await worker.settle(Completed(one, b"1"), Completed(two, result), Completed(three))
-        found = [(await stage.store.get(job_id)).result for job_id in ("a", "b", "c")]
+        found = [(await harness.backend.get(job_id)).result for job_id in ("a", "b", "c")]
         assert found == [b"1", result, None]
 
-    async def test_the_longest_error_text_is_kept(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_the_longest_error_text_is_kept(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         error = AttemptError(1, "failure", "E" * 200, "m" * 1_000, "t" * LIMITS.error)
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, error))
-        (kept,) = (await stage.store.get("a")).history
-        assert kept == replace(error, at=stage.clock.now())
+        (kept,) = (await harness.backend.get("a")).history
+        assert kept == replace(error, at=harness.clock.now())
 
-    async def test_many_large_jobs_are_handed_out_in_the_end(self, stage: Harness) -> None:
+    async def test_many_large_jobs_are_handed_out_in_the_end(self, harness: Harness) -> None:
         """A backend may hand out less than asked for, but at least one, and says what waits."""
         large = b"x" * LIMITS.payload
-        await stage.store.enqueue([stage.job(f"{n}", payload=large) for n in range(20)])
-        worker = await stage.worker()
+        await harness.backend.enqueue([harness.job(f"{n}", payload=large) for n in range(20)])
+        worker = await harness.worker()
         taken: list[str] = []
         while len(taken) < 20:
             reply = await worker.exchange(want=worker.want(20))
@@ -97,70 +99,78 @@ class Payloads:
 class Names:
     """Names, ids and numbers at the bounds of SPEC §4."""
 
-    async def test_the_longest_names(self, stage: Harness) -> None:
+    async def test_the_longest_names(self, harness: Harness) -> None:
         options = JobOptions(unique_key=LONGEST, tenant=LONGEST, correlation_id=LONGEST)
-        job = stage.job(LONGEST, name=LONGEST, queue=LONGEST, options=options)
-        await stage.put(job)
-        worker = await stage.worker(names=(LONGEST,), queues=(LONGEST,), limits={LONGEST: 1})
+        job = harness.job(LONGEST, name=LONGEST, queue=LONGEST, options=options)
+        await harness.put(job)
+        worker = await harness.worker(names=(LONGEST,), queues=(LONGEST,), limits={LONGEST: 1})
         delivery = await worker.take_one()
         assert (delivery.lease.job_id, delivery.name, delivery.queue) == (LONGEST,) * 3
         assert delivery.options == options
         assert await worker.settle(Completed(delivery.lease)) == [Settled.DONE]
 
-    async def test_every_character_that_a_name_may_have(self, stage: Harness) -> None:
+    async def test_every_character_that_a_name_may_have(self, harness: Harness) -> None:
         name = EVERY_CHARACTER
-        await stage.put(stage.job(name, name=name, queue=name, options=JobOptions(unique_key=name)))
-        worker = await stage.worker(names=(name,), queues=(name,))
+        await harness.put(
+            harness.job(name, name=name, queue=name, options=JobOptions(unique_key=name))
+        )
+        worker = await harness.worker(names=(name,), queues=(name,))
         assert (await worker.take_one()).lease.job_id == name
-        await stage.store.pause(name, paused=True)
-        assert [queue.name for queue in await stage.store.queues()] == [name]
+        await harness.backend.pause(name, paused=True)
+        assert [queue.name for queue in await harness.backend.queues()] == [name]
 
-    async def test_upper_and_lower_case_are_two(self, stage: Harness) -> None:
-        await stage.put(stage.job("a", name="mail", queue="q", options=JobOptions(unique_key="k")))
-        await stage.put(stage.job("A", name="mail", queue="Q", options=JobOptions(unique_key="K")))
-        await stage.put(stage.job("b", name="Mail", queue="q", options=JobOptions(unique_key="k")))
-        worker = await stage.worker(names=("Mail",), queues=("q",))
+    async def test_upper_and_lower_case_are_two(self, harness: Harness) -> None:
+        await harness.put(
+            harness.job("a", name="mail", queue="q", options=JobOptions(unique_key="k"))
+        )
+        await harness.put(
+            harness.job("A", name="mail", queue="Q", options=JobOptions(unique_key="K"))
+        )
+        await harness.put(
+            harness.job("b", name="Mail", queue="q", options=JobOptions(unique_key="k"))
+        )
+        worker = await harness.worker(names=("Mail",), queues=("q",))
         assert ids(await worker.take(5)) == ["b"]
-        assert [queue.name for queue in await stage.store.queues()] == ["Q", "q"]
+        assert [queue.name for queue in await harness.backend.queues()] == ["Q", "q"]
 
-    async def test_a_queue_and_a_name_do_not_run_into_each_other(self, stage: Harness) -> None:
+    async def test_a_queue_and_a_name_do_not_run_into_each_other(self, harness: Harness) -> None:
         """Whatever a backend joins them with may occur in them."""
-        await stage.put(stage.job("1", queue="a:b", name="c"))
-        await stage.put(stage.job("2", queue="a", name="b:c"))
-        await stage.put(stage.job("3", queue="a.b", name="c"))
-        worker = await stage.worker()
+        await harness.put(harness.job("1", queue="a:b", name="c"))
+        await harness.put(harness.job("2", queue="a", name="b:c"))
+        await harness.put(harness.job("3", queue="a.b", name="c"))
+        worker = await harness.worker()
         assert ids(await worker.take(5, lanes=(Lane("a", "b:c"),))) == ["2"]
         assert ids(await worker.take(5, lanes=(Lane("a:b", "c"),))) == ["1"]
         assert ids(await worker.take(5, lanes=(Lane("a.b", "c"),))) == ["3"]
 
-    async def test_a_name_and_a_key_do_not_run_into_each_other(self, stage: Harness) -> None:
-        await stage.put(stage.job(name="a:b", options=JobOptions(unique_key="c")))
-        await stage.put(stage.job(name="a", options=JobOptions(unique_key="b:c")))
-        await stage.put(stage.job(name="a.b", options=JobOptions(unique_key="c")))
+    async def test_a_name_and_a_key_do_not_run_into_each_other(self, harness: Harness) -> None:
+        await harness.put(harness.job(name="a:b", options=JobOptions(unique_key="c")))
+        await harness.put(harness.job(name="a", options=JobOptions(unique_key="b:c")))
+        await harness.put(harness.job(name="a.b", options=JobOptions(unique_key="c")))
 
     @pytest.mark.parametrize("priority", range(10))
-    async def test_every_priority_is_kept(self, stage: Harness, priority: int) -> None:
-        await stage.put(stage.job("a", priority=priority))
-        assert (await stage.store.get("a")).priority == priority
-        assert (await (await stage.worker()).take_one()).priority == priority
+    async def test_every_priority_is_kept(self, harness: Harness, priority: int) -> None:
+        await harness.put(harness.job("a", priority=priority))
+        assert (await harness.backend.get("a")).priority == priority
+        assert (await (await harness.worker()).take_one()).priority == priority
 
-    async def test_epoch_zero_is_a_time(self, stage: Harness) -> None:
-        await stage.put(stage.job("a", at=0.0))
-        await stage.add("b")
-        assert (await stage.store.get("a")).due == 0.0
-        taken = await (await stage.worker()).take(5, ageing=60.0)
+    async def test_epoch_zero_is_a_time(self, harness: Harness) -> None:
+        await harness.put(harness.job("a", at=0.0))
+        await harness.add("b")
+        assert (await harness.backend.get("a")).due == 0.0
+        taken = await (await harness.worker()).take(5, ageing=60.0)
         assert [(one.lease.job_id, one.due) for one in taken] == [
             ("a", 0.0),
-            ("b", stage.clock.now()),
+            ("b", harness.clock.now()),
         ]
 
-    async def test_times_that_differ_by_a_microsecond_are_in_order(self, stage: Harness) -> None:
-        now = stage.clock.now()
-        await stage.put(stage.job("later", at=now - 0.000_010))
-        await stage.put(stage.job("sooner", at=now - 0.000_012))
-        assert ids(await (await stage.worker()).take(5)) == ["sooner", "later"]
+    async def test_times_that_differ_by_a_microsecond_are_in_order(self, harness: Harness) -> None:
+        now = harness.clock.now()
+        await harness.put(harness.job("later", at=now - 0.000_010))
+        await harness.put(harness.job("sooner", at=now - 0.000_012))
+        assert ids(await (await harness.worker()).take(5)) == ["sooner", "later"]
 
-    async def test_options_of_every_kind_of_value(self, stage: Harness) -> None:
+    async def test_options_of_every_kind_of_value(self, harness: Harness) -> None:
         options = JobOptions(
             headers={"": "", "a b": "c\td", "ключ": "🚂", "q'\"": "\\"},
             max_retries=0,
@@ -168,67 +178,67 @@ class Names:
             unique_key="k",
             unique_for=0.5,
         )
-        await stage.put(stage.job("a", options=options))
-        assert (await stage.store.get("a")).options == options
-        assert (await (await stage.worker()).take_one()).options == options
+        await harness.put(harness.job("a", options=options))
+        assert (await harness.backend.get("a")).options == options
+        assert (await (await harness.worker()).take_one()).options == options
 
 
 class Sizes:
     """Large calls."""
 
-    async def test_ten_thousand_jobs_in_one_call(self, stage: Harness) -> None:
-        jobs = [stage.job(f"{n}", name=("mail", "post")[n % 2]) for n in range(LIMITS.batch)]
-        results = await stage.store.enqueue(jobs)
+    async def test_ten_thousand_jobs_in_one_call(self, harness: Harness) -> None:
+        jobs = [harness.job(f"{n}", name=("mail", "post")[n % 2]) for n in range(LIMITS.batch)]
+        results = await harness.backend.enqueue(jobs)
         assert [one.id for one in results] == [job.id for job in jobs]
         assert {one.outcome for one in results} == {"created"}
-        assert (await stage.store.counts())[State.PENDING] == LIMITS.batch
-        assert {one.outcome for one in await stage.store.enqueue(jobs)} == {"exists"}
+        assert (await harness.backend.counts())[State.PENDING] == LIMITS.batch
+        assert {one.outcome for one in await harness.backend.enqueue(jobs)} == {"exists"}
 
-    async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, stage: Harness) -> None:
+    async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, harness: Harness) -> None:
         """Whole or not at all; or, where a backend says so, in slices of `atomic_batch`."""
-        count = stage.store.capabilities.atomic_batch or LIMITS.batch
-        await stage.add("bad")
-        jobs = [stage.job(f"{n}") for n in range(count - 1)]
-        results = await stage.store.enqueue([*jobs, stage.job("bad", payload=b"[]")])
+        count = harness.backend.capabilities.atomic_batch or LIMITS.batch
+        await harness.add("bad")
+        jobs = [harness.job(f"{n}") for n in range(count - 1)]
+        results = await harness.backend.enqueue([*jobs, harness.job("bad", payload=b"[]")])
         assert {one.outcome for one in results[:-1]} == {"refused"}
         assert results[-1].outcome == "conflict"
-        assert sum((await stage.store.counts()).values()) == 1
+        assert sum((await harness.backend.counts()).values()) == 1
 
-    async def test_two_hundred_lanes_in_one_request(self, stage: Harness) -> None:
+    async def test_two_hundred_lanes_in_one_request(self, harness: Harness) -> None:
         names = tuple(f"name-{n}" for n in range(40))
         queues = tuple(f"queue-{n}" for n in range(5))
-        jobs = [stage.job(name=name, queue=queue) for name in names for queue in queues]
-        await stage.store.enqueue(jobs)
-        worker = await stage.worker(names=names, queues=queues)
+        jobs = [harness.job(name=name, queue=queue) for name in names for queue in queues]
+        await harness.backend.enqueue(jobs)
+        worker = await harness.worker(names=names, queues=queues)
         assert ids(await worker.take(500)) == [job.id for job in jobs]
 
-    async def test_five_hundred_jobs_in_one_reply(self, stage: Harness) -> None:
-        jobs = [stage.job() for _ in range(700)]
-        await stage.store.enqueue(jobs)
-        worker = await stage.worker()
+    async def test_five_hundred_jobs_in_one_reply(self, harness: Harness) -> None:
+        jobs = [harness.job() for _ in range(700)]
+        await harness.backend.enqueue(jobs)
+        worker = await harness.worker()
         assert ids(await worker.take(500)) == [job.id for job in jobs[:500]]
         assert len(await worker.take(500)) == 200
 
-    async def test_ten_thousand_jobs_in_one_reply(self, stage: Harness) -> None:
-        jobs = [stage.job() for _ in range(10_000)]
-        await stage.store.enqueue(jobs)
-        worker = await stage.worker()
+    async def test_ten_thousand_jobs_in_one_reply(self, harness: Harness) -> None:
+        jobs = [harness.job() for _ in range(10_000)]
+        await harness.backend.enqueue(jobs)
+        worker = await harness.worker()
         for settlement in (Released, Completed):
             taken = await worker.take(10_000)
             assert ids(taken) == [job.id for job in jobs]
             done = await worker.settle(*(settlement(delivery.lease) for delivery in taken))
             assert done == [Settled.DONE] * len(jobs)
 
-    async def test_a_long_history_is_kept_whole(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_long_history_is_kept_whole(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         reply = await worker.exchange(want=worker.want(1))
         for n in range(1, 101):
             error = AttemptError(n, "failure", "ValueError", f"try {n}")
             reply = await worker.exchange(
                 Retried(reply.deliveries[0].lease, 0.0, error), want=worker.want(1)
             )
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert [error.message for error in record.history] == [f"try {n}" for n in range(1, 101)]
 
 
@@ -237,9 +247,9 @@ class Unstorables:
 
     @pytest.mark.parametrize("text", UNUSUAL_TEXT.values(), ids=UNUSUAL_TEXT.keys())
     @pytest.mark.parametrize("where", ["message", "traceback", "reason", "progress", "cancelled"])
-    async def test_text_is_kept_or_refused(self, stage: Harness, where: str, text: str) -> None:
-        await stage.add("a", "b")
-        worker = await stage.worker()
+    async def test_text_is_kept_or_refused(self, harness: Harness, where: str, text: str) -> None:
+        await harness.add("a", "b")
+        worker = await harness.worker()
         good, odd = [delivery.lease for delivery in await worker.take(2)]
         settlements: dict[str, Settlement] = {
             "message": Retried(odd, 0.0, replace(OOPS, message=text)),
@@ -248,58 +258,60 @@ class Unstorables:
             "progress": Progressed(odd, 0.5, text),
             "cancelled": Cancelled(odd, text),
         }
-        if await self._refused(stage, worker, Completed(good), settlements[where]):
+        if await self._refused(harness, worker, Completed(good), settlements[where]):
             return
-        record = await stage.store.get("b")
+        record = await harness.backend.get("b")
         errors = [(error.message, error.traceback) for error in record.history]
-        said = {
+        stored = {
             "message": errors == [(text, OOPS.traceback)],
             "traceback": errors == [(OOPS.message, text)],
             "reason": record.reason == text,
             "progress": record.progress is not None and record.progress.message == text,
             "cancelled": record.reason == text,
         }
-        assert said[where]
+        assert stored[where]
 
     @pytest.mark.parametrize("delay", [float("inf"), float("nan"), 1e300], ids=repr)
     @pytest.mark.parametrize("how", ["retried", "snoozed"])
     async def test_a_delay_that_is_no_time_is_refused(
-        self, stage: Harness, how: str, delay: float
+        self, harness: Harness, how: str, delay: float
     ) -> None:
-        await stage.add("a", "b")
-        worker = await stage.worker()
+        await harness.add("a", "b")
+        worker = await harness.worker()
         good, odd = [delivery.lease for delivery in await worker.take(2)]
         late = Retried(odd, delay, OOPS) if how == "retried" else Released(odd, delay)
-        assert await self._refused(stage, worker, Completed(good), late)
+        assert await self._refused(harness, worker, Completed(good), late)
 
-    async def _refused(self, stage: Harness, worker: HandDrivenWorker, *batch: Settlement) -> bool:
+    async def _refused(
+        self, harness: Harness, worker: HandDrivenWorker, *batch: Settlement
+    ) -> bool:
         """Return whether the backend rejects the call. A rejected call applies nothing and does
         not use its exchange number."""
-        before = (await stage.store.list_jobs(payloads=True)).jobs
+        before = (await harness.backend.list_jobs(payloads=True)).jobs
         number = worker.number + 1
         try:
-            reply = await stage.store.exchange(worker.id, number, batch, worker.want(0))
+            reply = await harness.backend.exchange(worker.id, number, batch, worker.want(0))
         except Unstorable:
-            assert (await stage.store.list_jobs(payloads=True)).jobs == before
+            assert (await harness.backend.list_jobs(payloads=True)).jobs == before
             assert await worker.settle(batch[0]) == [Settled.DONE]
             return True
         assert reply.results == [Settled.DONE] * len(batch)
         return False
 
     @pytest.mark.parametrize("text", UNUSUAL_TEXT.values(), ids=UNUSUAL_TEXT.keys())
-    async def test_a_job_is_kept_or_refused(self, stage: Harness, text: str) -> None:
-        job = stage.job("odd", options=JobOptions(headers={"a": text}))
+    async def test_a_job_is_kept_or_refused(self, harness: Harness, text: str) -> None:
+        job = harness.job("odd", options=JobOptions(headers={"a": text}))
         try:
-            await stage.store.enqueue([stage.job("good"), job])
+            await harness.backend.enqueue([harness.job("good"), job])
         except Unstorable:
-            assert sum((await stage.store.counts()).values()) == 0
+            assert sum((await harness.backend.counts()).values()) == 0
             return
-        assert (await stage.store.get("odd")).options == job.options
-        assert await stage.state("good") is State.PENDING
+        assert (await harness.backend.get("odd")).options == job.options
+        assert await harness.state("good") is State.PENDING
 
     @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300], ids=repr)
-    async def test_a_due_time_that_is_no_time_is_refused(self, stage: Harness, at: float) -> None:
-        for job in (stage.job("odd", at=at), stage.job("odd", after=at)):
+    async def test_a_due_time_that_is_no_time_is_refused(self, harness: Harness, at: float) -> None:
+        for job in (harness.job("odd", at=at), harness.job("odd", after=at)):
             with pytest.raises(Unstorable):
-                await stage.store.enqueue([stage.job("good"), job])
-            assert sum((await stage.store.counts()).values()) == 0
+                await harness.backend.enqueue([harness.job("good"), job])
+            assert sum((await harness.backend.counts()).values()) == 0

@@ -34,147 +34,153 @@ AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
 }
 
 
-async def wanted(stage: Harness) -> tuple[HandDrivenWorker, Lease]:
+async def wanted(harness: Harness) -> tuple[HandDrivenWorker, Lease]:
     """Return a running job `a` whose cancel was requested, with its worker."""
-    await stage.add("a")
-    worker = await stage.worker()
+    await harness.add("a")
+    worker = await harness.worker()
     lease = (await worker.take_one()).lease
-    assert await stage.store.cancel("a") == "requested"
+    assert await harness.backend.cancel("a") == "requested"
     return worker, lease
 
 
 class Cancelling:
     """`cancel`."""
 
-    async def test_an_unknown_job_is_not_found(self, stage: Harness) -> None:
+    async def test_an_unknown_job_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await stage.store.cancel("nobody")
+            await harness.backend.cancel("nobody")
         assert caught.value.job_id == "nobody"
 
-    async def test_a_waiting_job_ends_at_once(self, stage: Harness) -> None:
-        await stage.add("a")
-        stage.clock.advance(1.0)
-        assert await stage.store.cancel("a") is Cancellation.CANCELLED
-        record = await stage.store.get("a")
+    async def test_a_waiting_job_ends_at_once(self, harness: Harness) -> None:
+        await harness.add("a")
+        harness.clock.advance(1.0)
+        assert await harness.backend.cancel("a") is Cancellation.CANCELLED
+        record = await harness.backend.get("a")
         assert (record.state, record.payload) == (State.CANCELLED, None)
-        assert (record.finished_at, record.started_at) == (stage.clock.now(), None)
-        assert await (await stage.worker()).take() == []
+        assert (record.finished_at, record.started_at) == (harness.clock.now(), None)
+        assert await (await harness.worker()).take() == []
 
-    async def test_cancelling_one_leaves_its_neighbours(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c")
-        await stage.store.cancel("b")
-        taken = await (await stage.worker()).take(5)
+    async def test_cancelling_one_leaves_its_neighbours(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c")
+        await harness.backend.cancel("b")
+        taken = await (await harness.worker()).take(5)
         assert [delivery.lease.job_id for delivery in taken] == ["a", "c"]
 
-    async def test_a_running_job_is_asked_through_its_worker(self, stage: Harness) -> None:
-        await stage.add("a", "b")
-        worker = await stage.worker()
+    async def test_a_running_job_is_cancelled_through_its_worker(self, harness: Harness) -> None:
+        await harness.add("a", "b")
+        worker = await harness.worker()
         first, _ = await worker.take(2)
-        assert await stage.store.cancel("a") is Cancellation.REQUESTED
-        record = await stage.store.get("a")
+        assert await harness.backend.cancel("a") is Cancellation.REQUESTED
+        record = await harness.backend.get("a")
         assert (record.state, record.cancel_requested) == (State.PROCESSING, True)
-        assert (await worker.beat()).cancel == [first.lease]
+        assert (await worker.heartbeat()).cancel == [first.lease]
 
-    async def test_asking_twice_asks_once(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_cancel_requested_twice_is_listed_once(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.take_one()
-        assert await stage.store.cancel("a") is Cancellation.REQUESTED
-        assert await stage.store.cancel("a") is Cancellation.REQUESTED
-        assert len((await worker.beat()).cancel) == 1
+        assert await harness.backend.cancel("a") is Cancellation.REQUESTED
+        assert await harness.backend.cancel("a") is Cancellation.REQUESTED
+        assert len((await worker.heartbeat()).cancel) == 1
 
-    async def test_every_beat_asks_until_the_lease_ends(self, stage: Harness) -> None:
+    async def test_every_heartbeat_lists_the_cancel_until_the_lease_ends(
+        self, harness: Harness
+    ) -> None:
         """A worker that missed the first order hears the next."""
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await stage.store.cancel("a")
-        assert (await worker.beat()).cancel == (await worker.beat()).cancel == [lease]
+        await harness.backend.cancel("a")
+        assert (await worker.heartbeat()).cancel == (await worker.heartbeat()).cancel == [lease]
         await worker.settle(Cancelled(lease))
-        assert (await worker.beat()).cancel == []
+        assert (await worker.heartbeat()).cancel == []
 
-    async def test_only_the_worker_that_holds_it_is_asked(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker, other = await stage.worker(), await stage.worker()
+    async def test_only_the_worker_that_holds_it_gets_the_cancel(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker, other = await harness.worker(), await harness.worker()
         await worker.take_one()
-        await stage.store.cancel("a")
-        assert (await other.beat()).cancel == []
+        await harness.backend.cancel("a")
+        assert (await other.heartbeat()).cancel == []
 
     @pytest.mark.parametrize("how", AFTER_A_REQUEST)
-    async def test_what_the_worker_says_after_a_request(self, stage: Harness, how: str) -> None:
+    async def test_what_the_worker_settles_after_a_request(
+        self, harness: Harness, how: str
+    ) -> None:
         """A completion or failure that comes first wins; whatever would wait again ends instead."""
         settlement, state = AFTER_A_REQUEST[how]
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await stage.store.cancel("a")
+        await harness.backend.cancel("a")
         await worker.settle(settlement(lease))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.cancel_requested) == (state, state is State.PROCESSING)
 
-    async def test_a_retry_after_a_request_keeps_its_error(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_retry_after_a_request_keeps_its_error(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await stage.store.cancel("a")
+        await harness.backend.cancel("a")
         await worker.settle(Retried(lease, 5.0, OOPS))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.failures, len(record.history), record.payload) == (1, 1, None)
 
-    async def test_a_request_ends_with_the_lease(self, stage: Harness) -> None:
+    async def test_a_request_ends_with_the_lease(self, harness: Harness) -> None:
         """A dead letter that is replayed is wanted again."""
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await stage.store.cancel("a")
+        await harness.backend.cancel("a")
         await worker.settle(Failed(lease, "permanent", OOPS))
-        await stage.store.replay(JobFilter(ids=("a",)), 10)
+        await harness.backend.replay(JobFilter(ids=("a",)), 10)
         await worker.settle(Released((await worker.take_one()).lease))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.cancel_requested) == (State.PENDING, False)
 
-    async def test_a_waiting_retry_ends_at_once_and_keeps_its_history(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_waiting_retry_ends_at_once_and_keeps_its_history(
+        self, harness: Harness
+    ) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
-        failed_at = stage.clock.now()
-        assert await stage.store.cancel("a") == "cancelled"
-        record = await stage.store.get("a")
+        failed_at = harness.clock.now()
+        assert await harness.backend.cancel("a") == "cancelled"
+        record = await harness.backend.get("a")
         assert (record.failures, record.history) == (1, [replace(OOPS, at=failed_at)])
-        stage.clock.advance(60.0)
+        harness.clock.advance(60.0)
         assert await worker.take() == []
 
-    async def test_a_release_that_ends_as_cancelled_counts_nothing(self, stage: Harness) -> None:
-        worker, lease = await wanted(stage)
+    async def test_a_release_that_ends_as_cancelled_counts_nothing(self, harness: Harness) -> None:
+        worker, lease = await wanted(harness)
         await worker.settle(Released(lease))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.failures, record.lost, record.history) == (0, 0, [])
 
     async def test_what_would_have_waited_and_is_cancelled_keeps_its_due_time(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        worker, lease = await wanted(stage)
-        due = (await stage.store.get("a")).due
-        stage.clock.advance(5.0)
+        worker, lease = await wanted(harness)
+        due = (await harness.backend.get("a")).due
+        harness.clock.advance(5.0)
         await worker.settle(Released(lease, 60.0))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.due) == (State.CANCELLED, due)
 
-    async def test_the_token_of_a_cancelled_retry_is_remembered(self, stage: Harness) -> None:
-        worker, lease = await wanted(stage)
+    async def test_the_token_of_a_cancelled_retry_is_remembered(self, harness: Harness) -> None:
+        worker, lease = await wanted(harness)
         await worker.settle(Retried(lease, 60.0, OOPS))
         assert await worker.settle(Retried(lease, 60.0, OOPS)) == ["already"]
 
-    async def test_a_report_of_progress_leaves_the_request(self, stage: Harness) -> None:
-        worker, lease = await wanted(stage)
+    async def test_a_report_of_progress_leaves_the_request(self, harness: Harness) -> None:
+        worker, lease = await wanted(harness)
         assert await worker.settle(Progressed(lease, 0.5)) == ["done"]
-        assert (await worker.beat()).cancel == [lease]
+        assert (await worker.heartbeat()).cancel == [lease]
 
-    async def test_the_other_jobs_of_the_worker_are_left_alone(self, stage: Harness) -> None:
-        await stage.add("a", "b")
-        worker = await stage.worker()
+    async def test_the_other_jobs_of_the_worker_are_left_alone(self, harness: Harness) -> None:
+        await harness.add("a", "b")
+        worker = await harness.worker()
         _, b = [delivery.lease for delivery in await worker.take(2)]
-        await stage.store.cancel("a")
-        assert (await stage.store.get("b")).cancel_requested is False
+        await harness.backend.cancel("a")
+        assert (await harness.backend.get("b")).cancel_requested is False
         await worker.settle(Released(b))
-        assert await stage.state("b") is State.PENDING
+        assert await harness.state("b") is State.PENDING

@@ -13,11 +13,11 @@ from nimburion.testing.contract.harness import OOPS, Harness, ids
 class EnqueueCases:
     """`enqueue`."""
 
-    async def test_a_new_job_is_created_and_pending(self, stage: Harness) -> None:
-        assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "created")]
-        assert await stage.state("a") is State.PENDING
+    async def test_a_new_job_is_created_and_pending(self, harness: Harness) -> None:
+        assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "created")]
+        assert await harness.state("a") is State.PENDING
 
-    async def test_every_field_is_kept(self, stage: Harness) -> None:
+    async def test_every_field_is_kept(self, harness: Harness) -> None:
         options = JobOptions(
             headers={"trace": "1", "ümlaut": "ß"},
             tenant="acme",
@@ -28,10 +28,10 @@ class EnqueueCases:
             max_retries=0,
             timeout=1.5,
         )
-        job = stage.job("a", payload=b'{"n":1}', priority=9, after=10.0, options=options)
-        await stage.put(job)
-        now = stage.clock.now()
-        assert await stage.store.get("a") == JobRecord(
+        job = harness.job("a", payload=b'{"n":1}', priority=9, after=10.0, options=options)
+        await harness.put(job)
+        now = harness.clock.now()
+        assert await harness.backend.get("a") == JobRecord(
             id="a",
             name="mail",
             queue="default",
@@ -43,34 +43,34 @@ class EnqueueCases:
             options=options,
         )
 
-    async def test_results_stand_in_the_order_of_the_jobs(self, stage: Harness) -> None:
-        await stage.add("b")
-        results = await stage.enqueue(stage.job("c"), stage.job("b"), stage.job("a"))
+    async def test_results_stand_in_the_order_of_the_jobs(self, harness: Harness) -> None:
+        await harness.add("b")
+        results = await harness.enqueue(harness.job("c"), harness.job("b"), harness.job("a"))
         assert results == [
             Enqueued("c", "created"),
             Enqueued("b", "exists"),
             Enqueued("a", "created"),
         ]
 
-    async def test_an_empty_call_answers_an_empty_list(self, stage: Harness) -> None:
-        assert await stage.enqueue() == []
+    async def test_an_empty_call_answers_an_empty_list(self, harness: Harness) -> None:
+        assert await harness.enqueue() == []
 
-    async def test_the_same_id_and_body_exists(self, stage: Harness) -> None:
-        await stage.add("a")
-        before = await stage.store.get("a")
-        assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "exists")]
-        assert await stage.store.get("a") == before
+    async def test_the_same_id_and_body_exists(self, harness: Harness) -> None:
+        await harness.add("a")
+        before = await harness.backend.get("a")
+        assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "exists")]
+        assert await harness.backend.get("a") == before
 
-    async def test_only_name_and_payload_make_the_body(self, stage: Harness) -> None:
+    async def test_only_name_and_payload_make_the_body(self, harness: Harness) -> None:
         """Another queue, priority, time or option under a kept id still says `exists`, and changes
         nothing."""
-        await stage.add("a")
-        before = await stage.store.get("a")
-        other = stage.job(
+        await harness.add("a")
+        before = await harness.backend.get("a")
+        other = harness.job(
             "a", queue="other", priority=9, after=60.0, options=JobOptions(tenant="acme")
         )
-        assert await stage.enqueue(other) == [Enqueued("a", "exists")]
-        assert await stage.store.get("a") == before
+        assert await harness.enqueue(other) == [Enqueued("a", "exists")]
+        assert await harness.backend.get("a") == before
 
     @pytest.mark.parametrize(
         "other",
@@ -78,19 +78,19 @@ class EnqueueCases:
         ids=["payload", "name"],
     )
     async def test_another_body_under_a_kept_id_is_a_conflict(
-        self, stage: Harness, other: NewJob
+        self, harness: Harness, other: NewJob
     ) -> None:
-        await stage.add("a")
-        before = await stage.store.get("a")
-        assert await stage.enqueue(other) == [Enqueued("a", "conflict")]
-        assert await stage.store.get("a") == before
+        await harness.add("a")
+        before = await harness.backend.get("a")
+        assert await harness.enqueue(other) == [Enqueued("a", "conflict")]
+        assert await harness.backend.get("a") == before
 
     @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
     async def test_the_id_of_a_finished_job_still_exists_and_does_not_run_again(
-        self, stage: Harness, end: str
+        self, harness: Harness, end: str
     ) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
         settlements: dict[str, Settlement] = {
             "completed": Completed(lease),
@@ -98,36 +98,39 @@ class EnqueueCases:
             "cancelled": Cancelled(lease),
         }
         await worker.settle(settlements[end])
-        assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "exists")]
-        assert await stage.state("a") == end
+        assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "exists")]
+        assert await harness.state("a") == end
         assert await worker.take() == []
 
-    async def test_another_body_under_a_finished_id_is_a_conflict(self, stage: Harness) -> None:
+    async def test_another_body_under_a_finished_id_is_a_conflict(self, harness: Harness) -> None:
         """The digest outlives the payload."""
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert (await stage.store.get("a")).payload is None
-        assert await stage.enqueue(stage.job("a", payload=b"[]")) == [Enqueued("a", "conflict")]
-        assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "exists")]
+        assert (await harness.backend.get("a")).payload is None
+        assert await harness.enqueue(harness.job("a", payload=b"[]")) == [Enqueued("a", "conflict")]
+        assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "exists")]
 
-    async def test_an_id_twice_in_one_call_is_stored_once(self, stage: Harness) -> None:
-        results = await stage.enqueue(stage.job("a"), stage.job("a"))
+    async def test_an_id_twice_in_one_call_is_stored_once(self, harness: Harness) -> None:
+        results = await harness.enqueue(harness.job("a"), harness.job("a"))
         assert results == [Enqueued("a", "created"), Enqueued("a", "exists")]
-        assert (await stage.store.counts())[State.PENDING] == 1
+        assert (await harness.backend.counts())[State.PENDING] == 1
 
     async def test_an_id_twice_in_one_call_with_two_bodies_is_a_conflict(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        results = await stage.enqueue(stage.job("a"), stage.job("a", payload=b"[]"))
+        results = await harness.enqueue(harness.job("a"), harness.job("a", payload=b"[]"))
         assert results == [Enqueued("a", "refused"), Enqueued("a", "conflict")]
         with pytest.raises(JobNotFound):
-            await stage.store.get("a")
+            await harness.backend.get("a")
 
-    async def test_one_conflict_refuses_the_whole_call(self, stage: Harness) -> None:
-        await stage.add("b")
-        results = await stage.enqueue(
-            stage.job("a"), stage.job("b", payload=b"[]"), stage.job("c", after=5.0), stage.job("b")
+    async def test_one_conflict_refuses_the_whole_call(self, harness: Harness) -> None:
+        await harness.add("b")
+        results = await harness.enqueue(
+            harness.job("a"),
+            harness.job("b", payload=b"[]"),
+            harness.job("c", after=5.0),
+            harness.job("b"),
         )
         assert results == [
             Enqueued("a", "refused"),
@@ -135,59 +138,59 @@ class EnqueueCases:
             Enqueued("c", "refused"),
             Enqueued("b", "refused"),
         ]
-        assert sum((await stage.store.counts()).values()) == 1
+        assert sum((await harness.backend.counts()).values()) == 1
 
     async def test_a_refused_call_can_be_made_again_without_the_bad_job(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        await stage.add("b")
-        await stage.enqueue(stage.job("a"), stage.job("b", payload=b"[]"))
-        assert await stage.enqueue(stage.job("a")) == [Enqueued("a", "created")]
+        await harness.add("b")
+        await harness.enqueue(harness.job("a"), harness.job("b", payload=b"[]"))
+        assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "created")]
 
     async def test_repeating_a_call_whose_answer_was_lost_stores_nothing_twice(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        jobs = [stage.job() for _ in range(5)]
-        await stage.store.enqueue(jobs[:3])
-        again = await stage.store.enqueue(jobs)
+        jobs = [harness.job() for _ in range(5)]
+        await harness.backend.enqueue(jobs[:3])
+        again = await harness.backend.enqueue(jobs)
         assert [one.outcome for one in again] == ["exists"] * 3 + ["created"] * 2
-        assert (await stage.store.counts())[State.PENDING] == 5
+        assert (await harness.backend.counts())[State.PENDING] == 5
 
-    async def test_after_is_counted_from_now_on_the_clock_of_the_store(
-        self, stage: Harness
+    async def test_after_is_counted_from_now_on_the_clock_of_the_backend(
+        self, harness: Harness
     ) -> None:
-        await stage.put(stage.job("a", after=2.5))
-        record = await stage.store.get("a")
-        assert (record.state, record.due) == (State.SCHEDULED, stage.clock.now() + 2.5)
+        await harness.put(harness.job("a", after=2.5))
+        record = await harness.backend.get("a")
+        assert (record.state, record.due) == (State.SCHEDULED, harness.clock.now() + 2.5)
 
-    async def test_at_wins_over_after(self, stage: Harness) -> None:
-        at = stage.clock.now() + 7.0
-        await stage.put(stage.job("a", at=at, after=100.0))
-        assert (await stage.store.get("a")).due == at
+    async def test_at_wins_over_after(self, harness: Harness) -> None:
+        at = harness.clock.now() + 7.0
+        await harness.put(harness.job("a", at=at, after=100.0))
+        assert (await harness.backend.get("a")).due == at
 
-    async def test_at_in_the_past_is_due_at_once_and_keeps_its_time(self, stage: Harness) -> None:
-        at = stage.clock.now() - 3600.0
-        await stage.put(stage.job("a", at=at))
-        record = await stage.store.get("a")
+    async def test_at_in_the_past_is_due_at_once_and_keeps_its_time(self, harness: Harness) -> None:
+        at = harness.clock.now() - 3600.0
+        await harness.put(harness.job("a", at=at))
+        record = await harness.backend.get("a")
         assert (record.state, record.due) == (State.PENDING, at)
-        assert ids(await (await stage.worker()).take()) == ["a"]
+        assert ids(await (await harness.worker()).take()) == ["a"]
 
-    async def test_a_negative_delay_is_none(self, stage: Harness) -> None:
-        await stage.put(stage.job("a", after=-5.0))
-        assert (await stage.store.get("a")).due == stage.clock.now()
+    async def test_a_negative_delay_is_none(self, harness: Harness) -> None:
+        await harness.put(harness.job("a", after=-5.0))
+        assert (await harness.backend.get("a")).due == harness.clock.now()
 
-    async def test_due_times_are_kept_to_the_microsecond(self, stage: Harness) -> None:
-        at = stage.clock.now() + 0.123456
-        await stage.put(stage.job("a", at=at))
-        assert (await stage.store.get("a")).due == pytest.approx(at, abs=1e-6)
+    async def test_due_times_are_kept_to_the_microsecond(self, harness: Harness) -> None:
+        at = harness.clock.now() + 0.123456
+        await harness.put(harness.job("a", at=at))
+        assert (await harness.backend.get("a")).due == pytest.approx(at, abs=1e-6)
 
-    async def test_a_call_may_hold_many_names_queues_and_times(self, stage: Harness) -> None:
+    async def test_a_call_may_hold_many_names_queues_and_times(self, harness: Harness) -> None:
         jobs = [
-            stage.job(name=name, queue=queue, after=after)
+            harness.job(name=name, queue=queue, after=after)
             for name in ("mail", "post")
             for queue in ("red", "blue")
             for after in (0.0, 9.0)
         ]
-        assert {one.outcome for one in await stage.store.enqueue(jobs)} == {"created"}
-        counts = await stage.store.counts()
+        assert {one.outcome for one in await harness.backend.enqueue(jobs)} == {"created"}
+        counts = await harness.backend.counts()
         assert (counts[State.PENDING], counts[State.SCHEDULED]) == (4, 4)

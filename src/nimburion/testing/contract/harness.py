@@ -33,7 +33,7 @@ class Harness:
     def __init__(self, clock: FakeClock, handles: Sequence[Backend]) -> None:
         self.clock = clock
         self.handles: list[Backend] = list(handles)
-        self.store: Backend = self.handles[0]
+        self.backend: Backend = self.handles[0]
         self._jobs = count(1)
         self._sessions = count(1)
 
@@ -55,19 +55,19 @@ class Harness:
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
         """Enqueue the jobs in one call."""
-        return await self.store.enqueue(jobs)
+        return await self.backend.enqueue(jobs)
 
     async def add(self, *ids: str, name: str = "mail", queue: str = "default") -> list[str]:
         """Enqueue jobs with default options in one call; one job if no ids are given. Return the
         ids."""
         jobs = [self.job(i, name=name, queue=queue) for i in ids]
         jobs = jobs or [self.job(name=name, queue=queue)]
-        assert {one.outcome for one in await self.store.enqueue(jobs)} == {"created"}
+        assert {one.outcome for one in await self.backend.enqueue(jobs)} == {"created"}
         return [job.id for job in jobs]
 
     async def put(self, job: NewJob) -> str:
         """Enqueue one new job and return its id."""
-        assert await self.store.enqueue([job]) == [Enqueued(job.id, "created")]
+        assert await self.backend.enqueue([job]) == [Enqueued(job.id, "created")]
         return job.id
 
     async def worker(
@@ -77,7 +77,7 @@ class Harness:
         queues: tuple[str, ...] = ("default",),
         limits: dict[str, int] | None = None,
         ttl: float = TTL,
-        store: Backend | None = None,
+        backend: Backend | None = None,
     ) -> HandDrivenWorker:
         """Open a session and return a worker for it."""
         session = Session(
@@ -90,25 +90,25 @@ class Harness:
             names=names,
             limits=limits or {},
         )
-        worker = HandDrivenWorker(store or self.store, session)
-        await worker.store.open_session(session)
+        worker = HandDrivenWorker(backend or self.backend, session)
+        await worker.backend.open_session(session)
         return worker
 
     async def state(self, job_id: str) -> State:
         """Return the state of a job."""
-        return (await self.store.get(job_id)).state
+        return (await self.backend.get(job_id)).state
 
     async def lose(self, worker: HandDrivenWorker, *, max_lost: int = 3) -> Rescued:
         """Let the session of the worker expire, and rescue its jobs."""
         self.clock.advance(worker.session.ttl)
-        return await self.store.rescue(1_000, max_lost=max_lost)
+        return await self.backend.rescue(1_000, max_lost=max_lost)
 
 
 class HandDrivenWorker:
     """A worker driven by the test: a session, and the number of its last exchange."""
 
-    def __init__(self, store: Backend, session: Session) -> None:
-        self.store = store
+    def __init__(self, backend: Backend, session: Session) -> None:
+        self.backend = backend
         self.session = session
         self.number: int = 0
 
@@ -140,13 +140,13 @@ class HandDrivenWorker:
         self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING
     ) -> Reply:
         """Perform the next exchange and return the reply."""
-        reply = await self.store.exchange(self.id, self.number + 1, settlements, want)
+        reply = await self.backend.exchange(self.id, self.number + 1, settlements, want)
         self.number += 1
         return reply
 
-    async def take(self, total: int = 1, **terms: object) -> list[Delivery]:
-        """Reserve up to `total` jobs; `terms` are the keyword arguments of `want`."""
-        return (await self.exchange(want=self.want(total, **terms))).deliveries  # type: ignore[arg-type]
+    async def take(self, total: int = 1, **options: object) -> list[Delivery]:
+        """Reserve up to `total` jobs; `options` are the keyword arguments of `want`."""
+        return (await self.exchange(want=self.want(total, **options))).deliveries  # type: ignore[arg-type]
 
     async def take_one(self) -> Delivery:
         """Reserve the next job and return its delivery."""
@@ -157,13 +157,13 @@ class HandDrivenWorker:
         """Settle attempts without reserving jobs; return the results."""
         return (await self.exchange(*settlements)).results
 
-    async def beat(self) -> HeartbeatReply:
+    async def heartbeat(self) -> HeartbeatReply:
         """Send a heartbeat and return the reply."""
-        return await self.store.heartbeat(self.id)
+        return await self.backend.heartbeat(self.id)
 
     async def close(self, *running: Lease) -> None:
         """Close the session."""
-        await self.store.close_session(self.id, running)
+        await self.backend.close_session(self.id, running)
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:

@@ -18,8 +18,8 @@ JOBS, LIMIT, WORKERS = 5_000, 3, 8
 class Fleet:
     """Eight workers, and the jobs that their handlers run at any time."""
 
-    def __init__(self, stage: Harness, workers: list[HandDrivenWorker]) -> None:
-        self.stage = stage
+    def __init__(self, harness: Harness, workers: list[HandDrivenWorker]) -> None:
+        self.harness = harness
         self.workers = workers
         self.running: dict[str, Lease] = {}
         """Leases of running jobs: from the reply that delivers a job to the exchange that
@@ -64,15 +64,15 @@ class Fleet:
         self.workers.remove(worker)
         held = self._begin(await worker.exchange(want=worker.want(LIMIT)))
         assert len(held) == LIMIT
-        gate = (await self.workers[0].beat()).limits["mail"]
-        assert gate == ConcurrencyLimit(LIMIT, LIMIT)
+        limit = (await self.workers[0].heartbeat()).limits["mail"]
+        assert limit == ConcurrencyLimit(LIMIT, LIMIT)
         for _ in range(2):
-            self.stage.clock.advance(TTL / 2)
+            self.harness.clock.advance(TTL / 2)
             for one in self.workers:
-                await one.beat()
+                await one.heartbeat()
         for lease in held:
             del self.running[lease.job_id]
-        rescued = await self.stage.store.rescue(100, max_lost=3)
+        rescued = await self.harness.backend.rescue(100, max_lost=3)
         assert sorted(rescued.returned) == sorted(lease.job_id for lease in held)
 
 
@@ -81,16 +81,18 @@ class LimitsScenario:
 
     async def test_a_limit_holds_for_a_fleet_that_loses_workers(self, fleet: Harness) -> None:
         """8 workers, limit 3, 5,000 jobs, two lost: never above 3, all completed, 0 at rest."""
-        await fleet.store.enqueue([fleet.job(f"{n}") for n in range(JOBS)])
-        crew = Fleet(
+        await fleet.backend.enqueue([fleet.job(f"{n}") for n in range(JOBS)])
+        scenario = Fleet(
             fleet,
-            [await fleet.worker(store=one, limits={"mail": LIMIT}) for one in fleet.handles],
+            [await fleet.worker(backend=one, limits={"mail": LIMIT}) for one in fleet.handles],
         )
-        assert len(crew.workers) == WORKERS
+        assert len(scenario.workers) == WORKERS
         for share in (1, 2):
-            await crew.work(share * JOBS // 3)
-            await crew.lose(crew.workers[-1])
-        await crew.work(JOBS)
-        assert (crew.most, crew.completed) == (LIMIT, JOBS)
-        assert (await crew.workers[0].beat()).limits == {"mail": ConcurrencyLimit(LIMIT, 0)}
-        assert (await fleet.store.counts())[State.COMPLETED] == JOBS
+            await scenario.work(share * JOBS // 3)
+            await scenario.lose(scenario.workers[-1])
+        await scenario.work(JOBS)
+        assert (scenario.most, scenario.completed) == (LIMIT, JOBS)
+        assert (await scenario.workers[0].heartbeat()).limits == {
+            "mail": ConcurrencyLimit(LIMIT, 0)
+        }
+        assert (await fleet.backend.counts())[State.COMPLETED] == JOBS

@@ -20,51 +20,51 @@ Operation = Callable[[Harness, str], Awaitable[str]]
 KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
 
-async def _reserve(stage: Harness, job_id: str) -> str:
-    taken = await (await stage.worker()).take(10)
+async def _reserve(harness: Harness, job_id: str) -> str:
+    taken = await (await harness.worker()).take(10)
     return "handed out" if [one.lease.job_id for one in taken] == [job_id] else "nothing"
 
 
-async def _cancel(stage: Harness, job_id: str) -> str:
-    return await stage.store.cancel(job_id)
+async def _cancel(harness: Harness, job_id: str) -> str:
+    return await harness.backend.cancel(job_id)
 
 
-async def _rescue(stage: Harness, job_id: str) -> str:
+async def _rescue(harness: Harness, job_id: str) -> str:
     """Rescue after the session of the job, if any, has expired."""
-    stage.clock.advance(TTL)
-    rescued = await stage.store.rescue(10, max_lost=3)
+    harness.clock.advance(TTL)
+    rescued = await harness.backend.rescue(10, max_lost=3)
     for answer in ("returned", "cancelled", "failed"):
         if job_id in getattr(rescued, answer):
             return answer
     return "nothing"
 
 
-async def _replay(stage: Harness, job_id: str) -> str:
-    replayed = await stage.store.replay(JobFilter(ids=(job_id,)), 10)
+async def _replay(harness: Harness, job_id: str) -> str:
+    replayed = await harness.backend.replay(JobFilter(ids=(job_id,)), 10)
     return "replayed" if replayed.ids == [job_id] else "nothing"
 
 
-async def _delete(stage: Harness, job_id: str) -> str:
-    deleted = await stage.store.delete(JobFilter(ids=(job_id,)), 10)
+async def _delete(harness: Harness, job_id: str) -> str:
+    deleted = await harness.backend.delete(JobFilter(ids=(job_id,)), 10)
     return "deleted" if deleted == [job_id] else "nothing"
 
 
-async def _prune(stage: Harness, _job_id: str) -> str:
-    stage.clock.advance(1.0)
-    return "pruned" if await stage.store.prune(KEEP_NOTHING, 10) else "nothing"
+async def _prune(harness: Harness, _job_id: str) -> str:
+    harness.clock.advance(1.0)
+    return "pruned" if await harness.backend.prune(KEEP_NOTHING, 10) else "nothing"
 
 
 def _same(job_id: str) -> NewJob:
     return NewJob(job_id, "mail", "default", b"{}")
 
 
-async def _enqueue_same(stage: Harness, job_id: str) -> str:
-    (result,) = await stage.enqueue(_same(job_id))
+async def _enqueue_same(harness: Harness, job_id: str) -> str:
+    (result,) = await harness.enqueue(_same(job_id))
     return result.outcome
 
 
-async def _enqueue_other(stage: Harness, job_id: str) -> str:
-    (result,) = await stage.enqueue(replace(_same(job_id), payload=b"[]"))
+async def _enqueue_other(harness: Harness, job_id: str) -> str:
+    (result,) = await harness.enqueue(replace(_same(job_id), payload=b"[]"))
     return result.outcome
 
 
@@ -122,14 +122,14 @@ class Operators:
 
     @pytest.mark.parametrize(("operation", "place"), list(product(OPERATIONS, STANDING)))
     async def test_an_operation_does_what_the_place_allows(
-        self, stage: Harness, operation: str, place: str
+        self, harness: Harness, operation: str, place: str
     ) -> None:
         """Where it is not for such a job, the whole record stays as it was."""
-        job_id = await STANDING[place](stage)
-        before = await stage.store.get(job_id)
-        answer = await OPERATIONS[operation](stage, job_id)
+        job_id = await STANDING[place](harness)
+        before = await harness.backend.get(job_id)
+        answer = await OPERATIONS[operation](harness, job_id)
         try:
-            after = await stage.store.get(job_id)
+            after = await harness.backend.get(job_id)
         except JobNotFound:
             assert (answer, "forgotten") == expected(operation, place)
             return
@@ -139,6 +139,6 @@ class Operators:
 
     @pytest.mark.parametrize("operation", ["rescue", "replay", "delete", "prune"])
     async def test_an_operation_on_a_job_that_is_not_there_does_nothing(
-        self, stage: Harness, operation: str
+        self, harness: Harness, operation: str
     ) -> None:
-        assert await OPERATIONS[operation](stage, "nobody") == "nothing"
+        assert await OPERATIONS[operation](harness, "nobody") == "nothing"

@@ -19,76 +19,76 @@ NAMES = ("mail", "post", "scan")
 class Ordering:
     """The order of a reply."""
 
-    async def test_equal_jobs_come_in_enqueue_order(self, stage: Harness) -> None:
+    async def test_equal_jobs_come_in_enqueue_order(self, harness: Harness) -> None:
         """Never by their ids, which clients make."""
-        await stage.add("c", "a", "b")
-        await stage.add("0")
-        assert ids(await (await stage.worker()).take(9)) == ["c", "a", "b", "0"]
+        await harness.add("c", "a", "b")
+        await harness.add("0")
+        assert ids(await (await harness.worker()).take(9)) == ["c", "a", "b", "0"]
 
-    async def test_job_priority_orders_a_lane(self, stage: Harness) -> None:
+    async def test_job_priority_orders_a_lane(self, harness: Harness) -> None:
         for priority in (5, 0, 9, 7, 3, 1):
-            await stage.put(stage.job(f"p{priority}", priority=priority))
-        taken = ids(await (await stage.worker()).take(9))
+            await harness.put(harness.job(f"p{priority}", priority=priority))
+        taken = ids(await (await harness.worker()).take(9))
         assert taken == ["p9", "p7", "p5", "p3", "p1", "p0"]
 
-    async def test_job_priority_orders_the_lanes_of_a_queue(self, stage: Harness) -> None:
-        await stage.put(stage.job("low", name="mail", priority=3))
-        await stage.put(stage.job("high", name="post", priority=7))
-        assert ids(await (await stage.worker(names=("mail", "post"))).take(9)) == ["high", "low"]
+    async def test_job_priority_orders_the_lanes_of_a_queue(self, harness: Harness) -> None:
+        await harness.put(harness.job("low", name="mail", priority=3))
+        await harness.put(harness.job("high", name="post", priority=7))
+        assert ids(await (await harness.worker(names=("mail", "post"))).take(9)) == ["high", "low"]
 
-    async def test_due_time_orders_equal_priorities(self, stage: Harness) -> None:
-        now = stage.clock.now()
+    async def test_due_time_orders_equal_priorities(self, harness: Harness) -> None:
+        now = harness.clock.now()
         for job_id, ago in (("young", 1.0), ("oldest", 9.0), ("old", 5.0)):
-            await stage.put(stage.job(job_id, at=now - ago))
-        assert ids(await (await stage.worker()).take(9)) == ["oldest", "old", "young"]
+            await harness.put(harness.job(job_id, at=now - ago))
+        assert ids(await (await harness.worker()).take(9)) == ["oldest", "old", "young"]
 
-    async def test_due_time_orders_across_lanes(self, stage: Harness) -> None:
-        now = stage.clock.now()
-        await stage.put(stage.job("young", name="mail", at=now - 1.0))
-        await stage.put(stage.job("old", name="post", at=now - 5.0))
-        assert ids(await (await stage.worker(names=("mail", "post"))).take(9)) == ["old", "young"]
+    async def test_due_time_orders_across_lanes(self, harness: Harness) -> None:
+        now = harness.clock.now()
+        await harness.put(harness.job("young", name="mail", at=now - 1.0))
+        await harness.put(harness.job("old", name="post", at=now - 5.0))
+        assert ids(await (await harness.worker(names=("mail", "post"))).take(9)) == ["old", "young"]
 
     async def test_enqueue_order_decides_across_lanes_when_all_else_is_equal(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
         names = ("scan", "mail", "post", "mail", "scan")
         for n, name in enumerate(names):
-            await stage.put(stage.job(f"{n}", name=name))
-        assert ids(await (await stage.worker(names=NAMES)).take(9)) == ["0", "1", "2", "3", "4"]
+            await harness.put(harness.job(f"{n}", name=name))
+        assert ids(await (await harness.worker(names=NAMES)).take(9)) == ["0", "1", "2", "3", "4"]
 
-    async def test_a_job_that_became_due_stands_by_its_due_time(self, stage: Harness) -> None:
-        await stage.put(stage.job("planned", after=5.0))
-        stage.clock.advance(10.0)
-        await stage.add("fresh")
-        assert ids(await (await stage.worker()).take(9)) == ["planned", "fresh"]
+    async def test_a_job_that_became_due_stands_by_its_due_time(self, harness: Harness) -> None:
+        await harness.put(harness.job("planned", after=5.0))
+        harness.clock.advance(10.0)
+        await harness.add("fresh")
+        assert ids(await (await harness.worker()).take(9)) == ["planned", "fresh"]
 
-    async def test_priority_comes_before_due_time(self, stage: Harness) -> None:
-        await stage.put(stage.job("old", at=stage.clock.now() - 1_000.0, priority=4))
-        await stage.put(stage.job("urgent", priority=6))
-        assert ids(await (await stage.worker()).take(9)) == ["urgent", "old"]
+    async def test_priority_comes_before_due_time(self, harness: Harness) -> None:
+        await harness.put(harness.job("old", at=harness.clock.now() - 1_000.0, priority=4))
+        await harness.put(harness.job("urgent", priority=6))
+        assert ids(await (await harness.worker()).take(9)) == ["urgent", "old"]
 
-    async def test_a_queue_of_higher_priority_comes_first(self, stage: Harness) -> None:
+    async def test_a_queue_of_higher_priority_comes_first(self, harness: Harness) -> None:
         """Whatever the priorities of the jobs."""
-        await stage.put(stage.job("low", queue="blue", priority=9))
-        await stage.put(stage.job("high", queue="red", priority=0))
-        worker = await stage.worker(queues=("blue", "red"))
+        await harness.put(harness.job("low", queue="blue", priority=9))
+        await harness.put(harness.job("high", queue="red", priority=0))
+        worker = await harness.worker(queues=("blue", "red"))
         assert ids(await worker.take(9, queues={"red": QueueOptions(priority=1)})) == [
             "high",
             "low",
         ]
 
-    async def test_a_queue_may_have_a_priority_below_zero(self, stage: Harness) -> None:
-        await stage.put(stage.job("low", queue="blue"))
-        await stage.put(stage.job("plain", queue="red"))
-        worker = await stage.worker(queues=("blue", "red"))
-        terms = {"blue": QueueOptions(priority=-1)}
-        assert ids(await worker.take(9, queues=terms)) == ["plain", "low"]
+    async def test_a_queue_may_have_a_priority_below_zero(self, harness: Harness) -> None:
+        await harness.put(harness.job("low", queue="blue"))
+        await harness.put(harness.job("plain", queue="red"))
+        worker = await harness.worker(queues=("blue", "red"))
+        options = {"blue": QueueOptions(priority=-1)}
+        assert ids(await worker.take(9, queues=options)) == ["plain", "low"]
 
-    async def test_the_terms_are_those_of_the_request(self, stage: Harness) -> None:
+    async def test_the_queue_options_are_those_of_the_request(self, harness: Harness) -> None:
         """Two workers may rank the same queues differently."""
-        await stage.add("a", "b", queue="blue")
-        await stage.add("c", "d", queue="red")
-        worker = await stage.worker(queues=("blue", "red"))
+        await harness.add("a", "b", queue="blue")
+        await harness.add("c", "d", queue="red")
+        worker = await harness.worker(queues=("blue", "red"))
         assert ids(await worker.take(1, queues={"red": QueueOptions(priority=1)})) == ["c"]
         assert ids(await worker.take(1, queues={"blue": QueueOptions(priority=1)})) == ["a"]
 
@@ -103,156 +103,160 @@ class Ordering:
         ],
     )
     async def test_a_head_ages_one_level_for_each_whole_span(
-        self, stage: Harness, waited: float, first: str
+        self, harness: Harness, waited: float, first: str
     ) -> None:
         """At one level below, it draws level after 60 s (then priority decides) and is ahead
         after 120 s."""
-        await stage.put(stage.job("waited", queue="low", priority=0))
-        stage.clock.advance(waited)
-        await stage.put(stage.job("fresh", queue="high", priority=9))
-        worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueOptions(priority=1)}
-        assert ids(await worker.take(1, queues=terms, ageing=60.0)) == [first]
+        await harness.put(harness.job("waited", queue="low", priority=0))
+        harness.clock.advance(waited)
+        await harness.put(harness.job("fresh", queue="high", priority=9))
+        worker = await harness.worker(queues=("low", "high"))
+        options = {"high": QueueOptions(priority=1)}
+        assert ids(await worker.take(1, queues=options, ageing=60.0)) == [first]
 
-    async def test_ageing_of_zero_is_off(self, stage: Harness) -> None:
-        await stage.put(stage.job("waited", queue="low", priority=9))
-        stage.clock.advance(1_000_000.0)
-        await stage.put(stage.job("fresh", queue="high", priority=0))
-        worker = await stage.worker(queues=("low", "high"))
+    async def test_ageing_of_zero_is_off(self, harness: Harness) -> None:
+        await harness.put(harness.job("waited", queue="low", priority=9))
+        harness.clock.advance(1_000_000.0)
+        await harness.put(harness.job("fresh", queue="high", priority=0))
+        worker = await harness.worker(queues=("low", "high"))
         assert ids(await worker.take(1, queues={"high": QueueOptions(priority=1)})) == ["fresh"]
 
-    async def test_age_is_counted_from_the_due_time(self, stage: Harness) -> None:
+    async def test_age_is_counted_from_the_due_time(self, harness: Harness) -> None:
         """Not from the enqueue: a job that was planned long ago is not old."""
-        await stage.put(stage.job("planned", queue="low", priority=9, after=600.0))
-        stage.clock.advance(605.0)
-        await stage.put(stage.job("fresh", queue="high", priority=0))
-        worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueOptions(priority=1)}
-        assert ids(await worker.take(1, queues=terms, ageing=60.0)) == ["fresh"]
+        await harness.put(harness.job("planned", queue="low", priority=9, after=600.0))
+        harness.clock.advance(605.0)
+        await harness.put(harness.job("fresh", queue="high", priority=0))
+        worker = await harness.worker(queues=("low", "high"))
+        options = {"high": QueueOptions(priority=1)}
+        assert ids(await worker.take(1, queues=options, ageing=60.0)) == ["fresh"]
 
-    async def test_ageing_is_looked_at_anew_for_every_head(self, stage: Harness) -> None:
+    async def test_ageing_is_looked_at_anew_for_every_head(self, harness: Harness) -> None:
         """The old job at the head gives its lane no right beyond itself."""
-        await stage.put(stage.job("old", queue="low"))
-        stage.clock.advance(125.0)
-        await stage.put(stage.job("young", queue="low"))
-        await stage.put(stage.job("fresh", queue="high"))
-        worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueOptions(priority=1)}
-        taken = ids(await worker.take(9, queues=terms, ageing=60.0))
+        await harness.put(harness.job("old", queue="low"))
+        harness.clock.advance(125.0)
+        await harness.put(harness.job("young", queue="low"))
+        await harness.put(harness.job("fresh", queue="high"))
+        worker = await harness.worker(queues=("low", "high"))
+        options = {"high": QueueOptions(priority=1)}
+        taken = ids(await worker.take(9, queues=options, ageing=60.0))
         assert taken == ["old", "fresh", "young"]
 
     async def test_an_old_job_behind_a_fresh_urgent_one_does_not_lift_it(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
         """A lane stands by priority; only its head is compared with other lanes."""
-        await stage.put(stage.job("old", queue="low", priority=1))
-        stage.clock.advance(600.0)
-        await stage.put(stage.job("urgent", queue="low", priority=9))
-        await stage.put(stage.job("fresh", queue="high", priority=5))
-        worker = await stage.worker(queues=("low", "high"))
-        terms = {"high": QueueOptions(priority=1)}
-        taken = ids(await worker.take(9, queues=terms, ageing=60.0))
+        await harness.put(harness.job("old", queue="low", priority=1))
+        harness.clock.advance(600.0)
+        await harness.put(harness.job("urgent", queue="low", priority=9))
+        await harness.put(harness.job("fresh", queue="high", priority=5))
+        worker = await harness.worker(queues=("low", "high"))
+        options = {"high": QueueOptions(priority=1)}
+        taken = ids(await worker.take(9, queues=options, ageing=60.0))
         assert taken == ["fresh", "urgent", "old"]
 
-    async def test_a_run_behind_a_good_head_is_taken_in_one_piece(self, stage: Harness) -> None:
+    async def test_a_run_behind_a_good_head_is_taken_in_one_piece(self, harness: Harness) -> None:
         """Once the fresh urgent job is gone, the old ones behind it win against other lanes."""
-        await stage.put(stage.job("old-1", queue="low", priority=1))
-        await stage.put(stage.job("old-2", queue="low", priority=1))
-        stage.clock.advance(600.0)
-        await stage.put(stage.job("urgent", queue="low", priority=9))
-        await stage.put(stage.job("fresh-1", queue="high", priority=5))
-        await stage.put(stage.job("fresh-2", queue="high", priority=4))
-        worker = await stage.worker(queues=("low", "high"))
+        await harness.put(harness.job("old-1", queue="low", priority=1))
+        await harness.put(harness.job("old-2", queue="low", priority=1))
+        harness.clock.advance(600.0)
+        await harness.put(harness.job("urgent", queue="low", priority=9))
+        await harness.put(harness.job("fresh-1", queue="high", priority=5))
+        await harness.put(harness.job("fresh-2", queue="high", priority=4))
+        worker = await harness.worker(queues=("low", "high"))
         taken = ids(await worker.take(9, queues={"high": QueueOptions(priority=0)}, ageing=60.0))
         assert taken == ["urgent", "old-1", "old-2", "fresh-1", "fresh-2"]
 
-    async def test_ageing_does_not_reorder_the_jobs_of_one_lane(self, stage: Harness) -> None:
-        await stage.put(stage.job("old", priority=4))
-        stage.clock.advance(6_000.0)
-        await stage.put(stage.job("fresh", priority=5))
-        assert ids(await (await stage.worker()).take(9, ageing=60.0)) == ["fresh", "old"]
+    async def test_ageing_does_not_reorder_the_jobs_of_one_lane(self, harness: Harness) -> None:
+        await harness.put(harness.job("old", priority=4))
+        harness.clock.advance(6_000.0)
+        await harness.put(harness.job("fresh", priority=5))
+        assert ids(await (await harness.worker()).take(9, ageing=60.0)) == ["fresh", "old"]
 
-    async def test_a_released_job_keeps_its_old_place(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c")
-        worker = await stage.worker()
+    async def test_a_released_job_keeps_its_old_place(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        stage.clock.advance(5.0)
+        harness.clock.advance(5.0)
         await worker.settle(Released(lease))
         assert ids(await worker.take(9)) == ["a", "b", "c"]
 
-    async def test_a_retried_job_stands_by_its_new_due_time(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_retried_job_stands_by_its_new_due_time(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        stage.clock.advance(1.0)
-        await stage.add("b")
-        stage.clock.advance(1.0)
+        harness.clock.advance(1.0)
+        await harness.add("b")
+        harness.clock.advance(1.0)
         await worker.settle(Retried(lease, 0.0, OOPS))
         assert ids(await worker.take(9)) == ["b", "a"]
 
-    async def test_a_rescued_job_keeps_its_old_place(self, stage: Harness) -> None:
-        await stage.add("a", "b")
-        worker = await stage.worker()
+    async def test_a_rescued_job_keeps_its_old_place(self, harness: Harness) -> None:
+        await harness.add("a", "b")
+        worker = await harness.worker()
         await worker.take_one()
-        await stage.lose(worker)
-        assert ids(await (await stage.worker()).take(9)) == ["a", "b"]
+        await harness.lose(worker)
+        assert ids(await (await harness.worker()).take(9)) == ["a", "b"]
 
-    async def test_a_cap_lets_the_next_lane_move_up(self, stage: Harness) -> None:
+    async def test_a_queue_limit_lets_the_next_lane_move_up(self, harness: Harness) -> None:
         """What a cap shuts out takes no place in the total."""
-        await stage.add("a", "b", "c", queue="red")
-        await stage.add("d", "e", queue="blue")
-        worker = await stage.worker(queues=("red", "blue"))
-        terms = {"red": QueueOptions(priority=5, limit=2)}
-        assert ids(await worker.take(3, queues=terms)) == ["a", "b", "d"]
+        await harness.add("a", "b", "c", queue="red")
+        await harness.add("d", "e", queue="blue")
+        worker = await harness.worker(queues=("red", "blue"))
+        options = {"red": QueueOptions(priority=5, limit=2)}
+        assert ids(await worker.take(3, queues=options)) == ["a", "b", "d"]
 
-    async def test_a_gate_lets_the_next_lane_move_up(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c", name="mail")
-        await stage.add("d", "e", name="post")
-        worker = await stage.worker(names=("mail", "post"), limits={"mail": 1})
+    async def test_a_full_limit_lets_the_next_lane_move_up(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c", name="mail")
+        await harness.add("d", "e", name="post")
+        worker = await harness.worker(names=("mail", "post"), limits={"mail": 1})
         assert ids(await worker.take(3)) == ["a", "d", "e"]
 
-    async def test_caps_and_gates_hold_together(self, stage: Harness) -> None:
+    async def test_queue_limits_and_concurrency_limits_hold_together(
+        self, harness: Harness
+    ) -> None:
         """A limited name in two capped queues: both counts hold, in rank order."""
         for n in range(3):
-            await stage.put(stage.job(f"rm{n}", queue="red", name="mail"))
-            await stage.put(stage.job(f"bm{n}", queue="blue", name="mail"))
-            await stage.put(stage.job(f"rp{n}", queue="red", name="post"))
-            await stage.put(stage.job(f"bp{n}", queue="blue", name="post"))
-        worker = await stage.worker(
+            await harness.put(harness.job(f"rm{n}", queue="red", name="mail"))
+            await harness.put(harness.job(f"bm{n}", queue="blue", name="mail"))
+            await harness.put(harness.job(f"rp{n}", queue="red", name="post"))
+            await harness.put(harness.job(f"bp{n}", queue="blue", name="post"))
+        worker = await harness.worker(
             names=("mail", "post"), queues=("red", "blue"), limits={"mail": 3}
         )
-        terms = {"red": QueueOptions(limit=3), "blue": QueueOptions(limit=2)}
-        taken = ids(await worker.take(20, queues=terms))
+        options = {"red": QueueOptions(limit=3), "blue": QueueOptions(limit=2)}
+        taken = ids(await worker.take(20, queues=options))
         assert taken == ["rm0", "bm0", "rp0", "bp0", "rm1"]
 
     @pytest.mark.parametrize("seed", range(12))
-    async def test_any_line_comes_out_as_the_merge_says(self, stage: Harness, seed: int) -> None:
+    async def test_any_lanes_are_reserved_in_the_order_of_the_merge(
+        self, harness: Harness, seed: int
+    ) -> None:
         """Random jobs, terms, caps and pieces, against the rule written down in five lines."""
         random = Random(seed)  # noqa: S311 (a seed makes the case the same each time)
         lanes: dict[Lane, list[NewJob]] = {}
         for n in range(40):
-            job = stage.job(
+            job = harness.job(
                 f"{n}",
                 queue=random.choice(QUEUES),
                 name=random.choice(NAMES),
                 priority=random.choice((4, 5, 6)),
-                at=stage.clock.now() - random.choice((0, 0, 30, 60, 61, 119, 120, 500)),
+                at=harness.clock.now() - random.choice((0, 0, 30, 60, 61, 119, 120, 500)),
             )
-            await stage.put(job)
+            await harness.put(job)
             lanes.setdefault(Lane(job.queue, job.name), []).append(job)
-        terms = {
+        options = {
             queue: QueueOptions(random.randint(-1, 2), random.choice((None, None, 2, 5)))
             for queue in QUEUES[:2]
         }
-        worker = await stage.worker(names=NAMES, queues=QUEUES)
-        await self._compare(stage, worker, lanes, terms, random)
+        worker = await harness.worker(names=NAMES, queues=QUEUES)
+        await self._compare(harness, worker, lanes, options, random)
 
     async def _compare(
         self,
-        stage: Harness,
+        harness: Harness,
         worker: HandDrivenWorker,
         lanes: dict[Lane, list[NewJob]],
-        terms: dict[str, QueueOptions],
+        options: dict[str, QueueOptions],
         random: Random,
     ) -> None:
         ageing = random.choice((0.0, 60.0))
@@ -260,13 +264,13 @@ class Ordering:
             line.sort(key=lambda job: (-job.priority, job.at, int(job.id)))
         for _ in range(12):
             total = random.randint(1, 9)
-            expected = merged(lanes, terms, ageing, total, stage.clock.now())
-            assert ids(await worker.take(total, queues=terms, ageing=ageing)) == expected
+            expected = merged(lanes, options, ageing, total, harness.clock.now())
+            assert ids(await worker.take(total, queues=options, ageing=ageing)) == expected
 
 
 def merged(
     lanes: dict[Lane, list[NewJob]],
-    terms: dict[str, QueueOptions],
+    options: dict[str, QueueOptions],
     ageing: float,
     total: int,
     now: float,
@@ -278,12 +282,12 @@ def merged(
     def rank(lane: Lane) -> tuple[float, ...]:
         job = lanes[lane][0]
         due = job.due_at(now)
-        level = terms.get(lane.queue, QueueOptions()).priority
+        level = options.get(lane.queue, QueueOptions()).priority
         level += int((now - due) // ageing) if ageing else 0
         return (-level, -job.priority, due, int(job.id))
 
     def admitted(lane: Lane) -> bool:
-        cap = terms.get(lane.queue, QueueOptions()).limit
+        cap = options.get(lane.queue, QueueOptions()).limit
         used = sum(job.queue == lane.queue for job in taken)
         return bool(lanes[lane]) and (cap is None or used < cap)
 

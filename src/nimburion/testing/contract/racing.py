@@ -53,14 +53,14 @@ class Racing:
         self, fleet: Harness, count: int = RACERS, limits: dict[str, int] | None = None
     ) -> list[HandDrivenWorker]:
         return [
-            await fleet.worker(store=self._handle(fleet, n), limits=limits) for n in range(count)
+            await fleet.worker(backend=self._handle(fleet, n), limits=limits) for n in range(count)
         ]
 
     async def test_one_id_is_created_once(self, fleet: Harness) -> None:
         results = await race(RACERS, lambda n: self._handle(fleet, n).enqueue([fleet.job("a")]))
         outcomes = Counter(one.outcome for (one,) in results)
         assert outcomes == {"created": 1, "exists": RACERS - 1}
-        assert sum((await fleet.store.counts()).values()) == 1
+        assert sum((await fleet.backend.counts()).values()) == 1
 
     async def test_one_id_with_many_bodies_is_created_once(self, fleet: Harness) -> None:
         results = await race(
@@ -70,7 +70,7 @@ class Racing:
         outcomes = Counter(one.outcome for (one,) in results)
         assert outcomes == {"created": 1, "conflict": RACERS - 1}
         (winner,) = [n for n, (one,) in enumerate(results) if one.outcome == "created"]
-        assert (await fleet.store.get("a")).payload == b"%d" % winner
+        assert (await fleet.backend.get("a")).payload == b"%d" % winner
 
     async def test_one_unique_key_is_taken_once(self, fleet: Harness) -> None:
         options = JobOptions(unique_key="k")
@@ -81,9 +81,9 @@ class Racing:
         outcomes = Counter(one.outcome for (one,) in results)
         assert outcomes == {"created": 1, "taken": RACERS - 1}
         (holder,) = {one.id for (one,) in results}
-        assert [job.id for job in (await fleet.store.list_jobs()).jobs] == [holder]
+        assert [job.id for job in (await fleet.backend.list_jobs()).jobs] == [holder]
 
-    async def test_calls_that_overlap_in_other_orders_store_everything_once(
+    async def test_overlapping_calls_in_other_orders_store_every_job_once(
         self, fleet: Harness
     ) -> None:
         """No deadlock, no half of a call."""
@@ -96,7 +96,7 @@ class Racing:
         results = await race(len(turned), lambda n: self._handle(fleet, n).enqueue(turned[n]))
         outcomes = Counter(one.outcome for call in results for one in call)
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
-        assert (await fleet.store.counts())[State.PENDING] == 60
+        assert (await fleet.backend.counts())[State.PENDING] == 60
 
     async def test_no_job_is_handed_out_twice(self, fleet: Harness) -> None:
         """Promise 4, and every job is handed out."""
@@ -116,14 +116,14 @@ class Racing:
             replies = await race(RACERS, lambda n: workers[n].take(1))
             assert sum(len(reply) for reply in replies) == 1
 
-    async def test_a_gate_lets_no_more_through_than_its_limit(self, fleet: Harness) -> None:
+    async def test_no_more_jobs_run_than_the_limit_allows(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
         workers = await self._workers(fleet, limits={"mail": 3})
         replies = await race(RACERS, lambda n: workers[n].take(2))
         assert sum(len(reply) for reply in replies) == 3
-        assert (await workers[0].beat()).limits == {"mail": ConcurrencyLimit(3, 3)}
+        assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(3, 3)}
 
-    async def test_a_gate_that_is_set_while_jobs_are_taken_counts_them_all(
+    async def test_a_limit_that_is_set_while_jobs_are_taken_counts_them_all(
         self, fleet: Harness
     ) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
@@ -131,14 +131,14 @@ class Racing:
 
         async def run(n: int) -> int:
             if n == RACERS // 2:
-                await fleet.worker(store=self._handle(fleet, n), limits={"mail": 500})
+                await fleet.worker(backend=self._handle(fleet, n), limits={"mail": 500})
                 return 0
             return len(await workers[n].take(3))
 
         taken = sum(await race(RACERS, run))
-        assert (await workers[0].beat()).limits == {"mail": ConcurrencyLimit(500, taken)}
+        assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(500, taken)}
 
-    async def test_completing_and_reserving_at_once_leaves_the_gate_exact(
+    async def test_completing_and_reserving_at_once_leaves_the_limit_exact(
         self, fleet: Harness
     ) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
@@ -152,8 +152,8 @@ class Racing:
 
         taken = sum(await race(RACERS, run))
         assert taken <= 8
-        assert (await workers[0].beat()).limits == {"mail": ConcurrencyLimit(8, taken)}
-        counts = await fleet.store.counts()
+        assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(8, taken)}
+        counts = await fleet.backend.counts()
         assert (counts[State.PROCESSING], counts[State.COMPLETED]) == (taken, 8)
 
     async def test_a_lost_job_is_rescued_once(self, fleet: Harness) -> None:
@@ -164,15 +164,15 @@ class Racing:
         replies = await race(RACERS, lambda n: self._handle(fleet, n).rescue(7, max_lost=3))
         returned = [job_id for reply in replies for job_id in reply.returned]
         assert len(returned) == len(set(returned)) == 40
-        assert {job.lost for job in (await fleet.store.list_jobs()).jobs} == {1}
+        assert {job.lost for job in (await fleet.backend.list_jobs()).jobs} == {1}
 
     @pytest.mark.parametrize("round_", range(4))
-    async def test_a_beat_against_a_rescue_has_one_winner(
+    async def test_a_heartbeat_against_a_rescue_has_one_winner(
         self, fleet: Harness, round_: int
     ) -> None:
         """Either it lives and keeps its jobs, or it is lost and they are back."""
         await fleet.add("a")
-        worker = await fleet.worker(store=fleet.handles[0])
+        worker = await fleet.worker(backend=fleet.handles[0])
         lease = (await worker.take_one()).lease
         fleet.clock.advance(60.0)
 
@@ -190,7 +190,7 @@ class Racing:
         if await fleet.state("a") is State.PROCESSING:
             assert await worker.settle(Completed(lease)) == [Settled.DONE]
         else:
-            assert (await fleet.store.get("a")).lost == 1
+            assert (await fleet.backend.get("a")).lost == 1
             with pytest.raises(SessionLost):
                 await worker.settle(Completed(lease))
 
@@ -226,7 +226,7 @@ class Racing:
             RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 1, [], want)
         )
         assert [reply.deliveries for reply in replies] == [replies[0].deliveries] * RACERS
-        assert (await fleet.store.counts())[State.PROCESSING] == 3
+        assert (await fleet.backend.counts())[State.PROCESSING] == 3
 
     async def test_a_repeated_settlement_is_applied_once(self, fleet: Harness) -> None:
         await fleet.add("a")
@@ -236,12 +236,12 @@ class Racing:
             RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 2, batch, RESERVE_NOTHING)
         )
         assert [reply.results for reply in replies] == [[Settled.DONE]] * RACERS
-        record = await fleet.store.get("a")
+        record = await fleet.backend.get("a")
         assert (record.failures, len(record.history)) == (1, 1)
 
     async def test_one_tick_fires_once(self, fleet: Harness) -> None:
         """Promise 8: however many schedulers run."""
-        await fleet.store.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        await fleet.backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
 
         async def run(n: int) -> str:
             fired = await self._handle(fleet, n).fire(
@@ -250,7 +250,7 @@ class Racing:
             return fired.outcome
 
         assert Counter(await race(RACERS, run)) == {"fired": 1, "moved": RACERS - 1}
-        assert sum((await fleet.store.counts()).values()) == 1
+        assert sum((await fleet.backend.counts()).values()) == 1
 
     async def test_a_dead_letter_is_replayed_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
@@ -276,7 +276,7 @@ class Racing:
         results = await race(RACERS, run)
         for n in range(16):
             assert len(results[2 * n] + results[2 * n + 1]) == 1
-        counts = await fleet.store.counts()
+        counts = await fleet.backend.counts()
         assert counts[State.PENDING] == sum(len(one) for one in results[1::2])
         assert counts[State.FAILED] == 0
 
@@ -292,7 +292,7 @@ class Racing:
         results = await race(RACERS, run)
         taken = {job_id for one in results[0::2] for job_id in one}
         for n, answer in enumerate(results[1::2]):
-            record = await fleet.store.get(f"{n}")
+            record = await fleet.backend.get(f"{n}")
             if answer is Cancellation.CANCELLED:
                 assert (record.state, record.id in taken) == (State.CANCELLED, False)
             else:
@@ -312,7 +312,7 @@ class Racing:
         results = await race(RACERS, run)
         assert results[0::2] == [[Settled.DONE]] * 16
         assert set(results[1::2]) <= {Cancellation.REQUESTED, Cancellation.FINISHED}
-        assert (await fleet.store.counts())[State.COMPLETED] == 16
+        assert (await fleet.backend.counts())[State.COMPLETED] == 16
 
     async def test_promotions_at_once_move_each_job_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}", after=5.0) for n in range(100)))
@@ -340,13 +340,13 @@ class Racing:
             assert len(seen) == len(set(seen))
             assert {f"old-{n}" for n in range(50)} <= set(seen)
 
-    async def test_siblings_on_threads_of_their_own_share_the_work(self, stage: Harness) -> None:
-        await stage.enqueue(*(stage.job(f"{n}") for n in range(300)))
-        siblings = [stage.store.new_handle() for _ in range(4)]
-        workers = [HandDrivenWorker(one, (await stage.worker()).session) for one in siblings]
+    async def test_handles_on_threads_of_their_own_share_the_work(self, harness: Harness) -> None:
+        await harness.enqueue(*(harness.job(f"{n}") for n in range(300)))
+        siblings = [harness.backend.new_handle() for _ in range(4)]
+        workers = [HandDrivenWorker(one, (await harness.worker()).session) for one in siblings]
 
         async def drain(worker: HandDrivenWorker) -> list[str]:
-            await worker.store.open()
+            await worker.backend.open()
             try:
                 taken: list[str] = []
                 while deliveries := await worker.take(5):
@@ -354,11 +354,11 @@ class Racing:
                     await worker.settle(*(Completed(one.lease) for one in deliveries))
                 return taken
             finally:
-                await worker.store.close()
+                await worker.backend.close()
 
         drained = await soon(
             asyncio.gather(*(asyncio.to_thread(run_on_own_loop, drain, one) for one in workers))
         )
         taken = [job_id for one in drained for job_id in one]
         assert len(taken) == len(set(taken)) == 300
-        assert (await stage.store.counts())[State.COMPLETED] == 300
+        assert (await harness.backend.counts())[State.COMPLETED] == 300

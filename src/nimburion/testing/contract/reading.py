@@ -12,17 +12,17 @@ from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.standing import STANDING
 
 
-async def list_ids(stage: Harness, which: JobFilter) -> list[str]:
+async def list_ids(harness: Harness, which: JobFilter) -> list[str]:
     """Return the ids that a filter matches, in list order."""
-    return [job.id for job in (await stage.store.list_jobs(which)).jobs]
+    return [job.id for job in (await harness.backend.list_jobs(which)).jobs]
 
 
-async def list_pages(stage: Harness, which: JobFilter, limit: int) -> list[list[str]]:
+async def list_pages(harness: Harness, which: JobFilter, limit: int) -> list[list[str]]:
     """Return all pages as lists of ids."""
     pages: list[list[str]] = []
     after: str | None = None
     while True:
-        page = await stage.store.list_jobs(which, limit=limit, after=after)
+        page = await harness.backend.list_jobs(which, limit=limit, after=after)
         pages.append([job.id for job in page.jobs])
         after = page.next
         if after is None:
@@ -32,30 +32,30 @@ async def list_pages(stage: Harness, which: JobFilter, limit: int) -> list[list[
 class Reading:
     """`get`, `list_jobs`, `counts`, `queues`."""
 
-    async def test_an_unknown_id_is_not_found(self, stage: Harness) -> None:
+    async def test_an_unknown_id_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await stage.store.get("nobody")
+            await harness.backend.get("nobody")
         assert caught.value.job_id == "nobody"
 
     @pytest.mark.parametrize("state", STANDING)
-    async def test_every_place_reads_as_its_state(self, stage: Harness, state: str) -> None:
+    async def test_every_place_reads_as_its_state(self, harness: Harness, state: str) -> None:
         """In `get`, `list_jobs`, `counts` and by the filter of states alike."""
-        job_id = await STANDING[state](stage)
+        job_id = await STANDING[state](harness)
         expected = State(state.replace(",", "").split(maxsplit=1)[0])
-        record = await stage.store.get(job_id)
+        record = await harness.backend.get(job_id)
         assert record.state is expected
-        assert (await stage.store.list_jobs(payloads=True)).jobs == [record]
-        assert (await stage.store.counts())[expected] == 1
-        assert sum((await stage.store.counts()).values()) == 1
+        assert (await harness.backend.list_jobs(payloads=True)).jobs == [record]
+        assert (await harness.backend.counts())[expected] == 1
+        assert sum((await harness.backend.counts()).values()) == 1
         for one in State:
-            page = await stage.store.list_jobs(JobFilter(states=frozenset({one})))
+            page = await harness.backend.list_jobs(JobFilter(states=frozenset({one})))
             assert [job.id for job in page.jobs] == ([job_id] if one is expected else [])
 
     @pytest.mark.parametrize("state", STANDING)
     async def test_what_belongs_to_a_state_is_there_and_nothing_else(
-        self, stage: Harness, state: str
+        self, harness: Harness, state: str
     ) -> None:
-        record = await stage.store.get(await STANDING[state](stage))
+        record = await harness.backend.get(await STANDING[state](harness))
         finished = record.state.finished
         assert (record.finished_at is not None) is finished
         assert (record.session is not None) is (record.state is State.PROCESSING)
@@ -66,42 +66,42 @@ class Reading:
         untouched = {"pending", "scheduled", "cancelled while waiting"}
         assert (record.started_at is None) is (state in untouched)
 
-    async def test_reading_changes_nothing(self, stage: Harness) -> None:
-        await stage.add("a")
-        await stage.put(stage.job("b", after=5.0))
-        stage.clock.advance(5.0)
-        before = (await stage.store.list_jobs(payloads=True)).jobs
+    async def test_reading_changes_nothing(self, harness: Harness) -> None:
+        await harness.add("a")
+        await harness.put(harness.job("b", after=5.0))
+        harness.clock.advance(5.0)
+        before = (await harness.backend.list_jobs(payloads=True)).jobs
         for _ in range(2):
-            await stage.store.get("a")
-            await stage.store.counts()
-            await stage.store.queues()
-            await stage.store.sessions()
-        assert (await stage.store.list_jobs(payloads=True)).jobs == before
-        assert (await stage.store.promote(10)).count == 1
+            await harness.backend.get("a")
+            await harness.backend.counts()
+            await harness.backend.queues()
+            await harness.backend.sessions()
+        assert (await harness.backend.list_jobs(payloads=True)).jobs == before
+        assert (await harness.backend.promote(10)).count == 1
 
-    async def test_the_newest_enqueue_comes_first(self, stage: Harness) -> None:
+    async def test_the_newest_enqueue_comes_first(self, harness: Harness) -> None:
         """Whatever their times and priorities."""
-        await stage.put(stage.job("a", after=9.0))
-        await stage.put(stage.job("c", priority=9))
-        await stage.put(stage.job("b", at=1.0))
-        assert [job.id for job in (await stage.store.list_jobs()).jobs] == ["b", "c", "a"]
+        await harness.put(harness.job("a", after=9.0))
+        await harness.put(harness.job("c", priority=9))
+        await harness.put(harness.job("b", at=1.0))
+        assert [job.id for job in (await harness.backend.list_jobs()).jobs] == ["b", "c", "a"]
 
-    async def test_payloads_come_only_when_asked_for(self, stage: Harness) -> None:
-        await stage.add("a")
-        assert (await stage.store.list_jobs()).jobs[0].payload is None
-        assert (await stage.store.list_jobs(payloads=True)).jobs[0].payload == b"{}"
+    async def test_payloads_come_only_when_asked_for(self, harness: Harness) -> None:
+        await harness.add("a")
+        assert (await harness.backend.list_jobs()).jobs[0].payload is None
+        assert (await harness.backend.list_jobs(payloads=True)).jobs[0].payload == b"{}"
 
-    async def test_an_empty_store_has_one_empty_page(self, stage: Harness) -> None:
-        page = await stage.store.list_jobs()
+    async def test_an_empty_backend_has_one_empty_page(self, harness: Harness) -> None:
+        page = await harness.backend.list_jobs()
         assert (page.jobs, page.next) == ([], None)
 
     @pytest.mark.parametrize("limit", [1, 3, 10, 11])
-    async def test_pages_have_no_gaps_and_no_doubles(self, stage: Harness, limit: int) -> None:
-        await stage.add(*(f"{n}" for n in range(10)))
+    async def test_pages_have_no_gaps_and_no_doubles(self, harness: Harness, limit: int) -> None:
+        await harness.add(*(f"{n}" for n in range(10)))
         seen: list[str] = []
         after: str | None = None
         while True:
-            page = await stage.store.list_jobs(limit=limit, after=after)
+            page = await harness.backend.list_jobs(limit=limit, after=after)
             assert len(page.jobs) <= limit
             seen += [job.id for job in page.jobs]
             after = page.next
@@ -109,38 +109,38 @@ class Reading:
                 break
         assert seen == [f"{n}" for n in reversed(range(10))]
 
-    async def test_a_page_that_is_just_full_is_the_last(self, stage: Harness) -> None:
-        await stage.add("a", "b")
-        assert (await stage.store.list_jobs(limit=2)).next is None
+    async def test_a_page_that_is_just_full_is_the_last(self, harness: Harness) -> None:
+        await harness.add("a", "b")
+        assert (await harness.backend.list_jobs(limit=2)).next is None
 
-    async def test_pages_are_stable_while_others_enqueue(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c", "d")
-        first = await stage.store.list_jobs(limit=2)
-        await stage.add("e", "f")
-        second = await stage.store.list_jobs(limit=2, after=first.next)
+    async def test_pages_are_stable_while_others_enqueue(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c", "d")
+        first = await harness.backend.list_jobs(limit=2)
+        await harness.add("e", "f")
+        second = await harness.backend.list_jobs(limit=2, after=first.next)
         assert [job.id for job in first.jobs + second.jobs] == ["d", "c", "b", "a"]
 
-    async def test_pages_are_stable_while_jobs_move(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c", "d")
-        first = await stage.store.list_jobs(limit=2)
-        worker = await stage.worker()
+    async def test_pages_are_stable_while_jobs_move(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c", "d")
+        first = await harness.backend.list_jobs(limit=2)
+        worker = await harness.worker()
         for delivery in await worker.take(4):
             await worker.settle(Completed(delivery.lease))
-        second = await stage.store.list_jobs(limit=2, after=first.next)
+        second = await harness.backend.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 
-    async def test_pages_of_a_filter(self, stage: Harness) -> None:
+    async def test_pages_of_a_filter(self, harness: Harness) -> None:
         for n in range(9):
-            await stage.put(stage.job(f"{n}", queue=("red", "blue", "red")[n % 3]))
-        first = await stage.store.list_jobs(JobFilter(queue="red"), limit=4)
-        second = await stage.store.list_jobs(JobFilter(queue="red"), limit=4, after=first.next)
+            await harness.put(harness.job(f"{n}", queue=("red", "blue", "red")[n % 3]))
+        first = await harness.backend.list_jobs(JobFilter(queue="red"), limit=4)
+        second = await harness.backend.list_jobs(JobFilter(queue="red"), limit=4, after=first.next)
         assert [job.id for job in first.jobs + second.jobs] == ["8", "6", "5", "3", "2", "0"]
         assert second.next is None
 
-    async def test_a_cursor_that_is_none_of_this_store_is_refused(self, stage: Harness) -> None:
-        await stage.add("a")
+    async def test_a_cursor_of_another_backend_is_refused(self, harness: Harness) -> None:
+        await harness.add("a")
         with pytest.raises(InvalidJob):
-            await stage.store.list_jobs(after="no cursor")
+            await harness.backend.list_jobs(after="no cursor")
 
     @pytest.mark.parametrize(
         ("which", "expected"),
@@ -160,51 +160,51 @@ class Reading:
             (JobFilter(queue="nowhere"), []),
         ],
     )
-    async def test_all_that_a_filter_says_must_hold(
-        self, stage: Harness, which: JobFilter, expected: list[str]
+    async def test_all_conditions_of_a_filter_must_hold(
+        self, harness: Harness, which: JobFilter, expected: list[str]
     ) -> None:
-        await stage.put(stage.job("a", name="scan"))
-        await stage.put(stage.job("b", queue="red"))
-        await stage.put(stage.job("c", name="post"))
-        await stage.put(stage.job("d", name="dies"))
-        await stage.put(stage.job("e", after=60.0))
-        worker = await stage.worker(names=("scan", "dies"))
+        await harness.put(harness.job("a", name="scan"))
+        await harness.put(harness.job("b", queue="red"))
+        await harness.put(harness.job("c", name="post"))
+        await harness.put(harness.job("d", name="dies"))
+        await harness.put(harness.job("e", after=60.0))
+        worker = await harness.worker(names=("scan", "dies"))
         scan, dies = [delivery.lease for delivery in await worker.take(2)]
         await worker.settle(
             Retried(scan, 60.0, OOPS),
             Failed(dies, "permanent", OOPS),
         )
-        page = await stage.store.list_jobs(which)
+        page = await harness.backend.list_jobs(which)
         assert [job.id for job in page.jobs] == expected
 
-    async def test_every_state_has_a_count(self, stage: Harness) -> None:
-        assert await stage.store.counts() == dict.fromkeys(State, 0)
+    async def test_every_state_has_a_count(self, harness: Harness) -> None:
+        assert await harness.backend.counts() == dict.fromkeys(State, 0)
 
-    async def test_counts_equal_a_walk(self, stage: Harness) -> None:
+    async def test_counts_equal_what_the_list_shows(self, harness: Harness) -> None:
         for build in STANDING.values():
-            await build(stage)
-        jobs = (await stage.store.list_jobs(limit=1_000)).jobs
+            await build(harness)
+        jobs = (await harness.backend.list_jobs(limit=1_000)).jobs
         walked = {state: sum(job.state is state for job in jobs) for state in State}
-        assert await stage.store.counts() == walked
+        assert await harness.backend.counts() == walked
 
-    async def test_counts_of_one_queue(self, stage: Harness) -> None:
-        await stage.add("a", "b", queue="red")
-        await stage.add("c", queue="blue")
-        worker = await stage.worker(queues=("red",))
+    async def test_counts_of_one_queue(self, harness: Harness) -> None:
+        await harness.add("a", "b", queue="red")
+        await harness.add("c", queue="blue")
+        worker = await harness.worker(queues=("red",))
         await worker.settle(Completed((await worker.take_one()).lease))
-        counts = await stage.store.counts("red")
+        counts = await harness.backend.counts("red")
         assert (counts[State.PENDING], counts[State.COMPLETED], len(counts)) == (1, 1, len(State))
-        assert sum((await stage.store.counts("nowhere")).values()) == 0
+        assert sum((await harness.backend.counts("nowhere")).values()) == 0
 
-    async def test_queues_tell_what_waits_and_what_runs(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c")
-        stage.clock.advance(10.0)
-        await stage.put(stage.job("d", after=60.0))
-        await stage.add("e", queue="another")
-        worker = await stage.worker()
+    async def test_queues_show_what_waits_and_what_runs(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c")
+        harness.clock.advance(10.0)
+        await harness.put(harness.job("d", after=60.0))
+        await harness.add("e", queue="another")
+        worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
         await worker.take_one()
-        assert await stage.store.queues() == [
+        assert await harness.backend.queues() == [
             QueueInfo(
                 name="another",
                 size=1,
@@ -225,68 +225,68 @@ class Reading:
             ),
         ]
 
-    async def test_queues_tell_how_many_jobs_of_each_name_wait(self, stage: Harness) -> None:
+    async def test_queues_show_how_many_jobs_of_each_name_wait(self, harness: Harness) -> None:
         """Due or not, of whatever priority; what runs does not wait."""
-        await stage.put(stage.job("a", name="mail"))
-        await stage.put(stage.job("b", name="mail", priority=9))
-        await stage.put(stage.job("c", name="mail", after=60.0))
-        await stage.put(stage.job("d", name="post", after=60.0))
-        await stage.put(stage.job("e", name="runs", queue="other"))
-        worker = await stage.worker(names=("runs",), queues=("other",))
+        await harness.put(harness.job("a", name="mail"))
+        await harness.put(harness.job("b", name="mail", priority=9))
+        await harness.put(harness.job("c", name="mail", after=60.0))
+        await harness.put(harness.job("d", name="post", after=60.0))
+        await harness.put(harness.job("e", name="runs", queue="other"))
+        worker = await harness.worker(names=("runs",), queues=("other",))
         await worker.take_one()
-        default, other = await stage.store.queues()
+        default, other = await harness.backend.queues()
         assert default.names == {"mail": 3, "post": 1}
         assert (other.name, other.names, other.processing) == ("other", {}, 1)
 
-    async def test_a_queue_of_finished_jobs_is_not_listed(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_queue_of_finished_jobs_is_not_listed(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert await stage.store.queues() == []
+        assert await harness.backend.queues() == []
 
     async def test_the_oldest_is_the_one_that_has_been_due_for_longest(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
         """Not the first in line, nor the first enqueued."""
-        now = stage.clock.now()
-        await stage.put(stage.job(at=now - 5.0, priority=9))
-        await stage.put(stage.job(at=now - 50.0, priority=1, name="post"))
-        await stage.put(stage.job(at=now + 50.0))
-        (queue,) = await stage.store.queues()
+        now = harness.clock.now()
+        await harness.put(harness.job(at=now - 5.0, priority=9))
+        await harness.put(harness.job(at=now - 50.0, priority=1, name="post"))
+        await harness.put(harness.job(at=now + 50.0))
+        (queue,) = await harness.backend.queues()
         assert (queue.oldest_age, queue.size, queue.scheduled) == (50.0, 2, 1)
 
-    async def test_a_queue_where_all_runs_has_no_age(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
-        stage.clock.advance(10.0)
+    async def test_a_queue_where_all_runs_has_no_age(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
+        harness.clock.advance(10.0)
         await worker.take_one()
-        (queue,) = await stage.store.queues()
+        (queue,) = await harness.backend.queues()
         assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)
 
-    async def test_pages_go_on_when_the_last_seen_job_is_gone(self, stage: Harness) -> None:
-        await stage.add(*"abcd")
-        first = await stage.store.list_jobs(limit=2)
-        await stage.store.cancel("c")
-        await stage.store.delete(JobFilter(ids=("c",)), 10)
-        second = await stage.store.list_jobs(limit=2, after=first.next)
+    async def test_pages_go_on_when_the_last_seen_job_is_gone(self, harness: Harness) -> None:
+        await harness.add(*"abcd")
+        first = await harness.backend.list_jobs(limit=2)
+        await harness.backend.cancel("c")
+        await harness.backend.delete(JobFilter(ids=("c",)), 10)
+        second = await harness.backend.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 
-    async def test_a_filter_by_state_sees_that_time_has_passed(self, stage: Harness) -> None:
-        await stage.put(stage.job("a", after=5.0))
+    async def test_a_filter_by_state_sees_that_time_has_passed(self, harness: Harness) -> None:
+        await harness.put(harness.job("a", after=5.0))
         pending = JobFilter(states=frozenset({State.PENDING}))
-        assert await list_ids(stage, pending) == []
-        stage.clock.advance(5.0)
-        assert await list_ids(stage, pending) == ["a"]
+        assert await list_ids(harness, pending) == []
+        harness.clock.advance(5.0)
+        assert await list_ids(harness, pending) == ["a"]
 
-    async def test_pages_by_ids_hold_each_match_once(self, stage: Harness) -> None:
-        await stage.add(*"abcdef")
+    async def test_pages_by_ids_hold_each_match_once(self, harness: Harness) -> None:
+        await harness.add(*"abcdef")
         which = JobFilter(ids=("f", "b", "a", "d"))
-        assert await list_pages(stage, which, 3) == [["f", "d", "b"], ["a"]]
+        assert await list_pages(harness, which, 3) == [["f", "d", "b"], ["a"]]
 
-    async def test_queues_stand_by_name(self, stage: Harness) -> None:
+    async def test_queues_stand_by_name(self, harness: Harness) -> None:
         for queue in ("red", "blue", "Green", "a.b"):
-            await stage.add(queue=queue)
-        names = [info.name for info in await stage.store.queues()]
+            await harness.add(queue=queue)
+        names = [info.name for info in await harness.backend.queues()]
         assert names == sorted(["red", "blue", "Green", "a.b"])
 
     async def test_what_others_did_is_seen_through_every_handle(self, fleet: Harness) -> None:

@@ -51,7 +51,7 @@ def contract_page() -> str:
     head = HEAD.format(functions=len(every), cases=sum(count for *_, count in every))
     parts = [head, SETTLED, token_table(), OPERATED, operation_table(), "\n## All cases\n"]
     for title, cases in groups:
-        parts += [f"\n### {title}\n\n", *map(written, cases)]
+        parts += [f"\n### {title}\n\n", *map(format_case, cases)]
     return "".join(parts)
 
 
@@ -103,13 +103,13 @@ def make_case(name: str, function: Callable[..., object]) -> Case:
     return name, inspect.getdoc(function) or "", prod(variants)
 
 
-def written(case: Case) -> str:
+def format_case(case: Case) -> str:
     """Format a case as a list item."""
     name, promise, count = case
-    said = name.removeprefix("test_").replace("_", " ").strip()
+    words = name.removeprefix("test_").replace("_", " ").strip()
     variants = f" ({count} variants)" if count > 1 else ""
     more = f": {' '.join(promise.split())}" if promise else ""
-    return f"- {said}{variants}{more}\n"
+    return f"- {words}{variants}{more}\n"
 
 
 if __name__ == "__main__":

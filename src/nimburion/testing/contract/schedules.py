@@ -44,28 +44,28 @@ OVERLAPS: dict[tuple[Overlap, str], Literal["fired", "skipped"]] = {
 
 
 async def fire(
-    stage: Harness, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
+    harness: Harness, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
 ) -> Fired:
     """Decide a tick of the nightly schedule."""
-    return await stage.store.fire("nightly", expected, tick, stage.job(job_id), overlap)
+    return await harness.backend.fire("nightly", expected, tick, harness.job(job_id), overlap)
 
 
-async def the_schedule(stage: Harness) -> ScheduleRecord:
+async def the_schedule(harness: Harness) -> ScheduleRecord:
     """Return the only schedule."""
-    (schedule,) = await stage.store.list_schedules()
+    (schedule,) = await harness.backend.list_schedules()
     return schedule
 
 
-async def move_previous(stage: Harness, to: str) -> None:
+async def move_previous(harness: Harness, to: str) -> None:
     """Move the previous job, which is pending, to the given place."""
     if to in {"pending", "scheduled"}:
         return
     if to in {"cancelled", "forgotten"}:
-        await stage.store.cancel("previous")
+        await harness.backend.cancel("previous")
         if to == "forgotten":
-            await stage.store.delete(EVERY_JOB, 10)
+            await harness.backend.delete(EVERY_JOB, 10)
         return
-    worker = await stage.worker()
+    worker = await harness.worker()
     lease = (await worker.take_one()).lease
     settlements: dict[str, Settlement] = {
         "released": Released(lease),
@@ -80,194 +80,198 @@ async def move_previous(stage: Harness, to: str) -> None:
 class ScheduleStorage:
     """Keeping schedules."""
 
-    async def test_a_schedule_is_kept_as_it_is(self, stage: Harness) -> None:
+    async def test_a_schedule_is_kept_as_it_is(self, harness: Harness) -> None:
         spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4"} }'
         record = ScheduleRecord(name="a", spec=spec, owner="me", paused=True, last_tick=7.25)
-        await stage.store.put_schedule(record)
-        assert await stage.store.list_schedules() == [record]
+        await harness.backend.put_schedule(record)
+        assert await harness.backend.list_schedules() == [record]
 
-    async def test_schedules_are_listed_by_name(self, stage: Harness) -> None:
+    async def test_schedules_are_listed_by_name(self, harness: Harness) -> None:
         for name in ("b", "c", "a"):
-            await stage.store.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
-        assert [one.name for one in await stage.store.list_schedules()] == ["a", "b", "c"]
+            await harness.backend.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
+        assert [one.name for one in await harness.backend.list_schedules()] == ["a", "b", "c"]
 
     async def test_putting_again_replaces_the_spec_and_keeps_what_happened(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
         """A deploy puts all its schedules; none may fire again or wake up by that."""
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, 100.0, "one")
-        await stage.store.pause_schedule("nightly", paused=True)
-        await stage.store.put_schedule(
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        await harness.backend.pause_schedule("nightly", paused=True)
+        await harness.backend.put_schedule(
             ScheduleRecord(name="nightly", spec=b"{}", owner="other", last_tick=5.0)
         )
-        assert await the_schedule(stage) == ScheduleRecord(
+        assert await the_schedule(harness) == ScheduleRecord(
             name="nightly", spec=b"{}", owner="other", paused=True, last_tick=100.0, last_job="one"
         )
 
-    async def test_pausing_and_resuming(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        assert await stage.store.pause_schedule("nightly", paused=True) is True
-        assert (await the_schedule(stage)).paused is True
-        assert await stage.store.pause_schedule("nightly", paused=False) is True
-        assert (await the_schedule(stage)).paused is False
+    async def test_pausing_and_resuming(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        assert await harness.backend.pause_schedule("nightly", paused=True) is True
+        assert (await the_schedule(harness)).paused is True
+        assert await harness.backend.pause_schedule("nightly", paused=False) is True
+        assert (await the_schedule(harness)).paused is False
 
-    async def test_what_is_not_there_cannot_be_paused_or_deleted(self, stage: Harness) -> None:
-        assert await stage.store.pause_schedule("nobody", paused=True) is False
-        assert await stage.store.delete_schedule("nobody") is False
+    async def test_what_is_not_there_cannot_be_paused_or_deleted(self, harness: Harness) -> None:
+        assert await harness.backend.pause_schedule("nobody", paused=True) is False
+        assert await harness.backend.delete_schedule("nobody") is False
 
-    async def test_deleting(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        assert await stage.store.delete_schedule("nightly") is True
-        assert await stage.store.delete_schedule("nightly") is False
-        assert await stage.store.list_schedules() == []
+    async def test_deleting(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        assert await harness.backend.delete_schedule("nightly") is True
+        assert await harness.backend.delete_schedule("nightly") is False
+        assert await harness.backend.list_schedules() == []
 
-    async def test_a_schedule_that_is_put_anew_after_deleting_has_no_past(
-        self, stage: Harness
+    async def test_a_schedule_that_is_put_again_after_deleting_has_no_history(
+        self, harness: Harness
     ) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, 100.0, "one")
-        await stage.store.delete_schedule("nightly")
-        await stage.store.put_schedule(NIGHTLY)
-        assert await the_schedule(stage) == NIGHTLY
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        await harness.backend.delete_schedule("nightly")
+        await harness.backend.put_schedule(NIGHTLY)
+        assert await the_schedule(harness) == NIGHTLY
 
 
 class Fire:
     """`fire`."""
 
-    async def test_a_tick_stores_its_job_and_moves(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        assert await fire(stage, None, 100.0, "one") == Fired("fired", "one")
-        assert await stage.state("one") is State.PENDING
-        schedule = await the_schedule(stage)
+    async def test_a_tick_enqueues_its_job_and_moves_the_last_tick(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
+        assert await harness.state("one") is State.PENDING
+        schedule = await the_schedule(harness)
         assert (schedule.last_tick, schedule.last_job) == (100.0, "one")
 
-    async def test_ticks_follow_each_other(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, 100.0, "one")
-        assert await fire(stage, 100.0, 200.0, "two") == Fired("fired", "two")
-        assert (await the_schedule(stage)).last_tick == 200.0
+    async def test_ticks_follow_each_other(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        assert await fire(harness, 100.0, 200.0, "two") == Fired("fired", "two")
+        assert (await the_schedule(harness)).last_tick == 200.0
 
     @pytest.mark.parametrize("expected", [None, 99.0, 100.001, 200.0])
-    async def test_a_tick_that_somebody_else_decided_stores_nothing(
-        self, stage: Harness, expected: float | None
+    async def test_a_tick_that_another_scheduler_fired_enqueues_nothing(
+        self, harness: Harness, expected: float | None
     ) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, 100.0, "one")
-        before = await the_schedule(stage)
-        assert await fire(stage, expected, 200.0, "two") == Fired("moved")
-        assert await the_schedule(stage) == before
-        assert sum((await stage.store.counts()).values()) == 1
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        before = await the_schedule(harness)
+        assert await fire(harness, expected, 200.0, "two") == Fired("moved")
+        assert await the_schedule(harness) == before
+        assert sum((await harness.backend.counts()).values()) == 1
 
-    async def test_the_same_tick_fires_once(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        outcomes = [(await fire(stage, None, 100.0, f"{n}")).outcome for n in range(4)]
+    async def test_the_same_tick_fires_once(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        outcomes = [(await fire(harness, None, 100.0, f"{n}")).outcome for n in range(4)]
         assert outcomes == ["fired", "moved", "moved", "moved"]
 
-    async def test_ticks_are_compared_exactly(self, stage: Harness) -> None:
+    async def test_ticks_are_compared_exactly(self, harness: Harness) -> None:
         tick = 1_750_000_000.1234567
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, tick, "one")
-        assert (await the_schedule(stage)).last_tick == tick
-        assert (await fire(stage, tick, tick + 60.0, "two")).outcome == "fired"
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, tick, "one")
+        assert (await the_schedule(harness)).last_tick == tick
+        assert (await fire(harness, tick, tick + 60.0, "two")).outcome == "fired"
 
-    async def test_a_missing_schedule_fires_nothing(self, stage: Harness) -> None:
-        assert await fire(stage, None, 100.0, "one") == Fired("missing")
-        assert sum((await stage.store.counts()).values()) == 0
+    async def test_a_missing_schedule_fires_nothing(self, harness: Harness) -> None:
+        assert await fire(harness, None, 100.0, "one") == Fired("missing")
+        assert sum((await harness.backend.counts()).values()) == 0
 
-    async def test_a_paused_schedule_fires_nothing_and_does_not_move(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await stage.store.pause_schedule("nightly", paused=True)
-        assert await fire(stage, None, 100.0, "one") == Fired("paused")
-        assert (await the_schedule(stage)).last_tick is None
-        assert sum((await stage.store.counts()).values()) == 0
+    async def test_a_paused_schedule_fires_nothing_and_does_not_move(
+        self, harness: Harness
+    ) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.pause_schedule("nightly", paused=True)
+        assert await fire(harness, None, 100.0, "one") == Fired("paused")
+        assert (await the_schedule(harness)).last_tick is None
+        assert sum((await harness.backend.counts()).values()) == 0
 
     @pytest.mark.parametrize("previous", PREVIOUS)
     @pytest.mark.parametrize("overlap", ["allow", "skip", "queue_one", "cancel_previous"])
     async def test_overlap_with_the_previous_job(
-        self, stage: Harness, overlap: Overlap, previous: str
+        self, harness: Harness, overlap: Overlap, previous: str
     ) -> None:
         """The tick moves either way; `last_job` only with a new job."""
-        await stage.store.put_schedule(NIGHTLY)
+        await harness.backend.put_schedule(NIGHTLY)
         after = 60.0 if previous == "scheduled" else 0.0
-        first = stage.job("previous", after=after)
-        await stage.store.fire("nightly", None, 100.0, first, "allow")
-        await move_previous(stage, previous)
+        first = harness.job("previous", after=after)
+        await harness.backend.fire("nightly", None, 100.0, first, "allow")
+        await move_previous(harness, previous)
         expected = OVERLAPS[overlap, PREVIOUS[previous]]
-        fired = await fire(stage, 100.0, 200.0, "next", overlap)
+        fired = await fire(harness, 100.0, 200.0, "next", overlap)
         assert fired == Fired(expected, "next" if expected == "fired" else None)
-        schedule = await the_schedule(stage)
+        schedule = await the_schedule(harness)
         assert schedule.last_tick == 200.0
         assert schedule.last_job == ("next" if expected == "fired" else "previous")
 
-    async def test_cancel_previous_ends_what_waits(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, 100.0, "one")
-        await fire(stage, 100.0, 200.0, "two", "cancel_previous")
-        assert await stage.state("one") is State.CANCELLED
-        assert await stage.state("two") is State.PENDING
+    async def test_cancel_previous_ends_what_waits(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        await fire(harness, 100.0, 200.0, "two", "cancel_previous")
+        assert await harness.state("one") is State.CANCELLED
+        assert await harness.state("two") is State.PENDING
 
-    async def test_cancel_previous_asks_what_runs(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await fire(stage, None, 100.0, "one")
-        worker = await stage.worker()
+    async def test_cancel_previous_asks_what_runs(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        worker = await harness.worker()
         await worker.take_one()
-        await fire(stage, 100.0, 200.0, "two", "cancel_previous")
-        assert (await stage.store.get("one")).cancel_requested is True
+        await fire(harness, 100.0, 200.0, "two", "cancel_previous")
+        assert (await harness.backend.get("one")).cancel_requested is True
 
-    async def test_a_unique_key_that_is_taken_skips_the_tick(self, stage: Harness) -> None:
+    async def test_a_unique_key_that_is_taken_skips_the_tick(self, harness: Harness) -> None:
         options = JobOptions(unique_key="k")
-        await stage.put(stage.job("holder", options=options))
-        await stage.store.put_schedule(NIGHTLY)
-        job = stage.job("one", options=options)
-        assert await stage.store.fire("nightly", None, 100.0, job, "allow") == Fired("skipped")
-        schedule = await the_schedule(stage)
+        await harness.put(harness.job("holder", options=options))
+        await harness.backend.put_schedule(NIGHTLY)
+        job = harness.job("one", options=options)
+        assert await harness.backend.fire("nightly", None, 100.0, job, "allow") == Fired("skipped")
+        schedule = await the_schedule(harness)
         assert (schedule.last_tick, schedule.last_job) == (100.0, None)
 
-    async def test_a_job_that_is_there_already_counts_as_fired(self, stage: Harness) -> None:
+    async def test_a_job_that_is_there_already_counts_as_fired(self, harness: Harness) -> None:
         """The same id and body: a scheduler that names its jobs by tick may repeat itself."""
-        await stage.add("one")
-        await stage.store.put_schedule(NIGHTLY)
-        assert await fire(stage, None, 100.0, "one") == Fired("fired", "one")
-        assert sum((await stage.store.counts()).values()) == 1
+        await harness.add("one")
+        await harness.backend.put_schedule(NIGHTLY)
+        assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
+        assert sum((await harness.backend.counts()).values()) == 1
 
-    async def test_schedules_do_not_mix(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await stage.store.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
-        await fire(stage, None, 100.0, "one")
-        other, nightly = await stage.store.list_schedules()
+    async def test_schedules_do_not_mix(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
+        await fire(harness, None, 100.0, "one")
+        other, nightly = await harness.backend.list_schedules()
         assert (other.last_tick, nightly.last_tick) == (None, 100.0)
 
     async def test_a_skipped_tick_is_measured_by_the_last_job_that_was_stored(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await stage.store.fire("nightly", None, 60.0, stage.job("first"), "skip")
-        await stage.store.fire("nightly", 60.0, 120.0, stage.job("second"), "skip")
-        await stage.store.cancel("first")
-        fired = await stage.store.fire("nightly", 120.0, 180.0, stage.job("third"), "skip")
+        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.fire("nightly", None, 60.0, harness.job("first"), "skip")
+        await harness.backend.fire("nightly", 60.0, 120.0, harness.job("second"), "skip")
+        await harness.backend.cancel("first")
+        fired = await harness.backend.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
         assert fired == Fired("fired", "third")
 
-    async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await stage.put(stage.job("holder", options=JobOptions(unique_key="k")))
+    async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(
+        self, harness: Harness
+    ) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await harness.put(harness.job("holder", options=JobOptions(unique_key="k")))
         lenient = JobOptions(unique_key="k", on_duplicate="existing")
-        job = stage.job("a", options=lenient)
-        fired = await stage.store.fire("nightly", None, 60.0, job, "allow")
+        job = harness.job("a", options=lenient)
+        fired = await harness.backend.fire("nightly", None, 60.0, job, "allow")
         assert fired == Fired("fired", "holder")
-        assert (await the_schedule(stage)).last_job == "holder"
+        assert (await the_schedule(harness)).last_job == "holder"
 
-    async def test_a_tick_whose_id_has_another_body_passes(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await stage.put(stage.job("a", payload=b"[]"))
-        fired = await stage.store.fire("nightly", None, 60.0, stage.job("a"), "allow")
+    async def test_a_tick_whose_id_has_another_body_passes(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await harness.put(harness.job("a", payload=b"[]"))
+        fired = await harness.backend.fire("nightly", None, 60.0, harness.job("a"), "allow")
         assert fired == Fired("skipped")
-        assert (await the_schedule(stage)).last_tick == 60.0
-        assert (await stage.store.get("a")).payload == b"[]"
+        assert (await the_schedule(harness)).last_tick == 60.0
+        assert (await harness.backend.get("a")).payload == b"[]"
 
-    async def test_the_other_rules_cancel_nothing(self, stage: Harness) -> None:
-        await stage.store.put_schedule(NIGHTLY)
-        await stage.store.fire("nightly", None, 60.0, stage.job("first"), "allow")
-        await stage.store.fire("nightly", 60.0, 120.0, stage.job("second"), "allow")
-        await stage.store.fire("nightly", 120.0, 180.0, stage.job("third"), "skip")
-        assert await stage.state("first") is State.PENDING
+    async def test_the_other_rules_cancel_nothing(self, harness: Harness) -> None:
+        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.fire("nightly", None, 60.0, harness.job("first"), "allow")
+        await harness.backend.fire("nightly", 60.0, 120.0, harness.job("second"), "allow")
+        await harness.backend.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
+        assert await harness.state("first") is State.PENDING

@@ -25,208 +25,208 @@ from nimburion.testing.contract.harness import OOPS, Harness, ids
 class Settling:
     """Settlements."""
 
-    async def test_completed_keeps_the_result_and_drops_the_payload(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_completed_keeps_the_result_and_drops_the_payload(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        reserved = stage.clock.now()
-        stage.clock.advance(2.0)
+        reserved = harness.clock.now()
+        harness.clock.advance(2.0)
         assert await worker.settle(Completed(lease, b'"done"')) == [Settled.DONE]
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.result, record.payload) == (
             State.COMPLETED,
             b'"done"',
             None,
         )
-        assert (record.started_at, record.finished_at) == (reserved, stage.clock.now())
+        assert (record.started_at, record.finished_at) == (reserved, harness.clock.now())
         assert (record.session, record.failures, record.history) == (None, 0, [])
 
-    async def test_completed_without_a_result_has_none(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_completed_without_a_result_has_none(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert (await stage.store.get("a")).result is None
+        assert (await harness.backend.get("a")).result is None
 
-    async def test_a_completed_job_never_runs_again(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_completed_job_never_runs_again(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        stage.clock.advance(1_000.0)
-        await stage.store.rescue(10, max_lost=3)
-        await stage.store.promote(10)
-        assert await (await stage.worker()).take(5) == []
+        harness.clock.advance(1_000.0)
+        await harness.backend.rescue(10, max_lost=3)
+        await harness.backend.promote(10)
+        assert await (await harness.worker()).take(5) == []
 
-    async def test_retried_counts_a_failure_and_waits_for_its_delay(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_retried_counts_a_failure_and_waits_for_its_delay(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        stage.clock.advance(1.0)
+        harness.clock.advance(1.0)
         await worker.settle(Retried(lease, 10.0, OOPS))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
-        assert (record.due, record.finished_at) == (stage.clock.now() + 10.0, None)
+        assert (record.due, record.finished_at) == (harness.clock.now() + 10.0, None)
         assert record.attempt == 2
-        stage.clock.advance(9.0)
+        harness.clock.advance(9.0)
         assert await worker.take() == []
-        stage.clock.advance(1.0)
+        harness.clock.advance(1.0)
         assert ids(await worker.take()) == ["a"]
 
-    async def test_retried_without_delay_is_due_at_once(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_retried_without_delay_is_due_at_once(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
-        assert (await stage.store.get("a")).due == stage.clock.now()
-        assert await stage.state("a") is State.RETRYING
+        assert (await harness.backend.get("a")).due == harness.clock.now()
+        assert await harness.state("a") is State.RETRYING
 
-    async def test_a_negative_delay_counts_as_none(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_negative_delay_counts_as_none(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, -7.0, OOPS))
-        assert (await stage.store.get("a")).due == stage.clock.now()
+        assert (await harness.backend.get("a")).due == harness.clock.now()
 
-    async def test_the_delay_is_counted_on_the_clock_of_the_store(self, stage: Harness) -> None:
+    async def test_the_delay_is_counted_on_the_clock_of_the_backend(self, harness: Harness) -> None:
         """From the moment of the settlement, not of the reservation."""
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        stage.clock.advance(100.0)
+        harness.clock.advance(100.0)
         await worker.settle(Retried(lease, 5.0, OOPS))
-        assert (await stage.store.get("a")).due == stage.clock.now() + 5.0
+        assert (await harness.backend.get("a")).due == harness.clock.now() + 5.0
 
-    async def test_an_error_joins_the_history_with_the_time_of_the_store(
-        self, stage: Harness
+    async def test_an_error_is_added_to_the_history_with_the_time_of_the_backend(
+        self, harness: Harness
     ) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        said = AttemptError(1, "timeout", "TimeoutError", "too löng", "line 1\nline 2", at=5.0)
-        await worker.settle(Retried(lease, 0.0, said))
-        record = await stage.store.get("a")
-        assert record.history == [replace(said, at=stage.clock.now())]
+        error = AttemptError(1, "timeout", "TimeoutError", "too löng", "line 1\nline 2", at=5.0)
+        await worker.settle(Retried(lease, 0.0, error))
+        record = await harness.backend.get("a")
+        assert record.history == [replace(error, at=harness.clock.now())]
         assert record.error == record.history[0]
 
-    async def test_the_history_stands_oldest_first(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_the_history_stands_oldest_first(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         for n in range(1, 6):
             lease = (await worker.take_one()).lease
-            stage.clock.advance(1.0)
+            harness.clock.advance(1.0)
             await worker.settle(Retried(lease, 0.0, replace(OOPS, attempt=n)))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert [error.attempt for error in record.history] == [1, 2, 3, 4, 5]
         assert record.failures == 5
 
     async def test_failed_is_a_dead_letter_with_all_that_belongs_to_it(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        await stage.put(stage.job("a", payload=b'{ "kept" : "as it came" }'))
-        worker = await stage.worker()
+        await harness.put(harness.job("a", payload=b'{ "kept" : "as it came" }'))
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Failed(lease, "permanent", OOPS))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.reason, record.failures) == (State.FAILED, "permanent", 1)
         assert record.payload == b'{ "kept" : "as it came" }'
-        assert record.history == [replace(OOPS, at=stage.clock.now())]
-        assert record.finished_at == stage.clock.now()
+        assert record.history == [replace(OOPS, at=harness.clock.now())]
+        assert record.finished_at == harness.clock.now()
         assert record.attempt == 1
 
     @pytest.mark.parametrize(
         "reason", ["exhausted", "permanent", "unreadable", "unstorable", "of my own"]
     )
-    async def test_the_reason_is_kept_as_given(self, stage: Harness, reason: str) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_the_reason_is_kept_as_given(self, harness: Harness, reason: str) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, reason, OOPS))
-        assert (await stage.store.get("a")).reason == reason
+        assert (await harness.backend.get("a")).reason == reason
 
-    async def test_a_failed_job_never_runs_again_by_itself(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_failed_job_never_runs_again_by_itself(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-        stage.clock.advance(1_000.0)
+        harness.clock.advance(1_000.0)
         assert await worker.take(5) == []
 
-    async def test_released_counts_nothing(self, stage: Harness) -> None:
-        await stage.add("a")
-        before = await stage.store.get("a")
-        worker = await stage.worker()
+    async def test_released_counts_nothing(self, harness: Harness) -> None:
+        await harness.add("a")
+        before = await harness.backend.get("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        reserved = stage.clock.now()
-        stage.clock.advance(1.0)
+        reserved = harness.clock.now()
+        harness.clock.advance(1.0)
         await worker.settle(Released(lease))
-        assert await stage.store.get("a") == replace(before, started_at=reserved)
+        assert await harness.backend.get("a") == replace(before, started_at=reserved)
 
-    async def test_snoozed_waits_and_counts_nothing(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_snoozed_waits_and_counts_nothing(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Released(lease, 10.0))
-        record = await stage.store.get("a")
-        assert (record.state, record.due) == (State.SCHEDULED, stage.clock.now() + 10.0)
+        record = await harness.backend.get("a")
+        assert (record.state, record.due) == (State.SCHEDULED, harness.clock.now() + 10.0)
         assert (record.failures, record.lost, record.history) == (0, 0, [])
         assert await worker.take() == []
-        stage.clock.advance(10.0)
+        harness.clock.advance(10.0)
         assert (await worker.take_one()).attempt == 1
 
-    async def test_a_snooze_of_zero_is_due_now(self, stage: Harness) -> None:
+    async def test_a_snooze_of_zero_is_due_now(self, harness: Harness) -> None:
         """It moves behind those that were due before; only `None` keeps the old place."""
-        await stage.add("a", "b")
-        worker = await stage.worker()
+        await harness.add("a", "b")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        stage.clock.advance(1.0)
+        harness.clock.advance(1.0)
         await worker.settle(Released(lease, 0.0))
         assert ids(await worker.take(5)) == ["b", "a"]
 
-    async def test_a_released_retry_stays_retrying(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_a_released_retry_stays_retrying(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         await worker.settle(Released((await worker.take_one()).lease))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.failures) == (State.RETRYING, 1)
 
-    async def test_cancelled_keeps_its_reason_and_drops_the_payload(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_cancelled_keeps_its_reason_and_drops_the_payload(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         await worker.settle(Cancelled((await worker.take_one()).lease, "no longer wanted"))
-        record = await stage.store.get("a")
+        record = await harness.backend.get("a")
         assert (record.state, record.reason) == (State.CANCELLED, "no longer wanted")
-        assert (record.payload, record.finished_at) == (None, stage.clock.now())
+        assert (record.payload, record.finished_at) == (None, harness.clock.now())
         assert (record.failures, record.history) == (0, [])
 
-    async def test_results_stand_in_the_order_of_the_settlements(self, stage: Harness) -> None:
-        await stage.add("a", "b", "c")
-        worker = await stage.worker()
+    async def test_results_stand_in_the_order_of_the_settlements(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c")
+        worker = await harness.worker()
         a, b, c = [delivery.lease for delivery in await worker.take(3)]
         forged = replace(b, token=replace(b.token, nonce=bytes(16)))
         results = await worker.settle(
             Retried(c, 1.0, OOPS), Completed(forged), Completed(a), Failed(a, "permanent", OOPS)
         )
         assert results == [Settled.DONE, Settled.STALE, Settled.DONE, Settled.ALREADY]
-        assert await stage.state("b") is State.PROCESSING
+        assert await harness.state("b") is State.PROCESSING
 
-    async def test_the_first_of_two_settlements_of_one_lease_wins(self, stage: Harness) -> None:
-        await stage.add("a")
-        worker = await stage.worker()
+    async def test_the_first_of_two_settlements_of_one_lease_wins(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
         results = await worker.settle(Completed(lease, b"1"), Failed(lease, "permanent", OOPS))
         assert results == [Settled.DONE, Settled.ALREADY]
-        assert (await stage.store.get("a")).state is State.COMPLETED
-        assert (await stage.store.get("a")).history == []
+        assert (await harness.backend.get("a")).state is State.COMPLETED
+        assert (await harness.backend.get("a")).history == []
 
-    async def test_a_stale_settlement_does_not_hinder_the_others(self, stage: Harness) -> None:
-        await stage.add("a", "b")
-        worker = await stage.worker()
+    async def test_a_stale_settlement_does_not_hinder_the_others(self, harness: Harness) -> None:
+        await harness.add("a", "b")
+        worker = await harness.worker()
         a, b = [delivery.lease for delivery in await worker.take(2)]
         await worker.settle(Completed(a))
-        await stage.store.delete(JobFilter(ids=("a",)), 10)
+        await harness.backend.delete(JobFilter(ids=("a",)), 10)
         assert await worker.settle(Completed(a), Completed(b)) == [Settled.STALE, Settled.DONE]
-        assert await stage.state("b") is State.COMPLETED
+        assert await harness.state("b") is State.COMPLETED
 
-    async def test_many_settlements_of_every_kind_go_together(self, stage: Harness) -> None:
-        jobs = [stage.job() for _ in range(500)]
-        await stage.store.enqueue(jobs)
-        worker = await stage.worker()
+    async def test_many_settlements_of_every_kind_go_together(self, harness: Harness) -> None:
+        jobs = [harness.job() for _ in range(500)]
+        await harness.backend.enqueue(jobs)
+        worker = await harness.worker()
         kinds: list[Callable[[Lease], Settlement]] = [
             Completed,
             lambda lease: Retried(lease, 60.0, OOPS),
@@ -237,7 +237,7 @@ class Settling:
         taken = await worker.take(500)
         batch = [kinds[n % 5](delivery.lease) for n, delivery in enumerate(taken)]
         assert await worker.settle(*batch) == [Settled.DONE] * 500
-        counts = await stage.store.counts()
+        counts = await harness.backend.counts()
         assert {state: n for state, n in counts.items() if n} == {
             State.COMPLETED: 100,
             State.RETRYING: 100,

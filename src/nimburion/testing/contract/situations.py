@@ -22,14 +22,14 @@ Answer = Literal["done", "already", "stale", "SessionLost"]
 JOB = "the-job"
 
 
-class Speaker(msgspec.Struct, frozen=True):
+class Settler(msgspec.Struct, frozen=True):
     """The worker that sends a settlement, and the lease that it uses."""
 
     worker: HandDrivenWorker
     lease: Lease
 
 
-Builder = Callable[[Harness], Awaitable[Speaker]]
+Builder = Callable[[Harness], Awaitable[Settler]]
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -46,22 +46,22 @@ class Situation(msgspec.Struct, frozen=True):
         return f"{self.state}, {self.token}"
 
 
-async def _held(stage: Harness) -> Speaker:
-    await stage.add(JOB)
-    worker = await stage.worker()
-    return Speaker(worker, (await worker.take_one()).lease)
+async def _held(harness: Harness) -> Settler:
+    await harness.add(JOB)
+    worker = await harness.worker()
+    return Settler(worker, (await worker.take_one()).lease)
 
 
-async def _wanted_cancelled(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await stage.store.cancel(JOB)
-    return said
+async def _wanted_cancelled(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await harness.backend.cancel(JOB)
+    return settler
 
 
-async def _overdue(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    stage.clock.advance(said.worker.session.ttl + 1.0)
-    return said
+async def _overdue(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    harness.clock.advance(settler.worker.session.ttl + 1.0)
+    return settler
 
 
 def _other_half(lease: Lease) -> Lease:
@@ -73,164 +73,164 @@ def _other_count(lease: Lease) -> Lease:
     return replace(lease, token=Token(lease.token.fence + 1, lease.token.nonce))
 
 
-async def _held_other_half(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    return Speaker(said.worker, _other_half(said.lease))
+async def _held_other_half(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    return Settler(settler.worker, _other_half(settler.lease))
 
 
-async def _held_other_count(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    return Speaker(said.worker, _other_count(said.lease))
+async def _held_other_count(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    return Settler(settler.worker, _other_count(settler.lease))
 
 
-async def _held_by_another(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    return Speaker(await stage.worker(), said.lease)
+async def _held_by_another(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    return Settler(await harness.worker(), settler.lease)
 
 
-async def _held_again(stage: Harness) -> Speaker:
-    said = await _retried(stage, delay=0.0)
-    await said.worker.take_one()
-    return said
+async def _held_again(harness: Harness) -> Settler:
+    settler = await _retried(harness, delay=0.0)
+    await settler.worker.take_one()
+    return settler
 
 
-async def _held_again_by_another(stage: Harness) -> Speaker:
-    said = await _retried(stage, delay=0.0)
-    await (await stage.worker()).take_one()
-    return said
+async def _held_again_by_another(harness: Harness) -> Settler:
+    settler = await _retried(harness, delay=0.0)
+    await (await harness.worker()).take_one()
+    return settler
 
 
-async def _held_a_third_time(stage: Harness) -> Speaker:
-    said = await _held_again_settled(stage)
-    await said.worker.take_one()
-    return said
+async def _held_a_third_time(harness: Harness) -> Settler:
+    settler = await _held_again_settled(harness)
+    await settler.worker.take_one()
+    return settler
 
 
-async def _rescued(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await stage.lose(said.worker)
-    return said
+async def _rescued(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await harness.lose(settler.worker)
+    return settler
 
 
-async def _rescued_and_held(stage: Harness) -> Speaker:
-    said = await _rescued(stage)
-    await (await stage.worker()).take_one()
-    return said
+async def _rescued_and_held(harness: Harness) -> Settler:
+    settler = await _rescued(harness)
+    await (await harness.worker()).take_one()
+    return settler
 
 
-async def _rescued_other_session(stage: Harness) -> Speaker:
+async def _rescued_other_session(harness: Harness) -> Settler:
     """The worker has a new session and still uses its old lease."""
-    said = await _rescued(stage)
-    return Speaker(await stage.worker(), said.lease)
+    settler = await _rescued(harness)
+    return Settler(await harness.worker(), settler.lease)
 
 
-async def _left(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.close(said.lease)
-    return said
+async def _left(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.close(settler.lease)
+    return settler
 
 
-async def _closed(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.close()
-    return said
+async def _closed(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.close()
+    return settler
 
 
-async def _released(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.settle(Released(said.lease))
-    return said
+async def _released(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.settle(Released(settler.lease))
+    return settler
 
 
-async def _snoozed(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.settle(Released(said.lease, 60.0))
-    return said
+async def _snoozed(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.settle(Released(settler.lease, 60.0))
+    return settler
 
 
-async def _retried(stage: Harness, delay: float = 60.0) -> Speaker:
-    said = await _held(stage)
-    await said.worker.settle(Retried(said.lease, delay, OOPS))
-    return said
+async def _retried(harness: Harness, delay: float = 60.0) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.settle(Retried(settler.lease, delay, OOPS))
+    return settler
 
 
-async def _held_again_settled(stage: Harness) -> Speaker:
+async def _held_again_settled(harness: Harness) -> Settler:
     """Two deliveries, both settled; the worker uses the first lease."""
-    said = await _retried(stage, delay=0.0)
-    await said.worker.settle(Retried((await said.worker.take_one()).lease, 0.0, OOPS))
-    return said
+    settler = await _retried(harness, delay=0.0)
+    await settler.worker.settle(Retried((await settler.worker.take_one()).lease, 0.0, OOPS))
+    return settler
 
 
-async def _retried_other_half(stage: Harness) -> Speaker:
-    said = await _retried(stage)
-    return Speaker(said.worker, _other_half(said.lease))
+async def _retried_other_half(harness: Harness) -> Settler:
+    settler = await _retried(harness)
+    return Settler(settler.worker, _other_half(settler.lease))
 
 
-async def _completed(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.settle(Completed(said.lease, b"1"))
-    return said
+async def _completed(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.settle(Completed(settler.lease, b"1"))
+    return settler
 
 
-async def _completed_other_half(stage: Harness) -> Speaker:
-    said = await _completed(stage)
-    return Speaker(said.worker, _other_half(said.lease))
+async def _completed_other_half(harness: Harness) -> Settler:
+    settler = await _completed(harness)
+    return Settler(settler.worker, _other_half(settler.lease))
 
 
-async def _completed_older(stage: Harness) -> Speaker:
-    said = await _retried(stage, delay=0.0)
-    await said.worker.settle(Completed((await said.worker.take_one()).lease))
-    return said
+async def _completed_older(harness: Harness) -> Settler:
+    settler = await _retried(harness, delay=0.0)
+    await settler.worker.settle(Completed((await settler.worker.take_one()).lease))
+    return settler
 
 
-async def _failed(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.settle(Failed(said.lease, "permanent", OOPS))
-    return said
+async def _failed(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.settle(Failed(settler.lease, "permanent", OOPS))
+    return settler
 
 
-async def _failed_other_count(stage: Harness) -> Speaker:
-    said = await _failed(stage)
-    return Speaker(said.worker, _other_count(said.lease))
+async def _failed_other_count(harness: Harness) -> Settler:
+    settler = await _failed(harness)
+    return Settler(settler.worker, _other_count(settler.lease))
 
 
-async def _replayed_and_held(stage: Harness) -> Speaker:
-    said = await _failed(stage)
-    await stage.store.replay(JobFilter(ids=(JOB,)), 10)
-    await said.worker.take_one()
-    await said.worker.settle()
-    return said
+async def _replayed_and_held(harness: Harness) -> Settler:
+    settler = await _failed(harness)
+    await harness.backend.replay(JobFilter(ids=(JOB,)), 10)
+    await settler.worker.take_one()
+    await settler.worker.settle()
+    return settler
 
 
-async def _cancelled(stage: Harness) -> Speaker:
-    said = await _held(stage)
-    await said.worker.settle(Cancelled(said.lease, "why not"))
-    return said
+async def _cancelled(harness: Harness) -> Settler:
+    settler = await _held(harness)
+    await settler.worker.settle(Cancelled(settler.lease, "why not"))
+    return settler
 
 
-async def _cancelled_waiting(stage: Harness) -> Speaker:
-    said = await _released(stage)
-    await stage.store.cancel(JOB)
-    return said
+async def _cancelled_waiting(harness: Harness) -> Settler:
+    settler = await _released(harness)
+    await harness.backend.cancel(JOB)
+    return settler
 
 
-async def _forgotten(stage: Harness) -> Speaker:
-    said = await _completed(stage)
-    await stage.store.delete(JobFilter(ids=(JOB,)), 10)
-    return said
+async def _forgotten(harness: Harness) -> Settler:
+    settler = await _completed(harness)
+    await harness.backend.delete(JobFilter(ids=(JOB,)), 10)
+    return settler
 
 
-async def _made_anew(stage: Harness) -> Speaker:
+async def _made_anew(harness: Harness) -> Settler:
     """A new job under the id of a deleted one; the worker uses the lease of the deleted job."""
-    said = await _forgotten(stage)
-    await stage.add(JOB)
-    return said
+    settler = await _forgotten(harness)
+    await harness.add(JOB)
+    return settler
 
 
-async def _made_anew_and_held(stage: Harness) -> Speaker:
-    said = await _made_anew(stage)
-    await said.worker.take_one()
-    return said
+async def _made_anew_and_held(harness: Harness) -> Settler:
+    settler = await _made_anew(harness)
+    await settler.worker.take_one()
+    return settler
 
 
 SITUATIONS = (

@@ -8,96 +8,96 @@ from nimburion.core.settlement import Cancelled, Completed, Failed, Progressed, 
 from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
 
 
-async def _pending(stage: Harness) -> str:
-    return (await stage.add())[0]
+async def _pending(harness: Harness) -> str:
+    return (await harness.add())[0]
 
 
-async def _scheduled(stage: Harness) -> str:
-    return await stage.put(stage.job(after=3_600.0))
+async def _scheduled(harness: Harness) -> str:
+    return await harness.put(harness.job(after=3_600.0))
 
 
-async def _taken(stage: Harness) -> tuple[str, HandDrivenWorker]:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _taken(harness: Harness) -> tuple[str, HandDrivenWorker]:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.take_one()
     return job_id, worker
 
 
-async def _processing(stage: Harness) -> str:
-    return (await _taken(stage))[0]
+async def _processing(harness: Harness) -> str:
+    return (await _taken(harness))[0]
 
 
-async def _cancel_requested(stage: Harness) -> str:
-    job_id, _ = await _taken(stage)
-    await stage.store.cancel(job_id)
+async def _cancel_requested(harness: Harness) -> str:
+    job_id, _ = await _taken(harness)
+    await harness.backend.cancel(job_id)
     return job_id
 
 
-async def _reporting(stage: Harness) -> str:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _reporting(harness: Harness) -> str:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.settle(Progressed((await worker.take_one()).lease, 0.5, "half"))
     return job_id
 
 
-async def _retrying(stage: Harness, delay: float = 3_600.0) -> str:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _retrying(harness: Harness, delay: float = 3_600.0) -> str:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.settle(Retried((await worker.take_one()).lease, delay, OOPS))
     return job_id
 
 
-async def _retrying_due(stage: Harness) -> str:
-    return await _retrying(stage, 0.0)
+async def _retrying_due(harness: Harness) -> str:
+    return await _retrying(harness, 0.0)
 
 
-async def _released(stage: Harness, delay: float | None = None) -> str:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _released(harness: Harness, delay: float | None = None) -> str:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.settle(Released((await worker.take_one()).lease, delay))
     return job_id
 
 
-async def _snoozed(stage: Harness) -> str:
-    return await _released(stage, 3_600.0)
+async def _snoozed(harness: Harness) -> str:
+    return await _released(harness, 3_600.0)
 
 
-async def _rescued(stage: Harness) -> str:
-    job_id, worker = await _taken(stage)
-    await stage.lose(worker)
+async def _rescued(harness: Harness) -> str:
+    job_id, worker = await _taken(harness)
+    await harness.lose(worker)
     return job_id
 
 
-async def _completed(stage: Harness) -> str:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _completed(harness: Harness) -> str:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.settle(Completed((await worker.take_one()).lease, b"1"))
     return job_id
 
 
-async def _failed(stage: Harness) -> str:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _failed(harness: Harness) -> str:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
     return job_id
 
 
-async def _failed_lost(stage: Harness) -> str:
-    job_id, worker = await _taken(stage)
-    await stage.lose(worker, max_lost=1)
+async def _failed_lost(harness: Harness) -> str:
+    job_id, worker = await _taken(harness)
+    await harness.lose(worker, max_lost=1)
     return job_id
 
 
-async def _cancelled(stage: Harness) -> str:
-    (job_id,) = await stage.add()
-    worker = await stage.worker()
+async def _cancelled(harness: Harness) -> str:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
     await worker.settle(Cancelled((await worker.take_one()).lease, "why not"))
     return job_id
 
 
-async def _cancelled_waiting(stage: Harness) -> str:
-    (job_id,) = await stage.add()
-    await stage.store.cancel(job_id)
+async def _cancelled_waiting(harness: Harness) -> str:
+    (job_id,) = await harness.add()
+    await harness.backend.cancel(job_id)
     return job_id
 
 

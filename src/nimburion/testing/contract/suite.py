@@ -84,10 +84,10 @@ class BackendContract(
 
     Test a backend with a subclass that opens it:
 
-        class TestMyStore(BackendContract):
+        class TestMyBackend(BackendContract):
             async def open_handles(self, clock, count, tmp_path):
                 first = MyBackend(tmp_path / "jobs", clock=clock)
-                return [first, *(first.sibling() for _ in range(count - 1))]
+                return [first, *(first.new_handle() for _ in range(count - 1))]
 
     Needs pytest and pytest-asyncio. The suite opens and closes the handles. A case is skipped only
     if it does not apply to the `Capabilities` of the backend.
@@ -118,13 +118,13 @@ class BackendContract(
                 await handle.close()
 
     @pytest_asyncio.fixture
-    async def stage(self, tmp_path: Path) -> AsyncIterator[Harness]:
+    async def harness(self, tmp_path: Path) -> AsyncIterator[Harness]:
         """A harness with one handle on an empty backend."""
-        async with self.make_harness(1, tmp_path) as stage:
-            yield stage
+        async with self.make_harness(1, tmp_path) as harness:
+            yield harness
 
     @pytest_asyncio.fixture
     async def fleet(self, tmp_path: Path) -> AsyncIterator[Harness]:
         """A harness with eight handles on one empty backend."""
-        async with self.make_harness(8, tmp_path) as stage:
-            yield stage
+        async with self.make_harness(8, tmp_path) as harness:
+            yield harness

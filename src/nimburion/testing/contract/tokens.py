@@ -37,18 +37,18 @@ class Tokens:
     @pytest.mark.parametrize("kind", SETTLEMENTS)
     @pytest.mark.parametrize("situation", SITUATIONS, ids=[one.name for one in SITUATIONS])
     async def test_a_settlement_writes_only_under_its_whole_token(
-        self, stage: Harness, situation: Situation, kind: str
+        self, harness: Harness, situation: Situation, kind: str
     ) -> None:
         """`done` moves the job; every other answer leaves the whole record as it was."""
-        said = await situation.build(stage)
-        before = await read(stage)
-        settlement = SETTLEMENTS[kind](said.lease)
+        settler = await situation.build(harness)
+        before = await read(harness)
+        settlement = SETTLEMENTS[kind](settler.lease)
         if situation.answer == "SessionLost":
             with pytest.raises(SessionLost):
-                await said.worker.settle(settlement)
+                await settler.worker.settle(settlement)
         else:
-            assert await said.worker.settle(settlement) == [situation.answer]
-        after = await read(stage)
+            assert await settler.worker.settle(settlement) == [situation.answer]
+        after = await read(harness)
         if situation.answer == "done":
             ends = AFTER_REQUEST if "cancel requested" in situation.state else AFTER
             assert after is not None
@@ -57,9 +57,9 @@ class Tokens:
             assert after == before
 
 
-async def read(stage: Harness) -> JobRecord | None:
+async def read(harness: Harness) -> JobRecord | None:
     """Return the job of the situation; None if it does not exist."""
     try:
-        return await stage.store.get(JOB)
+        return await harness.backend.get(JOB)
     except JobNotFound:
         return None

@@ -15,7 +15,7 @@ class Traffic:
     """Mixed callers."""
 
     async def test_enqueueing_while_others_reserve_loses_nothing(self, fleet: Harness) -> None:
-        workers = [await fleet.worker(store=handle) for handle in fleet.handles]
+        workers = [await fleet.worker(backend=handle) for handle in fleet.handles]
         taken: list[str] = []
 
         async def run(n: int) -> None:
@@ -38,9 +38,9 @@ class Traffic:
 
     async def test_every_record_is_deleted_or_pruned_once(self, fleet: Harness) -> None:
         jobs = [fleet.job() for _ in range(60)]
-        await fleet.store.enqueue(jobs)
+        await fleet.backend.enqueue(jobs)
         for job in jobs:
-            await fleet.store.cancel(job.id)
+            await fleet.backend.cancel(job.id)
         fleet.clock.advance(1.0)
         keep = Retention(completed=0.0)
 
@@ -53,18 +53,18 @@ class Traffic:
         while found := sum(await race(16, run)):
             gone += found
         assert gone == 60
-        assert sum((await fleet.store.counts()).values()) == 0
+        assert sum((await fleet.backend.counts()).values()) == 0
 
     async def test_after_a_pause_nothing_is_handed_out(self, fleet: Harness) -> None:
         """From the moment that `pause` returns, whoever asks."""
-        await fleet.store.enqueue([fleet.job() for _ in range(100)])
-        workers = [await fleet.worker(store=handle) for handle in fleet.handles]
+        await fleet.backend.enqueue([fleet.job() for _ in range(100)])
+        workers = [await fleet.worker(backend=handle) for handle in fleet.handles]
         paused = asyncio.Event()
         late: list[str] = []
 
         async def run(n: int) -> None:
             if n == len(workers):
-                await fleet.store.pause("default", paused=True)
+                await fleet.backend.pause("default", paused=True)
                 paused.set()
                 return
             for _ in range(10):

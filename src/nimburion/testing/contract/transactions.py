@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from nimburion.core.backend import Transactional as JoiningStore
+from nimburion.core.backend import Transactional
 from nimburion.core.errors import JobNotFound, LeaseLost, UnusableConnection
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease, Token
@@ -19,31 +19,31 @@ from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker,
 FAR = 1_000.0
 
 
-def joined(stage: Harness) -> JoiningStore:
+def joined(harness: Harness) -> Transactional:
     """Return the backend with its transaction methods; skip the case if it does not support
     them."""
-    if not stage.store.capabilities.supports_transactions:
+    if not harness.backend.capabilities.supports_transactions:
         pytest.skip("this backend joins no transaction, and says so")
-    return cast("JoiningStore", stage.store)
+    return cast("Transactional", harness.backend)
 
 
 class OpenTransaction:
     """A transaction on one of the backend's own connections, in the role of a caller's
     transaction."""
 
-    def __init__(self, stage: Harness) -> None:
-        self.store: JoiningStore = joined(stage)
-        self.transaction: Transaction = self.store.transaction(None)
-        self.lent: CallerConnection = CallerConnection(None)
+    def __init__(self, harness: Harness) -> None:
+        self.backend: Transactional = joined(harness)
+        self.transaction: Transaction = self.backend.transaction(None)
+        self.connection: CallerConnection = CallerConnection(None)
 
     async def begin(self) -> OpenTransaction:
         """Begin the transaction and return this object."""
-        self.lent = CallerConnection(await soon(self.transaction.begin()))
+        self.connection = CallerConnection(await soon(self.transaction.begin()))
         return self
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
         """Enqueue jobs in one call inside the transaction."""
-        return await soon(self.store.enqueue_in(self.lent, jobs))
+        return await soon(self.backend.enqueue_in(self.connection, jobs))
 
     async def complete(
         self, worker: HandDrivenWorker, delivery: Delivery, result: bytes | None = None
@@ -61,15 +61,15 @@ class OpenTransaction:
         await soon(self.transaction.rollback())
 
 
-async def opened(stage: Harness) -> OpenTransaction:
+async def opened(harness: Harness) -> OpenTransaction:
     """Return a transaction that has begun."""
-    return await OpenTransaction(stage).begin()
+    return await OpenTransaction(harness).begin()
 
 
-async def committed(stage: Harness, *jobs: NewJob) -> list[Enqueued]:
+async def committed(harness: Harness, *jobs: NewJob) -> list[Enqueued]:
     """Enqueue inside a transaction that also completes a separate job, and commit."""
-    _, worker, delivery = await processing(stage, "carrier", queue="carriers")
-    transaction = await opened(stage)
+    _, worker, delivery = await processing(harness, "carrier", queue="carriers")
+    transaction = await opened(harness)
     results = await transaction.enqueue(*jobs)
     await transaction.complete(worker, delivery)
     await transaction.commit()
@@ -77,260 +77,268 @@ async def committed(stage: Harness, *jobs: NewJob) -> list[Enqueued]:
 
 
 async def processing(
-    stage: Harness, job_id: str = "a", *, queue: str = "default", options: JobOptions | None = None
+    harness: Harness,
+    job_id: str = "a",
+    *,
+    queue: str = "default",
+    options: JobOptions | None = None,
 ) -> tuple[str, HandDrivenWorker, Delivery]:
     """Enqueue and reserve a job; return its id, its worker and its delivery."""
-    job = stage.job(job_id, queue=queue, options=options or JobOptions())
-    await stage.put(job)
-    worker = await stage.worker(queues=(queue,))
+    job = harness.job(job_id, queue=queue, options=options or JobOptions())
+    await harness.put(job)
+    worker = await harness.worker(queues=(queue,))
     return job_id, worker, await worker.take_one()
 
 
 class TransactionalEnqueues:
     """`enqueue_in`: enqueue inside a caller's transaction."""
 
-    async def test_an_enqueue_is_seen_by_nobody_before_the_commit(self, stage: Harness) -> None:
-        _, worker, delivery = await processing(stage, "carrier", queue="carriers")
-        transaction = await opened(stage)
-        assert await transaction.enqueue(stage.job("b")) == [Enqueued("b", "created")]
+    async def test_an_enqueue_is_seen_by_nobody_before_the_commit(self, harness: Harness) -> None:
+        _, worker, delivery = await processing(harness, "carrier", queue="carriers")
+        transaction = await opened(harness)
+        assert await transaction.enqueue(harness.job("b")) == [Enqueued("b", "created")]
         with pytest.raises(JobNotFound):
-            await stage.store.get("b")
+            await harness.backend.get("b")
         await transaction.complete(worker, delivery)
         await transaction.commit()
-        assert await stage.state("b") is State.PENDING
+        assert await harness.state("b") is State.PENDING
 
-    async def test_an_enqueue_is_gone_with_the_rollback(self, stage: Harness) -> None:
-        transaction = await opened(stage)
-        await transaction.enqueue(stage.job("a"), stage.job("b", after=60.0))
+    async def test_an_enqueue_is_gone_with_the_rollback(self, harness: Harness) -> None:
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("a"), harness.job("b", after=60.0))
         await transaction.rollback()
-        assert sum((await stage.store.counts()).values()) == 0
+        assert sum((await harness.backend.counts()).values()) == 0
 
-    async def test_an_id_that_was_rolled_back_is_free(self, stage: Harness) -> None:
-        transaction = await opened(stage)
-        await transaction.enqueue(stage.job("a"))
+    async def test_an_id_that_was_rolled_back_is_free(self, harness: Harness) -> None:
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("a"))
         await transaction.rollback()
-        assert await stage.enqueue(stage.job("a", payload=b"[]")) == [Enqueued("a", "created")]
+        assert await harness.enqueue(harness.job("a", payload=b"[]")) == [Enqueued("a", "created")]
 
-    async def test_a_committed_job_is_as_any_other(self, stage: Harness) -> None:
-        joined(stage)
+    async def test_a_committed_job_is_as_any_other(self, harness: Harness) -> None:
+        joined(harness)
         options = JobOptions(tenant="acme", unique_key="k")
-        plain = stage.job("a", priority=7, after=5.0, options=options)
-        await stage.put(plain)
-        twin = stage.job(
+        plain = harness.job("a", priority=7, after=5.0, options=options)
+        await harness.put(plain)
+        twin = harness.job(
             "b", priority=7, after=5.0, options=JobOptions(tenant="acme", unique_key="l")
         )
-        assert await committed(stage, twin) == [Enqueued("b", "created")]
-        one, other = await stage.store.get("a"), await stage.store.get("b")
+        assert await committed(harness, twin) == [Enqueued("b", "created")]
+        one, other = await harness.backend.get("a"), await harness.backend.get("b")
         assert (one.due, one.priority, one.payload, one.options.tenant) == (
             (other.due, other.priority, other.payload, other.options.tenant)
         )
-        stage.clock.advance(5.0)
-        worker = await stage.worker()
+        harness.clock.advance(5.0)
+        worker = await harness.worker()
         assert ids(await worker.take(5)) == ["a", "b"]
 
-    async def test_an_empty_joined_call_answers_an_empty_list(self, stage: Harness) -> None:
-        transaction = await opened(stage)
+    async def test_an_empty_transactional_call_answers_an_empty_list(
+        self, harness: Harness
+    ) -> None:
+        transaction = await opened(harness)
         assert await transaction.enqueue() == []
         await transaction.rollback()
 
-    async def test_ids_and_keys_are_decided_inside_the_transaction(self, stage: Harness) -> None:
-        joined(stage)
-        await stage.put(stage.job("a", options=JobOptions(unique_key="k")))
-        transaction = await opened(stage)
+    async def test_ids_and_keys_are_decided_inside_the_transaction(self, harness: Harness) -> None:
+        joined(harness)
+        await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
+        transaction = await opened(harness)
         held = JobOptions(unique_key="k", on_duplicate="existing")
-        assert await transaction.enqueue(stage.job("a"), stage.job("b", options=held)) == [
+        assert await transaction.enqueue(harness.job("a"), harness.job("b", options=held)) == [
             Enqueued("a", "exists"),
             Enqueued("a", "exists"),
         ]
-        await transaction.enqueue(stage.job("c", options=JobOptions(unique_key="own")))
+        await transaction.enqueue(harness.job("c", options=JobOptions(unique_key="own")))
         again = await transaction.enqueue(
-            stage.job("c"), stage.job("d", options=JobOptions(unique_key="own"))
+            harness.job("c"), harness.job("d", options=JobOptions(unique_key="own"))
         )
         assert again == [Enqueued("c", "refused"), Enqueued("c", "taken")]
         await transaction.rollback()
 
-    async def test_a_unique_key_that_was_rolled_back_is_free(self, stage: Harness) -> None:
-        transaction = await opened(stage)
-        await transaction.enqueue(stage.job("a", options=JobOptions(unique_key="k")))
+    async def test_a_unique_key_that_was_rolled_back_is_free(self, harness: Harness) -> None:
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("a", options=JobOptions(unique_key="k")))
         await transaction.rollback()
-        await stage.put(stage.job("b", options=JobOptions(unique_key="k")))
+        await harness.put(harness.job("b", options=JobOptions(unique_key="k")))
 
     @pytest.mark.parametrize("refusal", ["conflict", "taken"])
     async def test_a_refused_call_leaves_the_transaction_usable(
-        self, stage: Harness, refusal: str
+        self, harness: Harness, refusal: str
     ) -> None:
-        joined(stage)
-        await stage.put(stage.job("a", options=JobOptions(unique_key="k")))
+        joined(harness)
+        await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
         bad = {
-            "conflict": stage.job("a", payload=b"[]"),
-            "taken": stage.job("b", options=JobOptions(unique_key="k")),
+            "conflict": harness.job("a", payload=b"[]"),
+            "taken": harness.job("b", options=JobOptions(unique_key="k")),
         }[refusal]
-        _, worker, delivery = await processing(stage, "carrier", queue="carriers")
-        transaction = await opened(stage)
-        results = await transaction.enqueue(stage.job("c"), bad)
+        _, worker, delivery = await processing(harness, "carrier", queue="carriers")
+        transaction = await opened(harness)
+        results = await transaction.enqueue(harness.job("c"), bad)
         assert [one.outcome for one in results] == ["refused", refusal]
-        assert await transaction.enqueue(stage.job("d")) == [Enqueued("d", "created")]
+        assert await transaction.enqueue(harness.job("d")) == [Enqueued("d", "created")]
         await transaction.complete(worker, delivery)
         await transaction.commit()
-        assert await stage.state("d") is State.PENDING
+        assert await harness.state("d") is State.PENDING
         with pytest.raises(JobNotFound):
-            await stage.store.get("c")
+            await harness.backend.get("c")
 
-    async def test_who_waits_is_woken_after_the_commit(self, stage: Harness) -> None:
-        if not stage.store.capabilities.notifies:
+    async def test_who_waits_is_woken_after_the_commit(self, harness: Harness) -> None:
+        if not harness.backend.capabilities.notifies:
             pytest.skip("this backend wakes nobody, and says so")
-        _, worker, delivery = await processing(stage, "carrier", queue="carriers")
-        waiting = asyncio.create_task(stage.store.wait(["default"], FAR))
-        transaction = await opened(stage)
-        await transaction.enqueue(stage.job("b"))
+        _, worker, delivery = await processing(harness, "carrier", queue="carriers")
+        waiting = asyncio.create_task(harness.backend.wait(["default"], FAR))
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("b"))
         await transaction.complete(worker, delivery)
         await transaction.commit()
         await asyncio.wait_for(waiting, DEADLINE)
-        assert await stage.state("b") is State.PENDING
+        assert await harness.state("b") is State.PENDING
 
-    async def test_what_is_no_connection_is_not_joinable(self, stage: Harness) -> None:
-        store = joined(stage)
+    async def test_what_is_no_connection_is_not_joinable(self, harness: Harness) -> None:
+        backend = joined(harness)
         with pytest.raises(UnusableConnection):
-            await store.enqueue_in(CallerConnection(object()), [stage.job("a")])
-        assert sum((await stage.store.counts()).values()) == 0
+            await backend.enqueue_in(CallerConnection(object()), [harness.job("a")])
+        assert sum((await harness.backend.counts()).values()) == 0
 
 
 class TransactionalCompletions:
     """`transaction`: complete a job inside a handler's transaction."""
 
-    async def test_a_completion_is_seen_by_nobody_before_the_commit(self, stage: Harness) -> None:
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
-        transaction = await opened(stage)
+    async def test_a_completion_is_seen_by_nobody_before_the_commit(self, harness: Harness) -> None:
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery, b"7")
-        assert await stage.state(job_id) is State.PROCESSING
+        assert await harness.state(job_id) is State.PROCESSING
         await transaction.commit()
-        record = await stage.store.get(job_id)
+        record = await harness.backend.get(job_id)
         assert (record.state, record.result, record.payload) == (State.COMPLETED, b"7", None)
-        assert record.finished_at == stage.clock.now()
+        assert record.finished_at == harness.clock.now()
 
-    async def test_after_a_rollback_the_job_is_held_as_before(self, stage: Harness) -> None:
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
-        transaction = await opened(stage)
+    async def test_after_a_rollback_the_job_is_held_as_before(self, harness: Harness) -> None:
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery)
         await transaction.rollback()
-        assert await stage.state(job_id) is State.PROCESSING
+        assert await harness.state(job_id) is State.PROCESSING
         assert await worker.settle(Completed(delivery.lease)) == [Settled.DONE]
 
     @pytest.mark.parametrize("how", ["completed", "retried"])
-    async def test_settling_it_once_more_answers_already(self, stage: Harness, how: str) -> None:
+    async def test_settling_it_once_more_answers_already(self, harness: Harness, how: str) -> None:
         """So an engine that does not know whether the commit was applied need not guess."""
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
-        transaction = await opened(stage)
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery)
         await transaction.commit()
         lease = delivery.lease
         again = Completed(lease) if how == "completed" else Retried(lease, 0.0, OOPS)
         assert await worker.settle(again) == [Settled.ALREADY]
-        assert await stage.state(job_id) is State.COMPLETED
+        assert await harness.state(job_id) is State.COMPLETED
 
-    async def test_it_cannot_be_completed_twice(self, stage: Harness) -> None:
-        joined(stage)
-        _, worker, delivery = await processing(stage)
+    async def test_it_cannot_be_completed_twice(self, harness: Harness) -> None:
+        joined(harness)
+        _, worker, delivery = await processing(harness)
         await worker.settle(Completed(delivery.lease))
-        transaction = await opened(stage)
+        transaction = await opened(harness)
         with pytest.raises(LeaseLost):
             await transaction.complete(worker, delivery)
         await transaction.rollback()
 
     @pytest.mark.parametrize("half", ["fence", "nonce", "session"])
-    async def test_the_whole_token_is_compared(self, stage: Harness, half: str) -> None:
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
+    async def test_the_whole_token_is_compared(self, harness: Harness, half: str) -> None:
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
         token = delivery.lease.token
         other = {
             "fence": Token(token.fence + 1, token.nonce),
             "nonce": Token(token.fence, bytes(16)),
             "session": token,
         }[half]
-        holder = await stage.worker() if half == "session" else worker
+        holder = await harness.worker() if half == "session" else worker
         lease = Lease(job_id, other, delivery.lease.ref)
-        transaction = await opened(stage)
+        transaction = await opened(harness)
         with pytest.raises(LeaseLost) as lost:
             await soon(transaction.transaction.complete(holder.id, Completed(lease)))
         await transaction.rollback()
         assert lost.value.job_id == job_id
-        assert await stage.state(job_id) is State.PROCESSING
+        assert await harness.state(job_id) is State.PROCESSING
 
-    async def test_who_was_rescued_meanwhile_writes_nothing(self, stage: Harness) -> None:
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
-        await stage.lose(worker)
-        transaction = await opened(stage)
-        await transaction.enqueue(stage.job("effect"))
+    async def test_who_was_rescued_meanwhile_writes_nothing(self, harness: Harness) -> None:
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
+        await harness.lose(worker)
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("effect"))
         with pytest.raises(LeaseLost):
             await transaction.complete(worker, delivery)
         await transaction.rollback()
-        assert await stage.state(job_id) is State.PENDING
+        assert await harness.state(job_id) is State.PENDING
         with pytest.raises(JobNotFound):
-            await stage.store.get("effect")
+            await harness.backend.get("effect")
 
     async def test_an_overdue_session_that_nobody_rescued_may_still_complete(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
-        stage.clock.advance(worker.session.ttl + 1.0)
-        transaction = await opened(stage)
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
+        harness.clock.advance(worker.session.ttl + 1.0)
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery)
         await transaction.commit()
-        assert await stage.state(job_id) is State.COMPLETED
+        assert await harness.state(job_id) is State.COMPLETED
 
-    async def test_a_joined_completion_wins_over_a_cancel_that_was_asked_for(
-        self, stage: Harness
+    async def test_a_transactional_completion_wins_over_a_requested_cancel(
+        self, harness: Harness
     ) -> None:
-        joined(stage)
-        job_id, worker, delivery = await processing(stage)
-        assert await stage.store.cancel(job_id) == "requested"
-        transaction = await opened(stage)
+        joined(harness)
+        job_id, worker, delivery = await processing(harness)
+        assert await harness.backend.cancel(job_id) == "requested"
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery)
         await transaction.commit()
-        assert await stage.state(job_id) is State.COMPLETED
+        assert await harness.state(job_id) is State.COMPLETED
 
     async def test_the_slot_under_the_limit_is_given_back_with_the_commit(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        joined(stage)
-        await stage.add("a", "b")
-        worker = await stage.worker(limits={"mail": 1})
+        joined(harness)
+        await harness.add("a", "b")
+        worker = await harness.worker(limits={"mail": 1})
         delivery = await worker.take_one()
-        undone = await opened(stage)
+        undone = await opened(harness)
         await undone.complete(worker, delivery)
         await undone.rollback()
         assert await worker.take() == []
-        transaction = await opened(stage)
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery)
         await transaction.commit()
         (following,) = await worker.take(5)
         assert following.lease.job_id == "b"
         await worker.settle(Completed(following.lease))
-        assert (await worker.beat()).limits["mail"].in_use == 0
+        assert (await worker.heartbeat()).limits["mail"].in_use == 0
 
-    async def test_the_unique_key_is_free_with_the_commit(self, stage: Harness) -> None:
-        joined(stage)
+    async def test_the_unique_key_is_free_with_the_commit(self, harness: Harness) -> None:
+        joined(harness)
         key = JobOptions(unique_key="k")
-        _, worker, delivery = await processing(stage, options=key)
-        transaction = await opened(stage)
+        _, worker, delivery = await processing(harness, options=key)
+        transaction = await opened(harness)
         await transaction.complete(worker, delivery)
-        follower = stage.job("b", options=key)
+        follower = harness.job("b", options=key)
         assert await transaction.enqueue(follower) == [Enqueued("b", "created")]
         await transaction.commit()
-        assert await stage.state("b") is State.PENDING
+        assert await harness.state("b") is State.PENDING
 
-    async def test_two_transactions_complete_two_jobs_of_one_delivery(self, stage: Harness) -> None:
-        joined(stage)
-        await stage.add("a", "b")
-        worker = await stage.worker()
+    async def test_two_transactions_complete_two_jobs_of_one_delivery(
+        self, harness: Harness
+    ) -> None:
+        joined(harness)
+        await harness.add("a", "b")
+        worker = await harness.worker()
         for delivery in await worker.take(2):
-            transaction = await opened(stage)
+            transaction = await opened(harness)
             await transaction.complete(worker, delivery)
             await transaction.commit()
-        assert (await stage.store.counts())[State.COMPLETED] == 2
+        assert (await harness.backend.counts())[State.COMPLETED] == 2
         assert await worker.take() == []

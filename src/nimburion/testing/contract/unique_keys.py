@@ -46,161 +46,163 @@ def keyed(job_id: str, options: JobOptions = KEY, **fields: str) -> NewJob:
 class UniqueKeys:
     """Unique keys."""
 
-    async def test_a_held_key_is_taken(self, stage: Harness) -> None:
+    async def test_a_held_key_is_taken(self, harness: Harness) -> None:
         """The answer names the holder; nothing is stored."""
-        await stage.put(keyed("a"))
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
-        assert sum((await stage.store.counts()).values()) == 1
+        await harness.put(keyed("a"))
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        assert sum((await harness.backend.counts()).values()) == 1
 
-    async def test_a_held_key_answers_the_existing_job_when_asked_to(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        assert await stage.enqueue(keyed("b", LENIENT)) == [Enqueued("a", "exists")]
-        assert sum((await stage.store.counts()).values()) == 1
+    async def test_a_held_key_answers_the_existing_job_when_asked_to(
+        self, harness: Harness
+    ) -> None:
+        await harness.put(keyed("a"))
+        assert await harness.enqueue(keyed("b", LENIENT)) == [Enqueued("a", "exists")]
+        assert sum((await harness.backend.counts()).values()) == 1
 
     async def test_in_a_refused_call_a_job_that_would_exist_is_named_itself(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        await stage.put(keyed("a"))
-        await stage.add("kept")
-        bad = stage.job("kept", payload=b"[]")
-        results = await stage.enqueue(keyed("b", LENIENT), bad)
+        await harness.put(keyed("a"))
+        await harness.add("kept")
+        bad = harness.job("kept", payload=b"[]")
+        results = await harness.enqueue(keyed("b", LENIENT), bad)
         assert results == [Enqueued("b", "refused"), Enqueued("kept", "conflict")]
 
-    async def test_the_second_job_says_what_happens_on_a_duplicate(self, stage: Harness) -> None:
-        await stage.put(keyed("a", LENIENT))
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+    async def test_the_second_job_says_what_happens_on_a_duplicate(self, harness: Harness) -> None:
+        await harness.put(keyed("a", LENIENT))
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
-    async def test_a_key_belongs_to_one_name(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        assert await stage.enqueue(keyed("b", name="post")) == [Enqueued("b", "created")]
+    async def test_a_key_belongs_to_one_name(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        assert await harness.enqueue(keyed("b", name="post")) == [Enqueued("b", "created")]
 
-    async def test_a_key_spans_queues(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        assert await stage.enqueue(keyed("b", queue="other")) == [Enqueued("a", "taken")]
+    async def test_a_key_spans_queues(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        assert await harness.enqueue(keyed("b", queue="other")) == [Enqueued("a", "taken")]
 
-    async def test_other_keys_and_no_key_are_free(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        await stage.put(keyed("b", JobOptions(unique_key="other")))
-        await stage.add("c", "d")
+    async def test_other_keys_and_no_key_are_free(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        await harness.put(keyed("b", JobOptions(unique_key="other")))
+        await harness.add("c", "d")
 
-    async def test_the_same_id_again_exists_though_it_holds_the_key(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        assert await stage.enqueue(keyed("a")) == [Enqueued("a", "exists")]
+    async def test_the_same_id_again_exists_though_it_holds_the_key(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        assert await harness.enqueue(keyed("a")) == [Enqueued("a", "exists")]
 
-    async def test_a_key_twice_in_one_call_is_taken_by_the_first(self, stage: Harness) -> None:
-        results = await stage.enqueue(keyed("a"), keyed("b"))
+    async def test_a_key_twice_in_one_call_is_taken_by_the_first(self, harness: Harness) -> None:
+        results = await harness.enqueue(keyed("a"), keyed("b"))
         assert results == [Enqueued("a", "refused"), Enqueued("a", "taken")]
-        assert sum((await stage.store.counts()).values()) == 0
+        assert sum((await harness.backend.counts()).values()) == 0
 
-    async def test_a_key_twice_in_one_call_may_answer_the_first(self, stage: Harness) -> None:
-        results = await stage.enqueue(keyed("a"), keyed("b", LENIENT))
+    async def test_a_key_twice_in_one_call_may_answer_the_first(self, harness: Harness) -> None:
+        results = await harness.enqueue(keyed("a"), keyed("b", LENIENT))
         assert results == [Enqueued("a", "created"), Enqueued("a", "exists")]
-        assert sum((await stage.store.counts()).values()) == 1
+        assert sum((await harness.backend.counts()).values()) == 1
 
-    async def test_one_taken_key_refuses_the_whole_call(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        results = await stage.enqueue(stage.job("x"), keyed("b"), stage.job("y"))
+    async def test_one_taken_key_refuses_the_whole_call(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        results = await harness.enqueue(harness.job("x"), keyed("b"), harness.job("y"))
         assert results == [
             Enqueued("x", "refused"),
             Enqueued("a", "taken"),
             Enqueued("y", "refused"),
         ]
-        assert sum((await stage.store.counts()).values()) == 1
+        assert sum((await harness.backend.counts()).values()) == 1
 
-    async def test_a_refused_call_takes_no_key(self, stage: Harness) -> None:
-        await stage.add("x")
-        await stage.enqueue(keyed("a"), stage.job("x", payload=b"[]"))
-        assert await stage.enqueue(keyed("b")) == [Enqueued("b", "created")]
+    async def test_a_refused_call_takes_no_key(self, harness: Harness) -> None:
+        await harness.add("x")
+        await harness.enqueue(keyed("a"), harness.job("x", payload=b"[]"))
+        assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
     @pytest.mark.parametrize("end", FREEING)
-    async def test_the_end_of_its_job_frees_the_key(self, stage: Harness, end: str) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_the_end_of_its_job_frees_the_key(self, harness: Harness, end: str) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         await worker.settle(FREEING[end]((await worker.take_one()).lease))
-        assert await stage.enqueue(keyed("b")) == [Enqueued("b", "created")]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
     @pytest.mark.parametrize("how", KEEPING)
-    async def test_a_job_that_goes_on_keeps_its_key(self, stage: Harness, how: str) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_a_job_that_goes_on_keeps_its_key(self, harness: Harness, how: str) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
         await worker.settle(KEEPING[how](lease))
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
-    async def test_cancelling_a_waiting_job_frees_its_key(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        await stage.store.cancel("a")
-        assert await stage.enqueue(keyed("b")) == [Enqueued("b", "created")]
+    async def test_cancelling_a_waiting_job_frees_its_key(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        await harness.backend.cancel("a")
+        assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
-    async def test_asking_a_worker_to_cancel_frees_nothing_yet(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_a_requested_cancel_frees_no_key_yet(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await stage.store.cancel("a")
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        await harness.backend.cancel("a")
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
         await worker.settle(Released(lease))
-        assert await stage.enqueue(keyed("b")) == [Enqueued("b", "created")]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
-    async def test_a_rescued_job_keeps_its_key(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_a_rescued_job_keeps_its_key(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         await worker.take_one()
-        await stage.lose(worker)
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        await harness.lose(worker)
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
-    async def test_a_job_lost_for_good_frees_its_key(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_a_job_lost_for_good_frees_its_key(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         await worker.take_one()
-        assert (await stage.lose(worker, max_lost=1)).failed == ["a"]
-        assert await stage.enqueue(keyed("b")) == [Enqueued("b", "created")]
+        assert (await harness.lose(worker, max_lost=1)).failed == ["a"]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
-    async def test_a_key_for_a_time_outlives_its_job(self, stage: Harness) -> None:
-        await stage.put(keyed("a", FOR_A_MINUTE))
-        worker = await stage.worker()
+    async def test_a_key_for_a_time_outlives_its_job(self, harness: Harness) -> None:
+        await harness.put(keyed("a", FOR_A_MINUTE))
+        worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        stage.clock.advance(59.0)
-        assert await stage.enqueue(keyed("b", FOR_A_MINUTE)) == [Enqueued("a", "taken")]
-        stage.clock.advance(1.0)
-        assert await stage.enqueue(keyed("b", FOR_A_MINUTE)) == [Enqueued("b", "created")]
+        harness.clock.advance(59.0)
+        assert await harness.enqueue(keyed("b", FOR_A_MINUTE)) == [Enqueued("a", "taken")]
+        harness.clock.advance(1.0)
+        assert await harness.enqueue(keyed("b", FOR_A_MINUTE)) == [Enqueued("b", "created")]
 
     async def test_a_key_for_a_time_is_free_after_it_though_its_job_waits(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
-        await stage.put(keyed("a", FOR_A_MINUTE))
-        stage.clock.advance(60.0)
-        assert await stage.enqueue(keyed("b")) == [Enqueued("b", "created")]
+        await harness.put(keyed("a", FOR_A_MINUTE))
+        harness.clock.advance(60.0)
+        assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
     async def test_the_end_of_an_old_holder_frees_nothing_of_the_new_one(
-        self, stage: Harness
+        self, harness: Harness
     ) -> None:
         """The key passed on when its time was over; the first job's end must not free it."""
-        await stage.put(keyed("a", FOR_A_MINUTE))
-        stage.clock.advance(60.0)
-        await stage.put(keyed("b"))
-        assert await stage.store.cancel("a") == "cancelled"
-        assert await stage.enqueue(keyed("c")) == [Enqueued("b", "taken")]
+        await harness.put(keyed("a", FOR_A_MINUTE))
+        harness.clock.advance(60.0)
+        await harness.put(keyed("b"))
+        assert await harness.backend.cancel("a") == "cancelled"
+        assert await harness.enqueue(keyed("c")) == [Enqueued("b", "taken")]
 
-    async def test_replay_takes_the_key_again(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_replay_takes_the_key_again(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-        assert (await stage.store.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        assert (await harness.backend.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
-    async def test_replay_is_held_while_another_has_the_key(self, stage: Harness) -> None:
-        await stage.put(keyed("a"))
-        worker = await stage.worker()
+    async def test_replay_is_held_while_another_has_the_key(self, harness: Harness) -> None:
+        await harness.put(keyed("a"))
+        worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-        await stage.put(keyed("b"))
-        replayed = await stage.store.replay(JobFilter(ids=("a",)), 10)
+        await harness.put(keyed("b"))
+        replayed = await harness.backend.replay(JobFilter(ids=("a",)), 10)
         assert (replayed.ids, replayed.held) == ([], ["a"])
-        assert await stage.state("a") is State.FAILED
+        assert await harness.state("a") is State.FAILED
 
-    async def test_deleting_the_job_leaves_a_key_for_a_time(self, stage: Harness) -> None:
+    async def test_deleting_the_job_leaves_a_key_for_a_time(self, harness: Harness) -> None:
         """Held for a stated time means held, also when its record is forgotten."""
-        await stage.put(keyed("a", FOR_A_MINUTE))
-        await stage.store.cancel("a")
-        assert await stage.store.delete(JobFilter(ids=("a",)), 10) == ["a"]
-        assert await stage.enqueue(keyed("b")) == [Enqueued("a", "taken")]
+        await harness.put(keyed("a", FOR_A_MINUTE))
+        await harness.backend.cancel("a")
+        assert await harness.backend.delete(JobFilter(ids=("a",)), 10) == ["a"]
+        assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]

@@ -12,86 +12,86 @@ from nimburion.core.queries import EVERY_JOB
 from nimburion.core.settlement import Completed, Failed, Released, Retried
 from nimburion.testing.contract.harness import DEADLINE, OOPS, Harness, soon
 
-Act = Callable[[], Awaitable[object]]
-Prepare = Callable[[Harness], Awaitable[Act]]
+Operation = Callable[[], Awaitable[object]]
+Prepare = Callable[[Harness], Awaitable[Operation]]
 
 FAR = 1_000.0
 """A timeout in seconds on the fake clock that never elapses unless the test advances the clock."""
 
 
-async def _enqueue(stage: Harness) -> Act:
-    return stage.add
+async def _enqueue(harness: Harness) -> Operation:
+    return harness.add
 
 
-async def _replay(stage: Harness) -> Act:
-    await stage.add("a")
-    worker = await stage.worker()
+async def _replay(harness: Harness) -> Operation:
+    await harness.add("a")
+    worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-    return lambda: stage.store.replay(EVERY_JOB, 10)
+    return lambda: harness.backend.replay(EVERY_JOB, 10)
 
 
-async def _resume(stage: Harness) -> Act:
-    await stage.add("a")
-    await stage.store.pause("default", paused=True)
-    return lambda: stage.store.pause("default", paused=False)
+async def _resume(harness: Harness) -> Operation:
+    await harness.add("a")
+    await harness.backend.pause("default", paused=True)
+    return lambda: harness.backend.pause("default", paused=False)
 
 
-async def _retry(stage: Harness) -> Act:
-    await stage.add("a")
-    worker = await stage.worker()
+async def _retry(harness: Harness) -> Operation:
+    await harness.add("a")
+    worker = await harness.worker()
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Retried(lease, 0.0, OOPS))
 
 
-async def _release(stage: Harness) -> Act:
-    await stage.add("a")
-    worker = await stage.worker()
+async def _release(harness: Harness) -> Operation:
+    await harness.add("a")
+    worker = await harness.worker()
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Released(lease))
 
 
-async def _close(stage: Harness) -> Act:
-    await stage.add("a")
-    worker = await stage.worker()
+async def _close(harness: Harness) -> Operation:
+    await harness.add("a")
+    worker = await harness.worker()
     await worker.take_one()
     return worker.close
 
 
-async def _rescue(stage: Harness) -> Act:
-    await stage.add("a")
-    worker = await stage.worker()
+async def _rescue(harness: Harness) -> Operation:
+    await harness.add("a")
+    worker = await harness.worker()
     await worker.take_one()
-    stage.clock.advance(worker.session.ttl)
-    return lambda: stage.store.rescue(10, max_lost=3)
+    harness.clock.advance(worker.session.ttl)
+    return lambda: harness.backend.rescue(10, max_lost=3)
 
 
-async def _promote(stage: Harness) -> Act:
-    await stage.put(stage.job("a", after=5.0))
-    stage.clock.advance(5.0)
-    return lambda: stage.store.promote(10)
+async def _promote(harness: Harness) -> Operation:
+    await harness.put(harness.job("a", after=5.0))
+    harness.clock.advance(5.0)
+    return lambda: harness.backend.promote(10)
 
 
-async def _free_gate(stage: Harness) -> Act:
-    await stage.add("a", "b")
-    worker = await stage.worker(limits={"mail": 1})
+async def _free_limit(harness: Harness) -> Operation:
+    await harness.add("a", "b")
+    worker = await harness.worker(limits={"mail": 1})
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Completed(lease))
 
 
-async def _raise_gate(stage: Harness) -> Act:
-    await stage.add("a", "b")
-    await (await stage.worker(limits={"mail": 1})).take_one()
-    return lambda: stage.worker(limits={"mail": 2})
+async def _raise_limit(harness: Harness) -> Operation:
+    await harness.add("a", "b")
+    await (await harness.worker(limits={"mail": 1})).take_one()
+    return lambda: harness.worker(limits={"mail": 2})
 
 
-async def _free_key(stage: Harness) -> Act:
-    await stage.put(stage.job("a", options=JobOptions(unique_key="k")))
-    worker = await stage.worker()
+async def _free_key(harness: Harness) -> Operation:
+    await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
+    worker = await harness.worker()
     lease = (await worker.take_one()).lease
     return lambda: worker.settle(Completed(lease))
 
 
-RINGING: dict[str, Prepare] = {
+NOTIFYING: dict[str, Prepare] = {
     "enqueue": _enqueue,
     "replay": _replay,
     "resume": _resume,
@@ -100,8 +100,8 @@ RINGING: dict[str, Prepare] = {
     "a closed session": _close,
     "a rescue": _rescue,
     "a promotion": _promote,
-    "a gate that was full": _free_gate,
-    "a gate that was raised": _raise_gate,
+    "a gate that was full": _free_limit,
+    "a gate that was raised": _raise_limit,
     "a unique key that is free again": _free_key,
 }
 
@@ -109,33 +109,33 @@ RINGING: dict[str, Prepare] = {
 class Waiting:
     """Hints."""
 
-    async def test_wait_returns_after_its_timeout(self, stage: Harness) -> None:
-        task = await listening(stage, 0, ("default",), 5.0)
-        stage.clock.advance(5.0)
+    async def test_wait_returns_after_its_timeout(self, harness: Harness) -> None:
+        task = await listening(harness, 0, ("default",), 5.0)
+        harness.clock.advance(5.0)
         await soon(task)
 
-    async def test_a_timeout_of_zero_returns_at_once(self, stage: Harness) -> None:
-        await soon(stage.store.wait(("default",), 0.0))
+    async def test_a_timeout_of_zero_returns_at_once(self, harness: Harness) -> None:
+        await soon(harness.backend.wait(("default",), 0.0))
 
-    async def test_wait_can_be_cancelled(self, stage: Harness) -> None:
-        task = await listening(stage, 0, ("default",), FAR)
+    async def test_wait_can_be_cancelled(self, harness: Harness) -> None:
+        task = await listening(harness, 0, ("default",), FAR)
         task.cancel()
         await soon(asyncio.wait({task}))
         assert task.cancelled()
-        await stage.add()
+        await harness.add()
 
-    @pytest.mark.parametrize("what", RINGING)
+    @pytest.mark.parametrize("what", NOTIFYING)
     async def test_wait_wakes_for(self, fleet: Harness, what: str) -> None:
         """Through another handle, without the clock."""
-        if not fleet.store.capabilities.notifies:
+        if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
-        act = await RINGING[what](fleet)
+        operation = await NOTIFYING[what](fleet)
         task = await listening(fleet, 1, ("other", "default"), FAR)
-        await act()
+        await operation()
         await soon(task)
 
     async def test_everybody_who_waits_is_woken(self, fleet: Harness) -> None:
-        if not fleet.store.capabilities.notifies:
+        if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, n, ("default",), FAR) for n in range(8)]
         await fleet.add()
@@ -143,7 +143,7 @@ class Waiting:
         assert all(task.done() for task in tasks)
 
     async def test_two_may_wait_on_one_handle(self, fleet: Harness) -> None:
-        if not fleet.store.capabilities.notifies:
+        if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, 1, (queue,), FAR) for queue in ("red", "blue")]
         await fleet.add(queue="red")
@@ -151,28 +151,28 @@ class Waiting:
         await soon(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
-    async def test_what_a_missed_hint_left_is_found_by_asking(self, stage: Harness) -> None:
+    async def test_a_poll_finds_what_a_missed_notification_left(self, harness: Harness) -> None:
         """Nothing depends on hints."""
-        await stage.add("a")
-        await stage.put(stage.job("b", after=1.0))
-        stage.clock.advance(1.0)
-        assert len(await (await stage.worker()).take(5)) == 2
+        await harness.add("a")
+        await harness.put(harness.job("b", after=1.0))
+        harness.clock.advance(1.0)
+        assert len(await (await harness.worker()).take(5)) == 2
 
 
 async def listening(
-    stage: Harness, handle: int, queues: tuple[str, ...], timeout: float
+    harness: Harness, handle: int, queues: tuple[str, ...], timeout: float
 ) -> asyncio.Task[None]:
     """Return a task that waits, after notifications from earlier operations have been consumed."""
     async with asyncio.timeout(DEADLINE):
         while True:
-            before = stage.clock.sleepers
-            task = asyncio.create_task(_wait(stage, handle, queues, timeout))
-            while not task.done() and stage.clock.sleepers == before:  # noqa: ASYNC110
+            before = harness.clock.sleepers
+            task = asyncio.create_task(_wait(harness, handle, queues, timeout))
+            while not task.done() and harness.clock.sleepers == before:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await asyncio.wait({task}, timeout=0.02)
             if not task.done():
                 return task
 
 
-async def _wait(stage: Harness, handle: int, queues: tuple[str, ...], timeout: float) -> None:
-    await stage.handles[handle].wait(queues, timeout)
+async def _wait(harness: Harness, handle: int, queues: tuple[str, ...], timeout: float) -> None:
+    await harness.handles[handle].wait(queues, timeout)

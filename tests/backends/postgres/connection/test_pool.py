@@ -70,14 +70,14 @@ async def test_a_call_is_read_committed_whatever_the_default(
 async def test_many_connections_share_few_of_a_pooler(
     postgres_server: RunningPostgres,
 ) -> None:
-    links = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(8)]
+    pool = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(8)]
     queries = [f"SELECT $1::int4 + {n}" for n in range(6)]
     for _ in range(3):
         found = await asyncio.gather(
-            *(one.fetch_value(text, 1) for one in links for text in queries)
+            *(one.fetch_value(text, 1) for one in pool for text in queries)
         )
-        assert found == [1 + n for _ in links for n in range(6)]
-    for one in links:
+        assert found == [1 + n for _ in pool for n in range(6)]
+    for one in pool:
         await one.close()
 
 
@@ -152,11 +152,11 @@ async def test_a_deadlock_is_repeated(postgres_server: RunningPostgres) -> None:
             f"UPDATE pair SET times = times + 1 WHERE n = {first}; PERFORM pg_sleep(0.05); "
             f"UPDATE pair SET times = times + 1 WHERE n = {second}; END $$"
         )
-    links = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(2)]
+    pool = [PostgresConnection(parse_url(postgres_server.url), asyncio.sleep) for _ in range(2)]
     for _ in range(3):
-        await asyncio.gather(links[0].fetch("SELECT up()"), links[1].fetch("SELECT down()"))
+        await asyncio.gather(pool[0].fetch("SELECT up()"), pool[1].fetch("SELECT down()"))
     assert postgres_server.ask("SELECT times FROM pair") == [(6,), (6,)]
-    for one in links:
+    for one in pool:
         await one.close()
 
 
@@ -284,29 +284,29 @@ def count_listeners(server: RunningPostgres) -> int:
 async def test_pool_connections_are_made_on_demand_and_reused(
     postgres_server: RunningPostgres,
 ) -> None:
-    links = ConnectionPool(parse_url(postgres_server.url).replace(connections=2), asyncio.sleep)
-    assert await asyncio.gather(*(links.fetch_value("SELECT $1::int4", n) for n in range(20))) == [
+    pool = ConnectionPool(parse_url(postgres_server.url).replace(connections=2), asyncio.sleep)
+    assert await asyncio.gather(*(pool.fetch_value("SELECT $1::int4", n) for n in range(20))) == [
         *range(20)
     ]
-    async with links.acquire() as first, links.acquire() as second:
+    async with pool.acquire() as first, pool.acquire() as second:
         assert first is not second
-    async with links.acquire() as again:
+    async with pool.acquire() as again:
         assert again is first
-    await links.close()
+    await pool.close()
 
 
 @pytest.mark.parametrize("given", [False, True])
 async def test_a_cancelled_acquire_keeps_no_connection(*, given: bool) -> None:
     """Cancelled while it waits, and just when it was given one."""
-    links = ConnectionPool(
+    pool = ConnectionPool(
         parse_url("postgresql://127.0.0.1/x").replace(connections=1), asyncio.sleep
     )
 
     async def borrowing() -> PostgresConnection:
-        async with links.acquire() as connection:
+        async with pool.acquire() as connection:
             return connection
 
-    async with links.acquire() as only:
+    async with pool.acquire() as only:
         first, second = asyncio.create_task(borrowing()), asyncio.create_task(borrowing())
         await asyncio.sleep(0)
         if not given:

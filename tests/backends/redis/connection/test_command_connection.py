@@ -52,15 +52,15 @@ class Caller:
         self.cancelled = 0
         self.answered = 0
 
-    async def ask(self, words: str) -> None:
+    async def ask(self, text: str) -> None:
         """One call. It is given up after a moment in which it may wait for its turn, connect, be on
         its way, or be answered."""
-        calling = asyncio.create_task(self._connection.execute("ECHO", words))
+        calling = asyncio.create_task(self._connection.execute("ECHO", text))
         for _ in range(self._luck.randrange(16)):
             await asyncio.sleep(0)
         calling.cancel()
         try:
-            assert await calling == words.encode(), "the reply to another request"
+            assert await calling == text.encode(), "the reply to another request"
             self.answered += 1
         except asyncio.CancelledError:
             self.cancelled += 1

@@ -223,7 +223,7 @@ async def run_fake_server(data: bytes) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Redis"),
         (b"SSH-2.0-OpenSSH_9.9\r\n", "is no Redis"),
@@ -232,9 +232,9 @@ async def run_fake_server(data: bytes) -> AsyncIterator[str]:
         (b"", "hung up without an answer. Is it a Redis server? If it speaks TLS, use rediss://"),
     ],
 )
-async def test_a_server_that_is_not_redis(data: bytes, said: str) -> None:
+async def test_a_server_that_is_not_redis(data: bytes, message: str) -> None:
     async with run_fake_server(data) as settings:
-        assert said in await get_unavailable_message(f"redis://{settings}")
+        assert message in await get_unavailable_message(f"redis://{settings}")
 
 
 # --- TLS: a port of ours that speaks it, in front of the server -----------------------------------
@@ -486,12 +486,15 @@ async def test_a_slot_that_moved(cluster: Cluster) -> None:
     slot = cluster.compute_slot("{nimburion}:x")
     owner = cluster.find_owner(slot)
     other = cluster.find_other(owner)
-    servers, hinted = ServerLocator(parse_url(cluster.url)), ServerLocator(parse_url(cluster.url))
-    assert await read_port(servers) == await read_port(hinted) == owner.port
+    servers, redirected = (
+        ServerLocator(parse_url(cluster.url)),
+        ServerLocator(parse_url(cluster.url)),
+    )
+    assert await read_port(servers) == await read_port(redirected) == owner.port
     cluster.move_slot(slot, other)
     servers.invalidate()
-    hinted.redirect(Endpoint("", other.port))
-    assert await read_port(servers) == await read_port(hinted) == other.port
+    redirected.redirect(Endpoint("", other.port))
+    assert await read_port(servers) == await read_port(redirected) == other.port
     cluster.move_slot(slot, owner)
 
 

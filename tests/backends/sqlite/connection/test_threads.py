@@ -200,10 +200,10 @@ async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) ->
     await backend.open_session(Session(id="s", names=("n",)))
     async with WriterBlocker(backend):
         noted = asyncio.create_task(backend._write(synchronous, durable=False))
-        asked = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
+        pending = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
     assert await noted == 2
-    await asked
+    await pending
 
 
 async def test_the_reader_cannot_write(backend: SQLiteBackend) -> None:
