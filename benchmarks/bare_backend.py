@@ -227,7 +227,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("scenes", nargs="*", choices=[[], *SCENES], metavar="SCENE")
     parser.add_argument("--jobs", type=int, default=100_000)
     requested = parser.parse_args(arguments)
-    print_figure("store", f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores")
+    print_figure("backend", f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores")
     for scene in requested.scenes or SCENES:
         asyncio.run(SCENES[scene](requested.jobs))
 

@@ -79,7 +79,7 @@ PEER = Nimburion
 
 
 async def main() -> None:
-    """Run jobs until told to stop."""
+    """Run jobs until stopped."""
     async with processor() as running:
         await running.run(owns_process=True)
 

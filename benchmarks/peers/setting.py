@@ -42,7 +42,7 @@ class Setting:
 
 
 def setting(environment: Mapping[str, str] = os.environ) -> Setting:
-    """What this process was told."""
+    """The options of this process."""
     return Setting(
         url=environment["BENCH_URL"],
         best=environment.get("BENCH_BEST") == "1",

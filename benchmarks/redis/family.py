@@ -50,7 +50,7 @@ FAMILY = Family(
     },
     program=program,
     serve=serve,
-    settings_text="nothing saved unless said",
+    settings_text="nothing saved unless stated",
     drivers=("redis",),
     drained=(("requests", "requests a job", 3),),
     idle=(("requests", "requests/s", 2), ("commands", "commands/s", 2)),

@@ -1,4 +1,4 @@
-"""Stores by URL: found, or refused with what to write instead."""
+"""Backends by URL: found, or refused with what to write instead."""
 
 from __future__ import annotations
 

@@ -53,20 +53,20 @@ def test_a_group_without_a_command_shows_its_help(nimburion: CommandLine) -> Non
 
 def test_the_life_of_a_schedule_by_hand(nimburion: CommandLine) -> None:
     added = nimburion(
-        "schedules", "add", "tidy", "@every 5m", "clean", "--args", '{"a": 1}', "--json"
+        "schedules", "add", "clean-up", "@every 5m", "clean", "--args", '{"a": 1}', "--json"
     )
     assert (added.code, added.data["condition"], added.data["job"]) == (0, "active", "clean")
-    changed = nimburion("schedules", "add", "tidy", "@hourly", "clean", "--overlap", "skip")
+    changed = nimburion("schedules", "add", "clean-up", "@hourly", "clean", "--overlap", "skip")
     assert "@hourly" in changed.out
-    assert nimburion("schedules", "pause", "tidy").out == "tidy is paused\n"
+    assert nimburion("schedules", "pause", "clean-up").out == "clean-up is paused\n"
     (listed,) = nimburion("schedules", "list", "--json").data
     assert (listed["condition"], len(listed["next_ticks"])) == ("paused", 5)
-    assert nimburion("schedules", "resume", "tidy").code == 0
-    job_id = nimburion("schedules", "run", "tidy").out.strip()
-    (made,) = nimburion("schedules", "history", "tidy", "--json").data
+    assert nimburion("schedules", "resume", "clean-up").code == 0
+    job_id = nimburion("schedules", "run", "clean-up").out.strip()
+    (made,) = nimburion("schedules", "history", "clean-up", "--json").data
     assert (made["id"], made["name"]) == (job_id, "clean")
-    assert "tidy" in nimburion("schedules", "show", "tidy").out
-    assert nimburion("schedules", "remove", "tidy").code == 0
+    assert "clean-up" in nimburion("schedules", "show", "clean-up").out
+    assert nimburion("schedules", "remove", "clean-up").code == 0
     assert "there is no schedule" in nimburion("schedules", "list").out
 
 

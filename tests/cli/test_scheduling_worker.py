@@ -1,4 +1,4 @@
-"""A worker is a scheduler too, unless it is told not to be."""
+"""A worker is a scheduler too, unless an option says otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong is said with its place, its key path and what is allowed; secrets are not said."""
+"""Errors name the place, the key path and what is allowed; they hold no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite against itself: stores that are broken in one point must each fail the case for it."""
+"""The suite against itself: each backend that is broken in one point must fail the case for it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ SHAPES = [
     "sqlite:///x.db?key=hunter2",
     "memory://u:hunter2@h",
     "memory://?password=hunter2",
-    "no-such-store://u:hunter2@h",
+    "no-such-backend://u:hunter2@h",
     "u:hunter2@redis://h",
     "u:hunter2@h:6379",
     "u:hunter2",

@@ -254,7 +254,7 @@ class EventLog:
 
 
 async def run_worker(folder: Path, url: str, events: EventLog, options: dict[str, Any]) -> None:
-    """Run jobs until told to stop."""
+    """Run jobs until stopped."""
     processor = Processor(open_backend(url), Settings(**options))
     handlers = Handlers(folder, events, processor.settings.session_ttl)
     handlers.register(processor)

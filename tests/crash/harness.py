@@ -134,7 +134,7 @@ class ProcessHarness:
     async def wait_until(
         self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE
     ) -> None:
-        """Ask again, at each ring and a few times a second, until it holds."""
+        """Check again, at each notification and a few times a second, until it holds."""
         try:
             async with asyncio.timeout(seconds):
                 while not await condition():

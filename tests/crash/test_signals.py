@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped, told to go, or held up: real processes on one backend."""
+"""Workers that are killed, stopped, asked to stop, or held up: real processes on one backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two stores get the same calls and must give the same answers; one is the memory backend.
+"""Two backends get the same calls and must give the same answers; one is the memory backend.
 
 Only what the contract leaves open may differ: a lease's `ref`, the text of cursors, and the order
 of lists that promise none.
@@ -46,7 +46,7 @@ QUEUES = ("red", "blue")
 NAMES = ("mail", "report", "scan")
 LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
-"""The last is so large that stores may keep it apart from the rest."""
+"""The last is so large that backends may keep it apart from the rest."""
 SESSIONS = tuple(f"{n:032x}" for n in range(5))
 SCHEDULES = ("nightly", "hourly")
 TTL = 30.0
@@ -74,7 +74,7 @@ class Line:
     sent: tuple[list[tuple[Held, Make]], ReserveRequest] | None = None
     """... what that carried."""
     leases: list[Held] = field(default_factory=list)
-    """What it holds, as far as it was told."""
+    """The leases it knows of."""
 
 
 class Twins(RuleBasedStateMachine):
@@ -137,7 +137,7 @@ class Twins(RuleBasedStateMachine):
         call: Callable[[Backend], Awaitable[Any]],
         view: Callable[[Any], Any] = lambda answer: answer,
     ) -> tuple[Answer, Answer]:
-        """Make the call on both; what they said, in the contract's terms, must be the same."""
+        """Make the call on both; the answers, in the values of the contract, must be the same."""
         expected, actual = self._both(call)
         if isinstance(expected, type) or isinstance(actual, type):
             assert actual == expected
@@ -455,7 +455,7 @@ def _new_job(luck: Random) -> NewJob:
     same = Random(number)  # mostly the same body under the same id; else a conflict
     plain = luck.random() < 0.6
     return NewJob(
-        id=f"job-{number}" if number % 3 else str(UUID(int=number)),  # stores may pack a UUID
+        id=f"job-{number}" if number % 3 else str(UUID(int=number)),  # backends may pack a UUID
         name=same.choice(NAMES),
         queue=luck.choice(QUEUES),
         payload=same.choice(PAYLOADS) if luck.random() < 0.95 else luck.choice(PAYLOADS),

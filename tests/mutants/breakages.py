@@ -274,7 +274,7 @@ MUTANTS = (
         (f"{SCENARIO}test_a_worker_that_slept_too_long_begins_nothing_that_it_lost",),
     ),
     Mutant(
-        "believes for ever",
+        "a lease is valid for ever",
         "jobs/*.py",
         "self.$lease_valid_until = $sent + self.$_ttl * (1 - $_MARGIN)",
         "self.$lease_valid_until = $sent + self.$_ttl * 100",
@@ -359,7 +359,7 @@ MUTANTS = (
         (f"{HEALTH}test_a_backend_that_answers_only_heartbeats_is_degraded",),
     ),
     Mutant(
-        "health believes in a session that is over",
+        "health reports a session that is over",
         "jobs/*.py",
         "worker.$done is not None and not worker.$session.$over",
         "worker.$done is not None",
@@ -375,7 +375,7 @@ MUTANTS = (
         deep=True,
     ),
     Mutant(
-        "the keeper lives on the worker's loop",
+        "the heartbeat runs on the worker's loop",
         "jobs/*.py",
         "self.$events,\n            $threaded_keeper=isinstance(self.$clock, $SystemClock)",
         "self.$events,\n            $threaded_keeper=False",
@@ -426,7 +426,7 @@ MUTANTS = (
         (f"{JOINING}test_a_handler_cannot_commit_by_itself",),
     ),
     Mutant(
-        "a joined enqueue rings nobody",
+        "a transactional enqueue notifies nobody",
         "backends/sqlite/*.py",
         "self.$watch.$add(created, $rung)",
         "pass",

@@ -134,7 +134,7 @@ REDIS_MUTANTS = (
         (f"{REDIS}test_what_a_settlement_delays_is_never_early",),
     ),
     Mutant(
-        "Redis: time from the caller believed",
+        "Redis: the time of the caller is used",
         "backends/redis/*.py",
         "        if self.$_given is None:\n            return",
         "        if (given := self._clock) is not None:\n            return micros(given.now()), micros(given.now())\n        if self.$_given is None:\n            return",
@@ -184,7 +184,7 @@ REDIS_MUTANTS = (
         (f"{REDIS}test_a_paused_queue_hands_out_nothing",),
     ),
     Mutant(
-        "Redis: a full gate rings nobody when it opens",
+        "Redis: a limit that was full notifies nobody when it is free again",
         "backends/redis/*.lua",
         "          $mark_all()",
         "          mark(lane_of)",
@@ -264,21 +264,21 @@ REDIS_MUTANTS = (
     ),
     # Waiting in an exchange
     Mutant(
-        "Redis: nobody is told that an exchange will wait",
+        "Redis: an exchange waits without subscribing",
         "backends/redis/*.lua",
         "$want[5] and $queue .. '\\0' or $queue",
         "$queue",
         (f"{PARKING}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
     ),
     Mutant(
-        "Redis: a bulk call rings another stream",
+        "Redis: a bulk call notifies another stream",
         "backends/redis/*.lua",
         "$RINGS[$sum % #$RINGS + 1]",
         "$RINGS[($sum + 1) % #$RINGS + 1]",
         (f"{PARKING}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
     ),
     Mutant(
-        "Redis: a ring that was seen ends the next wait too",
+        "Redis: a notification that was seen ends the next wait too",
         "backends/redis/*.py",
         "self.$_seen[$stream] = $entries[-1][0]",
         "pass",

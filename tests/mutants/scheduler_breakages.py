@@ -153,7 +153,7 @@ SCHEDULER_MUTANTS = (
         (f"{SCHEDULER}test_the_newest_declaration_counts", *ON_MEMORY),
     ),
     Mutant(
-        "ten thousand are said again at once",
+        "ten thousand are registered again at once",
         "scheduler/*.py",
         "$again[:$_AGAIN_AT_ONCE]",
         "$again",
@@ -175,7 +175,7 @@ SCHEDULER_MUTANTS = (
     ),
     # Clocks
     Mutant(
-        "the host's clock is believed",
+        "the clock of the host is used",
         "scheduler/*.py",
         "if abs($off) <= max($noteworthy, $took / 2):",
         "if abs($off) <= 10_000:",

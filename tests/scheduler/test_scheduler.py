@@ -79,7 +79,7 @@ async def test_five_schedulers_make_one_job_per_tick(place: Place) -> None:
 
 
 async def test_a_scheduler_that_slept_makes_no_second_job(place: Place) -> None:
-    """It believes in what it read long ago; the backend does not."""
+    """It acts on what it read long ago; the backend refuses it."""
     paused, other = [await place.scheduler(each_minute()) for _ in range(2)]
     await paused.fire_due()
     await other.fire_due()
@@ -532,19 +532,19 @@ async def test_schedules_are_registered_again_in_a_backend_that_lost_its_data(pl
 async def test_what_is_added_by_hand_is_fired_by_everyone(place: Place) -> None:
     scheduler = await place.scheduler(owner="any")
     added = await scheduler.schedules.add(
-        "tidy", "@every 5m", "report", '{"kind": "tidy"}', queue="low", overlap="skip"
+        "clean-up", "@every 5m", "report", '{"kind": "clean-up"}', queue="low", overlap="skip"
     )
     assert (added.condition, added.owner, added.overlap) == ("active", "", "skip")
     await scheduler.fire_due()
     place.at(300)
     assert await scheduler.fire_due() == 1
     (made,) = await place.jobs()
-    assert (made.id, made.queue) == ("tidy:2026-01-01T00:05:00Z", "low")
-    await scheduler.schedules.remove("tidy")
+    assert (made.id, made.queue) == ("clean-up:2026-01-01T00:05:00Z", "low")
+    await scheduler.schedules.remove("clean-up")
     place.at(600)
     assert await scheduler.fire_due() == 0
     with pytest.raises(ScheduleNotFound):
-        await scheduler.schedules.get("tidy")
+        await scheduler.schedules.get("clean-up")
 
 
 async def test_what_code_declares_is_neither_replaced_nor_removed_by_hand(place: Place) -> None:

@@ -127,7 +127,7 @@ def get_program(request: pytest.FixtureRequest) -> Binary:
     return binary
 
 
-# --- which of them run, and what is said of it ---------------------------------------------------
+# --- which of them run, and how it is reported ---------------------------------------------------
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,7 +23,7 @@ PACE = {
     "tilt-period": 1000,
 }
 UNHURRIED = 2.0
-"""The least `down_after` for sentinels that cannot be told (Redis 6.2): they ping once a second."""
+"""The least `down_after` of sentinels without that setting (Redis 6.2): they ping once a second."""
 
 
 class SentinelTrio:
@@ -159,7 +159,7 @@ class SentinelTrio:
         ]
 
     def _hasten(self, sentinel: Server) -> None:
-        """Let it look around more often, where it can be told."""
+        """Let it look around more often, where that can be configured."""
         if self.binary.version >= (7,):
             for name, milliseconds in PACE.items():
                 sentinel.ask("SENTINEL", "DEBUG", name, milliseconds)

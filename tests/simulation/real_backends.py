@@ -1,4 +1,4 @@
-"""Real stores below the simulated net, and time that waits for them.
+"""Real backends below the simulated net, and time that waits for them.
 
 A real backend needs a real event loop: it runs in another thread, and each call holds the simulated
 loop, and with it the virtual time, until the backend has answered. So a simulation follows from its
@@ -39,7 +39,7 @@ class Elsewhere:
     """An event loop in a thread of its own, and the handles that live on it.
 
     with Elsewhere() as elsewhere:
-        store = elsewhere.wrap(SQLiteBackend("jobs.db"))
+        backend = elsewhere.wrap(SQLiteBackend("jobs.db"))
     """
 
     def __init__(self) -> None:
@@ -78,8 +78,8 @@ class Elsewhere:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_DEADLINE)
 
     async def wait(self, timeout: float) -> None:
-        """Wait on this side, in virtual time, for a ring of any queue: a hint may be for nothing.
-        How stores ring is tested elsewhere."""
+        """Wait on this side, in virtual time, for any notification: it may be for nothing.
+        How backends notify is tested elsewhere."""
         notification: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(notification)
         pause = asyncio.ensure_future(elapse(timeout))

@@ -83,7 +83,7 @@ class Storms:
 
     @pytest.fixture
     def comparable(self) -> bool:
-        """Whether its workers hear rings, as in memory: else they look at other times."""
+        """Whether its workers get notifications, as in memory; else they poll at other times."""
         return True
 
     def _many(
@@ -154,7 +154,7 @@ class TestRedis(Storms):
 class TestPostgres(Storms):
     @pytest.fixture
     def comparable(self, postgres_server: RunningPostgres) -> bool:
-        """Behind a pooler nobody hears a ring; the promises hold all the same."""
+        """Behind a pooler no notification arrives; the promises hold all the same."""
         return not isinstance(postgres_server, PgBouncer)
 
     @pytest.fixture

@@ -165,7 +165,7 @@ def test_a_worker_that_slept_too_long_begins_nothing_that_it_lost(seed: int) -> 
 
 
 class StopsWithMuchInHand(Scenario):
-    """Many quick jobs let a worker hold some ahead; then slow ones come, and it is told to stop."""
+    """Many quick jobs let a worker hold some ahead; then slow ones come, and it is stopped."""
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
         if ctx.job_id.startswith("slow"):

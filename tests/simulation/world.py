@@ -383,7 +383,7 @@ class World:
 
     @asynccontextmanager
     async def _watched(self, ctx: Context, data: bytes, worker: Worker) -> AsyncIterator[None]:
-        """Two workers never believe at once that they hold a job."""
+        """Two workers never treat a lease on one job as valid at the same time."""
         assert data == self.payloads[ctx.job_id]
         at_work = self._at_work.setdefault(ctx.job_id, [])
         run = Run(worker)

@@ -35,12 +35,12 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
         await assert_enqueued(processor, SendEmail(to="a@example.com"), tenant="acme")
         await assert_enqueued(processor, "send_email", to="a@example.com", queue="mails")
     """
-    store = cast("Backend", getattr(where, "backend", where))
+    backend = cast("Backend", getattr(where, "backend", where))
     name, arguments = _describe(what)
-    async for record in iterate_jobs(store, JobFilter(name=name), payloads=True):
+    async for record in iterate_jobs(backend, JobFilter(name=name), payloads=True):
         if _matches(record, arguments, fields):
             return record
-    raise AssertionError(await _format_message(store, name, arguments, fields))
+    raise AssertionError(await _format_message(backend, name, arguments, fields))
 
 
 def _describe(what: object) -> tuple[str, Mapping[str, object]]:
@@ -83,13 +83,13 @@ def _read_field(record: JobRecord, arguments: Mapping[str, object], name: str) -
 
 
 async def _format_message(
-    store: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
+    backend: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
 ) -> str:
     wanted = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **fields}.items())
     head = f"no job {name!r}{f' with {wanted}' if wanted else ''} was enqueued"
     lines: list[str] = []
     count = 0
-    async for record in iterate_jobs(store, payloads=True):
+    async for record in iterate_jobs(backend, payloads=True):
         count += 1
         if count <= _SHOWN:
             lines.append(f"  {_format_record(record)}")

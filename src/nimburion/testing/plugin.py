@@ -45,11 +45,11 @@ def nimburion_processor(nimburion_clock: FakeClock) -> MakeProcessor:
     from nimburion.backends.memory import MemoryBackend
     from nimburion.jobs import Processor
 
-    store = MemoryBackend(clock=nimburion_clock)
+    backend = MemoryBackend(clock=nimburion_clock)
 
     def make(*jobs: Any, **settings: Any) -> Processor:
         processor = Processor(
-            store.new_handle(),
+            backend.new_handle(),
             clock=nimburion_clock,
             random=Random(0),  # noqa: S311 (jitter that is the same each time)
             **settings,

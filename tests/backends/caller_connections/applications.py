@@ -119,7 +119,7 @@ class AsyncApplication(BlockingApplication):
 
 
 class Thread:
-    """One thread that does what it is told, in order."""
+    """One thread that makes the calls it is given, in order."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)

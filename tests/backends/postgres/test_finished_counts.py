@@ -20,7 +20,7 @@ CANCELLED = JobFilter(states=frozenset({State.CANCELLED}))
 
 
 class FinishedJobs:
-    """Cancelled jobs, and what is said of them."""
+    """Cancelled jobs, and how they are counted."""
 
     def __init__(self, server: RunningPostgres) -> None:
         self.clock = FakeClock()

@@ -1,4 +1,4 @@
-"""Tables and functions are made once, under a lock, and old and new formats are told apart."""
+"""Tables and functions are made once, under a lock, and old and new formats are recognised."""
 
 from __future__ import annotations
 

@@ -163,9 +163,9 @@ async def test_two_at_once_do_not_wait_for_each_other(
         assert gone not in queries.list_days()
         first.commit()
     assert gone in queries.list_days()
-    stores = [PostgresBackend(postgres_server.url_for(WORKER)) for _ in range(4)]
-    await asyncio.gather(*(one.open() for one in stores))
-    await asyncio.gather(*(one.close() for one in stores))
+    backends = [PostgresBackend(postgres_server.url_for(WORKER)) for _ in range(4)]
+    await asyncio.gather(*(one.open() for one in backends))
+    await asyncio.gather(*(one.close() for one in backends))
     assert len(queries.list_days()) == 4
 
 

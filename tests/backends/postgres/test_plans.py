@@ -1,4 +1,4 @@
-"""The claim and the settlement go by indexes, whatever the planner believes of the tables.
+"""The claim and the settlement go by indexes, whatever the statistics of the planner say.
 
 What PostgreSQL knows of a table is minutes old, and a line of jobs fills and empties in seconds.
 The plans here are those of the statements inside the functions, as they were executed.

@@ -193,11 +193,11 @@ async def has_nothing_finished(environment: Environment, keep: Retention) -> boo
 
 async def check_notifications(environment: Environment) -> None:
     """A worker with nothing to do hears of a new job at once."""
-    notified = asyncio.create_task(environment.backend.wait(["bell"], 3 * TIMEOUT))
+    notified = asyncio.create_task(environment.backend.wait(["notified"], 3 * TIMEOUT))
     try:
         async with asyncio.timeout(environment.timeout):
             while not notified.done():
-                await environment.harness.add(name="bell", queue="bell")
+                await environment.harness.add(name="notified", queue="notified")
     finally:
         notified.cancel()
 
@@ -224,7 +224,7 @@ async def check_client_list(environment: Environment) -> None:
 
 
 def read_from(server: Server, question: Callable[[redis.Redis], Any]) -> list[dict[str, str]]:
-    """What an operator with all rights is told."""
+    """What an operator with all rights sees."""
     with server.client(decode_responses=True) as client:
         return list(question(client))
 
@@ -258,7 +258,7 @@ async def run_everything(
     *,
     after_each: Callable[[], object] = lambda: None,
 ) -> None:
-    """Do it all; at the end a ring must come within `long poll` seconds."""
+    """Do it all; at the end a notification must come within `long poll` seconds."""
     environment = Environment(url, servers, timeout)
     try:
         await environment.backend.open()

@@ -1,4 +1,4 @@
-"""What a worker says and does while it cannot reach its server; and how it hears rings again."""
+"""What a worker reports and does while it cannot reach its server, and how notifications resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> 
 
 
 class LongJob:
-    """A handler that does not end before it is told to, and notes when it is interrupted."""
+    """A handler that does not end before the test lets it, and notes when it is interrupted."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -106,12 +106,12 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
     assert (states[0], states[1], states[-2]) == ("ready", "unreachable", "ready")
 
 
-# --- rings ----------------------------------------------------------------------------------------
+# --- notifications --------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def open_listening_backend(url: str) -> AsyncIterator[RedisBackend]:
-    """A backend whose bell hears."""
+    """A backend whose listener is subscribed."""
     backend = RedisBackend(url, timeout=0.5)
     await backend.open()
     try:
@@ -151,7 +151,7 @@ async def test_notifications_resume_after_each_cut(valkey: Server) -> None:
 async def test_a_silent_connection_is_replaced(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half open: no reset comes, and no ring either."""
+    """Half open: no reset comes, and no notification either."""
     monkeypatch.setattr(notifications, "_PING_AFTER", 0.1)
     monkeypatch.setattr(notifications, "_REPLY_TIMEOUT", 0.2)
     async with Proxy(valkey.port) as proxy:
@@ -159,7 +159,10 @@ async def test_a_silent_connection_is_replaced(
         async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
             listener = backend._get_connections().listener
             proxy.hold_up()
-            await until(lambda: not listener._is_connected.is_set(), "it does not believe in it")
+            await until(
+                lambda: not listener._is_connected.is_set(),
+                "it notices that the connection is gone",
+            )
             proxy.heal()
             assert await measure_wake_up(backend, other, "a") < 1.0
 
@@ -167,7 +170,7 @@ async def test_a_silent_connection_is_replaced(
 async def test_a_permission_error_does_not_stop_listening(
     redis_binary: Binary, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is nobody's to catch must not end a loop in the background; it is said, once."""
+    """An unexpected error must not end a loop in the background; it is logged, once."""
     caplog.set_level(logging.WARNING, "nimburion.backends.redis")
     rights = "worker on >pw ~* +@all"
     with Server(redis_binary, users=[f"{rights} &*"]) as server:
@@ -179,7 +182,7 @@ async def test_a_permission_error_does_not_stop_listening(
             listener = backend._get_connections().listener
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
-            await until(lambda: "not heard to ring" in caplog.text, "it is said")
+            await until(lambda: "not heard to ring" in caplog.text, "it is logged")
             await backend.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
             await until(listener._is_connected.is_set, "it listens again")

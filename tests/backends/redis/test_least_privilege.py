@@ -23,7 +23,7 @@ PAGE = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 LUA = ROOT / "src" / "nimburion" / "backends" / "redis" / "lua"
 USER, PASSWORD = "nimburion", "PASSWORD"
 SOON = 0.5
-"""Seconds after which a ring that was refused counts as not coming."""
+"""Seconds after which a refused notification counts as not coming."""
 
 
 # --- what the page gives --------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from nimburion.jobs import Processor
 from tests.servers import Proxy, RunningRedis, Server
 
 LONG = 30.0
-"""Seconds that nobody waits for here: what ends after them was not rung."""
+"""Seconds that no test waits for: a wait that lasts this long was not notified."""
 SOON = 10.0
 
 
@@ -43,7 +43,7 @@ class FakeWorker:
         return await self.backend.exchange(self.session_id, self.number, settling, want)
 
     async def prepare(self, *queues: str) -> None:
-        """Found nothing, and told to ring: the next one waits."""
+        """Found nothing and subscribed: the next exchange waits."""
         for _ in range(2):
             assert not (await self.exchange(*queues, long_poll=0.001)).deliveries
 

@@ -68,7 +68,7 @@ async def test_planning_sends_no_command_that_writes(valkey: Server) -> None:
 
 
 async def test_planning_wakes_no_worker(valkey: Server) -> None:
-    """Opening rings, so that a lack of rights is found at once; looking must not."""
+    """Opening sends a notification, so that missing rights are found at once; reading does not."""
     valkey.empty()
     backend = RedisBackend(valkey.url)
     await backend.open()

@@ -1,4 +1,4 @@
-"""What is said of a server when a backend is opened on it, and when an operator asks."""
+"""Checks of a server when a backend is opened on it, and when an operator runs them."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ async def test_no_answer_is_no_answer(redis_binary: Binary) -> None:
         await check_url(url)
 
 
-# --- what an operator is told ---------------------------------------------------------------------
+# --- what an operator sees ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ async def test_the_slot_moves_there_and_back(
     asked for anywhere, and everybody waits.
 
     Which refusal a client meets depends on when it asks, but each must meet one to learn where the
-    slot is. How long all take to go on is recorded; the deadline for it (`PATIENCE`) is that of a
+    slot is. How long all take to go on is recorded; the deadline for it (`DEADLINE`) is that of a
     test, and the sessions live long enough for a machine that is busy with something else.
     """
     with Cluster(redis_binary) as cluster:
@@ -53,7 +53,7 @@ async def test_the_slot_moves_there_and_back(
         record_property(f"{code} while a slot moved, in total", number)
     record_property("longest, ms until every worker went on, in total", round(1000 * max(pauses)))
     assert moved > 10
-    assert sum(met.values()), "no client was told that the slot is elsewhere"
+    assert sum(met.values()), "no client was redirected to the slot"
     flow.result.check()
     assert flow.result.sessions_lost == 0
 

@@ -58,7 +58,7 @@ async def work(backend: SQLiteBackend, total: str) -> None:
 
 
 async def wait(backend: SQLiteBackend, queue: str) -> None:
-    """Wait for a ring; say that it waits, and that it was woken."""
+    """Wait for a notification; print that it waits, and that it was woken."""
     waiting = asyncio.ensure_future(backend.wait([queue], 3600.0))
     await asyncio.sleep(0)
     print_line("waiting")
@@ -125,7 +125,7 @@ VERBS: dict[str, Callable[..., Awaitable[None]]] = {
 
 
 async def main(verb: str, path: str, *more: str) -> None:
-    """Open the backend and do it; an error of ours is said, not raised."""
+    """Open the backend and do it; an error of ours is printed, not raised."""
     backend = SQLiteBackend(Path(path))
     try:
         await backend.open()
@@ -190,11 +190,11 @@ def share(path: str, user: str, group: str) -> None:
         asyncio.run(open_and_enqueue(path, "theirs"))
         os._exit(0)
     loop = asyncio.new_event_loop()
-    stores = [loop.run_until_complete(open_and_enqueue(path, "ours"))]
+    backends = [loop.run_until_complete(open_and_enqueue(path, "ours"))]
     os.write(writing, b".")
     os.waitpid(child, 0)
-    stores.append(loop.run_until_complete(open_and_enqueue(path, "ours")))
-    for backend in stores:
+    backends.append(loop.run_until_complete(open_and_enqueue(path, "ours")))
+    for backend in backends:
         loop.run_until_complete(backend.close())
     loop.close()
 

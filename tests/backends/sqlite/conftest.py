@@ -1,4 +1,4 @@
-"""Stores on files of their own, and other processes that use them."""
+"""Backends on files of their own, and other processes that use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rings between handles, and what stands behind them when there can be none."""
+"""Notifications between handles, and the poll behind them where there can be none."""
 
 from __future__ import annotations
 

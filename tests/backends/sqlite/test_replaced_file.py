@@ -36,7 +36,7 @@ def delete_alone(path: Path) -> None:
 
 
 def rename_over(path: Path) -> None:
-    """As a restore from a backup does that nobody was told of."""
+    """As an unannounced restore from a backup does."""
     backup = path.with_name("backup.db")
     with closing(sqlite3.connect(backup)) as target, closing(sqlite3.connect(path)) as source:
         source.backup(target)

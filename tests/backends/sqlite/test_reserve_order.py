@@ -21,8 +21,8 @@ async def test_any_mix_is_ordered_as_in_the_memory_backend(seed: int, tmp_path: 
     lanes = tuple(Lane(f"q{n % 3}", f"n{n}") for n in range(random.randint(2, 40)))
     priorities = random.choice([[5], [5, 5, 5, 5, 9], list(range(10))])
     queues = {f"q{n}": QueueOptions(random.choice([0, 0, 1, 3])) for n in range(3)}
-    stores = MemoryBackend(clock=clock), SQLiteBackend(tmp_path / "jobs.db", clock=clock)
-    for backend in stores:
+    backends = MemoryBackend(clock=clock), SQLiteBackend(tmp_path / "jobs.db", clock=clock)
+    for backend in backends:
         await backend.open()
         await backend.open_session(Session(id="s", names=tuple(lane.name for lane in lanes)))
     crowded = random.random() < 0.5
@@ -39,17 +39,17 @@ async def test_any_mix_is_ordered_as_in_the_memory_backend(seed: int, tmp_path: 
             )
             for _ in range(random.randint(1, 60))
         ]
-        for backend in stores:
+        for backend in backends:
             await backend.enqueue(jobs)
         clock.advance(random.choice([0.0, 1.0, 61.0, 200.0]))
     number = 0
     while True:
         number += 1
         request = ReserveRequest(random.randint(1, 50), lanes, queues, nonce=bytes(16))
-        replies = [await backend.exchange("s", number, [], request) for backend in stores]
+        replies = [await backend.exchange("s", number, [], request) for backend in backends]
         handed_out = [[one.lease.job_id for one in reply.deliveries] for reply in replies]
         assert handed_out[0] == handed_out[1]
         if not handed_out[0]:
             break
-    for backend in stores:
+    for backend in backends:
         await backend.close()

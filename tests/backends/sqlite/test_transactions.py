@@ -175,7 +175,7 @@ async def test_a_connection_of_a_loop_is_not_used_from_a_thread(
             await asyncio.to_thread(processor.sync.enqueue_raw, "pay", b"{}", connection=connection)
 
 
-# Rings
+# Notifications
 
 
 async def test_a_waiter_wakes_after_a_commit_on_a_callers_connection(
@@ -302,7 +302,7 @@ async def test_a_handler_whose_job_was_rescued_keeps_nothing(
 
     processor.register("pay", pay)
     job_id = await processor.enqueue_raw("pay", b"{}")
-    with pytest.raises(Exception, match="is not alive"):  # the stepper's own session is gone
+    with pytest.raises(Exception, match="is not alive"):  # the inline runner's own session is gone
         await processor.process_one()
     assert rows(path) == 0
     await processor.process_one()

@@ -1,4 +1,4 @@
-"""What a handler is told, and middleware around it."""
+"""The context of a handler, and middleware around it."""
 
 from __future__ import annotations
 

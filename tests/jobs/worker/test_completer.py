@@ -199,7 +199,7 @@ async def test_a_lost_session_is_not_repeated() -> None:
 
 class SlowBackend(FakeBackend):
     """A backend behind a connection that brings `most` bytes in the time of one call; it keeps the
-    number, as stores do, and answers a repeat with what it applied."""
+    number, as backends do, and answers a repeat with what it applied."""
 
     def __init__(self, clock: Ticking, most: int, *, lose: int = 0) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class SlowBackend(FakeBackend):
         if sum(map(measure_size, settlements)) > self.most:
             self.clock.time += 5.0
             if self.connectivity:
-                self.connectivity.note_answer("beat")
+                self.connectivity.note_answer("heartbeat")
             raise BackendUnavailable("no answer in time")
         if number != self.number:
             self.number = number

@@ -42,7 +42,7 @@ class Unsteady(MemoryBackend):
 
     def go_away(self) -> None:
         """Answer nothing that a worker asks."""
-        for name in ("open_session", "exchange", "beat", "rescue", "wait"):
+        for name in ("open_session", "exchange", "heartbeat", "rescue", "wait"):
             self.refused[name] = BackendUnavailable("nobody there")
 
     def come_back(self) -> None:
@@ -68,7 +68,7 @@ class Unsteady(MemoryBackend):
         return await super().exchange(session_id, number, settlements, request)
 
     async def heartbeat(self, session_id: str) -> HeartbeatReply:
-        self._check("beat")
+        self._check("heartbeat")
         return await super().heartbeat(session_id)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
@@ -81,7 +81,7 @@ class Unsteady(MemoryBackend):
 
 
 class Slow:
-    """A handler that waits for its gate, and counts how its runs began and were broken off."""
+    """A handler that waits for its event, and counts how its runs began and were broken off."""
 
     def __init__(self) -> None:
         self.proceed = asyncio.Event()

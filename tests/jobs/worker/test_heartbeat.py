@@ -1,4 +1,4 @@
-"""What the keeper of a session says when the session ends."""
+"""What the heartbeat of a session reports when the session ends."""
 
 from __future__ import annotations
 

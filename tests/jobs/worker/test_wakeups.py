@@ -1,4 +1,4 @@
-"""How long a worker waits for a ring before it looks by itself."""
+"""How long a worker waits for a notification before it polls."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from nimburion.core.clock import Clock
 
 _log = logging.getLogger("nimburion.worker")
 
-Channel = Literal["exchange", "beat"]
+Channel = Literal["exchange", "heartbeat"]
 
 
 class _ChannelState:
@@ -44,7 +44,7 @@ class BackendConnectivity:
         self._numbers = count(1)
         self._channels: dict[Channel, _ChannelState] = {
             "exchange": _ChannelState(),
-            "beat": _ChannelState(),
+            "heartbeat": _ChannelState(),
         }
         self._answered: float | None = None
         self._failing_since = 0.0

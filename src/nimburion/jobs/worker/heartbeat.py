@@ -94,7 +94,7 @@ class Heartbeat:
                 await handle.open()
                 orders = await handle.heartbeat(self._session_id)
         except SessionLost:
-            self._reach.note_answer("beat")
+            self._reach.note_answer("heartbeat")
             self._end("is not known to the backend any more (it expired, or its data is gone)")
         except (BackendError, TimeoutError) as error:
             return self._note_failure(error)
@@ -102,7 +102,7 @@ class Heartbeat:
             _log.exception("a heartbeat failed")
             return self._note_failure(error)
         else:
-            self._reach.note_answer("beat")
+            self._reach.note_answer("heartbeat")
             self._note_answer(sent)
             self._on_reply(orders)
         return self.interval
@@ -114,7 +114,7 @@ class Heartbeat:
         self.lease_valid_until = sent + self._ttl * (1 - _MARGIN)
 
     def _note_failure(self, error: Exception) -> float:
-        self._reach.note_failure("beat", error)
+        self._reach.note_failure("heartbeat", error)
         now = self._clock.monotonic()
         left = self.lease_valid_until - now
         if now - self._answered > _SILENCE * self.interval:

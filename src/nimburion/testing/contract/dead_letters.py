@@ -146,7 +146,7 @@ class Replaying:
             assert (record.failures, len(record.history), record.reason) == (1, n, "exhausted")
 
     async def test_a_limited_replay_skips_jobs_whose_key_is_taken(self, harness: Harness) -> None:
-        """Those whose key another job holds are told once, not met for ever."""
+        """Jobs whose key another job holds are reported once, not for ever."""
         await harness.put(harness.job("b", options=KEY))
         await make_dead_letters(harness, "a", "b", "c")
         await harness.put(harness.job("d", options=KEY))

@@ -139,7 +139,7 @@ class Handles:
         assert ids(await (await fleet.worker(backend=fleet.handles[2])).take()) == ["a"]
 
     async def test_a_session_may_speak_through_any_handle(self, fleet: Harness) -> None:
-        """A worker beats through one of its own, on another thread."""
+        """A worker sends heartbeats through a handle of its own, on another thread."""
         await fleet.add("a")
         worker = await fleet.worker()
         await worker.take_one()

@@ -32,7 +32,7 @@ promises, {cases} cases with their variants. Do not edit: make it anew with
 SETTLED = """
 ## Who may settle
 
-Rows: where the job stands, and the token that is sent. Columns: what is said about it. `→` names
+Rows: where the job stands, and the token that is sent. Columns: the settlement. `→` names
 the state that follows; without one, the whole record stays as it was.
 """
 

@@ -100,14 +100,14 @@ NOTIFYING: dict[str, Prepare] = {
     "a closed session": _close,
     "a rescue": _rescue,
     "a promotion": _promote,
-    "a gate that was full": _free_limit,
-    "a gate that was raised": _raise_limit,
+    "a limit that was full": _free_limit,
+    "a limit that was raised": _raise_limit,
     "a unique key that is free again": _free_key,
 }
 
 
 class Waiting:
-    """Hints."""
+    """Notifications."""
 
     async def test_wait_returns_after_its_timeout(self, harness: Harness) -> None:
         task = await listening(harness, 0, ("default",), 5.0)
@@ -152,7 +152,7 @@ class Waiting:
         assert all(task.done() for task in tasks)
 
     async def test_a_poll_finds_what_a_missed_notification_left(self, harness: Harness) -> None:
-        """Nothing depends on hints."""
+        """Nothing depends on notifications."""
         await harness.add("a")
         await harness.put(harness.job("b", after=1.0))
         harness.clock.advance(1.0)

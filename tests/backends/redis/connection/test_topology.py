@@ -1,4 +1,4 @@
-"""The server that takes writes is found, and why not is said in one line."""
+"""The server that takes writes is found; where none is, the error says why in one line."""
 
 from __future__ import annotations
 
@@ -526,7 +526,7 @@ async def test_no_node_answers() -> None:
     assert "no server takes writes: nothing listens at" in connection
 
 
-# --- time, and being told to stop -----------------------------------------------------------------
+# --- timeouts and cancellation --------------------------------------------------------------------
 
 
 async def test_a_connect_that_is_cancelled_leaves_no_connection(redis_binary: Binary) -> None:
