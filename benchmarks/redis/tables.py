@@ -59,14 +59,14 @@ def long(rounds: Rounds, _: list[Subject]) -> list[str]:
     jobs = ours.drained(False, 1)
     alone = shot(ours, "drain", jobs=jobs, processes=1)
     crowd = shot(ours, "drain", jobs=jobs, processes=1, stay=MILLION)
-    room = shot(ours, "memory", jobs=MILLION)
+    memory = shot(ours, "memory", jobs=MILLION)
     rounds.run([alone, crowd])
-    rounds.run([room], repeat=1)
+    rounds.run([memory], repeat=1)
     rows = [
         ["drain, nothing else waiting, jobs/s", figure(rounds, alone, "rate"), ""],
         ["drain, 1 M more waiting, jobs/s", figure(rounds, crowd, "rate"),
          versus(rounds, crowd, alone)],
-        ["1 M waiting, bytes a job", figure(rounds, room, "bytes"), ""],
+        ["1 M waiting, bytes a job", figure(rounds, memory, "bytes"), ""],
     ]  # fmt: skip
     return [table("Redis, a long queue", ["nimburion, default", "", "ratio"], rows)]
 

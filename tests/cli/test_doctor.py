@@ -20,7 +20,7 @@ from tests.cli.conftest import CommandLine
 from tests.cli.test_processes import imported_by
 
 
-def findings(nimburion: CommandLine, *arguments: str) -> dict[str, tuple[str, str]]:
+def read_checks(nimburion: CommandLine, *arguments: str) -> dict[str, tuple[str, str]]:
     """Verdict and text, by subject."""
     found = nimburion("doctor", "--json", *arguments).data["findings"]
     return {one["subject"]: (one["verdict"], one["text"]) for one in found}
@@ -29,7 +29,7 @@ def findings(nimburion: CommandLine, *arguments: str) -> dict[str, tuple[str, st
 def test_it_shows_versions_and_the_backend(nimburion: CommandLine) -> None:
     nimburion.enqueue("a")
     (nimburion.folder / "config.yaml").write_text("jobs: {concurrency: 3}")
-    found = findings(nimburion)
+    found = read_checks(nimburion)
     assert found["configuration"] == ("good", f"{nimburion.folder}/config.yaml")
     assert found["backend"] == ("good", f"SQLite {nimburion.folder}/nimburion.db")
     assert found["nimburion"][1].startswith("0.")
@@ -45,12 +45,12 @@ def test_waiting_jobs_that_no_worker_would_run_are_a_warning(nimburion: CommandL
     assert nimburion("doctor", "--strict").code == 1
     session = Session(id="s", queues=("default",), names=("send",))
     nimburion.call_backend(lambda backend: backend.open_session(session))
-    assert findings(nimburion)["workers"] == (
+    assert read_checks(nimburion)["workers"] == (
         "warning",
         "2 jobs 'snd' wait in queue 'default': no live worker has a handler of this name",
     )
     nimburion("jobs", "cancel", "--name", "snd", "--yes")
-    assert findings(nimburion)["workers"] == ("good", "1 live worker; no job waits in vain")
+    assert read_checks(nimburion)["workers"] == ("good", "1 live worker; no job waits in vain")
 
 
 def test_only_some_of_many_jobs_without_a_worker_are_shown(nimburion: CommandLine) -> None:

@@ -175,7 +175,7 @@ def test_the_demo_accounts_for_every_job(tmp_path: Path) -> None:
     for what in ("rescued ", "retrying ", "failed ", "completed ", "the same id"):
         assert what in result.stdout
     check_files(folder)
-    check_store(folder)
+    check_demo_backend(folder)
 
 
 def check_files(folder: Path) -> None:
@@ -192,7 +192,7 @@ def check_files(folder: Path) -> None:
     assert notes == ["priority 9: first", "priority 5: second", "priority 3: last"]
 
 
-def check_store(folder: Path) -> None:
+def check_demo_backend(folder: Path) -> None:
     """The backend tells the same story as the demo, through the commands it recommends."""
     jobs = json.loads(run(folder, "jobs", "list", "--limit", "1000", "--json").stdout)["jobs"]
     states = [job["state"] for job in jobs]

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import msgspec
 
 from nimburion.config.scalars import parse_scalar
-from nimburion.config.schema import COMING, JOBS, SCHEDULER, STORE_KEYS, Section, SectionList, Shape
+from nimburion.config.schema import (
+    BACKEND_KEYS,
+    COMING,
+    JOBS,
+    SCHEDULER,
+    Section,
+    SectionList,
+    Shape,
+)
 from nimburion.config.tree import Place, Written
 from nimburion.config.value_types import ValueType
 from nimburion.core.settings import QueueSettings, SchedulerSettings, Settings, TaskSettings
@@ -62,8 +70,8 @@ def test_what_is_allowed_is_what_the_readers_allow() -> None:
 
 
 def test_the_defaults_are_those_of_the_code() -> None:
-    named_by_store = {name for name in ROWS if name.split(".")[0] in STORE_KEYS}
-    for name in ROWS.keys() - named_by_store - REQUIRED - {"scheduler.tasks[].timezone"}:
+    named_by_backend = {name for name in ROWS if name.split(".")[0] in BACKEND_KEYS}
+    for name in ROWS.keys() - named_by_backend - REQUIRED - {"scheduler.tasks[].timezone"}:
         written = ROWS[name][0]
         value = KINDS[name].read(Written(parse_scalar(written), Place("page"), written), (name,))
         assert value == default_of(name), name
@@ -71,7 +79,7 @@ def test_the_defaults_are_those_of_the_code() -> None:
 
 def test_every_setting_of_the_code_can_be_written() -> None:
     fields = {field.name for field in msgspec.structs.fields(Settings)}
-    assert JOBS.keys.keys() - STORE_KEYS.keys() | {"url"} == fields
+    assert JOBS.keys.keys() - BACKEND_KEYS.keys() | {"url"} == fields
     queue = JOBS.keys["queues"]
     limits = JOBS.keys["limits"]
     assert isinstance(queue, SectionList)

@@ -337,9 +337,9 @@ class Handlers:
         """Writes a row in the transaction that completes its job."""
         self.note(ctx, "start")
         async with ctx.transaction() as connection:
-            written = connection.execute(EFFECT.format(job=ctx.job_id))
-            if inspect.isawaitable(written):
-                await written
+            cursor = connection.execute(EFFECT.format(job=ctx.job_id))
+            if inspect.isawaitable(cursor):
+                await cursor
             if os.environ.get("CRASH_AT") == "rows":
                 die()
         self.note(ctx, "end")

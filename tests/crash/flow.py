@@ -27,7 +27,7 @@ from tests.crash.harness import ProcessHarness
 
 TIMEOUT = 40.0
 AT_ONCE = 4
-BOUND = 2.0
+MAX_SECONDS = 2.0
 """Seconds before a server's death: what was acknowledged earlier must be there afterwards."""
 
 Record = Callable[[str, object], None]

@@ -27,7 +27,7 @@ def locked(name: str) -> dict[str, str]:
     return {canonicalize_name(package): version for package, version in found}
 
 
-def asked(name: str) -> dict[str, Requirement]:
+def read_requirements(name: str) -> dict[str, Requirement]:
     """Return what a list of requirements asks for directly."""
     lines = (ROOT / "requirements" / f"{name}.in").read_text().splitlines()
     wanted = [Requirement(line) for line in lines if line and line[0] not in "#-"]
@@ -59,7 +59,10 @@ def test_a_runtime_dependency_is_locked_within_its_requirement(
 
 @pytest.mark.parametrize("requirement", NEEDED, ids=str)
 def test_the_demo_requires_the_same_versions_as_the_package(requirement: Requirement) -> None:
-    assert asked("demo")[canonicalize_name(requirement.name)].specifier == requirement.specifier
+    assert (
+        read_requirements("demo")[canonicalize_name(requirement.name)].specifier
+        == requirement.specifier
+    )
 
 
 def test_the_demo_runs_on_the_tested_versions() -> None:
@@ -67,8 +70,10 @@ def test_the_demo_runs_on_the_tested_versions() -> None:
 
 
 def test_the_locks_are_not_older_than_what_they_are_made_from() -> None:
-    assert asked("demo").keys() <= locked("demo").keys()
-    assert asked("dev").keys() | asked("demo").keys() <= locked("dev").keys()
+    assert read_requirements("demo").keys() <= locked("demo").keys()
+    assert (
+        read_requirements("dev").keys() | read_requirements("demo").keys() <= locked("dev").keys()
+    )
 
 
 def test_a_dependency_has_a_lower_bound_and_no_upper_one() -> None:

@@ -36,11 +36,11 @@ def committed_files() -> list[Path]:
             command, cwd=ROOT, capture_output=True, check=True, text=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
-        return list(_walk())
+        return list(_list_files())
     return [ROOT / name for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()]
 
 
-def _walk() -> Iterator[Path]:
+def _list_files() -> Iterator[Path]:
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [one for one in folders if one[0] != "." or one == ".ci"]
         folders[:] = [one for one in folders if one not in {"__pycache__", "build", "dist"}]

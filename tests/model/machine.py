@@ -287,11 +287,11 @@ class Twins(RuleBasedStateMachine):
         luck = self._luck(seed)
         for session in sorted({*self.lines, luck.choice(SESSIONS)}):
             if luck.random() < 0.7:
-                answer, _ = self._beat(session)
+                answer, _ = self._heartbeat(session)
                 if isinstance(answer, type):
                     self._make_dead_letter(session)
 
-    def _beat(self, session: str) -> tuple[Answer, Answer]:
+    def _heartbeat(self, session: str) -> tuple[Answer, Answer]:
         return self._agree(lambda backend: backend.heartbeat(session), _normalize_reply)
 
     @rule(seed=seeds)

@@ -10,7 +10,7 @@ SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
 COMPLETER = "tests/jobs/worker/test_completer.py::"
 HEALTH = "tests/jobs/worker/test_health.py::"
-JOINING = "tests/backends/sqlite/test_transactions.py::"
+TRANSACTIONS = "tests/backends/sqlite/test_transactions.py::"
 WORKER = "tests/jobs/worker/test_worker.py::"
 
 MUTANTS = (
@@ -174,8 +174,8 @@ MUTANTS = (
     Mutant(
         "a smaller repeat gives nothing back",
         "backends/memory/operations.py",
-        "if room < 0 and deliveries:",
-        "if room < -(1 << 40) and deliveries:",
+        "if $left < 0 and deliveries:",
+        "if $left < -(1 << 40) and deliveries:",
         (f"{MEMORY}test_a_smaller_repeat_gives_back_what_does_not_fit",),
     ),
     Mutant(
@@ -402,34 +402,34 @@ MUTANTS = (
         "backends/sqlite/*.py",
         "if $opened and $path.$samefile($opened):",
         "if $opened or $path:",
-        (f"{JOINING}test_a_database_in_memory_is_refused",),
+        (f"{TRANSACTIONS}test_a_database_in_memory_is_refused",),
     ),
     Mutant(
         "statements that commit each are joined",
         "backends/sqlite/*.py",
         "return $by_hand and not $connection.$in_transaction",
         "return False",
-        (f"{JOINING}test_a_connection_that_commits_each_statement_is_refused",),
+        (f"{TRANSACTIONS}test_a_connection_that_commits_each_statement_is_refused",),
     ),
     Mutant(
         "the lock of a handler never expires",
         "backends/sqlite/*.py",
         "self.$_loop.call_soon_threadsafe(self.$_watch_the_time)",
         "pass",
-        (f"{JOINING}test_a_def_handler_loses_the_lock_after_five_seconds",),
+        (f"{TRANSACTIONS}test_a_def_handler_loses_the_lock_after_five_seconds",),
     ),
     Mutant(
         "a handler commits by itself",
         "backends/sqlite/*.py",
         '$allowed = self.$_ending or $what == "ROLLBACK"',
         "$allowed = True",
-        (f"{JOINING}test_a_handler_cannot_commit_by_itself",),
+        (f"{TRANSACTIONS}test_a_handler_cannot_commit_by_itself",),
     ),
     Mutant(
         "a transactional enqueue notifies nobody",
         "backends/sqlite/*.py",
         "self.$watch.$add(created, $rung)",
         "pass",
-        (f"{JOINING}test_a_waiter_wakes_after_a_commit_on_a_callers_connection",),
+        (f"{TRANSACTIONS}test_a_waiter_wakes_after_a_commit_on_a_callers_connection",),
     ),
 )

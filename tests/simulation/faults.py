@@ -58,6 +58,6 @@ def sum_of(storms: Iterable[Counter[str]]) -> Counter[str]:
     return totals
 
 
-def asked_seed() -> int:
+def read_seed() -> int:
     """The seed that the environment names."""
     return int(os.environ.get("SIMULATION_SEED", "1"))

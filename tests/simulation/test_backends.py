@@ -28,7 +28,7 @@ from nimburion.core.settlement import Settlement
 from tests.backends.postgres.reset import truncate_all
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
-from tests.simulation.faults import MUST_HAPPEN, asked_seed, simulate, sum_of
+from tests.simulation.faults import MUST_HAPPEN, read_seed, simulate, sum_of
 from tests.simulation.real_backends import Elsewhere
 from tests.simulation.world import Make, in_memory
 
@@ -120,7 +120,7 @@ class Storms:
         self._many(part, make, comparable, record_property)
 
     def test_one_seed_goes_as_in_memory(self, make: Make, comparable: bool) -> None:
-        play_as_in_memory(asked_seed(), make, comparable=comparable)
+        play_as_in_memory(read_seed(), make, comparable=comparable)
 
 
 class TestSQLite(Storms):
@@ -169,4 +169,4 @@ class TestPostgres(Storms):
 
 
 def test_one_seed_goes_as_in_memory_however_the_server_is_reached(on_a_server: Make) -> None:
-    play_as_in_memory(asked_seed(), on_a_server)
+    play_as_in_memory(read_seed(), on_a_server)

@@ -130,7 +130,7 @@ class StopsWithoutBackend(Scenario):
         await self.until_all_ended()
         self.net.cut_off[worker.process.name] = float("inf")
         await elapse(self._after)
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
 
 
@@ -164,7 +164,7 @@ def test_a_worker_that_slept_too_long_begins_nothing_that_it_lost(seed: int) -> 
     run(loop, ResumesTooLate(loop, seed).run_scenario())
 
 
-class StopsWithMuchInHand(Scenario):
+class StopsWithManyPrefetched(Scenario):
     """Many quick jobs let a worker hold some ahead; then slow ones come, and it is stopped."""
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
@@ -181,7 +181,7 @@ class StopsWithMuchInHand(Scenario):
         while not any(self.runs[job.id] for job in slow):
             await elapse(0.001)
         await elapse(0.03)  # what was under way is answered
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
         assert sum(self.runs[job.id] for job in slow) == 1
         for job in slow:
@@ -191,7 +191,7 @@ class StopsWithMuchInHand(Scenario):
 
 def test_what_was_not_started_is_handed_back_at_stop() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, StopsWithMuchInHand(loop, 1, concurrency=1).run_scenario())
+    run(loop, StopsWithManyPrefetched(loop, 1, concurrency=1).run_scenario())
 
 
 class OutageForAll(Scenario):
@@ -245,7 +245,7 @@ class EndsAfterItsSession(Scenario):
         self.net.cut_off[worker.process.name] = self.loop.time() + 1.5 * TTL
         await self.until_all_ended()
         await elapse(3 * TTL)
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
         assert self.ledger.violations == []
         assert (self.counts["sessions lost"], self.runs["a"]) == (1, 2)
@@ -349,7 +349,7 @@ class SlowConnection(Scenario):
         assert max(self.runs.values()) == 1
         way = "requests" if self._most[0] < self._most[1] else "replies"
         assert self.net.happened[f"{way} too large for their connection"]
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
 
 
@@ -379,7 +379,7 @@ class ExchangesFail(Scenario):
         assert self.loop.time() - began < TTL + SWEEP
         assert sum(self.runs.values()) > 9, "nothing was in hand when exchanges began to fail"
         assert not any(self.ledger.lost.values()), "nothing was lost: it was given back"
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
@@ -421,7 +421,7 @@ class PoisonedConnection(Scenario):
         await self.until_all_ended(4 * TTL)
         assert (await self.backend.counts())[State.COMPLETED] == 5
         assert self.net.happened["exchanges on poisoned connections"]
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
 
 

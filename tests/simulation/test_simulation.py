@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.faults import asked_seed, simulate, sum_of
+from tests.simulation.faults import read_seed, simulate, sum_of
 
 SEEDS_EACH = 50
 PARTS = 2
@@ -36,7 +36,7 @@ def test_faults_break_no_promise_over_many_seeds(
 
 
 def test_one_seed_is_the_same_each_time() -> None:
-    assert simulate(asked_seed()) == simulate(asked_seed())
+    assert simulate(read_seed()) == simulate(read_seed())
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -83,7 +83,7 @@ class Worker:
     def __init__(self, world: World, number: int) -> None:
         loop, random = world.loop, world.random
         self.process = loop.begin(f"worker-{number}")
-        self.asked_to_stop = asyncio.Event()
+        self.stop_requested = asyncio.Event()
         self.task = loop.spawn(self._main(world, random.randrange(2**32)), self.process)
 
     async def _main(self, world: World, seed: int) -> None:
@@ -98,7 +98,7 @@ class Worker:
         world.register(self.processor, self)
         self.processor.events.subscribe(world.note)
         await self.processor.start()
-        await self.asked_to_stop.wait()
+        await self.stop_requested.wait()
         await self.processor.stop()
 
     @property
@@ -185,7 +185,7 @@ class World:
         await within(_REST, producer, "the producer does not end")
         await self.until_all_ended()
         for worker in self.workers:
-            worker.asked_to_stop.set()
+            worker.stop_requested.set()
         for worker in (*self.workers, *self._retired):
             await within(_REST, worker.task, f"{worker.process} does not stop")
         await self.check_rest()
@@ -352,7 +352,7 @@ class World:
         self.counts["restarts"] += 1
         self.workers.remove(worker)
         self._retired.append(worker)
-        worker.asked_to_stop.set()
+        worker.stop_requested.set()
         self.hire()
 
     async def _settle_with_a_stolen_token(self, random: Random) -> None:

@@ -39,8 +39,8 @@ async def test_a_name_a_class_a_function_and_a_job_are_found(processor: Processo
         year = await processor.enqueue(report.job(2026, draft=True))
         for what in ("send_email", SendEmail, SendEmail(to="ann"), SendEmail(to="ann", copies=1)):
             assert (await assert_enqueued(processor, what)).id == email
-        for asked in ("report", report, report.job(2026, draft=True)):
-            assert (await assert_enqueued(processor, asked)).id == year
+        for given in ("report", report, report.job(2026, draft=True)):
+            assert (await assert_enqueued(processor, given)).id == year
 
 
 async def test_assert_enqueued_accepts_a_backend_too(processor: Processor) -> None:

@@ -24,11 +24,11 @@ def test_time_does_not_go_backwards() -> None:
 
 async def test_sleepers_wake_when_their_time_has_come() -> None:
     clock = FakeClock()
-    sleeper = asyncio.create_task(clock.sleep(5))
+    task = asyncio.create_task(clock.sleep(5))
     await asyncio.sleep(0)
     clock.advance(4.9)
     await asyncio.sleep(0)
-    early = sleeper.done()
+    early = task.done()
     clock.advance(0.1)
-    await asyncio.wait_for(sleeper, 10)
+    await asyncio.wait_for(task, 10)
     assert (early, clock.sleepers) == (False, 0)

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-DONE, FAILED, BAD_INPUT, STORE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, BAD_INPUT, BACKEND, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class CommandFailed(click.ClickException):
@@ -25,7 +25,7 @@ class BadInput(click.ClickException):
 class BackendNotUsable(click.ClickException):
     """The backend cannot be used."""
 
-    exit_code = STORE
+    exit_code = BACKEND
 
 
 class NotFound(click.ClickException):
@@ -63,7 +63,7 @@ def _find_exit_code(error: BaseException) -> int | None:
     codes: list[tuple[type[errors.NimburionError], int]] = [
         (errors.JobNotFound, NOT_FOUND),
         (errors.ScheduleNotFound, NOT_FOUND),
-        (errors.BackendError, STORE),
+        (errors.BackendError, BACKEND),
         (errors.ConfigurationError, BAD_INPUT),
         (errors.InvalidJob, BAD_INPUT),
         (errors.DefinitionError, BAD_INPUT),

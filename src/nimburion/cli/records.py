@@ -68,10 +68,10 @@ def summarize_error(record: JobRecord) -> str | None:
     """Return a short form of the latest error, after the reason of a dead letter; None if there
     is none."""
     error = record.error
-    said = f"{error.type}: {error.message}" if error and error.message else error and error.type
+    message = f"{error.type}: {error.message}" if error and error.message else error and error.type
     if record.state == "failed" and record.reason:
-        return f"{record.reason}: {said}" if said else record.reason
-    return said or record.reason
+        return f"{record.reason}: {message}" if message else record.reason
+    return message or record.reason
 
 
 def draw_record(record: JobRecord) -> None:

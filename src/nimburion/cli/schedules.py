@@ -97,8 +97,8 @@ def add(
 
     Every scheduler of the backend fires it.
     """
-    said = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
-    options = {key: value for key, value in said.items() if value is not None}
+    given = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
+    options = {key: value for key, value in given.items() if value is not None}
     level = 5 if priority is None else priority
     found = run_on_schedules(
         lambda schedules: schedules.add(
@@ -168,9 +168,9 @@ def next_ticks(when_: str, tz: str | None, count: int) -> None:
     trigger = parse_trigger(when_, zone)
     coming = Timetable(trigger).iterate_between(time.time(), float("inf"))
     ticks = [tick for tick, _ in zip(coming, range(count), strict=False)]
-    said = explain_trigger(trigger)
-    data = {"when": trigger.text, "timezone": zone.key, "explanation": said, "ticks": ticks}
-    print_result(data, lambda: draw_ticks(said, ticks, zone))
+    explanation = explain_trigger(trigger)
+    data = {"when": trigger.text, "timezone": zone.key, "explanation": explanation, "ticks": ticks}
+    print_result(data, lambda: draw_ticks(explanation, ticks, zone))
 
 
 def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
@@ -236,7 +236,7 @@ def run_on_schedules(
 ) -> T:
     """Run `question` on the schedules of the backend and return its result."""
 
-    async def asked(backend: Backend) -> T:
+    async def call_with_backend(backend: Backend) -> T:
         from nimburion.jobs.client.client import Client
         from nimburion.scheduler import Schedules
 
@@ -244,4 +244,4 @@ def run_on_schedules(
         client = Client(backend, settings=config.jobs)
         return await question(Schedules(client, config.scheduler.timezone))
 
-    return current_invocation().run(asked, may_create=may_create)
+    return current_invocation().run(call_with_backend, may_create=may_create)

@@ -40,7 +40,7 @@ def worker(
     start_logging(log_level)
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
-    check_store(processor, current_invocation())
+    check_backend(processor, current_invocation())
     add_scheduler(processor, current_invocation())
     processor.settings = override_settings(processor.settings, queues, concurrency)
     loop_factory = find_fast_loop()
@@ -81,7 +81,7 @@ def export_configuration(invocation: Invocation) -> None:
         os.environ["NIMBURION_JOBS__URL"] = invocation.backend
 
 
-def check_store(processor: Processor, invocation: Invocation) -> None:
+def check_backend(processor: Processor, invocation: Invocation) -> None:
     """Raise `BadInput` if the application opens a backend other than `--backend`: the option
     would be ignored silently."""
     if invocation.backend is None:

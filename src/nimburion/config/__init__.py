@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from nimburion.config.backend_url import absolute_path, drop_superseded, store_url
+from nimburion.config.backend_url import absolute_path, drop_superseded, make_backend_url
 from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
-from nimburion.config.schema import ROOT, STORE_KEYS, read_section
+from nimburion.config.schema import BACKEND_KEYS, ROOT, read_section
 from nimburion.config.tree import Place, Written, nest, overlay, part, refusal
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.limits import Limits
@@ -114,8 +114,8 @@ def read_jobs_settings(tree: Written) -> Settings:
     read = read_section(ROOT, tree, ())
     written = part(tree, "jobs") or nest((), Written({}, tree.place))
     values = dict(cast("dict[str, object]", read.get("jobs", {})))
-    given = {key: values.pop(key) for key in STORE_KEYS if key in values}
-    values["url"] = store_url(written, given, ("jobs",))
+    given = {key: values.pop(key) for key in BACKEND_KEYS if key in values}
+    values["url"] = make_backend_url(written, given, ("jobs",))
     if "queues" in values:
         queues = cast("list[dict[str, object]]", values["queues"])
         values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]

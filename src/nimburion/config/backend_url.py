@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from nimburion.backends import FAMILIES
-from nimburion.config.schema import BACKENDS, STORE_KEYS
+from nimburion.config.schema import BACKEND_KEYS, BACKENDS
 from nimburion.config.tree import Path, Written, part, refusal, without
 from nimburion.core.errors import ConfigurationError
 
@@ -58,7 +58,7 @@ def drop_superseded(lower: Written | None, upper: Written | None) -> Written | N
     If `upper` names a backend, no setting of `lower` may name another.
     """
     if part(upper, "url") is not None:
-        return without(lower, frozenset(STORE_KEYS))
+        return without(lower, frozenset(BACKEND_KEYS))
     if part(upper, "backend") is not None or _has_address(upper):
         return without(lower, frozenset({"url"}))
     return lower
@@ -69,7 +69,7 @@ def _has_address(tree: Written | None) -> bool:
     return any(part(section, key) is not None for section in sections for key in _ADDRESSES)
 
 
-def store_url(tree: Written, values: Values, path: Path) -> str:
+def make_backend_url(tree: Written, values: Values, path: Path) -> str:
     """Return the URL for `open_backend`; the path of a file in it is absolute.
 
     Raises:

@@ -124,7 +124,7 @@ LIMITS = Section(
     }
 )
 
-STORE_KEYS: Mapping[str, Shape] = MappingProxyType(
+BACKEND_KEYS: Mapping[str, Shape] = MappingProxyType(
     {"backend": choice(*BACKENDS), "url": text(secret=True), **BACKENDS}
 )
 """The keys that together select the backend. `Settings.url` is built from them."""
@@ -133,7 +133,7 @@ _NUMBERS = bounded(Settings)
 
 JOBS = Section(
     {
-        **STORE_KEYS,
+        **BACKEND_KEYS,
         "owner": name(),
         "concurrency": _NUMBERS["concurrency"],
         "queues": SectionList(QUEUE, unique="name"),

@@ -414,20 +414,20 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"there is no setting {name!r}{hint}")
-    asked = {name: getattr(settings, name) for name in known} | dict(single)
-    _check_bounds(asked)
+    given = {name: getattr(settings, name) for name in known} | dict(single)
+    _check_bounds(given)
     try:
-        return msgspec.convert(asked, Settings)
+        return msgspec.convert(given, Settings)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"a setting is wrong: {error}") from error
 
 
-def _check_bounds(asked: dict[str, Any]) -> None:
+def _check_bounds(given: dict[str, Any]) -> None:
     """Raise `ConfigurationError` for a number outside its bounds; types are checked elsewhere."""
     for name, bounds in _BOUNDS.items():
-        if not _is_allowed(asked[name], bounds):
-            raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {asked[name]!r}")
-    for queue in asked["queues"]:
+        if not _is_allowed(given[name], bounds):
+            raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {given[name]!r}")
+    for queue in given["queues"]:
         for name, bounds in _QUEUE_BOUNDS.items() if isinstance(queue, QueueSettings) else ():
             value = getattr(queue, name)
             if not _is_allowed(value, bounds):

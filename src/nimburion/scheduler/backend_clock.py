@@ -43,11 +43,11 @@ class BackendClock:
         if not self._is_due():
             return
         sent = self._clock.now(), self._clock.monotonic()
-        told = await self._backend.now()
+        backend_time = await self._backend.now()
         answered = self._clock.monotonic()
         took = answered - sent[1]
         self._host_ahead = sent[0] - sent[1]
-        off = told - (sent[0] + took / 2) if told else 0.0
+        off = backend_time - (sent[0] + took / 2) if backend_time else 0.0
         if abs(off) <= max(_NOTEWORTHY, took / 2):
             off = 0.0  # within the round-trip time: a handler may have blocked the loop
         self._warn(off)

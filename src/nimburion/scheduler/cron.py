@@ -58,7 +58,7 @@ class CronExpression:
         if not any(
             self._list_days(year, month) for year in _EVERY_CALENDAR for month in self._months
         ):
-            problem = self._day.spot.make_error("no such day in these months, in no year")
+            problem = self._day.source.make_error("no such day in these months, in no year")
             raise DefinitionError(f"cron expression {text!a}: {problem}")
 
     def next_after(self, local: datetime) -> datetime | None:
@@ -124,23 +124,23 @@ def _parse_fields(text: str) -> tuple[CronField, ...]:
     if len(text) > LONGEST:
         raise DefinitionError(f"a cron expression of more than {LONGEST} characters")
     shown = ascii(text)
-    words = _expand_macro(text.strip(), shown) if text.lstrip().startswith("@") else text
-    terms = list(_WORD.finditer(words))
-    if len(terms) != len(KINDS):
-        hint = _suggest_macro(words)
-        raise DefinitionError(f"cron expression {shown}: {_explain_field_count(len(terms))}{hint}")
+    expanded = _expand_macro(text.strip(), shown) if text.lstrip().startswith("@") else text
+    fields = list(_WORD.finditer(expanded))
+    if len(fields) != len(KINDS):
+        hint = _suggest_macro(expanded)
+        raise DefinitionError(f"cron expression {shown}: {_explain_field_count(len(fields))}{hint}")
     try:
         return tuple(
             parse_field(FieldText(kind, term[0].upper(), term.start() + 1))
-            for kind, term in zip(KINDS, terms, strict=True)
+            for kind, term in zip(KINDS, fields, strict=True)
         )
     except DefinitionError as error:
         raise DefinitionError(f"cron expression {shown}: {error}") from None
 
 
-def _suggest_macro(words: str) -> str:
+def _suggest_macro(expanded: str) -> str:
     """Return a suggestion if the text is a macro without its `@`, else an empty string."""
-    word = words.strip().lower()
+    word = expanded.strip().lower()
     forgotten = f"@{word}" in MACROS or word.startswith("every ")
     return f"; did you mean @{word[:30]}?" if forgotten else ""
 

@@ -29,7 +29,7 @@ class FieldKind(msgspec.Struct, frozen=True):
     name: str
     least: int
     most: int
-    words: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     """Symbolic names in ascending order. The first one stands for `first_word`: 1 in months, 0
     in weekdays."""
     first_word: int = 0
@@ -61,7 +61,7 @@ class FieldText(msgspec.Struct, frozen=True):
 class CronField(msgspec.Struct, frozen=True):
     """The values that one field matches."""
 
-    spot: FieldText
+    source: FieldText
     numbers: tuple[int, ...]
     """The matching numbers in ascending order; Sunday is 0."""
     last_day: bool = False
@@ -75,7 +75,7 @@ class CronField(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The text of the field, in capitals."""
-        return self.spot.text
+        return self.source.text
 
     @property
     def starred(self) -> bool:
@@ -83,23 +83,23 @@ class CronField(msgspec.Struct, frozen=True):
         return self.text.startswith("*")
 
 
-def parse_field(spot: FieldText) -> CronField:
+def parse_field(source: FieldText) -> CronField:
     """Parse a field in capitals. Raises `DefinitionError` with the position and the allowed
     values."""
     numbers: set[int] = set()
     nth: set[tuple[int, int]] = set()
     specials: set[str] = set()
-    for term in _split_terms(spot):
-        if spot.kind is DAY and term.text in {"L", "LW"}:
+    for term in _split_list(source):
+        if source.kind is DAY and term.text in {"L", "LW"}:
             specials.add(term.text)
-        elif spot.kind is WEEKDAY and (one := _parse_nth_weekday(term)) is not None:
+        elif source.kind is WEEKDAY and (one := _parse_nth_weekday(term)) is not None:
             nth.add(one)
         else:
             numbers.update(_parse_range(term))
-    if spot.kind is WEEKDAY:
+    if source.kind is WEEKDAY:
         numbers = {number % 7 for number in numbers}
     return CronField(
-        spot,
+        source,
         tuple(sorted(numbers)),
         last_day="L" in specials,
         last_workday="LW" in specials,
@@ -107,11 +107,11 @@ def parse_field(spot: FieldText) -> CronField:
     )
 
 
-def _split_terms(spot: FieldText) -> Iterator[FieldText]:
+def _split_list(source: FieldText) -> Iterator[FieldText]:
     """Yield the terms between the commas."""
-    column = spot.column
-    for text in spot.text.split(","):
-        yield FieldText(spot.kind, text, column)
+    column = source.column
+    for text in source.text.split(","):
+        yield FieldText(source.kind, text, column)
         column += len(text) + 1
 
 
@@ -166,8 +166,8 @@ def _parse_step(step_text: str, term: FieldText) -> int:
 
 def _parse_number(word: str, term: FieldText) -> int:
     kind = term.kind
-    if word in kind.words:
-        return kind.words.index(word) + kind.first_word
+    if word in kind.names:
+        return kind.names.index(word) + kind.first_word
     if not _NUMBER.fullmatch(word) or not kind.least <= int(word) <= kind.most:
         raise term.make_error(f"{word!a} is none of {_describe_allowed(kind)}{_suggest_word(word)}")
     return int(word)
@@ -175,7 +175,7 @@ def _parse_number(word: str, term: FieldText) -> int:
 
 def _describe_allowed(kind: FieldKind) -> str:
     numbers = f"{kind.least}-{kind.most}"
-    return f"{numbers}, {kind.words[0]}-{kind.words[-1]}" if kind.words else numbers
+    return f"{numbers}, {kind.names[0]}-{kind.names[-1]}" if kind.names else numbers
 
 
 def _suggest_word(word: str) -> str:

@@ -90,16 +90,16 @@ def declare_schedule(
     unknown = describe_unknown("option", options, _OPTIONS)
     if unknown is not None:
         raise DefinitionError(unknown)
-    said: dict[str, Any] = dict(options)
-    for_jobs = {key: said.pop(key) for key in _JOB_OPTIONS & said.keys()}
+    given: dict[str, Any] = dict(options)
+    for_jobs = {key: given.pop(key) for key in _JOB_OPTIONS & given.keys()}
     for_jobs = {key: value for key, value in for_jobs.items() if value is not None}
     compute = _find_compute(template)
     try:
         job = None if compute else client._prepare_job(_find_job(template), **for_jobs)
     except InvalidJob as error:
         raise DefinitionError(f"the job of a schedule: {error}") from error
-    name = said.pop("name", None) or (job.name if job else _find_name(template))
-    spec = make_spec(when, timezone, job, **said)
+    name = given.pop("name", None) or (job.name if job else _find_name(template))
+    spec = make_spec(when, timezone, job, **given)
     return DeclaredSchedule(check_schedule_name(name), spec, compute, for_jobs if compute else {})
 
 

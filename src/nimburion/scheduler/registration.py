@@ -44,14 +44,14 @@ class ScheduleRegistration:
         self._backend = backend
         self._owner = owner
         self._declared = declared
-        self._said: set[str] = set()
+        self._registered: set[str] = set()
         self._refused: set[str] = set()
         self._read: dict[str, tuple[bytes | None, ScheduleSpec | None]] = {}
 
     def begin(self) -> None:
         """Treat this code's declarations as the newest: the next `write_changes` writes those
         that differ."""
-        self._said.clear()
+        self._registered.clear()
 
     async def write_changes(self, records: list[ScheduleRecord], now: float) -> bool:
         """Write new, changed and expiring records and delete abandoned ones. Return whether
@@ -61,7 +61,7 @@ class ScheduleRegistration:
         over = [record.name for record in records if self._is_over(record, now)]
         await run_in_groups(self._backend.put_schedule, to_put)
         await run_in_groups(self._backend.delete_schedule, over)
-        self._said.update(self._declared)
+        self._registered.update(self._declared)
         for name in over:
             _log.info("schedule %r is deleted: nobody declares it any more", name)
         return bool(to_put or over)
@@ -82,10 +82,10 @@ class ScheduleRegistration:
                 and self._belongs_to_another(record, spec, now)
             ):
                 continue
-            if spec is None or (own.name not in self._said and spec.body() != own.spec):
+            if spec is None or (own.name not in self._registered and spec.body() != own.spec):
                 news.append(self._make_record(own.name, own.spec, now, until))
-            elif (said := spec.declared_until or 0.0) < until - turn:
-                again.append((said, self._make_record(own.name, spec, spec.since, until)))
+            elif (declared_until := spec.declared_until or 0.0) < until - turn:
+                again.append((declared_until, self._make_record(own.name, spec, spec.since, until)))
         again.sort(key=itemgetter(0))
         return news + [record for _, record in again[:_AGAIN_AT_ONCE]]
 

@@ -62,11 +62,11 @@ class Scheduler(Service):
         """All schedules of the backend: list, add, pause and remove them."""
         self._declared: dict[str, DeclaredSchedule] = {}
         self._time = BackendClock(processor.clock, processor.backend)
-        self._firing = Ticker(processor, self._declared, self._time)
+        self._ticker = Ticker(processor, self._declared, self._time)
         self._announcing = ScheduleRegistration(
             processor.backend, processor.settings.owner, self._declared
         )
-        self._roster = ScheduleEntries()
+        self._entries = ScheduleEntries()
         self._looked: float | None = None
         if in_workers:
             processor.add_service(self)
@@ -153,9 +153,9 @@ class Scheduler(Service):
         await self._refresh()
         decided = 0
         while due := self._take_due(_AT_ONCE):
-            results = await asyncio.gather(*map(self._firing.decide, due), return_exceptions=True)
+            results = await asyncio.gather(*map(self._ticker.decide, due), return_exceptions=True)
             for entry in due:
-                self._roster.put_back(entry)
+                self._entries.put_back(entry)
             decided += _count_decided(results)
         return decided
 
@@ -163,10 +163,10 @@ class Scheduler(Service):
     def next_due(self) -> int | None:
         """Time of the next tick of all schedules in epoch seconds, as of the last read; None if
         there is none."""
-        return self._roster.next_due
+        return self._entries.next_due
 
     def _take_due(self, most: int) -> list[ScheduleEntry]:
-        due = self._roster.take_due(self._time.now())
+        due = self._entries.take_due(self._time.now())
         return [entry for _, entry in zip(range(most), due, strict=False)]
 
     async def _refresh(self) -> None:
@@ -175,19 +175,19 @@ class Scheduler(Service):
         if self._looked is not None and now - self._looked < self._choose_refresh_interval:
             return
         await self._time.synchronize()
-        store = self.processor.backend
-        records = await store.list_schedules()
+        backend = self.processor.backend
+        records = await backend.list_schedules()
         if await self._announcing.write_changes(records, self._time.now()):
-            records = await store.list_schedules()
-        self._roster.update([record for record in records if self._is_ours(record)])
-        self._looked, self._firing.behind = now, False
+            records = await backend.list_schedules()
+        self._entries.update([record for record in records if self._is_ours(record)])
+        self._looked, self._ticker.behind = now, False
 
     @property
     def _choose_refresh_interval(self) -> float:
-        if self._firing.behind:
+        if self._ticker.behind:
             return _SOON
         return (
-            _REFRESH_INTERVAL if self._roster.entries or self._declared else _IDLE_REFRESH_INTERVAL
+            _REFRESH_INTERVAL if self._entries.entries or self._declared else _IDLE_REFRESH_INTERVAL
         )
 
     def _is_ours(self, record: ScheduleRecord) -> bool:

@@ -111,5 +111,5 @@ class Ticker:
 
     def _emit(self, new: NewJob, fired: Fired) -> None:
         if fired.outcome == "fired" and fired.job_id is not None:
-            told = JobEnqueued(fired.job_id, new.name, new.queue, created=True)
-            self._processor.events.emit(told)
+            event = JobEnqueued(fired.job_id, new.name, new.queue, created=True)
+            self._processor.events.emit(event)

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from nimburion.scheduler.cron import CronExpression
 
-_REACH = 25 * 3600
+_MAX_OFFSET_CHANGE = 25 * 3600
 """No clock change has exceeded one day (a move across the date line)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCAL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (of times on the wall)
@@ -29,7 +29,7 @@ def find_next_instant(expression: CronExpression, zone: ZoneInfo, after: int) ->
         return None
     offset = _read_offset(now)
     instant = (local - _LOCAL_EPOCH - offset) // _SECOND
-    if instant - after <= _REACH:
+    if instant - after <= _MAX_OFFSET_CHANGE:
         then = datetime.fromtimestamp(instant, zone)
         if not then.fold and then.utcoffset() == offset:
             return instant  # no clock change in between
@@ -53,7 +53,7 @@ def _find_by_wall_clock(
 
 def _find_start(zone: ZoneInfo, after: int, now: datetime) -> datetime:
     """Return the local time of `now`, minus the length of a repetition that is about to begin."""
-    soon = datetime.fromtimestamp(after + _REACH, zone)
+    soon = datetime.fromtimestamp(after + _MAX_OFFSET_CHANGE, zone)
     back = _read_offset(now) - _read_offset(soon)
     local = now.replace(tzinfo=None)
     return local - back if back > timedelta(0) else local

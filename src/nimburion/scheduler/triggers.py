@@ -129,13 +129,13 @@ class Timetable:
     def list_last(self, count: int, until: float, after: float = 0.0) -> list[int]:
         """Return the last `count` ticks in (after, until] in ascending order, without reading
         all of them."""
-        reach = 120.0
+        span = 120.0
         while True:
-            begin = max(after, until - reach)
+            begin = max(after, until - span)
             found = deque(self.iterate_between(begin, until), maxlen=count)
             if len(found) == count or begin <= after:
                 return list(found)
-            reach *= 2
+            span *= 2
 
 
 def to_epoch(what: str, moment: object) -> int:
@@ -208,14 +208,14 @@ def explain_trigger(trigger: Trigger) -> str:
 def _explain_expression(trigger: CronTrigger) -> str:
     from cronsim.explain import Expression  # imported only when needed
 
-    said = Expression(["0", *(field.text for field in trigger.expression.fields)]).explain()
-    return said if trigger.expression.fixed else f"{said}, in real time"
+    explained = Expression(["0", *(field.text for field in trigger.expression.fields)]).explain()
+    return explained if trigger.expression.fixed else f"{explained}, in real time"
 
 
 def _format_span(seconds: int) -> str:
-    words = []
+    parts = []
     for unit, name in _UNIT_NAMES:
         count, seconds = divmod(seconds, unit)
         if count:
-            words.append(f"{count} {name}{'' if count == 1 else 's'}")
-    return " ".join(words)
+            parts.append(f"{count} {name}{'' if count == 1 else 's'}")
+    return " ".join(parts)

@@ -46,9 +46,9 @@ class FakeClock:
             self._now += seconds
             self._monotonic += seconds
             while self._sleepers and self._sleepers[0][0] <= self._monotonic:
-                _, _, sleeper = heappop(self._sleepers)
-                if not sleeper.get_loop().is_closed():
-                    sleeper.get_loop().call_soon_threadsafe(_wake, sleeper)
+                _, _, waiter = heappop(self._sleepers)
+                if not waiter.get_loop().is_closed():
+                    waiter.get_loop().call_soon_threadsafe(_wake, waiter)
 
     def advance_to(self, now: float) -> None:
         """Advance both clocks until the wall clock shows `now`, in epoch seconds."""
@@ -64,19 +64,19 @@ class FakeClock:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._count += 1
-            heappush(self._sleepers, (self._monotonic + seconds, self._count, sleeper))
-        await sleeper
+            heappush(self._sleepers, (self._monotonic + seconds, self._count, waiter))
+        await waiter
 
     @property
     def sleepers(self) -> int:
         """The number of pending calls of `sleep`."""
         with self._lock:
-            return sum(not sleeper.done() for _, _, sleeper in self._sleepers)
+            return sum(not waiter.done() for _, _, waiter in self._sleepers)
 
 
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.flow import BOUND, Flow, Record, run_flow
+from tests.crash.flow import MAX_SECONDS, Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 from tests.servers.waiting import wait_until
@@ -42,7 +42,7 @@ async def test_the_primary_is_killed_while_its_standby_lags(
     )
     assert pause < GOES_ON
     assert flow.result.lost, "the standby was not behind"
-    flow.result.check(flow.result.younger_than(behind - BOUND))
+    flow.result.check(flow.result.younger_than(behind - MAX_SECONDS))
 
 
 async def test_the_primary_is_killed_and_its_standby_was_waited_for(
@@ -62,7 +62,7 @@ async def test_the_primary_is_killed_and_its_standby_was_waited_for(
     )
     assert pause < GOES_ON
     assert flow.result.lost == set()
-    flow.result.check(flow.result.younger_than(killed - BOUND))
+    flow.result.check(flow.result.younger_than(killed - MAX_SECONDS))
 
 
 def start_standby(primary: PostgresServer, *settings: str) -> PostgresServer:

@@ -26,7 +26,7 @@ from tests.servers.unprivileged import UNPRIVILEGED_USER, make_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-ROOM, MORE = "16m", "64m"
+SIZE, MORE = "16m", "64m"
 """An empty database takes 8 MB of it."""
 PAYLOAD = b'"%b"' % b"".join(b"%08x" % (2_654_435_761 * n % 2**32) for n in range(250))
 
@@ -35,7 +35,7 @@ PAYLOAD = b'"%b"' % b"".join(b"%08x" % (2_654_435_761 * n % 2**32) for n in rang
 def small_disk() -> Iterator[Path]:
     """A file system of that size."""
     with make_folder() as where:
-        options = f"size={ROOM},uid={UNPRIVILEGED_USER},gid={UNPRIVILEGED_USER},mode=700"
+        options = f"size={SIZE},uid={UNPRIVILEGED_USER},gid={UNPRIVILEGED_USER},mode=700"
         command = ["mount", "-t", "tmpfs", "-o", options, "nb-small", where]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode != 0:

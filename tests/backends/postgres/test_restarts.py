@@ -17,7 +17,7 @@ from random import Random
 import psycopg
 import pytest
 
-from tests.crash.flow import BOUND, Flow, Record, run_flow
+from tests.crash.flow import MAX_SECONDS, Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 from tests.servers.waiting import wait_until
@@ -52,7 +52,7 @@ async def test_stopped_immediately_and_started_again(
     assert flow.held_up
     assert ended > 10
     assert flow.result.lost == set()
-    flow.result.check(flow.result.younger_than(stopped - BOUND))
+    flow.result.check(flow.result.younger_than(stopped - MAX_SECONDS))
 
 
 @pytest.mark.wide
@@ -88,7 +88,7 @@ async def test_the_kernel_kills_a_backend(
     flow.result.record_counts(record_property, f"{postgres_binary.name}, a backend killed")
     assert pause < GOES_ON
     assert flow.result.lost == set()
-    flow.result.check(flow.result.younger_than(killed - BOUND))
+    flow.result.check(flow.result.younger_than(killed - MAX_SECONDS))
 
 
 async def backends_end(server: PostgresServer, flow: Flow, random: Random, *, jobs: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.flow import BOUND, Account, Flow, Record, run_flow
+from tests.crash.flow import MAX_SECONDS, Account, Flow, Record, run_flow
 from tests.servers import Binary, Proxy, Server
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
@@ -106,7 +106,7 @@ class Chaos:
         been begun twice: that, and what a worker held that died or gave its session up."""
 
         def forgotten(at: float) -> bool:
-            return any(death - BOUND < at <= death + 0.5 for death in self.deaths)
+            return any(death - MAX_SECONDS < at <= death + 0.5 for death in self.deaths)
 
         ends = [connection for connection in account.diary if connection["what"] == "SessionEnded"]
 

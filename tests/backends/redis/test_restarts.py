@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.backends.redis.stuck_disk import StuckDisk
-from tests.crash.flow import BOUND, Record, run_flow
+from tests.crash.flow import MAX_SECONDS, Record, run_flow
 from tests.servers import Binary, Server
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ async def test_killed_and_started_again(
     assert pause < GOES_ON
     assert len(flow.acknowledged) >= 5_000
     assert flow.held_up
-    flow.result.check(flow.result.younger_than(killed - BOUND))
+    flow.result.check(flow.result.younger_than(killed - MAX_SECONDS))
 
 
 async def test_killed_while_its_disk_hangs_it_forgets_its_last_seconds(
@@ -54,7 +54,7 @@ async def test_killed_while_its_disk_hangs_it_forgets_its_last_seconds(
     flow.result.record_counts(record_property, f"{redis_binary.name}, killed while its disk hung")
     assert pause < GOES_ON
     assert flow.result.lost, "nothing was forgotten"
-    flow.result.check(flow.result.younger_than(killed - BOUND))
+    flow.result.check(flow.result.younger_than(killed - MAX_SECONDS))
 
 
 def is_sync_hanging(server: Server) -> bool:

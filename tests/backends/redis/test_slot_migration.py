@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.flow import BOUND, Flow, Record, run_flow
+from tests.crash.flow import MAX_SECONDS, Flow, Record, run_flow
 from tests.servers import Binary, Cluster
 
 pytestmark = pytest.mark.slow
@@ -90,4 +90,4 @@ async def test_nodes_die(tmp_path: Path, redis_binary: Binary, record_property: 
     flow.result.record_counts(record_property, f"{redis_binary.name}, node of a cluster killed")
     assert pause < GOES_ON
     assert flow.held_up
-    flow.result.check(flow.result.younger_than(killed - BOUND))
+    flow.result.check(flow.result.younger_than(killed - MAX_SECONDS))

@@ -103,16 +103,16 @@ async def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
 
 
 async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: FakeClock) -> None:
-    room = 10 << 20
-    backend = SQLiteBackend(path, clock=clock, measure=lambda _: room)
+    free_bytes = 10 << 20
+    backend = SQLiteBackend(path, clock=clock, measure=lambda _: free_bytes)
     await backend.open()
     await backend.enqueue([NewJob("kept", "n", "q", b"{}")])
-    room = 0
+    free_bytes = 0
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
     with pytest.raises(BackendFull, match="goes on by itself"):
         await backend.enqueue(jobs)
     assert sum((await backend.counts()).values()) == 1
-    room = 10 << 20
+    free_bytes = 10 << 20
     await backend.enqueue(jobs)
     assert sum((await backend.counts()).values()) == 501
     await backend.close()

@@ -24,15 +24,15 @@ class FakeBackend:
         self.proceed = asyncio.Event()
         self.proceed.set()
         self.entered = asyncio.Event()
-        self.faults: list[Exception] = []
+        self.errors: list[Exception] = []
         self.answer: Callable[[Sequence[NewJob]], list[Enqueued]] = all_created
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         self.calls.append([job.id for job in jobs])
         self.entered.set()
         await self.proceed.wait()
-        if self.faults:
-            raise self.faults.pop(0)
+        if self.errors:
+            raise self.errors.pop(0)
         return self.answer(jobs)
 
 
@@ -116,11 +116,11 @@ async def test_a_neighbours_unstorable_data_stays_its_own(clock: FakeClock) -> N
 async def test_a_full_backend_is_reported_to_each_caller(clock: FakeClock) -> None:
     backend = FakeBackend()
     tasks = await behind_a_first(make_batcher(backend, clock), backend, "ab")
-    backend.faults = [BackendFull("full"), BackendFull("full")]
+    backend.errors = [BackendFull("full"), BackendFull("full")]
     backend.proceed.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in results] == [BackendFull] * 3
-    backend.faults = []
+    backend.errors = []
     assert (await make_batcher(backend, clock).enqueue(new("a"))).outcome == "created"
 
 
@@ -155,7 +155,7 @@ async def settled(task: asyncio.Task[Enqueued], clock: FakeClock) -> None:
 
 async def test_an_unanswered_call_is_repeated_by_id(clock: FakeClock) -> None:
     backend = FakeBackend()
-    backend.faults = [BackendUnavailable("gone"), BackendUnavailable("gone", outcome="not applied")]
+    backend.errors = [BackendUnavailable("gone"), BackendUnavailable("gone", outcome="not applied")]
     task = asyncio.create_task(make_batcher(backend, clock).enqueue(new("a")))
     await settled(task, clock)
     assert (await task).outcome == "created"
@@ -182,7 +182,7 @@ async def test_after_the_timeout_the_outcome_is_reported(
     clock: FakeClock, outcomes: list[str], verdict: str, message: str
 ) -> None:
     backend = FakeBackend()
-    backend.faults = [BackendUnavailable("gone", outcome=one) for one in outcomes]  # type: ignore[arg-type]
+    backend.errors = [BackendUnavailable("gone", outcome=one) for one in outcomes]  # type: ignore[arg-type]
     began = clock.monotonic()
     task = asyncio.create_task(make_batcher(backend, clock).enqueue(new("a")))
     await settled(task, clock)
@@ -200,7 +200,7 @@ async def test_those_who_wait_through_an_outage_each_hear_of_their_own_job(
 ) -> None:
     backend = FakeBackend()
     tasks = await behind_a_first(make_batcher(backend, clock), backend, "ab")
-    backend.faults = [BackendUnavailable("gone", outcome="not applied") for _ in range(200)]
+    backend.errors = [BackendUnavailable("gone", outcome="not applied") for _ in range(200)]
     began = clock.monotonic()
     backend.proceed.set()
     for task in tasks:
@@ -212,7 +212,7 @@ async def test_those_who_wait_through_an_outage_each_hear_of_their_own_job(
 
 async def test_an_unanswered_batch_has_its_own_message(clock: FakeClock) -> None:
     backend = FakeBackend()
-    backend.faults = [BackendUnavailable("gone")]
+    backend.errors = [BackendUnavailable("gone")]
     with pytest.raises(BackendUnavailable, match="the 2 jobs may be stored or not") as failed:
         await make_batcher(backend, clock, timeout=0.0).enqueue_all([new("a"), new("b")])
     assert failed.value.job_id is None

@@ -72,39 +72,39 @@ def lease(job_id: str) -> Lease:
     return Lease(job_id, Token(1, bytes(16)))
 
 
-def completer(backend: FakeBackend, events: Events | None = None) -> Completer:
+def make_completer(backend: FakeBackend, events: Events | None = None) -> Completer:
     connectivity = BackendConnectivity(Clock(), "memory")
     return Completer(backend, "s", Clock(), events or Events(), connectivity)  # type: ignore[arg-type]
 
 
 async def test_an_unanswered_exchange_is_repeated_under_its_number() -> None:
     backend = FakeBackend(BackendUnavailable("gone"), BackendUnavailable("gone"), None)
-    belt = completer(backend)
-    belt.settle(Completed(lease("a")))
-    await belt.exchange(RESERVE_NOTHING)
-    await belt.exchange(RESERVE_NOTHING)
+    completer = make_completer(backend)
+    completer.settle(Completed(lease("a")))
+    await completer.exchange(RESERVE_NOTHING)
+    await completer.exchange(RESERVE_NOTHING)
     assert [number for number, _ in backend.calls] == [1, 1, 1, 2]
     assert backend.calls[0] == backend.calls[1] == backend.calls[2]
 
 
 async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
     backend = FakeBackend(*[BackendUnavailable("gone")] * 8, None)
-    belt = completer(backend)
-    await belt.exchange(RESERVE_NOTHING)
-    slept = belt._clock.slept  # type: ignore[attr-defined]
+    completer = make_completer(backend)
+    await completer.exchange(RESERVE_NOTHING)
+    slept = completer._clock.slept  # type: ignore[attr-defined]
     assert slept == sorted(slept)
     assert slept[-1] == 2.0
 
 
 async def test_what_settles_goes_once_and_in_order() -> None:
     backend = FakeBackend()
-    belt = completer(backend)
+    completer = make_completer(backend)
     for n in range(MOST_AT_ONCE + 3):
-        belt.settle(Completed(lease(str(n))))
+        completer.settle(Completed(lease(str(n))))
     loaded = []
     for _ in range(2):
-        await belt.exchange(RESERVE_NOTHING)
-        loaded.append(belt.has_pending)
+        await completer.exchange(RESERVE_NOTHING)
+        loaded.append(completer.has_pending)
     assert loaded == [True, False]
     sent = [s.lease.job_id for _, batch in backend.calls for s in batch]
     assert sent == [str(n) for n in range(MOST_AT_ONCE + 3)]
@@ -114,10 +114,10 @@ async def test_what_settles_goes_once_and_in_order() -> None:
 async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:
     backend = FakeBackend()
     backend.poison = {"3"}
-    belt = completer(backend)
+    completer = make_completer(backend)
     for n in range(8):
-        belt.settle(Completed(lease(str(n))))
-    await belt.exchange(RESERVE_NOTHING)
+        completer.settle(Completed(lease(str(n))))
+    await completer.exchange(RESERVE_NOTHING)
     applied = [
         s
         for number, batch in backend.calls
@@ -150,9 +150,9 @@ async def test_what_stands_in_for_the_unstorable(
     settlement: Settlement, expected: type[Settlement]
 ) -> None:
     backend = FakeBackend(Unstorable("no"), None)
-    belt = completer(backend)
-    belt.settle(settlement)
-    await belt.exchange(RESERVE_NOTHING)
+    completer = make_completer(backend)
+    completer.settle(settlement)
+    await completer.exchange(RESERVE_NOTHING)
     [(_, first), (_, second)] = backend.calls
     assert first == [settlement]
     assert isinstance(second[0], expected)
@@ -160,11 +160,11 @@ async def test_what_stands_in_for_the_unstorable(
 
 async def test_a_newer_progress_report_replaces_an_older_one() -> None:
     backend = FakeBackend()
-    belt = completer(backend)
-    belt.report_progress(Progressed(lease("a"), 0.1))
-    belt.report_progress(Progressed(lease("a"), 0.2))
-    belt.settle(Completed(lease("b")))
-    await belt.exchange(RESERVE_NOTHING)
+    completer = make_completer(backend)
+    completer.report_progress(Progressed(lease("a"), 0.1))
+    completer.report_progress(Progressed(lease("a"), 0.2))
+    completer.settle(Completed(lease("b")))
+    await completer.exchange(RESERVE_NOTHING)
     assert backend.calls[0][1] == [Progressed(lease("a"), 0.2), Completed(lease("b"))]
 
 
@@ -173,27 +173,27 @@ async def test_a_stale_settlement_is_reported() -> None:
     backend.stale = {"a"}
     events, seen = Events(), list[Event]()
     events.subscribe(seen.append)
-    belt = completer(backend, events)
-    belt.settle(Completed(lease("a")))
-    belt.settle(Completed(lease("b")))
-    await belt.exchange(RESERVE_NOTHING)
+    completer = make_completer(backend, events)
+    completer.settle(Completed(lease("a")))
+    completer.settle(Completed(lease("b")))
+    await completer.exchange(RESERVE_NOTHING)
     assert seen == [StaleSettlement("a")]
 
 
 async def test_a_closed_completer_sends_nothing() -> None:
     backend = FakeBackend()
-    belt = completer(backend)
-    belt.settle(Completed(lease("a")))
-    belt.closed = True
+    completer = make_completer(backend)
+    completer.settle(Completed(lease("a")))
+    completer.closed = True
     with pytest.raises(SessionLost):
-        await belt.exchange(RESERVE_NOTHING)
+        await completer.exchange(RESERVE_NOTHING)
     assert backend.calls == []
 
 
 async def test_a_lost_session_is_not_repeated() -> None:
     backend = FakeBackend(SessionLost("s"))
     with pytest.raises(SessionLost):
-        await completer(backend).exchange(RESERVE_NOTHING)
+        await make_completer(backend).exchange(RESERVE_NOTHING)
     assert len(backend.calls) == 1
 
 
@@ -267,49 +267,49 @@ def done(number: int, size: int = 1_000) -> Completed:
     return Completed(lease(str(number)), b"x" * size)
 
 
-async def flush(belt: Completer) -> None:
-    while belt.has_pending:
-        await belt.exchange(RESERVE_NOTHING)
+async def flush(completer: Completer) -> None:
+    while completer.has_pending:
+        await completer.exchange(RESERVE_NOTHING)
 
 
 async def test_an_exchange_carries_so_many_bytes() -> None:
     backend = SlowBackend(Ticking(), most=1_000_000)
-    belt = on(backend)
+    completer = on(backend)
     sent = [done(n) for n in range(20)]
     for one in sent:
-        belt.settle(one)
-    await flush(belt)
+        completer.settle(one)
+    await flush(completer)
     assert [len(batch) for _, batch in backend.calls] == [8, 8, 4]
     assert backend.applied == sent
 
 
 async def test_a_settlement_goes_alone_whatever_its_size() -> None:
     backend = SlowBackend(Ticking(), most=1_000_000)
-    belt = on(backend)
-    belt.settle(done(1, 50_000))
-    belt.settle(done(2))
-    await flush(belt)
+    completer = on(backend)
+    completer.settle(done(1, 50_000))
+    completer.settle(done(2))
+    await flush(completer)
     assert [len(batch) for _, batch in backend.calls] == [1, 1]
 
 
 async def test_an_exchange_that_takes_too_long_shrinks_until_it_fits() -> None:
     backend = SlowBackend(Ticking(), most=1_500)
-    belt = on(backend)
+    completer = on(backend)
     sent = [done(n) for n in range(20)]
     for one in sent:
-        belt.settle(one)
-    await flush(belt)
+        completer.settle(one)
+    await flush(completer)
     assert backend.applied == sent
     assert [len(batch) for number, batch in backend.calls if number == 1] == [8, 2, 1]
 
 
 async def test_a_smaller_repeat_learns_what_the_first_try_had_applied() -> None:
     backend = SlowBackend(Ticking(), most=1_000_000, lose=2)
-    belt = on(backend)
+    completer = on(backend)
     sent = [done(n) for n in range(8)]
     for one in sent:
-        belt.settle(one)
-    await flush(belt)
+        completer.settle(one)
+    await flush(completer)
     assert [(number, len(batch)) for number, batch in backend.calls] == [(1, 8), (1, 2), (1, 1)]
     assert backend.applied == sent
 
@@ -317,14 +317,14 @@ async def test_a_smaller_repeat_learns_what_the_first_try_had_applied() -> None:
 async def test_what_a_smaller_repeat_left_out_keeps_its_place() -> None:
     """Progress before the settlement of its lease; what settled first before what settled since."""
     backend = SlowBackend(Ticking(), most=1_500)
-    belt = on(backend)
+    completer = on(backend)
     for n in range(4):
-        belt.settle(done(n))
-    belt.report_progress(Progressed(lease("9"), 0.5))
-    await belt.exchange(RESERVE_NOTHING)
-    belt.report_progress(Progressed(lease("9"), 0.6))
-    belt.settle(Completed(lease("9")))
-    await flush(belt)
+        completer.settle(done(n))
+    completer.report_progress(Progressed(lease("9"), 0.5))
+    await completer.exchange(RESERVE_NOTHING)
+    completer.report_progress(Progressed(lease("9"), 0.6))
+    completer.settle(Completed(lease("9")))
+    await flush(completer)
     order = [one.lease.job_id for one in backend.applied]
     assert [job_id for job_id in order if job_id != "9"] == ["0", "1", "2", "3"]
     assert isinstance(backend.applied[-1], Completed)
@@ -333,16 +333,16 @@ async def test_what_a_smaller_repeat_left_out_keeps_its_place() -> None:
 
 async def test_it_grows_again_when_exchanges_are_quick() -> None:
     backend = SlowBackend(Ticking(), most=1_500)
-    belt = on(backend)
+    completer = on(backend)
     for n in range(8):
-        belt.settle(done(n))
-    await flush(belt)
+        completer.settle(done(n))
+    await flush(completer)
     backend.most = 1_000_000
     for _ in range(6):
-        await belt.exchange(RESERVE_NOTHING)
+        await completer.exchange(RESERVE_NOTHING)
     for n in range(8):
-        belt.settle(done(n))
-    await belt.exchange(RESERVE_NOTHING)
+        completer.settle(done(n))
+    await completer.exchange(RESERVE_NOTHING)
     assert len(backend.calls[-1][1]) == 8
 
 
@@ -366,21 +366,21 @@ async def test_a_result_that_does_not_get_through_alone_is_left_behind(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend = SlowBackend(Ticking(), most=500)
-    belt = on(backend, give_up_after=100.0)
-    backend.connectivity = belt._reach
-    belt.settle(done(1))
-    await flush(belt)
+    completer = on(backend, give_up_after=100.0)
+    backend.connectivity = completer._connectivity
+    completer.settle(done(1))
+    await flush(completer)
     assert backend.applied == [Completed(lease("1"))]
     assert "the result of job 1 is not kept" in caplog.text
 
 
 async def test_an_error_that_does_not_get_through_alone_is_shortened() -> None:
     backend = SlowBackend(Ticking(), most=600)
-    belt = on(backend, give_up_after=100.0)
-    backend.connectivity = belt._reach
+    completer = on(backend, give_up_after=100.0)
+    backend.connectivity = completer._connectivity
     error = AttemptError(1, "failure", "E", "m" * 600, "t" * 5_000)
-    belt.settle(Retried(lease("1"), 1.0, error))
-    await flush(belt)
+    completer.settle(Retried(lease("1"), 1.0, error))
+    await flush(completer)
     assert backend.applied == [Retried(lease("1"), 1.0, AttemptError(1, "failure", "E", "m" * 512))]
 
 
@@ -389,11 +389,11 @@ async def test_exchanges_that_fail_for_too_long_give_the_session_up(
 ) -> None:
     clock = Ticking()
     backend = SlowBackend(clock, most=-1)
-    belt = on(backend, give_up_after=27.0)
-    belt.settle(Completed(lease("1")))
+    completer = on(backend, give_up_after=27.0)
+    completer.settle(Completed(lease("1")))
     with pytest.raises(SessionLost):
-        await belt.exchange(RESERVE_NOTHING)
-    assert belt.closed
+        await completer.exchange(RESERVE_NOTHING)
+    assert completer.closed
     assert clock.time - 100.0 <= 27.0 + 5.0
     assert "is given up: no exchange with the backend succeeded" in caplog.text
 
@@ -410,18 +410,18 @@ async def test_an_exchange_that_hangs_gives_the_session_up() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    belt = on(Hanging(Ticking(), 1), give_up_after=0.05)
+    completer = on(Hanging(Ticking(), 1), give_up_after=0.05)
     with pytest.raises(SessionLost):
-        await asyncio.wait_for(belt.exchange(RESERVE_NOTHING), 10.0)
+        await asyncio.wait_for(completer.exchange(RESERVE_NOTHING), 10.0)
 
 
 async def test_it_is_full_while_too_much_waits() -> None:
     backend = SlowBackend(Ticking(), most=1_000_000)
-    belt = on(backend, max_unsettled=3_000)
+    completer = on(backend, max_unsettled=3_000)
     full = []
     for n in range(4):
-        belt.settle(done(n))
-        full.append(belt.is_full)
+        completer.settle(done(n))
+        full.append(completer.is_full)
     assert full == [False, False, False, True]
-    await flush(belt)
-    assert not belt.is_full
+    await flush(completer)
+    assert not completer.is_full

@@ -28,14 +28,14 @@ class State:
     def __init__(self, *, long_poll: bool = False) -> None:
         self.held: list[int] = []
         self.running: set[int] = set()
-        self.room = 10
+        self.free_slots = 10
         self.prefetch = Prefetch(10, remote=False)
         self.reasons = ExchangeTrigger(
             asyncio.get_running_loop(),
             self.prefetch,
             held=self.held,
             running=self.running,
-            count_room=lambda: self.room,
+            count_free_slots=lambda: self.free_slots,
             long_poll=long_poll,
         )
         clock = SystemClock()
@@ -83,7 +83,7 @@ async def test_a_new_worker_looks_for_work() -> None:
         prefetch,
         held=[],
         running=[],
-        count_room=lambda: 1,
+        count_free_slots=lambda: 1,
         long_poll=False,
     )
     reasons.completer = State().completer
@@ -121,13 +121,13 @@ async def test_without_capacity_news_triggers_no_exchange(news: str) -> None:
     state = State(long_poll=news == "long poll")
     state.reasons.may_have_work, state.reasons.lanes_not_empty = news == "hinted", news == "more"
     assert state.reason is not None
-    state.room = 0
+    state.free_slots = 0
     assert state.reason is None
 
 
 async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
     state = State()
-    state.room = 0
+    state.free_slots = 0
     state.settle()
     assert state.reason is ExchangeReason.RESULTS_WAIT
 

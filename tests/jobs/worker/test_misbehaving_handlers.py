@@ -58,7 +58,7 @@ async def test_what_a_plain_function_hands_back_to_be_awaited_is_awaited() -> No
 
 
 async def test_a_result_whose_own_code_fails_is_no_reason_to_do_the_work_again() -> None:
-    class Guest:
+    class BrokenModel:
         __pydantic_serializer__ = None
         model_validate_json = None
 
@@ -66,7 +66,7 @@ async def test_a_result_whose_own_code_fails_is_no_reason_to_do_the_work_again()
             raise KeyError("no such member")
 
     async def answer(_: Context, __: bytes) -> object:
-        return Guest()
+        return BrokenModel()
 
     record = await ended(answer, max_retries=0)
     assert (record.state, record.result, record.failures) == (State.COMPLETED, None, 0)

@@ -212,13 +212,13 @@ def run_exchange(
 def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveRequest) -> Reply:
     """Build the reply of the last exchange again. Jobs that no longer fit are requeued."""
     deliveries: list[Delivery] = []
-    room = request.max_bytes
+    bytes_left = request.max_bytes
     for entry in list(session.leased_jobs.values()):
         lease = entry.leased
         if lease is None or lease.exchange_number != session.last_exchange_number:
             continue
-        room -= measure_size(entry)
-        if room < 0 and deliveries:
+        bytes_left -= measure_size(entry)
+        if bytes_left < 0 and deliveries:
             step.requeue_or_cancel(entry, lease)
         else:
             deliveries.append(make_delivery(entry, lease.token))

@@ -67,12 +67,12 @@ class LowWaterMarks:
             self._reset()
         self._now = now
         sure = now - status["clock_delay"]
-        bound = sure if next_due is None else min(sure, next_due)
+        lowest_due = sure if next_due is None else min(sure, next_due)
         heads: dict[int | None, int] = {
-            lane: bound if due is None else min(bound, due)
+            lane: lowest_due if due is None else min(lowest_due, due)
             for lane, due in zip(status["head_lanes"] or (), status["head_dues"] or (), strict=True)
         }
-        heads[None] = bound
+        heads[None] = lowest_due
         if self._valid_after is not None and status["oldest_xid"] >= self._valid_after:
             for lane, floor in self._candidates.items():
                 if lane in heads:

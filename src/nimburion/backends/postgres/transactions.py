@@ -85,9 +85,11 @@ class CallerContext:
         Raises:
             UnusableConnection: the connection is to another database or nimburion schema.
         """
-        bound = (now, self.identity, self.channel, *arguments)
+        arguments_in_context = (now, self.identity, self.channel, *arguments)
         with map_errors(self.description):
-            (row,) = await adapter.execute(insert_schema(statement, self.settings), bound)
+            (row,) = await adapter.execute(
+                insert_schema(statement, self.settings), arguments_in_context
+            )
         if row[0] == _OTHER_DATABASE:
             raise UnusableConnection(
                 f"the connection is to another database, or another nimburion schema in it, than "

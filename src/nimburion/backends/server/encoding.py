@@ -49,13 +49,13 @@ class UnstorableTextGuard:
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
-        def packing(*args: P.args, **kwargs: P.kwargs) -> T:
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return function(*args, **kwargs)
             except UnicodeEncodeError as error:
                 raise Unstorable(f"{self._server} cannot hold this: {error}") from error
 
-        return packing
+        return checked
 
 
 def to_micros(seconds: float) -> int:

@@ -36,7 +36,7 @@ _EARLIEST_CLOCK = 1_704_067_200.0
 _SLOW_READ = 0.02
 _SLOW_LOCK = 0.5
 _READS = 5
-_MAX_FAULTS_LISTED = 5
+_MAX_ERRORS_LISTED = 5
 _CHECK_SECONDS = 5.0
 _CHECK_STEPS = 10_000
 """Instructions of SQLite between two reads of the time; they take well below a millisecond."""
@@ -215,7 +215,7 @@ def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> Chec
     until = time.monotonic() + seconds
     db.connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
     try:
-        rows = db.connection.execute(f"PRAGMA quick_check({_MAX_FAULTS_LISTED})").fetchall()
+        rows = db.connection.execute(f"PRAGMA quick_check({_MAX_ERRORS_LISTED})").fetchall()
     except sqlite3.OperationalError as error:
         if get_error_code(error) != sqlite3.SQLITE_INTERRUPT:
             raise

@@ -178,11 +178,11 @@ class Client:
           error's `outcome` says whether the job may be stored; repeat the call with its `job_id`.
         """
         job_id = options.pop("id", None)
-        terms = self._parse_options(options)
-        new = self._make_job(job, terms)
+        parsed = self._parse_options(options)
+        new = self._make_job(job, parsed)
         if job_id is not None:
             new = _with_id(new, job_id)
-        return await self._enqueue_one(job, new, terms)
+        return await self._enqueue_one(job, new, parsed)
 
     async def enqueue_many(
         self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
@@ -193,16 +193,19 @@ class Client:
         slice of 500 jobs). `InvalidJob` names the job at fault, or reports more than `limits.batch`
         jobs (10,000). The other errors are those of `enqueue`.
         """
-        terms = self._parse_options(options)
+        parsed = self._parse_options(options)
         batch = list(jobs)
         self._check_batch(len(batch))
         if not batch:
             return []
         if not self._enqueue_middlewares:
-            return await self._store(self._make_jobs_lazily(batch, terms), terms)
-        new = self._make_jobs(batch, terms)
+            return await self._store(self._make_jobs_lazily(batch, parsed), parsed)
+        new = self._make_jobs(batch, parsed)
         pipeline = EnqueuePipeline(
-            self._enqueue_middlewares, lambda some: self._store(some, terms), self._limits, len(new)
+            self._enqueue_middlewares,
+            lambda some: self._store(some, parsed),
+            self._limits,
+            len(new),
         )
         return await pipeline.run(
             [_make_enqueueing(job, one) for job, one in zip(batch, new, strict=True)]
@@ -271,18 +274,18 @@ class Client:
         unless you name another one.
         """
         job_id = options.pop("id", None)
-        terms = self._parse_options(options)
+        parsed = self._parse_options(options)
         new = NewJob(
             id=self._ids.make() if job_id is None else check_name("job id", job_id),
             name=check_name("job name", name),
-            queue=terms.queue or "default",
+            queue=parsed.queue or "default",
             payload=self._encode_raw_payload(name, payload),
-            priority=Priority.NORMAL.value if terms.priority is None else terms.priority,
-            at=terms.at,
-            after=terms.after,
-            options=terms.options,
+            priority=Priority.NORMAL.value if parsed.priority is None else parsed.priority,
+            at=parsed.at,
+            after=parsed.after,
+            options=parsed.options,
         )
-        return await self._enqueue_one(None, new, terms)
+        return await self._enqueue_one(None, new, parsed)
 
     # Queries
 
@@ -429,41 +432,41 @@ class Client:
                     cast("dict[str, object]", options)[key] = inherited
         return parse_options(self._limits, **options) if options else NOTHING_PARSED
 
-    def _make_job(self, job: AnyJob, terms: ParsedOptions, job_id: str | None = None) -> NewJob:
+    def _make_job(self, job: AnyJob, parsed: ParsedOptions, job_id: str | None = None) -> NewJob:
         """Return a job in the backend's form, with a new id. Hot path: runs for each job of a bulk
         enqueue."""
         declaration = require_declaration(job)
-        priority = terms.priority
+        priority = parsed.priority
         return NewJob(
             job_id or self._ids.make(),
             declaration.name,
-            terms.queue or declaration.queue,
+            parsed.queue or declaration.queue,
             declaration.encode(job, self._limits),
             declaration.policy.priority if priority is None else priority,
-            terms.at,
-            terms.after,
-            terms.options,
+            parsed.at,
+            parsed.after,
+            parsed.options,
         )
 
     def _make_jobs(
-        self, jobs: Sequence[AnyJob], terms: ParsedOptions, start: int = 0
+        self, jobs: Sequence[AnyJob], parsed: ParsedOptions, start: int = 0
     ) -> list[NewJob]:
         """Return jobs in the backend's form; the first one has the index `start` in its call."""
         new: list[NewJob] = []
         try:
             for job, job_id in zip(jobs, self._ids.make_many(len(jobs)), strict=True):
-                new.append(self._make_job(job, terms, job_id))
+                new.append(self._make_job(job, parsed, job_id))
         except InvalidJob as error:
             raise InvalidJob(f"jobs[{start + len(new)}]: {error}") from error
         return new
 
-    def _make_jobs_lazily(self, jobs: Sequence[AnyJob], terms: ParsedOptions) -> Sequence[NewJob]:
+    def _make_jobs_lazily(self, jobs: Sequence[AnyJob], parsed: ParsedOptions) -> Sequence[NewJob]:
         """Return jobs in the backend's form, encoded while the backend stores them if it supports
         that."""
-        if terms.connection is not None or not self.backend.capabilities.lazy_batches:
-            return self._make_jobs(jobs, terms)
+        if parsed.connection is not None or not self.backend.capabilities.lazy_batches:
+            return self._make_jobs(jobs, parsed)
         return LazyJobs(
-            len(jobs), lambda start, stop: self._make_jobs(jobs[start:stop], terms, start)
+            len(jobs), lambda start, stop: self._make_jobs(jobs[start:stop], parsed, start)
         )
 
     def _check_batch(self, count: int) -> None:
@@ -481,24 +484,24 @@ class Client:
         check_size(name, raw := bytes(payload), self._limits)
         return raw
 
-    async def _enqueue_one(self, job: object, new: NewJob, terms: ParsedOptions) -> str:
+    async def _enqueue_one(self, job: object, new: NewJob, parsed: ParsedOptions) -> str:
         if not self._enqueue_middlewares:
-            return (await self._store([new], terms))[0]
+            return (await self._store([new], parsed))[0]
         pipeline = EnqueuePipeline(
-            self._enqueue_middlewares, lambda some: self._store(some, terms), self._limits, 1
+            self._enqueue_middlewares, lambda some: self._store(some, parsed), self._limits, 1
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
-    async def _store(self, jobs: Sequence[NewJob], terms: ParsedOptions) -> list[str]:
-        intake = self._require_batcher()
-        if terms.connection is not None:
+    async def _store(self, jobs: Sequence[NewJob], parsed: ParsedOptions) -> list[str]:
+        batcher = self._require_batcher()
+        if parsed.connection is not None:
             results = await self._require_transactions().enqueue_in(
-                _to_caller_connection(terms.connection), jobs
+                _to_caller_connection(parsed.connection), jobs
             )
         elif len(jobs) == 1:
-            results = [await intake.enqueue(jobs[0])]
+            results = [await batcher.enqueue(jobs[0])]
         else:
-            results = await intake.enqueue_all(jobs)
+            results = await batcher.enqueue_all(jobs)
         ids = [_require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         if self.events:
             self._emit_enqueued(jobs, results)

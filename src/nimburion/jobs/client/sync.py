@@ -114,16 +114,16 @@ class SyncClient:
     ) -> R:
         """Run one async method of the client on the right event loop, and block until it
         returns."""
-        lent = None
+        connection = None
         if kwargs.get("connection") is not None:  # usually bound to this thread: use it here only
-            kwargs["connection"] = lent = ThreadBoundConnection(kwargs["connection"])
+            kwargs["connection"] = connection = ThreadBoundConnection(kwargs["connection"])
         loop = self._find_owning_loop()
         if loop is not None:
-            return run_on_loop(loop, partial(method, self._client, *args, **kwargs), lent)
+            return run_on_loop(loop, partial(method, self._client, *args, **kwargs), connection)
         seconds = _measure_time(method, args, kwargs)
         with self._find_portal().used() as portal:
             make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
-            return run_on_loop(portal.loop, make, lent)
+            return run_on_loop(portal.loop, make, connection)
 
     def close(self) -> None:
         """Close the client and the thread that calls from outside a loop have opened.

@@ -56,8 +56,8 @@ def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
 def _describe_first_error(error: ValueError) -> str:
     """Return pydantic's first error in one line, without the link to its documentation."""
     listed: Callable[[], Iterable[dict[str, Any]]] = getattr(error, "errors", tuple)
-    faults = listed()
-    for fault in faults:
-        where = ".".join(str(part) for part in fault.get("loc", ()))
-        return f"{where}: {fault.get('msg')}" if where else str(fault.get("msg"))
+    details = listed()
+    for detail in details:
+        where = ".".join(str(part) for part in detail.get("loc", ()))
+        return f"{where}: {detail.get('msg')}" if where else str(detail.get("msg"))
     return str(error)

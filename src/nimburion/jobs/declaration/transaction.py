@@ -37,7 +37,7 @@ class HandlerTransaction:
         self._context = context
         self._make = make
         self._connection = connection
-        self._lent: ThreadBoundConnection | None = None
+        self._thread_connection: ThreadBoundConnection | None = None
         self._transaction: Transaction | None = None
 
     async def __aenter__(self) -> Any:  # noqa: ANN401 (the connection, of whatever driver)
@@ -54,7 +54,7 @@ class HandlerTransaction:
     def __enter__(self) -> Any:  # noqa: ANN401
         connection = self._connection
         if connection is not None:
-            connection = self._lent = ThreadBoundConnection(connection)
+            connection = self._thread_connection = ThreadBoundConnection(connection)
         return self._run_on_loop(lambda: self._begin(connection))
 
     def __exit__(
@@ -68,7 +68,7 @@ class HandlerTransaction:
     def _run_on_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop: asyncio.AbstractEventLoop = self._context._attempt.task.get_loop()
         try:
-            return run_on_loop(loop, make, self._lent)
+            return run_on_loop(loop, make, self._thread_connection)
         except UseAwait:
             raise UseAwait(
                 "an `async def` handler says `async with ctx.transaction()`; `with` is for `def` "

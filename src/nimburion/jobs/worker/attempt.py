@@ -49,7 +49,7 @@ Report = Callable[[Lease, float, str], None]
 
 CANCELLED_ON_REQUEST = "cancelled on request"
 
-_AFTER_FAULT = 5.0
+_RELEASE_DELAY_AFTER_ERROR = 5.0
 """Seconds until the next attempt of a job that an error inside nimburion kept from starting."""
 
 
@@ -196,7 +196,7 @@ class AttemptRunner:
         outcome = await self._run_handler(attempt, context, handler, chain)
         return self._make_settlement(attempt, outcome, handler, context)
 
-    def after_fault(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
+    def settle_after_error(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
         """Return the settlement after an error inside nimburion: `perform` itself raised.
 
         If the handler may have started, this counts as a failure of kind `internal`, so that a
@@ -216,7 +216,7 @@ class AttemptRunner:
         delivery, context = attempt.delivery, attempt.context
         handler = self._registry.get(delivery.name)
         if context is None or handler is None:
-            return Released(delivery.lease, _AFTER_FAULT)
+            return Released(delivery.lease, _RELEASE_DELAY_AFTER_ERROR)
         if attempt.interruption is Interruption.LOST:
             return None
         if context._completed:

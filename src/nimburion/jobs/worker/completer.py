@@ -65,7 +65,7 @@ class Completer:
         session_id: str,
         clock: Clock,
         events: Events,
-        reach: BackendConnectivity,
+        connectivity: BackendConnectivity,
         *,
         size: ExchangeSize | None = None,
         max_unsettled: int = Limits().unsettled,
@@ -75,7 +75,7 @@ class Completer:
         self.session_id = session_id
         self._clock = clock
         self._events = events
-        self._reach = reach
+        self._connectivity = connectivity
         self._number = 0
         self._size = size or ExchangeSize(Limits().exchange)
         self._max_unsettled = max_unsettled
@@ -191,14 +191,14 @@ class Completer:
         pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
         began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
         while not self.closed:
-            part, asked = self._cut(batch, request, sent - began)
+            part, part_request = self._cut(batch, request, sent - began)
             try:
                 async with asyncio.timeout(self._left(sent - began)):
                     reply = await self._backend.exchange(
-                        self.session_id, self._number + 1, part, asked
+                        self.session_id, self._number + 1, part, part_request
                     )
             except _FATAL:
-                self._reach.note_answer("exchange")
+                self._connectivity.note_answer("exchange")
                 raise
             except (BackendError, TimeoutError) as error:
                 now = monotonic()
@@ -211,7 +211,7 @@ class Completer:
                 sent = monotonic()
             else:
                 self._size.note_answer(monotonic() - sent)
-                self._reach.note_answer("exchange")
+                self._connectivity.note_answer("exchange")
                 self._number += 1
                 applied = len(reply.results)
                 if applied < len(batch):
@@ -231,7 +231,7 @@ class Completer:
         if (
             len(part) == 1
             and failed_for > _LEAN * self._give_up_after
-            and not self._reach.is_unreachable
+            and not self._connectivity.is_unreachable
         ):
             return [_lean(part[0])], replace(
                 request, total=0
@@ -244,7 +244,7 @@ class Completer:
         return None if left == math.inf else max(0.0, left)
 
     def _note_failure(self, error: Exception, pause: float) -> None:
-        self._reach.note_failure("exchange", error)
+        self._connectivity.note_failure("exchange", error)
         self._events.emit(BackendUnreachable(str(error)))
         _log.debug("the backend did not answer (%s); retrying in %.2f s", error, pause)
 
@@ -261,7 +261,7 @@ class Completer:
             _log.error(
                 "session %s is given up: no exchange with the backend succeeded for %.0f s (%s). "
                 "Its jobs go back to the queue",
-                *(self.session_id, failed_for, self._reach.describe_error(error)),
+                *(self.session_id, failed_for, self._connectivity.describe_error(error)),
             )
         return True
 

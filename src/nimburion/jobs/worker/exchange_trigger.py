@@ -39,7 +39,7 @@ class ExchangeTrigger:
     """Decides from the state of one worker whether to make an exchange now."""
 
     __slots__ = (
-        "_count_room",
+        "_count_free_slots",
         "_flush_timer",
         "_held",
         "_long_poll",
@@ -62,7 +62,7 @@ class ExchangeTrigger:
         *,
         held: Sized,
         running: Sized,
-        count_room: Callable[[], int],
+        count_free_slots: Callable[[], int],
         long_poll: bool,
     ) -> None:
         self.completer: Completer
@@ -81,7 +81,7 @@ class ExchangeTrigger:
         self._prefetch = prefetch
         self._held = held
         self._running = running
-        self._count_room = count_room
+        self._count_free_slots = count_free_slots
         self._long_poll = long_poll
         self._flush_timer: asyncio.TimerHandle | None = None
         self._woken = asyncio.Event()
@@ -120,7 +120,7 @@ class ExchangeTrigger:
         if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
         reason = self._find_work_reason()
-        return reason if reason is not None and self._count_room() > 0 else None
+        return reason if reason is not None and self._count_free_slots() > 0 else None
 
     def _find_flush_reason(self, full: int) -> ExchangeReason | None:
         if self.flush_due:

@@ -48,7 +48,7 @@ class ForkGuard:
         self.signals: frozenset[signal.Signals] = frozenset()
         """The signals that the worker handles."""
 
-    def arm(self) -> None:
+    def enable(self) -> None:
         """Start to watch for forks. Idempotent."""
         _hooks.install()
         _hooks.guards.add(self)

@@ -44,7 +44,7 @@ class Heartbeat:
         session_id: str,
         ttl: float,
         clock: Clock,
-        reach: BackendConnectivity,
+        connectivity: BackendConnectivity,
         *,
         on_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[], None],
@@ -53,7 +53,7 @@ class Heartbeat:
         self._session_id = session_id
         self._ttl = ttl
         self._clock = clock
-        self._reach = reach
+        self._connectivity = connectivity
         self._on_reply = on_reply
         self._on_end = on_end
         self.interval: float = ttl / _HEARTBEATS_PER_TTL
@@ -92,9 +92,9 @@ class Heartbeat:
                 max(0.05, min(self.interval, self.lease_valid_until - sent))
             ):
                 await handle.open()
-                orders = await handle.heartbeat(self._session_id)
+                reply = await handle.heartbeat(self._session_id)
         except SessionLost:
-            self._reach.note_answer("heartbeat")
+            self._connectivity.note_answer("heartbeat")
             self._end("is not known to the backend any more (it expired, or its data is gone)")
         except (BackendError, TimeoutError) as error:
             return self._note_failure(error)
@@ -102,9 +102,9 @@ class Heartbeat:
             _log.exception("a heartbeat failed")
             return self._note_failure(error)
         else:
-            self._reach.note_answer("heartbeat")
+            self._connectivity.note_answer("heartbeat")
             self._note_answer(sent)
-            self._on_reply(orders)
+            self._on_reply(reply)
         return self.interval
 
     def _note_answer(self, sent: float) -> None:
@@ -114,7 +114,7 @@ class Heartbeat:
         self.lease_valid_until = sent + self._ttl * (1 - _MARGIN)
 
     def _note_failure(self, error: Exception) -> float:
-        self._reach.note_failure("heartbeat", error)
+        self._connectivity.note_failure("heartbeat", error)
         now = self._clock.monotonic()
         left = self.lease_valid_until - now
         if now - self._answered > _SILENCE * self.interval:

@@ -119,8 +119,8 @@ class InlineRunner:
         return reply
 
     def _make_request(self) -> ReserveRequest:
-        demand = LaneSelector(self._registry, self._settings, self._entropy)
-        return demand.make_request(1, everything=True)
+        selector = LaneSelector(self._registry, self._settings, self._entropy)
+        return selector.make_request(1, everything=True)
 
     async def _run(self, delivery: Delivery) -> None:
         """Run a job and settle it.
@@ -148,7 +148,7 @@ class InlineRunner:
             try:
                 settlement = await attempts.perform(attempt)
             except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
-                settlement = attempts.after_fault(attempt, error)
+                settlement = attempts.settle_after_error(attempt, error)
 
         # A separate task, so that later `enqueue` calls of the caller do not see this handler's
         # context.

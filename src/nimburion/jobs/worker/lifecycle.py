@@ -71,7 +71,7 @@ class RunningWorker:
 
         Raises `NotOpen` if it is stopped before the backend has answered.
         """
-        self._guard.arm()
+        self._guard.enable()
         if self._is_real_time:
             self._watchdog.start()  # before the worker: its first job may block the loop
         attempts = self._make_attempt_runner(self._threads, self._worker.report, self._guard)

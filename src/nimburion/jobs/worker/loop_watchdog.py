@@ -81,7 +81,7 @@ class LoopWatchdog:
         self._stopping = False
         self._attached = False
         # State of the callback on the loop
-        self._asked_at: float | None = None
+        self._callback_sent_at: float | None = None
         self._rounds = 0
         self._idle_rounds = 0
         # State of a detected block
@@ -96,7 +96,7 @@ class LoopWatchdog:
         self._next_descriptor = -1
         self._read = 0
         self._handled = 0
-        self._told = 0
+        self._reported = 0
         self._first_at = self._second_at = math.inf
         self._last_signal = 0
         self._never = threading.Event()
@@ -161,7 +161,7 @@ class LoopWatchdog:
         return RuntimeError(f"the event loop is blocked for {seconds:.1f} s by {self._culprit}")
 
     def _answer(self) -> None:
-        self._asked_at = None
+        self._callback_sent_at = None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Count a signal. This Python handler runs in the main thread, between two instructions.
@@ -220,12 +220,12 @@ class LoopWatchdog:
 
     def _pause(self) -> float:
         """Return the seconds between two checks."""
-        return min(_QUICK, self._limit / _ROUNDS) if self._told else self._limit / _ROUNDS
+        return min(_QUICK, self._limit / _ROUNDS) if self._reported else self._limit / _ROUNDS
 
     def _look(self) -> None:
         now = self._monotonic()
         self._tell_signals(now)
-        if self._asked_at is None:
+        if self._callback_sent_at is None:
             self._end_block(now)
             self._ask(now)
         else:
@@ -238,11 +238,11 @@ class LoopWatchdog:
 
     def _ask(self, now: float) -> None:
         """Schedule the callback on the loop: at each check while jobs run, else at every fourth."""
-        busy = self._worker.running_count or self._worker.prefetched_count or self._told
+        busy = self._worker.running_count or self._worker.prefetched_count or self._reported
         self._idle_rounds = 0 if busy else self._idle_rounds + 1
         if busy or self._idle_rounds >= _ROUNDS:
             self._idle_rounds = self._rounds = 0
-            self._asked_at = now
+            self._callback_sent_at = now
             self._loop.call_soon_threadsafe(self._answer)
 
     # A blocked loop
@@ -252,7 +252,7 @@ class LoopWatchdog:
             self._give_back(now)
         else:
             self._culprit, stack = self._find_culprit()
-            self._blocked_since = self._asked_at or now
+            self._blocked_since = self._callback_sent_at or now
             count = self._give_back(now)
             self._say(
                 logging.WARNING,
@@ -299,8 +299,8 @@ class LoopWatchdog:
 
     def _tell_signals(self, now: float) -> None:
         """Schedule `on_signal` on the loop, once for each signal."""
-        for count in range(self._told + 1, max(self._read, self._handled) + 1):
-            self._told = count
+        for count in range(self._reported + 1, max(self._read, self._handled) + 1):
+            self._reported = count
             if count == 1:
                 self._first_at = now
             elif count == 2:
@@ -309,10 +309,10 @@ class LoopWatchdog:
 
     def _must_end(self, now: float) -> bool:
         """Return whether the loop had its time to stop, so that the process must end now."""
-        asked_at = self._asked_at
-        if asked_at is None:
+        callback_sent_at = self._callback_sent_at
+        if callback_sent_at is None:
             return False
-        if now - max(self._second_at, asked_at) >= _AT_ONCE or (
+        if now - max(self._second_at, callback_sent_at) >= _AT_ONCE or (
             self._second_at <= now and self._blocked_since is not None
         ):
             return True

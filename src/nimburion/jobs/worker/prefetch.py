@@ -94,7 +94,7 @@ class LaneSelector:
         )
         return ReserveRequest(
             total=total,
-            lanes=self._select_lanes_with_room(lanes) if self._queue_limits else lanes,
+            lanes=self._select_lanes_with_capacity(lanes) if self._queue_limits else lanes,
             queues=self._limit_queues() if self._queue_limits else self._queue_options,
             ageing=self._ageing,
             nonce=self._entropy(16),
@@ -121,7 +121,7 @@ class LaneSelector:
         if self._queue_limits:
             self._in_use[delivery.queue] -= 1
 
-    def _select_lanes_with_room(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
+    def _select_lanes_with_capacity(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
         full = {name for name, most in self._queue_limits.items() if self._in_use[name] >= most}
         return tuple(lane for lane in lanes if lane.queue not in full) if full else lanes
 

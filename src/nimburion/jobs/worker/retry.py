@@ -60,7 +60,7 @@ def _find_final_reason(error: AttemptError, failures: int, max_retries: int) -> 
 
 
 def _read_max_retries(delivery: Delivery, policy: Policy) -> int:
-    asked = delivery.options.max_retries
-    if asked is not None:
-        return asked
+    max_retries = delivery.options.max_retries
+    if max_retries is not None:
+        return max_retries
     return policy.max_retries if policy.max_retries is not None else 0

@@ -44,7 +44,7 @@ class WorkerSession:
         session: Session,
         clock: Clock,
         events: Events,
-        reach: BackendConnectivity,
+        connectivity: BackendConnectivity,
         *,
         threaded: bool,
         size: ExchangeSize,
@@ -56,7 +56,7 @@ class WorkerSession:
         self.session = session
         self._clock = clock
         self._events = events
-        self._reach = reach
+        self._connectivity = connectivity
         self._loop = asyncio.get_running_loop()
         self._on_heartbeat_reply = on_heartbeat_reply
         self._on_end = on_end
@@ -65,7 +65,7 @@ class WorkerSession:
             session.id,
             clock,
             events,
-            reach,
+            connectivity,
             size=size,
             max_unsettled=max_unsettled,
             give_up_after=session.ttl * _GIVE_UP,
@@ -75,7 +75,7 @@ class WorkerSession:
             session.id,
             session.ttl,
             clock,
-            reach,
+            connectivity,
             on_reply=self._post_heartbeat_reply,
             on_end=self._post_end,
         )
@@ -108,11 +108,11 @@ class WorkerSession:
                 await self._backend.open_session(self.session)
                 break
             except (BackendUnavailable, BackendReplaced, BackendFull) as error:
-                self._reach.note_failure("exchange", error)
+                self._connectivity.note_failure("exchange", error)
                 _log.debug("no session yet (%s); again in %.2f s", error, pause)
                 await self._clock.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        self._reach.note_answer("exchange")
+        self._connectivity.note_answer("exchange")
         self.heartbeat.begin(sent)
         self._heartbeat_runner.start()
         self._events.emit(SessionOpened(self.session.id))
@@ -132,7 +132,7 @@ class WorkerSession:
                 await self._backend.close_session(self.session.id, running)
                 break
             except BackendError as error:
-                self._reach.note_failure("exchange", error)
+                self._connectivity.note_failure("exchange", error)
                 waits = until_answered and isinstance(error, BackendUnavailable)
                 if not waits and self._clock.monotonic() >= until:
                     break
@@ -158,11 +158,11 @@ class WorkerSession:
             self._heartbeat_runner, HeartbeatThread
         ) and self._heartbeat_runner.close_session(timeout)
 
-    def _post_heartbeat_reply(self, orders: HeartbeatReply) -> None:
+    def _post_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         if self._loop.is_closed():  # no worker uses the session any more: let it expire
             self.heartbeat.ended = True
-        elif orders.cancel:
-            self._post(lambda: self._on_heartbeat_reply(orders))
+        elif reply.cancel:
+            self._post(lambda: self._on_heartbeat_reply(reply))
 
     def _post_end(self) -> None:
         self.completer.closed = True

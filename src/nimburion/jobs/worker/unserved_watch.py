@@ -31,7 +31,7 @@ class UnservedWatch(Periodic):
         super().__init__(clock, _INTERVAL, random, jitter=0.5)
         self._backend = backend
         self._own_session = own_session
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     async def tick(self) -> None:
         """Check once, and adapt the interval."""
@@ -40,8 +40,8 @@ class UnservedWatch(Periodic):
         oldest = next(filter(is_live, sessions), None)
         if oldest is not None and oldest.id == self._own_session():
             found = find_unserved(await self._backend.queues(), sessions)
-            new = [one for one in found if (one.queue, one.name) not in self._told]
-            self._told = {(one.queue, one.name) for one in found}
+            new = [one for one in found if (one.queue, one.name) not in self._reported]
+            self._reported = {(one.queue, one.name) for one in found}
             for one in new[:_MOST_LINES]:
                 _log.warning(
                     "%s. Start a worker that serves it, or correct the name or the queue",

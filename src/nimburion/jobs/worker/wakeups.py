@@ -108,8 +108,8 @@ class _NotificationListener(Service):
         self._on_wakeup()
 
     async def _wait(self) -> None:
-        rings = self._backend.capabilities.notifies
-        timeout = _IDLE_POLL if self.is_idle and rings else _POLL
+        notifies = self._backend.capabilities.notifies
+        timeout = _IDLE_POLL if self.is_idle and notifies else _POLL
         try:
             await self._backend.wait(self._queues, timeout)
         except BackendError as error:

@@ -47,7 +47,7 @@ from nimburion.jobs.worker.wakeups import LongPoll, WakeupListener
 _log = logging.getLogger("nimburion.worker")
 
 _UNWIND_SECONDS = 1.0
-_PAUSE_AFTER_FAULT = 5.0
+_PAUSE_AFTER_ERROR = 5.0
 _FLUSH_SECONDS = 5.0
 
 
@@ -99,7 +99,7 @@ class Worker:
             self._prefetch_size,
             held=self._prefetched,
             running=self._running,
-            count_room=self._count_free_places,
+            count_free_slots=self._count_free_places,
             long_poll=self._long_poll.is_supported,
         )
         self.wakeups: WakeupListener = WakeupListener(
@@ -254,7 +254,7 @@ class Worker:
                 self.failure = error
                 _log.exception("an exchange failed; its session is given up")
                 self.session.completer.closed = True
-                await self._clock.sleep(_PAUSE_AFTER_FAULT)
+                await self._clock.sleep(_PAUSE_AFTER_ERROR)
 
     async def _exchange(self) -> None:
         """Make one exchange and process its reply. Open a new session if this one is over."""
@@ -373,11 +373,11 @@ class Worker:
             # have the job.
             self._finish(attempt, Released(attempt.delivery.lease))
             return
-        settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_FAULT)
+        settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_ERROR)
         try:
             settlement = await self._attempt_runner.perform(attempt)
         except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
-            settlement = self._attempt_runner.after_fault(attempt, error)
+            settlement = self._attempt_runner.settle_after_error(attempt, error)
         finally:
             self._prefetch_size.learn(self._monotonic() - started)
             self._finish(attempt, settlement)
@@ -423,12 +423,12 @@ class Worker:
 
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         """Cancel the jobs for which the reply carries a cancel request."""
-        asked = set(reply.cancel)
+        cancelled = set(reply.cancel)
         for attempt in self._running:
-            if attempt.delivery.lease in asked and attempt.interruption is None:
+            if attempt.delivery.lease in cancelled and attempt.interruption is None:
                 attempt.interrupt(Interruption.CANCEL)
         for line in (self._prefetched, self._suspects):
-            for delivery in [d for d in list(line) if d.lease in asked]:
+            for delivery in [d for d in list(line) if d.lease in cancelled]:
                 with suppress(ValueError):  # the watchdog has taken it
                     line.remove(delivery)
                     self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))

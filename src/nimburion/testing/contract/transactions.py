@@ -19,7 +19,7 @@ from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker,
 FAR = 1_000.0
 
 
-def joined(harness: Harness) -> Transactional:
+def get_transactional(harness: Harness) -> Transactional:
     """Return the backend with its transaction methods; skip the case if it does not support
     them."""
     if not harness.backend.capabilities.supports_transactions:
@@ -32,7 +32,7 @@ class OpenTransaction:
     transaction."""
 
     def __init__(self, harness: Harness) -> None:
-        self.backend: Transactional = joined(harness)
+        self.backend: Transactional = get_transactional(harness)
         self.transaction: Transaction = self.backend.transaction(None)
         self.connection: CallerConnection = CallerConnection(None)
 
@@ -116,7 +116,7 @@ class TransactionalEnqueues:
         assert await harness.enqueue(harness.job("a", payload=b"[]")) == [Enqueued("a", "created")]
 
     async def test_a_committed_job_is_as_any_other(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         options = JobOptions(tenant="acme", unique_key="k")
         plain = harness.job("a", priority=7, after=5.0, options=options)
         await harness.put(plain)
@@ -140,7 +140,7 @@ class TransactionalEnqueues:
         await transaction.rollback()
 
     async def test_ids_and_keys_are_decided_inside_the_transaction(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
         transaction = await opened(harness)
         held = JobOptions(unique_key="k", on_duplicate="existing")
@@ -165,7 +165,7 @@ class TransactionalEnqueues:
     async def test_a_refused_call_leaves_the_transaction_usable(
         self, harness: Harness, refusal: str
     ) -> None:
-        joined(harness)
+        get_transactional(harness)
         await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
         bad = {
             "conflict": harness.job("a", payload=b"[]"),
@@ -195,7 +195,7 @@ class TransactionalEnqueues:
         assert await harness.state("b") is State.PENDING
 
     async def test_what_is_no_connection_is_not_joinable(self, harness: Harness) -> None:
-        backend = joined(harness)
+        backend = get_transactional(harness)
         with pytest.raises(UnusableConnection):
             await backend.enqueue_in(CallerConnection(object()), [harness.job("a")])
         assert sum((await harness.backend.counts()).values()) == 0
@@ -205,7 +205,7 @@ class TransactionalCompletions:
     """`transaction`: complete a job inside a handler's transaction."""
 
     async def test_a_completion_is_seen_by_nobody_before_the_commit(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         transaction = await opened(harness)
         await transaction.complete(worker, delivery, b"7")
@@ -216,7 +216,7 @@ class TransactionalCompletions:
         assert record.finished_at == harness.clock.now()
 
     async def test_after_a_rollback_the_job_is_held_as_before(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         transaction = await opened(harness)
         await transaction.complete(worker, delivery)
@@ -227,7 +227,7 @@ class TransactionalCompletions:
     @pytest.mark.parametrize("how", ["completed", "retried"])
     async def test_settling_it_once_more_answers_already(self, harness: Harness, how: str) -> None:
         """So an engine that does not know whether the commit was applied need not guess."""
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         transaction = await opened(harness)
         await transaction.complete(worker, delivery)
@@ -238,7 +238,7 @@ class TransactionalCompletions:
         assert await harness.state(job_id) is State.COMPLETED
 
     async def test_it_cannot_be_completed_twice(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         _, worker, delivery = await processing(harness)
         await worker.settle(Completed(delivery.lease))
         transaction = await opened(harness)
@@ -248,7 +248,7 @@ class TransactionalCompletions:
 
     @pytest.mark.parametrize("half", ["fence", "nonce", "session"])
     async def test_the_whole_token_is_compared(self, harness: Harness, half: str) -> None:
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         token = delivery.lease.token
         other = {
@@ -266,7 +266,7 @@ class TransactionalCompletions:
         assert await harness.state(job_id) is State.PROCESSING
 
     async def test_who_was_rescued_meanwhile_writes_nothing(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         await harness.lose(worker)
         transaction = await opened(harness)
@@ -281,7 +281,7 @@ class TransactionalCompletions:
     async def test_an_overdue_session_that_nobody_rescued_may_still_complete(
         self, harness: Harness
     ) -> None:
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         harness.clock.advance(worker.session.ttl + 1.0)
         transaction = await opened(harness)
@@ -292,7 +292,7 @@ class TransactionalCompletions:
     async def test_a_transactional_completion_wins_over_a_requested_cancel(
         self, harness: Harness
     ) -> None:
-        joined(harness)
+        get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         assert await harness.backend.cancel(job_id) == "requested"
         transaction = await opened(harness)
@@ -303,7 +303,7 @@ class TransactionalCompletions:
     async def test_the_slot_under_the_limit_is_given_back_with_the_commit(
         self, harness: Harness
     ) -> None:
-        joined(harness)
+        get_transactional(harness)
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         delivery = await worker.take_one()
@@ -320,7 +320,7 @@ class TransactionalCompletions:
         assert (await worker.heartbeat()).limits["mail"].in_use == 0
 
     async def test_the_unique_key_is_free_with_the_commit(self, harness: Harness) -> None:
-        joined(harness)
+        get_transactional(harness)
         key = JobOptions(unique_key="k")
         _, worker, delivery = await processing(harness, options=key)
         transaction = await opened(harness)
@@ -333,7 +333,7 @@ class TransactionalCompletions:
     async def test_two_transactions_complete_two_jobs_of_one_delivery(
         self, harness: Harness
     ) -> None:
-        joined(harness)
+        get_transactional(harness)
         await harness.add("a", "b")
         worker = await harness.worker()
         for delivery in await worker.take(2):

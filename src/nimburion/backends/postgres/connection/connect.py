@@ -273,5 +273,5 @@ def _explain_timeout(error: Exception, endpoint: str, settings: PostgresSettings
 def _explain_wrong_server(error: Exception, endpoint: str) -> str | None:
     if not isinstance(error, _CONNECTION_LOST):
         return None
-    words = "in the middle of an answer" if is_cut_short(error) else str(error)
-    return f"{endpoint} hung up: it restarts, or is no PostgreSQL server ({words})"
+    reason = "in the middle of an answer" if is_cut_short(error) else str(error)
+    return f"{endpoint} hung up: it restarts, or is no PostgreSQL server ({reason})"

@@ -240,8 +240,10 @@ class WriterThread(DatabaseThread):
             self._files.check_file()  # after COMMIT, so that no lost write is acknowledged
         except Exception as error:  # noqa: BLE001 (passed to the callers)
             self._roll_back(database)
-            more_room = isinstance(error, BackendFull) and self._space.recover(database.connection)
-            if len(group) > 1 or (more_room and not again):
+            has_recovered = isinstance(error, BackendFull) and self._space.recover(
+                database.connection
+            )
+            if len(group) > 1 or (has_recovered and not again):
                 for call in group:
                     call.error = None
                     self._commit(database, [call], again=len(group) == 1)
