@@ -1,9 +1,10 @@
-"""`nimburion doctor`: findings in words, and an exit code for scripts."""
+"""`nimburion doctor`: results as text, and an exit code for scripts."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,14 @@ def test_a_database_that_cannot_be_read_is_an_error_in_one_line(nimburion: Comma
 
 
 def test_a_damaged_database_is_an_error(nimburion: CommandLine) -> None:
-    nimburion.enqueue(*(f"j-{n}" for n in range(500)))
+    """A page of a table that no check but the one of the integrity reads."""
+    nimburion.enqueue("a")
+    with closing(sqlite3.connect("nimburion.db")) as database:
+        (page,) = database.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'attempt_error'"
+        ).fetchone()
     with Path("nimburion.db").open("r+b") as file:
-        file.seek(os.fstat(file.fileno()).st_size // 8192 * 4096)
+        file.seek((page - 1) * 4096)
         file.write(b"\xff" * 64)
     ended = nimburion("doctor")
     assert (ended.code, ended.err) == (1, "")
@@ -141,7 +147,7 @@ class Silent(MemoryBackend):
 
 
 class Full(MemoryBackend):
-    """Refuses even to be examined."""
+    """Refuses even the check."""
 
     async def check(self) -> list[CheckResult]:
         raise BackendFull("no room")
