@@ -226,7 +226,7 @@ MUTANTS = (
     Mutant(
         "paused queue served",
         "backends/memory/*.py",
-        "if $line[0] in self.$_shelf.$paused:",
+        "if $line[0] in self.$data.$paused:",
         "if $line[0] in ():",
         (f"{MEMORY}test_a_paused_queue_hands_out_nothing",),
     ),
@@ -269,7 +269,7 @@ MUTANTS = (
     Mutant(
         "jobs begun after their lease",
         "jobs/*.py",
-        "if $started >= self.$session.$keeper.$lease_valid_until:",
+        "if $started >= self.$session.$beating.$lease_valid_until:",
         "if $started < 0:",
         (f"{SCENARIO}test_a_worker_that_slept_too_long_begins_nothing_that_it_lost",),
     ),
@@ -377,8 +377,8 @@ MUTANTS = (
     Mutant(
         "the heartbeat runs on the worker's loop",
         "jobs/*.py",
-        "self.$events,\n            $threaded_keeper=isinstance(self.$clock, $SystemClock)",
-        "self.$events,\n            $threaded_keeper=False",
+        "self.$events,\n            $threaded=isinstance(self.$clock, $SystemClock)",
+        "self.$events,\n            $threaded=False",
         ("tests/crash/test_signals.py", "-k", "TestSQLite and blocks_the_event_loop"),
         deep=True,
     ),
@@ -428,7 +428,7 @@ MUTANTS = (
     Mutant(
         "a transactional enqueue notifies nobody",
         "backends/sqlite/*.py",
-        "self.$watch.$add(created, $rung)",
+        "self.$watch.$add(created, $woken)",
         "pass",
         (f"{TRANSACTIONS}test_a_waiter_wakes_after_a_commit_on_a_callers_connection",),
     ),

@@ -132,7 +132,7 @@ POSTGRES_MUTANTS = (
         "backends/postgres/*.sql",
         "$s.$due >= $p_floor AND $s.$due <= $p_now",
         "$s.$due >= $p_floor AND $s.$due <= $p_now + 3600000000",
-        (f"{POSTGRES}test_earliest_first_and_no_more_than_asked",),
+        (f"{POSTGRES}test_jobs_become_due_one_after_the_other",),
         deep=True,
     ),
     # Limits, caps, order

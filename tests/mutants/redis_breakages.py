@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 REDIS = "tests/contract/test_redis.py::TestRedis::"
-PARKING = "tests/backends/redis/test_long_poll.py::"
+LONG_POLL = "tests/backends/redis/test_long_poll.py::"
 CLOCKS = "tests/backends/redis/test_clocks.py"
 LUA = "backends/redis/lua/"
 
@@ -268,27 +268,27 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "$want[5] and $queue .. '\\0' or $queue",
         "$queue",
-        (f"{PARKING}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
+        (f"{LONG_POLL}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
     ),
     Mutant(
         "Redis: a bulk call notifies another stream",
         "backends/redis/*.lua",
         "$RINGS[$sum % #$RINGS + 1]",
         "$RINGS[($sum + 1) % #$RINGS + 1]",
-        (f"{PARKING}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
+        (f"{LONG_POLL}test_a_job_ends_the_wait_whatever_its_queue_is_called",),
     ),
     Mutant(
         "Redis: a notification that was seen ends the next wait too",
         "backends/redis/*.py",
         "self.$_seen[$stream] = $entries[-1][0]",
         "pass",
-        (f"{PARKING}test_a_notification_ends_one_wait",),
+        (f"{LONG_POLL}test_a_notification_ends_one_wait",),
     ),
     Mutant(
         "Redis: a settlement waits with its exchange",
         "backends/redis/*.py",
         "0 if $settlements else $want.$patience",
         "$want.$patience",
-        (f"{PARKING}test_what_is_settled_is_not_held_up",),
+        (f"{LONG_POLL}test_what_is_settled_is_not_held_up",),
     ),
 )

@@ -7,13 +7,16 @@ what would break it, in the file of `…breakages.py` that holds the mutant.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.house.tree import ROOT, python_files
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
@@ -23,7 +26,6 @@ from tests.servers.fixtures import StartedServers
 from tests.servers.postgres import PostgresServer
 from tests.servers.server_kinds import BORROWED
 
-ROOT = Path(__file__).parent.parent.parent
 MUTANTS = (*ENGINE_MUTANTS, *SCHEDULER_MUTANTS, *REDIS_MUTANTS, *POSTGRES_MUTANTS)
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1
@@ -89,6 +91,23 @@ def named(mutant: Mutant) -> str:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=named)
 def test_each_mutant_finds_its_place_once(mutant: Mutant) -> None:
     mutant.find(PACKAGE)
+
+
+@cache
+def list_defined_tests() -> frozenset[str]:
+    """Return the names of all test functions, those of the contract suite too."""
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in python_files("src/nimburion/testing", "tests")
+    )
+    return frozenset(re.findall(r"def (test_\w+)", text))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=named)
+def test_each_mutant_names_tests_that_exist(mutant: Mutant) -> None:
+    path, *names = mutant.selection[0].split("::")
+    assert (ROOT / path).exists()
+    tests = {name.partition("[")[0] for name in names if name.startswith("test_")}
+    assert tests <= list_defined_tests()
 
 
 def test_a_template_survives_a_rename(tmp_path: Path) -> None:
