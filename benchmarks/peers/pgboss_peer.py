@@ -1,6 +1,6 @@
 """pg-boss, in Node.
 
-Default: one job every 2 s for each kind. Best: 500 at once, told of new jobs by NOTIFY, no wait
+Default: one job every 2 s for each kind. Best: 500 at once, woken by NOTIFY, no wait
 while batches are full. Done: its table.
 """
 

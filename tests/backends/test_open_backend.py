@@ -66,7 +66,7 @@ def test_every_redis_scheme_opens_the_redis_backend() -> None:
     } == address.SCHEMES.keys()
 
 
-def test_options_reach_the_redis_backend() -> None:
+def test_options_are_passed_to_the_redis_backend() -> None:
     backend = open_backend("redis://localhost?namespace=one", namespace="two", timeout=2.0)
     assert isinstance(backend, RedisBackend)
     assert (backend.settings.namespace, backend.settings.timeout) == ("two", 2.0)
@@ -118,7 +118,7 @@ def test_an_unknown_option_is_rejected() -> None:
         open_backend("sqlite:///jobs.db", colour="blue")
 
 
-def test_options_reach_the_backend() -> None:
+def test_options_are_passed_to_the_backend() -> None:
     clock = FakeClock()
     backend = open_backend("sqlite:///jobs.db", clock=clock)
     assert isinstance(backend, SQLiteBackend)

@@ -50,7 +50,7 @@ def test_every_command_takes_the_shared_options() -> None:
 
 def test_every_exit_code_is_on_the_page() -> None:
     documented = re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)
-    names = ("DONE", "FAILED", "BAD_INPUT", "STORE", "NOT_FOUND", "INTERRUPTED")
+    names = ("DONE", "FAILED", "BAD_INPUT", "BACKEND", "NOT_FOUND", "INTERRUPTED")
     assert documented == [str(getattr(exit_codes, name)) for name in names]
 
 

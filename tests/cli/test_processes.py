@@ -193,7 +193,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_demo_backend(folder: Path) -> None:
-    """The backend tells the same story as the demo, through the commands it recommends."""
+    """The commands that the demo recommends show the same numbers as the demo."""
     jobs = json.loads(run(folder, "jobs", "list", "--limit", "1000", "--json").stdout)["jobs"]
     states = [job["state"] for job in jobs]
     assert (len(jobs), states.count("completed"), states.count("cancelled")) == (40, 38, 1)

@@ -1,4 +1,4 @@
-"""A stage on each backend."""
+"""A harness on each backend."""
 
 from __future__ import annotations
 

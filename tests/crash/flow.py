@@ -58,7 +58,7 @@ async def run_flow(
 
 
 class Flow:
-    """A steady stream of jobs into the backend of a stage."""
+    """A steady stream of jobs into the backend of a harness."""
 
     def __init__(self, harness: ProcessHarness, per_second: int, payload: bytes) -> None:
         self.harness = harness

@@ -8,20 +8,54 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.house.tree import ROOT, parse, python_files, relative
+from tests.house.tree import ROOT, committed_files, parse, python_files, relative
 
 WORDS = ROOT / "tests" / "house" / "retired_words.txt"
 SOURCES = python_files("src")
+UNCHECKED = (
+    "docs/decisions/0007-",  # the table of old and new names
+    "tests/house/retired_words.txt",
+    "tests/house/test_vocabulary.py",
+    "benchmarks/results/",  # printed by earlier versions
+)
+NAMED = python_files("src", "tests", "benchmarks")
+
+
+class RetiredWord(NamedTuple):
+    """A word that we do not use, what to use instead, and the names that may hold it."""
+
+    word: str
+    replacement: str
+    exceptions: frozenset[str]
+    in_prose: bool
+    """Whether text must not hold it either."""
 
 
 @cache
-def read_retired_words() -> dict[str, str]:
-    """Return each retired word with what to use instead."""
-    lines = WORDS.read_text(encoding="utf-8").splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+def read_retired_words() -> dict[str, RetiredWord]:
+    """Return the retired words by themselves."""
+    retired: dict[str, RetiredWord] = {}
+    in_prose = False
+    for line in WORDS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            in_prose = line == "[everywhere]"
+        elif line and not line.startswith("#"):
+            one = parse_line(line, in_prose=in_prose)
+            assert one.word not in retired
+            retired[one.word] = one
+    return retired
+
+
+def parse_line(line: str, *, in_prose: bool) -> RetiredWord:
+    """Parse `word replacement [except name, name: meaning]`."""
+    entry, _, exceptions = line.partition(" except ")
+    word, _, replacement = entry.strip().partition(" ")
+    names = exceptions.partition(":")[0].split(", ") if exceptions else []
+    return RetiredWord(word, replacement.strip(), frozenset(names), in_prose)
 
 
 def split_name(name: str) -> list[str]:
@@ -45,15 +79,37 @@ def list_names(tree: ast.AST) -> Iterator[str]:
 
 def find_retired(path: Path) -> list[str]:
     """Return the names of a module, its own among them, that hold a retired word."""
-    words = read_retired_words()
     names = {path.stem, path.parent.name, *list_names(parse(path))}
-    return sorted(name for name in names if words.keys() & set(split_name(name)))
+    return sorted(filter(is_retired, names))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def is_retired(name: str) -> bool:
+    """Whether a name holds a retired word and is no exception to it."""
+    words = read_retired_words()
+    return any(one in words and name not in words[one].exceptions for one in split_name(name))
+
+
+@pytest.mark.parametrize("path", NAMED, ids=relative)
 def test_no_name_holds_a_retired_word(path: Path) -> None:
     found = find_retired(path)
     assert found == [], f"see {relative(WORDS)} for the words to use"
+
+
+def find_retired_prose(text: str) -> list[str]:
+    """Return the retired words of a text that have no ordinary meaning."""
+    words = {one.word for one in read_retired_words().values() if one.in_prose}
+    return sorted(words.intersection(re.findall(r"[a-z]+", text.lower())))
+
+
+def test_no_text_holds_a_retired_word() -> None:
+    found = {
+        relative(path): words
+        for path in committed_files()
+        if relative(path).startswith(("src/", "docs/", "tests/", "benchmarks/"))
+        and not relative(path).startswith(UNCHECKED)
+        and (words := find_retired_prose(path.read_text(encoding="utf-8", errors="replace")))
+    }
+    assert found == {}, f"see {relative(WORDS)} for the words to use"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -82,5 +138,23 @@ def test_a_retired_word_is_found_within_a_name(tmp_path: Path) -> None:
     assert find_retired(planted) == ["BellThread", "last_tenure"]
 
 
-def test_each_retired_word_has_a_replacement() -> None:
-    assert all(read_retired_words().values())
+@pytest.mark.parametrize("word", sorted(read_retired_words()))
+def test_each_retired_word_is_rejected_and_has_a_replacement(word: str) -> None:
+    assert is_retired(f"open_{word}")
+    assert read_retired_words()[word].replacement
+
+
+def test_a_retired_word_is_found_within_a_text() -> None:
+    assert find_retired_prose("The worker's Doorbell; a bell-ringer.") == ["bell", "doorbell"]
+    assert find_retired_prose("It stores a job behind the gate.") == []
+
+
+def test_an_exception_is_one_name_only() -> None:
+    assert not is_retired("store_results")
+    assert is_retired("store_url")
+
+
+def test_each_exception_is_in_use() -> None:
+    used = {name for path in NAMED for name in list_names(parse(path))}
+    excepted = {name for one in read_retired_words().values() for name in one.exceptions}
+    assert excepted - used == set()

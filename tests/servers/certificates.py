@@ -1,4 +1,4 @@
-"""Certificates for a server that speaks TLS, made on the spot by the openssl command."""
+"""Certificates for a server that speaks TLS, made by the openssl command."""
 
 from __future__ import annotations
 

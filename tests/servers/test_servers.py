@@ -97,7 +97,7 @@ def test_a_paused_server_can_be_closed(redis_binary: Binary) -> None:
     assert not is_there(server.pid)
 
 
-def test_settings_reach_it(redis_binary: Binary) -> None:
+def test_settings_are_applied(redis_binary: Binary) -> None:
     with Server(redis_binary, "maxmemory-policy allkeys-lru", maxmemory="64mb") as server:
         assert read_setting(server, "maxmemory") == str(64 * 1024 * 1024)
         assert read_setting(server, "maxmemory-policy") == "allkeys-lru"

@@ -1,4 +1,4 @@
-"""Sits at the backend's door, sees every call that is applied, and checks what must always hold.
+"""Wraps the backend, records every call that is applied, and checks what must always hold.
 
 The checks are those of a reader who trusts nobody: tokens, times and limits are compared with what
 was seen before, and after each call with what the backend itself then says of the jobs.

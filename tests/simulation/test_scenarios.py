@@ -1,4 +1,4 @@
-"""Single stories that a random simulation seldom meets, each in a few virtual seconds."""
+"""Single scenarios that a random simulation seldom meets, each in a few virtual seconds."""
 
 from __future__ import annotations
 

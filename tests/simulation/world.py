@@ -123,7 +123,7 @@ class Run:
         self._heartbeat = worker.heartbeat
 
     @property
-    def believes(self) -> bool:
+    def holds_lease(self) -> bool:
         """Whether the engine may still act on the lease that it runs under."""
         heartbeat = self._heartbeat
         return not heartbeat.ended and heartbeat._clock.monotonic() < heartbeat.lease_valid_until
@@ -168,7 +168,7 @@ class World:
         self._retired: list[Worker] = []
         self._worker_count = 0
 
-    # The story
+    # The scenario
 
     async def run_scenario(self) -> None:
         """Faults for a while, then rest; at the end everything must be as it should."""
@@ -233,7 +233,7 @@ class World:
             now = self.loop.time()
             for job_id, (session, lease) in self.ledger.held.items():
                 runs = self._at_work.get(job_id, ())
-                if any(run.believes and not run.worker.process.paused for run in runs):
+                if any(run.holds_lease and not run.worker.process.paused for run in runs):
                     latest[job_id, lease] = now
                 exchanged = self.ledger.last_exchange[session] - self.clock.monotonic() + now
                 since = max(began, exchanged, latest.get((job_id, lease), began))
@@ -388,10 +388,10 @@ class World:
         at_work = self._at_work.setdefault(ctx.job_id, [])
         run = Run(worker)
         if not self.loop.over:
-            if not run.believes:
+            if not run.holds_lease:
                 self.fail(f"{ctx.job_id} was begun on {worker.process} after its lease")
             for rival in at_work:
-                if rival.believes:
+                if rival.holds_lease:
                     self.fail(f"{ctx.job_id} runs on {worker.process} and {rival.worker.process}")
         at_work.append(run)
         self.runs[ctx.job_id] += 1

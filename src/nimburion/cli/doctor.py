@@ -37,7 +37,7 @@ COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 @add_shared_options
 @click.pass_context
 def doctor(ctx: click.Context, *, strict: bool) -> None:
-    """Examine the backend and this side of it, and say what to do. Changes nothing.
+    """Check the backend, this host and the configuration, and suggest fixes. Changes nothing.
 
     Exit code 1 where something is an error.
     """

@@ -53,8 +53,8 @@ class ValueType(msgspec.Struct, frozen=True):
             return None
         try:
             return self.take(written)
-        except InvalidValue as unfit:
-            hint = f" ({unfit})" if str(unfit) else ""
+        except InvalidValue as reason:
+            hint = f" ({reason})" if str(reason) else ""
             problem = f"expected {self.allowed}, found {self._show(written)}{hint}"
             raise refusal(written.place, path, problem) from None
 

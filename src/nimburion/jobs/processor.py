@@ -195,8 +195,8 @@ class Processor(Client):
         """Stop the worker and its services, then close the backend. You can call it repeatedly."""
         try:
             await self.stop()
-            for companion in self.services:
-                await companion.stop()
+            for service in self.services:
+                await service.stop()
             if self._inline_runner is not None:
                 runner, self._inline_runner = self._inline_runner, None
                 await runner.close()

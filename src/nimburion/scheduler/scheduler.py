@@ -63,7 +63,7 @@ class Scheduler(Service):
         self._declared: dict[str, DeclaredSchedule] = {}
         self._time = BackendClock(processor.clock, processor.backend)
         self._ticker = Ticker(processor, self._declared, self._time)
-        self._announcing = ScheduleRegistration(
+        self._registration = ScheduleRegistration(
             processor.backend, processor.settings.owner, self._declared
         )
         self._entries = ScheduleEntries()
@@ -125,7 +125,7 @@ class Scheduler(Service):
             return
         await self.processor.open()
         self._warn_about_unknown_jobs()
-        self._announcing.begin()
+        self._registration.begin()
         self._looked = None
         await super().start()
 
@@ -177,7 +177,7 @@ class Scheduler(Service):
         await self._time.synchronize()
         backend = self.processor.backend
         records = await backend.list_schedules()
-        if await self._announcing.write_changes(records, self._time.now()):
+        if await self._registration.write_changes(records, self._time.now()):
             records = await backend.list_schedules()
         self._entries.update([record for record in records if self._is_ours(record)])
         self._looked, self._ticker.behind = now, False

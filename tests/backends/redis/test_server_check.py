@@ -148,7 +148,7 @@ async def test_stock_settings_are_warned_of_once(
 async def test_each_backend_warns_for_itself(
     default_server: servers.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What one backend of a process has logged keeps no other one from saying it."""
+    """What one backend of a process has logged, another one logs too."""
     with caplog.at_level(logging.WARNING, "nimburion.backends.redis"):
         for url in (
             default_server.url,

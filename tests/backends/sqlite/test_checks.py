@@ -37,7 +37,7 @@ async def backend(tmp_path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBacke
 
 
 async def find_check(backend: SQLiteBackend, subject: str) -> CheckResult:
-    """The one finding on this subject."""
+    """The one result on this subject."""
     (found,) = [one for one in await backend.check() if one.subject == subject]
     return found
 

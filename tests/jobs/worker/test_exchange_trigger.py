@@ -116,10 +116,10 @@ async def test_lanes_that_are_not_empty_are_asked_again() -> None:
     assert state.reason is ExchangeReason.LANES_NOT_EMPTY
 
 
-@pytest.mark.parametrize("news", ["hinted", "more", "long poll"])
+@pytest.mark.parametrize("news", ["notified", "more", "long poll"])
 async def test_without_capacity_news_triggers_no_exchange(news: str) -> None:
     state = State(long_poll=news == "long poll")
-    state.reasons.may_have_work, state.reasons.lanes_not_empty = news == "hinted", news == "more"
+    state.reasons.may_have_work, state.reasons.lanes_not_empty = news == "notified", news == "more"
     assert state.reason is not None
     state.free_slots = 0
     assert state.reason is None

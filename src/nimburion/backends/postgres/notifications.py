@@ -35,9 +35,9 @@ def make_channel_name(settings: PostgresSettings) -> str:
     """Return the name of the NOTIFY channel that all processes of a backend share.
 
     >>> make_channel_name(PostgresSettings(schema="jobs", prefix="a_"))
-    'jobs.a_ring'
+    'jobs.a_notify'
     """
-    return f"{settings.schema}.{settings.prefix}ring"
+    return f"{settings.schema}.{settings.prefix}notify"
 
 
 class PostgresNotifier:
@@ -82,7 +82,7 @@ class PostgresNotifier:
         self._unsent.update(queues)
         if self._send_task is None:
             self._send_task = asyncio.create_task(
-                self._send_unsent(), name="nimburion-postgres-ring"
+                self._send_unsent(), name="nimburion-postgres-notify"
             )
 
     def _make_payload(self, queues: Collection[str]) -> str:
@@ -117,7 +117,7 @@ class PostgresNotifier:
         """Wait up to `timeout` seconds until the handle listens. Polling works without it."""
         if self._listen_task is None and not self._given_up:
             self._listen_task = asyncio.create_task(
-                self._listen_forever(), name="nimburion-postgres-bell"
+                self._listen_forever(), name="nimburion-postgres-listen"
             )
         if not self._is_connected.is_set() and not self._given_up:
             with suppress(TimeoutError):
@@ -132,7 +132,7 @@ class PostgresNotifier:
             try:
                 await self._listen_once()
             except (BackendUnavailable, OSError, EOFError) as error:
-                _log.debug("no rings for now: %s", error)
+                _log.debug("notifications are down for now: %s", error)
             except (BackendError, ConfigurationError) as error:
                 self._warn_once(error)
             if self._is_connected.is_set() and not self._given_up:
@@ -146,7 +146,7 @@ class PostgresNotifier:
         """Log a warning once until notifications work again, because the cause may last."""
         if not self._has_warned:
             self._has_warned = True
-            _log.warning("queues are not heard to ring (%s); workers look by themselves", error)
+            _log.warning("notifications do not arrive (%s); workers poll instead", error)
 
     async def _listen_once(self) -> None:
         connection = self._listener

@@ -1,7 +1,7 @@
 """Notifications: a connection that subscribes to wake-ups while this process waits for jobs.
 
-A queue is notified only when one of its workers is idle. Its name is then in the hash `bell`, where
-the exchange that found nothing, or `wait`, has put it. Busy workers cause no notifications.
+A queue is notified only when one of its workers is idle. Its name is then in the hash `notify`,
+where the exchange that found nothing, or `wait`, has put it. Busy workers cause no notifications.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PubSubListener:
         """Wait up to `timeout` seconds for the subscription. Polling works without it."""
         if self._listen_task is None:
             self._listen_task = asyncio.create_task(
-                self._listen_forever(), name="nimburion-redis-bell"
+                self._listen_forever(), name="nimburion-redis-listen"
             )
         if not self._is_connected.is_set():
             with suppress(TimeoutError):

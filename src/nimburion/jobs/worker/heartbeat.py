@@ -119,7 +119,7 @@ class Heartbeat:
         left = self.lease_valid_until - now
         if now - self._answered > _SILENCE * self.interval:
             self.no_rescue_before = math.inf
-        _log.debug("a heartbeat was not answered (%s); %.1f s left to believe", error, left)
+        _log.debug("a heartbeat was not answered (%s); the lease is valid for %.1f s", error, left)
         if left <= 0:
             self._end("could not be renewed in time")
         return max(0.01, min(self.interval / 4, left))
@@ -161,9 +161,7 @@ class HeartbeatThread:
         self._stopping: asyncio.Event | None = None
         self._releases: set[asyncio.Future[None]] = set()
         self._ready = threading.Event()
-        self._thread = threading.Thread(
-            target=self._main, name="nimburion-lease-keeper", daemon=True
-        )
+        self._thread = threading.Thread(target=self._main, name="nimburion-heartbeat", daemon=True)
 
     def start(self) -> None:
         """Start the thread; return when its event loop runs."""

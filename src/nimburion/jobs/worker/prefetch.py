@@ -133,19 +133,19 @@ class LaneSelector:
         return {**self._queue_options, **capped}
 
 
-_STALL_SECONDS = 0.25
+_STARVATION_SECONDS = 0.25
 """Seconds. Many times the duration that a prefetch should take."""
 
 
 class PrefetchWatchdog:
-    """Calls `on_stall` if jobs are prefetched and no job starts for a quarter of a second."""
+    """Calls `on_starvation` if jobs are prefetched and no job starts for a quarter of a second."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, held: Sized, on_stall: Callable[[], None]
+        self, loop: asyncio.AbstractEventLoop, held: Sized, on_starvation: Callable[[], None]
     ) -> None:
         self._loop = loop
         self._prefetched = held
-        self._on_stall = on_stall
+        self._on_starvation = on_starvation
         self._timer: asyncio.TimerHandle | None = None
         self.started_count = 0
         """The number of started jobs; the code that starts a job increments it."""
@@ -153,11 +153,13 @@ class PrefetchWatchdog:
     def watch(self) -> None:
         """Start the timer, unless it runs. Call this when jobs are prefetched."""
         if self._timer is None:
-            self._timer = self._loop.call_later(_STALL_SECONDS, self._check, self.started_count)
+            self._timer = self._loop.call_later(
+                _STARVATION_SECONDS, self._check, self.started_count
+            )
 
     def _check(self, begun: int) -> None:
         self._timer = None
         if self._prefetched and self.started_count == begun:
-            self._on_stall()
+            self._on_starvation()
         elif self._prefetched:
             self.watch()

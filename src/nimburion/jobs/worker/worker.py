@@ -105,7 +105,9 @@ class Worker:
         self.wakeups: WakeupListener = WakeupListener(
             backend, self.lanes.queues, clock, self._trigger.note_possible_work
         )
-        self._prefetch_watchdog = PrefetchWatchdog(self._loop, self._prefetched, self._on_stall)
+        self._prefetch_watchdog = PrefetchWatchdog(
+            self._loop, self._prefetched, self._on_starvation
+        )
         self._draining = False
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -412,7 +414,7 @@ class Worker:
 
     # Callbacks
 
-    def _on_stall(self) -> None:
+    def _on_starvation(self) -> None:
         """Release the jobs prefetched behind long jobs, so that other workers can run them."""
         self._prefetch_size.suspend()
         self._release_prefetched(self._prefetched)

@@ -342,8 +342,8 @@ class Racing:
 
     async def test_handles_on_threads_of_their_own_share_the_work(self, harness: Harness) -> None:
         await harness.enqueue(*(harness.job(f"{n}") for n in range(300)))
-        siblings = [harness.backend.new_handle() for _ in range(4)]
-        workers = [HandDrivenWorker(one, (await harness.worker()).session) for one in siblings]
+        handles = [harness.backend.new_handle() for _ in range(4)]
+        workers = [HandDrivenWorker(one, (await harness.worker()).session) for one in handles]
 
         async def drain(worker: HandDrivenWorker) -> list[str]:
             await worker.backend.open()

@@ -76,7 +76,7 @@ class Rescuing:
         assert record.finished_at == harness.clock.now()
         assert len(record.history) == 3
 
-    async def test_only_the_job_whose_losses_are_spent_is_set_aside(self, harness: Harness) -> None:
+    async def test_only_the_job_that_was_lost_too_often_fails(self, harness: Harness) -> None:
         """Its neighbours in the same worker are not."""
         await harness.add("killer")
         first = await harness.worker()

@@ -194,7 +194,7 @@ class TransactionalEnqueues:
         await asyncio.wait_for(waiting, DEADLINE)
         assert await harness.state("b") is State.PENDING
 
-    async def test_what_is_no_connection_is_not_joinable(self, harness: Harness) -> None:
+    async def test_what_is_no_connection_is_refused(self, harness: Harness) -> None:
         backend = get_transactional(harness)
         with pytest.raises(UnusableConnection):
             await backend.enqueue_in(CallerConnection(object()), [harness.job("a")])
