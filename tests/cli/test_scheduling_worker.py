@@ -18,7 +18,7 @@ from nimburion.jobs import Processor
 from nimburion.scheduler import Scheduler
 from tests.cli.test_processes import APPLICATION, DEADLINE, worker
 from tests.scheduler.conftest import Report
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 TASKS = """
 scheduler:
@@ -48,7 +48,7 @@ def test_a_worker_fires_what_is_configured(tmp_path: Path) -> None:
 
     with worker(tmp_path, "app:processor", "--queues", "sums") as process:
         try:
-            wait_until(lambda: completed(tmp_path) >= 2, "two jobs of the schedule", DEADLINE)
+            block_until(lambda: completed(tmp_path) >= 2, "two jobs of the schedule", DEADLINE)
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=DEADLINE)

@@ -15,7 +15,7 @@ from nimburion.core.errors import ConfigurationError
 from tests.docs.pages import Page, every_page, read
 from tests.house.tree import PACKAGE, ROOT
 from tests.servers import Binary, Server
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 PRODUCTION = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 REFERENCE = read(ROOT / "docs" / "reference" / "redis-keys.md")
@@ -39,7 +39,7 @@ def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:
     with Server(redis_binary) as server:
         for command in commands:
             server.ask(*command)  # it raises what the server refuses
-            wait_until(lambda: writes_nothing(server), f"{command} is done")
+            block_until(lambda: writes_nothing(server), f"{command} is done")
 
 
 def writes_nothing(server: Server) -> bool:

@@ -13,6 +13,7 @@ from tests.house.tree import ROOT, committed_files, parse, python_files, relativ
 
 EMPTY_WORDS = {"util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"}
 SLEEP = re.compile(r"\b(?:time|asyncio|anyio)\.sleep\((?!0\))|from (?:time|asyncio) import .*sleep")
+SLEEPS = (["await asyncio.sleep(0)"], ["await anyio.sleep(0)"], ["time.sleep(0)"])
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:root|work|home/\w+|Users/\w+|opt/\w+)/|[A-Z]:\\Users")
 HOST = re.compile(r"https?://(?:[^\s/@\"'`]*@)?([^\s/:\"'`<>)\]]+)")
 # Hosts that exist for examples, and the few pages that our texts may point readers to.
@@ -73,6 +74,32 @@ def test_no_test_sleeps() -> None:
         if SLEEP.search(line)
     ]
     assert found == [], "wait for an event with a deadline instead"
+
+
+def find_spinning(path: Path) -> Iterator[int]:
+    """Yield the lines of loops that only sleep until something holds."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.While) and [ast.unparse(one) for one in node.body] in SLEEPS:
+            yield node.lineno
+
+
+def test_no_loop_spins() -> None:
+    found = [
+        f"{relative(path)}:{line}"
+        for path in python_files("src", "tests", "benchmarks")
+        for line in find_spinning(path)
+    ]
+    assert found == [], "call wait_until of tests/waiting.py, or wait for an event"
+
+
+def test_a_loop_that_spins_is_found(tmp_path: Path) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        "async def f(done, work):\n"
+        "    while not done():\n        await asyncio.sleep(0)\n"
+        "    while not done():\n        await work()\n        await asyncio.sleep(0)\n"
+    )
+    assert list(find_spinning(planted)) == [2]
 
 
 def test_nothing_committed_names_a_machine_or_a_host() -> None:

@@ -16,7 +16,7 @@ from nimburion.backends import open_backend
 from nimburion.core.job import JobRecord
 from nimburion.core.queries import JobFilter
 from tests.house.tree import ROOT
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 SECONDS, DEEP_SECONDS = 15, 120
 COUNT = 5
@@ -70,14 +70,14 @@ async def jobs_of(url: str) -> list[JobRecord]:
 def disturb(processes: SchedulerProcesses, seconds: float) -> float:
     """Kill two and pause one while they fire; the end of the time in which somebody lived."""
     began = time.time()
-    wait_until(lambda: time.time() > began + seconds / 4, "a quarter", seconds + 20)
+    block_until(lambda: time.time() > began + seconds / 4, "a quarter", seconds + 20)
     processes.signal(signal.SIGKILL, 0)
     processes.signal(signal.SIGSTOP, 1)
-    wait_until(lambda: time.time() > began + seconds / 2, "a half", seconds + 20)
+    block_until(lambda: time.time() > began + seconds / 2, "a half", seconds + 20)
     processes.signal(signal.SIGKILL, 2)
-    wait_until(lambda: time.time() > began + 3 * seconds / 4, "three quarters", seconds + 20)
+    block_until(lambda: time.time() > began + 3 * seconds / 4, "three quarters", seconds + 20)
     processes.signal(signal.SIGCONT, 1)
-    wait_until(lambda: time.time() > began + seconds, "the end", seconds + 20)
+    block_until(lambda: time.time() > began + seconds, "the end", seconds + 20)
     return time.time()
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tests.servers.binaries import Binary
 from tests.servers.server import Server
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 SLOTS = 16_384
 
@@ -60,7 +60,7 @@ class Cluster:
 
     def settle(self) -> None:
         """Wait until every node says that the cluster is whole (2 s after a node's start)."""
-        wait_until(lambda: all(map(self._is_complete, self.nodes)), f"{self.name} is whole")
+        block_until(lambda: all(map(self._is_complete, self.nodes)), f"{self.name} is whole")
 
     def close(self) -> None:
         """End the nodes and remove their folders."""

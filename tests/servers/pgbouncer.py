@@ -14,10 +14,11 @@ from typing import Any, Self
 import psycopg
 
 from tests.servers.binaries import Binary
+from tests.servers.ports import free_port
 from tests.servers.postgres import OWNER, PostgresServer, environment
 from tests.servers.server import ServerFailed
 from tests.servers.unprivileged import make_folder, make_run_as
-from tests.servers.waiting import free_port, wait_until
+from tests.waiting import block_until
 
 
 class PgBouncer:
@@ -75,7 +76,7 @@ class PgBouncer:
                 stderr=log,
                 **make_run_as(),
             )
-        wait_until(self._listens, f"{self.name} takes connections on port {self.port}")
+        block_until(self._listens, f"{self.name} takes connections on port {self.port}")
 
     def stop(self) -> None:
         """End the pooler: every client is cut."""
@@ -120,12 +121,12 @@ class PgBouncer:
     def empty(self) -> None:
         """Put a new empty database in the place of the one before."""
         self.server.empty()
-        wait_until(self._leads_through, f"{self.name} has seen that its connections were cut")
+        block_until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     def forget(self) -> None:
         """Leave the tables of a backend as they were made."""
         self.server.forget()
-        wait_until(self._leads_through, f"{self.name} has seen that its connections were cut")
+        block_until(self._leads_through, f"{self.name} has seen that its connections were cut")
 
     # --- steps ----------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ from urllib.parse import quote
 import psycopg
 
 from tests.servers.binaries import Binary
+from tests.servers.ports import free_port
 from tests.servers.server import TRIES, ServerFailed
 from tests.servers.unprivileged import make_folder, make_reachable, make_run_as
-from tests.servers.waiting import free_port, wait_until
+from tests.waiting import block_until
 
 OWNER = "postgres"
 """The superuser; it needs no password unless the server asks everybody for one."""
@@ -176,7 +177,7 @@ class PostgresServer:
         self._started.wait()
         for pid in children:
             _signal(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(_is_there, children)), "the server's children are gone")
+        block_until(lambda: not any(map(_is_there, children)), "the server's children are gone")
 
     def restart(self) -> None:
         """Stop it and start it again, with the same port and folder."""
@@ -323,7 +324,7 @@ class PostgresServer:
                 stderr=log,
                 **make_run_as(),
             )
-        wait_until(self._answers, f"{self.name} takes connections on port {self.port}")
+        block_until(self._answers, f"{self.name} takes connections on port {self.port}")
 
     def _answers(self) -> bool:
         """Tell whether this very server answers, not another one on the same port."""

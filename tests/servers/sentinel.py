@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tests.servers.binaries import Binary
 from tests.servers.server import Server
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 QUORUM = 2
 # Milliseconds between what sentinels do for themselves. Their defaults (1, 10, 2, 1 s; 30 s of rest
@@ -77,7 +77,7 @@ class SentinelTrio:
             server.start()
         for replica in replicas:
             replica.ask("REPLICAOF", "127.0.0.1", primary.port)
-        wait_until(lambda: all(map(is_in_sync, replicas)), "the replicas are in step")
+        block_until(lambda: all(map(is_in_sync, replicas)), "the replicas are in step")
         self.sentinels = [Sentinel(self.binary, *self._watch(primary)) for _ in range(3)]
         for sentinel in self.sentinels:
             sentinel.start()
@@ -86,7 +86,7 @@ class SentinelTrio:
 
     def settle(self) -> None:
         """Wait until primary and every replica are up, in step, and known to every sentinel."""
-        wait_until(lambda: all(map(self._sees_all, self.sentinels)), f"{self.name} is whole")
+        block_until(lambda: all(map(self._sees_all, self.sentinels)), f"{self.name} is whole")
 
     def close(self) -> None:
         """End all and remove their folders."""
@@ -128,9 +128,9 @@ class SentinelTrio:
 
     def wait_for_another(self, former: Server) -> Server:
         """Wait until all sentinels name another primary that takes writes; return that."""
-        wait_until(lambda: self._agreed() not in {None, former.port}, "another primary")
+        block_until(lambda: self._agreed() not in {None, former.port}, "another primary")
         primary = self.primary
-        wait_until(lambda: read_role(primary) == "master", "the new primary takes writes")
+        block_until(lambda: read_role(primary) == "master", "the new primary takes writes")
         return primary
 
     def fail_over(self) -> Server:

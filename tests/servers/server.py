@@ -17,7 +17,8 @@ from redis.retry import Retry
 
 from tests.servers.binaries import Binary
 from tests.servers.certificates import Certificates, make_certificates
-from tests.servers.waiting import free_port, wait_until
+from tests.servers.ports import free_port
+from tests.waiting import block_until
 
 TRIES = 5
 """How many ports a first start tries: another process may take one between look and bind."""
@@ -229,7 +230,7 @@ class Server:
     def _run(self) -> None:
         """Start the process and wait for its answer."""
         self._spawn()
-        wait_until(self._answers, f"{self.name} answers on port {self.port}")
+        block_until(self._answers, f"{self.name} answers on port {self.port}")
 
     def _spawn(self) -> None:
         with (self.folder / "log").open("ab") as log:

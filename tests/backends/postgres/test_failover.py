@@ -15,7 +15,7 @@ import pytest
 from tests.crash.flow import MAX_SECONDS, Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(180)]
 
@@ -81,7 +81,7 @@ def cut_off(standby: PostgresServer) -> None:
     """Let it hear no more of its primary."""
     standby.ask("ALTER SYSTEM SET primary_conninfo = ''")
     standby.ask("SELECT pg_reload_conf()")
-    wait_until(lambda: not standby.ask("SELECT 1 FROM pg_stat_wal_receiver"), "it hears no more")
+    block_until(lambda: not standby.ask("SELECT 1 FROM pg_stat_wal_receiver"), "it hears no more")
 
 
 def wait_for_standbys(primary: PostgresServer) -> None:
@@ -89,7 +89,7 @@ def wait_for_standbys(primary: PostgresServer) -> None:
     primary.ask("ALTER SYSTEM SET synchronous_standby_names = '*'")
     primary.ask("SELECT pg_reload_conf()")
     queries = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-    wait_until(lambda: bool(primary.ask(queries)), "the standby is waited for")
+    block_until(lambda: bool(primary.ask(queries)), "the standby is waited for")
 
 
 async def fail_over(primary: PostgresServer, standby: PostgresServer, flow: Flow) -> float:

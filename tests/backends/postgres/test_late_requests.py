@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
@@ -11,7 +9,7 @@ from nimburion.jobs import Processor, State
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
-from tests.servers.waiting import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("tenant", [None, "acme"])
@@ -36,9 +34,7 @@ async def test_an_enqueue_that_arrives_after_its_repetition_makes_no_second_job(
                     await worker.drain()
                     proxy.heal()
                     gone = "what was held up has arrived"
-                    await asyncio.to_thread(
-                        wait_until, lambda: not held_up & list_connections(server), gone
-                    )
+                    await wait_until(lambda: not held_up & list_connections(server), gone)
                     await worker.drain()
                     assert (await worker.get_status(job_id)).state is State.COMPLETED
                     assert sum((await worker.backend.counts()).values()) == 2

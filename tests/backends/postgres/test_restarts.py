@@ -20,7 +20,7 @@ import pytest
 from tests.crash.flow import MAX_SECONDS, Flow, Record, run_flow
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
-from tests.servers.waiting import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -80,9 +80,7 @@ async def test_the_kernel_kills_a_backend(
             ((victim,),) = server.ask(f"SELECT pid {_OTHERS} LIMIT 1")
             os.kill(victim, signal.SIGKILL)
             killed = time.monotonic()
-            await asyncio.to_thread(
-                wait_until, lambda: has_recovered(server), "it takes connections"
-            )
+            await wait_until(lambda: has_recovered(server), "it takes connections")
             pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
         assert "all server processes terminated; reinitializing" in server.log
     flow.result.record_counts(record_property, f"{postgres_binary.name}, a backend killed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -21,6 +21,7 @@ from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
 from tests.servers import Server
+from tests.waiting import wait_until
 
 TIMEOUT = 20.0
 
@@ -112,7 +113,7 @@ async def check_settlements(environment: Environment) -> None:
         Released(leases[2], 0.001),
         Cancelled(leases[3], "no more"),
     )
-    await wait_until(lambda: is_promoted(environment, "back"))
+    await wait_until(lambda: is_promoted(environment, "back"), "it is promoted", TIMEOUT)
     (lease,) = [one.lease for one in await worker.take(10)]
     await environment.backend.cancel("back")
     assert [one.job_id for one in (await environment.backend.heartbeat(worker.id)).cancel] == [
@@ -138,7 +139,7 @@ async def check_rescue(environment: Environment) -> None:
             found = await environment.backend.rescue(500, max_lost=max_lost)
             return bool(found.returned or found.failed)
 
-        await wait_until(rescued)
+        await wait_until(rescued, "it is rescued", TIMEOUT)
     assert await environment.harness.state("lost") is State.FAILED
 
 
@@ -181,7 +182,7 @@ async def check_prune(environment: Environment) -> None:
     """Everything that is finished, with its results."""
     await environment.backend.prune(Retention(completed=None, completed_max=1, results=0.0), 500)
     keep = Retention(completed=0.0, failed=0.0, results=0.0)
-    await wait_until(lambda: has_nothing_finished(environment, keep))
+    await wait_until(lambda: has_nothing_finished(environment, keep), "all is pruned", TIMEOUT)
     await environment.backend.delete(JobFilter(ids=("to-wait",)), 1)
 
 
@@ -227,13 +228,6 @@ def read_from(server: Server, question: Callable[[redis.Redis], Any]) -> list[di
     """What an operator with all rights sees."""
     with server.client(decode_responses=True) as client:
         return list(question(client))
-
-
-async def wait_until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again and again until it holds."""
-    async with asyncio.timeout(TIMEOUT):
-        while not await holds():
-            await asyncio.sleep(0)
 
 
 STEPS = (

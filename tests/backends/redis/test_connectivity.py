@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,20 +17,10 @@ from nimburion.jobs import Context, Processor
 from nimburion.jobs.worker.health import Condition, Health
 from tests.servers import Binary, Proxy, Server
 from tests.servers.server import HOUSEKEEPER
+from tests.waiting import wait_until
 
 TTL = 2.0
 ADMIN_LOGIN = (HOUSEKEEPER, HOUSEKEEPER)
-
-
-async def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    never = asyncio.Event()
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        try:
-            await asyncio.wait_for(never.wait(), 0.005)
-        except TimeoutError:
-            continue
 
 
 class LongJob:
@@ -78,25 +68,25 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
         async with processor:
             await processor.start()
             await processor.enqueue_raw("long", b"{}", id="long")
-            await until(lambda: health().running == 1, "the job runs")
-            await until(lambda: health().state == "ready", "the worker is ready")
+            await wait_until(lambda: health().running == 1, "the job runs")
+            await wait_until(lambda: health().state == "ready", "the worker is ready")
 
             gone = time.monotonic()
             await asyncio.to_thread(away.go)
-            await until(lambda: health().state == "unreachable", "the worker says so")
+            await wait_until(lambda: health().state == "unreachable", "the worker says so")
             seen = health()
             assert (seen.running, seen.session is None, long.interrupted) == (1, False, [])
             assert seen.error
             assert server.address in seen.error
             assert 0 < seen.lease_seconds_left < TTL
 
-            await until(lambda: bool(long.interrupted), "the job is interrupted")
+            await wait_until(lambda: bool(long.interrupted), "the job is interrupted")
             assert long.interrupted[0] - gone < TTL, "the server would have given it to others"
             assert health().session is None
 
             await asyncio.to_thread(away.come_back)
             back = time.monotonic()
-            await until(lambda: long.begun == 2 and health().state == "ready", "it goes on")
+            await wait_until(lambda: long.begun == 2 and health().state == "ready", "it goes on")
             assert time.monotonic() - back < 5.0
             long.may_end.set()
             assert await processor.wait("long", timeout=10) is None
@@ -130,7 +120,7 @@ async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: st
             break
     waiting = asyncio.create_task(backend.wait(["default"], 5.0))
     listener = backend._get_connections().listener
-    await until(
+    await wait_until(
         lambda: "default" in listener._subscribed_queues and bool(listener._waiters), "it listens"
     )
     began = time.monotonic()
@@ -159,7 +149,7 @@ async def test_a_silent_connection_is_replaced(
         async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
             listener = backend._get_connections().listener
             proxy.hold_up()
-            await until(
+            await wait_until(
                 lambda: not listener._is_connected.is_set(),
                 "it notices that the connection is gone",
             )
@@ -182,10 +172,10 @@ async def test_a_permission_error_does_not_stop_listening(
             listener = backend._get_connections().listener
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
-            await until(lambda: "not heard to ring" in caplog.text, "it is logged")
+            await wait_until(lambda: "not heard to ring" in caplog.text, "it is logged")
             await backend.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
-            await until(listener._is_connected.is_set, "it listens again")
+            await wait_until(listener._is_connected.is_set, "it listens again")
             assert await measure_wake_up(backend, other, "a") < 1.0
     assert caplog.text.count("not heard to ring") == 1
 
@@ -199,20 +189,20 @@ async def test_a_password_that_is_changed_is_an_outage(redis_binary: Binary) -> 
         async with processor:
             await processor.start()
             await processor.enqueue_raw("long", b"{}", id="long")
-            await until(lambda: processor.health().running == 1, "the job runs")
+            await wait_until(lambda: processor.health().running == 1, "the job runs")
             server.ask("CONFIG", "SET", "requirepass", "two")
             server.password = "two"
             for kind in ("normal", "pubsub"):
                 server.ask("CLIENT", "KILL", "TYPE", kind)
             refused = "refuses this user or password"
-            await until(lambda: refused in (processor.health().error or ""), "it says so")
+            await wait_until(lambda: refused in (processor.health().error or ""), "it says so")
             assert processor.health().state == "unreachable"
             with pytest.raises(BackendUnavailable) as caught:
                 await processor.backend.enqueue([NewJob("b", "long", "default", b"{}")])
             assert caught.value.outcome == "not applied"
             server.ask("CONFIG", "SET", "requirepass", "one")
             server.password = "one"
-            await until(lambda: processor.health().state == "ready", "it goes on")
+            await wait_until(lambda: processor.health().state == "ready", "it goes on")
             long.may_end.set()
             await processor.wait("long", timeout=10)
     assert (long.begun, long.interrupted) == (1, [])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.crash.flow import Flow, Record, run_flow
 from tests.servers import Binary, Proxy, Server
-from tests.servers.waiting import free_port
+from tests.servers.ports import free_port
 
 pytestmark = pytest.mark.slow
 

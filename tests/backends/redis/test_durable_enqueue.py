@@ -15,7 +15,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.queries import JobFilter
 from tests.backends.redis.stuck_disk import StuckDisk
 from tests.servers import Binary, Server
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def wait_for_a_sync_that_hangs(server: Server) -> None:
         with server.client() as client:
             return bool(client.info("persistence")["aof_pending_bio_fsync"])
 
-    wait_until(hangs, "a sync is under way")
+    block_until(hangs, "a sync is under way")
 
 
 def job(job_id: str) -> NewJob:

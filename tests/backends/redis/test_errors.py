@@ -32,7 +32,7 @@ from nimburion.core.errors import (
     Unstorable,
 )
 from tests.servers import Binary, Cluster, Server
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until, wait_until
 
 WRITE = "return redis.call('SET', KEYS[1], '1')"
 LONGER = "redis.call('PING') return redis.call('HSET', KEYS[1], 'a', '1')"
@@ -94,7 +94,7 @@ async def test_a_server_that_cannot_save(redis_binary: Binary) -> None:
         (server.folder / "gone.rdb").mkdir()
         server.ask("SET", "a", "b")
         server.ask("BGSAVE")
-        wait_until(lambda: read_save_status(server) == "err", "the save fails")
+        block_until(lambda: read_save_status(server) == "err", "the save fails")
         async with open_connection(server) as connection:
             for command in [("SET", "a", "b"), ("EVAL", WRITE, 1, "a")]:
                 error = await get_driver_error(connection, *command)
@@ -112,7 +112,7 @@ async def test_a_replica(redis_binary: Binary) -> None:
     with Server(redis_binary) as primary, Server(redis_binary) as server:
         async with open_connection(server) as connection, open_connection(server) as waiting:
             await waiting.send_command("BLPOP", "nothing", 0)
-            wait_until(lambda: count_blocked(server) == 1, "the call blocks")
+            block_until(lambda: count_blocked(server) == 1, "the call blocks")
             server.ask("REPLICAOF", "127.0.0.1", primary.port)
             with pytest.raises(driver.RedisError) as unblocked:
                 await waiting.read_response()
@@ -197,13 +197,17 @@ def outlast(server: Server) -> None:
 
 async def get_first_error(connection: Connection) -> Exception:
     """Ask until the server refuses."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await ask(connection, "PING")
-            except driver.ResponseError as error:
-                return error
-            await asyncio.sleep(0)
+    errors: list[Exception] = []
+
+    async def is_refused() -> bool:
+        try:
+            await ask(connection, "PING")
+        except driver.ResponseError as error:
+            errors.append(error)
+        return bool(errors)
+
+    await wait_until(is_refused, "the server refuses")
+    return errors[0]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Settled, Settlement
 from nimburion.jobs import Processor
 from tests.servers import Proxy, RunningRedis, Server
+from tests.waiting import wait_until
 
 LONG = 30.0
 """Seconds that no test waits for: a wait that lasts this long was not notified."""
@@ -92,10 +93,7 @@ async def start_waiting(
 ) -> asyncio.Task[Reply]:
     """The exchange, once the server says that somebody is blocked."""
     task = asyncio.create_task(coroutine)
-    deadline = time.monotonic() + SOON
-    while not count_blocked(server):
-        assert time.monotonic() < deadline, "it does not wait"
-        await asyncio.sleep(0)
+    await wait_until(lambda: count_blocked(server) > 0, "the exchange waits", SOON)
     return task
 
 
@@ -232,18 +230,11 @@ async def test_a_long_poll_that_is_cut_is_repeated(valkey: Server) -> None:
         async with processor:
             await processor.start()
             for n in range(5):
-                await until(lambda: count_blocked(valkey) == 1)
+                await wait_until(lambda: count_blocked(valkey) == 1, "the exchange waits", SOON)
                 proxy.cut()
                 await other.enqueue([make_job(f"{n}", "a")])
-                await until(lambda n=n: len(done) == n + 1)  # type: ignore[misc]
+                await wait_until(lambda n=n: len(done) == n + 1, "the job runs", SOON)  # type: ignore[misc]
         assert done == [f"{n}" for n in range(5)]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not holds():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0)
 
 
 async def test_a_worker_that_waits_stops_at_once(valkey: Server) -> None:
@@ -253,7 +244,7 @@ async def test_a_worker_that_waits_stops_at_once(valkey: Server) -> None:
     async with processor:
         for _ in range(3):
             await processor.start()
-            await until(lambda: count_blocked(valkey) == 1)
+            await wait_until(lambda: count_blocked(valkey) == 1, "the exchange waits", SOON)
             began = time.monotonic()
             await processor.stop()
             assert time.monotonic() - began < 1.0

@@ -21,7 +21,7 @@ from nimburion.core.errors import BackendUnavailable, ConfigurationError
 from nimburion.testing import FakeClock
 from tests import servers
 from tests.servers import Binary, Cluster, valkey_binary
-from tests.servers.waiting import wait_until
+from tests.waiting import block_until
 
 SAFE = ("appendonly yes", "appendfsync everysec")
 
@@ -371,7 +371,7 @@ async def test_a_save_that_failed(redis_binary: Binary) -> None:
     with servers.Server(redis_binary, "dbfilename gone.rdb") as server:
         (server.folder / "gone.rdb").mkdir()
         server.ask("BGSAVE")
-        wait_until(lambda: b"last_bgsave_status:err" in read_info(server), "the save fails")
+        block_until(lambda: b"last_bgsave_status:err" in read_info(server), "the save fails")
         assert (await find_check(server.url, "snapshots")).verdict == "warning"
 
 

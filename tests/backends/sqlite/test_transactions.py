@@ -28,6 +28,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor, State
 from nimburion.testing.clock import FakeClock
+from tests.waiting import wait_until
 
 DEADLINE = 20.0
 ROW = "INSERT INTO account VALUES (1)"
@@ -62,13 +63,6 @@ async def run(processor: Processor, handler: Callable[..., Any]) -> Any:
     job_id = await processor.enqueue_raw("pay", b"{}")
     await asyncio.wait_for(processor.process_one(), DEADLINE)
     return await processor.get_status(job_id)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds."""
-    async with asyncio.timeout(DEADLINE):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 # Connections
@@ -203,7 +197,7 @@ async def test_a_commit_poller_notifies_once_after_the_commit() -> None:
 
     watch = CommitPoller(look, notified.append, sleep=pause)
     watch.add("a", {"q"})
-    await until(lambda: bool(notified))
+    await wait_until(lambda: bool(notified), "it notifies")
     await watch.close()
     assert (looks, notified) == ([["a"]] * 3, [{"q"}])
     assert pauses == sorted(pauses)
@@ -219,7 +213,7 @@ async def test_a_commit_poller_gives_up_on_a_rollback(monkeypatch: pytest.Monkey
 
     watch = CommitPoller(look, lambda _: None, sleep=lambda _: asyncio.sleep(0))
     watch.add("a", {"q"})
-    await until(lambda: watch._task is not None and watch._task.done())
+    await wait_until(lambda: watch._task is not None and watch._task.done(), "it gives up")
     assert looks == [["a"]]
 
 
@@ -388,9 +382,9 @@ async def test_an_async_handler_loses_the_lock_after_five_seconds(
             connection.execute("SELECT * FROM account").fetchall()
             clock.advance(60.0)  # reading holds nobody up
             connection.execute(ROW)
-            await until(lambda: clock.sleepers > 0)
+            await wait_until(lambda: clock.sleepers > 0, "the transaction is timed")
             clock.advance(transactions.MAX_SECONDS)
-            await until(lambda: not connection.in_transaction)
+            await wait_until(lambda: not connection.in_transaction, "it is rolled back")
             await backend.enqueue([NewJob("other", "n", "q", b"{}")])  # others write again
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
                 connection.execute(ROW)
@@ -417,7 +411,7 @@ async def test_a_def_handler_loses_the_lock_after_five_seconds(
     job_id = await processor.enqueue_raw("pay", b"{}")
     running = asyncio.create_task(processor.process_one())
     await asyncio.to_thread(written.wait, DEADLINE)
-    await until(lambda: clock.sleepers > 0)
+    await wait_until(lambda: clock.sleepers > 0, "the transaction is timed")
     clock.advance(transactions.MAX_SECONDS)
     async with asyncio.timeout(DEADLINE):
         await processor.enqueue_raw("other", b"{}")
@@ -438,9 +432,9 @@ async def test_after_one_that_expired_the_next_has_its_turn(
         async with ctx.transaction() as connection:
             connection.execute(ROW)
             if ctx.attempt == 1:
-                await until(lambda: clock.sleepers > 0)
+                await wait_until(lambda: clock.sleepers > 0, "the transaction is timed")
                 clock.advance(transactions.MAX_SECONDS)
-                await until(lambda: not connection.in_transaction)
+                await wait_until(lambda: not connection.in_transaction, "it is rolled back")
 
     processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
     job_id = await processor.enqueue_raw("pay", b"{}")

@@ -30,6 +30,7 @@ from nimburion.jobs.errors import (
     WaitTimeout,
 )
 from nimburion.testing import FakeClock
+from tests.waiting import wait_until
 
 NAIVE = datetime(2026, 1, 2, 12)  # noqa: DTZ001
 
@@ -388,7 +389,7 @@ async def test_wait_reads_again_until_the_job_has_ended(
 ) -> None:
     job_id = await processor.enqueue(double.job(4))
     waiting = asyncio.create_task(processor.wait(job_id))
-    await sleepers(clock, 1)
+    await wait_until_sleeping(clock, 1)
     await processor.process_one()
     clock.advance(1)
     assert await waiting == 8
@@ -400,7 +401,7 @@ async def test_wait_gives_up_after_its_timeout_and_the_job_goes_on(
     job_id = await processor.enqueue(double.job(4))
     waiting = asyncio.create_task(processor.wait(job_id, timeout=timedelta(seconds=3)))
     while not waiting.done():
-        await sleepers(clock, 1, waiting)
+        await wait_until_sleeping(clock, 1, waiting)
         clock.advance(0.5)
         await asyncio.sleep(0)
     with pytest.raises(WaitTimeout, match="is pending after 3 s"):
@@ -421,10 +422,12 @@ async def test_wait_gives_up_in_time_when_the_backend_does_not_answer() -> None:
                 await processor.wait(job_id, timeout=0.05)
 
 
-async def sleepers(clock: FakeClock, count: int, unless: asyncio.Task[Any] | None = None) -> None:
-    async with asyncio.timeout(10):
-        while clock.sleepers < count and not (unless and unless.done()):
-            await asyncio.sleep(0)  # a turn of the loop, no pause
+async def wait_until_sleeping(
+    clock: FakeClock, count: int, unless: asyncio.Task[Any] | None = None
+) -> None:
+    await wait_until(
+        lambda: clock.sleepers >= count or (unless is not None and unless.done()), "it sleeps"
+    )
 
 
 async def test_cancel_answers_what_it_could_do(processor: Processor) -> None:

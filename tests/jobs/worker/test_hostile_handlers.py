@@ -13,9 +13,10 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import LeaseLost
 from nimburion.core.events import Event
-from nimburion.core.job import JobRecord, State
+from nimburion.core.job import State
 from nimburion.jobs import Cancel, Context, Processor, Retry, Snooze
 from nimburion.testing import FakeClock
+from tests.waiting import wait_until, wait_until_finished
 
 
 class BareRetry(Retry):
@@ -181,13 +182,6 @@ Register = Callable[[Callable[[], BaseException], Processor], None]
 FORMS = (as_async, as_thread, as_middleware, with_timeout, with_permanent, awaiting_a_thread)
 
 
-async def ended(processor: Processor, job_id: str) -> JobRecord:
-    async with asyncio.timeout(10):
-        while not (record := await processor.backend.get(job_id)).state.finished:
-            await asyncio.sleep(0)
-    return record
-
-
 @pytest.mark.parametrize("how", HOSTILE)
 @pytest.mark.parametrize("register", FORMS)
 async def test_each_run_in_a_worker_counts_as_a_failure(register: Register, how: str) -> None:
@@ -195,7 +189,7 @@ async def test_each_run_in_a_worker_counts_as_a_failure(register: Register, how:
     register(HOSTILE[how], processor)
     async with processor:
         await processor.start()
-        record = await ended(processor, await processor.enqueue_raw("odd", b"{}"))
+        record = await wait_until_finished(processor, await processor.enqueue_raw("odd", b"{}"))
     assert (record.state, record.reason) == (State.FAILED, "exhausted")
     assert (record.failures, record.lost, len(record.history)) == (2, 0, 2)
     assert {error.kind for error in record.history} == {"failure"}
@@ -260,7 +254,7 @@ async def test_a_subscriber_that_raises_changes_no_outcome(raised: type[BaseExce
     processor.events.subscribe(refuse)
     async with processor:
         await processor.start()
-        record = await ended(processor, await processor.enqueue_raw("odd", b"{}"))
+        record = await wait_until_finished(processor, await processor.enqueue_raw("odd", b"{}"))
     assert (record.state, record.failures) == (State.COMPLETED, 0)
 
 
@@ -272,7 +266,7 @@ async def test_lease_lost_raised_by_a_handler_itself_is_a_failure() -> None:
     processor.register("odd", handler, max_retries=0)
     async with processor:
         await processor.start()
-        record = await ended(processor, await processor.enqueue_raw("odd", b"{}"))
+        record = await wait_until_finished(processor, await processor.enqueue_raw("odd", b"{}"))
     assert (record.state, record.failures) == (State.FAILED, 1)
 
 
@@ -300,9 +294,7 @@ async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) 
                 await asyncio.create_task(processor.process_one())
         else:
             await processor.start()
-            async with asyncio.timeout(10):
-                while processor.health().state != "stopped":
-                    await asyncio.sleep(0)
+            await wait_until(lambda: processor.health().state == "stopped", "it has stopped")
         record = await processor.backend.get(job_id)
         records = [await processor.backend.get(other) for other in others]
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)

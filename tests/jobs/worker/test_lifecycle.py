@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
+from tests.waiting import wait_until
 
 DEADLINE = 10.0
 
@@ -93,8 +95,7 @@ async def test_a_stop_ends_a_start_that_waits_for_its_backend() -> None:
     backend = Unanswering()
     async with asyncio.timeout(DEADLINE), Processor(backend) as processor:
         starting = asyncio.create_task(processor.start())
-        while not backend.called:
-            await asyncio.sleep(0)
+        await wait_until(lambda: backend.called, "it calls the backend")
         await processor.stop()
         with pytest.raises(NotOpen, match="stopped before"):
             await starting
@@ -115,6 +116,10 @@ async def test_a_stop_that_was_given_up_goes_on_and_can_be_waited_for_again() ->
         handler.proceed.set()
         await stopping
         assert (await processor.get_status(job_id)).state is State.COMPLETED
+
+
+async def has_session(processor: Processor) -> bool:
+    return bool(await processor.backend.sessions())
 
 
 async def test_a_cancelled_run_gives_back_what_it_ran_and_works_no_more() -> None:
@@ -143,8 +148,7 @@ async def test_a_stop_from_elsewhere_and_the_run_it_ends_close_the_session_once(
 
     async with asyncio.timeout(DEADLINE), Processor(Counting()) as processor:
         running = asyncio.create_task(processor.run(signals=False))
-        while not await processor.backend.sessions():
-            await asyncio.sleep(0)
+        await wait_until(partial(has_session, processor), "the worker has a session")
         await processor.stop()
         await running
     assert len(closed) == 1
@@ -192,8 +196,7 @@ def test_run_on_another_thread_leaves_signals_alone() -> None:
     async def main() -> None:
         async with asyncio.timeout(DEADLINE), Processor(MemoryBackend()) as processor:
             running = asyncio.create_task(processor.run())
-            while not await processor.backend.sessions():
-                await asyncio.sleep(0)
+            await wait_until(partial(has_session, processor), "the worker has a session")
             await processor.stop()
             await running
 

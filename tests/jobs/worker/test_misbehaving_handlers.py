@@ -12,6 +12,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import JobRecord, State
 from nimburion.jobs import Cancel, Processor
 from nimburion.jobs.declaration.context import Context
+from tests.waiting import wait_until_finished
 
 
 class Panic(BaseException):
@@ -25,9 +26,7 @@ async def ended(handler: Callable[[Context, bytes], Any], **policy: Any) -> JobR
     async with processor, asyncio.timeout(10):
         await processor.start()
         job_id = await processor.enqueue_raw("odd", b"{}")
-        while not (record := await processor.backend.get(job_id)).state.finished:
-            await asyncio.sleep(0)
-    return record
+        return await wait_until_finished(processor, job_id)
 
 
 async def panic_async(_: Context, __: bytes) -> None:

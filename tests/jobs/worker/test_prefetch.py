@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.testing import FakeClock
+from tests.waiting import wait_until
 
 
 class Counting(MemoryBackend):
@@ -55,20 +57,26 @@ async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> N
         for _ in range(20):
             await processor.enqueue_raw("job", b"short")
         await processor.start()
-        while (await backend.counts())[State.COMPLETED] < 20:
-            await asyncio.sleep(0)
+        await wait_until(partial(has_completed, backend, 20), "the short jobs are completed")
         for _ in range(50):
             await processor.enqueue_raw("job", b"long")
-        while (await backend.counts())[State.PROCESSING] <= 2:
-            await asyncio.sleep(0)
+        await wait_until(partial(holds_more_than, backend, 2), "jobs are prefetched")
         proceed.release()
-        while began < 3:
-            await asyncio.sleep(0)
+        await wait_until(lambda: began >= 3, "the third job runs")
         before = backend.exchanges
         for _ in range(100):  # well under the quarter of a second after which a stall is noticed
             await asyncio.sleep(0)
         assert (await backend.counts())[State.PROCESSING] == 2
         assert backend.exchanges - before <= 2
+
+
+async def has_completed(backend: MemoryBackend, count: int) -> bool:
+    return (await backend.counts())[State.COMPLETED] >= count
+
+
+async def holds_more_than(backend: MemoryBackend, count: int) -> bool:
+    """Whether more jobs than these are leased."""
+    return (await backend.counts())[State.PROCESSING] > count
 
 
 class Elsewhere(MemoryBackend):
@@ -98,7 +106,6 @@ async def test_a_backend_in_another_process_gets_two_exchanges_of_prefetch(
         for _ in range(3_000):
             await processor.enqueue_raw("job", b"{}")
         await processor.start()
-        while (await backend.counts())[State.COMPLETED] < 3_000:
-            await asyncio.sleep(0)
+        await wait_until(partial(has_completed, backend, 3_000), "all jobs are completed", 30)
     assert 400 < most <= 1_000
     assert (most > 500) is (kind is Elsewhere)

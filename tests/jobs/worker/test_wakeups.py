@@ -10,9 +10,9 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Capabilities
 from nimburion.core.exchange import Reply
-from nimburion.core.service import wait_for_first
 from nimburion.jobs.worker.wakeups import WakeupListener
 from nimburion.testing import FakeClock
+from tests.waiting import wait_until
 
 
 class Timed(MemoryBackend):
@@ -41,7 +41,6 @@ async def test_an_idle_worker_polls_each_second_without_notifications(
     listener.note_reply(Reply([], [], [], None, clock.now()), found=False)
     await listener.start()
     listener.resume()
-    while not backend.waits:
-        await wait_for_first(clock.sleep(0))
+    await wait_until(lambda: bool(backend.waits), "it waits")
     await listener.stop()
     assert backend.waits[0] == seconds

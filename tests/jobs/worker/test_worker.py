@@ -13,21 +13,21 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import JobRecord, State
 from nimburion.jobs import Cancel, PermanentError, Processor, Retry, Snooze, job
 from nimburion.jobs.declaration.context import Context
+from tests.waiting import wait_until, wait_until_finished
 
 DEADLINE = 10.0
 
 
-async def ended(processor: Processor, job_id: str) -> JobRecord:
-    return await reaches(processor, job_id, lambda record: record.state.finished)
-
-
-async def reaches(
+async def wait_until_reached(
     processor: Processor, job_id: str, holds: Callable[[JobRecord], bool]
 ) -> JobRecord:
-    async with asyncio.timeout(DEADLINE):
-        while not holds(record := await processor.backend.get(job_id)):
-            await asyncio.sleep(0)
-    return record
+    """Return the record of a job once `holds` is true of it."""
+
+    async def is_reached() -> bool:
+        return holds(await processor.backend.get(job_id))
+
+    await wait_until(is_reached, f"job {job_id} is as expected")
+    return await processor.backend.get(job_id)
 
 
 Make = Callable[..., Processor]
@@ -84,12 +84,10 @@ async def test_never_more_at_once_than_the_concurrency(make: Make) -> None:
     await processor.open()
     ids = await processor.enqueue_many([count.job() for _ in range(20)])
     await processor.start()
-    async with asyncio.timeout(DEADLINE):
-        while running < 4:
-            await asyncio.sleep(0)
+    await wait_until(lambda: running == 4, "four jobs run")
     proceed.set()
     for job_id in ids:
-        assert (await ended(processor, job_id)).state is State.COMPLETED
+        assert (await wait_until_finished(processor, job_id)).state is State.COMPLETED
     assert most == 4
 
 
@@ -100,7 +98,7 @@ async def test_a_failing_job_is_retried_then_becomes_a_dead_letter(make: Make) -
 
     processor = make(fail)
     await processor.start()
-    record = await ended(processor, await processor.enqueue(fail.job()))
+    record = await wait_until_finished(processor, await processor.enqueue(fail.job()))
     assert (record.state, record.reason, record.failures) == (State.FAILED, "exhausted", 3)
     assert [(e.attempt, e.type, e.message) for e in record.history] == [
         (n, "ValueError", "no luck") for n in (1, 2, 3)
@@ -132,7 +130,7 @@ async def test_signals_end_an_attempt_as_they_say(make: Make) -> None:
         how: await processor.enqueue(once.job(how))
         for how in ("retry", "snooze", "cancel", "permanent")
     }
-    records = {how: await ended(processor, job_id) for how, job_id in ids.items()}
+    records = {how: await wait_until_finished(processor, job_id) for how, job_id in ids.items()}
     assert {how: (r.state, r.failures) for how, r in records.items()} == {
         "retry": (State.COMPLETED, 1),
         "snooze": (State.COMPLETED, 0),
@@ -150,7 +148,7 @@ async def test_a_coroutine_that_overruns_its_timeout_fails(make: Make) -> None:
 
     processor = make(hang)
     await processor.start()
-    record = await ended(processor, await processor.enqueue(hang.job()))
+    record = await wait_until_finished(processor, await processor.enqueue(hang.job()))
     assert record.error is not None
     assert (record.state, record.error.kind) == (State.FAILED, "timeout")
 
@@ -168,13 +166,13 @@ async def test_a_thread_that_overruns_keeps_its_slot_until_it_returns(make: Make
 
     processor = make(hang, other, concurrency=1)
     await processor.start()
-    record = await ended(processor, await processor.enqueue(hang.job()))
+    record = await wait_until_finished(processor, await processor.enqueue(hang.job()))
     assert record.error is not None
     assert record.error.kind == "timeout"
     waiting = await processor.enqueue(other.job())
-    record = await reaches(processor, waiting, lambda r: r.state is State.PENDING)
+    record = await wait_until_reached(processor, waiting, lambda r: r.state is State.PENDING)
     proceed.set()
-    record = await ended(processor, waiting)
+    record = await wait_until_finished(processor, waiting)
     assert (record.state, record.failures) == (State.COMPLETED, 0)
 
 
@@ -249,7 +247,7 @@ async def test_cancel_reaches_a_running_coroutine(make: Make) -> None:
     job_id = await processor.enqueue(endless.job())
     await asyncio.wait_for(started.wait(), DEADLINE)
     assert await processor.cancel(job_id) == "requested"
-    assert (await ended(processor, job_id)).state is State.CANCELLED
+    assert (await wait_until_finished(processor, job_id)).state is State.CANCELLED
 
 
 async def test_a_thread_can_poll_for_its_cancellation(make: Make) -> None:
@@ -267,7 +265,7 @@ async def test_a_thread_can_poll_for_its_cancellation(make: Make) -> None:
     job_id = await processor.enqueue(polite.job())
     await asyncio.to_thread(started.wait, DEADLINE)
     await processor.cancel(job_id)
-    assert (await ended(processor, job_id)).state is State.CANCELLED
+    assert (await wait_until_finished(processor, job_id)).state is State.CANCELLED
 
 
 async def test_progress_is_seen_while_the_job_runs(make: Make) -> None:
@@ -281,11 +279,11 @@ async def test_progress_is_seen_while_the_job_runs(make: Make) -> None:
     processor = make(work)
     await processor.start()
     job_id = await processor.enqueue(work.job())
-    record = await reaches(processor, job_id, lambda r: r.progress is not None)
+    record = await wait_until_reached(processor, job_id, lambda r: r.progress is not None)
     assert record.progress is not None
     assert (record.progress.fraction, record.progress.message) == (0.4, "counting")
     proceed.set()
-    await ended(processor, job_id)
+    await wait_until_finished(processor, job_id)
 
 
 async def test_unknown_names_wait_for_a_worker_that_knows_them(make: Make) -> None:
@@ -296,12 +294,12 @@ async def test_unknown_names_wait_for_a_worker_that_knows_them(make: Make) -> No
     first = make(known, backend=backend)
     await first.start()
     unknown = await first.enqueue_raw("unknown", b"{}")
-    await ended(first, await first.enqueue(known.job()))
+    await wait_until_finished(first, await first.enqueue(known.job()))
     assert (await backend.get(unknown)).state is State.PENDING
     second = make(backend=backend)
     second.register("unknown", lambda ctx, data: None)
     await second.start()
-    assert (await ended(second, unknown)).state is State.COMPLETED
+    assert (await wait_until_finished(second, unknown)).state is State.COMPLETED
 
 
 async def test_a_delayed_job_starts_when_it_is_due_and_not_before(make: Make) -> None:
@@ -310,7 +308,7 @@ async def test_a_delayed_job_starts_when_it_is_due_and_not_before(make: Make) ->
 
     processor = make(note)
     await processor.start()
-    record = await ended(processor, await processor.enqueue_after(note.job(), 0.05))
+    record = await wait_until_finished(processor, await processor.enqueue_after(note.job(), 0.05))
     assert record.started_at is not None
     assert record.due <= record.started_at < record.due + 1.0
 
@@ -338,7 +336,7 @@ async def test_a_suspect_runs_alone(make: Make) -> None:
     others = await processor.enqueue_many([count.job(suspect=False) for _ in range(40)])
     await processor.start()
     for job_id in (suspect, *others):
-        assert (await ended(processor, job_id)).state is State.COMPLETED
+        assert (await wait_until_finished(processor, job_id)).state is State.COMPLETED
     assert together == [1]
 
 
@@ -352,9 +350,11 @@ async def lose(backend: MemoryBackend, name: str) -> None:
     await backend.open_session(session)
     want = ReserveRequest(1, (Lane("default", name),))
     assert (await backend.exchange(session.id, 1, [], want)).deliveries
-    async with asyncio.timeout(DEADLINE):
-        while not (await backend.rescue(10, max_lost=3)).returned:
-            await asyncio.sleep(0)
+
+    async def is_rescued() -> bool:
+        return bool((await backend.rescue(10, max_lost=3)).returned)
+
+    await wait_until(is_rescued, "its job is rescued")
 
 
 async def test_start_and_stop_may_be_repeated(make: Make) -> None:
@@ -365,7 +365,7 @@ async def test_start_and_stop_may_be_repeated(make: Make) -> None:
     for _ in range(3):
         await processor.start()
         await processor.start()
-        await ended(processor, await processor.enqueue(note.job()))
+        await wait_until_finished(processor, await processor.enqueue(note.job()))
         await processor.stop()
         await processor.stop()
     assert await processor.backend.sessions() == []
@@ -382,7 +382,9 @@ async def test_thousands_of_jobs_run_once_each(make: Make) -> None:
     await processor.open()
     await processor.enqueue_many([note.job(n) for n in range(5_000)])
     await processor.start()
-    async with asyncio.timeout(30):
-        while (await processor.backend.counts())[State.COMPLETED] < 5_000:
-            await asyncio.sleep(0)
+
+    async def is_done() -> bool:
+        return (await processor.backend.counts())[State.COMPLETED] == 5_000
+
+    await wait_until(is_done, "all jobs are completed", 30)
     assert sorted(ran) == list(range(5_000))

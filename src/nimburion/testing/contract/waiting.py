@@ -167,8 +167,8 @@ async def listening(
         while True:
             before = harness.clock.sleepers
             task = asyncio.create_task(_wait(harness, handle, queues, timeout))
-            while not task.done() and harness.clock.sleepers == before:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            while not task.done() and harness.clock.sleepers == before:
+                await asyncio.wait({task}, timeout=0.001)
             await asyncio.wait({task}, timeout=0.02)
             if not task.done():
                 return task

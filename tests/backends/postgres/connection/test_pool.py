@@ -29,7 +29,7 @@ from nimburion.core.settlement import Completed, Settlement
 from tests.servers.binaries import Binary
 from tests.servers.postgres import OWNER, PostgresServer
 from tests.servers.server_kinds import RunningPostgres
-from tests.servers.waiting import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ async def cancelled_look_up(
     """Cancel a call while the driver looks up a type for a statement that the server has parsed."""
     with hold_lock(server, "pg_catalog.pg_range"):
         call = asyncio.create_task(connection.fetch(statement, "calm"))
-        await asyncio.to_thread(wait_until, lambda: cancel_who_waits(server), "waits for the lock")
+        await wait_until(lambda: cancel_who_waits(server), "waits for the lock")
         with pytest.raises(BackendUnavailable, match="the call was cancelled there"):
             await call
 
@@ -268,7 +268,7 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
     await backend.open()
     await other.open()
     waiting = asyncio.create_task(backend.wait(["q"], 60))
-    await asyncio.to_thread(wait_until, lambda: count_listeners(postgres_server) == 1, "it listens")
+    await wait_until(lambda: count_listeners(postgres_server) == 1, "it listens")
     await other.enqueue([NewJob("a", "n", "q", b"{}")])
     async with asyncio.timeout(20):
         await waiting
@@ -452,8 +452,8 @@ async def wait_until_sleeping(server: RunningPostgres) -> None:
 
 
 async def wait_until_seen(server: RunningPostgres, query: str) -> None:
-    await asyncio.to_thread(wait_until, lambda: bool(server.ask(query)), query)
+    await wait_until(lambda: bool(server.ask(query)), query)
 
 
 async def wait_until_closed(connection: PostgresConnection) -> None:
-    await asyncio.to_thread(wait_until, lambda: not connection.is_open, "the link is closed")
+    await wait_until(lambda: not connection.is_open, "the link is closed")

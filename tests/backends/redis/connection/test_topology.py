@@ -18,7 +18,8 @@ from nimburion.backends.server.url import Endpoint
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, NimburionError
 from tests.servers import Binary, Cluster, Proxy, RunningRedis, SentinelTrio, Server, valkey_binary
 from tests.servers.certificates import Certificates, make_certificates, sign
-from tests.servers.waiting import free_port
+from tests.servers.ports import free_port
+from tests.waiting import wait_until
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -534,13 +535,12 @@ async def test_a_connect_that_is_cancelled_leaves_no_connection(redis_binary: Bi
         async with Proxy(server.port) as proxy:
             proxy.hold_up()
             task = asyncio.create_task(ServerLocator(parse_url(proxy.url), timeout=20).connect())
-            async with asyncio.timeout(10):
-                while not proxy.connections:
-                    await asyncio.sleep(0)
+            await wait_until(lambda: bool(proxy.connections), "it connects")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             proxy.heal()
-            async with asyncio.timeout(10):
-                while len(server.ask("CLIENT", "LIST").splitlines()) > 1:
-                    await asyncio.sleep(0)
+            await wait_until(
+                lambda: len(server.ask("CLIENT", "LIST").splitlines()) == 1,
+                "its connection is closed",
+            )

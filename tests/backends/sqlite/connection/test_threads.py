@@ -15,6 +15,7 @@ from nimburion.core.errors import BackendFull, BackendReadOnly, OutOfOrder
 from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
+from tests.waiting import wait_until
 
 
 class WriterBlocker:
@@ -149,17 +150,8 @@ async def test_two_hundred_openings_leave_no_thread_and_no_file(path: Path) -> N
         await asyncio.sleep(0)
         await backend.close()
         await call
-    assert await wait_until_gone(before)
+    await wait_until(lambda: threading.active_count() <= before, "the threads have ended")
     assert {one.name for one in path.parent.iterdir()} == {"jobs.db"}
-
-
-async def wait_until_gone(many: int) -> bool:
-    """Whether no more than so many threads are left, soon."""
-    for _ in range(10_000):
-        if threading.active_count() <= many:
-            return True
-        await asyncio.sleep(0)
-    return False
 
 
 async def test_callers_writes_are_synced_and_workers_writes_are_not(

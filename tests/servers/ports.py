@@ -1,28 +1,13 @@
-"""Ports that are free, and waiting for what should soon be true."""
+"""Ports that are free."""
 
 from __future__ import annotations
 
 import random
 import socket
-import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 
-TIMEOUT = 20.0
-"""Seconds after which something that should happen counts as not happening."""
 BUS = 10_000
 """A cluster node's second port is that much above its first."""
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
-    """Look again and again until it holds; `TimeoutError` after `long poll` seconds."""
-    deadline = time.monotonic() + timeout
-    pause = threading.Event()
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout:.0f} s: {what}")
-        pause.wait(0.01)
 
 
 def free_port() -> int:

@@ -1,0 +1,55 @@
+"""Waiting for what should soon be true, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+from nimburion.core.job import JobRecord
+from nimburion.jobs.processor import Processor
+
+DEADLINE = 20.0
+"""Seconds after which something that should happen counts as not happening."""
+_PAUSE = 0.002
+_BLOCKING_PAUSE = 0.01
+
+
+async def wait_until(
+    holds: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = DEADLINE
+) -> None:
+    """Check every few milliseconds until it holds; `AssertionError` after `seconds`.
+
+    `holds` is a function or an `async def`. Other tasks run between two checks.
+    """
+    never = asyncio.get_running_loop().create_future()
+    deadline = time.monotonic() + seconds
+    while not await _is_true(holds):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        await asyncio.wait({never}, timeout=_PAUSE)
+
+
+async def _is_true(holds: Callable[[], bool | Awaitable[bool]]) -> bool:
+    answer = holds()
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def wait_until_finished(processor: Processor, job_id: str) -> JobRecord:
+    """Return the record of a job once the job has ended."""
+
+    async def is_finished() -> bool:
+        return (await processor.backend.get(job_id)).state.finished
+
+    await wait_until(is_finished, f"job {job_id} ends")
+    return await processor.backend.get(job_id)
+
+
+def block_until(holds: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
+    """Block this thread until it holds; `AssertionError` after `seconds`."""
+    never = threading.Event()
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        never.wait(_BLOCKING_PAUSE)
