@@ -18,7 +18,7 @@ REFERENCE = read(ROOT / "docs" / "reference" / "sqlite-tables.md")
 STATEMENTS = [
     one.strip()
     for block in REFERENCE.blocks
-    if block.words == ("sql", "sqlite")
+    if block.info == ("sql", "sqlite")
     for one in block.text.split(";\n")
     if one.strip()
 ]
@@ -45,5 +45,5 @@ async def test_a_file_takes_the_statements_of_the_page(tmp_path: Path) -> None:
     assert states == [("my-own-id", "waiting"), ("done", "completed")]
     assert next(replies[one] for one in replies if "payload" in one) == [("{}",)]
     assert [name for one in replies if "max(" in one for name, _, _ in replies[one]] == ["sum"]
-    told = rows_below(REFERENCE.path, "## Tables")
-    assert (set(told), len(told)) == (tables, len(tables))
+    documented = rows_below(REFERENCE.path, "## Tables")
+    assert (set(documented), len(documented)) == (tables, len(tables))
