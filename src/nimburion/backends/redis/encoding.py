@@ -1,12 +1,25 @@
-"""Encode and decode jobs, tokens and times; `lua/shared/record_format.lua` has the byte layout."""
+"""Encode and decode jobs, tokens and times; `record_format.py` has the layout."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 import msgspec
 
+from nimburion.backends.redis.record_format import (
+    DUE_AFTER,
+    DUE_AT,
+    FLAG_ACCEPT_EXISTING,
+    FLAG_LARGE_PAYLOAD,
+    FLAG_OPTIONS,
+    FLAG_UNIQUE_KEY,
+    MAX_PRIORITY,
+    NEVER,
+    NEW_JOB_HEAD,
+    POSITION,
+    SEQ,
+    TOKEN,
+)
 from nimburion.backends.server.encoding import (
     MICRO,
     UnstorableTextGuard,
@@ -18,27 +31,14 @@ from nimburion.core.errors import Unstorable
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, NewJob
 from nimburion.core.lease import Lease
 
-FLAG_OPTIONS, FLAG_UNIQUE_KEY, FLAG_LARGE_PAYLOAD, FLAG_FINISHED, FLAG_ACCEPT_EXISTING = (
-    1,
-    2,
-    4,
-    8,
-    16,
-)
-"""The flags of a body."""
 MAX_INLINE_PAYLOAD = 4 * 1024
 """The largest payload, in bytes, that is stored together with the job. Larger payloads are stored
 separately, so that completing a job does not move its payload.
 """
 
 _TIME_BIAS = 1 << 63
-_NEVER = b"\xff" * 8
-_BODY_FRONT = struct.Struct(">BB16sB")
-_POSITION = struct.Struct(">HBc8s")
-_TOKEN = struct.Struct(">I16s")
 _MAX_FENCES = 1 << 32
 _MAX_REASON_BYTES = (1 << 16) - 2
-_SEQ = struct.Struct(">Q")
 
 reject_unstorable_text: UnstorableTextGuard = UnstorableTextGuard("Redis")
 decode_options: Callable[[bytes], JobOptions] = msgspec.json.Decoder(JobOptions).decode
@@ -46,7 +46,7 @@ decode_options: Callable[[bytes], JobOptions] = msgspec.json.Decoder(JobOptions)
 
 def encode_time(micros: int) -> bytes:
     """Encode microseconds as 8 bytes whose order is the order of the times."""
-    return _SEQ.pack(micros + _TIME_BIAS)
+    return SEQ.pack(micros + _TIME_BIAS)
 
 
 def decode_time(biased: int) -> float:
@@ -64,10 +64,10 @@ def encode_position(job: NewJob, lane: int) -> bytes:
     time.
     """
     if job.at is None:
-        return _POSITION.pack(
-            lane, 9 - job.priority, b"d", encode_time(max(0, to_micros(job.after)))
+        return POSITION.pack(
+            lane, MAX_PRIORITY - job.priority, DUE_AFTER, encode_time(max(0, to_micros(job.after)))
         )
-    return _POSITION.pack(lane, 9 - job.priority, b"a", encode_time(to_micros(job.at)))
+    return POSITION.pack(lane, MAX_PRIORITY - job.priority, DUE_AT, encode_time(to_micros(job.at)))
 
 
 def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:
@@ -81,7 +81,7 @@ def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:
     if len(payload) > MAX_INLINE_PAYLOAD:
         flags |= FLAG_LARGE_PAYLOAD
         payload, apart = len(payload).to_bytes(4, "big"), payload
-    front = _BODY_FRONT.pack(flags, job.priority, job.compute_digest(), len(job_id))
+    front = NEW_JOB_HEAD.pack(flags, job.priority, job.compute_digest(), len(job_id))
     return b"".join((front, job_id, middle, payload)), apart
 
 
@@ -94,7 +94,7 @@ def _encode_options(options: JobOptions) -> tuple[int, bytes]:
             FLAG_ACCEPT_EXISTING if options.on_duplicate == "existing" else 0
         )
         middle += len(key).to_bytes(1, "big") + key
-        middle += _NEVER if span is None else encode_time(max(0, to_micros(span)))
+        middle += NEVER if span is None else encode_time(max(0, to_micros(span)))
     return flags, middle
 
 
@@ -120,10 +120,10 @@ def encode_seq(ref: int | str) -> bytes:
     """Encode the seq of a job as its field in the hashes. A value that cannot come from a lease of
     this backend becomes 0, which matches no job.
     """
-    return _SEQ.pack(ref if isinstance(ref, int) and 0 < ref < _TIME_BIAS else 0)
+    return SEQ.pack(ref if isinstance(ref, int) and 0 < ref < _TIME_BIAS else 0)
 
 
 def encode_token(lease: Lease) -> bytes:
     """Encode the token of a lease: fence and nonce. A fence out of range becomes 0."""
     fence = lease.token.fence
-    return _TOKEN.pack(fence if 0 < fence < _MAX_FENCES else 0, lease.token.nonce)
+    return TOKEN.pack(fence if 0 < fence < _MAX_FENCES else 0, lease.token.nonce)

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from nimburion.backends.redis.encoding import (
-    FLAG_OPTIONS,
     encode_body,
     encode_position,
     encode_unique_key,
     reject_unstorable_text,
+)
+from nimburion.backends.redis.record_format import (
+    CONFLICT,
+    CREATED,
+    EXISTS,
+    FLAG_OPTIONS,
+    REFUSED,
+    TAKEN,
 )
 from nimburion.backends.redis.scripts import Script
 from nimburion.backends.redis.url import RedisSettings
@@ -23,10 +30,16 @@ BATCH_SIZE = 500
 
 _GENERAL_FLAGS = ~FLAG_OPTIONS
 """The body flags that `enqueue_one.lua` does not support."""
-_OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
+_OUTCOMES = {
+    CREATED[0]: "created",
+    EXISTS[0]: "exists",
+    CONFLICT[0]: "conflict",
+    TAKEN[0]: "taken",
+    REFUSED[0]: "refused",
+}
 
 EnqueueReply = tuple[bytes, list[bytes | int]]
-"""One letter per job, then pairs of a job's place in the batch and the id that holds its unique
+"""One code per job, then pairs of a job's place in the batch and the id that holds its unique
 key.
 """
 
@@ -86,7 +99,7 @@ def encode_single(job: NewJob) -> list[bytes] | None:
 
 def make_single_result(job: NewJob, code: bytes) -> list[Enqueued]:
     """Decode the result for one job."""
-    return [Enqueued(job.id, _OUTCOMES[code.decode()])]  # type: ignore[arg-type]
+    return [Enqueued(job.id, _OUTCOMES[code[0]])]  # type: ignore[arg-type]
 
 
 def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
@@ -99,12 +112,12 @@ def encode_batches(jobs: Sequence[NewJob]) -> list[EncodedBatch]:
 def make_results(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueued]:
     """Decode the results of one batch, one per job."""
     codes, holders = reply
-    if codes.count(b"c") == len(jobs):
+    if codes.count(CREATED) == len(jobs):
         return [Enqueued(job.id, "created") for job in jobs]
     rivals = dict(zip(holders[::2], holders[1::2], strict=True))
     return [
-        Enqueued(_decode_holder(rivals.get(place)) or job.id, _OUTCOMES[chr(letter)])  # type: ignore[arg-type]
-        for place, (job, letter) in enumerate(zip(jobs, codes, strict=True), start=1)
+        Enqueued(_decode_holder(rivals.get(place)) or job.id, _OUTCOMES[code])  # type: ignore[arg-type]
+        for place, (job, code) in enumerate(zip(jobs, codes, strict=True), start=1)
     ]
 
 
@@ -130,10 +143,8 @@ def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueue
     bodies: dict[str, bytes] = {}
     keys: dict[bytes, str] = {}
     results = []
-    for place, (job, letter) in enumerate(zip(jobs, codes, strict=True), start=1):
-        results.append(
-            _predict_outcome(job, chr(letter), _decode_holder(rivals.get(place)), bodies, keys)
-        )
+    for place, (job, code) in enumerate(zip(jobs, codes, strict=True), start=1):
+        results.append(_predict_outcome(job, code, _decode_holder(rivals.get(place)), bodies, keys))
     if all(result.outcome not in {"conflict", "taken"} for result in results):
         return None
     return [
@@ -143,11 +154,11 @@ def predict_refusal(jobs: Sequence[NewJob], reply: EnqueueReply) -> list[Enqueue
 
 
 def _predict_outcome(
-    job: NewJob, code: str, holder: str | None, bodies: dict[str, bytes], keys: dict[bytes, str]
+    job: NewJob, code: int, holder: str | None, bodies: dict[str, bytes], keys: dict[bytes, str]
 ) -> Enqueued:
     """Predict the result for one job. Earlier jobs of the same call are taken into account."""
-    if code in "ex":
-        return Enqueued(job.id, "exists" if code == "e" else "conflict")
+    if code in {EXISTS[0], CONFLICT[0]}:
+        return Enqueued(job.id, _OUTCOMES[code])  # type: ignore[arg-type]
     known = bodies.get(job.id)
     if known is not None:
         return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")

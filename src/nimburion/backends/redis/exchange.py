@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from nimburion.backends.redis.encoding import (
-    FLAG_OPTIONS,
-    FLAG_UNIQUE_KEY,
     decode_options,
     decode_time,
     encode_reason,
@@ -18,6 +15,24 @@ from nimburion.backends.redis.encoding import (
     encode_time,
     encode_token,
     reject_unstorable_text,
+)
+from nimburion.backends.redis.record_format import (
+    DELIVERY,
+    FLAG_OPTIONS,
+    FLAG_UNIQUE_KEY,
+    JOB_HEAD,
+    KIND_CANCELLED,
+    KIND_COMPLETED,
+    KIND_COMPLETED_WITH_RESULT,
+    KIND_FAILED,
+    KIND_PROGRESSED,
+    KIND_RELEASED,
+    KIND_RETRIED,
+    KIND_SNOOZED,
+    PROGRESS,
+    SETTLED_ALREADY,
+    SETTLED_DONE,
+    SETTLED_STALE,
 )
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import OutOfOrder, SessionLost
@@ -35,10 +50,12 @@ from nimburion.core.settlement import (
     Settlement,
 )
 
-_RESULTS_BY_CODE = {100: Settled.DONE, 97: Settled.ALREADY, 115: Settled.STALE}
-_BODY_HEAD = struct.Struct(">IQ8xBB16xB")
-_DELIVERY = struct.Struct(">QQIIH")
-_AFTER_ID = _BODY_HEAD.size
+_RESULTS_BY_CODE = {
+    SETTLED_DONE[0]: Settled.DONE,
+    SETTLED_ALREADY[0]: Settled.ALREADY,
+    SETTLED_STALE[0]: Settled.STALE,
+}
+_ID_OFFSET = JOB_HEAD.size
 _MAX_NUMBER = (1 << 53) - 1
 """The largest number in use: Lua represents integers exactly up to this value."""
 _MAX_LANE_INDEX = (1 << 16) - 1
@@ -73,24 +90,28 @@ def encode_arguments(
 
 
 def _encode_settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the letter of a settlement and its data other than the lease."""
+    """Return the kind of a settlement and its data other than the lease."""
     match one:
         case Completed():
-            return (b"c", ()) if one.result is None else (b"C", (one.result,))
+            return (
+                (KIND_COMPLETED, ())
+                if one.result is None
+                else (KIND_COMPLETED_WITH_RESULT, (one.result,))
+            )
         case Retried():
-            return b"r", (encode_time(max(0, to_micros(one.delay))), encode_json(one.error))
+            return KIND_RETRIED, (encode_time(max(0, to_micros(one.delay))), encode_json(one.error))
         case Failed():
-            return b"f", (encode_reason(one.reason), encode_json(one.error))
+            return KIND_FAILED, (encode_reason(one.reason), encode_json(one.error))
         case Released():
             return (
-                (b"l", ())
+                (KIND_RELEASED, ())
                 if one.delay is None
-                else (b"s", (encode_time(max(0, to_micros(one.delay))),))
+                else (KIND_SNOOZED, (encode_time(max(0, to_micros(one.delay))),))
             )
         case Cancelled():
-            return b"x", (encode_reason(one.reason),)
+            return KIND_CANCELLED, (encode_reason(one.reason),)
         case Progressed():
-            return b"p", (struct.pack(">d", one.fraction) + one.message.encode(),)
+            return KIND_PROGRESSED, (PROGRESS.pack(one.fraction) + one.message.encode(),)
 
 
 def encode_request(request: ReserveRequest) -> bytes:
@@ -120,7 +141,7 @@ def decode_reply(reply: list[Any], session_id: str, number: int, request: Reserv
         raise OutOfOrder(f"exchange {number} after {last} of session {session_id}")
     _, codes, nonce, now, due, packed, waiting, lanes, bodies = reply
     return Reply(
-        [_RESULTS_BY_CODE[letter] for letter in codes],
+        [_RESULTS_BY_CODE[code] for code in codes],
         decode_deliveries(packed, bodies, nonce, lanes) if bodies else [],
         [request.lanes[place - 1] for place in waiting],
         _decode_time(due) if due else None,
@@ -139,11 +160,11 @@ def decode_deliveries(
     names = decode_lane_names(lanes)
     deliveries = []
     for (due, seq, fence, failures, lost), body in zip(
-        _DELIVERY.iter_unpack(packed), bodies, strict=True
+        DELIVERY.iter_unpack(packed), bodies, strict=True
     ):
-        lane, created, flags, priority, length = _BODY_HEAD.unpack_from(body)
-        at = _AFTER_ID + length
-        job_id = decode_id(body[_AFTER_ID:at])
+        lane, created, _, flags, priority, length = JOB_HEAD.unpack_from(body)
+        at = _ID_OFFSET + length
+        job_id = decode_id(body[_ID_OFFSET:at])
         options = NO_JOB_OPTIONS
         if flags & (FLAG_OPTIONS | FLAG_UNIQUE_KEY):
             options, at = decode_body_options(body, at, flags)

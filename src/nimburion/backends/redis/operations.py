@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 from nimburion.backends.redis.encoding import encode_lookup_text, reject_unstorable_text
 from nimburion.backends.redis.enqueue import encode_batch
 from nimburion.backends.redis.queries import format_cursor
+from nimburion.backends.redis.record_format import (
+    SCHEDULE,
+    SCHEDULE_ACTIVE,
+    SCHEDULE_PAUSED,
+    TICK,
+)
 from nimburion.backends.server.encoding import decode_id, encode_id, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
@@ -52,8 +57,6 @@ def _encode_span(seconds: float | None) -> bytes:
     return b"" if seconds is None else b"%d" % to_micros(seconds)
 
 
-_SCHEDULE_STATE = struct.Struct(">ccdB")
-_TICK = struct.Struct(">d")
 _FLAGS = (b"0", b"1")
 
 
@@ -62,8 +65,11 @@ def encode_schedule(schedule: ScheduleRecord) -> list[bytes]:
     """Return the arguments of `put_schedule.lua`."""
     job = b"" if schedule.last_job is None else encode_id(schedule.last_job)
     ticked, owner = schedule.last_tick is not None, schedule.owner.encode()
-    state = _SCHEDULE_STATE.pack(
-        _FLAGS[schedule.paused], _FLAGS[ticked], schedule.last_tick or 0.0, len(job)
+    state = SCHEDULE.pack(
+        SCHEDULE_PAUSED if schedule.paused else SCHEDULE_ACTIVE,
+        _FLAGS[ticked],
+        schedule.last_tick or 0.0,
+        len(job),
     )
     declaration = len(owner).to_bytes(2, "big") + owner + schedule.spec
     return [schedule.name.encode(), state + job, declaration]
@@ -79,16 +85,16 @@ def decode_schedules(reply: list[bytes]) -> list[ScheduleRecord]:
 
 
 def _decode_schedule(name: str, packed: bytes) -> ScheduleRecord:
-    paused, ticked, tick, length = _SCHEDULE_STATE.unpack_from(packed)
-    behind_job = _SCHEDULE_STATE.size + length
+    paused, ticked, tick, length = SCHEDULE.unpack_from(packed)
+    behind_job = SCHEDULE.size + length
     behind_owner = behind_job + 2 + int.from_bytes(packed[behind_job : behind_job + 2], "big")
     return ScheduleRecord(
         name=name,
         spec=packed[behind_owner:],
         owner=packed[behind_job + 2 : behind_owner].decode(),
-        paused=paused == b"1",
+        paused=paused == SCHEDULE_PAUSED,
         last_tick=tick if ticked == b"1" else None,
-        last_job=decode_id(packed[_SCHEDULE_STATE.size : behind_job]) if length else None,
+        last_job=decode_id(packed[SCHEDULE.size : behind_job]) if length else None,
     )
 
 
@@ -117,7 +123,7 @@ def encode_fire(
 
 def _encode_tick(tick: float) -> bytes:
     """Encode a tick. Ticks are compared as bytes, so negative zero becomes zero."""
-    return _TICK.pack(tick + 0.0)
+    return TICK.pack(tick + 0.0)
 
 
 def decode_fired(reply: list[Any]) -> Fired:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.redis.encoding import FLAG_FINISHED, decode_time
+from nimburion.backends.redis.encoding import decode_time
 from nimburion.backends.redis.exchange import decode_body_options, decode_lane_names
+from nimburion.backends.redis.record_format import (
+    ATTEMPT_STATE,
+    CANCEL_REQUESTED,
+    FLAG_FINISHED,
+    HISTORY_ENTRY,
+    JOB_END,
+    JOB_HEAD,
+    LEASE,
+    LEASED,
+    NO_REASON_LENGTH,
+    PROGRESS,
+    SESSION_LEFT,
+    SESSION_STATE,
+)
 from nimburion.backends.server.encoding import MICRO, STATE_CODES, STATES, decode_id
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
@@ -131,15 +144,6 @@ def split_segments(job_fields: Iterable[bytes], after: bytes) -> list[tuple[byte
     ]
 
 
-_BODY_HEAD = struct.Struct(">IQQBB16xB")
-_FINISHED_TAIL = struct.Struct(">cQQIH24xH")
-_ATTEMPT_STATE = struct.Struct(">IH4xQQ")
-_LEASE = struct.Struct(">32xQcIH7xQ")
-_ERROR = struct.Struct(">QI")
-_FRACTION = struct.Struct(">d")
-_SESSION_STATE = struct.Struct(">20xQc")
-_NO_REASON = 0xFFFF
-
 _STATES = {code.encode(): state for code, state in STATES.items()}
 _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
@@ -191,13 +195,13 @@ def decode_page(replies: Sequence[list[Any]], limit: int) -> Page:
 
 def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRecord:
     _, code, body, moves, payload, history, progress, result, session = details
-    lane, created, due, flags, priority, length = _BODY_HEAD.unpack_from(body)
-    behind_id = _BODY_HEAD.size + length
+    lane, created, due, flags, priority, length = JOB_HEAD.unpack_from(body)
+    behind_id = JOB_HEAD.size + length
     options, at = decode_body_options(body, behind_id, flags)
     queue, name = names[lane]
     attempts = _decode_attempts(code, body[at:] if flags & FLAG_FINISHED else b"", moves, due)
     return JobRecord(
-        id=decode_id(body[_BODY_HEAD.size : behind_id]),
+        id=decode_id(body[JOB_HEAD.size : behind_id]),
         name=name,
         queue=queue,
         state=_STATES[code],
@@ -224,19 +228,17 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
     in the lease, or in the state.
     """
     if end:
-        _, started, finished, failures, lost, size = _FINISHED_TAIL.unpack_from(end)
+        _, started, finished, failures, lost, size = JOB_END.unpack_from(end)
         reason = (
-            None
-            if size == _NO_REASON
-            else end[_FINISHED_TAIL.size : _FINISHED_TAIL.size + size].decode()
+            None if size == NO_REASON_LENGTH else end[JOB_END.size : JOB_END.size + size].decode()
         )
         return AttemptSummary(due, failures, lost, started, finished, reason)
     if moves is None:
         return AttemptSummary(due)
-    if code == b"L":
-        started, cancel, failures, lost, due = _LEASE.unpack_from(moves)
-        return AttemptSummary(due, failures, lost, started, cancel=cancel == b"1")
-    failures, lost, started, due = _ATTEMPT_STATE.unpack_from(moves)
+    if code == LEASED:
+        started, cancel, failures, lost, due = LEASE.unpack_from(moves)
+        return AttemptSummary(due, failures, lost, started, cancel=cancel == CANCEL_REQUESTED)
+    failures, lost, started, due = ATTEMPT_STATE.unpack_from(moves)
     return AttemptSummary(due, failures, lost, started)
 
 
@@ -248,8 +250,8 @@ def decode_history(packed: bytes) -> list[AttemptError]:
     """Decode the failed attempts, each with the backend's time of its end."""
     errors, at = [], 0
     while at < len(packed):
-        ended, length = _ERROR.unpack_from(packed, at)
-        at += _ERROR.size + length
+        ended, length = HISTORY_ENTRY.unpack_from(packed, at)
+        at += HISTORY_ENTRY.size + length
         error = _decode_error(packed[at - length : at])
         errors.append(msgspec.structs.replace(error, at=decode_time(ended)))
     return errors
@@ -257,8 +259,8 @@ def decode_history(packed: bytes) -> list[AttemptError]:
 
 def decode_progress(packed: bytes) -> Progress:
     """Decode the last progress report of a job."""
-    (fraction,) = _FRACTION.unpack_from(packed)
-    return Progress(fraction, packed[_FRACTION.size :].decode())
+    (fraction,) = PROGRESS.unpack_from(packed)
+    return Progress(fraction, packed[PROGRESS.size :].decode())
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -293,11 +295,11 @@ def decode_sessions(reply: list[Any]) -> list[SessionInfo]:
 
 
 def _decode_session(state: bytes, info: bytes, expires: bytes, running: int) -> SessionInfo:
-    opened, life = _SESSION_STATE.unpack(state)
+    opened, status = SESSION_STATE.unpack_from(state)
     return _decode_session_info(info).to_info(
         opened_at=decode_time(opened),
         expires_in=int(expires) / MICRO,
-        left=life == b"l",
+        left=status == SESSION_LEFT,
         running=running,
     )
 

@@ -20,7 +20,10 @@ cannot fail. No script takes locks. Scripts with the flag `no-writes` only read.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -42,65 +45,45 @@ class ScriptSpec(NamedTuple):
     """
 
 
-_WRITE_PARTS = (
-    "times",
-    "record_format",
-    "batching",
-    "notify",
-    "lanes",
-    "unique_keys",
-    "write_buffer",
-)
-_SCAN_PARTS = ("times", "record_format", "batching", "lanes", "scan_jobs")
+_RECORD_PARTS = ("times", "constants", "record_format", "batching")
+_ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
+_WRITE_PARTS = (*_ENQUEUE_PARTS, "write_buffer")
+_SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
+_NEW_JOB_PARTS = ("new_job_format", "ids", "enqueue_jobs")
 
 SCRIPT_SPECS = MappingProxyType(
     {
         "open": ScriptSpec(flags="allow-oom"),
-        "enqueue": ScriptSpec(
-            (
-                "times",
-                "record_format",
-                "batching",
-                "notify",
-                "lanes",
-                "unique_keys",
-                "ids",
-                "enqueue_jobs",
-            )
-        ),
-        "enqueue_one": ScriptSpec(("times",)),
+        "enqueue": ScriptSpec((*_ENQUEUE_PARTS, *_NEW_JOB_PARTS)),
+        "enqueue_one": ScriptSpec(("times", "constants", "new_job_format")),
         "flush": ScriptSpec(flags="allow-oom"),
         "check_enqueue": ScriptSpec(
-            ("times", "record_format", "batching", "unique_keys", "ids"), "no-writes"
+            (*_RECORD_PARTS, "unique_keys", "new_job_format", "ids"), "no-writes"
         ),
         "exchange": ScriptSpec((*_WRITE_PARTS, "settle", "promote_due", "reserve"), "allow-oom"),
-        "open_session": ScriptSpec(("times", "notify"), "allow-oom"),
-        "heartbeat": ScriptSpec(("times", "record_format", "batching"), "allow-oom"),
+        "open_session": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
+        "heartbeat": ScriptSpec(_RECORD_PARTS, "allow-oom"),
         "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
-        "promote": ScriptSpec(("times", "batching", "notify", "lanes", "promote_due"), "allow-oom"),
+        "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
         "cancel": ScriptSpec((*_WRITE_PARTS, "ids", "cancel_job"), "allow-oom"),
         "pause": ScriptSpec(("notify",), "allow-oom"),
         "replay": ScriptSpec((*_WRITE_PARTS, "scan_jobs"), "allow-oom"),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
-        "prune": ScriptSpec(
-            ("times", "record_format", "batching", "lanes", "delete_jobs"), "allow-oom"
-        ),
+        "prune": ScriptSpec((*_RECORD_PARTS, "lanes", "delete_jobs"), "allow-oom"),
         "find": ScriptSpec(("ids",), "no-writes"),
-        "unfinished": ScriptSpec(("batching",), "no-writes"),
+        "unfinished": ScriptSpec(_RECORD_PARTS, "no-writes"),
         "get": ScriptSpec((*_SCAN_PARTS, "ids", "job_details"), "no-writes"),
         "list": ScriptSpec((*_SCAN_PARTS, "job_details"), "no-writes"),
-        "counts": ScriptSpec(("times", "lanes", "count_jobs"), "no-writes"),
-        "queues": ScriptSpec(
-            ("times", "record_format", "batching", "lanes", "count_jobs"), "no-writes"
-        ),
-        "sessions": ScriptSpec(("times", "record_format", "batching"), "no-writes"),
-        "put_schedule": ScriptSpec(),
-        "pause_schedule": ScriptSpec(flags="allow-oom"),
+        "counts": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs"), "no-writes"),
+        "queues": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs"), "no-writes"),
+        "sessions": ScriptSpec(_RECORD_PARTS, "no-writes"),
+        "put_schedule": ScriptSpec(("schedule_format",)),
+        "pause_schedule": ScriptSpec(("schedule_format",), "allow-oom"),
         "delete_schedule": ScriptSpec(flags="allow-oom"),
         "schedules": ScriptSpec(flags="no-writes"),
-        "fire": ScriptSpec((*_WRITE_PARTS, "ids", "cancel_job", "enqueue_jobs")),
+        "fire": ScriptSpec((*_WRITE_PARTS, "cancel_job", *_NEW_JOB_PARTS, "schedule_format")),
     }
 )
 """The script of each operation, by name."""
@@ -126,10 +109,7 @@ class Scripts:
     __slots__ = ("_scripts",)
 
     def __init__(self, version: tuple[int, ...]) -> None:
-        files = LuaFiles(PACKAGE, SHARED, OPERATIONS)
-        self._scripts = {
-            name: build_script(files, name, spec, version) for name, spec in SCRIPT_SPECS.items()
-        }
+        self._scripts = build_scripts(flagged=version >= FLAGS_SINCE)
 
     def __getitem__(self, name: str) -> Script:
         return self._scripts[name]
@@ -138,18 +118,64 @@ class Scripts:
         return iter(self._scripts.values())
 
 
-def build_script(files: LuaFiles, name: str, spec: ScriptSpec, version: tuple[int, ...]) -> Script:
+@cache
+def build_scripts(*, flagged: bool) -> MappingProxyType[str, Script]:
+    """Build all scripts, once per process. `flagged`: for a server whose scripts have flags."""
+    files = LuaFiles(PACKAGE, SHARED, OPERATIONS)
+    return MappingProxyType(
+        {
+            name: build_script(files, name, spec, flagged=flagged)
+            for name, spec in SCRIPT_SPECS.items()
+        }
+    )
+
+
+def build_script(files: LuaFiles, name: str, spec: ScriptSpec, *, flagged: bool) -> Script:
     """Build a script from its parts."""
     used = (*spec.shared, name)
     keys = collect_keys(files, used)
-    text = "".join(
-        [
-            make_prologue(spec.flags, keys, version),
-            *(f"{files[part]}\n" for part in used),
-        ]
-    ).encode()
+    body = inline_constants("".join(f"{files[part]}\n" for part in used))
+    text = (make_prologue(spec.flags, keys, flagged=flagged) + drop_unused_functions(body)).encode()
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
     return Script(name, text, sha, keys)
+
+
+_CONSTANTS = re.compile(
+    r"^local ([A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)*) = ((?:\d+|'[^',]*')(?:, (?:\d+|'[^',]*'))*)\n",
+    re.MULTILINE,
+)
+_TOKEN = re.compile(r"--[^\n]*|'(?:\\.|[^'\\])*'|\b[A-Z][A-Z0-9_]*\b")
+
+
+def inline_constants(text: str) -> str:
+    """Replace each constant by its value. A constant is a local in capitals that is a number or a
+    string.
+
+    A server runs the whole script at each call, and binds each local that a function uses. With
+    more than a hundred constants, this would take longer than the work of a small exchange.
+    """
+    constants: dict[str, str] = {}
+    for found in _CONSTANTS.finditer(text):
+        constants.update(zip(found[1].split(", "), found[2].split(", "), strict=True))
+    return _TOKEN.sub(lambda one: constants.get(one[0], one[0]), _CONSTANTS.sub("", text))
+
+
+_FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+_WORD = re.compile(r"\w+")
+
+
+def drop_unused_functions(text: str) -> str:
+    """Remove the functions of shared parts that this script does not call. A server creates all
+    functions of a script at each call.
+    """
+    kept = ""
+    while kept != text:
+        text, uses = kept or text, Counter(_WORD.findall(kept or text))
+        unused = [found[0] for found in _FUNCTION.finditer(text) if uses[found[1]] == 1]
+        kept = text
+        for function in unused:
+            kept = kept.replace(function, "")
+    return text
 
 
 def collect_keys(files: LuaFiles, used: tuple[str, ...]) -> tuple[str, ...]:
@@ -158,9 +184,8 @@ def collect_keys(files: LuaFiles, used: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def make_prologue(flags: str, keys: tuple[str, ...], version: tuple[int, ...]) -> str:
+def make_prologue(flags: str, keys: tuple[str, ...], *, flagged: bool) -> str:
     """Return the text before the parts: the flags, and one local variable per key."""
-    flagged = version >= FLAGS_SINCE
     first = f"#!lua flags={flags}\n" if flags else "#!lua\n"
     oom = _OLD_ALLOW_OOM if flags == "allow-oom" and not flagged else ""
     names = ", ".join(f"{key}_key" for key in keys)

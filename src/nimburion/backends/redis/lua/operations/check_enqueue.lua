@@ -1,8 +1,8 @@
 -- check_enqueue: predicts the outcome of an enqueue of several batches, before the first batch is written.
 -- Keys: job_seq job
 -- Arguments: ARGV[3...] three per job: id, digest, field of its unique key or '' (job name NUL key)
--- Reply: {codes, {index, id of the job that holds the unique key, ...}}; codes: c new, e exists, x exists with another body,
---   t unique key taken
+-- Reply: {codes, {index, id of the job that holds the unique key, ...}}; codes: CREATED for a new job, EXISTS, CONFLICT
+--   (exists with another body) or TAKEN (the unique key)
 -- Atomic: reads only. Each batch checks again, so it finds what changed in between.
 -- Cost: O(1) per job.
 local total, ids = (#ARGV - 2) / 3, {}
@@ -15,13 +15,14 @@ for first = 1, total, 1000 do
   local known = find_fields(ids, first, last)
   for i = first, last do
     local field, key = known[i - first + 1], ARGV[3 * i + 2]
-    codes[i] = 'c'
+    codes[i] = CREATED
     if field then
-      codes[i] = string.sub(redis.call('HGET', job_key, field), 23, 38) == ARGV[3 * i + 1] and 'e' or 'x'
+      local digest = string.sub(redis.call('HGET', job_key, field), JOB_DIGEST, JOB_DIGEST_END)
+      codes[i] = digest == ARGV[3 * i + 1] and EXISTS or CONFLICT
     elseif key ~= '' then
       local holder = find_key_holder(key)
       if holder then
-        codes[i] = 't'
+        codes[i] = TAKEN
         push_pair(details, i, holder)
       end
     end

@@ -4,26 +4,24 @@
 -- Reply: 'gone' (the session is unknown or closed), 'more' (call again) or 'done'
 -- Atomic: one script per call. Between calls the session is valid and has fewer leases.
 -- Cost: O(log n) per lease of the session, for n waiting jobs.
-local session_state = redis.call('HGET', session_state_key, ARGV[3])
-if not session_state or string.sub(session_state, 29, 29) == 'd' then
+local id, running_leases, limit = ARGV[3], ARGV[4], tonumber(ARGV[5])
+local state = redis.call('HGET', session_state_key, id)
+local session = state and read_session_state(state)
+if not session or session.status == SESSION_DEAD then
   return 'gone'
 end
-local session4, running, most = string.sub(session_state, 1, 4), {}, tonumber(ARGV[5])
-for at = 1, #ARGV[4], 28 do
-  running[string.sub(ARGV[4], at, at + 27)] = true
-end
+local running = read_lease_names(running_leases)
 local kept, released, more = 0, 0, false
-for _, member in ipairs(redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4))) do
-  local field = string.sub(member, 5)
-  local lease = redis.call('HGET', lease_key, field)
-  if running[field .. string.sub(lease, 5, 24)] then
+for _, field in ipairs(list_session_leases(session.session4)) do
+  local lease = read_lease(redis.call('HGET', lease_key, field))
+  if running[field .. get_token(lease)] then
     kept = kept + 1
-  elseif released == most then
+  elseif released == limit then
     more = true
     break
   else
     released = released + 1
-    release_job(field, lease, string.sub(lease, 42, 47))
+    release_job(field, lease, lease.counts)
   end
 end
 write_buffer()
@@ -33,8 +31,9 @@ if more then
   return 'more'
 end
 if kept > 0 then
-  redis.call('HSET', session_state_key, ARGV[3], string.sub(session_state, 1, 28) .. 'l' .. string.sub(session_state, 30))
+  session.status = SESSION_LEFT
+  redis.call('HSET', session_state_key, id, make_session_state(session))
 else
-  end_session(ARGV[3], session_state)
+  end_session(id, session)
 end
 return 'done'

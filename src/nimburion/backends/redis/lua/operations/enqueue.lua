@@ -4,15 +4,15 @@
 -- Reply: {codes, {index, id of the job that holds the unique key, ...}}
 -- Atomic: one script. A full server rejects it before it begins.
 -- Cost: O(log n) per job, for n waiting jobs.
-local names, count = {}, tonumber(ARGV[4])
+local positions, count, names = ARGV[3], tonumber(ARGV[4]), {}
 for i = 1, count do
   names[i] = ARGV[4 + i]
 end
-local codes, holders = enqueue_jobs(names, ARGV[3], 5 + count)
+local codes, holders = enqueue_jobs(names, positions, 5 + count)
 write_lane_counts()
 notify_marked()
 local details = {}
-for place, id in pairs(holders) do
-  push_pair(details, place, id)
+for index, id in pairs(holders) do
+  push_pair(details, index, id)
 end
 return { table.concat(codes), details }

@@ -9,24 +9,25 @@
 -- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
 -- Atomic: one script. It checks session and number first. No later write can fail.
 -- Cost: O(log n) per settlement, promoted job and reserved job, for n waiting jobs.
-local session_state = redis.call('HGET', session_state_key, ARGV[3])
-if not session_state or string.sub(session_state, 29, 29) ~= 'a' then
+local session_id, number8, nonce, request, settlements = ARGV[3], ARGV[4], ARGV[5], read_request(ARGV[6]), ARGV[7]
+local FIRST_EXTRA = 8
+local session = read_open_session(redis.call('HGET', session_state_key, session_id))
+if not session then
   return { 'lost' }
 end
-local session4, last8, number8, nonce = string.sub(session_state, 1, 4), string.sub(session_state, 5, 12), ARGV[4], ARGV[5]
-local request = cmsgpack.unpack(ARGV[6])
-local codes, details, bodies, lanes
+local session4, last8 = session.session4, session.number8
+local codes, deliveries, bodies, lanes
 
 -- Requeue the deliveries that no longer fit in the reply, with their old counts and due times.
-local function give_back(found, first)
+local function requeue_rest(found, first)
   for i = first, #found do
     local field, lease = found[i].field, found[i].lease
-    local lane, counts = get_lane(string.sub(lease, 50, 53)), string.sub(lease, 42, 47)
+    local lane = get_lane(lease.lane4)
     end_lease(field, lease, lane)
-    if string.byte(lease, 41) == 49 then
-      finish_job(field, redis.call('HGET', job_key, field), lane, 'X', make_end_record(lease, counts))
+    if lease.is_cancel_requested then
+      finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
     else
-      requeue(field, lease, lane, counts)
+      requeue(field, lease, lane)
     end
   end
   if first <= #found then
@@ -41,61 +42,63 @@ local function repeat_leases()
   local found = {}
   for _, member in ipairs(redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4))) do
     local field = string.sub(member, 5)
-    local lease = redis.call('HGET', lease_key, field)
-    if string.sub(lease, 25, 32) == number8 then
-      push(found, { place = struct.unpack('>I2', lease, 48), field = field, lease = lease })
+    local lease = read_lease(redis.call('HGET', lease_key, field))
+    if lease.number8 == number8 then
+      push(found, { field = field, lease = lease })
     end
   end
-  table.sort(found, function(one, other) return one.place < other.place end)
+  table.sort(found, function(one, other) return one.lease.index < other.lease.index end)
   local fields, parts = {}, {}
   for i, one in ipairs(found) do
     local lease = one.lease
     fields[i] = one.field
-    parts[i] = string.sub(lease, 55, 70) .. string.sub(lease, 5, 8) .. string.sub(lease, 42, 47)
-    nonce = string.sub(lease, 9, 24)
-    get_lane(string.sub(lease, 50, 53))
+    parts[i] = lease.due8 .. one.field .. lease.fence4 .. lease.counts
+    nonce = lease.nonce
+    get_lane(lease.lane4)
   end
   if #fields == 0 then
     return '', {}
   end
-  local count, again = read_bodies(fields, request[6])
-  give_back(found, count + 1)
+  local count, found_bodies = read_bodies(fields, request.max_bytes)
+  requeue_rest(found, count + 1)
   for i = #found, count + 1, -1 do
-    parts[i], again[i] = nil, nil
+    parts[i], found_bodies[i] = nil, nil
   end
-  return table.concat(parts), again
+  return table.concat(parts), found_bodies
 end
 
-if number8 == last8 and number8 ~= '\0\0\0\0\0\0\0\0' then
-  codes = string.sub(session_state, 38)
-  details, bodies = repeat_leases()
+if number8 == last8 and number8 ~= NO_NUMBER then
+  codes = session.codes
+  deliveries, bodies = repeat_leases()
   lanes = find_open_lanes(request)
-  request[1] = 0
+  request.total = 0
   choose_jobs(lanes, request)
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
-  codes = settle_all(session4, ARGV[7], 8)
+  codes = settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
   lanes = find_open_lanes(request)
-  details, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request[6])
-  redis.call('HSET', session_state_key, ARGV[3], session4 .. number8 .. string.sub(session_state, 13, 37) .. codes)
+  deliveries, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request.max_bytes)
+  session.number8, session.codes = number8, codes
+  redis.call('HSET', session_state_key, session_id, make_session_state(session))
   write_lane_counts()
   notify_marked()
 end
 
+-- The worker is idle: subscribe its queues to notifications (see notify.lua).
 local waiting = find_waiting_lanes(lanes)
-if #waiting == 0 and request[1] > 0 then
-  local requested, subscribed = request[3], {}
+if #waiting == 0 and request.total > 0 then
+  local requested, queues = request.lanes, {}
   for i = 2, #requested, 3 do
-    subscribed[requested[i]] = true
+    queues[requested[i]] = true
   end
-  for queue in pairs(subscribed) do
-    redis.call('HSET', notify_key, request[5] and queue .. '\0' or queue, '1')
+  for queue in pairs(queues) do
+    redis.call('HSET', notify_key, request.waits_on_stream and queue .. '\0' or queue, '1')
   end
 end
-local named = {}
+local lane_names = {}
 for number, lane in pairs(known_lanes) do
-  push_pair(named, number, lane.full)
+  push_pair(lane_names, number, lane.full)
 end
-return { 'done', codes, nonce, now8, get_next_due(), details, waiting, named, bodies }
+return { 'done', codes, nonce, now8, get_next_due(), deliveries, waiting, lane_names, bodies }

@@ -6,44 +6,47 @@
 -- Reply: {'fired', 'skipped', 'moved', 'paused' or 'missing', id of the job or ''}
 -- Atomic: one script. The last tick and the job are written together, so concurrent schedulers enqueue one job per tick.
 -- Cost: O(log n) for n waiting jobs.
-local kept = redis.call('HGET', schedule_key, ARGV[3])
-if not kept then
+local name, expected_last, tick, overlap, position, full_name, body
+  = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local FIRST_BODY = 9
+local record = redis.call('HGET', schedule_key, name)
+if not record then
   return { 'missing', '' }
 end
-if string.byte(kept) == 49 then
+local schedule = read_schedule(record)
+if schedule.is_paused then
   return { 'paused', '' }
 end
-if (string.byte(kept, 2) == 49 and string.sub(kept, 3, 10) or '') ~= ARGV[4] then
+if schedule.last_tick ~= expected_last then
   return { 'moved', '' }
 end
 
 -- Return whether the overlap policy allows a new job while the previous one has this state.
-local function allows_next_job(id, overlap)
+local function allows_next_job(id)
   local field = find_field(id)
-  local body = field and redis.call('HGET', job_key, field)
-  if not body or has_flag(body, FLAG_FINISHED) or overlap == 'allow' then
+  local previous = field and redis.call('HGET', job_key, field)
+  if not previous or has_flag(previous, FLAG_FINISHED) or overlap == 'allow' then
     return true
   end
   if overlap == 'cancel_previous' then
-    cancel_job(field, body)
+    cancel_job(field, previous)
     write_buffer()
     return true
   end
   local state = redis.call('HGET', attempt_state_key, field)
-  local failed = state and string.sub(state, 1, 4) ~= '\0\0\0\0'
+  local failed = state and has_failures(read_attempt_state(state).counts)
   return overlap == 'queue_one' and (failed or redis.call('HEXISTS', lease_key, field) == 1)
 end
 
-local ends = 11 + string.byte(kept, 11)
-local previous, stored = string.sub(kept, 12, ends), nil
-if previous == '' or allows_next_job(previous, ARGV[6]) then
-  local codes, holders = enqueue_jobs({ ARGV[8] }, ARGV[7], 9)
-  if codes[1] == 'c' or codes[1] == 'e' then
-    stored = holders[1] or get_new_id(ARGV[9])
+local stored
+if schedule.last_job == '' or allows_next_job(schedule.last_job) then
+  local codes, holders = enqueue_jobs({ full_name }, position, FIRST_BODY)
+  if codes[1] == CREATED or codes[1] == EXISTS then
+    stored = holders[1] or get_new_id(body)
   end
 end
-local last = stored or previous
-redis.call('HSET', schedule_key, ARGV[3], '01' .. ARGV[5] .. string.char(#last) .. last .. string.sub(kept, ends + 1))
+schedule.last_tick, schedule.last_job = tick, stored or schedule.last_job
+redis.call('HSET', schedule_key, name, make_schedule(schedule))
 write_lane_counts()
 notify_marked()
 return { stored and 'fired' or 'skipped', stored or '' }

@@ -4,11 +4,12 @@
 -- Reply: {field to continue after, 1 if no jobs remain, {lane number, full name, ...}, {details (see job_details.lua), ...}}
 -- Atomic: reads only.
 -- Cost: about 500 jobs read per call. It stops at 16 MiB of details.
-local most, found, total = tonumber(ARGV[6]), {}, 0
-local on, last = scan_jobs(function(field, body, code, attempts)
+local MAX_REPLY = 16 * 1024 * 1024
+local limit, found, total = tonumber(ARGV[6]), {}, 0
+local after, last = scan_jobs(function(field, body, code, attempts)
   local details, bytes = describe_job(field, body, code, attempts, ARGV[8] == '1')
   push(found, details)
   total = total + bytes
-  return #found == most or total > 16 * 1024 * 1024
+  return #found == limit or total > MAX_REPLY
 end)
-return { on, last and 1 or 0, list_lane_names(), found }
+return { after, last and 1 or 0, list_lane_names(), found }

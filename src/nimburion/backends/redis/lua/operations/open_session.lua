@@ -5,21 +5,24 @@
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
 -- Cost: O(job names of the session).
-local session_state = redis.call('HGET', session_state_key, ARGV[3])
-if session_state then
-  if string.sub(session_state, 29, 29) ~= 'a' then
+local id, ttl, info, packed_limits = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local record = redis.call('HGET', session_state_key, id)
+if record then
+  if not read_open_session(record) then
     return 'lost'
   end
-  redis.call('ZADD', session_expiry_key, alive_now + tonumber(ARGV[4]), ARGV[3])
+  redis.call('ZADD', session_expiry_key, alive_now + ttl, id)
   return 'renewed'
 end
-local n4 = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'session', 1))
-redis.call('HSET', session_state_key, ARGV[3], n4 .. string.rep('\0', 8) .. struct.pack('>I8', tonumber(ARGV[4])) .. now8 .. 'a'
-  .. string.rep('\0', 8))
-redis.call('HSET', session_id_key, n4, ARGV[3])
-redis.call('HSET', session_info_key, ARGV[3], ARGV[5])
-redis.call('ZADD', session_expiry_key, alive_now + tonumber(ARGV[4]), ARGV[3])
-local limits = cmsgpack.unpack(ARGV[6])
+local session4 = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'session', 1))
+redis.call('HSET', session_state_key, id, make_session_state({
+  session4 = session4, number8 = NO_NUMBER, ttl8 = struct.pack('>I8', ttl), opened8 = now8, status = SESSION_ALIVE,
+  closed8 = NO_TIME, codes = '',
+}))
+redis.call('HSET', session_id_key, session4, id)
+redis.call('HSET', session_info_key, id, info)
+redis.call('ZADD', session_expiry_key, alive_now + ttl, id)
+local limits = cmsgpack.unpack(packed_limits)
 for i = 1, #limits, 2 do
   if limits[i + 1] then
     redis.call('HSET', concurrency_limit_key, limits[i], limits[i + 1])

@@ -4,9 +4,12 @@
 -- Reply: 1 if the schedule exists, else 0
 -- Atomic: one script.
 -- Cost: O(1).
-local kept = redis.call('HGET', schedule_key, ARGV[3])
-if not kept then
+local name, paused = ARGV[3], ARGV[4]
+local record = redis.call('HGET', schedule_key, name)
+if not record then
   return 0
 end
-redis.call('HSET', schedule_key, ARGV[3], ARGV[4] .. string.sub(kept, 2))
+local schedule = read_schedule(record)
+schedule.is_paused = paused == SCHEDULE_PAUSED
+redis.call('HSET', schedule_key, name, make_schedule(schedule))
 return 1

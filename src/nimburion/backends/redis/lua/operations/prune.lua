@@ -24,7 +24,7 @@ end
 local function drop_sessions()
   local dropped = 0
   for _, id in ipairs(find_older(closed_session_key, ARGV[8], 500)) do
-    local session4 = string.sub(redis.call('HGET', session_state_key, id), 1, 4)
+    local session4 = read_session_state(redis.call('HGET', session_state_key, id)).session4
     if #redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4), 'LIMIT', 0, 1) == 0 then
       redis.call('HDEL', session_state_key, id)
       redis.call('HDEL', session_info_key, id)

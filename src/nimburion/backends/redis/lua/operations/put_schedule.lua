@@ -4,6 +4,6 @@
 -- Reply: none
 -- Atomic: one script.
 -- Cost: O(1).
-local kept = redis.call('HGET', schedule_key, ARGV[3])
-local attempts = kept and string.sub(kept, 1, 11 + string.byte(kept, 11)) or ARGV[4]
-redis.call('HSET', schedule_key, ARGV[3], attempts .. ARGV[5])
+local name, new_state, declaration = ARGV[3], ARGV[4], ARGV[5]
+local record = redis.call('HGET', schedule_key, name)
+redis.call('HSET', schedule_key, name, (record and read_schedule(record).state or new_state) .. declaration)

@@ -10,46 +10,49 @@ if not lanes then
 end
 local earliest = {}
 
-local function note_due(number, due8)
-  if not earliest[number] or decode_time(due8, 1) < decode_time(earliest[number], 1) then
-    earliest[number] = due8
+local function note_due(lane4, due8)
+  if not earliest[lane4] or decode_time(due8, 1) < decode_time(earliest[lane4], 1) then
+    earliest[lane4] = due8
   end
 end
 
 -- Note the first job of each priority of a lane: one range query each, and one at the end.
-local function note_first(number)
-  local low, high = '[' .. number, range_end(number)
+local function note_first(lane4)
+  local low, high = '[' .. lane4, range_end(lane4)
   while true do
     local first = redis.call('ZRANGEBYLEX', ready_key, low, high, 'LIMIT', 0, 1)[1]
     if not first then
       return
     end
-    note_due(number, string.sub(first, 6, 13))
-    low = '[' .. number .. string.char(string.byte(first, 5) + 1)
+    local _, rank, due8 = read_ready(first)
+    note_due(lane4, due8)
+    low = '[' .. lane4 .. string.char(string.byte(rank) + 1)
   end
 end
 
 for _, member in ipairs(due_members) do
-  note_due(string.sub(member, 17, 20), string.sub(member, 1, 8))
+  local due8, _, lane4 = read_scheduled(member)
+  note_due(lane4, due8)
 end
-local details = {}
-for number, counted in pairs(lanes) do
-  local ready, aside = counted.P + counted.R, counted.S + counted.T
-  if ready + aside + counted.L > 0 then
-    if ready > 0 then
-      note_first(number)
-    end
-    local lane = get_lane(number)
-    push_pair(details, lane.queue, lane.name)
-    push_pair(details, ready, aside)
-    push_pair(details, counted.L, earliest[number] or '')
-    push(details, 0)
+local rows = {}
+
+local function add_row(queue, name, ready, scheduled, leased, due8, paused)
+  for _, value in ipairs({ queue, name, ready, scheduled, leased, due8, paused }) do
+    push(rows, value)
   end
 end
-for _, name in ipairs(redis.call('HKEYS', paused_queue_key)) do
-  push_pair(details, name, '')
-  push_pair(details, 0, 0)
-  push_pair(details, 0, '')
-  push(details, 1)
+
+for lane4, counted in pairs(lanes) do
+  local ready, scheduled = counted[PENDING] + counted[RETRYING], counted[SCHEDULED] + counted[RETRY_SCHEDULED]
+  if ready + scheduled + counted[LEASED] > 0 then
+    if ready > 0 then
+      note_first(lane4)
+    end
+    local lane = get_lane(lane4)
+    add_row(lane.queue, lane.name, ready, scheduled, counted[LEASED], earliest[lane4] or '', 0)
+  end
 end
-return { now8, details }
+for _, queue in ipairs(redis.call('HKEYS', paused_queue_key)) do
+  add_row(queue, '', 0, 0, 0, '', 1)
+end
+return { now8, rows }

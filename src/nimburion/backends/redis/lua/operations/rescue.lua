@@ -5,60 +5,66 @@
 -- Reply: {{id, ...} returned, {id, ...} failed, {id, ...} cancelled, 1 if more are left}
 -- Atomic: one script. It tests the expiry and ends the session in one step, so a heartbeat comes before or after.
 -- Cost: O(log n) per lease, for n waiting jobs; at most 100 expired sessions per call.
-local most, max_lost, suspect_after = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[7])
+local limit, max_lost, json_before, json_after, suspect_after
+  = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6], tonumber(ARGV[7])
 local expired = redis.call('ZRANGEBYSCORE', session_expiry_key, '-inf', alive_now, 'LIMIT', 0, 100)
-local orphans, session_states, put_orphan, drop_orphan, put_history = redis.call('ZRANGE', dead_session_key, 0, 99), {}, {}, {}, {}
+local dead_sessions, sessions = redis.call('ZRANGE', dead_session_key, 0, 99), {}
+local put_dead_session, drop_dead_session, put_history = {}, {}, {}
 for i, id in ipairs(expired) do
-  local session_state = redis.call('HGET', session_state_key, id)
-  local dead_session = string.sub(session_state, 1, 4) .. string.sub(session_state, 29, 29)
-  session_states[i] = session_state
-  push(orphans, dead_session)
-  push_pair(put_orphan, 0, dead_session)
+  local session = read_session_state(redis.call('HGET', session_state_key, id))
+  local dead_session = session.session4 .. session.status
+  sessions[i] = session
+  push(dead_sessions, dead_session)
+  push_pair(put_dead_session, 0, dead_session)
 end
 
-local returned, failed, cancelled, taken, more = {}, {}, {}, 0, false
-for _, dead_session in ipairs(orphans) do
-  local session4, left = string.sub(dead_session, 1, 4), string.sub(dead_session, 5) == 'l'
-  local members = redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4), 'LIMIT', 0, most - taken + 1)
-  for _, member in ipairs(members) do
-    if taken == most then
+-- Count a loss in the lease and in the history. Return the number of losses.
+local function add_loss(field, lease)
+  local failures, lost = struct.unpack('>I4I2', lease.counts)
+  lost = lost + 1
+  lease.counts = struct.pack('>I4I2', failures, lost)
+  local history = redis.call('HGET', history_key, field) or ''
+  push_pair(put_history, field, history .. make_history_entry(json_before .. failures + lost .. json_after))
+  return lost
+end
+
+local returned, failed, cancelled, count, more = {}, {}, {}, 0, false
+for _, dead_session in ipairs(dead_sessions) do
+  local session4, status = struct.unpack('>c4c1', dead_session)
+  local fields = list_session_leases(session4, limit - count + 1)
+  for _, field in ipairs(fields) do
+    if count == limit then
       more = true
       break
     end
-    taken = taken + 1
-    local field = string.sub(member, 5)
-    local lease, body = redis.call('HGET', lease_key, field), redis.call('HGET', job_key, field)
-    local counts = string.sub(lease, 42, 47)
-    local lost = struct.unpack('>I2', counts, 5)
+    count = count + 1
+    local lease, body = read_lease(redis.call('HGET', lease_key, field)), redis.call('HGET', job_key, field)
+    local _, lost = struct.unpack('>I4I2', lease.counts)
     -- A suspect runs alone. One that was leased together with other jobs had not begun.
-    local spared = left or (lost >= suspect_after and #members > 1)
-    if not spared then
-      lost = lost + 1
-      local json = ARGV[5] .. (struct.unpack('>I4', counts)) + lost .. ARGV[6]
-      push_pair(put_history, field, (redis.call('HGET', history_key, field) or '') .. now8
-        .. struct.pack('>I4', #json) .. json)
-      counts = string.sub(counts, 1, 4) .. struct.pack('>I2', lost)
+    local is_loss = status ~= SESSION_LEFT and not (lost >= suspect_after and #fields > 1)
+    if is_loss then
+      lost = add_loss(field, lease)
     end
-    if not spared and lost >= max_lost and string.byte(lease, 41) ~= 49 then
-      local lane = get_lane(string.sub(lease, 50, 53))
+    if is_loss and lost >= max_lost and not lease.is_cancel_requested then
+      local lane = get_lane(lease.lane4)
       end_lease(field, lease, lane)
-      finish_job(field, body, lane, 'F', make_end_record(lease, counts), 'lost')
+      finish_job(field, body, lane, FAILED, lease, 'lost')
       push(failed, get_id(body))
     else
-      push(release_job(field, lease, counts) and returned or cancelled, get_id(body))
+      push(release_job(field, lease, lease.counts) and returned or cancelled, get_id(body))
     end
   end
   if more then
     break
   end
-  push(drop_orphan, dead_session)
+  push(drop_dead_session, dead_session)
 end
 
 for i, id in ipairs(expired) do
-  end_session(id, session_states[i])
+  end_session(id, sessions[i])
 end
-call_in_batches('ZADD', dead_session_key, put_orphan)
-call_in_batches('ZREM', dead_session_key, drop_orphan)
+call_in_batches('ZADD', dead_session_key, put_dead_session)
+call_in_batches('ZREM', dead_session_key, drop_dead_session)
 call_in_batches('HSET', history_key, put_history)
 write_buffer()
 write_lane_counts()

@@ -9,30 +9,27 @@ local function cancel_job(field, body)
   end
   local lease = redis.call('HGET', lease_key, field)
   if lease then
-    redis.call('HSET', lease_key, field, string.sub(lease, 1, 40) .. '1' .. string.sub(lease, 42))
+    redis.call('HSET', lease_key, field, mark_lease_cancelled(lease))
     redis.call('HSET', cancel_requested_key, field, '1')
     return 'requested'
   end
-  local due8, attempts, failed = string.sub(body, 13, 20), nil, false
+  local attempts
   local state = redis.call('HGET', attempt_state_key, field)
   if state then
-    push(drop_state, field)
-    due8, failed = string.sub(state, 19, 26), string.sub(state, 1, 4) ~= '\0\0\0\0'
-    attempts = due8 .. string.sub(state, 11, 18) .. string.sub(state, 1, 10) .. string.sub(state, 27, 46)
+    push(writes.drop_state, field)
+    attempts = read_attempt_state(state)
   else
-    attempts = due8 .. NO_TIME .. NO_COUNTS .. '\0\0\0\0' .. NO_TOKEN
+    attempts = { due8 = get_due(body), started8 = NO_TIME, counts = NO_COUNTS, fence4 = NO_FENCE, settled = NO_TOKEN }
   end
-  local lane, rank = get_lane(string.sub(body, 1, 4)), string.char(9 - string.byte(body, 22))
-  local place = lane.number .. rank .. due8 .. field
-  if redis.call('ZSCORE', ready_key, place) then
-    push(drop_ready, place)
-    local code = failed and 'R' or 'P'
-    lane[code] = lane[code] - 1
+  local lane, rank, failed = get_lane(get_lane_number(body)), get_rank(body), has_failures(attempts.counts)
+  local member, code = lane.number .. rank .. attempts.due8 .. field, failed and RETRYING or PENDING
+  if redis.call('ZSCORE', ready_key, member) then
+    push(writes.drop_ready, member)
   else
-    local code = failed and 'T' or 'S'
-    push(drop_due, due8 .. field .. lane.number .. rank .. code)
-    lane[code] = lane[code] - 1
+    code = failed and RETRY_SCHEDULED or SCHEDULED
+    push(writes.drop_scheduled, attempts.due8 .. field .. lane.number .. rank .. code)
   end
-  finish_job(field, body, lane, 'X', attempts)
+  lane[code] = lane[code] - 1
+  finish_job(field, body, lane, CANCELLED, attempts)
   return 'cancelled'
 end

@@ -12,12 +12,12 @@ local function count_jobs()
   local lanes, flat = {}, redis.call('HGETALL', lane_counts_key)
   for i = 1, #flat, 2 do
     local number, code = string.sub(flat[i], 1, 4), string.sub(flat[i], 5)
-    lanes[number] = lanes[number] or { P = 0, S = 0, R = 0, T = 0, L = 0, C = 0, F = 0, X = 0 }
+    lanes[number] = lanes[number] or make_zero_counts()
     lanes[number][code] = tonumber(flat[i + 1])
   end
   for _, member in ipairs(due_members) do
-    local lane, code = lanes[string.sub(member, 17, 20)], string.sub(member, 22)
-    local ready = code == 'T' and 'R' or 'P'
+    local _, _, lane4, _, code = read_scheduled(member)
+    local lane, ready = lanes[lane4], code == RETRY_SCHEDULED and RETRYING or PENDING
     lane[code], lane[ready] = lane[code] - 1, lane[ready] + 1
   end
   return lanes, due_members

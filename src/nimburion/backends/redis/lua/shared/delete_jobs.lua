@@ -16,16 +16,15 @@ local function count_pruned(block, by)
 end
 
 local function delete_jobs(fields, bodies)
-  local ids, gone = {}, {}
+  local ids, deleted = {}, {}
   for i, field in ipairs(fields) do
     local body = bodies[i]
     if body then
-      local lane, at = get_lane(string.sub(body, 1, 4)), find_head_end(body) + 1
-      local code = string.sub(body, at, at)
+      local lane, code = get_lane(get_lane_number(body)), read_job_end(body).code
       lane[code] = lane[code] - 1
       push(ids, get_id(body))
       local block = math.floor(((struct.unpack('>I8', field)) - 1) / BLOCK)
-      gone[block] = (gone[block] or 0) + 1
+      deleted[block] = (deleted[block] or 0) + 1
     end
   end
   call_in_batches('HDEL', job_seq_key, ids)
@@ -35,7 +34,7 @@ local function delete_jobs(fields, bodies)
   for _, key in ipairs({ result_time_key, finished_key, dead_letter_key, dead_letter_time_key }) do
     call_in_batches('ZREM', key, fields)
   end
-  for block, by in pairs(gone) do
+  for block, by in pairs(deleted) do
     count_pruned(block, by)
   end
 end

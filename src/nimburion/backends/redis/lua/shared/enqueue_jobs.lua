@@ -2,23 +2,40 @@
 -- Keys: counters lane_number lane_name job job_seq payload ready scheduled lane_counts
 -- Provides: enqueue_jobs(names, positions, first) -> codes, holders
 --   names: the full lane names
---   positions: 12 bytes per job: index in `names` 2 | rank 1 | mode 1 | value 8. Mode 'a': due at the time `value`. Mode 'd': due
---     `value` microseconds from now.
+--   positions: 12 bytes per job: index in `names` 2 | rank 1 | mode 1 | value 8. Mode DUE_AT: due at the time `value`. Mode DUE_AFTER:
+--     due `value` microseconds from now.
 --   ARGV[first...]: the body of each job without its first 20 bytes (see record_format.lua), then the large payloads, in order
---   codes: one per job: c created, e exists, x conflict, t unique key taken, r refused because of another job of the call
+--   codes: one per job: CREATED, EXISTS, CONFLICT, TAKEN (the unique key), or REFUSED because of another job of the call
 --   holders: {index of the job: id of the job that holds its unique key}
--- Atomic: all outcomes are decided before anything is written. One job with code x or t refuses all jobs of the call.
+-- Atomic: all outcomes are decided before anything is written. One CONFLICT or TAKEN refuses all jobs of the call.
 -- Cost: O(log n) per job, for n waiting jobs.
+local POSITION_SIZE = 12
+-- Stands for lane, created and due of a new job.
+local NO_FRONT = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+
 local function get_new_id(new_body)
-  return string.sub(new_body, 20, 19 + string.byte(new_body, 19))
+  return sub(new_body, NEW_JOB_ID, NEW_JOB_ID_LENGTH + byte(new_body, NEW_JOB_ID_LENGTH))
+end
+
+local function get_digest(new_body)
+  return sub(new_body, NEW_JOB_DIGEST, NEW_JOB_DIGEST_END)
+end
+
+local function get_new_job_flags(new_body)
+  return byte(new_body, NEW_JOB_FLAGS)
 end
 
 local function get_position(positions, i)
-  return string.sub(positions, i * 12 - 11, i * 12)
+  return sub(positions, POSITION_SIZE * (i - 1) + 1, POSITION_SIZE * i)
+end
+
+-- Return lane index, rank, mode and value8 of a position.
+local function read_position(position)
+  return unpack_struct('>I2c1c1c8', position)
 end
 
 local function get_lane_job_name(full)
-  return string.sub(full, string.find(full, '\0', 1, true) + 1)
+  return sub(full, string.find(full, '\0', 1, true) + 1)
 end
 
 -- Return the id of the job that holds the unique key of a new job: a stored job, or an earlier job of this call.
@@ -32,33 +49,34 @@ local function find_rival(body, name, taken)
 end
 
 local function is_same_body(field, new_body)
-  return string.sub(redis.call('HGET', job_key, field), 23, 38) == string.sub(new_body, 3, 18)
+  return sub(redis.call('HGET', job_key, field), JOB_DIGEST, JOB_DIGEST_END) == get_digest(new_body)
 end
 
 local function decide_outcomes(names, positions, first)
-  local count = #positions / 12
+  local count = #positions / POSITION_SIZE
   local ids, codes, holders, seen, taken, refused = {}, {}, {}, {}, {}, false
   for i = 1, count do
     ids[i] = get_new_id(ARGV[first + i - 1])
   end
   local known = find_fields(ids)
   for i = 1, count do
-    local new_body, id, code = ARGV[first + i - 1], ids[i], 'c'
+    local new_body, id, code = ARGV[first + i - 1], ids[i], CREATED
+    local flags = get_new_job_flags(new_body)
     if known[i] then
-      code = is_same_body(known[i], new_body) and 'e' or 'x'
+      code = is_same_body(known[i], new_body) and EXISTS or CONFLICT
     elseif seen[id] then
-      code = string.sub(seen[id], 3, 18) == string.sub(new_body, 3, 18) and 'e' or 'x'
-    elseif bit.band(string.byte(new_body), FLAG_UNIQUE_KEY) ~= 0 then
-      local which = struct.unpack('>I2', positions, i * 12 - 11)
-      holders[i] = find_rival(string.rep(' ', 20) .. new_body, get_lane_job_name(names[which]), taken)
+      code = get_digest(seen[id]) == get_digest(new_body) and EXISTS or CONFLICT
+    elseif band(flags, FLAG_UNIQUE_KEY) ~= 0 then
+      local lane_index = read_position(get_position(positions, i))
+      holders[i] = find_rival(NO_FRONT .. new_body, get_lane_job_name(names[lane_index]), taken)
       if holders[i] then
-        code = bit.band(string.byte(new_body), FLAG_ACCEPT_EXISTING) ~= 0 and 'e' or 't'
+        code = band(flags, FLAG_ACCEPT_EXISTING) ~= 0 and EXISTS or TAKEN
       end
     end
-    if code == 'c' then
+    if code == CREATED then
       seen[id] = new_body
     end
-    refused = refused or code == 'x' or code == 't'
+    refused = refused or code == CONFLICT or code == TAKEN
     codes[i] = code
   end
   return codes, holders, refused
@@ -69,7 +87,7 @@ local function get_or_add_lanes(names)
   local numbers = redis.call('HMGET', lane_number_key, unpack(names))
   for i, number in ipairs(numbers) do
     if not number then
-      number = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'lane', 1))
+      number = pack_struct('>I4', redis.call('HINCRBY', counters_key, 'lane', 1))
       redis.call('HSET', lane_number_key, names[i], number)
       redis.call('HSET', lane_name_key, number, names[i])
       numbers[i] = number
@@ -78,20 +96,19 @@ local function get_or_add_lanes(names)
   return numbers
 end
 
--- Return what all jobs of one position have in common: `front`, the first 20 bytes of the body; lane and due time; the parts of
--- their members of `ready` or `scheduled`.
-local function make_place(position, numbers)
-  local which, value = struct.unpack('>I2', position), string.sub(position, 5)
-  local due8 = value
-  if string.byte(position, 4) == 100 then -- d
-    local span = decode_time(value, 1)
+-- Return what all jobs of one position have in common: `front`, the first 20 bytes of the body; lane and due time; and what precedes
+-- or follows the seq in their members of `ready` or `scheduled`.
+local function prepare_position(position, numbers)
+  local lane_index, rank, mode, due8 = read_position(position)
+  if mode == DUE_AFTER then
+    local span = decode_time(due8, 1)
     due8 = span > 0 and encode_time(now + span) or now8
   end
-  local lane, rank = get_lane(numbers[which]), string.sub(position, 3, 3)
-  local ready = decode_time(due8, 1) <= now
+  local lane4 = numbers[lane_index]
+  local is_ready = decode_time(due8, 1) <= now
   return {
-    front = numbers[which] .. now8 .. due8, lane = lane, ready = ready, due8 = due8,
-    place = ready and numbers[which] .. rank .. due8 or numbers[which] .. rank .. 'S',
+    front = lane4 .. now8 .. due8, lane = get_lane(lane4), is_ready = is_ready, due8 = due8,
+    before_seq = is_ready and lane4 .. rank .. due8 or nil, after_seq = not is_ready and lane4 .. rank .. SCHEDULED or nil,
   }
 end
 
@@ -99,53 +116,54 @@ local function enqueue_jobs(names, positions, first)
   local codes, holders, refused = decide_outcomes(names, positions, first)
   if refused then
     for i, code in ipairs(codes) do
-      if code == 'c' or code == 'e' then
-        codes[i], holders[i] = 'r', nil
+      if code == CREATED or code == EXISTS then
+        codes[i], holders[i] = REFUSED, nil
       end
     end
     return codes, holders
   end
   local created = 0
   for _, code in ipairs(codes) do
-    created = created + (code == 'c' and 1 or 0)
+    created = created + (code == CREATED and 1 or 0)
   end
   if created == 0 then
     return codes, holders
   end
   local numbers = get_or_add_lanes(names)
   local seq = redis.call('HINCRBY', counters_key, 'seq', created) - created
-  local jobs, ids, ready, due, large_payloads, places = {}, {}, {}, {}, {}, {}
+  local jobs, ids, ready, scheduled, prepared = {}, {}, {}, {}, {}
   local next_large_payload = first + #codes
   for i, code in ipairs(codes) do
-    local new_body = ARGV[first + i - 1]
-    local payload
-    if bit.band(string.byte(new_body), FLAG_LARGE_PAYLOAD) ~= 0 then
+    local new_body, payload = ARGV[first + i - 1], nil
+    local flags = get_new_job_flags(new_body)
+    if band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
       payload, next_large_payload = ARGV[next_large_payload], next_large_payload + 1
     end
-    if code == 'c' then
+    if code == CREATED then
       local position = get_position(positions, i)
-      local add_waiting = places[position]
-      if not add_waiting then
-        add_waiting = make_place(position, numbers)
-        places[position] = add_waiting
-        mark_queue(add_waiting.lane.queue)
+      local common = prepared[position]
+      if not common then
+        common = prepare_position(position, numbers)
+        prepared[position] = common
+        mark_queue(common.lane.queue)
       end
+      local lane = common.lane
       seq = seq + 1
-      local field = struct.pack('>I8', seq)
-      push_pair(jobs, field, add_waiting.front .. new_body)
+      local field = pack_struct('>I8', seq)
+      push_pair(jobs, field, common.front .. new_body)
       push_pair(ids, get_new_id(new_body), shorten_field(field))
-      if add_waiting.ready then
-        push_pair(ready, 0, add_waiting.place .. field)
-        add_waiting.lane.P = add_waiting.lane.P + 1
+      if common.is_ready then
+        push_pair(ready, 0, common.before_seq .. field)
+        lane[PENDING] = lane[PENDING] + 1
       else
-        push_pair(due, 0, add_waiting.due8 .. field .. add_waiting.place)
-        add_waiting.lane.S = add_waiting.lane.S + 1
+        push_pair(scheduled, 0, common.due8 .. field .. common.after_seq)
+        lane[SCHEDULED] = lane[SCHEDULED] + 1
       end
       if payload then
         redis.call('HSET', payload_key, field, payload)
       end
-      if bit.band(string.byte(new_body), FLAG_UNIQUE_KEY) ~= 0 then
-        take_key(jobs[#jobs], add_waiting.lane.name)
+      if band(flags, FLAG_UNIQUE_KEY) ~= 0 then
+        take_key(jobs[#jobs], lane.name)
       end
     end
   end
@@ -154,8 +172,8 @@ local function enqueue_jobs(names, positions, first)
   if #ready > 0 then
     redis.call('ZADD', ready_key, unpack(ready))
   end
-  if #due > 0 then
-    redis.call('ZADD', scheduled_key, unpack(due))
+  if #scheduled > 0 then
+    redis.call('ZADD', scheduled_key, unpack(scheduled))
   end
   return codes, holders
 end

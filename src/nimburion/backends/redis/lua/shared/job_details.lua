@@ -11,22 +11,19 @@ local function get_payload(field, body)
   if has_flag(body, FLAG_LARGE_PAYLOAD) then
     return redis.call('HGET', payload_key, field)
   end
-  return get_tail(body)
+  return get_payload_part(body)
 end
 
 local function describe_job(field, body, code, attempts, payloads)
-  local keeps, ends = code ~= 'C' and code ~= 'X', find_head_end(body)
-  if has_flag(body, FLAG_FINISHED) then
-    local _, behind = get_reason(body, ends + 1)
-    ends = behind
-  end
-  local payload = payloads and keeps and get_payload(field, body)
+  local has_payload = code ~= COMPLETED and code ~= CANCELLED
+  local size = has_flag(body, FLAG_FINISHED) and read_job_end(body).rest - 1 or find_head_end(body)
+  local payload = payloads and has_payload and get_payload(field, body)
   local history = redis.call('HGET', history_key, field)
-  local result = code == 'C' and redis.call('HGET', result_key, field)
-  local session = code == 'L' and redis.call('HGET', session_id_key, string.sub(attempts, 1, 4))
-  local bytes = ends + #(payload or '') + #(history or '') + #(result or '')
+  local result = code == COMPLETED and redis.call('HGET', result_key, field)
+  local session = code == LEASED and redis.call('HGET', session_id_key, read_lease(attempts).session4)
+  local bytes = size + #(payload or '') + #(history or '') + #(result or '')
   return {
-    field, code, string.sub(body, 1, ends), attempts or false, payload or false, history,
+    field, code, string.sub(body, 1, size), attempts or false, payload or false, history,
     redis.call('HGET', progress_key, field), result, session,
   }, bytes
 end

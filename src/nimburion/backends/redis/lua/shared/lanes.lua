@@ -3,17 +3,24 @@
 -- Provides: get_lane(number) -> {number, full, queue, name, and per code the change of its count}
 --   write_lane_counts(): writes all changes
 -- Cost: one HGET per lane, and one HINCRBY per count that changes.
-local known_lanes, lane_codes = {}, { 'P', 'S', 'R', 'T', 'L', 'C', 'F', 'X' }
+local known_lanes = {}
+local LANE_CODES = { PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED, COMPLETED, FAILED, CANCELLED }
+
+local function make_zero_counts()
+  return {
+    [PENDING] = 0, [SCHEDULED] = 0, [RETRYING] = 0, [RETRY_SCHEDULED] = 0, [LEASED] = 0,
+    [COMPLETED] = 0, [FAILED] = 0, [CANCELLED] = 0,
+  }
+end
 
 local function get_lane(number)
   local lane = known_lanes[number]
   if not lane then
     local full = redis.call('HGET', lane_name_key, number)
     local cut = string.find(full, '\0', 1, true)
-    lane = {
-      number = number, full = full, queue = string.sub(full, 1, cut - 1), name = string.sub(full, cut + 1),
-      P = 0, S = 0, R = 0, T = 0, L = 0, C = 0, F = 0, X = 0,
-    }
+    lane = make_zero_counts()
+    lane.number, lane.full = number, full
+    lane.queue, lane.name = string.sub(full, 1, cut - 1), string.sub(full, cut + 1)
     known_lanes[number] = lane
   end
   return lane
@@ -24,7 +31,7 @@ local function get_net_change(name)
   local net = 0
   for _, lane in pairs(known_lanes) do
     if lane.name == name then
-      net = net + lane.L
+      net = net + lane[LEASED]
     end
   end
   return net
@@ -35,11 +42,11 @@ end
 local function write_lane_counts()
   local running = {}
   for number, lane in pairs(known_lanes) do
-    for _, code in ipairs(lane_codes) do
+    for _, code in ipairs(LANE_CODES) do
       local by = lane[code]
       if by ~= 0 then
         redis.call('HINCRBY', lane_counts_key, number .. code, by)
-        if code == 'L' then
+        if code == LEASED then
           running[lane.name] = (running[lane.name] or 0) + by
         end
         lane[code] = 0
@@ -48,10 +55,10 @@ local function write_lane_counts()
   end
   for name, by in pairs(running) do
     if by ~= 0 then
-      local held = redis.call('HINCRBY', limit_in_use_key, name, by)
+      local in_use = redis.call('HINCRBY', limit_in_use_key, name, by)
       if by < 0 then
         local maximum = redis.call('HGET', concurrency_limit_key, name)
-        if maximum and held < tonumber(maximum) and held - by >= tonumber(maximum) then
+        if maximum and in_use < tonumber(maximum) and in_use - by >= tonumber(maximum) then
           mark_every_queue()
         end
       end

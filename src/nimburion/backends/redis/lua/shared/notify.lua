@@ -43,14 +43,14 @@ local function notify_marked()
   end
   local notified = {}
   for queue in pairs(marked) do
-    local waits = queue .. '\0'
-    local found = redis.call('HMGET', notify_key, queue, waits)
-    if found[1] then
+    local long_poll_field = queue .. '\0'
+    local subscribers = redis.call('HMGET', notify_key, queue, long_poll_field)
+    if subscribers[1] then
       redis.call('HDEL', notify_key, queue)
       notified[#notified + 1] = queue
     end
-    if found[2] then
-      redis.call('HDEL', notify_key, waits)
+    if subscribers[2] then
+      redis.call('HDEL', notify_key, long_poll_field)
       wake_stream(get_stream(queue))
     end
   end

@@ -8,23 +8,19 @@ local function promote_due(most)
   if #members == 0 then
     return 0
   end
-  local places = {}
+  local ready = {}
   for i, member in ipairs(members) do
-    local number = string.sub(member, 17, 20)
-    places[2 * i - 1], places[2 * i] = 0, string.sub(member, 17, 21) .. string.sub(member, 1, 16)
-    local lane = get_lane(number)
-    if string.byte(member, 22) == 84 then -- T
-      lane.T, lane.R = lane.T - 1, lane.R + 1
-    else
-      lane.S, lane.P = lane.S - 1, lane.P + 1
-    end
+    local due8, field, lane4, rank, code = read_scheduled(member)
+    ready[2 * i - 1], ready[2 * i] = 0, lane4 .. rank .. due8 .. field
+    local lane, ready_code = get_lane(lane4), code == RETRY_SCHEDULED and RETRYING or PENDING
+    lane[code], lane[ready_code] = lane[code] - 1, lane[ready_code] + 1
   end
   redis.call('ZREM', scheduled_key, unpack(members))
-  redis.call('ZADD', ready_key, unpack(places))
+  redis.call('ZADD', ready_key, unpack(ready))
   return #members
 end
 
 local function get_next_due()
   local first = redis.call('ZRANGE', scheduled_key, 0, 0)[1]
-  return first and string.sub(first, 1, 8) or ''
+  return first and (read_scheduled(first)) or ''
 end

@@ -1,5 +1,5 @@
--- Shared part: reads and writes binary records. Their layout:
--- Provides: constants, and functions that read fields of a record
+-- Shared part: reads and writes binary records.
+-- Provides: functions that read and make records. A name that ends in a number, such as `due8`, holds that many encoded bytes.
 --
 -- `due 8` is a field of 8 bytes. `id 1 + n` is a length of 1 byte and then that many bytes. All numbers are big-endian.
 -- A field of a hash is the job's seq as 8 bytes. Offsets count from 1.
@@ -22,6 +22,8 @@
 -- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, d dead) | closed 8
 --                   | codes of the last settlements
 -- history           per failed attempt: time 8 | length 4 | JSON
+-- schedule          paused 1 ('1' or '0') | has a last tick 1 ('1' or '0') | last tick 8 | id of the last job 1 + n
+--                   | owner 2 + n | declaration
 -- unique_key        expiry 8 (all ones: when the job ends) | id
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
@@ -30,63 +32,179 @@
 -- A token is fence 4 | nonce 16. `settled` is the token of the last settlement of the job, or zeros.
 -- Codes of lane_counts: P ready, S scheduled, R ready after a failure, T scheduled after a failure, L leased, C completed,
 -- F failed, X cancelled.
-local FLAG_OPTIONS, FLAG_UNIQUE_KEY, FLAG_LARGE_PAYLOAD, FLAG_FINISHED, FLAG_ACCEPT_EXISTING = 1, 2, 4, 8, 16
-local NEVER = string.rep('\255', 8)
-local NO_COUNTS = string.rep('\0', 6)
-local NO_TOKEN = string.rep('\0', 20)
-local NO_TIME = string.rep('\0', 8)
-local NO_REASON = '\255\255'
+local NEVER = '\255\255\255\255\255\255\255\255'
+local NO_FAILURES, NO_COUNTS = '\0\0\0\0', '\0\0\0\0\0\0'
+local NO_TOKEN = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+local NO_TIME, NO_NUMBER = '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0'
+local NO_FENCE, FIRST_FENCE = '\0\0\0\0', '\0\0\0\1'
+local NO_REASON, NO_REASON_LENGTH = '\255\255', 65535
 local BLOCK = 500
+local MAX_PRIORITY = 9
+
+-- A local is faster than a field of a global.
+local byte, sub, band, unpack_struct, pack_struct = string.byte, string.sub, bit.band, struct.unpack, struct.pack
+
+-- Offset of the cancel flag in a lease, and its values
+local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
+
+-- Offsets in a member of `ready`: its lane has 4 bytes.
+local READY_LANE_END, READY_RANK, READY_DUE, READY_SEQ = 4, 5, 6, 14
+
+-- --- job ---
 
 local function has_flag(body, flag)
-  return bit.band(string.byte(body, 21), flag) ~= 0
+  return band(byte(body, JOB_FLAGS), flag) ~= 0
+end
+
+local function get_lane_number(body)
+  return sub(body, 1, JOB_LANE_END)
+end
+
+local function get_due(body)
+  return sub(body, JOB_DUE, JOB_DUE_END)
+end
+
+local function get_rank(body)
+  return string.char(MAX_PRIORITY - byte(body, JOB_PRIORITY))
+end
+
+local function get_id(body)
+  return sub(body, JOB_ID, JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH))
 end
 
 -- Return the offset of the unique key (of its length), which follows the id and the options.
 local function find_key_offset(body)
-  local at = 40 + string.byte(body, 39)
+  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
   if has_flag(body, FLAG_OPTIONS) then
-    at = at + 4 + (struct.unpack('>I4', body, at))
+    offset = offset + 4 + (unpack_struct('>I4', body, offset))
   end
-  return at
+  return offset
 end
 
 -- Return the offset of the last byte of the head: what follows it changes when the job finishes.
 local function find_head_end(body)
-  if string.byte(body, 21) % 4 == 0 then
-    return 39 + string.byte(body, 39)
+  if byte(body, JOB_FLAGS) % FLAG_LARGE_PAYLOAD == 0 then -- neither FLAG_OPTIONS nor FLAG_UNIQUE_KEY
+    return JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
   end
-  local at = find_key_offset(body)
+  local offset = find_key_offset(body)
   if has_flag(body, FLAG_UNIQUE_KEY) then
-    at = at + 9 + string.byte(body, at)
+    offset = offset + 9 + byte(body, offset)
   end
-  return at - 1
+  return offset - 1
 end
 
-local function get_id(body)
-  return string.sub(body, 40, 39 + string.byte(body, 39))
+-- Return what a finished job has after its head. `reason` may be nil; `rest` is the offset of what follows.
+local function read_job_end(body)
+  local code, started8, finished8, counts, fence4, settled, length, rest
+    = unpack_struct('>c1c8c8c6c4c20I2', body, find_head_end(body) + 1)
+  local reason
+  if length ~= NO_REASON_LENGTH then
+    reason, rest = sub(body, rest, rest + length - 1), rest + length
+  end
+  return {
+    code = code, started8 = started8, finished8 = finished8, counts = counts, fence4 = fence4, settled = settled,
+    reason = reason, rest = rest,
+  }
 end
 
--- Return the reason of a finished job, or nil, and the offset of its last byte. `at`: the offset after the head.
-local function get_reason(body, at)
-  local size = struct.unpack('>I2', body, at + 47)
-  if size == 65535 then
-    return nil, at + 48
-  end
-  return string.sub(body, at + 49, at + 48 + size), at + 48 + size
+-- Return a finished job. `attempts` is its lease or its attempt state; `payload` is '' unless the job failed.
+local function make_finished_job(body, code, attempts, reason, payload)
+  return sub(body, 1, JOB_CREATED_END) .. attempts.due8
+    .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED) .. sub(body, JOB_PRIORITY, find_head_end(body))
+    .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.fence4 .. attempts.settled
+    .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON) .. payload
 end
 
 -- Return the payload of a job, or its length if it is large; '' if the job has none any more.
-local function get_tail(body)
-  local at = find_head_end(body) + 1
-  if not has_flag(body, FLAG_FINISHED) then
-    return string.sub(body, at)
-  end
-  local _, ends = get_reason(body, at)
-  return string.sub(body, ends + 1)
+local function get_payload_part(body)
+  return sub(body, has_flag(body, FLAG_FINISHED) and read_job_end(body).rest or find_head_end(body) + 1)
+end
+
+-- Return a finished job as a pending one that is due at `due8`.
+local function make_pending_job(body, due8)
+  return sub(body, 1, JOB_CREATED_END) .. due8 .. string.char(byte(body, JOB_FLAGS) - FLAG_FINISHED)
+    .. sub(body, JOB_PRIORITY, find_head_end(body)) .. get_payload_part(body)
+end
+
+-- --- lease and attempt state ---
+
+-- Return the fields of a lease, in `lease` or in a new table. A new table costs 1 us, so a loop over many leases reuses one.
+-- `settled` is the token of an earlier settlement, or zeros.
+local function read_lease(record, lease)
+  lease = lease or {}
+  local session4, fence4, nonce, number8, started8, cancel, counts, index, lane4, rank, due8, _, rest
+    = unpack_struct('>c4c4c16c8c8c1c6I2c4c1c8c8', record)
+  lease.session4, lease.fence4, lease.nonce, lease.number8, lease.started8 = session4, fence4, nonce, number8, started8
+  lease.is_cancel_requested, lease.counts, lease.index = cancel == CANCEL_REQUESTED, counts, index
+  lease.lane4, lease.rank, lease.due8 = lane4, rank, due8
+  lease.settled = rest < #record and sub(record, rest) or NO_TOKEN
+  return lease
+end
+
+-- Return the lease with its cancel flag set.
+local function mark_lease_cancelled(record)
+  return sub(record, 1, LEASE_CANCEL - 1) .. CANCEL_REQUESTED .. sub(record, LEASE_CANCEL + 1)
+end
+
+local function get_token(lease)
+  return lease.fence4 .. lease.nonce
+end
+
+local function read_attempt_state(record)
+  local counts, fence4, started8, due8, settled = unpack_struct('>c6c4c8c8c20', record)
+  return { counts = counts, fence4 = fence4, started8 = started8, due8 = due8, settled = settled }
+end
+
+-- Return the attempt state of a job. `attempts` is a lease, an attempt state or the end of a finished job.
+local function make_attempt_state(attempts, due8)
+  return attempts.counts .. attempts.fence4 .. attempts.started8 .. due8 .. attempts.settled
+end
+
+-- `counts` is failures 4 | lost 2.
+local function has_failures(counts)
+  return sub(counts, 1, 4) ~= NO_FAILURES
+end
+
+-- --- members of sorted sets ---
+
+-- Return lane4, rank, due8 and field of a member of `ready`.
+local function read_ready(member)
+  return unpack_struct('>c4c1c8c8', member)
+end
+
+-- Return due8, field, lane4, rank and code of a member of `scheduled`.
+local function read_scheduled(member)
+  return unpack_struct('>c8c8c4c1c1', member)
 end
 
 -- Return the end of the range of members that begin with these 4 bytes, for ZRANGEBYLEX.
 local function range_end(number)
-  return '(' .. struct.pack('>I4', (struct.unpack('>I4', number)) + 1)
+  return '(' .. pack_struct('>I4', (unpack_struct('>I4', number)) + 1)
+end
+
+-- --- session state ---
+
+local function read_session_state(record)
+  local session4, number8, ttl8, opened8, status, closed8, rest = unpack_struct('>c4c8c8c8c1c8', record)
+  return {
+    session4 = session4, number8 = number8, ttl8 = ttl8, opened8 = opened8, status = status, closed8 = closed8,
+    codes = sub(record, rest),
+  }
+end
+
+local function make_session_state(session)
+  return session.session4 .. session.number8 .. session.ttl8 .. session.opened8 .. session.status .. session.closed8
+    .. session.codes
+end
+
+-- Return the state of a session if it is open, else nil.
+local function read_open_session(record)
+  local session = record and read_session_state(record)
+  return session and session.status == SESSION_ALIVE and session or nil
+end
+
+-- --- history ---
+
+local function make_history_entry(json)
+  return now8 .. pack_struct('>I4', #json) .. json
 end

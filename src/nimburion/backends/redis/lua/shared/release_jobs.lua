@@ -1,23 +1,44 @@
 -- Shared part of release, close_session and rescue: ends leases, and ends sessions.
--- Keys: job session_state session_expiry closed_session
+-- Keys: job session_state session_expiry closed_session session_leases
 -- Provides: release_job(field, lease, counts, token) -> true if the job waits again, false if it was cancelled because a cancel
 --   was requested. `token`: the token of a settlement that releases the job, or nil.
---   end_session(id, session_state)
+--   end_session(id, session)
+--   read_lease_names(packed): the leases of an argument, seq 8 | token 20 each, as a set
+--   list_session_leases(session4, limit): the fields of the leases of a session; without a limit, all
+--   `lease` and `session` are results of read_lease and read_session_state.
 -- Cost: O(log n) per lease, for n waiting jobs.
+local function read_lease_names(packed)
+  local names = {}
+  for offset = 1, #packed, 28 do
+    names[string.sub(packed, offset, offset + 27)] = true
+  end
+  return names
+end
+
+local function list_session_leases(session4, limit)
+  local fields = redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4), 'LIMIT', 0, limit or -1)
+  for i, member in ipairs(fields) do
+    fields[i] = string.sub(member, 5)
+  end
+  return fields
+end
+
 local function release_job(field, lease, counts, token)
-  local lane = get_lane(string.sub(lease, 50, 53))
+  local lane = get_lane(lease.lane4)
   end_lease(field, lease, lane)
-  if string.byte(lease, 41) == 49 then
-    finish_job(field, redis.call('HGET', job_key, field), lane, 'X', make_end_record(lease, counts, token))
+  lease.counts, lease.settled = counts, token or lease.settled
+  if lease.is_cancel_requested then
+    finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
     return false
   end
-  requeue(field, lease, lane, counts, nil, token)
+  requeue(field, lease, lane)
   return true
 end
 
 -- End a session. Its id is kept for a day, so that a late call cannot revive it.
-local function end_session(id, session_state)
-  redis.call('HSET', session_state_key, id, string.sub(session_state, 1, 28) .. 'd' .. now8 .. string.sub(session_state, 38))
+local function end_session(id, session)
+  session.status, session.closed8 = SESSION_DEAD, now8
+  redis.call('HSET', session_state_key, id, make_session_state(session))
   redis.call('ZREM', session_expiry_key, id)
   redis.call('ZADD', closed_session_key, now, id)
 end

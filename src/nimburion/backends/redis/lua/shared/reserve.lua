@@ -1,14 +1,24 @@
 -- Shared part of exchange: chooses and leases jobs, in the exact order that the contract prescribes (docs/decisions/0001).
 -- Keys: job payload attempt_state ready lease session_leases lane_number paused_queue concurrency_limit limit_in_use
--- Provides: find_open_lanes(request) -> the lanes of the request that can be reserved from
+-- Provides: read_request(packed)
+--   find_open_lanes(request) -> the lanes of the request that can be reserved from
 --   choose_jobs(lanes, request) -> members of `ready`, in order
 --   lease_jobs(...) leases them
 --   find_waiting_lanes(lanes) -> the indexes, in the request, of lanes with more jobs
 -- The request is {total, ageing in microseconds, {full lane name, queue, job name, ...}, {queue: {priority, limit or false}},
 --   whether the next exchange waits on the streams, maximum bytes of the reply}.
 -- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.
-local WAITING = 64
-local OVERHEAD = 256 -- DELIVERY_OVERHEAD in core/exchange.py
+local MAX_WAITING_LANES = 64
+-- DELIVERY_OVERHEAD in core/exchange.py
+local OVERHEAD = 256
+
+-- Return the fields of a request; exchange.py encodes them in this order.
+local function read_request(packed)
+  local values = cmsgpack.unpack(packed)
+  return {
+    total = values[1], ageing = values[2], lanes = values[3], queues = values[4], waits_on_stream = values[5], max_bytes = values[6],
+  }
+end
 
 -- Return how many more jobs of a name its concurrency limit allows; nil if it has no limit.
 local function get_capacity(name, capacities)
@@ -23,7 +33,7 @@ end
 
 -- Return the requested lanes that exist, are not paused and are below their limit. `capacities`: what the limits still allow.
 local function find_open_lanes(request)
-  local fulls, open, requested = {}, {}, request[3]
+  local fulls, open, requested = {}, {}, request.lanes
   for i = 1, #requested, 3 do
     push(fulls, requested[i])
   end
@@ -42,7 +52,7 @@ local function find_open_lanes(request)
         seen[number] = true
         local capacity = is_limited and get_capacity(name, capacities) or nil
         if capacity ~= 0 then
-          local options = request[4][queue]
+          local options = request.queues[queue]
           push(open, {
             place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
             low = '[' .. number, high = range_end(number), priority = options and options[1] or 0,
@@ -80,13 +90,13 @@ local function rank_head(lane, ageing)
     end
     member = lane.members[1]
   end
-  local due = decode_time(member, 6)
+  local due = decode_time(member, READY_DUE)
   lane.level = lane.priority
   if ageing > 0 and now > due then
     lane.level = lane.level + math.floor((now - due) / ageing)
   end
-  lane.rank, lane.due = string.byte(member, 5), due
-  lane.seq = struct.unpack('>I8', member, 14)
+  lane.rank, lane.due = byte(member, READY_RANK), due
+  lane.seq = unpack_struct('>I8', member, READY_SEQ)
   return true
 end
 
@@ -179,11 +189,11 @@ local function merge_lanes(lanes, total, ageing, caps, capacities)
 end
 
 local function choose_jobs(lanes, request)
-  local total, caps = request[1], {}
+  local total, caps = request.total, {}
   if #lanes == 0 then
     return {}
   end
-  for queue, options in pairs(request[4]) do
+  for queue, options in pairs(request.queues) do
     caps[queue] = options[2] or nil
   end
   if #lanes == 1 then
@@ -201,7 +211,7 @@ local function choose_jobs(lanes, request)
     end
     return {}
   end
-  return merge_lanes(lanes, total, request[2], caps, lanes.capacities)
+  return merge_lanes(lanes, total, request.ageing, caps, lanes.capacities)
 end
 
 -- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
@@ -209,9 +219,9 @@ local function find_waiting_lanes(lanes)
   local found = {}
   for _, lane in ipairs(lanes) do
     local open = not lane.is_limited or lanes.capacities[lane.name] > 0
-    if open and (lane.left or lane.members[lane.at] or read_more(lane, 1)) then
+    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1)) then
       push(found, lane.place)
-      if #found == WAITING then
+      if #found == MAX_WAITING_LANES then
         break
       end
     end
@@ -221,17 +231,17 @@ end
 
 -- Return the bytes of a delivery: payload, options and a constant for the rest. The first case is the common one: a job without
 -- options, without a unique key and without a large payload.
-local function size_of(body)
-  local flags, ends = string.byte(body, 21), 39 + string.byte(body, 39)
+local function get_delivery_size(body)
+  local flags, id_end = byte(body, JOB_FLAGS), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
   if flags == 0 then
-    return OVERHEAD + #body - ends
+    return OVERHEAD + #body - id_end
   end
   local size = OVERHEAD
-  if bit.band(flags, FLAG_OPTIONS) ~= 0 then
-    size = size + (struct.unpack('>I4', body, ends + 1))
+  if band(flags, FLAG_OPTIONS) ~= 0 then
+    size = size + (unpack_struct('>I4', body, id_end + 1))
   end
-  ends = find_head_end(body)
-  return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (struct.unpack('>I4', body, ends + 1)) or #body - ends)
+  local head_end = find_head_end(body)
+  return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (unpack_struct('>I4', body, head_end + 1)) or #body - head_end)
 end
 
 -- Return how many of these jobs fit in a reply of `most` bytes (at least one), and their bodies, each with its payload.
@@ -239,12 +249,12 @@ local function read_bodies(fields, most)
   local bodies = get_in_batches(job_key, fields)
   for i = 1, #fields do
     local body = bodies[i]
-    most = most - size_of(body)
+    most = most - get_delivery_size(body)
     if most < 0 and i > 1 then
       return i - 1, bodies
     end
     if has_flag(body, FLAG_LARGE_PAYLOAD) then
-      bodies[i] = string.sub(body, 1, find_head_end(body)) .. redis.call('HGET', payload_key, fields[i])
+      bodies[i] = sub(body, 1, find_head_end(body)) .. redis.call('HGET', payload_key, fields[i])
     end
   end
   return #fields, bodies
@@ -253,10 +263,10 @@ end
 -- Drop the jobs that do not fit in the reply; they stay in their lanes.
 local function cut_reply(count, chosen, bodies, lanes)
   for i = #chosen, count + 1, -1 do
-    local number = string.sub(chosen[i], 1, 4)
+    local lane4 = read_ready(chosen[i])
     for _, lane in ipairs(lanes) do
-      if lane.number == number then
-        lane.left = true
+      if lane.number == lane4 then
+        lane.has_more = true
         if lane.is_limited then
           lanes.capacities[lane.name] = lanes.capacities[lane.name] + 1
         end
@@ -273,32 +283,31 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   end
   local fields = {}
   for i, member in ipairs(chosen) do
-    fields[i] = string.sub(member, 14, 21)
+    fields[i] = sub(member, READY_SEQ)
   end
   local count, bodies = read_bodies(fields, most)
   cut_reply(count, chosen, bodies, lanes)
   local states = redis.call('HLEN', attempt_state_key) > 0 and get_in_batches(attempt_state_key, fields) or {}
-  local tail = number8 .. now8 .. '0'
-  local fresh = session4 .. '\0\0\0\1' .. nonce .. tail .. NO_COUNTS
+  -- The parts of a lease that are the same for all jobs: see record_format.lua.
+  local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
+  local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
   local details, leases, members, dropped_states = {}, {}, {}, {}
   for i = 1, count do
-    local member, field, state = chosen[i], fields[i], states[i]
-    local lane = get_lane(string.sub(member, 1, 4))
-    local place = struct.pack('>I2', i)
-    if state then
-      local fence4 = struct.pack('>I4', (struct.unpack('>I4', state, 7)) + 1)
-      local counts, settled = string.sub(state, 1, 6), string.sub(state, 27, 46)
-      push_pair(leases, field, session4 .. fence4 .. nonce .. tail .. counts .. place .. member .. settled)
-      details[i] = string.sub(member, 6) .. fence4 .. counts
+    local member, field = chosen[i], fields[i]
+    local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
+    local due8_and_seq8 = sub(member, READY_DUE)
+    if states[i] then
+      local attempts = read_attempt_state(states[i])
+      local fence4, counts = pack_struct('>I4', unpack_struct('>I4', attempts.fence4) + 1), attempts.counts
+      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled)
+      details[i] = due8_and_seq8 .. fence4 .. counts
       push(dropped_states, field)
-      local code = string.sub(counts, 1, 4) == '\0\0\0\0' and 'P' or 'R'
-      lane[code] = lane[code] - 1
+      code = has_failures(counts) and RETRYING or PENDING
     else
-      push_pair(leases, field, fresh .. place .. member)
-      details[i] = string.sub(member, 6) .. '\0\0\0\1' .. NO_COUNTS
-      lane.P = lane.P - 1
+      push_pair(leases, field, first_lease .. index2 .. member)
+      details[i] = due8_and_seq8 .. first_counts
     end
-    lane.L = lane.L + 1
+    lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
     push_pair(members, 0, session4 .. field)
   end
   call_in_batches('ZREM', ready_key, chosen)

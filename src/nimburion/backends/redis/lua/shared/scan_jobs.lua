@@ -12,6 +12,8 @@
 --   skipped.
 --
 -- list_fields_below returns the seqs below `top`, newest first, as far as the first seq of their block.
+local FIRST_FIELD = '\0\0\0\0\0\0\0\1'
+
 local function list_fields_below(top)
   local block = math.floor((top - 2) / BLOCK)
   local first = redis.call('HGET', pruned_blocks_key, '<' .. block)
@@ -26,29 +28,29 @@ local function list_fields_below(top)
   return fields
 end
 
--- Per source: return the next fields after `on`, and whether they are the last.
-local places = {
-  all = function(on)
+-- Per source: return the next fields after the field `after`, and whether they are the last.
+local SOURCES = {
+  all = function(after)
     local top = tonumber(redis.call('HGET', counters_key, 'seq') or 0) + 1
-    if on ~= '' then
-      top = math.min(top, (struct.unpack('>I8', on)))
+    if after ~= '' then
+      top = math.min(top, (struct.unpack('>I8', after)))
     end
     local fields = list_fields_below(top)
-    return fields, #fields == 0 or fields[#fields] == '\0\0\0\0\0\0\0\1'
+    return fields, #fields == 0 or fields[#fields] == FIRST_FIELD
   end,
-  dead = function(on)
-    local top = on == '' and '+inf' or string.format('(%.0f', (struct.unpack('>I8', on)))
+  dead = function(after)
+    local top = after == '' and '+inf' or string.format('(%.0f', (struct.unpack('>I8', after)))
     local fields = redis.call('ZREVRANGEBYSCORE', dead_letter_key, top, '-inf', 'LIMIT', 0, BLOCK)
     return fields, #fields < BLOCK
   end,
-  done = function(on)
-    local rank = on ~= '' and redis.call('ZREVRANK', finished_key, on)
+  done = function(after)
+    local rank = after ~= '' and redis.call('ZREVRANK', finished_key, after)
     local first = rank and rank + 1 or 0
     local fields = redis.call('ZREVRANGE', finished_key, first, first + BLOCK - 1)
     return fields, #fields < BLOCK
   end,
-  given = function(on)
-    local top, fields = on == '' and math.huge or (struct.unpack('>I8', on)), {}
+  given = function(after)
+    local top, fields = after == '' and math.huge or (struct.unpack('>I8', after)), {}
     for at = 1, #ARGV[7], 8 do
       if (struct.unpack('>I8', ARGV[7], at)) < top then
         push(fields, string.sub(ARGV[7], at, at + 7))
@@ -61,31 +63,32 @@ local places = {
 -- Return the code of a job and, if it is finished, its reason. `lease` and `state` are those of an unfinished job that was leased.
 local function get_state_code(body, lease, state)
   if has_flag(body, FLAG_FINISHED) then
-    local at = find_head_end(body) + 1
-    return string.sub(body, at, at), (get_reason(body, at))
+    local job_end = read_job_end(body)
+    return job_end.code, job_end.reason
   end
   if lease then
-    return 'L'
+    return LEASED
   end
-  if state and string.sub(state, 1, 4) ~= '\0\0\0\0' then
-    return 'R'
+  local attempts = state and read_attempt_state(state)
+  if attempts and has_failures(attempts.counts) then
+    return RETRYING
   end
-  local due = state and decode_time(state, 19) or decode_time(body, 13)
-  return due > now and 'S' or 'P'
+  local due8 = attempts and attempts.due8 or get_due(body)
+  return decode_time(due8, 1) > now and SCHEDULED or PENDING
 end
 
 local function matches_lane(body, queue, name)
-  local lane = get_lane(string.sub(body, 1, 4))
+  local lane = get_lane(get_lane_number(body))
   return not (queue and lane.queue ~= queue) and not (name and lane.name ~= name)
 end
 
 local function scan_jobs(visit)
-  local filter, next_fields = cmsgpack.unpack(ARGV[5]), places[ARGV[3]]
-  local codes, queue, name, why = filter[1], filter[2], filter[3], filter[4]
-  local on, last, looked = ARGV[4], false, 0
+  local filter, next_fields = cmsgpack.unpack(ARGV[5]), SOURCES[ARGV[3]]
+  local codes, queue, name, wanted_reason = filter[1], filter[2], filter[3], filter[4]
+  local after, last, looked = ARGV[4], false, 0
   for _ = 1, 8 do
     local fields
-    fields, last = next_fields(on)
+    fields, last = next_fields(after)
     local bodies, leases, states = get_in_batches(job_key, fields), get_in_batches(lease_key, fields), get_in_batches(attempt_state_key, fields)
     for i, field in ipairs(fields) do
       local body, enough, leaves = bodies[i], false, false
@@ -93,21 +96,21 @@ local function scan_jobs(visit)
         looked = looked + 1
         if matches_lane(body, queue, name) then
           local code, reason = get_state_code(body, leases[i], states[i])
-          if not (codes and not string.find(codes, code, 1, true)) and not (why and reason ~= why) then
+          if not (codes and not string.find(codes, code, 1, true)) and not (wanted_reason and reason ~= wanted_reason) then
             enough, leaves = visit(field, body, code, leases[i] or states[i])
           end
         end
       end
       if not leaves then
-        on = field
+        after = field
       end
       if enough then
-        return on, last and i == #fields
+        return after, last and i == #fields
       end
     end
     if last or looked >= BLOCK / 2 then
       break
     end
   end
-  return on, last
+  return after, last
 end

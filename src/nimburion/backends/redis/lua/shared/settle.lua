@@ -7,100 +7,100 @@
 --     s released with a delay (delay 8), x cancelled (reason), p progressed (fraction and message)
 -- Atomic: all settlements are decided before anything is written.
 -- Cost: O(log n) per settlement, for n waiting jobs.
---
--- find_settled_token returns the token that settled the job last; '' if there is none.
+local KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = 'c', 'C', 'r', 'f'
+local KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = 'l', 's', 'x', 'p'
+local SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = 'd', 'a', 's'
+local SETTLEMENT_SIZE = 29
+
+-- Return kind, field and token of a settlement.
+local function read_settlement(records, i)
+  return unpack_struct('>c1c8c20', records, SETTLEMENT_SIZE * (i - 1) + 1)
+end
+
+-- Return the token that settled the job last; zeros or '' if there is none.
 local function find_settled_token(field, lease, body)
   if lease then
-    return string.sub(lease, 71, 90)
+    return lease.settled
   end
   local state = redis.call('HGET', attempt_state_key, field)
   if state then
-    return string.sub(state, 27, 46)
+    return read_attempt_state(state).settled
   end
-  if body and has_flag(body, FLAG_FINISHED) then
-    local at = find_head_end(body) + 1
-    return string.sub(body, at + 27, at + 46)
-  end
-  return ''
+  return body and has_flag(body, FLAG_FINISHED) and read_job_end(body).settled or ''
 end
 
-local function add_failure(lease)
-  return struct.pack('>I4', (struct.unpack('>I4', lease, 42)) + 1) .. string.sub(lease, 46, 47)
+local function add_failure(counts)
+  local failures = unpack_struct('>I4', counts)
+  return pack_struct('>I4', failures + 1) .. sub(counts, 5)
 end
 
 local function settle_all(session4, records, next_extra)
-  local total = #records / 29
+  local total = #records / SETTLEMENT_SIZE
   if total == 0 then
     return ''
   end
-  local fields, codes, ended, histories, progressed, results = {}, {}, {}, {}, {}, {}
+  local kinds, fields, tokens = {}, {}, {}
+  local codes, ended, histories, progressed, results, reused_lease = {}, {}, {}, {}, {}, {}
   for i = 1, total do
-    fields[i] = string.sub(records, i * 29 - 27, i * 29 - 20)
+    kinds[i], fields[i], tokens[i] = read_settlement(records, i)
   end
   local leases = get_in_batches(lease_key, fields)
   local bodies = get_in_batches(job_key, fields)
 
-  local function extra()
+  local function take_extra()
     next_extra = next_extra + 1
     return ARGV[next_extra - 1]
   end
 
-  local function note(field, json)
-    histories[field] = (histories[field] or redis.call('HGET', history_key, field) or '')
-      .. now8 .. struct.pack('>I4', #json) .. json
+  local function add_history(field, json)
+    histories[field] = (histories[field] or redis.call('HGET', history_key, field) or '') .. make_history_entry(json)
   end
 
-  local function requeue_or_cancel(field, lease, body, lane, counts, delay, token)
-    end_lease(field, lease, lane)
-    if string.byte(lease, 41) == 49 then
-      finish_job(field, body, lane, 'X', make_end_record(lease, counts, token))
+  local function requeue_or_cancel(field, lease, body, lane, delay8)
+    if lease.is_cancel_requested then
+      finish_job(field, body, lane, CANCELLED, lease)
     else
-      requeue(field, lease, lane, counts, delay and encode_time(now + delay), token)
+      requeue(field, lease, lane, delay8 and encode_time(now + decode_time(delay8, 1)))
     end
   end
 
   for i = 1, total do
-    local at = i * 29 - 28
-    local kind, field, token = string.byte(records, at), fields[i], string.sub(records, at + 9, at + 28)
-    local lease, body = leases[i], bodies[i]
-    local held = lease and not ended[field] and string.sub(lease, 1, 24) == session4 .. token
+    local kind, field, token, body = kinds[i], fields[i], tokens[i], bodies[i]
+    local lease = leases[i] and read_lease(leases[i], reused_lease)
     local first, second
-    if kind ~= 99 and kind ~= 108 then -- c, l
-      first = extra()
-      if kind == 114 or kind == 102 then -- r, f
-        second = extra()
+    if kind ~= KIND_COMPLETED and kind ~= KIND_RELEASED then
+      first = take_extra()
+      if kind == KIND_RETRIED or kind == KIND_FAILED then
+        second = take_extra()
       end
     end
-    if not held then
+    if ended[field] or not lease or lease.session4 ~= session4 or get_token(lease) ~= token then
       local settled = ended[field] or find_settled_token(field, lease, body)
-      codes[i] = settled == token and 'a' or 's'
+      codes[i] = settled == token and token ~= NO_TOKEN and SETTLED_ALREADY or SETTLED_STALE
+    elseif kind == KIND_PROGRESSED then
+      codes[i] = SETTLED_DONE
+      push_pair(progressed, field, first)
     else
-      codes[i] = 'd'
-      local lane = get_lane(string.sub(lease, 50, 53))
-      if kind == 112 then -- p
-        push_pair(progressed, field, first)
-      else
-        ended[field] = token
-        local counts = string.sub(lease, 42, 47)
-        if kind == 99 or kind == 67 then -- c, C
-          end_lease(field, lease, lane)
-          finish_job(field, body, lane, 'C', make_end_record(lease, counts, token))
-          if first then
-            push_pair(results, field, first)
-          end
-        elseif kind == 114 then
-          note(field, second)
-          requeue_or_cancel(field, lease, body, lane, add_failure(lease), decode_time(first, 1), token)
-        elseif kind == 102 then
-          note(field, second)
-          end_lease(field, lease, lane)
-          finish_job(field, body, lane, 'F', make_end_record(lease, add_failure(lease), token), first)
-        elseif kind == 120 then
-          end_lease(field, lease, lane)
-          finish_job(field, body, lane, 'X', make_end_record(lease, counts, token), first)
-        else -- l, s
-          requeue_or_cancel(field, lease, body, lane, counts, first and decode_time(first, 1), token)
+      codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
+      local lane = get_lane(lease.lane4)
+      end_lease(field, lease, lane)
+      if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
+        finish_job(field, body, lane, COMPLETED, lease)
+        if first then
+          push_pair(results, field, first)
         end
+      elseif kind == KIND_RETRIED then
+        add_history(field, second)
+        lease.counts = add_failure(lease.counts)
+        requeue_or_cancel(field, lease, body, lane, first)
+      elseif kind == KIND_FAILED then
+        add_history(field, second)
+        lease.counts = add_failure(lease.counts)
+        finish_job(field, body, lane, FAILED, lease, first)
+      elseif kind == KIND_CANCELLED then
+        finish_job(field, body, lane, CANCELLED, lease, first)
+      else -- KIND_RELEASED, KIND_SNOOZED
+        requeue_or_cancel(field, lease, body, lane, first)
       end
     end
   end

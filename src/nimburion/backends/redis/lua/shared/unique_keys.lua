@@ -7,9 +7,15 @@
 local freed = {}
 
 local function get_key_field(body, name)
-  local at = find_key_offset(body)
-  local length = string.byte(body, at)
-  return name .. '\0' .. string.sub(body, at + 1, at + length), string.sub(body, at + 1 + length, at + 8 + length)
+  local offset = find_key_offset(body)
+  local length = byte(body, offset)
+  local key, span8 = unpack_struct('>c' .. length .. 'c8', body, offset + 1)
+  return name .. '\0' .. key, span8
+end
+
+-- Return expiry8 and id of an entry of `unique_key`.
+local function read_unique_key(entry)
+  return sub(entry, 1, 8), sub(entry, 9)
 end
 
 -- Return the id of the job that holds a key now, or nil.
@@ -21,32 +27,32 @@ local function find_key_holder(field)
   if not entry then
     return nil
   end
-  local till = string.sub(entry, 1, 8)
-  if till ~= NEVER and decode_time(till, 1) <= now then
+  local expiry8, id = read_unique_key(entry)
+  if expiry8 ~= NEVER and decode_time(expiry8, 1) <= now then
     return nil
   end
-  return string.sub(entry, 9)
+  return id
 end
 
 local function take_key(body, name)
-  local field, span = get_key_field(body, name)
-  local till = NEVER
-  if span ~= NEVER then
-    local at = now + decode_time(span, 1)
-    till = encode_time(at)
-    redis.call('ZADD', unique_expiry_key, at, field)
+  local field, span8 = get_key_field(body, name)
+  local expiry8 = NEVER
+  if span8 ~= NEVER then
+    local expiry = now + decode_time(span8, 1)
+    expiry8 = encode_time(expiry)
+    redis.call('ZADD', unique_expiry_key, expiry, field)
   else
     redis.call('ZREM', unique_expiry_key, field)
   end
   freed[field] = nil
-  redis.call('HSET', unique_key_key, field, till .. get_id(body))
+  redis.call('HSET', unique_key_key, field, expiry8 .. get_id(body))
 end
 
 -- Release the key of a finished job, unless the key has a span. Return whether it was released.
 local function release_key(body, name)
   local field = get_key_field(body, name)
-  local entry = redis.call('HGET', unique_key_key, field)
-  if entry and string.sub(entry, 1, 8) == NEVER and string.sub(entry, 9) == get_id(body) then
+  local expiry8, id = read_unique_key(redis.call('HGET', unique_key_key, field) or '')
+  if expiry8 == NEVER and id == get_id(body) then
     freed[field] = true
     return true
   end

@@ -1,92 +1,83 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Provides: end_lease, add_waiting, requeue, finish_job, make_end_record, and write_buffer(), which performs all writes. Their
---   arguments are fields (seqs as 8 bytes) and the records of record_format.lua.
+-- Provides: end_lease, add_waiting, requeue, finish_job, and write_buffer(), which performs all writes. `field` is a seq as 8 bytes,
+--   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
 -- Cost: O(log n) per job, for n waiting jobs.
-local drop_payload, put_job, drop_state, put_state = {}, {}, {}, {}
-local drop_ready, put_ready, drop_due, put_due = {}, {}, {}, {}
-local drop_lease, drop_held, drop_cancel = {}, {}, {}
-local put_done, put_dead, put_dead_at = {}, {}, {}
+local writes = {
+  drop_payload = {}, put_job = {}, drop_state = {}, put_state = {},
+  drop_ready = {}, put_ready = {}, drop_scheduled = {}, put_scheduled = {},
+  drop_lease = {}, drop_session_lease = {}, drop_cancel = {},
+  put_finished = {}, put_dead_letter = {}, put_dead_letter_time = {},
+}
 
 -- End a lease.
 local function end_lease(field, lease, lane)
-  push(drop_lease, field)
-  push(drop_held, string.sub(lease, 1, 4) .. field)
-  lane.L = lane.L - 1
-  if string.byte(lease, 41) == 49 then
-    push(drop_cancel, field)
+  push(writes.drop_lease, field)
+  push(writes.drop_session_lease, lease.session4 .. field)
+  lane[LEASED] = lane[LEASED] - 1
+  if lease.is_cancel_requested then
+    push(writes.drop_cancel, field)
   end
 end
 
 -- Add a job to `ready` if it is due, else to `scheduled`.
 local function add_waiting(field, lane, rank, due8, failed)
+  local code
   if decode_time(due8, 1) <= now then
-    push_pair(put_ready, 0, lane.number .. rank .. due8 .. field)
-    local code = failed and 'R' or 'P'
-    lane[code] = lane[code] + 1
+    code = failed and RETRYING or PENDING
+    push_pair(writes.put_ready, 0, lane.number .. rank .. due8 .. field)
   else
-    local code = failed and 'T' or 'S'
-    push_pair(put_due, 0, due8 .. field .. lane.number .. rank .. code)
-    lane[code] = lane[code] + 1
+    code = failed and RETRY_SCHEDULED or SCHEDULED
+    push_pair(writes.put_scheduled, 0, due8 .. field .. lane.number .. rank .. code)
   end
+  lane[code] = lane[code] + 1
 end
 
--- Make a leased job wait again. `counts`: failures 4 | lost 2. `settled`: the token that settles it, or nil.
-local function requeue(field, lease, lane, counts, due8, settled)
-  due8 = due8 or string.sub(lease, 55, 62)
-  settled = settled or (#lease > 70 and string.sub(lease, 71, 90)) or NO_TOKEN
-  push_pair(put_state, field, counts .. string.sub(lease, 5, 8) .. string.sub(lease, 33, 40) .. due8 .. settled)
-  add_waiting(field, lane, string.sub(lease, 54, 54), due8, string.sub(counts, 1, 4) ~= '\0\0\0\0')
+-- Make a leased job wait again, until its old due time or until `due8`.
+local function requeue(field, lease, lane, due8)
+  due8 = due8 or lease.due8
+  push_pair(writes.put_state, field, make_attempt_state(lease, due8))
+  add_waiting(field, lane, lease.rank, due8, has_failures(lease.counts))
   mark_queue(lane.queue)
 end
 
--- Finish a job. `attempts`: due 8 | started 8 | failures 4 | lost 2 | fence 4 | settled 20. `reason` may be nil.
+-- Finish a job. `attempts` is its lease or its attempt state. `reason` may be nil.
 local function finish_job(field, body, lane, code, attempts, reason)
-  local flags, ends = string.byte(body, 21), find_head_end(body)
-  local dead = code == 'F'
-  local kept = ''
-  if dead then
-    kept = string.sub(body, ends + 1)
-  elseif has_flag(body, FLAG_LARGE_PAYLOAD) then
-    push(drop_payload, field)
+  local payload, flags = '', byte(body, JOB_FLAGS)
+  if code == FAILED then
+    payload = get_payload_part(body)
+  elseif band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
+    push(writes.drop_payload, field)
   end
-  push_pair(put_job, field, string.sub(body, 1, 12) .. string.sub(attempts, 1, 8) .. string.char(flags + FLAG_FINISHED)
-    .. string.sub(body, 22, ends) .. code .. string.sub(attempts, 9, 16) .. now8 .. string.sub(attempts, 17, 46)
-    .. (reason and struct.pack('>I2', #reason) .. reason or NO_REASON) .. kept)
+  push_pair(writes.put_job, field, make_finished_job(body, code, attempts, reason, payload))
   lane[code] = lane[code] + 1
-  if dead then
-    push_pair(put_dead, (struct.unpack('>I8', field)), field)
-    push_pair(put_dead_at, now, field)
+  if code == FAILED then
+    push_pair(writes.put_dead_letter, (unpack_struct('>I8', field)), field)
+    push_pair(writes.put_dead_letter_time, now, field)
   else
-    push_pair(put_done, now, field)
+    push_pair(writes.put_finished, now, field)
   end
-  if bit.band(flags, FLAG_UNIQUE_KEY) ~= 0 and release_key(body, lane.name) then
+  if band(flags, FLAG_UNIQUE_KEY) ~= 0 and release_key(body, lane.name) then
     mark_queue(lane.queue)
   end
 end
 
--- Return the `attempts` of finish_job for a job that is leased. `settled`: the token that settles it, or nil.
-local function make_end_record(lease, counts, settled)
-  settled = settled or (#lease > 70 and string.sub(lease, 71, 90)) or NO_TOKEN
-  return string.sub(lease, 55, 62) .. string.sub(lease, 33, 40) .. counts .. string.sub(lease, 5, 8) .. settled
-end
-
 local function write_buffer()
-  call_in_batches('HDEL', lease_key, drop_lease)
-  call_in_batches('ZREM', session_leases_key, drop_held)
-  call_in_batches('HDEL', cancel_requested_key, drop_cancel)
-  call_in_batches('HDEL', payload_key, drop_payload)
+  call_in_batches('HDEL', lease_key, writes.drop_lease)
+  call_in_batches('ZREM', session_leases_key, writes.drop_session_lease)
+  call_in_batches('HDEL', cancel_requested_key, writes.drop_cancel)
+  call_in_batches('HDEL', payload_key, writes.drop_payload)
   free_keys()
-  call_in_batches('HDEL', attempt_state_key, drop_state)
-  call_in_batches('ZREM', ready_key, drop_ready)
-  call_in_batches('ZREM', scheduled_key, drop_due)
-  call_in_batches('HSET', job_key, put_job)
-  call_in_batches('HSET', attempt_state_key, put_state)
-  call_in_batches('ZADD', ready_key, put_ready)
-  call_in_batches('ZADD', scheduled_key, put_due)
-  call_in_batches('ZADD', finished_key, put_done)
-  call_in_batches('ZADD', dead_letter_key, put_dead)
-  call_in_batches('ZADD', dead_letter_time_key, put_dead_at)
+  call_in_batches('HDEL', attempt_state_key, writes.drop_state)
+  call_in_batches('ZREM', ready_key, writes.drop_ready)
+  call_in_batches('ZREM', scheduled_key, writes.drop_scheduled)
+  call_in_batches('HSET', job_key, writes.put_job)
+  call_in_batches('HSET', attempt_state_key, writes.put_state)
+  call_in_batches('ZADD', ready_key, writes.put_ready)
+  call_in_batches('ZADD', scheduled_key, writes.put_scheduled)
+  call_in_batches('ZADD', finished_key, writes.put_finished)
+  call_in_batches('ZADD', dead_letter_key, writes.put_dead_letter)
+  call_in_batches('ZADD', dead_letter_time_key, writes.put_dead_letter_time)
 end

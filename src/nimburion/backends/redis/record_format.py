@@ -1,0 +1,87 @@
+"""The layout of binary records, and the codes in them: the Python half of the Lua files
+`record_format`, `constants`, `new_job_format` and `settle`.
+
+The header of `record_format.lua` describes each record. A test compares it with the formats and
+codes on both sides.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# --- flags of a job -------------------------------------------------------------------------------
+
+FLAG_OPTIONS = 1
+"""The job has options that differ from the defaults."""
+FLAG_UNIQUE_KEY = 2
+"""The job has a unique key."""
+FLAG_LARGE_PAYLOAD = 4
+"""The payload is stored in the hash `payload`."""
+FLAG_FINISHED = 8
+"""The job is completed, failed or cancelled."""
+FLAG_ACCEPT_EXISTING = 16
+"""If the unique key is taken, the enqueue returns the job that holds it."""
+
+# --- codes ----------------------------------------------------------------------------------------
+
+LEASED = b"L"
+"""The code of a leased job. The other states are in `nimburion.backends.server.encoding`."""
+
+SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD = b"a", b"l", b"d"
+"""The status of a session: open, closed while attempts still run, or closed."""
+
+DUE_AT, DUE_AFTER = b"a", b"d"
+"""The modes of a new job's due time: at a time, or after a span."""
+
+CREATED, EXISTS, CONFLICT, TAKEN, REFUSED = b"c", b"e", b"x", b"t", b"r"
+"""The outcomes of an enqueue."""
+
+KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = b"c", b"C", b"r", b"f"
+KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = b"l", b"s", b"x", b"p"
+"""The kinds of settlements. KIND_SNOOZED is a release with a delay."""
+
+SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = b"d", b"a", b"s"
+"""The results of a settlement."""
+
+CANCEL_REQUESTED = b"1"
+"""The cancel flag of a lease whose job is to be cancelled."""
+SCHEDULE_PAUSED, SCHEDULE_ACTIVE = b"1", b"0"
+"""The first byte of a schedule."""
+
+# --- records --------------------------------------------------------------------------------------
+
+NEVER = b"\xff" * 8
+"""The span of a unique key that the job holds until it ends."""
+NO_REASON_LENGTH = 0xFFFF
+"""The length that stands for no reason."""
+MAX_PRIORITY = 9
+"""The rank of a job is this minus its priority."""
+
+SEQ = struct.Struct(">Q")
+"""The field of a job in a hash: its seq."""
+TOKEN = struct.Struct(">I16s")
+"""fence, nonce."""
+POSITION = struct.Struct(">HBc8s")
+"""Of a new job: index of its lane in the call, rank, mode, value."""
+NEW_JOB_HEAD = struct.Struct(">BB16sB")
+"""flags, priority, digest, length of the id that follows."""
+JOB_HEAD = struct.Struct(">IQQBB16xB")
+"""lane, created, due, flags, priority, length of the id that follows."""
+JOB_END = struct.Struct(">cQQIH4x20xH")
+"""code, started, finished, failures, lost, length of the reason that follows."""
+ATTEMPT_STATE = struct.Struct(">IH4xQQ20x")
+"""failures, lost, started, due."""
+LEASE = struct.Struct(">4x4x16x8xQcIH2x4x1xQ8x")
+"""started, cancel flag, failures, lost, due; a settled token may follow."""
+DELIVERY = struct.Struct(">QQIIH")
+"""due, seq, fence, failures, lost."""
+HISTORY_ENTRY = struct.Struct(">QI")
+"""time, length of the JSON that follows."""
+PROGRESS = struct.Struct(">d")
+"""fraction; the message follows."""
+SESSION_STATE = struct.Struct(">4x8x8xQc8x")
+"""opened, status; the codes of the last settlements follow."""
+SCHEDULE = struct.Struct(">ccdB")
+"""paused, whether it has a last tick, last tick, length of the last job's id that follows."""
+TICK = struct.Struct(">d")
+"""A tick: seconds since 1970."""
