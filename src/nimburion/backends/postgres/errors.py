@@ -179,31 +179,31 @@ def _map_auth_error(where: str, text: str) -> NimburionError:
 
 _map_missing_objects = make_error_factory(
     FormatMismatch,
-    "{where}: what nimburion keeps there is missing or of another version ({said}); run: nimburion "
-    "migrate up",
+    "{where}: what nimburion keeps there is missing or of another version ({message}); run: "
+    "nimburion migrate up",
 )
 _map_damage = make_error_factory(
     BackendCorrupt,
-    "{where}: the server cannot read its data ({said}); nothing was changed. Stop every process "
+    "{where}: the server cannot read its data ({message}); nothing was changed. Stop every process "
     "that uses it and keep a copy of its folder before anything else",
 )
 _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
     {
         "53100": make_error_factory(
             BackendFull,
-            "{where}: the server's disk is full ({said}); nothing was written. Make room, and it "
-            "goes on by itself",
+            "{where}: the server's disk is full ({message}); nothing was written. Make room, and "
+            "it goes on by itself",
         ),
         "42501": make_error_factory(
             ConfigurationError,
-            "{where}: this role may not do that ({said}); let the owner of the schema run: "
+            "{where}: this role may not do that ({message}); let the owner of the schema run: "
             "nimburion migrate up --grant ROLE, for this one",
         ),
         "28P01": _map_auth_error,
         "28000": _map_auth_error,
         "3D000": make_error_factory(
             ConfigurationError,
-            "{where}: no such database ({said}); create it (CREATE DATABASE …), or correct the "
+            "{where}: no such database ({message}); create it (CREATE DATABASE …), or correct the "
             "name",
         ),
         **dict.fromkeys(("42P01", "42883", "3F000", "42703", "42704"), _map_missing_objects),

@@ -319,13 +319,13 @@ def find_sqlstate(error: BaseException | None) -> str:
 
 _map_other_database = make_error_factory(
     UnusableConnection,
-    "the connection is to a database without the tables and functions of {where} ({said}): one "
+    "the connection is to a database without the tables and functions of {where} ({message}): one "
     "commit cannot cover both. Open the backend on the database that holds your tables",
 )
 _map_conflict = make_error_factory(
     make_not_applied_error,
-    "{where}: other transactions were in the way ({said}); roll this one back, and run all of it "
-    "again",
+    "{where}: other transactions were in the way ({message}); roll this one back, and run all of "
+    "it again",
 )
 _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
     {
@@ -333,16 +333,16 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
         **dict.fromkeys(("40001", "40P01"), _map_conflict),
         "42501": make_error_factory(
             UnusableConnection,
-            "the role of this connection may not enqueue to {where} ({said}); grant it what a "
+            "the role of this connection may not enqueue to {where} ({message}); grant it what a "
             "worker needs: nimburion migrate up --grant ROLE",
         ),
         "25P02": make_error_factory(
             UnusableConnection,
-            "{where}: this transaction has failed already ({said}); roll it back first",
+            "{where}: this transaction has failed already ({message}); roll it back first",
         ),
         "25006": make_error_factory(
             BackendReadOnly,
-            "{where}: this transaction takes no writes ({said}); nothing was written",
+            "{where}: this transaction takes no writes ({message}); nothing was written",
         ),
     }
 )

@@ -171,7 +171,7 @@ def _map_permission_error(where: str, text: str) -> NimburionError:
     elif "key" in text:
         grant = "touch the namespace's keys; grant them (ACL SETUSER … ~{NAMESPACE}:*)"
     else:
-        grant = f"do this; grant it by ACL SETUSER. The server said: {text}"
+        grant = f"do this; grant it by ACL SETUSER. Message of the server: {text}"
     return ConfigurationError(f"{where}: this user may not {grant}")
 
 

@@ -120,12 +120,12 @@ class PubSubListener:
         operations report it. Any other cause is logged as a warning, once.
         """
         if isinstance(error, _OUTAGES) or str(error) == self._last_warning:
-            _log.debug("no rings for now: %s", error)
+            _log.debug("no notifications for now: %s", error)
             return
         self._last_warning = str(error)
         _log.warning(
-            "queues are not heard to ring (%s); a job that waits for an idle worker begins when "
-            "that looks again, each second or two",
+            "notifications are not received (%s); a job that waits for an idle worker begins when "
+            "that worker polls again, each second or two",
             error,
         )
 

@@ -18,10 +18,10 @@ ErrorFactory = Callable[[str, str], NimburionError]
 def make_error_factory(error_class: Callable[[str], NimburionError], template: str) -> ErrorFactory:
     """Return a factory of errors of this class.
 
-    In `template`, `{where}` stands for the backend and `{said}` for the message of the server.
+    In `template`, `{where}` stands for the backend and `{message}` for the message of the server.
     """
     return lambda where, message: error_class(
-        template.format(where=where, said=redact_urls(message))
+        template.format(where=where, message=redact_urls(message))
     )
 
 

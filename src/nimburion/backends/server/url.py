@@ -158,7 +158,7 @@ class Credentials(msgspec.Struct, frozen=True):
     password: str | None = None
 
     def __repr__(self) -> str:
-        return "Login(…)"
+        return "Credentials(…)"
 
 
 @contextmanager

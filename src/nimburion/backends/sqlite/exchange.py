@@ -56,7 +56,7 @@ class ReservedJob(msgspec.Struct, array_like=True, gc=False):
     options: str | None
 
 
-Parcelled = tuple[ReservedJob, bytes, Lane]
+ReservedRow = tuple[ReservedJob, bytes, Lane]
 """A job, its payload and its lane."""
 
 _decode_reserved_jobs = msgspec.json.Decoder(list[ReservedJob]).decode
@@ -80,7 +80,7 @@ class ExchangeResult(NamedTuple):
     """The rows that an exchange read. `make_reply` turns them into a `Reply` after the commit."""
 
     results: list[Settled]
-    reserved: list[Parcelled]
+    reserved: list[ReservedRow]
     nonce: bytes
     waiting: list[Lane]
     next_due: int | None
@@ -129,7 +129,7 @@ def lease_jobs(
     request: ReserveRequest,
     lanes: Lanes,
     limits: dict[str, ConcurrencyLimit],
-) -> list[Parcelled]:
+) -> list[ReservedRow]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
     Payloads are read before their sizes are known, because they rarely exceed `max_bytes`. Jobs
@@ -155,7 +155,7 @@ def lease_jobs(
     return rows
 
 
-def count_fitting_rows(rows: list[Parcelled], max_bytes: int) -> int:
+def count_fitting_rows(rows: list[ReservedRow], max_bytes: int) -> int:
     """Return how many of these jobs, from the first on, fit into one reply: at least 1."""
     sizes = [len(payload) + len(job.options or "") for job, payload, _ in rows]
     if sum(sizes) + DELIVERY_OVERHEAD * len(sizes) <= max_bytes:
@@ -239,7 +239,7 @@ def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> La
     return {number: lane for number, lane in lanes.items() if lane.name not in full}
 
 
-def read_reserved_jobs(db: Database, seqs: list[int]) -> list[Parcelled]:
+def read_reserved_jobs(db: Database, seqs: list[int]) -> list[ReservedRow]:
     """Return the jobs with their payloads, in the order of `seqs`."""
     if not seqs:
         return []
