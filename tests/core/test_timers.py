@@ -44,6 +44,7 @@ async def test_a_long_wait_behind_a_short_one_has_its_own_time() -> None:
     with deadlines.timeout(LONG):
         asyncio.get_running_loop().call_later(3 * SOON, woken.set)
         await woken.wait()
+    assert woken.is_set()
     deadlines.stop()
 
 
@@ -53,6 +54,7 @@ async def test_after_a_wait_nothing_is_cancelled() -> None:
         pass
     asyncio.get_running_loop().call_later(3 * SOON, woken.set)
     await woken.wait()
+    assert woken.is_set()
 
 
 async def test_each_of_many_waits_has_its_own_time() -> None:

@@ -16,13 +16,13 @@ class Points:
 
     @pytest.mark.parametrize("point", ["reserved", "before", "inside", "after", "settled"])
     async def test_a_worker_dies(self, point: str, harness: ProcessHarness) -> None:
-        await a_worker_dies(harness, point)
+        await check_dead_worker(harness, point)
 
     async def test_a_worker_dies_when_it_has_rescued(self, harness: ProcessHarness) -> None:
-        await a_worker_dies_while_it_rescues(harness, "rescued")
+        await check_dead_rescuer(harness, "rescued")
 
     async def test_a_producer_dies_when_it_has_enqueued(self, harness: ProcessHarness) -> None:
-        await a_producer_dies(harness, "enqueued", stored={5})
+        await check_dead_producer(harness, "enqueued", stored={5})
 
 
 class TestSQLite(Points):
@@ -36,7 +36,7 @@ class TestSQLite(Points):
     async def test_a_worker_dies_within_an_exchange(
         self, statement: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies(harness, f"statement {statement}")
+        await check_dead_worker(harness, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["copy_due_to_ready", "delete_promoted"])
     async def test_a_worker_dies_while_it_promotes(
@@ -53,11 +53,11 @@ class TestSQLite(Points):
     async def test_a_worker_dies_while_it_rescues(
         self, statement: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies_while_it_rescues(harness, f"statement {statement}")
+        await check_dead_rescuer(harness, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["get_last_seq", "insert_new_ready"])
     async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
-        await a_producer_dies(harness, f"statement {statement}", stored={0})
+        await check_dead_producer(harness, f"statement {statement}", stored={0})
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
@@ -72,10 +72,10 @@ class TestRedis(Points):
     async def test_a_worker_dies_before_the_answer(
         self, request_: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies(harness, f"unheard {request_}")
+        await check_dead_worker(harness, f"unheard {request_}")
 
     async def test_a_producer_dies_before_the_answer(self, harness: ProcessHarness) -> None:
-        await a_producer_dies(harness, "unheard enqueue", stored={0, 5})
+        await check_dead_producer(harness, "unheard enqueue", stored={0, 5})
 
     async def test_a_producer_dies_between_two_scripts(self, harness: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
@@ -97,16 +97,16 @@ class TestPostgres(Points):
     async def test_a_worker_dies_before_the_answer(
         self, request_: str, harness: ProcessHarness
     ) -> None:
-        await a_worker_dies(harness, f"unheard {request_}")
+        await check_dead_worker(harness, f"unheard {request_}")
 
     async def test_a_worker_dies_while_it_rescues(self, harness: ProcessHarness) -> None:
-        await a_worker_dies_while_it_rescues(harness, "unheard rescue")
+        await check_dead_rescuer(harness, "unheard rescue")
 
     async def test_a_producer_dies_before_the_answer(self, harness: ProcessHarness) -> None:
-        await a_producer_dies(harness, "unheard enqueue", stored={0, 5})
+        await check_dead_producer(harness, "unheard enqueue", stored={0, 5})
 
 
-async def a_worker_dies(harness: ProcessHarness, point: str) -> None:
+async def check_dead_worker(harness: ProcessHarness, point: str) -> None:
     """With some of five jobs in hand."""
     await harness.enqueue("quick", 5)
     await harness.wait_until_killed(harness.start_worker(point, concurrency=5))
@@ -114,7 +114,7 @@ async def a_worker_dies(harness: ProcessHarness, point: str) -> None:
     await harness.check_all_completed(lost=5)
 
 
-async def a_worker_dies_while_it_rescues(harness: ProcessHarness, point: str) -> None:
+async def check_dead_rescuer(harness: ProcessHarness, point: str) -> None:
     """With the jobs of another one, which was killed, on their way back."""
     await harness.enqueue("hanging", 3)
     victim = harness.start_worker()
@@ -126,7 +126,7 @@ async def a_worker_dies_while_it_rescues(harness: ProcessHarness, point: str) ->
     await harness.check_all_completed(lost=6)
 
 
-async def a_producer_dies(harness: ProcessHarness, point: str, stored: set[int]) -> None:
+async def check_dead_producer(harness: ProcessHarness, point: str, stored: set[int]) -> None:
     """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
     ids = [f"quick-{n}" for n in range(5)]
     await harness.wait_until_killed(harness.start_producer(point, "quick", ids))

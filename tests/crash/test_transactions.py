@@ -28,13 +28,13 @@ class Points:
     async def test_a_caller_dies(
         self, point: str, both: int, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_caller_dies(harness, query, point, both)
+        await check_dead_caller(harness, query, point, both)
 
     @pytest.mark.parametrize("point", ["rows", "completed", "committed", "settled"])
     async def test_a_worker_dies_and_the_effect_happens_once(
         self, point: str, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_worker_dies(harness, query, point)
+        await check_dead_worker(harness, query, point)
 
 
 class TestSQLite(Points):
@@ -54,13 +54,13 @@ class TestSQLite(Points):
     async def test_a_caller_dies_within_the_enqueue(
         self, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_caller_dies(harness, query, "statement insert_new_ready", 0)
+        await check_dead_caller(harness, query, "statement insert_new_ready", 0)
 
     @pytest.mark.parametrize("statement", ["delete_lease", "finish_job"])
     async def test_a_worker_dies_within_the_completion(
         self, statement: str, harness: ProcessHarness, query: Query
     ) -> None:
-        await a_worker_dies(harness, query, f"statement {statement}")
+        await check_dead_worker(harness, query, f"statement {statement}")
 
 
 class TestPostgres(Points):
@@ -77,14 +77,14 @@ class TestPostgres(Points):
         return query
 
 
-async def a_caller_dies(harness: ProcessHarness, query: Query, point: str, both: int) -> None:
+async def check_dead_caller(harness: ProcessHarness, query: Query, point: str, both: int) -> None:
     """Between its row and its commit, or after it."""
     await harness.wait_until_killed(harness.start_buyer(point))
     assert sum((await harness.backend.counts()).values()) == both
     assert len(query(EFFECTS)) == both
 
 
-async def a_worker_dies(harness: ProcessHarness, query: Query, point: str) -> None:
+async def check_dead_worker(harness: ProcessHarness, query: Query, point: str) -> None:
     """With some of three jobs in hand, each of which writes a row."""
     ids = await harness.enqueue("paying", 3)
     await harness.wait_until_killed(harness.start_worker(point, concurrency=3))

@@ -72,7 +72,7 @@ async def test_the_examples_of_a_page_run(
         postgres: RunningPostgres = request.getfixturevalue("started_servers")["postgres"]
         postgres.empty()
         page = with_server(page, postgres.url.removeprefix("postgresql"), POSTGRES)
-    await run_page(page, folder, capsys)
+    await check_page(page, folder, capsys)
 
 
 def with_server(page: Page, url: str, placeholder: str = REDIS) -> Page:
@@ -81,7 +81,7 @@ def with_server(page: Page, url: str, placeholder: str = REDIS) -> Page:
     return page._replace(blocks=tuple(blocks))
 
 
-async def run_page(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def check_page(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run the blocks of a page; an output that differs is an assertion error."""
     module = types.ModuleType("page_of_the_docs")
     sys.modules[module.__name__] = module  # annotations are looked up there
@@ -216,8 +216,8 @@ async def test_a_wrong_example_is_seen(
     text: str, error: type[Exception], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(error):
-        await run_page(parse(ROOT / "planted.md", text), folder, capsys)
+        await check_page(parse(ROOT / "planted.md", text), folder, capsys)
 
 
 async def test_a_right_example_passes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    await run_page(parse(ROOT / "planted.md", RIGHT), folder, capsys)
+    await check_page(parse(ROOT / "planted.md", RIGHT), folder, capsys)

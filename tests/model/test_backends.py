@@ -27,7 +27,7 @@ PARTS: list[Any] = [0, *(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2)
 _IN_MEMORY = Path("/dev/shm")
 
 
-def compare(
+def check_same_answers(
     make: Callable[[FakeClock], Backend], remove: Callable[[], None], *, share: float = 1.0
 ) -> None:
     """Let hypothesis look for calls that the backend which `make` makes anew each time answers
@@ -73,13 +73,15 @@ class Files:
 @pytest.mark.parametrize("part", PARTS)
 def test_sqlite_answers_as_the_memory_backend_does(part: int) -> None:
     files = Files()
-    compare(lambda clock: SQLiteBackend(files.new() / "jobs.db", clock=clock), files.remove)
+    check_same_answers(
+        lambda clock: SQLiteBackend(files.new() / "jobs.db", clock=clock), files.remove
+    )
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 def test_redis_answers_as_the_memory_backend_does(redis_server: RunningRedis, part: int) -> None:
-    compare(
+    check_same_answers(
         lambda clock: RedisBackend(redis_server.url, clock=clock, timeout=30.0), redis_server.empty
     )
 
@@ -88,7 +90,7 @@ def test_redis_answers_as_the_memory_backend_does(redis_server: RunningRedis, pa
 def test_postgres_answers_as_the_memory_backend_does(
     postgres_server: RunningPostgres, part: int
 ) -> None:
-    compare(
+    check_same_answers(
         lambda clock: PostgresBackend(postgres_server.url, clock=clock, timeout=30.0),
         lambda: truncate_all(postgres_server),
         share=0.4,

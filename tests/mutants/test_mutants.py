@@ -90,7 +90,7 @@ def named(mutant: Mutant) -> str:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=named)
 def test_each_mutant_finds_its_place_once(mutant: Mutant) -> None:
-    mutant.find(PACKAGE)
+    assert mutant.find(PACKAGE)
 
 
 @cache

@@ -48,16 +48,16 @@ def real(zone: str) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("url", ["memory://"])
 async def test_a_year_in_twelve_zones_fires_what_the_table_says(place: Place) -> None:
-    await fire_for_a_year(place)
+    await check_ticks_of_a_year(place)
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(1800)
 async def test_a_year_in_twelve_zones_fires_the_same_on_every_backend(place: Place) -> None:
-    await fire_for_a_year(place)
+    await check_ticks_of_a_year(place)
 
 
-async def fire_for_a_year(place: Place) -> None:
+async def check_ticks_of_a_year(place: Place) -> None:
     """Let a scheduler fire two schedules a zone, and compare the ticks with the table."""
 
     def declare(one: Scheduler) -> None:

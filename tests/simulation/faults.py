@@ -39,7 +39,7 @@ def simulate(
     loop = SimulatedLoop(Random(seed ^ 0x5EED))
     world = World(loop, seed, weather=weather, jobs=jobs, make=make)
     try:
-        run(loop, world.run_scenario())
+        run(loop, world.check_promises())
     except BaseException as error:
         error.add_note(
             f"simulation seed {seed}; again with: SIMULATION_SEED={seed} "

@@ -47,7 +47,7 @@ def play(seed: int, make: Make) -> Counter[str]:
         return simulate(seed, make=lambda clock: elsewhere.wrap(make(clock)))
 
 
-def play_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -> Counter[str]:
+def check_same_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -> Counter[str]:
     """The same, compared with the written reference, where it can be."""
     totals = play(seed, make)
     if comparable:
@@ -86,12 +86,14 @@ class Storms:
         """Whether its workers get notifications, as in memory; else they poll at other times."""
         return True
 
-    def _many(
+    def _check_many_seeds(
         self, part: int, make: Make, comparable: bool, record: Callable[[str, object], None]
     ) -> None:
         first = FIRST_SEED + part * SEEDS_EACH
         seeds = range(first, first + SEEDS_EACH)
-        totals = sum_of(play_as_in_memory(seed, make, comparable=comparable) for seed in seeds)
+        totals = sum_of(
+            check_same_as_in_memory(seed, make, comparable=comparable) for seed in seeds
+        )
         name = type(self).__name__.removeprefix("Test").lower()
         for kind in ("deliveries", *MUST_HAPPEN):
             record(f"simulation on {name} total: {kind}", totals[kind])
@@ -106,7 +108,7 @@ class Storms:
         comparable: bool,
         record_property: Callable[[str, object], None],
     ) -> None:
-        self._many(part, make, comparable, record_property)
+        self._check_many_seeds(part, make, comparable, record_property)
 
     @pytest.mark.deep
     @pytest.mark.parametrize("part", range(PARTS, PARTS + DEEP_PARTS))
@@ -117,10 +119,10 @@ class Storms:
         comparable: bool,
         record_property: Callable[[str, object], None],
     ) -> None:
-        self._many(part, make, comparable, record_property)
+        self._check_many_seeds(part, make, comparable, record_property)
 
     def test_one_seed_goes_as_in_memory(self, make: Make, comparable: bool) -> None:
-        play_as_in_memory(read_seed(), make, comparable=comparable)
+        check_same_as_in_memory(read_seed(), make, comparable=comparable)
 
 
 class TestSQLite(Storms):
@@ -169,4 +171,4 @@ class TestPostgres(Storms):
 
 
 def test_one_seed_goes_as_in_memory_however_the_server_is_reached(on_a_server: Make) -> None:
-    play_as_in_memory(read_seed(), on_a_server)
+    check_same_as_in_memory(read_seed(), on_a_server)

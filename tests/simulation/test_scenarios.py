@@ -37,7 +37,7 @@ class KillersAmongOthers(Scenario):
             self.kill(worker)
             await elapse(1.0)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         self.hire()
         ids = ["killer-a", *(f"innocent-{n}" for n in range(9)), "killer-b"]
@@ -54,13 +54,13 @@ class KillersAmongOthers(Scenario):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_job_that_kills_its_workers_affects_no_other_job(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, KillersAmongOthers(loop, seed, concurrency=10).run_scenario())
+    run(loop, KillersAmongOthers(loop, seed, concurrency=10).check_promises())
 
 
 class SuspectsAmongKillers(KillersAmongOthers):
     """Innocent suspects wait in a worker for jobs that kill it, as often as they may be lost."""
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         suspects = await self.add_suspects(4)
         killers = [f"killer-{n}" for n in range(3)]
@@ -81,13 +81,13 @@ class SuspectsAmongKillers(KillersAmongOthers):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_suspect_that_waits_shares_no_blame(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, SuspectsAmongKillers(loop, seed, concurrency=10).run_scenario())
+    run(loop, SuspectsAmongKillers(loop, seed, concurrency=10).check_promises())
 
 
 class OpenedAndRescued(Scenario):
     """A session is opened, the answer is lost, and the outage outlives the session."""
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         self.net.ledger = OpeningUnheard(self.ledger)  # type: ignore[assignment]
         self.hire()
@@ -113,7 +113,7 @@ class OpeningUnheard:
 
 def test_a_session_that_died_before_it_was_known_is_replaced() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, OpenedAndRescued(loop, 1).run_scenario())
+    run(loop, OpenedAndRescued(loop, 1).check_promises())
 
 
 class StopsWithoutBackend(Scenario):
@@ -123,7 +123,7 @@ class StopsWithoutBackend(Scenario):
         super().__init__(loop, seed=1)
         self._after = after
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         worker = self.hire()
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
@@ -137,13 +137,13 @@ class StopsWithoutBackend(Scenario):
 @pytest.mark.parametrize("after", [0.0, 0.1, TTL / 2, 2 * TTL, 5 * TTL, 20 * TTL])
 def test_a_worker_stops_also_when_its_backend_is_gone(after: float) -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, StopsWithoutBackend(loop, after).run_scenario())
+    run(loop, StopsWithoutBackend(loop, after).check_promises())
 
 
 class ResumesTooLate(Scenario):
     """A worker is stopped as by SIGSTOP with jobs in hand, and goes on when they are lost."""
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         first = self.hire()
         await self.enqueue(*(NewJob(f"j-{n}", "plain", "default", b"{}") for n in range(6)))
@@ -161,7 +161,7 @@ class ResumesTooLate(Scenario):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_worker_that_slept_too_long_begins_nothing_that_it_lost(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, ResumesTooLate(loop, seed).run_scenario())
+    run(loop, ResumesTooLate(loop, seed).check_promises())
 
 
 class StopsWithManyPrefetched(Scenario):
@@ -171,7 +171,7 @@ class StopsWithManyPrefetched(Scenario):
         if ctx.job_id.startswith("slow"):
             await elapse(100.0)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         quick = [NewJob(f"quick-{n}", "plain", "default", b"{}") for n in range(30)]
         slow = [NewJob(f"slow-{n}", "plain", "default", b"{}") for n in range(5)]
@@ -191,7 +191,7 @@ class StopsWithManyPrefetched(Scenario):
 
 def test_what_was_not_started_is_handed_back_at_stop() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, StopsWithManyPrefetched(loop, 1, concurrency=1).run_scenario())
+    run(loop, StopsWithManyPrefetched(loop, 1, concurrency=1).check_promises())
 
 
 class OutageForAll(Scenario):
@@ -206,7 +206,7 @@ class OutageForAll(Scenario):
     async def behave(self, ctx: Context, worker: Worker) -> None:
         await elapse(20.0)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         workers = [self.hire() for _ in range(3)]
         ids = [f"j-{n}" for n in range(9)]
@@ -226,7 +226,7 @@ def test_an_outage_of_the_backend_counts_as_no_loss(seed: int) -> None:
     """Its workers lived: whoever is back first must not count their jobs as lost."""
     random = Random(seed)
     loop = SimulatedLoop(random)
-    run(loop, OutageForAll(loop, seed, random.uniform(5.0, 100.0)).run_scenario())
+    run(loop, OutageForAll(loop, seed, random.uniform(5.0, 100.0)).check_promises())
 
 
 class EndsAfterItsSession(Scenario):
@@ -236,7 +236,7 @@ class EndsAfterItsSession(Scenario):
         if ctx.fence == 1:
             await self.hold_on(3 * TTL)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         worker = self.hire()
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
@@ -253,7 +253,7 @@ class EndsAfterItsSession(Scenario):
 
 def test_nothing_is_sent_under_a_lease_of_a_session_that_is_over() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, EndsAfterItsSession(loop, 1).run_scenario())
+    run(loop, EndsAfterItsSession(loop, 1).check_promises())
 
 
 class CancelledWhileRunning(Scenario):
@@ -262,7 +262,7 @@ class CancelledWhileRunning(Scenario):
     async def behave(self, ctx: Context, worker: Worker) -> None:
         await elapse(1000.0)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         self.hire()
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
@@ -276,7 +276,7 @@ class CancelledWhileRunning(Scenario):
 
 def test_a_cancel_reaches_a_running_job_with_the_next_heartbeat() -> None:
     loop = SimulatedLoop(Random(1))
-    run(loop, CancelledWhileRunning(loop, 1).run_scenario())
+    run(loop, CancelledWhileRunning(loop, 1).check_promises())
 
 
 def test_a_killed_process_runs_nothing_more() -> None:
@@ -289,7 +289,7 @@ def test_a_killed_process_runs_nothing_more() -> None:
             seen.append(loop.time())
             await elapse(1.0)
 
-    async def run_scenario() -> None:
+    async def check_promises() -> None:
         process = loop.begin("victim")
         victim = loop.spawn(live(), process)
         await elapse(2.5)
@@ -298,7 +298,7 @@ def test_a_killed_process_runs_nothing_more() -> None:
         assert seen == [0.0, 1.0, 2.0]
         assert not victim.done()
 
-    run(loop, run_scenario())
+    run(loop, check_promises())
 
 
 class Flaky(Periodic):
@@ -317,14 +317,14 @@ class Flaky(Periodic):
 def test_a_service_that_worked_in_between_does_not_pause_longer_each_time() -> None:
     loop = SimulatedLoop(Random(1))
 
-    async def run_scenario() -> None:
+    async def check_promises() -> None:
         flaky = Flaky(loop)
         await flaky.start()
         await elapse(100.0)
         await flaky.stop()
         assert flaky.ticks > 80
 
-    run(loop, run_scenario())
+    run(loop, check_promises())
 
 
 class SlowConnection(Scenario):
@@ -337,7 +337,7 @@ class SlowConnection(Scenario):
     async def behave(self, ctx: Context, worker: Worker) -> None:
         await elapse(0.01)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         worker = self.hire()
         self.net.slow[worker.process.name] = self._most
@@ -359,13 +359,13 @@ def test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one(
     seed: int, most: tuple[float, float]
 ) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, SlowConnection(loop, seed, most).run_scenario())
+    run(loop, SlowConnection(loop, seed, most).check_promises())
 
 
 class ExchangesFail(Scenario):
     """From some moment on, the exchanges of one worker are refused, and its heartbeats answered."""
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         worker = self.hire()
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(9)))
@@ -403,7 +403,7 @@ class Refusing:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, ExchangesFail(loop, seed).run_scenario())
+    run(loop, ExchangesFail(loop, seed).check_promises())
 
 
 class PoisonedConnection(Scenario):
@@ -414,7 +414,7 @@ class PoisonedConnection(Scenario):
         if not self.counts["poisoned connections"]:
             self.poison(worker)
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         await self.backend.open()
         worker = self.hire()
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(5)))
@@ -428,4 +428,4 @@ class PoisonedConnection(Scenario):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_poisoned_connection_strands_no_job(seed: int) -> None:
     loop = SimulatedLoop(Random(seed))
-    run(loop, PoisonedConnection(loop, seed).run_scenario())
+    run(loop, PoisonedConnection(loop, seed).check_promises())

@@ -15,7 +15,7 @@ SEEDS_EACH = 50
 PARTS = 2
 
 
-def _many(part: int, record_property: Callable[[str, object], None]) -> None:
+def _check_many_seeds(part: int, record_property: Callable[[str, object], None]) -> None:
     seeds = range(part * SEEDS_EACH, (part + 1) * SEEDS_EACH)
     for kind, count in sorted(sum_of(map(simulate, seeds)).items()):
         record_property(f"simulation total: {kind}", count)
@@ -24,7 +24,7 @@ def _many(part: int, record_property: Callable[[str, object], None]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_faults_break_no_promise(part: int, record_property: Callable[[str, object], None]) -> None:
-    _many(part, record_property)
+    _check_many_seeds(part, record_property)
 
 
 @pytest.mark.deep
@@ -32,7 +32,7 @@ def test_faults_break_no_promise(part: int, record_property: Callable[[str, obje
 def test_faults_break_no_promise_over_many_seeds(
     part: int, record_property: Callable[[str, object], None]
 ) -> None:
-    _many(part, record_property)
+    _check_many_seeds(part, record_property)
 
 
 def test_one_seed_is_the_same_each_time() -> None:

@@ -170,7 +170,7 @@ class World:
 
     # The scenario
 
-    async def run_scenario(self) -> None:
+    async def check_promises(self) -> None:
         """Faults for a while, then rest; at the end everything must be as it should."""
         await self.backend.open()
         if self.net.weather:

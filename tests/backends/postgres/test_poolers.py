@@ -40,6 +40,7 @@ async def test_notifications_work_within_a_process_behind_a_pooler(
     waiting = asyncio.create_task(backend.wait(["q"], 1e6))
     await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     await asyncio.wait_for(waiting, DEADLINE)
+    assert waiting.done()
     await backend.close()
 
 
@@ -59,5 +60,6 @@ async def test_a_worker_finds_what_another_process_enqueued(
         await other.open()
         await other.enqueue([NewJob("a", "n", "q", b"{}")])
         await asyncio.wait_for(done.wait(), DEADLINE)
+        assert done.is_set()
         await other.close()
         await worker.stop()

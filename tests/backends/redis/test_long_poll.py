@@ -168,7 +168,7 @@ async def test_what_is_settled_is_not_held_up(redis_server: RunningRedis) -> Non
 
 async def test_an_exchange_answers_when_its_long_poll_ends(redis_server: RunningRedis) -> None:
     async with open_idle_worker(redis_server.url, "a") as worker:
-        await wait_once(worker)
+        await assert_waits_once(worker)
 
 
 async def test_a_notification_ends_one_wait(redis_server: RunningRedis) -> None:
@@ -177,11 +177,11 @@ async def test_a_notification_ends_one_wait(redis_server: RunningRedis) -> None:
         await worker.backend.enqueue([make_job("1", "a")])
         (delivery,) = (await worker.exchange("a")).deliveries
         await worker.exchange("a", settling=(Completed(delivery.lease),))
-        await wait_once(worker)
-        await wait_once(worker)
+        await assert_waits_once(worker)
+        await assert_waits_once(worker)
 
 
-async def wait_once(worker: FakeWorker) -> None:
+async def assert_waits_once(worker: FakeWorker) -> None:
     began = time.monotonic()
     assert not (await worker.exchange("a", long_poll=0.2)).deliveries
     assert time.monotonic() - began >= 0.15

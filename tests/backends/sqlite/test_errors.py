@@ -250,6 +250,7 @@ async def test_a_local_one_is_not(path: Path, tmp_path: Path, table: str | None)
         mounts.write_text(table)
     backend = SQLiteBackend(path, mounts=mounts)
     await backend.open()
+    assert await backend.exists()
     await backend.close()
 
 

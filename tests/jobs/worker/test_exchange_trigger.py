@@ -230,3 +230,4 @@ async def test_a_result_with_a_reason_wakes_the_waiter() -> None:
     state.reasons.note_result()
     async with asyncio.timeout(10):
         await waiter
+    assert waiter.done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -200,8 +201,10 @@ def test_run_on_another_thread_leaves_signals_alone() -> None:
             await processor.stop()
             await running
 
+    before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, main()).result(2 * DEADLINE)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 async def test_middleware_that_would_come_too_late_is_refused() -> None:

@@ -147,6 +147,7 @@ class Names:
         await harness.put(harness.job(name="a:b", options=JobOptions(unique_key="c")))
         await harness.put(harness.job(name="a", options=JobOptions(unique_key="b:c")))
         await harness.put(harness.job(name="a.b", options=JobOptions(unique_key="c")))
+        assert (await harness.backend.counts())[State.PENDING] == 3
 
     @pytest.mark.parametrize("priority", range(10))
     async def test_every_priority_is_kept(self, harness: Harness, priority: int) -> None:

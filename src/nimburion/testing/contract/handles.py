@@ -27,6 +27,7 @@ class Handles:
 
     async def test_it_answers(self, harness: Harness) -> None:
         await harness.backend.ping()
+        assert await harness.backend.exists()
 
     async def test_the_backend_returns_the_time_of_its_clock(self, harness: Harness) -> None:
         for passed in (0.0, 0.25, 3_600.0):
@@ -178,6 +179,7 @@ class Handles:
 
     async def test_a_handle_that_was_never_opened_can_be_closed(self, harness: Harness) -> None:
         await harness.backend.new_handle().close()
+        assert await harness.backend.exists()
 
     async def test_a_session_outlives_the_handle_that_opened_it(self, harness: Harness) -> None:
         handle = harness.backend.new_handle()
@@ -185,4 +187,4 @@ class Handles:
         worker = await harness.worker(backend=handle)
         await handle.close()
         worker.backend = harness.backend
-        await worker.heartbeat()
+        assert (await worker.heartbeat()).cancel == []

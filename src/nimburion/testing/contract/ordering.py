@@ -249,9 +249,9 @@ class Ordering:
             for queue in QUEUES[:2]
         }
         worker = await harness.worker(names=NAMES, queues=QUEUES)
-        await self._compare(harness, worker, lanes, options, random)
+        await self._check_order(harness, worker, lanes, options, random)
 
-    async def _compare(
+    async def _check_order(
         self,
         harness: Harness,
         worker: HandDrivenWorker,

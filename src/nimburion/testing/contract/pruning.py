@@ -130,6 +130,7 @@ class Pruning:
         harness.clock.advance(100.0)
         await harness.backend.prune(Retention(completed=50.0), 100)
         await harness.put(harness.job("a", payload=b'{"other": 1}'))
+        assert await harness.state("a") is State.PENDING
 
     async def test_pruning_does_not_bring_a_dead_session_back(self, harness: Harness) -> None:
         """Also not a week later: a session id never lives again while anybody may still use it."""

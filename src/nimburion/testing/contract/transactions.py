@@ -160,6 +160,7 @@ class TransactionalEnqueues:
         await transaction.enqueue(harness.job("a", options=JobOptions(unique_key="k")))
         await transaction.rollback()
         await harness.put(harness.job("b", options=JobOptions(unique_key="k")))
+        assert await harness.state("b") is State.PENDING
 
     @pytest.mark.parametrize("refusal", ["conflict", "taken"])
     async def test_a_refused_call_leaves_the_transaction_usable(

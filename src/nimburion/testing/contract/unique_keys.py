@@ -84,6 +84,7 @@ class UniqueKeys:
         await harness.put(keyed("a"))
         await harness.put(keyed("b", JobOptions(unique_key="other")))
         await harness.add("c", "d")
+        assert (await harness.backend.counts())[State.PENDING] == 4
 
     async def test_the_same_id_again_exists_though_it_holds_the_key(self, harness: Harness) -> None:
         await harness.put(keyed("a"))

@@ -113,9 +113,12 @@ class Waiting:
         task = await listening(harness, 0, ("default",), 5.0)
         harness.clock.advance(5.0)
         await soon(task)
+        assert task.done()
 
     async def test_a_timeout_of_zero_returns_at_once(self, harness: Harness) -> None:
+        before = harness.clock.now()
         await soon(harness.backend.wait(("default",), 0.0))
+        assert harness.clock.now() == before
 
     async def test_wait_can_be_cancelled(self, harness: Harness) -> None:
         task = await listening(harness, 0, ("default",), FAR)
@@ -133,6 +136,7 @@ class Waiting:
         task = await listening(fleet, 1, ("other", "default"), FAR)
         await operation()
         await soon(task)
+        assert task.done()
 
     async def test_everybody_who_waits_is_woken(self, fleet: Harness) -> None:
         if not fleet.backend.capabilities.notifies:

@@ -272,6 +272,7 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
     await other.enqueue([NewJob("a", "n", "q", b"{}")])
     async with asyncio.timeout(20):
         await waiting
+    assert refusals == []
     await backend.close()
     await other.close()
 
