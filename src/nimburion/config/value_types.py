@@ -14,6 +14,7 @@ from nimburion.config.tree import Path, Written, name_type, refusal
 from nimburion.core.errors import DefinitionError
 from nimburion.core.limits import NAME_PATTERN
 from nimburion.core.redaction import redact_value
+from nimburion.core.shortening import shorten
 
 MAX_DURATION = 36_525 * 86_400.0
 
@@ -63,7 +64,7 @@ class ValueType(msgspec.Struct, frozen=True):
         if self.secret or not isinstance(value, str | int | float) or isinstance(value, bool):
             return name_type(value)
         text = redact_value(value) if isinstance(value, str) else written.text or str(value)
-        cut = text if len(text) <= 60 else text[:57] + "..."
+        cut = shorten(text)
         return ascii(cut) if isinstance(value, str) else cut
 
 

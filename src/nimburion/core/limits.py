@@ -7,6 +7,7 @@ import re
 import msgspec
 
 from nimburion.core.errors import InvalidJob
+from nimburion.core.shortening import shorten
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """The pattern of job names, queue names, ids, unique keys, tenants and correlation ids."""
@@ -40,5 +41,5 @@ def check_name(what: str, value: object) -> str:
     if isinstance(value, str) and NAME_PATTERN.fullmatch(value):
         return value
     shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    shown = shorten(shown, 80)
     raise InvalidJob(f"{what} must be 1-128 characters of A-Z a-z 0-9 _ . : -, not {shown}")

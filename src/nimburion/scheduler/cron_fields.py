@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.shortening import shorten
 
 LAST = -1
 """The value that stands for the last occurrence of a weekday in its month."""
@@ -53,7 +54,7 @@ class FieldText(msgspec.Struct, frozen=True):
 
     def make_error(self, problem: str) -> DefinitionError:
         """Return a `DefinitionError` that names the field, the column and the text."""
-        shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        shown = shorten(self.text)
         where = f"field {self.kind.place} ({self.kind.name}), column {self.column}"
         return DefinitionError(f"{where}, {shown!a}: {problem}")
 

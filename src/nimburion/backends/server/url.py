@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from nimburion.core import shortening
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.redaction import redact_option_name
 
@@ -133,7 +134,7 @@ def decode_percents(text: str) -> str:
 
 def shorten(text: str) -> str:
     """Return a text as messages show it: ASCII, at most 60 characters."""
-    return ascii(text if len(text) <= 60 else f"{text[:57]}...")
+    return ascii(shortening.shorten(text))
 
 
 _MAX_URL_LENGTH = 4096
