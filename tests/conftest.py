@@ -30,6 +30,12 @@ def _without_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long tests first: a long one at the end would leave the other workers without work."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 def pytest_report_header() -> str:
     """Name the versions that this run is about."""
     return f"python {platform.python_version()}, sqlite {sqlite3.sqlite_version}"
