@@ -62,7 +62,10 @@ def fix(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests; with arguments, only pytest with these arguments."""
     workers = min(8, 1 + (os.cpu_count() or 1))  # one more than cores: some tests only wait
-    run_python(session, "pytest", *(session.posargs or ["-n", str(workers)]))
+    # One test at a time to each worker: otherwise the first worker would get all long ones.
+    run_python(
+        session, "pytest", *(session.posargs or ["-n", str(workers), "--maxschedchunk", "1"])
+    )
 
 
 @nox.session
@@ -203,7 +206,7 @@ def run_python(session: nox.Session, module: str, *arguments: str) -> None:
 
 def run_server_tests(session: nox.Session, *arguments: str, **environment: str) -> None:
     """Run pytest on the servers that the environment names."""
-    options = ["-n", "auto", "--maxprocesses", "8"]
+    options = ["-n", "auto", "--maxprocesses", "8", "--maxschedchunk", "4"]
     run(session, sys.executable, "-m", "pytest", *options, *arguments, **environment)
 
 

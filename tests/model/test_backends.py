@@ -70,6 +70,7 @@ class Files:
             self.folder = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_sqlite_answers_as_the_memory_backend_does(part: int) -> None:
     files = Files()
@@ -78,6 +79,7 @@ def test_sqlite_answers_as_the_memory_backend_does(part: int) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 def test_redis_answers_as_the_memory_backend_does(redis_server: RunningRedis, part: int) -> None:
@@ -86,6 +88,7 @@ def test_redis_answers_as_the_memory_backend_does(redis_server: RunningRedis, pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_postgres_answers_as_the_memory_backend_does(
     postgres_server: RunningPostgres, part: int
