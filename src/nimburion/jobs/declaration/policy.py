@@ -131,7 +131,7 @@ class _Listed(msgspec.Struct, frozen=True):
 def exponential(base: float | timedelta) -> Backoff:
     """Return a backoff of `base` seconds that doubles with each failure.
 
-    >>> [exponential(1.5)(session) for session in (1, 2, 3)]
+    >>> [exponential(1.5)(failures) for failures in (1, 2, 3)]
     [1.5, 3.0, 6.0]
     """
     return _Exponential(_parse_seconds("retry_backoff", base))
@@ -140,7 +140,7 @@ def exponential(base: float | timedelta) -> Backoff:
 def linear(step: float | timedelta) -> Backoff:
     """Return a backoff that grows by `step` seconds with each failure.
 
-    >>> [linear(10)(session) for session in (1, 2, 3)]
+    >>> [linear(10)(failures) for failures in (1, 2, 3)]
     [10.0, 20.0, 30.0]
     """
     return _Linear(_parse_seconds("retry_backoff", step))
@@ -149,7 +149,7 @@ def linear(step: float | timedelta) -> Backoff:
 def listed(*seconds: float | timedelta) -> Backoff:
     """Return a backoff with exactly these delays, in seconds; the last one repeats.
 
-    >>> [listed(1, 60)(session) for session in (1, 2, 3)]
+    >>> [listed(1, 60)(failures) for failures in (1, 2, 3)]
     [1.0, 60.0, 60.0]
     """
     if not seconds:
