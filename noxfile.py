@@ -31,7 +31,8 @@ ROOT = Path(__file__).parent
 SCRIPTS = Path(sys.executable).parent
 PYRIGHT = "pyright@1.1.414"
 SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks"]
-QUICK = "not deep and not wide and not slow"
+USUAL = "not deep and not wide"
+QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
 
 # The server kinds of tests/servers/server_kinds.py beyond those that come as wheels.
@@ -60,12 +61,21 @@ def fix(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; with arguments, only pytest with these arguments."""
+    """Run the tests; with arguments, only pytest with these arguments.
+
+    Long tests on servers are left out: the sessions `redis` and `postgres` run them, and `deep`.
+    """
     workers = min(8, 1 + (os.cpu_count() or 1))  # one more than cores: some tests only wait
     # One test at a time to each worker: otherwise the first worker would get all long ones.
-    run_python(
-        session, "pytest", *(session.posargs or ["-n", str(workers), "--maxschedchunk", "1"])
-    )
+    options = [
+        "-n",
+        str(workers),
+        "--maxschedchunk",
+        "1",
+        "-m",
+        f"{USUAL} and not (slow and server)",
+    ]
+    run_python(session, "pytest", *(session.posargs or options))
 
 
 @nox.session
