@@ -25,7 +25,7 @@ ReplaceFile = Callable[[Path], object]
 
 def delete(path: Path) -> None:
     """As `rm jobs.db*` does."""
-    for file in path.parent.glob(f"{path.name}*"):
+    for file in sorted(path.parent.glob(f"{path.name}*")):  # the database first
         if file.is_file():
             file.unlink()
 
