@@ -83,7 +83,10 @@ def pyright(session: nox.Session) -> None:
     """Check types with pyright, and that every public name is typed (needs Node)."""
     npx = shutil.which("npx") or session.error("npx is not on PATH; install nodejs and npm")
     run(session, npx, "--yes", PYRIGHT)
-    run(session, npx, "--yes", PYRIGHT, "--verifytypes", "nimburion", "--ignoreexternal")
+    # pyright looks for the package with the `python` on PATH.
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    options = ["--verifytypes", "nimburion", "--ignoreexternal"]
+    run(session, npx, "--yes", PYRIGHT, *options, PATH=path)
 
 
 @nox.session
