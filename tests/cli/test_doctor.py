@@ -23,7 +23,7 @@ from tests.cli.test_processes import imported_by
 
 def read_checks(nimburion: CommandLine, *arguments: str) -> dict[str, tuple[str, str]]:
     """Verdict and text, by subject."""
-    found = nimburion("doctor", "--json", *arguments).data["findings"]
+    found = nimburion("doctor", "--json", *arguments).data["checks"]
     return {one["subject"]: (one["verdict"], one["text"]) for one in found}
 
 
@@ -51,7 +51,10 @@ def test_waiting_jobs_that_no_worker_would_run_are_a_warning(nimburion: CommandL
         "2 jobs 'snd' wait in queue 'default': no live worker has a handler of this name",
     )
     nimburion("jobs", "cancel", "--name", "snd", "--yes")
-    assert read_checks(nimburion)["workers"] == ("good", "1 live worker; no job waits in vain")
+    assert read_checks(nimburion)["workers"] == (
+        "good",
+        "1 live worker; each waiting job has a live worker",
+    )
 
 
 def test_only_some_of_many_jobs_without_a_worker_are_shown(nimburion: CommandLine) -> None:

@@ -147,7 +147,9 @@ async def waiting_jobs(backend: Backend) -> list[CheckResult]:
         live = sum(map(is_live, sessions))
         return [
             CheckResult(
-                "workers", "good", f"{format_count(live, 'live worker')}; no job waits in vain"
+                "workers",
+                "good",
+                f"{format_count(live, 'live worker')}; each waiting job has a live worker",
             )
         ]
     advice = (
@@ -182,7 +184,7 @@ def find_worst(found: list[CheckResult]) -> str:
 
 def as_data(found: list[CheckResult]) -> dict[str, object]:
     """Return the results as JSON data."""
-    return {"verdict": find_worst(found), "findings": msgspec.to_builtins(found)}
+    return {"verdict": find_worst(found), "checks": msgspec.to_builtins(found)}
 
 
 def draw(found: list[CheckResult]) -> None:

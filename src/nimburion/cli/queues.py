@@ -27,7 +27,7 @@ def queues() -> None:
 def list_queues() -> None:
     """List queues: jobs due now, waiting for their time, processing; the age of the oldest.
 
-    Below, what no live worker would take: nobody serves its queue, or has a handler of its name.
+    Then list jobs that no live worker takes: none serves their queue, or none has their handler.
     """
     found, unserved = current_invocation().run(read_queues)
     data = [as_data(queue, unserved) for queue in found]
@@ -72,7 +72,7 @@ def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
 @click.argument("queue", metavar="QUEUE")
 @add_shared_options
 def pause(queue: str) -> None:
-    """Hand out nothing of a queue until it is resumed; what runs goes on."""
+    """Start no more jobs of a queue until it is resumed. Running jobs continue."""
     set_paused(queue, paused=True)
 
 

@@ -39,12 +39,12 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 
 _ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
-    (BackendFull, "make room; whoever waits goes on by itself"),
+    (BackendFull, "make room; workers then continue by themselves"),
     (BackendReadOnly, "let this user write there, or choose another backend"),
     (BackendReplaced, "end every process that uses it, put the right file in place, start again"),
     (BackendCorrupt, "stop every process that uses it, and keep a copy before anything else"),
     (FormatMismatch, "run the nimburion version that fits, or choose another backend"),
-    (BackendError, "bring the backend back or correct its address; workers go on by themselves"),
+    (BackendError, "bring the backend back or correct its address; workers continue by themselves"),
     (NimburionError, "correct what the configuration says of the backend"),
 )
 

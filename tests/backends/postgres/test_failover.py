@@ -20,7 +20,7 @@ from tests.waiting import block_until
 pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(180)]
 
 GOES_ON = 5.0
-"""Seconds after the promotion in which every worker goes on by itself."""
+"""Seconds after the promotion in which every worker continues by itself."""
 
 
 async def test_the_primary_is_killed_while_its_standby_lags(

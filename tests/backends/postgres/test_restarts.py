@@ -25,7 +25,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 GOES_ON = 5.0
-"""Seconds after its return in which every worker goes on by itself."""
+"""Seconds after its return in which every worker continues by itself."""
 
 _OTHERS = """FROM pg_stat_activity
     WHERE application_name LIKE 'nimburion%%' AND pid <> pg_backend_pid()"""

@@ -17,7 +17,7 @@ from tests.servers.sentinel import read_role
 pytestmark = pytest.mark.slow
 
 GOES_ON = 5.0
-"""Seconds after the promotion in which every worker goes on by itself."""
+"""Seconds after the promotion in which every worker continues by itself."""
 
 
 async def test_the_primary_is_killed(

@@ -15,7 +15,7 @@ from tests.servers import Binary, Server
 pytestmark = pytest.mark.slow
 
 GOES_ON = 5.0
-"""Seconds after its return in which every worker goes on by itself."""
+"""Seconds after its return in which every worker continues by itself."""
 
 
 async def test_killed_and_started_again(

@@ -334,7 +334,7 @@ async def test_a_healthy_server(redis_binary: Binary) -> None:
     assert {one.verdict for one in found if one.subject != "round trip"} == {"good"}
     texts = {one.subject: one.text for one in found}
     assert texts["server"].startswith(f"{redis_binary.name}, up for 0.0 days")
-    assert texts["role"] == "primary, nobody follows it"
+    assert texts["role"] == "primary, without a replica"
     assert "synced each second" in texts["durability"]
     assert texts["memory"].endswith("of 300.0 MiB used")
     assert " ms, the median of 20" in texts["round trip"]

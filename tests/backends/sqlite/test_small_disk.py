@@ -61,7 +61,7 @@ async def check(backend: SQLiteBackend, volume: Volume) -> None:
     ("size", "batch"), [(1 * MIB, 1), (1 * MIB, 50), (8 * MIB, 1), (8 * MIB, 50), (40 * MIB, 50)]
 )
 async def test_a_checkpoint_always_fits(path: Path, size: int, batch: int) -> None:
-    """And so jobs can be settled and deleted on a full disk, and it goes on by itself."""
+    """And so jobs can be settled and deleted on a full disk, and it continues by itself."""
     volume = Volume(path, size)
     backend = SQLiteBackend(path, measure=volume.measure)
     await backend.open()
@@ -138,7 +138,7 @@ async def test_on_a_callers_connection_it_is_refused_too(path: Path) -> None:
     await backend.open()
     await fill(backend, volume, 1, 2000)
     with closing(sqlite3.connect(path)) as connection:
-        with pytest.raises(BackendFull, match="goes on by itself"):
+        with pytest.raises(BackendFull, match="by themselves"):
             await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.rollback()
         volume.size = 20 * MIB

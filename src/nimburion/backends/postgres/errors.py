@@ -172,7 +172,7 @@ def _map_ended_connection(where: str, text: str, *, sent: bool) -> NimburionErro
 
 def _map_auth_error(where: str, text: str) -> NimburionError:
     return ConfigurationError(
-        f"{where}: the server does not let us in ({text}); correct user and password, or its "
+        f"{where}: the server refused the login ({text}); correct user and password, or its "
         f"pg_hba.conf{_TLS_HINT if 'no encryption' in text else ''}"
     )
 
@@ -192,7 +192,7 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
         "53100": make_error_factory(
             BackendFull,
             "{where}: the server's disk is full ({message}); nothing was written. Make room, and "
-            "it goes on by itself",
+            "workers continue by themselves",
         ),
         "42501": make_error_factory(
             ConfigurationError,

@@ -58,7 +58,7 @@ async def run_checks(
 def _check_server(server: RedisServerInfo, info: InfoFields) -> CheckResult:
     if info.get("loading") == "1":
         text = f"{server.name}, still reading its data"
-        return CheckResult("server", "error", text, "wait; workers go on by themselves")
+        return CheckResult("server", "error", text, "wait; workers continue by themselves")
     days = int(info.get("uptime_in_seconds", 0)) / 86_400
     return CheckResult("server", "good", f"{server.name}, up for {days:.1f} days")
 
@@ -66,7 +66,7 @@ def _check_server(server: RedisServerInfo, info: InfoFields) -> CheckResult:
 def _check_role(info: InfoFields) -> CheckResult:
     replicas = int(info.get("connected_slaves", 0))
     if info.get("role") == "master":
-        replication = f"followed by {replicas}" if replicas else "nobody follows it"
+        replication = f"followed by {replicas}" if replicas else "without a replica"
         return CheckResult("role", "good", f"primary, {replication}")
     primary = f"{info.get('master_host')}:{info.get('master_port')}"
     advice = "name the primary, or use redis+sentinel:// or redis+cluster://"

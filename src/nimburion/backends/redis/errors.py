@@ -180,12 +180,14 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
         "OOM": make_error_factory(
             BackendFull,
             "{where}: the server's memory is full (maxmemory); nothing was written. Raise "
-            "maxmemory (CONFIG SET maxmemory) or prune what is kept; then it goes on by itself",
+            "maxmemory (CONFIG SET maxmemory) or prune what is kept; "
+            "workers then continue by themselves",
         ),
         "MISCONF": make_error_factory(
             BackendReadOnly,
             "{where}: the server cannot save to its disk and refuses writes; nothing was written. "
-            "See its log, make room on its disk or mend its rights; then it goes on by itself",
+            "See its log, make room on its disk or correct its permissions; workers "
+            "then continue by themselves",
         ),
         "WRONGTYPE": make_error_factory(
             BackendCorrupt,

@@ -55,7 +55,7 @@ def map_error(error: sqlite3.Error, path: Path) -> BackendError:
         return BackendFull(
             f"{path} cannot grow: the disk is full, but for what is needed to settle the jobs that "
             "are stored, or a quota or size limit is reached; nothing was written. Make room, and "
-            "it goes on by itself"
+            "workers continue by themselves"
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
         return _map_write_error(error, path)

@@ -380,10 +380,10 @@ async def test_an_authentication_error_is_explained(postgres_binary: Binary) -> 
     with PostgresServer(postgres_binary, "max_connections=4", hba=hba) as server:
         server.ask("CREATE ROLE reader LOGIN PASSWORD 'right'")
         await expect_connect_error(
-            parse_url(server.url_for("reader", "wrong")), "does not let us in.*password"
+            parse_url(server.url_for("reader", "wrong")), "refused the login.*password"
         )
-        await expect_connect_error(parse_url(server.url_for("nobody")), "does not let us in")
-        await expect_connect_error(parse_url(server.url_for("stranger")), "does not let us in")
+        await expect_connect_error(parse_url(server.url_for("nobody")), "refused the login")
+        await expect_connect_error(parse_url(server.url_for("stranger")), "refused the login")
         await expect_connect_error(
             parse_url(server.url_for("postgres", database="nothing")), "no such database"
         )

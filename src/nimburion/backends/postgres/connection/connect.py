@@ -242,7 +242,7 @@ def _map_pooler_error(error: Exception, where: str) -> NimburionError | None:
     if "no such database" in text:
         return ConfigurationError(f"{where}: the pooler has no such database ({text})")
     if "auth" in text or "no such user" in text:
-        return ConfigurationError(f"{where}: the pooler does not let us in ({text})")
+        return ConfigurationError(f"{where}: the pooler refused the login ({text})")
     return None
 
 

@@ -332,7 +332,7 @@ class ClusterTopology:
             _decode_endpoint(one[2], node) for one in ranges if one[0] <= self._slot <= one[1]
         ]
         if not owners:
-            problem = f"{node} knows nobody who has slot {self._slot}, where the namespace lies"
+            problem = f"{node} names no node for slot {self._slot}, which holds the namespace"
             raise BackendUnavailable(problem, outcome="not applied")
         everyone = [_decode_endpoint(one, node) for slots in ranges for one in slots[2:]]
         self._nodes = list(dict.fromkeys([*owners, *everyone]))

@@ -125,7 +125,8 @@ class DiskSpace:
         if free < 2 * (min(MAX_REWRITE, page * pages) + length + _AROUND):
             raise BackendFull(
                 f"{self._path} must not grow: the room left on the disk is needed to settle the "
-                "jobs that are stored; nothing was written. Make room, and it goes on by itself"
+                "jobs that are stored; nothing was written. Make room, and workers continue "
+                "by themselves"
             )
 
     def _measure_after_checkpoint(self, connection: sqlite3.Connection) -> tuple[int, int, int]:
