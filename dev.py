@@ -2,7 +2,7 @@
 """The commands of a fresh clone; needs Python 3.11 or newer and nothing else.
 
     python3 dev.py demo                  run real jobs on SQLite and watch them
-    python3 dev.py test                  all checks, all tests
+    python3 dev.py test                  all checks, and all tests but the long ones on servers
     python3 dev.py test tests/jobs -x    only pytest, with these arguments
     python3 dev.py SESSION [ARGUMENT ...]
 

@@ -135,6 +135,7 @@ def redis(session: nox.Session) -> None:
         # The whole contract on each kind; each other test on one of them.
         environment["NB_TEST_SERVERS"] = ",".join(kinds)
         run_server_tests(session, "tests/contract/test_redis.py", **environment)
+        environment["NB_TEST_SERVERS"] += ",valkey"  # whose long tests `tests` leaves out
         environment["NB_TEST_DEALT"] = environment["NB_TEST_SERVERS"]
         others = ["-m", "server and not deep", "--ignore", "tests/contract"]
         run_server_tests(session, *others, **environment)
@@ -143,7 +144,7 @@ def redis(session: nox.Session) -> None:
 @nox.session
 def postgres(session: nox.Session) -> None:
     """Run the tests of PostgreSQL, each on one of the kinds of servers and poolers."""
-    kinds = ",".join(POSTGRES_KINDS)
+    kinds = ",".join([*POSTGRES_KINDS, "postgres"])  # the last: long tests that `tests` leaves out
     environment = {"NB_TEST_SERVERS": kinds, "NB_TEST_DEALT": kinds}
     run_server_tests(session, "-m", "server and not deep", **environment)
 

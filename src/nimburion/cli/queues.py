@@ -80,7 +80,7 @@ def pause(queue: str) -> None:
 @click.argument("queue", metavar="QUEUE")
 @add_shared_options
 def resume(queue: str) -> None:
-    """Hand out jobs of a paused queue again."""
+    """Start the jobs of a paused queue again."""
     set_paused(queue, paused=False)
 
 
