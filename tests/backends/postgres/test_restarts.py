@@ -61,8 +61,8 @@ async def test_connections_are_ended_at_random(
 ) -> None:
     """Nobody can know what became of a call; asking again by id and number makes it true, once."""
     with PostgresServer(postgres_binary, durable=True) as server:
-        async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
-            ended = await backends_end(server, flow, Random(11), jobs=1_000)
+        async with run_flow(tmp_path, server.url, jobs=3_000) as flow:
+            ended = await backends_end(server, flow, Random(11), jobs=3_000)
     record_property(f"{postgres_binary.name}: connections ended at random, in total", ended)
     assert ended > 10
     flow.result.check()

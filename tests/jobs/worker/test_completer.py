@@ -374,6 +374,19 @@ async def test_a_result_that_does_not_get_through_alone_is_left_behind(
     assert "the result of job 1 is not kept" in caplog.text
 
 
+async def test_a_result_is_kept_when_only_larger_batches_failed() -> None:
+    """Half of the time has passed before the first try with one settlement alone."""
+    backend = SlowBackend(Ticking(), most=1_000)
+    completer = on(backend, give_up_after=18.0)
+    backend.connectivity = completer._connectivity
+    sent = [done(n) for n in range(8)]
+    for settlement in sent:
+        completer.settle(settlement)
+    await flush(completer)
+    assert [len(settlements) for _, settlements in backend.calls[:3]] == [8, 2, 1]
+    assert backend.applied == sent
+
+
 async def test_an_error_that_does_not_get_through_alone_is_shortened() -> None:
     backend = SlowBackend(Ticking(), most=600)
     completer = on(backend, give_up_after=100.0)

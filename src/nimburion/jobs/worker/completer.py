@@ -49,8 +49,12 @@ _LONGEST_PAUSE = 2.0
 _LEAN = 0.5
 """A fraction of the time until the session is given up.
 
-After this time, a settlement that fails alone while heartbeats are answered is sent without its
+After this time, a settlement that failed alone while heartbeats are answered is sent without its
 large parts.
+"""
+_LEAN_AT_LAST = 0.75
+"""A fraction of the same time. After it, a single settlement is sent without its large parts even
+if it was not tried alone before: another failed try would cost the session.
 """
 _LEAN_TEXT = 512
 _FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
@@ -190,8 +194,9 @@ class Completer:
     ) -> Reply:
         pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
         began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
+        failed_alone = False
         while not self.closed:
-            part, part_request = self._cut(batch, request, sent - began)
+            part, part_request = self._cut(batch, request, sent - began, failed_alone=failed_alone)
             try:
                 async with asyncio.timeout(self._left(sent - began)):
                     reply = await self._backend.exchange(
@@ -202,6 +207,7 @@ class Completer:
                 raise
             except (BackendError, TimeoutError) as error:
                 now = monotonic()
+                failed_alone = len(part) == 1
                 self._size.note_failure(now - sent)
                 self._note_failure(error, pause)
                 if self._gives_up(error, now + pause - began):
@@ -221,16 +227,22 @@ class Completer:
         raise SessionLost(self.session_id)
 
     def _cut(
-        self, batch: list[Settlement], request: ReserveRequest, failed_for: float
+        self,
+        batch: list[Settlement],
+        request: ReserveRequest,
+        failed_for: float,
+        *,
+        failed_alone: bool,
     ) -> tuple[list[Settlement], ReserveRequest]:
         """Return the settlements and the reserve request of this try."""
         size, part = self._size, self._take_part(batch)
         if request.total:
             long_poll = 0.0 if failed_for else request.long_poll  # the awaited job may have arrived
             request = replace(request, max_bytes=size.max_bytes, long_poll=long_poll)
+        lean_after = _LEAN if failed_alone else _LEAN_AT_LAST
         if (
             len(part) == 1
-            and failed_for > _LEAN * self._give_up_after
+            and failed_for > lean_after * self._give_up_after
             and not self._connectivity.is_unreachable
         ):
             return [_lean(part[0])], replace(
