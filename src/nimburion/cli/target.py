@@ -28,7 +28,7 @@ _LIBRARIES = tuple(
     {str(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 _PARTIAL = "partially initialized module"
-"""Text of the error that Python raises for circular imports."""
+"""Text of the error that Python raises for a circular import; see `_is_circular`."""
 
 
 def find_processor(target: str, *, show_traceback: bool = False) -> Processor:
@@ -125,11 +125,25 @@ def _blame(what: str, error: Exception, hint: str) -> click.ClickException:
         place = f"{_relative(error.filename or '?')}, line {error.lineno}"
         return BadInput(f"{what}: {type(error).__name__}: {error.msg} ({place})")
     place = _parse_cursor(error)
-    if _PARTIAL in str(error):
+    if _is_circular(error):
         return BadInput(
             f"{what}: its modules import each other in a circle: {error} ({place}){hint}"
         )
     return CommandFailed(f"{what}: {type(error).__name__}: {error} ({place}){hint}")
+
+
+def _is_circular(error: Exception) -> bool:
+    """Return whether a module was imported from that was still being imported itself.
+
+    Python 3.13 and later may advise to rename the module instead of saying so. Then the traceback
+    shows that the code of the module was still running.
+    """
+    if _PARTIAL in str(error):
+        return True
+    return isinstance(error, ImportError) and any(
+        frame.filename == error.path and frame.name == "<module>"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def _parse_cursor(error: Exception) -> str:
