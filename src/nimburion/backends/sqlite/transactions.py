@@ -422,7 +422,7 @@ def complete_job(db: Database, session_id: str, completed: Completed) -> None:
 
 def check_file(db: Database, path: Path) -> None:
     """Raise `UnusableConnection` unless the connection's main database is the backend's file."""
-    opened = db.fetch_value("get_main_file")
+    (_, _, opened), *_ = db.run("list_open_files").fetchall()
     if opened and path.samefile(opened):
         return
     raise UnusableConnection(

@@ -73,11 +73,12 @@ SELECT ?1, ?2, seq, id, ?4 FROM job WHERE id = ?3
 ON CONFLICT (name, key) DO UPDATE
 SET seq = excluded.seq, id = excluded.id, valid_until = excluded.valid_until;
 
--- name: get_main_file
--- Return the file that a caller's connection has open as its main database.
--- Result: the absolute path; empty for a database in memory
--- Atomic: one statement. The result never changes while the connection is open.
-SELECT file FROM pragma_database_list WHERE name = 'main';
+-- name: list_open_files
+-- List the databases that a caller's connection has open. This PRAGMA reads no database. A SELECT from
+-- `pragma_database_list` would start the read of a transaction, which then could not write once others have written.
+-- Result: number, name and absolute path of each, the main database first; the path is empty for a database in memory
+-- Atomic: one statement. The path of the main database never changes while the connection is open.
+PRAGMA database_list;
 
 -- name: take_write_lock
 -- Take the write lock in a caller's transaction before anything is read. If another connection holds the lock,
