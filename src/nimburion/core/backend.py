@@ -35,15 +35,26 @@ from typing import Protocol
 
 import msgspec
 
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.checks import CheckResult
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import HeartbeatReply, Session, SessionInfo
+from nimburion.core.session import (
+    HeartbeatReply,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
 from nimburion.core.settlement import Settlement
+from nimburion.core.statistics import Statistics
 from nimburion.core.transactions import CallerConnection, Transaction
 
 
@@ -145,10 +156,11 @@ class Consuming(Protocol):
         """
         ...
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         """Extend the session: it now expires `ttl` seconds from now.
 
-        A heartbeat also revives a session that has expired and is not rescued yet.
+        A heartbeat also revives a session that has expired and is not rescued yet. `vitals`
+        replace those of the last heartbeat; None keeps them.
 
         Raises:
             SessionLost: the session was rescued or closed.
@@ -204,6 +216,16 @@ class Consuming(Protocol):
         """
         ...
 
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        """Store the counters of one process for some intervals, queues and names.
+
+        Each row replaces what `source` stored for the same interval, queue and name. The counters
+        are thus absolute values, and repeating the call changes nothing. `source` is the id of a
+        session, or another id that no other process uses. A backend may store the rows without
+        waiting for the disk.
+        """
+        ...
+
 
 class LongPolling(Protocol):
     """The additional operation of a backend whose capabilities have `supports_long_poll`."""
@@ -223,6 +245,9 @@ class Maintaining(Protocol):
 
         Jobs that are not failed are skipped, so the call is idempotent. `after` is the `next` of
         the previous call.
+
+        Raises:
+            InvalidJob: `which` has a field without an index (`JobFilter.check_selects`).
         """
         ...
 
@@ -230,13 +255,44 @@ class Maintaining(Protocol):
         """Delete up to `limit` finished jobs permanently and return their ids.
 
         Unfinished jobs are skipped.
+
+        Raises:
+            InvalidJob: `which` has a field without an index (`JobFilter.check_selects`).
         """
         ...
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
         """Pause or resume a queue. No exchange reserves a job of a paused queue.
 
+        `by`, `reason` and `until` are kept with the pause (`Pause`). From `until` on, in epoch
+        seconds, the queue is not paused any more; workers notice it with their next exchange.
+        Pausing a paused queue replaces all three, and keeps the time since which it is paused.
+
         Resuming notifies the workers that wait for the queue.
+        """
+        ...
+
+    async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
+        """Send a command to the worker of a session; None takes the last command back.
+
+        Each heartbeat of the session returns the latest command. Returns False if the session has
+        ended or never existed.
+        """
+        ...
+
+    async def put_audit(self, record: AuditRecord) -> None:
+        """Add an audit record, or replace the record with the same id.
+
+        The time of the first call stays in `at`. The backend keeps the newest
+        `MAX_AUDIT_RECORDS` records.
         """
         ...
 
@@ -245,6 +301,9 @@ class Maintaining(Protocol):
 
         The call deletes at most `limit` records and results. If it returns less than `limit`,
         nothing more is due for deletion.
+
+        The call also deletes the statistics that are older than `STEPS` allows, which do not
+        count.
         """
         ...
 
@@ -267,11 +326,38 @@ class Inspecting(Protocol):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        budget: int = SCAN_BUDGET,
     ) -> Page:
         """Return a page of jobs, most recently enqueued first.
 
         `after` is the `next` of the previous page; None: start at the newest job. Pages stay stable
         while jobs are inserted. Records carry their payload only with `payloads`.
+
+        The call examines at most `budget` records. If it stops there, the page has fewer jobs
+        than `limit` and a `next` that continues at the record after the last one examined.
+        """
+        ...
+
+    async def group_failures(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+    ) -> FailureGroups:
+        """Group the dead letters that match, and return the `limit` largest groups.
+
+        The call examines at most `budget` dead letters, the most recently enqueued ones.
+        """
+        ...
+
+    async def explain(self, job_id: str) -> Facts:
+        """Return what decides whether a job can run, in one consistent read.
+
+        `find_causes` of `nimburion.core.explanations` says what follows from it.
+
+        Raises:
+            JobNotFound: there is no job with this id.
         """
         ...
 
@@ -287,6 +373,40 @@ class Inspecting(Protocol):
         """Return every session that has not ended, oldest first.
 
         `close_session` and `rescue` end sessions.
+        """
+        ...
+
+    async def limits(self) -> list[LimitInfo]:
+        """Return every concurrency limit with its holders, ordered by name."""
+        ...
+
+    async def statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        """Return the statistics of the intervals that start in [`since`, `until`).
+
+        The counters of all sources are added up. Rows are ordered by start, queue and name;
+        intervals without rows are missing.
+
+        Raises:
+            InvalidJob: `step` is no key of `STEPS`, or the range has more than `MAX_INTERVALS`
+                intervals.
+        """
+        ...
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        """Return a page of audit records, most recently added first.
+
+        `after` is the `next` of the previous page.
+
+        Raises:
+            InvalidJob: `after` is not the `next` of a page.
         """
         ...
 

@@ -86,6 +86,32 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     traceback: str = ""
     at: float = 0.0
     """Time on the backend's clock, in epoch seconds; set by the backend."""
+    started_at: float = 0.0
+    """When the attempt was reserved, on the backend's clock. The worker sets this field and the
+    next two; for an attempt that lost its worker, the backend does.
+    """
+    session: str = ""
+    """The id of the session that ran the attempt."""
+    host: str = ""
+    """The host of that session."""
+    fingerprint: str = ""
+    """16 hexadecimal digits that equal errors share (`core.fingerprints`)."""
+
+
+class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a job. Times are epoch seconds on the backend's clock."""
+
+    number: int
+    """1 for the first attempt since the last replay."""
+    session: str
+    """The id of the session that ran it; empty if unknown."""
+    host: str
+    """The host of that session; empty if unknown."""
+    started_at: float | None
+    ended_at: float | None
+    """None while the attempt runs."""
+    outcome: str
+    """`processing`, `completed`, `cancelled`, or the `Kind` of its error."""
 
 
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -212,6 +238,12 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool = False
     session: str | None = None
     """The id of the session that holds the lease."""
+    ended_by: str | None = None
+    """The id of the session that completed, failed or cancelled the job in its last attempt; None
+    if no attempt ended it.
+    """
+    host: str = ""
+    """The host of `session` or `ended_by`; empty if the backend no longer knows that session."""
     options: JobOptions = NO_JOB_OPTIONS
 
     @property
@@ -226,3 +258,39 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     def error(self) -> AttemptError | None:
         """The latest entry of the history, or None."""
         return self.history[-1] if self.history else None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the error that made the job a dead letter; None for other jobs."""
+        return self.error.fingerprint if self.state is State.FAILED and self.error else None
+
+    @property
+    def attempts(self) -> list[AttemptInfo]:
+        """Every attempt that has started, oldest first: who ran it, when, and how it ended.
+
+        A release and a snooze count nothing, so they are no attempts.
+        """
+        attempts = [
+            AttemptInfo(
+                number=error.attempt,
+                session=error.session,
+                host=error.host,
+                started_at=error.started_at or None,
+                ended_at=error.at,
+                outcome=error.kind,
+            )
+            for error in self.history
+        ]
+        in_history = self.state is State.FAILED
+        if self.state is State.PROCESSING or (self.ended_by is not None and not in_history):
+            attempts.append(
+                AttemptInfo(
+                    number=self.attempt,
+                    session=self.session or self.ended_by or "",
+                    host=self.host,
+                    started_at=self.started_at,
+                    ended_at=self.finished_at,
+                    outcome=self.state.value,
+                )
+            )
+        return attempts

@@ -9,13 +9,32 @@ from nimburion.core.job import FINISHED, JobRecord, State
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A filter of jobs. A job must match every field that is set; `ids` lists the allowed ids."""
+    """A filter of jobs. A job must match every field that is set; `ids` lists the allowed ids.
+
+    Backends have no index for the fields from `created_from` on. `list_jobs` examines records to
+    find them, within its budget. `replay` and `delete` do not accept these fields: list the jobs
+    and pass their ids.
+    """
 
     states: frozenset[State] | None = None
     queue: str | None = None
     name: str | None = None
     reason: str | None = None
     ids: tuple[str, ...] | None = None
+    created_from: float | None = None
+    """Epoch seconds, inclusive, on the backend's clock."""
+    created_to: float | None = None
+    """Epoch seconds, exclusive."""
+    finished_from: float | None = None
+    """Epoch seconds, inclusive. Matches finished jobs only, as `finished_to` does."""
+    finished_to: float | None = None
+    """Epoch seconds, exclusive."""
+    tenant: str | None = None
+    correlation_id: str | None = None
+    fingerprint: str | None = None
+    """The fingerprint of the error that made a job a dead letter. Matches failed jobs only."""
+    min_failures: int | None = None
+    """The least value of `JobRecord.failures`."""
 
     @property
     def failed_states(self) -> frozenset[State]:
@@ -27,19 +46,89 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
         """The states of the jobs that `delete` may select."""
         return FINISHED if self.states is None else self.states & FINISHED
 
+    @property
+    def needs_search(self) -> bool:
+        """Whether a field without an index is set."""
+        return any(getattr(self, field) is not None for field in _SEARCHED_FIELDS)
+
+    def matches(self, record: JobRecord) -> bool:
+        """Return whether a record matches every field that is set.
+
+        Backends that cannot express a field in their own query language use this.
+        """
+        return (
+            (self.ids is None or record.id in self.ids)
+            and (self.states is None or record.state in self.states)
+            and self.queue in (None, record.queue)
+            and self.name in (None, record.name)
+            and self.reason in (None, record.reason)
+            and self.matches_search(record)
+        )
+
+    def matches_search(self, record: JobRecord) -> bool:
+        """Return whether a record matches the fields without an index."""
+        return (
+            _is_in_range(record.created_at, self.created_from, self.created_to)
+            and _is_in_range(record.finished_at, self.finished_from, self.finished_to)
+            and self.tenant in (None, record.options.tenant)
+            and self.correlation_id in (None, record.options.correlation_id)
+            and self.fingerprint in (None, record.fingerprint)
+            and (self.min_failures is None or record.failures >= self.min_failures)
+        )
+
+    def check_selects(self) -> None:
+        """Check that `replay` and `delete` accept this filter.
+
+        Raises:
+            InvalidJob: a field without an index is set.
+        """
+        for field in _SEARCHED_FIELDS:
+            if getattr(self, field) is not None:
+                raise InvalidJob(
+                    f"jobs cannot be replayed or deleted by `{field}`: list the jobs with this "
+                    "filter and pass their `ids`"
+                )
+
+
+_SEARCHED_FIELDS = (
+    "created_from",
+    "created_to",
+    "finished_from",
+    "finished_to",
+    "tenant",
+    "correlation_id",
+    "fingerprint",
+    "min_failures",
+)
+
+
+def _is_in_range(at: float | None, start: float | None, end: float | None) -> bool:
+    if at is None:
+        return start is None and end is None
+    return (start is None or at >= start) and (end is None or at < end)
+
 
 _FAILED_ONLY = frozenset({State.FAILED})
 
 EVERY_JOB = JobFilter()
 
 
+SCAN_BUDGET = 10_000
+"""The default maximum number of records that one call examines to find matching jobs."""
+
+
 class Page(msgspec.Struct, frozen=True):
     """A page of jobs, most recently enqueued first. `next` is the cursor of the next page; None:
     last.
+
+    A page may have fewer jobs than its limit, even none, and still have a `next`: the call
+    stopped at its budget. `next` then continues where it stopped.
     """
 
     jobs: list[JobRecord]
     next: str | None = None
+    examined: int = 0
+    """The number of records examined; at least the number of jobs on the page."""
 
 
 def parse_cursor(after: str | None) -> int | None:
@@ -55,6 +144,17 @@ def parse_cursor(after: str | None) -> int | None:
     raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
 
 
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a queue is paused. Times are epoch seconds on the backend's clock."""
+
+    by: str = ""
+    """Who paused it, as that caller named itself."""
+    reason: str = ""
+    since: float = 0.0
+    until: float | None = None
+    """When the pause ends by itself; None: when the queue is resumed."""
+
+
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one queue when it was read."""
 
@@ -67,5 +167,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float
     """The longest time that a waiting job has been due, in seconds; 0 if no job is due."""
     paused: bool
+    pause: Pause | None = None
+    """Who paused the queue, when and why; None if it is not paused."""
     names: dict[str, int] = msgspec.field(default_factory=dict)
     """The number of waiting jobs by name, due or not. Names without waiting jobs are left out."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 from nimburion.core.lease import Lease
@@ -29,7 +31,14 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     def to_info(
-        self, *, opened_at: float, expires_in: float, left: bool, running: int
+        self,
+        *,
+        opened_at: float,
+        expires_in: float,
+        left: bool,
+        running: int,
+        vitals: Vitals | None = None,
+        command: WorkerCommand | None = None,
     ) -> SessionInfo:
         """Return this data combined with what the backend knows of the session."""
         return SessionInfo(
@@ -43,7 +52,41 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
             expires_in=expires_in,
             left=left,
             running=running,
+            vitals=vitals,
+            command=command,
         )
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker reports about itself with each heartbeat."""
+
+    slots: int = 0
+    """The number of jobs that the worker may run at the same time."""
+    busy: int = 0
+    """The number of jobs that it runs now."""
+    loop_lag: float = 0.0
+    """Seconds that its event loop was late, at worst, since the last heartbeat."""
+    rss: int = 0
+    """Resident memory of its process, in bytes; 0 if unknown."""
+    lease_margin: float | None = None
+    """The least time in seconds that its leases had left when a heartbeat renewed them, since the
+    last heartbeat; None before the first renewal.
+    """
+    version: str = ""
+    """The version of nimburion."""
+    python: str = ""
+    """The version of Python."""
+    code_version: str = ""
+    """The version of the application, from the setting `code_version`."""
+
+
+class WorkerCommand(enum.StrEnum):
+    """A command that an operator sends to one worker."""
+
+    QUIET = "quiet"
+    """Start no further job; finish those that run."""
+    STOP = "stop"
+    """Stop as on SIGTERM."""
 
 
 class ConcurrencyLimit(msgspec.Struct, frozen=True, gc=False):
@@ -62,6 +105,8 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
     """All paused queues."""
     limits: dict[str, ConcurrencyLimit]
     """The concurrency limits of the job names of this session."""
+    command: WorkerCommand | None = None
+    """The latest command to this worker. Every heartbeat repeats it."""
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,3 +126,33 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The worker closed the session while some of its `def` handlers were still running."""
     running: int
     """The number of leases that the session holds."""
+    vitals: Vitals | None = None
+    """The latest report of the worker; None before the first."""
+    command: WorkerCommand | None = None
+    """The latest command that was sent to the worker."""
+
+
+class LimitHolder(msgspec.Struct, frozen=True):
+    """A job that counts against a concurrency limit."""
+
+    job_id: str
+    session: str
+    """The id of the session that runs the job."""
+    host: str
+    started_at: float
+    """Epoch seconds on the backend's clock."""
+
+
+MAX_HOLDERS = 20
+"""The maximum number of holders that `limits` returns for each limit."""
+
+
+class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A concurrency limit when it was read, and the jobs that count against it."""
+
+    name: str
+    """The name of the jobs that it limits."""
+    limit: int
+    in_use: int
+    holders: list[LimitHolder] = msgspec.field(default_factory=list)
+    """The jobs that have counted longest, at most `MAX_HOLDERS`, longest first."""

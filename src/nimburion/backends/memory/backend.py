@@ -16,20 +16,31 @@ from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_mic
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import no_roles
 from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.checks import CheckResult
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, JobNotFound
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
 from nimburion.core.redaction import redact_url
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import HeartbeatReply, Session, SessionInfo
+from nimburion.core.session import (
+    HeartbeatReply,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
 from nimburion.core.settlement import Settlement
+from nimburion.core.statistics import Statistics
 
 T = TypeVar("T")
 
@@ -154,10 +165,16 @@ class MemoryBackend:
             lambda step: operations.run_exchange(step, session_id, number, settlements, request)
         )
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
         monotonic = self._clock.monotonic()
-        return self._run_atomically(lambda step: operations.heartbeat(step, session_id, monotonic))
+        return self._run_atomically(
+            lambda step: operations.heartbeat(step, session_id, monotonic, vitals)
+        )
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        """See `Backend.put_statistics`."""
+        self._run_atomically(lambda step: operations.put_statistics(step, source, rows))
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
@@ -206,17 +223,26 @@ class MemoryBackend:
         """See `Backend.delete`."""
         return self._run_atomically(lambda step: operations.delete(step, which, limit))
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
         """See `Backend.pause`."""
+        new = Pause(by=by, reason=reason, until=until) if paused else None
+        self._run_atomically(lambda step: operations.pause(step, queue, new))
 
-        def pause(step: AtomicStep) -> None:
-            if paused:
-                step.state.paused_queues.add(queue)
-            else:
-                step.state.paused_queues.discard(queue)
-                step.queues_to_notify.add(queue)
+    async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
+        """See `Backend.send_command`."""
+        return self._run_atomically(lambda step: operations.send_command(step, session_id, command))
 
-        self._run_atomically(pause)
+    async def put_audit(self, record: AuditRecord) -> None:
+        """See `Backend.put_audit`."""
+        self._run_atomically(lambda step: operations.put_audit(step, record))
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
@@ -242,16 +268,49 @@ class MemoryBackend:
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        budget: int = SCAN_BUDGET,
     ) -> Page:
         """See `Backend.list_jobs`."""
-
-        def list_jobs(step: AtomicStep) -> Page:
-            page, following = operations.take_page(
-                operations.iter_matching(step, which, after), limit
+        return self._run_atomically(
+            lambda step: operations.list_jobs(
+                step, which, limit, after, payloads=payloads, budget=budget
             )
-            return Page([e.make_record(step.now, payloads=payloads) for e in page], following)
+        )
 
-        return self._run_atomically(list_jobs)
+    async def group_failures(
+        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+    ) -> FailureGroups:
+        """See `Backend.group_failures`."""
+        return self._run_atomically(
+            lambda step: operations.group_failures(step, which, limit, budget)
+        )
+
+    async def explain(self, job_id: str) -> Facts:
+        """See `Backend.explain`."""
+        monotonic = self._clock.monotonic()
+        return self._run_atomically(lambda step: operations.explain(step, job_id, monotonic))
+
+    async def limits(self) -> list[LimitInfo]:
+        """See `Backend.limits`."""
+        return self._run_atomically(operations.list_limits)
+
+    async def statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        """See `Backend.statistics`."""
+        return self._run_atomically(
+            lambda atomic: operations.read_statistics(atomic, (since, until, step), queue, name)
+        )
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        """See `Backend.list_audit`."""
+        return self._run_atomically(lambda step: operations.list_audit(step, limit, after))
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
@@ -270,13 +329,14 @@ class MemoryBackend:
         """See `Backend.queues`."""
 
         def queues(step: AtomicStep) -> list[QueueInfo]:
-            unfinished: dict[str, list[JobEntry]] = {name: [] for name in step.state.paused_queues}
+            paused = step.state.list_paused(step.now)
+            unfinished: dict[str, list[JobEntry]] = {name: [] for name in paused}
             for entry in step.state.jobs.values():
                 if entry.final_state is None:
                     unfinished.setdefault(entry.queue, []).append(entry)
             return [
                 _make_queue_info(
-                    name, unfinished[name], step.now, paused=name in step.state.paused_queues
+                    name, unfinished[name], step.now, step.state.find_pause(name, step.now)
                 )
                 for name in sorted(unfinished)
             ]
@@ -289,12 +349,7 @@ class MemoryBackend:
 
         def sessions(step: AtomicStep) -> list[SessionInfo]:
             return [
-                session.session.to_info(
-                    opened_at=session.opened_at / 1e6,
-                    expires_in=session.expires_at - monotonic,
-                    left=session.left,
-                    running=len(session.leased_jobs),
-                )
+                session.make_info(monotonic)
                 for session in step.state.sessions.values()
                 if not session.is_ended
             ]
@@ -396,7 +451,9 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _make_queue_info(name: str, entries: list[JobEntry], now: int, *, paused: bool) -> QueueInfo:
+def _make_queue_info(
+    name: str, entries: list[JobEntry], now: int, pause: Pause | None
+) -> QueueInfo:
     waiting = [entry for entry in entries if entry.leased is None]
     due = [entry.due for entry in waiting if entry.due <= now]
     return QueueInfo(
@@ -405,6 +462,7 @@ def _make_queue_info(name: str, entries: list[JobEntry], now: int, *, paused: bo
         scheduled=len(waiting) - len(due),
         processing=len(entries) - len(waiting),
         oldest_age=(now - min(due)) / 1e6 if due else 0.0,
-        paused=paused,
+        paused=pause is not None,
+        pause=pause,
         names=dict(sorted(Counter(entry.name for entry in waiting).items())),
     )

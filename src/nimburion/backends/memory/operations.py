@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from nimburion.backends.memory.reserve import LaneMerge, make_delivery, measure_size
 from nimburion.backends.memory.state import (
+    MICRO,
     JobEntry,
+    LeaseEntry,
     LimitEntry,
     MemoryState,
     SessionEntry,
@@ -20,15 +23,30 @@ from nimburion.backends.memory.transitions import (
     check_settlement_delays,
 )
 from nimburion.backends.waiters import EVERY_QUEUE
-from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
+from nimburion.core import failure_groups
+from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
+from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.job import FINISHED, AttemptError, NewJob, Reason, State
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroups
+from nimburion.core.fingerprints import LOST_FINGERPRINT
+from nimburion.core.job import FINISHED, AttemptError, JobRecord, NewJob, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.operations import Cancellation, Replayed, Rescued, Retention
-from nimburion.core.queries import JobFilter, parse_cursor
+from nimburion.core.queries import JobFilter, Page, Pause, parse_cursor
 from nimburion.core.schedules import Fired, Overlap
-from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session
+from nimburion.core.session import (
+    MAX_HOLDERS,
+    ConcurrencyLimit,
+    HeartbeatReply,
+    LimitHolder,
+    LimitInfo,
+    Session,
+    Vitals,
+    WorkerCommand,
+)
 from nimburion.core.settlement import Settled, Settlement
+from nimburion.core.statistics import STEPS, Statistics, add_statistics, check_interval
 
 _MAX_PROMOTED = 10_000
 _ENDED_SESSION_RETENTION = to_micros(86_400)
@@ -78,24 +96,37 @@ def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
     step.queues_to_notify.add(EVERY_QUEUE)
 
 
-def heartbeat(step: AtomicStep, session_id: str, monotonic: float) -> HeartbeatReply:
+def heartbeat(
+    step: AtomicStep, session_id: str, monotonic: float, vitals: Vitals | None = None
+) -> HeartbeatReply:
     """See `Backend.heartbeat`."""
     state = step.state
     session = get_live_session(state, session_id)
     session.expires_at = monotonic + session.session.ttl
+    session.vitals = vitals or session.vitals
     return HeartbeatReply(
         cancel=[
             entry.make_lease(entry.leased.token)
             for entry in session.leased_jobs.values()
             if entry.leased is not None and entry.leased.cancel_requested
         ],
-        paused=sorted(state.paused_queues),
+        paused=state.list_paused(step.now),
         limits={
             name: ConcurrencyLimit(state.limits[name].limit, state.limits[name].in_use)
             for name in session.session.names
             if name in state.limits
         },
+        command=session.command,
     )
+
+
+def send_command(step: AtomicStep, session_id: str, command: WorkerCommand | None) -> bool:
+    """See `Backend.send_command`."""
+    session = step.state.sessions.get(session_id)
+    if session is None or session.is_ended:
+        return False
+    session.command = command
+    return True
 
 
 def release(
@@ -165,15 +196,29 @@ def rescue_job(
     not_begun = beside_others and entry.lost >= SUSPECT_AFTER
     if not (lease.session.left or not_begun):
         attempt = entry.failures + entry.lost + 1
-        step.add_error(entry, AttemptError(attempt, "lost", "WorkerLost", "its worker vanished"))
+        step.add_error(entry, make_lost_error(attempt, lease))
         entry.lost += 1
         if entry.lost >= max_lost and not lease.cancel_requested:
             step.end_lease(entry)
-            step.finish(entry, State.FAILED, reason=Reason.LOST)
+            step.finish(entry, State.FAILED, session=lease.session, reason=Reason.LOST)
             rescued.failed.append(entry.id)
             return
     job_ids = rescued.returned if step.requeue_or_cancel(entry, lease) else rescued.cancelled
     job_ids.append(entry.id)
+
+
+def make_lost_error(attempt: int, lease: LeaseEntry) -> AttemptError:
+    """Return the error of an attempt whose worker vanished."""
+    return AttemptError(
+        attempt,
+        "lost",
+        "WorkerLost",
+        "its worker vanished",
+        started_at=lease.started_at / MICRO,
+        session=lease.session.session.id,
+        host=lease.session.session.host,
+        fingerprint=LOST_FINGERPRINT,
+    )
 
 
 # The exchange
@@ -251,6 +296,18 @@ def cancel(step: AtomicStep, job_id: str) -> Cancellation:
     return Cancellation.CANCELLED
 
 
+def pause(step: AtomicStep, queue: str, new: Pause | None) -> None:
+    """Pause the queue, or resume it if `new` is None."""
+    state = step.state
+    if new is None:
+        state.pauses.pop(queue, None)
+        step.queues_to_notify.add(queue)
+        return
+    old = state.find_pause(queue, step.now)
+    since = step.now / MICRO if old is None else old.since
+    state.pauses[queue] = msgspec.structs.replace(new, since=since)
+
+
 def iter_matching(step: AtomicStep, which: JobFilter, after: str | None) -> Iterator[JobEntry]:
     """Yield the jobs that match the filter, newest enqueue first, after the cursor `after`."""
     last = parse_cursor(after)
@@ -266,6 +323,7 @@ def _matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
         and which.queue in (None, entry.queue)
         and which.name in (None, entry.name)
         and which.reason in (None, entry.reason)
+        and (not which.needs_search or which.matches_search(entry.make_record(now, payloads=False)))
     )
 
 
@@ -279,8 +337,99 @@ def take_page(entries: Iterator[JobEntry], limit: int) -> tuple[list[JobEntry], 
     return page, None
 
 
+def list_jobs(
+    step: AtomicStep,
+    which: JobFilter,
+    limit: int,
+    after: str | None,
+    *,
+    payloads: bool,
+    budget: int,
+) -> Page:
+    """See `Backend.list_jobs`."""
+    last = parse_cursor(after)
+    page: list[JobRecord] = []
+    examined = 0
+    seq_examined: int | None = None
+    for seq, entry in reversed(step.state.jobs_by_seq.items()):
+        if last is not None and seq >= last:
+            continue
+        matches = _matches(entry, which, step.now)
+        if examined == budget or (matches and len(page) == limit):
+            return Page(page, None if seq_examined is None else str(seq_examined), examined)
+        examined += 1
+        seq_examined = seq
+        if matches:
+            page.append(entry.make_record(step.now, payloads=payloads))
+    return Page(page, None, examined)
+
+
+def group_failures(step: AtomicStep, which: JobFilter, limit: int, budget: int) -> FailureGroups:
+    """See `Backend.group_failures`."""
+    dead = [
+        entry
+        for entry in reversed(step.state.jobs_by_seq.values())
+        if entry.final_state is State.FAILED
+    ]
+    examined = dead[:budget]
+    records = [
+        entry.make_record(step.now, payloads=False)
+        for entry in examined
+        if _matches(entry, which, step.now)
+    ]
+    return FailureGroups(
+        groups=failure_groups.group_failures(records, limit),
+        examined=len(examined),
+        complete=len(examined) == len(dead),
+    )
+
+
+def list_limits(step: AtomicStep) -> list[LimitInfo]:
+    """See `Backend.limits`."""
+    return [make_limit_info(step.state, name) for name in sorted(step.state.limits)]
+
+
+def make_limit_info(state: MemoryState, name: str) -> LimitInfo:
+    """Return the concurrency limit of a job name with its holders."""
+    holders = [
+        LimitHolder(
+            entry.id,
+            session.session.id,
+            session.session.host,
+            entry.leased.started_at / MICRO,
+        )
+        for session in state.sessions.values()
+        for entry in session.leased_jobs.values()
+        if entry.name == name and entry.leased is not None and entry.leased.counts_in_limit
+    ]
+    holders.sort(key=lambda holder: (holder.started_at, holder.job_id))
+    limit = state.limits[name]
+    return LimitInfo(
+        name=name, limit=limit.limit, in_use=limit.in_use, holders=holders[:MAX_HOLDERS]
+    )
+
+
+def explain(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
+    """See `Backend.explain`."""
+    state = step.state
+    entry = state.jobs.get(job_id)
+    if entry is None:
+        raise JobNotFound(job_id)
+    key = entry.options.unique_key
+    holder = None if key is None else step.find_key_holder(entry.name, key)
+    return Facts(
+        now=step.now / MICRO,
+        job=entry.make_record(step.now, payloads=False),
+        pause=state.find_pause(entry.queue, step.now),
+        limit=make_limit_info(state, entry.name) if entry.name in state.limits else None,
+        key_holder=None if holder == job_id else holder,
+        sessions=[s.make_info(monotonic) for s in state.sessions.values() if not s.is_ended],
+    )
+
+
 def replay(step: AtomicStep, which: JobFilter, limit: int, after: str | None) -> Replayed:
     """See `Backend.replay`."""
+    which.check_selects()
     failed = (e for e in iter_matching(step, which, after) if e.final_state is State.FAILED)
     page, following = take_page(failed, limit)
     replayed = Replayed([], [], following)
@@ -300,6 +449,7 @@ def replay(step: AtomicStep, which: JobFilter, limit: int, after: str | None) ->
 def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
     """Make a dead letter due now. Reset its failure and loss counts; keep its history."""
     entry.final_state, entry.finished_at, entry.reason = None, None, None
+    entry.ended_by = None
     entry.failures = entry.lost = 0
     entry.due = step.now
     step.state.add_waiting(entry, step.now)
@@ -308,6 +458,7 @@ def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
 
 def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
     """See `Backend.delete`."""
+    which.check_selects()
     finished = (e for e in iter_matching(step, which, None) if e.final_state in FINISHED)
     page, _ = take_page(finished, limit)
     for entry in page:
@@ -319,6 +470,7 @@ def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
     state, left = step.state, limit
     prune_sessions_and_keys(state, step.now)
+    prune_statistics(state, step.now)
     for entry in [e for e in state.jobs_by_seq.values() if _is_past_retention(e, keep, step.now)][
         :left
     ]:
@@ -353,6 +505,68 @@ def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
     for key, lease in list(state.unique_keys.items()):
         if lease.valid_until is not None and lease.valid_until <= now:
             del state.unique_keys[key]
+
+
+def prune_statistics(state: MemoryState, now: int) -> None:
+    """Remove the statistics that are older than `STEPS` allows."""
+    for key in [
+        key
+        for key, row in state.statistics.items()
+        if row.start * MICRO < now - to_micros(STEPS[row.step])
+    ]:
+        del state.statistics[key]
+
+
+# Statistics and audit
+
+
+def put_statistics(step: AtomicStep, source: str, rows: Sequence[Statistics]) -> None:
+    """See `Backend.put_statistics`. The rows are copied: the caller keeps counting in its own."""
+    for row in rows:
+        key = (row.step, row.start, row.queue, row.name, source)
+        step.state.statistics[key] = copy.deepcopy(row)
+
+
+def read_statistics(
+    step: AtomicStep,
+    interval: tuple[float, float, int],
+    queue: str | None,
+    name: str | None,
+) -> list[Statistics]:
+    """See `Backend.statistics`. `interval` is its `since`, `until` and `step`."""
+    since, until, length = interval
+    check_interval(since, until, length)
+    return add_statistics(
+        row
+        for row in step.state.statistics.values()
+        if row.step == length
+        and since <= row.start < until
+        and queue in (None, row.queue)
+        and name in (None, row.name)
+    )
+
+
+def put_audit(step: AtomicStep, record: AuditRecord) -> None:
+    """See `Backend.put_audit`."""
+    records = step.state.audit
+    existing = records.get(record.id)
+    at = step.now / MICRO if existing is None else existing.at
+    records[record.id] = msgspec.structs.replace(record, at=at)
+    if len(records) > MAX_AUDIT_RECORDS:
+        del records[next(iter(records))]
+
+
+def list_audit(step: AtomicStep, limit: int, after: str | None) -> AuditPage:
+    """See `Backend.list_audit`. The cursor is the id of the last record of the page."""
+    records = list(reversed(step.state.audit.values()))
+    start = 0
+    if after is not None:
+        if after not in step.state.audit:
+            raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
+        start = next(n for n, record in enumerate(records) if record.id == after) + 1
+    page = records[start : start + limit]
+    has_more = start + limit < len(records)
+    return AuditPage(page, page[-1].id if has_more and page else None)
 
 
 def _is_past_retention(entry: JobEntry, keep: Retention, now: int) -> bool:

@@ -74,7 +74,7 @@ class LaneMerge:
             if len(found) == _MAX_WAITING_LANES:
                 break
             limit = self._state.limits.get(lane.name)
-            open_ = lane.queue not in self._state.paused_queues and (
+            open_ = self._state.find_pause(lane.queue, self._now) is None and (
                 limit is None or limit.available > 0
             )
             if open_ and lane not in found and self._state.peek_lane((lane.queue, lane.name)):
@@ -87,7 +87,7 @@ class LaneMerge:
         Ageing depends on the due time of this job only, not on the jobs behind it.
         """
         lane = self._lanes[n]
-        if lane[0] in self._state.paused_queues:
+        if self._state.find_pause(lane[0], self._now):
             return None
         entry = self._state.peek_lane(lane)
         if entry is None:

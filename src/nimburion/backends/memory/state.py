@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from nimburion.core.audit import AuditRecord
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import (
     AttemptError,
@@ -18,9 +19,11 @@ from nimburion.core.job import (
     compute_digest,
 )
 from nimburion.core.lease import Lease, Token
+from nimburion.core.queries import Pause
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.core.session import Session
+from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
+from nimburion.core.statistics import Statistics
 
 MICRO = 1_000_000
 """Microseconds per second. All backends store whole microseconds, so equal times stay equal."""
@@ -81,6 +84,7 @@ class JobEntry:
         "created_at",
         "digest",
         "due",
+        "ended_by",
         "failures",
         "fence",
         "final_state",
@@ -128,6 +132,8 @@ class JobEntry:
         self.history: tuple[AttemptError, ...] = ()
         self.progress: Progress | None = None
         self.result: bytes | None = None
+        self.ended_by: SessionEntry | None = None
+        """The session whose attempt ended the job."""
         self.leased: LeaseEntry | None = None
         self.last_settled_token: Token | None = None
         """The token of the latest settlement of this job."""
@@ -156,6 +162,7 @@ class JobEntry:
 
     def make_record(self, now: int, *, payloads: bool) -> JobRecord:
         """Return the job as a `JobRecord`; without its payload unless `payloads` is true."""
+        session = self.leased.session if self.leased else self.ended_by
         return JobRecord(
             id=self.id,
             name=self.name,
@@ -175,6 +182,8 @@ class JobEntry:
             result=self.result,
             cancel_requested=self.leased is not None and self.leased.cancel_requested,
             session=self.leased.session.session.id if self.leased else None,
+            ended_by=self.ended_by.session.id if self.ended_by else None,
+            host=session.session.host if session else "",
             options=self.options,
         )
 
@@ -187,6 +196,7 @@ class SessionEntry:
     """A session of a worker, with its expiry, its last exchange and its leased jobs."""
 
     __slots__ = (
+        "command",
         "ended_at",
         "expires_at",
         "last_exchange_number",
@@ -195,6 +205,7 @@ class SessionEntry:
         "left",
         "opened_at",
         "session",
+        "vitals",
     )
 
     def __init__(self, session: Session, opened_at: int, expires_at: float) -> None:
@@ -207,9 +218,22 @@ class SessionEntry:
         self.last_results: list[Settled] = []
         """Results of the settlements of the latest exchange."""
         self.left: bool = False
+        self.vitals: Vitals | None = None
+        self.command: WorkerCommand | None = None
         self.ended_at: int | None = None
         self.leased_jobs: dict[int, JobEntry] = {}
         """The jobs that this session has leased, by seq."""
+
+    def make_info(self, monotonic: float) -> SessionInfo:
+        """Return the session as a `SessionInfo`, at a time on the monotonic clock."""
+        return self.session.to_info(
+            opened_at=self.opened_at / MICRO,
+            expires_in=self.expires_at - monotonic,
+            left=self.left,
+            running=len(self.leased_jobs),
+            vitals=self.vitals,
+            command=self.command,
+        )
 
     @property
     def is_ended(self) -> bool:
@@ -259,8 +283,24 @@ class MemoryState:
         self.sessions: dict[str, SessionEntry] = {}
         self.limits: dict[str, LimitEntry] = {}
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
-        self.paused_queues: set[str] = set()
+        self.pauses: dict[str, Pause] = {}
+        """By queue. A pause stays here after its end until the queue is paused or resumed."""
         self.schedules: dict[str, ScheduleRecord] = {}
+        self.statistics: dict[tuple[int, int, str, str, str], Statistics] = {}
+        """By step, start, queue, name and source."""
+        self.audit: dict[str, AuditRecord] = {}
+        """By id, in the order in which the records were added."""
+
+    def find_pause(self, queue: str, now: int) -> Pause | None:
+        """Return the pause of a queue that is in force at the time `now`, or None."""
+        pause = self.pauses.get(queue)
+        if pause is None or (pause.until is not None and to_micros(pause.until) <= now):
+            return None
+        return pause
+
+    def list_paused(self, now: int) -> list[str]:
+        """Return the queues that are paused at the time `now`, sorted."""
+        return sorted(queue for queue in self.pauses if self.find_pause(queue, now))
 
     def add_waiting(self, entry: JobEntry, now: int) -> None:
         """Add a job to its lane if it is due, else to the scheduled jobs."""

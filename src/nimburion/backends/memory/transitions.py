@@ -129,7 +129,7 @@ class AtomicStep:
         match one:
             case Completed():
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.COMPLETED, result=one.result)
+                self.finish(entry, State.COMPLETED, session=session, result=one.result)
             case Retried():
                 self.add_error(entry, one.error)
                 entry.failures += 1
@@ -138,12 +138,12 @@ class AtomicStep:
                 self.add_error(entry, one.error)
                 entry.failures += 1
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.FAILED, reason=one.reason)
+                self.finish(entry, State.FAILED, session=session, reason=one.reason)
             case Released():
                 self.requeue_or_cancel(entry, lease, delay=one.delay, settled=lease.token)
             case Cancelled():
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.CANCELLED, reason=one.reason)
+                self.finish(entry, State.CANCELLED, session=session, reason=one.reason)
             case Progressed():
                 entry.progress = Progress(one.fraction, one.message)
         return Settled.DONE
@@ -163,7 +163,7 @@ class AtomicStep:
         """
         self.end_lease(entry, settled=settled)
         if lease.cancel_requested:
-            self.finish(entry, State.CANCELLED)
+            self.finish(entry, State.CANCELLED, session=lease.session)
             return False
         if delay is not None:
             entry.due = self.now + max(0, to_micros(delay))
@@ -190,14 +190,17 @@ class AtomicStep:
         entry: JobEntry,
         state: State,
         *,
+        session: SessionEntry | None = None,
         reason: str | None = None,
         result: bytes | None = None,
     ) -> None:
         """Put the job into a finished state and release its key.
 
+        `session` is the one whose attempt ended the job; None if it was waiting.
         Only a failed job keeps its payload.
         """
         entry.final_state = state
+        entry.ended_by = session
         entry.finished_at = self.now
         entry.reason = reason
         entry.result = result

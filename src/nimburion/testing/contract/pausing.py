@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.job import State
+from nimburion.core.queries import Pause
 from nimburion.core.settlement import Completed, Retried, Settled
 from nimburion.testing.contract.harness import OOPS, Harness, ids
 
@@ -119,3 +120,57 @@ class Pausing:
         await harness.backend.pause("default", paused=True)
         await worker.close()
         assert await (await harness.worker()).take(9) == []
+
+    async def test_a_pause_says_who_paused_when_and_why(self, harness: Harness) -> None:
+        since = harness.clock.now()
+        until = since + 60.0
+        await harness.backend.pause(
+            "default", paused=True, by="ops", reason="disk ✓ full", until=until
+        )
+        (queue,) = await harness.backend.queues()
+        assert queue.paused
+        assert queue.pause == Pause(by="ops", reason="disk ✓ full", since=since, until=until)
+
+    async def test_a_second_pause_replaces_the_reason_and_keeps_the_time(
+        self, harness: Harness
+    ) -> None:
+        since = harness.clock.now()
+        await harness.backend.pause("default", paused=True, by="a", reason="b", until=since + 60)
+        harness.clock.advance(5.0)
+        await harness.backend.pause("default", paused=True, by="c")
+        (queue,) = await harness.backend.queues()
+        assert queue.pause == Pause(by="c", since=since)
+
+    async def test_a_pause_ends_by_itself(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
+        await harness.backend.pause("default", paused=True, until=harness.clock.now() + 10.0)
+        harness.clock.advance(9.0)
+        assert await worker.take(5) == []
+        assert (await worker.heartbeat()).paused == ["default"]
+        harness.clock.advance(1.0)
+        assert (await worker.heartbeat()).paused == []
+        assert ids(await worker.take(5)) == ["a"]
+
+    async def test_a_pause_that_ended_is_not_listed(self, harness: Harness) -> None:
+        await harness.backend.pause("empty", paused=True, until=harness.clock.now() + 10.0)
+        await harness.add("a", queue="full")
+        await harness.backend.pause("full", paused=True, until=harness.clock.now() + 10.0)
+        harness.clock.advance(10.0)
+        (queue,) = await harness.backend.queues()
+        assert (queue.name, queue.paused, queue.pause) == ("full", False, None)
+
+    async def test_a_new_pause_after_the_end_of_another_starts_anew(self, harness: Harness) -> None:
+        await harness.backend.pause("default", paused=True, until=harness.clock.now() + 10.0)
+        harness.clock.advance(20.0)
+        await harness.backend.pause("default", paused=True)
+        (queue,) = await harness.backend.queues()
+        assert queue.pause == Pause(since=harness.clock.now())
+
+    async def test_its_lanes_wait_again_after_the_pause_ended(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
+        await harness.backend.pause("default", paused=True, until=harness.clock.now() + 10.0)
+        harness.clock.advance(10.0)
+        reply = await worker.exchange(want=worker.want(0))
+        assert reply.waiting == [Lane("default", "mail")]

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from nimburion.core.errors import SessionLost
+from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settled
@@ -225,7 +226,16 @@ class Rescuing:
             before,
             lost=1,
             started_at=reserved,
-            history=[replace(lost, at=harness.clock.now())],
+            history=[
+                replace(
+                    lost,
+                    at=harness.clock.now(),
+                    started_at=reserved,
+                    session=worker.id,
+                    host="here",
+                    fingerprint=LOST_FINGERPRINT,
+                )
+            ],
         )
 
     async def test_a_job_that_was_settled_in_time_is_not_rescued(self, harness: Harness) -> None:

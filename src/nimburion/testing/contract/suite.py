@@ -11,6 +11,8 @@ import pytest_asyncio
 
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.attempt_history import AttemptHistory
+from nimburion.testing.contract.audit import Audit
 from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
 from nimburion.testing.contract.bounds import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.cancelling import Cancelling
@@ -18,6 +20,7 @@ from nimburion.testing.contract.concurrency_limits import ConcurrencyLimits, Dec
 from nimburion.testing.contract.dead_letters import Deleting, Replaying
 from nimburion.testing.contract.enqueueing import EnqueueCases
 from nimburion.testing.contract.exchanges import NumberedExchanges
+from nimburion.testing.contract.explaining import Explaining, LimitReading, VitalsAndCommands
 from nimburion.testing.contract.handles import Handles
 from nimburion.testing.contract.harness import Harness
 from nimburion.testing.contract.limits_scenario import LimitsScenario
@@ -33,8 +36,10 @@ from nimburion.testing.contract.releasing import Releasing
 from nimburion.testing.contract.rescuing import Rescuing
 from nimburion.testing.contract.reserving import Reserving
 from nimburion.testing.contract.schedules import Fire, ScheduleStorage
+from nimburion.testing.contract.searching import FailureGroupCases, Searching
 from nimburion.testing.contract.sessions import Closing, Sessions
 from nimburion.testing.contract.settling import Settling
+from nimburion.testing.contract.statistics import StatisticsCases
 from nimburion.testing.contract.tokens import Tokens
 from nimburion.testing.contract.traffic import Traffic
 from nimburion.testing.contract.transactions import TransactionalCompletions, TransactionalEnqueues
@@ -65,6 +70,14 @@ class BackendContract(
     Deleting,
     Pruning,
     Reading,
+    Searching,
+    FailureGroupCases,
+    AttemptHistory,
+    Explaining,
+    LimitReading,
+    VitalsAndCommands,
+    StatisticsCases,
+    Audit,
     Pausing,
     ScheduleStorage,
     Fire,

@@ -1,0 +1,150 @@
+"""Statistics of jobs by time, queue and name: counters, and histograms of wait and run times."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from nimburion.core.errors import InvalidJob
+
+STEPS: Mapping[int, float] = {60: 3 * 3600.0, 600: 3 * 86_400.0, 3600: 30 * 86_400.0}
+"""The lengths of the intervals in seconds, and for how many seconds each is kept."""
+
+MAX_INTERVALS = 1_500
+"""The maximum number of intervals that one read returns for each queue and name."""
+
+WAIT_BOUNDS: tuple[float, ...] = (
+    0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0,
+)  # fmt: skip
+"""Inclusive upper bounds of the buckets of wait times, in seconds; one more bucket has the rest."""
+
+RUN_BOUNDS: tuple[float, ...] = (
+    0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0,
+)  # fmt: skip
+"""Inclusive upper bounds of the buckets of run times, in seconds; one more bucket has the rest."""
+
+
+class Histogram(msgspec.Struct, omit_defaults=True):
+    """Durations in buckets, and their sum. The buckets are trimmed: missing ones are 0."""
+
+    sum: float = 0.0
+    buckets: list[int] = msgspec.field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """The number of durations."""
+        return sum(self.buckets)
+
+    def observe(self, seconds: float, bounds: tuple[float, ...]) -> None:
+        """Count one duration."""
+        index = bisect_left(bounds, seconds)
+        if index >= len(self.buckets):
+            self.buckets.extend([0] * (index + 1 - len(self.buckets)))
+        self.buckets[index] += 1
+        self.sum += seconds
+
+    def add(self, other: Histogram) -> None:
+        """Add the durations of another histogram with the same bounds."""
+        if len(other.buckets) > len(self.buckets):
+            self.buckets.extend([0] * (len(other.buckets) - len(self.buckets)))
+        for index, count in enumerate(other.buckets):
+            self.buckets[index] += count
+        self.sum += other.sum
+
+    def estimate_quantile(self, quantile: float, bounds: tuple[float, ...]) -> float | None:
+        """Return an estimate of a quantile in seconds, None without durations.
+
+        The estimate lies in the right bucket and is interpolated inside it. For the last bucket
+        it is that bucket's lower bound.
+
+        >>> histogram = Histogram()
+        >>> for seconds in (0.002, 0.002, 0.002, 5.0):
+        ...     histogram.observe(seconds, WAIT_BOUNDS)
+        >>> histogram.estimate_quantile(0.5, WAIT_BOUNDS) <= 0.003
+        True
+        """
+        wanted = quantile * self.count
+        below = 0
+        for index, count in enumerate(self.buckets):
+            if count and below + count >= wanted:
+                start = bounds[index - 1] if index else 0.0
+                end = bounds[index] if index < len(bounds) else start
+                return start + (end - start) * max(0.0, wanted - below) / count
+            below += count
+        return None
+
+
+class Counters(msgspec.Struct, omit_defaults=True):
+    """What happened to the jobs of one name in one queue during one interval."""
+
+    enqueued: int = 0
+    started: int = 0
+    """Attempts whose handler was called."""
+    completed: int = 0
+    failed: int = 0
+    """Jobs that became dead letters."""
+    retried: int = 0
+    """Attempts that failed and will run again."""
+    cancelled: int = 0
+    rescued: int = 0
+    """Jobs taken back from sessions that expired."""
+    wait: Histogram = msgspec.field(default_factory=Histogram)
+    """Seconds from the due time of a job to its start (`WAIT_BOUNDS`)."""
+    run: Histogram = msgspec.field(default_factory=Histogram)
+    """Seconds that attempts ran (`RUN_BOUNDS`)."""
+
+    def add(self, other: Counters) -> None:
+        """Add the counts of another interval or source."""
+        self.enqueued += other.enqueued
+        self.started += other.started
+        self.completed += other.completed
+        self.failed += other.failed
+        self.retried += other.retried
+        self.cancelled += other.cancelled
+        self.rescued += other.rescued
+        self.wait.add(other.wait)
+        self.run.add(other.run)
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The counters of one interval, queue and name."""
+
+    step: int
+    """The length of the interval in seconds, a key of `STEPS`."""
+    start: int
+    """The begin of the interval in epoch seconds, a multiple of `step`."""
+    queue: str
+    name: str
+    counters: Counters
+
+
+def add_statistics(rows: Iterable[Statistics]) -> list[Statistics]:
+    """Add up the rows of different sources, and return them by start, queue and name."""
+    sums: dict[tuple[int, int, str, str], Counters] = {}
+    for row in rows:
+        key = (row.step, row.start, row.queue, row.name)
+        if key not in sums:
+            sums[key] = Counters()
+        sums[key].add(row.counters)
+    return [
+        Statistics(step=step, start=start, queue=queue, name=name, counters=counters)
+        for (step, start, queue, name), counters in sorted(sums.items(), key=lambda item: item[0])
+    ]
+
+
+def check_interval(since: float, until: float, step: int) -> None:
+    """Check the arguments of a read of statistics.
+
+    Raises:
+        InvalidJob: `step` is no key of `STEPS`, or the range has more than `MAX_INTERVALS`
+            intervals.
+    """
+    if step not in STEPS:
+        raise InvalidJob(f"step must be one of {', '.join(map(str, STEPS))} seconds, not {step!r}")
+    if not (until - since) / step <= MAX_INTERVALS:
+        raise InvalidJob(
+            f"{since!r} to {until!r} has more than {MAX_INTERVALS} intervals of {step} s: ask for "
+            "a shorter range or a longer step"
+        )
