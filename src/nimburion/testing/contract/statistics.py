@@ -11,15 +11,20 @@ from nimburion.testing.contract.harness import Harness
 
 
 def make_row(
-    start: float, *, step: int = 60, queue: str = "default", name: str = "mail", **counts: int
+    start: float,
+    counters: Counters | None = None,
+    *,
+    step: int = 60,
+    queue: str = "default",
+    name: str = "mail",
 ) -> Statistics:
-    """Return counters of the interval that contains `start`."""
+    """Return counters of the interval that contains `start`; one started attempt by default."""
     return Statistics(
         step=step,
         start=int(start) // step * step,
         queue=queue,
         name=name,
-        counters=Counters(**counts),
+        counters=counters or Counters(started=1),
     )
 
 
@@ -33,7 +38,7 @@ class StatisticsCases:
     """`put_statistics` and `statistics`."""
 
     async def test_statistics_are_returned_as_stored(self, harness: Harness) -> None:
-        row = make_row(harness.clock.now(), enqueued=3, started=2, completed=1, retried=1)
+        row = make_row(harness.clock.now(), Counters(enqueued=3, started=2, completed=1, retried=1))
         row.counters.wait.observe(0.2, WAIT_BOUNDS)
         row.counters.wait.observe(99_999.0, WAIT_BOUNDS)
         row.counters.run.observe(5.0, RUN_BOUNDS)
@@ -41,24 +46,24 @@ class StatisticsCases:
         assert await read_all(harness) == [row]
 
     async def test_a_repeated_put_of_statistics_changes_nothing(self, harness: Harness) -> None:
-        rows = [make_row(harness.clock.now(), completed=2)]
+        rows = [make_row(harness.clock.now(), Counters(completed=2))]
         await harness.backend.put_statistics("one", rows)
         await harness.backend.put_statistics("one", rows)
         assert await read_all(harness) == rows
 
     async def test_a_later_put_of_a_source_replaces_its_counters(self, harness: Harness) -> None:
         now = harness.clock.now()
-        await harness.backend.put_statistics("one", [make_row(now, started=5, failed=1)])
-        await harness.backend.put_statistics("one", [make_row(now, started=7)])
-        assert await read_all(harness) == [make_row(now, started=7)]
+        await harness.backend.put_statistics("one", [make_row(now, Counters(started=5, failed=1))])
+        await harness.backend.put_statistics("one", [make_row(now, Counters(started=7))])
+        assert await read_all(harness) == [make_row(now, Counters(started=7))]
 
     async def test_the_counters_of_all_sources_are_added_up(self, harness: Harness) -> None:
         now = harness.clock.now()
         for source, seconds in (("one", 0.002), ("two", 40.0)):
-            row = make_row(now, completed=2, cancelled=1, rescued=3)
+            row = make_row(now, Counters(completed=2, cancelled=1, rescued=3))
             row.counters.run.observe(seconds, RUN_BOUNDS)
             await harness.backend.put_statistics(source, [row])
-        expected = make_row(now, completed=4, cancelled=2, rescued=6)
+        expected = make_row(now, Counters(completed=4, cancelled=2, rescued=6))
         expected.counters.run.observe(0.002, RUN_BOUNDS)
         expected.counters.run.observe(40.0, RUN_BOUNDS)
         assert await read_all(harness) == [expected]
@@ -66,10 +71,10 @@ class StatisticsCases:
     async def test_statistics_are_ordered_by_start_queue_and_name(self, harness: Harness) -> None:
         now = harness.clock.now()
         rows = [
-            make_row(now - 60, queue="b", name="a", started=1),
-            make_row(now, queue="a", name="z", started=2),
-            make_row(now, queue="b", name="a", started=3),
-            make_row(now, queue="b", name="b", started=4),
+            make_row(now - 60, Counters(started=1), queue="b", name="a"),
+            make_row(now, Counters(started=2), queue="a", name="z"),
+            make_row(now, Counters(started=3), queue="b", name="a"),
+            make_row(now, Counters(started=4), queue="b", name="b"),
         ]
         await harness.backend.put_statistics("one", [rows[3], rows[0], rows[2], rows[1]])
         assert await read_all(harness) == rows
@@ -77,7 +82,9 @@ class StatisticsCases:
     async def test_statistics_are_read_by_start_step_queue_and_name(self, harness: Harness) -> None:
         start = int(harness.clock.now()) // 3600 * 3600
         rows = {
-            (step, queue, name): make_row(start, step=step, queue=queue, name=name, started=1)
+            (step, queue, name): make_row(
+                start, Counters(started=1), step=step, queue=queue, name=name
+            )
             for step in STEPS
             for queue in ("red", "blue")
             for name in ("a", "b")
