@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "a session whose exchanges fail is kept",
         "jobs/worker/session.py",
-        "give_up_after=session.ttl * _GIVE_UP,",
+        "give_up_after=session.ttl * $_fraction,",
         "give_up_after=1e9,",
         (f"{SCENARIO}test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time",),
     ),

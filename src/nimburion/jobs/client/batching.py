@@ -28,8 +28,12 @@ Set when the call first had to wait for the client to open; that wait counts tow
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
-_LENIENCE = 0.1
-_SHORTEST = 0.25
+_EXTRA_FRACTION = 0.1
+"""The fraction of a timeout by which the limit of a call exceeds it."""
+_MIN_EXTRA = 0.25
+"""The least number of seconds by which a limit exceeds a timeout, and the least time that a call
+gets.
+"""
 
 
 def choose_limit(timeout: float) -> float:
@@ -41,7 +45,7 @@ def choose_limit(timeout: float) -> float:
     >>> choose_limit(5.0), choose_limit(0.5)
     (5.5, 0.75)
     """
-    return timeout + max(_LENIENCE * timeout, _SHORTEST)
+    return timeout + max(_EXTRA_FRACTION * timeout, _MIN_EXTRA)
 
 
 class _Waiter:
@@ -118,7 +122,7 @@ class EnqueueBatcher:
         began = CALL_BEGAN.get()
         since, left = self._clock.monotonic(), self._limit
         if began is not None:
-            since, left = began, max(left - (since - began), _SHORTEST)
+            since, left = began, max(left - (since - began), _MIN_EXTRA)
         repetition: _Repetition | None = None
         while True:
             try:
@@ -148,7 +152,7 @@ class EnqueueBatcher:
         waiter.since, waiter.until = self._clock.monotonic(), loop.time() + self._limit
         began = CALL_BEGAN.get()
         if began is not None:
-            waiter.until -= min(waiter.since - began, self._limit - _SHORTEST)
+            waiter.until -= min(waiter.since - began, self._limit - _MIN_EXTRA)
             waiter.since = began
         self._waiting.append(waiter)
         self._unanswered.append(waiter)

@@ -51,9 +51,11 @@ from nimburion.jobs.declaration.registry import Registry
 
 __all__ = ["Client", "Priority"]
 
-_FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 1.0
-_LAST_LOOK = 0.25
+_FIRST_POLL_PAUSE = 0.01
+"""Seconds between the first two queries of `wait`."""
+_MAX_POLL_PAUSE = 1.0
+"""The longest time in seconds between two queries of `wait`."""
+_MIN_QUERY_TIMEOUT = 0.25
 """Seconds that the backend has to answer, even when the timeout is almost over."""
 
 
@@ -309,13 +311,13 @@ class Client:
         """
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _began(self.clock) + seconds
-        pause = _FIRST_PAUSE
+        pause = _FIRST_POLL_PAUSE
         while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
             left = pause if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
             await self.clock.sleep(min(pause, left))
-            pause = min(1.5 * pause, _LONGEST_PAUSE)
+            pause = min(1.5 * pause, _MAX_POLL_PAUSE)
         if record.state is not State.COMPLETED:
             raise JobNotCompleted(job_id, record.state, _describe_end(record))
         return (
@@ -396,7 +398,7 @@ class Client:
         """
         if deadline is None:
             return await self._get_record(job_id)
-        time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
+        time = asyncio.timeout(max(_MIN_QUERY_TIMEOUT, deadline - self.clock.monotonic()))
         try:
             async with time:
                 return await self._get_record(job_id)

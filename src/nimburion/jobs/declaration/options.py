@@ -68,7 +68,7 @@ _RECORD_OPTIONS = frozenset(
         *("max_retries", "timeout"),
     }
 )
-_CENTURY = 100 * 365.25 * 86_400
+_CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
 def parse_options(
@@ -162,7 +162,7 @@ def _parse_seconds(what: str, value: object) -> float:
         value = value.total_seconds()
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise InvalidJob(f"{what} must be a number of seconds or a timedelta, not {value!r}")
-    if value > _CENTURY:
+    if value > _CENTURY_SECONDS:
         raise InvalidJob(f"{what} must be less than a century, not {value!r} seconds")
     return float(value)
 

@@ -29,6 +29,9 @@ Jitter only lengthens a delay, so retries spread out and none comes early.
 """
 
 _MAX_DOUBLINGS = 60
+"""More would overflow a float after some hundreds of failures; the maximum delay is reached
+earlier.
+"""
 
 
 class Priority(enum.IntEnum):

@@ -24,13 +24,14 @@ from nimburion.jobs.worker.heartbeat import Heartbeat, HeartbeatTask, HeartbeatT
 
 _log = logging.getLogger("nimburion.worker")
 
-_GIVE_UP = 0.9
+_MAX_FAILING_FRACTION = 0.9
 """A fraction of the time to live. Exchanges that fail for this long end the session.
 
 This holds even if heartbeats are answered. So the session is closed, and its jobs are free, within
 the time to live.
 """
-_CLOSE_SECONDS = 5.0
+_CLOSE_TIMEOUT = 5.0
+"""Seconds that the backend has to close a session. After that it expires by itself."""
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -68,7 +69,7 @@ class WorkerSession:
             connectivity,
             size=size,
             max_unsettled=max_unsettled,
-            give_up_after=session.ttl * _GIVE_UP,
+            give_up_after=session.ttl * _MAX_FAILING_FRACTION,
         )
         self.heartbeat: Heartbeat = Heartbeat(
             backend,
@@ -126,7 +127,7 @@ class WorkerSession:
         """
         self.completer.closed = True
         await self._heartbeat_runner.stop()
-        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_SECONDS
+        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_TIMEOUT
         while True:
             try:
                 await self._backend.close_session(self.session.id, running)
