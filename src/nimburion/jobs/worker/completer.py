@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
 from nimburion.core.backend import Consuming
+from nimburion.core.backoff import iterate_pauses
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, NotSupported, OutOfOrder, SessionLost, Unstorable
 from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
@@ -45,7 +46,9 @@ from nimburion.jobs.worker.outcome import clean_text
 _log = logging.getLogger("nimburion.worker")
 
 _FIRST_PAUSE = 0.05
+"""Seconds between the first two tries of an exchange."""
 _LONGEST_PAUSE = 2.0
+"""The longest time in seconds between two tries."""
 _REDUCE_AFTER_FAILING_ALONE = 0.5
 """A fraction of the time until the session is given up.
 
@@ -166,11 +169,11 @@ class Completer:
     def _return(self, rest: Sequence[Settlement]) -> None:
         """Put settlements that were not sent or not applied back in front of all others."""
         settled = []
-        for one in rest:
-            if isinstance(one, Progressed):
-                self._progress.setdefault(one.lease, one)
+        for settlement in rest:
+            if isinstance(settlement, Progressed):
+                self._progress.setdefault(settlement.lease, settlement)
             else:
-                settled.append(one)
+                settled.append(settlement)
         self.pending[:0] = settled
 
     async def _send(self, batch: list[Settlement], request: ReserveRequest) -> Reply:
@@ -194,7 +197,8 @@ class Completer:
     async def _exchange_until_answered(
         self, batch: list[Settlement], request: ReserveRequest
     ) -> Reply:
-        pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
+        pauses: Iterator[float] | None = None
+        monotonic = self._clock.monotonic
         began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
         failed_alone = False
         while not self.closed:
@@ -209,13 +213,14 @@ class Completer:
                 raise
             except (BackendError, TimeoutError) as error:
                 now = monotonic()
+                pauses = pauses or iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+                pause = next(pauses)
                 failed_alone = len(part) == 1
                 self._size.note_failure(now - sent)
                 self._note_failure(error, pause)
                 if self._gives_up(error, now + pause - began):
                     break
                 await self._clock.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
                 sent = monotonic()
             else:
                 self._size.note_answer(monotonic() - sent)
@@ -328,8 +333,8 @@ def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int
     At least 1, unless `batch` is empty.
     """
     count = 0
-    for one in batch[:most]:
-        max_bytes -= measure_size(one)
+    for settlement in batch[:most]:
+        max_bytes -= measure_size(settlement)
         if max_bytes < 0 and count:
             break
         count += 1

@@ -42,13 +42,13 @@ class UnservedWatch(Periodic):
         oldest = next(filter(is_live, sessions), None)
         if oldest is not None and oldest.id == self._own_session():
             found = find_unserved(await self._backend.queues(), sessions)
-            new = [one for one in found if (one.queue, one.name) not in self._reported]
-            self._reported = {(one.queue, one.name) for one in found}
-            for one in new[:_MAX_WARNINGS]:
+            new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
+            self._reported = {(jobs.queue, jobs.name) for jobs in found}
+            for jobs in new[:_MAX_WARNINGS]:
                 _log.warning(
                     "%s. Start a worker that serves it, or correct the name or the queue",
-                    one.describe(),
-                    extra={"queue": one.queue, "job_name": one.name},
+                    jobs.describe(),
+                    extra={"queue": jobs.queue, "job_name": jobs.name},
                 )
             if len(new) > _MAX_WARNINGS:
                 more = len(new) - _MAX_WARNINGS

@@ -207,7 +207,7 @@ class Worker:
 
     def find_attempt(self, task: asyncio.Task[Any]) -> Attempt | None:
         """Return the attempt that `task` performs, or None. Safe from any thread."""
-        return next((one for one in list(self._running) if one.task is task), None)
+        return next((attempt for attempt in list(self._running) if attempt.task is task), None)
 
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange. Safe from any thread."""
