@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         "repeats under a new number",
         "jobs/worker/completer.py",
-        "pause = min(2 * pause, _LONGEST_PAUSE)",
+        "await self.$_clock.sleep($pause)",
         "self._number += 1",
         (f"{COMPLETER}test_an_unanswered_exchange_is_repeated_under_its_number",),
     ),
@@ -167,8 +167,8 @@ MUTANTS = (
     Mutant(
         "exchanges never shrink",
         "jobs/worker/exchange_size.py",
-        "_SHRINK = 4.0",
-        "_SHRINK = 1.0",
+        "_SHRINK_FACTOR = 4.0",
+        "_SHRINK_FACTOR = 1.0",
         (f"{SCENARIO}test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one",),
     ),
     Mutant(
@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "a session whose exchanges fail is kept",
         "jobs/worker/session.py",
-        "give_up_after=session.ttl * _GIVE_UP,",
+        "give_up_after=session.ttl * $_fraction,",
         "give_up_after=1e9,",
         (f"{SCENARIO}test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time",),
     ),

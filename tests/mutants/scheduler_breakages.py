@@ -184,7 +184,7 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "a clock that is set is not noticed",
         "scheduler/*.py",
-        "return abs(self.$_clock.$now() - $now - self.$_host_ahead) > $_STEP",
+        "return abs(self.$_clock.$now() - $now - self.$_host_offset) > $_max_change",
         "return False",
         (
             f"{TIMING}test_the_scheduler_follows_a_host_clock_that_is_set_with_its_backend",

@@ -157,7 +157,7 @@ async def waiting_jobs(backend: Backend) -> list[CheckResult]:
         "nimburion jobs cancel --name NAME"
     )
     shown = [
-        CheckResult("workers", "warning", one.describe(), advice) for one in found[:MOST_UNSERVED]
+        CheckResult("workers", "warning", jobs.describe(), advice) for jobs in found[:MOST_UNSERVED]
     ]
     if len(found) > MOST_UNSERVED:
         more = f"{len(found) - MOST_UNSERVED} more like this; nimburion queues list shows them"
@@ -178,8 +178,8 @@ def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResul
 
 def find_worst(found: list[CheckResult]) -> str:
     """Return the most severe verdict."""
-    verdicts = {one.verdict for one in found}
-    return next(one for one in ("error", "warning", "good") if one in verdicts)
+    verdicts = {result.verdict for result in found}
+    return next(verdict for verdict in ("error", "warning", "good") if verdict in verdicts)
 
 
 def as_data(found: list[CheckResult]) -> dict[str, object]:
@@ -189,17 +189,15 @@ def as_data(found: list[CheckResult]) -> dict[str, object]:
 
 def draw(found: list[CheckResult]) -> None:
     """Print one line per result, its advice below it, and the numbers of errors and warnings."""
-    width = max(len(one.subject) for one in found)
+    width = max(len(result.subject) for result in found)
     colour = False if os.environ.get("NO_COLOR") else None
-    for one in found:
-        verdict = click.style(f"{one.verdict:<7}", fg=COLOURS[one.verdict])
-        click.echo(
-            f"{verdict}  {escape_controls(one.subject):<{width}}  {escape_controls(one.text)}",
-            color=colour,
-        )
-        if one.advice:
-            click.echo(f"{'':<{width + 13}}{escape_controls(one.advice)}")
-    count = Counter(one.verdict for one in found)
+    for result in found:
+        verdict = click.style(f"{result.verdict:<7}", fg=COLOURS[result.verdict])
+        subject, text = escape_controls(result.subject), escape_controls(result.text)
+        click.echo(f"{verdict}  {subject:<{width}}  {text}", color=colour)
+        if result.advice:
+            click.echo(f"{'':<{width + 13}}{escape_controls(result.advice)}")
+    count = Counter(result.verdict for result in found)
     click.echo(
         f"{format_count(count['error'], 'error')}, {format_count(count['warning'], 'warning')}"
     )

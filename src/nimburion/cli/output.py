@@ -11,8 +11,9 @@ from datetime import datetime
 import click
 
 from nimburion.cli.invocation import current_invocation
+from nimburion.core.shortening import shorten
 
-_WIDEST = 60
+_MAX_CELL_WIDTH = 60
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -55,7 +56,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], empty:
     widths = [max(map(_measure_width, column)) for column in zip(headers, *cells, strict=True)]
     right = [all(_is_number(row[index]) for row in cells) for index in range(len(headers))]
     for row in [[header.upper() for header in headers], *cells]:
-        padded = [_pad(*one) for one in zip(row, widths, right, strict=True)]
+        padded = [_pad(*cell) for cell in zip(row, widths, right, strict=True)]
         click.echo("  ".join(padded).rstrip())
 
 
@@ -90,12 +91,12 @@ def format_duration(seconds: float) -> str:
 
 def _format_cell(value: object) -> str:
     text = "-" if value is None else escape_controls(value)
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+    return shorten(text, _MAX_CELL_WIDTH)
 
 
 def _measure_width(text: str) -> int:
-    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
-    marks = sum(unicodedata.combining(one) > 0 for one in text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    marks = sum(unicodedata.combining(character) > 0 for character in text)
     return len(text) + wide - marks
 
 

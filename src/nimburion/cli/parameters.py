@@ -13,10 +13,10 @@ PRIORITIES = MappingProxyType({"lowest": 1, "low": 3, "normal": 5, "high": 7, "h
 def parse_duration(value: str) -> float:
     """Parse a duration in seconds, or text such as `1h30m`. Raises `click.BadParameter`."""
     from nimburion.config.scalars import parse_scalar
-    from nimburion.config.value_types import InvalidValue, parse_seconds
+    from nimburion.config.value_types import InvalidValue, parse_duration
 
     try:
-        seconds = parse_seconds(parse_scalar(value))
+        seconds = parse_duration(parse_scalar(value))
     except InvalidValue:
         seconds = -1.0
     if seconds < 0:

@@ -43,7 +43,7 @@ async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]
 def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
     """Return a queue as JSON data."""
     data: dict[str, object] = msgspec.to_builtins(queue)
-    data["unserved"] = {one.name: one.reason for one in unserved if one.queue == queue.name}
+    data["unserved"] = {jobs.name: jobs.reason for jobs in unserved if jobs.queue == queue.name}
     return data
 
 
@@ -64,8 +64,8 @@ def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
         ],
         "no queue holds an unfinished job, none is paused",
     )
-    for one in unserved:
-        click.echo(escape_controls(one.describe()))
+    for jobs in unserved:
+        click.echo(escape_controls(jobs.describe()))
 
 
 @queues.command("pause")

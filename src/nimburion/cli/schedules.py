@@ -188,17 +188,19 @@ def draw_schedules(found: list[ScheduleInfo]) -> None:
         ("name", "when", "zone", "job", "owner", "condition", "last tick", "last job", "next"),
         [
             (
-                one.name,
-                one.trigger,
-                one.timezone,
-                one.job or "(computed)",
-                one.owner or "(by hand)",
-                one.condition,
-                format_time(one.last_tick),
-                one.last_state,
-                format_in_zone(one.next_ticks[0], one.timezone) if one.next_ticks else None,
+                schedule.name,
+                schedule.trigger,
+                schedule.timezone,
+                schedule.job or "(computed)",
+                schedule.owner or "(by hand)",
+                schedule.condition,
+                format_time(schedule.last_tick),
+                schedule.last_state,
+                format_in_zone(schedule.next_ticks[0], schedule.timezone)
+                if schedule.next_ticks
+                else None,
             )
-            for one in found
+            for schedule in found
         ],
         "there is no schedule",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -19,6 +18,7 @@ import click
 from nimburion.cli.exit_codes import BadInput, CommandFailed
 from nimburion.cli.output import escape_lines
 from nimburion.core.redaction import redact_url
+from nimburion.core.suggestions import find_nearest
 
 if TYPE_CHECKING:
     from nimburion.jobs import Processor
@@ -72,8 +72,8 @@ def _attribute(found: object, path: str) -> object:
     """Resolve a dotted path. Raises `BadInput` with the most similar name if it does not exist."""
     for step in path.split("."):
         if not hasattr(found, step):
-            near = difflib.get_close_matches(step, dir(found), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = find_nearest(step, dir(found))
+            hint = f"; did you mean {near}?" if near else ""
             raise BadInput(f"{getattr(found, '__name__', found)!s} has no {step!r}{hint}")
         found = getattr(found, step)
     return found
@@ -168,6 +168,6 @@ def _relative(filename: str) -> str:
 def _format_traceback(error: Exception) -> str:
     """Format the traceback without the frames of nimburion and of the import system."""
     formatted = traceback.TracebackException.from_exception(error)
-    frames = [one for one in formatted.stack if not one.filename.startswith(_OWN)]
+    frames = [frame for frame in formatted.stack if not frame.filename.startswith(_OWN)]
     formatted.stack = traceback.StackSummary.from_list(frames)
     return "".join(formatted.format()).rstrip()

@@ -103,10 +103,10 @@ def add_scheduler(processor: Processor, invocation: Invocation) -> None:
     settings = invocation.load().scheduler
     if not settings.enabled:
         processor.services[:] = [
-            one for one in processor.services if not isinstance(one, Scheduler)
+            service for service in processor.services if not isinstance(service, Scheduler)
         ]
         return
-    own = next((one for one in processor.services if isinstance(one, Scheduler)), None)
+    own = next((service for service in processor.services if isinstance(service, Scheduler)), None)
     scheduler = own or Scheduler(processor, timezone=settings.timezone)
     scheduler.add_tasks(settings)
 

@@ -236,7 +236,9 @@ def make_absolute(url: str) -> str:
 
 def make_sqlite_url(path: str) -> str:
     """Return the URL of a file. Characters with a meaning in URLs are escaped."""
-    escaped = absolute_path(path).translate({ord(one): f"%{ord(one):02X}" for one in "%?#"})
+    escaped = absolute_path(path).translate(
+        {ord(character): f"%{ord(character):02X}" for character in "%?#"}
+    )
     return f"sqlite:///{escaped}"
 
 

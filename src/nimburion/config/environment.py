@@ -42,7 +42,7 @@ def parse_variable(variable: str, text: str) -> Written | None:
     if shape is None:
         reject_unless_foreign(variable, path, place)
         return None
-    if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
         raise refusal(place, path, "not UTF-8")
     if isinstance(shape, ValueType):
         return nest(path, Written(parse_scalar(text), place, text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import get_args, get_type_hints
@@ -24,6 +23,7 @@ from nimburion.config.value_types import (
     zone,
 )
 from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
+from nimburion.core.suggestions import find_nearest
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -235,9 +235,9 @@ def describe_unknown_key(key: str, known: Iterable[str], path: Path = ()) -> str
     if not path and key in COMING:
         return "not in this version yet; remove the section (this version reads: jobs, scheduler)"
     names = list(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    near = find_nearest(key, names)
     if near:
-        return f"no such setting; did you mean {near[0]}?"
+        return f"no such setting; did you mean {near}?"
     if not path and key in JOBS.keys:
         return f"no such section; did you mean jobs.{key}?"
     return f"no such setting; known here: {', '.join(names) or 'nothing'}"

@@ -95,7 +95,7 @@ def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False
     """Return the type of a duration: seconds, or a text such as `1h30m`."""
 
     def take(written: Written) -> float:
-        seconds = parse_seconds(written.value)
+        seconds = parse_duration(written.value)
         if not least <= seconds <= most:
             raise InvalidValue(
                 f"at least {least:g} s" if seconds < least else f"at most {most:g} s"
@@ -210,7 +210,7 @@ def _to_plain(written: Written) -> object:
     if isinstance(value, dict):
         return {key: _to_plain(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_to_plain(one) for one in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidValue("JSON has no infinite numbers")
     return value
@@ -224,7 +224,7 @@ def _unquote(value: object) -> str:
     return "without quotes" if isinstance(value, str) and value.isdecimal() else ""
 
 
-def parse_seconds(value: object) -> float:
+def parse_duration(value: object) -> float:
     """Return a number of seconds, from a number or a text such as `1h30m`.
 
     Raises:

@@ -42,6 +42,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
+from nimburion.core.durations import to_seconds
+
 Outcome = Literal["not applied", "applied", "unknown"]
 """What the caller may conclude about a write that got no reply."""
 
@@ -262,10 +264,3 @@ class Cancel(JobSignal):
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-def to_seconds(duration: float | timedelta) -> float:
-    """Return the duration in seconds; a negative duration becomes zero."""
-    if isinstance(duration, timedelta):
-        return max(0.0, duration.total_seconds())
-    return max(0.0, float(duration))

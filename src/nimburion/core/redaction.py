@@ -90,8 +90,8 @@ def _redact_rest(rest: str, scheme: str) -> str:
 
 def _are_hosts(text: str) -> bool:
     """Return whether these are hosts with ports. Anything else may be a login without a host."""
-    found = [_HOST.fullmatch(one) for one in text.split(",")]
-    return all(one is not None and int(one[1] or 0) <= 65_535 for one in found)
+    found = [_HOST.fullmatch(host_match) for host_match in text.split(",")]
+    return all(host_match is not None and int(host_match[1] or 0) <= 65_535 for host_match in found)
 
 
 def _redact_login(login: str, scheme: str) -> str:

@@ -13,11 +13,14 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
+from nimburion.core.backoff import iterate_pauses
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 
 _FIRST_PAUSE = 0.1
+"""Seconds until `run` is called again after its first exception."""
 _LONGEST_PAUSE = 10.0
+"""The most seconds until `run` is called again."""
 
 
 class Service:
@@ -68,18 +71,17 @@ class Service:
         self.failure = failure
 
     async def _supervise(self) -> None:
-        pause = _FIRST_PAUSE
+        pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while not self.stopping.is_set():
             try:
                 await self.run()
                 return
             except Exception as error:  # noqa: BLE001 - a loop must never die in silence
                 if self.failure is None:  # the service has worked since
-                    pause = _FIRST_PAUSE
-                self.failure = error
+                    pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+                self.failure, pause = error, next(pauses)
                 self._log.exception("failed; again in %.1f s", pause)
                 await self.pause(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class Periodic(Service):

@@ -5,6 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
+_SIMILARITY = 0.5
+"""The least ratio of `difflib` at which a word is suggested: half of the letters are the same."""
+
+
+def find_nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most similar to `word`, or None if none is similar.
+
+    >>> find_nearest("priorty", ["queue", "priority"])
+    'priority'
+    """
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=_SIMILARITY)), None)
+
 
 def describe_unknown(what: str, given: Iterable[str], known: Collection[str]) -> str | None:
     """Return a message about the first word of `given` that is not known, or None.
@@ -16,7 +28,7 @@ def describe_unknown(what: str, given: Iterable[str], known: Collection[str]) ->
     """
     for word in given:
         if word not in known:
-            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            near = find_nearest(word, known)
+            hint = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
             return f"there is no {what} {word!r}; {hint}"
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from types import MappingProxyType
 from zoneinfo import ZoneInfo, available_timezones
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.suggestions import find_nearest
 
 _ABBREVIATION = re.compile(r"[A-Z]{2,4}T")
 _PLACES = MappingProxyType(
@@ -50,5 +50,5 @@ def suggest_zone(name: str) -> str:
         return f"an abbreviation names no place; did you mean {_PLACES[name]!r}?"
     if _ABBREVIATION.fullmatch(name):
         return "an abbreviation names no place; write one like 'Europe/Rome', or 'UTC'"
-    near = difflib.get_close_matches(name[:60], sorted(available_timezones()), n=1)
-    return f"did you mean {near[0]!r}?" if near else "write it like 'Europe/Rome', or 'UTC'"
+    near = find_nearest(name[:60], sorted(available_timezones()))
+    return f"did you mean {near!r}?" if near else "write it like 'Europe/Rome', or 'UTC'"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import os
 import threading
@@ -29,6 +28,7 @@ from nimburion.core.settings import (
     SettingsOptions,
     read_bounds,
 )
+from nimburion.core.suggestions import describe_unknown
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.sync import SyncClient
@@ -410,10 +410,9 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
     A wrong name, type or value raises `ConfigurationError`.
     """
     known = settings.__struct_fields__
-    for name in single.keys() - set(known):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigurationError(f"there is no setting {name!r}{hint}")
+    unknown = describe_unknown("setting", single, known)
+    if unknown is not None:
+        raise ConfigurationError(unknown)
     given = {name: getattr(settings, name) for name in known} | dict(single)
     _check_bounds(given)
     try:

@@ -14,10 +14,23 @@ from nimburion.core.clock import Clock
 
 _log = logging.getLogger("nimburion.scheduler")
 
-_EACH = 300.0
-_NOTEWORTHY = 0.01
-_STEP = 0.5
-_LOUD = 5.0
+_READ_INTERVAL = 300.0
+"""Seconds between two readings of the backend's clock.
+
+The host's clock drifts less than 0.1 s meanwhile.
+"""
+_MIN_CORRECTION = 0.01
+"""Seconds. A smaller difference may come from the measurement, and is not corrected."""
+_MAX_CLOCK_CHANGE = 0.5
+"""Seconds.
+
+A larger change between the wall clock and the monotonic clock means that the wall clock was set.
+"""
+_MAX_UNREPORTED_DIFFERENCE = 5.0
+"""Seconds.
+
+A larger difference between host and backend is logged, because it confuses readers of logs.
+"""
 
 
 class BackendClock:
@@ -26,17 +39,21 @@ class BackendClock:
     def __init__(self, clock: Clock, backend: Lifecycle) -> None:
         self._clock = clock
         self._backend = backend
-        self._learned: float | None = None
-        self._host_ahead = 0.0
-        self._ahead = 0.0
-        """Seconds by which the corrected wall clock is ahead of the host's monotonic clock."""
+        self._read_at: float | None = None
+        """Monotonic time of the last reading; None before the first."""
+        self._host_offset = 0.0
+        """The host's wall clock minus its monotonic clock, in seconds, at the last reading."""
+        self._offset = 0.0
+        """The backend's clock minus the host's monotonic clock, in seconds."""
 
     def now(self) -> float:
-        """Return the estimated backend time in epoch seconds; the host's time before the first
-        `synchronize`."""
-        if self._learned is None:
+        """Return the estimated backend time in epoch seconds.
+
+        Before the first `synchronize`, return the host's time.
+        """
+        if self._read_at is None:
             return self._clock.now()
-        return self._clock.monotonic() + self._ahead
+        return self._clock.monotonic() + self._offset
 
     async def synchronize(self) -> None:
         """Read the backend's time when the last reading is out of date. Raises `BackendError`."""
@@ -45,26 +62,28 @@ class BackendClock:
         sent = self._clock.now(), self._clock.monotonic()
         backend_time = await self._backend.now()
         answered = self._clock.monotonic()
-        took = answered - sent[1]
-        self._host_ahead = sent[0] - sent[1]
-        off = backend_time - (sent[0] + took / 2) if backend_time else 0.0
-        if abs(off) <= max(_NOTEWORTHY, took / 2):
-            off = 0.0  # within the round-trip time: a handler may have blocked the loop
-        self._warn(off)
-        self._ahead = self._host_ahead + off
-        self._learned = answered
+        round_trip = answered - sent[1]
+        self._host_offset = sent[0] - sent[1]
+        difference = backend_time - (sent[0] + round_trip / 2) if backend_time else 0.0
+        if abs(difference) <= max(_MIN_CORRECTION, round_trip / 2):
+            difference = 0.0  # the round trip alone can cause it, if a handler blocked the loop
+        self._log_difference(difference)
+        self._offset = self._host_offset + difference
+        self._read_at = answered
 
     def _is_due(self) -> bool:
         now = self._clock.monotonic()
-        if self._learned is None or now - self._learned >= _EACH:
+        if self._read_at is None or now - self._read_at >= _READ_INTERVAL:
             return True
-        return abs(self._clock.now() - now - self._host_ahead) > _STEP
+        return abs(self._clock.now() - now - self._host_offset) > _MAX_CLOCK_CHANGE
 
-    def _warn(self, off: float) -> None:
-        was_loud = abs(self._ahead - self._host_ahead) > _LOUD
-        if abs(off) > _LOUD and not (was_loud and self._learned is not None):
+    def _log_difference(self, difference: float) -> None:
+        """Log a large difference between the clocks, unless the last reading logged it."""
+        was_large = abs(self._offset - self._host_offset) > _MAX_UNREPORTED_DIFFERENCE
+        is_logged = was_large and self._read_at is not None
+        if abs(difference) > _MAX_UNREPORTED_DIFFERENCE and not is_logged:
             _log.warning(
-                "the clock of this host is %.1f s off that of the backend; ticks follow the "
-                "backend's",
-                -off,
+                "the clock of this host differs from the backend's clock by %.1f s; ticks follow "
+                "the backend's clock",
+                -difference,
             )

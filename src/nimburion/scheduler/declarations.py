@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, cast, get_args
 
 import msgspec
 
+from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.limits import NAME_PATTERN, check_name
@@ -191,11 +191,10 @@ def _find_name(template: object) -> str:
     return str(getattr(template, "__name__", ""))
 
 
-def _parse_seconds(what: str, value: Any) -> float:  # noqa: ANN401 (whatever was given)
-    seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if number and math.isfinite(found := float(seconds)) and found >= 0:
-        return found
+def _parse_seconds(what: str, value: object) -> float:
+    seconds = read_seconds(value)
+    if seconds is not None and seconds >= 0:
+        return seconds
     raise DefinitionError(f"{what} must be seconds or a timedelta, 0 or more, not {value!r}")
 
 

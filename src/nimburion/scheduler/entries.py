@@ -77,7 +77,9 @@ class ScheduleEntries:
                 entry.update(record)
             if entry is not None:
                 self.entries[record.name] = entry
-        self._line = [(one.due, name) for name, one in self.entries.items() if one.due is not None]
+        self._line = [
+            (entry.due, name) for name, entry in self.entries.items() if entry.due is not None
+        ]
         heapify(self._line)
 
     @property

@@ -26,11 +26,16 @@ _log = logging.getLogger("nimburion.scheduler")
 KEPT = 30 * 86_400.0
 """Seconds for which a schedule is kept after its last declaration expired."""
 
-_TURN = 60.0
-_TURN_PER_SCHEDULE = 0.05
-_TURNS = 3
-_AGAIN_AT_ONCE = 200
-_AT_ONCE = 64
+_RENEWAL_INTERVAL = 60.0
+"""Seconds between two renewals of a declaration; longer with many schedules."""
+_RENEWAL_SECONDS_PER_SCHEDULE = 0.05
+"""Seconds that each schedule adds to the interval, so that renewals stay below 20 a second."""
+_INTERVALS_VALID = 3
+"""A declaration is valid for this many intervals: two renewals may fail before it expires."""
+_MAX_RENEWALS = 200
+"""The most renewals in one step, because due ticks wait for its end."""
+_MAX_CONCURRENT_WRITES = 64
+"""The most schedules written concurrently. Backends batch concurrent writes."""
 
 T = TypeVar("T")
 
@@ -69,8 +74,8 @@ class ScheduleRegistration:
     def _find_changed(self, kept: Mapping[str, ScheduleRecord], now: float) -> list[ScheduleRecord]:
         """Return all new and changed records and a limited number of renewals: due ticks wait
         meanwhile."""
-        turn = max(_TURN, _TURN_PER_SCHEDULE * len(self._declared))
-        until = now + _TURNS * turn
+        turn = max(_RENEWAL_INTERVAL, _RENEWAL_SECONDS_PER_SCHEDULE * len(self._declared))
+        until = now + _INTERVALS_VALID * turn
         news: list[ScheduleRecord] = []
         again: list[tuple[float, ScheduleRecord]] = []
         for own in self._declared.values():
@@ -87,7 +92,7 @@ class ScheduleRegistration:
             elif (declared_until := spec.declared_until or 0.0) < until - turn:
                 again.append((declared_until, self._make_record(own.name, spec, spec.since, until)))
         again.sort(key=itemgetter(0))
-        return news + [record for _, record in again[:_AGAIN_AT_ONCE]]
+        return news + [record for _, record in again[:_MAX_RENEWALS]]
 
     def _belongs_to_another(self, kept: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
         """Return whether another application declares this name now. Logs an error once per
@@ -128,8 +133,8 @@ class ScheduleRegistration:
 
 async def run_in_groups(action: Callable[[T], Awaitable[object]], subjects: Sequence[T]) -> None:
     """Run `action` on all subjects, up to 64 at a time: backends batch concurrent writes."""
-    for first in range(0, len(subjects), _AT_ONCE):
-        await asyncio.gather(*map(action, subjects[first : first + _AT_ONCE]))
+    for first in range(0, len(subjects), _MAX_CONCURRENT_WRITES):
+        await asyncio.gather(*map(action, subjects[first : first + _MAX_CONCURRENT_WRITES]))
 
 
 def is_over(record: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:

@@ -31,10 +31,12 @@ _REFRESH_INTERVAL = 5.0
 """Seconds between two reads of the schedules."""
 _IDLE_REFRESH_INTERVAL = 15.0
 """Seconds between two reads while there is no schedule."""
-_SOON = 0.5
+_CATCH_UP_REFRESH_INTERVAL = 0.5
 """Seconds until the next read after other schedulers decided several ticks first."""
-_AT_ONCE = 64
-_AFTER_ERROR = 1.0
+_MAX_CONCURRENT_TICKS = 64
+"""The most ticks decided concurrently. Backends batch concurrent writes."""
+_PAUSE_AFTER_ERROR = 1.0
+"""Seconds until the next try after the backend did not answer."""
 
 Decorated = TypeVar("Decorated")
 
@@ -140,7 +142,7 @@ class Scheduler(Service):
                     self._log.warning("the backend did not answer (%s); retrying", error)
                 self._note(error)
                 self._looked = None
-                await self.pause(_AFTER_ERROR)
+                await self.pause(_PAUSE_AFTER_ERROR)
             else:
                 self._note(None)
                 await self._wait_for_next()
@@ -152,7 +154,7 @@ class Scheduler(Service):
         tests: nothing runs in the background."""
         await self._refresh()
         decided = 0
-        while due := self._take_due(_AT_ONCE):
+        while due := self._take_due(_MAX_CONCURRENT_TICKS):
             results = await asyncio.gather(*map(self._ticker.decide, due), return_exceptions=True)
             for entry in due:
                 self._entries.put_back(entry)
@@ -185,7 +187,7 @@ class Scheduler(Service):
     @property
     def _choose_refresh_interval(self) -> float:
         if self._ticker.behind:
-            return _SOON
+            return _CATCH_UP_REFRESH_INTERVAL
         return (
             _REFRESH_INTERVAL if self._entries.entries or self._declared else _IDLE_REFRESH_INTERVAL
         )

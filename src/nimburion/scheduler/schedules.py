@@ -241,8 +241,10 @@ def _parse_spec_or_stub(record: ScheduleRecord) -> ScheduleSpec:
         return ScheduleSpec(trigger="?", job="?")
 
 
-_PAGE = 500
+_PAGE_SIZE = 500
+"""The number of jobs read in one call."""
 _MAX_SCANNED = 20_000
+"""The most jobs that a search reads, so that a frequent name does not make it slow."""
 
 
 async def list_schedule_jobs(
@@ -256,7 +258,7 @@ async def list_schedule_jobs(
     """
     found: dict[str, JobRecord] = {}
     looked_at = 0
-    async for job in iterate_jobs(backend, JobFilter(name=spec.job or None), step=_PAGE):
+    async for job in iterate_jobs(backend, JobFilter(name=spec.job or None), step=_PAGE_SIZE):
         looked_at += 1
         if job.options.headers.get(NAME_HEADER) == record.name:
             found[job.id] = job
@@ -277,7 +279,7 @@ async def _iterate_tick_jobs(
         return
     ticks = table.list_last(limit, record.last_tick or 0.0)
     ids = [make_job_id(record.name, tick) for tick in ticks]
-    for first in range(0, len(ids), _PAGE):
-        which = JobFilter(ids=tuple(ids[first : first + _PAGE]))
-        async for job in iterate_jobs(backend, which, step=_PAGE):
+    for first in range(0, len(ids), _PAGE_SIZE):
+        which = JobFilter(ids=tuple(ids[first : first + _PAGE_SIZE]))
+        async for job in iterate_jobs(backend, which, step=_PAGE_SIZE):
             yield job

@@ -10,13 +10,14 @@ import msgspec
 from nimburion.core.job import JobOptions, JobRecord
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
+from nimburion.core.shortening import shorten
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
     from nimburion.jobs.client.client import Client
 
 _SHOWN = 20
-_CUT = 200
+_MAX_PAYLOAD_CHARACTERS = 200
 _MISSING = object()
 _OF_RECORD = frozenset(JobRecord.__struct_fields__) - {"options"}
 _OF_OPTIONS = frozenset(JobOptions.__struct_fields__)
@@ -102,8 +103,10 @@ async def _format_message(
 def _shorten_payload(payload: bytes) -> str:
     """Return a payload as one short line."""
     text = payload.decode(errors="backslashreplace")
-    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
-    return text if len(text) <= _CUT else text[: _CUT - 1] + "…"
+    text = "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
+    return shorten(text, _MAX_PAYLOAD_CHARACTERS)
 
 
 def _format_record(record: JobRecord) -> str:

@@ -25,7 +25,7 @@ from nimburion.core.settlement import (
 )
 from nimburion.jobs.worker.completer import Completer, measure_size
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
+from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 
 
 class Clock(SystemClock):
@@ -99,7 +99,7 @@ async def test_pauses_between_repeats_grow_and_are_bounded() -> None:
 async def test_what_settles_goes_once_and_in_order() -> None:
     backend = FakeBackend()
     completer = make_completer(backend)
-    for n in range(MOST_AT_ONCE + 3):
+    for n in range(MAX_SETTLEMENTS + 3):
         completer.settle(Completed(lease(str(n))))
     loaded = []
     for _ in range(2):
@@ -107,8 +107,8 @@ async def test_what_settles_goes_once_and_in_order() -> None:
         loaded.append(completer.has_pending)
     assert loaded == [True, False]
     sent = [s.lease.job_id for _, batch in backend.calls for s in batch]
-    assert sent == [str(n) for n in range(MOST_AT_ONCE + 3)]
-    assert len(backend.calls[0][1]) == MOST_AT_ONCE
+    assert sent == [str(n) for n in range(MAX_SETTLEMENTS + 3)]
+    assert len(backend.calls[0][1]) == MAX_SETTLEMENTS
 
 
 async def test_one_bad_settlement_does_not_wedge_the_rest() -> None:

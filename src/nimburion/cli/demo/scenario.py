@@ -128,7 +128,9 @@ class Scenario:
     async def wait_for_rescue(self, held: list[JobRecord]) -> None:
         """Wait until the other worker has rescued the jobs of the killed worker."""
         dead = {record.session for record in held}
-        await self.wait_until(lambda: dead.isdisjoint(one.id for one in self.snapshot.sessions))
+        await self.wait_until(
+            lambda: dead.isdisjoint(session.id for session in self.snapshot.sessions)
+        )
         self.announce(
             "the other worker has rescued its jobs; each of them runs again from the start"
         )

@@ -68,7 +68,7 @@ class WorkerProcesses:
     async def kill_all(self) -> None:
         """Send SIGKILL to all remaining workers before waiting for any of them. A second Ctrl-C
         then cannot leave a worker behind."""
-        left = [one for one in self._processes.values() if one.returncode is None]
+        left = [process for process in self._processes.values() if process.returncode is None]
         for process in left:
             process.kill()
         for process in left:

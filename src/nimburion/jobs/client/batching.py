@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 
 from nimburion.core.backend import Producing
+from nimburion.core.backoff import iterate_pauses
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
@@ -27,9 +28,15 @@ Set when the call first had to wait for the client to open; that wait counts tow
 """
 
 _FIRST_PAUSE = 0.05
+"""Seconds between the first two tries of a call."""
 _LONGEST_PAUSE = 1.0
-_LENIENCE = 0.1
-_SHORTEST = 0.25
+"""The longest time in seconds between two tries."""
+_EXTRA_FRACTION = 0.1
+"""The fraction of a timeout by which the limit of a call exceeds it."""
+_MIN_EXTRA = 0.25
+"""The least number of seconds by which a limit exceeds a timeout, and the least time that a call
+gets.
+"""
 
 
 def choose_limit(timeout: float) -> float:
@@ -41,7 +48,7 @@ def choose_limit(timeout: float) -> float:
     >>> choose_limit(5.0), choose_limit(0.5)
     (5.5, 0.75)
     """
-    return timeout + max(_LENIENCE * timeout, _SHORTEST)
+    return timeout + max(_EXTRA_FRACTION * timeout, _MIN_EXTRA)
 
 
 class _Waiter:
@@ -63,11 +70,12 @@ class _Waiter:
 class _Repetition:
     """The retries of one call: the next pause, and the outcome of all tries so far."""
 
-    __slots__ = ("outcome", "pause")
+    __slots__ = ("_pauses", "outcome", "pause")
 
     def __init__(self) -> None:
         self.outcome: Outcome = "not applied"
-        self.pause = _FIRST_PAUSE
+        self._pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+        self.pause = next(self._pauses)
 
     def note(self, error: BackendUnavailable) -> None:
         """Record a failed try."""
@@ -77,7 +85,7 @@ class _Repetition:
     async def wait(self, clock: Clock) -> None:
         """Sleep for the current pause, then double the next one, up to one second."""
         await clock.sleep(self.pause)
-        self.pause = min(2 * self.pause, _LONGEST_PAUSE)
+        self.pause = next(self._pauses)
 
 
 class EnqueueBatcher:
@@ -118,7 +126,7 @@ class EnqueueBatcher:
         began = CALL_BEGAN.get()
         since, left = self._clock.monotonic(), self._limit
         if began is not None:
-            since, left = began, max(left - (since - began), _SHORTEST)
+            since, left = began, max(left - (since - began), _MIN_EXTRA)
         repetition: _Repetition | None = None
         while True:
             try:
@@ -148,7 +156,7 @@ class EnqueueBatcher:
         waiter.since, waiter.until = self._clock.monotonic(), loop.time() + self._limit
         began = CALL_BEGAN.get()
         if began is not None:
-            waiter.until -= min(waiter.since - began, self._limit - _SHORTEST)
+            waiter.until -= min(waiter.since - began, self._limit - _MIN_EXTRA)
             waiter.since = began
         self._waiting.append(waiter)
         self._unanswered.append(waiter)

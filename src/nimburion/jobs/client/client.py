@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +13,9 @@ from typing import Any, Self, Unpack, cast
 import msgspec
 
 from nimburion.core.backend import Backend, Transactional
+from nimburion.core.backoff import iterate_pauses
 from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.durations import to_seconds
 from nimburion.core.errors import (
     DefinitionError,
     DuplicateJob,
@@ -22,7 +25,6 @@ from nimburion.core.errors import (
     NotOpen,
     NotSupported,
     WaitTimeout,
-    to_seconds,
 )
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
@@ -51,9 +53,11 @@ from nimburion.jobs.declaration.registry import Registry
 
 __all__ = ["Client", "Priority"]
 
-_FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 1.0
-_LAST_LOOK = 0.25
+_FIRST_POLL_PAUSE = 0.01
+"""Seconds between the first two queries of `wait`."""
+_MAX_POLL_PAUSE = 1.0
+"""The longest time in seconds between two queries of `wait`."""
+_MIN_QUERY_TIMEOUT = 0.25
 """Seconds that the backend has to answer, even when the timeout is almost over."""
 
 
@@ -309,13 +313,12 @@ class Client:
         """
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _began(self.clock) + seconds
-        pause = _FIRST_PAUSE
+        pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
         while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
-            left = pause if deadline is None else deadline - self.clock.monotonic()
+            left = math.inf if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
-            await self.clock.sleep(min(pause, left))
-            pause = min(1.5 * pause, _LONGEST_PAUSE)
+            await self.clock.sleep(min(next(pauses), left))
         if record.state is not State.COMPLETED:
             raise JobNotCompleted(job_id, record.state, _describe_end(record))
         return (
@@ -396,7 +399,7 @@ class Client:
         """
         if deadline is None:
             return await self._get_record(job_id)
-        time = asyncio.timeout(max(_LAST_LOOK, deadline - self.clock.monotonic()))
+        time = asyncio.timeout(max(_MIN_QUERY_TIMEOUT, deadline - self.clock.monotonic()))
         try:
             async with time:
                 return await self._get_record(job_id)

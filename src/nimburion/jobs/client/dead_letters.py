@@ -12,7 +12,8 @@ from nimburion.core.job import JobRecord, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 
-_STEP = 500
+_BATCH_SIZE = 500
+"""The most jobs that one backend operation replays or deletes."""
 _FAILED = frozenset({State.FAILED})
 
 Ids = list[str]
@@ -88,7 +89,7 @@ class DeadLetters:
         if job_ids:
             which = msgspec.structs.replace(which, ids=job_ids)
         purged = 0
-        while ids := await self._backend.delete(which, _STEP):
+        while ids := await self._backend.delete(which, _BATCH_SIZE):
             purged += len(ids)
         return purged
 
@@ -96,7 +97,7 @@ class DeadLetters:
         ids: Ids = []
         after: str | None = None
         while True:
-            step = await self._backend.replay(which, _STEP, after)
+            step = await self._backend.replay(which, _BATCH_SIZE, after)
             ids += step.ids
             after = step.next
             if after is None:

@@ -36,7 +36,9 @@ class EnqueuePipeline:
 
     async def run(self, enqueueings: Sequence[Enqueueing]) -> list[str]:
         """Return the ids of the jobs, in the order of `enqueueings`."""
-        tasks = [asyncio.ensure_future(self._run_middleware(one)) for one in enqueueings]
+        tasks = [
+            asyncio.ensure_future(self._run_middleware(enqueueing)) for enqueueing in enqueueings
+        ]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -10,8 +10,8 @@ import msgspec
 
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 
-_FIRST = datetime(1, 1, 1, tzinfo=UTC)
-_LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+_EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,4 +103,4 @@ def _to_datetime(second: float | None) -> datetime | None:
     try:
         return datetime.fromtimestamp(second, UTC)
     except (ValueError, OverflowError, OSError):  # rounding can exceed the range of datetime
-        return _LAST if second > 0 else _FIRST
+        return _LATEST if second > 0 else _EARLIEST

@@ -17,7 +17,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from nimburion.core.errors import BackendUnavailable, to_seconds
+from nimburion.core.durations import to_seconds
+from nimburion.core.errors import BackendUnavailable
 from nimburion.jobs.client.batching import CALL_BEGAN, choose_limit
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
@@ -25,10 +26,11 @@ from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CLOSE_WITHIN = 5.0
-_OPENING = 1.0
+_CLOSE_TIMEOUT = 5.0
+"""Seconds to wait for the end of the thread."""
+_MIN_OPEN_TIMEOUT = 1.0
 """The least number of seconds for opening a client, even if the call has a shorter timeout."""
-_LEAVE_WITHIN = 0.5
+_UNOPENED_CLOSE_TIMEOUT = 0.5
 """Seconds to wait for the end of a thread whose client could not be opened.
 
 Short, because the caller has already waited for the opening.
@@ -191,7 +193,7 @@ class _ProcessPortal:
                 return
             self._portal = None
         atexit.unregister(self.close)
-        portal.stop(_LEAVE_WITHIN)
+        portal.stop(_UNOPENED_CLOSE_TIMEOUT)
 
     def close(self) -> None:
         if os.getpid() != self._process:  # at a child's exit: the portal belongs to the parent
@@ -227,7 +229,7 @@ class _Portal:
         """Wait until the client is open. Concurrent calls share one opening and its result."""
         timeout = self.client.settings.enqueue_timeout
         limit = choose_limit(timeout if seconds is None else min(seconds, timeout))
-        limit = max(limit, _OPENING)
+        limit = max(limit, _MIN_OPEN_TIMEOUT)
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self.client.open())
             self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -245,7 +247,7 @@ class _Portal:
         try:
             run_on_loop(self.loop, self.client.close)
         finally:
-            self.stop(_CLOSE_WITHIN)
+            self.stop(_CLOSE_TIMEOUT)
 
     def stop(self, seconds: float) -> None:
         """End the thread, and wait at most `seconds` for it."""

@@ -39,6 +39,7 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.limits import Limits, check_name
+from nimburion.core.shortening import shorten
 from nimburion.jobs.declaration.codec import Codec
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
@@ -328,5 +329,4 @@ def check_declared_name(what: str, value: object) -> str:
 
 
 def _describe(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "…"
+    return shorten(repr(value), 80)

@@ -18,7 +18,8 @@ from nimburion.core.transactions import CallerConnection
 
 T = TypeVar("T")
 
-_LOOK_AGAIN = 1.0
+_LOOP_CHECK_INTERVAL = 1.0
+"""Seconds between two checks whether the event loop still runs."""
 
 
 class ThreadBoundConnection(CallerConnection):
@@ -48,7 +49,7 @@ class ThreadBoundConnection(CallerConnection):
         waited_for.add_done_callback(lambda _: self._work.put(None))
         while True:
             try:
-                work = self._work.get(timeout=_LOOK_AGAIN)
+                work = self._work.get(timeout=_LOOP_CHECK_INTERVAL)
             except Empty:
                 if not loop.is_running():
                     raise _make_loop_ended_error() from None
@@ -118,7 +119,7 @@ def _wait_for_result(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
     """Return the result of the future; `NotOpen` when its event loop has ended."""
     while True:
         try:
-            return future.result(_LOOK_AGAIN)
+            return future.result(_LOOP_CHECK_INTERVAL)
         except StillRunning:
             if future.done():  # a TimeoutError from the coroutine
                 raise

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
 
 import msgspec
 
+from nimburion.core.durations import read_seconds
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.limits import Limits, check_name
@@ -68,7 +68,7 @@ _RECORD_OPTIONS = frozenset(
         *("max_retries", "timeout"),
     }
 )
-_CENTURY = 100 * 365.25 * 86_400
+_CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
 def parse_options(
@@ -158,13 +158,12 @@ def _parse_count(what: str, value: object) -> int:
 
 
 def _parse_seconds(what: str, value: object) -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    seconds = read_seconds(value)
+    if seconds is None:
         raise InvalidJob(f"{what} must be a number of seconds or a timedelta, not {value!r}")
-    if value > _CENTURY:
-        raise InvalidJob(f"{what} must be less than a century, not {value!r} seconds")
-    return float(value)
+    if seconds > _CENTURY_SECONDS:
+        raise InvalidJob(f"{what} must be less than a century, not {seconds:g} seconds")
+    return seconds
 
 
 def _parse_delay(after: object) -> float:

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
+from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
 from nimburion.core.suggestions import describe_unknown
@@ -29,6 +30,9 @@ Jitter only lengthens a delay, so retries spread out and none comes early.
 """
 
 _MAX_DOUBLINGS = 60
+"""More would overflow a float after some hundreds of failures; the maximum delay is reached
+earlier.
+"""
 
 
 class Priority(enum.IntEnum):
@@ -154,7 +158,7 @@ def listed(*seconds: float | timedelta) -> Backoff:
     """
     if not seconds:
         raise DefinitionError("retry_backoff: list at least one delay")
-    return _Listed(tuple(_parse_seconds("retry_backoff", one) for one in seconds))
+    return _Listed(tuple(_parse_seconds("retry_backoff", delay) for delay in seconds))
 
 
 def read_policy(options: Mapping[str, Any]) -> Policy:
@@ -230,12 +234,9 @@ def _parse_optional_seconds(what: str, value: object) -> float | None:
 
 
 def _parse_seconds(what: str, value: object) -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-        if math.isfinite(seconds) and seconds >= 0:
-            return seconds
+    seconds = read_seconds(value)
+    if seconds is not None and seconds >= 0:
+        return seconds
     raise DefinitionError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
 
 

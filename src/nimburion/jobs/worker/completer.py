@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
 from nimburion.core.backend import Consuming
+from nimburion.core.backoff import iterate_pauses
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, NotSupported, OutOfOrder, SessionLost, Unstorable
 from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
@@ -39,25 +40,29 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE, ExchangeSize
+from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 from nimburion.jobs.worker.outcome import clean_text
 
 _log = logging.getLogger("nimburion.worker")
 
 _FIRST_PAUSE = 0.05
+"""Seconds between the first two tries of an exchange."""
 _LONGEST_PAUSE = 2.0
-_LEAN = 0.5
+"""The longest time in seconds between two tries."""
+_REDUCE_AFTER_FAILING_ALONE = 0.5
 """A fraction of the time until the session is given up.
 
 After this time, a settlement that failed alone while heartbeats are answered is sent without its
 large parts.
 """
-_LEAN_AT_LAST = 0.75
+_REDUCE_AFTER = 0.75
 """A fraction of the same time. After it, a single settlement is sent without its large parts even
 if it was not tried alone before: another failed try would cost the session.
 """
-_LEAN_TEXT = 512
-_FATAL = (SessionLost, Unstorable, OutOfOrder, NotSupported)
+_REDUCED_ERROR_CHARACTERS = 512
+"""The length to which the message of an error is cut."""
+_FINAL_ERRORS = (SessionLost, Unstorable, OutOfOrder, NotSupported)
+"""Errors that a repetition of the exchange cannot change."""
 
 
 class Completer:
@@ -147,8 +152,8 @@ class Completer:
     def _take_batch(self) -> list[Settlement]:
         batch: list[Settlement] = list(self._progress.values())
         self._progress.clear()
-        batch += self.pending[:MOST_AT_ONCE]
-        del self.pending[:MOST_AT_ONCE]
+        batch += self.pending[:MAX_SETTLEMENTS]
+        del self.pending[:MAX_SETTLEMENTS]
         part = self._take_part(batch)
         if len(part) < len(batch):
             self._return(batch[len(part) :])
@@ -164,11 +169,11 @@ class Completer:
     def _return(self, rest: Sequence[Settlement]) -> None:
         """Put settlements that were not sent or not applied back in front of all others."""
         settled = []
-        for one in rest:
-            if isinstance(one, Progressed):
-                self._progress.setdefault(one.lease, one)
+        for settlement in rest:
+            if isinstance(settlement, Progressed):
+                self._progress.setdefault(settlement.lease, settlement)
             else:
-                settled.append(one)
+                settled.append(settlement)
         self.pending[:0] = settled
 
     async def _send(self, batch: list[Settlement], request: ReserveRequest) -> Reply:
@@ -192,7 +197,8 @@ class Completer:
     async def _exchange_until_answered(
         self, batch: list[Settlement], request: ReserveRequest
     ) -> Reply:
-        pause, monotonic = _FIRST_PAUSE, self._clock.monotonic
+        pauses: Iterator[float] | None = None
+        monotonic = self._clock.monotonic
         began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
         failed_alone = False
         while not self.closed:
@@ -202,18 +208,19 @@ class Completer:
                     reply = await self._backend.exchange(
                         self.session_id, self._number + 1, part, part_request
                     )
-            except _FATAL:
+            except _FINAL_ERRORS:
                 self._connectivity.note_answer("exchange")
                 raise
             except (BackendError, TimeoutError) as error:
                 now = monotonic()
+                pauses = pauses or iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+                pause = next(pauses)
                 failed_alone = len(part) == 1
                 self._size.note_failure(now - sent)
                 self._note_failure(error, pause)
                 if self._gives_up(error, now + pause - began):
                     break
                 await self._clock.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
                 sent = monotonic()
             else:
                 self._size.note_answer(monotonic() - sent)
@@ -239,13 +246,13 @@ class Completer:
         if request.total:
             long_poll = 0.0 if failed_for else request.long_poll  # the awaited job may have arrived
             request = replace(request, max_bytes=size.max_bytes, long_poll=long_poll)
-        lean_after = _LEAN if failed_alone else _LEAN_AT_LAST
+        reduce_after = _REDUCE_AFTER_FAILING_ALONE if failed_alone else _REDUCE_AFTER
         if (
             len(part) == 1
-            and failed_for > lean_after * self._give_up_after
+            and failed_for > reduce_after * self._give_up_after
             and not self._connectivity.is_unreachable
         ):
-            return [_lean(part[0])], replace(
+            return [_reduce(part[0])], replace(
                 request, total=0
             )  # leaves room for the settlement alone
         return part, request
@@ -326,15 +333,15 @@ def count_fitting(batch: Sequence[Settlement], most: int, max_bytes: int) -> int
     At least 1, unless `batch` is empty.
     """
     count = 0
-    for one in batch[:most]:
-        max_bytes -= measure_size(one)
+    for settlement in batch[:most]:
+        max_bytes -= measure_size(settlement)
         if max_bytes < 0 and count:
             break
         count += 1
     return count
 
 
-def _lean(settlement: Settlement) -> Settlement:
+def _reduce(settlement: Settlement) -> Settlement:
     """Return the same outcome without its large parts: no result, no traceback, a short message.
 
     Used when the settlement did not get through alone: the outcome is worth more than these parts.
@@ -346,9 +353,9 @@ def _lean(settlement: Settlement) -> Settlement:
                 *(settlement.lease.job_id, len(settlement.result)),
             )
             return Completed(settlement.lease)
-        case Retried() | Failed() if measure_size(settlement) > _LEAN_TEXT:
+        case Retried() | Failed() if measure_size(settlement) > _REDUCED_ERROR_CHARACTERS:
             error = settlement.error
-            short = replace(error, message=error.message[:_LEAN_TEXT], traceback="")
+            short = replace(error, message=error.message[:_REDUCED_ERROR_CHARACTERS], traceback="")
             return replace(settlement, error=short)
         case _:
             return settlement

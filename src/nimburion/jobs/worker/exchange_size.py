@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 
-MOST_AT_ONCE = 500
+MAX_SETTLEMENTS = 500
 """The most settlements in one exchange. A backend processes this many in a few milliseconds."""
 
-_AT_ONCE = 0.05
-"""Seconds. An earlier failure (for example, a refused connection) does not depend on the size."""
-_SHRINK = 4.0
-_GROW = 2.0
-_GROW_SLOWLY = 1.1
-_QUICK = 0.25
+_SIZE_INDEPENDENT_SECONDS = 0.05
+"""Seconds. A failure before this time (a refused connection) does not depend on the size."""
+_SHRINK_FACTOR = 4.0
+"""The size is divided by this after a failure that may depend on it."""
+_QUICK_GROWTH_FACTOR = 2.0
+"""The size is multiplied by this after a quick answer."""
+_SLOW_GROWTH_FACTOR = 1.1
+"""The size is multiplied by this after any other answer."""
+_QUICK_FRACTION = 0.25
 """An answer is quick if it takes less than this fraction of the time of the last failure."""
-_SMALLEST = 1 / 4096
+_MIN_SHARE = 1 / 4096
+"""The least share of the maximum size: 4 KiB of 16 MiB."""
 
 
 class ExchangeSize:
@@ -44,16 +48,17 @@ class ExchangeSize:
     @property
     def max_settlements(self) -> int:
         """The most settlements of an exchange; at least 1."""
-        return max(1, int(MOST_AT_ONCE * self._share))
+        return max(1, int(MAX_SETTLEMENTS * self._share))
 
     def note_failure(self, seconds: float) -> None:
         """Reduce the size after an exchange that failed after `seconds`."""
-        if seconds >= _AT_ONCE:
-            self._share = max(_SMALLEST, self._share / _SHRINK)
+        if seconds >= _SIZE_INDEPENDENT_SECONDS:
+            self._share = max(_MIN_SHARE, self._share / _SHRINK_FACTOR)
             self._failed_after = seconds
 
     def note_answer(self, seconds: float) -> None:
         """Increase the size after an exchange that was answered after `seconds`."""
         if self._share < 1.0:
-            is_quick = seconds < _QUICK * self._failed_after
-            self._share = min(1.0, self._share * (_GROW if is_quick else _GROW_SLOWLY))
+            is_quick = seconds < _QUICK_FRACTION * self._failed_after
+            factor = _QUICK_GROWTH_FACTOR if is_quick else _SLOW_GROWTH_FACTOR
+            self._share = min(1.0, self._share * factor)

@@ -8,7 +8,7 @@ from enum import Enum, auto
 
 from nimburion.core.exchange import ReserveRequest
 from nimburion.jobs.worker.completer import Completer
-from nimburion.jobs.worker.exchange_size import MOST_AT_ONCE
+from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS
 from nimburion.jobs.worker.prefetch import Prefetch
 
 _MAX_FLUSH_DELAY = 0.020
@@ -114,7 +114,7 @@ class ExchangeTrigger:
         if completer.is_full:
             return ExchangeReason.RESULTS_FULL
         prefetch = self._prefetch.size
-        full = min(MOST_AT_ONCE, prefetch - prefetch // _REFILL_FRACTION)
+        full = min(MAX_SETTLEMENTS, prefetch - prefetch // _REFILL_FRACTION)
         if len(self._held) > prefetch - full:
             return self._find_flush_reason(full)
         if completer.has_pending:

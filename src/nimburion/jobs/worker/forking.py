@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 from weakref import WeakSet
 
-_WAITS = (
+_FORKED_CHILD_AWAITS = (
     "a process that was forked inside the event loop cannot await there; it ends now. "
     "Call os._exit() in the child, or use multiprocessing\n"
 )
@@ -178,7 +178,7 @@ def _epoll_descriptor(loop: asyncio.AbstractEventLoop) -> int | None:
 def _end_forked(task: asyncio.Task[object] | None) -> None:
     """End the child with the result of the task that forked."""
     if task is None or not task.done():
-        sys.stderr.write(_WAITS)
+        sys.stderr.write(_FORKED_CHILD_AWAITS)
         end_process(SystemExit(1))
     end_process(None if task.cancelled() else task.exception())
 

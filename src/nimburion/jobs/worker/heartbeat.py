@@ -26,8 +26,11 @@ from nimburion.jobs.worker.connectivity import BackendConnectivity
 _log = logging.getLogger("nimburion.worker")
 
 _HEARTBEATS_PER_TTL = 4
-_MARGIN = 0.1
-_SILENCE = 1.5
+"""Heartbeats within one session TTL: two can be lost before the leases expire."""
+_SAFETY_MARGIN = 0.1
+"""The fraction of the TTL by which the worker treats its leases as expired before the backend does.
+"""
+_MAX_SILENT_INTERVALS = 1.5
 """Silence of more than this many intervals is an outage, not a late heartbeat."""
 
 
@@ -108,16 +111,16 @@ class Heartbeat:
         return self.interval
 
     def _note_answer(self, sent: float) -> None:
-        if sent - self._answered > _SILENCE * self.interval:
+        if sent - self._answered > _MAX_SILENT_INTERVALS * self.interval:
             self.no_rescue_before = self._clock.monotonic() + self.interval
         self._answered = sent
-        self.lease_valid_until = sent + self._ttl * (1 - _MARGIN)
+        self.lease_valid_until = sent + self._ttl * (1 - _SAFETY_MARGIN)
 
     def _note_failure(self, error: Exception) -> float:
         self._connectivity.note_failure("heartbeat", error)
         now = self._clock.monotonic()
         left = self.lease_valid_until - now
-        if now - self._answered > _SILENCE * self.interval:
+        if now - self._answered > _MAX_SILENT_INTERVALS * self.interval:
             self.no_rescue_before = math.inf
         _log.debug("a heartbeat was not answered (%s); the lease is valid for %.1f s", error, left)
         if left <= 0:

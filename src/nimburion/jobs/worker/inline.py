@@ -31,7 +31,8 @@ from nimburion.jobs.worker.prefetch import LaneSelector
 from nimburion.jobs.worker.session import make_session
 from nimburion.jobs.worker.threads import HandlerThreads
 
-_LIMIT = 500
+_MAX_ROWS = 500
+"""The most jobs that one backend operation processes. Later steps process the others."""
 
 MakeAttemptRunner = Callable[[HandlerThreads, Callable[[Lease, float, str], None]], AttemptRunner]
 
@@ -71,8 +72,8 @@ class InlineRunner:
     async def step(self) -> bool:
         """Promote, rescue, then reserve, run and settle one job. Return False if no job is due."""
         await self._ensure_session()
-        await self._backend.promote(_LIMIT)
-        await self._backend.rescue(_LIMIT, max_lost=self._settings.max_lost)
+        await self._backend.promote(_MAX_ROWS)
+        await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
         reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
             await self._check_names(reply)
@@ -170,7 +171,7 @@ class InlineRunner:
     async def _check_names(self, reply: Reply) -> None:
         """Raise `NothingRegistered` if due jobs wait for a handler that is not registered here."""
         waiting = JobFilter(states=frozenset({State.PENDING, State.RETRYING}))
-        page = await self._backend.list_jobs(waiting, limit=_LIMIT)
+        page = await self._backend.list_jobs(waiting, limit=_MAX_ROWS)
         known = set(self._registry.names)
         unknown = {j.name for j in page.jobs if j.due <= reply.now and j.name not in known}
         if unknown:
@@ -182,7 +183,7 @@ class InlineRunner:
 
     async def _advance(self) -> bool:
         """Advance the clock to the next due time. Return False if no job is scheduled."""
-        promoted = await self._backend.promote(_LIMIT)
+        promoted = await self._backend.promote(_MAX_ROWS)
         if promoted.count:
             return True
         if promoted.next_due is None:

@@ -111,7 +111,7 @@ class RunningWorker:
     def health(self) -> Health:
         """Return the health of the worker and of its services."""
         failures: dict[str, BaseException | None]
-        failures = {type(one).__name__.lower(): one.failure for one in self._services}
+        failures = {type(service).__name__.lower(): service.failure for service in self._services}
         failures["loop"] = self._watchdog.failure
         return read_health(self._worker, failures, stopping=self._stop_requested.is_set())
 

@@ -36,18 +36,19 @@ _log = logging.getLogger("nimburion.worker")
 _Failed = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 """The result type of `sys.exc_info`."""
 
-_ROUNDS = 4
+_CHECKS_PER_LIMIT = 4
 """The number of checks within `limit`. No callback for three checks means a blocked loop."""
-_QUICK = 0.1
+_SIGNAL_CHECK_INTERVAL = 0.1
 """Seconds between two checks after a signal arrived."""
-_AT_ONCE = 0.5
+_SECOND_SIGNAL_TIMEOUT = 0.5
 """Seconds within which the loop must act on the second signal."""
-_UNWIND = 2.0
+_OVERTIME = 2.0
 """Seconds after the grace time until a blocked loop ends the process."""
-_CLOSE_WITHIN = 2.0
+_CLOSE_TIMEOUT = 2.0
 """The longest time in seconds to close the session of a process that ends."""
-_LOG_WITHIN = 0.5
-_AGAIN = 1.0
+_LOG_TIMEOUT = 0.5
+"""Seconds to wait for a log record. The blocked thread may hold a lock of logging."""
+_RELEASE_INTERVAL = 1.0
 """Seconds between two releases of jobs that an exchange may deliver while the loop is blocked."""
 
 
@@ -174,7 +175,7 @@ class LoopWatchdog:
         if self._blocked_since is not None and self._handled > 1:
             # The blocking code may hold the interpreter's lock for long. Sleep, so that the
             # watchdog can end the process.
-            self._never.wait(_CLOSE_WITHIN)
+            self._never.wait(_CLOSE_TIMEOUT)
 
     def _poke(self) -> None:
         if self._writing is not None:
@@ -220,7 +221,8 @@ class LoopWatchdog:
 
     def _pause(self) -> float:
         """Return the seconds between two checks."""
-        return min(_QUICK, self._limit / _ROUNDS) if self._reported else self._limit / _ROUNDS
+        usual = self._limit / _CHECKS_PER_LIMIT
+        return min(_SIGNAL_CHECK_INTERVAL, usual) if self._reported else usual
 
     def _look(self) -> None:
         now = self._monotonic()
@@ -230,7 +232,7 @@ class LoopWatchdog:
             self._ask(now)
         else:
             self._rounds += 1
-            enough = (_ROUNDS - 1) * self._limit / _ROUNDS / self._pause()
+            enough = (_CHECKS_PER_LIMIT - 1) * self._limit / _CHECKS_PER_LIMIT / self._pause()
             if self._watching and self._rounds >= max(2, enough):
                 self._on_blocked(now)
         if self._must_end(now):
@@ -240,7 +242,7 @@ class LoopWatchdog:
         """Schedule the callback on the loop: at each check while jobs run, else at every fourth."""
         busy = self._worker.running_count or self._worker.prefetched_count or self._reported
         self._idle_rounds = 0 if busy else self._idle_rounds + 1
-        if busy or self._idle_rounds >= _ROUNDS:
+        if busy or self._idle_rounds >= _CHECKS_PER_LIMIT:
             self._idle_rounds = self._rounds = 0
             self._callback_sent_at = now
             self._loop.call_soon_threadsafe(self._answer)
@@ -276,7 +278,7 @@ class LoopWatchdog:
         """
         leases, nonce = self._worker.recall()
         self._nonce = nonce or self._nonce
-        if leases or nonce or (self._nonce and now - self._released_at >= _AGAIN):
+        if leases or nonce or (self._nonce and now - self._released_at >= _RELEASE_INTERVAL):
             self._released_at = now
             self._worker.session.release(leases, self._nonce)
         return len(leases)
@@ -312,16 +314,16 @@ class LoopWatchdog:
         callback_sent_at = self._callback_sent_at
         if callback_sent_at is None:
             return False
-        if now - max(self._second_at, callback_sent_at) >= _AT_ONCE or (
+        if now - max(self._second_at, callback_sent_at) >= _SECOND_SIGNAL_TIMEOUT or (
             self._second_at <= now and self._blocked_since is not None
         ):
             return True
-        late = now - self._first_at >= self._grace + _UNWIND
+        late = now - self._first_at >= self._grace + _OVERTIME
         return self._owns_process and late and self._blocked_since is not None
 
     def _end_process(self) -> None:
         """Close the session, which releases its jobs, and end the process without the loop."""
-        closed = self._worker.session.close_from_thread(_CLOSE_WITHIN)
+        closed = self._worker.session.close_from_thread(_CLOSE_TIMEOUT)
         what = "its jobs are given back" if closed else "its jobs are given back when it expires"
         self._say(
             logging.WARNING,
@@ -352,4 +354,4 @@ class LoopWatchdog:
 
         thread = threading.Thread(target=say, name="nimburion-watchdog-log", daemon=True)
         thread.start()
-        thread.join(_LOG_WITHIN)
+        thread.join(_LOG_TIMEOUT)

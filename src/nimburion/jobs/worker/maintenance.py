@@ -15,8 +15,11 @@ from nimburion.core.operations import Retention
 from nimburion.core.service import Periodic
 from nimburion.core.settings import Settings
 
-_LIMIT = 500
+_MAX_ROWS = 500
+"""The most jobs that one backend operation processes, so that no operation blocks others for long.
+"""
 _SWEEPS_PER_TTL = 6
+"""Rescue sweeps within one session TTL. Jobs of a dead worker wait for at most one sweep more."""
 
 
 class Rescuer(Periodic):
@@ -52,7 +55,7 @@ class Rescuer(Periodic):
             return
         more = True
         while more and not self.stopping.is_set():
-            rescued = await self._backend.rescue(_LIMIT, max_lost=self._max_lost)
+            rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._max_lost)
             more = rescued.more
             counts = len(rescued.returned), len(rescued.failed), len(rescued.cancelled)
             if any(counts):
@@ -62,7 +65,8 @@ class Rescuer(Periodic):
                 self._events.emit(JobsRescued(*counts))
 
 
-_INTERVAL = 60.0
+_PRUNE_INTERVAL = 60.0
+"""Seconds between two prunes."""
 
 
 def make_retention(settings: Settings) -> Retention:
@@ -81,12 +85,12 @@ class Pruner(Periodic):
     def __init__(
         self, backend: Maintaining, clock: Clock, random: Random, settings: Settings
     ) -> None:
-        super().__init__(clock, _INTERVAL, random, jitter=0.5)
+        super().__init__(clock, _PRUNE_INTERVAL, random, jitter=0.5)
         self._backend = backend
         self._keep = make_retention(settings)
 
     async def tick(self) -> None:
         """Prune in bounded steps until nothing is left to prune."""
         while not self.stopping.is_set():
-            if await self._backend.prune(self._keep, _LIMIT) < _LIMIT:
+            if await self._backend.prune(self._keep, _MAX_ROWS) < _MAX_ROWS:
                 return

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze, to_seconds
+from nimburion.core.durations import to_seconds
+from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
 from nimburion.core.job import AttemptError, Kind
 from nimburion.jobs.declaration.codec import UnreadablePayload
 

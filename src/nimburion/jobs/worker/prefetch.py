@@ -20,7 +20,10 @@ PREFETCH_SECONDS = 0.020
 _MAX_LISTED_LANES = 64
 """Up to this many lanes are all listed in every request. A reply lists at most this many lanes."""
 
-_WEIGHT = 0.05
+_NEW_VALUE_WEIGHT = 0.05
+"""The weight of the latest duration in the moving average: it follows a change within about 20
+jobs.
+"""
 
 
 class Prefetch:
@@ -44,7 +47,7 @@ class Prefetch:
     def learn(self, seconds: float) -> None:
         """Update the mean with an attempt that took `seconds`."""
         mean = self._mean
-        self._mean = mean = seconds if mean is None else mean + _WEIGHT * (seconds - mean)
+        self._mean = mean = seconds if mean is None else mean + _NEW_VALUE_WEIGHT * (seconds - mean)
         if mean > PREFETCH_SECONDS:
             self.size = 0
         else:

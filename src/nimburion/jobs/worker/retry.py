@@ -18,7 +18,8 @@ from nimburion.jobs.worker.outcome import (
     Succeeded,
 )
 
-_FINAL = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE}
+_FINAL_REASONS = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE}
+"""The kinds of errors that are never retried."""
 
 
 def decide_settlement(
@@ -53,7 +54,7 @@ def _settle_failure(
 
 def _find_final_reason(error: AttemptError, failures: int, max_retries: int) -> Reason | None:
     """Return why this failure is final; None if the job is retried."""
-    final = _FINAL.get(error.kind)
+    final = _FINAL_REASONS.get(error.kind)
     if final is not None:
         return final
     return Reason.EXHAUSTED if failures > max_retries else None

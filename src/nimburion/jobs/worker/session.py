@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from nimburion.core.backend import Backend
+from nimburion.core.backoff import iterate_pauses
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, BackendFull, BackendReplaced, BackendUnavailable
 from nimburion.core.events import Events, SessionEnded, SessionOpened
@@ -24,15 +25,18 @@ from nimburion.jobs.worker.heartbeat import Heartbeat, HeartbeatTask, HeartbeatT
 
 _log = logging.getLogger("nimburion.worker")
 
-_GIVE_UP = 0.9
+_MAX_FAILING_FRACTION = 0.9
 """A fraction of the time to live. Exchanges that fail for this long end the session.
 
 This holds even if heartbeats are answered. So the session is closed, and its jobs are free, within
 the time to live.
 """
-_CLOSE_SECONDS = 5.0
+_CLOSE_TIMEOUT = 5.0
+"""Seconds that the backend has to close a session. After that it expires by itself."""
 _FIRST_PAUSE = 0.05
+"""Seconds between the first two tries to open or close a session."""
 _LONGEST_PAUSE = 2.0
+"""The longest time in seconds between two tries."""
 
 
 class WorkerSession:
@@ -68,7 +72,7 @@ class WorkerSession:
             connectivity,
             size=size,
             max_unsettled=max_unsettled,
-            give_up_after=session.ttl * _GIVE_UP,
+            give_up_after=session.ttl * _MAX_FAILING_FRACTION,
         )
         self.heartbeat: Heartbeat = Heartbeat(
             backend,
@@ -101,7 +105,7 @@ class WorkerSession:
         Retries while the backend is unreachable or full. Raises `SessionLost` if the session was
         opened and rescued before its reply arrived.
         """
-        pause = _FIRST_PAUSE
+        pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             sent = self._clock.monotonic()
             try:
@@ -109,9 +113,9 @@ class WorkerSession:
                 break
             except (BackendUnavailable, BackendReplaced, BackendFull) as error:
                 self._connectivity.note_failure("exchange", error)
-                _log.debug("no session yet (%s); again in %.2f s", error, pause)
+                pause = next(pauses)
+                _log.debug("no session yet (%s); retrying in %.2f s", error, pause)
                 await self._clock.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
         self._connectivity.note_answer("exchange")
         self.heartbeat.begin(sent)
         self._heartbeat_runner.start()
@@ -126,7 +130,8 @@ class WorkerSession:
         """
         self.completer.closed = True
         await self._heartbeat_runner.stop()
-        pause, until = _FIRST_PAUSE, self._clock.monotonic() + _CLOSE_SECONDS
+        pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+        until = self._clock.monotonic() + _CLOSE_TIMEOUT
         while True:
             try:
                 await self._backend.close_session(self.session.id, running)
@@ -136,8 +141,7 @@ class WorkerSession:
                 waits = until_answered and isinstance(error, BackendUnavailable)
                 if not waits and self._clock.monotonic() >= until:
                     break
-                await self._clock.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await self._clock.sleep(next(pauses))
         how = "lost" if self.lost or self.heartbeat.ended else "closed"
         self._events.emit(SessionEnded(self.session.id, how))
 

@@ -11,10 +11,12 @@ from nimburion.core.clock import Clock
 from nimburion.core.service import Periodic
 from nimburion.core.unserved import find_unserved, is_live
 
-_INTERVAL = 60.0
-_SHARE = 0.01
+_CHECK_INTERVAL = 60.0
+"""The shortest time in seconds between two checks."""
+_MAX_TIME_SHARE = 0.01
 """The largest share of its time that the watch spends in backend calls."""
-_MOST_LINES = 20
+_MAX_WARNINGS = 20
+"""The most warnings in one check. A wrong deployment can leave thousands of names unserved."""
 _log = logging.getLogger("nimburion.worker")
 
 
@@ -28,7 +30,7 @@ class UnservedWatch(Periodic):
     def __init__(
         self, backend: Inspecting, clock: Clock, random: Random, own_session: Callable[[], str]
     ) -> None:
-        super().__init__(clock, _INTERVAL, random, jitter=0.5)
+        super().__init__(clock, _CHECK_INTERVAL, random, jitter=0.5)
         self._backend = backend
         self._own_session = own_session
         self._reported: set[tuple[str, str]] = set()
@@ -40,16 +42,16 @@ class UnservedWatch(Periodic):
         oldest = next(filter(is_live, sessions), None)
         if oldest is not None and oldest.id == self._own_session():
             found = find_unserved(await self._backend.queues(), sessions)
-            new = [one for one in found if (one.queue, one.name) not in self._reported]
-            self._reported = {(one.queue, one.name) for one in found}
-            for one in new[:_MOST_LINES]:
+            new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
+            self._reported = {(jobs.queue, jobs.name) for jobs in found}
+            for jobs in new[:_MAX_WARNINGS]:
                 _log.warning(
                     "%s. Start a worker that serves it, or correct the name or the queue",
-                    one.describe(),
-                    extra={"queue": one.queue, "job_name": one.name},
+                    jobs.describe(),
+                    extra={"queue": jobs.queue, "job_name": jobs.name},
                 )
-            if len(new) > _MOST_LINES:
-                more = len(new) - _MOST_LINES
+            if len(new) > _MAX_WARNINGS:
+                more = len(new) - _MAX_WARNINGS
                 _log.warning("%d more like this; `nimburion queues list` shows them", more)
         took = self.clock.monotonic() - began
-        self.interval: float = max(_INTERVAL + len(sessions), took / _SHARE)
+        self.interval: float = max(_CHECK_INTERVAL + len(sessions), took / _MAX_TIME_SHARE)

@@ -17,11 +17,13 @@ from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply
 from nimburion.core.service import Service, wait_for_first
 
-_POLL = 1.0
-_IDLE_POLL = 2.0
+_POLL_INTERVAL = 1.0
+"""Seconds between polls of a worker that found jobs, or whose backend sends no notifications."""
+_IDLE_POLL_INTERVAL = 2.0
 """Seconds between polls of an idle worker whose backend sends notifications."""
 
-_AFTER_ERROR = 1.0
+_PAUSE_AFTER_ERROR = 1.0
+"""Seconds until the next wait after the backend did not answer."""
 
 
 class WakeupListener:
@@ -109,12 +111,12 @@ class _NotificationListener(Service):
 
     async def _wait(self) -> None:
         notifies = self._backend.capabilities.notifies
-        timeout = _IDLE_POLL if self.is_idle and notifies else _POLL
+        timeout = _IDLE_POLL_INTERVAL if self.is_idle and notifies else _POLL_INTERVAL
         try:
             await self._backend.wait(self._queues, timeout)
         except BackendError as error:
             self._note(error)
-            await self.clock.sleep(_AFTER_ERROR)
+            await self.clock.sleep(_PAUSE_AFTER_ERROR)
         else:
             self._note(None)
 
@@ -159,7 +161,7 @@ class _DueTimer(Service):
             self._on_wakeup()
 
 
-_LONGEST = 2.0
+_MAX_LONG_POLL = 2.0
 """The longest long poll in seconds.
 
 An idle worker checks this often in any case, because a notification may be lost.
@@ -184,7 +186,7 @@ class LongPoll:
 
         Returns 0 if long polls are not supported.
         """
-        return min(_LONGEST, max(0.001, due_in)) if self.is_supported else 0.0
+        return min(_MAX_LONG_POLL, max(0.001, due_in)) if self.is_supported else 0.0
 
     def interrupt(self) -> None:
         """Make a waiting exchange return at once."""

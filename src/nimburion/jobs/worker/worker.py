@@ -46,9 +46,13 @@ from nimburion.jobs.worker.wakeups import LongPoll, WakeupListener
 
 _log = logging.getLogger("nimburion.worker")
 
-_UNWIND_SECONDS = 1.0
+_INTERRUPT_TIMEOUT = 1.0
+"""Seconds that interrupted handlers have to end."""
 _PAUSE_AFTER_ERROR = 5.0
-_FLUSH_SECONDS = 5.0
+"""Seconds until the next exchange, or the next attempt of a job, after an error inside nimburion.
+"""
+_FLUSH_TIMEOUT = 5.0
+"""Seconds that a stopping worker has to send its last settlements."""
 
 
 class Worker:
@@ -143,7 +147,7 @@ class Worker:
         await self._wait_until_idle(grace, stop_now)
         for attempt in self._running:
             attempt.interrupt(Interruption.STOP)
-        await self._wait_until_idle(_UNWIND_SECONDS, stop_now)
+        await self._wait_until_idle(_INTERRUPT_TIMEOUT, stop_now)
         self._trigger.closing = True
         self._trigger.wake()
         self._long_poll.interrupt()
@@ -203,7 +207,7 @@ class Worker:
 
     def find_attempt(self, task: asyncio.Task[Any]) -> Attempt | None:
         """Return the attempt that `task` performs, or None. Safe from any thread."""
-        return next((one for one in list(self._running) if one.task is task), None)
+        return next((attempt for attempt in list(self._running) if attempt.task is task), None)
 
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange. Safe from any thread."""
@@ -467,7 +471,7 @@ class Worker:
     async def _reopen_session(self) -> None:
         """Drop the leases of the ended session, close it, and open a new one unless stopping."""
         self._drop_leases()
-        await self._wait_until_idle(_UNWIND_SECONDS, asyncio.Event())
+        await self._wait_until_idle(_INTERRUPT_TIMEOUT, asyncio.Event())
         await self.session.close(
             self._list_unfinished_leases(), until_answered=not self._trigger.closing
         )
@@ -504,8 +508,8 @@ class Worker:
             await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
     async def _flush(self, task: asyncio.Task[None]) -> None:
-        """Wait until all settlements are stored, at most `_FLUSH_SECONDS`; then cancel the loop."""
-        await wait_for_first(self._clock.sleep(_FLUSH_SECONDS), asyncio.wait({task}))
+        """Wait until all settlements are stored, at most `_FLUSH_TIMEOUT`; then cancel the loop."""
+        await wait_for_first(self._clock.sleep(_FLUSH_TIMEOUT), asyncio.wait({task}))
         self.session.completer.closed = True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -111,7 +111,7 @@ class BoundedExchanges:
         await _put(harness, "e")
         taken = await other.take(5)
         assert ids(taken) == ["c", "d", "e"]
-        assert [(one.failures, one.lost) for one in taken] == [(0, 0)] * 3
+        assert [(delivery.failures, delivery.lost) for delivery in taken] == [(0, 0)] * 3
         assert (await harness.backend.get("c")).history == []
 
     async def test_a_smaller_repeat_keeps_the_first_job(self, harness: Harness) -> None:
@@ -174,7 +174,7 @@ class BoundedExchanges:
         other = await harness.worker()
         first = await harness.backend.exchange(other.id, 1, [], other.want(2))
         await harness.backend.exchange(other.id, 1, [], _within(other, 2, 0))
-        assert [one.lost for one in first.deliveries] == [1, 1]
+        assert [delivery.lost for delivery in first.deliveries] == [1, 1]
         record = await harness.backend.get("b")
         assert (record.state, record.lost, len(record.history)) == (State.PENDING, 1, 1)
 
@@ -184,7 +184,7 @@ class BoundedExchanges:
         """It was applied before: the results are those of all that it carried then."""
         await harness.add("a", "b", "c")
         worker = await harness.worker()
-        batch = [Completed(one.lease, b"1") for one in await worker.take(3)]
+        batch = [Completed(delivery.lease, b"1") for delivery in await worker.take(3)]
         await harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         again = await harness.backend.exchange(worker.id, 2, batch[:1], RESERVE_NOTHING)
         assert again.results == [Settled.DONE] * 3
@@ -195,7 +195,7 @@ class BoundedExchanges:
         """The whole comes late: its number is taken, and the rest goes with the next."""
         await harness.add("a", "b", "c")
         worker = await harness.worker()
-        batch = [Released(one.lease, 50.0) for one in await worker.take(3)]
+        batch = [Released(delivery.lease, 50.0) for delivery in await worker.take(3)]
         part = await harness.backend.exchange(worker.id, 2, batch[:1], RESERVE_NOTHING)
         late = await harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         assert part.results == late.results == [Settled.DONE]

@@ -160,7 +160,7 @@ class Names:
         await harness.add("b")
         assert (await harness.backend.get("a")).due == 0.0
         taken = await (await harness.worker()).take(5, ageing=60.0)
-        assert [(one.lease.job_id, one.due) for one in taken] == [
+        assert [(delivery.lease.job_id, delivery.due) for delivery in taken] == [
             ("a", 0.0),
             ("b", harness.clock.now()),
         ]
@@ -190,10 +190,10 @@ class Sizes:
     async def test_ten_thousand_jobs_in_one_call(self, harness: Harness) -> None:
         jobs = [harness.job(f"{n}", name=("mail", "post")[n % 2]) for n in range(LIMITS.batch)]
         results = await harness.backend.enqueue(jobs)
-        assert [one.id for one in results] == [job.id for job in jobs]
-        assert {one.outcome for one in results} == {"created"}
+        assert [result.id for result in results] == [job.id for job in jobs]
+        assert {result.outcome for result in results} == {"created"}
         assert (await harness.backend.counts())[State.PENDING] == LIMITS.batch
-        assert {one.outcome for one in await harness.backend.enqueue(jobs)} == {"exists"}
+        assert {result.outcome for result in await harness.backend.enqueue(jobs)} == {"exists"}
 
     async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, harness: Harness) -> None:
         """Whole or not at all; or, where a backend says so, in slices of `atomic_batch`."""
@@ -201,7 +201,7 @@ class Sizes:
         await harness.add("bad")
         jobs = [harness.job(f"{n}") for n in range(count - 1)]
         results = await harness.backend.enqueue([*jobs, harness.job("bad", payload=b"[]")])
-        assert {one.outcome for one in results[:-1]} == {"refused"}
+        assert {result.outcome for result in results[:-1]} == {"refused"}
         assert results[-1].outcome == "conflict"
         assert sum((await harness.backend.counts()).values()) == 1
 

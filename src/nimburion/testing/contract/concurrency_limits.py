@@ -116,7 +116,7 @@ class ConcurrencyLimits:
         worker = await harness.worker(limits={"mail": 2})
         leases = [delivery.lease for delivery in await worker.take(9)]
         reply = await worker.exchange(*map(Completed, leases), want=worker.want(9))
-        await worker.settle(*(Completed(one.lease) for one in reply.deliveries))
+        await worker.settle(*(Completed(delivery.lease) for delivery in reply.deliveries))
         assert await read_limit(worker) == ConcurrencyLimit(2, 0)
 
     async def test_rescue_gives_places_back(self, harness: Harness) -> None:

@@ -24,9 +24,11 @@ async def make_dead_letters(
 ) -> None:
     """Fail these jobs permanently; jobs that do not exist are enqueued first."""
     name, queue = where.get("name", "mail"), where.get("queue", "default")
-    await harness.enqueue(*(harness.job(one, name=name, queue=queue) for one in job_ids))
+    await harness.enqueue(*(harness.job(job_id, name=name, queue=queue) for job_id in job_ids))
     worker = await harness.worker(names=(name,), queues=(queue,))
-    taken = [one.lease for one in await worker.take(100) if one.lease.job_id in job_ids]
+    taken = [
+        delivery.lease for delivery in await worker.take(100) if delivery.lease.job_id in job_ids
+    ]
     assert len(taken) == len(job_ids)
     await worker.settle(*(Failed(lease, reason, OOPS) for lease in taken))
     await worker.close()
@@ -154,8 +156,8 @@ class Replaying:
         while (after := found[-1].next) is not None:
             found.append(await harness.backend.replay(EVERY_JOB, 1, after))
         assert len(found) == 3
-        assert sorted(job_id for one in found for job_id in one.ids) == ["a", "c"]
-        assert [job_id for one in found for job_id in one.held] == ["b"]
+        assert sorted(job_id for step in found for job_id in step.ids) == ["a", "c"]
+        assert [job_id for step in found for job_id in step.held] == ["b"]
 
     async def test_of_two_with_one_key_one_is_replayed(self, harness: Harness) -> None:
         for job_id in ("a", "b"):

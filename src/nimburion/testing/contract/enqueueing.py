@@ -153,7 +153,7 @@ class EnqueueCases:
         jobs = [harness.job() for _ in range(5)]
         await harness.backend.enqueue(jobs[:3])
         again = await harness.backend.enqueue(jobs)
-        assert [one.outcome for one in again] == ["exists"] * 3 + ["created"] * 2
+        assert [result.outcome for result in again] == ["exists"] * 3 + ["created"] * 2
         assert (await harness.backend.counts())[State.PENDING] == 5
 
     async def test_after_is_counted_from_now_on_the_clock_of_the_backend(
@@ -191,6 +191,6 @@ class EnqueueCases:
             for queue in ("red", "blue")
             for after in (0.0, 9.0)
         ]
-        assert {one.outcome for one in await harness.backend.enqueue(jobs)} == {"created"}
+        assert {result.outcome for result in await harness.backend.enqueue(jobs)} == {"created"}
         counts = await harness.backend.counts()
         assert (counts[State.PENDING], counts[State.SCHEDULED]) == (4, 4)

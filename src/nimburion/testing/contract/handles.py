@@ -63,17 +63,17 @@ class Handles:
     async def test_checks_are_readable_for_an_operator(self, harness: Harness) -> None:
         found = await harness.backend.check()
         assert found
-        for one in found:
-            assert 1 <= len(one.subject.split()) <= 2
-            assert one.verdict in {"good", "warning", "error"}
-            assert one.text == one.text.strip() != ""
-            assert len(one.text.splitlines()) == 1
-            assert (one.advice == "") == (one.verdict == "good")
-            assert len(one.advice.splitlines()) <= 1
+        for result in found:
+            assert 1 <= len(result.subject.split()) <= 2
+            assert result.verdict in {"good", "warning", "error"}
+            assert result.text == result.text.strip() != ""
+            assert len(result.text.splitlines()) == 1
+            assert (result.advice == "") == (result.verdict == "good")
+            assert len(result.advice.splitlines()) <= 1
 
     async def test_a_check_reports_the_durability(self, harness: Harness) -> None:
         (durability,) = [
-            one for one in await harness.backend.check() if one.subject == "durability"
+            result for result in await harness.backend.check() if result.subject == "durability"
         ]
         assert harness.backend.capabilities.durable or durability.verdict != "good"
 
@@ -94,13 +94,13 @@ class Handles:
         await harness.backend.check()
         assert await everything() == before
         again = await harness.backend.exchange(worker.id, 1, [], worker.want(1))
-        assert [one.lease for one in again.deliveries] == [lease]
+        assert [delivery.lease for delivery in again.deliveries] == [lease]
         assert ids(await worker.take()) == ["c"]
 
     async def test_a_second_check_looks_at_the_same(self, harness: Harness) -> None:
-        first = [one.subject for one in await harness.backend.check()]
+        first = [result.subject for result in await harness.backend.check()]
         await harness.add("a")
-        assert [one.subject for one in await harness.backend.check()] == first
+        assert [result.subject for result in await harness.backend.check()] == first
         assert len(first) == len(set(first))
 
     async def test_opening_again_does_nothing(self, harness: Harness) -> None:
@@ -126,7 +126,7 @@ class Handles:
         assert (await harness.backend.get("a")).session == worker.id
         assert [info.id for info in await harness.backend.sessions()] == [worker.id]
         again = await harness.backend.exchange(worker.id, 1, [], worker.want(1))
-        assert [one.lease for one in again.deliveries] == [lease]
+        assert [delivery.lease for delivery in again.deliveries] == [lease]
 
     async def test_handles_see_the_same_data(self, fleet: Harness) -> None:
         await fleet.add("a")

@@ -62,7 +62,7 @@ class Harness:
         ids."""
         jobs = [self.job(i, name=name, queue=queue) for i in ids]
         jobs = jobs or [self.job(name=name, queue=queue)]
-        assert {one.outcome for one in await self.backend.enqueue(jobs)} == {"created"}
+        assert {result.outcome for result in await self.backend.enqueue(jobs)} == {"created"}
         return [job.id for job in jobs]
 
     async def put(self, job: NewJob) -> str:

@@ -68,8 +68,8 @@ class Fleet:
         assert limit == ConcurrencyLimit(LIMIT, LIMIT)
         for _ in range(2):
             self.harness.clock.advance(TTL / 2)
-            for one in self.workers:
-                await one.heartbeat()
+            for member in self.workers:
+                await member.heartbeat()
         for lease in held:
             del self.running[lease.job_id]
         rescued = await self.harness.backend.rescue(100, max_lost=3)
@@ -84,7 +84,10 @@ class LimitsScenario:
         await fleet.backend.enqueue([fleet.job(f"{n}") for n in range(JOBS)])
         scenario = Fleet(
             fleet,
-            [await fleet.worker(backend=one, limits={"mail": LIMIT}) for one in fleet.handles],
+            [
+                await fleet.worker(backend=handle, limits={"mail": LIMIT})
+                for handle in fleet.handles
+            ],
         )
         assert len(scenario.workers) == WORKERS
         for share in (1, 2):

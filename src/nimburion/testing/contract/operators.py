@@ -22,7 +22,7 @@ KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
 async def _reserve(harness: Harness, job_id: str) -> str:
     taken = await (await harness.worker()).take(10)
-    return "handed out" if [one.lease.job_id for one in taken] == [job_id] else "nothing"
+    return "handed out" if [delivery.lease.job_id for delivery in taken] == [job_id] else "nothing"
 
 
 async def _cancel(harness: Harness, job_id: str) -> str:

@@ -58,7 +58,7 @@ class Racing:
 
     async def test_one_id_is_created_once(self, fleet: Harness) -> None:
         results = await race(RACERS, lambda n: self._handle(fleet, n).enqueue([fleet.job("a")]))
-        outcomes = Counter(one.outcome for (one,) in results)
+        outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "exists": RACERS - 1}
         assert sum((await fleet.backend.counts()).values()) == 1
 
@@ -67,9 +67,9 @@ class Racing:
             RACERS,
             lambda n: self._handle(fleet, n).enqueue([fleet.job("a", payload=b"%d" % n)]),
         )
-        outcomes = Counter(one.outcome for (one,) in results)
+        outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "conflict": RACERS - 1}
-        (winner,) = [n for n, (one,) in enumerate(results) if one.outcome == "created"]
+        (winner,) = [n for n, (result,) in enumerate(results) if result.outcome == "created"]
         assert (await fleet.backend.get("a")).payload == b"%d" % winner
 
     async def test_one_unique_key_is_taken_once(self, fleet: Harness) -> None:
@@ -78,9 +78,9 @@ class Racing:
             RACERS,
             lambda n: self._handle(fleet, n).enqueue([fleet.job(f"{n}", options=options)]),
         )
-        outcomes = Counter(one.outcome for (one,) in results)
+        outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "taken": RACERS - 1}
-        (holder,) = {one.id for (one,) in results}
+        (holder,) = {result.id for (result,) in results}
         assert [job.id for job in (await fleet.backend.list_jobs()).jobs] == [holder]
 
     async def test_overlapping_calls_in_other_orders_store_every_job_once(
@@ -92,9 +92,9 @@ class Racing:
             for n in range(60)
         ]
         turned = [jobs[shift:] + jobs[:shift] for shift in range(0, 60, 4)]
-        turned += [list(reversed(one)) for one in turned]
+        turned += [list(reversed(call)) for call in turned]
         results = await race(len(turned), lambda n: self._handle(fleet, n).enqueue(turned[n]))
-        outcomes = Counter(one.outcome for call in results for one in call)
+        outcomes = Counter(result.outcome for call in results for result in call)
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
         assert (await fleet.backend.counts())[State.PENDING] == 60
 
@@ -146,7 +146,7 @@ class Racing:
         held = await race(RACERS, lambda n: workers[n].take(1))
 
         async def run(n: int) -> int:
-            done = [Completed(one.lease) for one in held[n]]
+            done = [Completed(delivery.lease) for delivery in held[n]]
             reply = await workers[n].exchange(*done, want=workers[n].want(1))
             return len(reply.deliveries)
 
@@ -256,7 +256,7 @@ class Racing:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
         worker = await fleet.worker()
         taken = await worker.take(20)
-        await worker.settle(*(Failed(one.lease, "permanent", OOPS) for one in taken))
+        await worker.settle(*(Failed(delivery.lease, "permanent", OOPS) for delivery in taken))
         replies = await race(RACERS, lambda n: self._handle(fleet, n).replay(EVERY_JOB, 100))
         replayed = [job_id for reply in replies for job_id in reply.ids]
         assert len(replayed) == len(set(replayed)) == 20
@@ -265,7 +265,7 @@ class Racing:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
         worker = await fleet.worker()
         taken = await worker.take(16)
-        await worker.settle(*(Failed(one.lease, "permanent", OOPS) for one in taken))
+        await worker.settle(*(Failed(delivery.lease, "permanent", OOPS) for delivery in taken))
 
         async def run(n: int) -> list[str]:
             which = JobFilter(ids=(f"{n // 2}",))
@@ -277,7 +277,7 @@ class Racing:
         for n in range(16):
             assert len(results[2 * n] + results[2 * n + 1]) == 1
         counts = await fleet.backend.counts()
-        assert counts[State.PENDING] == sum(len(one) for one in results[1::2])
+        assert counts[State.PENDING] == sum(len(result) for result in results[1::2])
         assert counts[State.FAILED] == 0
 
     async def test_a_cancel_against_a_reservation_has_one_winner(self, fleet: Harness) -> None:
@@ -290,7 +290,7 @@ class Racing:
             return ids(await workers[n // 2].take(1))
 
         results = await race(RACERS, run)
-        taken = {job_id for one in results[0::2] for job_id in one}
+        taken = {job_id for result in results[0::2] for job_id in result}
         for n, answer in enumerate(results[1::2]):
             record = await fleet.backend.get(f"{n}")
             if answer is Cancellation.CANCELLED:
@@ -343,7 +343,7 @@ class Racing:
     async def test_handles_on_threads_of_their_own_share_the_work(self, harness: Harness) -> None:
         await harness.enqueue(*(harness.job(f"{n}") for n in range(300)))
         handles = [harness.backend.new_handle() for _ in range(4)]
-        workers = [HandDrivenWorker(one, (await harness.worker()).session) for one in handles]
+        workers = [HandDrivenWorker(handle, (await harness.worker()).session) for handle in handles]
 
         async def drain(worker: HandDrivenWorker) -> list[str]:
             await worker.backend.open()
@@ -351,14 +351,16 @@ class Racing:
                 taken: list[str] = []
                 while deliveries := await worker.take(5):
                     taken += ids(deliveries)
-                    await worker.settle(*(Completed(one.lease) for one in deliveries))
+                    await worker.settle(*(Completed(delivery.lease) for delivery in deliveries))
                 return taken
             finally:
                 await worker.backend.close()
 
         drained = await soon(
-            asyncio.gather(*(asyncio.to_thread(run_on_own_loop, drain, one) for one in workers))
+            asyncio.gather(
+                *(asyncio.to_thread(run_on_own_loop, drain, worker) for worker in workers)
+            )
         )
-        taken = [job_id for one in drained for job_id in one]
+        taken = [job_id for job_ids in drained for job_id in job_ids]
         assert len(taken) == len(set(taken)) == 300
         assert (await harness.backend.counts())[State.COMPLETED] == 300

@@ -47,9 +47,9 @@ class Reading:
         assert (await harness.backend.list_jobs(payloads=True)).jobs == [record]
         assert (await harness.backend.counts())[expected] == 1
         assert sum((await harness.backend.counts()).values()) == 1
-        for one in State:
-            page = await harness.backend.list_jobs(JobFilter(states=frozenset({one})))
-            assert [job.id for job in page.jobs] == ([job_id] if one is expected else [])
+        for other in State:
+            page = await harness.backend.list_jobs(JobFilter(states=frozenset({other})))
+            assert [job.id for job in page.jobs] == ([job_id] if other is expected else [])
 
     @pytest.mark.parametrize("state", STANDING)
     async def test_what_belongs_to_a_state_is_there_and_nothing_else(

@@ -58,7 +58,8 @@ def contract_page() -> str:
 def token_table() -> str:
     """Return the table of settlements by situation."""
     rows = [
-        [one.state, one.token, *(_answer(one, kind) for kind in SETTLEMENTS)] for one in SITUATIONS
+        [situation.state, situation.token, *(_answer(situation, kind) for kind in SETTLEMENTS)]
+        for situation in SITUATIONS
     ]
     return table(["the job is", "the token is", *SETTLEMENTS], rows)
 

@@ -23,7 +23,7 @@ class Releasing:
         assert await harness.state("a") == State.PENDING
         again = await second.take(3)
         assert ids(again) == ["a", "b", "c"]
-        assert [(one.failures, one.lost) for one in again] == [(0, 0)] * 3
+        assert [(delivery.failures, delivery.lost) for delivery in again] == [(0, 0)] * 3
         assert again[0].lease.token.fence > a.lease.token.fence
 
     async def test_what_is_not_given_back_stays(self, harness: Harness) -> None:
@@ -49,7 +49,7 @@ class Releasing:
         (b,) = (await worker.exchange(want=want)).deliveries
         c = await other.take_one()
         await harness.backend.release(worker.id, nonce=want.nonce)
-        assert [await harness.state(one) for one in "abc"] == [
+        assert [await harness.state(job_id) for job_id in "abc"] == [
             State.PROCESSING,
             State.PENDING,
             State.PROCESSING,
@@ -67,7 +67,7 @@ class Releasing:
         a, b = (await worker.exchange(want=want)).deliveries
         await harness.backend.release(worker.id, [a.lease])
         repeated = await harness.backend.exchange(worker.id, worker.number, [], want)
-        assert [one.lease for one in repeated.deliveries] == [b.lease]
+        assert [delivery.lease for delivery in repeated.deliveries] == [b.lease]
         await harness.backend.release(worker.id, nonce=want.nonce)
         repeated = await harness.backend.exchange(worker.id, worker.number, [], want)
         assert repeated.deliveries == []
@@ -125,8 +125,8 @@ class Releasing:
     async def test_many_are_given_back_in_one_call(self, harness: Harness) -> None:
         await harness.add(*(f"j{n}" for n in range(1_200)))
         worker = await harness.worker()
-        held = [one for _ in range(3) for one in await worker.take(400)]
-        await harness.backend.release(worker.id, [one.lease for one in held])
+        held = [delivery for _ in range(3) for delivery in await worker.take(400)]
+        await harness.backend.release(worker.id, [delivery.lease for delivery in held])
         (info,) = await harness.backend.sessions()
         assert info.running == 0
         assert ids(await worker.take(3)) == ["j0", "j1", "j2"]

@@ -89,7 +89,11 @@ class ScheduleStorage:
     async def test_schedules_are_listed_by_name(self, harness: Harness) -> None:
         for name in ("b", "c", "a"):
             await harness.backend.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
-        assert [one.name for one in await harness.backend.list_schedules()] == ["a", "b", "c"]
+        assert [schedule.name for schedule in await harness.backend.list_schedules()] == [
+            "a",
+            "b",
+            "c",
+        ]
 
     async def test_putting_again_replaces_the_spec_and_keeps_what_happened(
         self, harness: Harness

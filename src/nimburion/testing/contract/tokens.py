@@ -35,7 +35,9 @@ class Tokens:
     """Fences."""
 
     @pytest.mark.parametrize("kind", SETTLEMENTS)
-    @pytest.mark.parametrize("situation", SITUATIONS, ids=[one.name for one in SITUATIONS])
+    @pytest.mark.parametrize(
+        "situation", SITUATIONS, ids=[situation.name for situation in SITUATIONS]
+    )
     async def test_a_settlement_writes_only_under_its_whole_token(
         self, harness: Harness, situation: Situation, kind: str
     ) -> None:

@@ -175,7 +175,7 @@ class TransactionalEnqueues:
         _, worker, delivery = await processing(harness, "carrier", queue="carriers")
         transaction = await opened(harness)
         results = await transaction.enqueue(harness.job("c"), bad)
-        assert [one.outcome for one in results] == ["refused", refusal]
+        assert [result.outcome for result in results] == ["refused", refusal]
         assert await transaction.enqueue(harness.job("d")) == [Enqueued("d", "created")]
         await transaction.complete(worker, delivery)
         await transaction.commit()
