@@ -98,34 +98,50 @@ class BackendUnreachable(Event, frozen=True):
 Subscriber = Callable[[Event], None]
 
 
+class _Subscription:
+    __slots__ = ("kinds", "subscriber")
+
+    def __init__(self, subscriber: Subscriber, kinds: tuple[type[Event], ...]) -> None:
+        self.subscriber: Subscriber = subscriber
+        self.kinds: tuple[type[Event], ...] = kinds
+
+
 class Events:
     """A list of subscribers. An exception in one is logged and does not affect the others."""
 
-    __slots__ = ("_subscribers",)
+    __slots__ = ("_subscriptions",)
 
     def __init__(self) -> None:
-        self._subscribers: tuple[Subscriber, ...] = ()
+        self._subscriptions: tuple[_Subscription, ...] = ()
 
-    def __bool__(self) -> bool:
-        """Return whether there is a subscriber. Hot paths check this before they build an event."""
-        return bool(self._subscribers)
+    def wants(self, kind: type[Event]) -> bool:
+        """Return whether a subscriber wants this kind of event.
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with every event from now on, on the thread that emits it.
+        Hot paths check this before they build an event.
+        """
+        return any(issubclass(kind, wanted.kinds) for wanted in self._subscriptions)
+
+    def subscribe(
+        self, subscriber: Subscriber, *, kinds: tuple[type[Event], ...] = (Event,)
+    ) -> Callable[[], None]:
+        """Call `subscriber` with every event of these kinds, on the thread that emits it.
 
         Call the returned function to unsubscribe.
         """
-        self._subscribers = (*self._subscribers, subscriber)
+        subscription = _Subscription(subscriber, kinds)
+        self._subscriptions = (*self._subscriptions, subscription)
 
         def unsubscribe() -> None:
-            self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
+            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
 
         return unsubscribe
 
     def emit(self, event: Event) -> None:
-        """Call all subscribers with the event, in the order of their subscription."""
-        for subscriber in self._subscribers:
+        """Call the subscribers that want the event, in the order of their subscription."""
+        for subscription in self._subscriptions:
+            if not isinstance(event, subscription.kinds):
+                continue
             try:
-                subscriber(event)
+                subscription.subscriber(event)
             except BaseException:  # noqa: BLE001 - a listener must not stop what it listens to
                 _log.exception("a subscriber failed on %s", type(event).__name__)

@@ -1,0 +1,114 @@
+"""Counters of this process's jobs by queue and name, since it started.
+
+The statistics of the backend and the metrics are both read from them. A worker updates them for
+every job, so the class has no methods on that path: callers change its fields.
+"""
+
+from __future__ import annotations
+
+from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Histogram
+
+MAX_LANES = 2_000
+"""The maximum number of pairs of queue and name that are counted separately."""
+OTHER = "other"
+"""The queue and the name under which all further pairs are counted."""
+
+
+class LaneCounters:
+    """The counters of the jobs of one name in one queue. They only increase."""
+
+    __slots__ = (
+        "cancelled",
+        "completed",
+        "enqueued",
+        "failed",
+        "failed_by_reason",
+        "lost",
+        "name",
+        "queue",
+        "released",
+        "rescued",
+        "retried",
+        "run_buckets",
+        "run_seconds",
+        "started",
+        "wait_buckets",
+        "wait_seconds",
+    )
+
+    def __init__(self, queue: str, name: str) -> None:
+        self.queue: str = queue
+        self.name: str = name
+        self.enqueued: int = 0
+        self.started: int = 0
+        self.completed: int = 0
+        self.failed: int = 0
+        self.failed_by_reason: dict[str, int] = {}
+        """Dead letters by `Reason`."""
+        self.retried: int = 0
+        self.released: int = 0
+        self.cancelled: int = 0
+        self.lost: int = 0
+        """Attempts that ended after the worker had lost their lease."""
+        self.rescued: int = 0
+        self.wait_seconds: float = 0.0
+        self.wait_buckets: list[int] = [0] * (len(WAIT_BOUNDS) + 1)
+        self.run_seconds: float = 0.0
+        self.run_buckets: list[int] = [0] * (len(RUN_BOUNDS) + 1)
+
+    def add(self, other: LaneCounters) -> None:
+        """Add the counters of another process or client."""
+        self.enqueued += other.enqueued
+        self.started += other.started
+        self.completed += other.completed
+        self.failed += other.failed
+        for reason, count in other.failed_by_reason.items():
+            self.failed_by_reason[reason] = self.failed_by_reason.get(reason, 0) + count
+        self.retried += other.retried
+        self.released += other.released
+        self.cancelled += other.cancelled
+        self.lost += other.lost
+        self.rescued += other.rescued
+        self.wait_seconds += other.wait_seconds
+        self.run_seconds += other.run_seconds
+        for index, count in enumerate(other.wait_buckets):
+            self.wait_buckets[index] += count
+        for index, count in enumerate(other.run_buckets):
+            self.run_buckets[index] += count
+
+    def copy_counters(self) -> Counters:
+        """Return the counters as `Counters`."""
+        return Counters(
+            enqueued=self.enqueued,
+            started=self.started,
+            completed=self.completed,
+            failed=self.failed,
+            retried=self.retried,
+            cancelled=self.cancelled,
+            rescued=self.rescued,
+            wait=Histogram(self.wait_seconds, list(self.wait_buckets)),
+            run=Histogram(self.run_seconds, list(self.run_buckets)),
+        )
+
+
+class JobCounters:
+    """The counters of one client or worker. Change them on the thread of its event loop only."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[str, str], LaneCounters] = {}
+        self.folded: int = 0
+        """How often a pair of queue and name was counted as `OTHER`, because of `MAX_LANES`."""
+
+    def find(self, queue: str, name: str) -> LaneCounters:
+        """Return the counters of a queue and name. Keep them: they stay the same object."""
+        lane = self._lanes.get((queue, name))
+        if lane is not None:
+            return lane
+        if len(self._lanes) >= MAX_LANES:
+            self.folded += 1
+            queue = name = OTHER
+        return self._lanes.setdefault((queue, name), LaneCounters(queue, name))
+
+    def list_lanes(self) -> list[LaneCounters]:
+        """Return all counters. Safe from any thread."""
+        return list(self._lanes.values())

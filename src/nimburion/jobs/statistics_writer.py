@@ -1,0 +1,60 @@
+"""Stores the statistics of this process in the backend."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from nimburion.core.backend import Consuming
+from nimburion.core.clock import Clock
+from nimburion.core.errors import BackendError
+from nimburion.core.job_counters import JobCounters
+from nimburion.core.service import Periodic
+from nimburion.core.statistics_recorder import StatisticsRecorder
+
+_INTERVAL = 10.0
+"""Seconds between two writes."""
+_LAST_WRITE_SECONDS = 1.0
+"""Seconds that the last write may take when the client closes."""
+
+
+class StatisticsWriter(Periodic):
+    """Stores what a client counted, about every ten seconds and when the client closes.
+
+    An error of the backend loses nothing: the next write stores absolute values.
+    """
+
+    def __init__(
+        self,
+        backend: Consuming,
+        clock: Clock,
+        random: Random,
+        counters: JobCounters,
+        *,
+        source: str,
+    ) -> None:
+        super().__init__(clock, _INTERVAL, random)
+        self._backend = backend
+        self._recorder = StatisticsRecorder([counters])
+        self._source = source
+
+    async def tick(self) -> None:
+        """Store the rows that changed since the last write."""
+        self._recorder.record(self.clock.now())
+        rows = self._recorder.take_changed()
+        if not rows:
+            return
+        try:
+            await self._backend.put_statistics(self._source, rows)
+        except BaseException:
+            self._recorder.put_back(rows)
+            raise
+
+    async def finish(self) -> None:
+        """Stop, and store what is left if the backend answers within a second."""
+        await self.stop()
+        try:
+            async with asyncio.timeout(_LAST_WRITE_SECONDS):
+                await self.tick()
+        except (BackendError, TimeoutError) as error:
+            self._log.debug("the last statistics were not stored (%s)", error)

@@ -1,0 +1,185 @@
+"""Metrics of the backend: queues, sessions, limits. The same for every process of the fleet.
+
+Export them from few processes (the management server), because each asks the backend. A scrape
+makes two reads, `queues` and `sessions`. What changes slowly is read every 30 seconds at most, and
+not by the scrape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from nimburion.core.backend import Inspecting
+from nimburion.core.errors import BackendError
+from nimburion.core.job_counters import OTHER
+from nimburion.core.queries import QueueInfo
+from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.unserved import find_unserved, is_live
+from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
+
+_log = logging.getLogger("nimburion.telemetry")
+
+MAX_QUEUES = 1_000
+"""The maximum number of queues with series of their own; the others are added up as `other`."""
+MAX_NAMES = 500
+"""The maximum number of job names with series of their own."""
+
+
+class BackendMetrics:
+    """The metrics of a backend. `refresh` reads them, `collect` returns what was read last."""
+
+    def __init__(self, backend: Inspecting) -> None:
+        self._backend = backend
+        self._families: list[Family] = []
+        self._limits: list[LimitInfo] = []
+        self._labels: dict[tuple[str, str], Labels] = {}
+
+    async def refresh(self) -> None:
+        """Read queues and sessions. If the backend does not answer, the metrics say so."""
+        try:
+            queues = await self._backend.queues()
+            sessions = await self._backend.sessions()
+        except BackendError as error:
+            _log.debug("the metrics of the backend could not be read: %s", error)
+            self._families = [_make_up(0)]
+            return
+        self._families = [_make_up(1), *self._describe(queues, sessions)]
+
+    async def refresh_limits(self) -> None:
+        """Read the concurrency limits, which change slowly."""
+        try:
+            self._limits = await self._backend.limits()
+        except BackendError as error:
+            _log.debug("the concurrency limits could not be read: %s", error)
+
+    def collect(self) -> Iterable[Family]:
+        """Return the families of the last `refresh`, with the limits of `refresh_limits`."""
+        return [*self._families, *self._describe_limits()]
+
+    def _describe(
+        self, queues: Sequence[QueueInfo], sessions: Sequence[SessionInfo]
+    ) -> Iterable[Family]:
+        shown = _fold(queues)
+        servers: dict[str, int] = {}
+        for session in filter(is_live, sessions):
+            for queue in session.queues:
+                servers[queue] = servers.get(queue, 0) + 1
+        unserved: dict[str, int] = {}
+        for jobs in find_unserved(shown, sessions):
+            unserved[jobs.queue] = unserved.get(jobs.queue, 0) + jobs.count
+        names: dict[str, int] = {}
+        for info in queues:
+            for name, count in info.names.items():
+                names[name] = names.get(name, 0) + count
+        yield self._gauge(
+            "jobs_queue_size",
+            "Jobs that are due and not processing.",
+            {info.name: info.size for info in shown},
+        )
+        yield self._gauge(
+            "jobs_scheduled",
+            "Jobs that are not due yet.",
+            {info.name: info.scheduled for info in shown},
+        )
+        yield self._gauge(
+            "jobs_processing",
+            "Jobs that workers hold.",
+            {info.name: info.processing for info in shown},
+        )
+        yield self._gauge(
+            "jobs_oldest_ready_seconds",
+            "Seconds that the first due job of a queue has been due.",
+            {info.name: info.oldest_age for info in shown},
+        )
+        yield self._gauge(
+            "queue_paused",
+            "1 if the queue is paused.",
+            {info.name: int(info.paused) for info in shown},
+        )
+        yield self._gauge(
+            "queue_servers",
+            "Live workers that serve the queue.",
+            {info.name: servers.get(info.name, 0) for info in shown}
+            | {queue: count for queue, count in servers.items() if len(shown) < MAX_QUEUES},
+        )
+        yield self._gauge(
+            "jobs_unserved",
+            "Waiting jobs that no live worker takes: none serves the queue or knows the name.",
+            {info.name: unserved.get(info.name, 0) for info in shown},
+        )
+        yield self._gauge(
+            "jobs_waiting",
+            "Waiting jobs by name, due or not.",
+            dict(sorted(names.items(), key=lambda item: -item[1])[:MAX_NAMES]),
+            label="name",
+        )
+        yield self._gauge("sessions", "Sessions of workers.", _count_states(sessions), "state")
+
+    def _describe_limits(self) -> Iterable[Family]:
+        if not self._limits:
+            return
+        shown = self._limits[:MAX_NAMES]
+        yield self._gauge(
+            "limit_in_use",
+            "Jobs that count against a concurrency limit.",
+            {limit.name: limit.in_use for limit in shown},
+            "name",
+        )
+        yield self._gauge(
+            "limit_max",
+            "The value of a concurrency limit.",
+            {limit.name: limit.limit for limit in shown},
+            "name",
+        )
+
+    def _gauge(
+        self, name: str, text: str, values: dict[str, int] | dict[str, float], label: str = "queue"
+    ) -> Family:
+        samples = [Sample(self._label(label, key), value) for key, value in values.items()]
+        return Family(name=name, kind="gauge", help=text, samples=samples)
+
+    def _label(self, label: str, value: str) -> Labels:
+        key = (label, value)
+        labels = self._labels.get(key)
+        if labels is None:
+            if len(self._labels) > 4 * MAX_QUEUES:
+                self._labels.clear()
+            labels = self._labels[key] = Labels({label: value})
+        return labels
+
+
+def _make_up(value: int) -> Family:
+    return Family(
+        name="backend_up",
+        kind="gauge",
+        help="1 if the backend answered the last read.",
+        samples=[Sample(NO_LABELS, value)],
+    )
+
+
+def _count_states(sessions: Sequence[SessionInfo]) -> dict[str, int]:
+    states = {"live": 0, "expired": 0, "left": 0}
+    for session in sessions:
+        state = "left" if session.left else "live" if session.expires_in > 0 else "expired"
+        states[state] += 1
+    return states
+
+
+def _fold(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
+    """Return the queues, and one more named `other` for those above `MAX_QUEUES`."""
+    if len(queues) <= MAX_QUEUES:
+        return list(queues)
+    by_need = sorted(queues, key=lambda info: (-info.size, info.name))
+    shown, rest = by_need[:MAX_QUEUES], by_need[MAX_QUEUES:]
+    return [
+        *shown,
+        QueueInfo(
+            name=OTHER,
+            size=sum(info.size for info in rest),
+            scheduled=sum(info.scheduled for info in rest),
+            processing=sum(info.processing for info in rest),
+            oldest_age=max(info.oldest_age for info in rest),
+            paused=False,
+        ),
+    ]
