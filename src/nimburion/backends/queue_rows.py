@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import Pause, QueueInfo
 
 
 class LaneRow(NamedTuple):
@@ -20,6 +20,8 @@ class LaneRow(NamedTuple):
     age: float | None
     """The longest time that a waiting job has been due, in seconds; None if no job is due."""
     paused: bool
+    pause: Pause | None = None
+    """Who paused the queue, when and why; only in the row that states the pause."""
 
 
 def combine_rows(rows: Iterable[LaneRow]) -> list[QueueInfo]:
@@ -42,5 +44,6 @@ def _combine(queue: str, rows: list[LaneRow]) -> QueueInfo:
         processing=sum(row.processing for row in rows),
         oldest_age=max((0.0, *(row.age for row in rows if row.age is not None))),
         paused=any(row.paused for row in rows),
+        pause=next((row.pause for row in rows if row.pause is not None), None),
         names=dict(sorted(names.items())),
     )
