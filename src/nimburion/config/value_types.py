@@ -193,13 +193,13 @@ def listed(each: ValueType) -> ValueType:
     def take(written: Written) -> tuple[object, ...]:
         value = written.value
         if isinstance(value, str):
-            value = [Written(one.strip(), written.place) for one in value.split(",")]
+            value = [Written(item.strip(), written.place) for item in value.split(",")]
         if not isinstance(value, list):
             raise InvalidValue
         taken = []
-        for number, one in enumerate(value, 1):
+        for number, item in enumerate(value, 1):
             try:
-                taken.append(each.take(one))
+                taken.append(each.take(item))
             except InvalidValue as reason:
                 raise InvalidValue(str(reason) or f"item {number} is none of these") from None
         return tuple(dict.fromkeys(taken))

@@ -58,8 +58,8 @@ def make_failed_check(subject: str, error: NimburionError) -> CheckResult:
 
 def find_worst(found: Sequence[CheckResult]) -> Verdict:
     """Return the most severe verdict."""
-    verdicts = {one.verdict for one in found}
-    return next((one for one in _BY_SEVERITY if one in verdicts), "good")
+    verdicts = {result.verdict for result in found}
+    return next((verdict for verdict in _BY_SEVERITY if verdict in verdicts), "good")
 
 
 _BY_SEVERITY: tuple[Verdict, ...] = ("error", "warning", "good")

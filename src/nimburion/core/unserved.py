@@ -93,7 +93,7 @@ def check_workers(
         "nimburion jobs cancel --name NAME"
     )
     shown = [
-        CheckResult("workers", "warning", one.describe(), advice) for one in found[:MAX_REPORTED]
+        CheckResult("workers", "warning", jobs.describe(), advice) for jobs in found[:MAX_REPORTED]
     ]
     if len(found) > MAX_REPORTED:
         more = f"{len(found) - MAX_REPORTED} more like this; nimburion queues list shows them"

@@ -89,9 +89,11 @@ class Scheduler(Service):
         disables schedulers, the worker runs none, and the result is None.
         """
         if not settings.enabled:
-            processor.services[:] = [one for one in processor.services if not isinstance(one, cls)]
+            processor.services[:] = [
+                service for service in processor.services if not isinstance(service, cls)
+            ]
             return None
-        own = next((one for one in processor.services if isinstance(one, cls)), None)
+        own = next((service for service in processor.services if isinstance(service, cls)), None)
         scheduler = own or cls(processor, timezone=settings.timezone)
         scheduler.add_tasks(settings)
         return scheduler
