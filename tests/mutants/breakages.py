@@ -283,8 +283,8 @@ MUTANTS = (
     Mutant(
         "suspects share the blame",
         "jobs/*.py",
-        "while len(self.$_suspects) > 1:",
-        "while len(self.$_suspects) > 100:",
+        "while len($slots.$suspects) > 1:",
+        "while len($slots.$suspects) > 100:",
         (f"{SCENARIO}test_a_job_that_kills_its_workers_affects_no_other_job",),
     ),
     Mutant(
@@ -325,8 +325,8 @@ MUTANTS = (
     Mutant(
         "what was not started is not handed back",
         "jobs/*.py",
-        "        self.$_draining = True\n        self.$_give_back_held()",
-        "        self.$_draining = True",
+        "        self.$_slots.$draining = True\n        self.$_release_all()",
+        "        self.$_slots.$draining = True",
         (f"{SCENARIO}test_what_was_not_started_is_handed_back_at_stop",),
     ),
     Mutant(

@@ -105,8 +105,8 @@ class Worker:
     def session(self) -> str | None:
         """The session that it has now; None while it has none."""
         running = getattr(self, "processor", None) and self.processor._running
-        session = getattr(running._worker, "session", None) if running else None
-        return session.session.id if session else None
+        worker = running._worker if running else None
+        return None if worker is None or worker.task is None else worker.session.id
 
     @property
     def heartbeat(self) -> Heartbeat:

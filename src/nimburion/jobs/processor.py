@@ -348,9 +348,7 @@ class Processor(Client):
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,
         )
         pruner = Pruner(self.backend, self.clock, self._random, self.settings)
-        watch = UnservedWatch(
-            self.backend, self.clock, self._random, lambda: worker.session.session.id
-        )
+        watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)
         return rescuer, pruner, watch
 
     def _open_inline_runner(self) -> InlineRunner:
