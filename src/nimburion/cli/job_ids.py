@@ -10,9 +10,15 @@ from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
+    from nimburion.core.job import JobRecord
 
 _MIN_CHARACTERS = 4
 _MAX_SHOWN = 5
+
+
+async def get_job(backend: Backend, text: str) -> JobRecord:
+    """Return the record of a job, given its id or a unique prefix or suffix of it."""
+    return await backend.get(await resolve_job_id(backend, text))
 
 
 async def resolve_job_id(backend: Backend, text: str) -> str:

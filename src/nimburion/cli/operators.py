@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ def find_operator() -> str:
 
 
 def audited(
-    backend: Backend, action: str, target: str = "", **details: object
+    backend: Backend, action: str, target: str = "", details: Mapping[str, object] | None = None
 ) -> AbstractAsyncContextManager[Change]:
     """Record a change that this command makes; details that are None are left out."""
     from nimburion.jobs.auditing import audited as record_change
@@ -33,5 +34,5 @@ def audited(
         by=find_operator(),
         origin="cli",
         target=target,
-        details={name: str(value) for name, value in details.items() if value is not None},
+        details={name: str(value) for name, value in (details or {}).items() if value is not None},
     )

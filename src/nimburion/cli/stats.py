@@ -103,9 +103,7 @@ def draw(rows: list[Statistics], last: str) -> None:
     )
 
 
-def format_quantile(
-    histogram: Histogram, quantile: float, bounds: tuple[float, ...]
-) -> str | None:
+def format_quantile(histogram: Histogram, quantile: float, bounds: tuple[float, ...]) -> str | None:
     """Return an estimated quantile as a duration; None without observations."""
     seconds = histogram.estimate_quantile(quantile, bounds)
     return None if seconds is None else format_duration(seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -59,10 +60,11 @@ async def show(backend: Backend, interval: float | None) -> None:
     """Print the view, again after each `interval` seconds; once if it is None."""
     while True:
         snapshot = await read_snapshot(backend)
+        view = format_view(snapshot)
         if interval is None:
-            print_result(msgspec.to_builtins(snapshot), lambda: click.echo(format_view(snapshot)))
+            print_result(msgspec.to_builtins(snapshot), partial(click.echo, view))
             return
-        click.echo(_CLEAR + format_view(snapshot))
+        click.echo(_CLEAR + view)
         await asyncio.sleep(interval)
 
 
@@ -124,7 +126,18 @@ def format_queues(snapshot: Snapshot) -> str:
     by_name = {queue.name: queue for queue in snapshot.queues}
     names = sorted({*by_name, *rates}, key=lambda name: (-_age(by_name.get(name)), name))
     return format_table(
-        ("queue", "due", "oldest", "running", "later", "rate/s", "wait p95", "run p95", "failed", ""),
+        (
+            "queue",
+            "due",
+            "oldest",
+            "running",
+            "later",
+            "rate/s",
+            "wait p95",
+            "run p95",
+            "failed",
+            "",
+        ),
         [_format_queue(name, by_name.get(name), rates, sums) for name in names],
         "no queue holds an unfinished job",
     )

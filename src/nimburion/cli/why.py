@@ -50,8 +50,6 @@ def as_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
 def draw(facts: Facts, causes: list[Cause]) -> None:
     """Print the job on a few lines, then one line for each cause."""
     job = facts.job
-    print_fields(
-        {"id": job.id, "name": job.name, "queue": job.queue, "state": job.state.value}
-    )
+    print_fields({"id": job.id, "name": job.name, "queue": job.queue, "state": job.state.value})
     for number, cause in enumerate(causes):
         click.echo(f"{'why' if number == 0 else 'also':<5}  {escape_controls(cause.text)}")
