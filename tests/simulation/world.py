@@ -31,7 +31,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.worker.heartbeat import Heartbeat
+from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired

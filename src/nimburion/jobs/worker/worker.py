@@ -30,7 +30,7 @@ from nimburion.core.session import HeartbeatReply
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.attempt import (
+from nimburion.jobs.worker.attempt.attempt import (
     CANCELLED_ON_REQUEST,
     Attempt,
     AttemptRunner,
@@ -38,12 +38,17 @@ from nimburion.jobs.worker.attempt import (
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import ExchangeSize
-from nimburion.jobs.worker.exchange_trigger import ExchangeTrigger
-from nimburion.jobs.worker.prefetch import MAX_REQUESTED, LaneSelector, Prefetch, PrefetchWatchdog
-from nimburion.jobs.worker.session import WorkerSession, make_session
-from nimburion.jobs.worker.slots import Slots, take
-from nimburion.jobs.worker.wakeups import LongPoll, WakeupListener
+from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
+from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeTrigger
+from nimburion.jobs.worker.exchange.prefetch import (
+    MAX_REQUESTED,
+    LaneSelector,
+    Prefetch,
+    PrefetchWatchdog,
+)
+from nimburion.jobs.worker.exchange.slots import Slots, take
+from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
+from nimburion.jobs.worker.session.session import WorkerSession, make_session
 
 _log = logging.getLogger("nimburion.worker")
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from nimburion.core.lease import SUSPECT_AFTER, Delivery
-from nimburion.jobs.worker.attempt import Attempt
-from nimburion.jobs.worker.prefetch import Prefetch
+from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.exchange.prefetch import Prefetch
 
 
 class Slots:

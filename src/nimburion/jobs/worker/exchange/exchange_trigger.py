@@ -6,9 +6,9 @@ import asyncio
 from enum import Enum, auto
 
 from nimburion.core.exchange import ReserveRequest
-from nimburion.jobs.worker.completer import Completer
-from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS
-from nimburion.jobs.worker.slots import Slots
+from nimburion.jobs.worker.exchange.completer import Completer
+from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
+from nimburion.jobs.worker.exchange.slots import Slots
 
 _MAX_FLUSH_DELAY = 0.020
 """The longest time in seconds that a settlement is delayed to form a larger batch."""

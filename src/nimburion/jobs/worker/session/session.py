@@ -18,10 +18,10 @@ from nimburion.core.lease import Lease
 from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.completer import Completer
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import ExchangeSize
-from nimburion.jobs.worker.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
+from nimburion.jobs.worker.exchange.completer import Completer
+from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
+from nimburion.jobs.worker.session.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
 
 _log = logging.getLogger("nimburion.worker")
 

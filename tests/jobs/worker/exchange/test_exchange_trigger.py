@@ -13,12 +13,12 @@ from nimburion.core.events import Events
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Completed, Progressed
-from nimburion.jobs.worker.attempt import Attempt
-from nimburion.jobs.worker.completer import Completer
+from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_trigger import ExchangeReason, ExchangeTrigger
-from nimburion.jobs.worker.prefetch import Prefetch
-from nimburion.jobs.worker.slots import Slots
+from nimburion.jobs.worker.exchange.completer import Completer
+from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeReason, ExchangeTrigger
+from nimburion.jobs.worker.exchange.prefetch import Prefetch
+from nimburion.jobs.worker.exchange.slots import Slots
 
 FULL = 88
 """Results that make a batch where 100 jobs may be prefetched."""
