@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from nimburion.backends.server.errors import no_roles
 from nimburion.backends.sql_files import Statements
-from nimburion.backends.sqlite import checks, operations, queries, sessions
+from nimburion.backends.sqlite import checks, operations, queries, sessions, statistics
 from nimburion.backends.sqlite import enqueue as enqueueing
 from nimburion.backends.sqlite import exchange as exchanging
 from nimburion.backends.sqlite.connection import opening
@@ -35,19 +35,30 @@ from nimburion.backends.sqlite.notifications import (
     find_socket_folder,
 )
 from nimburion.backends.sqlite.transactions import CallerTransactions, make_transaction
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.checks import CheckResult
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import NotOpen
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import HeartbeatReply, Session, SessionInfo
+from nimburion.core.session import (
+    HeartbeatReply,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
 from nimburion.core.settlement import Settlement
+from nimburion.core.statistics import Statistics, check_interval
 from nimburion.core.transactions import CallerConnection, Transaction
 
 T = TypeVar("T")
@@ -347,9 +358,17 @@ class SQLiteBackend:
         )
         return exchanging.make_reply(result)
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
-        return await self._write(lambda db: sessions.heartbeat(db, session_id), durable=False)
+        return await self._write(
+            lambda db: sessions.heartbeat(db, session_id, vitals), durable=False
+        )
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        """See `Backend.put_statistics`."""
+        values = statistics.encode_rows(source, rows)
+        if values:
+            await self._write(lambda db: statistics.put_statistics(db, values), durable=False)
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
@@ -388,9 +407,26 @@ class SQLiteBackend:
         """See `Backend.delete`."""
         return await self._write(lambda db: operations.delete(db, which, limit))
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
         """See `Backend.pause`."""
-        await self._write(lambda db: operations.pause(db, queue, paused=paused))
+        new = Pause(by=by, reason=reason, until=until) if paused else None
+        await self._write(lambda db: operations.pause(db, queue, new))
+
+    async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
+        """See `Backend.send_command`."""
+        return await self._write(lambda db: sessions.send_command(db, session_id, command))
+
+    async def put_audit(self, record: AuditRecord) -> None:
+        """See `Backend.put_audit`."""
+        await self._write(lambda db: operations.put_audit(db, record))
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
@@ -409,11 +445,22 @@ class SQLiteBackend:
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        budget: int = SCAN_BUDGET,
     ) -> Page:
         """See `Backend.list_jobs`."""
         return await self._read(
-            lambda db: queries.list_jobs(db, which, limit, after, payloads=payloads)
+            lambda db: queries.list_jobs(db, which, limit, after, payloads=payloads, budget=budget)
         )
+
+    async def group_failures(
+        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+    ) -> FailureGroups:
+        """See `Backend.group_failures`."""
+        return await self._read(lambda db: queries.group_failures(db, which, limit, budget))
+
+    async def explain(self, job_id: str) -> Facts:
+        """See `Backend.explain`. The call reads one snapshot."""
+        return await self._read(lambda db: queries.explain(db, job_id))
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
@@ -426,6 +473,30 @@ class SQLiteBackend:
     async def sessions(self) -> list[SessionInfo]:
         """See `Backend.sessions`."""
         return await self._read(queries.list_sessions)
+
+    async def limits(self) -> list[LimitInfo]:
+        """See `Backend.limits`."""
+        return await self._read(queries.list_limits)
+
+    async def statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        """See `Backend.statistics`."""
+        check_interval(since, until, step)
+        rows = await self._read(
+            lambda db: statistics.list_statistics(db, (since, until, step), queue, name)
+        )
+        return statistics.add_rows(step, rows)
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        """See `Backend.list_audit`."""
+        return await self._read(lambda db: queries.list_audit(db, limit, after))
 
     # --- schedules ---
 

@@ -171,7 +171,7 @@ def release_limits(db: Database, lanes: list[int]) -> None:
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
     """Read the session with limits and pauses; raise `SessionLost` if it is not alive."""
-    row = db.fetch_one("get_exchange_head", session_id)
+    row = db.fetch_one("get_exchange_head", session_id, db.now)
     if row is None or row[3] is not None or row[4] is not None:
         raise SessionLost(session_id)
     return SessionHead(*row)

@@ -1,4 +1,4 @@
-"""The operations of operators: cancel, pause, replay, delete, prune; and those of schedules."""
+"""The operations of operators (cancel, pause, replay, delete, prune, audit) and of schedules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from nimburion.backends.sqlite.connection.database import MICRO, Database, to_mi
 from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder
 from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
+from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditRecord
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, JobOptions, NewJob, State
 from nimburion.core.operations import Cancellation, Replayed, Retention
-from nimburion.core.queries import JobFilter
+from nimburion.core.queries import JobFilter, Pause
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.statistics import STEPS
 
 ENDED_SESSION_RETENTION = 86_400 * MICRO
 """Microseconds for which the id of an ended session is kept."""
@@ -39,23 +41,31 @@ def cancel(db: Database, job_id: str) -> Cancellation:
     return Cancellation.CANCELLED
 
 
-def pause(db: Database, queue: str, *, paused: bool) -> None:
-    """See `Backend.pause`."""
-    if paused:
-        db.run("pause_queue", queue)
-    else:
+def pause(db: Database, queue: str, new: Pause | None) -> None:
+    """Pause a queue, or resume it if `new` is None."""
+    if new is None:
         db.run("resume_queue", queue)
         db.notify([queue])
+    else:
+        until = None if new.until is None else to_micros(new.until)
+        db.run("pause_queue", queue, new.by, new.reason, db.now, until)
+
+
+def put_audit(db: Database, record: AuditRecord) -> None:
+    """See `Backend.put_audit`."""
+    db.run("put_audit_record", record.id, db.now, _encode(record).decode())
+    db.run("delete_old_audit_records", MAX_AUDIT_RECORDS)
 
 
 def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Replayed:
     """See `Backend.replay`."""
+    which.check_selects()
     if which.states is not None and State.FAILED not in which.states:
         return Replayed([], [])
     failed = msgspec.structs.replace(which, states=frozenset({State.FAILED}))
-    seqs, more = find_matching(db, failed, limit, after)
-    replayed = Replayed([], [], more)
-    for seq in seqs:
+    found = find_matching(db, failed, limit, after)
+    replayed = Replayed([], [], found.next)
+    for seq in found.seqs:
         job_id, lane, priority, options = db.fetch_one("get_dead_letter", seq)  # type: ignore[misc]
         if not retake_key(db, job_id, lane, options):
             replayed.held.append(job_id)
@@ -92,10 +102,11 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
 
 def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
     """See `Backend.delete`."""
+    which.check_selects()
     finished = which.finished_states
     if not finished:
         return []
-    seqs, _ = find_matching(db, msgspec.structs.replace(which, states=finished), limit, None)
+    seqs = find_matching(db, msgspec.structs.replace(which, states=finished), limit, None).seqs
     listed = _encode(seqs).decode()
     ids = dict(db.run("list_job_ids", listed))
     delete_jobs(db, listed)
@@ -112,6 +123,8 @@ def delete_jobs(db: Database, listed: str) -> None:
 def prune(db: Database, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
     db.run("delete_ended_sessions", db.now - ENDED_SESSION_RETENTION)
+    for step, kept in STEPS.items():
+        db.run("delete_old_statistics", step, db.now / MICRO - kept)
     left = limit
     for state, seconds in (
         (COMPLETED, keep.completed),

@@ -1,19 +1,24 @@
-"""Read jobs, counts, queues and sessions.
+"""Read jobs, counts, queues, sessions, limits and audit records.
 
-A job filter selects the cheapest statement that can answer it. Jobs are listed newest enqueue
-first.
+A search reads a chunk of jobs from the cheapest statement that lists them, newest enqueue first,
+and keeps those that match its filter.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.sqlite.connection.database import MICRO, Database, Row
+from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
+from nimburion.backends.sqlite.enqueue import find_key_holder
 from nimburion.backends.sqlite.sessions import decode_description
+from nimburion.core import failure_groups
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.job import (
     FINISHED,
     NO_JOB_OPTIONS,
@@ -23,48 +28,126 @@ from nimburion.core.job import (
     Progress,
     State,
 )
-from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
-from nimburion.core.session import SessionInfo
+from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.session import (
+    MAX_HOLDERS,
+    LimitHolder,
+    LimitInfo,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
 
 _MANY_UNFINISHED = 10_000
-"""Number of unfinished jobs from which a scan back from the newest job is faster than sorting."""
+"""Number of unfinished jobs above which a scan back from the newest job is faster than sorting."""
+_MAX_CHUNK = 10_000
+"""The maximum number of jobs that one statement examines."""
+_MAX_INTEGER = 2**63 - 1
+"""The largest integer of SQLite, above every seq."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 
+class Matching(NamedTuple):
+    """The jobs that match a filter, as far as they were searched for."""
+
+    seqs: list[int]
+    """Newest first."""
+    next: str | None
+    """The cursor of the next page; None at the end."""
+    examined: int
+
+
 def find_matching(
-    db: Database, which: JobFilter, limit: int, after: str | None
-) -> tuple[list[int], str | None]:
-    """Return the seqs of up to `limit` jobs and the cursor of the next page, or None at the end."""
-    name, values = choose_statement(db, which, limit + 1, after)
-    seqs = _decode_seqs(db.fetch_value(name, *values))
-    if len(seqs) <= limit:
-        return seqs, None
-    page = seqs[:limit]
-    return page, str(page[-1]) if page else after
+    db: Database, which: JobFilter, limit: int, after: str | None, budget: int = _MAX_INTEGER
+) -> Matching:
+    """Return up to `limit` jobs that match, after examining at most `budget` jobs.
+
+    Jobs are examined in chunks that grow, because most searches end early.
+    """
+    before = parse_position(after)
+    source, values, chunk = choose_source(db, which, limit + 1, budget)
+    seqs: list[int] = []
+    examined = 0
+    while True:
+        size = min(chunk, budget - examined)
+        window = _decode_seqs(db.fetch_value(source, before, size + 1, *values))
+        has_more = len(window) > size
+        del window[size:]
+        wanted = limit - len(seqs) + 1
+        found = filter_jobs(db, which, window, wanted)
+        if len(found) == wanted:  # one more than fits on the page
+            window = window[: window.index(found.pop())]
+            has_more = has_next = True
+        else:
+            has_next = examined + len(window) == budget
+        seqs += found
+        examined += len(window)
+        before = window[-1] if window else before
+        if not has_more or has_next:
+            return Matching(seqs, str(before) if has_more and examined else None, examined)
+        chunk = min(2 * chunk, _MAX_CHUNK)
 
 
-def choose_statement(
-    db: Database, which: JobFilter, limit: int, after: str | None
-) -> tuple[str, list[object]]:
-    """Return the name of the statement to run, and its parameters."""
-    states = None if which.states is None else _encode(sorted(which.states)).decode()
-    values: list[object] = [
-        states, which.queue, which.name, which.reason, parse_cursor(after), limit, db.now
-    ]  # fmt: skip
+def parse_position(after: str | None) -> int:
+    """Return the number before which a page begins; above every number for the first page."""
+    number = parse_cursor(after)
+    return _MAX_INTEGER if number is None else min(number, _MAX_INTEGER)
+
+
+def choose_source(
+    db: Database, which: JobFilter, chunk: int, budget: int
+) -> tuple[str, list[object], int]:
+    """Return the statement that lists the jobs to examine, its further inputs and first chunk.
+
+    The statement is the one that lists the fewest jobs. `chunk` is the size of chunk to begin with.
+    """
     if which.ids is not None:
-        return "list_ids", [*values, _encode(sorted(set(which.ids))).decode()]
-    if which.states is not None and which.states <= {State.FAILED}:
-        return "list_failed", values[:-1]
-    unfinished = which.states is not None and not which.states & FINISHED
-    if unfinished and not db.fetch_value("has_many_unfinished", _MANY_UNFINISHED):
-        return "list_unfinished", values
-    return "list_newest", values
+        return "list_by_ids", [_encode(sorted(set(which.ids))).decode()], chunk
+    if which.fingerprint is not None or (
+        which.states is not None and which.states <= {State.FAILED}
+    ):
+        return "list_failed", [], chunk
+    if which.states is not None and not which.states & FINISHED:
+        few = min(_MANY_UNFINISHED, budget)
+        if not db.fetch_value("has_many_unfinished", few):
+            return "list_unfinished", [], few
+    return "list_newest", [], chunk
+
+
+def filter_jobs(db: Database, which: JobFilter, seqs: list[int], limit: int) -> list[int]:
+    """Return the first `limit` of these jobs that match the filter, in the same order."""
+    if not seqs:
+        return []
+    listed = db.fetch_value(
+        "filter_jobs",
+        _encode(seqs).decode(),
+        limit,
+        db.now,
+        None if which.states is None else _encode(sorted(which.states)).decode(),
+        None if which.ids is None else _encode(which.ids).decode(),
+        which.queue,
+        which.name,
+        which.reason,
+        to_micros_or_none(which.created_from),
+        to_micros_or_none(which.created_to),
+        to_micros_or_none(which.finished_from),
+        to_micros_or_none(which.finished_to),
+        which.tenant,
+        which.correlation_id,
+        which.fingerprint,
+        which.min_failures,
+    )
+    return _decode_seqs(listed)
 
 
 _decode_options = msgspec.json.Decoder(JobOptions).decode
 _decode_history = msgspec.json.Decoder(list[AttemptError]).decode
+_decode_error = msgspec.json.Decoder(AttemptError).decode
+_decode_dead_letters = msgspec.json.Decoder(list[tuple[str, int, int, str]]).decode
+_decode_audit_record = msgspec.json.Decoder(AuditRecord).decode
+_decode_vitals = msgspec.json.Decoder(Vitals).decode
 
 _COUNT_COLUMNS = (
     State.PENDING,
@@ -86,11 +169,106 @@ def get_job(db: Database, job_id: str) -> JobRecord:
 
 
 def list_jobs(
-    db: Database, which: JobFilter, limit: int, after: str | None, *, payloads: bool
+    db: Database,
+    which: JobFilter,
+    limit: int,
+    after: str | None,
+    *,
+    payloads: bool,
+    budget: int,
 ) -> Page:
     """See `Backend.list_jobs`."""
-    seqs, following = find_matching(db, which, limit, after)
-    return Page(read_records(db, seqs, payloads=payloads), following)
+    found = find_matching(db, which, limit, after, budget)
+    return Page(read_records(db, found.seqs, payloads=payloads), found.next, found.examined)
+
+
+def group_failures(db: Database, which: JobFilter, limit: int, budget: int) -> FailureGroups:
+    """See `Backend.group_failures`.
+
+    Only the latest error of each group is decoded: a history may be large.
+    """
+    seqs = _decode_seqs(db.fetch_value("list_failed", _MAX_INTEGER, budget + 1))
+    is_complete = len(seqs) <= budget
+    del seqs[budget:]
+    matching = filter_jobs(db, which, seqs, budget)
+    rows = _decode_dead_letters(db.fetch_value("list_dead_letters", _encode(matching).decode()))
+    groups = failure_groups.group_failures((make_dead_letter(db, *row) for row in rows), limit)
+    ids = _encode([group.job_id for group in groups]).decode()
+    errors = {job_id: _decode_error(body) for job_id, body in db.run("list_last_errors", ids)}
+    return FailureGroups(
+        groups=[
+            msgspec.structs.replace(
+                group, type=errors[group.job_id].type, message=errors[group.job_id].message
+            )
+            for group in groups
+        ],
+        examined=len(seqs),
+        complete=is_complete,
+    )
+
+
+def make_dead_letter(
+    db: Database, job_id: str, lane: int, finished_at: int, fingerprint: str
+) -> JobRecord:
+    """Return the record of a dead letter with what its group needs, and nothing else."""
+    lane_names = db.get_lane(lane)
+    return JobRecord(
+        id=job_id,
+        name=lane_names.name,
+        queue=lane_names.queue,
+        state=State.FAILED,
+        priority=0,
+        payload=None,
+        due=0.0,
+        created_at=0.0,
+        finished_at=finished_at / MICRO,
+        history=[AttemptError(0, "failure", "", "", fingerprint=fingerprint)],
+    )
+
+
+def explain(db: Database, job_id: str) -> Facts:
+    """See `Backend.explain`."""
+    row = db.fetch_one("find_job", job_id)
+    if row is None:
+        raise JobNotFound(job_id)
+    (job,) = read_records(db, [row[0]], payloads=False)
+    key = job.options.unique_key
+    holder = None if key is None else find_key_holder(db, job.name, key)
+    pause = db.fetch_one("get_pause", job.queue, db.now)
+    return Facts(
+        now=db.now / MICRO,
+        job=job,
+        pause=None if pause is None else make_pause(*pause),
+        limit=next(iter(list_limits(db, job.name)), None),
+        key_holder=None if holder == job_id else holder,
+        sessions=list_sessions(db),
+    )
+
+
+def list_limits(db: Database, name: str | None = None) -> list[LimitInfo]:
+    """See `Backend.limits`. With a name, return only the limit of this name."""
+    holders: dict[str, list[LimitHolder]] = {}
+    for limited, job_id, session, host, leased_at in db.run(
+        "list_limit_holders", name, MAX_HOLDERS
+    ):
+        holder = LimitHolder(job_id, session, host, leased_at / MICRO)
+        holders.setdefault(limited, []).append(holder)
+    return [
+        LimitInfo(name=limited, limit=maximum, in_use=in_use, holders=holders.get(limited, []))
+        for limited, maximum, in_use in db.run("list_limits_by_name", name)
+    ]
+
+
+def list_audit(db: Database, limit: int, after: str | None) -> AuditPage:
+    """See `Backend.list_audit`."""
+    before = parse_position(after)
+    rows = db.run("list_audit_records", before, limit + 1).fetchall()
+    records = [
+        msgspec.structs.replace(_decode_audit_record(body), at=at / MICRO)
+        for _, at, body in rows[:limit]
+    ]
+    has_more = len(rows) > limit and records
+    return AuditPage(records, str(rows[limit - 1][0]) if has_more else None)
 
 
 def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
@@ -103,7 +281,8 @@ def make_record(db: Database, row: Row) -> JobRecord:
     """Convert a row of the statement `get_records` to a `JobRecord`."""
     (
         job_id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at,
-        reason, options, history, fraction, message, session, at, cancel, result, payload,
+        reason, options, history, fraction, message, session, at, cancel,
+        ended_by, host, result, payload,
     ) = row  # fmt: skip
     lane_names = db.get_lane(lane)
     return JobRecord(
@@ -125,6 +304,8 @@ def make_record(db: Database, row: Row) -> JobRecord:
         result=result,
         cancel_requested=bool(cancel),
         session=session,
+        ended_by=ended_by,
+        host=host or "",
         options=NO_JOB_OPTIONS if options is None else _decode_options(options),
     )
 
@@ -132,6 +313,11 @@ def make_record(db: Database, row: Row) -> JobRecord:
 def to_seconds(micros: int | None) -> float | None:
     """Convert microseconds to seconds; None stays None."""
     return None if micros is None else micros / MICRO
+
+
+def to_micros_or_none(seconds: float | None) -> int | None:
+    """Convert seconds to microseconds; None stays None."""
+    return None if seconds is None else to_micros(seconds)
 
 
 def count_by_state(db: Database, queue: str | None) -> dict[State, int]:
@@ -150,10 +336,16 @@ def list_queues(db: Database) -> list[QueueInfo]:
             scheduled=later,
             processing=running,
             age=None if oldest is None else max(0, db.now - oldest) / MICRO,
-            paused=bool(paused),
+            paused=name is None,
+            pause=make_pause(*pause) if name is None else None,
         )
-        for queue, name, size, later, running, oldest, paused in db.run("list_queues", db.now)
+        for queue, name, size, later, running, oldest, *pause in db.run("list_queues", db.now)
     )
+
+
+def make_pause(by: str, reason: str, since: int, until: int | None) -> Pause:
+    """Convert the columns of `paused_queue` to a `Pause`."""
+    return Pause(by=by, reason=reason, since=since / MICRO, until=to_seconds(until))
 
 
 def list_sessions(db: Database) -> list[SessionInfo]:
@@ -166,7 +358,7 @@ def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> Ses
 
     A session from an earlier boot of the host has expired: `expires_in` is then minus its ttl.
     """
-    ttl, expires, boot, opened_at, left_at, running = fields
+    ttl, expires, boot, opened_at, left_at, running, vitals, command = fields
     description = decode_description(info)
     return SessionInfo(
         id=job_id,
@@ -179,4 +371,6 @@ def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> Ses
         expires_in=expires - db.boot_time if boot == db.boot_id else -ttl,
         left=left_at is not None,
         running=running,
+        vitals=None if vitals is None else _decode_vitals(vitals),
+        command=None if command is None else WorkerCommand(command),
     )

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite import transitions
-from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.reserve import decode_limits
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import SessionLost
+from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.operations import Rescued
-from nimburion.core.session import HeartbeatReply, Session
+from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
 
 _LOST_INCREMENT = Increments(lost=1)
 _encode = msgspec.json.Encoder().encode
@@ -45,6 +46,7 @@ class SessionRow(NamedTuple):
     ttl: float
     left_at: int | None
     dead_at: int | None
+    command: str | None
 
     @property
     def is_alive(self) -> bool:
@@ -79,12 +81,13 @@ def find_session(db: Database, session_id: str) -> SessionRow | None:
     return None if row is None else SessionRow(*row)
 
 
-def heartbeat(db: Database, session_id: str) -> HeartbeatReply:
+def heartbeat(db: Database, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
     """See `Backend.heartbeat`."""
     session = find_session(db, session_id)
     if session is None or not session.is_alive:
         raise SessionLost(session_id)
-    db.run("renew_session", session.session, db.boot_time + session.ttl, db.boot_id)
+    reported = None if vitals is None else _encode(vitals).decode()
+    db.run("renew_session", session.session, db.boot_time + session.ttl, db.boot_id, reported)
     names = set(decode_description(session.description).names)
     limits = decode_limits(db.fetch_value("list_limits"))
     return HeartbeatReply(
@@ -92,9 +95,16 @@ def heartbeat(db: Database, session_id: str) -> HeartbeatReply:
             Lease(job_id, Token(fence, nonce), seq)
             for seq, job_id, fence, nonce in db.run("list_cancel_requests", session.session)
         ],
-        paused=[queue for (queue,) in db.run("list_paused_queues")],
+        paused=[queue for (queue,) in db.run("list_paused_queues", db.now)],
         limits={name: limit for name, limit in limits.items() if name in names},
+        command=None if session.command is None else WorkerCommand(session.command),
     )
+
+
+def send_command(db: Database, session_id: str, command: WorkerCommand | None) -> bool:
+    """See `Backend.send_command`."""
+    text = None if command is None else command.value
+    return db.run("send_command", session_id, text).rowcount > 0
 
 
 def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
@@ -138,18 +148,24 @@ def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     db.run("expire_sessions", db.now, db.boot_time, db.boot_id)
     rows = db.run("list_orphaned_leases", limit + 1, SUSPECT_AFTER).fetchall()
     rescued = Rescued([], [], [], more=len(rows) > limit)
-    for *fields, spared, job_id, lost, failures in rows[:limit]:
+    for *fields, spared, job_id, lost, failures, session_id, host in rows[:limit]:
         lease = LeaseRow(*fields)
+        loss = make_loss(lease, failures + lost + 1, session_id, host)
         if spared:
             return_or_cancel(db, lease, job_id, rescued, transitions.NO_INCREMENTS)
         elif lost + 1 >= max_lost and not lease.cancel_requested:
-            add_loss(db, lease, failures + lost + 1)
+            transitions.add_error(db, lease.seq, loss)
             transitions.finish_leased(
-                db, lease, FAILED, reason=Reason.LOST, increments=_LOST_INCREMENT
+                db,
+                lease,
+                FAILED,
+                reason=Reason.LOST,
+                increments=_LOST_INCREMENT,
+                fingerprint=loss.fingerprint,
             )
             rescued.failed.append(job_id)
         else:
-            add_loss(db, lease, failures + lost + 1)
+            transitions.add_error(db, lease.seq, loss)
             return_or_cancel(db, lease, job_id, rescued, _LOST_INCREMENT)
     return rescued
 
@@ -166,7 +182,15 @@ def return_or_cancel(
         rescued.returned.append(job_id)
 
 
-def add_loss(db: Database, lease: LeaseRow, attempt: int) -> None:
-    """Add the lost attempt to the history of the job."""
-    error = AttemptError(attempt, "lost", "WorkerLost", "its worker vanished")
-    transitions.add_error(db, lease.seq, error)
+def make_loss(lease: LeaseRow, attempt: int, session_id: str, host: str) -> AttemptError:
+    """Return the error of an attempt whose worker vanished."""
+    return AttemptError(
+        attempt,
+        "lost",
+        "WorkerLost",
+        "its worker vanished",
+        started_at=lease.started_at / MICRO,
+        session=session_id,
+        host=host,
+        fingerprint=LOST_FINGERPRINT,
+    )

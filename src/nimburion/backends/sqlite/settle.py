@@ -131,6 +131,7 @@ def settle_one(db: Database, session: int, one: Settlement) -> Settled:
                 reason=one.reason,
                 increments=_FAILURE_INCREMENT,
                 nonce=lease.nonce,
+                fingerprint=one.error.fingerprint,
             )
         case Released():
             requeue_or_cancel(db, lease, delay=one.delay)

@@ -54,10 +54,12 @@ def finish_leased(
     increments: Increments = NO_INCREMENTS,
     result: bytes | None = None,
     nonce: bytes | None = None,
+    fingerprint: str | None = None,
 ) -> None:
     """Put a leased job into a finished state.
 
-    `nonce`: the nonce of the token that settles the job; None if no token does.
+    `nonce`: the nonce of the token that settles the job; None if no token does. `fingerprint`: of
+    the error that makes the job a dead letter.
     """
     end_lease(db, lease)
     db.run(
@@ -72,6 +74,8 @@ def finish_leased(
         lease.fence,
         nonce,
         lease.started_at,
+        lease.session,
+        fingerprint,
     )
     release_unique_key(db, lease.seq, lease.lane)
 
@@ -80,7 +84,7 @@ def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | 
     """Put a job without a lease into a finished state."""
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
-    db.run("finish_job", seq, state, db.now, reason, 0, 0, None, None, None, None)
+    db.run("finish_job", seq, state, db.now, reason, 0, 0, *(6 * [None]))
     release_unique_key(db, seq, lane)
 
 

@@ -7,7 +7,7 @@
 
 -- name: get_exchange_head
 -- Read what an exchange needs before it begins.
--- Inputs: ?1 session id
+-- Inputs: ?1 session id, ?2 now
 -- Result: no row if there is no such session, else one row:
 --   number, last_exchange, last_results, left_at, ended_at of the session
 --   the paused queues (JSON array)
@@ -16,7 +16,7 @@
 --   whether any unique key is held until its job is finished
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
-    (SELECT json_group_array(queue) FROM paused_queue),
+    (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
     (SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit),
     (SELECT min(due) FROM scheduled),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL)

@@ -1,4 +1,4 @@
--- Operations: cancel, pause, replay, delete and prune.
+-- Operations: cancel, pause, commands, audit records, replay, delete and prune.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. The rows of a job in `attempt_error` and `progress` are deleted
@@ -24,14 +24,34 @@ WHERE (lane, rank, due, seq) = (SELECT lane, -priority, due, seq FROM job WHERE 
 DELETE FROM scheduled WHERE (due, seq) = (SELECT due, seq FROM job WHERE seq = ?1);
 
 -- name: pause_queue
--- Pause a queue.
--- Inputs: ?1 queue
-INSERT INTO paused_queue (queue) VALUES (?1) ON CONFLICT DO NOTHING;
+-- Pause a queue. A pause in force keeps the time since which it is in force.
+-- Inputs: ?1 queue, ?2 who pauses it, ?3 reason, ?4 now, ?5 when the pause ends; NULL: when the queue is resumed
+INSERT INTO paused_queue (queue, paused_by, reason, since, until) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (queue) DO UPDATE
+SET paused_by = excluded.paused_by, reason = excluded.reason, until = excluded.until,
+    since = iif(until IS NULL OR until > excluded.since, since, excluded.since);
 
 -- name: resume_queue
 -- Resume a queue.
 -- Inputs: ?1 queue
 DELETE FROM paused_queue WHERE queue = ?1;
+
+-- name: send_command
+-- Store a command to the worker of a session that has not ended.
+-- Inputs: ?1 session id, ?2 command; NULL: none
+-- Result: the number of rows
+UPDATE session SET command = ?2 WHERE id = ?1 AND ended_at IS NULL;
+
+-- name: put_audit_record
+-- Add an audit record, or replace the body of the record with this id.
+-- Inputs: ?1 id, ?2 now, ?3 the record (JSON)
+INSERT INTO audit_record (id, at, body) VALUES (?1, ?2, ?3)
+ON CONFLICT (id) DO UPDATE SET body = excluded.body;
+
+-- name: delete_old_audit_records
+-- Delete the oldest audit records beyond a number.
+-- Inputs: ?1 the number to keep
+DELETE FROM audit_record WHERE number <= (SELECT max(number) FROM audit_record) - ?1;
 
 -- name: get_dead_letter
 -- Read what a replay needs of a failed job.
@@ -43,7 +63,8 @@ SELECT id, lane, priority, options FROM job WHERE seq = ?1;
 -- Make a failed job pending again. Its counters are reset and its history is kept.
 -- Inputs: ?1 seq, ?2 now
 UPDATE job
-SET state = 0, due = ?2, failures = 0, lost = 0, finished_at = NULL, reason = NULL
+SET state = 0, due = ?2, failures = 0, lost = 0, finished_at = NULL, reason = NULL, ended_by = NULL,
+    fingerprint = NULL
 WHERE seq = ?1;
 
 -- name: list_job_ids

@@ -4,8 +4,6 @@
 -- and cannot write (query_only). Times are in microseconds. A parameter ?N has the same value wherever it is used.
 -- The view `job_record` has the status of each job. Whether a waiting job is pending or scheduled depends on the time, so
 -- the statements decide that themselves.
--- `state > 0` beside `state = 2` repeats the condition of the partial index `job_finished`: without it SQLite cannot use
--- that index.
 
 -- name: find_job
 -- Find a job by its id.
@@ -17,8 +15,9 @@ SELECT seq, state, lane FROM job WHERE id = ?1;
 -- Read the complete records of jobs.
 -- Inputs: ?1 JSON array of seqs, ?2 whether payloads are included, ?3 now
 -- Result: one row for each job, newest first: id, lane, priority, due, created_at, state, failures, lost, started_at,
---   finished_at, reason, options, history (JSON array), fraction and message of the progress, session id, leased_at,
---   cancel_requested, result, payload
+--   finished_at, reason, options, history (JSON array), fraction and message of the progress, id of the session that
+--   holds the lease, leased_at, cancel_requested, id of the session that ended the job, host of that or the other
+--   session (NULL: unknown), result, payload
 SELECT
     j.id, j.lane, j.priority, j.due, j.created_at,
     coalesce(nullif(j.status, 'waiting'), iif(j.due > ?3, 'scheduled', 'pending')),
@@ -27,87 +26,141 @@ SELECT
         SELECT body FROM attempt_error AS e WHERE e.seq = j.seq ORDER BY position
     )),
     p.fraction, p.message,
-    s.id, l.leased_at, l.cancel_requested,
+    s.id, l.leased_at, l.cancel_requested, j.ended_by, json_extract(coalesce(s.description, e.description), '$.host'),
     j.result, iif(?2, j.payload, NULL)
 FROM json_each(?1) AS x
 CROSS JOIN job_record AS j ON j.seq = x.value
 LEFT JOIN progress AS p ON p.seq = j.seq
 LEFT JOIN lease AS l ON j.state = 0 AND l.session IN (SELECT number FROM session) AND l.seq = j.seq
 LEFT JOIN session AS s ON s.number = l.session
+LEFT JOIN session AS e ON e.id = j.ended_by
 ORDER BY j.seq DESC;
 
--- name: list_ids
--- List those of the given jobs that match a filter.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
---   NULL: any); ?6 the maximum number of jobs, ?7 now, ?8 JSON array of ids
+-- The next four statements list the records that a filter examines, and `filter_jobs` keeps those that match.
+
+-- name: list_newest
+-- List jobs of all states.
+-- Inputs: ?1 the seq before which to list, ?2 the maximum number of jobs
 -- Result: JSON array of seqs, newest first
-SELECT json_group_array(seq) FROM (
-    SELECT j.seq FROM json_each(?8) AS s CROSS JOIN job_record AS j ON j.id = s.value
-    WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
-    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
-    AND (?4 IS NULL OR j.reason = ?4)
-    AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?7, 'scheduled', 'pending'))
-        IN (SELECT value FROM json_each(?1)))
-    ORDER BY j.seq DESC LIMIT ?6
-);
+SELECT json_group_array(seq) FROM (SELECT seq FROM job WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2);
 
 -- name: list_failed
--- List the failed jobs that match a filter. It is used only when no other state is requested.
--- Inputs: ?1 states (JSON array); ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
---   NULL: any); ?6 the maximum number of jobs
+-- List failed jobs.
+-- Inputs: ?1 the seq before which to list, ?2 the maximum number of jobs
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
-    SELECT j.seq FROM job AS j INDEXED BY job_finished
-    WHERE j.state = 2 AND j.state > 0 AND (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
-    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
-    AND (?4 IS NULL OR j.reason = ?4)
-    AND (?5 IS NULL OR j.seq < ?5)
-    AND 'failed' IN (SELECT value FROM json_each(?1))
-    ORDER BY j.seq DESC LIMIT ?6
+    SELECT seq FROM job INDEXED BY job_failed WHERE state = 2 AND seq < ?1 ORDER BY seq DESC LIMIT ?2
 );
 
 -- name: list_unfinished
--- List the unfinished jobs that match a filter. It reads all of them, so it is used only when they are few.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
---   NULL: any); ?6 the maximum number of jobs, ?7 now
+-- List unfinished jobs. It reads all of them, so it is used only when they are few.
+-- Inputs: ?1 the seq before which to list, ?2 the maximum number of jobs
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
-    SELECT j.seq FROM (
+    SELECT seq FROM (
         SELECT seq FROM ready UNION ALL SELECT seq FROM scheduled UNION ALL SELECT seq FROM lease
-    ) AS s CROSS JOIN job_record AS j ON j.seq = s.seq
-    WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
-    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
-    AND (?4 IS NULL OR j.reason = ?4)
-    AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?7, 'scheduled', 'pending'))
-        IN (SELECT value FROM json_each(?1)))
-    ORDER BY j.seq DESC LIMIT ?6
+    ) WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2
+);
+
+-- name: list_by_ids
+-- List the jobs with the given ids.
+-- Inputs: ?1 the seq before which to list, ?2 the maximum number of jobs, ?3 JSON array of ids
+-- Result: JSON array of seqs, newest first
+SELECT json_group_array(seq) FROM (
+    SELECT j.seq FROM json_each(?3) AS s CROSS JOIN job AS j ON j.id = s.value
+    WHERE j.seq < ?1 ORDER BY j.seq DESC LIMIT ?2
 );
 
 -- name: has_many_unfinished
--- Test whether at least this many jobs are unfinished.
+-- Test whether more than this many jobs are unfinished.
 -- Inputs: ?1 the number
 -- Result: 0 or 1
-SELECT count(*) >= ?1 FROM (
-    SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease LIMIT ?1
+SELECT count(*) > ?1 FROM (
+    SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease LIMIT ?1 + 1
 );
 
--- name: list_newest
--- List the jobs that match a filter. It scans from the newest job backwards.
--- Inputs: ?1 states (JSON array), ?2 queue, ?3 name, ?4 reason, ?5 the seq before which to list (for each of these,
---   NULL: any); ?6 the maximum number of jobs, ?7 now
--- Result: JSON array of seqs, newest first
+-- name: filter_jobs
+-- Keep the first of these jobs that match a filter. A condition whose input is NULL is left out.
+-- Inputs: ?1 JSON array of seqs, ?2 the maximum number of jobs, ?3 now
+--   ?4 states (JSON array)
+--   ?5 ids (JSON array)
+--   ?6 queue
+--   ?7 name
+--   ?8 reason
+--   ?9 and ?10 the range of created_at
+--   ?11 and ?12 the range of finished_at
+--   ?13 tenant
+--   ?14 correlation id
+--   ?15 fingerprint
+--   ?16 the least number of failures
+-- Result: JSON array of seqs in the same order
 SELECT json_group_array(seq) FROM (
-    SELECT j.seq FROM job_record AS j
-    WHERE (?2 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?2))
-    AND (?3 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?3))
-    AND (?4 IS NULL OR j.reason = ?4)
-    AND (?5 IS NULL OR j.seq < ?5)
-    AND (?1 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?7, 'scheduled', 'pending'))
-        IN (SELECT value FROM json_each(?1)))
-    ORDER BY j.seq DESC LIMIT ?6
+    SELECT j.seq FROM json_each(?1) AS x CROSS JOIN job_record AS j ON j.seq = x.value
+    WHERE (?5 IS NULL OR j.id IN (SELECT value FROM json_each(?5)))
+    AND (?6 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?6))
+    AND (?7 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?7))
+    AND (?8 IS NULL OR j.reason = ?8)
+    AND (?9 IS NULL OR j.created_at >= ?9)
+    AND (?10 IS NULL OR j.created_at < ?10)
+    AND (?11 IS NULL OR j.finished_at >= ?11)
+    AND (?12 IS NULL OR j.finished_at < ?12)
+    AND (?13 IS NULL OR json_extract(j.options, '$.tenant') = ?13)
+    AND (?14 IS NULL OR json_extract(j.options, '$.correlation_id') = ?14)
+    AND (?15 IS NULL OR j.fingerprint = ?15)
+    AND (?16 IS NULL OR j.failures >= ?16)
+    AND (?4 IS NULL OR coalesce(nullif(j.status, 'waiting'), iif(j.due > ?3, 'scheduled', 'pending'))
+        IN (SELECT value FROM json_each(?4)))
+    LIMIT ?2
 );
+
+-- name: list_dead_letters
+-- Read what the groups of dead letters need, all in one row.
+-- Inputs: ?1 JSON array of seqs
+-- Result: JSON array of [id, lane, finished_at, fingerprint], in the order of the seqs
+SELECT json_group_array(json_array(j.id, j.lane, j.finished_at, j.fingerprint))
+FROM json_each(?1) AS x CROSS JOIN job AS j ON j.seq = x.value;
+
+-- name: list_last_errors
+-- Read the latest errors of jobs.
+-- Inputs: ?1 JSON array of ids
+-- Result: id, the error (JSON)
+SELECT j.id, (SELECT body FROM attempt_error AS e WHERE e.seq = j.seq ORDER BY position DESC LIMIT 1)
+FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value;
+
+-- name: get_pause
+-- Read the pause of a queue that is in force.
+-- Inputs: ?1 queue, ?2 now
+-- Result: who paused it, reason, since, until, or no row
+SELECT paused_by, reason, since, until FROM paused_queue
+WHERE queue = ?1 AND (until IS NULL OR until > ?2);
+
+-- name: list_limits_by_name
+-- List the concurrency limits.
+-- Inputs: ?1 job name; NULL: all
+-- Result: name, maximum, in_use, ordered by name
+SELECT name, maximum, in_use FROM concurrency_limit WHERE ?1 IS NULL OR name = ?1 ORDER BY name;
+
+-- name: list_limit_holders
+-- List the jobs that have counted longest against each concurrency limit.
+-- Inputs: ?1 job name; NULL: all; ?2 the maximum number of jobs of each name
+-- Result: job name, job id, session id, host, leased_at; longest first
+SELECT name, job, session, coalesce(host, ''), leased_at FROM (
+    SELECT
+        c.name, j.id AS job, s.id AS session, json_extract(s.description, '$.host') AS host, l.leased_at,
+        row_number() OVER (PARTITION BY c.name ORDER BY l.leased_at, j.id) AS position
+    FROM lease AS l
+    CROSS JOIN lane ON lane.id = l.lane
+    CROSS JOIN concurrency_limit AS c ON c.name = lane.name
+    CROSS JOIN job AS j ON j.seq = l.seq
+    CROSS JOIN session AS s ON s.number = l.session
+    WHERE ?1 IS NULL OR c.name = ?1
+) WHERE position <= ?2 ORDER BY name, position;
+
+-- name: list_audit_records
+-- List audit records, newest first.
+-- Inputs: ?1 the number before which to list, ?2 the maximum number of records
+-- Result: number, at, body
+SELECT number, at, body FROM audit_record WHERE number < ?1 ORDER BY number DESC LIMIT ?2;
 
 -- name: count_by_state
 -- Count the jobs in each state.
@@ -136,10 +189,11 @@ SELECT
     coalesce((SELECT many FROM finished WHERE state = 3), 0);
 
 -- name: list_queues
--- List every lane that has an unfinished job, and every paused queue.
+-- List every lane that has an unfinished job, and every queue that is paused now.
 -- Inputs: ?1 now
 -- Result: queue; name (NULL: the row says that the queue is paused); number of jobs that are due and wait; number of
---   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; paused
+--   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; and of a
+--   paused queue: who paused it, the reason, since, until
 WITH unfinished AS (
     SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
     FROM ready GROUP BY lane
@@ -149,16 +203,17 @@ WITH unfinished AS (
     UNION ALL
     SELECT lane, 0, 0, count(*), NULL FROM lease GROUP BY lane
 )
-SELECT lane.queue, lane.name, size, later, running, oldest, 0
+SELECT lane.queue, lane.name, size, later, running, oldest, NULL, NULL, NULL, NULL
 FROM unfinished JOIN lane ON lane.id = unfinished.lane
 UNION ALL
-SELECT queue, NULL, 0, 0, 0, NULL, 1 FROM paused_queue;
+SELECT queue, NULL, 0, 0, 0, NULL, paused_by, reason, since, until FROM paused_queue
+WHERE until IS NULL OR until > ?1;
 
 -- name: list_sessions
 -- List every session that has not ended, oldest first.
--- Result: id, description, ttl, expires_at, boot_id, opened_at, left_at, number of leases
+-- Result: id, description, ttl, expires_at, boot_id, opened_at, left_at, number of leases, vitals (JSON), command
 SELECT id, description, ttl, expires_at, boot_id, opened_at, left_at,
-    (SELECT count(*) FROM lease WHERE lease.session = session.number)
+    (SELECT count(*) FROM lease WHERE lease.session = session.number), vitals, command
 FROM session WHERE ended_at IS NULL ORDER BY opened_at, number;
 
 -- name: get_format_and_latest

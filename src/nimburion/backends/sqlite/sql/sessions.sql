@@ -8,8 +8,8 @@
 -- name: get_session
 -- Read a session, including one that has ended.
 -- Inputs: ?1 session id
--- Result: number, description, ttl, left_at, ended_at, or no row
-SELECT number, description, ttl, left_at, ended_at FROM session WHERE id = ?1;
+-- Result: number, description, ttl, left_at, ended_at, command, or no row
+SELECT number, description, ttl, left_at, ended_at, command FROM session WHERE id = ?1;
 
 -- name: insert_session
 -- Create a session.
@@ -32,8 +32,8 @@ DELETE FROM concurrency_limit WHERE name = ?1;
 
 -- name: renew_session
 -- Extend the life of a session.
--- Inputs: ?1 session number, ?2 expires_at, ?3 boot id
-UPDATE session SET expires_at = ?2, boot_id = ?3 WHERE number = ?1;
+-- Inputs: ?1 session number, ?2 expires_at, ?3 boot id, ?4 vitals (JSON; NULL: unchanged)
+UPDATE session SET expires_at = ?2, boot_id = ?3, vitals = coalesce(?4, vitals) WHERE number = ?1;
 
 -- name: list_cancel_requests
 -- List the jobs of a session that are to be cancelled.
@@ -43,9 +43,10 @@ SELECT l.seq, j.id, l.fence, l.nonce FROM lease AS l CROSS JOIN job AS j ON j.se
 WHERE l.session = ?1 AND l.cancel_requested = 1;
 
 -- name: list_paused_queues
--- List all paused queues.
+-- List the queues that are paused now.
+-- Inputs: ?1 now
 -- Result: queue
-SELECT queue FROM paused_queue ORDER BY queue;
+SELECT queue FROM paused_queue WHERE until IS NULL OR until > ?1 ORDER BY queue;
 
 -- name: list_leases
 -- List the leases of a session in the order of delivery.
@@ -76,7 +77,7 @@ WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2
 -- List leases of sessions that have ended.
 -- Inputs: ?1 the maximum number of leases, ?2 the number of losses from which a job is a suspect
 -- Result: session, seq, lane, fence, nonce, leased_at, cancel_requested; whether no loss is counted; job id, lost,
---   failures. No loss is counted if the session was closed before it expired, or if a suspect was held with other jobs
+--   failures; id and host of the session. No loss is counted if the session was closed before it expired, or if a suspect was held with other jobs
 --   and so had not begun.
 SELECT
     l.session, l.seq, l.lane, l.fence, l.nonce, l.leased_at, l.cancel_requested,
@@ -84,7 +85,7 @@ SELECT
         j.lost >= ?2
         AND EXISTS (SELECT 1 FROM lease AS o WHERE o.session = l.session AND o.seq <> l.seq)
     ),
-    j.id, j.lost, j.failures
+    j.id, j.lost, j.failures, s.id, coalesce(json_extract(s.description, '$.host'), '')
 FROM session AS s
 CROSS JOIN lease AS l ON l.session = s.number
 CROSS JOIN job AS j ON j.seq = l.seq

@@ -11,6 +11,7 @@
 -- Result: the number of rows
 UPDATE job
 SET state = 1, finished_at = ?1, payload = NULL, fence = ?4, settled_fence = ?4, settled_nonce = ?5,
+    ended_by = (SELECT id FROM session WHERE number = ?2),
     started_at = (
         SELECT l.leased_at FROM lease AS l WHERE l.session = ?2 AND l.nonce = ?5 AND l.seq IN (
             SELECT value FROM json_each(?3)
@@ -102,11 +103,13 @@ UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT na
 --   ?8 fence of the delivery that ended; NULL: no delivery ended
 --   ?9 nonce of the token that settles the job; NULL: no token does
 --   ?10 started_at of the delivery that ended; NULL: no delivery ended
+--   ?11 number of the session whose delivery ended; NULL: no delivery ended
+--   ?12 fingerprint of the error that made the job a dead letter; NULL: it is none
 UPDATE job
 SET state = ?2, finished_at = ?3, reason = ?4, failures = failures + ?5, lost = lost + ?6, result = ?7,
     payload = iif(?2 = 2, payload, NULL), fence = coalesce(?8, fence),
     settled_fence = iif(?9 IS NULL, settled_fence, ?8), settled_nonce = coalesce(?9, settled_nonce),
-    started_at = coalesce(?10, started_at)
+    started_at = coalesce(?10, started_at), ended_by = (SELECT id FROM session WHERE number = ?11), fingerprint = ?12
 WHERE seq = ?1;
 
 -- name: requeue_job

@@ -31,12 +31,16 @@ CREATE TABLE job (
     started_at INTEGER,
     finished_at INTEGER,
     reason TEXT,
+    ended_by TEXT,                      -- the id of the session whose attempt ended the job; NULL: none did
+    fingerprint TEXT,                   -- of the error that made the job a dead letter
     options TEXT,                       -- JSON; NULL: all have their default
     digest BLOB NOT NULL,
     result BLOB,
     payload BLOB                        -- NULL after completed or cancelled
 ) STRICT;
 CREATE INDEX job_finished ON job (state, finished_at, lane) WHERE state > 0;
+-- The dead letters in the order of `seq`.
+CREATE INDEX job_failed ON job (state) WHERE state = 2;
 CREATE INDEX job_result ON job (finished_at) WHERE result IS NOT NULL;
 
 -- The next three tables say what an unfinished job does. It has a row in exactly one of them.
@@ -108,6 +112,8 @@ CREATE TABLE session (
     opened_at INTEGER NOT NULL,
     last_exchange INTEGER NOT NULL DEFAULT 0,   -- the number of the latest exchange
     last_results TEXT NOT NULL DEFAULT '',      -- one code for each settlement of that exchange
+    vitals TEXT,                        -- JSON: what the worker reported with its latest heartbeat
+    command TEXT,                       -- the latest command that an operator sent to the worker
     left_at INTEGER,                    -- when it was closed while handlers still ran
     ended_at INTEGER                    -- when it was rescued or closed; its id cannot be used again
 ) STRICT;
@@ -117,8 +123,13 @@ CREATE TABLE concurrency_limit (
     maximum INTEGER NOT NULL,
     in_use INTEGER NOT NULL             -- leased jobs of this name
 ) STRICT, WITHOUT ROWID;
+-- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (
-    queue TEXT PRIMARY KEY
+    queue TEXT PRIMARY KEY,
+    paused_by TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER                       -- NULL: until the queue is resumed
 ) STRICT, WITHOUT ROWID;
 -- Schedules of recurring jobs.
 CREATE TABLE schedule (
@@ -129,6 +140,24 @@ CREATE TABLE schedule (
     last_tick REAL,                     -- seconds since 1970-01-01 UTC; compared exactly
     last_job TEXT
 ) STRICT, WITHOUT ROWID;
+
+-- What happened to the jobs of one queue and name in an interval, as counted by one process.
+CREATE TABLE statistics (
+    step INTEGER NOT NULL,              -- the length of the interval in seconds
+    start INTEGER NOT NULL,             -- its begin in seconds since 1970-01-01 UTC
+    queue TEXT NOT NULL,
+    name TEXT NOT NULL,
+    source TEXT NOT NULL,               -- the process that counted
+    counters TEXT NOT NULL,             -- JSON
+    PRIMARY KEY (step, start, queue, name, source)
+) STRICT, WITHOUT ROWID;
+-- What operators changed. The numbers have no gaps, so the newest records are found by number.
+CREATE TABLE audit_record (
+    number INTEGER PRIMARY KEY,         -- in the order in which the records were added
+    id TEXT NOT NULL UNIQUE,
+    at INTEGER NOT NULL,                -- when the record was added
+    body TEXT NOT NULL                  -- JSON
+) STRICT;
 
 -- Jobs with their status: completed, failed, cancelled, processing, retrying or waiting. A waiting job is scheduled if its
 -- due time is in the future, else pending. An unfinished job that is neither in `ready` nor in `scheduled` is processing.
