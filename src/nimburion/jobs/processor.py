@@ -90,8 +90,7 @@ class Processor(Client):
         if isinstance(backend, str):
             backend = open_backend(backend)
         chosen = _merge_settings(settings or Settings(), single_settings)
-        super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)
-        self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
+        super().__init__(backend, settings=chosen, clock=clock, random=random, entropy=entropy)
         self._middlewares: list[Middleware] = []
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None

@@ -87,6 +87,7 @@ class Client:
         registry: Registry | None = None,
         clock: Clock | None = None,
         events: Events | None = None,
+        random: Random | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
         self.backend: Backend = backend
@@ -94,6 +95,7 @@ class Client:
         self.registry: Registry = registry or Registry(self.settings)
         self.clock: Clock = clock or SystemClock()
         self.events: Events = events if events is not None else Events()
+        self._random: Random = random or Random()  # noqa: S311 (jitter, nothing secret)
         self._entropy: Entropy = entropy
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the client belongs to; None while it is not open."""
@@ -540,7 +542,7 @@ class Client:
         self._statistics = StatisticsWriter(
             self.backend,
             self.clock,
-            Random(),  # noqa: S311 (jitter, nothing secret)
+            self._random,
             self.counters,
             source=make_session_id(self._entropy),
         )

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from random import Random
@@ -30,7 +29,6 @@ from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
-from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context, EnqueueClient
 from nimburion.jobs.declaration.middleware import Middleware, compose
@@ -54,6 +52,9 @@ Chain = Callable[[Context], Awaitable[object]]
 Report = Callable[[Lease, float, str], None]
 _Chained = tuple[Handler, Chain, dict[str, LaneCounters]]
 """A handler, its chain of middleware, and the counters of its jobs by queue."""
+
+_EXCHANGES_PER_FOLD = 32
+"""The times of attempts are counted once per so many exchanges, so their lists stay short."""
 
 CANCELLED_ON_REQUEST = "cancelled on request"
 
@@ -96,7 +97,7 @@ class Attempt:
         self.settled: bool = False
         """Whether the settlement was handed to the completer, or the lease was released."""
         self.started: float = 0.0
-        """When the attempt started, in seconds of the monotonic clock; 0 before."""
+        """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
         self.ended: float = 0.0
         """When its handler ended, likewise."""
         self.context: Context | None = None
@@ -193,18 +194,25 @@ class AttemptRunner:
         self._log_level = logging.INFO if log_attempts == "info" else logging.DEBUG
         self._host = socket.gethostname()
         self._monotonic = clock.monotonic
-        self.backend_time_offset: float = clock.now() - clock.monotonic()
-        """The backend's clock less the monotonic clock, in seconds. The worker corrects it with
-        each reply.
-        """
+        self._backend_time_offset = clock.now() - clock.monotonic()
+        """The backend's clock less the monotonic clock, in seconds."""
         self._chains: dict[str, _Chained] = {}
-        self.read_listeners()
+        self._exchanges = 0
+        self._read_listeners()
 
-    def read_listeners(self) -> None:
-        """Read whether the start and end of attempts are logged or subscribed to.
+    def note_exchange(self, backend_time: float) -> None:
+        """Do what is due once per exchange, because it costs too much for each attempt.
 
-        The result is cached, because asking costs one percent of an attempt.
+        Correct the backend's time, read whether the start and end of attempts are logged or
+        subscribed to, and sometimes count the times that the attempts noted.
         """
+        self._backend_time_offset = backend_time - self._monotonic()
+        self._read_listeners()
+
+    def _read_listeners(self) -> None:
+        self._exchanges += 1
+        if self._exchanges % _EXCHANGES_PER_FOLD == 0:
+            self._counters.list_lanes()
         self._logs_attempts = _log.isEnabledFor(self._log_level)
         self._reports_attempts = self._logs_attempts or (
             self._events.wants(AttemptStarted) or self._events.wants(AttemptEnded)
@@ -219,26 +227,19 @@ class AttemptRunner:
         handler, chain, lanes = found
         lane = lanes.get(delivery.queue) or self._find_lane(lanes, delivery)
         context = self._open_context(attempt, handler)
-        started = attempt.started or self._monotonic()
-        waited = started + self.backend_time_offset - delivery.due
-        lane.started += 1
-        if waited > 0:
-            lane.wait_seconds += waited
-        lane.wait_buckets[bisect_left(WAIT_BOUNDS, waited)] += 1
+        started = attempt.started
+        waited = started + self._backend_time_offset - delivery.due
+        lane.waits.append(waited)
         if self._reports_attempts:
             self._report_start(delivery, max(0.0, waited))
         outcome = await self._run_handler(attempt, context, handler, chain)
         settlement = self._make_settlement(attempt, outcome, handler, context)
         attempt.ended = ended = self._monotonic()
-        duration = ended - started
-        lane.run_seconds += duration
-        lane.run_buckets[bisect_left(RUN_BOUNDS, duration)] += 1
-        if type(settlement) is Completed:
-            lane.completed += 1
-        else:
+        lane.runs.append(ended - started)
+        if type(settlement) is not Completed:
             _count_settlement(lane, settlement)
         if self._reports_attempts:
-            self._report_end(delivery, settlement, outcome, duration)
+            self._report_end(delivery, settlement, outcome, ended - started)
         return settlement
 
     def _find_lane(self, lanes: dict[str, LaneCounters], delivery: Delivery) -> LaneCounters:
@@ -277,7 +278,9 @@ class AttemptRunner:
         error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
         failed = AttemptFailed(self._add_place(attempt, error))
         settlement = decide_settlement(delivery, failed, handler.policy, self._random)
-        _count_settlement(self._counters.find(delivery.queue, delivery.name), settlement)
+        lane = self._counters.find(delivery.queue, delivery.name)
+        lane.runs.append(self._monotonic() - attempt.started)
+        _count_settlement(lane, settlement)
         return settlement
 
     def _make_settlement(
@@ -288,6 +291,8 @@ class AttemptRunner:
             return _settle_completed(context, outcome, raised)
         if attempt.lost:
             return None
+        if type(outcome) is Succeeded:  # `decide_settlement` says the same
+            return Completed(attempt.delivery.lease, outcome.result)
         if isinstance(outcome, AttemptFailed):
             outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
         settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)
@@ -311,7 +316,7 @@ class AttemptRunner:
             error,
             session=attempt.session_id,
             host=self._host,
-            started_at=(attempt.started or self._monotonic()) + self.backend_time_offset,
+            started_at=attempt.started + self._backend_time_offset,
         )
 
     def _report_start(self, delivery: Delivery, waited: float) -> None:
@@ -593,10 +598,9 @@ def _log_failure(
 
 
 def _count_settlement(lane: LaneCounters, settlement: Settlement | None) -> None:
-    """Count an attempt by its settlement; None: the lease was lost."""
+    """Count an attempt that did not complete its job. None: the lease was lost."""
+    lane.ended_otherwise += 1
     match settlement:
-        case Completed():
-            lane.completed += 1
         case Retried():
             lane.retried += 1
         case Failed(reason=reason):

@@ -9,6 +9,7 @@ import math
 import os
 import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -185,6 +186,9 @@ def _format_traceback(raised: BaseException) -> str:
         return f"<its traceback could not be formatted: {_type_name(error)}>"
 
 
+_TRACEBACK = vars(BaseException)["__traceback__"]
+"""The descriptor that reads a traceback without the attributes of the exception's class."""
+
 _FOREIGN_FILES = (os.path.dirname(os.__file__), str(Path(__file__).parents[3]), "<")  # noqa: PTH120
 """Starts of the file names of Python, of nimburion and of generated code."""
 
@@ -195,10 +199,11 @@ def _find_place(raised: BaseException) -> str:
     Without such a frame, of the innermost frame; empty without a traceback.
     """
     place = own_place = ""
-    frame = raised.__traceback__
+    frame: TracebackType | None = _TRACEBACK.__get__(raised)
     while frame is not None:
         code = frame.tb_frame.f_code
-        place = f"{frame.tb_frame.f_globals.get('__name__', '')}.{code.co_qualname}"
+        module = frame.tb_frame.f_globals.get("__name__")
+        place = f"{module}.{code.co_qualname}" if type(module) is str else code.co_qualname
         if not (code.co_filename.startswith(_FOREIGN_FILES) or "site-packages" in code.co_filename):
             own_place = place
         frame = frame.tb_next
