@@ -426,11 +426,11 @@ def decode_queues(reply: list[Any]) -> list[QueueInfo]:
         )
         for queue, name, ready, aside, leased, due in _split_rows(details, 6)
     ]
-    paused = [LaneRow(queue, None, 0, 0, 0, None, paused=True) for queue in pauses]
-    return [
-        msgspec.structs.replace(queue, pause=pauses.get(queue.name))
-        for queue in combine_rows([*lanes, *paused])
+    paused = [
+        LaneRow(queue, None, 0, 0, 0, None, paused=True, pause=pause)
+        for queue, pause in pauses.items()
     ]
+    return combine_rows([*lanes, *paused])
 
 
 def decode_pause(packed: bytes) -> Pause:
