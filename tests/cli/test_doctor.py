@@ -16,7 +16,6 @@ from nimburion.cli.root import root
 from nimburion.core.checks import CheckResult
 from nimburion.core.errors import BackendFull
 from nimburion.core.session import Session
-from nimburion.testing import FakeClock
 from tests.cli.conftest import CommandLine
 from tests.cli.test_processes import imported_by
 
@@ -169,22 +168,6 @@ async def test_a_backend_that_raises_fails_its_check() -> None:
     (found,) = await doctor.check_backend(Full())
     assert (found.subject, found.verdict, found.text) == ("answer", "error", "no room")
     assert "make room" in found.advice
-
-
-def test_a_clock_that_steps_while_we_look() -> None:
-    clock = FakeClock()
-    wall, monotonic = clock.now(), clock.monotonic()
-    clock.advance(0.5)
-    assert doctor.check_local_clock(clock, wall, monotonic).verdict == "good"
-    clock.step_wall(-2)
-    found = doctor.check_local_clock(clock, wall, monotonic)
-    assert (found.verdict, found.text) == ("warning", "stepped by -2.0 s just now")
-
-
-def test_drivers_are_named_where_they_matter() -> None:
-    assert doctor.check_redis_driver("sqlite:///jobs.db") == []
-    (found,) = doctor.check_redis_driver("redis+sentinel://a,b/main")
-    assert "hiredis" in found.text
 
 
 def test_it_imports_the_backend_and_nothing_to_run_jobs(tmp_path: Path) -> None:

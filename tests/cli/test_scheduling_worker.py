@@ -11,7 +11,6 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.cli.invocation import Invocation
-from nimburion.cli.worker import add_scheduler
 from nimburion.core.errors import DefinitionError
 from nimburion.core.job import State
 from nimburion.jobs import Processor
@@ -71,7 +70,7 @@ def completed(folder: Path) -> int:
 
 def test_one_scheduler_is_added_for_what_is_configured(tmp_path: Path) -> None:
     processor = Processor(MemoryBackend())
-    add_scheduler(processor, configured(tmp_path, "true"))
+    Scheduler.configure(processor, configured(tmp_path, "true").load().scheduler)
     (one,) = schedulers(processor)
     assert one.names == ["sum"]
 
@@ -80,7 +79,7 @@ def test_the_applications_own_takes_the_configured_tasks_too(tmp_path: Path) -> 
     processor = Processor(MemoryBackend())
     own = Scheduler(processor)
     own.schedule("@daily", lambda _: Report(), name="own")
-    add_scheduler(processor, configured(tmp_path, "true"))
+    Scheduler.configure(processor, configured(tmp_path, "true").load().scheduler)
     assert schedulers(processor) == [own]
     assert own.names == ["own", "sum"]
 
@@ -88,7 +87,7 @@ def test_the_applications_own_takes_the_configured_tasks_too(tmp_path: Path) -> 
 def test_none_runs_where_it_is_switched_off(tmp_path: Path) -> None:
     processor = Processor(MemoryBackend())
     Scheduler(processor).schedule("@daily", lambda _: Report(), name="own")
-    add_scheduler(processor, configured(tmp_path, "false"))
+    Scheduler.configure(processor, configured(tmp_path, "false").load().scheduler)
     assert schedulers(processor) == []
 
 
@@ -97,4 +96,4 @@ def test_a_wrong_task_ends_the_worker_before_it_begins(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(file.read_text().replace("@every 1s", "* 25 * * *"))
     with pytest.raises(DefinitionError, match="scheduler task 'sum'"):
-        add_scheduler(Processor(MemoryBackend()), invocation)
+        Scheduler.configure(Processor(MemoryBackend()), invocation.load().scheduler)

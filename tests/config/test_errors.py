@@ -39,7 +39,17 @@ ROMA = (
     "2: scheduler.timezone: expected an IANA time zone, found 'Europe/Roma' "
     "(did you mean 'Europe/Rome'?)"
 )
-NOT_READ = "not in this version yet; remove the section (this version reads: jobs, scheduler)"
+EXPOSED = (
+    "0.0.0.0 can be reached from other hosts, and there is no token: anyone could run and delete "
+    "jobs. Add under server: `tokens: [{name: ops, rights: [read, operate], variable: "
+    "OPS_TOKEN}]`, or set `host: 127.0.0.1`"
+)
+WANTED_RIGHTS = (
+    "a list, each one of read, payloads, operate, admin, found a list (item 1 is none of these)"
+)
+NOT_READ = (
+    "not in this version yet; remove the section (this version reads: jobs, scheduler, server)"
+)
 OVERLAPS = "allow, skip, queue_one, cancel_previous"
 NOT_YET = "more are not in this version yet; start more workers"
 
@@ -74,13 +84,19 @@ NOT_YET = "more are not in this version yet; start more workers"
         ("jobs: {queues: {a: 1}}",
          "1: jobs.queues: expected a list of maps of name, priority, concurrency; found a map"),
         ("jobs: 3", f"1: jobs: expected a map of {', '.join(JOBS.keys)}; found a number"),
-        ("[1]", "1: expected a map of jobs, scheduler; found a list"),
+        ("[1]", "1: expected a map of jobs, scheduler, server; found a list"),
         ("jobs: {limits: {payload: 1GB}}",
          "1: jobs.limits.payload: expected bytes, or a text like 256KiB, 1MiB, found '1GB'"),
         ("concurrency: 3", "1: concurrency: no such section; did you mean jobs.concurrency?"),
         ("job: {}", "1: job: no such setting; did you mean jobs?"),
-        ("server: {}",
-         f"1: server: {NOT_READ}"),
+        ("telemetry: {}",
+         f"1: telemetry: {NOT_READ}"),
+        ("server: {host: 0.0.0.0, port: 80}",
+         f"1: server.host: {EXPOSED}"),
+        ("server: {tokens: [{name: a, rights: [reed], file: b}]}",
+         f"1: server.tokens[0].rights: expected {WANTED_RIGHTS}"),
+        ("server: {tokens: [{name: a, rights: [read]}]}",
+         "1: server.tokens[0]: name either the `file` or the `variable` of the token"),
         ("scheduler: {tasks: [{name: a, cron: '@daily'}]}",
          "1: scheduler.tasks[0]: job_name is missing"),
         ("scheduler: {tasks: [{name: a, cron: '@daily', job_name: b, payload: '[]'}]}",

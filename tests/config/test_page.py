@@ -13,13 +13,21 @@ from nimburion.config.schema import (
     COMING,
     JOBS,
     SCHEDULER,
+    SERVER,
     Section,
     SectionList,
     Shape,
 )
 from nimburion.config.tree import Place, Written
 from nimburion.config.value_types import ValueType
-from nimburion.core.settings import QueueSettings, SchedulerSettings, Settings, TaskSettings
+from nimburion.core.settings import (
+    QueueSettings,
+    SchedulerSettings,
+    ServerSettings,
+    Settings,
+    TaskSettings,
+    TokenSettings,
+)
 from tests.house.tree import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
@@ -38,10 +46,21 @@ def kinds(shape: Shape, path: str) -> Iterator[tuple[str, ValueType]]:
             yield from kinds(inner, f"{path}.{key}".lstrip("."))
 
 
-KINDS = {**dict(kinds(JOBS, "")), **dict(kinds(SCHEDULER, "scheduler"))}
-REQUIRED = {"queues[].name"} | {
-    f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")
+KINDS = {
+    **dict(kinds(JOBS, "")),
+    **dict(kinds(SCHEDULER, "scheduler")),
+    **dict(kinds(SERVER, "server")),
 }
+REQUIRED = {
+    "queues[].name",
+    *(f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")),
+    *(f"server.tokens[].{name}" for name in ("name", "rights")),
+}
+WITHOUT_DEFAULT = {
+    *("scheduler.tasks[].timezone", "server.tokens[].file", "server.tokens[].variable"),
+    "server.allowed_hosts",
+}
+"""Settings whose default cannot be written: none, or an empty list."""
 
 
 def default_of(name: str) -> object:
@@ -50,6 +69,8 @@ def default_of(name: str) -> object:
     if name.startswith("scheduler.tasks[]."):
         value = TaskSettings(name="x", cron="@daily", job_name="x")
         name = name.removeprefix("scheduler.tasks[].")
+    elif name.startswith("server."):
+        value, name = ServerSettings(), name.removeprefix("server.")
     elif name.startswith("scheduler."):
         value, name = SchedulerSettings(), name.removeprefix("scheduler.")
     if name.startswith("queues[]."):
@@ -71,7 +92,7 @@ def test_what_is_allowed_is_what_the_readers_allow() -> None:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     named_by_backend = {name for name in ROWS if name.split(".")[0] in BACKEND_KEYS}
-    for name in ROWS.keys() - named_by_backend - REQUIRED - {"scheduler.tasks[].timezone"}:
+    for name in ROWS.keys() - named_by_backend - REQUIRED - WITHOUT_DEFAULT:
         written = ROWS[name][0]
         value = KINDS[name].read(Written(parse_scalar(written), Place("page"), written), (name,))
         assert value == default_of(name), name
@@ -86,6 +107,10 @@ def test_every_setting_of_the_code_can_be_written() -> None:
     assert isinstance(limits, Section)
     assert set(queue.each.keys) == set(QueueSettings.__struct_fields__)
     assert set(limits.keys) == set(Settings().limits.__struct_fields__)
+    tokens = SERVER.keys["tokens"]
+    assert isinstance(tokens, SectionList)
+    assert set(SERVER.keys) == set(ServerSettings.__struct_fields__)
+    assert set(tokens.each.keys) == set(TokenSettings.__struct_fields__)
 
 
 def test_sections_to_come_are_named() -> None:

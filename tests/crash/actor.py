@@ -47,8 +47,8 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.worker.attempt import AttemptRunner
-from nimburion.jobs.worker.completer import Completer
+from nimburion.jobs.worker.attempt.attempt import AttemptRunner
+from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
 from tests.crash import blocking, children
 

@@ -8,7 +8,7 @@ MEMORY = "tests/contract/test_memory.py::TestMemory::"
 SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
-COMPLETER = "tests/jobs/worker/test_completer.py::"
+COMPLETER = "tests/jobs/worker/exchange/test_completer.py::"
 HEALTH = "tests/jobs/worker/test_health.py::"
 TRANSACTIONS = "tests/backends/sqlite/test_transactions.py::"
 WORKER = "tests/jobs/worker/test_worker.py::"
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "repeats under a new number",
-        "jobs/worker/completer.py",
+        "jobs/worker/exchange/completer.py",
         "await self.$_clock.sleep($pause)",
         "self._number += 1",
         (f"{COMPLETER}test_an_unanswered_exchange_is_repeated_under_its_number",),
@@ -202,7 +202,7 @@ MUTANTS = (
     # Sizes
     Mutant(
         "exchanges never shrink",
-        "jobs/worker/exchange_size.py",
+        "jobs/worker/exchange/exchange_size.py",
         "_SHRINK_FACTOR = 4.0",
         "_SHRINK_FACTOR = 1.0",
         (f"{SCENARIO}test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one",),
@@ -216,14 +216,14 @@ MUTANTS = (
     ),
     Mutant(
         "what a smaller repeat left out is forgotten",
-        "jobs/worker/completer.py",
+        "jobs/worker/exchange/completer.py",
         "if applied < len(batch):",
         "if applied < 0:",
         (f"{COMPLETER}test_an_exchange_that_takes_too_long_shrinks_until_it_fits",),
     ),
     Mutant(
         "a session whose exchanges fail is kept",
-        "jobs/worker/session.py",
+        "jobs/worker/session/session.py",
         "give_up_after=session.ttl * $_fraction,",
         "give_up_after=1e9,",
         (f"{SCENARIO}test_a_worker_whose_exchanges_fail_gives_its_jobs_back_in_time",),
@@ -272,7 +272,7 @@ MUTANTS = (
         "jobs/*.py",
         "            $case $Why.$STOP | None:\n                return $Released($lease)",
         "            $case $Why.$STOP | None:\n                return Cancelled($lease, 'unknown')",
-        ("tests/jobs/worker/test_attempt.py::test_an_unknown_name_is_given_back",),
+        ("tests/jobs/worker/attempt/test_attempt.py::test_an_unknown_name_is_given_back",),
     ),
     Mutant(
         "one retry too few",
@@ -319,8 +319,8 @@ MUTANTS = (
     Mutant(
         "suspects share the blame",
         "jobs/*.py",
-        "while len(self.$_suspects) > 1:",
-        "while len(self.$_suspects) > 100:",
+        "while len($slots.$suspects) > 1:",
+        "while len($slots.$suspects) > 100:",
         (f"{SCENARIO}test_a_job_that_kills_its_workers_affects_no_other_job",),
     ),
     Mutant(
@@ -361,8 +361,8 @@ MUTANTS = (
     Mutant(
         "what was not started is not handed back",
         "jobs/*.py",
-        "        self.$_draining = True\n        self.$_give_back_held()",
-        "        self.$_draining = True",
+        "        self.$_slots.$draining = True\n        self.$_release_all()",
+        "        self.$_slots.$draining = True",
         (f"{SCENARIO}test_what_was_not_started_is_handed_back_at_stop",),
     ),
     Mutant(

@@ -168,9 +168,9 @@ SCHEDULER_MUTANTS = (
     ),
     Mutant(
         "a scheduler is not to be switched off",
-        "cli/*.py",
-        "    if not $settings.$enabled:\n",
-        "    if not $settings:\n",
+        "scheduler/*.py",
+        "if not settings.enabled:\n",
+        "if not settings:\n",
         (f"{WORKER}test_none_runs_where_it_is_switched_off",),
     ),
     # Clocks

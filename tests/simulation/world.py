@@ -31,7 +31,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
-from nimburion.jobs.worker.heartbeat import Heartbeat
+from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired
@@ -105,8 +105,8 @@ class Worker:
     def session(self) -> str | None:
         """The session that it has now; None while it has none."""
         running = getattr(self, "processor", None) and self.processor._running
-        session = getattr(running._worker, "session", None) if running else None
-        return session.session.id if session else None
+        worker = running._worker if running else None
+        return None if worker is None or worker.task is None else worker.session.id
 
     @property
     def heartbeat(self) -> Heartbeat:

@@ -60,8 +60,9 @@ def show_settings() -> None:
     data["url"] = redact_url(config.jobs.url)
     scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
     scheduler["tasks"] = [task_to_data(task) for task in config.scheduler.tasks]
-    shown = {"source": config.source, "jobs": data, "scheduler": scheduler}
-    print_result(shown, lambda: draw_settings(config, {"jobs": data, "scheduler": scheduler}))
+    server: dict[str, object] = msgspec.to_builtins(config.server)
+    sections = {"jobs": data, "scheduler": scheduler, "server": server}
+    print_result({"source": config.source, **sections}, lambda: draw_settings(config, sections))
 
 
 def task_to_data(task: TaskSettings) -> dict[str, object]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+import msgspec
 
 from nimburion.cli.exit_codes import NotFound
 from nimburion.cli.filters import (
     STEP,
     add_filter_options,
     count_matching,
+    describe_filter,
     exit_for,
     explain_misses,
     format_count,
@@ -21,12 +23,14 @@ from nimburion.cli.filters import (
     require_confirmation,
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.operators import audited
+from nimburion.cli.output import escape_controls, format_time, print_result, print_table
 from nimburion.cli.records import draw_whole_record, record_to_data
 from nimburion.core.job import JobRecord, Reason, State
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
+    from nimburion.core.failure_groups import FailureGroups
     from nimburion.core.queries import JobFilter
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -62,6 +66,42 @@ def list_dead(
     )
     data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
     print_result(data, lambda: draw_page(page))
+
+
+@dead.command("groups")
+@add_dead_filters
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@add_shared_options
+def list_groups(queue: str | None, name: str | None, reason: str | None, limit: int) -> None:
+    """Group dead letters by their error, the largest group first.
+
+    Errors are equal if type, place and message are, apart from numbers, ids and quoted values.
+    `jobs list --fingerprint` lists the jobs of one group.
+    """
+    which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
+    found = current_invocation().run(lambda backend: backend.group_failures(which, limit=limit))
+    print_result(msgspec.to_builtins(found), lambda: draw_groups(found))
+
+
+def draw_groups(found: FailureGroups) -> None:
+    """Print one line per group, and whether all dead letters were examined."""
+    print_table(
+        ("fingerprint", "count", "first", "last", "names", "error"),
+        [
+            (
+                group.fingerprint or None,
+                group.count,
+                format_time(group.first),
+                format_time(group.last),
+                ", ".join(group.names),
+                f"{group.type}: {group.message}",
+            )
+            for group in found.groups
+        ],
+        "no such dead letters",
+    )
+    if not found.complete:
+        click.echo(f"only the newest {found.examined} dead letters were examined")
 
 
 @dead.command("show")
@@ -139,15 +179,17 @@ async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replay
     require_confirmation(yes, count, "replayed")
     done = Replays([], [], misses)
     after: str | None = None
-    with make_progress_bar(count, "replaying") as bar:
-        while True:
-            step = await backend.replay(which, STEP, after)
-            done.replayed += step.ids
-            done.held += step.held
-            bar.update(len(step.ids) + len(step.held))
-            after = step.next
-            if after is None:
-                return done
+    async with audited(backend, "dead.replay", details=describe_filter(which)) as change:
+        with make_progress_bar(count, "replaying") as bar:
+            while True:
+                step = await backend.replay(which, STEP, after)
+                done.replayed += step.ids
+                done.held += step.held
+                change.count = len(done.replayed)
+                bar.update(len(step.ids) + len(step.held))
+                after = step.next
+                if after is None:
+                    return done
 
 
 def draw_replayed(done: Replays) -> None:
@@ -198,8 +240,9 @@ async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[i
     count = await count_matching(backend, which)
     require_confirmation(yes, count, "purged for good")
     purged = 0
-    with make_progress_bar(count, "purging") as bar:
-        while ids := await backend.delete(which, STEP):
-            purged += len(ids)
-            bar.update(len(ids))
+    async with audited(backend, "dead.purge", details=describe_filter(which)) as change:
+        with make_progress_bar(count, "purging") as bar:
+            while ids := await backend.delete(which, STEP):
+                change.count = purged = purged + len(ids)
+                bar.update(len(ids))
     return purged, misses

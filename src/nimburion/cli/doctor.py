@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections import Counter
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +13,9 @@ from nimburion.cli.exit_codes import FAILED, BackendNotUsable
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation, require_existing_file
 from nimburion.cli.output import escape_controls, print_result
-from nimburion.core.checks import CheckResult, make_failed_check
+from nimburion.core.checks import CheckResult, find_worst, make_failed_check
 from nimburion.core.errors import NimburionError
-from nimburion.core.unserved import find_unserved, is_live
+from nimburion.core.unserved import check_workers
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
 
 TIMEOUT = 20.0
 """Timeout in seconds after which a backend counts as unreachable."""
-JUMP = 0.1
-"""Seconds by which the wall clock may deviate from the monotonic clock during the checks."""
-MOST_UNSERVED = 5
 COLOURS = {"good": "green", "warning": "yellow", "error": "red"}
 
 
@@ -54,68 +49,16 @@ def doctor(ctx: click.Context, *, strict: bool) -> None:
 async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
     """Run all checks of this host, the configuration and the backend, in this order."""
     from nimburion.backends import open_backend
+    from nimburion.config.local_checks import check_local_clock, run_local_checks
 
     wall, monotonic = clock.now(), clock.monotonic()
     backend = open_backend(config.jobs.url)
     return [
-        check_host(),
-        check_settings(config),
-        check_event_loop(),
-        *check_redis_driver(config.jobs.url),
+        *run_local_checks(config),
         CheckResult("backend", "good", backend.describe()),
         *await check_backend(backend),
         check_local_clock(clock, wall, monotonic),
     ]
-
-
-def check_host() -> CheckResult:
-    """Report the versions of nimburion, Python and the operating system."""
-    from nimburion import __version__
-
-    system = f"{platform.system()} {platform.machine()}"
-    return CheckResult(
-        "nimburion", "good", f"{__version__} on Python {platform.python_version()}, {system}"
-    )
-
-
-def check_settings(config: Config) -> CheckResult:
-    """Report the source of the settings."""
-    return CheckResult(
-        "configuration", "good", config.source or "no file: defaults and environment"
-    )
-
-
-def check_event_loop() -> CheckResult:
-    """Report the event loop of workers on this host."""
-    if find_spec("uvloop") is None:
-        text = "asyncio's own; uvloop is faster (pip install 'nimburion[fast]')"
-        return CheckResult("event loop", "good", text)
-    return CheckResult("event loop", "good", f"uvloop {find_version('uvloop')}")
-
-
-def check_redis_driver(url: str) -> list[CheckResult]:
-    """Check the Redis driver; return no result for other backends."""
-    from nimburion.backends import FAMILIES
-
-    if url.partition("://")[0].lower() not in FAMILIES["redis"]:
-        return []
-    if find_spec("hiredis") is None:
-        advice = "pip install 'nimburion[redis]' brings it"
-        return [
-            CheckResult("driver", "warning", "without hiredis, answers are read slowly", advice)
-        ]
-    text = f"redis-py {find_version('redis')} with hiredis {find_version('hiredis')}"
-    return [CheckResult("driver", "good", text)]
-
-
-def find_version(package: str) -> str:
-    """Return the version of an installed package."""
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "(of unknown version)"
 
 
 async def check_backend(backend: Backend) -> list[CheckResult]:
@@ -126,7 +69,10 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
         await require_existing_file(backend)
         async with asyncio.timeout(TIMEOUT):
             await backend.open()
-            return [*await backend.check(), *await waiting_jobs(backend)]
+            return [
+                *await backend.check(),
+                *check_workers(await backend.queues(), await backend.sessions()),
+            ]
     except BackendNotUsable as missing:
         text, _, advice = missing.message.partition("; ")
         return [CheckResult("answer", "error", text, advice)]
@@ -137,49 +83,6 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
         return [make_failed_check("answer", error)]
     finally:
         await backend.close()
-
-
-async def waiting_jobs(backend: Backend) -> list[CheckResult]:
-    """Check that each waiting job has a live worker that can reserve it."""
-    sessions = await backend.sessions()
-    found = find_unserved(await backend.queues(), sessions)
-    if not found:
-        live = sum(map(is_live, sessions))
-        return [
-            CheckResult(
-                "workers",
-                "good",
-                f"{format_count(live, 'live worker')}; each waiting job has a live worker",
-            )
-        ]
-    advice = (
-        "start a worker that registers it and serves its queue, or cancel what nobody wants: "
-        "nimburion jobs cancel --name NAME"
-    )
-    shown = [
-        CheckResult("workers", "warning", jobs.describe(), advice) for jobs in found[:MOST_UNSERVED]
-    ]
-    if len(found) > MOST_UNSERVED:
-        more = f"{len(found) - MOST_UNSERVED} more like this; nimburion queues list shows them"
-        shown.append(CheckResult("workers", "warning", more, advice))
-    return shown
-
-
-def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResult:
-    """Check that the wall clock of this host did not step during the checks."""
-    passed = clock.monotonic() - monotonic
-    jumped = clock.now() - wall - passed
-    if abs(jumped) < JUMP:
-        text = f"did not step in the {1000 * passed:.0f} ms of looking"
-        return CheckResult("local clock", "good", text)
-    advice = "see what sets it; let NTP slew it. Due times follow it where the backend has no clock"
-    return CheckResult("local clock", "warning", f"stepped by {jumped:+.1f} s just now", advice)
-
-
-def find_worst(found: list[CheckResult]) -> str:
-    """Return the most severe verdict."""
-    verdicts = {result.verdict for result in found}
-    return next(verdict for verdict in ("error", "warning", "good") if verdict in verdicts)
 
 
 def as_data(found: list[CheckResult]) -> dict[str, object]:

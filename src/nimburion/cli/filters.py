@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+import msgspec
 
 from nimburion.cli.exit_codes import DONE, FAILED, NOT_FOUND, BadInput
 from nimburion.cli.invocation import current_invocation
+from nimburion.cli.parameters import parse_time_before
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
 from nimburion.core.paging import iterate_jobs
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 
     from nimburion.core.backend import Backend
     from nimburion.core.job import JobRecord
+    from nimburion.core.queries import Page
 
 F = TypeVar("F", bound=Callable[..., object])
 STEP = 500
+_MAX_AUDITED_IDS = 200
+"""Characters of ids in an audit record."""
 NO_SUCH_JOB = "no such job"
 
 
@@ -35,16 +40,87 @@ def add_filter_options(command: F) -> F:
     return click.option("--name", metavar="NAME", help="Only of this job name.")(command)
 
 
+def add_search_options(command: F) -> F:
+    """Add the options of `Search` to a command."""
+    options = (
+        click.option("--since", metavar="TIME", help="Created at or after: 2h, or a time."),
+        click.option("--until", metavar="TIME", help="Created before: 30m, or a time."),
+        click.option("--finished-since", metavar="TIME", help="Finished at or after."),
+        click.option("--finished-until", metavar="TIME", help="Finished before."),
+        click.option("--tenant", metavar="TENANT", help="Only of this tenant."),
+        click.option("--correlation-id", metavar="ID", help="Only with this correlation id."),
+        click.option("--fingerprint", metavar="HEX", help="Only dead letters of this group."),
+        click.option(
+            "--min-failures", type=click.IntRange(0), help="Only with at least so many failures."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that search jobs without an index. Times are durations back from now, or
+    times with a time zone.
+    """
+
+    since: str | None = None
+    until: str | None = None
+    finished_since: str | None = None
+    finished_until: str | None = None
+    tenant: str | None = None
+    correlation_id: str | None = None
+    fingerprint: str | None = None
+    min_failures: int | None = None
+
+    def narrow(self, which: JobFilter, now: float) -> JobFilter:
+        """Return the filter narrowed by these options, at the backend's time `now`."""
+        return msgspec.structs.replace(
+            which,
+            created_from=parse_time_before(self.since, now),
+            created_to=parse_time_before(self.until, now),
+            finished_from=parse_time_before(self.finished_since, now),
+            finished_to=parse_time_before(self.finished_until, now),
+            tenant=self.tenant,
+            correlation_id=self.correlation_id,
+            fingerprint=self.fingerprint,
+            min_failures=self.min_failures,
+        )
+
+
+async def list_page(
+    backend: Backend, which: JobFilter, search: Search, limit: int, after: str | None
+) -> Page:
+    """Return a page of the jobs that match the filter and the search."""
+    narrowed = search.narrow(which, await backend.now())
+    return await backend.list_jobs(narrowed, limit=limit, after=after)
+
+
+def describe_filter(which: JobFilter) -> dict[str, object]:
+    """Return the fields of a filter that are set, for an audit record."""
+    fields: dict[str, object] = {}
+    for field, value in msgspec.structs.asdict(which).items():
+        if field == "states" and value is not None:
+            fields["states"] = ", ".join(sorted(value))
+        elif field == "ids" and value is not None:
+            fields["ids"] = " ".join(value)[:_MAX_AUDITED_IDS]
+        elif value is not None:
+            fields[field] = value
+    return fields
+
+
 def make_filter(
     states: Collection[State] | None,
     ids: Collection[str] = (),
     *,
     everything: bool = True,
-    **narrowed: str | None,
+    queue: str | None = None,
+    name: str | None = None,
+    reason: str | None = None,
 ) -> JobFilter:
     """Return the filter for the arguments: ids, or filters, or all jobs if `everything` is set.
     Raises `BadInput` for a combination of these or for none."""
-    given = any(value is not None for value in narrowed.values())
+    given = any(value is not None for value in (queue, name, reason))
     if ids and (given or everything):
         raise BadInput(f"give either ids or {'filters' if given else '--all'}, not both")
     if not ids and not given and not everything:
@@ -52,7 +128,9 @@ def make_filter(
     return JobFilter(
         states=frozenset(states) if states else None,
         ids=tuple(dict.fromkeys(ids)) or None,
-        **narrowed,
+        queue=queue,
+        name=name,
+        reason=reason,
     )
 
 

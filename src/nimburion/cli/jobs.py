@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nimburion.cli.exit_codes import FAILED, NOT_FOUND, BadInput
 from nimburion.cli.filters import (
+    Search,
     add_filter_options,
+    add_search_options,
+    describe_filter,
     format_count,
     iterate_matching,
+    list_page,
     make_filter,
     make_progress_bar,
     require_confirmation,
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.job_ids import get_job
+from nimburion.cli.operators import audited
 from nimburion.cli.output import escape_controls, print_result
 from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
 from nimburion.core.errors import JobNotFound
@@ -51,18 +57,32 @@ def jobs() -> None:
     help="Only in this state; several times for several.",
 )
 @add_filter_options
+@add_search_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@click.option("--after", metavar="CURSOR", help="Go on where the page before ended.")
+@click.option("--after", metavar="CURSOR", help="Continue after the previous page.")
 @add_shared_options
 def list_jobs(
-    states: tuple[str, ...], queue: str | None, name: str | None, limit: int, after: str | None
+    *,
+    states: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    limit: int,
+    after: str | None,
+    **search: Any,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    One call examines at most 10,000 jobs. If it stops there, it says how to continue.
+    """
     which = make_filter([State(word) for word in states], queue=queue, name=name)
     page = current_invocation().run(
-        lambda backend: backend.list_jobs(which, limit=limit, after=after)
+        lambda backend: list_page(backend, which, Search(**search), limit, after)
     )
-    data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
+    data = {
+        "jobs": [record_to_data(record) for record in page.jobs],
+        "next": page.next,
+        "examined": page.examined,
+    }
     print_result(data, lambda: draw_page(page))
 
 
@@ -70,7 +90,7 @@ def draw_page(page: Page) -> None:
     """Print a table of jobs and the option that shows the next page."""
     draw_records(page.jobs, "no such jobs")
     if page.next is not None:
-        click.echo(f"more: add --after {escape_controls(page.next)}")
+        click.echo(f"examined {page.examined} jobs; more: add --after {escape_controls(page.next)}")
 
 
 @jobs.command("show")
@@ -78,7 +98,7 @@ def draw_page(page: Page) -> None:
 @add_shared_options
 def show_job(job_id: str) -> None:
     """Show everything about a job, payload and error history included."""
-    record = current_invocation().run(lambda backend: backend.get(job_id))
+    record = current_invocation().run(lambda backend: get_job(backend, job_id))
     print_result(record_to_data(record), lambda: draw_whole_record(record))
 
 
@@ -114,7 +134,7 @@ def cancel_jobs(
         if states:
             raise BadInput("give either ids or --state, not both")
         make_filter(None, ids, everything=everything, queue=queue, name=name)
-        outcomes = current_invocation().run(lambda backend: cancel_each(backend, ids))
+        outcomes = current_invocation().run(lambda backend: cancel_given(backend, ids))
     else:
         chosen = [State(word) for word in states] or list(UNFINISHED)
         which = make_filter(chosen, everything=everything or bool(states), queue=queue, name=name)
@@ -126,6 +146,19 @@ def cancel_jobs(
         ctx.exit(NOT_FOUND)
     if ids and "finished" in outcomes.values():
         ctx.exit(FAILED)
+
+
+async def cancel_given(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
+    """Cancel the given jobs and record it."""
+    async with audited(backend, "jobs.cancel", " ".join(ids)[:200]) as change:
+        outcomes = await cancel_each(backend, ids)
+        change.count = count_cancelled(outcomes)
+    return outcomes
+
+
+def count_cancelled(outcomes: dict[str, str]) -> int:
+    """Return how many jobs were cancelled, or asked to end."""
+    return sum(outcome in {"cancelled", "requested"} for outcome in outcomes.values())
 
 
 async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
@@ -146,7 +179,10 @@ async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> d
     unchanged."""
     ids = tuple([record.id async for record in iterate_matching(backend, which)])
     require_confirmation(yes, len(ids), "cancelled")
-    return await cancel_each(backend, ids)
+    async with audited(backend, "jobs.cancel", details=describe_filter(which)) as change:
+        outcomes = await cancel_each(backend, ids)
+        change.count = count_cancelled(outcomes)
+    return outcomes
 
 
 def draw_outcomes(outcomes: dict[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -14,6 +16,8 @@ from nimburion.cli.invocation import current_invocation
 from nimburion.core.shortening import shorten
 
 _MAX_CELL_WIDTH = 60
+_MIN_COLUMN_WIDTH = 8
+"""Columns are not shortened below this width, so that an id stays recognizable."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -47,17 +51,61 @@ def write_json(data: object) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Print a table with columns as wide as their content; numbers are aligned right. Print
-    `empty` if there are no rows."""
+    """Print a table as `format_table` returns it."""
+    click.echo(format_table(headers, rows, empty))
+
+
+def format_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    empty: str,
+    *,
+    width: int | None = None,
+) -> str:
+    """Return a table with columns as wide as their content; numbers are aligned right.
+
+    The widest columns are shortened until the table fits into `width` characters (default: the
+    width of the terminal; without a terminal nothing is shortened). Returns `empty` without rows.
+    """
     cells = [[_format_cell(value) for value in row] for row in rows]
     if not cells:
-        click.echo(empty)
-        return
+        return empty
     widths = [max(map(_measure_width, column)) for column in zip(headers, *cells, strict=True)]
+    _fit(widths, [len(header) for header in headers], width or _find_terminal_width())
     right = [all(_is_number(row[index]) for row in cells) for index in range(len(headers))]
+    lines = []
     for row in [[header.upper() for header in headers], *cells]:
-        padded = [_pad(*cell) for cell in zip(row, widths, right, strict=True)]
-        click.echo("  ".join(padded).rstrip())
+        cut = [_cut(text, limit) for text, limit in zip(row, widths, strict=True)]
+        padded = [_pad(*cell) for cell in zip(cut, widths, right, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _find_terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _fit(widths: list[int], least: list[int], width: int | None) -> None:
+    """Shorten the widest columns, in place, until they fit into `width` with their gaps."""
+    if width is None:
+        return
+    least = [max(_MIN_COLUMN_WIDTH, header) for header in least]
+    excess = sum(widths) + 2 * (len(widths) - 1) - width
+    while excess > 0:
+        index = max(range(len(widths)), key=lambda n: widths[n] - least[n])
+        if widths[index] <= least[index]:
+            return  # the terminal is too narrow: its lines wrap
+        widths[index] -= 1
+        excess -= 1
+
+
+def _cut(text: str, width: int) -> str:
+    """Shorten a text to `width`. The middle is left out: the ends of ids differ most."""
+    if _measure_width(text) <= width:
+        return text
+    kept = width - 1
+    end = kept // 2
+    return f"{text[: kept - end]}…{text[len(text) - end :]}"
 
 
 def print_fields(pairs: Mapping[str, object]) -> None:
@@ -87,6 +135,18 @@ def format_duration(seconds: float) -> str:
         if seconds < next_length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def format_bytes(count: int) -> str | None:
+    """Format a size: `850 B`, `12 MiB`; None for 0, which means unknown."""
+    if not count:
+        return None
+    size, units = float(count), ("B", "KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        if size < 1024 or unit == units[-1]:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return None
 
 
 def _format_cell(value: object) -> str:

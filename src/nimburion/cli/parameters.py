@@ -36,6 +36,18 @@ def parse_moment(value: str) -> datetime:
     return found
 
 
+def parse_time_before(value: str | None, now: float) -> float | None:
+    """Parse a time: a duration back from `now`, or a date and time with a time zone.
+
+    Returns epoch seconds. Raises `click.BadParameter`.
+    """
+    if value is None:
+        return None
+    if "-" in value or ":" in value:
+        return parse_moment(value).timestamp()
+    return now - parse_duration(value)
+
+
 def parse_priority(value: str) -> int:
     """Parse a priority: 0 to 9, or its name. Raises `click.BadParameter`."""
     word = value.lower()

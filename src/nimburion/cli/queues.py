@@ -8,7 +8,15 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, format_duration, print_result, print_table
+from nimburion.cli.operators import audited, find_operator
+from nimburion.cli.output import (
+    escape_controls,
+    format_duration,
+    format_time,
+    print_result,
+    print_table,
+)
+from nimburion.cli.parameters import parse_duration
 from nimburion.core.limits import check_name
 from nimburion.core.queries import QueueInfo
 from nimburion.core.unserved import Unserved, find_unserved
@@ -58,7 +66,7 @@ def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
                 queue.scheduled,
                 queue.processing,
                 format_duration(queue.oldest_age) if queue.size else None,
-                "paused" if queue.paused else None,
+                describe_pause(queue),
             )
             for queue in found
         ],
@@ -68,12 +76,41 @@ def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
         click.echo(escape_controls(jobs.describe()))
 
 
+def describe_pause(queue: QueueInfo) -> str | None:
+    """Return who paused a queue and why, in a few words; None if it is not paused."""
+    if queue.pause is None:
+        return "paused" if queue.paused else None
+    by = f"by {queue.pause.by}" if queue.pause.by else "paused"
+    return f"{by}: {queue.pause.reason}" if queue.pause.reason else by
+
+
 @queues.command("pause")
 @click.argument("queue", metavar="QUEUE")
+@click.option("--reason", metavar="TEXT", default="", help="Why; shown wherever the queue is.")
+@click.option("--for", "duration", metavar="DURATION", help="Resume by itself after this time.")
 @add_shared_options
-def pause(queue: str) -> None:
+def pause(queue: str, reason: str, duration: str | None) -> None:
     """Start no more jobs of a queue until it is resumed. Running jobs continue."""
-    set_paused(queue, paused=True)
+    check_name("queue", queue)
+    seconds = None if duration is None else parse_duration(duration)
+    until = current_invocation().run(lambda backend: pause_queue(backend, queue, reason, seconds))
+    end = "" if until is None else f" until {format_time(until)}"
+    print_result(
+        {"queue": queue, "paused": True, "until": until},
+        lambda: click.echo(f"{escape_controls(queue)} is paused{end}"),
+    )
+
+
+async def pause_queue(
+    backend: Backend, queue: str, reason: str, seconds: float | None
+) -> float | None:
+    """Pause a queue and record it. Return when the pause ends, None if it does not by itself."""
+    until = None if seconds is None else await backend.now() + seconds
+    async with audited(
+        backend, "queue.pause", queue, {"reason": reason or None, "until": format_time(until)}
+    ):
+        await backend.pause(queue, paused=True, by=find_operator(), reason=reason, until=until)
+    return until
 
 
 @queues.command("resume")
@@ -81,15 +118,15 @@ def pause(queue: str) -> None:
 @add_shared_options
 def resume(queue: str) -> None:
     """Start the jobs of a paused queue again."""
-    set_paused(queue, paused=False)
-
-
-def set_paused(queue: str, *, paused: bool) -> None:
-    """Pause or resume a queue and print the new state."""
     check_name("queue", queue)
-    current_invocation().run(lambda backend: backend.pause(queue, paused=paused))
-    done = "paused" if paused else "resumed"
+    current_invocation().run(lambda backend: resume_queue(backend, queue))
     print_result(
-        {"queue": queue, "paused": paused},
-        lambda: click.echo(f"{escape_controls(queue)} is {done}"),
+        {"queue": queue, "paused": False},
+        lambda: click.echo(f"{escape_controls(queue)} is resumed"),
     )
+
+
+async def resume_queue(backend: Backend, queue: str) -> None:
+    """Resume a queue and record it."""
+    async with audited(backend, "queue.resume", queue):
+        await backend.pause(queue, paused=False)

@@ -11,6 +11,7 @@ import msgspec
 from nimburion.cli.output import (
     escape_controls,
     escape_lines,
+    format_duration,
     format_time,
     print_fields,
     print_table,
@@ -23,6 +24,7 @@ def record_to_data(record: JobRecord) -> dict[str, object]:
     where possible."""
     data: dict[str, object] = msgspec.to_builtins(record)
     data["attempt"] = record.attempt
+    data["attempts"] = msgspec.to_builtins(record.attempts)
     data["payload"] = bytes_to_data(record.payload)
     data["result"] = bytes_to_data(record.result)
     return data
@@ -110,6 +112,7 @@ def draw_whole_record(record: JobRecord) -> None:
         click.echo(escape_lines(bytes_to_text(record.payload) or ""))
     for header, value in record.options.headers.items():
         click.echo(f"header  {escape_controls(header)}: {escape_controls(value)}")
+    draw_attempts(record)
     for error in record.history:
         click.echo(
             f"\nattempt {error.attempt}, {error.kind}, {format_time(error.at)}: "
@@ -117,3 +120,28 @@ def draw_whole_record(record: JobRecord) -> None:
         )
         if error.traceback:
             click.echo(escape_lines(error.traceback.rstrip()))
+
+
+def draw_attempts(record: JobRecord) -> None:
+    """Print one line for each attempt, if there was one."""
+    attempts = record.attempts
+    if not attempts:
+        return
+    click.echo("\nattempts:")
+    print_table(
+        ("attempt", "outcome", "started", "took", "host", "session"),
+        [
+            (
+                attempt.number,
+                attempt.outcome,
+                format_time(attempt.started_at),
+                format_duration(attempt.ended_at - attempt.started_at)
+                if attempt.ended_at is not None and attempt.started_at is not None
+                else None,
+                attempt.host or None,
+                attempt.session or None,
+            )
+            for attempt in attempts
+        ],
+        "",
+    )

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import audited
 from nimburion.cli.output import (
     escape_controls,
     format_time,
@@ -105,6 +106,7 @@ def add(
             name, when_, job, arguments, queue=queue, priority=level, **options
         ),
         may_create=True,
+        change=("schedule.add", name, {"when": when_, "job": job, "queue": queue}),
     )
     print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
 
@@ -116,7 +118,9 @@ def add_change_command(verb: str, done: str, text: str) -> None:
     @click.argument("name", metavar="NAME")
     @add_shared_options
     def change(name: str) -> None:
-        run_on_schedules(lambda schedules: getattr(schedules, verb)(name))
+        run_on_schedules(
+            lambda schedules: getattr(schedules, verb)(name), change=(f"schedule.{verb}", name, {})
+        )
         data = {"schedule": name, "done": done}
         print_result(data, lambda: click.echo(f"{escape_controls(name)} is {done}"))
 
@@ -137,7 +141,9 @@ add_change_command(
 @add_shared_options
 def run(name: str) -> None:
     """Enqueue its job now, beside its ticks, and print the id."""
-    job_id = run_on_schedules(lambda schedules: schedules.run_now(name))
+    job_id = run_on_schedules(
+        lambda schedules: schedules.run_now(name), change=("schedule.run", name, {})
+    )
     print_result({"schedule": name, "id": job_id}, lambda: click.echo(escape_controls(job_id)))
 
 
@@ -234,9 +240,15 @@ def format_in_zone(tick: int, timezone: str) -> str:
 
 
 def run_on_schedules(
-    question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False
+    question: Callable[[Schedules], Awaitable[T]],
+    *,
+    may_create: bool = False,
+    change: tuple[str, str, dict[str, object]] | None = None,
 ) -> T:
-    """Run `question` on the schedules of the backend and return its result."""
+    """Run `question` on the schedules of the backend and return its result.
+
+    `change` is the action, target and details of the audit record, if it changes something.
+    """
 
     async def call_with_backend(backend: Backend) -> T:
         from nimburion.jobs.client.client import Client
@@ -244,6 +256,10 @@ def run_on_schedules(
 
         config = current_invocation().load()
         client = Client(backend, settings=config.jobs)
-        return await question(Schedules(client, config.scheduler.timezone))
+        found = Schedules(client, config.scheduler.timezone)
+        if change is None:
+            return await question(found)
+        async with audited(backend, *change):
+            return await question(found)
 
     return current_invocation().run(call_with_backend, may_create=may_create)

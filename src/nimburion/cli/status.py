@@ -13,7 +13,8 @@ from nimburion.cli.output import print_result
 @add_shared_options
 def status(job_id: str) -> None:
     """Show where a job stands: state, attempts, times, progress, result, last error."""
+    from nimburion.cli.job_ids import get_job
     from nimburion.cli.records import draw_record, record_to_data
 
-    record = current_invocation().run(lambda backend: backend.get(job_id))
+    record = current_invocation().run(lambda backend: get_job(backend, job_id))
     print_result(record_to_data(record), lambda: draw_record(record))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -37,14 +36,16 @@ def worker(
     NAME is a Processor in MODULE, or a function without arguments that makes one. The working
     directory is looked in first. --config and --backend are what `config.load()` in MODULE sees.
     """
+    from nimburion.jobs.event_loop import find_fast_loop
+    from nimburion.scheduler import Scheduler
+
     start_logging(log_level)
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
     check_backend(processor, current_invocation())
-    add_scheduler(processor, current_invocation())
+    Scheduler.configure(processor, current_invocation().load().scheduler)
     processor.settings = override_settings(processor.settings, queues, concurrency)
-    loop_factory = find_fast_loop()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(serve(processor))
 
 
@@ -94,23 +95,6 @@ def check_backend(processor: Processor, invocation: Invocation) -> None:
         raise BadInput(f"the processor brings its own backend ({actual}): leave out --backend")
 
 
-def add_scheduler(processor: Processor, invocation: Invocation) -> None:
-    """Add a scheduler to the worker, or remove it if the configuration disables it. By default
-    every worker runs one. The scheduler of the application is used if there is one. It also gets
-    the configured tasks."""
-    from nimburion.scheduler import Scheduler
-
-    settings = invocation.load().scheduler
-    if not settings.enabled:
-        processor.services[:] = [
-            service for service in processor.services if not isinstance(service, Scheduler)
-        ]
-        return
-    own = next((service for service in processor.services if isinstance(service, Scheduler)), None)
-    scheduler = own or Scheduler(processor, timezone=settings.timezone)
-    scheduler.add_tasks(settings)
-
-
 def override_settings(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:
     """Return the settings with the queues and the concurrency of the command line."""
     import msgspec
@@ -130,13 +114,3 @@ def select_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
     configured = {queue.name: queue for queue in settings.queues}
     names = dict.fromkeys(check_name("queue", name.strip()) for name in queues.split(","))
     return tuple(configured.get(name, QueueSettings(name)) for name in names)
-
-
-def find_fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return the loop factory of uvloop if it is installed (extra `fast`); None for the standard
-    loop."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop

@@ -12,21 +12,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from nimburion.config.access_tokens import read_server_settings
 from nimburion.config.backend_url import absolute_path, drop_superseded, make_backend_url
 from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
 from nimburion.config.schema import BACKEND_KEYS, ROOT, read_section
 from nimburion.config.tree import Place, Written, nest, overlay, part, refusal
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.limits import Limits
-from nimburion.core.settings import Config, QueueSettings, SchedulerSettings, Settings, TaskSettings
+from nimburion.core.settings import (
+    Config,
+    QueueSettings,
+    SchedulerSettings,
+    ServerSettings,
+    Settings,
+    TaskSettings,
+    TokenSettings,
+)
 
 __all__ = [
     "Config",
     "ConfigurationError",
     "QueueSettings",
     "SchedulerSettings",
+    "ServerSettings",
     "Settings",
     "TaskSettings",
+    "TokenSettings",
     "load",
 ]
 
@@ -54,9 +65,11 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
         read_arguments(arguments),
     ):
         tree = merge_layer(tree, layer)
-    jobs, scheduler = read_jobs_settings(tree), read_scheduler_settings(tree)
     return Config(
-        jobs=jobs, scheduler=scheduler, source=absolute_path(file) if file is not None else None
+        jobs=read_jobs_settings(tree),
+        scheduler=read_scheduler_settings(tree),
+        server=read_server_settings(tree),
+        source=absolute_path(file) if file is not None else None,
     )
 
 

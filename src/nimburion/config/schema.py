@@ -17,11 +17,13 @@ from nimburion.config.value_types import (
     flag,
     integer,
     json_object,
+    listed,
     name,
     size,
     text,
     zone,
 )
+from nimburion.core.access_rights import RIGHTS
 from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
 from nimburion.core.suggestions import find_nearest
 
@@ -163,9 +165,30 @@ SCHEDULER = Section(
     {"enabled": flag(), "timezone": zone(), "tasks": SectionList(TASK, unique="name")}
 )
 
-ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER})
+TOKEN = Section(
+    {
+        "name": name(),
+        "rights": listed(choice(*RIGHTS)),
+        "file": text(),
+        "variable": text(),
+    },
+    required=frozenset({"name", "rights"}),
+)
 
-COMING = frozenset({"server", "management", "telemetry"})
+SERVER = Section(
+    {
+        "enabled": flag(),
+        "host": text(),
+        "port": integer(0, 65_535),
+        "tokens": SectionList(TOKEN, unique="name"),
+        "allowed_hosts": listed(text()),
+        "max_body": size(1024, 512 * 1024**2),
+    }
+)
+
+ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER, "server": SERVER})
+
+COMING = frozenset({"management", "telemetry"})
 """Sections of later versions. They are rejected until then, because no section is ignored
 silently.
 """
@@ -233,7 +256,8 @@ def read_series(series: SectionList, written: Written, path: Path) -> list[dict[
 def describe_unknown_key(key: str, known: Iterable[str], path: Path = ()) -> str:
     """Return a message that there is no such key, with the most likely one."""
     if not path and key in COMING:
-        return "not in this version yet; remove the section (this version reads: jobs, scheduler)"
+        readable = ", ".join(ROOT.keys)
+        return f"not in this version yet; remove the section (this version reads: {readable})"
     names = list(known)
     near = find_nearest(key, names)
     if near:

@@ -187,6 +187,26 @@ def flag() -> ValueType:
     return ValueType("true or false", take)
 
 
+def listed(each: ValueType) -> ValueType:
+    """Return the type of a list of such values; a text is split at its commas."""
+
+    def take(written: Written) -> tuple[object, ...]:
+        value = written.value
+        if isinstance(value, str):
+            value = [Written(item.strip(), written.place) for item in value.split(",")]
+        if not isinstance(value, list):
+            raise InvalidValue
+        taken = []
+        for number, item in enumerate(value, 1):
+            try:
+                taken.append(each.take(item))
+            except InvalidValue as reason:
+                raise InvalidValue(str(reason) or f"item {number} is none of these") from None
+        return tuple(dict.fromkeys(taken))
+
+    return ValueType(f"a list, each {each.allowed}", take)
+
+
 def json_object() -> ValueType:
     """Return the type of a JSON object: a map of any values, or JSON as a text; stored as JSON."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -53,3 +54,12 @@ def make_failed_check(subject: str, error: NimburionError) -> CheckResult:
     """Return the check result for an error that the backend raised."""
     advice = next(text for kind, text in _ADVICE if isinstance(error, kind))
     return CheckResult(subject, "error", " ".join(str(error).split()), advice)
+
+
+def find_worst(found: Sequence[CheckResult]) -> Verdict:
+    """Return the most severe verdict."""
+    verdicts = {result.verdict for result in found}
+    return next((verdict for verdict in _BY_SEVERITY if verdict in verdicts), "good")
+
+
+_BY_SEVERITY: tuple[Verdict, ...] = ("error", "warning", "good")

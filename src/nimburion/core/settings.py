@@ -132,11 +132,47 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     tasks: tuple[TaskSettings, ...] = ()
 
 
+class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A token of the management server: an entry of `server.tokens`.
+
+    The token itself is in a file or in an environment variable, so that the configuration holds no
+    secret.
+    """
+
+    name: str
+    """The name of the caller. It is shown in logs, and never secret."""
+    rights: tuple[str, ...]
+    """What the caller may do: `read`, `payloads`, `operate`, `admin`."""
+    file: str | None = None
+    """The file that holds the token."""
+    variable: str | None = None
+    """The environment variable that holds the token."""
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The section `server` of the configuration: the management server."""
+
+    enabled: bool = True
+    """Whether `server.bootstrap` runs the management server."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Beyond loopback, tokens are required."""
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8420
+    """The port to listen on; 0: any free one."""
+    tokens: tuple[TokenSettings, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """The values of the header `Host` to accept, besides the names of loopback. Without tokens, no
+    other host is accepted. With tokens and without this setting, every host is accepted.
+    """
+    max_body: int = 2 * 1024 * 1024
+    """The maximum size of the body of a request, in bytes."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The complete configuration, as loaded."""
 
     jobs: Settings = Settings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    server: ServerSettings = ServerSettings()
     source: str | None = None
     """The absolute path of the file that was loaded; None: only defaults, environment and
     arguments.

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.checks import CheckResult
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 
@@ -19,6 +20,9 @@ _REASONS = {
     "name": "no live worker has a handler of this name",
     "lane": "no live worker that serves this queue has a handler of this name",
 }
+
+MAX_REPORTED = 5
+"""The maximum number of groups of waiting jobs that `check_workers` reports one by one."""
 
 
 class Unserved(msgspec.Struct, frozen=True):
@@ -73,3 +77,25 @@ def _explain(
     if name not in known:
         return "name"
     return "queue" if served is None else "lane"
+
+
+def check_workers(
+    queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]
+) -> list[CheckResult]:
+    """Check that each waiting job has a live worker that can reserve it."""
+    found = find_unserved(queues, sessions)
+    if not found:
+        live = sum(map(is_live, sessions))
+        text = f"{live} live worker{'' if live == 1 else 's'}; each waiting job has a live worker"
+        return [CheckResult("workers", "good", text)]
+    advice = (
+        "start a worker that registers it and serves its queue, or cancel what nobody wants: "
+        "nimburion jobs cancel --name NAME"
+    )
+    shown = [
+        CheckResult("workers", "warning", jobs.describe(), advice) for jobs in found[:MAX_REPORTED]
+    ]
+    if len(found) > MAX_REPORTED:
+        more = f"{len(found) - MAX_REPORTED} more like this; nimburion queues list shows them"
+        shown.append(CheckResult("workers", "warning", more, advice))
+    return shown

@@ -36,13 +36,13 @@ from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
-from nimburion.jobs.worker.attempt import AttemptRunner
-from nimburion.jobs.worker.forking import ForkGuard
+from nimburion.jobs.worker.attempt.attempt import AttemptRunner
+from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.inline import InlineRunner
 from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
 from nimburion.jobs.worker.maintenance import Pruner, Rescuer
-from nimburion.jobs.worker.threads import HandlerThreads
 from nimburion.jobs.worker.unserved_watch import UnservedWatch
 from nimburion.jobs.worker.worker import Worker
 
@@ -348,9 +348,7 @@ class Processor(Client):
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,
         )
         pruner = Pruner(self.backend, self.clock, self._random, self.settings)
-        watch = UnservedWatch(
-            self.backend, self.clock, self._random, lambda: worker.session.session.id
-        )
+        watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)
         return rescuer, pruner, watch
 
     def _open_inline_runner(self) -> InlineRunner:

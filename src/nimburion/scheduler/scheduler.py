@@ -81,6 +81,23 @@ class Scheduler(Service):
         scheduler.add_tasks(settings)
         return scheduler
 
+    @classmethod
+    def configure(cls, processor: Processor, settings: SchedulerSettings) -> Scheduler | None:
+        """Make the worker of a processor run one scheduler, with the configured tasks.
+
+        The application's own scheduler is used if the processor has one. If the configuration
+        disables schedulers, the worker runs none, and the result is None.
+        """
+        if not settings.enabled:
+            processor.services[:] = [
+                service for service in processor.services if not isinstance(service, cls)
+            ]
+            return None
+        own = next((service for service in processor.services if isinstance(service, cls)), None)
+        scheduler = own or cls(processor, timezone=settings.timezone)
+        scheduler.add_tasks(settings)
+        return scheduler
+
     # Declaring
 
     @overload

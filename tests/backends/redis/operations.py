@@ -11,12 +11,17 @@ import redis
 from nimburion.backends import open_backend
 from nimburion.backends.redis.connection.connect import connect
 from nimburion.backends.redis.url import parse_url
+from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
+from nimburion.core.explanations import CauseKind, find_causes
 from nimburion.core.job import JobOptions, State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import Overlap, ScheduleRecord
+from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
+from nimburion.core.statistics import STEPS as INTERVALS
+from nimburion.core.statistics import Counters, Statistics
 from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
@@ -160,6 +165,33 @@ async def check_cancel_and_pause(environment: Environment) -> None:
         await backend.list_jobs(JobFilter(states=frozenset(states)), payloads=True)
 
 
+async def check_readings(environment: Environment) -> None:
+    """What operators read, and what is written for them."""
+    backend, harness = environment.backend, environment.harness
+    await harness.add("explained", name="read", queue="read")
+    worker = await harness.worker(names=("read",), queues=("read",), limits={"read": 1})
+    await worker.take(1)
+    await backend.heartbeat(worker.id, Vitals(slots=1, busy=1))
+    assert await backend.send_command(worker.id, WorkerCommand.QUIET)
+    assert (await backend.heartbeat(worker.id)).command is WorkerCommand.QUIET
+    facts = await backend.explain("explained")
+    assert find_causes(facts)[0].kind is CauseKind.RUNNING
+    (limit,) = [one for one in await backend.limits() if one.name == "read"]
+    assert [holder.job_id for holder in limit.holders] == ["explained"]
+    await backend.put_audit(AuditRecord(id="one", action="worker.quiet"))
+    await backend.put_audit(AuditRecord(id="one", action="worker.quiet", outcome="done"))
+    assert [record.outcome for record in (await backend.list_audit()).records] == ["done"]
+    now = await backend.now()
+    for step in INTERVALS:
+        start = int(now) // step * step
+        row = Statistics(step=step, start=start, queue="read", name="read", counters=Counters())
+        await backend.put_statistics(worker.id, [row])
+        assert await backend.statistics(start, start + 1, step) == [row]
+    assert (await backend.list_jobs(JobFilter(min_failures=1, created_to=now))).examined
+    assert (await backend.group_failures()).groups
+    await backend.close_session(worker.id)
+
+
 async def check_schedules(environment: Environment) -> None:
     """Schedules, with each rule for a tick whose forerunner still waits or runs."""
     backend = environment.backend
@@ -237,6 +269,7 @@ STEPS = (
     check_settlements,
     check_rescue,
     check_cancel_and_pause,
+    check_readings,
     check_schedules,
     check_health_checks,
     check_client_list,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nimburion.backends.redis.keys import KEYS
+from nimburion.core.statistics import STEPS
 from tests.backends.redis.operations import run_everything
 from tests.servers import Server
 
@@ -14,6 +15,8 @@ GONE_AFTER_A_STEP = {
     "dead_session",
     "paused_queue",
     "schedule",
+    "session_command",
+    "session_vitals",
     "attempt_state",
 }
 """Keys that hold what a step begins and ends."""
@@ -21,14 +24,26 @@ GONE_AFTER_A_STEP = {
 
 async def test_every_key_is_described(valkey: Server) -> None:
     found: dict[str, str] = {}
+    statistics: dict[str, str] = {}
     valkey.empty()
     with valkey.client(decode_responses=True) as client:
 
         def look() -> None:
-            found.update({key: KINDS[str(client.type(key))] for key in client.scan_iter()})
+            for key in client.scan_iter():
+                kind, has_expiry = KINDS[str(client.type(key))], client.ttl(key) != -1
+                assert has_expiry == (":statistics:" in key), key
+                if has_expiry:
+                    statistics[key] = kind
+                else:
+                    found[key] = kind
 
         await run_everything(valkey.url, [valkey], after_each=look)
     documented = {f"{{nimburion}}:{name}": text.partition(":")[0] for name, text in KEYS.items()}
+    assert (
+        documented.pop("{nimburion}:statistics") == "prefix of the keys of statistics (see below)"
+    )
+    assert set(statistics.values()) == {"hash"}
+    assert {int(key.split(":")[2]) for key in statistics} == set(STEPS)
     assert found.items() <= documented.items()
     unseen = {key.removeprefix("{nimburion}:") for key in documented.keys() - found.keys()}
     assert unseen <= GONE_AFTER_A_STEP

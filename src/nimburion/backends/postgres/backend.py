@@ -30,19 +30,31 @@ from nimburion.backends.postgres.url import PostgresSettings, parse_url
 from nimburion.backends.server.encoding import MICRO, decode_id, encode_id_or_empty, to_micros
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.checks import CheckResult, make_failed_check
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import HeartbeatReply, Session, SessionInfo
+from nimburion.core.session import (
+    MAX_HOLDERS,
+    HeartbeatReply,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
 from nimburion.core.settlement import Settlement
+from nimburion.core.statistics import Statistics
 from nimburion.core.transactions import CallerConnection, Transaction
 
 CAPABILITIES = Capabilities(
@@ -90,10 +102,24 @@ _PLANNER_SETTINGS = (
     "plan_cache_mode = force_generic_plan",
 )
 """Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
-_OPEN_SESSION = _make_call("open_session_1", 7)
+_OPEN_SESSION = _make_call("open_session_1", 8)
 _CLOSE_SESSION = _make_call("close_session_1", 5)
 _RELEASE = _make_call("release_leases_1", 6)
 _RESCUE = _make_call("rescue_jobs_1", 6)
+_HEARTBEAT = _make_call("heartbeat_1", 4)
+_PAUSE = _make_call("pause_queue_1", 6)
+_PRUNE = _make_call("prune_jobs_1", 8)
+_PUT_STATISTICS = _make_call("put_statistics_1", 6)
+_GROUP_FAILURES = _make_call("group_failures_1", 17)
+_FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
+    $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"""
+_EXPLAIN = """SELECT g.*, e.*, t.now FROM {schema}.get_read_time_1($1) AS t (now),
+    {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
+    {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options, $4) e"""
+"""One statement, so that everything is read in one snapshot."""
+_STATISTICS = """SELECT step, start, queue, name, counters FROM {schema}.statistics
+    WHERE step = $1 AND start >= $2 AND start < $3
+        AND ($4::text IS NULL OR queue = $4) AND ($5::text IS NULL OR name = $5)"""
 _LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
 
@@ -350,12 +376,16 @@ class PostgresBackend:
         opened.notifier.notify(exchanging.get_queues_to_notify(status))
         return reply
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
-        statement = "SELECT * FROM {schema}.heartbeat_1($1, $2)"
-        return sessions.decode_heartbeat(
-            await self._fetch(statement, self._monotonic(), session_id), session_id
-        )
+        encoded = sessions.encode_vitals(vitals)
+        rows = await self._fetch(_HEARTBEAT, self._now(), self._monotonic(), session_id, encoded)
+        return sessions.decode_heartbeat(rows, session_id)
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        """See `Backend.put_statistics`."""
+        if rows:
+            await self._fetch(_PUT_STATISTICS, *operations.encode_statistics(source, rows))
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
@@ -404,6 +434,7 @@ class PostgresBackend:
 
     async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
         """See `Backend.replay`."""
+        which.check_selects()
         rows = await self._fetch(
             "SELECT * FROM {schema}.replay_jobs_1($1, $2, $3, $4, $5, $6, $7, $8)",
             self._now(),
@@ -416,6 +447,7 @@ class PostgresBackend:
 
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
+        which.check_selects()
         rows = await self._fetch(
             "SELECT * FROM {schema}.delete_jobs_1($1, $2, $3, $4, $5, $6, $7)",
             self._now(),
@@ -424,18 +456,37 @@ class PostgresBackend:
         )
         return [decode_id(row[0]) for row in rows]
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
         """See `Backend.pause`."""
-        await self._fetch("SELECT {schema}.pause_queue_1($1, $2)", queue, paused)
+        arguments = operations.encode_pause(queue, paused=paused, by=by, reason=reason, until=until)
+        await self._fetch(_PAUSE, self._now(), *arguments)
         if not paused:
             self._notify([queue])
+
+    async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
+        """See `Backend.send_command`."""
+        statement = """UPDATE {schema}.session SET command = $2
+            WHERE id = $1 AND ended_at IS NULL RETURNING 1"""
+        return bool(await self._fetch(statement, encode_lookup_text(session_id), command))
+
+    async def put_audit(self, record: AuditRecord) -> None:
+        """See `Backend.put_audit`."""
+        arguments = operations.encode_audit(record)
+        await self._fetch("SELECT {schema}.put_audit_1($1, $2, $3, $4)", self._now(), *arguments)
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
         arguments = operations.encode_retention(keep)
-        statement = "SELECT {schema}.prune_jobs_1($1, $2, $3, $4, $5, $6)"
         ((count,),) = await self._fetch(
-            statement, self._now(), *arguments, limit, extra_time=_LARGE_READ_TIMEOUT
+            _PRUNE, self._now(), *arguments, limit, extra_time=_LARGE_READ_TIMEOUT
         )
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
@@ -459,26 +510,79 @@ class PostgresBackend:
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        budget: int = SCAN_BUDGET,
     ) -> Page:
         """See `Backend.list_jobs`."""
         now = self._now()
-        found = await self._fetch(
-            """SELECT seq, id
-            FROM {schema}.find_jobs_1({schema}.get_read_time_1($1), $2, $3, $4, $5, $6, $7, $8)""",
+        *found, status = await self._fetch(
+            _FIND_JOBS,
             now,
             *queries.encode_filter(which, which.states),
+            *queries.encode_search(which),
             queries.encode_cursor(after),
-            limit + 1,
+            limit,
+            budget,
             extra_time=_LARGE_READ_TIMEOUT,
         )
-        ids = [packed for _, packed in found[:limit]]
         rows = await self._fetch(
             "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)",
             now,
-            ids,
+            [packed for _, packed, _ in found],
             payloads,
         )
-        return queries.decode_page(rows, [seq for seq, _ in found], limit)
+        return queries.decode_page(rows, status)
+
+    async def group_failures(
+        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+    ) -> FailureGroups:
+        """See `Backend.group_failures`."""
+        rows = await self._fetch(
+            _GROUP_FAILURES,
+            self._now(),
+            *queries.encode_filter(which, which.failed_states),
+            *queries.encode_search(which),
+            limit,
+            budget,
+            GROUP_NAMES,
+            extra_time=_LARGE_READ_TIMEOUT,
+        )
+        return queries.decode_failure_groups(rows)
+
+    async def explain(self, job_id: str) -> Facts:
+        """See `Backend.explain`."""
+        rows = await self._fetch(
+            _EXPLAIN, self._now(), self._monotonic(), encode_id_or_empty(job_id), MAX_HOLDERS
+        )
+        return queries.decode_facts(rows, job_id)
+
+    async def limits(self) -> list[LimitInfo]:
+        """See `Backend.limits`."""
+        statement = "SELECT * FROM {schema}.list_limits_1(NULL, $1)"
+        return queries.decode_limits(await self._fetch(statement, MAX_HOLDERS))
+
+    async def statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        """See `Backend.statistics`."""
+        interval = queries.encode_interval(since, until, step)
+        if interval is None:
+            return []
+        filters = (None if one is None else encode_lookup_text(one) for one in (queue, name))
+        rows = await self._fetch(_STATISTICS, *interval, *filters, extra_time=_LARGE_READ_TIMEOUT)
+        return queries.decode_statistics(rows)
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        """See `Backend.list_audit`."""
+        statement = """SELECT position, at, body FROM {schema}.audit_record
+            WHERE position < $1 ORDER BY position DESC LIMIT $2"""
+        rows = await self._fetch(statement, queries.encode_cursor(after), limit + 1)
+        return operations.decode_audit_page(rows, limit)
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""

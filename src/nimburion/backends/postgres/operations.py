@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from nimburion.backends.postgres.encoding import encode_text, reject_unstorable_text
-from nimburion.backends.server.encoding import decode_id, encode_id, to_micros
+import msgspec
+
+from nimburion.backends.postgres.encoding import encode_text, reject_unstorable_text, to_seconds
+from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
+from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, ScheduleRecord
+from nimburion.core.statistics import STEPS, Statistics
+
+_decode_audit_record = msgspec.json.Decoder(AuditRecord).decode
 
 
 def decode_cancellation(reply: str, job_id: str) -> Cancellation:
@@ -33,7 +40,53 @@ def decode_replayed(rows: list[Any]) -> Replayed:
 def encode_retention(keep: Retention) -> list[Any]:
     """Return the arguments of `prune_jobs_1` that precede its limit."""
     spans = (keep.completed, keep.failed, keep.results)
-    return [*(None if one is None else to_micros(one) for one in spans), keep.completed_max]
+    return [
+        *(None if one is None else to_micros(one) for one in spans),
+        keep.completed_max,
+        list(STEPS),
+        [round(seconds) for seconds in STEPS.values()],
+    ]
+
+
+@reject_unstorable_text
+def encode_pause(
+    queue: str, *, paused: bool, by: str, reason: str, until: float | None
+) -> list[Any]:
+    """Return the arguments of `pause_queue_1` after the time."""
+    ends_at = None if until is None else to_micros(until)
+    return [encode_text(queue), paused, encode_text(by), encode_text(reason), ends_at]
+
+
+@reject_unstorable_text
+def encode_audit(record: AuditRecord) -> list[Any]:
+    """Return the arguments of `put_audit_1` after the time."""
+    return [encode_text(record.id), encode_json(record).decode(), MAX_AUDIT_RECORDS]
+
+
+def decode_audit_page(rows: list[Any], limit: int) -> AuditPage:
+    """Decode positions, times and records, newest first; a row beyond `limit` says that there are
+    more.
+    """
+    records = [
+        msgspec.structs.replace(_decode_audit_record(body), at=to_seconds(at))
+        for _, at, body in rows[:limit]
+    ]
+    return AuditPage(records, str(rows[limit - 1][0]) if len(rows) > limit > 0 else None)
+
+
+@reject_unstorable_text
+def encode_statistics(source: str, rows: Sequence[Statistics]) -> list[Any]:
+    """Return the arguments of `put_statistics_1`. Of several rows with one key, the last counts."""
+    latest = {(row.step, row.start, row.queue, row.name): row.counters for row in rows}
+    steps, starts, queues, names = zip(*latest, strict=True)
+    return [
+        encode_text(source),
+        steps,
+        starts,
+        [encode_text(queue) for queue in queues],
+        [encode_text(name) for name in names],
+        [encode_json(counters).decode() for counters in latest.values()],
+    ]
 
 
 @reject_unstorable_text

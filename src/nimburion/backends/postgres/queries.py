@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -20,14 +22,29 @@ from nimburion.backends.server.encoding import (
     STATES,
     decode_id,
     encode_id_or_empty,
+    encode_json,
+    to_micros,
 )
 from nimburion.core.errors import JobNotFound
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
-from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
-from nimburion.core.session import Session, SessionInfo
+from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.session import (
+    LimitHolder,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
+from nimburion.core.statistics import Counters, Statistics, add_statistics, check_interval
 
 _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
+_decode_vitals = msgspec.json.Decoder(Vitals).decode
+_decode_counters = msgspec.json.Decoder(Counters).decode
+_MAX_INT4 = (1 << 31) - 1
 
 
 # --- filters --------------------------------------------------------------------------------------
@@ -41,6 +58,34 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> list[Any
         None if which.reason is None else encode_lookup_text(which.reason) or "\ufffd",
         None if which.ids is None else sorted({encode_id_or_empty(one) for one in which.ids}),
     ]
+
+
+def encode_search(which: JobFilter) -> list[Any]:
+    """Encode the fields of a filter that have no index."""
+    times = (which.created_from, which.created_to, which.finished_from, which.finished_to)
+    least = which.min_failures
+    return [
+        *(None if time is None else _encode_time_bound(time) for time in times),
+        *(
+            None if one is None else _encode_option(one)
+            for one in (which.tenant, which.correlation_id)
+        ),
+        None if which.fingerprint is None else encode_lookup_text(which.fingerprint),
+        None if least is None else min(max(least, 0), _MAX_INT4),
+    ]
+
+
+def _encode_time_bound(seconds: float) -> int:
+    """Return a time in microseconds. Times beyond all that can be stored are limited to these."""
+    return to_micros(min(max(seconds, -1e12), 1e12))
+
+
+def _encode_option(text: str) -> str:
+    """Return a text as the JSON of the options contains it."""
+    try:
+        return encode_json(text).decode()
+    except UnicodeEncodeError:
+        return ""
 
 
 def encode_cursor(after: str | None) -> int:
@@ -67,10 +112,31 @@ def decode_record(rows: list[Any], job_id: str) -> JobRecord:
     return _decode_job(rows[0])
 
 
-def decode_page(rows: list[Any], found: list[int], limit: int) -> Page:
-    """Decode one page of records. If more than `limit` jobs were found, the page has a `next`."""
-    following = str(found[limit - 1]) if len(found) > limit > 0 else None
-    return Page([_decode_job(row) for row in rows], following)
+def decode_page(rows: list[Any], status: Any) -> Page:  # noqa: ANN401 - a row
+    """Decode one page of records. `status` is the last row of `find_jobs_1`."""
+    following = None if status["seq"] is None else str(status["seq"])
+    return Page([_decode_job(row) for row in rows], following, status["examined"])
+
+
+def decode_failure_groups(rows: list[Any]) -> FailureGroups:
+    """Decode the rows of `group_failures_1`."""
+    groups = []
+    for fingerprint, number, first, last, names, job_id, body in rows[:-1]:
+        error = _decode_error(body)
+        groups.append(
+            FailureGroup(
+                fingerprint=fingerprint,
+                count=number,
+                first=to_seconds(first),
+                last=to_seconds(last),
+                names=tuple(names),
+                type=error.type,
+                message=error.message,
+                job_id=decode_id(job_id),
+            )
+        )
+    status = rows[-1]
+    return FailureGroups(groups=groups, examined=status["number"], complete=status["last"] is None)
 
 
 def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
@@ -97,6 +163,8 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         result=row["result"],
         cancel_requested=row["cancel_requested"],
         session=row["holder"],
+        ended_by=row["ended_by"],
+        host=row["host"] or "",
         options=decode_job_options(row["options"]),
     )
 
@@ -123,22 +191,115 @@ def decode_queues(rows: list[Any]) -> list[QueueInfo]:
             processing=processing,
             age=None if age is None else max(0, age) / MICRO,
             paused=paused,
+            pause=_decode_pause(*pause) if paused else None,
         )
-        for queue, name, size, scheduled, processing, age, paused in rows
+        for queue, name, size, scheduled, processing, age, paused, *pause in rows
     )
+
+
+def _decode_pause(since: int, ends_at: int | None, paused_by: str, reason: str) -> Pause:
+    return Pause(
+        by=paused_by, reason=reason, since=to_seconds(since), until=to_optional_seconds(ends_at)
+    )
+
+
+def decode_limits(rows: list[Any]) -> list[LimitInfo]:
+    """Decode the rows of `list_limits_1`."""
+    return [_make_limit_info(row) for row in rows]
+
+
+def _make_limit_info(columns: Iterable[Any]) -> LimitInfo:
+    name, maximum, in_use, ids, sessions, hosts, started_at = columns
+    holders = [] if ids is None else zip(ids, sessions, hosts, started_at, strict=True)
+    return LimitInfo(
+        name=name,
+        limit=maximum,
+        in_use=in_use,
+        holders=[
+            LimitHolder(decode_id(job_id), session, host, to_seconds(started))
+            for job_id, session, host, started in holders
+        ],
+    )
+
+
+def decode_facts(rows: list[Any], job_id: str) -> Facts:
+    """Decode the row of a job with the columns of `explain_job_1`.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    if not rows:
+        raise JobNotFound(job_id)
+    (row,) = rows
+    job = _decode_job(row)
+    limit = pause = None
+    if row["maximum"] is not None:
+        limit = _make_limit_info((job.name, *(row[column] for column in _LIMIT_COLUMNS)))
+    if row["since"] is not None:
+        pause = _decode_pause(*(row[column] for column in _PAUSE_COLUMNS))
+    opened = [row[f"open_{column}"] or () for column in _SESSION_COLUMNS]
+    return Facts(
+        now=to_seconds(row["now"]),
+        job=job,
+        pause=pause,
+        limit=limit,
+        key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
+        sessions=decode_sessions(list(zip(*opened, strict=True))),
+    )
+
+
+_LIMIT_COLUMNS = ("maximum", "in_use", "ids", "sessions", "hosts", "holders_started_at")
+_PAUSE_COLUMNS = ("since", "ends_at", "paused_by", "pause_reason")
+_SESSION_COLUMNS = (
+    "ids",
+    "descriptions",
+    "opened_at",
+    "lives",
+    "gone",
+    "running",
+    "vitals",
+    "commands",
+)
 
 
 def decode_sessions(rows: list[Any]) -> list[SessionInfo]:
     """Decode the rows of `list_sessions_1`, oldest first."""
-    return [_make_session_info(_decode_session_info(info), *rest) for _, info, *rest in rows]
+    return [_make_session_info(row) for row in rows]
 
 
-def _make_session_info(
-    session: Session, opened_at: int, life: int, gone: object, running: int
-) -> SessionInfo:
-    return session.to_info(
+def _make_session_info(columns: Iterable[Any]) -> SessionInfo:
+    _, description, opened_at, life, gone, running, vitals, command = columns
+    return _decode_session_info(description).to_info(
         opened_at=to_seconds(opened_at),
         expires_in=life / MICRO,
         left=bool(gone),
         running=running,
+        vitals=None if vitals is None else _decode_vitals(vitals),
+        command=None if command is None else WorkerCommand(command),
+    )
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def encode_interval(since: float, until: float, step: int) -> list[int] | None:
+    """Return step, first and past-the-end start of the intervals in a range; None: there are none.
+
+    Raises:
+        InvalidJob: the step or the range is not valid.
+    """
+    check_interval(since, until, step)
+    if not since < until:
+        return None
+    first, past_end = (min(max(ceil(time), -MAX_INT8), MAX_INT8) for time in (since, until))
+    return [step, first, past_end]
+
+
+def decode_statistics(rows: list[Any]) -> list[Statistics]:
+    """Add up the counters of all sources."""
+    return add_statistics(
+        Statistics(
+            step=step, start=start, queue=queue, name=name, counters=_decode_counters(counters)
+        )
+        for step, start, queue, name, counters in rows
     )

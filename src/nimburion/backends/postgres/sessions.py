@@ -13,12 +13,21 @@ from nimburion.backends.postgres.encoding import (
 )
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
+from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued
-from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session
+from nimburion.core.session import (
+    ConcurrencyLimit,
+    HeartbeatReply,
+    Session,
+    Vitals,
+    WorkerCommand,
+)
 
-_LOST_ERROR = AttemptError(0, "lost", "WorkerLost", "its worker vanished")
+_LOST_ERROR = AttemptError(
+    0, "lost", "WorkerLost", "its worker vanished", fingerprint=LOST_FINGERPRINT
+)
 
 
 @reject_unstorable_text
@@ -28,6 +37,7 @@ def encode_open_session(session: Session) -> list[Any]:
     return [
         session.id,
         to_micros(session.ttl),
+        encode_text(session.host),
         encode_json(session).decode(),
         names,
         [session.limits.get(name) for name in names],
@@ -40,6 +50,12 @@ def check_alive(alive: object, session_id: str) -> None:
         raise SessionLost(session_id)
 
 
+@reject_unstorable_text
+def encode_vitals(vitals: Vitals | None) -> str | None:
+    """Encode vitals as JSON."""
+    return None if vitals is None else encode_json(vitals).decode()
+
+
 def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
     """Decode the rows of the heartbeat function.
 
@@ -48,7 +64,7 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
     """
     if not rows:
         raise SessionLost(session_id)
-    seqs, ids, fences, nonces, paused, names, maxima, in_use = rows[0]
+    seqs, ids, fences, nonces, paused, names, maxima, in_use, command = rows[0]
     cancelled = zip(seqs or (), ids or (), fences or (), nonces or (), strict=True)
     limits = zip(names or (), maxima or (), in_use or (), strict=True)
     return HeartbeatReply(
@@ -57,6 +73,7 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
         ],
         paused=paused,
         limits={name: ConcurrencyLimit(maximum, count) for name, maximum, count in limits},
+        command=None if command is None else WorkerCommand(command),
     )
 
 
@@ -76,9 +93,9 @@ def encode_close_session(session_id: str, running: Sequence[Lease]) -> list[Any]
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[Any]:
-    """Return the arguments of `rescue_jobs_1` after the times. It inserts the attempt numbers."""
+    """Return the arguments of `rescue_jobs_1` after the times."""
     before, after = encode_json(_LOST_ERROR).decode().split('"attempt":0', 1)
-    return [limit, max_lost, before + '"attempt":', after]
+    return [limit, max_lost, before + '"attempt":', after.removesuffix("}")]
 
 
 def decode_rescued(rows: list[Any]) -> Rescued:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis import enqueue, operations, queries, sessions
+from nimburion.backends.redis import enqueue, operations, queries, sessions, statistics
 from nimburion.backends.redis import enqueue as durability
 from nimburion.backends.redis import enqueue as enqueueing
 from nimburion.backends.redis import exchange as exchanging
@@ -19,13 +19,20 @@ from nimburion.backends.redis.encoding import decode_time, encode_lookup_text
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.redis.long_poll import Command, StreamLongPoll
 from nimburion.backends.redis.notifications import PubSubListener, Subscribe
-from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, split_fields
+from nimburion.backends.redis.queries import (
+    MAX_SORTED,
+    SCAN_STEP,
+    JobScan,
+    PageScan,
+    split_fields,
+)
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.url import RedisSettings, parse_url
 from nimburion.backends.server.encoding import MICRO, STATE_CODES, encode_id_or_empty, to_micros
 from nimburion.backends.server.errors import no_roles
 from nimburion.backends.server.handle import OpenHandle
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.checks import CheckResult, make_failed_check
 from nimburion.core.clock import Clock, SystemClock
@@ -36,14 +43,24 @@ from nimburion.core.errors import (
     FormatMismatch,
 )
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import FINISHED, Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-from nimburion.core.queries import EVERY_JOB, JobFilter, Page, QueueInfo
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import HeartbeatReply, Session, SessionInfo
+from nimburion.core.session import (
+    HeartbeatReply,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+    WorkerCommand,
+)
 from nimburion.core.settlement import Settlement
+from nimburion.core.statistics import Statistics, add_statistics
 
 CAPABILITIES = Capabilities(
     durable=True,
@@ -190,10 +207,12 @@ class RedisBackend:
             return b"", b""
         return to_micros(self._test_clock.now()), to_micros(self._test_clock.monotonic())
 
-    async def _run_script(self, name: str, *arguments: CommandPart) -> Any:  # noqa: ANN401 - a script's reply
+    async def _run_script(
+        self, name: str, *arguments: CommandPart, more_keys: Sequence[bytes] = ()
+    ) -> Any:  # noqa: ANN401 - a script's reply
         connections = self._get_connections()
         (reply,) = await connections.run_script(
-            connections.commands, name, arguments, self._make_times()
+            connections.commands, name, arguments, self._make_times(), more_keys=more_keys
         )
         return reply
 
@@ -322,11 +341,18 @@ class RedisBackend:
         if connections is not None:
             connections.long_poll.interrupt_long_poll()
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
+        arguments = sessions.encode_heartbeat(session_id, vitals)
         return sessions.decode_heartbeat(
-            await self._run_script("heartbeat", session_id), session_id
+            await self._run_script("heartbeat", *arguments), session_id
         )
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        """See `Backend.put_statistics`. Each batch of 500 rows is stored atomically."""
+        connections = self._get_connections()
+        for call in statistics.encode_statistics(source, rows, connections.keys):
+            await self._run_script("put_statistics", *call.arguments, more_keys=call.keys)
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
@@ -381,6 +407,7 @@ class RedisBackend:
         """See `Backend.replay`. Each script checks 500 dead letters. The scan ends when `limit`
         jobs are found and it is known whether more match.
         """
+        which.check_selects()
         scan = await self._open_scan(which, which.failed_states, after)
         replies: list[list[Any]] = []
         while not scan.is_finished:
@@ -394,6 +421,7 @@ class RedisBackend:
 
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`. Each script checks 500 finished jobs."""
+        which.check_selects()
         scan = await self._open_scan(which, which.finished_states, deletes=True)
         ids: list[str] = []
         while len(ids) < limit and not scan.is_finished:
@@ -404,12 +432,35 @@ class RedisBackend:
             ids += queries.decode_ids(found)
         return ids
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
         """See `Backend.pause`."""
-        await self._run_script("pause", queue, b"1" if paused else b"")
+        if paused:
+            arguments = operations.encode_pause(queue, by, reason, until)
+        else:
+            arguments = operations.encode_resume(queue)
+        await self._run_script("pause", *arguments)
+
+    async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
+        """See `Backend.send_command`."""
+        arguments = sessions.encode_command(session_id, command)
+        return bool(await self._run_script("send_command", *arguments))
+
+    async def put_audit(self, record: AuditRecord) -> None:
+        """See `Backend.put_audit`."""
+        await self._run_script("put_audit", *statistics.encode_audit(record))
 
     async def prune(self, keep: Retention, limit: int) -> int:
-        """See `Backend.prune`. Each script deletes up to 500 entries."""
+        """See `Backend.prune`. Each script deletes up to 500 entries. Statistics expire by
+        themselves.
+        """
         arguments, pruned, more = operations.encode_retention(keep), 0, 1
         while pruned < limit and more:
             step = min(limit - pruned, SCAN_STEP)
@@ -459,20 +510,72 @@ class RedisBackend:
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        budget: int = SCAN_BUDGET,
     ) -> Page:
-        """See `Backend.list_jobs`. Each script checks 500 jobs. If few jobs match the filter, a
-        page takes as many scripts as it takes to pass the jobs before them.
+        """See `Backend.list_jobs`. Each script checks about 500 jobs. The call also stops when it
+        has passed 16 times `budget` deleted jobs.
         """
         scan = await self._open_scan(which, which.states, after)
-        replies, left = [], limit + 1
-        while left > 0 and not scan.is_finished:
-            reply = await self._run_script(
-                "list", *scan.make_arguments(left), b"1" if payloads else b""
+        page = PageScan(scan, limit, budget, payloads=payloads)
+        while not page.is_finished:
+            page.add_reply(await self._run_script("list", *page.make_arguments()))
+        return page.make_page()
+
+    async def group_failures(
+        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+    ) -> FailureGroups:
+        """See `Backend.group_failures`. Each script checks 500 dead letters. Another call reads
+        the errors of the groups that it returns.
+        """
+        scan = await self._open_scan(which, which.failed_states)
+        checked, rows, stopped = 0, [], 0
+        while not scan.is_finished and not stopped:
+            arguments = scan.make_arguments(0, max(0, budget - checked))
+            after, last, stopped, count, found = await self._run_script("dead_letters", *arguments)
+            scan.advance(after, last)
+            checked += count
+            rows += found
+        groups = queries.group_dead_letters(rows, limit)
+        latest = JobFilter(ids=tuple(group.job_id for group in groups))
+        jobs = (await self.list_jobs(latest, limit=len(groups))).jobs if groups else []
+        return FailureGroups(
+            groups=queries.add_errors(groups, jobs),
+            examined=checked,
+            complete=scan.is_finished,
+        )
+
+    async def explain(self, job_id: str) -> Facts:
+        """See `Backend.explain`. One script reads everything."""
+        reply = await self._run_script("explain", encode_id_or_empty(job_id))
+        return queries.decode_facts(reply, job_id)
+
+    async def limits(self) -> list[LimitInfo]:
+        """See `Backend.limits`. It checks up to 10,000 leases to find the holders."""
+        return queries.decode_limits(await self._run_script("limits"))
+
+    async def statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        """See `Backend.statistics`. Each script reads up to 100 intervals."""
+        read = statistics.StatisticsRead(since, until, step, queue, name)
+        keys = self._get_connections().keys
+        while not read.is_finished:
+            call = read.make_call(keys)
+            read.add_reply(
+                await self._run_script("statistics", *call.arguments, more_keys=call.keys)
             )
-            replies.append(reply)
-            scan.advance(*reply[:2])
-            left -= len(reply[3])
-        return queries.decode_page(replies, limit)
+        return add_statistics(read.rows)
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        """See `Backend.list_audit`."""
+        arguments = statistics.encode_audit_page(limit, after)
+        return statistics.decode_audit_page(await self._run_script("list_audit", *arguments))
 
     async def counts(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.counts`."""
@@ -537,13 +640,12 @@ class RedisConnections:
         """The connection for all operations other than enqueue and exchange."""
         self.enqueues: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.exchanges: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
-        keys = Keys(settings.namespace)
-        self.listener: PubSubListener = PubSubListener(self.locator, keys.channel, subscribe)
+        self.keys: Keys = Keys(settings.namespace)
+        self.listener: PubSubListener = PubSubListener(self.locator, self.keys.channel, subscribe)
         self.long_poll: StreamLongPoll = StreamLongPoll(
-            keys.wakeup_streams, self.exchanges, self.commands
+            self.keys.wakeup_streams, self.exchanges, self.commands
         )
         self.server: RedisServerInfo
-        self._keys = keys
         self._warned = warned
         self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
 
@@ -557,7 +659,7 @@ class RedisConnections:
         """
         self.server = await check_server(self.commands.execute, self.settings, self._warned)
         self._scripts = {
-            script.name: (script, self._keys.select(script.keys))
+            script.name: (script, self.keys.select(script.keys))
             for script in Scripts(self.server.version)
         }
         (found,) = await self.run_script(self.commands, "open", [b"%d" % FORMAT])
@@ -574,7 +676,7 @@ class RedisConnections:
             BackendUnavailable: the server does not answer.
         """
         await check_server(self.commands.execute, self.settings, self._warned)
-        (meta,) = self._keys.select(["meta"])
+        (meta,) = self.keys.select(["meta"])
         found = await self.commands.execute("HGET", meta, "format")
         if found is None:
             return [f"format {FORMAT}: namespace {self.settings.namespace!r}"]

@@ -39,6 +39,7 @@ separately, so that completing a job does not move its payload.
 _TIME_BIAS = 1 << 63
 _MAX_FENCES = 1 << 32
 _MAX_REASON_BYTES = (1 << 16) - 2
+_MAX_FINGERPRINT_BYTES = (1 << 8) - 1
 
 reject_unstorable_text: UnstorableTextGuard = UnstorableTextGuard("Redis")
 decode_options: Callable[[bytes], JobOptions] = msgspec.json.Decoder(JobOptions).decode
@@ -108,6 +109,19 @@ def encode_reason(text: str) -> bytes:
     if len(reason) > _MAX_REASON_BYTES:
         raise Unstorable(f"a reason has at most {_MAX_REASON_BYTES} bytes, not {len(reason)}")
     return reason
+
+
+def encode_fingerprint(text: str) -> bytes:
+    """Encode the fingerprint of an error.
+
+    Raises:
+        Unstorable: the fingerprint is too long.
+    """
+    fingerprint = text.encode()
+    if len(fingerprint) > _MAX_FINGERPRINT_BYTES:
+        most, length = _MAX_FINGERPRINT_BYTES, len(fingerprint)
+        raise Unstorable(f"a fingerprint has at most {most} bytes, not {length}")
+    return fingerprint
 
 
 def encode_unique_key(job: NewJob) -> bytes:

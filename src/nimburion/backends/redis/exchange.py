@@ -10,6 +10,7 @@ import msgspec
 from nimburion.backends.redis.encoding import (
     decode_options,
     decode_time,
+    encode_fingerprint,
     encode_reason,
     encode_seq,
     encode_time,
@@ -101,7 +102,11 @@ def _encode_settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
         case Retried():
             return KIND_RETRIED, (encode_time(max(0, to_micros(one.delay))), encode_json(one.error))
         case Failed():
-            return KIND_FAILED, (encode_reason(one.reason), encode_json(one.error))
+            return KIND_FAILED, (
+                encode_reason(one.reason),
+                encode_json(one.error),
+                encode_fingerprint(one.error.fingerprint),
+            )
         case Released():
             return (
                 (KIND_RELEASED, ())

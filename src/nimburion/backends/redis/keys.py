@@ -11,7 +11,7 @@ WAKEUP_STREAMS = 4
 KEYS = MappingProxyType(
     {
         "meta": "hash: format",
-        "counters": "hash: the last seq, lane number and session number",
+        "counters": "hash: the last seq, lane number, session number and audit number",
         "lane_number": "hash: queue NUL job name -> lane number",
         "lane_name": "hash: lane number -> queue NUL job name",
         "job": "hash: seq -> the job, with its payload or, when it is finished, its end",
@@ -33,17 +33,22 @@ KEYS = MappingProxyType(
         "pruned_blocks": "hash: ranges of seqs whose jobs are all deleted",
         "lane_counts": "hash: lane number and code -> number of jobs",
         "session_info": "hash: session id -> the worker's description of itself (JSON)",
-        "session_id": "hash: session number -> session id",
+        "session_id": "hash: session number -> session id, host",
         "session_state": "hash: session id -> status, and the last exchange",
         "session_expiry": "sorted set: ids of open sessions, by expiry",
+        "session_vitals": "hash: session id -> the worker's last report about itself (JSON)",
+        "session_command": "hash: session id -> the last command to the worker",
         "dead_session": "sorted set: expired sessions that may still have leases",
         "closed_session": "sorted set: ids of closed and expired sessions, by end",
         "concurrency_limit": "hash: job name -> concurrency limit",
         "limit_in_use": "hash: job name -> number of leased jobs",
         "unique_key": "hash: job name NUL unique key -> expiry, id of the job that holds it",
         "unique_expiry": "sorted set: unique keys with a span (unique_for), by expiry",
-        "paused_queue": "hash: each paused queue",
+        "paused_queue": "hash: queue -> until when, since when, by whom and why it is paused",
         "schedule": "hash: name -> schedule",
+        "audit": "hash: audit number -> time, audit record (JSON)",
+        "audit_number": "hash: id of an audit record -> audit number",
+        "statistics": "prefix of the keys of statistics (see below)",
         "notify": "hash: queues with idle workers; also the name of the notification channel",
         **{
             f"wakeup{n}": "stream: the last notification of a quarter of all queues, for long polls"
@@ -57,10 +62,11 @@ KEYS = MappingProxyType(
 class Keys:
     """The keys of one namespace."""
 
-    __slots__ = ("_names", "channel", "wakeup_streams")
+    __slots__ = ("_names", "_statistics", "channel", "wakeup_streams")
 
     def __init__(self, namespace: str) -> None:
         self._names = {name: f"{{{namespace}}}:{name}".encode() for name in KEYS}
+        (self._statistics,) = self.select(["statistics"])
         self.channel: bytes = self._names["notify"]
         """The pub/sub channel that carries notifications."""
         self.wakeup_streams: tuple[bytes, ...] = self.select(
@@ -71,3 +77,11 @@ class Keys:
     def select(self, names: Iterable[str]) -> tuple[bytes, ...]:
         """Return the keys with these names, in the same order."""
         return tuple(self._names[name] for name in names)
+
+    def make_statistics_key(self, step: int, start: int) -> bytes:
+        """Return the key of the statistics of one interval: `{nimburion}:statistics:60:1764201600`.
+
+        It is a hash: queue NUL job name NUL source -> counters (JSON). It expires when its interval
+        is no longer kept.
+        """
+        return b"%s:%d:%d" % (self._statistics, step, start)

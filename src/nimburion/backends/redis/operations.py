@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nimburion.backends.redis.encoding import encode_lookup_text, reject_unstorable_text
+from nimburion.backends.redis.encoding import (
+    encode_lookup_text,
+    encode_time,
+    reject_unstorable_text,
+)
 from nimburion.backends.redis.enqueue import encode_batch
 from nimburion.backends.redis.queries import format_cursor
 from nimburion.backends.redis.record_format import (
+    NEVER,
     SCHEDULE,
     SCHEDULE_ACTIVE,
     SCHEDULE_PAUSED,
     TICK,
 )
-from nimburion.backends.server.encoding import decode_id, encode_id, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
 from nimburion.core.operations import Cancellation, Replayed, Retention
@@ -44,6 +49,22 @@ def decode_replayed(replies: Sequence[list[Any]]) -> Replayed:
     last = next((reply[4] for reply in reversed(replies) if reply[4]), b"")
     more = bool(replies) and replies[-1][5] and last
     return Replayed(ids, still_held, format_cursor(last) if more else None)
+
+
+@reject_unstorable_text
+def encode_pause(queue: str, by: str, reason: str, until: float | None) -> list[bytes]:
+    """Return the arguments of `pause.lua` that pause a queue.
+
+    Raises:
+        Unstorable: the time or a text cannot be stored.
+    """
+    end = NEVER if until is None else encode_time(to_micros(until))
+    return [queue.encode(), end, encode_json((by, reason))]
+
+
+def encode_resume(queue: str) -> list[bytes]:
+    """Return the arguments of `pause.lua` that resume a queue."""
+    return [encode_lookup_text(queue), b"", b""]
 
 
 def encode_retention(keep: Retention) -> list[bytes]:

@@ -19,16 +19,22 @@ from nimburion.backends.redis.record_format import (
     JOB_HEAD,
     LEASE,
     LEASED,
+    NEVER,
     NO_REASON_LENGTH,
+    NO_SESSION,
+    PAUSE,
     PROGRESS,
     SESSION_LEFT,
     SESSION_STATE,
 )
+from nimburion.backends.redis.sessions import decode_command
 from nimburion.backends.server.encoding import MICRO, STATE_CODES, STATES, decode_id
 from nimburion.core.errors import JobNotFound
+from nimburion.core.explanations import Facts
+from nimburion.core.failure_groups import FailureGroup, group_failures
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
-from nimburion.core.queries import JobFilter, Page, QueueInfo, parse_cursor
-from nimburion.core.session import Session, SessionInfo
+from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.session import LimitHolder, LimitInfo, Session, SessionInfo, Vitals
 
 SCAN_STEP = 500
 """The number of jobs that one script checks."""
@@ -36,8 +42,12 @@ MAX_SORTED = 5_000
 """The largest number of unfinished jobs that are collected and sorted. With more, all jobs are
 scanned.
 """
-_MAX_SEQ = (1 << 53) - 1
-"""The largest seq: Lua represents integers exactly up to this value."""
+_MAX_INTEGER = (1 << 53) - 1
+"""The largest seq, time and number: Lua represents integers exactly up to this value."""
+_PASSED_PER_CHECKED = 16
+"""A call passes at most this many seqs for each job that it may check. A script checks 250 jobs
+at least, or passes 4,000 seqs, most of them of deleted jobs.
+"""
 _FAILED_ONLY = frozenset({State.FAILED})
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -57,7 +67,7 @@ class JobScan:
         InvalidJob: the cursor does not come from this backend.
     """
 
-    __slots__ = ("_after", "_filter", "_segments")
+    __slots__ = ("_after", "_filter", "_position", "_segments")
 
     def __init__(
         self,
@@ -68,7 +78,7 @@ class JobScan:
         fields: Iterable[bytes] | None = None,
         deletes: bool = False,
     ) -> None:
-        self._after = encode_cursor(after)
+        self._after = self._position = encode_cursor(after)
         self._filter = encode_filter(which, states)
         self._segments: list[tuple[bytes, bytes]] = []
         if self._filter is not None and fields is not None:
@@ -81,15 +91,24 @@ class JobScan:
         """Whether the scan has covered all segments."""
         return not self._segments
 
-    def make_arguments(self, limit: int) -> list[bytes]:
-        """Return the arguments of the next script, which selects up to `limit` jobs."""
+    @property
+    def cursor(self) -> str | None:
+        """The cursor after the last job that the scan has passed; None if there is none."""
+        return format_cursor(self._position) if self._position else None
+
+    def make_arguments(self, limit: int, budget: int | None = None) -> list[bytes]:
+        """Return the arguments of the next script, which selects up to `limit` jobs and checks
+        up to `budget` jobs.
+        """
         source, given = self._segments[0]
-        return [source, self._after, self._filter or b"", b"%d" % limit, given]
+        arguments = [source, self._after, self._filter or b"", b"%d" % limit, given]
+        return arguments if budget is None else [*arguments, b"%d" % budget]
 
     def advance(self, after: bytes, last: int) -> None:
         """Record the reply of a script: the position to continue from, and whether the segment has
         ended.
         """
+        self._position = after or self._position
         self._after = b"" if last else after
         if last:
             del self._segments[0]
@@ -98,7 +117,7 @@ class JobScan:
 def encode_cursor(after: str | None) -> bytes:
     """Decode the `next` of a page to the field of a job; empty if there is no cursor."""
     seq = parse_cursor(after)
-    return b"" if seq is None else min(seq, _MAX_SEQ).to_bytes(8, "big")
+    return b"" if seq is None else min(seq, _MAX_INTEGER).to_bytes(8, "big")
 
 
 def format_cursor(field: bytes) -> str:
@@ -120,9 +139,37 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | 
     codes = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
     rest = (False if one is None else one for one in (which.queue, which.name, which.reason))
     try:
-        return _pack((codes, *rest))
+        return _pack((codes, *rest, _make_search(which)))
     except UnicodeEncodeError:  # no backend holds such a name
         return None
+
+
+def _make_search(which: JobFilter) -> tuple[object, ...] | bool:
+    """Return the fields without an index for the scripts; False if none is set."""
+    if not which.needs_search:
+        return False
+    times = (which.created_from, which.created_to, which.finished_from, which.finished_to)
+    least = which.min_failures
+    others = (
+        which.fingerprint,
+        None if least is None else max(0, min(least, _MAX_INTEGER)),
+        which.tenant,
+        which.correlation_id,
+    )
+    values = (*(None if time is None else _find_first_micros(time) for time in times), *others)
+    return tuple(False if value is None else value for value in values)
+
+
+def _find_first_micros(seconds: float) -> int:
+    """Return the first time in microseconds whose seconds are not less than `seconds`."""
+    if not -_MAX_INTEGER < seconds * MICRO < _MAX_INTEGER:
+        return -_MAX_INTEGER if seconds < 0 else _MAX_INTEGER
+    micros = round(seconds * MICRO)
+    while micros / MICRO < seconds:
+        micros += 1
+    while (micros - 1) / MICRO >= seconds:
+        micros -= 1
+    return micros
 
 
 def choose_sources(states: frozenset[State] | None, *, deletes: bool) -> list[bytes]:
@@ -144,7 +191,10 @@ def split_segments(job_fields: Iterable[bytes], after: bytes) -> list[tuple[byte
     ]
 
 
+_FAILED = STATE_CODES[State.FAILED].encode()
 _STATES = {code.encode(): state for code, state in STATES.items()}
+_decode_vitals = msgspec.json.Decoder(Vitals).decode
+_decode_pause_texts = msgspec.json.Decoder(tuple[str, str]).decode
 _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
 
@@ -162,6 +212,8 @@ class AttemptSummary(msgspec.Struct):
     finished: int = 0
     reason: str | None = None
     cancel: bool = False
+    ended: bool = False
+    """Whether an attempt ended the job."""
 
 
 def decode_ids(packed: Iterable[bytes]) -> list[str]:
@@ -184,13 +236,48 @@ def decode_record(reply: list[Any], job_id: str) -> JobRecord:
     return _decode_job(details, decode_lane_names(names))
 
 
-def decode_page(replies: Sequence[list[Any]], limit: int) -> Page:
-    """Combine the replies of several `list.lua` runs to one page. If they hold more than `limit`
-    jobs, the page has a `next`.
+class PageScan:
+    """A scan that fills a page of jobs, with one or more runs of `list.lua`.
+
+    Args:
+        scan: the scan over the jobs.
+        limit: the largest number of jobs on the page.
+        budget: the largest number of jobs that the scan checks.
+        payloads: whether the jobs have their payloads.
     """
-    details = [(one, decode_lane_names(names)) for _, _, names, found in replies for one in found]
-    following = format_cursor(details[limit - 1][0][0]) if len(details) > limit > 0 else None
-    return Page([_decode_job(one, names) for one, names in details[:limit]], following)
+
+    def __init__(self, scan: JobScan, limit: int, budget: int, *, payloads: bool) -> None:
+        self._scan = scan
+        self._limit, self._budget, self._payloads = max(0, limit), max(0, budget), payloads
+        self._jobs: list[JobRecord] = []
+        self._checked = self._passed = 0
+        self._is_stopped = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the page is full, the budget is used up, or no jobs remain."""
+        return self._scan.is_finished or self._is_stopped
+
+    def make_arguments(self) -> list[bytes]:
+        """Return the arguments of the next script."""
+        left, budget = self._limit - len(self._jobs), self._budget - self._checked
+        payloads = b"1" if self._payloads else b""
+        return [*self._scan.make_arguments(left, budget), payloads]
+
+    def add_reply(self, reply: list[Any]) -> None:
+        """Add the jobs of a reply."""
+        after, last, stopped, checked, passed, lanes, details = reply
+        self._scan.advance(after, last)
+        names = decode_lane_names(lanes)
+        self._jobs += [_decode_job(one, names) for one in details]
+        self._checked += checked
+        self._passed += passed
+        self._is_stopped = bool(stopped) or self._passed > _PASSED_PER_CHECKED * self._budget
+
+    def make_page(self) -> Page:
+        """Return the page."""
+        has_more = self._limit > 0 and not self._scan.is_finished
+        return Page(self._jobs, self._scan.cursor if has_more else None, self._checked)
 
 
 def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRecord:
@@ -200,6 +287,13 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
     options, at = decode_body_options(body, behind_id, flags)
     queue, name = names[lane]
     attempts = _decode_attempts(code, body[at:] if flags & FLAG_FINISHED else b"", moves, due)
+    session_id, session_host = (None, "") if session is None else _decode_session_name(session)
+    errors = decode_history(history or b"")
+    ended_by = None
+    if attempts.ended:
+        # The backend forgets a session after a day, but the error of a dead letter names it.
+        fallback = errors[-1].session if code == _FAILED and errors else ""
+        ended_by = fallback if session_id is None else session_id
     return JobRecord(
         id=decode_id(body[JOB_HEAD.size : behind_id]),
         name=name,
@@ -214,11 +308,13 @@ def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRe
         started_at=_decode_optional_time(attempts.started),
         finished_at=_decode_optional_time(attempts.finished),
         reason=attempts.reason,
-        history=decode_history(history or b""),
+        history=errors,
         progress=None if progress is None else decode_progress(progress),
         result=result,
         cancel_requested=attempts.cancel,
-        session=None if session is None else session.decode(),
+        session=session_id if code == LEASED else None,
+        ended_by=ended_by,
+        host=session_host,
         options=options,
     )
 
@@ -228,11 +324,12 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
     in the lease, or in the state.
     """
     if end:
-        _, started, finished, failures, lost, size = JOB_END.unpack_from(end)
+        _, started, finished, failures, lost, session, size = JOB_END.unpack_from(end)
         reason = (
             None if size == NO_REASON_LENGTH else end[JOB_END.size : JOB_END.size + size].decode()
         )
-        return AttemptSummary(due, failures, lost, started, finished, reason)
+        has_ended = session != NO_SESSION
+        return AttemptSummary(due, failures, lost, started, finished, reason, ended=has_ended)
     if moves is None:
         return AttemptSummary(due)
     if code == LEASED:
@@ -240,6 +337,12 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
         return AttemptSummary(due, failures, lost, started, cancel=cancel == CANCEL_REQUESTED)
     failures, lost, started, due = ATTEMPT_STATE.unpack_from(moves)
     return AttemptSummary(due, failures, lost, started)
+
+
+def _decode_session_name(packed: bytes) -> tuple[str, str]:
+    """Return the id and the host of a session."""
+    session_id, _, host = packed.decode().partition("\0")
+    return session_id, host
 
 
 def _decode_optional_time(biased: int) -> float | None:
@@ -263,6 +366,42 @@ def decode_progress(packed: bytes) -> Progress:
     return Progress(fraction, packed[PROGRESS.size :].decode())
 
 
+# --- failures -------------------------------------------------------------------------------------
+
+
+def group_dead_letters(rows: list[Any], limit: int) -> list[FailureGroup]:
+    """Group the rows of `dead_letters.lua`. The groups have no type and message yet."""
+    return group_failures((_make_dead_letter(*row) for row in _split_rows(rows, 4)), limit)
+
+
+def _make_dead_letter(job_id: bytes, name: bytes, ended: bytes, fingerprint: bytes) -> JobRecord:
+    """Return a record with only what groups it."""
+    error = AttemptError(0, "failure", "", fingerprint=fingerprint.decode())
+    return JobRecord(
+        id=decode_id(job_id),
+        name=name.decode(),
+        queue="",
+        state=State.FAILED,
+        priority=0,
+        payload=None,
+        due=0.0,
+        created_at=0.0,
+        finished_at=decode_time(int.from_bytes(ended, "big")),
+        history=[error],
+    )
+
+
+def add_errors(groups: Sequence[FailureGroup], jobs: Iterable[JobRecord]) -> list[FailureGroup]:
+    """Return the groups with the type and the message of their latest errors, from its jobs."""
+    errors = {job.id: job.error for job in jobs}
+    return [
+        group
+        if (error := errors.get(group.job_id)) is None
+        else msgspec.structs.replace(group, type=error.type, message=error.message)
+        for group in groups
+    ]
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -274,33 +413,93 @@ def decode_counts(reply: list[int]) -> dict[State, int]:
 def decode_queues(reply: list[Any]) -> list[QueueInfo]:
     """Decode the reply of `queues.lua`, sorted by name."""
     now, details = int.from_bytes(reply[0], "big"), reply[1]
-    return combine_rows(
+    pauses = {queue.decode(): decode_pause(pause) for queue, pause in _split_rows(reply[2], 2)}
+    lanes = [
         LaneRow(
             queue=queue.decode(),
-            name=name.decode() or None,
+            name=name.decode(),
             size=ready,
             scheduled=aside,
             processing=leased,
             age=max(0, now - int.from_bytes(due, "big")) / MICRO if due else None,
-            paused=bool(paused),
+            paused=False,
         )
-        for queue, name, ready, aside, leased, due, paused in _split_rows(details, 7)
+        for queue, name, ready, aside, leased, due in _split_rows(details, 6)
+    ]
+    paused = [
+        LaneRow(queue, None, 0, 0, 0, None, paused=True, pause=pause)
+        for queue, pause in pauses.items()
+    ]
+    return combine_rows([*lanes, *paused])
+
+
+def decode_pause(packed: bytes) -> Pause:
+    """Decode the pause of a queue."""
+    until, since = PAUSE.unpack_from(packed)
+    by, reason = _decode_pause_texts(packed[PAUSE.size :])
+    end = None if packed.startswith(NEVER) else decode_time(until)
+    return Pause(by=by, reason=reason, since=decode_time(since), until=end)
+
+
+def decode_limits(reply: list[Any]) -> list[LimitInfo]:
+    """Decode the reply of `limits.lua`, sorted by name."""
+    limits = [
+        LimitInfo(
+            name=name.decode(),
+            limit=int(limit),
+            in_use=int(in_use),
+            holders=sorted(
+                (_decode_holder(*row) for row in _split_rows(holders, 3)),
+                key=lambda holder: (holder.started_at, holder.job_id),
+            ),
+        )
+        for name, limit, in_use, holders in _split_rows(reply, 4)
+    ]
+    return sorted(limits, key=lambda limit: limit.name)
+
+
+def _decode_holder(started: bytes, job_id: bytes, session: bytes | None) -> LimitHolder:
+    session_id, host = _decode_session_name(session or b"")
+    started_at = decode_time(int.from_bytes(started, "big"))
+    return LimitHolder(decode_id(job_id), session_id, host, started_at)
+
+
+def decode_facts(reply: list[Any], job_id: str) -> Facts:
+    """Decode the reply of `explain.lua`.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    if not reply:
+        raise JobNotFound(job_id)
+    now, names, details, pause, limit, holder, sessions = reply
+    key_holder = None if holder is None else decode_id(holder)
+    return Facts(
+        now=decode_time(int.from_bytes(now, "big")),
+        job=_decode_job(details, decode_lane_names(names)),
+        pause=None if pause is None else decode_pause(pause),
+        limit=next(iter(decode_limits(limit)), None),
+        key_holder=None if key_holder == job_id else key_holder,
+        sessions=decode_sessions(sessions),
     )
 
 
 def decode_sessions(reply: list[Any]) -> list[SessionInfo]:
     """Decode the reply of `sessions.lua`, oldest first."""
-    rows = sorted(_split_rows(reply, 5), key=lambda row: row[1][:4])
-    return [_decode_session(*row) for _, *row in rows]
+    rows = sorted(_split_rows(reply, 7), key=lambda row: row[1][:4])
+    return [_decode_session(row[1:]) for row in rows]
 
 
-def _decode_session(state: bytes, info: bytes, expires: bytes, running: int) -> SessionInfo:
+def _decode_session(row: Sequence[Any]) -> SessionInfo:
+    state, info, expires, running, vitals, command = row
     opened, status = SESSION_STATE.unpack_from(state)
     return _decode_session_info(info).to_info(
         opened_at=decode_time(opened),
         expires_in=int(expires) / MICRO,
         left=status == SESSION_LEFT,
         running=running,
+        vitals=None if vitals is None else _decode_vitals(vitals),
+        command=decode_command(command),
     )
 
 

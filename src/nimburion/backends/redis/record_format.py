@@ -51,7 +51,9 @@ SCHEDULE_PAUSED, SCHEDULE_ACTIVE = b"1", b"0"
 # --- records --------------------------------------------------------------------------------------
 
 NEVER = b"\xff" * 8
-"""The span of a unique key that the job holds until it ends."""
+"""The span of a unique key that the job holds until it ends; the end of a pause without one."""
+NO_SESSION = b"\0" * 4
+"""The session of a job that no attempt ended."""
 NO_REASON_LENGTH = 0xFFFF
 """The length that stands for no reason."""
 MAX_PRIORITY = 9
@@ -67,8 +69,8 @@ NEW_JOB_HEAD = struct.Struct(">BB16sB")
 """flags, priority, digest, length of the id that follows."""
 JOB_HEAD = struct.Struct(">IQQBB16xB")
 """lane, created, due, flags, priority, length of the id that follows."""
-JOB_END = struct.Struct(">cQQIH4x20xH")
-"""code, started, finished, failures, lost, length of the reason that follows."""
+JOB_END = struct.Struct(">cQQIH4x20x4sH")
+"""code, started, finished, failures, lost, session, length of the reason that follows."""
 ATTEMPT_STATE = struct.Struct(">IH4xQQ20x")
 """failures, lost, started, due."""
 LEASE = struct.Struct(">4x4x16x8xQcIH2x4x1xQ8x")
@@ -81,6 +83,8 @@ PROGRESS = struct.Struct(">d")
 """fraction; the message follows."""
 SESSION_STATE = struct.Struct(">4x8x8xQc8x")
 """opened, status; the codes of the last settlements follow."""
+PAUSE = struct.Struct(">QQ")
+"""until, since; a JSON array of by and reason follows."""
 SCHEDULE = struct.Struct(">ccdB")
 """paused, whether it has a last tick, last tick, length of the last job's id that follows."""
 TICK = struct.Struct(">d")

@@ -49,6 +49,7 @@ _RECORD_PARTS = ("times", "constants", "record_format", "batching")
 _ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
 _WRITE_PARTS = (*_ENQUEUE_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
+_DETAIL_PARTS = ("session_names", "job_details")
 _NEW_JOB_PARTS = ("new_job_format", "ids", "enqueue_jobs")
 
 SCRIPT_SPECS = MappingProxyType(
@@ -60,25 +61,45 @@ SCRIPT_SPECS = MappingProxyType(
         "check_enqueue": ScriptSpec(
             (*_RECORD_PARTS, "unique_keys", "new_job_format", "ids"), "no-writes"
         ),
-        "exchange": ScriptSpec((*_WRITE_PARTS, "settle", "promote_due", "reserve"), "allow-oom"),
+        "exchange": ScriptSpec(
+            (*_WRITE_PARTS, "settle", "promote_due", "pauses", "reserve"), "allow-oom"
+        ),
         "open_session": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
-        "heartbeat": ScriptSpec(_RECORD_PARTS, "allow-oom"),
+        "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
+        "put_statistics": ScriptSpec(("times",)),
         "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
-        "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
+        "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
         "cancel": ScriptSpec((*_WRITE_PARTS, "ids", "cancel_job"), "allow-oom"),
-        "pause": ScriptSpec(("notify",), "allow-oom"),
+        "pause": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
+        "send_command": ScriptSpec(_RECORD_PARTS, "allow-oom"),
+        "put_audit": ScriptSpec(("times",), "allow-oom"),
         "replay": ScriptSpec((*_WRITE_PARTS, "scan_jobs"), "allow-oom"),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
-        "prune": ScriptSpec((*_RECORD_PARTS, "lanes", "delete_jobs"), "allow-oom"),
+        "prune": ScriptSpec((*_RECORD_PARTS, "lanes", "delete_jobs", "pauses"), "allow-oom"),
         "find": ScriptSpec(("ids",), "no-writes"),
         "unfinished": ScriptSpec(_RECORD_PARTS, "no-writes"),
-        "get": ScriptSpec((*_SCAN_PARTS, "ids", "job_details"), "no-writes"),
-        "list": ScriptSpec((*_SCAN_PARTS, "job_details"), "no-writes"),
+        "get": ScriptSpec((*_SCAN_PARTS, "ids", *_DETAIL_PARTS), "no-writes"),
+        "list": ScriptSpec((*_SCAN_PARTS, *_DETAIL_PARTS), "no-writes"),
+        "dead_letters": ScriptSpec(_SCAN_PARTS, "no-writes"),
+        "explain": ScriptSpec(
+            (
+                *_SCAN_PARTS,
+                *("ids", "unique_keys", "pauses"),
+                *_DETAIL_PARTS,
+                *("limit_holders", "list_sessions"),
+            ),
+            "no-writes",
+        ),
         "counts": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs"), "no-writes"),
-        "queues": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs"), "no-writes"),
-        "sessions": ScriptSpec(_RECORD_PARTS, "no-writes"),
+        "queues": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs", "pauses"), "no-writes"),
+        "sessions": ScriptSpec((*_RECORD_PARTS, "list_sessions"), "no-writes"),
+        "limits": ScriptSpec(
+            (*_RECORD_PARTS, "lanes", "session_names", "limit_holders"), "no-writes"
+        ),
+        "statistics": ScriptSpec(("times", "batching"), "no-writes"),
+        "list_audit": ScriptSpec(("batching",), "no-writes"),
         "put_schedule": ScriptSpec(("schedule_format",)),
         "pause_schedule": ScriptSpec(("schedule_format",), "allow-oom"),
         "delete_schedule": ScriptSpec(flags="allow-oom"),

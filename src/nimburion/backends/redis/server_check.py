@@ -167,7 +167,7 @@ def find_flush_risk(server: RedisServerInfo) -> Risk | None:
 
 def find_eviction_risk(server: RedisServerInfo) -> Risk | None:
     """Return the risk of losing jobs when the memory is full. The policies `volatile-…` evict only
-    keys with an expiry, and no key of nimburion has one.
+    keys with an expiry, and of the keys of nimburion only those of the statistics have one.
     """
     if not server.eviction_policy.startswith("allkeys"):
         return None

@@ -7,16 +7,30 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis.encoding import encode_seq, encode_token, reject_unstorable_text
+from nimburion.backends.redis.encoding import (
+    encode_lookup_text,
+    encode_seq,
+    encode_token,
+    reject_unstorable_text,
+)
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
+from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.operations import Rescued
-from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session
+from nimburion.core.session import (
+    ConcurrencyLimit,
+    HeartbeatReply,
+    Session,
+    Vitals,
+    WorkerCommand,
+)
 
 _pack = msgspec.msgpack.Encoder().encode
-_LOST_ERROR = AttemptError(0, "lost", "WorkerLost", "its worker vanished")
+_LOST_ERROR = AttemptError(
+    0, "lost", "WorkerLost", "its worker vanished", fingerprint=LOST_FINGERPRINT
+)
 
 
 @reject_unstorable_text
@@ -26,13 +40,29 @@ def encode_open_session(session: Session) -> list[bytes]:
     for name in session.names:
         limits += (name, session.limits.get(name, False))
     ttl = b"%d" % to_micros(session.ttl)
-    return [session.id.encode(), ttl, encode_json(session), _pack(limits)]
+    return [session.id.encode(), ttl, encode_json(session), _pack(limits), session.host.encode()]
 
 
 def check_alive(reply: bytes, session_id: str) -> None:
     """Raise `SessionLost` if the reply says that the session is not alive."""
     if reply == b"lost":
         raise SessionLost(session_id)
+
+
+@reject_unstorable_text
+def encode_heartbeat(session_id: str, vitals: Vitals | None) -> list[bytes]:
+    """Return the arguments of `heartbeat.lua`."""
+    return [session_id.encode(), b"" if vitals is None else encode_json(vitals)]
+
+
+def encode_command(session_id: str, command: WorkerCommand | None) -> list[bytes]:
+    """Return the arguments of `send_command.lua`."""
+    return [encode_lookup_text(session_id), b"" if command is None else command.encode()]
+
+
+def decode_command(reply: bytes | None) -> WorkerCommand | None:
+    """Decode the last command to a worker."""
+    return None if reply is None else WorkerCommand(reply.decode())
 
 
 def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
@@ -43,7 +73,7 @@ def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
     """
     if reply[0] == b"lost":
         raise SessionLost(session_id)
-    _, cancelled, paused, limits = reply
+    _, cancelled, paused, limits, command = reply
     return HeartbeatReply(
         cancel=[
             _decode_lease(field, token, job_id)
@@ -56,6 +86,7 @@ def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
             name.decode(): ConcurrencyLimit(int(limit), int(in_use))
             for name, limit, in_use in zip(limits[::3], limits[1::3], limits[2::3], strict=True)
         },
+        command=decode_command(command),
     )
 
 
@@ -79,10 +110,13 @@ def encode_close_session(session_id: str, running: Sequence[Lease], limit: int) 
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[bytes]:
-    """Return the arguments of `rescue.lua`. The script inserts the attempt numbers."""
+    """Return the arguments of `rescue.lua`. The script inserts the attempt number, start, session
+    and host of each entry.
+    """
     before, after = encode_json(_LOST_ERROR).split(b'"attempt":0', 1)
     numbers = [b"%d" % limit, b"%d" % max_lost]
-    return [*numbers, before + b'"attempt":', after, b"%d" % SUSPECT_AFTER]
+    suspect_after, fingerprint = b"%d" % SUSPECT_AFTER, LOST_FINGERPRINT.encode()
+    return [*numbers, before + b'"attempt":', after, suspect_after, fingerprint]
 
 
 def decode_rescued(replies: Sequence[list[Any]]) -> Rescued:

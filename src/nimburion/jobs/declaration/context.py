@@ -11,7 +11,7 @@ from nimburion.core.errors import Cancel, LeaseLost, NotOpen
 from nimburion.core.lease import Delivery, Lease
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.transaction import HandlerTransaction
-from nimburion.jobs.worker.outcome import MAX_MESSAGE_BYTES, clean_text
+from nimburion.jobs.worker.attempt.outcome import MAX_MESSAGE_BYTES, clean_text
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -68,7 +68,7 @@ def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health
     found = _choose_state(worker, has_session=session is not None, has_faults=bool(faults))
     return Health(
         state="stopping" if stopping else found,
-        session=None if session is None else session.session.id,
+        session=None if session is None else session.id,
         running=worker.running_count,
         prefetched=worker.prefetched_count,
         seconds_since_answer=worker.connectivity.seconds_since_answer,

@@ -21,15 +21,15 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.attempt import (
+from nimburion.jobs.worker.attempt.attempt import (
     Attempt,
     AttemptRunner,
     Interruption,
     raise_keyboard_interrupt,
 )
-from nimburion.jobs.worker.prefetch import LaneSelector
-from nimburion.jobs.worker.session import make_session
-from nimburion.jobs.worker.threads import HandlerThreads
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
+from nimburion.jobs.worker.exchange.prefetch import LaneSelector
+from nimburion.jobs.worker.session.session import make_session
 
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes. Later steps process the others."""

@@ -14,11 +14,11 @@ from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, wait_for_first
 from nimburion.core.settings import Settings
-from nimburion.jobs.worker.attempt import AttemptRunner, Report
-from nimburion.jobs.worker.forking import ForkGuard
+from nimburion.jobs.worker.attempt.attempt import AttemptRunner, Report
+from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.health import Health, read_health
 from nimburion.jobs.worker.loop_watchdog import LoopWatchdog
-from nimburion.jobs.worker.threads import HandlerThreads
 from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")

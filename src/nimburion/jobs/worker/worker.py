@@ -24,13 +24,13 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
-from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
+from nimburion.core.lease import Delivery, Lease
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.attempt import (
+from nimburion.jobs.worker.attempt.attempt import (
     CANCELLED_ON_REQUEST,
     Attempt,
     AttemptRunner,
@@ -38,11 +38,17 @@ from nimburion.jobs.worker.attempt import (
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import ExchangeSize
-from nimburion.jobs.worker.exchange_trigger import ExchangeTrigger
-from nimburion.jobs.worker.prefetch import MAX_REQUESTED, LaneSelector, Prefetch, PrefetchWatchdog
-from nimburion.jobs.worker.session import WorkerSession, make_session
-from nimburion.jobs.worker.wakeups import LongPoll, WakeupListener
+from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
+from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeTrigger
+from nimburion.jobs.worker.exchange.prefetch import (
+    MAX_REQUESTED,
+    LaneSelector,
+    Prefetch,
+    PrefetchWatchdog,
+)
+from nimburion.jobs.worker.exchange.slots import Slots, take
+from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
+from nimburion.jobs.worker.session.session import WorkerSession, make_session
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -79,58 +85,46 @@ class Worker:
         self._heartbeat_in_thread = heartbeat_in_thread
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._concurrency = settings.concurrency
         self.connectivity: BackendConnectivity = BackendConnectivity(clock, backend.describe())
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
-        self._prefetch_size = Prefetch(
-            settings.concurrency, remote=backend.capabilities.out_of_process
+        self._slots = slots = Slots(
+            settings.concurrency,
+            Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process),
         )
-        self._size = ExchangeSize(settings.limits.exchange)
-        self._prefetched: deque[Delivery] = deque()
-        self._suspects: deque[Delivery] = deque()
-        self._runs_suspect = False
-        self._running: set[Attempt] = set()
-        # The watchdog's thread shares this set, `_prefetched` and `_suspects`. Only the thread that
-        # removes an entry may use it. `remove` and `pop` are atomic, so no lock is needed.
-        self._not_begun: set[Attempt] = set()
+        self._exchange_size = ExchangeSize(settings.limits.exchange)
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
         self._long_poll = LongPoll(backend, self.lanes.queues)
+        self.session: WorkerSession = self._make_session()
+        """The current session. It is not open before `start`."""
         self._trigger = ExchangeTrigger(
-            self._loop,
-            self._prefetch_size,
-            held=self._prefetched,
-            running=self._running,
-            count_free_slots=self._count_free_places,
-            long_poll=self._long_poll.is_supported,
+            self._loop, slots, self.session.completer, long_poll=self._long_poll.is_supported
         )
         self.wakeups: WakeupListener = WakeupListener(
             backend, self.lanes.queues, clock, self._trigger.note_possible_work
         )
         self._prefetch_watchdog = PrefetchWatchdog(
-            self._loop, self._prefetched, self._on_starvation
+            self._loop, slots.prefetched, self._on_starvation
         )
-        self._draining = False
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._attempt_runner: AttemptRunner
-        self.session: WorkerSession
 
     # Start and stop
 
     async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session, then start the reserve loop and the wake-up listener."""
         self._attempt_runner = attempt_runner
-        await self._open_session()
+        await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.wakeups.start()
 
     def drain(self) -> None:
         """Reserve no more jobs, and release those that have not started."""
-        self._draining = True
-        self._release_all_prefetched()
+        self._slots.draining = True
+        self._release_all()
         self._trigger.wake()
         self._long_poll.interrupt()
 
@@ -145,7 +139,7 @@ class Worker:
         self.drain()
         await self.wakeups.stop()
         await self._wait_until_idle(grace, stop_now)
-        for attempt in self._running:
+        for attempt in self._slots.running:
             attempt.interrupt(Interruption.STOP)
         await self._wait_until_idle(_INTERRUPT_TIMEOUT, stop_now)
         self._trigger.closing = True
@@ -169,12 +163,12 @@ class Worker:
     @property
     def running_count(self) -> int:
         """The number of running handlers."""
-        return len(self._running)
+        return len(self._slots.running)
 
     @property
     def prefetched_count(self) -> int:
         """The number of jobs that are reserved and have not started."""
-        return len(self._prefetched) + len(self._suspects)
+        return self._slots.waiting_count
 
     def recall(self) -> tuple[list[Lease], bytes | None]:
         """Take the jobs that have not started away from the blocked event loop.
@@ -183,14 +177,11 @@ class Worker:
         None). The caller releases them. Safe from any thread. A job that the loop takes at the same
         moment is not returned here.
         """
-        held: list[Delivery] = []
-        for line in (self._prefetched, self._suspects):
-            while (delivery := _take(line)) is not None:
-                held.append(delivery)
+        held = list(self._slots.take_all())
         leases = [delivery.lease for delivery in held]
-        for attempt in list(self._not_begun):
+        for attempt in list(self._slots.not_begun):
             with suppress(KeyError):
-                self._not_begun.remove(attempt)
+                self._slots.not_begun.remove(attempt)
                 attempt.settled = True
                 leases.append(attempt.delivery.lease)
         if held:
@@ -207,7 +198,8 @@ class Worker:
 
     def find_attempt(self, task: asyncio.Task[Any]) -> Attempt | None:
         """Return the attempt that `task` performs, or None. Safe from any thread."""
-        return next((attempt for attempt in list(self._running) if attempt.task is task), None)
+        running = list(self._slots.running)
+        return next((attempt for attempt in running if attempt.task is task), None)
 
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange. Safe from any thread."""
@@ -236,18 +228,18 @@ class Worker:
         """
         self.drain()
         self._trigger.cancelled = True
-        for attempt in self._running:
+        for attempt in self._slots.running:
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
 
     def _end_unstarted(self, attempt: Attempt, _: object) -> None:
         """Settle an attempt whose task was cancelled before its first step."""
-        if attempt not in self._running or attempt.context is not None:
+        if attempt not in self._slots.running or attempt.context is not None:
             return
         if attempt.settled:  # the watchdog has released it
             self._free_slot(attempt)
         else:
-            self._not_begun.discard(attempt)
+            self._slots.not_begun.discard(attempt)
             self._finish(attempt, Released(attempt.delivery.lease))
 
     async def _make_exchanges(self) -> None:
@@ -293,29 +285,30 @@ class Worker:
             self._receive(reply, request)
 
     def _make_request(self) -> ReserveRequest:
-        total = min(self._count_free_places(), MAX_REQUESTED)
-        if total <= 0:
+        total = min(self._slots.count_free(), MAX_REQUESTED)
+        if total <= 0 or self.session.completer.is_full:
             return RESERVE_NOTHING
         everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
-        long_poll = 0.0 if self._running else self._long_poll.choose_timeout(self.wakeups.due_in)
+        is_idle = not self._slots.running
+        long_poll = self._long_poll.choose_timeout(self.wakeups.due_in) if is_idle else 0.0
         return self.lanes.make_request(total, everything=everything, long_poll=long_poll)
 
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
+        slots = self._slots
         for delivery in reply.deliveries:
             self.lanes.occupy_slot(delivery)
-            line = self._suspects if delivery.lost >= SUSPECT_AFTER else self._prefetched
-            line.append(delivery)
+            slots.add(delivery)
         if request.total:
             self._trigger.lanes_not_empty = bool(reply.waiting)
             self.lanes.note_non_empty(reply.waiting)
         self.wakeups.note_reply(reply, found=bool(reply.deliveries))
         self._attempt_runner.read_log_level()
-        if self._draining:
-            self._release_all_prefetched()
-        while len(self._suspects) > 1:
+        if slots.draining:
+            self._release_all()
+        while len(slots.suspects) > 1:
             # Run one suspect at a time. If it kills this worker, the others that wait here would
             # each count a lost lease.
-            if (suspect := _take(self._suspects, last=True)) is not None:
+            if (suspect := take(slots.suspects, last=True)) is not None:
                 self._return_delivery(suspect, Released(suspect.lease))
         self._start_jobs()
 
@@ -324,17 +317,6 @@ class Worker:
             self.session.completer.settle(Released(delivery.lease))
         self._trigger.note_possible_work()
 
-    def _count_free_places(self) -> int:
-        """Return how many more jobs this worker can take, running and prefetched together."""
-        if self._draining or self._suspects or self._runs_suspect or self.session.completer.is_full:
-            return 0
-        return (
-            self._concurrency
-            + self._prefetch_size.size
-            - len(self._running)
-            - len(self._prefetched)
-        )
-
     # Attempts
 
     def _start_jobs(self) -> None:
@@ -342,34 +324,35 @@ class Worker:
 
         Start none while too many bytes of results wait to be sent.
         """
-        held, running = self._prefetched, self._running
+        slots = self._slots
+        held, running = slots.prefetched, slots.running
         if self.session.completer.is_full:
             if held:
                 self._prefetch_watchdog.watch()
             return
-        while held and len(running) < self._concurrency and not self._runs_suspect:
-            if (delivery := _take(held)) is not None:
+        while held and len(running) < slots.concurrency and not slots.runs_suspect:
+            if (delivery := take(held)) is not None:
                 self._start_job(delivery)
         if held:
             self._prefetch_watchdog.watch()
-        if self._suspects and not running and not held and self.session.completer.all_stored:
-            suspect = _take(self._suspects)
+        if slots.suspects and not running and not held and self.session.completer.all_stored:
+            suspect = take(slots.suspects)
             if suspect is not None:
                 # From here on its lease is the only lease of this session. If the suspect kills
                 # this worker, jobs that ended or were released before do not count as lost.
-                self._runs_suspect = True
+                slots.runs_suspect = True
                 self._start_job(suspect)
 
     def _start_job(self, delivery: Delivery) -> None:
         self._prefetch_watchdog.started_count += 1
-        attempt = Attempt(delivery, self.session.session.id)
-        self._running.add(attempt)
-        self._not_begun.add(attempt)
+        attempt = Attempt(delivery, self.session.id)
+        self._slots.running.add(attempt)
+        self._slots.not_begun.add(attempt)
         attempt.task = asyncio.Task(self._perform(attempt), loop=self._loop, name=delivery.name)
 
     async def _perform(self, attempt: Attempt) -> None:
         try:
-            self._not_begun.remove(attempt)
+            self._slots.not_begun.remove(attempt)
         except KeyError:  # the watchdog has released it
             self._free_slot(attempt)
             return
@@ -385,11 +368,12 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
             settlement = self._attempt_runner.settle_after_error(attempt, error)
         finally:
-            self._prefetch_size.learn(self._monotonic() - started)
+            prefetch = self._slots.prefetch
+            prefetch.learn(self._monotonic() - started)
             self._finish(attempt, settlement)
             # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
-            if self._prefetched and not self._prefetch_size.size:
-                self._release_prefetched(self._prefetched)
+            if self._slots.prefetched and not prefetch.size:
+                self._release_prefetched()
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)
 
@@ -406,13 +390,14 @@ class Worker:
 
     def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
         self._trigger.may_have_work |= late  # its queue was at its limit: it may have more jobs
-        self._running.discard(attempt)
+        slots = self._slots
+        slots.running.discard(attempt)
         attempt.clear()
         self.lanes.free_slot(attempt.delivery)
-        if not self._running:
-            self._runs_suspect = False
+        if not slots.running:
+            slots.runs_suspect = False
             self._idle.set()
-        if self._prefetched or self._suspects:
+        if slots.prefetched or slots.suspects:
             self._start_jobs()
         self._trigger.note_result()
 
@@ -420,8 +405,8 @@ class Worker:
 
     def _on_starvation(self) -> None:
         """Release the jobs prefetched behind long jobs, so that other workers can run them."""
-        self._prefetch_size.suspend()
-        self._release_prefetched(self._prefetched)
+        self._slots.prefetch.suspend()
+        self._release_prefetched()
 
     def _note_progress(self, progress: Progressed) -> None:
         self.session.completer.report_progress(progress)
@@ -430,13 +415,14 @@ class Worker:
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         """Cancel the jobs for which the reply carries a cancel request."""
         cancelled = set(reply.cancel)
-        for attempt in self._running:
+        slots = self._slots
+        for attempt in slots.running:
             if attempt.delivery.lease in cancelled and attempt.interruption is None:
                 attempt.interrupt(Interruption.CANCEL)
-        for line in (self._prefetched, self._suspects):
-            for delivery in [d for d in list(line) if d.lease in cancelled]:
+        for deliveries in (slots.prefetched, slots.suspects):
+            for delivery in [each for each in list(deliveries) if each.lease in cancelled]:
                 with suppress(ValueError):  # the watchdog has taken it
-                    line.remove(delivery)
+                    deliveries.remove(delivery)
                     self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
 
     def _on_session_end(self, session: WorkerSession) -> None:
@@ -447,26 +433,32 @@ class Worker:
 
     # Sessions
 
-    async def _open_session(self) -> None:
+    def _make_session(self) -> WorkerSession:
+        """Return a new session, not open yet."""
+        return WorkerSession(
+            self._backend,
+            make_session(self._registry, self._settings, self._entropy),
+            self._clock,
+            self._events,
+            self.connectivity,
+            threaded=self._heartbeat_in_thread,
+            size=self._exchange_size,
+            max_unsettled=self._settings.limits.unsettled,
+            on_heartbeat_reply=self._apply_heartbeat_reply,
+            on_end=self._on_session_end,
+        )
+
+    async def _open_session(self, session: WorkerSession) -> None:
+        """Open a session and use it."""
         while True:
-            session = WorkerSession(
-                self._backend,
-                make_session(self._registry, self._settings, self._entropy),
-                self._clock,
-                self._events,
-                self.connectivity,
-                threaded=self._heartbeat_in_thread,
-                size=self._size,
-                max_unsettled=self._settings.limits.unsettled,
-                on_heartbeat_reply=self._apply_heartbeat_reply,
-                on_end=self._on_session_end,
-            )
             # `SessionLost`: the session was opened, the reply was lost, and the session was rescued
             # since.
             with suppress(SessionLost):
                 await session.open()
-                self.session, self._trigger.completer = session, session.completer
+                self.session = session
+                self._trigger.begin_session(session.completer)
                 return
+            session = self._make_session()
 
     async def _reopen_session(self) -> None:
         """Drop the leases of the ended session, close it, and open a new one unless stopping."""
@@ -476,24 +468,24 @@ class Worker:
             self._list_unfinished_leases(), until_answered=not self._trigger.closing
         )
         if not (self._trigger.closing or self._trigger.cancelled):
-            await self._open_session()
-            self._trigger.may_have_work = True
+            await self._open_session(self._make_session())
 
     def _drop_leases(self) -> None:
-        for line in (self._prefetched, self._suspects):
-            while (delivery := _take(line)) is not None:
-                self.lanes.free_slot(delivery)
-        for attempt in self._running:
+        for delivery in self._slots.take_all():
+            self.lanes.free_slot(delivery)
+        for attempt in self._slots.running:
             attempt.interrupt(Interruption.LOST)
 
     # Stopping
 
-    def _release_all_prefetched(self) -> None:
-        for line in (self._prefetched, self._suspects):
-            self._release_prefetched(line)
+    def _release_all(self) -> None:
+        """Release all jobs that have not started."""
+        for delivery in self._slots.take_all():
+            self._return_delivery(delivery, Released(delivery.lease))
 
-    def _release_prefetched(self, line: deque[Delivery]) -> None:
-        while (delivery := _take(line)) is not None:
+    def _release_prefetched(self) -> None:
+        """Release the prefetched jobs, but no suspect."""
+        while (delivery := take(self._slots.prefetched)) is not None:
             self._return_delivery(delivery, Released(delivery.lease))
 
     def _return_delivery(self, delivery: Delivery, settlement: Settlement) -> None:
@@ -504,7 +496,7 @@ class Worker:
     async def _wait_until_idle(self, seconds: float, stop_now: asyncio.Event) -> None:
         """Return when no handler runs, after `seconds`, or as soon as `stop_now` is set."""
         self._idle.clear()
-        if self._running:
+        if self._slots.running:
             await wait_for_first(self._clock.sleep(seconds), self._idle.wait(), stop_now.wait())
 
     async def _flush(self, task: asyncio.Task[None]) -> None:
@@ -516,20 +508,8 @@ class Worker:
 
     def _list_unfinished_leases(self) -> list[Lease]:
         """Return the leases of this session whose handlers still run and are not settled."""
-        session_id = self.session.session.id
         return [
             attempt.delivery.lease
-            for attempt in self._running
-            if attempt.session_id == session_id and not attempt.settled
+            for attempt in self._slots.running
+            if attempt.session_id == self.session.id and not attempt.settled
         ]
-
-
-def _take(line: deque[Delivery], *, last: bool = False) -> Delivery | None:
-    """Remove and return the first delivery (with `last`, the last), or None if the deque is empty.
-
-    Safe while another thread empties the same deque.
-    """
-    try:
-        return line.pop() if last else line.popleft()
-    except IndexError:
-        return None

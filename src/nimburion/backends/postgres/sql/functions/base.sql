@@ -15,6 +15,8 @@
 --         Taken by: NOTIFICATION_LOCK (schema.py)
 --   7044  TEXT is the name of `count_new_finished_1`. Finished jobs are not counted while they are deleted.
 --         Taken by: count_new_finished; shared: delete_jobs, prune_excess
+--   7045  TEXT is the name of `put_audit_1`. One transaction at a time adds an audit record.
+--         Taken by: put_audit
 -- Migrations take one more lock, whose number is a hash of schema and prefix (`compute_lock_number` in migrations.py).
 
 -- name: get_write_time

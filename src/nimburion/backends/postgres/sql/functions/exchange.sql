@@ -109,7 +109,7 @@ BEGIN
     early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before this transaction has a number
     now := {schema}.get_write_time_1(p_now);
     SELECT s.number, t.number AS last_number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
-        EXISTS (SELECT FROM {schema}.concurrency_limit) AS limited, EXISTS (SELECT FROM {schema}.paused_queue) AS pausing, (
+        EXISTS (SELECT FROM {schema}.concurrency_limit) AS limited, EXISTS (SELECT FROM {schema}.paused_queue q WHERE q.ends_at IS NULL OR q.ends_at > now) AS pausing, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS large, (
             SELECT z.due FROM {schema}.scheduled z
@@ -381,7 +381,7 @@ BEGIN
         LEFT JOIN LATERAL (
             SELECT g.name, g.maximum - g.in_use AS available FROM {schema}.concurrency_limit g WHERE g.name = w.name OFFSET 0
         ) r ON true
-        WHERE NOT EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue)
+        WHERE NOT EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now))
             AND (r.name IS NULL OR r.available > 0 AND r.name = ANY (p_locked))
         ORDER BY w.place, l.rank, l.is_late
     ) o;

@@ -37,7 +37,7 @@ BEGIN
         END IF;
         IF {schema}.remove_waiting_1(body.lane, attempts.due, body.seq) THEN
             answer := 'cancelled';
-            lane := {schema}.finish_job_1(now, attempts, 3::int2, NULL, NULL);
+            lane := {schema}.finish_job_1(now, attempts, NULL, 3::int2, NULL, NULL);
             SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = lane;
             RETURN;
         END IF;
@@ -52,16 +52,24 @@ END $$;
 
 -- name: pause_queue
 -- Pause or resume a queue.
--- Inputs: the queue; whether to pause it
+-- Inputs: the time or NULL; the queue; whether to pause it; who pauses it; the reason; when the pause ends (NULL: when the
+--   queue is resumed)
 -- Locks: the table `paused_queue` in EXCLUSIVE. Exchanges hold it in ROW SHARE while they read it. So after this function
 --   returns, no exchange leases a job of the queue.
 -- Atomic: one statement after the lock
-CREATE OR REPLACE FUNCTION {schema}.pause_queue_1(p_queue text, p_paused bool) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.pause_queue_1(
+    p_now int8, p_queue text, p_paused bool, p_by text, p_reason text, p_ends_at int8
+) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    now int8 := {schema}.get_write_time_1(p_now);
 BEGIN
     LOCK TABLE {schema}.paused_queue IN EXCLUSIVE MODE;
     IF p_paused THEN
-        INSERT INTO {schema}.paused_queue (queue) VALUES (p_queue) ON CONFLICT DO NOTHING;
+        INSERT INTO {schema}.paused_queue AS q (queue, since, ends_at, paused_by, reason)
+        VALUES (p_queue, now, p_ends_at, p_by, p_reason)
+        ON CONFLICT (queue) DO UPDATE SET ends_at = excluded.ends_at, paused_by = excluded.paused_by,
+            reason = excluded.reason, since = CASE WHEN q.ends_at <= now THEN excluded.since ELSE q.since END;
     ELSE
         DELETE FROM {schema}.paused_queue WHERE queue = p_queue;
     END IF;
@@ -152,7 +160,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
     FOR one IN
-        SELECT * FROM {schema}.find_jobs_1(now, p_states, p_queue, p_name, p_reason, p_ids, 9223372036854775807, p_limit)
+        SELECT * FROM {schema}.find_jobs_1(now, p_states, p_queue, p_name, p_reason, p_ids, NULL, NULL, NULL, NULL, NULL,
+            NULL, NULL, NULL, 9223372036854775807, p_limit, 2147483647) f
+        WHERE f.id IS NOT NULL
     LOOP
         IF one.code = 'F' THEN
             DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
@@ -168,4 +178,44 @@ BEGIN
         END IF;
         RETURN NEXT job_id;
     END LOOP;
+END $$;
+
+-- name: put_audit
+-- Add an audit record, or replace the record with the same id. The oldest surplus record is deleted.
+-- Inputs: the time or NULL; the id; the record as JSON; the number of records to keep
+-- Locks: advisory lock 7045, so that positions have no gaps and the surplus is known without counting
+CREATE OR REPLACE FUNCTION {schema}.put_audit_1(p_now int8, p_id text, p_body text, p_most int4) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan TO off AS $$
+DECLARE
+    newest int8;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.put_audit_1', 7045));
+    UPDATE {schema}.audit_record SET body = p_body WHERE id = p_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    SELECT a.position INTO newest FROM {schema}.audit_record a ORDER BY a.position DESC LIMIT 1;
+    newest := coalesce(newest, 0) + 1;
+    INSERT INTO {schema}.audit_record (position, at, id, body)
+    VALUES (newest, {schema}.get_write_time_1(p_now), p_id, p_body);
+    DELETE FROM {schema}.audit_record a WHERE a.position <= newest - p_most;
+END $$;
+
+-- name: put_statistics
+-- Store the counters of one process. A row replaces what the process stored for the same interval, queue and name.
+-- Inputs: the process; arrays of the same length without duplicates: lengths and begins of the intervals, queues, names,
+--   counters (JSON)
+-- Locks: the rows, in the order of their keys
+-- Atomic: one statement. The commit is asynchronous: a server that crashes may lose the latest counters.
+CREATE OR REPLACE FUNCTION {schema}.put_statistics_1(
+    p_source text, p_steps int4[], p_starts int8[], p_queues text[], p_names text[], p_counters text[]
+) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    INSERT INTO {schema}.statistics (step, start, queue, name, source, counters)
+    SELECT g.step, g.start, g.queue, g.name, p_source, g.counters
+    FROM unnest(p_steps, p_starts, p_queues, p_names, p_counters) AS g (step, start, queue, name, counters)
+    ORDER BY g.step, g.start, g.queue COLLATE "C", g.name COLLATE "C"
+    ON CONFLICT (step, start, queue, name, source) DO UPDATE SET counters = excluded.counters;
 END $$;

@@ -1,6 +1,7 @@
 -- Queries: read jobs, counts, queues and sessions. They take no lock and write nothing.
 --
--- `finished_job` has no index in the order of seq (only BRIN), so `find_jobs` reads ranges of seqs that grow in size.
+-- `finished_job` has no index in the order of seq (only BRIN), so `find_jobs` reads ranges of seqs that grow in size. It
+-- never examines more records than its budget.
 
 -- name: get_jobs
 -- Read the complete records of jobs.
@@ -9,13 +10,14 @@
 CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
     seq int8, code text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
     lost int4, due int8, created_at int8, started_at int8, finished_at int8, reason text, cancel_requested bool,
-    holder text, options text, history_at int8[], history bytea[], fraction float8, message text,
+    holder text, ended_by text, host text, options text, history_at int8[], history bytea[], fraction float8, message text,
     result bytea
 )
 LANGUAGE sql STABLE AS $$
     SELECT r.seq, {schema}.get_state_code_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
         CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created_at, r.started_at,
-        r.finished_at, r.reason, r.cancel_requested, r.holder, r.options,
+        r.finished_at, r.reason, r.cancel_requested, r.holder, r.ended_by,
+        (SELECT s.host FROM {schema}.session s WHERE s.id = coalesce(r.holder, r.ended_by)), r.options,
         coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.fraction, p.fraction), coalesce(r.message, p.message),
@@ -33,65 +35,194 @@ $$;
 --   p_now                             the time
 --   p_states                          codes of the states (P S R L C F X); NULL: any
 --   p_queue, p_name, p_reason, p_ids  queue, name, reason and ids; for each, NULL: any
+--   p_created_from, p_created_to, p_finished_from, p_finished_to
+--                                     the ranges of `created_at` and `finished_at`, without their ends; NULL: no bound
+--   p_tenant, p_correlation_id        options, as JSON; NULL: any
+--   p_fingerprint                     the fingerprint of a dead letter; NULL: any
+--   p_min_failures                    the least number of failures; NULL: any
 --   p_after                           only jobs with a smaller seq
 --   p_limit                           the maximum number of jobs
--- Result: seqs, state codes and ids
+--   p_budget                          the maximum number of records to examine
+-- Result: one row for each job: seq, state code and id. Then one row without an id: `examined` is the number of records
+--   examined; `seq` is the last one examined if more records follow, else NULL.
 -- Atomic: part of the caller's transaction
+-- Records are examined one by one in the order of seq. They come from `dead_letter` or `lease` if only such jobs can
+-- match, else from `job` and `finished_job`. Of the latter, a range of seqs is read and sorted at a time. Records before
+-- the horizon count as examined, because they are read too.
 CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
-    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
-    p_limit int4
-) RETURNS TABLE (seq int8, code text, id bytea)
-LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET jit TO off AS $$
+    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
+    p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
+    p_fingerprint text, p_min_failures int4, p_after int8, p_limit int4, p_budget int4
+) RETURNS TABLE (seq int8, code text, id bytea, examined int4)
+LANGUAGE plpgsql STABLE
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
     lanes int4[] := CASE WHEN p_queue IS NOT NULL OR p_name IS NOT NULL THEN ARRAY(
         SELECT a.id FROM {schema}.lane a WHERE a.queue = coalesce(p_queue, a.queue) AND a.name = coalesce(p_name, a.name)
     ) END;
     past_end int8 := LEAST(p_after, {schema}.get_newest_seq_1() + 1);
-    low int8;
     width int8 := 1000;
-    available int4 := p_limit;
-    found int4;
+    source text;
+    candidates refcursor;
+    one record;
+    selected int4 := 0;
+    number int4 := 0;
+    last_seq int8;
+    finished_read int4;
+    total_read int4;
+    matched bool;
+    has_more bool := false;
 BEGIN
-    IF p_ids IS NOT NULL THEN
-        RETURN QUERY SELECT r.seq, r.code, r.id FROM (
-            SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record k
-            WHERE k.id = ANY (p_ids)
-        ) r
-        WHERE r.seq < p_after AND (p_states IS NULL OR strpos(p_states, r.code) > 0)
-            AND (lanes IS NULL OR r.lane = ANY (lanes)) AND (p_reason IS NULL OR r.reason = p_reason)
-        ORDER BY r.seq DESC LIMIT p_limit;
-        RETURN;
+    IF p_fingerprint IS NOT NULL THEN
+        p_states := CASE WHEN p_states IS NULL OR strpos(p_states, 'F') > 0 THEN 'F' ELSE '' END;
     END IF;
-    WHILE past_end > 0 AND available > 0 LOOP
-        low := past_end - width;
-        IF p_states = 'F' THEN
-            RETURN QUERY SELECT d.seq, 'F', j.id FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
-            WHERE d.seq < past_end AND (lanes IS NULL OR j.lane = ANY (lanes))
-                AND (p_reason IS NULL OR d.reason = p_reason)
-            ORDER BY d.seq DESC LIMIT available;
-            RETURN;
-        ELSIF p_states !~ '[CX]' THEN
-            RETURN QUERY SELECT r.seq, r.code, r.id FROM (
-                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record_live k
-                WHERE k.seq >= low AND k.seq < past_end
-            ) r
-            WHERE strpos(p_states, r.code) > 0 AND (lanes IS NULL OR r.lane = ANY (lanes))
-                AND (p_reason IS NULL OR r.reason = p_reason)
-            ORDER BY r.seq DESC LIMIT available;
+    source := CASE WHEN p_ids IS NOT NULL THEN 'ids' WHEN p_states = 'F' THEN 'dead letters' WHEN p_states = 'L' THEN 'leases'
+        WHEN p_states !~ '[CX]' THEN 'job' ELSE 'all' END;
+    <<ranges>>
+    WHILE past_end > 0 AND p_states IS DISTINCT FROM '' LOOP
+        CASE source
+        WHEN 'ids' THEN
+            OPEN candidates FOR SELECT r.*, r.status IN ('c', 'x') AS is_finished FROM {schema}.job_record r
+            WHERE r.id = ANY (p_ids) AND r.seq < past_end ORDER BY r.seq DESC;
+        WHEN 'dead letters' THEN
+            OPEN candidates FOR SELECT d.seq, d.finished_at, d.reason, d.fingerprint, j.id, j.lane, j.options, j.created_at,
+                'f' AS status, p.failures, p.due, false AS is_finished
+            FROM {schema}.dead_letter d, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = d.seq OFFSET 0) j,
+                LATERAL (SELECT * FROM {schema}.attempt_state p WHERE p.seq = d.seq OFFSET 0) p
+            WHERE d.seq < past_end ORDER BY d.seq DESC LIMIT p_budget::int8 + 1;
+        WHEN 'leases' THEN
+            OPEN candidates FOR SELECT l.seq, CAST(NULL AS int8) AS finished_at, CAST(NULL AS text) AS reason,
+                CAST(NULL AS text) AS fingerprint, j.id, j.lane, j.options, j.created_at, 'l' AS status, l.failures, l.due,
+                false AS is_finished
+            FROM (
+                SELECT l.seq, l.failures, l.due FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
+                WHERE NOT s.is_drained AND l.seq < past_end ORDER BY l.seq DESC
+            ) l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
+            ORDER BY l.seq DESC;
+        WHEN 'job' THEN
+            OPEN candidates FOR SELECT r.*, false AS is_finished FROM {schema}.job_record_live r
+            WHERE r.seq < past_end ORDER BY r.seq DESC LIMIT p_budget::int8 + 1 - number;
         ELSE
-            RETURN QUERY SELECT r.seq, r.code, r.id FROM (
-                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record k
-                WHERE k.seq >= low AND k.seq < past_end
-            ) r
-            WHERE (p_states IS NULL OR strpos(p_states, r.code) > 0)
-                AND (lanes IS NULL OR r.lane = ANY (lanes)) AND (p_reason IS NULL OR r.reason = p_reason)
-            ORDER BY r.seq DESC LIMIT available;
+            OPEN candidates FOR SELECT c.seq, c.is_finished, c.id, c.lane, c.options, c.created_at,
+                coalesce(c.finished_at, k.finished_at) AS finished_at, coalesce(c.reason, k.reason) AS reason, k.fingerprint,
+                coalesce(k.status, CASE c.state WHEN 1 THEN 'c' WHEN 3 THEN 'x' END) AS status,
+                coalesce(k.failures, c.failures) AS failures, coalesce(k.due, c.due) AS due
+            FROM (
+                SELECT * FROM (
+                    SELECT j.seq, false AS is_finished, j.id, j.lane, j.options, j.created_at, CAST(NULL AS int8) AS finished_at,
+                        CAST(NULL AS text) AS reason, CAST(NULL AS int2) AS state, 0 AS failures, j.due
+                    FROM {schema}.job j
+                    WHERE j.seq >= past_end - width AND j.seq < past_end AND (p_states IS NULL OR p_states ~ '[PSRLF]')
+                    UNION ALL
+                    SELECT d.seq, true, d.id, d.lane, d.options, d.created_at, d.finished_at, d.reason,
+                        CASE WHEN (d.finished_at, d.seq) > (h.finished_at, h.seq) THEN d.state END, d.failures, d.due
+                    FROM {schema}.finished_job d, {schema}.horizon h
+                    WHERE d.seq >= past_end - width AND d.seq < past_end AND h.what = 'completed'
+                ) u
+                ORDER BY u.seq DESC LIMIT p_budget::int8 + 1 - number
+            ) c LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.job_record_live k WHERE k.seq = c.seq AND NOT c.is_finished OFFSET 0
+            ) k ON true
+            ORDER BY c.seq DESC;
+        END CASE;
+        finished_read := 0;
+        total_read := 0;
+        LOOP
+            FETCH candidates INTO one;
+            EXIT WHEN NOT FOUND;
+            code := {schema}.get_state_code_1(one.status, one.failures, one.due, p_now);
+            matched := code IS NOT NULL AND (p_states IS NULL OR strpos(p_states, code) > 0)
+                AND (lanes IS NULL OR one.lane = ANY (lanes)) AND (p_reason IS NULL OR one.reason = p_reason)
+                AND (p_created_from IS NULL OR one.created_at >= p_created_from)
+                AND (p_created_to IS NULL OR one.created_at < p_created_to)
+                AND (p_finished_from IS NULL OR one.finished_at >= p_finished_from)
+                AND (p_finished_to IS NULL OR one.finished_at < p_finished_to)
+                AND (p_fingerprint IS NULL OR one.fingerprint = p_fingerprint)
+                AND (p_min_failures IS NULL OR one.failures >= p_min_failures)
+                AND (p_tenant IS NULL OR CAST(CAST(one.options AS json) -> 'tenant' AS text) = p_tenant)
+                AND (p_correlation_id IS NULL
+                    OR CAST(CAST(one.options AS json) -> 'correlation_id' AS text) = p_correlation_id);
+            IF number >= p_budget OR (matched AND selected >= p_limit) THEN
+                has_more := true;
+                EXIT ranges;
+            END IF;
+            number := number + 1;
+            total_read := total_read + 1;
+            last_seq := one.seq;
+            IF one.is_finished THEN
+                finished_read := finished_read + 1;
+            END IF;
+            IF matched THEN
+                selected := selected + 1;
+                seq := one.seq;
+                id := one.id;
+                RETURN NEXT;
+            END IF;
+        END LOOP;
+        CLOSE candidates;
+        EXIT WHEN source <> 'all';
+        past_end := past_end - width;
+        -- Read about as many records as the budget allows; the newest ones tell how dense they are.
+        width := LEAST(4 * width, 100000, GREATEST(1000, (p_budget::int8 - number + 1) * width / GREATEST(total_read, 1)));
+        IF finished_read = 0 AND NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.seq < past_end) THEN
+            EXIT WHEN p_states !~ '[PSRLF]';
+            source := 'job';
         END IF;
-        GET DIAGNOSTICS found = ROW_COUNT;
-        available := available - found;
-        past_end := low;
-        width := LEAST(4 * width, 1000000);
     END LOOP;
+    IF has_more THEN
+        CLOSE candidates;
+    END IF;
+    seq := CASE WHEN has_more THEN last_seq END;
+    code := NULL;
+    id := NULL;
+    examined := number;
+    RETURN NEXT;
+END $$;
+
+-- name: group_failures
+-- Group the dead letters that match a filter by their fingerprints, largest group first.
+-- Inputs: the time; the filter as for `find_jobs_1`; the maximum number of groups; the maximum number of dead letters to
+--   examine
+-- Result: one row for each group:
+--   fingerprint             the fingerprint
+--   number                  the number of its jobs
+--   first, last             when the earliest and the latest of them failed
+--   names                   the job names, sorted, at most p_most_names
+--   job_id, error           the id of the latest, and its last error (JSON)
+--   Then one row without a fingerprint: `number` is the number of dead letters examined; `last` is NULL if none is left.
+CREATE OR REPLACE FUNCTION {schema}.group_failures_1(
+    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
+    p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
+    p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4
+) RETURNS TABLE (
+    fingerprint text, number int8, first int8, last int8, names text[], job_id bytea, error bytea
+)
+LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET jit TO off AS $$
+DECLARE
+    status record;
+BEGIN
+    SELECT array_agg(f.seq) FILTER (WHERE f.id IS NOT NULL) AS seqs, max(f.examined) AS examined,
+        min(f.seq) FILTER (WHERE f.id IS NULL) AS next_seq
+    INTO status
+    FROM {schema}.find_jobs_1(p_now, p_states, p_queue, p_name, p_reason, p_ids, p_created_from, p_created_to,
+        p_finished_from, p_finished_to, p_tenant, p_correlation_id, p_fingerprint, p_min_failures,
+        9223372036854775807, 2147483647, p_budget) f;
+    RETURN QUERY
+    SELECT g.fingerprint, g.number, g.first, g.last,
+        ARRAY(SELECT DISTINCT a.name FROM {schema}.lane a WHERE a.id = ANY (g.lanes) ORDER BY a.name LIMIT p_most_names)::text[],
+        g.latest, (SELECT e.body FROM {schema}.attempt_error e WHERE e.seq = g.latest_seq ORDER BY e.position DESC LIMIT 1)
+    FROM (
+        SELECT d.fingerprint, count(*) AS number, min(d.finished_at) AS first, max(d.finished_at) AS last,
+            array_agg(DISTINCT j.lane) AS lanes, (array_agg(j.id ORDER BY d.finished_at DESC, j.id DESC))[1] AS latest,
+            (array_agg(d.seq ORDER BY d.finished_at DESC, j.id DESC))[1] AS latest_seq
+        FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
+        WHERE d.seq = ANY (status.seqs) GROUP BY d.fingerprint
+    ) g
+    ORDER BY g.number DESC, g.last DESC, g.fingerprint LIMIT p_limit;
+    fingerprint := NULL;
+    number := status.examined;
+    last := status.next_seq;
+    RETURN NEXT;
 END $$;
 
 -- name: get_newest_seq
@@ -135,8 +266,11 @@ $$;
 --   processing      the number of leased jobs
 --   age             microseconds since the earliest due time; NULL: no job is due
 --   paused          whether this row says that the queue is paused
+--   since, ends_at, paused_by, reason
+--                   of a pause: its begin, its end (NULL: when the queue is resumed), who paused the queue, and why
 CREATE OR REPLACE FUNCTION {schema}.list_queues_2(p_now int8) RETURNS TABLE (
-    queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool
+    queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool, since int8, ends_at int8,
+    paused_by text, reason text
 )
 LANGUAGE sql STABLE AS $$
     WITH unfinished AS (
@@ -150,10 +284,11 @@ LANGUAGE sql STABLE AS $$
         SELECT l.lane, 0, 0, count(*), NULL FROM {schema}.lease l GROUP BY l.lane
     )
     SELECT a.queue, a.name, CAST(sum(u.due) AS int8), CAST(sum(u.later) AS int8), CAST(sum(u.held) AS int8),
-        p_now - min(u.oldest), false
+        p_now - min(u.oldest), false, CAST(NULL AS int8), CAST(NULL AS int8), CAST(NULL AS text), CAST(NULL AS text)
     FROM unfinished u JOIN {schema}.lane a ON a.id = u.lane GROUP BY a.queue, a.name
     UNION ALL
-    SELECT p.queue, NULL, 0, 0, 0, NULL, true FROM {schema}.paused_queue p
+    SELECT p.queue, NULL, 0, 0, 0, NULL, true, p.since, p.ends_at, p.paused_by, p.reason
+    FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > p_now
 $$;
 
 -- name: list_sessions
@@ -165,11 +300,72 @@ $$;
 --   life                microseconds until it expires
 --   gone                whether it was closed while handlers still ran
 --   running             the number of its leases
+--   vitals, command     the latest vitals (JSON) and command; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.list_sessions_1(p_monotonic int8) RETURNS TABLE (
-    id text, description text, opened_at int8, life int8, gone bool, running int8
+    id text, description text, opened_at int8, life int8, gone bool, running int8, vitals text, command text
 )
 LANGUAGE sql STABLE AS $$
     SELECT s.id, s.description, s.opened_at, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
-        (SELECT count(*) FROM {schema}.lease l WHERE l.session = s.number)
-    FROM {schema}.session s WHERE s.ended_at IS NULL ORDER BY s.number
+        (SELECT count(*) FROM {schema}.lease l WHERE l.session = s.number), s.vitals, s.command
+    FROM {schema}.session s WHERE s.ended_at IS NULL AND NOT s.is_drained ORDER BY s.number
+$$;
+
+-- name: list_limits
+-- List the concurrency limits, and the jobs that count against them.
+-- Inputs: a name (NULL: all names); the maximum number of jobs of each limit
+-- Result: one row for each limit, ordered by name:
+--   name, maximum, in_use                   the limit
+--   ids, sessions, hosts, started_at        the jobs that have counted longest, longest first; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.list_limits_1(p_name text, p_most int4) RETURNS TABLE (
+    name text, maximum int4, in_use int4, ids bytea[], sessions text[], hosts text[], started_at int8[]
+)
+LANGUAGE sql STABLE AS $$
+    WITH held AS (
+        SELECT a.name, l.seq, l.leased_at, s.id, s.host,
+            row_number() OVER (PARTITION BY a.name ORDER BY l.leased_at, l.seq) AS place
+        FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number JOIN {schema}.lane a ON a.id = l.lane
+        WHERE NOT s.is_drained AND (p_name IS NULL OR a.name = p_name)
+    )
+    SELECT g.name, g.maximum, g.in_use, array_agg(j.id ORDER BY h.place) FILTER (WHERE j.id IS NOT NULL),
+        array_agg(h.id ORDER BY h.place), array_agg(h.host ORDER BY h.place), array_agg(h.leased_at ORDER BY h.place)
+    FROM {schema}.concurrency_limit g LEFT JOIN held h ON h.name = g.name AND h.place <= p_most
+    LEFT JOIN {schema}.job j ON j.seq = h.seq
+    WHERE p_name IS NULL OR g.name = p_name
+    GROUP BY g.name ORDER BY g.name
+$$;
+
+-- name: explain_job
+-- Read what decides whether a job can run, besides its own record.
+-- Inputs: the time; the time by which sessions expire; id, queue, name and options of the job; the maximum number of jobs
+--   that a limit names
+-- Result: one row:
+--   since, ends_at, paused_by, pause_reason             the pause of its queue; NULL: it is not paused
+--   maximum, in_use, ids, sessions, hosts, holders_started_at
+--                                                       the limit of its name, as from `list_limits_1`; NULL: no limit
+--   key_holder                                          the id of another job that holds its unique key; NULL: none
+--   open_ids, open_descriptions, open_opened_at, open_lives, open_gone, open_running, open_vitals, open_commands
+--                                                       the sessions, as from `list_sessions_1`; NULL: none
+-- Atomic: the caller's statement reads the job and calls this function, so both see the same snapshot
+CREATE OR REPLACE FUNCTION {schema}.explain_job_1(
+    p_now int8, p_monotonic int8, p_id bytea, p_queue text, p_name text, p_options text, p_most int4
+) RETURNS TABLE (
+    since int8, ends_at int8, paused_by text, pause_reason text, maximum int4, in_use int4, ids bytea[],
+    sessions text[], hosts text[], holders_started_at int8[], key_holder bytea, open_ids text[], open_descriptions text[],
+    open_opened_at int8[], open_lives int8[], open_gone bool[], open_running int8[], open_vitals text[],
+    open_commands text[]
+)
+LANGUAGE sql STABLE AS $$
+    SELECT p.since, p.ends_at, p.paused_by, p.reason, g.maximum, g.in_use, g.ids, g.sessions, g.hosts, g.started_at,
+        (
+            SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0
+                AND u.key = CAST(CAST(p_options AS json) -> 'unique_key' AS jsonb) #>> '{}'
+                AND (u.valid_until IS NULL OR u.valid_until > p_now)
+        ), s.*
+    FROM (
+        SELECT array_agg(s.id), array_agg(s.description), array_agg(s.opened_at), array_agg(s.life), array_agg(s.gone),
+            array_agg(s.running), array_agg(s.vitals), array_agg(s.command)
+        FROM {schema}.list_sessions_1(p_monotonic) s
+    ) s
+    LEFT JOIN {schema}.paused_queue p ON p.queue = p_queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
+    LEFT JOIN {schema}.list_limits_1(p_name, p_most) g ON true
 $$;

@@ -8,11 +8,14 @@
 -- name: prune_jobs
 -- Remove jobs and results whose retention is over.
 -- Inputs: the time or NULL; the retention of completed jobs, of failed jobs and of results, in microseconds (NULL: no
---   end); the maximum number of completed and cancelled jobs to keep (NULL: all); the maximum number to remove
+--   end); the maximum number of completed and cancelled jobs to keep (NULL: all); the lengths of the intervals of
+--   statistics, and for how many seconds each is kept; the maximum number to remove
 -- Result: the number of removed jobs and results
+-- A session is kept for a day after its end, and then until all jobs that it ended are removed: they refer to it.
 -- Locks: the rows that it deletes; the two rows of `horizon`
 CREATE OR REPLACE FUNCTION {schema}.prune_jobs_1(
-    p_now int8, p_completed int8, p_failed int8, p_results int8, p_most int8, p_limit int4
+    p_now int8, p_completed int8, p_failed int8, p_results int8, p_most int8, p_steps int4[], p_keeps int8[],
+    p_limit int4
 ) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -20,7 +23,12 @@ DECLARE
     available int4 := p_limit;
     one record;
 BEGIN
-    DELETE FROM {schema}.session s WHERE s.is_drained AND s.ended_at < now - 86400000000;
+    DELETE FROM {schema}.session s USING {schema}.horizon h WHERE s.is_drained AND s.ended_at < now - 86400000000
+        AND h.what = 'completed' AND s.ended_at + 3600000000 < h.finished_at;  -- a rescue may end its jobs a little later
+    FOR i IN 1..cardinality(p_steps) LOOP
+        DELETE FROM {schema}.statistics t
+        WHERE t.step = p_steps[i] AND t.start < (now - p_keeps[i] * 1000000 + 999999) / 1000000;
+    END LOOP;
     DELETE FROM {schema}.exchange_log t WHERE NOT EXISTS (SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained);
     DELETE FROM {schema}.unique_key u WHERE u.valid_until <= now;
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);

@@ -5,13 +5,14 @@
 
 -- name: open_session
 -- Open a session, and set the concurrency limits of its names. If the session exists, renew it.
--- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the description
---   as JSON; the names, and for each its limit (NULL: no limit)
+-- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
+--   description as JSON; the names, and for each its limit (NULL: no limit)
 -- Result: whether the session is alive; false: a session with this id has ended
 -- Locks: the advisory lock of the session; if a limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
 --   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
-    p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_description text, p_names text[], p_limits int4[]
+    p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
+    p_limits int4[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -25,8 +26,8 @@ BEGIN
         WHERE id = p_id AND left_at IS NULL AND ended_at IS NULL;
         RETURN FOUND;
     END IF;
-    INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, names, description)
-    VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_names, p_description);
+    INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, host, names, description)
+    VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host, p_names, p_description);
     IF EXISTS (
         SELECT FROM unnest(p_names, p_limits) AS l (name, maximum) WHERE l.maximum IS NOT NULL
             AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit g WHERE g.name = l.name)
@@ -51,34 +52,42 @@ END $$;
 
 -- name: heartbeat
 -- Renew a session.
--- Inputs: the time by which sessions expire, or NULL; the id
+-- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the vitals of the worker as JSON (NULL:
+--   unchanged)
 -- Result: no row if the session is not alive, else one row:
 --   seqs, ids, fences, nonces   the leases of jobs to cancel
 --   paused                      the paused queues
 --   names, maxima, in_use       the concurrency limits of its names
+--   command                     the latest command to the worker; NULL: none
 -- Locks: the row of the session
 -- Atomic: one UPDATE tests that the session is alive and moves its expiry. The commit is asynchronous: if the server
 --   crashes and loses it, the next heartbeat renews the session.
 CREATE OR REPLACE FUNCTION {schema}.heartbeat_1(
-    p_monotonic int8, p_id text, OUT seqs int8[], OUT ids bytea[], OUT fences int4[], OUT nonces bytea[],
-    OUT paused text[], OUT names text[], OUT maxima int4[], OUT in_use int4[]
+    p_now int8, p_monotonic int8, p_id text, p_vitals text, OUT seqs int8[], OUT ids bytea[], OUT fences int4[],
+    OUT nonces bytea[], OUT paused text[], OUT names text[], OUT maxima int4[], OUT in_use int4[], OUT command text
 ) RETURNS SETOF record
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
     me record;
+    now int8;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    UPDATE {schema}.session s SET expires_at = {schema}.get_write_time_1(p_monotonic) + s.ttl
+    UPDATE {schema}.session s SET expires_at = {schema}.get_write_time_1(p_monotonic) + s.ttl,
+        vitals = coalesce(p_vitals, s.vitals)
     WHERE s.id = p_id AND s.left_at IS NULL AND s.ended_at IS NULL
-    RETURNING s.number, s.names INTO me;
+    RETURNING s.number, s.names, s.command INTO me;
     IF NOT FOUND THEN
         RETURN;
     END IF;
     SELECT array_agg(l.seq), array_agg(j.id), array_agg(l.fence), array_agg(l.nonce)
     INTO seqs, ids, fences, nonces
     FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq WHERE l.session = me.number AND l.cancel_requested;
-    paused := ARRAY(SELECT p.queue FROM {schema}.paused_queue p ORDER BY p.queue);
+    now := {schema}.get_read_time_1(p_now);
+    paused := ARRAY(
+        SELECT p.queue FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now ORDER BY p.queue
+    );
+    command := me.command;
     SELECT array_agg(g.name), array_agg(g.maximum), array_agg(g.in_use) INTO names, maxima, in_use
     FROM {schema}.concurrency_limit g WHERE g.name = ANY (me.names);
     RETURN NEXT;
@@ -169,7 +178,8 @@ END $$;
 -- name: rescue_jobs
 -- End expired sessions, and release or fail their jobs.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the maximum number of jobs; the number of losses
---   at which a job fails; the history entry of a loss, as the texts before and after the number of the attempt
+--   at which a job fails; the history entry of a loss (JSON without its last brace), as the texts before and after the
+--   number of the attempt. The function adds when the attempt started, the session and its host.
 -- Result: one row for each job: its id, and a code: r waits again, f failed, c cancelled. Then one row without an id: the
 --   code m says that more jobs are left; `to_notify` are the queues to notify.
 -- Locks: the advisory locks of the sessions, in the order in which they were opened; all limits by name; unique keys; then
@@ -185,13 +195,13 @@ DECLARE
     one record;
     held {schema}.lease;
     attempts {schema}.attempt_state;
-    spared bool;
+    loss bytea;
     ended int4[];
     counted int4 := 0;
 BEGIN
     FOR one IN
         SELECT s.number, s.id FROM {schema}.session s
-        WHERE s.ended_at IS NULL AND s.expires_at <= coalesce(p_monotonic, now) ORDER BY s.number
+        WHERE s.ended_at IS NULL AND NOT s.is_drained AND s.expires_at <= coalesce(p_monotonic, now) ORDER BY s.number
     LOOP
         PERFORM pg_advisory_xact_lock(hashtextextended(one.id, 7041));
         UPDATE {schema}.session s SET ended_at = now
@@ -200,7 +210,7 @@ BEGIN
     PERFORM {schema}.lock_all_limits_1();
     FOR one IN
         -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not begun.
-        SELECT l.session, l.seq, s.left_at, l.lost >= 2 AND EXISTS (
+        SELECT l.session, l.seq, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND EXISTS (
             SELECT FROM {schema}.lease o WHERE o.session = l.session AND o.seq <> l.seq) AS not_begun
         FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
         WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
@@ -209,12 +219,14 @@ BEGIN
         counted := counted + 1;
         DELETE FROM {schema}.lease l WHERE l.session = one.session AND l.seq = one.seq RETURNING * INTO held;
         ended := ended || held.lane;
-        spared := one.left_at IS NOT NULL OR one.not_begun;
-        attempts := {schema}.end_lease_1(now, held, CASE WHEN NOT spared THEN
-            convert_to(p_before || (held.failures + held.lost + 1) || p_after, 'UTF8') END);
+        loss := CASE WHEN one.left_at IS NULL AND NOT one.not_begun THEN convert_to(
+            p_before || (held.failures + held.lost + 1) || p_after || ',"started_at":' || held.leased_at / 1000000
+            || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(one.session_id)
+            || ',"host":' || to_json(one.host) || '}', 'UTF8') END;
+        attempts := {schema}.end_lease_1(now, held, loss);
         SELECT j.id INTO id FROM {schema}.job j WHERE j.seq = one.seq;
-        IF NOT spared AND attempts.lost >= p_max_lost AND NOT held.cancel_requested THEN
-            PERFORM {schema}.mark_dead_1(now, attempts, 'lost');
+        IF loss IS NOT NULL AND attempts.lost >= p_max_lost AND NOT held.cancel_requested THEN
+            PERFORM {schema}.mark_dead_1(now, attempts, held.session, 'lost', loss);
             code := 'f';
         ELSE
             SELECT CASE WHEN w.waits THEN 'r' ELSE 'c' END INTO code

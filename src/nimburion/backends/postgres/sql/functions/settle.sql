@@ -35,9 +35,9 @@ BEGIN
         DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
         RETURNING seq, created_at, lane, id, digest, options, unique_key
     ), d AS (
-        INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, state, id,
-            digest, settled_token, options, history_at, history, fraction, message)
-        SELECT x.seq, x.due, x.created_at, x.leased_at, p_now, x.lane, x.failures, x.lost, 1, x.id, x.digest,
+        INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
+            id, digest, settled_token, options, history_at, history, fraction, message)
+        SELECT x.seq, x.due, x.created_at, x.leased_at, p_now, x.lane, x.failures, x.lost, p_session, 1, x.id, x.digest,
             int4send(x.fence) || x.nonce, x.options, (x.kept).history_at, (x.kept).history,
             (x.kept).fraction, (x.kept).message
         FROM (
@@ -151,11 +151,11 @@ BEGIN
         attempts.extra_flags := attempts.extra_flags | 1;
     END IF;
     IF p_kind = 'c' THEN
-        to_notify := {schema}.finish_job_1(p_now, attempts, 1::int2, NULL, p_body);
+        to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 1::int2, NULL, p_body);
     ELSIF p_kind = 'x' THEN
-        to_notify := {schema}.finish_job_1(p_now, attempts, 3::int2, p_text, NULL);
+        to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 3::int2, p_text, NULL);
     ELSIF p_kind = 'f' THEN
-        to_notify := {schema}.mark_dead_1(p_now, attempts, p_text);
+        to_notify := {schema}.mark_dead_1(p_now, attempts, p_session, p_text, p_body);
     ELSE
         attempts.due := coalesce(p_now + p_delay, attempts.due);
         SELECT w.to_notify INTO to_notify FROM {schema}.requeue_1(p_now, held, attempts) w;
@@ -185,10 +185,11 @@ END $$;
 
 -- name: finish_job
 -- End a job without a lease as completed or cancelled. Its payload is deleted.
--- Inputs: the time; its attempt state; 1 completed or 3 cancelled; the reason; the result (NULL: none)
+-- Inputs: the time; its attempt state; the session whose attempt ended it (NULL: it was waiting); 1 completed or
+--   3 cancelled; the reason; the result (NULL: none)
 -- Result: the lane of the job if its unique key was released, else NULL
 CREATE OR REPLACE FUNCTION {schema}.finish_job_1(
-    p_now int8, p_attempts {schema}.attempt_state, p_state int2, p_reason text, p_result bytea
+    p_now int8, p_attempts {schema}.attempt_state, p_session int4, p_state int2, p_reason text, p_result bytea
 ) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -197,10 +198,10 @@ BEGIN
     DELETE FROM {schema}.job WHERE seq = p_attempts.seq
     RETURNING seq, lane, id, digest, created_at, unique_key, options,
         CASE WHEN p_attempts.extra_flags > 0 THEN {schema}.get_job_extras_1(seq, p_attempts.extra_flags) END AS kept INTO STRICT body;
-    INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, state, id, digest,
-        settled_token, reason, options, history_at, history, fraction, message)
+    INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state, id,
+        digest, settled_token, reason, options, history_at, history, fraction, message)
     VALUES (body.seq, p_attempts.due, body.created_at, p_attempts.started_at, p_now, body.lane, p_attempts.failures,
-        p_attempts.lost, p_state, body.id, body.digest, p_attempts.settled_token, p_reason, body.options,
+        p_attempts.lost, p_session, p_state, body.id, body.digest, p_attempts.settled_token, p_reason, body.options,
         (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message);
     IF p_result IS NOT NULL THEN
         INSERT INTO {schema}.result (seq, finished_at, body) VALUES (body.seq, p_now, p_result);
@@ -211,18 +212,32 @@ END $$;
 
 -- name: mark_dead
 -- End a job without a lease as failed. It becomes a dead letter and keeps its payload.
--- Inputs: the time; its attempt state; the reason
+-- Inputs: the time; its attempt state; the session whose attempt ended it; the reason; the last error (JSON)
 -- Result: the lane of the job if its unique key was released, else NULL
-CREATE OR REPLACE FUNCTION {schema}.mark_dead_1(p_now int8, p_attempts {schema}.attempt_state, p_reason text) RETURNS int4
+CREATE OR REPLACE FUNCTION {schema}.mark_dead_1(
+    p_now int8, p_attempts {schema}.attempt_state, p_session int4, p_reason text, p_error bytea
+) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
     body record;
 BEGIN
     PERFORM {schema}.save_attempt_state_1(p_attempts);
-    INSERT INTO {schema}.dead_letter (seq, finished_at, reason) VALUES (p_attempts.seq, p_now, p_reason);
+    INSERT INTO {schema}.dead_letter (seq, finished_at, reason, ended_by, fingerprint)
+    SELECT p_attempts.seq, p_now, p_reason, s.id, {schema}.get_fingerprint_1(p_error)
+    FROM {schema}.session s WHERE s.number = p_session;
     SELECT seq, lane, unique_key INTO STRICT body FROM {schema}.job WHERE seq = p_attempts.seq;
     RETURN {schema}.free_unique_key_1(body.seq, body.lane, body.unique_key);
 END $$;
+
+-- name: get_fingerprint
+-- Read the fingerprint of an error.
+-- Inputs: the error (JSON)
+-- Result: its fingerprint; empty: it has none
+-- `->` keeps the value as JSON. Unlike `->>`, it accepts a NUL that another field contains.
+CREATE OR REPLACE FUNCTION {schema}.get_fingerprint_1(p_error bytea) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(trim(BOTH '"' FROM CAST(CAST(convert_from(p_error, 'UTF8') AS json) -> 'fingerprint' AS text)), '')
+$$;
 
 -- name: requeue
 -- Make a job wait again after its lease was deleted. If a cancel was requested, end the job as cancelled.
@@ -240,7 +255,7 @@ BEGIN
         to_notify := CASE WHEN p_attempts.due <= p_now THEN p_lease.lane END;
     ELSE
         p_attempts.due := p_lease.due;  -- a requested delay does not apply
-        to_notify := {schema}.finish_job_1(p_now, p_attempts, 3::int2, NULL, NULL);
+        to_notify := {schema}.finish_job_1(p_now, p_attempts, p_lease.session, 3::int2, NULL, NULL);
     END IF;
 END $$;
 

@@ -115,7 +115,9 @@ CREATE TABLE {schema}.progress (
 CREATE TABLE {schema}.dead_letter (
     seq int8 PRIMARY KEY,
     finished_at int8 NOT NULL,
-    reason text NOT NULL
+    reason text NOT NULL,
+    ended_by text COLLATE "C" NOT NULL, -- session.id
+    fingerprint text COLLATE "C" NOT NULL   -- of the last error; empty: it has none
 );
 CREATE INDEX dead_letter_finished ON {schema}.dead_letter (finished_at, seq);
 
@@ -130,6 +132,7 @@ CREATE TABLE {schema}.finished_job (
     lane int4 NOT NULL,
     failures int4 NOT NULL,
     lost int4 NOT NULL,
+    ended_by int4,                      -- session.number; NULL: it was cancelled while it waited
     state int2 NOT NULL,                -- 1 completed, 3 cancelled
     id bytea NOT NULL,
     digest bytea NOT NULL,
@@ -203,10 +206,14 @@ CREATE TABLE {schema}.session (
     ended_at int8,                      -- when it was rescued or closed; its id cannot be used again
     is_drained bool NOT NULL DEFAULT false,     -- it has ended and has no leases left
     id text COLLATE "C" NOT NULL UNIQUE,
+    host text NOT NULL,
     names text[] NOT NULL,
-    description text NOT NULL           -- JSON: the data that the worker registered
+    description text NOT NULL,          -- JSON: the data that the worker registered
+    vitals text,                        -- JSON: what the worker reported with its latest heartbeat
+    command text                        -- the latest command to the worker
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX session_not_drained ON {schema}.session (number) WHERE NOT is_drained;
 -- The latest two exchanges of each session, one row each. A single row that is updated a thousand times a second would
 -- grow a chain of row versions, which every lookup reads while an old snapshot is held.
 CREATE TABLE {schema}.exchange_log (
@@ -224,8 +231,13 @@ CREATE TABLE {schema}.concurrency_limit (
     in_use int4 NOT NULL                -- leased jobs of this name
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+-- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
-    queue text COLLATE "C" PRIMARY KEY
+    queue text COLLATE "C" PRIMARY KEY,
+    since int8 NOT NULL,
+    ends_at int8,                       -- NULL: when the queue is resumed
+    paused_by text NOT NULL,
+    reason text NOT NULL
 );
 -- Schedules of recurring jobs.
 CREATE TABLE {schema}.schedule (
@@ -235,6 +247,25 @@ CREATE TABLE {schema}.schedule (
     paused bool NOT NULL DEFAULT false,
     last_tick float8,                   -- seconds since 1970-01-01 UTC; compared exactly
     last_job bytea
+);
+
+-- Counters of jobs, one row for each interval, queue, name and process.
+CREATE TABLE {schema}.statistics (
+    start int8 NOT NULL,                -- begin of the interval, in seconds
+    step int4 NOT NULL,                 -- length of the interval, in seconds
+    queue text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    source text COLLATE "C" NOT NULL,   -- the process that counted
+    counters text NOT NULL,             -- JSON
+    PRIMARY KEY (step, start, queue, name, source)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
+    autovacuum_vacuum_cost_delay = 0);
+-- The newest changes that operators made. Positions have no gaps.
+CREATE TABLE {schema}.audit_record (
+    position int8 PRIMARY KEY,          -- in the order of their first storing, from 1
+    at int8 NOT NULL,                   -- when it was first stored
+    id text COLLATE "C" NOT NULL UNIQUE,
+    body text NOT NULL                  -- JSON
 );
 
 -- The status of an exchange: what its reply contains besides the leased jobs.
@@ -294,14 +325,15 @@ CREATE TYPE {schema}.exchange_reply AS (
 CREATE TYPE {schema}.job_extras AS (history_at int8[], history bytea[], fraction float8, message text);
 
 -- Jobs as the operations read them. `status` is w waiting, l leased, f failed, c completed or x cancelled.
--- First the jobs in `job`, then those in `finished_job`, then both.
+-- `ended_by` is the id of the session whose attempt ended the job. First the jobs in `job`, then those in `finished_job`,
+-- then both.
 CREATE VIEW {schema}.job_record_live AS
 SELECT j.seq, j.id, j.lane, j.payload, coalesce(l.due, p.due, j.due) AS due, j.created_at,
     coalesce(l.leased_at, p.started_at) AS started_at, d.finished_at, d.reason,
     CASE WHEN d.seq IS NOT NULL THEN 'f' WHEN l.seq IS NOT NULL THEN 'l' ELSE 'w' END AS status,
     coalesce(l.failures, p.failures, 0) AS failures, coalesce(l.lost, p.lost, 0) AS lost,
     coalesce(l.extra_flags, p.extra_flags, 0::int2) AS extra_flags, coalesce(l.cancel_requested, false) AS cancel_requested, l.holder,
-    j.options, NULL::int8[] AS history_at, NULL::bytea[] AS history, NULL::float8 AS fraction,
+    d.ended_by, d.fingerprint, j.options, NULL::int8[] AS history_at, NULL::bytea[] AS history, NULL::float8 AS fraction,
     NULL::text AS message
 FROM {schema}.job j
 LEFT JOIN {schema}.attempt_state p ON p.seq = j.seq
@@ -313,7 +345,8 @@ LEFT JOIN LATERAL (
 CREATE VIEW {schema}.job_record_finished AS
 SELECT d.seq, d.id, d.lane, CAST(NULL AS bytea) AS payload, d.due, d.created_at, d.started_at, d.finished_at, d.reason,
     CASE d.state WHEN 1 THEN 'c' ELSE 'x' END AS status, d.failures, d.lost, 0::int2 AS extra_flags,
-    false AS cancel_requested, CAST(NULL AS text) AS holder, d.options, d.history_at, d.history, d.fraction, d.message
+    false AS cancel_requested, CAST(NULL AS text) AS holder,
+    (SELECT s.id FROM {schema}.session s WHERE s.number = d.ended_by) AS ended_by, CAST(NULL AS text) AS fingerprint, d.options, d.history_at, d.history, d.fraction, d.message
 FROM {schema}.finished_job d, {schema}.horizon h
 WHERE h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq);
 CREATE VIEW {schema}.job_record AS SELECT * FROM {schema}.job_record_live UNION ALL SELECT * FROM {schema}.job_record_finished;
@@ -331,6 +364,6 @@ SELECT
     9 - a.rank AS priority, r.failures, r.lost,
     to_timestamp(r.due / 1e6) AS due, to_timestamp(r.created_at / 1e6) AS created_at,
     to_timestamp(r.started_at / 1e6) AS started_at, to_timestamp(r.finished_at / 1e6) AS finished_at,
-    r.reason, r.cancel_requested, r.holder AS session, CAST(r.options AS json) AS options,
+    r.reason, r.cancel_requested, r.holder AS session, r.ended_by, CAST(r.options AS json) AS options,
     r.payload, r.seq
 FROM {schema}.job_record r JOIN {schema}.lane a ON a.id = r.lane;

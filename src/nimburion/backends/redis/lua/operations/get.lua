@@ -10,6 +10,6 @@ if not field then
 end
 local body, lease = redis.call('HGET', job_key, field), redis.call('HGET', lease_key, field)
 local state = redis.call('HGET', attempt_state_key, field)
-local code = get_state_code(body, lease, state)
+local code, job_end = get_state_code(body, lease, state)
 get_lane(get_lane_number(body))
-return { list_lane_names(), (describe_job(field, body, code, lease or state, true)) }
+return { list_lane_names(), (describe_job(field, body, code, lease or state, job_end, true)) }

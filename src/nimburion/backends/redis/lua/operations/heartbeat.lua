@@ -1,16 +1,20 @@
 -- heartbeat: extends a session by its ttl and returns what its worker should know.
--- Keys: session_state session_info session_expiry cancel_requested lease job paused_queue concurrency_limit limit_in_use
--- Arguments: ARGV[3] session id
+-- Keys: session_state session_info session_expiry session_vitals session_command cancel_requested lease job concurrency_limit limit_in_use
+-- Arguments: ARGV[3] session id, [4] what the worker reports about itself (JSON), '' to keep the last report
 -- Reply: {'lost'}: the session is not alive
---   {'alive', {seq 8, token 20, id, ... of leases to cancel}, paused queues, {job name, limit, in use, ...}}
+--   {'alive', {seq 8, token 20, id, ... of leases to cancel}, paused queues, {job name, limit, in use, ...},
+--   command or nil}
 -- Atomic: one script. A rescue comes before it (and the session is lost) or after it.
 -- Cost: O(requested cancels + job names of the session).
-local id = ARGV[3]
+local id, vitals = ARGV[3], ARGV[4]
 local session = read_open_session(redis.call('HGET', session_state_key, id))
 if not session then
   return { 'lost' }
 end
 redis.call('ZADD', session_expiry_key, alive_now + (struct.unpack('>I8', session.ttl8)), id)
+if vitals ~= '' then
+  redis.call('HSET', session_vitals_key, id, vitals)
+end
 
 local cancelled = {}
 if redis.call('HLEN', cancel_requested_key) > 0 then
@@ -34,4 +38,8 @@ if redis.call('HLEN', concurrency_limit_key) > 0 then
     end
   end
 end
-return { 'alive', cancelled, redis.call('HKEYS', paused_queue_key), limits }
+local paused = {}
+for queue in pairs(read_pauses()) do
+  push(paused, queue)
+end
+return { 'alive', cancelled, paused, limits, redis.call('HGET', session_command_key, id) }

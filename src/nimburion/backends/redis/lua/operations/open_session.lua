@@ -1,11 +1,11 @@
 -- open_session: opens a session. Its concurrency limits apply from now on.
 -- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use notify
 -- Arguments: ARGV[3] session id, [4] ttl in microseconds, [5] the worker's description of itself (JSON),
---   [6] MessagePack: {job name, limit or false, ...}
+--   [6] MessagePack: {job name, limit or false, ...}, [7] host
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
 -- Cost: O(job names of the session).
-local id, ttl, info, packed_limits = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local id, ttl, info, packed_limits, host = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 local record = redis.call('HGET', session_state_key, id)
 if record then
   if not read_open_session(record) then
@@ -19,7 +19,7 @@ redis.call('HSET', session_state_key, id, make_session_state({
   session4 = session4, number8 = NO_NUMBER, ttl8 = struct.pack('>I8', ttl), opened8 = now8, status = SESSION_ALIVE,
   closed8 = NO_TIME, codes = '',
 }))
-redis.call('HSET', session_id_key, session4, id)
+redis.call('HSET', session_id_key, session4, id .. '\0' .. host)
 redis.call('HSET', session_info_key, id, info)
 redis.call('ZADD', session_expiry_key, alive_now + ttl, id)
 local limits = cmsgpack.unpack(packed_limits)

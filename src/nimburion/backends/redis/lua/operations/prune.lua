@@ -1,5 +1,5 @@
--- prune: deletes finished jobs and results past their retention, and old sessions and expired unique keys.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases
+-- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases paused_queue
 -- Arguments: ARGV[3] maximum number of deletions. Retention in microseconds ('': for ever): [4] of completed and cancelled jobs,
 --   [5] of failed jobs, [6] of results. [7] maximum number of completed and cancelled jobs to keep, or ''. [8] retention of the
 --   ids of closed sessions
@@ -44,6 +44,17 @@ local function drop_keys()
   return #fields
 end
 
+-- Delete the pauses that ended.
+local function drop_pauses()
+  local pauses = read_pauses()
+  for _, queue in ipairs(redis.call('HKEYS', paused_queue_key)) do
+    if not pauses[queue] then
+      redis.call('HDEL', paused_queue_key, queue)
+    end
+  end
+end
+
+drop_pauses()
 local more = drop_sessions() == 500
 more = drop_keys() == 500 or more
 delete_fields(find_older(finished_key, ARGV[4], left))

@@ -1,7 +1,7 @@
 -- queues: returns the lanes with unfinished jobs, and the paused queues.
--- Keys: lane_name ready paused_queue
--- Reply: {}: promote and call again; or {now 8, rows}. A row is seven values: queue, job name ('': the queue is paused), ready,
---   scheduled, leased, earliest due time 8 or '', 1 if paused.
+-- Keys: lane_name ready
+-- Reply: {}: promote and call again; or {now 8, rows, {queue, pause, ...}}. A row is six values: queue, job name, ready, scheduled,
+--   leased, earliest due time 8 or ''.
 -- Atomic: reads only; all counts are of the same moment.
 -- Cost: O(lanes), and O(log n) per priority of a lane, for n ready jobs.
 local lanes, due_members = count_jobs()
@@ -36,8 +36,8 @@ for _, member in ipairs(due_members) do
 end
 local rows = {}
 
-local function add_row(queue, name, ready, scheduled, leased, due8, paused)
-  for _, value in ipairs({ queue, name, ready, scheduled, leased, due8, paused }) do
+local function add_row(queue, name, ready, scheduled, leased, due8)
+  for _, value in ipairs({ queue, name, ready, scheduled, leased, due8 }) do
     push(rows, value)
   end
 end
@@ -49,10 +49,11 @@ for lane4, counted in pairs(lanes) do
       note_first(lane4)
     end
     local lane = get_lane(lane4)
-    add_row(lane.queue, lane.name, ready, scheduled, counted[LEASED], earliest[lane4] or '', 0)
+    add_row(lane.queue, lane.name, ready, scheduled, counted[LEASED], earliest[lane4] or '')
   end
 end
-for _, queue in ipairs(redis.call('HKEYS', paused_queue_key)) do
-  add_row(queue, '', 0, 0, 0, '', 1)
+local paused = {}
+for queue, pause in pairs(read_pauses()) do
+  push_pair(paused, queue, pause)
 end
-return { now8, rows }
+return { now8, rows, paused }

@@ -1,12 +1,12 @@
 -- rescue: ends expired sessions and takes back their leases.
 -- Keys: session_state session_expiry closed_session dead_session session_leases lease job history
 -- Arguments: ARGV[3] maximum number of leases, [4] number of losses that fail a job, [5] and [6] history entry of a loss (JSON) before
---   and after the attempt number, [7] number of losses that make a job a suspect
+--   and after the attempt number, start, session and host, [7] number of losses that make a job a suspect, [8] fingerprint of the entry
 -- Reply: {{id, ...} returned, {id, ...} failed, {id, ...} cancelled, 1 if more are left}
 -- Atomic: one script. It tests the expiry and ends the session in one step, so a heartbeat comes before or after.
 -- Cost: O(log n) per lease, for n waiting jobs; at most 100 expired sessions per call.
-local limit, max_lost, json_before, json_after, suspect_after
-  = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6], tonumber(ARGV[7])
+local limit, max_lost, json_before, json_after, suspect_after, fingerprint
+  = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
 local expired = redis.call('ZRANGEBYSCORE', session_expiry_key, '-inf', alive_now, 'LIMIT', 0, 100)
 local dead_sessions, sessions = redis.call('ZRANGE', dead_session_key, 0, 99), {}
 local put_dead_session, drop_dead_session, put_history = {}, {}, {}
@@ -18,20 +18,27 @@ for i, id in ipairs(expired) do
   push_pair(put_dead_session, 0, dead_session)
 end
 
+-- Return the part of a history entry that names the session.
+local function name_session(session4)
+  local id, host = string.match(find_session(session4) or '\0', '^(%Z*)%z(.*)$')
+  return ',"session":' .. cjson.encode(id) .. ',"host":' .. cjson.encode(host)
+end
+
 -- Count a loss in the lease and in the history. Return the number of losses.
-local function add_loss(field, lease)
+local function add_loss(field, lease, session_part)
   local failures, lost = struct.unpack('>I4I2', lease.counts)
   lost = lost + 1
   lease.counts = struct.pack('>I4I2', failures, lost)
   local history = redis.call('HGET', history_key, field) or ''
-  push_pair(put_history, field, history .. make_history_entry(json_before .. failures + lost .. json_after))
+  local started = string.format(',"started_at":%.6f', decode_time(lease.started8, 1) / 1000000)
+  push_pair(put_history, field, history .. make_history_entry(json_before .. failures + lost .. started .. session_part .. json_after))
   return lost
 end
 
 local returned, failed, cancelled, count, more = {}, {}, {}, 0, false
 for _, dead_session in ipairs(dead_sessions) do
   local session4, status = struct.unpack('>c4c1', dead_session)
-  local fields = list_session_leases(session4, limit - count + 1)
+  local fields, session_part = list_session_leases(session4, limit - count + 1), name_session(session4)
   for _, field in ipairs(fields) do
     if count == limit then
       more = true
@@ -43,12 +50,12 @@ for _, dead_session in ipairs(dead_sessions) do
     -- A suspect runs alone. One that was leased together with other jobs had not begun.
     local is_loss = status ~= SESSION_LEFT and not (lost >= suspect_after and #fields > 1)
     if is_loss then
-      lost = add_loss(field, lease)
+      lost = add_loss(field, lease, session_part)
     end
     if is_loss and lost >= max_lost and not lease.is_cancel_requested then
       local lane = get_lane(lease.lane4)
       end_lease(field, lease, lane)
-      finish_job(field, body, lane, FAILED, lease, 'lost')
+      finish_job(field, body, lane, FAILED, lease, 'lost', fingerprint)
       push(failed, get_id(body))
     else
       push(release_job(field, lease, lease.counts) and returned or cancelled, get_id(body))

@@ -1,8 +1,8 @@
 -- Shared part of get and list: collects the details of one job. queries.py makes a record of them.
--- Keys: payload history progress result session_id
--- Provides: describe_job(field, body, code, attempts, payloads) -> details, size in bytes. `attempts` is the lease or the attempt
---   state of the job, or nil (see scan_jobs.lua). The details are {seq 8, code, body without payload, lease or attempt state, payload,
---   history, progress, result, session id}, with false for what does not exist.
+-- Keys: payload history progress result
+-- Provides: describe_job(field, body, code, attempts, job_end, payloads) -> details, size in bytes. `attempts` is the lease or the
+--   attempt state of the job, or nil, `job_end` a result of read_job_end or nil (see scan_jobs.lua). The details are {seq 8, code, body without payload, lease or attempt state, payload,
+--   history, progress, result, session that runs or ended it (see session_names.lua)}, with false for what does not exist.
 --   list_lane_names() -> {lane number, full name, ...}
 -- Cost: O(1) per job and byte.
 --
@@ -14,13 +14,14 @@ local function get_payload(field, body)
   return get_payload_part(body)
 end
 
-local function describe_job(field, body, code, attempts, payloads)
+local function describe_job(field, body, code, attempts, job_end, payloads)
   local has_payload = code ~= COMPLETED and code ~= CANCELLED
-  local size = has_flag(body, FLAG_FINISHED) and read_job_end(body).rest - 1 or find_head_end(body)
+  local size = job_end and job_end.rest - 1 or find_head_end(body)
   local payload = payloads and has_payload and get_payload(field, body)
   local history = redis.call('HGET', history_key, field)
   local result = code == COMPLETED and redis.call('HGET', result_key, field)
-  local session = code == LEASED and redis.call('HGET', session_id_key, read_lease(attempts).session4)
+  local session4 = code == LEASED and read_lease(attempts).session4 or job_end and job_end.session4 or NO_SESSION
+  local session = session4 ~= NO_SESSION and find_session(session4)
   local bytes = size + #(payload or '') + #(history or '') + #(result or '')
   return {
     field, code, string.sub(body, 1, size), attempts or false, payload or false, history,

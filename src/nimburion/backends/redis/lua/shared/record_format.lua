@@ -10,8 +10,9 @@
 --                   The head ends here. A job without FLAG_FINISHED continues with its payload.
 --                   With FLAG_LARGE_PAYLOAD it has the length of the payload 4 instead; the payload is in the hash payload.
 --                   With FLAG_FINISHED it continues with:
---                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | fence 4 | settled 20 | reason 2 + n (all ones: none)
---                   | the payload, or its length, of a failed job
+--                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | fence 4 | settled 20 | session 4 (zeros: no attempt ended it)
+--                   | reason 2 + n (all ones: none)
+--                   | fingerprint of the error 1 + n | the payload, or its length; both only of a failed job
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
@@ -24,12 +25,15 @@
 -- history           per failed attempt: time 8 | length 4 | JSON
 -- schedule          paused 1 ('1' or '0') | has a last tick 1 ('1' or '0') | last tick 8 | id of the last job 1 + n
 --                   | owner 2 + n | declaration
+-- session_id        id | NUL | host
+-- paused_queue      until 8 (all ones: until it is resumed) | since 8 | [by, reason] (JSON)
+-- audit             time 8 | JSON
 -- unique_key        expiry 8 (all ones: when the job ends) | id
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --
 -- An id is text, or a UUID as NUL and its 16 bytes (see encoding.py). A time is microseconds since 1970 plus 2^63.
--- A token is fence 4 | nonce 16. `settled` is the token of the last settlement of the job, or zeros.
+-- A session is the number that `session_id` knows. A token is fence 4 | nonce 16. `settled` is the token of the last settlement of the job, or zeros.
 -- Codes of lane_counts: P ready, S scheduled, R ready after a failure, T scheduled after a failure, L leased, C completed,
 -- F failed, X cancelled.
 local NEVER = '\255\255\255\255\255\255\255\255'
@@ -37,6 +41,7 @@ local NO_FAILURES, NO_COUNTS = '\0\0\0\0', '\0\0\0\0\0\0'
 local NO_TOKEN = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local NO_TIME, NO_NUMBER = '\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0'
 local NO_FENCE, FIRST_FENCE = '\0\0\0\0', '\0\0\0\1'
+local NO_SESSION = '\0\0\0\0'
 local NO_REASON, NO_REASON_LENGTH = '\255\255', 65535
 local BLOCK = 500
 local MAX_PRIORITY = 9
@@ -46,6 +51,9 @@ local byte, sub, band, unpack_struct, pack_struct = string.byte, string.sub, bit
 
 -- Offset of the cancel flag in a lease, and its values
 local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
+
+-- Offsets of the lane number in a lease
+local LEASE_LANE, LEASE_LANE_END = 50, 53
 
 -- Offsets in a member of `ready`: its lane has 4 bytes.
 local READY_LANE_END, READY_RANK, READY_DUE, READY_SEQ = 4, 5, 6, 14
@@ -93,26 +101,31 @@ local function find_head_end(body)
   return offset - 1
 end
 
--- Return what a finished job has after its head. `reason` may be nil; `rest` is the offset of what follows.
+-- Return what a finished job has after its head. `reason` may be nil, `fingerprint` is nil unless the job failed; `rest` is the
+-- offset of what follows.
 local function read_job_end(body)
-  local code, started8, finished8, counts, fence4, settled, length, rest
-    = unpack_struct('>c1c8c8c6c4c20I2', body, find_head_end(body) + 1)
-  local reason
+  local code, started8, finished8, counts, fence4, settled, session4, length, rest
+    = unpack_struct('>c1c8c8c6c4c20c4I2', body, find_head_end(body) + 1)
+  local reason, fingerprint
   if length ~= NO_REASON_LENGTH then
     reason, rest = sub(body, rest, rest + length - 1), rest + length
   end
+  if code == FAILED then
+    length = byte(body, rest)
+    fingerprint, rest = sub(body, rest + 1, rest + length), rest + 1 + length
+  end
   return {
     code = code, started8 = started8, finished8 = finished8, counts = counts, fence4 = fence4, settled = settled,
-    reason = reason, rest = rest,
+    session4 = session4, reason = reason, fingerprint = fingerprint, rest = rest,
   }
 end
 
--- Return a finished job. `attempts` is its lease or its attempt state; `payload` is '' unless the job failed.
-local function make_finished_job(body, code, attempts, reason, payload)
+-- Return a finished job. `attempts` is its lease or its attempt state, which has no session; `rest` is what follows the reason.
+local function make_finished_job(body, code, attempts, reason, rest)
   return sub(body, 1, JOB_CREATED_END) .. attempts.due8
     .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED) .. sub(body, JOB_PRIORITY, find_head_end(body))
     .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.fence4 .. attempts.settled
-    .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON) .. payload
+    .. (attempts.session4 or NO_SESSION) .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON) .. rest
 end
 
 -- Return the payload of a job, or its length if it is large; '' if the job has none any more.

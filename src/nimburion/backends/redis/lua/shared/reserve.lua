@@ -1,5 +1,5 @@
 -- Shared part of exchange: chooses and leases jobs, in the exact order that the contract prescribes (docs/decisions/0001).
--- Keys: job payload attempt_state ready lease session_leases lane_number paused_queue concurrency_limit limit_in_use
+-- Keys: job payload attempt_state ready lease session_leases lane_number concurrency_limit limit_in_use
 -- Provides: read_request(packed)
 --   find_open_lanes(request) -> the lanes of the request that can be reserved from
 --   choose_jobs(lanes, request) -> members of `ready`, in order
@@ -40,7 +40,7 @@ local function find_open_lanes(request)
   if #fulls == 0 then
     return open
   end
-  local paused = redis.call('HLEN', paused_queue_key) > 0
+  local pauses = read_pauses()
   local is_limited = redis.call('HLEN', concurrency_limit_key) > 0
   local capacities, seen = {}, {}
   for first = 1, #fulls, 1000 do
@@ -48,7 +48,7 @@ local function find_open_lanes(request)
     local numbers = redis.call('HMGET', lane_number_key, unpack(fulls, first, last))
     for i = first, last do
       local number, queue, name = numbers[i - first + 1], requested[3 * i - 1], requested[3 * i]
-      if number and not seen[number] and not (paused and redis.call('HEXISTS', paused_queue_key, queue) == 1) then
+      if number and not seen[number] and not pauses[queue] then
         seen[number] = true
         local capacity = is_limited and get_capacity(name, capacities) or nil
         if capacity ~= 0 then

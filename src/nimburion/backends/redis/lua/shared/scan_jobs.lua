@@ -1,13 +1,16 @@
--- Shared part of list, replay and delete: scans jobs and visits those that match a filter.
+-- Shared part of list, dead_letters, replay and delete: scans jobs and visits those that match a filter.
 -- Keys: counters job attempt_state lease dead_letter finished pruned_blocks
 -- Arguments: ARGV[3] source: all (by seq, newest first), dead (failed jobs, by seq, newest first), done (completed and cancelled
 --   jobs, by end, latest first), given (the fields in ARGV[7], 8 bytes each)
 --   ARGV[4] field after which the scan begins, or ''
---   ARGV[5] filter (MessagePack): {codes, queue, job name, reason}; false: any
+--   ARGV[5] filter (MessagePack): {codes, queue, job name, reason, search}; false: any. A search is {created from, created before,
+--   finished from, finished before (in microseconds), fingerprint, least failures, tenant, correlation id}; false: any
 --   ARGV[6] maximum number of jobs
--- Provides: scan_jobs(visit) -> field to continue after, true if the source has no more jobs. It calls visit(field, body, code,
---   attempts) for each match; `attempts` is the lease or the attempt state, or nil. visit returns whether the scan stops, and
---   whether the job leaves the source.
+-- Provides: scan_jobs(visit, budget) -> field to continue after, true if the source has no more jobs, number of jobs checked, number
+--   of seqs passed (with the deleted jobs), true if the scan stopped because it has checked `budget` jobs and there is another
+--   It calls visit(field, body, code, attempts, job_end) for each match; `attempts` is the lease or the attempt state, or nil;
+--   `job_end` is a result of read_job_end, or nil. visit returns whether the scan stops, and whether it continues before this job,
+--   because the job leaves the source or is not taken.
 -- Cost: about 500 jobs per script; the backend then runs the script again. Empty blocks of seqs (see record_format.lua) are
 --   skipped.
 --
@@ -60,11 +63,11 @@ local SOURCES = {
   end,
 }
 
--- Return the code of a job and, if it is finished, its reason. `lease` and `state` are those of an unfinished job that was leased.
+-- Return the code of a job and, if it is finished, its end. `lease` and `state` are those of an unfinished job that was leased.
 local function get_state_code(body, lease, state)
   if has_flag(body, FLAG_FINISHED) then
     local job_end = read_job_end(body)
-    return job_end.code, job_end.reason
+    return job_end.code, job_end
   end
   if lease then
     return LEASED
@@ -82,10 +85,47 @@ local function matches_lane(body, queue, name)
   return not (queue and lane.queue ~= queue) and not (name and lane.name ~= name)
 end
 
-local function scan_jobs(visit)
+-- Return the options of a job that has this one; nil otherwise. `key` is the name of the option.
+local function find_option(body, key)
+  if not has_flag(body, FLAG_OPTIONS) then
+    return nil
+  end
+  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
+  local json = sub(body, offset + 4, offset + 3 + (unpack_struct('>I4', body, offset)))
+  return string.find(json, '"' .. key .. '"', 1, true) and cjson.decode(json)[key]
+end
+
+local function is_in_range(time8, first, before)
+  local time = decode_time(time8, 1)
+  return not (first and time < first) and not (before and time >= before)
+end
+
+-- Return whether a job matches the fields that have no index.
+local function matches_search(search, body, attempts, job_end)
+  local created_from, created_before, finished_from, finished_before, fingerprint, failures, tenant, correlation_id = unpack(search)
+  if not is_in_range(sub(body, JOB_LANE_END + 1, JOB_CREATED_END), created_from, created_before) then
+    return false
+  end
+  if (finished_from or finished_before) and not (job_end and is_in_range(job_end.finished8, finished_from, finished_before)) then
+    return false
+  end
+  if fingerprint and not (job_end and job_end.fingerprint == fingerprint) then
+    return false
+  end
+  if failures then
+    local counts = job_end and job_end.counts or attempts and attempts.counts or NO_COUNTS
+    if unpack_struct('>I4', counts) < failures then
+      return false
+    end
+  end
+  return not (tenant and find_option(body, 'tenant') ~= tenant)
+    and not (correlation_id and find_option(body, 'correlation_id') ~= correlation_id)
+end
+
+local function scan_jobs(visit, budget)
   local filter, next_fields = cmsgpack.unpack(ARGV[5]), SOURCES[ARGV[3]]
-  local codes, queue, name, wanted_reason = filter[1], filter[2], filter[3], filter[4]
-  local after, last, looked = ARGV[4], false, 0
+  local codes, queue, name, wanted_reason, search = unpack(filter)
+  local after, last, checked, passed = ARGV[4], false, 0, 0
   for _ = 1, 8 do
     local fields
     fields, last = next_fields(after)
@@ -93,24 +133,32 @@ local function scan_jobs(visit)
     for i, field in ipairs(fields) do
       local body, enough, leaves = bodies[i], false, false
       if body then
-        looked = looked + 1
+        if checked == budget then
+          return after, false, checked, passed, true
+        end
+        checked = checked + 1
         if matches_lane(body, queue, name) then
-          local code, reason = get_state_code(body, leases[i], states[i])
-          if not (codes and not string.find(codes, code, 1, true)) and not (wanted_reason and reason ~= wanted_reason) then
-            enough, leaves = visit(field, body, code, leases[i] or states[i])
+          local lease, state = leases[i], states[i]
+          local code, job_end = get_state_code(body, lease, state)
+          if not (codes and not string.find(codes, code, 1, true))
+            and not (wanted_reason and not (job_end and job_end.reason == wanted_reason))
+            and not (search and not matches_search(search, body, lease and read_lease(lease) or state and read_attempt_state(state), job_end))
+          then
+            enough, leaves = visit(field, body, code, lease or state, job_end)
           end
         end
       end
+      passed = passed + 1
       if not leaves then
         after = field
       end
       if enough then
-        return after, last and i == #fields
+        return after, last and i == #fields, checked, passed, false
       end
     end
-    if last or looked >= BLOCK / 2 then
+    if last or checked >= BLOCK / 2 then
       break
     end
   end
-  return after, last
+  return after, last, checked, passed, false
 end

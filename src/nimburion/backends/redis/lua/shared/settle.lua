@@ -3,8 +3,8 @@
 -- Provides: settle_all(session4, records, next_extra) -> one code per settlement: d done, a already, s stale
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
---   Kinds: c completed, C completed with a result (result), r retried (delay 8, error), f failed (reason, error), l released,
---     s released with a delay (delay 8), x cancelled (reason), p progressed (fraction and message)
+--   Kinds: c completed, C completed with a result (result), r retried (delay 8, error), f failed (reason, error, fingerprint),
+--     l released, s released with a delay (delay 8), x cancelled (reason), p progressed (fraction and message)
 -- Atomic: all settlements are decided before anything is written.
 -- Cost: O(log n) per settlement, for n waiting jobs.
 local KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = 'c', 'C', 'r', 'f'
@@ -67,11 +67,12 @@ local function settle_all(session4, records, next_extra)
   for i = 1, total do
     local kind, field, token, body = kinds[i], fields[i], tokens[i], bodies[i]
     local lease = leases[i] and read_lease(leases[i], reused_lease)
-    local first, second
+    local first, second, third
     if kind ~= KIND_COMPLETED and kind ~= KIND_RELEASED then
       first = take_extra()
       if kind == KIND_RETRIED or kind == KIND_FAILED then
         second = take_extra()
+        third = kind == KIND_FAILED and take_extra()
       end
     end
     if ended[field] or not lease or lease.session4 ~= session4 or get_token(lease) ~= token then
@@ -96,7 +97,7 @@ local function settle_all(session4, records, next_extra)
       elseif kind == KIND_FAILED then
         add_history(field, second)
         lease.counts = add_failure(lease.counts)
-        finish_job(field, body, lane, FAILED, lease, first)
+        finish_job(field, body, lane, FAILED, lease, first, third)
       elseif kind == KIND_CANCELLED then
         finish_job(field, body, lane, CANCELLED, lease, first)
       else -- KIND_RELEASED, KIND_SNOOZED

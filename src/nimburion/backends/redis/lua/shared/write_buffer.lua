@@ -43,15 +43,16 @@ local function requeue(field, lease, lane, due8)
   mark_queue(lane.queue)
 end
 
--- Finish a job. `attempts` is its lease or its attempt state. `reason` may be nil.
-local function finish_job(field, body, lane, code, attempts, reason)
-  local payload, flags = '', byte(body, JOB_FLAGS)
+-- Finish a job. `attempts` is its lease, if an attempt ends it, or its attempt state. `reason` may be nil; `fingerprint` is that of
+-- the error of a failed job.
+local function finish_job(field, body, lane, code, attempts, reason, fingerprint)
+  local rest, flags = '', byte(body, JOB_FLAGS)
   if code == FAILED then
-    payload = get_payload_part(body)
+    rest = string.char(#fingerprint) .. fingerprint .. get_payload_part(body)
   elseif band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
     push(writes.drop_payload, field)
   end
-  push_pair(writes.put_job, field, make_finished_job(body, code, attempts, reason, payload))
+  push_pair(writes.put_job, field, make_finished_job(body, code, attempts, reason, rest))
   lane[code] = lane[code] + 1
   if code == FAILED then
     push_pair(writes.put_dead_letter, (unpack_struct('>I8', field)), field)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from nimburion.jobs.worker.threads import HandlerThreads
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 
 async def test_values_and_errors_come_back() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.heartbeat import Heartbeat
+from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.testing import FakeClock
 
 

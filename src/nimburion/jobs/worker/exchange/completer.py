@@ -39,9 +39,9 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.jobs.worker.attempt.outcome import clean_text
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS, ExchangeSize
-from nimburion.jobs.worker.outcome import clean_text
+from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 
 _log = logging.getLogger("nimburion.worker")
 

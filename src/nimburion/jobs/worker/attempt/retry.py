@@ -9,7 +9,7 @@ from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.jobs.declaration.policy import Policy
-from nimburion.jobs.worker.outcome import (
+from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
     CancelRequested,
     Interrupted,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sized
 from enum import Enum, auto
 
 from nimburion.core.exchange import ReserveRequest
-from nimburion.jobs.worker.completer import Completer
-from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS
-from nimburion.jobs.worker.prefetch import Prefetch
+from nimburion.jobs.worker.exchange.completer import Completer
+from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
+from nimburion.jobs.worker.exchange.slots import Slots
 
 _MAX_FLUSH_DELAY = 0.020
 """The longest time in seconds that a settlement is delayed to form a larger batch."""
@@ -39,17 +38,14 @@ class ExchangeTrigger:
     """Decides from the state of one worker whether to make an exchange now."""
 
     __slots__ = (
-        "_count_free_slots",
+        "_completer",
         "_flush_timer",
-        "_held",
         "_long_poll",
         "_loop",
-        "_prefetch",
-        "_running",
+        "_slots",
         "_woken",
         "cancelled",
         "closing",
-        "completer",
         "flush_due",
         "lanes_not_empty",
         "may_have_work",
@@ -58,15 +54,11 @@ class ExchangeTrigger:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        prefetch: Prefetch,
+        slots: Slots,
+        completer: Completer,
         *,
-        held: Sized,
-        running: Sized,
-        count_free_slots: Callable[[], int],
         long_poll: bool,
     ) -> None:
-        self.completer: Completer
-        """The completer of the current session. Set when a session is opened."""
         self.may_have_work: bool = True
         """Whether there may be jobs for which no exchange has looked yet."""
         self.lanes_not_empty: bool = False
@@ -78,10 +70,8 @@ class ExchangeTrigger:
         self.cancelled: bool = False
         """Whether code outside the engine cancelled the reserve loop: it ends when no job runs."""
         self._loop = loop
-        self._prefetch = prefetch
-        self._held = held
-        self._running = running
-        self._count_free_slots = count_free_slots
+        self._slots = slots
+        self._completer = completer
         self._long_poll = long_poll
         self._flush_timer: asyncio.TimerHandle | None = None
         self._woken = asyncio.Event()
@@ -106,26 +96,26 @@ class ExchangeTrigger:
         | no job runs, and the backend can long-poll | IDLE: wait inside the backend for a job |
         | otherwise | None: wait for a wake-up |
         """
-        completer = self.completer
-        if self.closing or (self.cancelled and not self._running):
+        completer, slots = self._completer, self._slots
+        if self.closing or (self.cancelled and not slots.running):
             return ExchangeReason.CLOSING
         if completer.closed:
             return ExchangeReason.SESSION_OVER
         if completer.is_full:
             return ExchangeReason.RESULTS_FULL
-        prefetch = self._prefetch.size
+        prefetch = slots.prefetch.size
         full = min(MAX_SETTLEMENTS, prefetch - prefetch // _REFILL_FRACTION)
-        if len(self._held) > prefetch - full:
+        if len(slots.prefetched) > prefetch - full:
             return self._find_flush_reason(full)
         if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
         reason = self._find_work_reason()
-        return reason if reason is not None and self._count_free_slots() > 0 else None
+        return reason if reason is not None and slots.count_free() > 0 else None
 
     def _find_flush_reason(self, full: int) -> ExchangeReason | None:
         if self.flush_due:
             return ExchangeReason.FLUSH_DUE
-        if len(self.completer.pending) >= max(1, full):
+        if len(self._completer.pending) >= max(1, full):
             return ExchangeReason.BATCH_FULL
         return None
 
@@ -134,16 +124,16 @@ class ExchangeTrigger:
             return ExchangeReason.WORK_POSSIBLE
         if self.lanes_not_empty:
             return ExchangeReason.LANES_NOT_EMPTY
-        if self._long_poll and not self._running:
+        if self._long_poll and not self._slots.running:
             return ExchangeReason.IDLE
         return None
 
     @property
     def is_over(self) -> bool:
         """Whether the last exchange was made: the reserve loop ends."""
-        if self.completer.has_pending:
+        if self._completer.has_pending:
             return False
-        return self.closing or (self.cancelled and not self._running)
+        return self.closing or (self.cancelled and not self._slots.running)
 
     async def wait_for_reason(self) -> None:
         """Wait until there is a reason to exchange. Checks again after each wake-up."""
@@ -155,7 +145,7 @@ class ExchangeTrigger:
         """Note the end of an attempt: wake the reserve loop, or start the flush timer (20 ms)."""
         if self.find_reason() is not None:
             self._woken.set()
-        elif self._flush_timer is None and self.completer.pending:
+        elif self._flush_timer is None and self._completer.pending:
             self._flush_timer = self._loop.call_later(_MAX_FLUSH_DELAY, self._on_flush_due)
 
     def wake(self) -> None:
@@ -166,6 +156,11 @@ class ExchangeTrigger:
         """Note that there may be jobs, and wake the reserve loop."""
         self.may_have_work = True
         self._woken.set()
+
+    def begin_session(self, completer: Completer) -> None:
+        """Use the completer of a new session, and look for jobs in all lanes."""
+        self._completer = completer
+        self.may_have_work = True
 
     def start_exchange(self, request: ReserveRequest) -> None:
         """Reset the reasons that the exchange which now begins handles."""

@@ -8,8 +8,8 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Released
 from nimburion.jobs import Processor
-from nimburion.jobs.worker.attempt import Attempt
-from nimburion.jobs.worker.threads import HandlerThreads
+from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 
 async def test_an_unknown_name_is_given_back() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from nimburion.jobs.worker.forking import ForkGuard
+from nimburion.jobs.worker.attempt.forking import ForkGuard
 
 
 class ThreadCall:

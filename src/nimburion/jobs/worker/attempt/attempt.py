@@ -29,9 +29,9 @@ from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context, EnqueueClient
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
-from nimburion.jobs.worker import outcome as outcomes
-from nimburion.jobs.worker.forking import ForkGuard
-from nimburion.jobs.worker.outcome import (
+from nimburion.jobs.worker.attempt import outcome as outcomes
+from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.outcome import (
     INTERRUPTED,
     NO_RESULT,
     AttemptFailed,
@@ -39,8 +39,8 @@ from nimburion.jobs.worker.outcome import (
     Outcome,
     Succeeded,
 )
-from nimburion.jobs.worker.retry import decide_settlement
-from nimburion.jobs.worker.threads import HandlerThreads, ThreadCall
+from nimburion.jobs.worker.attempt.retry import decide_settlement
+from nimburion.jobs.worker.attempt.threads import HandlerThreads, ThreadCall
 
 _log = logging.getLogger("nimburion.worker")
 

@@ -10,7 +10,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Capabilities
 from nimburion.core.exchange import Reply
-from nimburion.jobs.worker.wakeups import WakeupListener
+from nimburion.jobs.worker.exchange.wakeups import WakeupListener
 from nimburion.testing import FakeClock
 from tests.waiting import wait_until
 

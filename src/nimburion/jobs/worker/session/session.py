@@ -18,10 +18,10 @@ from nimburion.core.lease import Lease
 from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.completer import Completer
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import ExchangeSize
-from nimburion.jobs.worker.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
+from nimburion.jobs.worker.exchange.completer import Completer
+from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
+from nimburion.jobs.worker.session.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -57,7 +57,7 @@ class WorkerSession:
         on_end: Callable[[WorkerSession], None],
     ) -> None:
         self._backend = backend
-        self.session = session
+        self._session = session
         self._clock = clock
         self._events = events
         self._connectivity = connectivity
@@ -90,6 +90,11 @@ class WorkerSession:
         )
 
     @property
+    def id(self) -> str:
+        """The id of the session in the backend."""
+        return self._session.id
+
+    @property
     def is_over(self) -> bool:
         """Whether the session has ended: no job can be reserved or settled under it."""
         return self.heartbeat.ended or self.completer.closed
@@ -109,7 +114,7 @@ class WorkerSession:
         while True:
             sent = self._clock.monotonic()
             try:
-                await self._backend.open_session(self.session)
+                await self._backend.open_session(self._session)
                 break
             except (BackendUnavailable, BackendReplaced, BackendFull) as error:
                 self._connectivity.note_failure("exchange", error)
@@ -119,7 +124,7 @@ class WorkerSession:
         self._connectivity.note_answer("exchange")
         self.heartbeat.begin(sent)
         self._heartbeat_runner.start()
-        self._events.emit(SessionOpened(self.session.id))
+        self._events.emit(SessionOpened(self.id))
 
     async def close(self, running: Sequence[Lease] = (), *, until_answered: bool = False) -> None:
         """Stop the heartbeat and close the session. Leases in `running` stay until they expire.
@@ -134,7 +139,7 @@ class WorkerSession:
         until = self._clock.monotonic() + _CLOSE_TIMEOUT
         while True:
             try:
-                await self._backend.close_session(self.session.id, running)
+                await self._backend.close_session(self.id, running)
                 break
             except BackendError as error:
                 self._connectivity.note_failure("exchange", error)
@@ -143,7 +148,7 @@ class WorkerSession:
                     break
                 await self._clock.sleep(next(pauses))
         how = "lost" if self.lost or self.heartbeat.ended else "closed"
-        self._events.emit(SessionEnded(self.session.id, how))
+        self._events.emit(SessionEnded(self.id, how))
 
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
         """Release leases on the connection of the heartbeat, because the worker's loop is blocked.

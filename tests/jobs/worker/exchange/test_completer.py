@@ -23,9 +23,9 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.jobs.worker.completer import Completer, measure_size
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_size import MAX_SETTLEMENTS, ExchangeSize
+from nimburion.jobs.worker.exchange.completer import Completer, measure_size
+from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize
 
 
 class Clock(SystemClock):

@@ -11,12 +11,14 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.clock import SystemClock
 from nimburion.core.events import Events
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
-from nimburion.core.lease import Lease, Token
+from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Completed, Progressed
-from nimburion.jobs.worker.completer import Completer
+from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.connectivity import BackendConnectivity
-from nimburion.jobs.worker.exchange_trigger import ExchangeReason, ExchangeTrigger
-from nimburion.jobs.worker.prefetch import Prefetch
+from nimburion.jobs.worker.exchange.completer import Completer
+from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeReason, ExchangeTrigger
+from nimburion.jobs.worker.exchange.prefetch import Prefetch
+from nimburion.jobs.worker.exchange.slots import Slots
 
 FULL = 88
 """Results that make a batch where 100 jobs may be prefetched."""
@@ -26,29 +28,24 @@ class State:
     """The state of a worker of which all slots are free and nobody knows of any job."""
 
     def __init__(self, *, long_poll: bool = False) -> None:
-        self.held: list[int] = []
-        self.running: set[int] = set()
-        self.free_slots = 10
-        self.prefetch = Prefetch(10, remote=False)
-        self.reasons = ExchangeTrigger(
-            asyncio.get_running_loop(),
-            self.prefetch,
-            held=self.held,
-            running=self.running,
-            count_free_slots=lambda: self.free_slots,
-            long_poll=long_poll,
-        )
+        self.slots = Slots(10, Prefetch(10, remote=False))
         clock = SystemClock()
         self.completer = Completer(
             MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock, "memory")
         )
-        self.reasons.completer = self.completer
-        self.reasons.may_have_work = False
+        self.trigger = ExchangeTrigger(
+            asyncio.get_running_loop(), self.slots, self.completer, long_poll=long_poll
+        )
+        self.trigger.may_have_work = False
+
+    def run_job(self) -> None:
+        """A job runs."""
+        self.slots.running.add(Attempt(_make_delivery(0), "session"))
 
     def hold_plenty(self) -> None:
         """More jobs are held than leave room for a batch."""
-        self.prefetch.size = 100
-        self.held.extend(range(100))
+        self.slots.prefetch.size = 100
+        self.slots.prefetched.extend(_make_delivery(number) for number in range(100))
 
     def settle(self, count: int = 1) -> None:
         """So many results wait to be sent."""
@@ -58,16 +55,20 @@ class State:
     @property
     def reason(self) -> ExchangeReason | None:
         """What `find_reason` answers."""
-        return self.reasons.find_reason()
+        return self.trigger.find_reason()
 
     @property
     def is_over(self) -> bool:
         """Whether the reserve loop ends."""
-        return self.reasons.is_over
+        return self.trigger.is_over
 
 
 def _lease(number: int) -> Lease:
     return Lease(f"job-{number}", Token(1, b"nonce"))
+
+
+def _make_delivery(number: int) -> Delivery:
+    return Delivery(_lease(number), "job", "default", b"{}")
 
 
 def _want(total: int) -> ReserveRequest:
@@ -76,18 +77,10 @@ def _want(total: int) -> ReserveRequest:
     )
 
 
-async def test_a_new_worker_looks_for_work() -> None:
-    prefetch = Prefetch(1, remote=False)
-    reasons = ExchangeTrigger(
-        asyncio.get_running_loop(),
-        prefetch,
-        held=[],
-        running=[],
-        count_free_slots=lambda: 1,
-        long_poll=False,
-    )
-    reasons.completer = State().completer
-    assert reasons.find_reason() is ExchangeReason.WORK_POSSIBLE
+async def test_a_new_session_looks_for_work() -> None:
+    state = State()
+    state.trigger.begin_session(state.completer)
+    assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
 async def test_without_settlements_and_news_no_exchange_is_sent() -> None:
@@ -100,34 +93,34 @@ async def test_idle_it_waits_inside_a_backend_that_can_long_poll() -> None:
 
 async def test_what_runs_must_be_able_to_settle_so_there_is_no_long_poll_beside_it() -> None:
     state = State(long_poll=True)
-    state.running.add(1)
+    state.run_job()
     assert state.reason is None
 
 
 async def test_a_notification_means_that_work_is_possible() -> None:
     state = State()
-    state.reasons.note_possible_work()
+    state.trigger.note_possible_work()
     assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
 async def test_lanes_that_are_not_empty_are_asked_again() -> None:
     state = State()
-    state.reasons.lanes_not_empty = True
+    state.trigger.lanes_not_empty = True
     assert state.reason is ExchangeReason.LANES_NOT_EMPTY
 
 
 @pytest.mark.parametrize("news", ["notified", "more", "long poll"])
 async def test_without_capacity_news_triggers_no_exchange(news: str) -> None:
     state = State(long_poll=news == "long poll")
-    state.reasons.may_have_work, state.reasons.lanes_not_empty = news == "notified", news == "more"
+    state.trigger.may_have_work, state.trigger.lanes_not_empty = news == "notified", news == "more"
     assert state.reason is not None
-    state.free_slots = 0
+    state.slots.draining = True
     assert state.reason is None
 
 
 async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
     state = State()
-    state.free_slots = 0
+    state.slots.draining = True
     state.settle()
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
@@ -141,7 +134,7 @@ async def test_progress_is_flushed_at_once_where_few_jobs_are_held() -> None:
 async def test_while_plenty_is_held_a_batch_fills() -> None:
     state = State()
     state.hold_plenty()
-    state.reasons.note_possible_work()
+    state.trigger.note_possible_work()
     state.settle(FULL - 1)
     assert state.reason is None
     state.settle()
@@ -152,7 +145,8 @@ async def test_with_capacity_for_a_batch_it_fills_no_longer() -> None:
     state = State()
     state.hold_plenty()
     state.settle()
-    del state.held[100 - FULL :]
+    for _ in range(FULL):
+        state.slots.prefetched.pop()
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
@@ -160,10 +154,10 @@ async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
     state = State()
     state.hold_plenty()
     state.settle()
-    state.reasons.note_result()
+    state.trigger.note_result()
     assert state.reason is None
     async with asyncio.timeout(10):
-        await state.reasons.wait_for_reason()
+        await state.trigger.wait_for_reason()
     assert state.reason is ExchangeReason.FLUSH_DUE
 
 
@@ -185,7 +179,7 @@ async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
     state = State()
     state.hold_plenty()
     state.settle()
-    state.reasons.closing = True
+    state.trigger.closing = True
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, False]
     state.completer.pending.clear()
     assert state.is_over
@@ -193,41 +187,41 @@ async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
 
 async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
     state = State()
-    state.running.add(1)
-    state.reasons.cancelled = True
+    state.run_job()
+    state.trigger.cancelled = True
     assert [state.reason, state.is_over] == [None, False]
-    state.running.clear()
+    state.slots.running.clear()
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, True]
 
 
 async def test_an_exchange_that_asks_for_jobs_takes_up_all_news() -> None:
     state = State()
-    state.reasons.may_have_work = state.reasons.lanes_not_empty = state.reasons.flush_due = True
-    state.reasons.start_exchange(_want(1))
+    state.trigger.may_have_work = state.trigger.lanes_not_empty = state.trigger.flush_due = True
+    state.trigger.start_exchange(_want(1))
     assert (
-        state.reasons.may_have_work,
-        state.reasons.lanes_not_empty,
-        state.reasons.flush_due,
+        state.trigger.may_have_work,
+        state.trigger.lanes_not_empty,
+        state.trigger.flush_due,
     ) == (False,) * 3
 
 
 async def test_an_exchange_that_only_settles_keeps_the_news_of_work() -> None:
     state = State()
-    state.reasons.may_have_work = state.reasons.lanes_not_empty = state.reasons.flush_due = True
-    state.reasons.start_exchange(RESERVE_NOTHING)
+    state.trigger.may_have_work = state.trigger.lanes_not_empty = state.trigger.flush_due = True
+    state.trigger.start_exchange(RESERVE_NOTHING)
     assert (
-        state.reasons.may_have_work,
-        state.reasons.lanes_not_empty,
-        state.reasons.flush_due,
+        state.trigger.may_have_work,
+        state.trigger.lanes_not_empty,
+        state.trigger.flush_due,
     ) == (True, True, False)
 
 
 async def test_a_result_with_a_reason_wakes_the_waiter() -> None:
     state = State()
-    waiter = asyncio.create_task(state.reasons.wait_for_reason())
+    waiter = asyncio.create_task(state.trigger.wait_for_reason())
     await asyncio.sleep(0)
     state.settle()
-    state.reasons.note_result()
+    state.trigger.note_result()
     async with asyncio.timeout(10):
         await waiter
     assert waiter.done()

@@ -1,0 +1,17 @@
+-- send_command: sends a command to the worker of a session, or takes it back.
+-- Keys: session_state session_command
+-- Arguments: ARGV[3] session id, [4] command, '' to take it back
+-- Reply: 1, or 0 if the session is unknown or closed
+-- Atomic: one script. Each later heartbeat returns the command.
+-- Cost: O(1).
+local id, command = ARGV[3], ARGV[4]
+local state = redis.call('HGET', session_state_key, id)
+if not state or read_session_state(state).status == SESSION_DEAD then
+  return 0
+end
+if command == '' then
+  redis.call('HDEL', session_command_key, id)
+else
+  redis.call('HSET', session_command_key, id, command)
+end
+return 1

@@ -1,0 +1,141 @@
+"""Statistics and audit records: encode script arguments and decode replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nimburion.backends.redis.encoding import (
+    decode_time,
+    encode_lookup_text,
+    reject_unstorable_text,
+)
+from nimburion.backends.redis.keys import Keys
+from nimburion.backends.server.encoding import encode_json
+from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
+from nimburion.core.queries import parse_cursor
+from nimburion.core.statistics import STEPS, Counters, Statistics, check_interval
+
+_ROWS_PER_SCRIPT = 500
+_INTERVALS_PER_SCRIPT = 100
+
+_decode_counters = msgspec.json.Decoder(Counters).decode
+_decode_record = msgspec.json.Decoder(AuditRecord).decode
+
+
+class ScriptCall(NamedTuple):
+    """The keys and arguments of one run of a script."""
+
+    keys: list[bytes]
+    arguments: list[bytes]
+
+
+@reject_unstorable_text
+def encode_statistics(source: str, rows: Sequence[Statistics], keys: Keys) -> list[ScriptCall]:
+    """Return the runs of `put_statistics.lua` that store these rows."""
+    calls = []
+    for first in range(0, len(rows), _ROWS_PER_SCRIPT):
+        intervals: dict[tuple[int, int], list[bytes]] = {}
+        for row in rows[first : first + _ROWS_PER_SCRIPT]:
+            field = f"{row.queue}\0{row.name}\0{source}".encode()
+            intervals.setdefault((row.step, row.start), []).extend(
+                (field, encode_json(row.counters))
+            )
+        call = ScriptCall([], [])
+        for (step, start), pairs in intervals.items():
+            call.keys.append(keys.make_statistics_key(step, start))
+            # One step later than needed: a key that is too old is not read either.
+            expiry = start + STEPS[step] + step
+            call.arguments.extend((b"%d" % expiry, b"%d" % (len(pairs) // 2), *pairs))
+        calls.append(call)
+    return calls
+
+
+class StatisticsRead:
+    """A read of the statistics of a range, with one or more runs of `statistics.lua`.
+
+    Raises:
+        InvalidJob: see `check_interval`.
+    """
+
+    def __init__(
+        self, since: float, until: float, step: int, queue: str | None, name: str | None
+    ) -> None:
+        check_interval(since, until, step)
+        first = -(-since // step) * step
+        self._starts = [int(first) + step * n for n in range(_count_steps(first, until, step))]
+        self._step = step
+        self._filter = [encode_lookup_text(queue or ""), encode_lookup_text(name or "")]
+        self._rows: list[Statistics] = []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all intervals have been read."""
+        return not self._starts
+
+    @property
+    def rows(self) -> list[Statistics]:
+        """The rows of all sources."""
+        return self._rows
+
+    def make_call(self, keys: Keys) -> ScriptCall:
+        """Return the next run of the script."""
+        starts = self._starts[:_INTERVALS_PER_SCRIPT]
+        return ScriptCall(
+            [keys.make_statistics_key(self._step, start) for start in starts],
+            [*self._filter, b"%d" % STEPS[self._step], *(b"%d" % start for start in starts)],
+        )
+
+    def add_reply(self, reply: list[Any]) -> None:
+        """Add the rows of a reply."""
+        read, flat = reply
+        del self._starts[:read]
+        for start, field, counters in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+            queue, name, _ = field.decode().split("\0", 2)
+            self._rows.append(
+                Statistics(
+                    step=self._step,
+                    start=int(start),
+                    queue=queue,
+                    name=name,
+                    counters=_decode_counters(counters),
+                )
+            )
+
+
+def _count_steps(first: float, until: float, step: int) -> int:
+    """Return the number of intervals that start in [`first`, `until`)."""
+    return max(0, int(-(-(until - first) // step)))
+
+
+# --- audit ----------------------------------------------------------------------------------------
+
+
+@reject_unstorable_text
+def encode_audit(record: AuditRecord) -> list[bytes]:
+    """Return the arguments of `put_audit.lua`."""
+    return [record.id.encode(), encode_json(record), b"%d" % MAX_AUDIT_RECORDS]
+
+
+def encode_audit_page(limit: int, after: str | None) -> list[bytes]:
+    """Return the arguments of `list_audit.lua`.
+
+    Raises:
+        InvalidJob: `after` is not the `next` of a page.
+    """
+    number = parse_cursor(after)
+    return [b"%d" % limit, b"" if number is None else b"%d" % number]
+
+
+def decode_audit_page(reply: list[Any]) -> AuditPage:
+    """Decode the reply of `list_audit.lua`."""
+    following, records = reply
+    return AuditPage(list(_decode_records(records)), following.decode() or None)
+
+
+def _decode_records(records: list[bytes]) -> Iterator[AuditRecord]:
+    for record in records:
+        at = decode_time(int.from_bytes(record[:8], "big"))
+        yield msgspec.structs.replace(_decode_record(record[8:]), at=at)

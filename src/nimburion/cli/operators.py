@@ -1,0 +1,38 @@
+"""Who runs the command, and how its changes are recorded."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.jobs.auditing import Change
+
+
+def find_operator() -> str:
+    """Return user and host of this process, as `ann@web-1`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user id has no name
+        user = "?"
+    return f"{user}@{socket.gethostname()}"
+
+
+def audited(
+    backend: Backend, action: str, target: str = "", details: Mapping[str, object] | None = None
+) -> AbstractAsyncContextManager[Change]:
+    """Record a change that this command makes; details that are None are left out."""
+    from nimburion.jobs.auditing import audited as record_change
+
+    return record_change(
+        backend,
+        action,
+        by=find_operator(),
+        origin="cli",
+        target=target,
+        details={name: str(value) for name, value in (details or {}).items() if value is not None},
+    )

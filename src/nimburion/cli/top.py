@@ -1,0 +1,186 @@
+"""`nimburion top`: a live view of queues, workers and throughput."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import escape_controls, format_duration, format_table, print_result
+from nimburion.cli.workers import describe_slots, describe_state
+from nimburion.core.queries import QueueInfo
+from nimburion.core.session import SessionInfo
+from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.unserved import find_unserved
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+_RATE_SECONDS = 300
+"""Rates are those of the last five whole minutes."""
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What one refresh of the view shows."""
+
+    backend: str
+    now: float
+    queues: list[QueueInfo]
+    workers: list[SessionInfo]
+    statistics: list[Statistics]
+
+
+@click.command()
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.5, 60),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two refreshes.",
+)
+@click.option("--once", is_flag=True, help="Print the view once and end.")
+@add_shared_options
+def top(*, interval: float, once: bool) -> None:
+    """Watch queues, workers and throughput; Ctrl-C ends it.
+
+    RATE is jobs completed per second in the last five minutes. Without a terminal, or with --json,
+    the view is printed once.
+    """
+    single = once or current_invocation().as_json or not sys.stdout.isatty()
+    current_invocation().run(lambda backend: show(backend, None if single else interval))
+
+
+async def show(backend: Backend, interval: float | None) -> None:
+    """Print the view, again after each `interval` seconds; once if it is None."""
+    while True:
+        snapshot = await read_snapshot(backend)
+        view = format_view(snapshot)
+        if interval is None:
+            print_result(msgspec.to_builtins(snapshot), partial(click.echo, view))
+            return
+        click.echo(_CLEAR + view)
+        await asyncio.sleep(interval)
+
+
+async def read_snapshot(backend: Backend) -> Snapshot:
+    """Read everything that the view shows: three reads and the time."""
+    now = await backend.now()
+    return Snapshot(
+        backend=backend.describe(),
+        now=now,
+        queues=await backend.queues(),
+        workers=await backend.sessions(),
+        statistics=await backend.statistics(now - _RATE_SECONDS - 60, now, 60),
+    )
+
+
+def format_view(snapshot: Snapshot) -> str:
+    """Return the view as text."""
+    unserved = find_unserved(snapshot.queues, snapshot.workers)
+    return "\n".join(
+        [
+            format_headline(snapshot),
+            "",
+            format_queues(snapshot),
+            *[f"! {escape_controls(jobs.describe())}" for jobs in unserved],
+            "",
+            format_workers(snapshot.workers),
+        ]
+    )
+
+
+def format_headline(snapshot: Snapshot) -> str:
+    """Return one line about the backend, its workers and all queues."""
+    size = sum(queue.size for queue in snapshot.queues)
+    processing = sum(queue.processing for queue in snapshot.queues)
+    rate = sum(compute_rates(snapshot).values())
+    return escape_controls(
+        f"{snapshot.backend}: {len(snapshot.workers)} workers, {size} due, "
+        f"{processing} processing, {rate:.1f} completed/s"
+    )
+
+
+def compute_rates(snapshot: Snapshot) -> dict[str, float]:
+    """Return the completed jobs per second by queue, of the last whole minutes."""
+    begin = (snapshot.now - _RATE_SECONDS) // 60 * 60
+    rates: dict[str, float] = {}
+    for row in snapshot.statistics:
+        if row.start >= begin:
+            completed = row.counters.completed / max(60.0, snapshot.now - begin)
+            rates[row.queue] = rates.get(row.queue, 0.0) + completed
+    return rates
+
+
+def format_queues(snapshot: Snapshot) -> str:
+    """Return the table of queues, the one with the oldest waiting job first."""
+    rates = compute_rates(snapshot)
+    sums: dict[str, Counters] = {}
+    for row in snapshot.statistics:
+        sums.setdefault(row.queue, Counters()).add(row.counters)
+    by_name = {queue.name: queue for queue in snapshot.queues}
+    names = sorted({*by_name, *rates}, key=lambda name: (-_age(by_name.get(name)), name))
+    return format_table(
+        (
+            "queue",
+            "due",
+            "oldest",
+            "running",
+            "later",
+            "rate/s",
+            "wait p95",
+            "run p95",
+            "failed",
+            "",
+        ),
+        [_format_queue(name, by_name.get(name), rates, sums) for name in names],
+        "no queue holds an unfinished job",
+    )
+
+
+def _age(queue: QueueInfo | None) -> float:
+    return queue.oldest_age if queue is not None else 0.0
+
+
+def _format_queue(
+    name: str, queue: QueueInfo | None, rates: dict[str, float], sums: dict[str, Counters]
+) -> tuple[object, ...]:
+    counters = sums.get(name, Counters())
+    wait = counters.wait.estimate_quantile(0.95, WAIT_BOUNDS)
+    run = counters.run.estimate_quantile(0.95, RUN_BOUNDS)
+    return (
+        name,
+        queue.size if queue else 0,
+        format_duration(queue.oldest_age) if queue and queue.size else None,
+        queue.processing if queue else 0,
+        queue.scheduled if queue else 0,
+        f"{rates.get(name, 0.0):.1f}",
+        None if wait is None else format_duration(wait),
+        None if run is None else format_duration(run),
+        counters.failed,
+        "paused" if queue and queue.paused else "",
+    )
+
+
+def format_workers(workers: list[SessionInfo]) -> str:
+    """Return the table of workers."""
+    return format_table(
+        ("worker", "process", "state", "busy", "held", "queues"),
+        [
+            (
+                session.host,
+                session.pid,
+                describe_state(session),
+                describe_slots(session),
+                session.running,
+                ",".join(session.queues),
+            )
+            for session in workers
+        ],
+        "no worker is running",
+    )

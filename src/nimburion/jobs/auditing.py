@@ -1,0 +1,75 @@
+"""Audit records of changes that operators make: stored before the change, completed after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from nimburion.core.audit import AuditRecord
+from nimburion.core.backend import Maintaining
+from nimburion.core.errors import BackendError
+from nimburion.core.ids import Entropy
+
+_log = logging.getLogger("nimburion.audit")
+
+_MAX_ERROR_CHARACTERS = 500
+
+
+class Change:
+    """One change in progress. Set `count` to the number of records that it changed."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+
+
+@asynccontextmanager
+async def audited(
+    backend: Maintaining,
+    action: str,
+    *,
+    by: str,
+    origin: str,
+    target: str = "",
+    details: Mapping[str, str] | None = None,
+    entropy: Entropy = os.urandom,
+) -> AsyncIterator[Change]:
+    """Record a change of an operator around the block that makes it.
+
+    The record is stored with the outcome `started` first, so there is no change without a record.
+    If that fails, the block does not run. Afterwards the record is completed with `done` or
+    `failed`. If the backend does not answer then, the record keeps `started`.
+
+    ```python
+    async with audited(backend, "queue.pause", target="mail", by="ops", origin="python"):
+        await backend.pause("mail", paused=True, by="ops")
+    ```
+    """
+    record = AuditRecord(
+        id=entropy(16).hex(),
+        action=action,
+        target=target,
+        by=by,
+        origin=origin,
+        details=dict(details or {}),
+    )
+    await backend.put_audit(record)
+    change = Change()
+    try:
+        yield change
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}".partition("\n")[0][:_MAX_ERROR_CHARACTERS]
+        await _complete(backend, record, outcome="failed", changed=change.count, error=text)
+        raise
+    await _complete(backend, record, outcome="done", changed=change.count)
+
+
+async def _complete(backend: Maintaining, record: AuditRecord, **fields: object) -> None:
+    _log.info("%s %s %s by %s", record.action, record.target, fields["outcome"], record.by)
+    try:
+        await backend.put_audit(msgspec.structs.replace(record, **fields))
+    except BackendError as error:
+        _log.warning("the audit record %s could not be completed: %s", record.id, error)

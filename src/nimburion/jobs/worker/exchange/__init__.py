@@ -1,0 +1,1 @@
+"""Exchanges of a worker with its backend: the jobs it holds, and when it sends and requests."""

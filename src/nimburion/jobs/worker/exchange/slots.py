@@ -1,0 +1,81 @@
+"""The jobs that a worker holds, running or not started, and the room for more."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from nimburion.core.lease import SUSPECT_AFTER, Delivery
+from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.exchange.prefetch import Prefetch
+
+
+class Slots:
+    """The jobs of one worker, by their progress.
+
+    The watchdog's thread takes jobs that have not started while the event loop is blocked. Only the
+    thread that removes an entry may use it. `take`, and `remove` on `not_begun`, are atomic, so no
+    lock is needed.
+    """
+
+    __slots__ = (
+        "concurrency",
+        "draining",
+        "not_begun",
+        "prefetch",
+        "prefetched",
+        "running",
+        "runs_suspect",
+        "suspects",
+    )
+
+    def __init__(self, concurrency: int, prefetch: Prefetch) -> None:
+        self.concurrency: int = concurrency
+        """The most jobs that run concurrently."""
+        self.prefetch: Prefetch = prefetch
+        """Decides how many jobs to hold beyond the running ones."""
+        self.running: set[Attempt] = set()
+        """The attempts that occupy a slot."""
+        self.not_begun: set[Attempt] = set()
+        """The attempts in `running` whose tasks have not made their first step."""
+        self.prefetched: deque[Delivery] = deque()
+        """The jobs that wait for a slot."""
+        self.suspects: deque[Delivery] = deque()
+        """The jobs whose workers vanished repeatedly. Each runs alone, after all other jobs."""
+        self.runs_suspect: bool = False
+        """Whether a suspect runs: no other job starts until it has ended."""
+        self.draining: bool = False
+        """Whether the worker takes no more jobs."""
+
+    @property
+    def waiting_count(self) -> int:
+        """The number of jobs that are reserved and have not started."""
+        return len(self.prefetched) + len(self.suspects)
+
+    def count_free(self) -> int:
+        """Return how many more jobs the worker can take, running and prefetched together."""
+        if self.draining or self.suspects or self.runs_suspect:
+            return 0
+        return self.concurrency + self.prefetch.size - len(self.running) - len(self.prefetched)
+
+    def add(self, delivery: Delivery) -> None:
+        """Hold a delivered job until it starts."""
+        is_suspect = delivery.lost >= SUSPECT_AFTER
+        (self.suspects if is_suspect else self.prefetched).append(delivery)
+
+    def take_all(self) -> Iterator[Delivery]:
+        """Remove and yield all jobs that have not started."""
+        for deliveries in (self.prefetched, self.suspects):
+            while (delivery := take(deliveries)) is not None:
+                yield delivery
+
+
+def take(deliveries: deque[Delivery], *, last: bool = False) -> Delivery | None:
+    """Remove and return the first delivery (with `last`, the last), or None if there is none.
+
+    Safe while another thread takes from the same deque.
+    """
+    try:
+        return deliveries.pop() if last else deliveries.popleft()
+    except IndexError:
+        return None
