@@ -11,16 +11,18 @@ from msgspec.structs import replace
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.state import JobEntry, MemoryState
+from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-from nimburion.core.queries import EVERY_JOB, JobFilter, Page
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import HeartbeatReply, Session
+from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Completed, Progressed, Released, Retried, Settled, Settlement
+from nimburion.core.statistics import Statistics
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
 from nimburion.testing.contract.dead_letters import ODD
@@ -320,9 +322,9 @@ class RescuesLiveSessions(OpenMemoryBackend):
 
 
 class HeartbeatRevivesExpired(OpenMemoryBackend):
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         try:
-            return await super().heartbeat(session_id)
+            return await super().heartbeat(session_id, vitals)
         except SessionLost:
             return HeartbeatReply([], [], {})
 
@@ -384,8 +386,93 @@ class PrunesOneTooMany(OpenMemoryBackend):
 
 
 class PausesNothing(OpenMemoryBackend):
-    async def pause(self, queue: str, *, paused: bool) -> None:
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
         pass
+
+
+class PausesForEver(OpenMemoryBackend):
+    async def pause(
+        self,
+        queue: str,
+        *,
+        paused: bool,
+        by: str = "",
+        reason: str = "",
+        until: float | None = None,
+    ) -> None:
+        await super().pause(queue, paused=paused, by=by, reason=reason)
+
+
+class AddsRepeatedStatistics(OpenMemoryBackend):
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        await super().put_statistics(f"{source}{len(self.state.statistics)}", rows)
+
+
+class KeepsOneSourceOfStatistics(OpenMemoryBackend):
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        await super().put_statistics("", rows)
+
+
+class AuditForgetsTheFirstTime(OpenMemoryBackend):
+    async def put_audit(self, record: AuditRecord) -> None:
+        self.state.audit.pop(record.id, None)
+        await super().put_audit(record)
+
+
+class SearchesWithoutBudget(OpenMemoryBackend):
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+        budget: int = SCAN_BUDGET,
+    ) -> Page:
+        return await super().list_jobs(which, limit=limit, after=after, payloads=payloads)
+
+
+class SearchEndsAtItsBudget(OpenMemoryBackend):
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+        budget: int = SCAN_BUDGET,
+    ) -> Page:
+        page = await super().list_jobs(
+            which, limit=limit, after=after, payloads=payloads, budget=budget
+        )
+        return replace(page, next=page.next if len(page.jobs) == limit else None)
+
+
+class ForgetsWhoEndedAJob(OpenMemoryBackend):
+    async def get(self, job_id: str) -> JobRecord:
+        return replace(await super().get(job_id), ended_by=None, host="")
+
+
+class CommandIsSentOnce(OpenMemoryBackend):
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
+        reply = await super().heartbeat(session_id, vitals)
+        self.state.sessions[session_id].command = None
+        return reply
+
+
+class HeartbeatForgetsVitals(OpenMemoryBackend):
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
+        reply = await super().heartbeat(session_id, vitals)
+        self.state.sessions[session_id].vitals = vitals
+        return reply
 
 
 class FiresWithoutComparing(OpenMemoryBackend):
@@ -410,9 +497,12 @@ class PagesOverlap(OpenMemoryBackend):
         limit: int = 100,
         after: str | None = None,
         payloads: bool = False,
+        budget: int = SCAN_BUDGET,
     ) -> Page:
         after = after and str(int(after) + 1)
-        return await super().list_jobs(which, limit=limit, after=after, payloads=payloads)
+        return await super().list_jobs(
+            which, limit=limit, after=after, payloads=payloads, budget=budget
+        )
 
 
 class ForgetsThePayload(OpenMemoryBackend):
@@ -483,6 +573,15 @@ BREAKAGES = [
     Breakage(ReplayForgetsHistory, "counts_begin_anew_and_the_history_stays"),
     Breakage(DeadLetterOverwritten, "the_payload_is_the_same_byte_for_byte", (ODD,)),
     Breakage(PrunesOneTooMany, "the_limit_holds_and_less_means_that_nothing_is_left"),
+    Breakage(PausesForEver, "a_pause_ends_by_itself"),
+    Breakage(AddsRepeatedStatistics, "a_repeated_put_of_statistics_changes_nothing"),
+    Breakage(KeepsOneSourceOfStatistics, "the_counters_of_all_sources_are_added_up"),
+    Breakage(AuditForgetsTheFirstTime, "an_audit_record_is_replaced_and_keeps_its_time"),
+    Breakage(SearchesWithoutBudget, "a_search_stops_at_its_budget_and_continues", (3,)),
+    Breakage(SearchEndsAtItsBudget, "a_search_stops_at_its_budget_and_continues", (3,)),
+    Breakage(ForgetsWhoEndedAJob, "a_completed_attempt_names_its_session_and_host"),
+    Breakage(CommandIsSentOnce, "a_command_comes_with_every_heartbeat"),
+    Breakage(HeartbeatForgetsVitals, "vitals_are_listed_with_the_session"),
     Breakage(PausesNothing, "a_paused_queue_hands_out_nothing"),
     Breakage(FiresWithoutComparing, "the_same_tick_fires_once"),
     Breakage(FiresWithoutComparing, "one_tick_fires_once", (), 8),

@@ -119,7 +119,9 @@ class Events:
 
         Hot paths check this before they build an event.
         """
-        return any(issubclass(kind, wanted.kinds) for wanted in self._subscriptions)
+        return bool(self._subscriptions) and any(
+            issubclass(kind, wanted.kinds) for wanted in self._subscriptions
+        )
 
     def subscribe(
         self, subscriber: Subscriber, *, kinds: tuple[type[Event], ...] = (Event,)

@@ -87,8 +87,9 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float = 0.0
     """Time on the backend's clock, in epoch seconds; set by the backend."""
     started_at: float = 0.0
-    """When the attempt was reserved, on the backend's clock. The worker sets this field and the
-    next two; for an attempt that lost its worker, the backend does.
+    """When the attempt started, on the backend's clock as the worker knows it. The worker sets
+    this field and the next two. For an attempt that lost its worker, the backend does, and the
+    time is that of the reservation.
     """
     session: str = ""
     """The id of the session that ran the attempt."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, TypedDict, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -65,6 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0
     keep_results: Annotated[float, Meta(ge=0)] | None = 86_400.0
     processes: int = 1
+    code_version: str = ""
+    """The version of the application. It is shown with its workers and in the metrics."""
+    log_attempts: Literal["debug", "info"] = "debug"
+    """The level at which a worker logs the start and the end of each attempt."""
     limits: Limits = Limits()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -99,6 +103,8 @@ class SettingsOptions(TypedDict, total=False):
     keep_failed: float | None
     keep_results: float | None
     processes: int
+    code_version: str
+    log_attempts: Literal["debug", "info"]
     limits: Limits
 
 

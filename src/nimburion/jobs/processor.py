@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from random import Random
-from typing import Any, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast, overload
 
 import msgspec
 
@@ -45,6 +45,10 @@ from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
 from nimburion.jobs.worker.maintenance import Pruner, Rescuer
 from nimburion.jobs.worker.unserved_watch import UnservedWatch
 from nimburion.jobs.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from nimburion.core.session import Vitals
+    from nimburion.telemetry.registry import MetricsRegistry
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -86,11 +90,11 @@ class Processor(Client):
         if isinstance(backend, str):
             backend = open_backend(backend)
         chosen = _merge_settings(settings or Settings(), single_settings)
-        super().__init__(backend, settings=chosen, clock=clock, entropy=entropy)
-        self._random = random or Random()  # noqa: S311 (jitter, nothing secret)
+        super().__init__(backend, settings=chosen, clock=clock, random=random, entropy=entropy)
         self._middlewares: list[Middleware] = []
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None
+        self._metrics: MetricsRegistry | None = None
         self.services: list[Service] = []
         """The services that start and stop with the worker; see `add_service`."""
         self.dead: DeadLetters = DeadLetters(backend)
@@ -212,6 +216,8 @@ class Processor(Client):
         """
         await self.open()
         self._clear_orphaned()
+        if self._statistics is None:
+            await self._start_statistics()
         if self._running is None:
             self._warn_about_unserved_queues()
             self._running = running = self._make_running_worker()
@@ -274,6 +280,17 @@ class Processor(Client):
         running = self._running
         return STOPPED if running is None or running.is_orphaned else running.health()
 
+    @property
+    def metrics(self) -> MetricsRegistry:
+        """The metrics of this process: its jobs, its worker and its schedules.
+
+        `processor.metrics.render()` returns the page that Prometheus scrapes. The management
+        server adds the metrics of the backend.
+        """
+        if self._metrics is None:
+            self._metrics = self._make_metrics()
+        return self._metrics
+
     async def process_one(self) -> bool:
         """Run one due job here and now, with its middleware. Return False when no job is due.
 
@@ -292,6 +309,22 @@ class Processor(Client):
 
     # Internals
 
+    def _make_metrics(self) -> MetricsRegistry:
+        from nimburion.telemetry.event_metrics import EventMetrics
+        from nimburion.telemetry.job_metrics import JobMetrics
+        from nimburion.telemetry.registry import MetricsRegistry
+        from nimburion.telemetry.worker_metrics import WorkerMetrics
+
+        metrics = MetricsRegistry()
+        metrics.add_source(JobMetrics(lambda: self._all_counters))
+        metrics.add_source(EventMetrics(self.events))
+        metrics.add_source(WorkerMetrics(self._read_vitals))
+        return metrics
+
+    def _read_vitals(self) -> Vitals | None:
+        running = self._running
+        return None if running is None or running.is_orphaned else running.read_vitals()
+
     def _make_running_worker(self) -> RunningWorker:
         """Return a worker with its threads and services, not started."""
         worker = self._make_worker()
@@ -301,6 +334,7 @@ class Processor(Client):
             self._make_attempt_runner,
             self.settings,
             job_names=self.registry.names,
+            limits=self.registry.limits,
             is_real_time=isinstance(self.clock, SystemClock),
         )
 
@@ -321,6 +355,8 @@ class Processor(Client):
             events=self.events,
             limits=self.settings.limits,
             client=self,
+            counters=self.counters,
+            log_attempts=self.settings.log_attempts,
             guard=guard,
         )
 
@@ -334,7 +370,12 @@ class Processor(Client):
             entropy=self._entropy,
             events=self.events,
             heartbeat_in_thread=isinstance(self.clock, SystemClock),
+            on_stop_command=self._request_stop,
         )
+
+    def _request_stop(self) -> None:
+        if self._running is not None:
+            self._running.request_stop()
 
     def _make_maintenance(self, worker: Worker) -> tuple[Service, ...]:
         """Return the maintenance services, which every worker runs on behalf of the whole fleet."""
@@ -343,6 +384,7 @@ class Processor(Client):
             self.clock,
             self._random,
             self.events,
+            self.counters,
             ttl=self.settings.session_ttl,
             max_lost=self.settings.max_lost,
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,

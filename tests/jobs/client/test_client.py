@@ -540,4 +540,4 @@ async def test_a_client_that_is_opened_anew_does_not_go_on_with_old_randomness()
     for _ in range(2):
         async with client:
             ids += [await client.enqueue_raw("n", b"{}") for _ in range(2)]
-    assert [one[-2:] for one in ids] == ["01", "01", "02", "02"]
+    assert [one[-2:] for one in ids] == ["01", "01", "03", "03"]

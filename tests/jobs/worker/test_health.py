@@ -14,7 +14,7 @@ from nimburion.core.errors import BackendFull, BackendUnavailable
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.operations import Rescued
-from nimburion.core.session import HeartbeatReply, Session
+from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
@@ -67,9 +67,9 @@ class Unsteady(MemoryBackend):
         self._check("exchange")
         return await super().exchange(session_id, number, settlements, request)
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         self._check("heartbeat")
-        return await super().heartbeat(session_id)
+        return await super().heartbeat(session_id, vitals)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         self._check("rescue")

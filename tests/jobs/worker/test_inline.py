@@ -83,12 +83,12 @@ async def test_no_thread_outlives_process_one(processor: Processor) -> None:
 
     processor.register(slow)
     await processor.enqueue(slow.job())
+    await asyncio.sleep(0)  # the writer of statistics begins to wait
+    tasks = asyncio.all_tasks()
     assert await processor.process_one()
     assert ran == ["done"]
     assert not [t for t in threading.enumerate() if t.name.startswith("nimburion-handler")]
-    assert {task.get_name() for task in asyncio.all_tasks()} == {
-        task.get_name() for task in [asyncio.current_task()] if task
-    }
+    assert asyncio.all_tasks() <= tasks
 
 
 async def test_drain_stops_where_the_next_is_not_due(

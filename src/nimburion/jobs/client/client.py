@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from random import Random
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
@@ -27,8 +28,9 @@ from nimburion.core.errors import (
     WaitTimeout,
 )
 from nimburion.core.events import Events, JobEnqueued
-from nimburion.core.ids import Entropy, JobIds
+from nimburion.core.ids import Entropy, JobIds, make_session_id
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.limits import check_name
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
@@ -50,6 +52,7 @@ from nimburion.jobs.declaration.options import (
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.statistics_writer import StatisticsWriter
 
 __all__ = ["Client", "Priority"]
 
@@ -84,6 +87,7 @@ class Client:
         registry: Registry | None = None,
         clock: Clock | None = None,
         events: Events | None = None,
+        random: Random | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
         self.backend: Backend = backend
@@ -91,6 +95,7 @@ class Client:
         self.registry: Registry = registry or Registry(self.settings)
         self.clock: Clock = clock or SystemClock()
         self.events: Events = events if events is not None else Events()
+        self._random: Random = random or Random()  # noqa: S311 (jitter, nothing secret)
         self._entropy: Entropy = entropy
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the client belongs to; None while it is not open."""
@@ -99,6 +104,11 @@ class Client:
         self._batcher: EnqueueBatcher | None = None
         self._batcher_loop: asyncio.AbstractEventLoop | None = None
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
+        self.counters: JobCounters = JobCounters()
+        """What this client enqueued, and what the worker of this processor ran."""
+        self._all_counters: list[JobCounters] = [self.counters]
+        """The counters of this client and of its handles for other event loops."""
+        self._statistics: StatisticsWriter | None = None
 
     def _new_handle(self) -> Client:
         """Return another client on the same backend, not open yet, for another event loop.
@@ -114,6 +124,7 @@ class Client:
             entropy=self._entropy,
         )
         other._enqueue_middlewares = self._enqueue_middlewares
+        self._all_counters.append(other.counters)
         return other
 
     # Opening and closing
@@ -137,6 +148,9 @@ class Client:
         """Close the backend. You can call it repeatedly."""
         if self._loop is not None:
             self._loop = None
+            statistics, self._statistics = self._statistics, None
+            if statistics is not None:
+                await statistics.finish()
             await self.backend.close()
 
     async def __aenter__(self) -> Self:
@@ -506,9 +520,33 @@ class Client:
         else:
             results = await batcher.enqueue_all(jobs)
         ids = [_require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
-        if self.events:
+        self._count_enqueued(jobs, results)
+        if self._statistics is None:
+            await self._start_statistics()
+        if self.events.wants(JobEnqueued):
             self._emit_enqueued(jobs, results)
         return ids
+
+    def _count_enqueued(self, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:
+        """Count the jobs that were stored now. Jobs of one call often share queue and name."""
+        lane: LaneCounters | None = None
+        for job, result in zip(jobs, results, strict=True):
+            if result.outcome != "created":
+                continue
+            if lane is None or lane.name != job.name or lane.queue != job.queue:
+                lane = self.counters.find(job.queue, job.name)
+            lane.enqueued += 1
+
+    async def _start_statistics(self) -> None:
+        """Start to store what this client counts, on its event loop."""
+        self._statistics = StatisticsWriter(
+            self.backend,
+            self.clock,
+            self._random,
+            self.counters,
+            source=make_session_id(self._entropy),
+        )
+        await self._statistics.start()
 
     def _make_transaction(self, connection: object) -> Transaction:
         """Return a transaction for a handler; see `Context.transaction`."""

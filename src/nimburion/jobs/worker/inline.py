@@ -146,6 +146,7 @@ class InlineRunner:
 
         async def perform() -> None:
             nonlocal settlement
+            attempt.started = self._clock.monotonic()
             try:
                 settlement = await attempts.perform(attempt)
             except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts

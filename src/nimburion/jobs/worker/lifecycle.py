@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import platform
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from nimburion import __version__
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, wait_for_first
+from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
 from nimburion.jobs.worker.attempt.attempt import AttemptRunner, Report
 from nimburion.jobs.worker.attempt.forking import ForkGuard
@@ -40,6 +43,7 @@ class RunningWorker:
         settings: Settings,
         *,
         job_names: Sequence[str],
+        limits: Mapping[str, int],
         is_real_time: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -50,6 +54,7 @@ class RunningWorker:
         self._make_attempt_runner = make_attempt_runner
         self._settings = settings
         self._job_names = tuple(job_names)
+        self._limits = dict(limits)
         self._watchdog = LoopWatchdog(
             self._loop, worker, limit=settings.loop_lag_limit, grace=settings.grace
         )
@@ -58,6 +63,9 @@ class RunningWorker:
         self._stop_now = asyncio.Event()
         self._start_decided = asyncio.Event()
         """Set once the worker has started, or will never start."""
+        self._stop_is_awaited = False
+        """Whether `run` waits for the stop request; with `start`, no caller does."""
+        self._stopping: asyncio.Task[None] | None = None
         self._shutdown: asyncio.Task[list[Lease]] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -88,13 +96,22 @@ class RunningWorker:
             await service.start()
 
     def _log_ready(self) -> None:
-        """Log the concurrency, queues and job names of the worker."""
+        """Log what the worker serves, and its versions. The log of `open` names the backend."""
+        limits = [f"{name}={limit}" for name, limit in self._limits.items()]
         _log.info(
-            "ready: %d at once; queues %s; jobs %s",
+            "ready: %d at once; queues %s; jobs %s; limits %s; nimburion %s, Python %s%s",
             self._settings.concurrency,
             ", ".join(self._worker.lanes.queues) or "(none)",
             ", ".join(self._job_names) or "(none is registered)",
+            ", ".join(limits) or "(none)",
+            __version__,
+            platform.python_version(),
+            f", code {self._settings.code_version}" if self._settings.code_version else "",
         )
+
+    def read_vitals(self) -> Vitals:
+        """Return the vitals of the worker now."""
+        return self._worker.vitals.read()
 
     def install_signal_handlers(self, *, owns_process: bool) -> Callable[[], None]:
         """Stop on SIGTERM and SIGINT; the returned function restores the previous handlers."""
@@ -117,10 +134,17 @@ class RunningWorker:
 
     async def wait_for_stop_request(self) -> None:
         """Wait until a stop is requested, or the reserve loop has ended."""
+        self._stop_is_awaited = True
         done = self._worker.task
         if done is not None:
             done.add_done_callback(lambda _: self._stop_requested.set())
         await self._stop_requested.wait()
+
+    def request_stop(self) -> None:
+        """Stop as on SIGTERM."""
+        self._stop_requested.set()
+        if not self._stop_is_awaited and self._stopping is None:
+            self._stopping = asyncio.create_task(self.stop(self._settings.grace))
 
     async def shut_down(self, grace: float) -> list[Lease]:
         """Stop everything except the session; return the leases of handlers that still run.

@@ -162,7 +162,9 @@ class LoopWatchdog:
         return RuntimeError(f"the event loop is blocked for {seconds:.1f} s by {self._culprit}")
 
     def _answer(self) -> None:
-        self._callback_sent_at = None
+        sent_at, self._callback_sent_at = self._callback_sent_at, None
+        if sent_at is not None:
+            self._worker.vitals.note_loop_lag(self._monotonic() - sent_at)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Count a signal. This Python handler runs in the main thread, between two instructions.

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from nimburion.core.backend import Consuming, Maintaining
+from nimburion.core.backend import Backend, Maintaining
 from nimburion.core.clock import Clock
 from nimburion.core.events import Events, JobsRescued
+from nimburion.core.job_counters import JobCounters
 from nimburion.core.operations import Retention
+from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic
 from nimburion.core.settings import Settings
 
@@ -30,10 +32,11 @@ class Rescuer(Periodic):
 
     def __init__(
         self,
-        backend: Consuming,
+        backend: Backend,
         clock: Clock,
         random: Random,
         events: Events,
+        counters: JobCounters,
         *,
         ttl: float,
         max_lost: int,
@@ -42,6 +45,7 @@ class Rescuer(Periodic):
         super().__init__(clock, ttl / _SWEEPS_PER_TTL, random)
         self._backend = backend
         self._events = events
+        self._counters = counters
         self._max_lost = max_lost
         self._no_rescue_before = no_rescue_before
 
@@ -63,6 +67,13 @@ class Rescuer(Periodic):
                     "rescued from dead workers: %d back, %d failed, %d cancelled", *counts
                 )
                 self._events.emit(JobsRescued(*counts))
+                await self._count([*rescued.returned, *rescued.failed, *rescued.cancelled])
+
+    async def _count(self, ids: list[str]) -> None:
+        """Count the rescued jobs by queue and name, which the backend is asked for."""
+        page = await self._backend.list_jobs(JobFilter(ids=tuple(ids)), limit=len(ids))
+        for job in page.jobs:
+            self._counters.find(job.queue, job.name).rescued += 1
 
 
 _PRUNE_INTERVAL = 60.0

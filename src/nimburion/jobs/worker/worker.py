@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.service import wait_for_first
-from nimburion.core.session import HeartbeatReply
+from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
@@ -49,6 +49,7 @@ from nimburion.jobs.worker.exchange.prefetch import (
 from nimburion.jobs.worker.exchange.slots import Slots, take
 from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
+from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -74,6 +75,7 @@ class Worker:
         entropy: Entropy,
         events: Events,
         heartbeat_in_thread: bool,
+        on_stop_command: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend = backend
         self._registry = registry
@@ -93,6 +95,10 @@ class Worker:
             settings.concurrency,
             Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process),
         )
+        self.vitals: VitalsReader = VitalsReader(
+            settings.concurrency, lambda: len(slots.running), settings.code_version
+        )
+        self._on_stop_command = on_stop_command
         self._exchange_size = ExchangeSize(settings.limits.exchange)
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
@@ -302,8 +308,8 @@ class Worker:
             self._trigger.lanes_not_empty = bool(reply.waiting)
             self.lanes.note_non_empty(reply.waiting)
         self.wakeups.note_reply(reply, found=bool(reply.deliveries))
-        self._attempt_runner.read_log_level()
-        if slots.draining:
+        self._attempt_runner.note_exchange(reply.now)
+        if slots.draining or slots.quiet:
             self._release_all()
         while len(slots.suspects) > 1:
             # Run one suspect at a time. If it kills this worker, the others that wait here would
@@ -356,7 +362,7 @@ class Worker:
         except KeyError:  # the watchdog has released it
             self._free_slot(attempt)
             return
-        started = self._monotonic()
+        attempt.started = started = self._monotonic()
         if started >= self.session.heartbeat.lease_valid_until:
             # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
             # have the job.
@@ -369,7 +375,7 @@ class Worker:
             settlement = self._attempt_runner.settle_after_error(attempt, error)
         finally:
             prefetch = self._slots.prefetch
-            prefetch.learn(self._monotonic() - started)
+            prefetch.learn((attempt.ended or self._monotonic()) - started)
             self._finish(attempt, settlement)
             # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
             if self._slots.prefetched and not prefetch.size:
@@ -413,7 +419,8 @@ class Worker:
         self._trigger.wake()
 
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
-        """Cancel the jobs for which the reply carries a cancel request."""
+        """Obey the command and the cancel requests that the reply carries."""
+        self._apply_command(reply.command)
         cancelled = set(reply.cancel)
         slots = self._slots
         for attempt in slots.running:
@@ -424,6 +431,22 @@ class Worker:
                 with suppress(ValueError):  # the watchdog has taken it
                     deliveries.remove(delivery)
                     self._return_delivery(delivery, Cancelled(delivery.lease, CANCELLED_ON_REQUEST))
+
+    def _apply_command(self, command: WorkerCommand | None) -> None:
+        """Apply the command of an operator; None takes `quiet` back."""
+        slots = self._slots
+        if command is WorkerCommand.STOP:
+            _log.info("stopping: an operator sent the command")
+            self._on_stop_command()
+        elif command is WorkerCommand.QUIET and not slots.quiet:
+            _log.info("quiet: an operator sent the command; no further job is started")
+            slots.quiet = True
+            self._release_all()
+            self._long_poll.interrupt()
+        elif command is None and slots.quiet:
+            _log.info("jobs are started again: the operator took the command back")
+            slots.quiet = False
+            self._trigger.note_possible_work()
 
     def _on_session_end(self, session: WorkerSession) -> None:
         if session is self.session:
@@ -444,6 +467,7 @@ class Worker:
             threaded=self._heartbeat_in_thread,
             size=self._exchange_size,
             max_unsettled=self._settings.limits.unsettled,
+            vitals=self.vitals,
             on_heartbeat_reply=self._apply_heartbeat_reply,
             on_end=self._on_session_end,
         )

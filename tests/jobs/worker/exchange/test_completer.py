@@ -13,7 +13,7 @@ from nimburion.core.events import Event, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Lease, Token
-from nimburion.core.session import HeartbeatReply, Session
+from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import (
     Completed,
     Failed,
@@ -64,7 +64,7 @@ class FakeBackend:
     async def open_session(self, session: Session) -> None:
         raise NotImplementedError
 
-    async def heartbeat(self, session_id: str) -> HeartbeatReply:
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         raise NotImplementedError
 
 

@@ -9,6 +9,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
+from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.testing import FakeClock
 
 
@@ -24,6 +25,7 @@ async def test_a_session_that_is_gone_is_not_reported_as_rescued(
         30.0,
         clock,
         BackendConnectivity(clock, "memory"),
+        vitals=VitalsReader(1, lambda: 0, ""),
         on_reply=lambda _: None,
         on_end=stopping.set,
     )

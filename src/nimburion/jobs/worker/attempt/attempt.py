@@ -11,17 +11,21 @@ import enum
 import inspect
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from random import Random
-from typing import Any, cast
+from typing import Any, Literal, cast
+
+import msgspec
 
 from nimburion.core.clock import Clock
 from nimburion.core.errors import LeaseLost
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
-from nimburion.core.job import Kind
+from nimburion.core.job import AttemptError, Kind
+from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
@@ -46,6 +50,11 @@ _log = logging.getLogger("nimburion.worker")
 
 Chain = Callable[[Context], Awaitable[object]]
 Report = Callable[[Lease, float, str], None]
+_Chained = tuple[Handler, Chain, dict[str, LaneCounters]]
+"""A handler, its chain of middleware, and the counters of its jobs by queue."""
+
+_EXCHANGES_PER_FOLD = 32
+"""The times of attempts are counted once per so many exchanges, so their lists stay short."""
 
 CANCELLED_ON_REQUEST = "cancelled on request"
 
@@ -71,11 +80,13 @@ class Attempt:
         "call",
         "context",
         "delivery",
+        "ended",
         "interruption",
         "keyboard_interrupt",
         "raised",
         "session_id",
         "settled",
+        "started",
         "task",
     )
 
@@ -85,6 +96,10 @@ class Attempt:
         """The id of the session that holds the lease."""
         self.settled: bool = False
         """Whether the settlement was handed to the completer, or the lease was released."""
+        self.started: float = 0.0
+        """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
+        self.ended: float = 0.0
+        """When its handler ended, likewise."""
         self.context: Context | None = None
         self.task: asyncio.Task[Any] | None = None
         self.call: ThreadCall | None = None
@@ -161,6 +176,8 @@ class AttemptRunner:
         events: Events,
         limits: Limits,
         client: EnqueueClient,
+        counters: JobCounters,
+        log_attempts: Literal["debug", "info"] = "debug",
         guard: ForkGuard | None = None,
     ) -> None:
         self._registry = registry
@@ -173,15 +190,33 @@ class AttemptRunner:
         self._limits = limits
         self._client = client
         self._guard = guard or ForkGuard()
-        self._chains: dict[str, tuple[Handler, Chain]] = {}
-        self.read_log_level()
+        self._counters = counters
+        self._log_level = logging.INFO if log_attempts == "info" else logging.DEBUG
+        self._host = socket.gethostname()
+        self._monotonic = clock.monotonic
+        self._backend_time_offset = clock.now() - clock.monotonic()
+        """The backend's clock less the monotonic clock, in seconds."""
+        self._chains: dict[str, _Chained] = {}
+        self._exchanges = 0
+        self._read_listeners()
 
-    def read_log_level(self) -> None:
-        """Read from the logger whether the start and end of attempts are logged (level debug).
+    def note_exchange(self, backend_time: float) -> None:
+        """Do what is due once per exchange, because it costs too much for each attempt.
 
-        The result is cached, because a query of the logger costs one percent of an attempt.
+        Correct the backend's time, read whether the start and end of attempts are logged or
+        subscribed to, and sometimes count the times that the attempts noted.
         """
-        self._logs_attempts = _log.isEnabledFor(logging.DEBUG)
+        self._backend_time_offset = backend_time - self._monotonic()
+        self._read_listeners()
+
+    def _read_listeners(self) -> None:
+        self._exchanges += 1
+        if self._exchanges % _EXCHANGES_PER_FOLD == 0:
+            self._counters.list_lanes()
+        self._logs_attempts = _log.isEnabledFor(self._log_level)
+        self._reports_attempts = self._logs_attempts or (
+            self._events.wants(AttemptStarted) or self._events.wants(AttemptEnded)
+        )
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
@@ -189,12 +224,30 @@ class AttemptRunner:
         found = self._chains.get(delivery.name) or self._find_handler(delivery.name)
         if found is None or attempt.interruption is not None:
             return self._settle_unstarted(attempt)
-        handler, chain = found
+        handler, chain, lanes = found
+        lane = lanes.get(delivery.queue) or self._find_lane(lanes, delivery)
         context = self._open_context(attempt, handler)
-        if self._events or self._logs_attempts:
-            return await self._perform_with_events(attempt, context, handler, chain)
+        started = attempt.started
+        waited = started + self._backend_time_offset - delivery.due
+        lane.waits.append(waited)
+        if self._reports_attempts:
+            self._report_start(delivery, max(0.0, waited))
         outcome = await self._run_handler(attempt, context, handler, chain)
-        return self._make_settlement(attempt, outcome, handler, context)
+        settlement = self._make_settlement(attempt, outcome, handler, context)
+        attempt.ended = ended = self._monotonic()
+        lane.runs.append(ended - started)
+        if type(settlement) is not Completed:
+            _count_settlement(lane, settlement)
+        if self._reports_attempts:
+            self._report_end(delivery, settlement, outcome, ended - started)
+        return settlement
+
+    def _find_lane(self, lanes: dict[str, LaneCounters], delivery: Delivery) -> LaneCounters:
+        """Return the counters of the delivery's queue and name, and keep them in `lanes`."""
+        lane = self._counters.find(delivery.queue, delivery.name)
+        if lane.queue == delivery.queue:
+            lanes[delivery.queue] = lane
+        return lane
 
     def settle_after_error(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
         """Return the settlement after an error inside nimburion: `perform` itself raised.
@@ -223,7 +276,12 @@ class AttemptRunner:
             return Completed(delivery.lease)
         kind: Kind = "failure" if from_handler else "internal"
         error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
-        return decide_settlement(delivery, AttemptFailed(error), handler.policy, self._random)
+        failed = AttemptFailed(self._add_place(attempt, error))
+        settlement = decide_settlement(delivery, failed, handler.policy, self._random)
+        lane = self._counters.find(delivery.queue, delivery.name)
+        lane.runs.append(self._monotonic() - attempt.started)
+        _count_settlement(lane, settlement)
+        return settlement
 
     def _make_settlement(
         self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
@@ -233,6 +291,10 @@ class AttemptRunner:
             return _settle_completed(context, outcome, raised)
         if attempt.lost:
             return None
+        if type(outcome) is Succeeded:  # `decide_settlement` says the same
+            return Completed(attempt.delivery.lease, outcome.result)
+        if isinstance(outcome, AttemptFailed):
+            outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
         settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)
         if isinstance(settlement, Retried | Failed):
             _log_failure(attempt.delivery, settlement, raised)
@@ -248,31 +310,42 @@ class AttemptRunner:
             case Interruption.STOP | None:
                 return Released(lease)
 
-    async def _perform_with_events(
-        self, attempt: Attempt, context: Context, handler: Handler, chain: Chain
-    ) -> Settlement | None:
-        """Like `perform`, and emit the attempt events and log at debug level."""
-        delivery = attempt.delivery
-        logs = self._logs_attempts
-        if logs:
-            _log.debug(
+    def _add_place(self, attempt: Attempt, error: AttemptError) -> AttemptError:
+        """Return the error with the session, the host and the start of the attempt."""
+        return msgspec.structs.replace(
+            error,
+            session=attempt.session_id,
+            host=self._host,
+            started_at=attempt.started + self._backend_time_offset,
+        )
+
+    def _report_start(self, delivery: Delivery, waited: float) -> None:
+        """Log the start of an attempt, and emit its event."""
+        if self._logs_attempts:
+            _log.log(
+                self._log_level,
                 "job %s %s: attempt %d starts",
                 *(delivery.name, delivery.lease.job_id, delivery.attempt),
                 extra=_make_extra(delivery),
             )
-        started = self._clock.monotonic()
-        waited = max(0.0, self._clock.now() - delivery.due)
         self._events.emit(
             AttemptStarted(
                 delivery.lease.job_id, delivery.name, delivery.queue, delivery.attempt, waited
             )
         )
-        outcome = await self._run_handler(attempt, context, handler, chain)
-        settlement = self._make_settlement(attempt, outcome, handler, context)
+
+    def _report_end(
+        self,
+        delivery: Delivery,
+        settlement: Settlement | None,
+        outcome: Outcome,
+        duration: float,
+    ) -> None:
+        """Log the end of an attempt, and emit its event."""
         ended = "lost" if settlement is None else type(settlement).__name__.lower()
-        duration = self._clock.monotonic() - started
-        if logs:
-            _log.debug(
+        if self._logs_attempts:
+            _log.log(
+                self._log_level,
                 "job %s %s: attempt %d ended after %.3f s: %s",
                 *(delivery.name, delivery.lease.job_id, delivery.attempt, duration, ended),
                 extra={**_make_extra(delivery), "duration": duration, "outcome": ended},
@@ -288,9 +361,8 @@ class AttemptRunner:
                 outcome.error.type if isinstance(outcome, AttemptFailed) else None,
             )
         )
-        return settlement
 
-    def _find_handler(self, name: str) -> tuple[Handler, Chain] | None:
+    def _find_handler(self, name: str) -> _Chained | None:
         handler = self._registry.get(name)
         if handler is None:
             return None
@@ -300,7 +372,8 @@ class AttemptRunner:
         chain = compose(self._middlewares, innermost)
         if self._middlewares:  # middleware may fork too
             chain = self._checked(chain)
-        self._chains[name] = found = (handler, chain)
+        found: _Chained = (handler, chain, {})
+        self._chains[name] = found
         return found
 
     def _checked(self, chain: Chain) -> Chain:
@@ -522,6 +595,23 @@ def _log_failure(
         _log.log(level, text, *values, exc_info=raised, extra=extra)
     except BaseException:  # noqa: BLE001 - an exception that cannot even be formatted
         _log.log(level, text, *values, extra=extra)
+
+
+def _count_settlement(lane: LaneCounters, settlement: Settlement | None) -> None:
+    """Count an attempt that did not complete its job. None: the lease was lost."""
+    lane.ended_otherwise += 1
+    match settlement:
+        case Retried():
+            lane.retried += 1
+        case Failed(reason=reason):
+            lane.failed += 1
+            lane.failed_by_reason[reason] = lane.failed_by_reason.get(reason, 0) + 1
+        case Cancelled():
+            lane.cancelled += 1
+        case Released():
+            lane.released += 1
+        case _:
+            lane.lost += 1
 
 
 def _make_extra(delivery: Delivery) -> dict[str, object]:

@@ -6,13 +6,17 @@ Exceptions are handled in this module. Code that uses an outcome sees only value
 from __future__ import annotations
 
 import math
+import os
 import traceback
+from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import msgspec
 
 from nimburion.core.durations import to_seconds
 from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
+from nimburion.core.fingerprints import compute_fingerprint
 from nimburion.core.job import AttemptError, Kind
 from nimburion.jobs.declaration.codec import UnreadablePayload
 
@@ -123,7 +127,13 @@ def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
     """Return the outcome of an attempt that did not end within its `timeout`."""
     message = f"not done after {seconds:g} s"
     return AttemptFailed(
-        AttemptError(attempt=attempt, kind="timeout", type="Timeout", message=message)
+        AttemptError(
+            attempt=attempt,
+            kind="timeout",
+            type="Timeout",
+            message=message,
+            fingerprint=compute_fingerprint("timeout", "Timeout", "", message),
+        )
     )
 
 
@@ -132,12 +142,15 @@ def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: i
 
     Longer texts are cut in the middle. Never raises.
     """
+    error_type = clean_text(_type_name(raised), 512)
+    message = clean_text(_format_message(raised), limit // 4)
     return AttemptError(
         attempt=attempt,
         kind=kind,
-        type=clean_text(_type_name(raised), 512),
-        message=clean_text(_format_message(raised), limit // 4),
+        type=error_type,
+        message=message,
         traceback=clean_text(_format_traceback(raised), limit - limit // 4),
+        fingerprint=compute_fingerprint(kind, error_type, _find_place(raised), message),
     )
 
 
@@ -171,3 +184,27 @@ def _format_traceback(raised: BaseException) -> str:
         return "".join(traceback.format_exception(raised, limit=-50))
     except BaseException as error:  # noqa: BLE001 - likewise
         return f"<its traceback could not be formatted: {_type_name(error)}>"
+
+
+_TRACEBACK = vars(BaseException)["__traceback__"]
+"""The descriptor that reads a traceback without the attributes of the exception's class."""
+
+_FOREIGN_FILES = (os.path.dirname(os.__file__), str(Path(__file__).parents[3]), "<")  # noqa: PTH120
+"""Starts of the file names of Python, of nimburion and of generated code."""
+
+
+def _find_place(raised: BaseException) -> str:
+    """Return module and function of the innermost frame in the application's code.
+
+    Without such a frame, of the innermost frame; empty without a traceback.
+    """
+    place = own_place = ""
+    frame: TracebackType | None = _TRACEBACK.__get__(raised)
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        module = frame.tb_frame.f_globals.get("__name__")
+        place = f"{module}.{code.co_qualname}" if type(module) is str else code.co_qualname
+        if not (code.co_filename.startswith(_FOREIGN_FILES) or "site-packages" in code.co_filename):
+            own_place = place
+        frame = frame.tb_next
+    return own_place or place

@@ -24,6 +24,7 @@ class Slots:
         "not_begun",
         "prefetch",
         "prefetched",
+        "quiet",
         "running",
         "runs_suspect",
         "suspects",
@@ -44,6 +45,8 @@ class Slots:
         """The jobs whose workers vanished repeatedly. Each runs alone, after all other jobs."""
         self.runs_suspect: bool = False
         """Whether a suspect runs: no other job starts until it has ended."""
+        self.quiet: bool = False
+        """Whether an operator told the worker to start no further job."""
         self.draining: bool = False
         """Whether the worker takes no more jobs."""
 
@@ -54,7 +57,7 @@ class Slots:
 
     def count_free(self) -> int:
         """Return how many more jobs the worker can take, running and prefetched together."""
-        if self.draining or self.suspects or self.runs_suspect:
+        if self.draining or self.quiet or self.suspects or self.runs_suspect:
             return 0
         return self.concurrency + self.prefetch.size - len(self.running) - len(self.prefetched)
 

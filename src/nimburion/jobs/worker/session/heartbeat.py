@@ -22,6 +22,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply
 from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -49,9 +50,11 @@ class Heartbeat:
         clock: Clock,
         connectivity: BackendConnectivity,
         *,
+        vitals: VitalsReader,
         on_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[], None],
     ) -> None:
+        self._vitals = vitals
         self._backend = backend
         self._session_id = session_id
         self._ttl = ttl
@@ -95,7 +98,8 @@ class Heartbeat:
                 max(0.05, min(self.interval, self.lease_valid_until - sent))
             ):
                 await handle.open()
-                reply = await handle.heartbeat(self._session_id)
+                self._vitals.note_lease_margin(self.lease_valid_until - sent)
+                reply = await handle.heartbeat(self._session_id, self._vitals.take())
         except SessionLost:
             self._connectivity.note_answer("heartbeat")
             self._end("is not known to the backend any more (it expired, or its data is gone)")

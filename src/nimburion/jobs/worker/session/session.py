@@ -15,13 +15,14 @@ from nimburion.core.errors import BackendError, BackendFull, BackendReplaced, Ba
 from nimburion.core.events import Events, SessionEnded, SessionOpened
 from nimburion.core.ids import Entropy, make_session_id
 from nimburion.core.lease import Lease
-from nimburion.core.session import HeartbeatReply, Session
+from nimburion.core.session import HeartbeatReply, Session, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.session.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
+from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -53,6 +54,7 @@ class WorkerSession:
         threaded: bool,
         size: ExchangeSize,
         max_unsettled: int,
+        vitals: VitalsReader,
         on_heartbeat_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[WorkerSession], None],
     ) -> None:
@@ -80,9 +82,12 @@ class WorkerSession:
             session.ttl,
             clock,
             connectivity,
+            vitals=vitals,
             on_reply=self._post_heartbeat_reply,
             on_end=self._post_end,
         )
+        self._command: WorkerCommand | None = None
+        """The latest command that was passed on."""
         self.lost: bool = False
         """Whether an exchange found the session lost, before its heartbeat did."""
         self._heartbeat_runner = (
@@ -170,7 +175,8 @@ class WorkerSession:
     def _post_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         if self._loop.is_closed():  # no worker uses the session any more: let it expire
             self.heartbeat.ended = True
-        elif reply.cancel:
+        elif reply.cancel or reply.command is not self._command:
+            self._command = reply.command
             self._post(lambda: self._on_heartbeat_reply(reply))
 
     def _post_end(self) -> None:
