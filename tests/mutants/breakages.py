@@ -54,6 +54,42 @@ MUTANTS = (
         "entry.fence = 1",
         (f"{MEMORY}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
+    # What operators read and write
+    Mutant(
+        "a pause has no end",
+        "backends/sqlite/*.sql",
+        "FROM $paused_queue WHERE $until IS NULL OR $until > ?2)",
+        "FROM $paused_queue)",
+        (f"{SQLITE}test_a_pause_ends_by_itself",),
+    ),
+    Mutant(
+        "a search goes on after its budget",
+        "backends/sqlite/*.py",
+        "$size = min($chunk, $budget - $examined)",
+        "$size = $chunk",
+        (f"{SQLITE}test_a_search_stops_at_its_budget_and_continues",),
+    ),
+    Mutant(
+        "a page ends at its budget for good",
+        "backends/sqlite/*.py",
+        "str($before) if $has_more and $examined else None",
+        "None",
+        (f"{SQLITE}test_a_search_stops_at_its_budget_and_continues",),
+    ),
+    Mutant(
+        "old audit records are kept",
+        "backends/sqlite/*.py",
+        '$db.run("delete_old_audit_records", $MAX)',
+        "pass",
+        (f"{SQLITE}test_only_the_newest_audit_records_are_kept",),
+    ),
+    Mutant(
+        "heartbeats without vitals forget them",
+        "backends/sqlite/*.sql",
+        "vitals = coalesce(?4, vitals)",
+        "vitals = ?4",
+        (f"{SQLITE}test_vitals_are_listed_with_the_session",),
+    ),
     # Sessions and rescue
     Mutant(
         "rescue without expiry check",

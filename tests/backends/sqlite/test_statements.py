@@ -26,6 +26,17 @@ HOT = {
     "get_exchange_head",
     "save_exchange",
     "find_job",
+    "delete_old_audit_records",
+    "delete_old_statistics",
+    "list_audit_records",
+    "list_by_ids",
+    "list_dead_letters",
+    "list_failed",
+    "list_last_errors",
+    "list_newest",
+    "list_statistics",
+    "put_audit_record",
+    "send_command",
     "get_settled_token",
     "find_waiting_lanes",
     "get_lease",
@@ -97,9 +108,7 @@ def test_a_reserve_reads_the_lane_in_index_order(connection: sqlite3.Connection,
     [
         ("get_job_state", "SEARCH j USING INDEX sqlite_autoindex_job_1 (id=?)"),
         ("get_records", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
-        ("list_ids", "SEARCH j USING INDEX sqlite_autoindex_job_1 (id=?)"),
-        ("list_newest", "SCAN j"),
-        ("list_unfinished", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("filter_jobs", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
     ],
 )
 def test_the_view_of_jobs_becomes_part_of_the_plan(
@@ -117,9 +126,26 @@ def test_the_view_of_jobs_becomes_part_of_the_plan(
     assert plan.count("SEARCH p USING PRIMARY KEY (due=? AND seq=?)") == len(jobs)
 
 
-def test_the_newest_jobs_are_listed_without_sorting(connection: sqlite3.Connection) -> None:
-    plan = read_plan(connection, SQL["list_newest"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("list_newest", "SEARCH job USING INTEGER PRIMARY KEY (rowid<?)"),
+        ("list_failed", "SEARCH job USING COVERING INDEX job_failed (state=? AND rowid<?)"),
+        ("list_audit_records", "SEARCH audit_record USING INTEGER PRIMARY KEY (rowid<?)"),
+    ],
+)
+def test_a_page_is_read_from_its_cursor_on_without_sorting(
+    connection: sqlite3.Connection, name: str, way: str
+) -> None:
+    plan = read_plan(connection, SQL[name])
+    assert way in plan
     assert not any("TEMP B-TREE" in line for line in plan)
+
+
+def test_statistics_are_read_and_deleted_by_step_and_start(connection: sqlite3.Connection) -> None:
+    for name in ("list_statistics", "delete_old_statistics"):
+        (line,) = read_plan(connection, SQL[name])
+        assert "USING PRIMARY KEY (step=? AND start" in line
 
 
 def test_a_scan_is_seen(connection: sqlite3.Connection) -> None:

@@ -89,7 +89,7 @@ async def test_a_failing_call_leaves_its_neighbours_alone(backend: SQLiteBackend
 def insert_then_fail(db: Database) -> None:
     """Write something, in a new lane too, and fail."""
     db.get_or_add_lane("q", "never")
-    db.run("pause_queue", "q")
+    db.run("pause_queue", "q", "", "", 0, None)
     raise ZeroDivisionError
 
 
@@ -200,4 +200,4 @@ async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) ->
 
 async def test_the_reader_cannot_write(backend: SQLiteBackend) -> None:
     with pytest.raises(BackendReadOnly):
-        await backend._read(lambda db: db.run("pause_queue", "q"))
+        await backend._read(lambda db: db.run("pause_queue", "q", "", "", 0, None))

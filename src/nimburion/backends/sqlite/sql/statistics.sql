@@ -6,17 +6,17 @@
 -- name: put_statistics
 -- Store counters, or replace those that the same process stored for the same interval, queue and name.
 -- Inputs: ?1 step, ?2 start, ?3 queue, ?4 name, ?5 source, ?6 counters (JSON)
-INSERT INTO statistics (step, start, queue, name, source, counters) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+INSERT INTO job_statistics (step, start, queue, name, source, counters) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (step, start, queue, name, source) DO UPDATE SET counters = excluded.counters;
 
 -- name: list_statistics
 -- List counters of all processes.
 -- Inputs: ?1 step, ?2 the first start, ?3 the start before which to list, ?4 queue, ?5 name (NULL: any)
 -- Result: start, queue, name, counters
-SELECT start, queue, name, counters FROM statistics
+SELECT start, queue, name, counters FROM job_statistics
 WHERE step = ?1 AND start >= ?2 AND start < ?3 AND (?4 IS NULL OR queue = ?4) AND (?5 IS NULL OR name = ?5);
 
 -- name: delete_old_statistics
 -- Delete the counters of the intervals of one length that started before a time.
 -- Inputs: ?1 step, ?2 time in seconds
-DELETE FROM statistics WHERE step = ?1 AND start < ?2;
+DELETE FROM job_statistics WHERE step = ?1 AND start < ?2;

@@ -142,7 +142,7 @@ CREATE TABLE schedule (
 ) STRICT, WITHOUT ROWID;
 
 -- What happened to the jobs of one queue and name in an interval, as counted by one process.
-CREATE TABLE statistics (
+CREATE TABLE job_statistics (
     step INTEGER NOT NULL,              -- the length of the interval in seconds
     start INTEGER NOT NULL,             -- its begin in seconds since 1970-01-01 UTC
     queue TEXT NOT NULL,
