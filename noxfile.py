@@ -90,6 +90,12 @@ def pyright(session: nox.Session) -> None:
 
 
 @nox.session
+def alerts(session: nox.Session) -> None:
+    """Check the metrics page and the alert rules with promtool (scripts/install-servers has it)."""
+    run_python(session, "pytest", "tests/telemetry/promtool_cases.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure speed; arguments go to `python -m benchmarks`."""
     run_python(session, "benchmarks", *session.posargs)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nimburion.cli.worker import CleanFormatter
+from nimburion.telemetry.logs import TextFormatter
 from tests.cli.conftest import CommandLine, Ended
 
 Try = Callable[..., Ended]
@@ -146,7 +146,7 @@ def test_nothing_in_a_traceback_can_steer_the_terminal() -> None:
         record = logging.LogRecord("n", 40, "f", 1, "failed\n\x1b[0m", None, sys.exc_info())
     logging.Formatter().format(record)  # another handler leaves its formatted traceback there
     record.stack_info = "Stack\n  \x1b[1mline"
-    text = CleanFormatter("%(message)s").format(record)
+    text = TextFormatter("%(message)s").format(record)
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "\r" not in text

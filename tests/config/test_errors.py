@@ -48,7 +48,8 @@ WANTED_RIGHTS = (
     "a list, each one of read, payloads, operate, admin, found a list (item 1 is none of these)"
 )
 NOT_READ = (
-    "not in this version yet; remove the section (this version reads: jobs, scheduler, server)"
+    "not in this version yet; remove the section "
+    "(this version reads: jobs, scheduler, server, telemetry)"
 )
 OVERLAPS = "allow, skip, queue_one, cancel_previous"
 NOT_YET = "more are not in this version yet; start more workers"
@@ -84,13 +85,13 @@ NOT_YET = "more are not in this version yet; start more workers"
         ("jobs: {queues: {a: 1}}",
          "1: jobs.queues: expected a list of maps of name, priority, concurrency; found a map"),
         ("jobs: 3", f"1: jobs: expected a map of {', '.join(JOBS.keys)}; found a number"),
-        ("[1]", "1: expected a map of jobs, scheduler, server; found a list"),
+        ("[1]", "1: expected a map of jobs, scheduler, server, telemetry; found a list"),
         ("jobs: {limits: {payload: 1GB}}",
          "1: jobs.limits.payload: expected bytes, or a text like 256KiB, 1MiB, found '1GB'"),
         ("concurrency: 3", "1: concurrency: no such section; did you mean jobs.concurrency?"),
         ("job: {}", "1: job: no such setting; did you mean jobs?"),
-        ("telemetry: {}",
-         f"1: telemetry: {NOT_READ}"),
+        ("management: {}",
+         f"1: management: {NOT_READ}"),
         ("server: {host: 0.0.0.0, port: 80}",
          f"1: server.host: {EXPOSED}"),
         ("server: {tokens: [{name: a, rights: [reed], file: b}]}",

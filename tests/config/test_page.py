@@ -14,6 +14,7 @@ from nimburion.config.schema import (
     JOBS,
     SCHEDULER,
     SERVER,
+    TELEMETRY,
     Section,
     SectionList,
     Shape,
@@ -26,6 +27,7 @@ from nimburion.core.settings import (
     ServerSettings,
     Settings,
     TaskSettings,
+    TelemetrySettings,
     TokenSettings,
 )
 from tests.house.tree import ROOT
@@ -50,6 +52,7 @@ KINDS = {
     **dict(kinds(JOBS, "")),
     **dict(kinds(SCHEDULER, "scheduler")),
     **dict(kinds(SERVER, "server")),
+    **dict(kinds(TELEMETRY, "telemetry")),
 }
 REQUIRED = {
     "queues[].name",
@@ -69,6 +72,8 @@ def default_of(name: str) -> object:
     if name.startswith("scheduler.tasks[]."):
         value = TaskSettings(name="x", cron="@daily", job_name="x")
         name = name.removeprefix("scheduler.tasks[].")
+    elif name.startswith("telemetry."):
+        value, name = TelemetrySettings(), name.removeprefix("telemetry.")
     elif name.startswith("server."):
         value, name = ServerSettings(), name.removeprefix("server.")
     elif name.startswith("scheduler."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,15 @@ import click
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import Invocation, add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, escape_lines
 from nimburion.cli.target import find_processor
 
 if TYPE_CHECKING:
     from nimburion.core.settings import QueueSettings, Settings
     from nimburion.jobs import Processor
+    from nimburion.telemetry.logs import LogFormat
 
 LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
 
 
 @click.command()
@@ -26,10 +26,19 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.option("--queues", metavar="A,B", help="Serve only these queues.")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@click.option(
+    "--log-format", type=click.Choice(FORMATS), help="Default: the setting telemetry.log_format."
+)
 @click.option("--traceback", is_flag=True, help="Show where MODULE fails when it is imported.")
 @add_shared_options
 def worker(
-    *, target: str, queues: str | None, concurrency: int | None, log_level: str, traceback: bool
+    *,
+    target: str,
+    queues: str | None,
+    concurrency: int | None,
+    log_level: str,
+    log_format: LogFormat | None,
+    traceback: bool,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
 
@@ -39,7 +48,7 @@ def worker(
     from nimburion.jobs.event_loop import find_fast_loop
     from nimburion.scheduler import Scheduler
 
-    start_logging(log_level)
+    start_logging(log_level, log_format or current_invocation().load().telemetry.log_format)
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
     check_backend(processor, current_invocation())
@@ -55,22 +64,12 @@ async def serve(processor: Processor) -> None:
         await processor.run(owns_process=True)
 
 
-def start_logging(level: str) -> None:
-    """Log one line per event on standard error, with the time."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)-7s %(name)s %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+def start_logging(level: str, format: LogFormat) -> None:  # noqa: A002 (of the log)
+    """Log one line per event on standard error, with the job that it is about."""
+    from nimburion.jobs import get_current_context
+    from nimburion.telemetry.logs import configure_logging
 
-
-class CleanFormatter(logging.Formatter):
-    """A formatter that escapes terminal control characters. Only tracebacks contain line breaks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        # Escape the whole text: another handler may have cached the traceback in the record.
-        return escape_lines(super().format(record))
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        return escape_controls(super().formatMessage(record))
+    configure_logging(format=format, level=level, find_attempt=get_current_context)
 
 
 def export_configuration(invocation: Invocation) -> None:

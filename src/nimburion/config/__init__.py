@@ -26,6 +26,7 @@ from nimburion.core.settings import (
     ServerSettings,
     Settings,
     TaskSettings,
+    TelemetrySettings,
     TokenSettings,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "TaskSettings",
+    "TelemetrySettings",
     "TokenSettings",
     "load",
 ]
@@ -69,6 +71,7 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
         jobs=read_jobs_settings(tree),
         scheduler=read_scheduler_settings(tree),
         server=read_server_settings(tree),
+        telemetry=read_telemetry_settings(tree),
         source=absolute_path(file) if file is not None else None,
     )
 
@@ -150,6 +153,12 @@ def read_scheduler_settings(tree: Written) -> SchedulerSettings:
             for task, place in zip(tasks, places, strict=True)
         ),
     )
+
+
+def read_telemetry_settings(tree: Written) -> TelemetrySettings:
+    """Return the section `telemetry`, validated."""
+    read = read_section(ROOT, tree, ())
+    return TelemetrySettings(**cast("dict[str, object]", read.get("telemetry", {})))  # type: ignore[arg-type]
 
 
 def list_task_places(tree: Written) -> list[str]:

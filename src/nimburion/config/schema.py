@@ -186,9 +186,11 @@ SERVER = Section(
     }
 )
 
-ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER, "server": SERVER})
+TELEMETRY = Section({"log_format": choice("text", "json")})
 
-COMING = frozenset({"management", "telemetry"})
+ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER, "server": SERVER, "telemetry": TELEMETRY})
+
+COMING = frozenset({"management"})
 """Sections of later versions. They are rejected until then, because no section is ignored
 silently.
 """

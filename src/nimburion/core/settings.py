@@ -173,12 +173,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The maximum size of the body of a request, in bytes."""
 
 
+class TelemetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The section `telemetry` of the configuration."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How `nimburion worker` formats its log."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The complete configuration, as loaded."""
 
     jobs: Settings = Settings()
     scheduler: SchedulerSettings = SchedulerSettings()
     server: ServerSettings = ServerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     source: str | None = None
     """The absolute path of the file that was loaded; None: only defaults, environment and
     arguments.

@@ -21,7 +21,7 @@ from nimburion.core.errors import (
 from nimburion.core.job import State
 from nimburion.jobs.client.client import Priority
 from nimburion.jobs.client.status import Status
-from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.context import Context, get_current_context
 from nimburion.jobs.declaration.job import Job, job
 from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.health import Health
@@ -49,5 +49,6 @@ __all__ = [
     "State",
     "Status",
     "WaitTimeout",
+    "get_current_context",
     "job",
 ]

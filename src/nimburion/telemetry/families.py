@@ -86,9 +86,9 @@ def render_prometheus(families: Iterable[Family], namespace: str = "nimburion") 
         kind = "gauge" if family.kind == "info" else family.kind
         lines.append(f"# HELP {full} {_escape_help(family.help)}\n# TYPE {full} {kind}")
         lines.extend(
-            f"{full}{{{sample.labels.text}}} {_format(sample.value)}"
+            f"{full}{{{sample.labels.text}}} {format_value(sample.value)}"
             if sample.labels.text
-            else f"{full} {_format(sample.value)}"
+            else f"{full} {format_value(sample.value)}"
             for sample in family.samples
         )
         _render_histograms(lines, family, name, with_exemplars=False)
@@ -104,9 +104,9 @@ def render_openmetrics(families: Iterable[Family], namespace: str = "nimburion")
         suffix = {"counter": "_total", "info": "_info"}.get(family.kind, "")
         lines.append(f"# TYPE {name} {family.kind}\n# HELP {name} {_escape_help(family.help)}")
         lines.extend(
-            f"{name}{suffix}{{{sample.labels.text}}} {_format(sample.value)}"
+            f"{name}{suffix}{{{sample.labels.text}}} {format_value(sample.value)}"
             if sample.labels.text
-            else f"{name}{suffix} {_format(sample.value)}"
+            else f"{name}{suffix} {format_value(sample.value)}"
             for sample in family.samples
         )
         _render_histograms(lines, family, name, with_exemplars=True)
@@ -117,7 +117,7 @@ def render_openmetrics(families: Iterable[Family], namespace: str = "nimburion")
 def _render_histograms(
     lines: list[str], family: Family, name: str, *, with_exemplars: bool
 ) -> None:
-    bounds = [_format(bound) for bound in family.bounds] + ["+Inf"]
+    bounds = [format_value(bound) for bound in family.bounds] + ["+Inf"]
     for sample in family.histograms:
         labels = sample.labels.text
         prefix = f"{name}_bucket{{{labels},le=" if labels else f"{name}_bucket{{le="
@@ -129,11 +129,12 @@ def _render_histograms(
                 line += f" # {{{exemplar.labels.text}}} {exemplar.value:.6f} {exemplar.at:.3f}"
             lines.append(line)
         suffix = f"{{{labels}}}" if labels else ""
-        lines.append(f"{name}_sum{suffix} {_format(sample.sum)}")
+        lines.append(f"{name}_sum{suffix} {format_value(sample.sum)}")
         lines.append(f"{name}_count{suffix} {total}")
 
 
-def _format(value: float) -> str:
+def format_value(value: float) -> str:
+    """Return a number as both text formats write it."""
     if value == int(value) and abs(value) < 1e15:
         return str(int(value)) if isinstance(value, int) else f"{int(value)}.0"
     return repr(float(value))

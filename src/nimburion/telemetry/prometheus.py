@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from nimburion.telemetry.families import Family, HistogramSample
+from nimburion.telemetry.families import Family, HistogramSample, format_value
 from nimburion.telemetry.registry import MetricsRegistry
 
 if TYPE_CHECKING:
@@ -59,12 +59,11 @@ def _convert(family: Family, name: str) -> Metric:
 
 
 def _add_histogram(metric: Metric, family: Family, sample: HistogramSample, name: str) -> None:
-    from prometheus_client.utils import floatToGoString
-
     labels = dict(sample.labels.values)
     total = 0
-    for bound, count in zip((*family.bounds, float("inf")), sample.buckets, strict=True):
+    bounds = [*map(format_value, family.bounds), "+Inf"]
+    for bound, count in zip(bounds, sample.buckets, strict=True):
         total += count
-        metric.add_sample(f"{name}_bucket", {**labels, "le": floatToGoString(bound)}, total)
+        metric.add_sample(f"{name}_bucket", {**labels, "le": bound}, total)
     metric.add_sample(f"{name}_count", labels, total)
     metric.add_sample(f"{name}_sum", labels, sample.sum)

@@ -57,6 +57,11 @@ class EnqueueClient(Protocol):
         ...
 
 
+def get_current_context() -> Context | None:
+    """Return the context of the attempt whose handler runs in this task or thread; None outside."""
+    return CURRENT.get()
+
+
 class Context:
     """One attempt of a job, from delivery to settlement.
 

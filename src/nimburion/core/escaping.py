@@ -1,0 +1,23 @@
+"""Escapes for texts that a terminal or a log shows."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(value: object) -> str:
+    """Return the text with control characters, bidirectional marks and surrogates escaped."""
+    return _CONTROL.sub(_escape, str(value))
+
+
+def escape_lines(text: str) -> str:
+    """Escape like `escape_controls`, but keep line breaks and expand tabs to spaces."""
+    return "\n".join(escape_controls(line.expandtabs(4)) for line in text.split("\n"))
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    short = {9: r"\t", 10: r"\n", 13: r"\r"}.get(code)
+    return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")

@@ -1,0 +1,114 @@
+"""The metrics of a backend, from two reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import NewJob
+from nimburion.core.job_counters import OTHER
+from nimburion.core.queries import QueueInfo
+from nimburion.core.session import Session, SessionInfo
+from nimburion.telemetry.backend_metrics import MAX_QUEUES, BackendMetrics
+from nimburion.testing import FakeClock
+
+
+class CountingBackend(MemoryBackend):
+    """A memory backend that counts reads, and fails them when told to."""
+
+    def __init__(self, *, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.reads: list[str] = []
+        self.down = False
+
+    async def queues(self) -> list[QueueInfo]:
+        self._read("queues")
+        return await super().queues()
+
+    async def sessions(self) -> list[SessionInfo]:
+        self._read("sessions")
+        return await super().sessions()
+
+    def _read(self, name: str) -> None:
+        self.reads.append(name)
+        if self.down:
+            raise BackendUnavailable("it is down")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def backend(clock: FakeClock) -> CountingBackend:
+    return CountingBackend(clock=clock)
+
+
+def read(metrics: BackendMetrics, name: str) -> dict[str, float]:
+    return {
+        "".join(sample.labels.values.values()): sample.value
+        for family in metrics.collect()
+        if family.name == name
+        for sample in family.samples
+    }
+
+
+async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBackend) -> None:
+    await backend.enqueue(
+        [
+            NewJob("a", "send", "mail", b"{}"),
+            NewJob("b", "send", "mail", b"{}", after=60.0),
+            NewJob("c", "unknown", "mail", b"{}"),
+            NewJob("d", "send", "nowhere", b"{}"),
+        ]
+    )
+    await backend.open_session(
+        Session(id="0" * 32, queues=("mail",), names=("send",), limits={"send": 2})
+    )
+    await backend.pause("nowhere", paused=True)
+    clock.advance(5.0)
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    await metrics.refresh_limits()
+    assert read(metrics, "backend_up") == {"": 1}
+    assert read(metrics, "jobs_queue_size") == {"mail": 2, "nowhere": 1}
+    assert read(metrics, "jobs_scheduled") == {"mail": 1, "nowhere": 0}
+    assert read(metrics, "jobs_oldest_ready_seconds") == {"mail": 5.0, "nowhere": 5.0}
+    assert read(metrics, "queue_paused") == {"mail": 0, "nowhere": 1}
+    assert read(metrics, "queue_servers") == {"mail": 1, "nowhere": 0}
+    assert read(metrics, "jobs_unserved") == {"mail": 1, "nowhere": 1}
+    assert read(metrics, "jobs_waiting") == {"send": 3, "unknown": 1}
+    assert read(metrics, "sessions") == {"live": 1, "expired": 0, "left": 0}
+    assert read(metrics, "limit_in_use") == {"send": 0}
+    assert read(metrics, "limit_max") == {"send": 2}
+
+
+async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    metrics.collect()
+    assert backend.reads == ["queues", "sessions"]
+
+
+async def test_a_backend_that_is_down_is_said_to_be(backend: CountingBackend) -> None:
+    await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    backend.down = True
+    await metrics.refresh()
+    assert read(metrics, "backend_up") == {"": 0}
+    assert read(metrics, "jobs_queue_size") == {}
+
+
+async def test_queues_are_bounded(backend: CountingBackend) -> None:
+    extra = 7
+    await backend.enqueue(
+        [NewJob(f"j{n}", "send", f"q{n:05}", b"{}") for n in range(MAX_QUEUES + extra)]
+    )
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    sizes = read(metrics, "jobs_queue_size")
+    assert len(sizes) == MAX_QUEUES + 1
+    assert sizes[OTHER] == extra

@@ -1,0 +1,74 @@
+"""The alert rules and the Grafana dashboard name metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+import nimburion.telemetry
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.job import NewJob
+from nimburion.core.session import Session, Vitals
+from nimburion.jobs import Processor
+from nimburion.telemetry.backend_metrics import BackendMetrics
+from nimburion.telemetry.worker_metrics import WorkerMetrics
+
+FILES = Path(nimburion.telemetry.__file__).parent / "files"
+_SUFFIX = re.compile("_(total|bucket|sum|count|info)$")
+
+
+async def list_metric_names() -> set[str]:
+    """Return the names of all families, without their suffixes."""
+    backend = MemoryBackend()
+    await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+    await backend.open_session(Session(id="0" * 32, names=("send",), limits={"send": 1}))
+    backend_metrics = BackendMetrics(backend)
+    await backend_metrics.refresh()
+    await backend_metrics.refresh_limits()
+    processor = Processor(backend)
+    processor.metrics.add_source(backend_metrics)
+    vitals = Vitals(slots=1, rss=1, lease_margin=1.0)
+    processor.metrics.add_source(WorkerMetrics(lambda: vitals))
+    return {f"nimburion_{family.name}" for family in processor.metrics.collect()}
+
+
+def find_names(expression: str) -> set[str]:
+    return {_SUFFIX.sub("", name) for name in re.findall(r"\bnimburion_\w+", expression)}
+
+
+async def test_alert_rules_name_existing_metrics() -> None:
+    rules = yaml.safe_load((FILES / "alerts.yaml").read_text(encoding="utf-8"))
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    assert len(expressions) >= 10
+    known = await list_metric_names()
+    for expression in expressions:
+        assert find_names(expression) <= known, expression
+        assert find_names(expression)
+
+
+def test_every_alert_has_a_test() -> None:
+    rules = yaml.safe_load((FILES / "alerts.yaml").read_text(encoding="utf-8"))
+    tests = yaml.safe_load((FILES / "alerts_test.yaml").read_text(encoding="utf-8"))
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    fired = {
+        case["alertname"]
+        for group in tests["tests"]
+        for case in group["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    assert fired == alerts
+
+
+async def test_the_dashboard_names_existing_metrics() -> None:
+    dashboard = json.loads((FILES / "grafana.json").read_text(encoding="utf-8"))
+    expressions = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
+    ]
+    assert len(expressions) >= 20
+    known = await list_metric_names()
+    for expression in expressions:
+        assert find_names(expression) <= known, expression
+        assert find_names(expression)
