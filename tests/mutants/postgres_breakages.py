@@ -79,8 +79,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: rescue without expiry check",
         "backends/postgres/*.sql",
-        "WHERE $s.$dead_at IS NULL AND $s.$expires <= coalesce($p_mono, now) ORDER BY $s.$n",
-        "WHERE $s.$dead_at IS NULL ORDER BY $s.$n",
+        "WHERE $s.$dead_at IS NULL AND NOT $s.$drained AND $s.$expires <= coalesce($p_mono, now) ORDER BY $s.$n",
+        "WHERE $s.$dead_at IS NULL AND NOT $s.$drained ORDER BY $s.$n",
         (f"{POSTGRES}test_a_live_session_is_left_alone",),
         deep=True,  # the update behind it looks again: both must be broken
     ),
@@ -115,8 +115,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: the expiry of a session that left counts as a loss",
         "backends/postgres/*.sql",
-        "$spared := $one.$left_at IS NOT NULL OR $one.$not_begun;",
-        "$spared := $one.$not_begun;",
+        "$loss := CASE WHEN $one.$left_at IS NULL AND NOT $one.$not_begun THEN",
+        "$loss := CASE WHEN NOT $one.$not_begun THEN",
         (f"{POSTGRES}test_the_expiry_of_a_session_that_left_counts_no_loss",),
     ),
     Mutant(
@@ -167,9 +167,52 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: paused queue served",
         "backends/postgres/*.sql",
-        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue)",
+        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now))",
         "WHERE true",
         (f"{POSTGRES}test_a_paused_queue_hands_out_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: a pause does not end",
+        "backends/postgres/*.sql",
+        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now))",
+        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue)",
+        (f"{POSTGRES}test_a_pause_ends_by_itself",),
+    ),
+    # Readings of operators
+    Mutant(
+        "PostgreSQL: a completed job does not refer to its session",
+        "backends/postgres/*.sql",
+        "$x.$failures, $x.$lost, $p_session, 1, $x.$id",
+        "$x.$failures, $x.$lost, NULL, 1, $x.$id",
+        (f"{POSTGRES}test_a_completed_attempt_names_its_session_and_host",),
+    ),
+    Mutant(
+        "PostgreSQL: a search ignores its budget",
+        "backends/postgres/*.sql",
+        "IF $number >= $p_budget OR ($matched AND",
+        "IF ($matched AND",
+        (f"{POSTGRES}test_a_search_stops_at_its_budget_and_continues",),
+    ),
+    Mutant(
+        "PostgreSQL: a heartbeat without vitals deletes them",
+        "backends/postgres/*.sql",
+        "$vitals = coalesce($p_vitals, $s.$vitals)\n    WHERE $s.$id = $p_id",
+        "$vitals = $p_vitals\n    WHERE $s.$id = $p_id",
+        (f"{POSTGRES}test_vitals_are_listed_with_the_session",),
+    ),
+    Mutant(
+        "PostgreSQL: all audit records are kept",
+        "backends/postgres/*.sql",
+        "WHERE $a.$position <= $newest - $p_most",
+        "WHERE false",
+        (f"{POSTGRES}test_only_the_newest_audit_records_are_kept",),
+    ),
+    Mutant(
+        "PostgreSQL: a job holds its key against itself",
+        "backends/postgres/*.sql",
+        "WHERE $u.$name = $p_name AND $u.$id <> $p_id AND",
+        "WHERE $u.$name = $p_name AND",
+        (f"{POSTGRES}test_a_job_does_not_hold_its_own_key_against_itself",),
     ),
     # Unique keys, ids
     Mutant(
