@@ -42,8 +42,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: fence does not rise",
         "backends/postgres/*.sql",
-        "$lane.$home, 1, coalesce(($t.$p).$fence, 0) + 1,",
-        "$lane.$home, 1, coalesce(($t.$p).$fence, 0),",
+        "p_main_lane, 1, coalesce(($taken.$attempts).$fence, 0) + 1,",
+        "p_main_lane, 1, coalesce(($taken.$attempts).$fence, 0),",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
     Mutant(

@@ -5,7 +5,7 @@ The header of a file has these labels:
 
 - Keys: the keys that this file uses, without the namespace. The key `job` is the local `job_key`. A
   script declares the keys of all its parts.
-- Arguments: ARGV. ARGV[1] and ARGV[2] of every script are the times of a test (see `times.lua`), or
+- Arguments: ARGV. `number 8` is a value of 8 bytes (see `record_format.lua`). ARGV[1] and ARGV[2] of every script are the times of a test (see `times.lua`), or
   empty.
 - Provides (shared parts): the functions for other parts. Reply (operations): what the script
   returns.

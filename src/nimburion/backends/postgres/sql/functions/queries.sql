@@ -16,8 +16,10 @@ LANGUAGE sql STABLE AS $$
     SELECT r.seq, {schema}.get_state_code_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
         CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created_at, r.started_at,
         r.finished_at, r.reason, r.cancel_requested, r.holder, r.options,
-        coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
-        coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
+        coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position)
+            FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
+        coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e
+            WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.fraction, p.fraction), coalesce(r.message, p.message),
         (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.status = 'c' AND s.seq = r.seq
             AND h.what = 'result' AND (s.finished_at, s.seq) > (h.finished_at, h.seq) LIMIT 1)
@@ -72,7 +74,8 @@ BEGIN
             RETURN;
         ELSIF p_states !~ '[CX]' THEN
             RETURN QUERY SELECT r.seq, r.code, r.id FROM (
-                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record_live k
+                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code
+                    FROM {schema}.job_record_live k
                 WHERE k.seq >= low AND k.seq < past_end
             ) r
             WHERE strpos(p_states, r.code) > 0 AND (lanes IS NULL OR r.lane = ANY (lanes))
@@ -80,7 +83,8 @@ BEGIN
             ORDER BY r.seq DESC LIMIT available;
         ELSE
             RETURN QUERY SELECT r.seq, r.code, r.id FROM (
-                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code FROM {schema}.job_record k
+                SELECT k.*, {schema}.get_state_code_1(k.status, k.failures, k.due, p_now) AS code
+                    FROM {schema}.job_record k
                 WHERE k.seq >= low AND k.seq < past_end
             ) r
             WHERE (p_states IS NULL OR strpos(p_states, r.code) > 0)
