@@ -169,7 +169,7 @@ POSTGRES_MUTANTS = (
         "backends/postgres/*.sql",
         "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue)",
         "WHERE true",
-        (f"{POSTGRES}test_a_paused_queue_hands_out_nothing",),
+        (f"{POSTGRES}test_a_paused_queue_returns_no_jobs",),
     ),
     # Unique keys, ids
     Mutant(

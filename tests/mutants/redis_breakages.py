@@ -181,7 +181,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "redis.call('HEXISTS', paused_queue_key, $queue) == 1",
         "redis.call('HEXISTS', paused_queue_key, $queue) == 2",
-        (f"{REDIS}test_a_paused_queue_hands_out_nothing",),
+        (f"{REDIS}test_a_paused_queue_returns_no_jobs",),
     ),
     Mutant(
         "Redis: a limit that was full notifies nobody when it is free again",
@@ -196,7 +196,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "      requeue($field, $lease, $lane, $delay8 and",
         "      if has_flag(body, FLAG_UNIQUE_KEY) then release_key(body, $lane.name) end\n      requeue($field, $lease, $lane, $delay8 and",
-        (f"{REDIS}test_a_job_that_goes_on_keeps_its_key",),
+        (f"{REDIS}test_an_unfinished_job_keeps_its_key",),
     ),
     Mutant(
         "Redis: unique key not freed",

@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.boundary_values import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
-from nimburion.testing.contract.bounds import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.cancelling import Cancelling
 from nimburion.testing.contract.concurrency_limits import ConcurrencyLimits, DeclaringLimits
 from nimburion.testing.contract.dead_letters import Deleting, Replaying
