@@ -89,7 +89,7 @@ def test_memory_urls() -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("jobs.db", "is no URL of a backend; write one like sqlite:///jobs.db"),
+        ("jobs.db", "is not the URL of a backend; write one like sqlite:///jobs.db"),
         ("://x", "is no URL of a backend"),
         ("sqlite:jobs.db", "is no URL of a backend"),
         ("sqlite://jobs.db", "names no SQLite file"),

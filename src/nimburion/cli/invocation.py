@@ -55,7 +55,7 @@ class Invocation:
         backend = open_backend(url)
         if not backend.capabilities.shared:
             raise BadInput(
-                f"{redact_url(url)} lives inside one process; from here there is nothing to see"
+                f"{redact_url(url)} exists only inside one process; other processes cannot use it"
             )
         return asyncio.run(
             _run_on_backend(backend, question, may_create=may_create, unopened=unopened)
@@ -110,7 +110,7 @@ _OPTIONS = (
         metavar="FILE",
         expose_value=False,
         callback=_keep_option,
-        help="Read this file instead of the usual one.",
+        help="The configuration file to read.",
     ),
     click.option(
         "--backend",
@@ -125,6 +125,6 @@ _OPTIONS = (
         is_flag=True,
         expose_value=False,
         callback=_keep_option,
-        help="Write JSON, for machines.",
+        help="Print JSON.",
     ),
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 UNFINISHED = frozenset(State) - FINISHED
 _WORDS = MappingProxyType(
     {
-        "requested": "running: its worker is asked to end it",
+        "requested": "running: its worker was asked to cancel it",
         "finished": "not cancelled: it had already ended",
         "not found": "not cancelled: no such job",
     }
@@ -52,7 +52,7 @@ def jobs() -> None:
 )
 @add_filter_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@click.option("--after", metavar="CURSOR", help="Go on where the page before ended.")
+@click.option("--after", metavar="CURSOR", help="Continue after this cursor of the previous page.")
 @add_shared_options
 def list_jobs(
     states: tuple[str, ...], queue: str | None, name: str | None, limit: int, after: str | None
@@ -108,7 +108,7 @@ def cancel_jobs(
 ) -> None:
     """Cancel jobs by id, or all that match (then --yes is needed).
 
-    A waiting job is cancelled at once. For one that runs, its worker is asked.
+    A waiting job is cancelled at once. A running job is cancelled through its worker.
     """
     if ids:
         if states:

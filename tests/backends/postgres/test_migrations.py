@@ -217,7 +217,7 @@ async def test_a_role_without_privileges_gets_the_command_to_run(
         with pytest.raises(ConfigurationError, match="this role may not"):
             await ensure_format(worker, theirs, FIRST)
         assert await grant_role(connection, settings, FIRST, "worker") == [
-            "role worker: may use what is in schema nimburion"
+            "role worker: may use the tables and functions of schema nimburion"
         ]
         assert (await ensure_format(worker, theirs, FIRST)).format == 1
         await worker.fetch("INSERT INTO nimburion.thing VALUES (1)")

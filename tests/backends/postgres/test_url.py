@@ -99,7 +99,7 @@ def test_it_is_read(url: str, settings: PostgresSettings) -> None:
         ("postgresql://h/d?dbname=x", "dbname: stands before the ? too"),
         ("postgresql://u@h/d?user=x", "user: stands before the ? too"),
         ("postgresql://u:secret@h/d?password=secret", "password: stands before the ? too"),
-        ("postgresql://u:secret@h/d?schema=a&schema=b", "stands there twice"),
+        ("postgresql://u:secret@h/d?schema=a&schema=b", "is repeated"),
     ],
 )
 def test_an_invalid_url_is_explained_without_secrets(url: str, message: str) -> None:

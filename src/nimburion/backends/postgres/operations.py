@@ -33,7 +33,7 @@ def decode_replayed(rows: list[Any]) -> Replayed:
 def encode_retention(keep: Retention) -> list[Any]:
     """Return the arguments of `prune_jobs_1` that precede its limit."""
     spans = (keep.completed, keep.failed, keep.results)
-    return [*(None if one is None else to_micros(one) for one in spans), keep.completed_max]
+    return [*(None if span is None else to_micros(span) for span in spans), keep.completed_max]
 
 
 @reject_unstorable_text

@@ -113,7 +113,7 @@ async def enqueue_in(
     if codes == _NEW_LANE:
         await context.pool.fetch(insert_schema(_LANES, context.settings), *lanes, late)
         codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
-    found = [one and bytes.fromhex(one) for one in msgspec.json.decode(holders or "[]")]
+    found = [holder and bytes.fromhex(holder) for holder in msgspec.json.decode(holders or "[]")]
     return enqueueing.make_results(jobs, codes, found)
 
 
@@ -126,7 +126,7 @@ def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
         begin += len(payload)
     fields[_PAYLOADS_INDEX] = places
     for place in (_PAYLOADS_INDEX - 2, _PAYLOADS_INDEX - 1):
-        fields[place] = [one.hex() for one in fields[place]]
+        fields[place] = [value.hex() for value in fields[place]]
     return encode_json(fields).decode(), b"".join(payloads)
 
 

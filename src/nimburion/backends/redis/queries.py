@@ -118,7 +118,10 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | 
     if states is not None and not states:
         return None
     codes = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
-    rest = (False if one is None else one for one in (which.queue, which.name, which.reason))
+    rest = (
+        False if condition is None else condition
+        for condition in (which.queue, which.name, which.reason)
+    )
     try:
         return _pack((codes, *rest))
     except UnicodeEncodeError:  # no backend holds such a name
@@ -166,7 +169,7 @@ class AttemptSummary(msgspec.Struct):
 
 def decode_ids(packed: Iterable[bytes]) -> list[str]:
     """Decode job ids."""
-    return [decode_id(one) for one in packed]
+    return [decode_id(packed_id) for packed_id in packed]
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -188,9 +191,13 @@ def decode_page(replies: Sequence[list[Any]], limit: int) -> Page:
     """Combine the replies of several `list.lua` runs to one page. If they hold more than `limit`
     jobs, the page has a `next`.
     """
-    details = [(one, decode_lane_names(names)) for _, _, names, found in replies for one in found]
+    details = [
+        (details_of_job, decode_lane_names(names))
+        for _, _, names, found in replies
+        for details_of_job in found
+    ]
     following = format_cursor(details[limit - 1][0][0]) if len(details) > limit > 0 else None
-    return Page([_decode_job(one, names) for one, names in details[:limit]], following)
+    return Page([_decode_job(job, names) for job, names in details[:limit]], following)
 
 
 def _decode_job(details: JobDetails, names: dict[int, tuple[str, str]]) -> JobRecord:
