@@ -38,7 +38,7 @@ BAD_INPUT = [
     (("--backend", "redis://", "status", "x"), "redis://…: a host is missing"),
     (("--backend", "sqllite:///x", "status", "x"), "no backend 'sqllite'; did you mean sqlite?"),
     (("--backend", "x.db", "status", "x"), "load(): jobs.url: expected a URL like"),
-    (("--backend", "memory://", "status", "x"), "memory:// lives inside one process"),
+    (("--backend", "memory://", "status", "x"), "memory:// exists only inside one process"),
     (("--config", "no.yaml", "status", "x"), "no.yaml: cannot be read: No such file"),
     (("config", "check", "--config", "no.yaml"), "no.yaml: cannot be read: No such file"),
     (("worker", "app"), "'app' is not of the form MODULE:NAME, like myapp.jobs:processor"),

@@ -219,7 +219,7 @@ def map_migration_error(error: Exception, settings: PostgresSettings) -> Excepti
         return map_error(error, settings.describe(), sent=True)
     return ConfigurationError(
         f"{settings.describe()}: this role may not create the tables of the backend ({error}). "
-        "Run: nimburion migrate up --grant ROLE, with this role as ROLE, as a role that may"
+        "As a role that may, run: nimburion migrate up --grant ROLE, with this role as ROLE"
     )
 
 

@@ -324,7 +324,7 @@ _map_other_database = make_error_factory(
 )
 _map_conflict = make_error_factory(
     make_not_applied_error,
-    "{where}: other transactions were in the way ({message}); roll this one back, and run all of "
+    "{where}: this transaction conflicts with another one ({message}); roll it back and run all of "
     "it again",
 )
 _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(

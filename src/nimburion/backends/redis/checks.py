@@ -168,5 +168,5 @@ async def _check_cluster(send: SendCommand) -> CheckResult:
     nodes = f"{info.get('cluster_known_nodes', '?')} nodes known"
     if info.get("cluster_state") == "ok":
         return CheckResult("cluster", "good", f"whole, {nodes}")
-    advice = "bring back the nodes that are down (CLUSTER NODES), or give their slots to others"
+    advice = "restart the nodes that are down (CLUSTER NODES), or move their slots to others"
     return CheckResult("cluster", "error", f"down: not every slot is served; {nodes}", advice)

@@ -48,8 +48,8 @@ class Cancelling:
 
     async def test_an_unknown_job_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.cancel("nobody")
-        assert caught.value.job_id == "nobody"
+            await harness.backend.cancel("unknown")
+        assert caught.value.job_id == "unknown"
 
     async def test_a_waiting_job_ends_at_once(self, harness: Harness) -> None:
         await harness.add("a")

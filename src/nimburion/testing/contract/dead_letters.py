@@ -85,7 +85,7 @@ class Replaying:
         assert await harness.backend.get(job_id) == before
 
     async def test_an_unknown_id_is_passed_over(self, harness: Harness) -> None:
-        assert await harness.backend.replay(JobFilter(ids=("nobody",)), 10) == Replayed(
+        assert await harness.backend.replay(JobFilter(ids=("unknown",)), 10) == Replayed(
             [], [], None
         )
 
@@ -101,7 +101,7 @@ class Replaying:
             (JobFilter(queue="red"), {"b"}),
             (JobFilter(name="post"), {"c"}),
             (JobFilter(reason="lost"), {"d"}),
-            (JobFilter(ids=("a", "d", "nobody")), {"a", "d"}),
+            (JobFilter(ids=("a", "d", "unknown")), {"a", "d"}),
             (JobFilter(states=frozenset({State.FAILED, State.PENDING}), queue="red"), {"b"}),
             (JobFilter(name="post", queue="red"), set()),
         ],

@@ -43,7 +43,7 @@ class EnqueueCases:
             options=options,
         )
 
-    async def test_results_stand_in_the_order_of_the_jobs(self, harness: Harness) -> None:
+    async def test_results_come_in_the_order_of_the_jobs(self, harness: Harness) -> None:
         await harness.add("b")
         results = await harness.enqueue(harness.job("c"), harness.job("b"), harness.job("a"))
         assert results == [

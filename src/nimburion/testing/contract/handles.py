@@ -58,7 +58,7 @@ class Handles:
         """A backend with roles refuses a role that does not exist."""
         knows_roles = harness.backend.capabilities.roles
         with pytest.raises(ConfigurationError if knows_roles else NotSupported):
-            await harness.backend.grant("nobody_of_this_name")
+            await harness.backend.grant("unknown_role")
 
     async def test_checks_are_readable_for_an_operator(self, harness: Harness) -> None:
         found = await harness.backend.check()

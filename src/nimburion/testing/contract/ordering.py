@@ -56,7 +56,7 @@ class Ordering:
             await harness.put(harness.job(f"{n}", name=name))
         assert ids(await (await harness.worker(names=NAMES)).take(9)) == ["0", "1", "2", "3", "4"]
 
-    async def test_a_job_that_became_due_stands_by_its_due_time(self, harness: Harness) -> None:
+    async def test_a_job_that_became_due_is_ordered_by_its_due_time(self, harness: Harness) -> None:
         await harness.put(harness.job("planned", after=5.0))
         harness.clock.advance(10.0)
         await harness.add("fresh")
@@ -180,7 +180,7 @@ class Ordering:
         await worker.settle(Released(lease))
         assert ids(await worker.take(9)) == ["a", "b", "c"]
 
-    async def test_a_retried_job_stands_by_its_new_due_time(self, harness: Harness) -> None:
+    async def test_a_retried_job_is_ordered_by_its_new_due_time(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease

@@ -34,8 +34,8 @@ class Reading:
 
     async def test_an_unknown_id_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.get("nobody")
-        assert caught.value.job_id == "nobody"
+            await harness.backend.get("unknown")
+        assert caught.value.job_id == "unknown"
 
     @pytest.mark.parametrize("state", JOB_STATES)
     async def test_every_state_is_read_alike(self, harness: Harness, state: str) -> None:
@@ -150,7 +150,7 @@ class Reading:
             (JobFilter(name="post"), ["c"]),
             (JobFilter(name="post", queue="red"), []),
             (JobFilter(reason="permanent"), ["d"]),
-            (JobFilter(ids=("a", "c", "nobody")), ["c", "a"]),
+            (JobFilter(ids=("a", "c", "unknown")), ["c", "a"]),
             (JobFilter(ids=()), []),
             (JobFilter(states=frozenset({State.PENDING})), ["c", "b"]),
             (JobFilter(states=frozenset({State.FAILED, State.SCHEDULED})), ["e", "d"]),
@@ -283,7 +283,7 @@ class Reading:
         which = JobFilter(ids=("f", "b", "a", "d"))
         assert await list_pages(harness, which, 3) == [["f", "d", "b"], ["a"]]
 
-    async def test_queues_stand_by_name(self, harness: Harness) -> None:
+    async def test_queues_are_sorted_by_name(self, harness: Harness) -> None:
         for queue in ("red", "blue", "Green", "a.b"):
             await harness.add(queue=queue)
         names = [info.name for info in await harness.backend.queues()]

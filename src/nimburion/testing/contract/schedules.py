@@ -117,8 +117,8 @@ class ScheduleStorage:
         assert (await the_schedule(harness)).paused is False
 
     async def test_what_is_not_there_cannot_be_paused_or_deleted(self, harness: Harness) -> None:
-        assert await harness.backend.pause_schedule("nobody", paused=True) is False
-        assert await harness.backend.delete_schedule("nobody") is False
+        assert await harness.backend.pause_schedule("unknown", paused=True) is False
+        assert await harness.backend.delete_schedule("unknown") is False
 
     async def test_deleting(self, harness: Harness) -> None:
         await harness.backend.put_schedule(NIGHTLY)

@@ -105,7 +105,7 @@ class Settling:
         assert record.history == [replace(error, at=harness.clock.now())]
         assert record.error == record.history[0]
 
-    async def test_the_history_stands_oldest_first(self, harness: Harness) -> None:
+    async def test_the_history_is_oldest_first(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         for n in range(1, 6):
@@ -194,7 +194,7 @@ class Settling:
         assert (record.payload, record.finished_at) == (None, harness.clock.now())
         assert (record.failures, record.history) == (0, [])
 
-    async def test_results_stand_in_the_order_of_the_settlements(self, harness: Harness) -> None:
+    async def test_results_come_in_the_order_of_the_settlements(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         a, b, c = [delivery.lease for delivery in await worker.take(3)]

@@ -185,7 +185,7 @@ class TransactionalEnqueues:
 
     async def test_waiters_are_woken_after_the_commit(self, harness: Harness) -> None:
         if not harness.backend.capabilities.notifies:
-            pytest.skip("this backend wakes nobody, and says so")
+            pytest.skip("this backend does not notify")
         _, worker, delivery = await processing(harness, "carrier", queue="carriers")
         waiting = asyncio.create_task(harness.backend.wait(["default"], FAR))
         transaction = await opened(harness)

@@ -202,7 +202,7 @@ class PostgresConnection:
                 await started
             accepted = await self._run_each(connection, statement, first, parts)
         except (TimeoutError, asyncio.CancelledError):
-            raise  # the connection is given up
+            raise  # the connection is closed
         except BaseException:
             with suppress(*DRIVER_ERRORS):
                 await transaction.rollback()

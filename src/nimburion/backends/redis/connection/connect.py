@@ -106,7 +106,7 @@ async def disconnect(connection: AbstractConnection) -> None:
     """Close a connection, and discard unsent data. A TLS connection waits briefly for the closing
     handshake.
     """
-    writer = connection._writer  # noqa: SLF001 - the driver shows it to nobody
+    writer = connection._writer  # noqa: SLF001 - the driver has no public name for it
     await connection.disconnect(nowait=True)
     if writer is None:
         return
