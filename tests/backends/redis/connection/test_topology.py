@@ -353,7 +353,7 @@ async def test_tls_with_a_plaintext_server(plain: Server) -> None:
 async def test_files_that_cannot_be_read(plain: Server, option: str, tmp_path: Path) -> None:
     no_pem = tmp_path / "no.pem"
     no_pem.write_text("hunter2")
-    for file, why in ((tmp_path / "gone", "No such file"), (no_pem, "not the PEM")):
+    for file, why in ((tmp_path / "gone", "No such file"), (no_pem, "not a valid PEM file")):
         with pytest.raises(ConfigurationError) as caught:
             await ServerLocator(parse_url(f"rediss://{plain.address}?{option}={file}")).connect()
         assert str(caught.value).startswith(f"{option}: {file} cannot be used: {why}")

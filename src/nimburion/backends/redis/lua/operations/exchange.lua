@@ -53,7 +53,7 @@ local function repeat_leases()
       push(found, { field = field, lease = lease })
     end
   end
-  table.sort(found, function(one, other) return one.lease.index < other.lease.index end)
+  table.sort(found, function(delivered, other) return delivered.lease.index < other.lease.index end)
   local fields, parts = {}, {}
   for i, delivered in ipairs(found) do
     local lease = delivered.lease

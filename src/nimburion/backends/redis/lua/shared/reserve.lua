@@ -105,17 +105,17 @@ local function rank_head(lane, ageing)
   return true
 end
 
-local function is_before(one, other)
-  if one.level ~= other.level then
-    return one.level > other.level
+local function is_before(lane, other)
+  if lane.level ~= other.level then
+    return lane.level > other.level
   end
-  if one.rank ~= other.rank then
-    return one.rank < other.rank
+  if lane.rank ~= other.rank then
+    return lane.rank < other.rank
   end
-  if one.due ~= other.due then
-    return one.due < other.due
+  if lane.due ~= other.due then
+    return lane.due < other.due
   end
-  return one.seq < other.seq
+  return lane.seq < other.seq
 end
 
 local function sift_down(heap, at, count)
