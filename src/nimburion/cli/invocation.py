@@ -25,13 +25,13 @@ class Invocation:
         self.backend: str | None = None
         self.as_json = False
 
-    def load(self) -> Config:
-        """Load the configuration; `--backend` overrides its URL."""
+    def load(self, **arguments: object) -> Config:
+        """Load the configuration; `--backend` overrides its URL, and `arguments` other settings."""
         from nimburion import config
 
-        if self.backend is None:
-            return config.load(self.config)
-        return config.load(self.config, jobs={"url": self.backend})
+        if self.backend is not None:
+            arguments["jobs"] = {"url": self.backend}
+        return config.load(self.config, **arguments)
 
     def run(
         self,

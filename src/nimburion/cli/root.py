@@ -12,6 +12,7 @@ from nimburion.cli.invocation import add_shared_options
 COMMANDS = MappingProxyType(
     {
         "worker": ("worker:worker", "Run jobs: nimburion worker MODULE:NAME."),
+        "server": ("server:server", "Run the management server: health and the JSON API."),
         "enqueue": ("enqueue:enqueue", "Store a job by the name of its handler."),
         "status": ("status:status", "Show the state of a job."),
         "jobs": ("jobs:jobs", "List, show, cancel and retry jobs."),
