@@ -489,10 +489,9 @@ class SQLiteBackend:
     ) -> list[Statistics]:
         """See `Backend.statistics`."""
         check_interval(since, until, step)
-        rows = await self._read(
-            lambda db: statistics.list_statistics(db, (since, until, step), queue, name)
+        return await self._read(
+            lambda db: statistics.read_statistics(db, (since, until, step), queue, name)
         )
-        return statistics.add_rows(step, rows)
 
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
         """See `Backend.list_audit`."""

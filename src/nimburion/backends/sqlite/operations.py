@@ -10,6 +10,7 @@ from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
 from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder
 from nimburion.backends.sqlite.queries import find_matching
+from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditRecord
 from nimburion.core.errors import JobNotFound
@@ -17,7 +18,6 @@ from nimburion.core.job import FINISHED, JobOptions, NewJob, State
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.queries import JobFilter, Pause
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.statistics import STEPS
 
 ENDED_SESSION_RETENTION = 86_400 * MICRO
 """Microseconds for which the id of an ended session is kept."""
@@ -123,8 +123,7 @@ def delete_jobs(db: Database, listed: str) -> None:
 def prune(db: Database, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
     db.run("delete_ended_sessions", db.now - ENDED_SESSION_RETENTION)
-    for step, kept in STEPS.items():
-        db.run("delete_old_statistics", step, db.now / MICRO - kept)
+    prune_statistics(db)
     left = limit
     for state, seconds in (
         (COMPLETED, keep.completed),

@@ -1,8 +1,4 @@
-"""Statistics: the counters of each process by interval, queue and name.
-
-The counters are encoded, decoded and added up on the caller's thread, so that the threads of the
-file only run statements.
-"""
+"""Statistics: the counters of each process by interval, queue and name."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import Database
-from nimburion.core.statistics import Counters, Statistics, add_statistics
+from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.core.statistics import STEPS, Counters, Statistics, add_statistics
 
-StatisticsRow = tuple[int, str, str, str]
-"""Start, queue, name and counters (JSON) of one process."""
+_MAX_DELETED = 10_000
+"""The maximum number of rows of one step that one call deletes."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_counters = msgspec.json.Decoder(Counters).decode
@@ -33,19 +29,24 @@ def put_statistics(db: Database, values: list[tuple[object, ...]]) -> None:
     db.connection.executemany(db.statements["put_statistics"], values)
 
 
-def list_statistics(
+def read_statistics(
     db: Database, interval: tuple[float, float, int], queue: str | None, name: str | None
-) -> list[StatisticsRow]:
-    """Read the rows of all processes. `interval` is `since`, `until` and `step`."""
+) -> list[Statistics]:
+    """See `Backend.statistics`. `interval` is its `since`, `until` and `step`."""
     since, until, step = interval
-    return db.run("list_statistics", step, since, until, queue, name).fetchall()
-
-
-def add_rows(step: int, rows: list[StatisticsRow]) -> list[Statistics]:
-    """Add up the rows of all processes; see `Backend.statistics`."""
+    rows = db.run("list_statistics", step, since, until, queue, name).fetchall()
     return add_statistics(
         Statistics(
             step=step, start=start, queue=queue, name=name, counters=_decode_counters(counters)
         )
         for start, queue, name, counters in rows
     )
+
+
+def prune_statistics(db: Database) -> None:
+    """Delete the rows that are older than `STEPS` allows, and at most `_MAX_DELETED` of each step.
+
+    The rest is left to later calls, so that no call holds the write lock for long.
+    """
+    for step, kept in STEPS.items():
+        db.run("delete_old_statistics", step, db.now / MICRO - kept, _MAX_DELETED)

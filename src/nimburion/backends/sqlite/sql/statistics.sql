@@ -17,6 +17,9 @@ SELECT start, queue, name, counters FROM job_statistics
 WHERE step = ?1 AND start >= ?2 AND start < ?3 AND (?4 IS NULL OR queue = ?4) AND (?5 IS NULL OR name = ?5);
 
 -- name: delete_old_statistics
--- Delete the counters of the intervals of one length that started before a time.
--- Inputs: ?1 step, ?2 time in seconds
-DELETE FROM job_statistics WHERE step = ?1 AND start < ?2;
+-- Delete the counters of the intervals of one length that started before a time, oldest first.
+-- Inputs: ?1 step, ?2 time in seconds, ?3 the maximum number of rows
+DELETE FROM job_statistics WHERE (step, start, queue, name, source) IN (
+    SELECT step, start, queue, name, source FROM job_statistics
+    WHERE step = ?1 AND start < ?2 ORDER BY start, queue, name, source LIMIT ?3
+);

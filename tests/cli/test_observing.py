@@ -1,0 +1,238 @@
+"""Commands that show what happens: why, workers, top, stats, limits, audit, groups, searches."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from nimburion.cli.output import format_table
+from nimburion.core.backend import Backend
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import AttemptError, JobOptions, NewJob
+from nimburion.core.session import Session, Vitals, WorkerCommand
+from nimburion.core.settlement import Failed
+from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from tests.cli.conftest import CommandLine
+
+WORKER = "feed" * 8
+"""The id of a session."""
+OOPS = AttemptError(1, "failure", "ValueError", "no route", fingerprint="00000000000000aa")
+
+
+async def open_worker(backend: Backend, **fields: object) -> None:
+    """Open a session that serves `mail` and knows `send`."""
+    await backend.open_session(
+        Session(id=WORKER, host="web-1", pid=77, queues=("mail",), names=("send",), **fields)  # type: ignore[arg-type]
+    )
+    await backend.heartbeat(WORKER, Vitals(slots=10, busy=3, loop_lag=0.002, rss=50 * 2**20))
+
+
+async def reserve(backend: Backend, count: int) -> list[object]:
+    request = ReserveRequest(count, (Lane("mail", "send"),), nonce=bytes(range(16)))
+    return list((await backend.exchange(WORKER, 1, [], request)).deliveries)
+
+
+def test_why_names_the_cause(nimburion: CommandLine) -> None:
+    nimburion.enqueue("job-0001", queue="mail")
+    call = nimburion("why", "job-0001")
+    assert call.code == 0
+    assert call.out.splitlines()[-1] == (
+        "why    Of queue 'mail' and name 'send': no worker is live."
+    )
+    data = nimburion("why", "0001", "--json").data
+    assert (data["id"], data["state"]) == ("job-0001", "pending")
+    assert [cause["kind"] for cause in data["causes"]] == ["no_worker"]
+
+
+def test_why_of_no_job(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a")
+    assert nimburion("why", "nothing").code == 4
+
+
+def test_an_id_may_be_shortened_where_it_is_unique(nimburion: CommandLine) -> None:
+    nimburion.enqueue("first-aaaa", "first-bbbb")
+    assert nimburion("status", "aaaa", "--json").data["id"] == "first-aaaa"
+    assert nimburion("jobs", "show", "first-b", "--json").data["id"] == "first-bbbb"
+    several = nimburion("status", "first")
+    assert several.code == 2
+    assert "matches 2 jobs: first-bbbb, first-aaaa" in several.err
+    assert nimburion("status", "fir").code == 4
+
+
+def test_a_pause_is_shown_with_its_reason_and_recorded(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", queue="mail")
+    paused = nimburion("queues", "pause", "mail", "--reason", "disk full", "--for", "30m")
+    assert paused.code == 0
+    assert paused.out.startswith("mail is paused until 2")
+    (queue,) = nimburion("queues", "list", "--json").data
+    assert queue["pause"]["reason"] == "disk full"
+    assert "@" in queue["pause"]["by"]
+    assert 1799 < queue["pause"]["until"] - queue["pause"]["since"] <= 1800
+    assert "disk full" in nimburion("queues", "list").out
+    assert "paused by" in nimburion("why", "a").out
+    nimburion("queues", "resume", "mail")
+    resume, pause = nimburion("audit", "--json").data["records"]
+    assert (resume["action"], resume["target"], resume["outcome"]) == (
+        *("queue.resume", "mail"),
+        "done",
+    )
+    assert (pause["action"], pause["origin"]) == ("queue.pause", "cli")
+    assert pause["details"]["reason"] == "disk full"
+    table = nimburion("audit", "--limit", "1").out
+    assert "queue.resume" in table
+    assert "more: add --after " in table
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-5", ""])
+def test_a_pause_for_no_duration_is_refused(nimburion: CommandLine, wrong: str) -> None:
+    nimburion.enqueue("a")
+    call = nimburion("queues", "pause", "default", "--for", wrong)
+    assert (call.code, call.out) == (2, "")
+
+
+def test_changes_of_jobs_are_recorded_with_their_number(nimburion: CommandLine) -> None:
+    nimburion.fail("f1", "f2")
+    nimburion.enqueue("a", "b")
+    nimburion("dead", "replay", "--all", "--yes")
+    nimburion("jobs", "cancel", "--all", "--yes")
+    nimburion("jobs", "cancel", "x")
+    records = nimburion("audit", "--json").data["records"]
+    assert [(r["action"], r["changed"]) for r in records] == [
+        ("jobs.cancel", 0),
+        ("jobs.cancel", 4),
+        ("dead.replay", 2),
+    ]
+
+
+def test_workers_are_listed_and_get_commands(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a")
+    nimburion.call_backend(open_worker)
+    (worker,) = nimburion("workers", "list", "--json").data
+    assert (worker["id"], worker["vitals"]["busy"]) == (WORKER, 3)
+    line = nimburion("workers", "list").out.splitlines()[1]
+    assert line.split()[:5] == [WORKER, "web-1", "77", "live", "3/10"]
+    assert "50 MiB" in line
+    assert nimburion("workers", "quiet", "feedfeed").code == 0
+    reply = nimburion.call_backend(lambda backend: backend.heartbeat(WORKER))
+    assert reply.command is WorkerCommand.QUIET
+    assert " quiet " in nimburion("workers", "list").out
+    assert nimburion("workers", "resume", WORKER).code == 0
+    assert nimburion("workers", "stop", WORKER, "--json").data == {
+        "session": WORKER,
+        "command": "stop",
+    }
+    actions = [record["action"] for record in nimburion("audit", "--json").data["records"]]
+    assert actions == ["worker.stop", "worker.resume", "worker.quiet"]
+    missing = nimburion("workers", "stop", "beef")
+    assert missing.code == 4
+    assert "nimburion workers list" in missing.err
+
+
+def test_limits_show_who_holds_them(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", "b", queue="mail")
+
+    async def run(backend: Backend) -> None:
+        await open_worker(backend, limits={"send": 1})
+        await reserve(backend, 2)
+
+    nimburion.call_backend(run)
+    assert nimburion("limits").out.splitlines()[1].split() == ["send", "1", "1", "a"]
+    assert "limit of 'send' is reached: 1 of 1 in use, by a" in nimburion("why", "b").out
+
+
+def test_stats_add_up_counters(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a")
+
+    async def store(backend: Backend) -> None:
+        now = int(await backend.now())
+        counters = Counters(enqueued=4, started=3, completed=2, retried=1)
+        for seconds in (0.02, 0.02, 0.02):
+            counters.wait.observe(seconds, WAIT_BOUNDS)
+            counters.run.observe(5.0, RUN_BOUNDS)
+        rows = [
+            Statistics(
+                step=60, start=start // 60 * 60, queue="mail", name="send", counters=counters
+            )
+            for start in (now - 120, now)
+        ]
+        await backend.put_statistics("test", rows)
+
+    nimburion.call_backend(store)
+    line = nimburion("stats").out.splitlines()[1].split()
+    assert line[:6] == ["mail", "send", "8", "4", "2", "0"]
+    data = nimburion("stats", "--last", "2h", "--queue", "mail", "--json").data
+    assert (data["step"], len(data["intervals"])) == (60, 2)
+    assert nimburion("stats", "--last", "5d", "--json").data["step"] == 3600
+    assert nimburion("stats", "--last", "60d").code == 2
+    assert nimburion("stats", "--name", "other").out == (
+        "no job was enqueued or run in the last 1h\n"
+    )
+
+
+def test_top_is_printed_once_without_a_terminal(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", "b", queue="mail")
+    nimburion.enqueue("c", name="unknown", queue="mail")
+    nimburion.call_backend(open_worker)
+    view = nimburion("top").out
+    assert "1 workers, 3 due, 0 processing, 0.0 completed/s" in view
+    assert "! 1 job 'unknown' waits in queue 'mail'" in view
+    assert "web-1" in view
+    data = nimburion("top", "--json").data
+    assert [queue["size"] for queue in data["queues"]] == [3]
+
+
+def test_dead_letters_are_grouped_by_error(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", "b", "c", queue="mail")
+
+    async def fail(backend: Backend) -> None:
+        await open_worker(backend)
+        request = ReserveRequest(3, (Lane("mail", "send"),), nonce=bytes(16))
+        deliveries = (await backend.exchange(WORKER, 1, [], request)).deliveries
+        errors = [OOPS, replace(OOPS, message="other", fingerprint="00000000000000bb"), OOPS]
+        failed = [Failed(d.lease, "permanent", e) for d, e in zip(deliveries, errors, strict=True)]
+        await backend.exchange(WORKER, 2, failed, ReserveRequest(0))
+
+    nimburion.call_backend(fail)
+    first, second = nimburion("dead", "groups", "--json").data["groups"]
+    assert (first["fingerprint"], first["count"]) == ("00000000000000aa", 2)
+    assert second["message"] == "other"
+    assert "ValueError: no route" in nimburion("dead", "groups").out.splitlines()[1]
+    found = nimburion("jobs", "list", "--fingerprint", "00000000000000aa", "--json").data
+    assert [job["id"] for job in found["jobs"]] == ["c", "a"]
+    shown = nimburion("jobs", "show", "a").out
+    assert "attempts:" in shown
+
+
+def test_jobs_are_searched_by_tenant_time_and_failures(nimburion: CommandLine) -> None:
+    async def store(backend: Backend) -> None:
+        jobs = [
+            NewJob("a", "send", "mail", b"{}", options=JobOptions(tenant="x", correlation_id="1")),
+            NewJob("b", "send", "mail", b"{}", options=JobOptions(tenant="y")),
+        ]
+        await backend.enqueue(jobs)
+
+    nimburion.enqueue("other")
+    nimburion.call_backend(store)
+
+    def ids(*options: str) -> list[str]:
+        found = nimburion("jobs", "list", "--json", *options).data
+        return [job["id"] for job in found["jobs"]]
+
+    assert ids("--tenant", "x") == ["a"]
+    assert ids("--correlation-id", "1") == ["a"]
+    assert ids("--since", "1h") == ["b", "a", "other"]
+    assert ids("--until", "1h") == []
+    assert ids("--since", "2020-01-01T00:00Z", "--min-failures", "1") == []
+    assert ids("--finished-since", "1h") == []
+    assert nimburion("jobs", "list", "--since", "yesterday").code == 2
+
+
+def test_a_table_fits_the_terminal() -> None:
+    rows = [("0192f0c1-1111-7abc-8def-001122334455", "send_email", 12, "x" * 50)]
+    headers = ("id", "name", "due", "error")
+    table = format_table(headers, rows, "none", width=60)
+    assert all(len(line) <= 60 for line in table.splitlines())
+    line = table.splitlines()[1]
+    assert line.split()[0].endswith("4455")
+    assert "…" in line
+    assert format_table(headers, rows, "none", width=200).splitlines()[1].endswith("x" * 50)
