@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nimburion import config
+    from nimburion import config, server
     from nimburion.backends import open_backend
     from nimburion.jobs import Context, Health, Job, Priority, Processor, State, Status, job
     from nimburion.jobs.errors import (
@@ -75,6 +75,7 @@ __all__ = [
     "Health",
     "Scheduler",
     "config",
+    "server",
     "open_backend",
     "NimburionError",
     "ConfigurationError",
@@ -113,6 +114,7 @@ __all__ = [
 _HOMES = MappingProxyType(
     {
         "config": "nimburion.config",
+        "server": "nimburion.server",
         "open_backend": "nimburion.backends",
         "Scheduler": "nimburion.scheduler",
         **dict.fromkeys(

@@ -89,12 +89,12 @@ def test_memory_urls() -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("jobs.db", "is no URL of a backend; write one like sqlite:///jobs.db"),
-        ("://x", "is no URL of a backend"),
-        ("sqlite:jobs.db", "is no URL of a backend"),
-        ("sqlite://jobs.db", "names no SQLite file"),
-        ("sqlite:///", "names no SQLite file"),
-        ("sqlite:///a.db?mode=ro", "names no SQLite file"),
+        ("jobs.db", "is not the URL of a backend; write one like sqlite:///jobs.db"),
+        ("://x", "is not the URL of a backend"),
+        ("sqlite:jobs.db", "is not the URL of a backend"),
+        ("sqlite://jobs.db", "does not name a SQLite file"),
+        ("sqlite:///", "does not name a SQLite file"),
+        ("sqlite:///a.db?mode=ro", "does not name a SQLite file"),
         ("sqlit:///jobs.db", "did you mean sqlite?"),
         ("memroy://", "did you mean memory?"),
         ("postgre://h/d", "did you mean postgres"),

@@ -35,7 +35,7 @@ def test_cancel_all_that_match_needs_yes(nimburion: CommandLine) -> None:
     counted = nimburion("jobs", "cancel", "--queue", "mail")
     assert (counted.code, counted.out) == (2, "")
     assert counted.err == (
-        "nimburion: 2 jobs would be cancelled; nothing was done. Add --yes to do it\n"
+        "nimburion: 2 jobs would be cancelled; nothing was done. Add --yes to confirm\n"
     )
     assert set(states(nimburion).values()) == {"pending"}
     assert nimburion("jobs", "cancel", "--queue", "mail", "--yes").code == 0

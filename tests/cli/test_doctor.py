@@ -69,9 +69,9 @@ def test_it_prints_a_line_for_each_check_and_what_to_do_below(nimburion: Command
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith("warning  durability"))
-    column = lines[at].index("nothing is kept")
+    column = lines[at].index("not durable")
     assert lines[at + 1] == " " * (column + 2) + (
-        "for anything but tests use a backend that lasts, like sqlite:///jobs.db"
+        "outside of tests, use a durable backend, like sqlite:///jobs.db"
     )
     assert lines[-1] == "0 errors, 1 warning"
     assert "\x1b" not in ended.out

@@ -14,7 +14,7 @@ def test_a_file_that_is_not_there_is_made_by_up_alone(nimburion: CommandLine) ->
         assert "nimburion.db does not exist; " in missing.err
     assert not (nimburion.folder / "nimburion.db").exists()
     assert nimburion("migrate", "up").out == "done format 1: tables\n"
-    assert nimburion("migrate", "up").out == "nothing was to do: it was up to date\n"
+    assert nimburion("migrate", "up").out == "nothing to do: it was up to date\n"
 
 
 def test_what_is_up_to_date_is_reported_as_such(nimburion: CommandLine) -> None:
@@ -50,4 +50,4 @@ def test_a_newer_file_is_refused(nimburion: CommandLine) -> None:
 def test_a_file_knows_no_roles(nimburion: CommandLine) -> None:
     refused = nimburion("migrate", "up", "--grant", "worker")
     assert (refused.code, refused.out) == (2, "")
-    assert "knows no roles; leave --grant out" in refused.err
+    assert "has no roles; leave out --grant" in refused.err

@@ -150,7 +150,7 @@ def test_a_backend_that_the_application_would_not_use_is_refused(tmp_path: Path)
     result = run(tmp_path, "worker", "app:processor", "--backend", "sqlite:///other.db")
     assert result.returncode == 2
     assert result.stderr == (
-        f"nimburion: the processor brings its own backend (SQLite {tmp_path}/own.db): "
+        f"nimburion: the processor opens its own backend (SQLite {tmp_path}/own.db); "
         "leave out --backend\n"
     )
 

@@ -157,5 +157,5 @@ def test_config_check_names_file_and_backend(nimburion: CommandLine) -> None:
         "source": f"{nimburion.folder}/c.yaml",
         "backend": f"SQLite {nimburion.folder}/x.db",
     }
-    assert "the configuration is right" in nimburion("--config", "c.yaml", "config", "check").out
+    assert "the configuration is valid" in nimburion("--config", "c.yaml", "config", "check").out
     assert not (nimburion.folder / "x.db").exists()

@@ -26,7 +26,7 @@ from nimburion.core.statistics import Statistics
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
 from nimburion.testing.contract.dead_letters import ODD
-from nimburion.testing.contract.situations import SITUATIONS
+from nimburion.testing.contract.token_cases import TOKEN_CASES
 
 
 class OpenMemoryBackend(MemoryBackend):
@@ -531,8 +531,8 @@ class Breakage(NamedTuple):
 
 
 def _token_case(backend: type[MemoryBackend], row: str, kind: str = "Completed") -> Breakage:
-    (situation,) = [one for one in SITUATIONS if one.name == row]
-    return Breakage(backend, "a_settlement_writes_only_under_its_whole_token", (situation, kind))
+    (case,) = [found for found in TOKEN_CASES if found.name == row]
+    return Breakage(backend, "a_settlement_writes_only_under_its_whole_token", (case, kind))
 
 
 BREAKAGES = [
@@ -550,7 +550,7 @@ BREAKAGES = [
     Breakage(LimitOffByOne, "a_limit_holds_for_a_fleet_that_loses_workers", (), 8),
     Breakage(LimitNotFreedByRescue, "rescue_gives_places_back"),
     Breakage(LimitCountsFromZero, "a_new_limit_counts_what_is_processing"),
-    Breakage(KeyFreedByReserving, "a_job_that_goes_on_keeps_its_key", ("retried",)),
+    Breakage(KeyFreedByReserving, "an_unfinished_job_keeps_its_key", ("retried",)),
     Breakage(KeyIgnored, "a_held_key_is_taken"),
     Breakage(KeyIgnored, "one_unique_key_is_taken_once", (), 8),
     Breakage(PriorityIgnored, "job_priority_orders_a_lane"),
@@ -582,13 +582,13 @@ BREAKAGES = [
     Breakage(ForgetsWhoEndedAJob, "a_completed_attempt_names_its_session_and_host"),
     Breakage(CommandIsSentOnce, "a_command_comes_with_every_heartbeat"),
     Breakage(HeartbeatForgetsVitals, "vitals_are_listed_with_the_session"),
-    Breakage(PausesNothing, "a_paused_queue_hands_out_nothing"),
+    Breakage(PausesNothing, "a_paused_queue_returns_no_jobs"),
     Breakage(FiresWithoutComparing, "the_same_tick_fires_once"),
     Breakage(FiresWithoutComparing, "one_tick_fires_once", (), 8),
     Breakage(PutForgetsTheTick, "putting_again_replaces_the_spec_and_keeps_what_happened"),
     Breakage(PagesOverlap, "pages_have_no_gaps_and_no_doubles", (3,)),
     Breakage(ForgetsThePayload, "failed_is_a_dead_letter_with_all_that_belongs_to_it"),
-    Breakage(NeverWakes, "everybody_who_waits_is_woken", (), 8),
+    Breakage(NeverWakes, "every_waiter_is_woken", (), 8),
     Breakage(NewHandleIsEmpty, "a_new_handle_opens_the_same_data"),
 ]
 

@@ -17,6 +17,7 @@ PUBLIC = (
     "nimburion.backends.postgres",
     "nimburion.scheduler",
     "nimburion.config",
+    "nimburion.server",
     "nimburion.testing",
 )
 

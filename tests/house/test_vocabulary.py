@@ -25,6 +25,19 @@ UNCHECKED = (
 NAMED = python_files("src", "tests", "benchmarks")
 
 
+PHRASES_ROOTS = (
+    "src/nimburion/backends/",
+    "src/nimburion/cli/",
+    "src/nimburion/config/",
+    "src/nimburion/testing/",
+    "docs/",
+    "README.md",
+)
+"""Where no retired phrase may occur."""
+PROSE_SUFFIXES = {".py", ".sql", ".lua", ".md"}
+EMPTY_NAMES = {"util", "utils", "helper", "helpers", "manager", "managers", "common", "misc"}
+
+
 class RetiredWord(NamedTuple):
     """A word that we do not use, what to use instead, and the names that may hold it."""
 
@@ -41,6 +54,8 @@ def read_retired_words() -> dict[str, RetiredWord]:
     retired: dict[str, RetiredWord] = {}
     in_prose = False
     for line in WORDS.read_text(encoding="utf-8").splitlines():
+        if line == "[phrases]":
+            break
         if line.startswith("["):
             in_prose = line == "[everywhere]"
         elif line and not line.startswith("#"):
@@ -48,6 +63,21 @@ def read_retired_words() -> dict[str, RetiredWord]:
             assert one.word not in retired
             retired[one.word] = one
     return retired
+
+
+@cache
+def read_retired_phrases() -> dict[str, str]:
+    """Return the retired phrases with what to write instead."""
+    _, _, section = WORDS.read_text(encoding="utf-8").partition("[phrases]\n")
+    lines = [line for line in section.splitlines() if line and not line.startswith("#")]
+    return dict(line.split(" | ") for line in lines)
+
+
+def find_retired_phrases(text: str) -> list[str]:
+    """Return the retired phrases of a text, also those with a line break inside."""
+    joined = " ".join(re.sub(r"^\s*(#|--)", " ", text, flags=re.MULTILINE).lower().split())
+    joined = joined.replace('" "', "")
+    return [phrase for phrase in read_retired_phrases() if re.search(rf"\b{phrase}\b", joined)]
 
 
 def parse_line(line: str, *, in_prose: bool) -> RetiredWord:
@@ -110,6 +140,47 @@ def test_no_text_holds_a_retired_word() -> None:
         and (words := find_retired_prose(path.read_text(encoding="utf-8", errors="replace")))
     }
     assert found == {}, f"see {relative(WORDS)} for the words to use"
+
+
+def test_no_text_holds_a_retired_phrase() -> None:
+    found = {
+        relative(path): phrases
+        for path in committed_files()
+        if relative(path).startswith(PHRASES_ROOTS)
+        and path.suffix in PROSE_SUFFIXES
+        and not relative(path).startswith("docs/decisions/")
+        and (phrases := find_retired_phrases(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}, f"see {relative(WORDS)} for what to write"
+
+
+def test_a_retired_phrase_is_found_over_a_line_break() -> None:
+    assert find_retired_phrases("# The worker goes\n#   on, and nobody knows.") == [
+        "goes on",
+        "nobody",
+    ]
+    assert find_retired_phrases('"no answer, and it goes "\n    "on"') == ["goes on"]
+    assert find_retired_phrases("It goes ontop of a nobody_role.") == []
+
+
+def list_module_names() -> Iterator[tuple[str, str]]:
+    """Yield the path and the name of each package and module."""
+    for path in NAMED:
+        yield relative(path), path.parent.name if path.name == "__init__.py" else path.stem
+
+
+def test_no_package_or_module_has_a_retired_or_empty_name() -> None:
+    found = [
+        path
+        for path, name in list_module_names()
+        if is_retired(name) or EMPTY_NAMES.intersection(split_name(name))
+    ]
+    assert found == [], "name it after what it holds"
+
+
+@pytest.mark.parametrize("name", ["bell", "job_gates", "utils", "queue_manager", "common"])
+def test_a_retired_or_empty_module_name_is_found(name: str) -> None:
+    assert is_retired(name) or EMPTY_NAMES.intersection(split_name(name))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -42,8 +42,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: fence does not rise",
         "backends/postgres/*.sql",
-        "$lane.$home, 1, coalesce(($t.$p).$fence, 0) + 1,",
-        "$lane.$home, 1, coalesce(($t.$p).$fence, 0),",
+        "p_main_lane, 1, coalesce(($taken.$attempts).$fence, 0) + 1,",
+        "p_main_lane, 1, coalesce(($taken.$attempts).$fence, 0),",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
     Mutant(
@@ -167,14 +167,14 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: paused queue served",
         "backends/postgres/*.sql",
-        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now))",
+        "WHERE NOT EXISTS (\n                SELECT FROM {schema}.$paused $p\n                WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now)\n            )",
         "WHERE true",
-        (f"{POSTGRES}test_a_paused_queue_hands_out_nothing",),
+        (f"{POSTGRES}test_a_paused_queue_returns_no_jobs",),
     ),
     Mutant(
         "PostgreSQL: a pause does not end",
         "backends/postgres/*.sql",
-        "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now))",
+        "WHERE NOT EXISTS (\n                SELECT FROM {schema}.$paused $p\n                WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now)\n            )",
         "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue)",
         (f"{POSTGRES}test_a_pause_ends_by_itself",),
     ),

@@ -57,8 +57,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a repeat reserves anew",
         "backends/redis/*.lua",
-        "  $details, $bodies = $repeat_leases()\n  $lanes = $find_open_lanes($request)\n  $request.total = 0\n",
-        "  $lanes = $find_open_lanes($request)\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n  $request.total = 0\n",
+        "  $details, $bodies, $nonce = $repeat_leases()\n  $lanes = $find_open_lanes($request)\n",
+        "  $lanes = $find_open_lanes($request)\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n",
         (f"{REDIS}test_a_repeat_brings_the_same_deliveries",),
     ),
     Mutant(
@@ -181,7 +181,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "not seen[$number] and not $pauses[$queue] then",
         "not seen[$number] then",
-        (f"{REDIS}test_a_paused_queue_hands_out_nothing",),
+        (f"{REDIS}test_a_paused_queue_returns_no_jobs",),
     ),
     Mutant(
         "Redis: a pause outlasts its end",
@@ -231,7 +231,7 @@ REDIS_MUTANTS = (
         "backends/redis/*.lua",
         "      requeue($field, $lease, $lane, $delay8 and",
         "      if has_flag(body, FLAG_UNIQUE_KEY) then release_key(body, $lane.name) end\n      requeue($field, $lease, $lane, $delay8 and",
-        (f"{REDIS}test_a_job_that_goes_on_keeps_its_key",),
+        (f"{REDIS}test_an_unfinished_job_keeps_its_key",),
     ),
     Mutant(
         "Redis: unique key not freed",

@@ -101,7 +101,7 @@ def _check_options(scheme: str, factory: Factory, options: dict[str, object]) ->
     from inspect import signature  # only with options; most calls have none
 
     parameters = signature(kind).parameters.values()
-    known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     unknown = describe_unknown("option", options, known)
     if unknown is not None:
         raise ConfigurationError(f"backend {scheme!r}: {unknown}")
@@ -116,7 +116,7 @@ def parse_scheme(url: str) -> str:
     scheme, found, _ = url.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
         raise ConfigurationError(
-            f"{redact_url(url)!r} is no URL of a backend; write one like sqlite:///jobs.db or "
+            f"{redact_url(url)!r} is not the URL of a backend; write one like sqlite:///jobs.db or "
             "memory://"
         )
     return scheme.lower()

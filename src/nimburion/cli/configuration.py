@@ -47,7 +47,7 @@ def check_tasks(config: Config, processor: Processor) -> None:
 
 def draw_check(config: Config, backend: str) -> None:
     """Print the configuration file and the backend."""
-    click.echo("the configuration is right")
+    click.echo("the configuration is valid")
     print_fields({"file": config.source or "none: defaults and environment", "backend": backend})
 
 
@@ -79,7 +79,7 @@ def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> Non
     for section, data in sections.items():
         for key, value in data.items():
             inner = value if isinstance(value, dict) else {"": value}
-            for name, one in inner.items():
-                shown = "none" if one is None else one
+            for name, item in inner.items():
+                shown = "none" if item is None else item
                 flat[f"{section}.{key}.{name}".rstrip(".")] = shown
     print_fields(flat)

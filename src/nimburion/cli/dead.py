@@ -52,7 +52,7 @@ def add_dead_filters(command: F) -> F:
 @dead.command("list")
 @add_dead_filters
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@click.option("--after", metavar="CURSOR", help="Go on where the page before ended.")
+@click.option("--after", metavar="CURSOR", help="Continue after this cursor of the previous page.")
 @add_shared_options
 def list_dead(
     queue: str | None, name: str | None, reason: str | None, limit: int, after: str | None
@@ -129,7 +129,7 @@ async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @add_dead_filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
-@click.option("--yes", is_flag=True, help="Do it; without, several are only counted.")
+@click.option("--yes", is_flag=True, help="Replay the jobs; without it, they are only counted.")
 @add_shared_options
 @click.pass_context
 def replay(
@@ -217,7 +217,7 @@ def purge(
     everything: bool,
     yes: bool,
 ) -> None:
-    """Forget dead letters for good. Needs --yes; without, it only counts them."""
+    """Delete dead letters permanently. Without --yes, it only counts them."""
     narrowed = {"queue": queue, "name": name, "reason": reason}
     which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
     purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))

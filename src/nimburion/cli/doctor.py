@@ -77,7 +77,7 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
         text, _, advice = missing.message.partition("; ")
         return [CheckResult("answer", "error", text, advice)]
     except TimeoutError:
-        advice = "see that the address is right, and that nothing between here and there hangs"
+        advice = "check the address, and the network between this host and the server"
         return [CheckResult("answer", "error", f"none within {TIMEOUT:.0f} s", advice)]
     except NimburionError as error:
         return [make_failed_check("answer", error)]

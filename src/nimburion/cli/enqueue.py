@@ -28,17 +28,24 @@ if TYPE_CHECKING:
     default="{}",
     help='The arguments, a JSON object: \'{"to": "a@example.com"}\'; - reads standard input.',
 )
-@click.option("--queue", metavar="QUEUE", help="The queue; else `default`.")
+@click.option("--queue", metavar="QUEUE", help="The queue; by default `default`.")
 @click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
-@click.option("--at", type=parse_moment, metavar="TIME", help="Not before, like 2030-01-31T09:00Z.")
+@click.option(
+    "--at", type=parse_moment, metavar="TIME", help="The due time, like 2030-01-31T09:00Z."
+)
 @click.option(
     "--in",
     "after",
     type=parse_duration,
     metavar="DURATION",
-    help="Not before so long, like 30s or 1h30m.",
+    help="The delay, like 30s or 1h30m.",
 )
-@click.option("--id", "job_id", metavar="ID", help="Your own id: then repeating is safe.")
+@click.option(
+    "--id",
+    "job_id",
+    metavar="ID",
+    help="The id of the job; with it, you can repeat the command safely.",
+)
 @add_shared_options
 def enqueue(
     *,

@@ -124,7 +124,7 @@ def make_filter(
     if ids and (given or everything):
         raise BadInput(f"give either ids or {'filters' if given else '--all'}, not both")
     if not ids and not given and not everything:
-        raise BadInput("say which: ids, a filter, or --all")
+        raise BadInput("give ids, a filter, or --all")
     return JobFilter(
         states=frozenset(states) if states else None,
         ids=tuple(dict.fromkeys(ids)) or None,
@@ -170,7 +170,7 @@ def require_confirmation(yes: bool, count: int, action: str) -> None:  # noqa: F
     """Raise `BadInput` with the number of affected jobs unless `--yes` was given."""
     if not yes:
         raise BadInput(
-            f"{format_count(count)} would be {action}; nothing was done. Add --yes to do it"
+            f"{format_count(count)} would be {action}; nothing was done. Add --yes to confirm"
         )
 
 

@@ -25,13 +25,13 @@ class Invocation:
         self.backend: str | None = None
         self.as_json = False
 
-    def load(self) -> Config:
-        """Load the configuration; `--backend` overrides its URL."""
+    def load(self, **arguments: object) -> Config:
+        """Load the configuration; `--backend` overrides its URL, and `arguments` other settings."""
         from nimburion import config
 
-        if self.backend is None:
-            return config.load(self.config)
-        return config.load(self.config, jobs={"url": self.backend})
+        if self.backend is not None:
+            arguments["jobs"] = {"url": self.backend}
+        return config.load(self.config, **arguments)
 
     def run(
         self,
@@ -55,7 +55,7 @@ class Invocation:
         backend = open_backend(url)
         if not backend.capabilities.shared:
             raise BadInput(
-                f"{redact_url(url)} lives inside one process; from here there is nothing to see"
+                f"{redact_url(url)} exists only inside one process; other processes cannot use it"
             )
         return asyncio.run(
             _run_on_backend(backend, question, may_create=may_create, unopened=unopened)
@@ -110,7 +110,7 @@ _OPTIONS = (
         metavar="FILE",
         expose_value=False,
         callback=_keep_option,
-        help="Read this file instead of the usual one.",
+        help="The configuration file to read.",
     ),
     click.option(
         "--backend",
@@ -125,6 +125,6 @@ _OPTIONS = (
         is_flag=True,
         expose_value=False,
         callback=_keep_option,
-        help="Write JSON, for machines.",
+        help="Print JSON.",
     ),
 )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 UNFINISHED = frozenset(State) - FINISHED
 _WORDS = MappingProxyType(
     {
-        "requested": "running: its worker is asked to end it",
+        "requested": "running: its worker was asked to cancel it",
         "finished": "not cancelled: it had already ended",
         "not found": "not cancelled: no such job",
     }
@@ -59,7 +59,7 @@ def jobs() -> None:
 @add_filter_options
 @add_search_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-@click.option("--after", metavar="CURSOR", help="Continue after the previous page.")
+@click.option("--after", metavar="CURSOR", help="Continue after this cursor of the previous page.")
 @add_shared_options
 def list_jobs(
     *,
@@ -128,7 +128,7 @@ def cancel_jobs(
 ) -> None:
     """Cancel jobs by id, or all that match (then --yes is needed).
 
-    A waiting job is cancelled at once. For one that runs, its worker is asked.
+    A waiting job is cancelled at once. A running job is cancelled through its worker.
     """
     if ids:
         if states:

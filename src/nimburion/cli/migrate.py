@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 @click.group()
 def migrate() -> None:
-    """See and bring up to date what the backend keeps jobs in.
+    """Show and run the migrations of the backend.
 
-    A new version of nimburion may need it before its workers start. Older workers go on meanwhile.
+    A new version of nimburion may need migrations before its workers start. Older workers keep
+    running meanwhile.
     """
 
 
 @migrate.command("plan")
 @add_shared_options
 def plan() -> None:
-    """Say what `up` would do. Changes nothing."""
+    """Show what `up` would do. Changes nothing."""
     steps = current_invocation().run(lambda backend: backend.plan(), unopened=True)
     print_result(
         {"steps": steps}, lambda: draw(steps, "would do", "nothing to do: it is up to date")
@@ -33,23 +34,23 @@ def plan() -> None:
 
 
 @migrate.command("up")
-@click.option("--grant", metavar="ROLE", help="Then let this role do what workers do (PostgreSQL).")
+@click.option(
+    "--grant", metavar="ROLE", help="Then grant this role the permissions of a worker (PostgreSQL)."
+)
 @add_shared_options
 def up(grant: str | None) -> None:
-    """Bring the backend up to date. Safe while workers run, and to be run by several at once."""
+    """Run the migrations of the backend. Safe while workers run, and safe to run concurrently."""
     steps = current_invocation().run(
         lambda backend: migrate_and_grant(backend, grant), may_create=True, unopened=True
     )
-    print_result(
-        {"steps": steps}, lambda: draw(steps, "done", "nothing was to do: it was up to date")
-    )
+    print_result({"steps": steps}, lambda: draw(steps, "done", "nothing to do: it was up to date"))
 
 
 async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
     """Migrate the backend, then grant rights to `role` if it is given; return the steps. Raises
     `BadInput` if the backend has no roles."""
     if role is not None and not backend.capabilities.roles:
-        raise BadInput(f"{backend.describe()} knows no roles; leave --grant out")
+        raise BadInput(f"{backend.describe()} has no roles; leave out --grant")
     steps = await backend.migrate()
     return steps if role is None else steps + await backend.grant(role)
 

@@ -12,8 +12,9 @@ from nimburion.cli.invocation import add_shared_options
 COMMANDS = MappingProxyType(
     {
         "worker": ("worker:worker", "Run jobs: nimburion worker MODULE:NAME."),
+        "server": ("server:server", "Run the management server: health and the JSON API."),
         "enqueue": ("enqueue:enqueue", "Store a job by the name of its handler."),
-        "status": ("status:status", "Show where a job stands."),
+        "status": ("status:status", "Show the state of a job."),
         "jobs": ("jobs:jobs", "List, show, cancel and retry jobs."),
         "queues": ("queues:queues", "List, pause and resume queues."),
         "workers": ("workers:workers", "List workers, and tell them to pause or stop."),
@@ -27,9 +28,9 @@ COMMANDS = MappingProxyType(
         "config": ("configuration:configuration", "Check and show the configuration."),
         "migrate": (
             "migrate:migrate",
-            "Bring the backend's tables up to date; say what is missing.",
+            "Run the migrations of the backend; show what is missing.",
         ),
-        "doctor": ("doctor:doctor", "Examine the backend and this side of it; say what to do."),
+        "doctor": ("doctor:doctor", "Check the backend, this host and the configuration."),
         "demo": ("demo:demo", "Watch real jobs run, fail, retry and be rescued."),
     }
 )
@@ -84,7 +85,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: object) -> No
 )
 @add_shared_options
 def root() -> None:
-    """Background jobs: run them, enqueue them, look after them.
+    """Run, enqueue and manage background jobs.
 
     The backend is --backend, else what the configuration says, else SQLite in ./nimburion.db.
     Every command takes --config, --backend and --json.

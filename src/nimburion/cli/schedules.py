@@ -52,7 +52,7 @@ def schedules() -> None:
 @click.option("--ticks", type=click.IntRange(0, 100), default=5, help="Coming ticks to show.")
 @add_shared_options
 def list_schedules(ticks: int) -> None:
-    """List schedules: whether they are active, their coming ticks, how the last job ended."""
+    """List schedules: whether they are active, their next ticks, and the state of the last job."""
     found = run_on_schedules(lambda schedules: schedules.list(ticks))
     print_result(msgspec.to_builtins(found), lambda: draw_schedules(found))
 
@@ -71,13 +71,17 @@ def show_schedule(name: str) -> None:
 @click.argument("when_", metavar="WHEN")
 @click.argument("job", metavar="JOB")
 @click.option("--args", "arguments", metavar="JSON", default="{}", help="The job's arguments.")
-@click.option("--queue", metavar="QUEUE", default="default", help="The queue; else `default`.")
+@click.option(
+    "--queue", metavar="QUEUE", default="default", help="The queue; by default `default`."
+)
 @click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
-@click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
+@click.option(
+    "--tz", metavar="ZONE", help="The time zone, like Europe/Rome; by default the configured one."
+)
 @click.option("--misfire", metavar="POLICY", help="skip, fire_once (default) or catch_up.")
 @click.option("--overlap", metavar="RULE", help="allow, skip, queue_one or cancel_previous.")
 @click.option(
-    "--jitter", type=parse_duration, metavar="DURATION", help="Spread the jobs over so long."
+    "--jitter", type=parse_duration, metavar="DURATION", help="Spread the jobs over this time."
 )
 @add_shared_options
 def add(
@@ -129,10 +133,10 @@ add_change_command("pause", "paused", "Fire no tick of a schedule until it is re
 add_change_command(
     "resume",
     "resumed",
-    "Fire its ticks again from now on; those of the pause are not made up.",
+    "Fire its ticks again from now on; the ticks of the pause are skipped.",
 )
 add_change_command(
-    "remove", "removed", "Forget a schedule; refused while code that runs declares it."
+    "remove", "removed", "Delete a schedule; refused while a running scheduler declares it."
 )
 
 
@@ -140,7 +144,7 @@ add_change_command(
 @click.argument("name", metavar="NAME")
 @add_shared_options
 def run(name: str) -> None:
-    """Enqueue its job now, beside its ticks, and print the id."""
+    """Enqueue its job now, in addition to its ticks, and print the id."""
     job_id = run_on_schedules(
         lambda schedules: schedules.run_now(name), change=("schedule.run", name, {})
     )
@@ -149,7 +153,9 @@ def run(name: str) -> None:
 
 @schedules.command("history")
 @click.argument("name", metavar="NAME")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, help="Show at most this many.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, help="The maximum number of jobs to show."
+)
 @add_shared_options
 def history(name: str, limit: int) -> None:
     """List the latest jobs of a schedule that are kept, newest first."""
@@ -162,11 +168,13 @@ def history(name: str, limit: int) -> None:
 
 @schedules.command("next", cls=Quoting)
 @click.argument("when_", metavar="WHEN")
-@click.option("--tz", metavar="ZONE", help="The time zone, like Europe/Rome; else the configured.")
-@click.option("--count", type=click.IntRange(1, 1000), default=5, help="So many ticks.")
+@click.option(
+    "--tz", metavar="ZONE", help="The time zone, like Europe/Rome; by default the configured one."
+)
+@click.option("--count", type=click.IntRange(1, 1000), default=5, help="The number of ticks.")
 @add_shared_options
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
-    """Explain a cron expression, and list its next ticks; no backend is asked."""
+    """Explain a cron expression, and list its next ticks, without a backend."""
     from nimburion.core.timezones import find_zone
     from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 
@@ -212,23 +220,25 @@ def draw_schedules(found: list[ScheduleInfo]) -> None:
     )
 
 
-def draw_schedule(one: ScheduleInfo) -> None:
+def draw_schedule(schedule: ScheduleInfo) -> None:
     """Print one line per field of a schedule."""
     print_fields(
         {
-            "name": one.name,
-            "when": one.trigger,
-            "which is": one.explanation,
-            "job": one.job or "(computed)",
-            "queue": one.queue,
-            "owner": one.owner or "(by hand)",
-            "condition": one.condition,
-            "misfire": one.misfire,
-            "overlap": one.overlap,
-            "last tick": format_time(one.last_tick),
-            "last job": one.last_job,
-            "its state": one.last_state,
-            "next": ", ".join(format_in_zone(tick, one.timezone) for tick in one.next_ticks)
+            "name": schedule.name,
+            "when": schedule.trigger,
+            "which is": schedule.explanation,
+            "job": schedule.job or "(computed)",
+            "queue": schedule.queue,
+            "owner": schedule.owner or "(by hand)",
+            "condition": schedule.condition,
+            "misfire": schedule.misfire,
+            "overlap": schedule.overlap,
+            "last tick": format_time(schedule.last_tick),
+            "last job": schedule.last_job,
+            "its state": schedule.last_state,
+            "next": ", ".join(
+                format_in_zone(tick, schedule.timezone) for tick in schedule.next_ticks
+            )
             or None,
         }
     )

@@ -12,7 +12,7 @@ from nimburion.cli.output import print_result
 @click.argument("job_id", metavar="ID")
 @add_shared_options
 def status(job_id: str) -> None:
-    """Show where a job stands: state, attempts, times, progress, result, last error."""
+    """Show the state of a job: attempts, times, progress, result, last error."""
     from nimburion.cli.job_ids import get_job
     from nimburion.cli.records import draw_record, record_to_data
 

@@ -43,7 +43,7 @@ def worker(
     """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
 
     NAME is a Processor in MODULE, or a function without arguments that makes one. The working
-    directory is looked in first. --config and --backend are what `config.load()` in MODULE sees.
+    directory is searched first. `config.load()` in MODULE uses --config and --backend.
     """
     from nimburion.jobs.event_loop import find_fast_loop
     from nimburion.scheduler import Scheduler
@@ -91,7 +91,7 @@ def check_backend(processor: Processor, invocation: Invocation) -> None:
     wanted = open_backend(invocation.load().jobs.url).describe()
     actual = processor.backend.describe()
     if wanted != actual:
-        raise BadInput(f"the processor brings its own backend ({actual}): leave out --backend")
+        raise BadInput(f"the processor opens its own backend ({actual}); leave out --backend")
 
 
 def override_settings(settings: Settings, queues: str | None, concurrency: int | None) -> Settings:

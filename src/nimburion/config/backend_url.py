@@ -147,7 +147,7 @@ def _with_options(given: BackendOptions, url: str, options: tuple[str, ...]) -> 
     for option in options:
         if option in given.values:
             if option in there:
-                raise given.make_error(option, "url says it already; keep one of them")
+                raise given.make_error(option, "url sets this already; keep one of them")
             pairs.append(f"{option}={_as_option(option, given.values[option])}")
     return f"{url}{'&' if mark else '?'}{'&'.join(pairs)}" if pairs else url
 
@@ -217,7 +217,7 @@ def _refuse_both(given: BackendOptions, first: str, second: str) -> None:
 def _refuse_all(given: BackendOptions, whole: str, others: tuple[str, ...]) -> None:
     for other in others:
         if whole in given.values and other in given.values:
-            raise given.make_error(other, f"{whole} says it already; keep one of them")
+            raise given.make_error(other, f"{whole} sets this already; keep one of them")
 
 
 def _find_scheme(url: str) -> str:

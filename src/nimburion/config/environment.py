@@ -86,10 +86,10 @@ def to_written(value: object, path: Path) -> Written:
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):
-        pairs = {str(key): to_written(one, (*path, str(key))) for key, one in value.items()}
+        pairs = {str(key): to_written(item, (*path, str(key))) for key, item in value.items()}
         return Written(pairs, PLACE)
     if isinstance(value, list | tuple):
-        items = [to_written(one, (*path, index)) for index, one in enumerate(value)]
+        items = [to_written(item, (*path, index)) for index, item in enumerate(value)]
         return Written(items, PLACE)
     if isinstance(value, timedelta):
         return Written(value.total_seconds(), PLACE)

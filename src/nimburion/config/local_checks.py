@@ -76,7 +76,9 @@ def check_local_clock(clock: Clock, wall: float, monotonic: float) -> CheckResul
     passed = clock.monotonic() - monotonic
     jumped = clock.now() - wall - passed
     if abs(jumped) < ALLOWED_CLOCK_STEP:
-        text = f"did not step in the {1000 * passed:.0f} ms of looking"
+        text = f"did not step in the {1000 * passed:.0f} ms of the check"
         return CheckResult("local clock", "good", text)
-    advice = "see what sets it; let NTP slew it. Due times follow it where the backend has no clock"
+    advice = (
+        "find what sets it, and let NTP slew it; due times depend on it if the backend has no clock"
+    )
     return CheckResult("local clock", "warning", f"stepped by {jumped:+.1f} s just now", advice)

@@ -249,7 +249,7 @@ def read_series(series: SectionList, written: Written, path: Path) -> list[dict[
         mark = values.get(series.unique)
         if mark in seen:
             where = (*path, index, series.unique)
-            raise refusal(item.place, where, f"{mark!r} stands in this list twice")
+            raise refusal(item.place, where, f"{mark!r} occurs twice in this list")
         seen.add(mark)
         items.append(values)
     return items

@@ -228,7 +228,7 @@ def _to_plain(written: Written) -> object:
     """Return the value without its places."""
     value = written.value
     if isinstance(value, dict):
-        return {key: _to_plain(one) for key, one in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -46,9 +46,9 @@ class _Reader:
         try:
             return self._document(yaml.parse(text, Loader=_Loader))
         except yaml.MarkedYAMLError as error:
-            raise self._make_error(error.problem_mark, f"no YAML: {error.problem}") from None
+            raise self._make_error(error.problem_mark, f"invalid YAML: {error.problem}") from None
         except yaml.YAMLError:
-            raise self._make_error(None, "no YAML: unreadable text") from None
+            raise self._make_error(None, "invalid YAML: unreadable text") from None
 
     def _check_characters(self, text: str) -> None:
         found = _UNPRINTABLE.search(text)
@@ -62,7 +62,9 @@ class _Reader:
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if tree is not None:
-                    raise self._make_error(event.start_mark, "a second document; one is allowed")
+                    raise self._make_error(
+                        event.start_mark, "there is a second document; only one is allowed"
+                    )
                 tree = self._node(next(events), events, self._path)
         return tree or Written(None, self._make_place(0))
 
@@ -91,7 +93,7 @@ class _Reader:
             if key in pairs:
                 first = pairs[key].place.line
                 also = f"; the first is in line {first}" if first else ""
-                raise refusal(place, (*path, key), f"this key stands here twice{also}")
+                raise refusal(place, (*path, key), f"this key is repeated{also}")
             value = self._node(next(events), events, (*path, key))
             pairs[key] = Written(value.value, place, value.text)
         return pairs

@@ -131,6 +131,10 @@ class Page(msgspec.Struct, frozen=True):
     """The number of records examined; at least the number of jobs on the page."""
 
 
+_MAX_DIGITS = 18
+"""The digits of a cursor at most: every backend holds such a number."""
+
+
 def parse_cursor(after: str | None) -> int | None:
     """Return the sequence number before which a page begins; None: start at the newest job.
 
@@ -139,7 +143,7 @@ def parse_cursor(after: str | None) -> int | None:
     """
     if after is None:
         return None
-    if after.isascii() and after.isdigit():
+    if after.isascii() and after.isdigit() and len(after) <= _MAX_DIGITS:
         return int(after)
     raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
 

@@ -89,7 +89,7 @@ def check_workers(
         text = f"{live} live worker{'' if live == 1 else 's'}; each waiting job has a live worker"
         return [CheckResult("workers", "good", text)]
     advice = (
-        "start a worker that registers it and serves its queue, or cancel what nobody wants: "
+        "start a worker that registers it and serves its queue, or cancel the unneeded jobs: "
         "nimburion jobs cancel --name NAME"
     )
     shown = [

@@ -13,7 +13,7 @@ from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.client import Client, require_stored
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
 from nimburion.scheduler.spec import (
@@ -62,10 +62,19 @@ class Schedules:
         self._timezone = timezone
         self._time = BackendClock(client.clock, client.backend)
 
-    async def list(self, ticks: int = 5) -> list[ScheduleInfo]:
-        """Return all schedules by name, each with its next `ticks` ticks."""
+    async def list(
+        self, ticks: int = 5, *, after: str | None = None, limit: int | None = None
+    ) -> list[ScheduleInfo]:
+        """Return schedules by name, each with its next `ticks` ticks.
+
+        `after` leaves out the schedules up to this name; `limit` is the maximum number returned.
+        """
         records = await self._client.backend.list_schedules()
-        return [await self._describe(record, ticks) for record in records]
+        chosen = sorted(
+            (record for record in records if after is None or record.name > after),
+            key=lambda record: record.name,
+        )
+        return [await self._describe(record, ticks) for record in chosen[:limit]]
 
     async def get(self, name: str, ticks: int = 5) -> ScheduleInfo:
         """Return one schedule with its next `ticks` ticks. Raises `ScheduleNotFound`."""
@@ -130,15 +139,19 @@ class Schedules:
             )
         await self._client.backend.delete_schedule(name)
 
-    async def run_now(self, name: str) -> str:
+    async def run_now(self, name: str, *, job_id: str | None = None) -> str:
         """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
-        Raises `ScheduleNotFound`, and `DefinitionError` if a function computes the job."""
+
+        With your own `job_id`, a repeat stores no second job. Raises `ScheduleNotFound`,
+        `DefinitionError` if a function computes the job, and `DuplicateJob` if another job holds
+        its unique key.
+        """
         spec = parse_spec((await self._get_record(name)).spec)
         if spec.payload is None:
             raise DefinitionError(f"the job of {name!r} is computed by its code, not known here")
-        job = self._make_extra_job(name, spec)
-        await self._client.backend.enqueue([job])
-        return job.id
+        job = self._make_extra_job(name, spec, job_id)
+        (stored,) = await self._client.backend.enqueue([job])
+        return require_stored(job, stored)
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Return up to `limit` stored jobs of a schedule, newest first. Raises
@@ -178,11 +191,11 @@ class Schedules:
                 state = None
         return _make_info(record, now, ticks, state)
 
-    def _make_extra_job(self, name: str, spec: ScheduleSpec) -> NewJob:
+    def _make_extra_job(self, name: str, spec: ScheduleSpec, job_id: str | None) -> NewJob:
         now = self._read_now()
         headers = {**spec.options.headers, NAME_HEADER: name, TICK_HEADER: format_time(now)}
         return NewJob(
-            f"{name}:now:{int(now * 1000)}",
+            job_id or f"{name}:now:{int(now * 1000)}",
             spec.job,
             spec.queue,
             (spec.payload or "{}").encode(),

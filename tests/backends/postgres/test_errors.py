@@ -168,11 +168,10 @@ def test_the_message_has_the_hint_but_not_the_detail() -> None:
 def test_internal_driver_messages_are_not_shown(error: Exception) -> None:
     mapped = map_error(error, "PostgreSQL h/d", sent=True)
     assert str(mapped) == (
-        "PostgreSQL h/d: the connection was lost in the middle of an answer; it may have been "
-        "applied or not"
+        "PostgreSQL h/d: the connection was lost during a reply; it may have been applied or not"
     )
     begun = map_connect_error(error, Endpoint("h", 1), PostgresSettings())
-    assert "h:1 hung up: it restarts, or is no PostgreSQL server" in str(begun)
+    assert "h:1 closed the connection: it restarts, or is not a PostgreSQL server" in str(begun)
     assert "switch" not in str(begun)
     assert "another operation" not in str(begun)
 

@@ -95,5 +95,5 @@ async def test_health_checks_run(backend: Backend) -> None:
 
 
 async def test_it_may_make_nothing(backend: Backend, postgres_server: RunningPostgres) -> None:
-    with pytest.raises(ConfigurationError, match="may not make the tables"):
+    with pytest.raises(ConfigurationError, match="may not create the tables"):
         await PostgresBackend(postgres_server.url_for(WORKER), schema="other").open()

@@ -196,7 +196,9 @@ async def test_a_table_that_stays_held_is_given_up(
     await run_migrations(connection, settings, FIRST)
     with psycopg.connect(postgres_server.url, prepare_threshold=None) as holder:
         holder.execute("SELECT * FROM nimburion.thing")
-        with pytest.raises(BackendUnavailable, match="others held the tables") as caught:
+        with pytest.raises(
+            BackendUnavailable, match="other transactions held locks on the tables"
+        ) as caught:
             await run_migrations(connection, settings, SECOND, timeout=3)
     assert caught.value.outcome == "not applied"
     assert (await read_installed_format(connection, settings)).format == 1
@@ -211,13 +213,13 @@ async def test_a_role_without_privileges_gets_the_command_to_run(
     postgres_server.ask("CREATE ROLE worker LOGIN")
     theirs = parse_url(postgres_server.url_for("worker"))
     async with open_connection(theirs) as worker:
-        with pytest.raises(ConfigurationError, match=r"may not make the tables.*--grant"):
+        with pytest.raises(ConfigurationError, match=r"may not create the tables.*--grant"):
             await ensure_format(worker, theirs, FIRST)
         await run_migrations(connection, settings, FIRST)
-        with pytest.raises(ConfigurationError, match="this role may not"):
+        with pytest.raises(ConfigurationError, match="this role lacks a permission"):
             await ensure_format(worker, theirs, FIRST)
         assert await grant_role(connection, settings, FIRST, "worker") == [
-            "role worker: may use what is in schema nimburion"
+            "role worker: may use the tables and functions of schema nimburion"
         ]
         assert (await ensure_format(worker, theirs, FIRST)).format == 1
         await worker.fetch("INSERT INTO nimburion.thing VALUES (1)")

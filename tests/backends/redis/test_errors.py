@@ -409,7 +409,7 @@ def test_too_many_clients_is_not_applied() -> None:
         ("MISCONF", BackendReadOnly, "cannot save to its disk"),
         ("WRONGTYPE", BackendCorrupt, "holds something else"),
         ("BUSY", BackendUnavailable, "a script that does not end"),
-        ("NOSCRIPT", BackendUnavailable, "has forgotten our scripts"),
+        ("NOSCRIPT", BackendUnavailable, "does not have the scripts"),
         ("DENIED", ConfigurationError, "in protected mode"),
     ],
 )

@@ -20,7 +20,7 @@ from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
-from nimburion.testing.contract.standing import STANDING
+from nimburion.testing.contract.job_states import JOB_STATES
 from tests.servers.server_kinds import BINARIES, RunningRedis
 
 pytestmark = pytest.mark.parametrize("redis_server", BINARIES, indirect=True)
@@ -132,8 +132,8 @@ async def test_unfinished_jobs_are_found_without_looking_at_the_others(
 ) -> None:
     await enqueue_many(harness, 2_000)
     await finish_many(harness, 2_000)
-    order = sorted(STANDING, key=lambda name: name.startswith("processing"))  # else they get lost
-    ids = [await STANDING[name](harness) for name in order]
+    order = sorted(JOB_STATES, key=lambda name: name.startswith("processing"))  # else they get lost
+    ids = [await JOB_STATES[name](harness) for name in order]
     backend.ran.clear()
     for state in (State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING):
         found = await backend.list_jobs(JobFilter(states=frozenset({state})))
@@ -229,7 +229,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
     harness: Harness, backend: CountingBackend, redis_server: RunningRedis
 ) -> None:
     """Jobs of every kind, dead sessions and keys whose time is past: no byte of them stays."""
-    for build in STANDING.values():
+    for build in JOB_STATES.values():
         await build(harness)
     large = harness.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
     await harness.put(large)
@@ -247,7 +247,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
     await backend.pause("default", paused=False)
     await backend.delete_schedule("nightly")
     harness.clock.advance(90_000.0)
-    assert await backend.prune(NOTHING_KEPT, 1_000) > len(STANDING)
+    assert await backend.prune(NOTHING_KEPT, 1_000) > len(JOB_STATES)
     with pytest.raises(JobNotFound):
         await backend.get(large.id)
     assert worker.id not in {one.id for one in await backend.sessions()}

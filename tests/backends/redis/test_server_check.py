@@ -264,7 +264,7 @@ async def test_unsupported_servers() -> None:
     for info, url, why in [
         ("redis_version:6.0.16", "redis://a", "Redis 6.0.16 is too old; 6.2 is the oldest"),
         ("redis_version:5.0.14", "redis://a", "Redis 5.0.14 is too old"),
-        ("version:1.6.22", "redis://a", "this is no Redis and no Valkey"),
+        ("version:1.6.22", "redis://a", "this is neither Redis nor Valkey"),
         ("redis_version:6.2.5\naof_enabled:1", "redis://a?durable_enqueue=true",
          "Redis 6.2.5 has no WAITAOF: Redis 7.2 or Valkey is needed"),
         ("redis_version:8.0.2\ncluster_enabled:1", "redis://a:7000",

@@ -109,7 +109,7 @@ async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: F
     await backend.enqueue([NewJob("kept", "n", "q", b"{}")])
     free_bytes = 0
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
-    with pytest.raises(BackendFull, match="by themselves"):
+    with pytest.raises(BackendFull, match="workers then continue"):
         await backend.enqueue(jobs)
     assert sum((await backend.counts()).values()) == 1
     free_bytes = 10 << 20

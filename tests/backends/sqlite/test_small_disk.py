@@ -138,7 +138,7 @@ async def test_on_a_callers_connection_it_is_refused_too(path: Path) -> None:
     await backend.open()
     await fill(backend, volume, 1, 2000)
     with closing(sqlite3.connect(path)) as connection:
-        with pytest.raises(BackendFull, match="by themselves"):
+        with pytest.raises(BackendFull, match="workers then continue"):
             await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.rollback()
         volume.size = 20 * MIB

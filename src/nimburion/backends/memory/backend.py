@@ -87,7 +87,7 @@ class MemoryBackend:
 
     def describe(self) -> str:
         """Return a name of the backend for people."""
-        return "memory (of this process; nothing is kept)"
+        return "memory of this process (not durable)"
 
     def new_handle(self) -> MemoryBackend:
         """Return another handle on the same data, for any thread and event loop."""
@@ -119,8 +119,8 @@ class MemoryBackend:
             CheckResult(
                 "durability",
                 "warning",
-                f"nothing is kept: with this process its {count} jobs are gone",
-                "for anything but tests use a backend that lasts, like sqlite:///jobs.db",
+                f"not durable: {count} jobs are lost when this process ends",
+                "outside of tests, use a durable backend, like sqlite:///jobs.db",
             )
         ]
 

@@ -114,38 +114,38 @@ class AtomicStep:
 
     # Settle
 
-    def settle(self, session: SessionEntry, one: Settlement) -> Settled:
+    def settle(self, session: SessionEntry, settlement: Settlement) -> Settled:
         """Apply one settlement if its token matches the lease.
 
         Otherwise return `ALREADY` if this token settled the job last, else `STALE`.
         """
-        entry = self.state.jobs.get(one.lease.job_id)
+        entry = self.state.jobs.get(settlement.lease.job_id)
         if entry is None:
             return Settled.STALE
         lease = entry.leased
-        if lease is None or lease.session is not session or lease.token != one.lease.token:
-            same = entry.last_settled_token == one.lease.token
+        if lease is None or lease.session is not session or lease.token != settlement.lease.token:
+            same = entry.last_settled_token == settlement.lease.token
             return Settled.ALREADY if same else Settled.STALE
-        match one:
+        match settlement:
             case Completed():
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.COMPLETED, session=session, result=one.result)
+                self.finish(entry, State.COMPLETED, session=session, result=settlement.result)
             case Retried():
-                self.add_error(entry, one.error)
+                self.add_error(entry, settlement.error)
                 entry.failures += 1
-                self.requeue_or_cancel(entry, lease, delay=one.delay, settled=lease.token)
+                self.requeue_or_cancel(entry, lease, delay=settlement.delay, settled=lease.token)
             case Failed():
-                self.add_error(entry, one.error)
+                self.add_error(entry, settlement.error)
                 entry.failures += 1
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.FAILED, session=session, reason=one.reason)
+                self.finish(entry, State.FAILED, session=session, reason=settlement.reason)
             case Released():
-                self.requeue_or_cancel(entry, lease, delay=one.delay, settled=lease.token)
+                self.requeue_or_cancel(entry, lease, delay=settlement.delay, settled=lease.token)
             case Cancelled():
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.CANCELLED, session=session, reason=one.reason)
+                self.finish(entry, State.CANCELLED, session=session, reason=settlement.reason)
             case Progressed():
-                entry.progress = Progress(one.fraction, one.message)
+                entry.progress = Progress(settlement.fraction, settlement.message)
         return Settled.DONE
 
     def requeue_or_cancel(

@@ -412,7 +412,9 @@ class PostgresBackend:
         """See `Backend.promote`."""
         statement = """SELECT p.moved, p.next_due, ARRAY(
             SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (p.lanes)
-        ) FROM {schema}.promote_due_1({schema}.get_write_time_1($1), $2, -9223372036854775808) p"""
+        ) FROM {schema}.promote_due_1(
+            {schema}.get_write_time_1($1), $2, {schema}.get_lowest_time_1()
+        ) p"""
         ((moved, next_due, notified),) = await self._fetch(statement, self._now(), limit)
         self._notify(notified)
         return Promoted(moved, to_optional_seconds(next_due))

@@ -100,8 +100,8 @@ def check_durability(server: Row) -> CheckResult:
         return CheckResult("durability", "warning", text, advice)
     where = "its disk and a standby's" if server["synchronous_standbys"] else "its disk"
     text = (
-        f"what callers ask for is on {where} before the call returns; what workers note outlives "
-        "them, and after a crash of the server those jobs may run again"
+        f"calls of applications are on {where} before they return; a crash of the server may lose "
+        "the last writes of workers, and then jobs run again"
     )
     return CheckResult("durability", "good", text)
 
@@ -110,14 +110,14 @@ def check_role(server: Row) -> CheckResult:
     """Check whether the server takes writes."""
     if not server["standby"]:
         return CheckResult("role", "good", "primary")
-    advice = "name the primary, or all servers with commas between; this one can only be read"
-    return CheckResult("role", "error", "a standby: it takes no writes", advice)
+    advice = "name the primary, or all servers separated by commas"
+    return CheckResult("role", "error", "a standby: it is read-only", advice)
 
 
 def check_vacuum(server: Row, tables: Sequence[Row]) -> CheckResult:
     """Check whether dead rows are removed."""
     if server["autovacuum"] != "on":
-        text = "autovacuum is off: every claim gets slower, until nothing moves"
+        text = "autovacuum is off: exchanges become slower and slower"
         return CheckResult("vacuum", "error", text, "set autovacuum = on")
     off = [table["name"] for table in tables if table["switched_off"]]
     if off:
@@ -145,10 +145,10 @@ def _check_dead_rows(tables: Sequence[Row]) -> CheckResult:
 
 def check_snapshots(found: Sequence[Row]) -> CheckResult:
     """Check whether an old snapshot prevents the removal of dead rows."""
-    old = [one for one in found if _is_old(one)]
+    old = [holder for holder in found if _is_old(holder)]
     if not old:
         return CheckResult("snapshots", "good", "none is old")
-    texts = [f"{one['kind']} {one['whose']}, {_format_age(one)} old" for one in old]
+    texts = [f"{holder['kind']} {holder['whose']}, {_format_age(holder)} old" for holder in old]
     advice = (
         "end it (pg_terminate_backend, ROLLBACK PREPARED, pg_drop_replication_slot): until then no "
         "dead row is removed"
@@ -156,16 +156,16 @@ def check_snapshots(found: Sequence[Row]) -> CheckResult:
     return CheckResult("snapshots", "warning", "; ".join(texts), advice)
 
 
-def _is_old(one: Row) -> bool:
-    if one["seconds"] is not None:
-        return bool(one["seconds"] > _OLD_SNAPSHOT)
-    return bool(one["transactions"] > _OLD_SLOT)
+def _is_old(holder: Row) -> bool:
+    if holder["seconds"] is not None:
+        return bool(holder["seconds"] > _OLD_SNAPSHOT)
+    return bool(holder["transactions"] > _OLD_SLOT)
 
 
-def _format_age(one: Row) -> str:
-    if one["seconds"] is not None:
-        return f"{one['seconds']:.0f} s"
-    return f"{one['transactions']:,} transactions"
+def _format_age(holder: Row) -> str:
+    if holder["seconds"] is not None:
+        return f"{holder['seconds']:.0f} s"
+    return f"{holder['transactions']:,} transactions"
 
 
 def check_size(server: Row, tables: Sequence[Row]) -> CheckResult:
@@ -183,7 +183,7 @@ def check_connections(server: Row) -> CheckResult:
     text = f"{server['connections']} of {usable}"
     if server["connections"] < _NEARLY_ALL * usable:
         return CheckResult("connections", "good", text)
-    advice = "raise max_connections, or put PgBouncer before it (transaction mode will do)"
+    advice = "raise max_connections, or use PgBouncer (transaction mode works)"
     return CheckResult("connections", "warning", text, advice)
 
 
@@ -215,5 +215,5 @@ async def check_latency(connection: PostgresConnection, clock: Clock) -> CheckRe
     text = f"a call takes {1000 * median:.2f} ms (median of {PINGS})"
     if median < SLOW_ROUND_TRIP:
         return CheckResult("latency", "good", text)
-    advice = "bring workers and server closer together; each job waits for some of these"
+    advice = "run the workers closer to the server; each job needs several calls"
     return CheckResult("latency", "warning", text, advice)

@@ -102,6 +102,9 @@ def compute_earliest_end(packed: Sequence[bytes]) -> int:
     ended. A UUIDv7 holds the time of its creation. The clock that made it is assumed to differ from
     the server's by less than a day. For other ids the result is `MIN_INT8`.
     """
-    if not all(len(one) == 17 and one[0] == 0 and one[7] >> 4 == 7 for one in packed):
+    if not all(
+        len(packed_id) == 17 and packed_id[0] == 0 and packed_id[7] >> 4 == 7
+        for packed_id in packed
+    ):
         return MIN_INT8
     return int.from_bytes(min(packed)[1:7], "big") * 1000 - _DAY

@@ -49,17 +49,17 @@ _OTHER_SERVER_CODES = frozenset({"25006", "57P03"})
 
 _TRANSIENT_CODES: Mapping[str, str] = MappingProxyType(
     {
-        "25006": "it takes no writes: a standby, or a primary that was demoted",
+        "25006": "it is read-only: a standby, or a demoted primary",
         "57P03": "it is starting, stopping, or a standby that takes no connections yet",
-        "57014": "the call was cancelled there (statement_timeout, or somebody did)",
-        "55P03": "a lock was not to be had in time (lock_timeout)",
-        "53300": "it has as many connections as it takes (max_connections)",
+        "57014": "the server cancelled the call (statement_timeout or pg_cancel_backend)",
+        "55P03": "a lock was not acquired in time (lock_timeout)",
+        "53300": "its connection limit is reached (max_connections)",
         "53200": "the server is out of memory",
         "25P03": "the transaction was idle for too long",
         "25P04": "the transaction took too long (transaction_timeout)",
         "57P05": "the session was idle for too long (idle_session_timeout)",
-        "40001": "other transactions were in the way again and again",
-        "40P01": "other transactions were in the way again and again",
+        "40001": "the call conflicted with other transactions repeatedly",
+        "40P01": "the call conflicted with other transactions repeatedly",
         "58030": "it could not read or write its files; see its log",
     }
 )
@@ -72,7 +72,7 @@ written, and every later call on this connection would fail in the same way.
 _KEEPS = frozenset({"NB001", "P0001", *_TRANSIENT_CODES}) - _OTHER_SERVER_CODES
 """Codes that leave the connection usable, besides the codes with an error of their own."""
 
-_TLS_HINT = "; if it lets in only who comes by TLS, add sslmode=require to the URL"
+_TLS_HINT = "; if the server accepts only TLS connections, add sslmode=require to the URL"
 _DATA_ERROR_CLASSES = frozenset({"22", "23", "54"})
 
 
@@ -179,7 +179,7 @@ def _map_auth_error(where: str, text: str) -> NimburionError:
 
 _map_missing_objects = make_error_factory(
     FormatMismatch,
-    "{where}: what nimburion keeps there is missing or of another version ({message}); run: "
+    "{where}: the tables of nimburion are missing or have another version ({message}); run: "
     "nimburion migrate up",
 )
 _map_damage = make_error_factory(
@@ -191,13 +191,13 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
     {
         "53100": make_error_factory(
             BackendFull,
-            "{where}: the server's disk is full ({message}); nothing was written. Make room, and "
-            "workers continue by themselves",
+            "{where}: the server's disk is full ({message}); nothing was written. Free disk "
+            "space; workers then continue",
         ),
         "42501": make_error_factory(
             ConfigurationError,
-            "{where}: this role may not do that ({message}); let the owner of the schema run: "
-            "nimburion migrate up --grant ROLE, for this one",
+            "{where}: this role lacks a permission ({message}); as the owner of the schema, "
+            "run: nimburion migrate up --grant ROLE, with this role as ROLE",
         ),
         "28P01": _map_auth_error,
         "28000": _map_auth_error,
@@ -221,9 +221,9 @@ def _map_lost_reply(error: Exception, where: str, *, sent: bool) -> NimburionErr
     elif isinstance(error, ssl.SSLError):
         problem = f"TLS failed ({error})"
     elif is_cut_short(error):
-        problem = "the connection was lost in the middle of an answer"
+        problem = "the connection was lost during a reply"
     elif isinstance(error, asyncpg.InterfaceError | OSError):
         problem = f"the connection was lost ({str(error) or type(error).__name__})"
     else:
-        problem = f"what came back is no answer of PostgreSQL ({error})"
+        problem = f"the reply is not from PostgreSQL ({error})"
     return make_no_reply_error(where, problem, sent=sent)

@@ -48,8 +48,8 @@ _get_delivery_columns = itemgetter(slice(11))
 """The columns of a leased job; the columns after them belong to the status row."""
 
 
-def _get_seq(one: Settlement) -> int:
-    return clamp_seq(one.lease.ref)
+def _get_seq(settlement: Settlement) -> int:
+    return clamp_seq(settlement.lease.ref)
 
 
 SettlementDetails = tuple[bytes | None, int | None, str | None, float | None]
@@ -86,11 +86,11 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
     """
     if not settlements:
         return _NO_SETTLEMENTS
-    plain = not one_by_one and all(type(one) is Completed for one in settlements)
+    plain = not one_by_one and all(type(settlement) is Completed for settlement in settlements)
     plain = plain and len({*map(_get_seq, settlements)}) == len(settlements)
     if plain:
         settlements = sorted(settlements, key=_get_seq)
-    leases = [one.lease for one in settlements]
+    leases = [settlement.lease for settlement in settlements]
     seqs = [clamp_seq(lease.ref) for lease in leases]
     named = [
         seqs,
@@ -99,31 +99,36 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
         [lease.token.nonce for lease in leases],
     ]
     if plain:
-        results = [one.result for one in settlements]  # type: ignore[union-attr]
+        results = [settlement.result for settlement in settlements]  # type: ignore[union-attr]
         return [None, *named, results if any(results) else None, None, None, None]
-    details = [_encode_settlement(one) for one in settlements]
+    details = [_encode_settlement(settlement) for settlement in settlements]
     bodies, delays, texts, fractions = (
         list(part) for part in zip(*(r for _, r in details), strict=True)
     )
     return ["".join(kind for kind, _ in details), *named, bodies, delays, texts, fractions]
 
 
-def _encode_settlement(one: Settlement) -> tuple[str, SettlementDetails]:
+def _encode_settlement(settlement: Settlement) -> tuple[str, SettlementDetails]:
     """Return the letter of a settlement and its data other than the lease."""
-    match one:
+    match settlement:
         case Completed():
-            return "c", (one.result, None, None, None)
+            return "c", (settlement.result, None, None, None)
         case Retried():
-            return "r", (encode_json(one.error), max(0, to_micros(one.delay)), None, None)
+            return "r", (
+                encode_json(settlement.error),
+                max(0, to_micros(settlement.delay)),
+                None,
+                None,
+            )
         case Failed():
-            return "f", (encode_json(one.error), None, encode_text(one.reason), None)
+            return "f", (encode_json(settlement.error), None, encode_text(settlement.reason), None)
         case Released():
-            delay = None if one.delay is None else max(0, to_micros(one.delay))
+            delay = None if settlement.delay is None else max(0, to_micros(settlement.delay))
             return "l", (None, delay, None, None)
         case Cancelled():
-            return "x", (None, None, encode_text(one.reason), None)
+            return "x", (None, None, encode_text(settlement.reason), None)
         case Progressed():
-            return "p", (None, None, encode_text(one.message), one.fraction)
+            return "p", (None, None, encode_text(settlement.message), settlement.fraction)
 
 
 def encode_request(request: ReserveRequest) -> list[Any]:
@@ -136,8 +141,8 @@ def encode_request(request: ReserveRequest) -> list[Any]:
         to_micros(request.ageing),
         [lane.queue for lane in lanes],
         [lane.name for lane in lanes],
-        [one.priority for one in options],
-        [one.limit for one in options],
+        [queue.priority for queue in options],
+        [queue.limit for queue in options],
         request.max_bytes,
     ]
 

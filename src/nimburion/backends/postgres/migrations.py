@@ -169,7 +169,7 @@ def find_missing(installed: InstalledFormat, current: CurrentFormat) -> list[Mig
     format.
     """
     least = -1 if installed == NOT_INSTALLED else installed.format
-    return [one for one in current.migrations if one[0] > least]
+    return [migration for migration in current.migrations if migration[0] > least]
 
 
 async def run_migrations(
@@ -199,8 +199,9 @@ async def run_migrations(
                 raise map_migration_error(error, settings) from error
             if is_last:
                 raise BackendUnavailable(
-                    f"{settings.describe()}: others held the tables for {timeout:.0f} s; nothing "
-                    "was changed. End long transactions there and run it again",
+                    f"{settings.describe()}: other transactions held locks on the tables "
+                    f"for {timeout:.0f} s; nothing was changed. End long transactions there and "
+                    "run it again",
                     outcome="not applied",
                 ) from error
         await connection.sleep(_PAUSE)
@@ -211,15 +212,14 @@ def map_migration_error(error: Exception, settings: PostgresSettings) -> Excepti
     """Map an error of a migration; the usual cause is a missing permission."""
     if get_error_code(error) in _NAME_TAKEN_CODES:
         return ConfigurationError(
-            f"{settings.describe()}: a name that the backend needs is taken there by something "
-            "else "
-            f"({error}); nothing was changed. Name another `schema`, or a `prefix` for its tables"
+            f"{settings.describe()}: another object there has a name that the backend needs "
+            f"({error}); nothing was changed. Choose another `schema`, or a `prefix` for its tables"
         )
     if get_error_code(error) != "42501":
         return map_error(error, settings.describe(), sent=True)
     return ConfigurationError(
-        f"{settings.describe()}: this role may not make the tables of the backend ({error}). Run: "
-        "nimburion migrate up as a role that may, with --grant for this one"
+        f"{settings.describe()}: this role may not create the tables of the backend ({error}). "
+        "As a role that may, run: nimburion migrate up --grant ROLE, with this role as ROLE"
     )
 
 
@@ -301,7 +301,7 @@ async def grant_role(
         if get_error_code(error) == "42704":
             raise ConfigurationError(f"{settings.describe()}: {error}; create it first") from error
         raise map_error(error, settings.describe(), sent=True) from error
-    return [f"role {role}: may use what is in schema {settings.schema}"]
+    return [f"role {role}: may use the tables and functions of schema {settings.schema}"]
 
 
 def list_created_tables(current: CurrentFormat) -> list[str]:

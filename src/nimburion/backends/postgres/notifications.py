@@ -57,7 +57,8 @@ class PostgresNotifier:
         self._send_task: asyncio.Task[None] | None = None
         self._listen_task: asyncio.Task[None] | None = None
         self._is_connected = asyncio.Event()
-        self._given_up = False
+        self._has_no_listen = False
+        """Whether the connection leads to a pooler, which does not support LISTEN."""
         self._has_warned = False
 
     # --- sending ---
@@ -115,11 +116,11 @@ class PostgresNotifier:
 
     async def _ensure_listening(self, timeout: float) -> None:
         """Wait up to `timeout` seconds until the handle listens. Polling works without it."""
-        if self._listen_task is None and not self._given_up:
+        if self._listen_task is None and not self._has_no_listen:
             self._listen_task = asyncio.create_task(
                 self._listen_forever(), name="nimburion-postgres-listen"
             )
-        if not self._is_connected.is_set() and not self._given_up:
+        if not self._is_connected.is_set() and not self._has_no_listen:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_connected.wait(), timeout)
 
@@ -128,14 +129,14 @@ class PostgresNotifier:
         connection wakes all waiters.
         """
         pause = _FIRST_PAUSE
-        while not self._given_up:
+        while not self._has_no_listen:
             try:
                 await self._listen_once()
             except (BackendUnavailable, OSError, EOFError) as error:
-                _log.debug("notifications are down for now: %s", error)
+                _log.debug("notifications are unavailable; reconnecting: %s", error)
             except (BackendError, ConfigurationError) as error:
                 self._warn_once(error)
-            if self._is_connected.is_set() and not self._given_up:
+            if self._is_connected.is_set() and not self._has_no_listen:
                 pause = _FIRST_PAUSE
                 self._is_connected.clear()
                 self._waiters.notify([EVERY_QUEUE])
@@ -146,24 +147,24 @@ class PostgresNotifier:
         """Log a warning once until notifications work again, because the cause may last."""
         if not self._has_warned:
             self._has_warned = True
-            _log.warning("notifications do not arrive (%s); workers poll instead", error)
+            _log.warning("notifications are unavailable (%s); idle workers poll instead", error)
 
     async def _listen_once(self) -> None:
         connection = self._listener
         await connection.connect()
         if connection.server.pooled:
-            self._given_up = True
+            self._has_no_listen = True
             self._is_connected.set()
             await connection.close()
             return
-        gone = asyncio.Event()
-        connection.driver.add_termination_listener(lambda _: gone.set())
+        lost = asyncio.Event()
+        connection.driver.add_termination_listener(lambda _: lost.set())
         try:
             await self._subscribe(connection)
-            while not gone.is_set():
+            while not lost.is_set():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(gone.wait(), _PING_AFTER)
-                if not gone.is_set():
+                    await asyncio.wait_for(lost.wait(), _PING_AFTER)
+                if not lost.is_set():
                     await connection.fetch("SELECT 1")
         finally:
             connection.terminate()
@@ -178,8 +179,8 @@ class PostgresNotifier:
         self._has_warned = False
 
     def _on_notification(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
-        teller, *queues = text.split("\n")
-        if teller != self._sender_id:
+        sender_id, *queues = text.split("\n")
+        if sender_id != self._sender_id:
             self._waiters.notify(queues)
 
     async def close(self) -> None:

@@ -41,7 +41,7 @@ def encode_retention(keep: Retention) -> list[Any]:
     """Return the arguments of `prune_jobs_1` that precede its limit."""
     spans = (keep.completed, keep.failed, keep.results)
     return [
-        *(None if one is None else to_micros(one) for one in spans),
+        *(None if span is None else to_micros(span) for span in spans),
         keep.completed_max,
         list(STEPS),
         [round(seconds) for seconds in STEPS.values()],

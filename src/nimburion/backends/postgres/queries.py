@@ -54,9 +54,9 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> list[Any
     """Encode a filter for the functions."""
     return [
         None if states is None else "".join(STATE_CODES[state] for state in states),
-        *(None if one is None else encode_lookup_text(one) for one in (which.queue, which.name)),
+        *(None if name is None else encode_lookup_text(name) for name in (which.queue, which.name)),
         None if which.reason is None else encode_lookup_text(which.reason) or "\ufffd",
-        None if which.ids is None else sorted({encode_id_or_empty(one) for one in which.ids}),
+        None if which.ids is None else sorted({encode_id_or_empty(job_id) for job_id in which.ids}),
     ]
 
 

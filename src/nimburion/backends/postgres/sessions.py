@@ -101,6 +101,6 @@ def encode_rescue(limit: int, max_lost: int) -> list[Any]:
 def decode_rescued(rows: list[Any]) -> Rescued:
     """Decode the rows of `rescue_jobs_1`."""
     returned, failed, cancelled = (
-        [decode_id(job_id) for job_id, letter, _ in rows[:-1] if letter == one] for one in "rfc"
+        [decode_id(job_id) for job_id, letter, _ in rows[:-1] if letter == kind] for kind in "rfc"
     )
     return Rescued(returned, failed, cancelled, more=rows[-1][1] == "m")

@@ -113,7 +113,7 @@ async def enqueue_in(
     if codes == _NEW_LANE:
         await context.pool.fetch(insert_schema(_LANES, context.settings), *lanes, late)
         codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
-    found = [one and bytes.fromhex(one) for one in msgspec.json.decode(holders or "[]")]
+    found = [holder and bytes.fromhex(holder) for holder in msgspec.json.decode(holders or "[]")]
     return enqueueing.make_results(jobs, codes, found)
 
 
@@ -126,7 +126,7 @@ def encode_for_any_driver(fields: list[Any]) -> tuple[str, bytes]:
         begin += len(payload)
     fields[_PAYLOADS_INDEX] = places
     for place in (_PAYLOADS_INDEX - 2, _PAYLOADS_INDEX - 1):
-        fields[place] = [one.hex() for one in fields[place]]
+        fields[place] = [value.hex() for value in fields[place]]
     return encode_json(fields).decode(), b"".join(payloads)
 
 
@@ -324,7 +324,7 @@ _map_other_database = make_error_factory(
 )
 _map_conflict = make_error_factory(
     make_not_applied_error,
-    "{where}: other transactions were in the way ({message}); roll this one back, and run all of "
+    "{where}: this transaction conflicts with another one ({message}); roll it back and run all of "
     "it again",
 )
 _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(

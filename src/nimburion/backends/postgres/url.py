@@ -186,19 +186,21 @@ def _read_endpoints(hosts: str, options: UrlOptions) -> tuple[Endpoint, ...]:
     named = options.read("host", parse_text, None)
     ports: tuple[int, ...] = options.read("port", _parse_ports, tuple[int, ...]())
     if named and hosts:
-        raise InvalidUrl("host: stands before the path too; keep one of them")
+        raise InvalidUrl("host: is also set before the path; keep one of them")
     if named:
         return _pair_hosts_and_ports(
             [
-                Endpoint(one, 0) if one[:1] == "/" else _parse_endpoint(one)
-                for one in named.split(",")
+                Endpoint(node, 0) if node[:1] == "/" else _parse_endpoint(node)
+                for node in named.split(",")
             ],
             ports,
         )
     if not hosts and not ports:
         return ()
     return _pair_hosts_and_ports(
-        [_parse_endpoint(one) for one in hosts.split(",")] if hosts else [Endpoint("localhost", 0)],
+        [_parse_endpoint(node) for node in hosts.split(",")]
+        if hosts
+        else [Endpoint("localhost", 0)],
         ports,
     )
 
@@ -231,7 +233,7 @@ def _read_once(name: str, before: str | None, options: UrlOptions) -> str | None
     """Return a value from the URL or from an option. Both together are an error."""
     value = options.read(name, parse_text, None)
     if value and before:
-        raise InvalidUrl(f"{name}: stands before the ? too; keep one of them")
+        raise InvalidUrl(f"{name}: is also set before the ?; keep one of them")
     return value or before or None
 
 
@@ -270,7 +272,7 @@ def parse_prefix(text: str) -> str:
 
 
 def _parse_ports(text: str) -> tuple[int, ...]:
-    return tuple(parse_port(one) if one else DEFAULT_PORT for one in text.split(","))
+    return tuple(parse_port(port) if port else DEFAULT_PORT for port in text.split(","))
 
 
 def _parse_connections(text: str) -> int:

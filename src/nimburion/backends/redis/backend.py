@@ -242,14 +242,14 @@ class RedisBackend:
                 return refused
         results: list[Enqueued] = []
         trips: set[int] = set()
-        for at, one in enumerate(slices):
+        for at, batch in enumerate(slices):
             part = jobs[at * _MAX_PER_SCRIPT : (at + 1) * _MAX_PER_SCRIPT]
             is_last = at == len(slices) - 1
-            reply = await self._run_enqueue_script("enqueue", one.make_arguments(), flush=is_last)
+            reply = await self._run_enqueue_script("enqueue", batch.make_arguments(), flush=is_last)
             trips.add(self._get_connections().enqueues.connection_count)
             found = enqueueing.make_results(part, reply)
             results += found
-            if any(one.outcome in {"conflict", "taken"} for one in found):
+            if any(result.outcome in {"conflict", "taken"} for result in found):
                 break
         else:
             self._check_one_server(trips)
@@ -491,7 +491,7 @@ class RedisBackend:
 
     async def _find_fields(self, ids: Collection[str]) -> list[bytes]:
         """Return the fields (encoded seqs) of the jobs with these ids; unknown ids are skipped."""
-        arguments, found = sorted({encode_id_or_empty(one) for one in ids}), []
+        arguments, found = sorted({encode_id_or_empty(job_id) for job_id in ids}), []
         for at in range(0, len(arguments), SCAN_STEP):
             found += await self._run_script("find", *arguments[at : at + SCAN_STEP])
         return [field for field in found if field is not None]

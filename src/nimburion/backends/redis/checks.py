@@ -88,7 +88,7 @@ def _check_durability(server: RedisServerInfo, info: InfoFields) -> CheckResult:
     synced = {
         "always": "synced with each write: nothing that was acknowledged is lost",
         "everysec": "synced each second: when the host dies, about the last second may be lost",
-    }.get(server.fsync or "", "when it is synced, this user may not ask (CONFIG GET)")
+    }.get(server.fsync or "", "this user may not read when it is synced (CONFIG GET)")
     return CheckResult("durability", "good", f"append-only file, {synced}")
 
 
@@ -107,7 +107,10 @@ def _check_eviction(server: RedisServerInfo) -> CheckResult:
         return CheckResult(
             "eviction", "good", "none: a full server refuses writes, and loses nothing"
         )
-    text = f"{server.eviction_policy}: takes only keys that expire, and none of ours does"
+    text = (
+        f"{server.eviction_policy}: evicts only keys with an expiry, and no key of nimburion has "
+        "one"
+    )
     return CheckResult("eviction", "good", text)
 
 
@@ -133,7 +136,9 @@ def _check_clients(info: InfoFields) -> CheckResult:
     text = f"{now} connected" + (f", {most} may be" if most else "")
     if not most or now < _NEARLY_ALL * most:
         return CheckResult("clients", "good", text)
-    return CheckResult("clients", "warning", text, "raise maxclients, or see who does not hang up")
+    return CheckResult(
+        "clients", "warning", text, "raise maxclients, or find clients that do not disconnect"
+    )
 
 
 async def _check_round_trip(send: SendCommand, clock: Clock) -> CheckResult:
@@ -141,7 +146,7 @@ async def _check_round_trip(send: SendCommand, clock: Clock) -> CheckResult:
     text = f"{1000 * median:.2f} ms, the median of {PINGS}"
     if median <= SLOW_ROUND_TRIP:
         return CheckResult("round trip", "good", text)
-    advice = "bring workers and server closer together, or see what slows the server (SLOWLOG GET)"
+    advice = "run the workers closer to the server, or find what slows it (SLOWLOG GET)"
     return CheckResult("round trip", "warning", text, advice)
 
 
@@ -163,5 +168,5 @@ async def _check_cluster(send: SendCommand) -> CheckResult:
     nodes = f"{info.get('cluster_known_nodes', '?')} nodes known"
     if info.get("cluster_state") == "ok":
         return CheckResult("cluster", "good", f"whole, {nodes}")
-    advice = "bring back the nodes that are down (CLUSTER NODES), or give their slots to others"
+    advice = "restart the nodes that are down (CLUSTER NODES), or move their slots to others"
     return CheckResult("cluster", "error", f"down: not every slot is served; {nodes}", advice)

@@ -196,7 +196,7 @@ def check_flushed(replies: Sequence[Any], settings: RedisSettings) -> None:
     if local < 1:
         raise BackendUnavailable(
             f"{settings.describe()}: stored, but not on the server's disk within "
-            f"{settings.timeout * _FLUSH_TIMEOUT_SHARE:g} s; is its disk slow, or a rewrite under "
-            "way?",
+            f"{settings.timeout * _FLUSH_TIMEOUT_SHARE:g} s; check for a slow disk or a running "
+            "rewrite",
             outcome="applied",
         )

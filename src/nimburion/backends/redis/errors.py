@@ -39,10 +39,10 @@ _OTHER_SERVER_CODES: Mapping[str, str] = MappingProxyType(
         "READONLY": "it is a replica now and takes no writes",
         "LOADING": "it is starting and still reads its data",
         "MASTERDOWN": "it is a replica that has lost its primary",
-        "CLUSTERDOWN": "the cluster is down: not every slot has a primary that lives",
-        "MOVED": "this namespace lies on another node of the cluster",
-        "ASK": "this namespace is just being moved to another node of the cluster",
-        "TRYAGAIN": "this namespace is just being moved to another node of the cluster",
+        "CLUSTERDOWN": "the cluster is down: not every slot has a live primary",
+        "MOVED": "this namespace is on another node of the cluster",
+        "ASK": "this namespace is being moved to another node of the cluster",
+        "TRYAGAIN": "this namespace is being moved to another node of the cluster",
         "NOREPLICAS": "too few replicas follow it (min-replicas-to-write)",
         "UNBLOCKED": "it became a replica while we waited",
     }
@@ -199,12 +199,12 @@ _ERRORS_BY_CODE: Mapping[str, ErrorFactory] = MappingProxyType(
         "NOPERM": _map_permission_error,
         "BUSY": make_error_factory(
             make_not_applied_error,
-            "{where}: the server is held by a script that does not end; nothing was written. "
+            "{where}: a script that does not end blocks the server; nothing was written. "
             "SCRIPT KILL ends it",
         ),
         "NOSCRIPT": make_error_factory(
             make_not_applied_error,
-            "{where}: the server has forgotten our scripts; nothing was written",
+            "{where}: the server does not have the scripts; nothing was written",
         ),
         "DENIED": make_error_factory(
             ConfigurationError,
@@ -223,7 +223,7 @@ def _map_by_message(where: str, text: str) -> NimburionError:
             f"{where}: the server has no such db; name one it has (databases)"
         )
     if "cluster support disabled" in lower:
-        return ConfigurationError(f"{where}: the server is no node of a cluster; use redis://")
+        return ConfigurationError(f"{where}: the server is not a node of a cluster; use redis://")
     if "not allowed in cluster mode" in lower:
         return ConfigurationError(f"{where}: a cluster has only db 0; use redis+cluster://")
     if lower.startswith(("err unknown command", "unknown command")):
@@ -242,12 +242,12 @@ def _map_by_message(where: str, text: str) -> NimburionError:
 def _map_lost_reply(error: Exception, where: str, *, sent: bool) -> NimburionError:
     if "max number of clients" in str(error):
         return make_not_applied_error(
-            f"{where}: the server has as many clients as it takes (maxclients)"
+            f"{where}: the server has reached its limit of clients (maxclients)"
         )
     if isinstance(error, TimeoutError | driver.TimeoutError):
         problem = "no answer in time"
     elif isinstance(error, driver.InvalidResponse):
-        problem = f"what came back is no answer of Redis ({error})"
+        problem = f"the reply is not from Redis ({error})"
     else:
         problem = f"the connection was lost ({str(error) or type(error).__name__})"
     return make_no_reply_error(where, problem, sent=sent)

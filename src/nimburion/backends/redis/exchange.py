@@ -75,9 +75,9 @@ def encode_arguments(
     """
     records: list[bytes] = []
     extras: list[bytes] = []
-    for one in settlements:
-        kind, more = _encode_settlement(one)
-        records.append(kind + encode_seq(one.lease.ref) + encode_token(one.lease))
+    for settlement in settlements:
+        kind, more = _encode_settlement(settlement)
+        records.append(kind + encode_seq(settlement.lease.ref) + encode_token(settlement.lease))
         if more:
             extras += more
     return [
@@ -90,33 +90,38 @@ def encode_arguments(
     ]
 
 
-def _encode_settlement(one: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
+def _encode_settlement(settlement: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the kind of a settlement and its data other than the lease."""
-    match one:
+    match settlement:
         case Completed():
             return (
                 (KIND_COMPLETED, ())
-                if one.result is None
-                else (KIND_COMPLETED_WITH_RESULT, (one.result,))
+                if settlement.result is None
+                else (KIND_COMPLETED_WITH_RESULT, (settlement.result,))
             )
         case Retried():
-            return KIND_RETRIED, (encode_time(max(0, to_micros(one.delay))), encode_json(one.error))
+            return KIND_RETRIED, (
+                encode_time(max(0, to_micros(settlement.delay))),
+                encode_json(settlement.error),
+            )
         case Failed():
             return KIND_FAILED, (
-                encode_reason(one.reason),
-                encode_json(one.error),
-                encode_fingerprint(one.error.fingerprint),
+                encode_reason(settlement.reason),
+                encode_json(settlement.error),
+                encode_fingerprint(settlement.error.fingerprint),
             )
         case Released():
             return (
                 (KIND_RELEASED, ())
-                if one.delay is None
-                else (KIND_SNOOZED, (encode_time(max(0, to_micros(one.delay))),))
+                if settlement.delay is None
+                else (KIND_SNOOZED, (encode_time(max(0, to_micros(settlement.delay))),))
             )
         case Cancelled():
-            return KIND_CANCELLED, (encode_reason(one.reason),)
+            return KIND_CANCELLED, (encode_reason(settlement.reason),)
         case Progressed():
-            return KIND_PROGRESSED, (PROGRESS.pack(one.fraction) + one.message.encode(),)
+            return KIND_PROGRESSED, (
+                PROGRESS.pack(settlement.fraction) + settlement.message.encode(),
+            )
 
 
 def encode_request(request: ReserveRequest) -> bytes:

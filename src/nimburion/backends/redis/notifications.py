@@ -120,12 +120,12 @@ class PubSubListener:
         operations report it. Any other cause is logged as a warning, once.
         """
         if isinstance(error, _OUTAGES) or str(error) == self._last_warning:
-            _log.debug("no notifications for now: %s", error)
+            _log.debug("notifications are unavailable; reconnecting: %s", error)
             return
         self._last_warning = str(error)
         _log.warning(
-            "notifications are not received (%s); a job that waits for an idle worker begins when "
-            "that worker polls again, each second or two",
+            "notifications are not received (%s); idle workers find new jobs by polling, every 1 "
+            "to 2 seconds",
             error,
         )
 
@@ -161,4 +161,4 @@ async def _wait_until_lost(protocol: RedisProtocol) -> None:
             protocol.send(_PING)
             await asyncio.wait({protocol.lost}, timeout=_REPLY_TIMEOUT)
             if protocol.message_count == message_count:
-                raise TimeoutError(f"no word within {_REPLY_TIMEOUT:g} s")
+                raise TimeoutError(f"no reply within {_REPLY_TIMEOUT:g} s")

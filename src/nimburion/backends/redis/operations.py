@@ -71,7 +71,7 @@ def encode_retention(keep: Retention) -> list[bytes]:
     """Return the arguments of `prune.lua` that follow its limit."""
     spans = (keep.completed, keep.failed, keep.results)
     most = b"" if keep.completed_max is None else b"%d" % keep.completed_max
-    return [*(_encode_span(one) for one in spans), most, _encode_span(_ENDED_SESSION_RETENTION)]
+    return [*(_encode_span(span) for span in spans), most, _encode_span(_ENDED_SESSION_RETENTION)]
 
 
 def _encode_span(seconds: float | None) -> bytes:

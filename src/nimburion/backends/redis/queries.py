@@ -137,7 +137,10 @@ def encode_filter(which: JobFilter, states: frozenset[State] | None) -> bytes | 
     if states is not None and not states:
         return None
     codes = False if states is None else "".join(STATE_CODES[state] for state in sorted(states))
-    rest = (False if one is None else one for one in (which.queue, which.name, which.reason))
+    rest = (
+        False if condition is None else condition
+        for condition in (which.queue, which.name, which.reason)
+    )
     try:
         return _pack((codes, *rest, _make_search(which)))
     except UnicodeEncodeError:  # no backend holds such a name
@@ -218,7 +221,7 @@ class AttemptSummary(msgspec.Struct):
 
 def decode_ids(packed: Iterable[bytes]) -> list[str]:
     """Decode job ids."""
-    return [decode_id(one) for one in packed]
+    return [decode_id(packed_id) for packed_id in packed]
 
 
 # --- records --------------------------------------------------------------------------------------

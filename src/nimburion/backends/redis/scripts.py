@@ -5,8 +5,8 @@ The header of a file has these labels:
 
 - Keys: the keys that this file uses, without the namespace. The key `job` is the local `job_key`. A
   script declares the keys of all its parts.
-- Arguments: ARGV. ARGV[1] and ARGV[2] of every script are the times of a test (see `times.lua`), or
-  empty.
+- Arguments: ARGV. `number 8` is a value of 8 bytes (see `record_format.lua`). In every
+  script, ARGV[1] and ARGV[2] are the times of a test (see `times.lua`), or empty.
 - Provides (shared parts): the functions for other parts. Reply (operations): what the script
   returns.
 - Atomic: what holds if scripts of other clients run before or after this one.
@@ -178,7 +178,7 @@ def inline_constants(text: str) -> str:
     constants: dict[str, str] = {}
     for found in _CONSTANTS.finditer(text):
         constants.update(zip(found[1].split(", "), found[2].split(", "), strict=True))
-    return _TOKEN.sub(lambda one: constants.get(one[0], one[0]), _CONSTANTS.sub("", text))
+    return _TOKEN.sub(lambda match: constants.get(match[0], match[0]), _CONSTANTS.sub("", text))
 
 
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)

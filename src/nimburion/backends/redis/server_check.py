@@ -97,7 +97,7 @@ async def read_server_info(send: SendCommand, where: str) -> RedisServerInfo:
     """Read the properties of the server."""
     info = parse_info(await send("INFO"))
     if "redis_version" not in info:
-        raise ConfigurationError(f"{where}: this is no Redis and no Valkey: INFO has no version")
+        raise ConfigurationError(f"{where}: this is neither Redis nor Valkey: INFO has no version")
     return RedisServerInfo(
         product="Valkey" if "valkey_version" in info else "Redis",
         version=_parse_version(info.get("valkey_version") or info["redis_version"]),

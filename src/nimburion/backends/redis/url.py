@@ -170,7 +170,7 @@ def parse_url(url: str) -> RedisSettings:
     """
     scheme, rest = split_scheme(url, "redis")
     if scheme not in SCHEMES:
-        known = ", ".join(f"{one}://" for one in SCHEMES)
+        known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigurationError(f"not the URL of a Redis backend; these begin with {known}")
     with report_invalid_url(f"{scheme}://…"):
         return _parse_settings(SCHEMES[scheme], rest)
@@ -214,7 +214,7 @@ def _parse_endpoints(hosts: str, scheme: UrlScheme) -> tuple[Endpoint, ...]:
         return ()
     default = DEFAULT_SENTINEL_PORT if scheme.kind == "sentinel" else DEFAULT_PORT
     texts = [hosts] if scheme.kind == "single" else hosts.split(",")
-    return tuple(dict.fromkeys(parse_endpoint(one, default, scheme.example) for one in texts))
+    return tuple(dict.fromkeys(parse_endpoint(text, default, scheme.example) for text in texts))
 
 
 def _parse_socket_path(hosts: str, path: str) -> str:

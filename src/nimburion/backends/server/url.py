@@ -75,9 +75,9 @@ def parse_query(query: str) -> dict[str, str]:
     for pair in query.split("&") if query else ():
         name, mark, value = pair.partition("=")
         if not mark or not name:
-            raise InvalidUrl("behind ? is expected name=value, and & before the next one")
+            raise InvalidUrl("expected name=value after the ?, separated by &")
         if name in pairs:
-            raise InvalidUrl(f"option {shorten(redact_option_name(name))} stands there twice")
+            raise InvalidUrl(f"option {shorten(redact_option_name(name))} is repeated")
         pairs[name] = decode_percents(value)
     return pairs
 
@@ -129,7 +129,7 @@ def decode_percents(text: str) -> str:
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
-        raise InvalidUrl("what a %XX stands for is not UTF-8") from None
+        raise InvalidUrl("a %XX is not UTF-8") from None
 
 
 def shorten(text: str) -> str:
@@ -188,7 +188,7 @@ def split_url(rest: str) -> tuple[str, str, str]:
         raise InvalidUrl(f"longer than {_MAX_URL_LENGTH} characters")
     if not rest.isascii() or not rest.isprintable():
         raise InvalidUrl(
-            "only printable ASCII may stand in a URL; write others as %XX of their UTF-8"
+            "a URL may contain only printable ASCII; write others as %XX of their UTF-8"
         )
     if _BAD_ESCAPE.search(rest):
         raise InvalidUrl("a % must be followed by two hexadecimal digits; % itself is written %25")
@@ -205,7 +205,7 @@ def parse_credentials(text: str) -> Credentials:
     """Parse `user:password`, the text before the `@`."""
     user, colon, password = text.partition(":")
     if colon and not password:
-        raise InvalidUrl("an empty password; leave the colon out where there is none")
+        raise InvalidUrl("the password is empty; without a password, leave out the colon")
     return Credentials(decode_percents(user) or None, decode_percents(password) or None)
 
 

@@ -74,8 +74,8 @@ def _run_check(subject: str, check: Callable[[], CheckResult], path: Path) -> Ch
     except sqlite3.Error as error:
         return make_failed_check(subject, map_error(error, path))
     except OSError as error:
-        advice = "see that the file and its folder can be reached from here"
-        return CheckResult(subject, "error", f"cannot be looked at: {error}", advice)
+        advice = "check that the file and its folder exist and can be read"
+        return CheckResult(subject, "error", f"cannot be read: {error}", advice)
 
 
 def _check_file(db: Database, path: Path) -> CheckResult:
@@ -105,7 +105,7 @@ def has_wal_reset_fix(version: tuple[int, int, int]) -> bool:
     """
     repaired = ((3, 44, 6), (3, 50, 7))
     return version >= (3, 51, 3) or any(
-        version[:2] == one[:2] and version >= one for one in repaired
+        version[:2] == fixed[:2] and version >= fixed for fixed in repaired
     )
 
 
@@ -252,7 +252,7 @@ async def check_write_lock(take_lock: Callable[[], Awaitable[None]], clock: Cloc
         took = await measure_seconds(take_lock, clock)
     except BackendError as error:
         return make_failed_check("write lock", error)
-    text = f"had after {1000 * took:.1f} ms"
+    text = f"acquired after {1000 * took:.1f} ms"
     if took < _SLOW_LOCK:
         return CheckResult("write lock", "good", text)
     advice = "find what else writes this file in long transactions, and end or shorten them"

@@ -53,9 +53,9 @@ def map_error(error: sqlite3.Error, path: Path) -> BackendError:
         )
     if code == sqlite3.SQLITE_FULL or _cannot_grow(error):
         return BackendFull(
-            f"{path} cannot grow: the disk is full, but for what is needed to settle the jobs that "
-            "are stored, or a quota or size limit is reached; nothing was written. Make room, and "
-            "workers continue by themselves"
+            f"{path} cannot grow: the disk is full except for the space needed to settle the "
+            "stored jobs, or a quota or size limit is reached; nothing was written. Free disk "
+            "space; workers then continue"
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
         return _map_write_error(error, path)

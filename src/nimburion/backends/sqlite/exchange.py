@@ -118,7 +118,12 @@ def run_exchange(
     limits_after = decode_limits(db.fetch_value("list_limits")) if limits else limits
     if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
         db.notify([EVERY_QUEUE])
-    db.run("save_exchange", head.session, number, "".join([_RESULT_CODES[one] for one in results]))
+    db.run(
+        "save_exchange",
+        head.session,
+        number,
+        "".join([_RESULT_CODES[result] for result in results]),
+    )
     waiting = find_waiting_lanes(db, exclude_full_limits(lanes, limits_after))
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 

@@ -42,19 +42,19 @@ def settle_batch(
     `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. If a job
     occurs twice, the settlements are applied one by one.
     """
-    if len({one.lease.ref for one in settlements}) < len(settlements):
-        return [settle_one(db, session, one) for one in settlements]
+    if len({settlement.lease.ref for settlement in settlements}) < len(settlements):
+        return [settle_one(db, session, settlement) for settlement in settlements]
     results: list[Settled | None] = [None] * len(settlements)
     for (fence, nonce), group in group_completions_by_token(settlements).items():
         matched = complete_group(
             db, session, fence, nonce, group, has_limits=has_limits, has_unique_keys=has_unique_keys
         )
-        for index, one in group:
-            if matched is None or one.lease.ref in matched:
+        for index, settlement in group:
+            if matched is None or settlement.lease.ref in matched:
                 results[index] = Settled.DONE
     return [
-        settle_one(db, session, one) if result is None else result
-        for one, result in zip(settlements, results, strict=True)
+        settle_one(db, session, settlement) if result is None else result
+        for settlement, result in zip(settlements, results, strict=True)
     ]
 
 
@@ -63,10 +63,10 @@ def group_completions_by_token(
 ) -> dict[tuple[int, bytes], TokenGroup]:
     """Group the completions by token. Most calls have few tokens: an exchange uses one nonce."""
     groups: dict[tuple[int, bytes], TokenGroup] = {}
-    for index, one in enumerate(settlements):
-        if type(one) is Completed and type(one.lease.ref) is int:
-            token = one.lease.token
-            groups.setdefault((token.fence, token.nonce), []).append((index, one))
+    for index, settlement in enumerate(settlements):
+        if type(settlement) is Completed and type(settlement.lease.ref) is int:
+            token = settlement.lease.token
+            groups.setdefault((token.fence, token.nonce), []).append((index, settlement))
     return groups
 
 
@@ -81,7 +81,7 @@ def complete_group(
     has_unique_keys: bool,
 ) -> set[int] | None:
     """Complete the leased jobs of one token; return the seqs completed, or None for all."""
-    seqs = _encode([one.lease.ref for _, one in group]).decode()
+    seqs = _encode([settlement.lease.ref for _, settlement in group]).decode()
     count = db.run("complete_jobs", db.now, session, seqs, fence, nonce).rowcount
     matched = None
     if count < len(group):
@@ -94,7 +94,14 @@ def complete_group(
     db.run("delete_completed_leases", session, seqs, fence, nonce)
     if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
-    store_results(db, [one for _, one in group if matched is None or one.lease.ref in matched])
+    store_results(
+        db,
+        [
+            settlement
+            for _, settlement in group
+            if matched is None or settlement.lease.ref in matched
+        ],
+    )
     return matched
 
 
@@ -102,43 +109,49 @@ def store_results(db: Database, completed: Sequence[Completed]) -> None:
     """Store the results of completed jobs in one statement."""
     offsets: dict[str, int] = {}
     at = 0
-    for one in completed:
-        if one.result is not None:
-            offsets[str(one.lease.ref)] = at << 32 | len(one.result)
-            at += len(one.result)
+    for settlement in completed:
+        if settlement.result is not None:
+            offsets[str(settlement.lease.ref)] = at << 32 | len(settlement.result)
+            at += len(settlement.result)
     if offsets:
-        whole = b"".join([one.result for one in completed if one.result is not None])
+        whole = b"".join(
+            [settlement.result for settlement in completed if settlement.result is not None]
+        )
         db.run("store_results", _encode(offsets).decode(), whole)
 
 
-def settle_one(db: Database, session: int, one: Settlement) -> Settled:
+def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
     """Apply one settlement if its token matches the lease; else see `classify_unmatched`."""
-    lease = find_lease(db, session, one.lease)
+    lease = find_lease(db, session, settlement.lease)
     if lease is None:
-        return classify_unmatched(db, one.lease)
-    match one:
+        return classify_unmatched(db, settlement.lease)
+    match settlement:
         case Completed():
-            transitions.finish_leased(db, lease, COMPLETED, result=one.result, nonce=lease.nonce)
+            transitions.finish_leased(
+                db, lease, COMPLETED, result=settlement.result, nonce=lease.nonce
+            )
         case Retried():
-            transitions.add_error(db, lease.seq, one.error)
-            requeue_or_cancel(db, lease, delay=one.delay, increments=_FAILURE_INCREMENT)
+            transitions.add_error(db, lease.seq, settlement.error)
+            requeue_or_cancel(db, lease, delay=settlement.delay, increments=_FAILURE_INCREMENT)
         case Failed():
-            transitions.add_error(db, lease.seq, one.error)
+            transitions.add_error(db, lease.seq, settlement.error)
             transitions.finish_leased(
                 db,
                 lease,
                 FAILED,
-                reason=one.reason,
+                reason=settlement.reason,
                 increments=_FAILURE_INCREMENT,
                 nonce=lease.nonce,
-                fingerprint=one.error.fingerprint,
+                fingerprint=settlement.error.fingerprint,
             )
         case Released():
-            requeue_or_cancel(db, lease, delay=one.delay)
+            requeue_or_cancel(db, lease, delay=settlement.delay)
         case Cancelled():
-            transitions.finish_leased(db, lease, CANCELLED, reason=one.reason, nonce=lease.nonce)
+            transitions.finish_leased(
+                db, lease, CANCELLED, reason=settlement.reason, nonce=lease.nonce
+            )
         case Progressed():
-            db.run("save_progress", lease.seq, one.fraction, one.message)
+            db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
     return Settled.DONE
 
 

@@ -171,9 +171,8 @@ class SQLiteOwnTransaction:
         if self._expired:
             raise TransactionExpired(
                 f"the transaction held the write lock of {self._caller_transactions.path} for more "
-                "than "
-                f"{MAX_SECONDS:g} s, so that nobody else could write, and was rolled back; do what "
-                "takes long before the first write"
+                f"than {MAX_SECONDS:g} s, so that no other writer could proceed, and was rolled "
+                "back; do what takes long before the first write"
             )
 
     def _on_statement(self, statement: str) -> None:
@@ -309,7 +308,7 @@ class CallerTransactions:
         if not jobs:
             return []
         results, queues = await self.run(find_adapter(caller), lambda db: self._enqueue(db, jobs))
-        created = next((one.id for one in results if one.outcome == "created"), None)
+        created = next((result.id for result in results if result.outcome == "created"), None)
         if created is not None:
             self.commit_poller.add(created, queues)
         return results
@@ -397,9 +396,9 @@ class CallerTransactions:
             if getattr(cause, "sqlite_errorcode", 0) != _STALE_SNAPSHOT:
                 raise
             raise BackendUnavailable(
-                f"this transaction read {self.path} before somebody else wrote to it, so it "
+                f"this transaction read {self.path} before another connection wrote to it, so it "
                 "cannot write any more: roll it back and run it again; one that begins with BEGIN "
-                "IMMEDIATE, or writes before it reads, never meets this",
+                "IMMEDIATE, or writes before it reads, never fails in this way",
                 outcome="not applied",
             ) from cause
 

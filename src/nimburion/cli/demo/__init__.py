@@ -17,7 +17,9 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
     metavar="DIR",
     help="Work in this folder, which must be empty or new, instead of a temporary one.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Other data, other faults.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Seed of the random data and faults."
+)
 @click.option("--plain", is_flag=True, help="Plain lines instead of a live view.")
 @add_shared_options
 @click.pass_context

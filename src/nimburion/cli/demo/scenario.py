@@ -258,5 +258,5 @@ async def _enqueue_emails(processor: Processor, plan: Plan) -> None:
     ]
     plan.duplicate_is_same = both[0] == both[1]
     plan.ids.update(both)
-    broken = {"to": "nobody@example.com", "subject": 7}
+    broken = {"to": "unknown@example.com", "subject": 7}
     plan.ids.add(await processor.enqueue_raw("send_email", broken, queue="mail"))

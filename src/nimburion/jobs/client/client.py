@@ -521,7 +521,7 @@ class Client:
             results = [await batcher.enqueue(jobs[0])]
         else:
             results = await batcher.enqueue_all(jobs)
-        ids = [_require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
+        ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         self._count_enqueued(jobs, results)
         if self._statistics is None:
             await self._start_statistics()
@@ -580,7 +580,8 @@ def _to_caller_connection(connection: object) -> CallerConnection:
     return connection if isinstance(connection, CallerConnection) else CallerConnection(connection)
 
 
-def _require_stored(job: NewJob, result: Enqueued) -> str:
+def require_stored(job: NewJob, result: Enqueued) -> str:
+    """Return the id of a stored job. Raises `JobConflict` or `DuplicateJob` if there is none."""
     match result.outcome:
         case "conflict":
             raise JobConflict(job.id)

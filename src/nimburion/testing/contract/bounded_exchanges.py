@@ -99,7 +99,7 @@ class BoundedExchanges:
         assert ids((await worker.exchange(want=want)).deliveries) == ["a", "b"]
 
     async def test_a_smaller_repeat_gives_back_what_does_not_fit(self, harness: Harness) -> None:
-        """Nothing is counted, and each stands where it stood."""
+        """No loss is counted, and each job keeps its place."""
         await _put(harness, "a", "b", "c", "d")
         worker, other = await harness.worker(), await harness.worker()
         first = await harness.backend.exchange(worker.id, 1, [], worker.want(4))
@@ -181,7 +181,7 @@ class BoundedExchanges:
     async def test_a_repeat_with_fewer_settlements_says_how_many_were_applied(
         self, harness: Harness
     ) -> None:
-        """It was applied before: the results are those of all that it carried then."""
+        """The results are those of the original call, with all of its settlements."""
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         batch = [Completed(delivery.lease, b"1") for delivery in await worker.take(3)]
@@ -192,7 +192,7 @@ class BoundedExchanges:
     async def test_a_part_that_is_applied_first_is_all_that_is_applied(
         self, harness: Harness
     ) -> None:
-        """The whole comes late: its number is taken, and the rest goes with the next."""
+        """The full call arrives late and is refused; the rest is sent with the next number."""
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         batch = [Released(delivery.lease, 50.0) for delivery in await worker.take(3)]

@@ -48,8 +48,8 @@ class Cancelling:
 
     async def test_an_unknown_job_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.cancel("nobody")
-        assert caught.value.job_id == "nobody"
+            await harness.backend.cancel("unknown")
+        assert caught.value.job_id == "unknown"
 
     async def test_a_waiting_job_ends_at_once(self, harness: Harness) -> None:
         await harness.add("a")
@@ -86,7 +86,7 @@ class Cancelling:
     async def test_every_heartbeat_lists_the_cancel_until_the_lease_ends(
         self, harness: Harness
     ) -> None:
-        """A worker that missed the first order hears the next."""
+        """A worker that missed the first reply sees it in the next."""
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -106,7 +106,7 @@ class Cancelling:
     async def test_what_the_worker_settles_after_a_request(
         self, harness: Harness, how: str
     ) -> None:
-        """A completion or failure that comes first wins; whatever would wait again ends instead."""
+        """A completion or failure wins. A job that would wait again is cancelled."""
         settlement, state = AFTER_A_REQUEST[how]
         await harness.add("a")
         worker = await harness.worker()
@@ -126,7 +126,7 @@ class Cancelling:
         assert (record.failures, len(record.history), record.payload) == (1, 1, None)
 
     async def test_a_request_ends_with_the_lease(self, harness: Harness) -> None:
-        """A dead letter that is replayed is wanted again."""
+        """A dead letter that is replayed is not cancelled."""
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease

@@ -76,7 +76,7 @@ class ConcurrencyLimits:
     async def test_a_lane_at_its_limit_is_not_among_the_lanes_that_wait(
         self, harness: Harness
     ) -> None:
-        """Else a worker would ask again and again for what it may not have."""
+        """Otherwise the worker would repeat requests that return no job."""
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         assert (await worker.exchange(want=worker.want(9))).waiting == []
@@ -85,7 +85,7 @@ class ConcurrencyLimits:
     async def test_every_end_of_a_lease_gives_its_place_back(
         self, harness: Harness, how: str
     ) -> None:
-        """In the same call: what it frees can be handed out by it."""
+        """The same exchange can reserve a job for the place that it frees."""
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         lease = (await worker.take_one()).lease
@@ -129,7 +129,7 @@ class ConcurrencyLimits:
         assert ids(await other.take(9)) == ["a", "b"]
 
     async def test_a_lost_worker_holds_its_places_until_the_rescue(self, harness: Harness) -> None:
-        """Its handler may still run: the limit is kept for it."""
+        """Its handler may still run, so it still counts against the limit."""
         await harness.add("a", "b")
         first = await harness.worker(limits={"mail": 1})
         await first.take_one()
@@ -238,7 +238,7 @@ class ConcurrencyLimits:
 
 
 class DeclaringLimits:
-    """The newest session's word about a limit counts."""
+    """The newest session decides the limit of a name."""
 
     async def test_a_new_limit_counts_what_is_processing(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -265,7 +265,7 @@ class DeclaringLimits:
         assert await read_limit(first) == ConcurrencyLimit(3, 1)
         assert ids(await first.take(9)) == ["b", "c"]
 
-    async def test_a_limit_lowered_below_what_is_in_use_hands_out_nothing_until_it_fits(
+    async def test_a_limit_below_what_is_in_use_returns_no_jobs_until_it_fits(
         self, harness: Harness
     ) -> None:
         await harness.add(*"abcde")
@@ -290,7 +290,8 @@ class DeclaringLimits:
     async def test_a_limit_that_comes_back_counts_what_ran_without_it(
         self, harness: Harness
     ) -> None:
-        """Removed with one held, two more taken meanwhile: three are processing."""
+        """The limit is removed while one job runs, two more are reserved, and the limit returns:
+        three are counted."""
         await harness.add(*"abcde")
         worker = await harness.worker(limits={"mail": 1})
         leases = ids(await worker.take(9))

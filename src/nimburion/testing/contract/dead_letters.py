@@ -10,7 +10,7 @@ from nimburion.core.operations import Replayed
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried, Settled
 from nimburion.testing.contract.harness import OOPS, Harness, ids
-from nimburion.testing.contract.standing import STANDING
+from nimburion.testing.contract.job_states import JOB_STATES
 
 KEY = JobOptions(unique_key="k")
 ODD = b'{ "b":1.0 ,"a":"\\u00e4 \xc3\xa4",\n "a":2 }'
@@ -77,15 +77,15 @@ class Replaying:
         assert await harness.backend.replay(EVERY_JOB, 10) == Replayed([], [], None)
         assert len(await (await harness.worker()).take(5)) == 1
 
-    @pytest.mark.parametrize("state", [s for s in STANDING if not s.startswith("failed")])
+    @pytest.mark.parametrize("state", [s for s in JOB_STATES if not s.startswith("failed")])
     async def test_what_is_not_failed_is_passed_over(self, harness: Harness, state: str) -> None:
-        job_id = await STANDING[state](harness)
+        job_id = await JOB_STATES[state](harness)
         before = await harness.backend.get(job_id)
         assert await harness.backend.replay(JobFilter(ids=(job_id,)), 10) == Replayed([], [], None)
         assert await harness.backend.get(job_id) == before
 
     async def test_an_unknown_id_is_passed_over(self, harness: Harness) -> None:
-        assert await harness.backend.replay(JobFilter(ids=("nobody",)), 10) == Replayed(
+        assert await harness.backend.replay(JobFilter(ids=("unknown",)), 10) == Replayed(
             [], [], None
         )
 
@@ -101,7 +101,7 @@ class Replaying:
             (JobFilter(queue="red"), {"b"}),
             (JobFilter(name="post"), {"c"}),
             (JobFilter(reason="lost"), {"d"}),
-            (JobFilter(ids=("a", "d", "nobody")), {"a", "d"}),
+            (JobFilter(ids=("a", "d", "unknown")), {"a", "d"}),
             (JobFilter(states=frozenset({State.FAILED, State.PENDING}), queue="red"), {"b"}),
             (JobFilter(name="post", queue="red"), set()),
         ],
@@ -116,7 +116,7 @@ class Replaying:
         await make_dead_letters(harness, "d", reason="lost")
         assert set((await harness.backend.replay(which, 10)).ids) == expected
 
-    async def test_the_limit_holds_and_the_cursor_goes_on(self, harness: Harness) -> None:
+    async def test_the_limit_holds_and_the_cursor_continues(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a", "b", "c", "d", "e")
         seen: list[str] = []
         after, calls = None, 0
@@ -148,7 +148,7 @@ class Replaying:
             assert (record.failures, len(record.history), record.reason) == (1, n, "exhausted")
 
     async def test_a_limited_replay_skips_jobs_whose_key_is_taken(self, harness: Harness) -> None:
-        """Jobs whose key another job holds are reported once, not for ever."""
+        """Jobs whose key another job holds are reported once per scan."""
         await harness.put(harness.job("b", options=KEY))
         await make_dead_letters(harness, "a", "b", "c")
         await harness.put(harness.job("d", options=KEY))
@@ -156,8 +156,8 @@ class Replaying:
         while (after := found[-1].next) is not None:
             found.append(await harness.backend.replay(EVERY_JOB, 1, after))
         assert len(found) == 3
-        assert sorted(job_id for step in found for job_id in step.ids) == ["a", "c"]
-        assert [job_id for step in found for job_id in step.held] == ["b"]
+        assert sorted(job_id for page in found for job_id in page.ids) == ["a", "c"]
+        assert [job_id for page in found for job_id in page.held] == ["b"]
 
     async def test_of_two_with_one_key_one_is_replayed(self, harness: Harness) -> None:
         for job_id in ("a", "b"):
@@ -168,7 +168,7 @@ class Replaying:
         assert {*replayed.ids, *replayed.held} == {"a", "b"}
 
     async def test_a_replayed_job_is_due_now(self, harness: Harness) -> None:
-        """It stands behind those that were due before."""
+        """It comes after the jobs that were due before."""
         await make_dead_letters(harness, "a")
         await harness.add("b")
         harness.clock.advance(1.0)
@@ -176,7 +176,7 @@ class Replaying:
         assert ids(await (await harness.worker()).take(9)) == ["b", "a"]
 
     async def test_a_replayed_job_keeps_its_place_in_lists(self, harness: Harness) -> None:
-        """And its enqueue order among those due at the same moment."""
+        """It also keeps its enqueue order among jobs with the same due time."""
         await make_dead_letters(harness, "a")
         await harness.add("b")
         await harness.backend.replay(EVERY_JOB, 10)
@@ -193,9 +193,9 @@ class Replaying:
 class Deleting:
     """`delete`."""
 
-    @pytest.mark.parametrize("state", STANDING)
+    @pytest.mark.parametrize("state", JOB_STATES)
     async def test_only_what_is_finished_is_deleted(self, harness: Harness, state: str) -> None:
-        job_id = await STANDING[state](harness)
+        job_id = await JOB_STATES[state](harness)
         before = await harness.backend.get(job_id)
         deleted = await harness.backend.delete(JobFilter(ids=(job_id,)), 10)
         if before.state.finished:
@@ -232,7 +232,7 @@ class Deleting:
         assert await harness.backend.delete(EVERY_JOB, 10) != []
         assert (await harness.backend.list_jobs()).jobs[0].id == "c"
 
-    async def test_deleting_hands_nothing_out_again(self, harness: Harness) -> None:
+    async def test_deleted_jobs_are_not_reserved_again(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
         await harness.add("b")
         await harness.backend.delete(EVERY_JOB, 10)

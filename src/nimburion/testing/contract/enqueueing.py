@@ -43,7 +43,7 @@ class EnqueueCases:
             options=options,
         )
 
-    async def test_results_stand_in_the_order_of_the_jobs(self, harness: Harness) -> None:
+    async def test_results_come_in_the_order_of_the_jobs(self, harness: Harness) -> None:
         await harness.add("b")
         results = await harness.enqueue(harness.job("c"), harness.job("b"), harness.job("a"))
         assert results == [
@@ -62,8 +62,8 @@ class EnqueueCases:
         assert await harness.backend.get("a") == before
 
     async def test_only_name_and_payload_make_the_body(self, harness: Harness) -> None:
-        """Another queue, priority, time or option under a kept id still says `exists`, and changes
-        nothing."""
+        """Another queue, priority, time or option under a kept id still returns `exists` and
+        changes nothing."""
         await harness.add("a")
         before = await harness.backend.get("a")
         other = harness.job(
@@ -103,7 +103,7 @@ class EnqueueCases:
         assert await worker.take() == []
 
     async def test_another_body_under_a_finished_id_is_a_conflict(self, harness: Harness) -> None:
-        """The digest outlives the payload."""
+        """The digest is kept after the payload is deleted."""
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))

@@ -25,7 +25,7 @@ class NumberedExchanges:
         await harness.backend.exchange(worker.id, 1, [], RESERVE_NOTHING)
 
     async def test_a_repeat_brings_the_same_deliveries(self, harness: Harness) -> None:
-        """Same jobs, same order, same tokens; the reply that was lost strands nothing."""
+        """Same jobs, same order, same tokens. A lost reply leaves no job behind."""
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         want = worker.want(2)
@@ -74,7 +74,7 @@ class NumberedExchanges:
         assert await harness.state("a") is State.PENDING
 
     async def test_a_repeat_applies_nothing_that_it_carries_anew(self, harness: Harness) -> None:
-        """The number decides; what a repeat says is not looked at."""
+        """The number decides; the settlements of a repeat are ignored."""
         await harness.add("a", "b")
         worker = await harness.worker()
         delivery = await worker.take_one()
@@ -108,7 +108,7 @@ class NumberedExchanges:
         again = await harness.backend.exchange(worker.id, 1, [], want)
         assert again.deliveries == first.deliveries
 
-    async def test_what_a_lost_reply_handed_out_can_be_settled_after_the_repeat(
+    async def test_jobs_of_a_lost_reply_can_be_settled_after_the_repeat(
         self, harness: Harness
     ) -> None:
         await harness.add("a")
@@ -157,7 +157,7 @@ class NumberedExchanges:
         assert await harness.state("a") is State.PENDING
 
     async def test_a_repeat_after_the_rescue_is_lost(self, harness: Harness) -> None:
-        """Also the same number: what it handed out belongs to others by now."""
+        """This includes the same number, because other workers may hold its jobs."""
         await harness.add("a")
         worker = await harness.worker()
         await worker.take_one()
@@ -168,7 +168,7 @@ class NumberedExchanges:
     async def test_a_call_that_was_cancelled_in_flight_can_be_repeated(
         self, harness: Harness
     ) -> None:
-        """Whether or not it was applied, the repeat brings the job, and it runs once."""
+        """The repeat returns the job whether or not the call was applied, and the job runs once."""
         await harness.add("a", "b")
         worker = await harness.worker()
         want = worker.want(1)
@@ -198,7 +198,7 @@ class NumberedExchanges:
         assert (await harness.backend.get("a")).failures == 1
 
     async def test_an_overdue_session_may_still_exchange(self, harness: Harness) -> None:
-        """Nobody rescued it: its tokens count."""
+        """It was not rescued yet, so its tokens are valid."""
         await harness.add("a", "b")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease

@@ -37,7 +37,7 @@ class Handles:
         assert (await harness.backend.get("a")).created_at == await harness.backend.now()
 
     async def test_reading_the_time_changes_nothing(self, harness: Harness) -> None:
-        """An overdue session is not revived, and what became due is not promoted."""
+        """An overdue session stays overdue, and due jobs are not promoted."""
         await harness.put(harness.job("later", after=5.0))
         worker = await harness.worker()
         harness.clock.advance(worker.session.ttl + 1.0)
@@ -55,30 +55,30 @@ class Handles:
         await handle.close()
 
     async def test_a_backend_without_roles_grants_nothing(self, harness: Harness) -> None:
-        """A backend that knows roles refuses one that does not exist."""
+        """A backend with roles refuses a role that does not exist."""
         knows_roles = harness.backend.capabilities.roles
         with pytest.raises(ConfigurationError if knows_roles else NotSupported):
-            await harness.backend.grant("nobody_of_this_name")
+            await harness.backend.grant("unknown_role")
 
     async def test_checks_are_readable_for_an_operator(self, harness: Harness) -> None:
         found = await harness.backend.check()
         assert found
-        for result in found:
-            assert 1 <= len(result.subject.split()) <= 2
-            assert result.verdict in {"good", "warning", "error"}
-            assert result.text == result.text.strip() != ""
-            assert len(result.text.splitlines()) == 1
-            assert (result.advice == "") == (result.verdict == "good")
-            assert len(result.advice.splitlines()) <= 1
+        for check in found:
+            assert 1 <= len(check.subject.split()) <= 2
+            assert check.verdict in {"good", "warning", "error"}
+            assert check.text == check.text.strip() != ""
+            assert len(check.text.splitlines()) == 1
+            assert (check.advice == "") == (check.verdict == "good")
+            assert len(check.advice.splitlines()) <= 1
 
     async def test_a_check_reports_the_durability(self, harness: Harness) -> None:
         (durability,) = [
-            result for result in await harness.backend.check() if result.subject == "durability"
+            check for check in await harness.backend.check() if check.subject == "durability"
         ]
         assert harness.backend.capabilities.durable or durability.verdict != "good"
 
     async def test_a_check_changes_nothing(self, harness: Harness) -> None:
-        """Not for jobs, nor for a worker in the middle of its work."""
+        """Jobs and running workers are not affected."""
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -98,9 +98,9 @@ class Handles:
         assert ids(await worker.take()) == ["c"]
 
     async def test_a_second_check_looks_at_the_same(self, harness: Harness) -> None:
-        first = [result.subject for result in await harness.backend.check()]
+        first = [check.subject for check in await harness.backend.check()]
         await harness.add("a")
-        assert [result.subject for result in await harness.backend.check()] == first
+        assert [check.subject for check in await harness.backend.check()] == first
         assert len(first) == len(set(first))
 
     async def test_opening_again_does_nothing(self, harness: Harness) -> None:

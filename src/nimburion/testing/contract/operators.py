@@ -13,7 +13,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.testing.contract.harness import TTL, Harness
-from nimburion.testing.contract.standing import STANDING
+from nimburion.testing.contract.job_states import JOB_STATES
 
 Operation = Callable[[Harness, str], Awaitable[str]]
 
@@ -22,7 +22,7 @@ KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
 async def _reserve(harness: Harness, job_id: str) -> str:
     taken = await (await harness.worker()).take(10)
-    return "handed out" if [delivery.lease.job_id for delivery in taken] == [job_id] else "nothing"
+    return "reserved" if [delivery.lease.job_id for delivery in taken] == [job_id] else "nothing"
 
 
 async def _cancel(harness: Harness, job_id: str) -> str:
@@ -54,17 +54,17 @@ async def _prune(harness: Harness, _job_id: str) -> str:
     return "pruned" if await harness.backend.prune(KEEP_NOTHING, 10) else "nothing"
 
 
-def _same(job_id: str) -> NewJob:
+def _make_job(job_id: str) -> NewJob:
     return NewJob(job_id, "mail", "default", b"{}")
 
 
 async def _enqueue_same(harness: Harness, job_id: str) -> str:
-    (result,) = await harness.enqueue(_same(job_id))
+    (result,) = await harness.enqueue(_make_job(job_id))
     return result.outcome
 
 
 async def _enqueue_other(harness: Harness, job_id: str) -> str:
-    (result,) = await harness.enqueue(replace(_same(job_id), payload=b"[]"))
+    (result,) = await harness.enqueue(replace(_make_job(job_id), payload=b"[]"))
     return result.outcome
 
 
@@ -83,8 +83,8 @@ _ENDED = ("completed", "failed", "cancelled")
 
 EXPECTED: dict[str, dict[str, tuple[str, str]]] = {
     "reserve": {
-        "pending": ("handed out", "processing"),
-        "retrying, due": ("handed out", "processing"),
+        "pending": ("reserved", "processing"),
+        "retrying, due": ("reserved", "processing"),
     },
     "cancel": {
         "pending": ("cancelled", "cancelled"),
@@ -103,37 +103,37 @@ EXPECTED: dict[str, dict[str, tuple[str, str]]] = {
     "enqueue": {},
     "enqueue another body": {},
 }
-"""Answer and following state, by place or by state. Other jobs answer `OTHERWISE` and keep the
-whole record unchanged."""
+"""Answer and following state, by the name of the state or by its first word. All other jobs answer
+`OTHERWISE`, and their whole record stays unchanged."""
 OTHERWISE = {"enqueue": "exists", "enqueue another body": "conflict"}
 
 
-def expected(operation: str, place: str) -> tuple[str, str]:
-    """Return the answer of an operation on a job in `place`, and the state of the job
+def expected(operation: str, state: str) -> tuple[str, str]:
+    """Return the answer of an operation on a job in the state, and the state of the job
     afterwards."""
-    state = place.replace(",", "").split(maxsplit=1)[0]
+    first_word = state.replace(",", "").split(maxsplit=1)[0]
     table = EXPECTED[operation]
-    unchanged = (OTHERWISE.get(operation, "nothing"), state)
-    return table.get(place) or table.get(state) or unchanged
+    unchanged = (OTHERWISE.get(operation, "nothing"), first_word)
+    return table.get(state) or table.get(first_word) or unchanged
 
 
 class Operators:
-    """Operations by place."""
+    """Operations by state of the job."""
 
-    @pytest.mark.parametrize(("operation", "place"), list(product(OPERATIONS, STANDING)))
-    async def test_an_operation_does_what_the_place_allows(
-        self, harness: Harness, operation: str, place: str
+    @pytest.mark.parametrize(("operation", "state"), list(product(OPERATIONS, JOB_STATES)))
+    async def test_an_operation_does_what_the_state_allows(
+        self, harness: Harness, operation: str, state: str
     ) -> None:
-        """Where it is not for such a job, the whole record stays as it was."""
-        job_id = await STANDING[place](harness)
+        """If it does not apply to the state, the whole record stays unchanged."""
+        job_id = await JOB_STATES[state](harness)
         before = await harness.backend.get(job_id)
         answer = await OPERATIONS[operation](harness, job_id)
         try:
             after = await harness.backend.get(job_id)
         except JobNotFound:
-            assert (answer, "forgotten") == expected(operation, place)
+            assert (answer, "forgotten") == expected(operation, state)
             return
-        assert (answer, after.state) == expected(operation, place)
+        assert (answer, after.state) == expected(operation, state)
         if answer in {"nothing", "exists", "conflict", "finished"}:
             assert after == before
 
@@ -141,4 +141,4 @@ class Operators:
     async def test_an_operation_on_a_job_that_is_not_there_does_nothing(
         self, harness: Harness, operation: str
     ) -> None:
-        assert await OPERATIONS[operation](harness, "nobody") == "nothing"
+        assert await OPERATIONS[operation](harness, "unknown") == "nothing"

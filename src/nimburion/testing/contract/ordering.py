@@ -20,7 +20,7 @@ class Ordering:
     """The order of a reply."""
 
     async def test_equal_jobs_come_in_enqueue_order(self, harness: Harness) -> None:
-        """Never by their ids, which clients make."""
+        """Ids do not decide the order, because clients make them."""
         await harness.add("c", "a", "b")
         await harness.add("0")
         assert ids(await (await harness.worker()).take(9)) == ["c", "a", "b", "0"]
@@ -56,7 +56,7 @@ class Ordering:
             await harness.put(harness.job(f"{n}", name=name))
         assert ids(await (await harness.worker(names=NAMES)).take(9)) == ["0", "1", "2", "3", "4"]
 
-    async def test_a_job_that_became_due_stands_by_its_due_time(self, harness: Harness) -> None:
+    async def test_a_job_that_became_due_is_ordered_by_its_due_time(self, harness: Harness) -> None:
         await harness.put(harness.job("planned", after=5.0))
         harness.clock.advance(10.0)
         await harness.add("fresh")
@@ -68,7 +68,7 @@ class Ordering:
         assert ids(await (await harness.worker()).take(9)) == ["urgent", "old"]
 
     async def test_a_queue_of_higher_priority_comes_first(self, harness: Harness) -> None:
-        """Whatever the priorities of the jobs."""
+        """The priorities of the jobs do not matter."""
         await harness.put(harness.job("low", queue="blue", priority=9))
         await harness.put(harness.job("high", queue="red", priority=0))
         worker = await harness.worker(queues=("blue", "red"))
@@ -122,7 +122,7 @@ class Ordering:
         assert ids(await worker.take(1, queues={"high": QueueOptions(priority=1)})) == ["fresh"]
 
     async def test_age_is_counted_from_the_due_time(self, harness: Harness) -> None:
-        """Not from the enqueue: a job that was planned long ago is not old."""
+        """A job that was scheduled long ago does not count as old."""
         await harness.put(harness.job("planned", queue="low", priority=9, after=600.0))
         harness.clock.advance(605.0)
         await harness.put(harness.job("fresh", queue="high", priority=0))
@@ -131,7 +131,7 @@ class Ordering:
         assert ids(await worker.take(1, queues=options, ageing=60.0)) == ["fresh"]
 
     async def test_ageing_is_looked_at_anew_for_every_head(self, harness: Harness) -> None:
-        """The old job at the head gives its lane no right beyond itself."""
+        """The age of a head applies to that job only, not to the jobs behind it."""
         await harness.put(harness.job("old", queue="low"))
         harness.clock.advance(125.0)
         await harness.put(harness.job("young", queue="low"))
@@ -144,7 +144,7 @@ class Ordering:
     async def test_an_old_job_behind_a_fresh_urgent_one_does_not_lift_it(
         self, harness: Harness
     ) -> None:
-        """A lane stands by priority; only its head is compared with other lanes."""
+        """A lane is ordered by priority; only its head is compared with other lanes."""
         await harness.put(harness.job("old", queue="low", priority=1))
         harness.clock.advance(600.0)
         await harness.put(harness.job("urgent", queue="low", priority=9))
@@ -155,7 +155,7 @@ class Ordering:
         assert taken == ["fresh", "urgent", "old"]
 
     async def test_a_run_behind_a_good_head_is_taken_in_one_piece(self, harness: Harness) -> None:
-        """Once the fresh urgent job is gone, the old ones behind it win against other lanes."""
+        """After the new urgent job was taken, the old jobs behind it come before other lanes."""
         await harness.put(harness.job("old-1", queue="low", priority=1))
         await harness.put(harness.job("old-2", queue="low", priority=1))
         harness.clock.advance(600.0)
@@ -180,7 +180,7 @@ class Ordering:
         await worker.settle(Released(lease))
         assert ids(await worker.take(9)) == ["a", "b", "c"]
 
-    async def test_a_retried_job_stands_by_its_new_due_time(self, harness: Harness) -> None:
+    async def test_a_retried_job_is_ordered_by_its_new_due_time(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -198,7 +198,7 @@ class Ordering:
         assert ids(await (await harness.worker()).take(9)) == ["a", "b"]
 
     async def test_a_queue_limit_lets_the_next_lane_move_up(self, harness: Harness) -> None:
-        """What a cap shuts out takes no place in the total."""
+        """Jobs over the limit of their queue do not count in the total."""
         await harness.add("a", "b", "c", queue="red")
         await harness.add("d", "e", queue="blue")
         worker = await harness.worker(queues=("red", "blue"))
@@ -214,7 +214,7 @@ class Ordering:
     async def test_queue_limits_and_concurrency_limits_hold_together(
         self, harness: Harness
     ) -> None:
-        """A limited name in two capped queues: both counts hold, in rank order."""
+        """A limited name in two limited queues: both limits hold, in the order of delivery."""
         for n in range(3):
             await harness.put(harness.job(f"rm{n}", queue="red", name="mail"))
             await harness.put(harness.job(f"bm{n}", queue="blue", name="mail"))
@@ -231,7 +231,7 @@ class Ordering:
     async def test_any_lanes_are_reserved_in_the_order_of_the_merge(
         self, harness: Harness, seed: int
     ) -> None:
-        """Random jobs, terms, caps and pieces, against the rule written down in five lines."""
+        """Random jobs, options and limits, compared with a five-line implementation of the rule."""
         random = Random(seed)  # noqa: S311 (a seed makes the case the same each time)
         lanes: dict[Lane, list[NewJob]] = {}
         for n in range(40):

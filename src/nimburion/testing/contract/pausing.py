@@ -12,28 +12,28 @@ from nimburion.testing.contract.harness import OOPS, Harness, ids
 class Pausing:
     """Paused queues."""
 
-    async def test_a_paused_queue_hands_out_nothing(self, harness: Harness) -> None:
+    async def test_a_paused_queue_returns_no_jobs(self, harness: Harness) -> None:
         await harness.add("a")
         await harness.backend.pause("default", paused=True)
         reply = await (worker := await harness.worker()).exchange(want=worker.want(5))
         assert (reply.deliveries, reply.waiting) == ([], [])
         assert await harness.state("a") is State.PENDING
 
-    async def test_other_queues_go_on(self, harness: Harness) -> None:
+    async def test_other_queues_continue(self, harness: Harness) -> None:
         await harness.add("a", queue="red")
         await harness.add("b", queue="blue")
         await harness.backend.pause("red", paused=True)
         worker = await harness.worker(queues=("red", "blue"))
         assert ids(await worker.take(5)) == ["b"]
 
-    async def test_a_resumed_queue_goes_on_in_its_old_order(self, harness: Harness) -> None:
+    async def test_a_resumed_queue_continues_in_its_old_order(self, harness: Harness) -> None:
         await harness.add("a", "b")
         await harness.backend.pause("default", paused=True)
         await harness.add("c")
         await harness.backend.pause("default", paused=False)
         assert ids(await (await harness.worker()).take(5)) == ["a", "b", "c"]
 
-    async def test_what_is_processing_goes_on_and_can_be_settled(self, harness: Harness) -> None:
+    async def test_running_jobs_continue_and_can_be_settled(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -77,7 +77,7 @@ class Pausing:
         await harness.backend.pause("default", paused=True)
         assert await harness.backend.cancel("a") == "cancelled"
 
-    async def test_a_repeat_brings_back_what_was_handed_out_before_the_pause(
+    async def test_a_repeat_returns_the_jobs_reserved_before_the_pause(
         self, harness: Harness
     ) -> None:
         await harness.add("a")

@@ -24,7 +24,7 @@ class Reporting:
         assert (record.state, record.failures) == (State.PROCESSING, 0)
 
     async def test_the_latest_report_counts(self, harness: Harness) -> None:
-        """Backwards too: it is what the job says, not what is checked."""
+        """It may be lower than the report before; the backend does not check it."""
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -49,7 +49,7 @@ class Reporting:
         assert (await harness.backend.get("a")).progress is None
 
     async def test_progress_of_a_lost_attempt_writes_nothing(self, harness: Harness) -> None:
-        """The new holder's word stays."""
+        """The progress that the new holder reported stays."""
         await harness.add("a")
         first = await harness.worker()
         old = (await first.take_one()).lease

@@ -32,10 +32,8 @@ class Promoting:
         assert await harness.backend.promote(10) == Promoted(0, None)
         assert ids(await (await harness.worker()).take()) == ["a"]
 
-    async def test_a_due_job_reads_as_pending_before_anybody_promotes_it(
-        self, harness: Harness
-    ) -> None:
-        """States follow the clock, not the sweeps."""
+    async def test_a_due_job_reads_as_pending_before_it_is_promoted(self, harness: Harness) -> None:
+        """The state depends on the clock, not on the last call of `promote`."""
         await harness.put(harness.job("a", after=10.0))
         harness.clock.advance(10.0)
         assert await harness.state("a") is State.PENDING
@@ -101,7 +99,7 @@ class Promoting:
         assert ids(await (await harness.worker()).take()) == ["a"]
 
     async def test_a_job_far_ahead_keeps_its_time(self, harness: Harness) -> None:
-        """A hundred years: no backend may overflow."""
+        """A due time in a hundred years does not overflow."""
         century = 100 * 365.25 * 86_400.0
         await harness.put(harness.job("a", after=century))
         due = harness.clock.now() + century

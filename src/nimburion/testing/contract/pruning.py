@@ -9,7 +9,7 @@ from nimburion.core.job import Enqueued, JobOptions, State
 from nimburion.core.operations import Retention
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing.contract.harness import OOPS, Harness
-from nimburion.testing.contract.standing import STANDING
+from nimburion.testing.contract.job_states import JOB_STATES
 
 FOREVER = Retention(completed=None, failed=None, results=None)
 A_MINUTE = Retention(completed=60.0, failed=60.0, results=60.0)
@@ -44,10 +44,10 @@ class Pruning:
         with pytest.raises(JobNotFound):
             await harness.backend.get("a")
 
-    @pytest.mark.parametrize("state", [s for s in STANDING if s.split(",")[0] in {
+    @pytest.mark.parametrize("state", [s for s in JOB_STATES if s.split(",")[0] in {
         "pending", "scheduled", "processing", "retrying"}])  # fmt: skip
     async def test_what_is_unfinished_is_never_pruned(self, harness: Harness, state: str) -> None:
-        job_id = await STANDING[state](harness)
+        job_id = await JOB_STATES[state](harness)
         harness.clock.advance(1_000_000_000.0)
         before = await harness.backend.get(job_id)
         assert await harness.backend.prune(NOTHING_KEPT, 100) == 0
@@ -72,7 +72,7 @@ class Pruning:
         assert (await harness.backend.get("a")).result == b"1"
 
     async def test_the_oldest_go_first_when_there_are_too_many(self, harness: Harness) -> None:
-        """Failed ones do not count."""
+        """Failed jobs do not count."""
         await complete(harness, "a", "b", "c", "d")
         await harness.add("e")
         worker = await harness.worker()
@@ -133,7 +133,7 @@ class Pruning:
         assert await harness.state("a") is State.PENDING
 
     async def test_pruning_does_not_bring_a_dead_session_back(self, harness: Harness) -> None:
-        """Also not a week later: a session id never lives again while anybody may still use it."""
+        """The id of a session stays invalid for at least a week."""
         worker = await harness.worker()
         await harness.lose(worker)
         harness.clock.advance(3_600.0)

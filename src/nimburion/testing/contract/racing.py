@@ -86,7 +86,7 @@ class Racing:
     async def test_overlapping_calls_in_other_orders_store_every_job_once(
         self, fleet: Harness
     ) -> None:
-        """No deadlock, no half of a call."""
+        """There is no deadlock, and no call is stored in part."""
         jobs = [
             fleet.job(f"{n}", options=JobOptions(unique_key=f"{n}", on_duplicate="existing"))
             for n in range(60)
@@ -98,8 +98,8 @@ class Racing:
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
         assert (await fleet.backend.counts())[State.PENDING] == 60
 
-    async def test_no_job_is_handed_out_twice(self, fleet: Harness) -> None:
-        """Promise 4, and every job is handed out."""
+    async def test_no_job_is_reserved_twice(self, fleet: Harness) -> None:
+        """Promise 4. Every job is reserved once."""
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(400)))
         workers = await self._workers(fleet)
         taken: list[str] = []
@@ -170,7 +170,7 @@ class Racing:
     async def test_a_heartbeat_against_a_rescue_has_one_winner(
         self, fleet: Harness, round_: int
     ) -> None:
-        """Either it lives and keeps its jobs, or it is lost and they are back."""
+        """Either the session lives and keeps its jobs, or it is lost and its jobs wait again."""
         await fleet.add("a")
         worker = await fleet.worker(backend=fleet.handles[0])
         lease = (await worker.take_one()).lease
@@ -218,7 +218,7 @@ class Racing:
     async def test_a_repeat_that_overtakes_its_first_try_brings_the_same(
         self, fleet: Harness
     ) -> None:
-        """One number, sent through every handle at once: one exchange."""
+        """One number is sent through all handles at the same time and is applied once."""
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(50)))
         worker = await fleet.worker()
         want = worker.want(3)
@@ -240,7 +240,7 @@ class Racing:
         assert (record.failures, len(record.history)) == (1, 1)
 
     async def test_one_tick_fires_once(self, fleet: Harness) -> None:
-        """Promise 8: however many schedulers run."""
+        """Promise 8: the number of schedulers does not matter."""
         await fleet.backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
 
         async def run(n: int) -> str:
@@ -277,7 +277,7 @@ class Racing:
         for n in range(16):
             assert len(results[2 * n] + results[2 * n + 1]) == 1
         counts = await fleet.backend.counts()
-        assert counts[State.PENDING] == sum(len(result) for result in results[1::2])
+        assert counts[State.PENDING] == sum(len(moved) for moved in results[1::2])
         assert counts[State.FAILED] == 0
 
     async def test_a_cancel_against_a_reservation_has_one_winner(self, fleet: Harness) -> None:
@@ -290,7 +290,7 @@ class Racing:
             return ids(await workers[n // 2].take(1))
 
         results = await race(RACERS, run)
-        taken = {job_id for result in results[0::2] for job_id in result}
+        taken = {job_id for ids in results[0::2] for job_id in ids}
         for n, answer in enumerate(results[1::2]):
             record = await fleet.backend.get(f"{n}")
             if answer is Cancellation.CANCELLED:
@@ -361,6 +361,6 @@ class Racing:
                 *(asyncio.to_thread(run_on_own_loop, drain, worker) for worker in workers)
             )
         )
-        taken = [job_id for job_ids in drained for job_id in job_ids]
+        taken = [job_id for ids in drained for job_id in ids]
         assert len(taken) == len(set(taken)) == 300
         assert (await harness.backend.counts())[State.COMPLETED] == 300

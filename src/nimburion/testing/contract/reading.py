@@ -9,7 +9,7 @@ from nimburion.core.job import State
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.testing.contract.harness import OOPS, Harness
-from nimburion.testing.contract.standing import STANDING
+from nimburion.testing.contract.job_states import JOB_STATES
 
 
 async def list_ids(harness: Harness, which: JobFilter) -> list[str]:
@@ -34,13 +34,13 @@ class Reading:
 
     async def test_an_unknown_id_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.get("nobody")
-        assert caught.value.job_id == "nobody"
+            await harness.backend.get("unknown")
+        assert caught.value.job_id == "unknown"
 
-    @pytest.mark.parametrize("state", STANDING)
-    async def test_every_place_reads_as_its_state(self, harness: Harness, state: str) -> None:
-        """In `get`, `list_jobs`, `counts` and by the filter of states alike."""
-        job_id = await STANDING[state](harness)
+    @pytest.mark.parametrize("state", JOB_STATES)
+    async def test_every_state_is_read_alike(self, harness: Harness, state: str) -> None:
+        """`get`, `list_jobs`, `counts` and the filter by state agree."""
+        job_id = await JOB_STATES[state](harness)
         expected = State(state.replace(",", "").split(maxsplit=1)[0])
         record = await harness.backend.get(job_id)
         assert record.state is expected
@@ -51,11 +51,11 @@ class Reading:
             page = await harness.backend.list_jobs(JobFilter(states=frozenset({other})))
             assert [job.id for job in page.jobs] == ([job_id] if other is expected else [])
 
-    @pytest.mark.parametrize("state", STANDING)
+    @pytest.mark.parametrize("state", JOB_STATES)
     async def test_what_belongs_to_a_state_is_there_and_nothing_else(
         self, harness: Harness, state: str
     ) -> None:
-        record = await harness.backend.get(await STANDING[state](harness))
+        record = await harness.backend.get(await JOB_STATES[state](harness))
         finished = record.state.finished
         assert (record.finished_at is not None) is finished
         assert (record.session is not None) is (record.state is State.PROCESSING)
@@ -80,7 +80,7 @@ class Reading:
         assert (await harness.backend.promote(10)).count == 1
 
     async def test_the_newest_enqueue_comes_first(self, harness: Harness) -> None:
-        """Whatever their times and priorities."""
+        """Due times and priorities do not matter."""
         await harness.put(harness.job("a", after=9.0))
         await harness.put(harness.job("c", priority=9))
         await harness.put(harness.job("b", at=1.0))
@@ -150,7 +150,7 @@ class Reading:
             (JobFilter(name="post"), ["c"]),
             (JobFilter(name="post", queue="red"), []),
             (JobFilter(reason="permanent"), ["d"]),
-            (JobFilter(ids=("a", "c", "nobody")), ["c", "a"]),
+            (JobFilter(ids=("a", "c", "unknown")), ["c", "a"]),
             (JobFilter(ids=()), []),
             (JobFilter(states=frozenset({State.PENDING})), ["c", "b"]),
             (JobFilter(states=frozenset({State.FAILED, State.SCHEDULED})), ["e", "d"]),
@@ -181,7 +181,7 @@ class Reading:
         assert await harness.backend.counts() == dict.fromkeys(State, 0)
 
     async def test_counts_equal_what_the_list_shows(self, harness: Harness) -> None:
-        for build in STANDING.values():
+        for build in JOB_STATES.values():
             await build(harness)
         jobs = (await harness.backend.list_jobs(limit=1_000)).jobs
         walked = {state: sum(job.state is state for job in jobs) for state in State}
@@ -226,7 +226,7 @@ class Reading:
         ]
 
     async def test_queues_show_how_many_jobs_of_each_name_wait(self, harness: Harness) -> None:
-        """Due or not, of whatever priority; what runs does not wait."""
+        """All priorities count, due or not. Running jobs do not count."""
         await harness.put(harness.job("a", name="mail"))
         await harness.put(harness.job("b", name="mail", priority=9))
         await harness.put(harness.job("c", name="mail", after=60.0))
@@ -247,7 +247,7 @@ class Reading:
     async def test_the_oldest_is_the_one_that_has_been_due_for_longest(
         self, harness: Harness
     ) -> None:
-        """Not the first in line, nor the first enqueued."""
+        """It is neither the first in order of delivery nor the first enqueued."""
         now = harness.clock.now()
         await harness.put(harness.job(at=now - 5.0, priority=9))
         await harness.put(harness.job(at=now - 50.0, priority=1, name="post"))
@@ -263,7 +263,7 @@ class Reading:
         (queue,) = await harness.backend.queues()
         assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)
 
-    async def test_pages_go_on_when_the_last_seen_job_is_gone(self, harness: Harness) -> None:
+    async def test_paging_continues_when_the_last_seen_job_is_gone(self, harness: Harness) -> None:
         await harness.add(*"abcd")
         first = await harness.backend.list_jobs(limit=2)
         await harness.backend.cancel("c")
@@ -283,7 +283,7 @@ class Reading:
         which = JobFilter(ids=("f", "b", "a", "d"))
         assert await list_pages(harness, which, 3) == [["f", "d", "b"], ["a"]]
 
-    async def test_queues_stand_by_name(self, harness: Harness) -> None:
+    async def test_queues_are_sorted_by_name(self, harness: Harness) -> None:
         for queue in ("red", "blue", "Green", "a.b"):
             await harness.add(queue=queue)
         names = [info.name for info in await harness.backend.queues()]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
+from nimburion.testing.contract.job_states import JOB_STATES
 from nimburion.testing.contract.operators import OPERATIONS, expected
-from nimburion.testing.contract.situations import AFTER, AFTER_REQUEST, SITUATIONS, Situation
-from nimburion.testing.contract.standing import STANDING
 from nimburion.testing.contract.suite import BackendContract
+from nimburion.testing.contract.token_cases import AFTER, AFTER_REQUEST, TOKEN_CASES, TokenCase
 from nimburion.testing.contract.tokens import SETTLEMENTS
 
 Case = tuple[str, str, int]
@@ -23,8 +23,9 @@ Case = tuple[str, str, int]
 HEAD = """\
 # The contract, case by case
 
-What every backend must pass, made from the suite `nimburion.testing.contract` itself: {functions}
-promises, {cases} cases with their variants. Do not edit: make it anew with
+These are the cases that every backend must pass: {functions} promises, {cases} cases with their
+variants. This page is generated from the suite `nimburion.testing.contract`. Do not edit it. To
+generate it, run
 
     python -m nimburion.testing.contract.reference docs/reference/contract-cases.md
 """
@@ -32,15 +33,15 @@ promises, {cases} cases with their variants. Do not edit: make it anew with
 SETTLED = """
 ## Who may settle
 
-Rows: where the job stands, and the token that is sent. Columns: the settlement. `→` names
-the state that follows; without one, the whole record stays as it was.
+The rows are the state of the job and the token that is sent. The columns are the settlement. `→`
+names the state that follows. Without it, the whole record stays unchanged.
 """
 
 OPERATED = """
 ## Operations by state
 
-What an operation answers, and `→` the state that follows; without one, the whole record stays as
-it was.
+Each cell is the answer of an operation. `→` names the state that follows. Without it, the whole
+record stays unchanged.
 """
 
 
@@ -56,32 +57,32 @@ def contract_page() -> str:
 
 
 def token_table() -> str:
-    """Return the table of settlements by situation."""
+    """Return the table of settlements by token case."""
     rows = [
-        [situation.state, situation.token, *(_answer(situation, kind) for kind in SETTLEMENTS)]
-        for situation in SITUATIONS
+        [case.state, case.token, *(_answer(case, kind) for kind in SETTLEMENTS)]
+        for case in TOKEN_CASES
     ]
     return table(["the job is", "the token is", *SETTLEMENTS], rows)
 
 
-def _answer(situation: Situation, kind: str) -> str:
-    if situation.answer != "done":
-        return situation.answer
-    after = AFTER_REQUEST if "cancel requested" in situation.state else AFTER
+def _answer(case: TokenCase, kind: str) -> str:
+    if case.answer != "done":
+        return case.answer
+    after = AFTER_REQUEST if "cancel requested" in case.state else AFTER
     return f"done → {after[kind]}"
 
 
 def operation_table() -> str:
-    """Return the table of operations by place."""
+    """Return the table of operations by state of the job."""
     rows = [
-        [place, *(_outcome(operation, place) for operation in OPERATIONS)] for place in STANDING
+        [state, *(_outcome(operation, state) for operation in OPERATIONS)] for state in JOB_STATES
     ]
     return table(["the job is", *OPERATIONS], rows)
 
 
-def _outcome(operation: str, place: str) -> str:
-    answer, after = expected(operation, place)
-    return answer if place.startswith(after) else f"{answer} → {after}"
+def _outcome(operation: str, state: str) -> str:
+    answer, after = expected(operation, state)
+    return answer if state.startswith(after) else f"{answer} → {after}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -93,7 +94,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def themes() -> Iterator[tuple[str, list[Case]]]:
     """Yield the title and the cases of each group, in the order of the suite."""
     for group in BackendContract.__bases__:
-        found = [make_case(name, one) for name, one in vars(group).items() if name[:5] == "test_"]
+        found = [
+            make_case(name, function)
+            for name, function in vars(group).items()
+            if name.startswith("test_")
+        ]
         yield (group.__doc__ or group.__name__).strip().rstrip("."), found
 
 

@@ -11,7 +11,7 @@ from nimburion.testing.contract.harness import Harness, ids
 
 
 class Releasing:
-    """Leases that are given back while an exchange may be under way."""
+    """`release`: leases released while an exchange may be under way."""
 
     async def test_what_is_given_back_waits_in_its_old_place_and_counts_nothing(
         self, harness: Harness
@@ -41,7 +41,7 @@ class Releasing:
         await harness.backend.release(worker.id, [delivery.lease])
         assert ids(await worker.take(1)) == ["a"]
 
-    async def test_a_nonce_gives_back_what_its_exchange_handed_out(self, harness: Harness) -> None:
+    async def test_a_nonce_releases_the_jobs_of_its_exchange(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
         worker, other = await harness.worker(), await harness.worker()
         a = await worker.take_one()

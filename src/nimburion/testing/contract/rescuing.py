@@ -134,7 +134,7 @@ class Rescuing:
         assert await harness.state("a") is State.CANCELLED
 
     async def test_settling_after_the_rescue_is_lost(self, harness: Harness) -> None:
-        """Promise 4: whoever lost the job cannot say anything about it."""
+        """Promise 4: a worker that lost the job cannot change it."""
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -253,7 +253,7 @@ class Rescuing:
         harness.clock.advance(30.0)
         assert (await harness.backend.rescue(2, max_lost=3)).more is False
 
-    async def test_an_operator_cannot_tell_a_leftover_lease_from_a_lost_one(
+    async def test_a_lease_left_by_a_limited_rescue_still_reads_as_processing(
         self, harness: Harness
     ) -> None:
         """A lease that the bound left over still reads as processing, and can be cancelled."""
@@ -288,7 +288,7 @@ class Rescuing:
         assert ids(await (await harness.worker()).take(200)) == [job.id for job in jobs]
 
     async def test_failures_are_no_losses(self, harness: Harness) -> None:
-        """Two budgets: four failures do not bring the first loss nearer to the last."""
+        """Failures and losses have separate limits: four failures count no loss."""
         await harness.add("a")
         worker = await harness.worker()
         for _ in range(4):

@@ -58,7 +58,7 @@ class Reserving:
         assert (record.state, record.session) == (State.PROCESSING, worker.id)
         assert record.started_at == harness.clock.now()
 
-    async def test_a_reserved_job_is_handed_out_to_nobody_else(self, harness: Harness) -> None:
+    async def test_a_reserved_job_goes_to_no_other_worker(self, harness: Harness) -> None:
         await harness.add("a")
         first, second = await harness.worker(), await harness.worker()
         assert ids(await first.take(5)) == ["a"]
@@ -71,11 +71,11 @@ class Reserving:
         assert ids(await worker.take(2)) == ["a", "b"]
         assert ids(await worker.take(2)) == ["c"]
 
-    async def test_an_empty_backend_hands_out_nothing(self, harness: Harness) -> None:
+    async def test_an_empty_backend_returns_no_jobs(self, harness: Harness) -> None:
         reply = await (worker := await harness.worker()).exchange(want=worker.want(5))
         assert (reply.deliveries, reply.waiting, reply.next_due) == ([], [], None)
 
-    async def test_a_want_of_nothing_takes_nothing(self, harness: Harness) -> None:
+    async def test_a_total_of_zero_reserves_nothing(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         assert (await worker.exchange(want=RESERVE_NOTHING)).deliveries == []
@@ -93,7 +93,7 @@ class Reserving:
         assert await harness.state("a") is State.PENDING
 
     async def test_a_name_that_no_worker_requests_waits(self, harness: Harness) -> None:
-        """Promise 9: it is not failed, it is not lost, it stands in nobody's way."""
+        """Promise 9: the job is neither failed nor lost, and other jobs pass it."""
         await harness.add("a", name="unknown")
         await harness.add("b")
         worker = await harness.worker()
@@ -109,14 +109,14 @@ class Reserving:
         assert (ids(reply.deliveries), reply.waiting) == (["a"], [lane])
         assert ids(await worker.take(5, lanes=(lane, lane))) == ["b"]
 
-    async def test_a_job_that_is_not_due_is_not_handed_out(self, harness: Harness) -> None:
+    async def test_a_job_that_is_not_due_is_not_reserved(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=10.0))
         worker = await harness.worker()
         harness.clock.advance(9.0)
         assert await worker.take(5) == []
 
-    async def test_a_job_is_handed_out_in_the_moment_it_is_due(self, harness: Harness) -> None:
-        """Without a call of `promote`: the exchange does it."""
+    async def test_a_job_is_reserved_as_soon_as_it_is_due(self, harness: Harness) -> None:
+        """The exchange promotes it; no call of `promote` is needed."""
         await harness.put(harness.job("a", after=10.0))
         worker = await harness.worker()
         harness.clock.advance(10.0)
@@ -224,7 +224,7 @@ class Reserving:
         assert (delivery.failures, delivery.lost, delivery.attempt) == (1, 1, 3)
 
     @pytest.mark.parametrize("total", [1, 7, 500])
-    async def test_every_waiting_job_is_handed_out_once(self, harness: Harness, total: int) -> None:
+    async def test_every_waiting_job_is_reserved_once(self, harness: Harness, total: int) -> None:
         jobs = [harness.job() for _ in range(60)]
         await harness.backend.enqueue(jobs)
         worker = await harness.worker()

@@ -98,7 +98,7 @@ class ScheduleStorage:
     async def test_putting_again_replaces_the_spec_and_keeps_what_happened(
         self, harness: Harness
     ) -> None:
-        """A deploy puts all its schedules; none may fire again or wake up by that."""
+        """A deployment stores all its schedules again; none fires again, and none is resumed."""
         await harness.backend.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
         await harness.backend.pause_schedule("nightly", paused=True)
@@ -117,8 +117,8 @@ class ScheduleStorage:
         assert (await the_schedule(harness)).paused is False
 
     async def test_what_is_not_there_cannot_be_paused_or_deleted(self, harness: Harness) -> None:
-        assert await harness.backend.pause_schedule("nobody", paused=True) is False
-        assert await harness.backend.delete_schedule("nobody") is False
+        assert await harness.backend.pause_schedule("unknown", paused=True) is False
+        assert await harness.backend.delete_schedule("unknown") is False
 
     async def test_deleting(self, harness: Harness) -> None:
         await harness.backend.put_schedule(NIGHTLY)
@@ -193,7 +193,7 @@ class Fire:
     async def test_overlap_with_the_previous_job(
         self, harness: Harness, overlap: Overlap, previous: str
     ) -> None:
-        """The tick moves either way; `last_job` only with a new job."""
+        """The last tick always moves; `last_job` changes only with a new job."""
         await harness.backend.put_schedule(NIGHTLY)
         after = 60.0 if previous == "scheduled" else 0.0
         first = harness.job("previous", after=after)
@@ -213,7 +213,7 @@ class Fire:
         assert await harness.state("one") is State.CANCELLED
         assert await harness.state("two") is State.PENDING
 
-    async def test_cancel_previous_asks_what_runs(self, harness: Harness) -> None:
+    async def test_cancel_previous_requests_the_cancel_of_a_job(self, harness: Harness) -> None:
         await harness.backend.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
         worker = await harness.worker()
@@ -231,7 +231,7 @@ class Fire:
         assert (schedule.last_tick, schedule.last_job) == (100.0, None)
 
     async def test_a_job_that_is_there_already_counts_as_fired(self, harness: Harness) -> None:
-        """The same id and body: a scheduler that names its jobs by tick may repeat itself."""
+        """Same id and body: a scheduler that derives ids from ticks may repeat the call."""
         await harness.add("one")
         await harness.backend.put_schedule(NIGHTLY)
         assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")

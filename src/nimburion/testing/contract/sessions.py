@@ -80,7 +80,7 @@ class Sessions:
             await harness.backend.heartbeat("f" * 32)
 
     async def test_a_rescued_session_never_lives_again(self, harness: Harness) -> None:
-        """Neither by a heartbeat, nor by an exchange, nor by opening its id anew."""
+        """A heartbeat, an exchange and a second `open_session` of its id all fail."""
         worker = await harness.worker()
         await harness.lose(worker)
         for _ in range(2):
@@ -135,7 +135,7 @@ class Sessions:
         assert (await worker.heartbeat()).limits == {"mail": ConcurrencyLimit(3, 1)}
 
     async def test_a_wall_clock_that_steps_expires_no_session(self, harness: Harness) -> None:
-        """An operator or NTP sets the clock; workers that live go on living."""
+        """An operator or NTP sets the clock; the sessions of live workers continue."""
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -266,7 +266,8 @@ class Closing:
     async def test_closing_again_releases_what_is_not_named_any_more(
         self, harness: Harness
     ) -> None:
-        """A `def` handler that ended after all: its worker's last act gives the job back."""
+        """A `def` handler ended after its worker had left: the worker closes again and releases the
+        job."""
         await harness.add("a")
         worker = await harness.worker()
         await worker.close((await worker.take_one()).lease)
@@ -292,7 +293,7 @@ class Closing:
         assert await harness.state("a") is State.CANCELLED
 
     async def test_two_sessions_of_one_host_and_process_are_two(self, harness: Harness) -> None:
-        """Identity is the id; host and process repeat."""
+        """The id identifies a session; host and process id may be the same."""
         await harness.add("a", "b")
         first, second = await harness.worker(), await harness.worker()
         await first.take_one()

@@ -85,7 +85,7 @@ class Settling:
         assert (await harness.backend.get("a")).due == harness.clock.now()
 
     async def test_the_delay_is_counted_on_the_clock_of_the_backend(self, harness: Harness) -> None:
-        """From the moment of the settlement, not of the reservation."""
+        """The delay begins at the settlement, not at the reservation."""
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -105,7 +105,7 @@ class Settling:
         assert record.history == [replace(error, at=harness.clock.now())]
         assert record.error == record.history[0]
 
-    async def test_the_history_stands_oldest_first(self, harness: Harness) -> None:
+    async def test_the_history_is_oldest_first(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         for n in range(1, 6):
@@ -169,7 +169,7 @@ class Settling:
         assert (await worker.take_one()).attempt == 1
 
     async def test_a_snooze_of_zero_is_due_now(self, harness: Harness) -> None:
-        """It moves behind those that were due before; only `None` keeps the old place."""
+        """The job moves behind those that were due before. Only `None` keeps its place."""
         await harness.add("a", "b")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -194,7 +194,7 @@ class Settling:
         assert (record.payload, record.finished_at) == (None, harness.clock.now())
         assert (record.failures, record.history) == (0, [])
 
-    async def test_results_stand_in_the_order_of_the_settlements(self, harness: Harness) -> None:
+    async def test_results_come_in_the_order_of_the_settlements(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         a, b, c = [delivery.lease for delivery in await worker.take(3)]

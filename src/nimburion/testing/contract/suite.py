@@ -13,8 +13,8 @@ from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.attempt_history import AttemptHistory
 from nimburion.testing.contract.audit import Audit
+from nimburion.testing.contract.boundary_values import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
-from nimburion.testing.contract.bounds import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.cancelling import Cancelling
 from nimburion.testing.contract.concurrency_limits import ConcurrencyLimits, DeclaringLimits
 from nimburion.testing.contract.dead_letters import Deleting, Replaying

@@ -1,4 +1,4 @@
-"""Every settlement in every situation, with every token: only the right token may settle."""
+"""Every settlement with every token, in every state of the job: only the right token may settle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.testing.contract.harness import OOPS, Harness
-from nimburion.testing.contract.situations import AFTER, AFTER_REQUEST, JOB, SITUATIONS, Situation
+from nimburion.testing.contract.token_cases import AFTER, AFTER_REQUEST, JOB, TOKEN_CASES, TokenCase
 
 SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
     "Completed": lambda lease: Completed(lease, b'"late"'),
@@ -35,24 +35,22 @@ class Tokens:
     """Fences."""
 
     @pytest.mark.parametrize("kind", SETTLEMENTS)
-    @pytest.mark.parametrize(
-        "situation", SITUATIONS, ids=[situation.name for situation in SITUATIONS]
-    )
+    @pytest.mark.parametrize("case", TOKEN_CASES, ids=[case.name for case in TOKEN_CASES])
     async def test_a_settlement_writes_only_under_its_whole_token(
-        self, harness: Harness, situation: Situation, kind: str
+        self, harness: Harness, case: TokenCase, kind: str
     ) -> None:
-        """`done` moves the job; every other answer leaves the whole record as it was."""
-        settler = await situation.build(harness)
+        """`done` changes the job; every other answer leaves the whole record unchanged."""
+        settler = await case.build(harness)
         before = await read(harness)
         settlement = SETTLEMENTS[kind](settler.lease)
-        if situation.answer == "SessionLost":
+        if case.answer == "SessionLost":
             with pytest.raises(SessionLost):
                 await settler.worker.settle(settlement)
         else:
-            assert await settler.worker.settle(settlement) == [situation.answer]
+            assert await settler.worker.settle(settlement) == [case.answer]
         after = await read(harness)
-        if situation.answer == "done":
-            ends = AFTER_REQUEST if "cancel requested" in situation.state else AFTER
+        if case.answer == "done":
+            ends = AFTER_REQUEST if "cancel requested" in case.state else AFTER
             assert after is not None
             assert after.state is ends[kind]
         else:
@@ -60,7 +58,7 @@ class Tokens:
 
 
 async def read(harness: Harness) -> JobRecord | None:
-    """Return the job of the situation; None if it does not exist."""
+    """Return the job of the token case; None if it does not exist."""
     try:
         return await harness.backend.get(JOB)
     except JobNotFound:

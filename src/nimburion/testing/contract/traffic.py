@@ -12,7 +12,7 @@ from nimburion.testing.contract.racing import RACERS, race
 
 
 class Traffic:
-    """Mixed callers."""
+    """Concurrent callers of different kinds."""
 
     async def test_enqueueing_while_others_reserve_loses_nothing(self, fleet: Harness) -> None:
         workers = [await fleet.worker(backend=handle) for handle in fleet.handles]
@@ -55,8 +55,8 @@ class Traffic:
         assert gone == 60
         assert sum((await fleet.backend.counts()).values()) == 0
 
-    async def test_after_a_pause_nothing_is_handed_out(self, fleet: Harness) -> None:
-        """From the moment that `pause` returns, whoever asks."""
+    async def test_nothing_is_reserved_after_a_pause(self, fleet: Harness) -> None:
+        """This holds from the moment that `pause` returns, for all callers."""
         await fleet.backend.enqueue([fleet.job() for _ in range(100)])
         workers = [await fleet.worker(backend=handle) for handle in fleet.handles]
         paused = asyncio.Event()

@@ -93,7 +93,7 @@ async def processing(
 class TransactionalEnqueues:
     """`enqueue_in`: enqueue inside a caller's transaction."""
 
-    async def test_an_enqueue_is_seen_by_nobody_before_the_commit(self, harness: Harness) -> None:
+    async def test_an_enqueue_is_invisible_before_the_commit(self, harness: Harness) -> None:
         _, worker, delivery = await processing(harness, "carrier", queue="carriers")
         transaction = await opened(harness)
         assert await transaction.enqueue(harness.job("b")) == [Enqueued("b", "created")]
@@ -183,9 +183,9 @@ class TransactionalEnqueues:
         with pytest.raises(JobNotFound):
             await harness.backend.get("c")
 
-    async def test_who_waits_is_woken_after_the_commit(self, harness: Harness) -> None:
+    async def test_waiters_are_woken_after_the_commit(self, harness: Harness) -> None:
         if not harness.backend.capabilities.notifies:
-            pytest.skip("this backend wakes nobody, and says so")
+            pytest.skip("this backend does not notify")
         _, worker, delivery = await processing(harness, "carrier", queue="carriers")
         waiting = asyncio.create_task(harness.backend.wait(["default"], FAR))
         transaction = await opened(harness)
@@ -205,7 +205,7 @@ class TransactionalEnqueues:
 class TransactionalCompletions:
     """`transaction`: complete a job inside a handler's transaction."""
 
-    async def test_a_completion_is_seen_by_nobody_before_the_commit(self, harness: Harness) -> None:
+    async def test_a_completion_is_invisible_before_the_commit(self, harness: Harness) -> None:
         get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         transaction = await opened(harness)
@@ -227,7 +227,7 @@ class TransactionalCompletions:
 
     @pytest.mark.parametrize("how", ["completed", "retried"])
     async def test_settling_it_once_more_answers_already(self, harness: Harness, how: str) -> None:
-        """So an engine that does not know whether the commit was applied need not guess."""
+        """An engine that does not know whether the commit was applied can settle again."""
         get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         transaction = await opened(harness)
@@ -266,7 +266,7 @@ class TransactionalCompletions:
         assert lost.value.job_id == job_id
         assert await harness.state(job_id) is State.PROCESSING
 
-    async def test_who_was_rescued_meanwhile_writes_nothing(self, harness: Harness) -> None:
+    async def test_a_rescued_worker_writes_nothing(self, harness: Harness) -> None:
         get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
         await harness.lose(worker)
@@ -279,7 +279,7 @@ class TransactionalCompletions:
         with pytest.raises(JobNotFound):
             await harness.backend.get("effect")
 
-    async def test_an_overdue_session_that_nobody_rescued_may_still_complete(
+    async def test_an_overdue_session_that_was_not_rescued_may_still_complete(
         self, harness: Harness
     ) -> None:
         get_transactional(harness)

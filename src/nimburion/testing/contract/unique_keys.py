@@ -123,7 +123,7 @@ class UniqueKeys:
         assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
     @pytest.mark.parametrize("how", KEEPING)
-    async def test_a_job_that_goes_on_keeps_its_key(self, harness: Harness, how: str) -> None:
+    async def test_an_unfinished_job_keeps_its_key(self, harness: Harness, how: str) -> None:
         await harness.put(keyed("a"))
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
@@ -178,7 +178,7 @@ class UniqueKeys:
     async def test_the_end_of_an_old_holder_frees_nothing_of_the_new_one(
         self, harness: Harness
     ) -> None:
-        """The key passed on when its time was over; the first job's end must not free it."""
+        """The key expired and went to another job; the end of the first job does not free it."""
         await harness.put(keyed("a", FOR_A_MINUTE))
         harness.clock.advance(60.0)
         await harness.put(keyed("b"))
@@ -202,7 +202,7 @@ class UniqueKeys:
         assert await harness.state("a") is State.FAILED
 
     async def test_deleting_the_job_leaves_a_key_for_a_time(self, harness: Harness) -> None:
-        """Held for a stated time means held, also when its record is forgotten."""
+        """A key with a fixed validity is held until then, even if its job was deleted."""
         await harness.put(keyed("a", FOR_A_MINUTE))
         await harness.backend.cancel("a")
         assert await harness.backend.delete(JobFilter(ids=("a",)), 10) == ["a"]

@@ -129,7 +129,7 @@ class Waiting:
 
     @pytest.mark.parametrize("what", NOTIFYING)
     async def test_wait_wakes_for(self, fleet: Harness, what: str) -> None:
-        """Through another handle, without the clock."""
+        """The notification comes through another handle; the clock does not move."""
         if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         operation = await NOTIFYING[what](fleet)
@@ -138,7 +138,7 @@ class Waiting:
         await soon(task)
         assert task.done()
 
-    async def test_everybody_who_waits_is_woken(self, fleet: Harness) -> None:
+    async def test_every_waiter_is_woken(self, fleet: Harness) -> None:
         if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, n, ("default",), FAR) for n in range(8)]
@@ -156,7 +156,7 @@ class Waiting:
         assert all(task.done() for task in tasks)
 
     async def test_a_poll_finds_what_a_missed_notification_left(self, harness: Harness) -> None:
-        """Nothing depends on notifications."""
+        """Notifications may be lost without losing a job."""
         await harness.add("a")
         await harness.put(harness.job("b", after=1.0))
         harness.clock.advance(1.0)

@@ -1,5 +1,4 @@
-"""When a worker exchanges with its backend: the table of `ExchangeTrigger.find_reason`, state by
-state."""
+"""Tests of `ExchangeTrigger.find_reason`: in which state the worker sends an exchange, and why."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeReason, Exch
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
 from nimburion.jobs.worker.exchange.slots import Slots
 
-FULL = 88
-"""Results that make a batch where 100 jobs may be prefetched."""
+FULL_BATCH = 88
+"""The number of results that fill a batch when 100 jobs may be prefetched."""
 
 
 class State:
-    """The state of a worker of which all slots are free and nobody knows of any job."""
+    """A worker whose slots are all free and which knows of no waiting jobs."""
 
     def __init__(self, *, long_poll: bool = False) -> None:
         self.slots = Slots(10, Prefetch(10, remote=False))
@@ -39,39 +38,39 @@ class State:
         self.trigger.may_have_work = False
 
     def run_job(self) -> None:
-        """A job runs."""
+        """Run one job."""
         self.slots.running.add(Attempt(_make_delivery(0), "session"))
 
-    def hold_plenty(self) -> None:
-        """More jobs are held than leave room for a batch."""
+    def prefetch_many_jobs(self) -> None:
+        """Prefetch so many jobs that there is no capacity for another batch."""
         self.slots.prefetch.size = 100
         self.slots.prefetched.extend(_make_delivery(number) for number in range(100))
 
     def settle(self, count: int = 1) -> None:
-        """So many results wait to be sent."""
+        """Add `count` results that wait to be sent."""
         for number in range(count):
-            self.completer.settle(Completed(_lease(number)))
+            self.completer.settle(Completed(_make_lease(number)))
 
     @property
     def reason(self) -> ExchangeReason | None:
-        """What `find_reason` answers."""
+        """The reason to send an exchange now; None if there is none."""
         return self.trigger.find_reason()
 
     @property
     def is_over(self) -> bool:
-        """Whether the reserve loop ends."""
+        """Whether the worker sends no more exchanges."""
         return self.trigger.is_over
 
 
-def _lease(number: int) -> Lease:
+def _make_lease(number: int) -> Lease:
     return Lease(f"job-{number}", Token(1, b"nonce"))
 
 
 def _make_delivery(number: int) -> Delivery:
-    return Delivery(_lease(number), "job", "default", b"{}")
+    return Delivery(_make_lease(number), "job", "default", b"{}")
 
 
-def _want(total: int) -> ReserveRequest:
+def _make_request(total: int) -> ReserveRequest:
     return ReserveRequest(
         total=total, lanes=(Lane("default", "job"),), queues={}, ageing=60.0, nonce=b"n"
     )
@@ -83,15 +82,15 @@ async def test_a_new_session_looks_for_work() -> None:
     assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
-async def test_without_settlements_and_news_no_exchange_is_sent() -> None:
+async def test_without_settlements_and_possible_work_no_exchange_is_sent() -> None:
     assert State().reason is None
 
 
-async def test_idle_it_waits_inside_a_backend_that_can_long_poll() -> None:
+async def test_an_idle_worker_long_polls_if_the_backend_supports_it() -> None:
     assert State(long_poll=True).reason is ExchangeReason.IDLE
 
 
-async def test_what_runs_must_be_able_to_settle_so_there_is_no_long_poll_beside_it() -> None:
+async def test_there_is_no_long_poll_while_a_job_runs() -> None:
     state = State(long_poll=True)
     state.run_job()
     assert state.reason is None
@@ -103,16 +102,19 @@ async def test_a_notification_means_that_work_is_possible() -> None:
     assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
-async def test_lanes_that_are_not_empty_are_asked_again() -> None:
+async def test_lanes_that_are_not_empty_are_requested_again() -> None:
     state = State()
     state.trigger.lanes_not_empty = True
     assert state.reason is ExchangeReason.LANES_NOT_EMPTY
 
 
-@pytest.mark.parametrize("news", ["notified", "more", "long poll"])
-async def test_without_capacity_news_triggers_no_exchange(news: str) -> None:
-    state = State(long_poll=news == "long poll")
-    state.trigger.may_have_work, state.trigger.lanes_not_empty = news == "notified", news == "more"
+@pytest.mark.parametrize("cause", ["notified", "more", "long poll"])
+async def test_without_capacity_possible_work_triggers_no_exchange(cause: str) -> None:
+    state = State(long_poll=cause == "long poll")
+    state.trigger.may_have_work, state.trigger.lanes_not_empty = (
+        cause == "notified",
+        cause == "more",
+    )
     assert state.reason is not None
     state.slots.draining = True
     assert state.reason is None
@@ -127,32 +129,32 @@ async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:
 
 async def test_progress_is_flushed_at_once_where_few_jobs_are_held() -> None:
     state = State()
-    state.completer.report_progress(Progressed(_lease(1), 0.5))
+    state.completer.report_progress(Progressed(_make_lease(1), 0.5))
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
-async def test_while_plenty_is_held_a_batch_fills() -> None:
+async def test_with_many_prefetched_jobs_a_batch_fills() -> None:
     state = State()
-    state.hold_plenty()
+    state.prefetch_many_jobs()
     state.trigger.note_possible_work()
-    state.settle(FULL - 1)
+    state.settle(FULL_BATCH - 1)
     assert state.reason is None
     state.settle()
     assert state.reason is ExchangeReason.BATCH_FULL
 
 
-async def test_with_capacity_for_a_batch_it_fills_no_longer() -> None:
+async def test_with_capacity_for_a_batch_results_are_sent_at_once() -> None:
     state = State()
-    state.hold_plenty()
+    state.prefetch_many_jobs()
     state.settle()
-    for _ in range(FULL):
+    for _ in range(FULL_BATCH):
         state.slots.prefetched.pop()
     assert state.reason is ExchangeReason.RESULTS_WAIT
 
 
 async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
     state = State()
-    state.hold_plenty()
+    state.prefetch_many_jobs()
     state.settle()
     state.trigger.note_result()
     assert state.reason is None
@@ -161,23 +163,23 @@ async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
     assert state.reason is ExchangeReason.FLUSH_DUE
 
 
-async def test_too_many_bytes_of_results_do_not_wait_for_company() -> None:
+async def test_too_many_bytes_of_results_are_sent_at_once() -> None:
     state = State()
-    state.hold_plenty()
+    state.prefetch_many_jobs()
     state.completer.is_full = True
     assert state.reason is ExchangeReason.RESULTS_FULL
 
 
-async def test_a_session_that_is_over_is_replaced_whatever_else_holds() -> None:
+async def test_a_session_that_is_over_is_replaced_in_any_state() -> None:
     state = State()
-    state.hold_plenty()
+    state.prefetch_many_jobs()
     state.completer.closed = True
     assert state.reason is ExchangeReason.SESSION_OVER
 
 
 async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
     state = State()
-    state.hold_plenty()
+    state.prefetch_many_jobs()
     state.settle()
     state.trigger.closing = True
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, False]
@@ -194,10 +196,10 @@ async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, True]
 
 
-async def test_an_exchange_that_asks_for_jobs_takes_up_all_news() -> None:
+async def test_an_exchange_that_requests_jobs_clears_all_flags() -> None:
     state = State()
     state.trigger.may_have_work = state.trigger.lanes_not_empty = state.trigger.flush_due = True
-    state.trigger.start_exchange(_want(1))
+    state.trigger.start_exchange(_make_request(1))
     assert (
         state.trigger.may_have_work,
         state.trigger.lanes_not_empty,
@@ -205,7 +207,7 @@ async def test_an_exchange_that_asks_for_jobs_takes_up_all_news() -> None:
     ) == (False,) * 3
 
 
-async def test_an_exchange_that_only_settles_keeps_the_news_of_work() -> None:
+async def test_an_exchange_that_only_settles_keeps_the_flags_of_possible_work() -> None:
     state = State()
     state.trigger.may_have_work = state.trigger.lanes_not_empty = state.trigger.flush_due = True
     state.trigger.start_exchange(RESERVE_NOTHING)

@@ -171,7 +171,7 @@ def _make_driver_options(settings: PostgresSettings, endpoint: Endpoint | None) 
 def _make_dsn(tls: PostgresTls) -> str:
     """Return a URL with the TLS settings, because the driver accepts TLS files only in a URL."""
     named = {name: getattr(tls, name) for name in tls.__struct_fields__}
-    return "postgresql://?" + urlencode({name: one for name, one in named.items() if one})
+    return "postgresql://?" + urlencode({name: value for name, value in named.items() if value})
 
 
 async def _read_server_info(driver: Driver, settings: PostgresSettings) -> PostgresServerInfo:
@@ -194,13 +194,13 @@ def check_server(server: PostgresServerInfo, settings: PostgresSettings) -> None
         )
     if target in {"primary", "read-write"} and server.standby:
         raise BackendUnavailable(
-            f"{where}: the server is a standby and takes no writes; name the primary, or all of "
-            "them with commas between",
+            f"{where}: the server is a standby and takes no writes; name the primary, or all "
+            "servers separated by commas",
             outcome="not applied",
         )
     if target == "read-write" and server.read_only:
         raise BackendReadOnly(
-            f"{where}: this database or role was set to take no writes "
+            f"{where}: this database or role is read-only "
             "(default_transaction_read_only); nothing was written"
         )
     if target in {"standby", "read-only"} and not (server.standby or server.read_only):
@@ -250,9 +250,9 @@ def _explain_tls_error(error: Exception, endpoint: str, tls: PostgresTls) -> str
     if isinstance(error, ssl.SSLError):
         return explain_tls_error(error, endpoint, lambda _: "see sslrootcert and sslmode")
     if "rejected SSL upgrade" in str(error) and tls.sslmode in {None, "allow", "prefer"}:
-        return f"{endpoint} does not answer like a PostgreSQL server; correct host and port"
+        return f"{endpoint} is not a PostgreSQL server; correct host and port"
     if "rejected SSL upgrade" in str(error):
-        return f"{endpoint} does not speak TLS; let it, or leave sslmode out"
+        return f"{endpoint} does not support TLS; enable it there, or leave out sslmode"
     return None
 
 
@@ -267,11 +267,15 @@ def _explain_network_error(error: Exception, endpoint: str) -> str | None:
 def _explain_timeout(error: Exception, endpoint: str, settings: PostgresSettings) -> str | None:
     if not isinstance(error, TimeoutError):
         return None
-    return explain_silence(endpoint, settings.timeout, ": is it up, and PostgreSQL?")
+    return explain_silence(
+        endpoint, settings.timeout, "; check that a PostgreSQL server runs there"
+    )
 
 
 def _explain_wrong_server(error: Exception, endpoint: str) -> str | None:
     if not isinstance(error, _CONNECTION_LOST):
         return None
-    reason = "in the middle of an answer" if is_cut_short(error) else str(error)
-    return f"{endpoint} hung up: it restarts, or is no PostgreSQL server ({reason})"
+    reason = "during a reply" if is_cut_short(error) else str(error)
+    return (
+        f"{endpoint} closed the connection: it restarts, or is not a PostgreSQL server ({reason})"
+    )

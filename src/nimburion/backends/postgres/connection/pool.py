@@ -202,7 +202,7 @@ class PostgresConnection:
                 await started
             accepted = await self._run_each(connection, statement, first, parts)
         except (TimeoutError, asyncio.CancelledError):
-            raise  # the connection is given up
+            raise  # the connection is closed
         except BaseException:
             with suppress(*DRIVER_ERRORS):
                 await transaction.rollback()
@@ -260,7 +260,7 @@ class PostgresConnection:
             return
         try:
             async with asyncio.timeout(self.settings.timeout):
-                await connection.driver.execute("; ".join(f"SET {one}" for one in settings))
+                await connection.driver.execute("; ".join(f"SET {setting}" for setting in settings))
         except DRIVER_ERRORS as error:
             raise map_error(error, self._where, sent=False) from error
 
@@ -300,7 +300,9 @@ async def connect_any(
             problems.append(problem)
     if len(problems) == 1:
         raise problems[0]
-    reasons = "; ".join(str(one).removeprefix(f"{settings.describe()}: ") for one in problems)
+    reasons = "; ".join(
+        str(problem).removeprefix(f"{settings.describe()}: ") for problem in problems
+    )
     raise BackendUnavailable(
         f"{settings.describe()}: {reasons}", outcome="not applied"
     ) from problems[-1]

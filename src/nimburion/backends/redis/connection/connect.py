@@ -106,7 +106,7 @@ async def disconnect(connection: AbstractConnection) -> None:
     """Close a connection, and discard unsent data. A TLS connection waits briefly for the closing
     handshake.
     """
-    writer = connection._writer  # noqa: SLF001 - the driver shows it to nobody
+    writer = connection._writer  # noqa: SLF001 - the driver has no public name for it
     await connection.disconnect(nowait=True)
     if writer is None:
         return
@@ -193,7 +193,7 @@ def _make_tls_context(tls: RedisTls) -> ssl.SSLContext:
 
 def _explain_unreadable(option: str, file: str | None, error: Exception) -> str:
     missing = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
-    why = cast("OSError", error).strerror if missing else f"not the PEM that it should be ({error})"
+    why = cast("OSError", error).strerror if missing else f"not a valid PEM file ({error})"
     return f"{option}: {file} cannot be used: {why}"
 
 
@@ -263,8 +263,8 @@ def _explain_tls_error(error: ssl.SSLError, endpoint: EndpointOrSocket) -> str:
 
 def _advise_certificate(why: str) -> str:
     if "match" in why or "not valid for" in why:
-        return "tls_verify=ca leaves out whom it is made out to"
-    return "name its authority by tls_ca=FILE"
+        return "tls_verify=ca does not check the host name"
+    return "set tls_ca to the certificate of its authority"
 
 
 def _explain_network_error(error: BaseException, endpoint: EndpointOrSocket) -> str | None:
@@ -291,7 +291,9 @@ def _explain_wrong_server(
         return f"what answers at {endpoint} is no Redis ({error}); correct host and port"
     lost = isinstance(error, driver.ConnectionError | OSError | EOFError)
     if lost and "max number of clients" not in str(error):
-        return f"{endpoint} hung up without an answer. {_guess_cause(endpoint, settings)}"
+        return (
+            f"{endpoint} closed the connection without a reply. {_guess_cause(endpoint, settings)}"
+        )
     return None
 
 

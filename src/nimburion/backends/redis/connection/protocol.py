@@ -35,7 +35,7 @@ class RedisProtocol(asyncio.Protocol):
         self._connection = connection
         self._on_push = on_push
         self._loop = asyncio.get_running_loop()
-        writer = connection._writer  # noqa: SLF001 - the driver shows it to nobody
+        writer = connection._writer  # noqa: SLF001 - the driver has no public name for it
         assert writer is not None, "it is connected"
         self._transport = cast("asyncio.Transport", writer.transport)
         self._driver = self._transport.get_protocol()

@@ -329,12 +329,14 @@ class ClusterTopology:
         finally:
             await connection.close()
         owners = [
-            _decode_endpoint(one[2], node) for one in ranges if one[0] <= self._slot <= one[1]
+            _decode_endpoint(slots[2], node)
+            for slots in ranges
+            if slots[0] <= self._slot <= slots[1]
         ]
         if not owners:
             problem = f"{node} names no node for slot {self._slot}, which holds the namespace"
             raise BackendUnavailable(problem, outcome="not applied")
-        everyone = [_decode_endpoint(one, node) for slots in ranges for one in slots[2:]]
+        everyone = [_decode_endpoint(replica, node) for slots in ranges for replica in slots[2:]]
         self._nodes = list(dict.fromkeys([*owners, *everyone]))
         return owners[0]
 

@@ -200,10 +200,10 @@ def plan_migrations(path: Path) -> list[str]:
     """
     migrations = read_migrations(PACKAGE, MIGRATIONS)
     if not path.exists():
-        return [describe_migration(one) for one in migrations]
+        return [describe_migration(migration) for migration in migrations]
     with map_errors(path), closing(connect(path)) as connection:
         found = check_format(connection, path, migrations)
-    return [describe_migration(one) for one in migrations if one[0] > found]
+    return [describe_migration(migration) for migration in migrations if migration[0] > found]
 
 
 def describe_migration(migration: Migration) -> str:
@@ -216,11 +216,11 @@ def run_migrations(
 ) -> list[str]:
     """Run the missing migrations in the open transaction; return their descriptions."""
     done = []
-    for one in migrations:
-        if one[0] > found:
-            for statement in split_statements(one[2]):
+    for migration in migrations:
+        if migration[0] > found:
+            for statement in split_statements(migration[2]):
                 connection.execute(statement)
-            done.append(describe_migration(one))
+            done.append(describe_migration(migration))
     if done:
         connection.execute(
             "INSERT INTO meta (name, value) VALUES ('format', ?1) "

@@ -50,8 +50,8 @@ def parse_url(url: str) -> Path:
     host, slash, path = rest.partition("/")
     if scheme.lower() != "sqlite" or host or not slash or not path or "?" in path:
         raise ConfigurationError(
-            f"{redact_url(url)!r} names no SQLite file; write sqlite:///jobs.db (relative to the "
-            "working directory) or sqlite:////srv/app/jobs.db (absolute)"
+            f"{redact_url(url)!r} does not name a SQLite file; write sqlite:///jobs.db (relative "
+            "to the working directory) or sqlite:////srv/app/jobs.db (absolute)"
         )
     return Path(unquote(path))
 

@@ -124,9 +124,8 @@ class DiskSpace:
         page, pages, free = self._measure_after_checkpoint(connection)
         if free < 2 * (min(MAX_REWRITE, page * pages) + length + _AROUND):
             raise BackendFull(
-                f"{self._path} must not grow: the room left on the disk is needed to settle the "
-                "jobs that are stored; nothing was written. Make room, and workers continue "
-                "by themselves"
+                f"{self._path} must not grow: the space left on the disk is needed to settle the "
+                "stored jobs; nothing was written. Free disk space; workers then continue"
             )
 
     def _measure_after_checkpoint(self, connection: sqlite3.Connection) -> tuple[int, int, int]:

@@ -40,6 +40,15 @@ LANGUAGE sql STABLE AS $$
     SELECT coalesce(p_now, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8))
 $$;
 
+-- name: get_lowest_time
+-- Return the lowest value that a time can have. A low-water mark of this value means that nothing is known of the lane.
+-- Result: the time
+-- Atomic: a constant, which the planner puts in place of the call
+CREATE OR REPLACE FUNCTION {schema}.get_lowest_time_1() RETURNS int8
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT -9223372036854775808
+$$;
+
 -- name: get_or_create_lanes
 -- Return the numbers of lanes. Lanes that do not exist are created.
 -- Inputs: arrays of the same length: queues, names and ranks
@@ -162,10 +171,10 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.notify_queues_1(p_channel text, p_queues text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    said text := E'\n' || array_to_string(ARRAY(SELECT DISTINCT q FROM unnest(p_queues) q ORDER BY q), E'\n');
+    message text := E'\n' || array_to_string(ARRAY(SELECT DISTINCT q FROM unnest(p_queues) q ORDER BY q), E'\n');
 BEGIN
     IF cardinality(p_queues) > 0 THEN
-        PERFORM pg_notify(p_channel, CASE WHEN octet_length(said) > 7000 THEN E'\n*' ELSE said END);
+        PERFORM pg_notify(p_channel, CASE WHEN octet_length(message) > 7000 THEN E'\n*' ELSE message END);
     END IF;
 END $$;
 

@@ -138,18 +138,19 @@ BEGIN
     IF p_keys IS NULL AND (p_ats IS NULL OR NOT EXISTS (SELECT FROM unnest(p_ats) a WHERE a < now))
     THEN
         BEGIN
-            WITH j AS (
+            WITH inserted AS (
                 INSERT INTO {schema}.job (due, created_at, lane, id, digest, options, payload)
-                SELECT coalesce(g.at, now + coalesce(g.after, 0)), now, lane_ids[g.lane], g.id,
-                    g.digest, g.options, g.payload
+                SELECT coalesce(job.at, now + coalesce(job.after, 0)), now, lane_ids[job.lane], job.id,
+                    job.digest, job.options, job.payload
                 FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters)
-                    AS g (lane, id, digest, options, payload, at, after)
+                    AS job (lane, id, digest, options, payload, at, after)
                 RETURNING seq, due, lane
-            ), s AS (
+            ), delayed AS (
                 INSERT INTO {schema}.scheduled (due, seq, lane, attempt_status)
-                SELECT due, seq, lane, 0 FROM j WHERE due > now
+                SELECT due, seq, lane, 0 FROM inserted WHERE due > now
             )
-            INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, 0 FROM j WHERE due <= now;
+            INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
+            SELECT due, seq, lane, 0 FROM inserted WHERE due <= now;
             IF NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
                 RETURN;
             END IF;
@@ -178,7 +179,7 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_each_1(
     OUT codes text, OUT holders bytea[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    g record;
+    job record;
     code text;
     code_list text[];
     key_holder bytea;
@@ -188,7 +189,7 @@ DECLARE
     fresh_ids bytea[];
 BEGIN
     PERFORM {schema}.lock_unique_keys_1(p_now, p_names, p_lanes, p_ids, p_keys);
-    FOR g IN
+    FOR job IN
         SELECT u.*, p_names[u.lane] AS name, p_lane_ids[u.lane] AS lane_id
         FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_keys, p_spans,
                 p_accept_existing)
@@ -196,30 +197,32 @@ BEGIN
     LOOP
         code := NULL;
         key_holder := NULL;
-        known := {schema}.find_digest_1(g.id, p_since);
+        known := {schema}.find_digest_1(job.id, p_since);
         IF known IS NOT NULL THEN
-            code := CASE WHEN known = g.digest THEN 'e' ELSE 'x' END;
-        ELSIF g.key IS NOT NULL THEN
+            code := CASE WHEN known = job.digest THEN 'e' ELSE 'x' END;
+        ELSIF job.key IS NOT NULL THEN
             SELECT u.id INTO key_holder FROM {schema}.unique_key u
-            WHERE u.name = g.name AND u.key = g.key AND u.seq <> 0;
+            WHERE u.name = job.name AND u.key = job.key AND u.seq <> 0;
             IF FOUND THEN
-                code := CASE WHEN g.accept_existing THEN 'e' ELSE 't' END;
+                code := CASE WHEN job.accept_existing THEN 'e' ELSE 't' END;
             END IF;
         END IF;
         IF code IS NULL THEN
             code := 'c';
-            new_seq := {schema}.insert_job_1(p_now, g.lane_id, g.id, g.digest, g.payload, g.options,
-                coalesce(g.at, p_now + coalesce(g.after, 0)), g.key);
+            new_seq := {schema}.insert_job_1(p_now, job.lane_id, job.id, job.digest, job.payload, job.options,
+                coalesce(job.at, p_now + coalesce(job.after, 0)), job.key);
             seqs := seqs || new_seq;
-            fresh_ids := fresh_ids || g.id;
-            UPDATE {schema}.unique_key SET seq = new_seq, id = g.id, valid_until = p_now + g.span
-            WHERE name = g.name AND key = g.key;
+            fresh_ids := fresh_ids || job.id;
+            UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span
+            WHERE name = job.name AND key = job.key;
         END IF;
         code_list := code_list || code;
         holders := holders || key_holder;
     END LOOP;
-    IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (fresh_ids) AND {schema}.find_digest_1(d.id, p_since, true) IS NOT NULL)
-    THEN
+    IF EXISTS (
+        SELECT FROM {schema}.finished_job d
+        WHERE d.id = ANY (fresh_ids) AND {schema}.find_digest_1(d.id, p_since, true) IS NOT NULL
+    ) THEN
         RAISE EXCEPTION 'a job of this id ended meanwhile; repeat the call' USING ERRCODE = '40001';
     END IF;
     IF code_list && ARRAY['x', 't'] THEN
@@ -248,10 +251,10 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO {schema}.unique_key AS u (name, key, seq, valid_until, id)
-    SELECT DISTINCT ON (p_names[g.lane], g.key) p_names[g.lane], g.key, 0, CAST(NULL AS int8), g.id
-    FROM unnest(p_lanes, p_ids, p_keys) AS g (lane, id, key)
-    WHERE g.key IS NOT NULL
-    ORDER BY p_names[g.lane], g.key
+    SELECT DISTINCT ON (p_names[job.lane], job.key) p_names[job.lane], job.key, 0, CAST(NULL AS int8), job.id
+    FROM unnest(p_lanes, p_ids, p_keys) AS job (lane, id, key)
+    WHERE job.key IS NOT NULL
+    ORDER BY p_names[job.lane], job.key
     ON CONFLICT (name, key) DO UPDATE SET seq = CASE WHEN u.valid_until <= p_now THEN 0 ELSE u.seq END;
 END $$;
 
@@ -309,10 +312,10 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.undo_insert_1(p_seqs int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    one record;
+    inserted record;
 BEGIN
-    FOR one IN DELETE FROM {schema}.job WHERE seq = ANY (p_seqs) RETURNING seq, due, lane LOOP
-        PERFORM {schema}.remove_waiting_1(one.lane, one.due, one.seq);
+    FOR inserted IN DELETE FROM {schema}.job WHERE seq = ANY (p_seqs) RETURNING seq, due, lane LOOP
+        PERFORM {schema}.remove_waiting_1(inserted.lane, inserted.due, inserted.seq);
     END LOOP;
     DELETE FROM {schema}.unique_key WHERE seq = ANY (p_seqs);
 END $$;
@@ -346,7 +349,8 @@ BEGIN
         RETURN;
     END IF;
     IF current_setting('transaction_isolation') = 'read committed' AND EXISTS (
-        SELECT FROM unnest({schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1), CAST({schema}.decode_text_array_1(f -> 2) AS int2[]))
+        SELECT FROM unnest({schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1),
+            CAST({schema}.decode_text_array_1(f -> 2) AS int2[]))
             AS w (queue, name, rank), generate_series(0, CASE WHEN f ->> 8 IS NULL THEN 0 ELSE 1 END) n
         WHERE NOT EXISTS (
             SELECT FROM {schema}.lane l WHERE l.queue = w.queue AND l.name = w.name AND l.rank = w.rank
@@ -357,14 +361,18 @@ BEGIN
         RETURN;
     END IF;
     SELECT e.codes, e.holders INTO found FROM {schema}.enqueue_1(
-        p_now, {schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1), CAST({schema}.decode_text_array_1(f -> 2) AS int2[]),
-        CAST({schema}.decode_text_array_1(f -> 3) AS int4[]), {schema}.decode_hex_array_1(f -> 4), {schema}.decode_hex_array_1(f -> 5),
+        p_now, {schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1),
+            CAST({schema}.decode_text_array_1(f -> 2) AS int2[]),
+        CAST({schema}.decode_text_array_1(f -> 3) AS int4[]), {schema}.decode_hex_array_1(f -> 4),
+            {schema}.decode_hex_array_1(f -> 5),
         ARRAY(
             SELECT substr(p_payloads, CAST(p ->> 0 AS int4), CAST(p ->> 1 AS int4))
             FROM json_array_elements(f -> 6) p
         ),
-        {schema}.decode_text_array_1(f -> 7), CAST({schema}.decode_text_array_1(f -> 8) AS int8[]), CAST({schema}.decode_text_array_1(f -> 9) AS int8[]),
-        {schema}.decode_text_array_1(f -> 10), CAST({schema}.decode_text_array_1(f -> 11) AS int8[]), CAST({schema}.decode_text_array_1(f -> 12) AS bool[]),
+        {schema}.decode_text_array_1(f -> 7), CAST({schema}.decode_text_array_1(f -> 8) AS int8[]),
+            CAST({schema}.decode_text_array_1(f -> 9) AS int8[]),
+        {schema}.decode_text_array_1(f -> 10), CAST({schema}.decode_text_array_1(f -> 11) AS int8[]),
+            CAST({schema}.decode_text_array_1(f -> 12) AS bool[]),
         CAST(f ->> 13 AS int8)
     ) e;
     codes := found.codes;

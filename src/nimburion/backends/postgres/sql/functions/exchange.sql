@@ -12,6 +12,8 @@
 -- name: exchange
 -- Settle finished jobs, promote due jobs, and lease jobs to a session.
 --
+-- The body has six steps. Parameters are flat arrays, because the driver encodes them faster than rows.
+--
 -- Inputs:
 --   p_now                       the time of a test's clock, or NULL for the server's clock
 --   p_session                   the id of the session
@@ -64,187 +66,173 @@
 -- Locks: the advisory lock of the session; limits by name; unique keys; then the rows of jobs
 -- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
-    p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
-    p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
-    p_fractions float8[], p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[],
-    p_levels int8[], p_caps int4[], p_max_bytes int8, p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
+    p_now int8, p_session text, p_number int8,
+    -- settlements
+    p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[],
+    p_texts text[], p_fractions float8[],
+    -- request
+    p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[], p_levels int8[], p_caps int4[],
+    p_max_bytes int8,
+    -- low-water marks
+    p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 DECLARE
-    early int8;
+    first_reading int8;
     now int8;
-    me record;
+    session record;
     is_new bool;
-    nonce bytea := p_nonce;
+    check_sizes bool;
+    locked_names text[];
+    changed_seqs int8[];
     codes text := '';
-    locked text[];
-    outcome record;
+    nonce bytea := p_nonce;
+    settled record;
     to_notify int4[];
     next_due int8;
     lane record;
-    place int4;
-    low_water_mark int8;
-    head int8;
-    most int4;
+    request_index int4;
     open_lanes record;
-    seqs int8[];
-    any_attempted bool;
+    counts int4[];
+    leased record;
     ids int4[];
+    low_water_marks int8[];
+    head_dues int8[];
+    waiting int4[];
     main_lanes int4[];
     ranks int2[];
     queues text[];
     names text[];
-    head_dues int8[];
-    waiting int4[];
-    handed bool := false;
-    bounded bool;
-    counts int4[];
 BEGIN
+    -- Step 1: lock the session and read the clock.
     IF set_config('synchronous_commit', 'off', true) IS NULL
         OR pg_advisory_xact_lock(hashtextextended(p_session, 7041)) IS NULL
     THEN  -- never true: an IF costs less than a statement
         RETURN;
     END IF;
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    early := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);  -- before this transaction has a number
+    -- The first reading comes before this transaction has a number.
+    first_reading := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
     now := {schema}.get_write_time_1(p_now);
-    SELECT s.number, t.number AS last_number, t.results, t.nonce, pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
-        EXISTS (SELECT FROM {schema}.concurrency_limit) AS limited, EXISTS (SELECT FROM {schema}.paused_queue q WHERE q.ends_at IS NULL OR q.ends_at > now) AS pausing, (
+
+    -- Step 2: read the session, its last exchange, and what decides how the later steps work.
+    SELECT s.number, last.number AS last_number, last.results, last.nonce,
+        pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
+        EXISTS (SELECT FROM {schema}.concurrency_limit) AS has_limits,
+        EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
-        ) AS large, (
+        ) AS has_large_payloads, (
             SELECT z.due FROM {schema}.scheduled z
-            WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark ELSE -9223372036854775808 END
+            WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark
+                ELSE {schema}.get_lowest_time_1() END
             ORDER BY z.due, z.seq LIMIT 1
         ) AS next_due
-    INTO me
+    INTO session
     FROM {schema}.session s LEFT JOIN LATERAL (
-        SELECT * FROM {schema}.exchange_log t WHERE t.session = s.number ORDER BY t.number DESC LIMIT 1
-    ) t ON true
+        SELECT * FROM {schema}.exchange_log e WHERE e.session = s.number ORDER BY e.number DESC LIMIT 1
+    ) last ON true
     WHERE s.id = p_session AND s.ended_at IS NULL AND s.left_at IS NULL;
     IF NOT FOUND THEN
         RETURN NEXT {schema}.make_status_reply_1('session_lost', NULL);
         RETURN;
     END IF;
-    is_new := p_number = coalesce(me.last_number, 0) + 1;
-    IF NOT is_new AND (me.last_number IS NULL OR p_number <> me.last_number) THEN
-        RETURN NEXT {schema}.make_status_reply_1('out_of_order', coalesce(me.last_number, 0));
+    is_new := p_number = coalesce(session.last_number, 0) + 1;
+    IF NOT is_new AND (session.last_number IS NULL OR p_number <> session.last_number) THEN
+        RETURN NEXT {schema}.make_status_reply_1('out_of_order', coalesce(session.last_number, 0));
         RETURN;
     END IF;
-    next_due := me.next_due;
-    bounded := me.large OR p_total * 4096::int8 > p_max_bytes;
-    IF me.limited THEN
-        seqs := p_seqs;
-        IF NOT is_new THEN  -- some of them may return to `ready`
-            seqs := ARRAY(SELECT l.seq FROM {schema}.lease l WHERE l.session = me.number AND l.exchange_number = p_number);
+    next_due := session.next_due;
+    check_sizes := session.has_large_payloads OR p_total * 4096::int8 > p_max_bytes;
+
+    -- Step 3: lock the limits that this exchange may change.
+    IF session.has_limits THEN
+        changed_seqs := p_seqs;
+        IF NOT is_new THEN  -- some of the leased jobs may return to `ready`
+            changed_seqs := ARRAY(
+                SELECT l.seq FROM {schema}.lease l WHERE l.session = session.number AND l.exchange_number = p_number
+            );
         END IF;
-        locked := {schema}.lock_affected_limits_1(now, me.number, seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
+        locked_names := {schema}.lock_affected_limits_1(
+            now, session.number, changed_seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
     END IF;
+
+    -- Step 4: settle and promote. A repeated exchange only releases what no longer fits in the reply.
     IF NOT is_new THEN
-        codes := me.results;
-        nonce := me.nonce;
-        to_notify := {schema}.release_excess_1(now, me.number, p_number, p_max_bytes);
-    ELSIF p_seqs IS NOT NULL THEN
-        IF p_kinds IS NULL THEN
-            outcome := {schema}.complete_all_1(now, me.number, p_seqs, p_fences, p_nonces, p_bodies);
-            codes := repeat('d', cardinality(p_seqs));
-            IF outcome.keyed IS NOT NULL THEN
-                to_notify := {schema}.free_unique_keys_1(outcome.keyed, outcome.keyed_lanes, outcome.keys);
-            END IF;
-        ELSE
-            outcome := {schema}.settle_each_1(now, me.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
-                p_delays, p_texts, p_fractions);
-            codes := outcome.codes;
-            to_notify := outcome.to_notify;
+        codes := session.results;
+        nonce := session.nonce;
+        to_notify := {schema}.release_excess_1(now, session.number, p_number, p_max_bytes);
+    ELSE
+        IF p_seqs IS NOT NULL THEN
+            settled := {schema}.apply_settlements_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces,
+                p_bodies, p_delays, p_texts, p_fractions, session.has_limits);
+            codes := settled.codes;
+            to_notify := settled.to_notify;
+        END IF;
+        IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
         END IF;
-        IF locked IS NOT NULL THEN
-            to_notify := to_notify || {schema}.release_limits_1(outcome.ended);
+        IF NOT session.has_limits AND NOT session.has_pauses AND NOT check_sizes
+            AND cardinality(p_queues) BETWEEN 1 AND 64
+        THEN
+            lane := {schema}.find_only_lane_1(p_queues, p_names);
+            request_index := lane.request_index;
         END IF;
     END IF;
-    IF is_new AND next_due <= now THEN
-        next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
-    END IF;
-    IF is_new AND NOT me.limited AND NOT me.pausing AND NOT bounded AND cardinality(p_queues) BETWEEN 1 AND 64 THEN
-        SELECT count(*) AS many, min(l.id) AS id, min(coalesce(l.main_lane, l.id)) AS main_lane, min(l.rank) AS rank,
-            bool_or(l.is_late) AS is_late, min(l.queue) AS queue, min(l.name) AS name
-        INTO lane FROM {schema}.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names);
-        IF lane.many = 1 THEN
-            FOR i IN 1..cardinality(p_queues) LOOP
-                IF p_queues[i] = lane.queue AND p_names[i] = lane.name THEN
-                    place := i;
-                END IF;
-            END LOOP;
+
+    -- Step 5: lease the requested jobs, and find the lanes that still have jobs.
+    IF request_index IS NOT NULL THEN  -- one lane: the same as below, in fewer steps
+        ids := ARRAY[lane.id];
+        low_water_marks := ARRAY[p_low_water_marks[array_position(p_low_water_lanes, lane.id)]];
+        IF lane.is_late OR low_water_marks[1] > now OR low_water_marks[1] IS NULL THEN
+            low_water_marks[1] := {schema}.get_lowest_time_1();
         END IF;
-    END IF;
-    IF place IS NOT NULL THEN  -- one lane: the same as below, in fewer steps
-        low_water_mark := p_low_water_marks[array_position(p_low_water_lanes, lane.id)];
-        IF lane.is_late OR low_water_mark > now OR low_water_mark IS NULL THEN
-            low_water_mark := -9223372036854775808;
-        END IF;
-        most := LEAST(p_total, p_caps[place]);
-        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= low_water_mark
-        ORDER BY r.due, r.seq LIMIT 1;
-        IF head IS NOT NULL AND most > 0 THEN
-            WITH t AS (
-                DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-                    SELECT r.ctid FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= low_water_mark
-                    ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                )) RETURNING r.due, r.seq, r.attempt_status,
-                    CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS p
-            ), l AS (
-                INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost, attempt_status,
-                    extra_flags, nonce, settled_token)
-                SELECT t.seq, t.due, now, p_number, me.number, lane.main_lane, 1, coalesce((t.p).fence, 0) + 1,
-                    coalesce((t.p).failures, 0), coalesce((t.p).lost, 0), t.attempt_status,
-                    coalesce((t.p).extra_flags, 0::int2), p_nonce, (t.p).settled_token
-                FROM t
-            )
-            SELECT array_agg(t.seq), bool_or(t.attempt_status > 0) INTO seqs, any_attempted FROM t;
-            IF any_attempted THEN
+        head_dues := {schema}.read_lane_heads_1(ids, low_water_marks);
+        IF head_dues[1] IS NOT NULL AND LEAST(p_total, p_caps[request_index]) > 0 THEN
+            leased := {schema}.lease_first_jobs_1(now, session.number, p_number, p_nonce, lane.id, lane.main_lane,
+                low_water_marks[1], LEAST(p_total, p_caps[request_index]));
+            IF leased.any_attempted THEN
                 RETURN QUERY
                 SELECT 1, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
                     j.payload, (CAST(NULL AS {schema}.exchange_status)).*
                 FROM {schema}.lease l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
-                WHERE l.session = me.number AND l.seq = ANY (seqs);
-            ELSIF seqs IS NOT NULL THEN
+                WHERE l.session = session.number AND l.seq = ANY (leased.seqs);
+            ELSIF leased.seqs IS NOT NULL THEN
                 RETURN QUERY
                 SELECT 1, j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options,
                     j.payload, (CAST(NULL AS {schema}.exchange_status)).*
-                FROM {schema}.job j WHERE j.seq = ANY (seqs);
+                FROM {schema}.job j WHERE j.seq = ANY (leased.seqs);
             END IF;
-            handed := seqs IS NOT NULL;
-            SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= low_water_mark
-            ORDER BY r.due, r.seq LIMIT 1;
+            IF leased.seqs IS NOT NULL THEN
+                main_lanes := ARRAY[lane.main_lane];
+                ranks := ARRAY[lane.rank];
+                queues := ARRAY[lane.queue];
+                names := ARRAY[lane.name];
+            END IF;
+            head_dues := {schema}.read_lane_heads_1(ids, low_water_marks);
         END IF;
-        ids := ARRAY[lane.id];
-        head_dues := ARRAY[head];
-        IF head IS NOT NULL THEN
-            waiting := ARRAY[place];
-        END IF;
-        IF handed THEN
-            main_lanes := ARRAY[lane.main_lane];
-            ranks := ARRAY[lane.rank];
-            queues := ARRAY[lane.queue];
-            names := ARRAY[lane.name];
-        END IF;
+        waiting := CASE WHEN head_dues[1] IS NOT NULL THEN ARRAY[request_index] END;
     ELSIF cardinality(p_queues) > 0 OR NOT is_new THEN
-        open_lanes := {schema}.find_open_lanes_1(now, p_queues, p_names, p_levels, locked, p_low_water_lanes, p_low_water_marks);
+        open_lanes := {schema}.find_open_lanes_1(
+            now, p_queues, p_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
         ids := open_lanes.ids;
         head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
         IF NOT is_new THEN
-            RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(me.number, p_number);
+            RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
             IF FOUND THEN
-                SELECT * INTO main_lanes, ranks, queues, names FROM {schema}.get_lanes_of_exchange_1(me.number, p_number);
+                SELECT * INTO main_lanes, ranks, queues, names
+                FROM {schema}.get_lanes_of_exchange_1(session.number, p_number);
             END IF;
         ELSIF p_total > 0 AND array_remove(head_dues, NULL) <> '{}' THEN
-            counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
-                open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps);
-            IF bounded THEN
-                RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, me.number, p_number, p_nonce, p_ageing, ids,
-                    open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, counts, p_max_bytes);
+            counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes, open_lanes.ranks,
+                open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps);
+            IF check_sizes THEN
+                RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                    ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
+                    open_lanes.low_water_marks, counts, p_max_bytes);
             ELSE
-                RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, me.number, p_number, p_nonce, p_ageing, ids,
-                    open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, counts);
+                RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                    ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
+                    open_lanes.low_water_marks, counts);
             END IF;
             IF FOUND THEN
                 main_lanes := open_lanes.main_lanes;
@@ -252,36 +240,41 @@ BEGIN
                 queues := open_lanes.queues;
                 names := open_lanes.names;
                 head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
-                IF locked IS NOT NULL THEN
-                    PERFORM {schema}.take_limits_1(me.number, p_number);
+                IF session.has_limits THEN
+                    PERFORM {schema}.take_limits_1(session.number, p_number);
                 END IF;
             END IF;
         END IF;
-        waiting := {schema}.find_waiting_lanes_1(open_lanes.request_indexes, head_dues, me.limited, p_names);
+        waiting := {schema}.find_waiting_lanes_1(open_lanes.request_indexes, head_dues, session.has_limits, p_names);
     END IF;
+
+    -- Step 6: record the exchange, and return the status row.
     IF is_new THEN
         WITH old AS (
-            DELETE FROM {schema}.exchange_log t WHERE t.session = me.number AND t.number = p_number - 2
+            DELETE FROM {schema}.exchange_log e WHERE e.session = session.number AND e.number = p_number - 2
         )
-        INSERT INTO {schema}.exchange_log (session, number, nonce, results) VALUES (me.number, p_number, p_nonce, codes);
+        INSERT INTO {schema}.exchange_log (session, number, nonce, results)
+        VALUES (session.number, p_number, p_nonce, codes);
     END IF;
     RETURN NEXT CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
         'ok', NULL, now, codes, nonce, next_due, waiting,
         CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END,
         main_lanes, queues, names, ranks, ids, head_dues,
-        pg_current_xact_id()::text::int8 + 1, me.oldest_xid,
-        CASE WHEN p_now IS NULL THEN LEAST(now - early, 2000000000) ELSE 0 END
+        pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
+        CASE WHEN p_now IS NULL THEN LEAST(now - first_reading, 2000000000) ELSE 0 END
     ) AS {schema}.exchange_reply);
 END $$;
 
 -- name: exchange_pooled
 -- Run `exchange_1` on a pooled connection, which does not have the planner settings of the exchange connection.
 CREATE OR REPLACE FUNCTION {schema}.exchange_pooled_1(
-    p_now int8, p_session text, p_number int8, p_kinds text, p_seqs int8[], p_ids bytea[],
-    p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[],
-    p_fractions float8[], p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[],
-    p_levels int8[], p_caps int4[], p_max_bytes int8, p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
+    p_now int8, p_session text, p_number int8,
+    p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[],
+    p_texts text[], p_fractions float8[],
+    p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[], p_levels int8[], p_caps int4[],
+    p_max_bytes int8,
+    p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
@@ -299,7 +292,8 @@ END $$;
 -- Make the status row of an exchange that was refused.
 -- Inputs: the outcome; the number of the last exchange
 -- Result: the row
-CREATE OR REPLACE FUNCTION {schema}.make_status_reply_1(p_outcome text, p_last_number int8) RETURNS {schema}.exchange_reply
+CREATE OR REPLACE FUNCTION {schema}.make_status_reply_1(p_outcome text,
+    p_last_number int8) RETURNS {schema}.exchange_reply
 LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
     reply {schema}.exchange_reply;
@@ -307,6 +301,61 @@ BEGIN
     reply.outcome := p_outcome;
     reply.last_number := p_last_number;
     RETURN reply;
+END $$;
+
+-- name: find_only_lane
+-- Find the lane of a request that has only one lane, as that of a worker with one name and one priority.
+-- Inputs: queues and names of the requested lanes
+-- Result:
+--   id, rank, queue, name, is_late   the row of the lane
+--   main_lane                        for a late lane the number of its main lane, else its own number
+--   request_index                    the index of the requested lane; NULL: there is no lane, or more than one
+CREATE OR REPLACE FUNCTION {schema}.find_only_lane_1(
+    p_queues text[], p_names text[], OUT id int4, OUT main_lane int4, OUT rank int2, OUT is_late bool, OUT queue text,
+    OUT name text, OUT request_index int4
+) LANGUAGE plpgsql AS $$
+DECLARE
+    lane_count int8;
+BEGIN
+    SELECT count(*), min(l.id), min(coalesce(l.main_lane, l.id)), min(l.rank), bool_or(l.is_late), min(l.queue),
+        min(l.name)
+    INTO lane_count, id, main_lane, rank, is_late, queue, name
+    FROM {schema}.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names);
+    IF lane_count = 1 THEN
+        FOR i IN 1..cardinality(p_queues) LOOP
+            IF p_queues[i] = queue AND p_names[i] = name THEN
+                request_index := i;
+            END IF;
+        END LOOP;
+    END IF;
+END $$;
+
+-- name: lease_first_jobs
+-- Lease the first jobs of one lane to a session.
+-- Inputs: the time; the session; its exchange and nonce; the lane, its main lane and its low-water mark; the maximum
+--   number of jobs
+-- Result: the seqs of the jobs, and whether an attempt of one of them has ended before; NULL: no job was leased
+-- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
+CREATE OR REPLACE FUNCTION {schema}.lease_first_jobs_1(
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_lane int4, p_main_lane int4, p_low_water_mark int8,
+    p_limit int4, OUT seqs int8[], OUT any_attempted bool
+) LANGUAGE plpgsql AS $$
+BEGIN
+    WITH taken AS (
+        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
+            SELECT r.ctid FROM {schema}.ready r WHERE r.lane = p_lane AND r.due >= p_low_water_mark
+            ORDER BY r.due, r.seq LIMIT p_limit FOR UPDATE SKIP LOCKED
+        )) RETURNING r.due, r.seq, r.attempt_status,
+            CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
+    ), leased AS (
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures,
+            lost, attempt_status, extra_flags, nonce, settled_token)
+        SELECT taken.seq, taken.due, p_now, p_number, p_session, p_main_lane, 1, coalesce((taken.attempts).fence, 0) + 1,
+            coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), taken.attempt_status,
+            coalesce((taken.attempts).extra_flags, 0::int2), p_nonce, (taken.attempts).settled_token
+        FROM taken
+    )
+    SELECT array_agg(taken.seq), bool_or(taken.attempt_status > 0) INTO seqs, any_attempted FROM taken;
 END $$;
 
 -- name: promote_due
@@ -320,23 +369,23 @@ CREATE OR REPLACE FUNCTION {schema}.promote_due_1(
 SET enable_seqscan TO off SET jit TO off AS $$
 BEGIN
     IF p_low_water_mark > p_now THEN  -- the clock was set back
-        p_low_water_mark := -9223372036854775808;
+        p_low_water_mark := {schema}.get_lowest_time_1();
     END IF;
     moved := 0;
     SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark ORDER BY s.due, s.seq LIMIT 1;
     IF next_due IS NULL OR next_due > p_now OR p_limit <= 0 THEN
         RETURN;
     END IF;
-    WITH d AS (
+    WITH due_jobs AS (
         DELETE FROM {schema}.scheduled WHERE ctid = ANY (ARRAY(
             SELECT s.ctid FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark AND s.due <= p_now
             ORDER BY s.due, s.seq LIMIT p_limit FOR UPDATE SKIP LOCKED
         )) RETURNING due, seq, lane, attempt_status
-    ), r AS (
-        INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, attempt_status FROM d
+    ), promoted AS (
+        INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, attempt_status FROM due_jobs
         RETURNING lane
     )
-    SELECT count(*), array_agg(DISTINCT lane) INTO moved, lanes FROM r;
+    SELECT count(*), array_agg(DISTINCT lane) INTO moved, lanes FROM promoted;
     SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark ORDER BY s.due, s.seq LIMIT 1;
 END $$;
 
@@ -365,26 +414,32 @@ CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
     OUT low_water_marks int8[], OUT available int4[], OUT queues text[], OUT names text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
-    SELECT array_agg(o.id), array_agg(o.main_lane), array_agg(o.place), array_agg(o.rank),
-        array_agg(o.level), array_agg(o.low_water_mark), array_agg(o.available), array_agg(o.queue), array_agg(o.name)
+    SELECT array_agg(open_lane.id), array_agg(open_lane.main_lane), array_agg(open_lane.place), array_agg(open_lane.rank),
+        array_agg(open_lane.level), array_agg(open_lane.low_water_mark), array_agg(open_lane.available),
+            array_agg(open_lane.queue), array_agg(open_lane.name)
     INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, available, queues, names
     FROM (
-        SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(w.place AS int4) AS place, l.rank, w.level,
-            w.queue, w.name, r.available,
-            CASE WHEN l.is_late OR f.low_water_mark > p_now THEN -9223372036854775808
-                ELSE coalesce(f.low_water_mark, -9223372036854775808) END AS low_water_mark
-        FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS w (queue, name, level, place)
+        SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
+            requested.level,
+            requested.queue, requested.name, limits.available,
+            CASE WHEN l.is_late OR mark.low_water_mark > p_now THEN {schema}.get_lowest_time_1()
+                ELSE coalesce(mark.low_water_mark, {schema}.get_lowest_time_1()) END AS low_water_mark
+        FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
         CROSS JOIN LATERAL (
-            SELECT * FROM {schema}.lane l WHERE l.queue = w.queue AND l.name = w.name OFFSET 0
+            SELECT * FROM {schema}.lane l WHERE l.queue = requested.queue AND l.name = requested.name OFFSET 0
         ) l
-        CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) f
+        CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) mark
         LEFT JOIN LATERAL (
-            SELECT g.name, g.maximum - g.in_use AS available FROM {schema}.concurrency_limit g WHERE g.name = w.name OFFSET 0
-        ) r ON true
-        WHERE NOT EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now))
-            AND (r.name IS NULL OR r.available > 0 AND r.name = ANY (p_locked))
-        ORDER BY w.place, l.rank, l.is_late
-    ) o;
+            SELECT c.name, c.maximum - c.in_use AS available FROM {schema}.concurrency_limit c
+                WHERE c.name = requested.name OFFSET 0
+        ) limits ON true
+        WHERE NOT EXISTS (
+                SELECT FROM {schema}.paused_queue p
+                WHERE p.queue = requested.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
+            )
+            AND (limits.name IS NULL OR limits.available > 0 AND limits.name = ANY (p_locked))
+        ORDER BY requested.place, l.rank, l.is_late
+    ) open_lane;
 END $$;
 
 -- name: read_lane_heads
@@ -438,12 +493,14 @@ BEGIN
             ) m;
         ELSE
             WITH merged AS (
-                SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks,
+                SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                    p_low_water_marks,
                     chunks) LIMIT p_total
             )
             SELECT (SELECT array_agg(coalesce(c.taken, 0) ORDER BY n.n)
                     FROM generate_series(1, cardinality(p_ids)) n (n)
-                    LEFT JOIN (SELECT lane_index, CAST(count(*) AS int4) AS taken FROM merged GROUP BY lane_index) c ON c.lane_index = n.n),
+                    LEFT JOIN (SELECT lane_index, CAST(count(*) AS int4) AS taken
+                        FROM merged GROUP BY lane_index) c ON c.lane_index = n.n),
                 (SELECT array_agg(l.lane_index) FROM merged l WHERE l.is_end
                     AND l.place < p_total)
             INTO counts, incomplete;
@@ -501,40 +558,41 @@ CREATE OR REPLACE FUNCTION {schema}.merge_lanes_limited_1(
     p_names text[], p_caps int4[], OUT counts int4[], OUT incomplete int4[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    queue_of int4[];
-    name_of int4[];
+    queue_indexes int4[];
+    name_indexes int4[];
     queue_available int4[];
     name_available int4[];
     taken int4 := 0;
-    one record;
-    q int4;
-    n int4;
+    job record;
+    queue int4;
+    name int4;
 BEGIN
     counts := array_fill(0, ARRAY[cardinality(p_ids)]);
-    SELECT array_agg(array_position(p_queues, p_queues[g.request_index]) ORDER BY g.lane_index),
-        array_agg(array_position(p_names, p_names[g.request_index]) ORDER BY g.lane_index)
-    INTO queue_of, name_of
-    FROM unnest(p_request_indexes) WITH ORDINALITY AS g (request_index, lane_index);
+    SELECT array_agg(array_position(p_queues, p_queues[requested.request_index]) ORDER BY requested.lane_index),
+        array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index)
+    INTO queue_indexes, name_indexes
+    FROM unnest(p_request_indexes) WITH ORDINALITY AS requested (request_index, lane_index);
     SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
     name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
     FOR i IN 1..cardinality(p_ids) LOOP
         IF p_available[i] IS NOT NULL THEN
-            name_available[name_of[i]] := p_available[i];
+            name_available[name_indexes[i]] := p_available[i];
         END IF;
     END LOOP;
-    FOR one IN
-        SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks)
+    FOR job IN
+        SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+            p_low_water_marks, p_chunks)
     LOOP
-        q := queue_of[one.lane_index];
-        n := name_of[one.lane_index];
-        CONTINUE WHEN queue_available[q] <= 0 OR name_available[n] <= 0;
-        counts[one.lane_index] := counts[one.lane_index] + 1;
-        queue_available[q] := queue_available[q] - 1;
-        name_available[n] := name_available[n] - 1;
+        queue := queue_indexes[job.lane_index];
+        name := name_indexes[job.lane_index];
+        CONTINUE WHEN queue_available[queue] <= 0 OR name_available[name] <= 0;
+        counts[job.lane_index] := counts[job.lane_index] + 1;
+        queue_available[queue] := queue_available[queue] - 1;
+        name_available[name] := name_available[name] - 1;
         taken := taken + 1;
         EXIT WHEN taken = p_total;
-        IF one.is_end AND queue_available[q] > 0 AND name_available[n] > 0 THEN
-            incomplete := incomplete || one.lane_index;
+        IF job.is_end AND queue_available[queue] > 0 AND name_available[name] > 0 THEN
+            incomplete := incomplete || job.lane_index;
         END IF;
     END LOOP;
 END $$;
@@ -547,12 +605,13 @@ END $$;
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
-    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_counts int4[]
+    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
+        p_counts int4[]
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY
-    WITH t AS (
+    WITH taken AS (
         DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
             SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
             LATERAL (
@@ -560,32 +619,35 @@ BEGIN
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
         )) RETURNING r.lane, r.due, r.seq, r.attempt_status
-    ), m AS (
-        SELECT t.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
-                -w.level - CASE WHEN p_ageing > 0 AND p_now > t.due THEN (p_now - t.due) / p_ageing ELSE 0 END,
-                w.rank, t.due, t.seq
-            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS lane_index) n,
+    ), ranked AS (
+        SELECT taken.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
+                -w.level - CASE WHEN p_ageing > 0 AND p_now > taken.due THEN (p_now - taken.due) / p_ageing ELSE 0 END,
+                w.rank, taken.due, taken.seq
+            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, taken.due, taken.seq ROWS UNBOUNDED PRECEDING) AS worst
+        FROM taken, LATERAL (SELECT array_position(p_ids, taken.lane) AS lane_index) n,
         LATERAL (
-            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index, p_ranks[n.lane_index] AS rank,
+            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index,
+                p_ranks[n.lane_index] AS rank,
                 p_levels[n.lane_index] AS level
         ) w
-    ), x AS (
-        SELECT m.*, CASE WHEN m.attempt_status > 0 THEN {schema}.get_attempt_state_1(m.seq) END AS p,
-            CAST(row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq) AS int4) AS place
-        FROM m
-    ), l AS (
-        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost, attempt_status,
+    ), placed AS (
+        SELECT ranked.*, CASE WHEN ranked.attempt_status > 0 THEN {schema}.get_attempt_state_1(ranked.seq) END AS attempts,
+            CAST(row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq) AS int4) AS place
+        FROM ranked
+    ), leased AS (
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
+            failures, lost, attempt_status,
             extra_flags, nonce, settled_token)
-        SELECT x.seq, x.due, p_now, p_number, p_session, x.main_lane, x.place, coalesce((x.p).fence, 0) + 1,
-            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.attempt_status,
-            coalesce((x.p).extra_flags, 0::int2), p_nonce, (x.p).settled_token
-        FROM x
+        SELECT placed.seq, placed.due, p_now, p_number, p_session, placed.main_lane, placed.place,
+            coalesce((placed.attempts).fence, 0) + 1,
+            coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.attempt_status,
+            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
+        FROM placed
     )
-    SELECT x.place, x.seq, x.due, j.created_at, j.lane, coalesce((x.p).fence, 0) + 1,
-        coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), j.id, j.options, j.payload,
+    SELECT placed.place, placed.seq, placed.due, j.created_at, j.lane, coalesce((placed.attempts).fence, 0) + 1,
+        coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), j.id, j.options, j.payload,
         (CAST(NULL AS {schema}.exchange_status)).*
-    FROM x, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = x.seq OFFSET 0) j;
+    FROM placed, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = placed.seq OFFSET 0) j;
 END $$;
 
 -- name: claim_large_jobs
@@ -596,13 +658,14 @@ END $$;
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_large_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
-    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_counts int4[],
+    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
+        p_counts int4[],
     p_max_bytes int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY
-    WITH t AS (
+    WITH taken AS (
         DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
             SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
             LATERAL (
@@ -610,37 +673,43 @@ BEGIN
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
         )) RETURNING r.lane, r.due, r.seq, r.attempt_status
-    ), m AS (
-        SELECT t.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
-                -w.level - CASE WHEN p_ageing > 0 AND p_now > t.due THEN (p_now - t.due) / p_ageing ELSE 0 END,
-                w.rank, t.due, t.seq
-            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, t.due, t.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM t, LATERAL (SELECT array_position(p_ids, t.lane) AS lane_index) n,
+    ), ranked AS (
+        SELECT taken.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
+                -w.level - CASE WHEN p_ageing > 0 AND p_now > taken.due THEN (p_now - taken.due) / p_ageing ELSE 0 END,
+                w.rank, taken.due, taken.seq
+            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, taken.due, taken.seq ROWS UNBOUNDED PRECEDING) AS worst
+        FROM taken, LATERAL (SELECT array_position(p_ids, taken.lane) AS lane_index) n,
         LATERAL (
-            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index, p_ranks[n.lane_index] AS rank,
+            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index,
+                p_ranks[n.lane_index] AS rank,
                 p_levels[n.lane_index] AS level
         ) w
-    ), x AS (
-        SELECT m.*, CASE WHEN m.attempt_status > 0 THEN {schema}.get_attempt_state_1(m.seq) END AS p,
+    ), placed AS (
+        SELECT ranked.*, CASE WHEN ranked.attempt_status > 0 THEN {schema}.get_attempt_state_1(ranked.seq) END AS attempts,
             CAST(row_number() OVER o AS int4) AS place, j.created_at, j.lane AS at_first, j.id, j.options,
             j.payload, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o AS bytes
-        FROM m, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = m.seq OFFSET 0) j
-        WINDOW o AS (ORDER BY m.worst, m.rank, m.due, m.seq)
-    ), b AS (
+        FROM ranked, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = ranked.seq OFFSET 0) j
+        WINDOW o AS (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq)
+    ), returned AS (
         INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
-        SELECT x.due, x.seq, x.lane, x.attempt_status FROM x WHERE x.bytes > p_max_bytes AND x.place > 1
-    ), l AS (
-        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost, attempt_status,
+        SELECT placed.due, placed.seq, placed.lane, placed.attempt_status FROM placed
+            WHERE placed.bytes > p_max_bytes AND placed.place > 1
+    ), leased AS (
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
+            failures, lost, attempt_status,
             extra_flags, nonce, settled_token)
-        SELECT x.seq, x.due, p_now, p_number, p_session, x.main_lane, x.place, coalesce((x.p).fence, 0) + 1,
-            coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.attempt_status,
-            coalesce((x.p).extra_flags, 0::int2), p_nonce, (x.p).settled_token
-        FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1
+        SELECT placed.seq, placed.due, p_now, p_number, p_session, placed.main_lane, placed.place,
+            coalesce((placed.attempts).fence, 0) + 1,
+            coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.attempt_status,
+            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
+        FROM placed WHERE placed.bytes <= p_max_bytes OR placed.place = 1
     )
-    SELECT x.place, x.seq, x.due, x.created_at, x.at_first, coalesce((x.p).fence, 0) + 1,
-        coalesce((x.p).failures, 0), coalesce((x.p).lost, 0), x.id, x.options, x.payload,
+    SELECT placed.place, placed.seq, placed.due, placed.created_at, placed.at_first,
+        coalesce((placed.attempts).fence, 0) + 1,
+        coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.id, placed.options,
+            placed.payload,
         (CAST(NULL AS {schema}.exchange_status)).*
-    FROM x WHERE x.bytes <= p_max_bytes OR x.place = 1;
+    FROM placed WHERE placed.bytes <= p_max_bytes OR placed.place = 1;
 END $$;
 
 -- name: get_attempt_state
@@ -653,7 +722,7 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE
     attempts {schema}.attempt_state;
 BEGIN
-    SELECT * INTO attempts FROM {schema}.attempt_state p WHERE p.seq = p_seq;
+    SELECT * INTO attempts FROM {schema}.attempt_state a WHERE a.seq = p_seq;
     RETURN attempts;
 END $$;
 
@@ -663,18 +732,19 @@ END $$;
 --   names of the requested lanes
 -- Result: indexes of requested lanes in ascending order; NULL: none
 -- Atomic: one read; the caller has locked the limits
-CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_request_indexes int4[], p_head_dues int8[], p_limited bool, p_names text[]) RETURNS int4[]
+CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_request_indexes int4[], p_head_dues int8[],
+    p_limited bool, p_names text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 BEGIN
     IF array_remove(p_head_dues, NULL) = '{}' THEN
         RETURN NULL;
     END IF;
     RETURN ARRAY(
-        SELECT DISTINCT w.request_index FROM unnest(p_request_indexes, p_head_dues) AS w (request_index, due)
-        WHERE w.due IS NOT NULL AND NOT (p_limited AND EXISTS (
-            SELECT FROM {schema}.concurrency_limit g WHERE g.name = p_names[w.request_index] AND g.maximum <= g.in_use
+        SELECT DISTINCT lane.request_index FROM unnest(p_request_indexes, p_head_dues) AS lane (request_index, due)
+        WHERE lane.due IS NOT NULL AND NOT (p_limited AND EXISTS (
+            SELECT FROM {schema}.concurrency_limit c WHERE c.name = p_names[lane.request_index] AND c.maximum <= c.in_use
         ))
-        ORDER BY w.request_index
+        ORDER BY lane.request_index
     );
 END $$;
 
@@ -696,7 +766,8 @@ $$;
 -- Result: the lanes of the released jobs; NULL: none
 -- Locks: the limits of these jobs, in one statement; then rows of jobs
 -- Atomic: part of the caller's transaction. No loss is counted. A job that is to be cancelled ends.
-CREATE OR REPLACE FUNCTION {schema}.release_excess_1(p_now int8, p_session int4, p_number int8, p_max_bytes int8) RETURNS int4[]
+CREATE OR REPLACE FUNCTION {schema}.release_excess_1(p_now int8, p_session int4, p_number int8,
+    p_max_bytes int8) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
@@ -705,7 +776,8 @@ BEGIN
     FOR held IN
         DELETE FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (ARRAY(
             SELECT x.seq FROM (
-                SELECT l.seq, row_number() OVER o AS n, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o AS bytes
+                SELECT l.seq, row_number() OVER o AS n, sum({schema}.get_delivery_size_1(j.payload,
+                    j.options)) OVER o AS bytes
                 FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq
                 WHERE l.session = p_session AND l.exchange_number = p_number
                 WINDOW o AS (ORDER BY l.reply_position, l.due, l.seq)

@@ -65,8 +65,8 @@ BEGIN
         SELECT a.name, count(*) AS places, array_agg(DISTINCT a.id) AS lanes
         FROM unnest(p_lanes) u JOIN {schema}.lane a ON a.id = u GROUP BY a.name
     ), opened AS (
-        UPDATE {schema}.concurrency_limit g SET in_use = g.in_use - f.places FROM freed f WHERE g.name = f.name
-        RETURNING f.lanes
+        UPDATE {schema}.concurrency_limit c SET in_use = c.in_use - freed.places FROM freed WHERE c.name = freed.name
+        RETURNING freed.lanes
     )
     SELECT array_agg(l) INTO to_notify FROM opened, unnest(lanes) l;
     RETURN to_notify;
@@ -80,10 +80,10 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.take_limits_1(p_session int4, p_number int8) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE {schema}.concurrency_limit g SET in_use = g.in_use + t.places
+    UPDATE {schema}.concurrency_limit c SET in_use = c.in_use + taken.places
     FROM (
         SELECT a.name, count(*) AS places FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
         WHERE l.session = p_session AND l.exchange_number = p_number GROUP BY a.name
-    ) t
-    WHERE g.name = t.name;
+    ) taken
+    WHERE c.name = taken.name;
 END $$;

@@ -23,7 +23,7 @@ BEGIN
     LOOP
         SELECT j.seq, j.lane, j.due INTO body FROM {schema}.job j WHERE j.id = p_id;
         IF NOT FOUND THEN
-            answer := CASE WHEN {schema}.find_digest_1(p_id, -9223372036854775808, true) IS NULL THEN 'missing'
+            answer := CASE WHEN {schema}.find_digest_1(p_id, {schema}.get_lowest_time_1(), true) IS NULL THEN 'missing'
                 ELSE 'finished' END;
             RETURN;
         END IF;
@@ -42,7 +42,8 @@ BEGIN
             RETURN;
         END IF;
         UPDATE {schema}.lease l SET cancel_requested = true
-        WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained)) AND l.seq = body.seq;
+        WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained))
+            AND l.seq = body.seq;
         IF FOUND THEN
             answer := 'requested';
             RETURN;
@@ -89,10 +90,10 @@ CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
-    one record;
+    dead_job record;
     seen int4 := 0;
 BEGIN
-    FOR one IN
+    FOR dead_job IN
         SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
             CAST(CAST(j.options AS json) ->> 'unique_for' AS float8) AS span
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
@@ -108,15 +109,16 @@ BEGIN
             RETURN NEXT;
             EXIT;
         END IF;
-        seq := one.seq;
-        id := one.id;
-        queue := one.queue;
-        replayed := one.unique_key IS NULL
-            OR {schema}.take_unique_key_1(now, one.name, one.unique_key, one.seq, one.id, one.span);
+        seq := dead_job.seq;
+        id := dead_job.id;
+        queue := dead_job.queue;
+        replayed := dead_job.unique_key IS NULL
+            OR {schema}.take_unique_key_1(now, dead_job.name, dead_job.unique_key, dead_job.seq, dead_job.id,
+                dead_job.span);
         IF replayed THEN
-            DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
-            UPDATE {schema}.attempt_state p SET due = now, failures = 0, lost = 0 WHERE p.seq = one.seq;
-            PERFORM {schema}.make_waiting_1(now, one.seq, now, one.lane, 1::int2);
+            DELETE FROM {schema}.dead_letter d WHERE d.seq = dead_job.seq;
+            UPDATE {schema}.attempt_state p SET due = now, failures = 0, lost = 0 WHERE p.seq = dead_job.seq;
+            PERFORM {schema}.make_waiting_1(now, dead_job.seq, now, dead_job.lane, 1::int2);
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -153,26 +155,27 @@ CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
-    one record;
+    finished record;
     ended {schema}.finished_job;
     job_id bytea;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
-    FOR one IN
+    FOR finished IN
         SELECT * FROM {schema}.find_jobs_1(now, p_states, p_queue, p_name, p_reason, p_ids, NULL, NULL, NULL, NULL, NULL,
             NULL, NULL, NULL, 9223372036854775807, p_limit, 2147483647) f
         WHERE f.id IS NOT NULL
     LOOP
-        IF one.code = 'F' THEN
-            DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
+        IF finished.code = 'F' THEN
+            DELETE FROM {schema}.dead_letter d WHERE d.seq = finished.seq;
             CONTINUE WHEN NOT FOUND;
-            DELETE FROM {schema}.job j WHERE j.seq = one.seq RETURNING j.id INTO job_id;
-            PERFORM {schema}.drop_attempt_state_1(ARRAY[one.seq], 3::int2);
+            DELETE FROM {schema}.job j WHERE j.seq = finished.seq RETURNING j.id INTO job_id;
+            PERFORM {schema}.drop_attempt_state_1(ARRAY[finished.seq], 3::int2);
         ELSE
-            DELETE FROM {schema}.finished_job d WHERE d.id = one.id AND d.seq = one.seq RETURNING d.* INTO ended;
+            DELETE FROM {schema}.finished_job d WHERE d.id = finished.id AND d.seq = finished.seq
+            RETURNING d.* INTO ended;
             CONTINUE WHEN NOT FOUND;
-            DELETE FROM {schema}.result r WHERE r.seq = one.seq;
+            DELETE FROM {schema}.result r WHERE r.seq = finished.seq;
             PERFORM {schema}.uncount_finished_1(ended.finished_at, ended.lane, ended.state);
             job_id := ended.id;
         END IF;

@@ -18,8 +18,10 @@ LANGUAGE sql STABLE AS $$
         CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created_at, r.started_at,
         r.finished_at, r.reason, r.cancel_requested, r.holder, r.ended_by,
         (SELECT s.host FROM {schema}.session s WHERE s.id = coalesce(r.holder, r.ended_by)), r.options,
-        coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
-        coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
+        coalesce(r.history_at, (SELECT array_agg(e.occurred_at ORDER BY e.position)
+            FROM {schema}.attempt_error e WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
+        coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e
+            WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.fraction, p.fraction), coalesce(r.message, p.message),
         (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.status = 'c' AND s.seq = r.seq
             AND h.what = 'result' AND (s.finished_at, s.seq) > (h.finished_at, h.seq) LIMIT 1)

@@ -21,7 +21,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     available int4 := p_limit;
-    one record;
+    expired record;
 BEGIN
     DELETE FROM {schema}.session s USING {schema}.horizon h WHERE s.is_drained AND s.ended_at < now - 86400000000
         AND h.what = 'completed' AND s.ended_at + 3600000000 < h.finished_at;  -- a rescue may end its jobs a little later
@@ -29,18 +29,21 @@ BEGIN
         DELETE FROM {schema}.statistics t
         WHERE t.step = p_steps[i] AND t.start < (now - p_keeps[i] * 1000000 + 999999) / 1000000;
     END LOOP;
-    DELETE FROM {schema}.exchange_log t WHERE NOT EXISTS (SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained);
+    DELETE FROM {schema}.exchange_log t WHERE NOT EXISTS (
+        SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained
+    );
     DELETE FROM {schema}.unique_key u WHERE u.valid_until <= now;
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
-    UPDATE {schema}.horizon r SET finished_at = c.finished_at, seq = c.seq FROM {schema}.horizon c  -- results of removed jobs are removed
+    -- The results of removed jobs are removed.
+    UPDATE {schema}.horizon r SET finished_at = c.finished_at, seq = c.seq FROM {schema}.horizon c
     WHERE r.what = 'result' AND c.what = 'completed' AND (c.finished_at, c.seq) > (r.finished_at, r.seq);
-    FOR one IN
+    FOR expired IN
         SELECT d.seq FROM {schema}.dead_letter d WHERE d.finished_at < now - p_failed
         ORDER BY d.finished_at, d.seq LIMIT available FOR UPDATE SKIP LOCKED
     LOOP
-        DELETE FROM {schema}.dead_letter d WHERE d.seq = one.seq;
-        DELETE FROM {schema}.job j WHERE j.seq = one.seq;
-        PERFORM {schema}.drop_attempt_state_1(ARRAY[one.seq], 3::int2);
+        DELETE FROM {schema}.dead_letter d WHERE d.seq = expired.seq;
+        DELETE FROM {schema}.job j WHERE j.seq = expired.seq;
+        PERFORM {schema}.drop_attempt_state_1(ARRAY[expired.seq], 3::int2);
         available := available - 1;
     END LOOP;
     IF p_most IS NOT NULL THEN
@@ -69,7 +72,7 @@ CREATE OR REPLACE FUNCTION {schema}.advance_retention_1(p_what text, p_before in
 LANGUAGE plpgsql AS $$
 DECLARE
     h record;
-    one record;
+    batch record;
     edge int8;
     step int8 := 10000;
     available int4 := p_limit;
@@ -86,10 +89,10 @@ BEGIN
     END IF;
     LOOP
         edge := LEAST(p_before, h.finished_at + step);
-        SELECT * INTO one FROM {schema}.find_finished_1(p_what, h.finished_at, h.seq, edge, available);
-        available := available - one.number;
-        h.finished_at := CASE WHEN available > 0 THEN edge ELSE one.finished_at END;
-        h.seq := CASE WHEN available > 0 THEN 0 ELSE one.seq END;
+        SELECT * INTO batch FROM {schema}.find_finished_1(p_what, h.finished_at, h.seq, edge, available);
+        available := available - batch.number;
+        h.finished_at := CASE WHEN available > 0 THEN edge ELSE batch.finished_at END;
+        h.seq := CASE WHEN available > 0 THEN 0 ELSE batch.seq END;
         EXIT WHEN available = 0 OR edge >= p_before;
         step := 2 * step;
     END LOOP;
@@ -229,7 +232,8 @@ LANGUAGE sql STABLE SET enable_seqscan TO off SET jit TO off AS $$
         FROM h LEFT JOIN {schema}.finished_count t ON true GROUP BY h.finished_at
     )
     SELECT t.state, CAST(sum(t.number) AS int8) FROM {schema}.finished_count t
-    WHERE (t.since, 0) >= (SELECT finished_at, seq FROM h) AND (p_lanes IS NULL OR t.lane = ANY (p_lanes)) GROUP BY t.state
+    WHERE (t.since, 0) >= (SELECT finished_at, seq FROM h)
+        AND (p_lanes IS NULL OR t.lane = ANY (p_lanes)) GROUP BY t.state
     UNION ALL
     SELECT d.state, count(*) FROM {schema}.finished_job d
     WHERE d.finished_at >= (SELECT finished_at FROM h) AND d.finished_at < (SELECT part FROM e)
@@ -258,7 +262,7 @@ DECLARE
     changed int4 := 0;
     ours regclass;
     day date;
-    one record;
+    expired record;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('{schema}.maintain_partitions_1', 7042)) THEN
         RETURN 0;
@@ -269,7 +273,7 @@ BEGIN
             changed := changed + {schema}.create_partition_1(ours, day);
         END LOOP;
     END LOOP;
-    FOR one IN
+    FOR expired IN
         SELECT c.oid, c.relname, n.nspname FROM pg_inherits i
         JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN {schema}.horizon h ON i.inhparent = CASE h.what
@@ -278,7 +282,7 @@ BEGIN
             AND extract(epoch FROM to_date(right(c.relname, 8), 'YYYYMMDD') + 1) * 1000000 < h.finished_at
     LOOP
         BEGIN
-            EXECUTE format('DROP TABLE %I.%I', one.nspname, one.relname);
+            EXECUTE format('DROP TABLE %I.%I', expired.nspname, expired.relname);
             changed := changed + 1;
         EXCEPTION WHEN lock_not_available THEN
             NULL;

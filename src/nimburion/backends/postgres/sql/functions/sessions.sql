@@ -17,7 +17,7 @@ CREATE OR REPLACE FUNCTION {schema}.open_session_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8;
-    one record;
+    declared record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
@@ -30,19 +30,19 @@ BEGIN
     VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host, p_names, p_description);
     IF EXISTS (
         SELECT FROM unnest(p_names, p_limits) AS l (name, maximum) WHERE l.maximum IS NOT NULL
-            AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit g WHERE g.name = l.name)
+            AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit c WHERE c.name = l.name)
     ) THEN
         LOCK TABLE {schema}.concurrency_limit IN EXCLUSIVE MODE;
     END IF;
-    FOR one IN
+    FOR declared IN
         SELECT l.name, l.maximum FROM unnest(p_names, p_limits) AS l (name, maximum) ORDER BY l.name
     LOOP
-        IF one.maximum IS NULL THEN
-            DELETE FROM {schema}.concurrency_limit WHERE name = one.name;
+        IF declared.maximum IS NULL THEN
+            DELETE FROM {schema}.concurrency_limit WHERE name = declared.name;
         ELSE
-            INSERT INTO {schema}.concurrency_limit AS g (name, maximum, in_use)
-            VALUES (one.name, one.maximum, (
-                SELECT count(*) FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane WHERE a.name = one.name
+            INSERT INTO {schema}.concurrency_limit AS c (name, maximum, in_use)
+            VALUES (declared.name, declared.maximum, (
+                SELECT count(*) FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane WHERE a.name = declared.name
             ))
             ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
         END IF;
@@ -69,27 +69,27 @@ CREATE OR REPLACE FUNCTION {schema}.heartbeat_1(
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
-    me record;
+    session record;
     now int8;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE {schema}.session s SET expires_at = {schema}.get_write_time_1(p_monotonic) + s.ttl,
         vitals = coalesce(p_vitals, s.vitals)
     WHERE s.id = p_id AND s.left_at IS NULL AND s.ended_at IS NULL
-    RETURNING s.number, s.names, s.command INTO me;
+    RETURNING s.number, s.names, s.command INTO session;
     IF NOT FOUND THEN
         RETURN;
     END IF;
     SELECT array_agg(l.seq), array_agg(j.id), array_agg(l.fence), array_agg(l.nonce)
     INTO seqs, ids, fences, nonces
-    FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq WHERE l.session = me.number AND l.cancel_requested;
+    FROM {schema}.lease l JOIN {schema}.job j ON j.seq = l.seq WHERE l.session = session.number AND l.cancel_requested;
     now := {schema}.get_read_time_1(p_now);
     paused := ARRAY(
         SELECT p.queue FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now ORDER BY p.queue
     );
-    command := me.command;
-    SELECT array_agg(g.name), array_agg(g.maximum), array_agg(g.in_use) INTO names, maxima, in_use
-    FROM {schema}.concurrency_limit g WHERE g.name = ANY (me.names);
+    command := session.command;
+    SELECT array_agg(c.name), array_agg(c.maximum), array_agg(c.in_use) INTO names, maxima, in_use
+    FROM {schema}.concurrency_limit c WHERE c.name = ANY (session.names);
     RETURN NEXT;
 END $$;
 
@@ -107,20 +107,20 @@ LANGUAGE plpgsql
 SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
     now int8;
-    me int4;
+    session_number int4;
     held {schema}.lease;
     attempts {schema}.attempt_state;
     ended int4[];
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
-    SELECT number INTO me FROM {schema}.session WHERE id = p_id AND left_at IS NULL AND ended_at IS NULL;
+    SELECT number INTO session_number FROM {schema}.session WHERE id = p_id AND left_at IS NULL AND ended_at IS NULL;
     IF NOT FOUND THEN
         RETURN '{}';
     END IF;
     PERFORM {schema}.lock_all_limits_1();
     FOR held IN
-        DELETE FROM {schema}.lease l WHERE l.session = me AND (l.nonce = p_nonce OR EXISTS (
+        DELETE FROM {schema}.lease l WHERE l.session = session_number AND (l.nonce = p_nonce OR EXISTS (
             SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
             WHERE r.fence = l.fence AND r.nonce = l.nonce AND r.seq = l.seq
         )) RETURNING l.*
@@ -146,20 +146,20 @@ LANGUAGE plpgsql
 SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
     now int8;
-    me int4;
+    session_number int4;
     held {schema}.lease;
     ended int4[];
     left_over bool;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
-    SELECT number INTO me FROM {schema}.session WHERE id = p_id AND ended_at IS NULL;
+    SELECT number INTO session_number FROM {schema}.session WHERE id = p_id AND ended_at IS NULL;
     IF NOT FOUND THEN
         RETURN '{}';
     END IF;
     PERFORM {schema}.lock_all_limits_1();
     FOR held IN
-        DELETE FROM {schema}.lease l WHERE l.session = me AND NOT EXISTS (
+        DELETE FROM {schema}.lease l WHERE l.session = session_number AND NOT EXISTS (
             SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
             WHERE r.seq = l.seq AND r.fence = l.fence AND r.nonce = l.nonce
         ) RETURNING l.*
@@ -168,10 +168,10 @@ BEGIN
         ended := ended || held.lane;
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
-    left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = me);
+    left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = session_number);
     UPDATE {schema}.session SET is_drained = NOT left_over, left_at = CASE WHEN left_over THEN now ELSE left_at END,
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END
-    WHERE number = me;
+    WHERE number = session_number;
     RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended));
 END $$;
 
@@ -192,23 +192,23 @@ LANGUAGE plpgsql
 SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
-    one record;
+    candidate record;
     held {schema}.lease;
     attempts {schema}.attempt_state;
     loss bytea;
     ended int4[];
     counted int4 := 0;
 BEGIN
-    FOR one IN
+    FOR candidate IN
         SELECT s.number, s.id FROM {schema}.session s
         WHERE s.ended_at IS NULL AND NOT s.is_drained AND s.expires_at <= coalesce(p_monotonic, now) ORDER BY s.number
     LOOP
-        PERFORM pg_advisory_xact_lock(hashtextextended(one.id, 7041));
+        PERFORM pg_advisory_xact_lock(hashtextextended(candidate.id, 7041));
         UPDATE {schema}.session s SET ended_at = now
-        WHERE s.number = one.number AND s.ended_at IS NULL AND s.expires_at <= coalesce(p_monotonic, now);
+        WHERE s.number = candidate.number AND s.ended_at IS NULL AND s.expires_at <= coalesce(p_monotonic, now);
     END LOOP;
     PERFORM {schema}.lock_all_limits_1();
-    FOR one IN
+    FOR candidate IN
         -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not begun.
         SELECT l.session, l.seq, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND EXISTS (
             SELECT FROM {schema}.lease o WHERE o.session = l.session AND o.seq <> l.seq) AS not_begun
@@ -217,14 +217,14 @@ BEGIN
         ORDER BY l.session, l.seq LIMIT p_limit FOR UPDATE OF l SKIP LOCKED
     LOOP
         counted := counted + 1;
-        DELETE FROM {schema}.lease l WHERE l.session = one.session AND l.seq = one.seq RETURNING * INTO held;
+        DELETE FROM {schema}.lease l WHERE l.session = candidate.session AND l.seq = candidate.seq RETURNING * INTO held;
         ended := ended || held.lane;
-        loss := CASE WHEN one.left_at IS NULL AND NOT one.not_begun THEN convert_to(
+        loss := CASE WHEN candidate.left_at IS NULL AND NOT candidate.not_begun THEN convert_to(
             p_before || (held.failures + held.lost + 1) || p_after || ',"started_at":' || held.leased_at / 1000000
-            || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(one.session_id)
-            || ',"host":' || to_json(one.host) || '}', 'UTF8') END;
+            || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(candidate.session_id)
+            || ',"host":' || to_json(candidate.host) || '}', 'UTF8') END;
         attempts := {schema}.end_lease_1(now, held, loss);
-        SELECT j.id INTO id FROM {schema}.job j WHERE j.seq = one.seq;
+        SELECT j.id INTO id FROM {schema}.job j WHERE j.seq = candidate.seq;
         IF loss IS NOT NULL AND attempts.lost >= p_max_lost AND NOT held.cancel_requested THEN
             PERFORM {schema}.mark_dead_1(now, attempts, held.session, 'lost', loss);
             code := 'f';
@@ -239,7 +239,8 @@ BEGIN
         AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.session = s.number);
     id := NULL;
     code := CASE WHEN counted = p_limit AND EXISTS (
-        SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
+        SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL
+            AND NOT s.is_drained
     ) THEN 'm' ELSE '' END;
     to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended));
     RETURN NEXT;
@@ -249,7 +250,8 @@ END $$;
 -- Make the attempt state of a job whose lease ended without a settlement.
 -- Inputs: the time; the deleted lease; the history entry of a loss (NULL: no loss is counted)
 -- Result: the state, as a row of `attempt_state`
-CREATE OR REPLACE FUNCTION {schema}.end_lease_1(p_now int8, p_lease {schema}.lease, p_loss bytea) RETURNS {schema}.attempt_state
+CREATE OR REPLACE FUNCTION {schema}.end_lease_1(p_now int8, p_lease {schema}.lease,
+    p_loss bytea) RETURNS {schema}.attempt_state
 LANGUAGE plpgsql AS $$
 DECLARE
     attempts {schema}.attempt_state := ROW(p_lease.seq, p_lease.due, p_lease.leased_at, p_lease.fence, p_lease.failures,

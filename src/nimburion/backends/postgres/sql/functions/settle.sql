@@ -25,45 +25,82 @@ DECLARE
     seqs int8[];
     fences int4[];
     nonces bytea[];
-    notes int2;
+    all_flags int2;
     any_attempted bool;
 BEGIN
-    WITH l AS (
+    WITH ended_leases AS (
         DELETE FROM {schema}.lease WHERE session = p_session AND seq = ANY (p_seqs)
         RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane
-    ), j AS (
+    ), ended_jobs AS (
         DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
         RETURNING seq, created_at, lane, id, digest, options, unique_key
-    ), d AS (
+    ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
             id, digest, settled_token, options, history_at, history, fraction, message)
-        SELECT x.seq, x.due, x.created_at, x.leased_at, p_now, x.lane, x.failures, x.lost, p_session, 1, x.id, x.digest,
-            int4send(x.fence) || x.nonce, x.options, (x.kept).history_at, (x.kept).history,
-            (x.kept).fraction, (x.kept).message
+        SELECT matched.seq, matched.due, matched.created_at, matched.leased_at, p_now, matched.lane,
+            matched.failures, matched.lost, p_session, 1, matched.id, matched.digest,
+            int4send(matched.fence) || matched.nonce, matched.options, (matched.extras).history_at,
+            (matched.extras).history, (matched.extras).fraction, (matched.extras).message
         FROM (
-            SELECT l.*, j.created_at, j.id, j.digest, j.options,
-                CASE WHEN l.extra_flags > 0 THEN {schema}.get_job_extras_1(l.seq, l.extra_flags) END AS kept
-            FROM l JOIN j ON j.seq = l.seq
-        ) x
-    ), k AS (
-        SELECT array_agg(j.seq), array_agg(j.lane), array_agg(j.unique_key)
-        FROM j WHERE j.unique_key IS NOT NULL
-    ), h AS (
-        SELECT array_agg(l.seq), array_agg(l.fence), array_agg(l.nonce), array_agg(l.lane), bit_or(l.extra_flags),
-            bool_or(l.attempt_status > 0)
-        FROM l
+            SELECT ended_leases.*, ended_jobs.created_at, ended_jobs.id, ended_jobs.digest, ended_jobs.options,
+                CASE WHEN ended_leases.extra_flags > 0
+                    THEN {schema}.get_job_extras_1(ended_leases.seq, ended_leases.extra_flags) END AS extras
+            FROM ended_leases JOIN ended_jobs ON ended_jobs.seq = ended_leases.seq
+        ) matched
+    ), held_keys AS (
+        SELECT array_agg(ended_jobs.seq), array_agg(ended_jobs.lane), array_agg(ended_jobs.unique_key)
+        FROM ended_jobs WHERE ended_jobs.unique_key IS NOT NULL
+    ), held_leases AS (
+        SELECT array_agg(ended_leases.seq), array_agg(ended_leases.fence), array_agg(ended_leases.nonce),
+            array_agg(ended_leases.lane), bit_or(ended_leases.extra_flags),
+            bool_or(ended_leases.attempt_status > 0)
+        FROM ended_leases
     )
-    SELECT * INTO seqs, fences, nonces, ended, notes, any_attempted, keyed, keyed_lanes, keys FROM h, k;
+    SELECT * INTO seqs, fences, nonces, ended, all_flags, any_attempted, keyed, keyed_lanes, keys
+    FROM held_leases, held_keys;
     IF (seqs = p_seqs AND fences = p_fences AND nonces = p_nonces) IS NOT TRUE THEN
         RAISE 'a lease that was named is not held' USING ERRCODE = 'NB001';
     END IF;
-    IF any_attempted OR notes > 0 THEN
-        PERFORM {schema}.drop_attempt_state_1(seqs, notes);
+    IF any_attempted OR all_flags > 0 THEN
+        PERFORM {schema}.drop_attempt_state_1(seqs, all_flags);
     END IF;
     IF p_bodies IS NOT NULL THEN
         INSERT INTO {schema}.result (seq, finished_at, body)
-        SELECT g.seq, p_now, g.body FROM unnest(p_seqs, p_bodies) AS g (seq, body)
-        WHERE g.body IS NOT NULL;
+        SELECT r.seq, p_now, r.body FROM unnest(p_seqs, p_bodies) AS r (seq, body)
+        WHERE r.body IS NOT NULL;
+    END IF;
+END $$;
+
+-- name: apply_settlements
+-- Apply the settlements of an exchange. Release the unique keys and the places under limits that become free.
+-- Inputs: as for `settle_each_1`; whether there are limits. If `p_kinds` is NULL, all are completions of different jobs.
+-- Result:
+--   codes       one letter for each settlement, as for `settle_each_1`
+--   to_notify   the lanes to notify
+-- Locks: the rows of the jobs; their unique keys. The caller has locked the limits.
+-- It fails with NB001 if `p_kinds` is NULL and the session does not hold all the leases.
+CREATE OR REPLACE FUNCTION {schema}.apply_settlements_1(
+    p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
+    p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_limits bool,
+    OUT codes text, OUT to_notify int4[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    settled record;
+BEGIN
+    IF p_kinds IS NULL THEN
+        settled := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies);
+        codes := repeat('d', cardinality(p_seqs));
+        IF settled.keyed IS NOT NULL THEN
+            to_notify := {schema}.free_unique_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
+        END IF;
+    ELSE
+        settled := {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
+            p_delays, p_texts, p_fractions);
+        codes := settled.codes;
+        to_notify := settled.to_notify;
+    END IF;
+    IF p_has_limits THEN
+        to_notify := to_notify || {schema}.release_limits_1(settled.ended);
     END IF;
 END $$;
 
@@ -81,20 +118,20 @@ CREATE OR REPLACE FUNCTION {schema}.settle_each_1(
     OUT codes text, OUT ended int4[], OUT to_notify int4[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    g record;
-    one record;
+    settlement record;
+    result record;
     code_list text[] := '{}';
 BEGIN
-    FOR g IN
-        SELECT * FROM unnest(string_to_array(coalesce(p_kinds, repeat('c', cardinality(p_seqs))), NULL), p_seqs, p_ids, p_fences, p_nonces, p_delays,
-            p_texts, p_bodies, p_fractions)
-            AS u (kind, seq, id, fence, nonce, delay, said, body, fraction)
+    FOR settlement IN
+        SELECT * FROM unnest(string_to_array(coalesce(p_kinds, repeat('c', cardinality(p_seqs))), NULL),
+            p_seqs, p_ids, p_fences, p_nonces, p_delays, p_texts, p_bodies, p_fractions)
+            AS u (kind, seq, id, fence, nonce, delay, message, body, fraction)
     LOOP
-        SELECT * INTO one FROM {schema}.settle_one_1(p_now, p_session, g.kind, g.seq, g.id, g.fence, g.nonce,
-            g.delay, g.said, g.body, g.fraction);
-        code_list := code_list || one.code;
-        ended := CASE WHEN one.ended IS NULL THEN ended ELSE ended || one.ended END;
-        to_notify := CASE WHEN one.to_notify IS NULL THEN to_notify ELSE to_notify || one.to_notify END;
+        SELECT * INTO result FROM {schema}.settle_one_1(p_now, p_session, settlement.kind, settlement.seq,
+            settlement.id, settlement.fence, settlement.nonce, settlement.delay, settlement.message, settlement.body, settlement.fraction);
+        code_list := code_list || result.code;
+        ended := CASE WHEN result.ended IS NULL THEN ended ELSE ended || result.ended END;
+        to_notify := CASE WHEN result.to_notify IS NULL THEN to_notify ELSE to_notify || result.to_notify END;
     END LOOP;
     codes := array_to_string(code_list, '');
 END $$;
@@ -174,7 +211,8 @@ DECLARE
 BEGIN
     IF EXISTS (SELECT FROM {schema}.attempt_state WHERE seq = p_seq AND settled_token = token)
         OR EXISTS (
-            SELECT FROM {schema}.finished_job d, {schema}.horizon h WHERE d.id = p_id AND d.seq = p_seq AND d.settled_token = token
+            SELECT FROM {schema}.finished_job d, {schema}.horizon h
+            WHERE d.id = p_id AND d.seq = p_seq AND d.settled_token = token
                 AND h.what = 'completed' AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
         )
     THEN
@@ -197,9 +235,11 @@ DECLARE
 BEGIN
     DELETE FROM {schema}.job WHERE seq = p_attempts.seq
     RETURNING seq, lane, id, digest, created_at, unique_key, options,
-        CASE WHEN p_attempts.extra_flags > 0 THEN {schema}.get_job_extras_1(seq, p_attempts.extra_flags) END AS kept INTO STRICT body;
-    INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state, id,
-        digest, settled_token, reason, options, history_at, history, fraction, message)
+        CASE WHEN p_attempts.extra_flags > 0
+            THEN {schema}.get_job_extras_1(seq, p_attempts.extra_flags) END AS kept
+    INTO STRICT body;
+    INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by,
+        state, id, digest, settled_token, reason, options, history_at, history, fraction, message)
     VALUES (body.seq, p_attempts.due, body.created_at, p_attempts.started_at, p_now, body.lane, p_attempts.failures,
         p_attempts.lost, p_session, p_state, body.id, body.digest, p_attempts.settled_token, p_reason, body.options,
         (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message);
@@ -378,7 +418,7 @@ CREATE OR REPLACE FUNCTION {schema}.complete_in_caller_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8;
-    me int4;
+    session_number int4;
     outcome record;
     to_notify int4[];
 BEGIN
@@ -386,17 +426,17 @@ BEGIN
         RETURN '!';
     END IF;
     now := {schema}.get_write_time_1(p_now);
-    SELECT number INTO me FROM {schema}.session WHERE id = p_session AND ended_at IS NULL AND left_at IS NULL;
+    SELECT number INTO session_number FROM {schema}.session WHERE id = p_session AND ended_at IS NULL AND left_at IS NULL;
     IF NOT FOUND THEN
         RETURN 'l';
     END IF;
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    PERFORM FROM {schema}.concurrency_limit g WHERE g.name = (
+    PERFORM FROM {schema}.concurrency_limit c WHERE c.name = (
         SELECT a.name FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
-        WHERE l.session = me AND l.seq = p_seq
+        WHERE l.session = session_number AND l.seq = p_seq
     ) FOR NO KEY UPDATE;
     SELECT * INTO outcome FROM {schema}.settle_one_1(
-        now, me, 'c', p_seq, p_id, p_fence, p_nonce, NULL, NULL, p_result, NULL);
+        now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL, NULL, p_result, NULL);
     IF outcome.code = 'd' THEN
         to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify)));

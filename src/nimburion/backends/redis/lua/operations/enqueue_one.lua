@@ -1,8 +1,12 @@
 -- enqueue_one: stores one job without a unique key and without a large payload. It does what enqueue.lua does at half the cost.
 -- Keys: counters lane_number lane_name job job_seq ready scheduled lane_counts notify
--- Arguments: KEYS[#KEYS] the wake-up stream of the queue (after the keys above)
---   ARGV[3] rank 1 | mode 1 | value 8 (see enqueue_jobs.lua), [4] full lane name, [5] queue, [6] id, [7] body without its first
---   20 bytes
+-- Arguments:
+--   KEYS[#KEYS] the wake-up stream of the queue (after the keys above)
+--   ARGV[3] rank 1 | mode 1 | value 8 (see enqueue_jobs.lua)
+--   ARGV[4] the full lane name
+--   ARGV[5] the queue
+--   ARGV[6] the id
+--   ARGV[7] the body without its first 20 bytes
 -- Reply: CREATED, EXISTS or CONFLICT
 -- Atomic: one script. A full server rejects it before it begins.
 -- Cost: O(log n) for n waiting jobs.

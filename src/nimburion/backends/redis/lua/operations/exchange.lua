@@ -1,7 +1,12 @@
 -- exchange: settles attempts, promotes due jobs and reserves jobs, for one worker.
 -- Keys: session_state lane_name
--- Arguments: ARGV[3] session id, [4] number of this exchange 8, [5] nonce 16, [6] request (MessagePack, see reserve.lua),
---   [7] settlements (see settle.lua), [8...] their other values
+-- Arguments:
+--   ARGV[3] the id of the session
+--   ARGV[4] the number of this exchange, in 8 bytes
+--   ARGV[5] the nonce, in 16 bytes. The worker draws it at random for each exchange. The fence and the nonce of a lease form its
+--     token.
+--   ARGV[6] the request (see reserve.lua)
+--   ARGV[7] the settlements (see settle.lua), and ARGV[8...] their other values
 -- Reply: {'lost'}: the session is not alive
 --   {'order', last number 8}: the number is neither the last one nor the next one
 --   {'done', codes, nonce, now 8, next due time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
@@ -37,7 +42,8 @@ local function requeue_rest(found, first)
   end
 end
 
--- Return the deliveries of the repeated exchange, from the leases that have its number, in their old order.
+-- Return the deliveries and bodies of the repeated exchange, from the leases that have its number, in their old order, and the
+-- nonce of these leases. A repetition may come with another nonce.
 local function repeat_leases()
   local found = {}
   for _, member in ipairs(redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4))) do
@@ -47,32 +53,30 @@ local function repeat_leases()
       push(found, { field = field, lease = lease })
     end
   end
-  table.sort(found, function(one, other) return one.lease.index < other.lease.index end)
+  table.sort(found, function(delivered, other) return delivered.lease.index < other.lease.index end)
   local fields, parts = {}, {}
-  for i, one in ipairs(found) do
-    local lease = one.lease
-    fields[i] = one.field
-    parts[i] = lease.due8 .. one.field .. lease.fence4 .. lease.counts
-    nonce = lease.nonce
+  for i, delivered in ipairs(found) do
+    local lease = delivered.lease
+    fields[i] = delivered.field
+    parts[i] = lease.due8 .. delivered.field .. lease.fence4 .. lease.counts
     get_lane(lease.lane4)
   end
   if #fields == 0 then
-    return '', {}
+    return '', {}, nonce
   end
   local count, found_bodies = read_bodies(fields, request.max_bytes)
   requeue_rest(found, count + 1)
   for i = #found, count + 1, -1 do
     parts[i], found_bodies[i] = nil, nil
   end
-  return table.concat(parts), found_bodies
+  return table.concat(parts), found_bodies, found[1].lease.nonce
 end
 
-if number8 == last8 and number8 ~= NO_NUMBER then
+local is_repeat = number8 == last8 and number8 ~= NO_NUMBER
+if is_repeat then
   codes = session.codes
-  deliveries, bodies = repeat_leases()
+  deliveries, bodies, nonce = repeat_leases()
   lanes = find_open_lanes(request)
-  request.total = 0
-  choose_jobs(lanes, request)
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
@@ -88,7 +92,7 @@ end
 
 -- The worker is idle: subscribe its queues to notifications (see notify.lua).
 local waiting = find_waiting_lanes(lanes)
-if #waiting == 0 and request.total > 0 then
+if #waiting == 0 and request.total > 0 and not is_repeat then
   local requested, queues = request.lanes, {}
   for i = 2, #requested, 3 do
     queues[requested[i]] = true

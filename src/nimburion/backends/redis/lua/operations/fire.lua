@@ -1,8 +1,11 @@
 -- fire: decides one tick of a schedule and enqueues its job.
 -- Keys: schedule job_seq job lease attempt_state
--- Arguments: ARGV[3] name, [4] expected last tick: 8 bytes, or '' for none, [5] this tick, [6] overlap: allow, skip, queue_one or
---   cancel_previous, [7] position of the job, [8] its full lane name, [9] its body, [10] its payload if it is large (see
---   enqueue_jobs.lua)
+-- Arguments:
+--   ARGV[3] the name of the schedule
+--   ARGV[4] the expected last tick, in 8 bytes; '': none
+--   ARGV[5] this tick, in 8 bytes
+--   ARGV[6] overlap: allow, skip, queue_one or cancel_previous
+--   ARGV[7] the position of the job, [8] its full lane name, [9] its body, [10] its payload if it is large (see enqueue_jobs.lua)
 -- Reply: {'fired', 'skipped', 'moved', 'paused' or 'missing', id of the job or ''}
 -- Atomic: one script. The last tick and the job are written together, so concurrent schedulers enqueue one job per tick.
 -- Cost: O(log n) for n waiting jobs.

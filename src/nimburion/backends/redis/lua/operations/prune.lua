@@ -1,8 +1,11 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
 -- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases paused_queue
--- Arguments: ARGV[3] maximum number of deletions. Retention in microseconds ('': for ever): [4] of completed and cancelled jobs,
---   [5] of failed jobs, [6] of results. [7] maximum number of completed and cancelled jobs to keep, or ''. [8] retention of the
---   ids of closed sessions
+-- Arguments:
+--   ARGV[3] the maximum number of deletions
+--   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
+--   ARGV[5] the retention of failed jobs, and ARGV[6] that of results, in the same form
+--   ARGV[7] the maximum number of completed and cancelled jobs to keep; '': no maximum
+--   ARGV[8] the retention of the ids of closed sessions
 -- Reply: {number of deleted jobs and results, 1 if more sessions or unique keys may be left}
 -- Atomic: one script per call. Each job is deleted completely or not at all.
 -- Cost: O(log n) per deleted job, for n finished jobs; at most 500 sessions and 500 unique keys.

@@ -1,7 +1,12 @@
 -- rescue: ends expired sessions and takes back their leases.
 -- Keys: session_state session_expiry closed_session dead_session session_leases lease job history
--- Arguments: ARGV[3] maximum number of leases, [4] number of losses that fail a job, [5] and [6] history entry of a loss (JSON) before
---   and after the attempt number, start, session and host, [7] number of losses that make a job a suspect, [8] fingerprint of the entry
+-- Arguments:
+--   ARGV[3] the maximum number of leases
+--   ARGV[4] the number of losses that fail a job
+--   ARGV[5] and ARGV[6] the history entry of a loss (JSON), before and after the attempt number,
+--     start, session and host
+--   ARGV[7] the number of losses that make a job a suspect
+--   ARGV[8] the fingerprint of the entry
 -- Reply: {{id, ...} returned, {id, ...} failed, {id, ...} cancelled, 1 if more are left}
 -- Atomic: one script. It tests the expiry and ends the session in one step, so a heartbeat comes before or after.
 -- Cost: O(log n) per lease, for n waiting jobs; at most 100 expired sessions per call.

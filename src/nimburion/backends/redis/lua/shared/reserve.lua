@@ -5,8 +5,13 @@
 --   choose_jobs(lanes, request) -> members of `ready`, in order
 --   lease_jobs(...) leases them
 --   find_waiting_lanes(lanes) -> the indexes, in the request, of lanes with more jobs
--- The request is {total, ageing in microseconds, {full lane name, queue, job name, ...}, {queue: {priority, limit or false}},
---   whether the next exchange waits on the streams, maximum bytes of the reply}.
+-- The request is a MessagePack array:
+--   1 total: the maximum number of jobs
+--   2 ageing: microseconds of waiting that raise a job by one level; 0: no ageing
+--   3 lanes: {full lane name, queue, job name, ...}
+--   4 queues: {queue: {priority, limit or false}}
+--   5 waits_on_stream: whether the next exchange waits on the wake-up streams (see notify.lua)
+--   6 max_bytes: the maximum bytes of the reply
 -- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.
 local MAX_WAITING_LANES = 64
 -- DELIVERY_OVERHEAD in core/exchange.py
@@ -100,17 +105,17 @@ local function rank_head(lane, ageing)
   return true
 end
 
-local function is_before(one, other)
-  if one.level ~= other.level then
-    return one.level > other.level
+local function is_before(lane, other)
+  if lane.level ~= other.level then
+    return lane.level > other.level
   end
-  if one.rank ~= other.rank then
-    return one.rank < other.rank
+  if lane.rank ~= other.rank then
+    return lane.rank < other.rank
   end
-  if one.due ~= other.due then
-    return one.due < other.due
+  if lane.due ~= other.due then
+    return lane.due < other.due
   end
-  return one.seq < other.seq
+  return lane.seq < other.seq
 end
 
 local function sift_down(heap, at, count)

@@ -53,7 +53,7 @@ class Payloads:
     async def test_a_payload_comes_back_byte_for_byte(
         self, harness: Harness, payload: bytes
     ) -> None:
-        """To its worker, to readers, and from the dead letters."""
+        """This holds for the worker, for readers and for dead letters."""
         await harness.put(harness.job("a", payload=payload))
         worker = await harness.worker()
         delivery = await worker.take_one()
@@ -82,8 +82,9 @@ class Payloads:
         (kept,) = (await harness.backend.get("a")).history
         assert kept == replace(error, at=harness.clock.now())
 
-    async def test_many_large_jobs_are_handed_out_in_the_end(self, harness: Harness) -> None:
-        """A backend may hand out less than asked for, but at least one, and says what waits."""
+    async def test_all_large_jobs_are_reserved_in_the_end(self, harness: Harness) -> None:
+        """A backend may return fewer jobs than requested, but at least one, and lists the lanes
+        that still have jobs."""
         large = b"x" * LIMITS.payload
         await harness.backend.enqueue([harness.job(f"{n}", payload=large) for n in range(20)])
         worker = await harness.worker()
@@ -134,7 +135,7 @@ class Names:
         assert [queue.name for queue in await harness.backend.queues()] == ["Q", "q"]
 
     async def test_a_queue_and_a_name_do_not_run_into_each_other(self, harness: Harness) -> None:
-        """Whatever a backend joins them with may occur in them."""
+        """Names may contain the character with which a backend joins them."""
         await harness.put(harness.job("1", queue="a:b", name="c"))
         await harness.put(harness.job("2", queue="a", name="b:c"))
         await harness.put(harness.job("3", queue="a.b", name="c"))
@@ -196,7 +197,8 @@ class Sizes:
         assert {result.outcome for result in await harness.backend.enqueue(jobs)} == {"exists"}
 
     async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, harness: Harness) -> None:
-        """Whole or not at all; or, where a backend says so, in slices of `atomic_batch`."""
+        """A call is stored as a whole or not at all; with `atomic_batch`, this holds for each batch
+        of that size."""
         count = harness.backend.capabilities.atomic_batch or LIMITS.batch
         await harness.add("bad")
         jobs = [harness.job(f"{n}") for n in range(count - 1)]

@@ -1,6 +1,6 @@
-"""Situations of a settlement: the state of the job, and the token that the caller sends.
+"""Cases of a settlement: the state of the job, and the token that the caller sends.
 
-They are the rows of the token table. Each one sets up its situation on an empty backend.
+They are the rows of the token table. The builder of a case sets up its state on an empty backend.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Settler(msgspec.Struct, frozen=True):
 Builder = Callable[[Harness], Awaitable[Settler]]
 
 
-class Situation(msgspec.Struct, frozen=True):
+class TokenCase(msgspec.Struct, frozen=True):
     """One row: the state of the job, the token that is sent, and the answer to every settlement."""
 
     state: str
@@ -233,41 +233,41 @@ async def _made_anew_and_held(harness: Harness) -> Settler:
     return settler
 
 
-SITUATIONS = (
-    Situation("processing", "its own", "done", _held),
-    Situation("processing, cancel requested", "its own", "done", _wanted_cancelled),
-    Situation("processing, session overdue", "its own", "done", _overdue),
-    Situation("processing", "other random half", "stale", _held_other_half),
-    Situation("processing", "other counter", "stale", _held_other_count),
-    Situation("processing", "right, from another session", "stale", _held_by_another),
-    Situation("processing again", "the one that settled it", "already", _held_again),
-    Situation(
+TOKEN_CASES = (
+    TokenCase("processing", "its own", "done", _held),
+    TokenCase("processing, cancel requested", "its own", "done", _wanted_cancelled),
+    TokenCase("processing, session overdue", "its own", "done", _overdue),
+    TokenCase("processing", "other random half", "stale", _held_other_half),
+    TokenCase("processing", "other counter", "stale", _held_other_count),
+    TokenCase("processing", "right, from another session", "stale", _held_by_another),
+    TokenCase("processing again", "the one that settled it", "already", _held_again),
+    TokenCase(
         "processing at another", "the one that settled it", "already", _held_again_by_another
     ),
-    Situation("processing again", "older than that", "stale", _held_a_third_time),
-    Situation("retrying", "the one that settled it", "already", _retried),
-    Situation("retrying", "older than that", "stale", _held_again_settled),
-    Situation("retrying", "other random half", "stale", _retried_other_half),
-    Situation("pending, released", "the one that settled it", "already", _released),
-    Situation("scheduled, snoozed", "the one that settled it", "already", _snoozed),
-    Situation("pending, rescued", "of the lost session", "SessionLost", _rescued),
-    Situation("pending, rescued", "lost, from a new session", "stale", _rescued_other_session),
-    Situation(
+    TokenCase("processing again", "older than that", "stale", _held_a_third_time),
+    TokenCase("retrying", "the one that settled it", "already", _retried),
+    TokenCase("retrying", "older than that", "stale", _held_again_settled),
+    TokenCase("retrying", "other random half", "stale", _retried_other_half),
+    TokenCase("pending, released", "the one that settled it", "already", _released),
+    TokenCase("scheduled, snoozed", "the one that settled it", "already", _snoozed),
+    TokenCase("pending, rescued", "of the lost session", "SessionLost", _rescued),
+    TokenCase("pending, rescued", "lost, from a new session", "stale", _rescued_other_session),
+    TokenCase(
         "processing at another, rescued", "of the lost session", "SessionLost", _rescued_and_held
     ),
-    Situation("processing, session left", "its own", "SessionLost", _left),
-    Situation("pending, session closed", "of the closed session", "SessionLost", _closed),
-    Situation("completed", "the one that settled it", "already", _completed),
-    Situation("completed", "other random half", "stale", _completed_other_half),
-    Situation("completed", "older than that", "stale", _completed_older),
-    Situation("failed", "the one that settled it", "already", _failed),
-    Situation("failed", "other counter", "stale", _failed_other_count),
-    Situation("processing, replayed", "the one that failed it", "already", _replayed_and_held),
-    Situation("cancelled by its worker", "the one that settled it", "already", _cancelled),
-    Situation("cancelled while waiting", "the one that released it", "already", _cancelled_waiting),
-    Situation("forgotten", "the one that settled it", "stale", _forgotten),
-    Situation("new under an old id", "of the forgotten job", "stale", _made_anew),
-    Situation("new and processing", "of the forgotten job", "stale", _made_anew_and_held),
+    TokenCase("processing, session left", "its own", "SessionLost", _left),
+    TokenCase("pending, session closed", "of the closed session", "SessionLost", _closed),
+    TokenCase("completed", "the one that settled it", "already", _completed),
+    TokenCase("completed", "other random half", "stale", _completed_other_half),
+    TokenCase("completed", "older than that", "stale", _completed_older),
+    TokenCase("failed", "the one that settled it", "already", _failed),
+    TokenCase("failed", "other counter", "stale", _failed_other_count),
+    TokenCase("processing, replayed", "the one that failed it", "already", _replayed_and_held),
+    TokenCase("cancelled by its worker", "the one that settled it", "already", _cancelled),
+    TokenCase("cancelled while waiting", "the one that released it", "already", _cancelled_waiting),
+    TokenCase("forgotten", "the one that settled it", "stale", _forgotten),
+    TokenCase("new under an old id", "of the forgotten job", "stale", _made_anew),
+    TokenCase("new and processing", "of the forgotten job", "stale", _made_anew_and_held),
 )
 
 AFTER: dict[str, State] = {

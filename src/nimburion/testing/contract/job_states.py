@@ -1,4 +1,4 @@
-"""A job in each possible place, for cases that run through all of them."""
+"""A job in each state, for cases that run through all states."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def _cancelled_waiting(harness: Harness) -> str:
     return job_id
 
 
-STANDING: dict[str, Callable[[Harness], Awaitable[str]]] = {
+JOB_STATES: dict[str, Callable[[Harness], Awaitable[str]]] = {
     "pending": _pending,
     "pending, released": _released,
     "pending, rescued": _rescued,
@@ -118,5 +118,5 @@ STANDING: dict[str, Callable[[Harness], Awaitable[str]]] = {
     "cancelled": _cancelled,
     "cancelled while waiting": _cancelled_waiting,
 }
-"""Builders by place. The first word of the name is the state. Each builder makes one job and
-returns its id."""
+"""Builders by name. The first word of the name is the state. A builder stores one job in this state
+and returns its id."""

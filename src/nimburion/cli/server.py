@@ -1,0 +1,37 @@
+"""`nimburion server`: run the management server, without a worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nimburion.cli.exit_codes import BadInput
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.worker import LEVELS, start_logging
+
+
+@click.command()
+@click.option("--host", metavar="ADDRESS", help="Listen here; beyond loopback only with tokens.")
+@click.option("--port", type=click.IntRange(0, 65_535), metavar="PORT", help="0: any free port.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+@add_shared_options
+def server(*, host: str | None, port: int | None, log_level: str) -> None:
+    """Run the management server until SIGTERM or Ctrl-C: health, and the JSON API.
+
+    Workers run elsewhere; `server.bootstrap` runs both in one process.
+    """
+    from nimburion.backends import open_backend
+    from nimburion.core.redaction import redact_url
+    from nimburion.server import bootstrap
+
+    given: dict[str, Any] = {"host": host, "port": port}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = current_invocation().load(server={**chosen, "enabled": True})
+    if not open_backend(config.jobs.url).capabilities.shared:
+        raise BadInput(
+            f"{redact_url(config.jobs.url)} lives inside one process; from here there is nothing "
+            "to see"
+        )
+    start_logging(log_level, config.telemetry.log_format)
+    bootstrap(config).run()

@@ -1,0 +1,146 @@
+"""Dead letters: list, replay and purge failed jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from nimburion.core.backend import Inspecting
+from nimburion.core.job import Reason, State
+from nimburion.core.queries import JobFilter
+from nimburion.server.api.jobs import JobPage, check_selection, summarize_job
+from nimburion.server.api.names import Cursor, Name, PageQuery
+from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+
+_FAILED = frozenset({State.FAILED})
+
+
+class DeadLetterQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
+    """The dead letters to list. A dead letter must match all filters."""
+
+    queue: Name | None = None
+    name: Name | None = None
+    reason: Reason | None = None
+
+
+class DeadLetterSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The dead letters to change: `ids`, or filters, or `all`."""
+
+    ids: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
+    queue: Name | None = None
+    name: Name | None = None
+    reason: Reason | None = None
+    all: bool = False
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 500
+    """The maximum number of dead letters that this request changes."""
+
+    def make_filter(self) -> JobFilter:
+        """Return the filter. Raises `Problem` for a combination that makes no sense."""
+        filters = (self.queue, self.name, self.reason)
+        check_selection(self.ids, any(one is not None for one in filters), self.all)
+        return JobFilter(
+            states=_FAILED,
+            ids=self.ids or None,
+            queue=self.queue,
+            name=self.name,
+            reason=self.reason,
+        )
+
+
+class ReplayBody(DeadLetterSelection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The dead letters to replay."""
+
+    after: Cursor | None = None
+
+
+class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay did."""
+
+    replayed: list[str]
+    held: list[str]
+    """Not replayed, because another job holds their unique key."""
+    not_replayed: dict[str, str]
+    """Given ids that are not dead letters, with the reasons."""
+    next: str | None
+    """Pass it as `after` to continue; None: that was all."""
+
+
+class PurgeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a purge did."""
+
+    purged: list[str]
+    not_purged: dict[str, str]
+    """Given ids that are not dead letters, with the reasons."""
+    more: bool
+    """More dead letters may match; repeat the request."""
+
+
+async def list_dead_letters(request: ApiRequest[DeadLetterQuery, NoBody]) -> JobPage:
+    """List dead letters, most recently enqueued first."""
+    query = request.query
+    which = JobFilter(states=_FAILED, queue=query.queue, name=query.name, reason=query.reason)
+    page = await request.services.backend.list_jobs(which, limit=query.limit, after=query.after)
+    return JobPage([summarize_job(record) for record in page.jobs], page.next)
+
+
+async def replay_dead_letters(request: ApiRequest[NoQuery, ReplayBody]) -> ReplayReport:
+    """Make dead letters pending again. They keep id, payload and history."""
+    body, backend = request.body, request.services.backend
+    which = body.make_filter()
+    misses = await _explain_misses(backend, body.ids)
+    done = await backend.replay(which, body.limit, body.after)
+    return ReplayReport(replayed=done.ids, held=done.held, not_replayed=misses, next=done.next)
+
+
+async def purge_dead_letters(
+    request: ApiRequest[NoQuery, DeadLetterSelection],
+) -> PurgeReport:
+    """Delete dead letters for good."""
+    body, backend = request.body, request.services.backend
+    which = body.make_filter()
+    misses = await _explain_misses(backend, body.ids)
+    purged = await backend.delete(which, body.limit)
+    return PurgeReport(purged=purged, not_purged=misses, more=len(purged) >= body.limit)
+
+
+async def _explain_misses(backend: Inspecting, ids: tuple[str, ...]) -> dict[str, str]:
+    """Return the reason for each id that is no dead letter."""
+    if not ids:
+        return {}
+    page = await backend.list_jobs(JobFilter(ids=ids), limit=len(ids))
+    states = {record.id: record.state for record in page.jobs}
+    return {
+        job_id: f"it is {states[job_id]}, not failed" if job_id in states else "no such job"
+        for job_id in ids
+        if states.get(job_id) is not State.FAILED
+    }
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/dead-letters",
+        right="read",
+        handle=list_dead_letters,
+        query=DeadLetterQuery,
+        answer=JobPage,
+    ),
+    Operation(
+        method="POST",
+        path="/dead-letters/replay",
+        right="operate",
+        handle=replay_dead_letters,
+        body=ReplayBody,
+        answer=ReplayReport,
+    ),
+    Operation(
+        method="POST",
+        path="/dead-letters/purge",
+        right="admin",
+        handle=purge_dead_letters,
+        body=DeadLetterSelection,
+        answer=PurgeReport,
+    ),
+)

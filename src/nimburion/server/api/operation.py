@@ -1,0 +1,181 @@
+"""Operations of the API: what each takes and returns, and how a request becomes a call.
+
+An `Operation` holds all that is known of a route: method, path, right, types and handler. The
+routes and the OpenAPI document are made from it, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nimburion.core.suggestions import describe_unknown
+from nimburion.server.access import Caller, has_json_body
+from nimburion.server.problems import InvalidPart, Problem
+from nimburion.server.services import ManagementServices
+
+QueryT = TypeVar("QueryT", bound=msgspec.Struct)
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+
+Method = Literal["GET", "POST", "DELETE"]
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of an operation without parameters."""
+
+
+class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of an operation without arguments: empty, or `{}`."""
+
+
+class ApiRequest(msgspec.Struct, Generic[QueryT, BodyT], frozen=True):
+    """A request to the API, with its parts parsed."""
+
+    services: ManagementServices
+    caller: Caller
+    path: dict[str, str]
+    query: QueryT
+    body: BodyT
+    idempotency_key: str | None = None
+
+
+class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=True):
+    """One operation of the API."""
+
+    method: Method
+    path: str
+    """Below `/api/v1`, with parameters in braces: `/queues/{queue}/pause`."""
+    right: str
+    handle: Callable[[ApiRequest[QueryT, BodyT]], Awaitable[object]]
+    """Returns the answer, as a value of the type `answer`."""
+    answer: Any
+    query: type[QueryT] = cast("type[QueryT]", NoQuery)
+    body: type[BodyT] = cast("type[BodyT]", NoBody)
+    status: int = 200
+    idempotency_key: bool = False
+    """Whether the header `Idempotency-Key` makes the operation safe to repeat. Where it does not,
+    the operation is safe to repeat by itself.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the operation, which is that of its handler."""
+        return self.handle.__name__
+
+    @property
+    def summary(self) -> str:
+        """What the operation does, from the docstring of its handler."""
+        return " ".join((self.handle.__doc__ or "").split())
+
+
+AnyOperation = Operation[Any, Any]
+
+
+async def run_operation(
+    operation: AnyOperation, services: ManagementServices, request: Request, caller: Caller
+) -> Response:
+    """Answer a request with an operation. Raises `Problem` for a request that does not fit."""
+    parsed = ApiRequest(
+        services,
+        caller,
+        request.path_params,
+        parse_query(request.query_params.multi_items(), operation.query),
+        await read_body(request, operation.body, services.config.server.max_body),
+        _parse_idempotency_key(request) if operation.idempotency_key else None,
+    )
+    answer = await operation.handle(parsed)
+    content = msgspec.json.encode(answer)
+    return Response(content, operation.status, media_type="application/json")
+
+
+def parse_query(pairs: Iterable[tuple[str, str]], kind: type[QueryT]) -> QueryT:
+    """Return the parameters of a query. Only those whose default is a tuple may be repeated."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    values: dict[str, str | list[str]] = {}
+    for name, text in pairs:
+        if name not in fields:
+            unknown = describe_unknown("parameter", [name], fields) or ""
+            raise make_parameter_problem(name, unknown)
+        if isinstance(fields[name].default, tuple):
+            cast("list[str]", values.setdefault(name, [])).append(text)
+        elif name in values:
+            raise make_parameter_problem(name, f"the parameter {name!r} is there more than once")
+        else:
+            values[name] = text
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        detail, place = _split_place(error)
+        name = place.partition("/")[0]
+        raise make_parameter_problem(name, f"{name}: {detail}") from None
+
+
+def make_parameter_problem(name: str, detail: str) -> Problem:
+    """Return the problem for a parameter of the path or of the query."""
+    part = InvalidPart(detail, parameter=name[:100])
+    return Problem(422, "invalid-parameter", detail, parts=(part,))
+
+
+async def read_body(request: Request, kind: type[BodyT], max_size: int) -> BodyT:
+    """Read, decode and validate the body of a request. An empty body counts as `{}`."""
+    content = await _read_content(request, max_size)
+    if content and not has_json_body(request):
+        raise Problem(415, "unsupported-media-type", "send the body as application/json")
+    try:
+        return msgspec.json.decode(content or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        detail, place = _split_place(error)
+        part = InvalidPart(detail, pointer=f"#/{place}" if place else "#")
+        where = f"{place}: " if place else ""
+        raise Problem(422, "invalid-body", f"{where}{detail}", parts=(part,)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "malformed-body", f"the body is no JSON: {error}") from None
+
+
+async def _read_content(request: Request, max_size: int) -> bytes:
+    content = bytearray()
+    declared = request.headers.get("content-length", "0")
+    too_large = declared.isascii() and declared.isdigit() and int(declared[:18]) > max_size
+    if not too_large:
+        async for chunk in request.stream():
+            content += chunk
+            too_large = len(content) > max_size
+            if too_large:
+                break
+    if too_large:
+        detail = f"the body has more than {max_size} bytes (server.max_body)"
+        raise Problem(413, "body-too-large", detail, headers={"Connection": "close"})
+    return bytes(content)
+
+
+_PLACE = re.compile(r"(.*) - at `(?:key in )?\$(.*)`", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[([^\]]*)\]")
+
+
+def _split_place(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the message of an error, and the place in the value: `rights/0`."""
+    found = _PLACE.fullmatch(str(error))
+    if found is None:
+        return str(error), ""
+    steps = [name or index for name, index in _STEP.findall(found[2])]
+    return found[1], "/".join(steps)
+
+
+_KEY = re.compile(r'"?([\x21\x23-\x7e]{1,255})"?')
+
+
+def _parse_idempotency_key(request: Request) -> str | None:
+    value = request.headers.get("idempotency-key")
+    if value is None:
+        return None
+    found = _KEY.fullmatch(value)
+    if found is None:
+        detail = "Idempotency-Key must be 1 to 255 visible characters"
+        part = InvalidPart(detail, header="Idempotency-Key")
+        raise Problem(400, "invalid-header", detail, parts=(part,))
+    return found[1]

@@ -1,0 +1,147 @@
+"""Queues: list, count, pause and resume."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.job import State
+from nimburion.core.queries import QueueInfo
+from nimburion.core.unserved import Unserved, find_unserved
+from nimburion.server.api.names import Name, PageQuery, get_name
+from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+
+
+class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one queue when it was read."""
+
+    name: str
+    size: int
+    """The number of jobs that are due and not processing."""
+    scheduled: int
+    processing: int
+    oldest_age: float
+    """Seconds for which the oldest waiting job has been due."""
+    paused: bool
+    names: dict[str, int]
+    """The number of waiting jobs by name."""
+    unserved: dict[str, str]
+    """The names of waiting jobs that no live worker takes, with the reasons."""
+
+
+class QueuePage(msgspec.Struct, frozen=True):
+    """A page of queues, by name."""
+
+    queues: list[QueueSummary]
+    next: str | None
+
+
+class QueueCounts(msgspec.Struct, frozen=True):
+    """The number of jobs in each state."""
+
+    queue: str | None
+    counts: dict[str, int]
+
+
+class PauseState(msgspec.Struct, frozen=True):
+    """Whether a queue is paused."""
+
+    queue: str
+    paused: bool
+
+
+class CountsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to count."""
+
+    queue: Name | None = None
+
+
+async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> QueuePage:
+    """List the queues that hold an unfinished job or are paused."""
+    backend = request.services.backend
+    found = await backend.queues()
+    unserved = find_unserved(found, await backend.sessions())
+    after, limit = request.query.after, request.query.limit
+    found.sort(key=lambda queue: queue.name)
+    rest = [queue for queue in found if after is None or queue.name > after]
+    page = [_summarize(queue, unserved) for queue in rest[:limit]]
+    return QueuePage(page, page[-1].name if len(rest) > limit else None)
+
+
+async def get_queue(request: ApiRequest[NoQuery, NoBody]) -> QueueSummary:
+    """Show one queue. A queue without unfinished jobs is empty; it is never unknown."""
+    name = get_name(request.path, "queue")
+    backend = request.services.backend
+    found = await backend.queues()
+    unserved = find_unserved(found, await backend.sessions())
+    empty = QueueInfo(name=name, size=0, scheduled=0, processing=0, oldest_age=0.0, paused=False)
+    queue = next((queue for queue in found if queue.name == name), empty)
+    return _summarize(queue, unserved)
+
+
+async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:
+    """Count the jobs in each state, of one queue or of all."""
+    queue = request.query.queue
+    counts = await request.services.backend.counts(queue)
+    return QueueCounts(queue, {state.value: counts[state] for state in State})
+
+
+async def pause_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
+    """Start no more jobs of a queue until it is resumed. Running jobs continue."""
+    return await _set_paused(request, paused=True)
+
+
+async def resume_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
+    """Start the jobs of a paused queue again."""
+    return await _set_paused(request, paused=False)
+
+
+async def _set_paused(request: ApiRequest[NoQuery, NoBody], *, paused: bool) -> PauseState:
+    queue = get_name(request.path, "queue")
+    await request.services.backend.pause(queue, paused=paused)
+    return PauseState(queue, paused)
+
+
+def _summarize(queue: QueueInfo, unserved: list[Unserved]) -> QueueSummary:
+    reasons = {jobs.name: jobs.reason for jobs in unserved if jobs.queue == queue.name}
+    return QueueSummary(**msgspec.structs.asdict(queue), unserved=reasons)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/queues",
+        right="read",
+        handle=list_queues,
+        query=PageQuery,
+        answer=QueuePage,
+    ),
+    Operation(
+        method="GET",
+        path="/queues/{queue}",
+        right="read",
+        handle=get_queue,
+        answer=QueueSummary,
+    ),
+    Operation(
+        method="GET",
+        path="/counts",
+        right="read",
+        handle=count_jobs,
+        query=CountsQuery,
+        answer=QueueCounts,
+    ),
+    Operation(
+        method="POST",
+        path="/queues/{queue}/pause",
+        right="operate",
+        handle=pause_queue,
+        answer=PauseState,
+    ),
+    Operation(
+        method="POST",
+        path="/queues/{queue}/resume",
+        right="operate",
+        handle=resume_queue,
+        answer=PauseState,
+    ),
+)

@@ -1,0 +1,145 @@
+"""The health of a process, for orchestrators: `/health/live`, `/health/ready`, `/health/startup`.
+
+These routes need no token. Their answers hold no name, address or error text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.backend import Backend
+from nimburion.core.clock import Clock
+from nimburion.core.errors import NimburionError
+from nimburion.jobs.worker.health import Health
+
+Phase = Literal["stopped", "starting", "started", "stopping"]
+"""The phase of the process, from the start of the backend to its end."""
+
+PING_TIMEOUT = 2.0
+"""Seconds in which the backend must answer for the process to be ready."""
+PING_KEPT = 1.0
+"""Seconds for which an answer of the backend counts. More requests cause no more calls."""
+MAX_LAG = 5.0
+"""Seconds since the last turn of the event loop after which the process is not alive."""
+_TURN_INTERVAL = 0.5
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer of a health route. Its status is 200 if it is `ok`, else 503."""
+
+    ok: bool
+    phase: Phase
+    reasons: tuple[str, ...] = ()
+    """What is not as it should be."""
+
+
+class LoopTurns:
+    """Notes when the event loop last turned."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._turned_at = clock.monotonic()
+
+    @property
+    def seconds_since(self) -> float:
+        """The seconds since the last noted turn."""
+        return self._clock.monotonic() - self._turned_at
+
+    def start(self) -> None:
+        """Start to note turns. Does nothing if it was started."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="nimburion-loop-turns")
+
+    async def stop(self) -> None:
+        """Stop to note turns."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _run(self) -> None:
+        while True:
+            self._turned_at = self._clock.monotonic()
+            await self._clock.sleep(_TURN_INTERVAL)
+
+
+class BackendPing:
+    """Finds out whether the backend answers, with at most one call at a time."""
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._answers = False
+        self._pinged_at: float | None = None
+        self._lock = asyncio.Lock()
+
+    async def answers(self) -> bool:
+        """Return whether the backend answered within `PING_TIMEOUT`, at most `PING_KEPT` ago."""
+        async with self._lock:
+            now = self._clock.monotonic()
+            if self._pinged_at is None or now - self._pinged_at > PING_KEPT:
+                self._answers = await self._ping_backend()
+                self._pinged_at = self._clock.monotonic()
+            return self._answers
+
+    async def _ping_backend(self) -> bool:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self._backend.ping()
+        except (NimburionError, TimeoutError):
+            return False
+        return True
+
+
+class HealthChecks:
+    """Answers the health routes.
+
+    Args:
+        read_phase: returns the phase of the process.
+        read_worker: returns the health of the worker; None if this process has no worker.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Clock,
+        read_phase: Callable[[], Phase],
+        read_worker: Callable[[], Health] | None,
+    ) -> None:
+        self.turns: LoopTurns = LoopTurns(clock)
+        self._ping = BackendPing(backend, clock)
+        self._read_phase = read_phase
+        self._read_worker = read_worker
+
+    def check_alive(self) -> HealthReport:
+        """Report whether the event loop turned recently. The backend is never asked."""
+        lag = self.turns.seconds_since
+        reasons = [] if lag <= MAX_LAG else [f"the event loop was blocked for {lag:.0f} s"]
+        return self._report(reasons)
+
+    async def check_ready(self) -> HealthReport:
+        """Report whether this process works: it is not stopping, the backend answers, and the
+        worker has a session.
+        """
+        reasons = []
+        worker = None if self._read_worker is None else self._read_worker()
+        if self._read_phase() in {"stopping", "stopped"} or (worker and worker.state == "stopping"):
+            reasons.append("this process is stopping")
+        elif worker is not None and worker.state not in {"ready", "degraded"}:
+            reasons.append(f"the worker is {worker.state}")
+        if not reasons and not await self._ping.answers():
+            reasons.append(f"the backend did not answer within {PING_TIMEOUT:g} s")
+        return self._report(reasons)
+
+    def check_started(self) -> HealthReport:
+        """Report whether the start of this process is complete."""
+        reasons = ["this process is starting"] if self._read_phase() == "starting" else []
+        return self._report(reasons)
+
+    def _report(self, reasons: list[str]) -> HealthReport:
+        return HealthReport(ok=not reasons, phase=self._read_phase(), reasons=tuple(reasons))

@@ -1,0 +1,32 @@
+"""What the routes of the management server work with."""
+
+from __future__ import annotations
+
+from nimburion.core.backend import Backend
+from nimburion.core.settings import Config
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.processor import Processor
+from nimburion.scheduler.schedules import Schedules
+from nimburion.server.checks import BackendChecks
+from nimburion.server.health import HealthChecks
+
+
+class ManagementServices:
+    """The client, the schedules, the checks and the health of one process."""
+
+    def __init__(self, config: Config, client: Client, health: HealthChecks) -> None:
+        self.config: Config = config
+        self.client: Client = client
+        self.health: HealthChecks = health
+        self.schedules: Schedules = Schedules(client, config.scheduler.timezone)
+        self.checks: BackendChecks = BackendChecks(config, client)
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of the client."""
+        return self.client.backend
+
+    @property
+    def processor(self) -> Processor | None:
+        """The processor whose worker runs in this process, or None."""
+        return self.client if isinstance(self.client, Processor) else None

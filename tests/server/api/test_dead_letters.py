@@ -1,0 +1,67 @@
+"""Dead letters over the API."""
+
+from __future__ import annotations
+
+from tests.server.conftest import Api
+
+
+async def test_dead_letters_are_listed_and_filtered(api: Api) -> None:
+    await api.fail("a", "b")
+    await api.fail("c", queue="mail")
+    await api.enqueue("d")
+    for query, expected in (
+        ("", ["c", "b", "a"]),
+        ("?queue=mail", ["c"]),
+        ("?reason=permanent&limit=1", ["c"]),
+        ("?reason=lost", []),
+    ):
+        assert [job["id"] for job in (await api.get(f"/dead-letters{query}"))["jobs"]] == expected
+
+
+async def test_replaying_twice_does_nothing_the_second_time(api: Api) -> None:
+    await api.fail("a")
+    await api.enqueue("b")
+    body = {"ids": ["a", "b", "none"]}
+    misses = {"b": "it is pending, not failed", "none": "no such job"}
+    report = await api.post("/dead-letters/replay", body)
+    assert report == {"replayed": ["a"], "held": [], "not_replayed": misses, "next": None}
+    again = await api.post("/dead-letters/replay", body)
+    assert again["replayed"] == []
+    assert again["not_replayed"] == {"a": "it is pending, not failed", **misses}
+
+
+async def test_a_replay_is_bounded_and_continues(api: Api) -> None:
+    await api.fail(*"abc")
+    replayed: list[str] = []
+    after = None
+    while True:
+        body = {"all": True, "limit": 1, **({"after": after} if after else {})}
+        report = await api.post("/dead-letters/replay", body)
+        replayed += report["replayed"]
+        after = report["next"]
+        if after is None:
+            break
+    assert sorted(replayed) == ["a", "b", "c"]
+
+
+async def test_a_purge_is_bounded_and_says_whether_more_is_left(api: Api) -> None:
+    await api.fail(*"abc")
+    await api.fail("d", queue="mail")
+    first = await api.post("/dead-letters/purge", {"queue": "default", "limit": 2})
+    second = await api.post("/dead-letters/purge", {"queue": "default", "limit": 2})
+    assert (len(first["purged"]), first["more"], len(second["purged"]), second["more"]) == (
+        2,
+        True,
+        1,
+        False,
+    )
+    report = await api.post("/dead-letters/purge", {"ids": ["d", "none"]})
+    assert (report["purged"], report["not_purged"]) == (["d"], {"none": "no such job"})
+
+
+async def test_the_dead_letters_must_be_selected(api: Api) -> None:
+    await api.fail("a")
+    for verb in ("replay", "purge"):
+        response = await api.client.post(f"/api/v1/dead-letters/{verb}", json={})
+        assert response.status_code == 422
+    assert len((await api.get("/dead-letters"))["jobs"]) == 1

@@ -1,0 +1,249 @@
+"""Every route checks the right of the caller, and no other site can use the server."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+from starlette.routing import Route
+
+from nimburion.core.access_rights import RIGHTS
+from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
+from nimburion.server.api.operations import OPERATIONS
+from nimburion.server.openapi import API_PATH
+from nimburion.server.routes import OPEN_PATHS
+from tests.server.conftest import OWN, Api, MakeApi
+
+TOKENS = {right: f"{right}-0123456789abcdef" for right in RIGHTS}
+UNSAFE = [operation for operation in OPERATIONS if operation.method not in SAFE_METHODS]
+SECRET = "hush"
+BROKEN_ORIGIN = "http:" + "//["
+
+
+@pytest.fixture
+async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
+    """A server with one token for each right, two jobs and a dead letter."""
+    for right, token in TOKENS.items():
+        monkeypatch.setenv(f"TOKEN_{right.upper()}", token)
+    tokens = [
+        {"name": right, "rights": [right], "variable": f"TOKEN_{right.upper()}"} for right in RIGHTS
+    ]
+    made: Api = await make_api(tokens=tokens, host="0.0.0.0")
+    await made.enqueue("a", "b")
+    await made.fail("c", queue="other")
+    await made.services.schedules.add("daily", "@daily", "send")
+    return made
+
+
+def bearer(right: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[right]}"}
+
+
+def make_url(path: str) -> str:
+    """Return a path of the API with its parameters filled in."""
+    values = {"queue": "default", "id": "a", "name": "daily"}
+    return API_PATH + re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
+
+
+async def read_everything(api: Api) -> object:
+    """Return all that the backend holds."""
+    backend = api.processor.backend
+    return (
+        (await backend.list_jobs(payloads=True)).jobs,
+        [(queue.name, queue.paused) for queue in await backend.queues()],
+        await backend.list_schedules(),
+    )
+
+
+async def test_each_route_is_protected(api: Api) -> None:
+    for route in api.app.routes:
+        assert isinstance(route, Route)
+        if route.path not in OPEN_PATHS:
+            assert isinstance(route.endpoint, ProtectedEndpoint), route.path
+            assert route.endpoint.right in RIGHTS
+
+
+async def test_no_route_has_the_wrong_right() -> None:
+    for operation in OPERATIONS:
+        if operation.method in SAFE_METHODS:
+            assert operation.right in {"read", "payloads"}, operation.path
+        else:
+            assert operation.right in {"operate", "admin"}, operation.path
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+async def test_a_route_answers_only_with_its_right(
+    guarded: Api, operation: object, right: str
+) -> None:
+    found = next(one for one in OPERATIONS if one is operation)
+    before = await read_everything(guarded)
+    response = await guarded.client.request(
+        found.method, make_url(found.path), json={}, headers=bearer(right)
+    )
+    if found.right == right:
+        assert response.status_code not in {401, 403, 421}, response.text
+    else:
+        assert response.status_code == 403
+        assert response.json()["type"] == "urn:nimburion:problem:missing-right"
+        assert await read_everything(guarded) == before
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong-0123456789abcdef"},
+        {"Authorization": f"Basic {TOKENS['admin']}"},
+        {"Authorization": TOKENS["admin"]},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer \xff"},
+        {"Cookie": f"Authorization=Bearer {TOKENS['admin']}"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+async def test_without_a_token_nothing_is_read_or_changed(
+    guarded: Api, operation: object, headers: dict[str, str]
+) -> None:
+    found = next(one for one in OPERATIONS if one is operation)
+    before = await read_everything(guarded)
+    encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    response = await guarded.client.request(
+        found.method, make_url(found.path), json={}, headers=encoded
+    )
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert SECRET not in response.text
+    assert await read_everything(guarded) == before
+
+
+async def test_two_tokens_in_one_request_are_no_token(guarded: Api) -> None:
+    headers = [("Authorization", f"Bearer {TOKENS[right]}") for right in ("read", "admin")]
+    response = await guarded.client.get("/api/v1/queues", headers=headers)
+    assert response.status_code == 401
+
+
+@pytest.mark.parametrize("right", ["read", "operate", "admin"])
+async def test_the_data_of_jobs_is_hidden_without_its_right(guarded: Api, right: str) -> None:
+    for operation in OPERATIONS:
+        if operation.right == right:
+            response = await guarded.client.request(
+                operation.method, make_url(operation.path), json={}, headers=bearer(right)
+            )
+            assert SECRET not in response.text, operation.path
+
+
+async def test_the_data_of_jobs_is_shown_with_its_right(guarded: Api) -> None:
+    for job_id in ("a", "c"):
+        response = await guarded.client.get(
+            f"/api/v1/jobs/{job_id}/contents", headers=bearer("payloads")
+        )
+        assert SECRET in response.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": OWN},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Origin": BROKEN_ORIGIN},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("operation", UNSAFE, ids=lambda operation: operation.name)
+async def test_a_page_of_another_site_changes_nothing(
+    api: Api, operation: object, headers: dict[str, str]
+) -> None:
+    found = next(one for one in UNSAFE if one is operation)
+    await api.enqueue("a")
+    before = await read_everything(api)
+    response = await api.client.request(
+        found.method, make_url(found.path), content=b"{}", headers=headers
+    )
+    assert response.status_code == 403
+    assert response.json()["type"] == "urn:nimburion:problem:cross-site"
+    assert await read_everything(api) == before
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec-Fetch-Site": "same-origin"}, {"Origin": OWN}, {}],
+    ids=str,
+)
+async def test_an_own_page_and_a_program_may_change_something(
+    api: Api, headers: dict[str, str]
+) -> None:
+    response = await api.client.post("/api/v1/queues/mail/pause", headers=headers)
+    assert response.json() == {"queue": "mail", "paused": True}
+
+
+async def test_a_token_does_not_make_another_site_trustworthy(guarded: Api) -> None:
+    headers = {**bearer("operate"), "Sec-Fetch-Site": "cross-site"}
+    response = await guarded.client.post("/api/v1/queues/mail/pause", headers=headers)
+    assert response.status_code == 403
+
+
+async def test_a_program_with_a_token_needs_no_content_type(guarded: Api) -> None:
+    request = guarded.client.build_request(
+        "POST", "/api/v1/queues/mail/pause", headers=bearer("operate")
+    )
+    del request.headers["Content-Type"]
+    assert (await guarded.client.send(request)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1", "10.0.0.1"],
+)
+async def test_another_host_name_is_refused(api: Api, host: str) -> None:
+    response = await api.client.get("/api/v1/queues", headers={"Host": host})
+    assert response.status_code == 421
+    assert (await api.client.get("/health/live", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8420", "localhost", "LOCALHOST:1", "[::1]:8420"])
+async def test_the_names_of_loopback_are_accepted(api: Api, host: str) -> None:
+    response = await api.client.get("/api/v1/queues", headers={"Host": host})
+    assert response.status_code == 200
+
+
+async def test_other_hosts_can_be_allowed(make_api: MakeApi) -> None:
+    api = await make_api(allowed_hosts="jobs.example.com, tools:8420")
+    statuses = [
+        (await api.client.get("/api/v1/queues", headers={"Host": host})).status_code
+        for host in ("jobs.example.com", "Jobs.example.com:80", "tools:8420", "tools:1")
+    ]
+    assert statuses == [200, 200, 200, 421]
+
+
+async def test_each_answer_has_the_security_headers(api: Api) -> None:
+    for path in ("/api/v1/queues", "/api/v1/nothing", "/api/v1/jobs/none"):
+        response = await api.client.get(path)
+        assert {name: response.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+    preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    response = await api.client.options("/api/v1/jobs", headers=preflight)
+    assert response.status_code == 405
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+async def test_a_defect_is_reported_without_its_text(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> object:
+        raise ZeroDivisionError("the secret of the defect")
+
+    monkeypatch.setattr(api.processor.backend, "queues", fail)
+    response: httpx.Response = await api.client.get("/api/v1/queues")
+    assert response.status_code == 500
+    assert response.json()["type"] == "urn:nimburion:problem:internal-error"
+    assert "secret" not in response.text
+    assert "the secret of the defect" in caplog.text
