@@ -36,9 +36,7 @@ def test_why_names_the_cause(nimburion: CommandLine) -> None:
     nimburion.enqueue("job-0001", queue="mail")
     call = nimburion("why", "job-0001")
     assert call.code == 0
-    assert call.out.splitlines()[-1] == (
-        "why    Of queue 'mail' and name 'send': no worker is live."
-    )
+    assert call.out.splitlines()[-1] == "why    No worker is live."
     data = nimburion("why", "0001", "--json").data
     assert (data["id"], data["state"]) == ("job-0001", "pending")
     assert [cause["kind"] for cause in data["causes"]] == ["no_worker"]

@@ -62,8 +62,9 @@ REQUIRED = {
 WITHOUT_DEFAULT = {
     *("scheduler.tasks[].timezone", "server.tokens[].file", "server.tokens[].variable"),
     "server.allowed_hosts",
+    "code_version",
 }
-"""Settings whose default cannot be written: none, or an empty list."""
+"""Settings whose default cannot be written: none, an empty text or an empty list."""
 
 
 def default_of(name: str) -> object:

@@ -109,6 +109,7 @@ QUEUE = Section(
     {
         "name": name(),
         **bounded(QueueSettings),
+        "keep_arguments": choice("auto", "yes", "no"),
     },
     required=frozenset({"name"}),
 )
@@ -140,6 +141,9 @@ JOBS = Section(
         "concurrency": _NUMBERS["concurrency"],
         "queues": SectionList(QUEUE, unique="name"),
         **_NUMBERS,
+        "keep_arguments": choice("auto", "yes", "no"),
+        "code_version": text(),
+        "log_attempts": choice("debug", "info"),
         "processes": fixed(1, "more are not in this version yet; start more workers"),
         "limits": LIMITS,
     }

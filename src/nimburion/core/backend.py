@@ -81,6 +81,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """
     roles: bool = False
     """The backend has roles: `grant` gives another role the permissions of a worker."""
+    keeps_arguments: bool = False
+    """The default of the setting `keep_arguments`: completed jobs keep their arguments."""
     lazy_batches: bool = False
     """`enqueue` reads a large sequence of jobs lazily, while it stores the first of them. An
     exception raised while a job is built rejects the whole call.
@@ -302,8 +304,9 @@ class Maintaining(Protocol):
         The call deletes at most `limit` records and results. If it returns less than `limit`,
         nothing more is due for deletion.
 
-        The call also deletes the statistics that are older than `STEPS` allows, which do not
-        count.
+        The call also deletes the statistics that are older than `STEPS` allows. For intervals that
+        ended more than `MERGE_AFTER` seconds ago, it merges the rows of different sources into
+        one, so that their number does not grow with the number of processes. Neither counts.
         """
         ...
 

@@ -157,8 +157,7 @@ def _explain_workers(facts: Facts) -> Iterable[Cause]:
         names={job.name: 1},
     )
     for unserved in find_unserved([waiting], facts.sessions):
-        yield Cause(CauseKind.NO_WORKER, f"Of queue {job.queue!r} and name {job.name!r}: "
-                    f"{unserved.reason}.")  # fmt: skip
+        yield Cause(CauseKind.NO_WORKER, _MISSING[unserved.why].format(job=job))
         return
     able = [
         session
@@ -178,6 +177,14 @@ def _explain_workers(facts: Facts) -> Iterable[Cause]:
             CauseKind.WORKERS_BUSY,
             f"{len(active)} {noun} could run it, and every slot is taken.",
         )
+
+
+_MISSING = {
+    "worker": "No worker is live.",
+    "queue": "No live worker serves queue {job.queue!r}.",
+    "name": "No live worker has a handler of the name {job.name!r}.",
+    "lane": "No live worker that serves queue {job.queue!r} has a handler of the name {job.name!r}.",
+}
 
 
 def _is_busy(session: SessionInfo) -> bool:

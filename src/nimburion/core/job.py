@@ -219,7 +219,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     priority: int
     payload: bytes | None
-    """None after the job is completed or cancelled (the digest is kept), or if not requested."""
+    """None if it was not requested, after the job is cancelled, and after it is completed without
+    `Completed.keep_payload`. The digest is kept.
+    """
     failures: int = 0
     """Attempts that ended in failure or timeout, since the last replay."""
     lost: int = 0

@@ -17,6 +17,8 @@ from msgspec import Meta
 from nimburion.core.limits import Limits
 from nimburion.core.redaction import redact_url
 
+Choice = Literal["auto", "yes", "no"]
+
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the workers of this application serve one queue."""
@@ -27,6 +29,10 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     """The maximum number of jobs at once in each worker process; None: only the worker's own
     limit.
+    """
+    keep_arguments: Choice = "auto"
+    """Whether completed jobs of the queue keep their arguments; auto: as the setting of the same
+    name.
     """
 
 
@@ -64,6 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     keep_failed: Annotated[float, Meta(ge=0)] | None = 90 * 86_400.0
     keep_results: Annotated[float, Meta(ge=0)] | None = 86_400.0
+    keep_arguments: Choice = "auto"
+    """Whether completed jobs keep their arguments for as long as their records are kept; auto: as
+    `Capabilities.keeps_arguments` of the backend.
+    """
     processes: int = 1
     code_version: str = ""
     """The version of the application. It is shown with its workers and in the metrics."""
@@ -102,6 +112,7 @@ class SettingsOptions(TypedDict, total=False):
     keep_completed_max: int | None
     keep_failed: float | None
     keep_results: float | None
+    keep_arguments: Choice
     processes: int
     code_version: str
     log_attempts: Literal["debug", "info"]

@@ -16,10 +16,15 @@ from nimburion.core.lease import Lease
 
 
 class Completed(msgspec.Struct, frozen=True, gc=False, tag="completed"):
-    """The handler returned. `result` is JSON, or None if there is nothing to keep."""
+    """The handler returned. `result` is JSON, or None if there is nothing to keep.
+
+    With `keep_payload`, the record keeps its payload for as long as it is kept itself. Otherwise
+    only the digest stays.
+    """
 
     lease: Lease
     result: bytes | None = None
+    keep_payload: bool = False
 
 
 class Retried(msgspec.Struct, frozen=True, tag="retried"):

@@ -15,6 +15,14 @@ STEPS: Mapping[int, float] = {60: 3 * 3600.0, 600: 3 * 86_400.0, 3600: 30 * 86_4
 MAX_INTERVALS = 1_500
 """The maximum number of intervals that one read returns for each queue and name."""
 
+MERGE_AFTER = 600.0
+"""Seconds after the end of an interval from which `prune` may merge the rows of its sources. No
+source stores a row of the interval after half of this time.
+"""
+
+MERGED_SOURCE = ""
+"""The source of merged rows."""
+
 WAIT_BOUNDS: tuple[float, ...] = (
     0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0,
 )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nimburion.core.job_counters import JobCounters
-from nimburion.core.statistics import STEPS, Counters, Histogram, Statistics
+from nimburion.core.statistics import MERGE_AFTER, STEPS, Counters, Histogram, Statistics
 
-_MAX_DELAY = 300.0
+_MAX_DELAY = MERGE_AFTER / 2
 """Seconds after the end of an interval within which its row may still be stored. Later, backends
 may have merged the rows of the interval (`Backend.prune`), and a repeat would count twice.
 """

@@ -355,10 +355,22 @@ class Processor(Client):
             events=self.events,
             limits=self.settings.limits,
             client=self,
-            counters=self.counters,
+            counters=self._counters,
+            keeps_arguments=self._choose_kept_arguments(),
             log_attempts=self.settings.log_attempts,
             guard=guard,
         )
+
+    def _choose_kept_arguments(self) -> tuple[bool, dict[str, bool]]:
+        """Return whether completed jobs keep their arguments, and the queues that differ."""
+        chosen = self.settings.keep_arguments
+        default = self.backend.capabilities.keeps_arguments if chosen == "auto" else chosen == "yes"
+        by_queue = {
+            queue.name: queue.keep_arguments == "yes"
+            for queue in self.settings.queues
+            if queue.keep_arguments != "auto"
+        }
+        return default, by_queue
 
     def _make_worker(self) -> Worker:
         """Return a worker of this processor, not started."""
@@ -384,7 +396,7 @@ class Processor(Client):
             self.clock,
             self._random,
             self.events,
-            self.counters,
+            self._counters,
             ttl=self.settings.session_ttl,
             max_lost=self.settings.max_lost,
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,

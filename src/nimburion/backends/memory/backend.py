@@ -45,7 +45,12 @@ from nimburion.core.statistics import Statistics
 T = TypeVar("T")
 
 CAPABILITIES = Capabilities(
-    durable=False, notifies=True, supports_transactions=False, atomic_batch=None, shared=False
+    durable=False,
+    notifies=True,
+    supports_transactions=False,
+    atomic_batch=None,
+    shared=False,
+    keeps_arguments=True,
 )
 
 

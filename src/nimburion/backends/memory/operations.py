@@ -46,7 +46,14 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settled, Settlement
-from nimburion.core.statistics import STEPS, Statistics, add_statistics, check_interval
+from nimburion.core.statistics import (
+    MERGE_AFTER,
+    MERGED_SOURCE,
+    STEPS,
+    Statistics,
+    add_statistics,
+    check_interval,
+)
 
 _MAX_PROMOTED = 10_000
 _ENDED_SESSION_RETENTION = to_micros(86_400)
@@ -508,13 +515,22 @@ def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
 
 
 def prune_statistics(state: MemoryState, now: int) -> None:
-    """Remove the statistics that are older than `STEPS` allows."""
+    """Remove statistics that are older than `STEPS` allows, and merge the sources of others."""
     for key in [
         key
         for key, row in state.statistics.items()
         if row.start * MICRO < now - to_micros(STEPS[row.step])
     ]:
         del state.statistics[key]
+    old = {
+        key: row
+        for key, row in state.statistics.items()
+        if (row.start + row.step + MERGE_AFTER) * MICRO < now
+    }
+    for key in old:
+        del state.statistics[key]
+    for row in add_statistics(old.values()):
+        state.statistics[row.step, row.start, row.queue, row.name, MERGED_SOURCE] = row
 
 
 # Statistics and audit

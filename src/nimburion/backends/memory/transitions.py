@@ -129,7 +129,13 @@ class AtomicStep:
         match settlement:
             case Completed():
                 self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.COMPLETED, session=session, result=settlement.result)
+                self.finish(
+                    entry,
+                    State.COMPLETED,
+                    session=session,
+                    result=settlement.result,
+                    keep_payload=settlement.keep_payload,
+                )
             case Retried():
                 self.add_error(entry, settlement.error)
                 entry.failures += 1
@@ -193,11 +199,12 @@ class AtomicStep:
         session: SessionEntry | None = None,
         reason: str | None = None,
         result: bytes | None = None,
+        keep_payload: bool = False,
     ) -> None:
         """Put the job into a finished state and release its key.
 
         `session` is the one whose attempt ended the job; None if it was waiting.
-        Only a failed job keeps its payload.
+        A failed job keeps its payload.
         """
         entry.final_state = state
         entry.ended_by = session
@@ -205,7 +212,7 @@ class AtomicStep:
         entry.reason = reason
         entry.result = result
         entry.position = None
-        if state is not State.FAILED:
+        if state is not State.FAILED and not keep_payload:
             entry.digest = entry.get_body_digest()
             entry.payload = None
         self.release_key(entry)

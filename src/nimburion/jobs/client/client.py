@@ -105,12 +105,12 @@ class Client:
         self._batcher: EnqueueBatcher | None = None
         self._batcher_loop: asyncio.AbstractEventLoop | None = None
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
-        self.counters: JobCounters = JobCounters()
+        self._counters: JobCounters = JobCounters()
         """What this client enqueued, and what the worker of this processor ran."""
-        self._all_counters: list[JobCounters] = [self.counters]
+        self._all_counters: list[JobCounters] = [self._counters]
         """The counters of this client and of its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
-        self._recorder = StatisticsRecorder([self.counters])
+        self._recorder = StatisticsRecorder([self._counters])
 
     def _new_handle(self) -> Client:
         """Return another client on the same backend, not open yet, for another event loop.
@@ -126,7 +126,7 @@ class Client:
             entropy=self._entropy,
         )
         other._enqueue_middlewares = self._enqueue_middlewares
-        self._all_counters.append(other.counters)
+        self._all_counters.append(other._counters)
         return other
 
     # Opening and closing
@@ -536,7 +536,7 @@ class Client:
             if result.outcome != "created":
                 continue
             if lane is None or lane.name != job.name or lane.queue != job.queue:
-                lane = self.counters.find(job.queue, job.name)
+                lane = self._counters.find(job.queue, job.name)
             lane.enqueued += 1
 
     async def _start_statistics(self) -> None:

@@ -90,7 +90,9 @@ class HandlerTransaction:
             return
         context = self._context
         try:
-            completed = Completed(context._delivery.lease, context._encode_result())
+            completed = Completed(
+                context._delivery.lease, context._encode_result(), context._attempt.keep_payload
+            )
             await transaction.complete(context._attempt.session_id, completed)
             await transaction.commit()
         except BaseException as error:

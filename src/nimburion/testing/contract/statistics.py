@@ -6,7 +6,14 @@ import pytest
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.operations import Retention
-from nimburion.core.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.statistics import (
+    MERGE_AFTER,
+    RUN_BOUNDS,
+    STEPS,
+    WAIT_BOUNDS,
+    Counters,
+    Statistics,
+)
 from nimburion.testing.contract.harness import Harness
 
 
@@ -118,3 +125,29 @@ class StatisticsCases:
     async def test_an_empty_put_of_statistics_stores_nothing(self, harness: Harness) -> None:
         await harness.backend.put_statistics("one", [])
         assert await read_all(harness) == []
+
+    async def test_prune_keeps_the_sums_of_all_sources(self, harness: Harness) -> None:
+        now = harness.clock.now()
+        for number in range(1, 5):
+            rows = [
+                make_row(now, Counters(started=number), step=step, name=name)
+                for step in STEPS
+                for name in ("a", "b")
+            ]
+            await harness.backend.put_statistics(f"source-{number}", rows)
+        harness.clock.advance(3600.0 + MERGE_AFTER + 1.0)
+        for _ in range(2):
+            await harness.backend.prune(Retention(), 10)
+            for step in STEPS:
+                found = await harness.backend.statistics(now - step, now + 1, step)
+                assert [(row.name, row.counters.started) for row in found] == [("a", 10), ("b", 10)]
+
+    async def test_prune_leaves_young_statistics_to_their_sources(self, harness: Harness) -> None:
+        now = harness.clock.now()
+        await harness.backend.put_statistics("one", [make_row(now, Counters(started=1))])
+        await harness.backend.put_statistics("two", [make_row(now, Counters(started=2))])
+        harness.clock.advance(60.0 + MERGE_AFTER / 2)
+        await harness.backend.prune(Retention(), 10)
+        await harness.backend.put_statistics("one", [make_row(now, Counters(started=5))])
+        (row,) = await harness.backend.statistics(now - 60, now + 1, 60)
+        assert row.counters.started == 7

@@ -23,6 +23,7 @@ from nimburion.testing.contract.exchanges import NumberedExchanges
 from nimburion.testing.contract.explaining import Explaining, LimitReading, VitalsAndCommands
 from nimburion.testing.contract.handles import Handles
 from nimburion.testing.contract.harness import Harness
+from nimburion.testing.contract.kept_arguments import KeptArguments
 from nimburion.testing.contract.limits_scenario import LimitsScenario
 from nimburion.testing.contract.operators import Operators
 from nimburion.testing.contract.ordering import Ordering
@@ -73,6 +74,7 @@ class BackendContract(
     Searching,
     FailureGroupCases,
     AttemptHistory,
+    KeptArguments,
     Explaining,
     LimitReading,
     VitalsAndCommands,

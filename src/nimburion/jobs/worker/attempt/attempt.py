@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any, Literal, cast
@@ -50,6 +50,8 @@ _log = logging.getLogger("nimburion.worker")
 
 Chain = Callable[[Context], Awaitable[object]]
 Report = Callable[[Lease, float, str], None]
+KeepsArguments = tuple[bool, Mapping[str, bool]]
+"""Whether completed jobs keep their arguments, and for which queues that is otherwise."""
 _Chained = tuple[Handler, Chain, dict[str, LaneCounters]]
 """A handler, its chain of middleware, and the counters of its jobs by queue."""
 
@@ -82,6 +84,7 @@ class Attempt:
         "delivery",
         "ended",
         "interruption",
+        "keep_payload",
         "keyboard_interrupt",
         "raised",
         "session_id",
@@ -98,6 +101,8 @@ class Attempt:
         """Whether the settlement was handed to the completer, or the lease was released."""
         self.started: float = 0.0
         """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
+        self.keep_payload: bool = False
+        """Whether the record keeps the payload if the job is completed."""
         self.ended: float = 0.0
         """When its handler ended, likewise."""
         self.context: Context | None = None
@@ -177,6 +182,7 @@ class AttemptRunner:
         limits: Limits,
         client: EnqueueClient,
         counters: JobCounters,
+        keeps_arguments: KeepsArguments,
         log_attempts: Literal["debug", "info"] = "debug",
         guard: ForkGuard | None = None,
     ) -> None:
@@ -191,6 +197,7 @@ class AttemptRunner:
         self._client = client
         self._guard = guard or ForkGuard()
         self._counters = counters
+        self._keep_default, self._keep_by_queue = keeps_arguments
         self._log_level = logging.INFO if log_attempts == "info" else logging.DEBUG
         self._host = socket.gethostname()
         self._monotonic = clock.monotonic
@@ -226,6 +233,10 @@ class AttemptRunner:
             return self._settle_unstarted(attempt)
         handler, chain, lanes = found
         lane = lanes.get(delivery.queue) or self._find_lane(lanes, delivery)
+        keep = self._keep_by_queue
+        attempt.keep_payload = (
+            keep.get(delivery.queue, self._keep_default) if keep else self._keep_default
+        )
         context = self._open_context(attempt, handler)
         started = attempt.started
         waited = started + self._backend_time_offset - delivery.due
@@ -292,7 +303,7 @@ class AttemptRunner:
         if attempt.lost:
             return None
         if type(outcome) is Succeeded:  # `decide_settlement` says the same
-            return Completed(attempt.delivery.lease, outcome.result)
+            return Completed(attempt.delivery.lease, outcome.result, attempt.keep_payload)
         if isinstance(outcome, AttemptFailed):
             outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
         settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)

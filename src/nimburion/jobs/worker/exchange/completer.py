@@ -352,7 +352,7 @@ def _reduce(settlement: Settlement) -> Settlement:
                 "the result of job %s is not kept: the connection is too slow for its %d bytes",
                 *(settlement.lease.job_id, len(settlement.result)),
             )
-            return Completed(settlement.lease)
+            return replace(settlement, result=None)
         case Retried() | Failed() if measure_size(settlement) > _REDUCED_ERROR_CHARACTERS:
             error = settlement.error
             short = replace(error, message=error.message[:_REDUCED_ERROR_CHARACTERS], traceback="")
