@@ -22,6 +22,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from nimburion.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nimburion import config, server
     from nimburion.backends import open_backend
@@ -61,8 +63,6 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from nimburion.scheduler import Scheduler
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Job",

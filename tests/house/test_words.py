@@ -22,7 +22,7 @@ OPEN_HOSTS = re.compile(
     localhost | 127\.0\.0\.1 | \[?::1\]? | 0\.0\.0\.0 | \{.* | …
     | (.+\.)?example(\.(com|org|net))? | .+\.(test|invalid|localhost)
     | docs\.python\.org | peps\.python\.org | keepachangelog\.com | semver\.org | www\.sqlite\.org
-    | github\.com
+    | github\.com | prometheus\.io | opentelemetry\.io
     """,
     re.VERBOSE,
 )

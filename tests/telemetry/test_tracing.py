@@ -19,7 +19,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from nimburion.core.errors import ConfigurationError
-from nimburion.jobs import Cancel, DuplicateJob, PermanentError, Processor, Retry, Snooze, job
+from nimburion.core.events import AttemptEnded, AttemptStarted
+from nimburion.jobs import (
+    Cancel,
+    Context,
+    DuplicateJob,
+    PermanentError,
+    Processor,
+    Retry,
+    Snooze,
+    job,
+)
 from nimburion.telemetry import tracing as names
 from nimburion.telemetry.tracing import Tracing, instrument
 from nimburion.testing import FakeClock
@@ -95,7 +105,7 @@ async def send(fault: str = "") -> str:
         case "hostile":
             raise Hostile
         case _:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
     return ""
 
 
@@ -437,6 +447,26 @@ async def test_a_middleware_that_skips_the_attempt_leaves_nothing_behind(
     await run(processor)
     assert spans.named("process") == []
     assert not tracing._observed
+
+
+async def test_an_attempt_that_lost_its_lease_says_so(
+    nimburion_processor: MakeProcessor, spans: Spans
+) -> None:
+    processor = nimburion_processor(send)
+    tracing = Tracing(spans.provider)
+
+    async def lose(ctx: Context, call_next: Any) -> None:
+        tracing.observe(AttemptStarted(ctx.job_id, ctx.name, ctx.queue, ctx.attempt, 2.5))
+        await tracing.attempt(ctx, call_next)
+        assert spans.named("process") == []  # the outcome is not decided yet
+        tracing.observe(AttemptEnded(ctx.job_id, ctx.name, ctx.queue, ctx.attempt, "lost", 0.1))
+
+    processor.use(lose)
+    await run(processor)
+    (attempt,) = spans.named("process")
+    assert read(attempt)["nimburion.job.outcome"] == "lost"
+    assert read(attempt)["error.type"] == "lease_lost"
+    assert read(attempt)["nimburion.job.wait_time"] == 2.5
 
 
 async def test_a_worker_names_its_session(spans: Spans) -> None:

@@ -30,9 +30,10 @@ class StatisticsRecorder:
         self._rows: dict[_Key, Counters] = {}
         self._changed: set[_Key] = set()
 
-    def add_source(self, counters: JobCounters) -> None:
-        """Record these counters too."""
-        self._sources.append(counters)
+    def begin(self) -> None:
+        """Begin anew under another source: forget the rows, but not what was counted in them."""
+        self._rows.clear()
+        self._changed.clear()
 
     def record(self, now: float) -> None:
         """Add what was counted since the last call to the intervals that contain `now`."""

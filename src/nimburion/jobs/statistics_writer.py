@@ -8,7 +8,6 @@ from random import Random
 from nimburion.core.backend import Consuming
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
-from nimburion.core.job_counters import JobCounters
 from nimburion.core.service import Periodic
 from nimburion.core.statistics_recorder import StatisticsRecorder
 
@@ -29,13 +28,13 @@ class StatisticsWriter(Periodic):
         backend: Consuming,
         clock: Clock,
         random: Random,
-        counters: JobCounters,
+        recorder: StatisticsRecorder,
         *,
         source: str,
     ) -> None:
         super().__init__(clock, _INTERVAL, random)
         self._backend = backend
-        self._recorder = StatisticsRecorder([counters])
+        self._recorder = recorder
         self._source = source
 
     async def tick(self) -> None:

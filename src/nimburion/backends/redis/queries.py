@@ -16,6 +16,7 @@ from nimburion.backends.redis.record_format import (
     FLAG_FINISHED,
     HISTORY_ENTRY,
     JOB_END,
+    JOB_END_REASON,
     JOB_HEAD,
     LEASE,
     LEASED,
@@ -194,7 +195,7 @@ def split_segments(job_fields: Iterable[bytes], after: bytes) -> list[tuple[byte
     ]
 
 
-_FAILED = STATE_CODES[State.FAILED].encode()
+_COMPLETED, _FAILED = (STATE_CODES[state].encode() for state in (State.COMPLETED, State.FAILED))
 _STATES = {code.encode(): state for code, state in STATES.items()}
 _decode_vitals = msgspec.json.Decoder(Vitals).decode
 _decode_pause_texts = msgspec.json.Decoder(tuple[str, str]).decode
@@ -327,10 +328,8 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
     in the lease, or in the state.
     """
     if end:
-        _, started, finished, failures, lost, session, size = JOB_END.unpack_from(end)
-        reason = (
-            None if size == NO_REASON_LENGTH else end[JOB_END.size : JOB_END.size + size].decode()
-        )
+        _, started, finished, failures, lost, session = JOB_END.unpack_from(end)
+        reason = None if code == _COMPLETED else _decode_reason(end)
         has_ended = session != NO_SESSION
         return AttemptSummary(due, failures, lost, started, finished, reason, ended=has_ended)
     if moves is None:
@@ -340,6 +339,12 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
         return AttemptSummary(due, failures, lost, started, cancel=cancel == CANCEL_REQUESTED)
     failures, lost, started, due = ATTEMPT_STATE.unpack_from(moves)
     return AttemptSummary(due, failures, lost, started)
+
+
+def _decode_reason(end: bytes) -> str | None:
+    (length,) = JOB_END_REASON.unpack_from(end, JOB_END.size)
+    at = JOB_END.size + JOB_END_REASON.size
+    return None if length == NO_REASON_LENGTH else end[at : at + length].decode()
 
 
 def _decode_session_name(packed: bytes) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.limits import check_name
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
+from nimburion.core.statistics_recorder import StatisticsRecorder
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_BEGAN, EnqueueBatcher
 from nimburion.jobs.client.lazy_jobs import LazyJobs
@@ -109,6 +110,7 @@ class Client:
         self._all_counters: list[JobCounters] = [self.counters]
         """The counters of this client and of its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
+        self._recorder = StatisticsRecorder([self.counters])
 
     def _new_handle(self) -> Client:
         """Return another client on the same backend, not open yet, for another event loop.
@@ -538,13 +540,14 @@ class Client:
             lane.enqueued += 1
 
     async def _start_statistics(self) -> None:
-        """Start to store what this client counts, on its event loop."""
+        """Start to store what this client counts, on its event loop.
+
+        The source is new each time: after a fork, two processes count.
+        """
+        self._recorder.begin()
+        source = make_session_id(self._entropy)
         self._statistics = StatisticsWriter(
-            self.backend,
-            self.clock,
-            self._random,
-            self.counters,
-            source=make_session_id(self._entropy),
+            self.backend, self.clock, self._random, self._recorder, source=source
         )
         await self._statistics.start()
 

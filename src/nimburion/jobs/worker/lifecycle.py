@@ -11,12 +11,12 @@ import platform
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from nimburion import __version__
 from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, wait_for_first
 from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
+from nimburion.core.version import __version__
 from nimburion.jobs.worker.attempt.attempt import AttemptRunner, Report
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads

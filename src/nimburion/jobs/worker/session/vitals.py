@@ -7,8 +7,8 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-from nimburion import __version__
 from nimburion.core.session import Vitals
+from nimburion.core.version import __version__
 
 
 class VitalsReader:

@@ -1,0 +1,140 @@
+"""What clients and workers count is stored in the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+
+from nimburion import job
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.events import Events
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import NewJob
+from nimburion.core.job_counters import JobCounters
+from nimburion.core.session import Session
+from nimburion.core.statistics import Statistics
+from nimburion.jobs import Processor
+from nimburion.jobs.worker.maintenance import Rescuer
+from nimburion.testing import FakeClock
+
+
+@job(name="send", queue="mail", max_retries=0)
+def send(how: str) -> None:
+    if how == "fail":
+        raise ValueError(how)
+
+
+class FailingBackend(MemoryBackend):
+    """A memory backend that refuses statistics while `down` is set."""
+
+    down = False
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        if self.down:
+            raise BackendUnavailable("it is down")
+        await super().put_statistics(source, rows)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def backend(clock: FakeClock) -> FailingBackend:
+    return FailingBackend(clock=clock)
+
+
+@pytest.fixture
+def processor(backend: FailingBackend, clock: FakeClock) -> Processor:
+    processor = Processor(backend, clock=clock)
+    processor.register(send)
+    return processor
+
+
+async def read(backend: MemoryBackend, step: int = 3600) -> list[Statistics]:
+    now = await backend.now()
+    return await backend.statistics(now - 10 * step, now + step, step)
+
+
+async def test_closing_stores_what_was_counted(
+    processor: Processor, backend: FailingBackend
+) -> None:
+    async with processor:
+        for how in ("ok", "ok", "fail"):
+            await processor.enqueue(send.job(how))
+        await processor.drain()
+    (row,) = await read(backend)
+    assert (row.queue, row.name) == ("mail", "send")
+    counters = row.counters
+    assert (counters.enqueued, counters.started, counters.completed) == (3, 3, 2)
+    assert (counters.failed, counters.retried) == (1, 0)
+    assert (counters.wait.count, counters.run.count) == (3, 3)
+
+
+async def test_several_openings_add_up(processor: Processor, backend: FailingBackend) -> None:
+    for _ in range(2):
+        async with processor:
+            await processor.enqueue(send.job("ok"))
+    (row,) = await read(backend)
+    assert row.counters.enqueued == 2
+
+
+async def test_what_could_not_be_stored_is_stored_later(
+    processor: Processor, backend: FailingBackend
+) -> None:
+    async with processor:
+        backend.down = True
+        await processor.enqueue(send.job("ok"))
+        writer = processor._statistics
+        assert writer is not None
+        with pytest.raises(BackendUnavailable):
+            await writer.tick()
+        backend.down = False
+        await processor.enqueue(send.job("ok"))
+    (row,) = await read(backend)
+    assert row.counters.enqueued == 2
+
+
+async def test_a_client_closes_though_the_backend_does_not_answer(
+    processor: Processor, backend: FailingBackend
+) -> None:
+    async with processor:
+        await processor.enqueue(send.job("ok"))
+        backend.down = True
+    assert await read(backend) == []
+
+
+async def test_a_client_that_counts_nothing_stores_nothing(
+    processor: Processor, backend: FailingBackend
+) -> None:
+    async with processor:
+        await processor.pending_count()
+        assert processor._statistics is None
+    assert await read(backend) == []
+
+
+async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    await backend.enqueue([NewJob("a", "send", "mail", b"{}"), NewJob("b", "send", "mail", b"{}")])
+    await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
+    await backend.exchange("0" * 32, 1, [], ReserveRequest(2, (Lane("mail", "send"),)))
+    clock.advance(31.0)
+    counters = JobCounters()
+    rescuer = Rescuer(
+        backend,
+        clock,
+        Random(1),
+        Events(),
+        counters,
+        ttl=30.0,
+        max_lost=3,
+        no_rescue_before=lambda: 0.0,
+    )
+    await rescuer.tick()
+    (lane,) = counters.list_lanes()
+    assert (lane.queue, lane.name, lane.rescued) == ("mail", "send", 2)
