@@ -328,19 +328,23 @@ async def test_statistics_expire(
     assert STEPS[60] - 60 <= left <= STEPS[60] + 60
 
 
-async def test_more_holders_than_one_range_of_leases(
+async def test_holders_are_found_among_more_leases_than_one_script_looks_at(
     harness: Harness, backend: CountingBackend
 ) -> None:
-    await harness.add(*(f"other-{n:04}" for n in range(1_100)), name="other")
-    first = await harness.worker(names=("other",))
-    for _ in range(3):
-        await first.take(500)
+    await enqueue_many(harness, 30, queue="red")
+    limited = await harness.worker(queues=("red",), limits={"mail": 3_000})
+    await limited.take(5)
     harness.clock.advance(1.0)
-    await harness.add("limited")
-    second = await harness.worker(limits={"mail": 1})
-    await second.take_one()
+    await enqueue_many(harness, 2_200)
+    other = await harness.worker(limits={"mail": 3_000})
+    while await other.take(500):
+        harness.clock.advance(1.0)
+    await (await harness.worker(queues=("red",), limits={"mail": 3_000})).take(25)
     (limit,) = await backend.limits()
-    assert [holder.job_id for holder in limit.holders] == ["limited"]
+    assert (limit.in_use, len(limit.holders)) == (2_230, 20)
+    assert [holder.session for holder in limit.holders[:5]] == [limited.id] * 5
+    assert backend.ran["limits"] == 2
+    assert (await backend.explain(limit.holders[0].job_id)).limit == limit
 
 
 async def test_a_delete_goes_on_past_what_it_leaves(
