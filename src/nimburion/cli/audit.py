@@ -6,8 +6,9 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, format_time, print_result, print_table
+from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.core.audit import AuditPage
+from nimburion.core.escaping import escape_controls
 
 
 @click.command()

@@ -24,8 +24,9 @@ from nimburion.cli.filters import (
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import audited
-from nimburion.cli.output import escape_controls, format_time, print_result, print_table
+from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.cli.records import draw_whole_record, record_to_data
+from nimburion.core.escaping import escape_controls
 from nimburion.core.job import JobRecord, Reason, State
 
 if TYPE_CHECKING:

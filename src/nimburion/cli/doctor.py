@@ -12,9 +12,10 @@ import msgspec
 from nimburion.cli.exit_codes import FAILED, BackendNotUsable
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation, require_existing_file
-from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.output import print_result
 from nimburion.core.checks import CheckResult, find_worst, make_failed_check
 from nimburion.core.errors import NimburionError
+from nimburion.core.escaping import escape_controls
 from nimburion.core.unserved import check_workers
 
 if TYPE_CHECKING:

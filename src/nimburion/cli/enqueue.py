@@ -10,9 +10,10 @@ import click
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.output import print_result
 from nimburion.cli.parameters import parse_duration, parse_moment
 from nimburion.cli.parameters import parse_priority as priority_word
+from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend

@@ -23,9 +23,10 @@ from nimburion.cli.filters import (
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import get_job
 from nimburion.cli.operators import audited
-from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.output import print_result
 from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
 from nimburion.core.errors import JobNotFound
+from nimburion.core.escaping import escape_controls
 from nimburion.core.job import FINISHED, State
 
 if TYPE_CHECKING:

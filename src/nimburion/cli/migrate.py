@@ -8,7 +8,8 @@ import click
 
 from nimburion.cli.exit_codes import FAILED, BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, print_result
+from nimburion.cli.output import print_result
+from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend

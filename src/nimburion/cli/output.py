@@ -13,8 +13,7 @@ from datetime import datetime
 import click
 
 from nimburion.cli.invocation import current_invocation
-from nimburion.core.escaping import escape_controls as escape_controls  # noqa: PLC0414 (exported)
-from nimburion.core.escaping import escape_lines as escape_lines  # noqa: PLC0414 (exported)
+from nimburion.core.escaping import escape_controls
 from nimburion.core.shortening import shorten
 
 _MAX_CELL_WIDTH = 60

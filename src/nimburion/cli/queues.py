@@ -9,14 +9,9 @@ import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import audited, find_operator
-from nimburion.cli.output import (
-    escape_controls,
-    format_duration,
-    format_time,
-    print_result,
-    print_table,
-)
+from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
+from nimburion.core.escaping import escape_controls
 from nimburion.core.limits import check_name
 from nimburion.core.queries import QueueInfo
 from nimburion.core.unserved import Unserved, find_unserved

@@ -8,14 +8,8 @@ import json
 import click
 import msgspec
 
-from nimburion.cli.output import (
-    escape_controls,
-    escape_lines,
-    format_duration,
-    format_time,
-    print_fields,
-    print_table,
-)
+from nimburion.cli.output import format_duration, format_time, print_fields, print_table
+from nimburion.core.escaping import escape_controls, escape_lines
 from nimburion.core.job import JobRecord
 
 

@@ -13,15 +13,10 @@ import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import audited
-from nimburion.cli.output import (
-    escape_controls,
-    format_time,
-    print_fields,
-    print_result,
-    print_table,
-)
+from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.parameters import parse_priority as priority_word
+from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend

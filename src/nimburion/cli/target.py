@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nimburion.cli.exit_codes import BadInput, CommandFailed
-from nimburion.cli.output import escape_lines
+from nimburion.core.escaping import escape_lines
 from nimburion.core.redaction import redact_url
 from nimburion.core.suggestions import find_nearest
 

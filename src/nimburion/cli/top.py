@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.output import escape_controls, format_duration, format_table, print_result
+from nimburion.cli.output import format_duration, format_table, print_result
 from nimburion.cli.workers import describe_slots, describe_state
+from nimburion.core.escaping import escape_controls
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics

@@ -9,7 +9,8 @@ import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import resolve_job_id
-from nimburion.cli.output import escape_controls, print_fields, print_result
+from nimburion.cli.output import print_fields, print_result
+from nimburion.core.escaping import escape_controls
 from nimburion.core.explanations import Cause, Facts, find_causes
 
 if TYPE_CHECKING:

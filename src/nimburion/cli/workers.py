@@ -10,13 +10,8 @@ import msgspec
 from nimburion.cli.exit_codes import BadInput, NotFound
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import audited
-from nimburion.cli.output import (
-    escape_controls,
-    format_bytes,
-    format_duration,
-    print_result,
-    print_table,
-)
+from nimburion.cli.output import format_bytes, format_duration, print_result, print_table
+from nimburion.core.escaping import escape_controls
 from nimburion.core.session import SessionInfo, WorkerCommand
 
 if TYPE_CHECKING:

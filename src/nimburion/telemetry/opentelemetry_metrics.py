@@ -27,6 +27,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Observation, get_m
 from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events
 from nimburion.core.job_counters import OTHER
 from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS
+from nimburion.core.version import __version__
 from nimburion.telemetry.families import Family, Kind
 from nimburion.telemetry.registry import MetricsRegistry
 
@@ -187,7 +188,7 @@ def export_metrics(
         meter_provider: where the instruments are created; None: the global provider.
         events: the events of the processor, for histograms of the wait and run times.
     """
-    meter = get_meter("nimburion", meter_provider=meter_provider)
+    meter = get_meter("nimburion", __version__, meter_provider)
     if events is None:
         return OpenTelemetryMetrics(metrics, meter, recorded=frozenset())
     events.subscribe(AttemptHistograms(meter).record, kinds=(AttemptStarted, AttemptEnded))

@@ -35,6 +35,7 @@ from nimburion.core.durations import to_seconds
 from nimburion.core.errors import Cancel, ConfigurationError, Retry, Snooze
 from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events, SessionOpened
 from nimburion.core.shortening import shorten
+from nimburion.core.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -284,7 +285,7 @@ class Tracing:
         if span_name not in {"queue", "job"}:
             raise ConfigurationError(f"span_name must be 'queue' or 'job', not {span_name!r}")
         self._tracer = trace.get_tracer(
-            "nimburion", tracer_provider=tracer_provider, schema_url=SCHEMA_URL
+            "nimburion", __version__, tracer_provider, schema_url=SCHEMA_URL
         )
         self._names_by_job = span_name == "job"
         self._creation_as_parent = creation_as_parent

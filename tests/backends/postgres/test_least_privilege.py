@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.job import State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.session import WorkerCommand
+from nimburion.core.statistics import Counters, Statistics
 from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import Harness
@@ -71,10 +74,22 @@ async def test_it_looks_after_them(backend: Backend) -> None:
     assert len((await backend.list_jobs()).jobs) == 3
     assert await backend.queues() != []
     assert len(await backend.sessions()) == 1
+    assert await backend.send_command(worker.id, WorkerCommand.QUIET)
+    assert await backend.limits() == []
+    assert (await backend.explain("a")).job.id == "a"
+    assert (await backend.group_failures()).groups == []
     await backend.prune(Retention(completed=0, failed=0, results=0), 100)
     await backend.replay(FAILED, 10)
     await backend.delete(FAILED, 10)
     await backend.close_session(worker.id)
+
+
+async def test_it_keeps_statistics_and_audit_records(backend: Backend) -> None:
+    row = Statistics(step=60, start=60, queue="q", name="n", counters=Counters(started=1))
+    await backend.put_statistics("source", [row])
+    assert await backend.statistics(0.0, 120.0, 60) == [row]
+    await backend.put_audit(AuditRecord(id="a", action="queue.pause"))
+    assert len((await backend.list_audit()).records) == 1
 
 
 async def test_it_keeps_schedules(backend: Backend) -> None:

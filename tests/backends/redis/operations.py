@@ -186,7 +186,7 @@ async def check_readings(environment: Environment) -> None:
         start = int(now) // step * step
         row = Statistics(step=step, start=start, queue="read", name="read", counters=Counters())
         await backend.put_statistics(worker.id, [row])
-        assert await backend.statistics(start, start + 1, step) == [row]
+        assert await backend.statistics(start, start + 1, step, queue="read") == [row]
     assert (await backend.list_jobs(JobFilter(min_failures=1, created_to=now))).examined
     assert (await backend.group_failures()).groups
     await backend.close_session(worker.id)

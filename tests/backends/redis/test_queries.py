@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from nimburion.backends.redis.backend import RedisBackend
 from nimburion.backends.redis.connection.command_connection import CommandPart
@@ -18,6 +19,7 @@ from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Cancelled, Completed, Failed
+from nimburion.core.statistics import STEPS, Counters, Statistics
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
@@ -36,9 +38,11 @@ class CountingBackend(RedisBackend):
         super().__init__(url, clock=clock)
         self.ran: Counter[str] = Counter()
 
-    async def _run_script(self, name: str, *arguments: CommandPart) -> Any:
+    async def _run_script(
+        self, name: str, *arguments: CommandPart, more_keys: Sequence[bytes] = ()
+    ) -> Any:
         self.ran[name] += 1
-        return await super()._run_script(name, *arguments)
+        return await super()._run_script(name, *arguments, more_keys=more_keys)
 
 
 @pytest.fixture
@@ -171,6 +175,176 @@ async def test_a_page_of_large_payloads_takes_several_answers(
     assert [job.payload for job in page.jobs] == [job.payload for job in reversed(jobs)]
     assert page.next is None
     assert backend.ran["list"] == 3
+
+
+@pytest.mark.parametrize(("budget", "examined"), [(500, 500), (999, 999), (1_300, 1_300)])
+async def test_a_search_stops_at_its_budget_between_scripts(
+    harness: Harness, backend: CountingBackend, budget: int, examined: int
+) -> None:
+    ids = await enqueue_many(harness, 1_300)
+    nobodys = JobFilter(tenant="nobody")
+    page = await backend.list_jobs(nobodys, budget=budget)
+    assert (page.jobs, page.examined) == ([], examined)
+    assert (page.next is None) == (budget == len(ids))
+    if page.next is not None:
+        rest = await backend.list_jobs(nobodys, after=page.next)
+        assert (rest.examined, rest.next) == (len(ids) - budget, None)
+
+
+async def test_a_search_passes_a_bounded_number_of_deleted_jobs(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    """One job is left of each 500: no run of deleted jobs can be skipped."""
+    kept = []
+    for _ in range(12):
+        kept += await enqueue_many(harness, 1, queue="kept")
+        await enqueue_many(harness, 499)
+    worker = await harness.worker(queues=("default",))
+    while taken := await worker.take(500):
+        await worker.settle(*(Completed(one.lease) for one in taken))
+    harness.clock.advance(1.0)
+    await backend.prune(NOTHING_KEPT, 6_000)
+    found, after, pages = [], None, 0
+    while True:
+        page = await backend.list_jobs(after=after, budget=100)
+        found += [job.id for job in page.jobs]
+        pages += 1
+        if (after := page.next) is None:
+            break
+    assert found == kept[::-1]
+    assert pages > 1
+    assert await list_ids(backend) == kept[::-1]
+
+
+async def test_dead_letters_of_more_than_one_script_are_grouped(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    await enqueue_many(harness, 1_000)
+    await finish_many(harness, 1_000, fails=True)
+    for budget in (500, 1_000):
+        found = await backend.group_failures(budget=budget)
+        assert [group.count for group in found.groups] == [budget]
+        assert (found.examined, found.complete) == (budget, budget == 1_000)
+        assert (found.groups[0].type, found.groups[0].message) == (OOPS.type, OOPS.message)
+
+
+async def test_the_session_of_an_old_job_is_forgotten_but_not_that_an_attempt_ended_it(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    completed, failed = await harness.add("completed", "failed")
+    worker = await harness.worker()
+    one, other = await worker.take(2)
+    error = replace(OOPS, session=worker.id, host="here")
+    await worker.settle(Completed(one.lease), Failed(other.lease, "permanent", error))
+    await worker.close()
+    harness.clock.advance(90_000.0)
+    await backend.prune(Retention(completed=None), 100)
+    record = await backend.get(completed)
+    assert (record.ended_by, record.host) == ("", "")
+    assert [attempt.outcome for attempt in record.attempts] == ["completed"]
+    record = await backend.get(failed)
+    assert record.ended_by == worker.id
+    assert record.attempts[0].host == "here"
+
+
+async def test_a_fingerprint_that_is_too_long_is_refused(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    (job_id,) = await harness.add()
+    worker = await harness.worker()
+    lease = (await worker.take_one()).lease
+    error = replace(OOPS, fingerprint="f" * 256)
+    with pytest.raises(Unstorable, match="fingerprint"):
+        await backend.exchange(worker.id, 2, [Failed(lease, "permanent", error)], worker.want(0))
+    await worker.settle(Failed(lease, "permanent", replace(OOPS, fingerprint="f" * 255)))
+    assert await list_ids(backend, JobFilter(fingerprint="f" * 255)) == [job_id]
+
+
+async def test_a_pause_that_ended_is_pruned(
+    harness: Harness, backend: CountingBackend, redis_server: RunningRedis
+) -> None:
+    await backend.pause("red", paused=True, until=harness.clock.now() + 5.0)
+    await backend.pause("blue", paused=True)
+    harness.clock.advance(5.0)
+    await backend.prune(NOTHING_KEPT, 1)
+    assert redis_server.ask("HKEYS", "{nimburion}:paused_queue") == [b"blue"]
+    with pytest.raises(Unstorable):
+        await backend.pause("red", paused=True, until=float("inf"))
+
+
+async def test_many_statistics_take_several_scripts(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    start = int(harness.clock.now()) // 60 * 60
+    rows = [
+        Statistics(
+            step=60,
+            start=start - 60 * (n % 170),
+            queue="default",
+            name=f"name-{n // 170}",
+            counters=Counters(started=n + 1),
+        )
+        for n in range(1_020)
+    ]
+    for source in ("one", "two"):
+        await backend.put_statistics(source, rows)
+    assert backend.ran["put_statistics"] == 6
+    found = await backend.statistics(start - 200 * 60, start + 1, 60)
+    assert backend.ran["statistics"] == 3
+    assert [row.start for row in found] == sorted(row.start for row in rows)
+    assert sum(row.counters.started for row in found) == 2 * sum(range(1, 1_021))
+    (one,) = await backend.statistics(start, start + 60, 60, name="name-3")
+    assert one.counters.started == 2 * (3 * 170 + 1)
+    assert await backend.statistics(start, start + 60, 60, queue="\ud800") == []
+
+
+async def test_statistics_of_large_replies_are_complete(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    start = int(harness.clock.now()) // 60 * 60
+    rows = [
+        Statistics(step=60, start=start - 60 * n, queue="q" * 128, name="n", counters=Counters())
+        for n in range(100)
+    ]
+    for source in range(400):
+        await backend.put_statistics(f"{source:0100}", rows)
+    backend.ran.clear()
+    assert len(await backend.statistics(start - 6_000, start + 60, 60)) == 100
+    assert backend.ran["statistics"] > 1
+
+
+async def test_statistics_expire(
+    harness: Harness, backend: CountingBackend, redis_server: RunningRedis
+) -> None:
+    start = int(harness.clock.now()) // 60 * 60
+    rows = [
+        Statistics(step=60, start=at, queue="a", name="b", counters=Counters(started=1))
+        for at in (start, start - 86_400)
+    ]
+    await backend.put_statistics("one", rows)
+    (key,) = [key for key in list_keys(redis_server) if key.startswith("statistics")]
+    assert key == f"statistics:60:{start}"
+    left = redis_server.ask("TTL", f"{{nimburion}}:{key}")
+    assert STEPS[60] - 60 <= left <= STEPS[60] + 60
+
+
+async def test_holders_are_found_among_more_leases_than_one_script_looks_at(
+    harness: Harness, backend: CountingBackend
+) -> None:
+    await enqueue_many(harness, 30, queue="red")
+    limited = await harness.worker(queues=("red",), limits={"mail": 3_000})
+    await limited.take(5)
+    harness.clock.advance(1.0)
+    await enqueue_many(harness, 2_200)
+    other = await harness.worker(limits={"mail": 3_000})
+    while await other.take(500):
+        harness.clock.advance(1.0)
+    await (await harness.worker(queues=("red",), limits={"mail": 3_000})).take(25)
+    (limit,) = await backend.limits()
+    assert (limit.in_use, len(limit.holders)) == (2_230, 20)
+    assert [holder.session for holder in limit.holders[:5]] == [limited.id] * 5
+    assert backend.ran["limits"] == 2
+    assert (await backend.explain(limit.holders[0].job_id)).limit == limit
 
 
 async def test_a_delete_goes_on_past_what_it_leaves(

@@ -550,8 +550,13 @@ class RedisBackend:
         return queries.decode_facts(reply, job_id)
 
     async def limits(self) -> list[LimitInfo]:
-        """See `Backend.limits`. It checks up to 10,000 leases to find the holders."""
-        return queries.decode_limits(await self._run_script("limits"))
+        """See `Backend.limits`. Each script looks for holders among 2,000 leases."""
+        replies: list[list[Any]] = []
+        following: int | None = 0
+        while following is not None:
+            following, rows = await self._run_script("limits", following)
+            replies.append(rows)
+        return queries.decode_limits(replies)
 
     async def statistics(
         self,

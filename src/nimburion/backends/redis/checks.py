@@ -108,8 +108,8 @@ def _check_eviction(server: RedisServerInfo) -> CheckResult:
             "eviction", "good", "none: a full server refuses writes, and loses nothing"
         )
     text = (
-        f"{server.eviction_policy}: evicts only keys with an expiry, and no key of nimburion has "
-        "one"
+        f"{server.eviction_policy}: evicts only keys with an expiry; of nimburion's keys, only the "
+        "statistics have one"
     )
     return CheckResult("eviction", "good", text)
 

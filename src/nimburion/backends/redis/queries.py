@@ -16,6 +16,7 @@ from nimburion.backends.redis.record_format import (
     FLAG_FINISHED,
     HISTORY_ENTRY,
     JOB_END,
+    JOB_END_REASON,
     JOB_HEAD,
     LEASE,
     LEASED,
@@ -34,7 +35,14 @@ from nimburion.core.explanations import Facts
 from nimburion.core.failure_groups import FailureGroup, group_failures
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.session import LimitHolder, LimitInfo, Session, SessionInfo, Vitals
+from nimburion.core.session import (
+    MAX_HOLDERS,
+    LimitHolder,
+    LimitInfo,
+    Session,
+    SessionInfo,
+    Vitals,
+)
 
 SCAN_STEP = 500
 """The number of jobs that one script checks."""
@@ -194,7 +202,7 @@ def split_segments(job_fields: Iterable[bytes], after: bytes) -> list[tuple[byte
     ]
 
 
-_FAILED = STATE_CODES[State.FAILED].encode()
+_COMPLETED, _FAILED = (STATE_CODES[state].encode() for state in (State.COMPLETED, State.FAILED))
 _STATES = {code.encode(): state for code, state in STATES.items()}
 _decode_vitals = msgspec.json.Decoder(Vitals).decode
 _decode_pause_texts = msgspec.json.Decoder(tuple[str, str]).decode
@@ -327,10 +335,8 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
     in the lease, or in the state.
     """
     if end:
-        _, started, finished, failures, lost, session, size = JOB_END.unpack_from(end)
-        reason = (
-            None if size == NO_REASON_LENGTH else end[JOB_END.size : JOB_END.size + size].decode()
-        )
+        _, started, finished, failures, lost, session = JOB_END.unpack_from(end)
+        reason = None if code == _COMPLETED else _decode_reason(end)
         has_ended = session != NO_SESSION
         return AttemptSummary(due, failures, lost, started, finished, reason, ended=has_ended)
     if moves is None:
@@ -340,6 +346,12 @@ def _decode_attempts(code: bytes, end: bytes, moves: bytes | None, due: int) -> 
         return AttemptSummary(due, failures, lost, started, cancel=cancel == CANCEL_REQUESTED)
     failures, lost, started, due = ATTEMPT_STATE.unpack_from(moves)
     return AttemptSummary(due, failures, lost, started)
+
+
+def _decode_reason(end: bytes) -> str | None:
+    (length,) = JOB_END_REASON.unpack_from(end, JOB_END.size)
+    at = JOB_END.size + JOB_END_REASON.size
+    return None if length == NO_REASON_LENGTH else end[at : at + length].decode()
 
 
 def _decode_session_name(packed: bytes) -> tuple[str, str]:
@@ -444,21 +456,27 @@ def decode_pause(packed: bytes) -> Pause:
     return Pause(by=by, reason=reason, since=decode_time(since), until=end)
 
 
-def decode_limits(reply: list[Any]) -> list[LimitInfo]:
-    """Decode the reply of `limits.lua`, sorted by name."""
-    limits = [
+def decode_limits(replies: Sequence[list[Any]]) -> list[LimitInfo]:
+    """Combine the rows of several runs of `limits.lua`, sorted by name."""
+    limits: dict[str, tuple[int, int]] = {}
+    holders: dict[str, dict[str, LimitHolder]] = {}
+    for name, limit, in_use, found in (row for rows in replies for row in _split_rows(rows, 4)):
+        limits[name.decode()] = int(limit), int(in_use)
+        by_id = holders.setdefault(name.decode(), {})
+        for row in _split_rows(found, 3):
+            holder = _decode_holder(*row)
+            by_id[holder.job_id] = holder
+    return [
         LimitInfo(
-            name=name.decode(),
-            limit=int(limit),
-            in_use=int(in_use),
+            name=name,
+            limit=limits[name][0],
+            in_use=limits[name][1],
             holders=sorted(
-                (_decode_holder(*row) for row in _split_rows(holders, 3)),
-                key=lambda holder: (holder.started_at, holder.job_id),
-            ),
+                holders[name].values(), key=lambda holder: (holder.started_at, holder.job_id)
+            )[:MAX_HOLDERS],
         )
-        for name, limit, in_use, holders in _split_rows(reply, 4)
+        for name in sorted(limits)
     ]
-    return sorted(limits, key=lambda limit: limit.name)
 
 
 def _decode_holder(started: bytes, job_id: bytes, session: bytes | None) -> LimitHolder:
@@ -481,7 +499,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
         now=decode_time(int.from_bytes(now, "big")),
         job=_decode_job(details, decode_lane_names(names)),
         pause=None if pause is None else decode_pause(pause),
-        limit=next(iter(decode_limits(limit)), None),
+        limit=next(iter(decode_limits([limit])), None),
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )

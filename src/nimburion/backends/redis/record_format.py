@@ -69,8 +69,10 @@ NEW_JOB_HEAD = struct.Struct(">BB16sB")
 """flags, priority, digest, length of the id that follows."""
 JOB_HEAD = struct.Struct(">IQQBB16xB")
 """lane, created, due, flags, priority, length of the id that follows."""
-JOB_END = struct.Struct(">cQQIH4x20x4sH")
-"""code, started, finished, failures, lost, session, length of the reason that follows."""
+JOB_END = struct.Struct(">cQQIH20x4s")
+"""code, started, finished, failures, lost, session; more follows unless the job is completed."""
+JOB_END_REASON = struct.Struct(">4xH")
+"""length of the reason that follows."""
 ATTEMPT_STATE = struct.Struct(">IH4xQQ20x")
 """failures, lost, started, due."""
 LEASE = struct.Struct(">4x4x16x8xQcIH2x4x1xQ8x")

@@ -93,7 +93,7 @@ def find_matching(
 def parse_position(after: str | None) -> int:
     """Return the number before which a page begins; above every number for the first page."""
     number = parse_cursor(after)
-    return _MAX_INTEGER if number is None else min(number, _MAX_INTEGER)
+    return _MAX_INTEGER if number is None else number
 
 
 def choose_source(

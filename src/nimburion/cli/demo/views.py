@@ -17,7 +17,8 @@ import click
 import msgspec
 
 from nimburion.cli.demo.snapshot import EMPTY, Snapshot, Totals, count_totals
-from nimburion.cli.output import escape_controls, print_table, write_json
+from nimburion.cli.output import print_table, write_json
+from nimburion.core.escaping import escape_controls
 from nimburion.core.job import State
 
 if TYPE_CHECKING:

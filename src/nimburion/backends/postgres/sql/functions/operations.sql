@@ -95,7 +95,7 @@ DECLARE
 BEGIN
     FOR dead_job IN
         SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
-            CAST(CAST(j.options AS json) ->> 'unique_for' AS float8) AS span
+            CAST({schema}.get_option_1(j.options, 'unique_for') AS float8) AS span
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
         WHERE d.seq < p_after AND (p_states IS NULL OR strpos(p_states, 'F') > 0)
             AND (p_ids IS NULL OR j.id = ANY (p_ids))

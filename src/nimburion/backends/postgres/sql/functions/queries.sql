@@ -141,9 +141,10 @@ BEGIN
                 AND (p_finished_to IS NULL OR one.finished_at < p_finished_to)
                 AND (p_fingerprint IS NULL OR one.fingerprint = p_fingerprint)
                 AND (p_min_failures IS NULL OR one.failures >= p_min_failures)
-                AND (p_tenant IS NULL OR CAST(CAST(one.options AS json) -> 'tenant' AS text) = p_tenant)
-                AND (p_correlation_id IS NULL
-                    OR CAST(CAST(one.options AS json) -> 'correlation_id' AS text) = p_correlation_id);
+                AND (p_tenant IS NULL
+                    OR strpos(one.options, p_tenant) > 0 AND {schema}.get_option_1(one.options, 'tenant') = p_tenant)
+                AND (p_correlation_id IS NULL OR strpos(one.options, p_correlation_id) > 0
+                    AND {schema}.get_option_1(one.options, 'correlation_id') = p_correlation_id);
             IF number >= p_budget OR (matched AND selected >= p_limit) THEN
                 has_more := true;
                 EXIT ranges;
@@ -180,6 +181,16 @@ BEGIN
     examined := number;
     RETURN NEXT;
 END $$;
+
+-- name: get_option
+-- Read one option of a job. None of the options that are read this way contains a NUL.
+-- Inputs: the options as JSON (NULL: all have their default); the name of the option
+-- Result: its value as JSON; NULL: it has its default
+-- The server's JSON operators fail on a NUL, which a header may contain. It is replaced first.
+CREATE OR REPLACE FUNCTION {schema}.get_option_1(p_options text, p_name text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CAST(CAST(replace(p_options, '\u0000', '\u0001') AS json) -> p_name AS text)
+$$;
 
 -- name: group_failures
 -- Group the dead letters that match a filter by their fingerprints, largest group first.
@@ -360,7 +371,7 @@ LANGUAGE sql STABLE AS $$
     SELECT p.since, p.ends_at, p.paused_by, p.reason, g.maximum, g.in_use, g.ids, g.sessions, g.hosts, g.started_at,
         (
             SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0
-                AND u.key = CAST(CAST(p_options AS json) -> 'unique_key' AS jsonb) #>> '{}'
+                AND u.key = CAST({schema}.get_option_1(p_options, 'unique_key') AS jsonb) #>> '{}'
                 AND (u.valid_until IS NULL OR u.valid_until > p_now)
         ), s.*
     FROM (

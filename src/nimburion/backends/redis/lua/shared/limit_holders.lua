@@ -1,10 +1,10 @@
 -- Shared part of limits and explain: the jobs that count against concurrency limits.
 -- Keys: session_leases lease job limit_in_use
--- Provides: describe_limits({job name: limit}) -> four values per limit: name, limit, jobs in use, {start 8, id, session (see
---   session_names.lua), ...} of the 20 jobs that have counted longest, in no order
--- Cost: O(leases), as far as all holders are found, and at most 10,000 leases: about 10 ms. With more leases, some holders may be
---   missing; the number in use is exact.
-local MAX_HOLDERS, MAX_LEASES = 20, 10000
+-- Provides: describe_limits({job name: limit}, first) -> four values per limit: name, limit, jobs in use, {start 8, id, session (see
+--   session_names.lua), ...} of the 20 jobs that have counted longest; and the rank to continue from, or nil. `first` is the rank, in
+--   `session_leases`, of the first lease to look at.
+-- Cost: O(leases), as far as all holders are found, and at most 2,000 leases: about 3 ms.
+local MAX_HOLDERS, MAX_LEASES = 20, 2000
 
 local function is_older(one, other)
   if one.started ~= other.started then
@@ -13,13 +13,13 @@ local function is_older(one, other)
   return one.field < other.field
 end
 
--- Return the leases of each of these names. `missing` is their number.
-local function find_leases(limits, missing)
-  local found = {}
+-- Return the leases of each of these names, and the rank to continue from, or nil. `missing` is their number.
+local function find_leases(limits, missing, start)
+  local found, following = {}, start + MAX_LEASES
   for name in pairs(limits) do
     found[name] = {}
   end
-  for first = 0, MAX_LEASES - 1, 500 do
+  for first = start, start + MAX_LEASES - 1, 500 do
     local members, fields = missing > 0 and redis.call('ZRANGE', session_leases_key, first, first + 499) or {}, {}
     for i, member in ipairs(members) do
       fields[i] = sub(member, 5)
@@ -33,19 +33,21 @@ local function find_leases(limits, missing)
       end
     end
     if #members < 500 then
+      following = nil
       break
     end
   end
-  return found
+  return found, following
 end
 
-local function describe_limits(limits)
+local function describe_limits(limits, first)
   local rows, counts, total = {}, {}, 0
   for name in pairs(limits) do
     counts[name] = redis.call('HGET', limit_in_use_key, name) or '0'
     total = total + tonumber(counts[name])
   end
-  for name, holders in pairs(find_leases(limits, total)) do
+  local found, following = find_leases(limits, total, first)
+  for name, holders in pairs(found) do
     table.sort(holders, is_older)
     local described = {}
     for i = 1, math.min(#holders, MAX_HOLDERS) do
@@ -56,5 +58,5 @@ local function describe_limits(limits)
     push_pair(rows, name, limits[name])
     push_pair(rows, counts[name], described)
   end
-  return rows
+  return rows, following
 end

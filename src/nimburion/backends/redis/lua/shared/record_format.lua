@@ -10,9 +10,9 @@
 --                   The head ends here. A job without FLAG_FINISHED continues with its payload.
 --                   With FLAG_LARGE_PAYLOAD it has the length of the payload 4 instead; the payload is in the hash payload.
 --                   With FLAG_FINISHED it continues with:
---                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | fence 4 | settled 20 | session 4 (zeros: no attempt ended it)
---                   | reason 2 + n (all ones: none)
---                   | fingerprint of the error 1 + n | the payload, or its length; both only of a failed job
+--                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | settled 20 | session 4 (zeros: no attempt ended it)
+--                   | fence 4 | reason 2 + n (all ones: none); both unless it is completed
+--                   | fingerprint of the error 1 + n | the payload, or its length; both only if it failed
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
@@ -101,14 +101,17 @@ local function find_head_end(body)
   return offset - 1
 end
 
--- Return what a finished job has after its head. `reason` may be nil, `fingerprint` is nil unless the job failed; `rest` is the
--- offset of what follows.
+-- Return what a finished job has after its head. `fence4` is nil if the job is completed, `fingerprint` unless it
+-- failed, and `reason` may be nil; `rest` is the offset of what follows.
 local function read_job_end(body)
-  local code, started8, finished8, counts, fence4, settled, session4, length, rest
-    = unpack_struct('>c1c8c8c6c4c20c4I2', body, find_head_end(body) + 1)
-  local reason, fingerprint
-  if length ~= NO_REASON_LENGTH then
-    reason, rest = sub(body, rest, rest + length - 1), rest + length
+  local code, started8, finished8, counts, settled, session4, rest
+    = unpack_struct('>c1c8c8c6c20c4', body, find_head_end(body) + 1)
+  local fence4, reason, fingerprint, length
+  if code ~= COMPLETED then
+    fence4, length, rest = unpack_struct('>c4I2', body, rest)
+    if length ~= NO_REASON_LENGTH then
+      reason, rest = sub(body, rest, rest + length - 1), rest + length
+    end
   end
   if code == FAILED then
     length = byte(body, rest)
@@ -124,8 +127,9 @@ end
 local function make_finished_job(body, code, attempts, reason, rest)
   return sub(body, 1, JOB_CREATED_END) .. attempts.due8
     .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED) .. sub(body, JOB_PRIORITY, find_head_end(body))
-    .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.fence4 .. attempts.settled
-    .. (attempts.session4 or NO_SESSION) .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON) .. rest
+    .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.settled .. (attempts.session4 or NO_SESSION)
+    .. (code == COMPLETED and ''
+      or attempts.fence4 .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON) .. rest)
 end
 
 -- Return the payload of a job, or its length if it is large; '' if the job has none any more.

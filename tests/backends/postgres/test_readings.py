@@ -1,0 +1,164 @@
+"""What operators read: complete within a budget, without locks, and as long as it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.job import JobOptions, State
+from nimburion.core.operations import Retention
+from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.settlement import Completed, Failed
+from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import OOPS, Harness, ids, soon
+from tests.servers.server_kinds import RunningPostgres
+
+DAY = 86_400.0
+JOBS = 2_500
+"""More than the first range of seqs that a search reads."""
+EVERY_TENTH = JobFilter(tenant="tenth")
+FINISHED = frozenset({State.COMPLETED, State.CANCELLED})
+
+
+@pytest.fixture
+async def harness(postgres_server: RunningPostgres) -> AsyncIterator[Harness]:
+    clock = FakeClock()
+    backend = PostgresBackend(postgres_server.url, clock=clock)
+    await backend.open()
+    yield Harness(clock, [backend])
+    await backend.close()
+
+
+async def fill(harness: Harness) -> list[str]:
+    """Complete the older half of many jobs; return the ids of every tenth job, newest first."""
+    tenth = JobOptions(tenant="tenth")
+    jobs = [
+        harness.job(f"{n:05}", options=tenth if n % 10 == 0 else JobOptions()) for n in range(JOBS)
+    ]
+    await harness.enqueue(*jobs)
+    worker = await harness.worker()
+    deliveries = await worker.take(JOBS // 2)
+    await worker.settle(*(Completed(delivery.lease) for delivery in deliveries))
+    return [job.id for job in reversed(jobs) if job.options == tenth]
+
+
+async def collect(harness: Harness, which: JobFilter, limit: int, budget: int) -> list[str]:
+    """Return the ids of all pages of a search, and check that each page keeps to the budget."""
+    found: list[str] = []
+    after: str | None = None
+    while True:
+        page = await harness.backend.list_jobs(which, limit=limit, after=after, budget=budget)
+        assert len(page.jobs) <= page.examined <= budget
+        found += [job.id for job in page.jobs]
+        if page.next is None:
+            return found
+        after = page.next
+
+
+@pytest.mark.parametrize(("limit", "budget"), [(7, 300), (100, 999), (1_000, 10_000)])
+async def test_a_search_finds_each_job_once(harness: Harness, limit: int, budget: int) -> None:
+    expected = await fill(harness)
+    assert await collect(harness, EVERY_TENTH, limit, budget) == expected
+    finished = replace(EVERY_TENTH, states=FINISHED)
+    assert await collect(harness, finished, limit, budget) == expected[JOBS // 20 :]
+    waiting = replace(EVERY_TENTH, states=frozenset({State.PENDING}))
+    assert await collect(harness, waiting, limit, budget) == expected[: JOBS // 20]
+
+
+async def test_pruned_jobs_are_not_found(harness: Harness) -> None:
+    expected = await fill(harness)
+    harness.clock.advance(DAY)
+    assert await harness.backend.prune(Retention(completed=1.0), JOBS) == JOBS // 2
+    assert await collect(harness, EVERY_TENTH, 100, 10_000) == expected[: JOBS // 20]
+    assert await collect(harness, replace(EVERY_TENTH, states=FINISHED), 100, 10_000) == []
+
+
+async def test_running_jobs_are_found_behind_many_waiting_ones(harness: Harness) -> None:
+    await harness.add("running")
+    worker = await harness.worker()
+    await worker.take_one()
+    await harness.add(*(f"waiting-{n}" for n in range(50)))
+    which = JobFilter(states=frozenset({State.PROCESSING}))
+    page = await harness.backend.list_jobs(which, budget=5)
+    assert ([job.id for job in page.jobs], page.next, page.examined) == (["running"], None, 1)
+
+
+async def test_a_tenant_is_compared_as_text(harness: Harness) -> None:
+    for n, tenant in enumerate(('a "quoted" one', "ünïcode ✓", "back\\slash")):
+        await harness.put(harness.job(str(n), options=JobOptions(tenant=tenant)))
+        assert await collect(harness, JobFilter(tenant=tenant), 10, 10) == [str(n)]
+    assert await collect(harness, JobFilter(tenant="\ud800"), 10, 10) == []
+
+
+async def test_a_header_is_no_tenant_and_may_hold_a_nul(harness: Harness) -> None:
+    options = JobOptions(tenant="x", unique_key="k", headers={"tenant": "y", "raw": "a \0 in it"})
+    await harness.put(harness.job("a", options=options))
+    assert await collect(harness, JobFilter(tenant="x"), 10, 10) == ["a"]
+    assert await collect(harness, JobFilter(tenant="y"), 10, 10) == []
+    assert (await harness.backend.explain("a")).key_holder is None
+    worker = await harness.worker()
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    assert (await harness.backend.replay(EVERY_JOB, 10)).ids == ["a"]
+
+
+async def test_a_fingerprint_is_read_beside_a_nul(harness: Harness) -> None:
+    """JSON of PostgreSQL cannot turn a NUL into text."""
+    await harness.add("a")
+    worker = await harness.worker()
+    error = replace(OOPS, message="a \0 in it", fingerprint="00000000000000aa")
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
+    (group,) = (await harness.backend.group_failures()).groups
+    assert (group.fingerprint, group.message) == (error.fingerprint, error.message)
+    assert await collect(harness, JobFilter(fingerprint=error.fingerprint), 10, 10) == ["a"]
+
+
+async def test_a_session_is_kept_as_long_as_its_jobs(
+    harness: Harness, postgres_server: RunningPostgres
+) -> None:
+    await harness.add("a")
+    worker = await harness.worker()
+    await worker.settle(Completed((await worker.take_one()).lease))
+    await worker.close()
+    keep = Retention(completed=3 * DAY)
+    harness.clock.advance(2 * DAY)
+    await harness.backend.prune(keep, 10)
+    record = await harness.backend.get("a")
+    assert (record.ended_by, record.host) == (worker.id, "here")
+    harness.clock.advance(2 * DAY)
+    assert await harness.backend.prune(keep, 10) == 1
+    await harness.backend.prune(keep, 10)
+    sessions = "SELECT count(*) FROM nimburion.session"
+    assert postgres_server.ask(sessions, database=postgres_server.database) == [(0,)]
+
+
+async def test_a_reading_waits_for_no_lock_of_a_worker(
+    harness: Harness, postgres_server: RunningPostgres
+) -> None:
+    await harness.add("a")
+    worker = await harness.worker(limits={"mail": 1})
+    await worker.take_one()
+    with psycopg.connect(postgres_server.url) as other:
+        other.execute(
+            "LOCK TABLE nimburion.concurrency_limit, nimburion.paused_queue, nimburion.session, "
+            "nimburion.lease, nimburion.job IN EXCLUSIVE MODE"
+        )
+        backend = harness.backend
+        assert (await soon(backend.explain("a"))).job.state is State.PROCESSING
+        assert len(await soon(backend.limits())) == 1
+        assert (await soon(backend.list_jobs(EVERY_JOB))).examined == 1
+        assert (await soon(backend.group_failures())).examined == 0
+
+
+async def test_a_pause_ends_while_another_queue_is_paused(harness: Harness) -> None:
+    """Then the exchange looks at each pause, not only at whether there is one."""
+    await harness.add("a")
+    worker = await harness.worker()
+    await harness.backend.pause("other", paused=True)
+    await harness.backend.pause("default", paused=True, until=harness.clock.now() + 10.0)
+    assert await worker.take(1) == []
+    harness.clock.advance(10.0)
+    assert ids(await worker.take(1)) == ["a"]
