@@ -42,7 +42,7 @@ def main(arguments: List[str]) -> int:
         return 0
     os.chdir(ROOT)
     # Images of containers often set it. The tests start hundreds of processes: each would compile
-    # the sources again, which is a third of their time. git ignores the byte code.
+    # the sources again, which is two fifths of its start. git ignores the byte code.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     command, rest = arguments[0], arguments[1:]
     try:
