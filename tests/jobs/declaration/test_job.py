@@ -13,6 +13,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, job, require_declaration
@@ -58,7 +59,7 @@ def plain_ctx(ctx: str) -> str:
 
 def context() -> Context:
     delivery = Delivery(Lease("j1", Token(1, bytes(16))), "n", "q", b"{}")
-    return Context(delivery, None, lambda: 0.0, lambda *_: None, None)
+    return Context(AttemptRecord(delivery, "session"), WorkerServices(lambda: 0.0, lambda *_: None))
 
 
 def handler_of(*jobs: Any) -> Handler:
@@ -437,7 +438,7 @@ def test_results_are_kept_as_json_of_the_declared_type() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (object(), "object cannot travel as JSON"),
+        (object(), "object cannot be encoded as JSON"),
         ("x" * 300_000, "300002 bytes, over the limit of 262144"),
         ("\ud800", "lone surrogate"),
         (b"\xff".decode("utf-8", "surrogateescape"), "lone surrogate"),

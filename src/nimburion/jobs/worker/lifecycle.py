@@ -14,7 +14,8 @@ from nimburion.core.errors import NotOpen
 from nimburion.core.lease import Lease
 from nimburion.core.service import Service, wait_for_first
 from nimburion.core.settings import Settings
-from nimburion.jobs.worker.attempt.attempt import AttemptRunner, Report
+from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.health import Health, read_health
@@ -23,7 +24,7 @@ from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
-MakeAttemptRunner = Callable[[HandlerThreads, Report, ForkGuard], AttemptRunner]
+MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, ForkGuard], AttemptRunner]
 """Creates a worker's attempt runner from its threads, progress report and fork guard."""
 
 STOPPED_BEFORE_START = "the processor was stopped before it had started"
@@ -90,7 +91,7 @@ class RunningWorker:
     def _log_ready(self) -> None:
         """Log the concurrency, queues and job names of the worker."""
         _log.info(
-            "ready: %d at once; queues %s; jobs %s",
+            "ready: concurrency %d; queues %s; jobs %s",
             self._settings.concurrency,
             ", ".join(self._worker.lanes.queues) or "(none)",
             ", ".join(self._job_names) or "(none is registered)",
@@ -164,5 +165,5 @@ class RunningWorker:
             _log.warning("stopping now")
             self._stop_now.set()
         else:
-            _log.info("stopping: no more jobs are taken; a second signal stops at once")
+            _log.info("stopping: no more jobs start; a second signal stops immediately")
             self._stop_requested.set()
