@@ -94,7 +94,7 @@ async def test_a_worker_logs_what_it_serves(caplog: pytest.LogCaptureFixture) ->
         await processor.start()
         await processor.stop()
     message = "\n".join(caplog.messages)
-    assert "ready: 3 at once; queues mail; jobs fail" in message
+    assert "ready: concurrency 3; queues mail; jobs fail" in message
     assert "job 'fail' goes to queue 'default', which this worker does not serve" in message
 
 
