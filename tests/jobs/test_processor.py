@@ -81,7 +81,7 @@ async def test_failures_and_dead_letters_are_logged(caplog: pytest.LogCaptureFix
     lines = [(r.levelno, r.getMessage()) for r in caplog.records if r.levelno >= logging.WARNING]
     assert [level for level, _ in lines] == [logging.WARNING, logging.ERROR]
     assert lines[0][1].startswith(
-        f"job fail {job_id}: attempt 1 failed (ValueError: no luck); again"
+        f"job fail {job_id}: attempt 1 failed (ValueError: no luck); retrying in"
     )
     assert lines[1][1].endswith("it is a dead letter now (exhausted)")
 

@@ -645,7 +645,7 @@ def test_what_cannot_be_is_refused_when_it_is_declared(
 
 
 def test_what_is_no_job_is_refused() -> None:
-    with pytest.raises(DefinitionError, match="is no job"):
+    with pytest.raises(DefinitionError, match="is not a job"):
         a_scheduler().schedule("@daily", 7)  # type: ignore[call-overload]
 
 

@@ -253,7 +253,7 @@ def decorate_a_class() -> None:
         (declare_bad_name, "the name of a job must be 1-128 characters"),
         (declare_bad_queue, "queue must be 1-128 characters"),
         (declare_bad_policy, "job 'bad': timeout must be"),
-        (declare_own_constructor, "use __post_init__"),
+        (declare_own_constructor, "validate in __post_init__"),
         (declare_field_named_process, "a field cannot be named 'process'"),
         (declare_mutable_default, "default_factory"),
         (decorate_a_class, "@job decorates functions"),
@@ -274,7 +274,7 @@ def test_an_unknown_option_is_refused_and_the_nearest_is_named() -> None:
     processor = Processor(MemoryBackend())
     with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {message}")):
         processor.register("raw", lambda _ctx, _data: None, retries=3)  # type: ignore[call-overload]
-    with pytest.raises(DefinitionError, match="timeout: options of a typed job stand where"):
+    with pytest.raises(DefinitionError, match="timeout: declare the options of a typed job"):
         processor.register(SendEmail, timeout=3)  # type: ignore[call-overload]
 
 
@@ -460,7 +460,7 @@ def test_a_result_that_cannot_be_kept_says_why(value: Any, message: str) -> None
         (context, "decorate the function with @job"),
         ({"to": "a"}, "use enqueue_raw"),
         (Job(), "pass an instance of a Job class"),
-        (None, "None is no job"),
+        (None, "None is not a job"),
     ],
 )
 def test_what_is_no_job_is_refused_with_a_hint(thing: Any, message: str) -> None:
