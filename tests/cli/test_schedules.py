@@ -116,7 +116,7 @@ def test_config_check_reads_the_expressions(nimburion: CommandLine) -> None:
     assert ended.code == 2
     assert ended.err == (
         "nimburion: config.yaml:3: scheduler task 'a': cron expression '0 26 * * *': "
-        "field 2 (hour), column 3, '26': '26' is none of 0-23\n"
+        "field 2 (hour), column 3, '26': '26' is not one of 0-23\n"
     )
     config.write_text(config.read_text().replace("26", "6"))
     assert nimburion("config", "check").code == 0

@@ -1,5 +1,0 @@
-"""Asserts of the machinery are explained as those of tests."""
-
-import pytest
-
-pytest.register_assert_rewrite("tests.crash.harness")

@@ -3,7 +3,8 @@
     python -m tests.crash.actor VERB FOLDER URL TERMS
 
 With `CRASH_AT` in the environment it kills itself there, by SIGKILL. Only this file reads it; the
-product knows nothing of it.
+product knows nothing of it. Only the driver of its own backend is imported: that is most of what
+its start costs.
 """
 
 from __future__ import annotations
@@ -23,26 +24,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from functools import wraps
 from pathlib import Path
-from typing import Any, cast
-
-import psycopg
-import uvloop
-from asyncpg.prepared_stmt import PreparedStatement
+from typing import TYPE_CHECKING, Any, cast
 
 from nimburion.backends import open_backend
-from nimburion.backends.postgres import PostgresBackend
-from nimburion.backends.postgres import transactions as postgres_joining
-from nimburion.backends.redis import RedisBackend
-from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
-from nimburion.backends.redis.connection.protocol import RedisProtocol
-from nimburion.backends.redis.scripts import Script
-from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite import transactions as sqlite_transactions
-from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.connection.path import parse_url
 from nimburion.core.backend import Transactional
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
+from nimburion.core.exchange import Reply
 from nimburion.core.job import NewJob
+from nimburion.core.operations import Rescued
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
@@ -51,6 +40,15 @@ from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
 from tests.crash import blocking, children
+
+if TYPE_CHECKING:
+    from nimburion.backends.redis.connection.command_connection import (
+        CommandConnection,
+        CommandPart,
+    )
+    from nimburion.backends.redis.connection.protocol import RedisProtocol
+    from nimburion.backends.redis.scripts import Script
+    from nimburion.backends.sqlite.connection.database import Database
 
 Answer = Any
 
@@ -67,43 +65,64 @@ def die() -> None:
 # Crash points
 
 
-def install_crash_point(point: str) -> None:
-    """Make this process die at that point."""
+def install_crash_point(point: str, url: str) -> None:
+    """Make this process, which works on that backend, die at that point."""
     kind, _, detail = point.partition(" ")
     points: dict[str, Callable[[], object]] = {
         "statement": lambda: _die_after_statement(detail),
         "script": lambda: _die_after_script(detail),
-        "unheard": lambda: _die_before_reply(detail),
-        "reserved": lambda: _die_after_call("exchange", lambda reply, _: bool(reply.deliveries)),
-        "settled": lambda: _die_after_call("exchange", lambda _, args: _completes(args)),
-        "rescued": lambda: _die_after_call("rescue", lambda rescued, _: bool(rescued.returned)),
-        "enqueued": lambda: _die_after_call("enqueue", lambda *_: True),
+        "unheard": lambda: _die_before_reply(detail, url),
+        "reserved": lambda: _die_after_call(
+            url, "exchange", lambda reply, _: bool(reply.deliveries)
+        ),
+        "settled": lambda: _die_after_call(url, "exchange", _completes),
+        "rescued": lambda: _die_after_call(
+            url, "rescue", lambda rescued, _: bool(rescued.returned)
+        ),
+        "enqueued": lambda: _die_after_call(url, "enqueue", lambda *_: True),
         "before": lambda: setattr(AttemptRunner, "perform", lambda *_: die()),
         "inside": lambda: None,  # the handler looks itself, and so for the next two
         "rows": lambda: None,
         "bought": lambda: None,
-        "completed": lambda: _die_around_commit(before=True),
-        "committed": lambda: _die_around_commit(before=False),
+        "completed": lambda: _die_around_commit(url, before=True),
+        "committed": lambda: _die_around_commit(url, before=False),
         "after": lambda: setattr(Completer, "settle", lambda *_: die()),
     }
     points[kind]()
 
 
-def _completes(args: tuple[Any, ...]) -> bool:
+def _delivers(reply: Reply, _: object) -> bool:
+    return bool(reply.deliveries)
+
+
+def _rescues(rescued: Rescued, _: object) -> bool:
+    return bool(rescued.returned)
+
+
+def _completes(_: object, args: tuple[Any, ...]) -> bool:
     return any(isinstance(one, Completed) for one in args[2])
 
 
-def _die_after_call(name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
+def _die_after_call(url: str, name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The backend has committed, but nobody hears of it."""
-    for backend in (SQLiteBackend, RedisBackend, PostgresBackend):
-        setattr(backend, name, _dying(getattr(backend, name), when))
+    kind = type(open_backend(url))
+    setattr(kind, name, _dying(getattr(kind, name), when))
 
 
-def _die_around_commit(*, before: bool) -> None:
+def _die_around_commit(url: str, *, before: bool) -> None:
     """A handler's transaction is complete and not committed, or its worker never says so."""
-    name = "commit"
-    for kind in (sqlite_transactions.SQLiteOwnTransaction, postgres_joining.PostgresOwnTransaction):
-        setattr(kind, name, _dying_at(getattr(kind, name), before=before))
+    if "sqlite" in url:
+        from nimburion.backends.sqlite.transactions import SQLiteOwnTransaction
+
+        _replace_commit(SQLiteOwnTransaction, before=before)
+    else:
+        from nimburion.backends.postgres.transactions import PostgresOwnTransaction
+
+        _replace_commit(PostgresOwnTransaction, before=before)
+
+
+def _replace_commit(kind: Any, *, before: bool) -> None:
+    kind.commit = _dying_at(kind.commit, before=before)
 
 
 def _dying_at(original: Callable[..., Awaitable[None]], *, before: bool) -> Callable[..., Any]:
@@ -130,6 +149,8 @@ def _dying(
 
 def _die_after_statement(name: str) -> None:
     """In the middle of a transaction of SQLite."""
+    from nimburion.backends.sqlite.connection.database import Database
+
     original = Database.run
 
     def run(self: Database, statement: str, *values: object) -> Answer:
@@ -146,15 +167,17 @@ def _die_after_script(name: str) -> None:
     _around_script(name, lambda _: None, die)
 
 
-def _die_before_reply(what: str) -> None:
+def _die_before_reply(what: str, url: str) -> None:
     """With a request on its way to the server, before its answer is read."""
-    _die_before_redis_reply(what)
-    _die_before_postgres_reply(what)
+    if "postgres" in url:
+        _die_before_postgres_reply(what)
+    else:
+        _die_before_redis_reply(what)
 
 
 def _die_before_redis_reply(what: str) -> None:
-    if what not in _REQUESTS:
-        return
+    from nimburion.backends.redis.connection.protocol import RedisProtocol
+
     name, fits = _REQUESTS[what]
 
     def die_with_the_next_request(arguments: Sequence[CommandPart]) -> None:
@@ -182,6 +205,8 @@ _REQUESTS: dict[str, tuple[str, Callable[[Sequence[CommandPart]], bool]]] = {
 def _around_script(
     name: str, before: Callable[[Sequence[CommandPart]], None], after: Callable[[], None]
 ) -> None:
+    from nimburion.backends.redis.connection.command_connection import CommandConnection
+
     original = CommandConnection.run_script
 
     async def run(
@@ -213,6 +238,8 @@ _SEQS = 4
 
 
 def _die_before_postgres_reply(what: str) -> None:
+    from asyncpg.prepared_stmt import PreparedStatement
+
     function, fits = _CALL_CRASH_POINTS[what]
     original = PreparedStatement.fetch
 
@@ -287,8 +314,7 @@ async def run_buyer(_: Path, url: str, events: EventLog, options: dict[str, Any]
     backend = open_backend(url)
     await backend.open()
     crash_at = os.environ.get("CRASH_AT")
-    connection: Any = sqlite3.connect(parse_url(url)) if "sqlite" in url else psycopg.connect(url)
-    with closing(connection):
+    with closing(connect(url)) as connection:
         connection.execute(EFFECT.format(job="quick-0"))
         jobs = [NewJob("quick-0", "quick", "default", b"{}")]
         await cast("Transactional", backend).enqueue_in(CallerConnection(connection), jobs)
@@ -298,6 +324,17 @@ async def run_buyer(_: Path, url: str, events: EventLog, options: dict[str, Any]
         if crash_at == "bought":
             die()
     await backend.close()
+
+
+def connect(url: str) -> Any:
+    """A connection such as applications have."""
+    if "sqlite" in url:
+        from nimburion.backends.sqlite.connection.path import parse_url
+
+        return sqlite3.connect(parse_url(url))
+    import psycopg
+
+    return psycopg.connect(url)
 
 
 class Handlers:
@@ -409,6 +446,15 @@ async def _exit() -> None:
     sys.exit(3)
 
 
+def choose_loop(is_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return the factory of uvloop's event loops, or None for asyncio's own."""
+    if not is_uvloop:
+        return None
+    import uvloop
+
+    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
+
+
 def main() -> None:
     """Do what the command line says."""
     logging.basicConfig(
@@ -418,11 +464,10 @@ def main() -> None:
     )
     verb, folder, url, options = sys.argv[1:]
     if "CRASH_AT" in os.environ:
-        install_crash_point(os.environ["CRASH_AT"])
+        install_crash_point(os.environ["CRASH_AT"], url)
     run = {"worker": run_worker, "producer": run_producer, "buyer": run_buyer}[verb]
     chosen = json.loads(options)
-    loop_factory = uvloop.new_event_loop if chosen.pop("uvloop", False) else None
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=choose_loop(chosen.pop("uvloop", False))) as runner:
         runner.run(run(Path(folder), url, EventLog(Path(folder)), chosen))
 
 

@@ -81,7 +81,7 @@ async def test_failures_and_dead_letters_are_logged(caplog: pytest.LogCaptureFix
     lines = [(r.levelno, r.getMessage()) for r in caplog.records if r.levelno >= logging.WARNING]
     assert [level for level, _ in lines] == [logging.WARNING, logging.ERROR]
     assert lines[0][1].startswith(
-        f"job fail {job_id}: attempt 1 failed (ValueError: no luck); again"
+        f"job fail {job_id}: attempt 1 failed (ValueError: no luck); retrying in"
     )
     assert lines[1][1].endswith("it is a dead letter now (exhausted)")
 
@@ -94,7 +94,7 @@ async def test_a_worker_logs_what_it_serves(caplog: pytest.LogCaptureFixture) ->
         await processor.start()
         await processor.stop()
     message = "\n".join(caplog.messages)
-    assert "ready: 3 at once; queues mail; jobs fail" in message
+    assert "ready: concurrency 3; queues mail; jobs fail" in message
     assert "job 'fail' goes to queue 'default', which this worker does not serve" in message
 
 

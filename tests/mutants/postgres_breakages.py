@@ -161,8 +161,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: ageing ignored",
         "backends/postgres/*.sql",
-        "WHEN p_ageing > 0 AND p_now > c.due",
-        "WHEN p_ageing > 0 AND p_now < c.due",
+        "WHEN p_ageing > 0 AND p_now > candidate.due",
+        "WHEN p_ageing > 0 AND p_now < candidate.due",
         (f"{POSTGRES}test_a_head_ages_one_level_for_each_whole_span",),
     ),
     Mutant(

@@ -154,7 +154,7 @@ SCHEDULER_MUTANTS = (
     ),
     Mutant(
         "ten thousand are registered again at once",
-        "scheduler/*.py",
+        "scheduler/registration.py",
         "$again[:$_AGAIN_AT_ONCE]",
         "$again",
         (f"{SCHEDULER}test_many_schedules_are_registered_a_few_at_a_time", *ON_MEMORY),

@@ -8,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from nimburion.core.errors import BackendUnavailable, DefinitionError, NotOpen, ScheduleNotFound
+from nimburion.core.errors import (
+    BackendUnavailable,
+    DefinitionError,
+    DuplicateJob,
+    NotOpen,
+    ScheduleNotFound,
+)
 from nimburion.core.events import Event, TickDecided
 from nimburion.core.job import State
 from nimburion.core.schedules import Fired, ScheduleRecord
@@ -572,6 +578,32 @@ async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> N
     assert (info.last_tick, info.last_state) == (1_767_225_660.0, State.COMPLETED)
 
 
+async def test_run_now_with_an_id_makes_one_job(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute())
+    await scheduler.fire_due()
+    for _ in range(2):
+        assert await scheduler.schedules.run_now("report", job_id="mine") == "mine"
+    assert await scheduler.processor.pending_count() == 1
+
+
+async def test_run_now_reports_a_job_that_is_not_stored(place: Place) -> None:
+    scheduler = await place.scheduler(each_minute(unique_key="report"))
+    await scheduler.fire_due()
+    await scheduler.schedules.run_now("report")
+    place.at(1)
+    with pytest.raises(DuplicateJob):
+        await scheduler.schedules.run_now("report")
+
+
+async def test_schedules_are_listed_in_pages(place: Place) -> None:
+    scheduler = await place.scheduler()
+    for name in ("b", "a", "c"):
+        await scheduler.schedules.add(name, "@daily", "report")
+    first = await scheduler.schedules.list(1, limit=2)
+    second = await scheduler.schedules.list(1, after=first[-1].name)
+    assert [[info.name for info in page] for page in (first, second)] == [["a", "b"], ["c"]]
+
+
 async def test_history_finds_the_jobs_of_ticks_behind_many_others(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -645,7 +677,7 @@ def test_what_cannot_be_is_refused_when_it_is_declared(
 
 
 def test_what_is_no_job_is_refused() -> None:
-    with pytest.raises(DefinitionError, match="is no job"):
+    with pytest.raises(DefinitionError, match="is not a job"):
         a_scheduler().schedule("@daily", 7)  # type: ignore[call-overload]
 
 

@@ -119,8 +119,8 @@ def test_the_half_hour_of_lord_howe() -> None:
     ("name", "hint"),
     [
         ("Europe/Roma", "'Europe/Rome'"),
-        ("CEST", "an abbreviation names no place; did you mean 'Europe/Berlin'?"),
-        ("IST", "an abbreviation names no place; write one like 'Europe/Rome'"),
+        ("CEST", "an abbreviation is ambiguous; did you mean 'Europe/Berlin'?"),
+        ("IST", "an abbreviation is ambiguous; write one like 'Europe/Rome'"),
         ("", "'UTC'"),
         ("../etc/passwd", "time zone"),
         ("Europe", ""),

@@ -192,6 +192,12 @@ async def test_a_token_does_not_make_another_site_trustworthy(guarded: Api) -> N
     assert response.status_code == 403
 
 
+async def test_a_program_without_its_token_learns_that_it_needs_one(guarded: Api) -> None:
+    request = guarded.client.build_request("POST", "/api/v1/queues/mail/pause")
+    del request.headers["Content-Type"]
+    assert (await guarded.client.send(request)).status_code == 401
+
+
 async def test_a_program_with_a_token_needs_no_content_type(guarded: Api) -> None:
     request = guarded.client.build_request(
         "POST", "/api/v1/queues/mail/pause", headers=bearer("operate")

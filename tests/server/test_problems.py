@@ -43,6 +43,7 @@ async def find_problem(
         ("GET", "/api/v1/queues?limit=1001", (422, "invalid-parameter")),
         ("GET", "/api/v1/queues?limit=1&limit=2", (422, "invalid-parameter")),
         ("GET", "/api/v1/jobs?queue=%C3%A4", (422, "invalid-parameter")),
+        ("GET", "/api/v1/dead-letters?reason=null", (422, "invalid-parameter")),
         ("GET", "/api/v1/jobs?after=x", (422, "invalid-request")),
         ("GET", f"/api/v1/jobs?after={10**30}", (422, "invalid-request")),
         ("GET", "/api/v1/ticks?when=61+*+*+*+*", (422, "invalid-request")),

@@ -83,7 +83,7 @@ def parse_payload(text: str) -> bytes:
         payload = text.encode()
         found = msgspec.json.decode(payload)
     except (UnicodeEncodeError, msgspec.DecodeError, RecursionError) as error:
-        raise BadInput(f"--args is no JSON: {error}") from None
+        raise BadInput(f"--args is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadInput('--args must be a JSON object, like \'{"to": "a@example.com"}\'')
     return payload

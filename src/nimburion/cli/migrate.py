@@ -60,7 +60,7 @@ async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
 @add_shared_options
 @click.pass_context
 def check(ctx: click.Context) -> None:
-    """Exit with code 1 when there is something to do, for deployments that want to know."""
+    """Exit with code 1 if `up` has something to do."""
     steps = current_invocation().run(lambda backend: backend.plan(), unopened=True)
     data = {"ok": not steps, "steps": steps}
     print_result(

@@ -20,7 +20,7 @@ def parse_duration(value: str) -> float:
     except InvalidValue:
         seconds = -1.0
     if seconds < 0:
-        raise click.BadParameter(f"{value!r} is no duration; write 30s, 5m, 1h30m or seconds")
+        raise click.BadParameter(f"{value!r} is not a duration; write 30s, 5m, 1h30m or seconds")
     return seconds
 
 
@@ -29,7 +29,7 @@ def parse_moment(value: str) -> datetime:
     try:
         found = datetime.fromisoformat(value)
     except ValueError:
-        problem = f"{value!r} is no time; write it like 2030-01-31T09:00+01:00"
+        problem = f"{value!r} is not a time; write it like 2030-01-31T09:00+01:00"
         raise click.BadParameter(problem) from None
     if found.tzinfo is None:
         raise click.BadParameter(f"{value!r} has no time zone; add Z or +01:00")

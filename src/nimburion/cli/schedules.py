@@ -47,7 +47,10 @@ def schedules() -> None:
 @click.option("--ticks", type=click.IntRange(0, 100), default=5, help="Coming ticks to show.")
 @add_shared_options
 def list_schedules(ticks: int) -> None:
-    """List schedules: whether they are active, their next ticks, and the state of the last job."""
+    """List schedules with their next ticks.
+
+    Also shows whether each schedule is active, and the state of its last job.
+    """
     found = run_on_schedules(lambda schedules: schedules.list(ticks))
     print_result(msgspec.to_builtins(found), lambda: draw_schedules(found))
 
@@ -128,7 +131,7 @@ add_change_command("pause", "paused", "Fire no tick of a schedule until it is re
 add_change_command(
     "resume",
     "resumed",
-    "Fire its ticks again from now on; the ticks of the pause are skipped.",
+    "Fire its ticks again; those of the pause are skipped.",
 )
 add_change_command(
     "remove", "removed", "Delete a schedule; refused while a running scheduler declares it."
@@ -169,7 +172,10 @@ def history(name: str, limit: int) -> None:
 @click.option("--count", type=click.IntRange(1, 1000), default=5, help="The number of ticks.")
 @add_shared_options
 def next_ticks(when_: str, tz: str | None, count: int) -> None:
-    """Explain a cron expression, and list its next ticks, without a backend."""
+    """Explain a cron expression and list its next ticks.
+
+    Does not use a backend.
+    """
     from nimburion.core.timezones import find_zone
     from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 

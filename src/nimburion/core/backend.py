@@ -108,7 +108,7 @@ class Producing(Protocol):
         ...
 
     async def cancel(self, job_id: str) -> Cancellation:
-        """Cancel a waiting job at once, or request it from the worker that runs the job.
+        """Cancel a waiting job immediately, or request it from the worker that runs the job.
 
         Raises:
             JobNotFound: there is no job with this id.

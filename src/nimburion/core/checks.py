@@ -40,13 +40,13 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 
 _ADVICE: tuple[tuple[type[NimburionError], str], ...] = (
-    (BackendFull, "make room; workers then continue by themselves"),
-    (BackendReadOnly, "let this user write there, or choose another backend"),
-    (BackendReplaced, "end every process that uses it, put the right file in place, start again"),
-    (BackendCorrupt, "stop every process that uses it, and keep a copy before anything else"),
-    (FormatMismatch, "run the nimburion version that fits, or choose another backend"),
-    (BackendError, "bring the backend back or correct its address; workers continue by themselves"),
-    (NimburionError, "correct what the configuration says of the backend"),
+    (BackendFull, "free some space; workers then continue without a restart"),
+    (BackendReadOnly, "grant this user write access there, or choose another backend"),
+    (BackendReplaced, "stop every process that uses it, restore the right file and start again"),
+    (BackendCorrupt, "stop every process that uses it, and copy it before any repair"),
+    (FormatMismatch, "run a nimburion version that reads this format, or choose another backend"),
+    (BackendError, "start the backend or correct its URL; workers continue without a restart"),
+    (NimburionError, "correct the backend settings of the configuration"),
 )
 
 

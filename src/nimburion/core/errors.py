@@ -140,7 +140,7 @@ class LeaseLost(NimburionError):
     def __init__(self, job_id: str) -> None:
         super().__init__(
             f"this worker does not hold job {job_id} any more: the transaction was rolled back, "
-            "and whoever holds the job now does its work"
+            "and the worker that holds the job now runs it"
         )
         self.job_id = job_id
 

@@ -58,7 +58,7 @@ class ReserveRequest(msgspec.Struct, frozen=True):
     long_poll: float = 0.0
     """Seconds that the exchange may wait for a job, if the backend supports long polls.
 
-    The wait is best effort. The reply may come at once, and does if the exchange writes
+    The wait is best effort. The reply may come immediately, and does if the exchange writes
     settlements.
     """
     max_bytes: int = REPLY_BYTES

@@ -183,7 +183,7 @@ _MISSING = {
     "worker": "No worker is live.",
     "queue": "No live worker serves queue {job.queue!r}.",
     "name": "No live worker has a handler of the name {job.name!r}.",
-    "lane": "No live worker that serves queue {job.queue!r} has a handler of the name {job.name!r}.",
+    "lane": "No live worker of queue {job.queue!r} has a handler of the name {job.name!r}.",
 }
 
 

@@ -76,11 +76,11 @@ class Service:
             try:
                 await self.run()
                 return
-            except Exception as error:  # noqa: BLE001 - a loop must never die in silence
+            except Exception as error:  # noqa: BLE001 - the service must continue
                 if self.failure is None:  # the service has worked since
                     pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
                 self.failure, pause = error, next(pauses)
-                self._log.exception("failed; again in %.1f s", pause)
+                self._log.exception("failed; retrying in %.1f s", pause)
                 await self.pause(pause)
 
 

@@ -27,8 +27,9 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 0
     """Queues with a higher priority come first."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    """The maximum number of jobs at once in each worker process; None: only the worker's own
-    limit.
+    """The maximum number of jobs that run concurrently in each worker process.
+
+    None: only the limit of the worker applies.
     """
     keep_arguments: Choice = "auto"
     """Whether completed jobs of the queue keep their arguments; auto: as the setting of the same
@@ -44,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = "nimburion"
     """The name of the application. It is shown with its workers, and owns its schedules."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
-    """The maximum number of handlers at once in each worker process."""
+    """The maximum number of handlers that run concurrently in each worker process."""
     queues: tuple[QueueSettings, ...] = ()
     """The queues to serve; empty: every queue of the registered jobs."""
     session_ttl: Annotated[float, Meta(ge=1)] = 30.0

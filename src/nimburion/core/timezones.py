@@ -47,8 +47,8 @@ def find_zone(name: str) -> ZoneInfo:
 def suggest_zone(name: str) -> str:
     """Return a suggestion for an unknown zone name."""
     if name in _PLACES:
-        return f"an abbreviation names no place; did you mean {_PLACES[name]!r}?"
+        return f"an abbreviation is ambiguous; did you mean {_PLACES[name]!r}?"
     if _ABBREVIATION.fullmatch(name):
-        return "an abbreviation names no place; write one like 'Europe/Rome', or 'UTC'"
+        return "an abbreviation is ambiguous; write one like 'Europe/Rome', or 'UTC'"
     near = find_nearest(name[:60], sorted(available_timezones()))
     return f"did you mean {near!r}?" if near else "write it like 'Europe/Rome', or 'UTC'"

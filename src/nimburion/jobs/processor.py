@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast, overload
@@ -18,7 +17,6 @@ from nimburion.core.backend import Backend
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
-from nimburion.core.lease import Lease
 from nimburion.core.service import Service
 from nimburion.core.settings import (
     Bounds,
@@ -32,6 +30,7 @@ from nimburion.core.suggestions import describe_unknown
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.sync import SyncClient
+from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
@@ -150,8 +149,8 @@ class Processor(Client):
             options = [*policy] if queue is None else ["queue", *policy]
             if options:
                 raise DefinitionError(
-                    f"{', '.join(options)}: options of a typed job stand where it is declared, in "
-                    "@job(…) or in its class statement; only a raw handler takes them here"
+                    f"{', '.join(options)}: declare the options of a typed job in @job(…) or in "
+                    "its class statement; register() takes them only for a raw handler"
                 )
             self.registry.add(job, *cast("tuple[DeclaredJob, ...]", rest))
         elif len(rest) == 1:
@@ -180,7 +179,7 @@ class Processor(Client):
         `DefinitionError` is raised when a worker runs already.
         """
         if self._running is not None:
-            raise DefinitionError("make a scheduler before the processor is started")
+            raise DefinitionError("add services before the processor is started")
         self.services.append(service)
 
     # Opening and closing
@@ -210,7 +209,7 @@ class Processor(Client):
     # Running jobs
 
     async def start(self) -> None:
-        """Start to run jobs in the background of this event loop, and return at once.
+        """Start to run jobs in the background of this event loop, and return immediately.
 
         Opens the backend if needed. You can call it repeatedly.
         """
@@ -243,16 +242,16 @@ class Processor(Client):
     async def run(self, *, signals: bool = True, owns_process: bool = False) -> None:
         """Run a worker in this process: start it, wait for a stop request, stop it.
 
-        With `signals`, SIGTERM and SIGINT request the stop, and a second signal stops at once.
+        With `signals`, SIGTERM and SIGINT request the stop, and a second signal stops immediately.
         Signal handlers are installed only on the main thread.
 
         With `owns_process`, a `def` handler that does not end does not delay the exit: its job is
         released and the process ends. Otherwise the session of such a worker stays until it
         expires.
 
-        When this coroutine is cancelled, the worker stops at once: running handlers are interrupted
-        and their jobs are released. `NotOpen` is raised when the worker is stopped before it has
-        started.
+        When this coroutine is cancelled, the worker stops immediately: running handlers are
+        interrupted and their jobs are released. `NotOpen` is raised when the worker is stopped
+        before it has started.
         """
         await self.start()
         running = self._running
@@ -341,7 +340,7 @@ class Processor(Client):
     def _make_attempt_runner(
         self,
         threads: HandlerThreads,
-        report: Callable[[Lease, float, str], None],
+        report: ProgressSink,
         guard: ForkGuard | None = None,
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
@@ -358,6 +357,7 @@ class Processor(Client):
             counters=self._counters,
             keeps_arguments=self._choose_kept_arguments(),
             log_attempts=self.settings.log_attempts,
+            make_transaction=self._make_transaction,
             guard=guard,
         )
 
@@ -434,9 +434,9 @@ class Processor(Client):
     def _warn_about_unserved_queues(self) -> None:
         if not self.registry.names:
             _log.warning(
-                "no job is registered: this worker runs none. Before it starts, write "
-                "processor.register(SendEmail, report) for your Job classes and @job functions, "
-                "and import the modules that do"
+                "no job is registered, so this worker runs none. Call "
+                "processor.register(SendEmail, report) with your Job classes and @job functions "
+                "before the worker starts, and import the modules that call it"
             )
         served = {queue.name for queue in self.settings.queues}
         for handler in self.registry.handlers if served else ():
@@ -482,7 +482,7 @@ def _check_bounds(given: dict[str, Any]) -> None:
         for name, bounds in _QUEUE_BOUNDS.items() if isinstance(queue, QueueSettings) else ():
             value = getattr(queue, name)
             if not _is_allowed(value, bounds):
-                hint = "; to serve it not at all, leave it out of `queues`" if value == 0 else ""
+                hint = "; leave it out of `queues` to stop serving it" if value == 0 else ""
                 raise ConfigurationError(
                     f"the {name} of queue {queue.name!r} must be {bounds}, not {value!r}{hint}"
                 )

@@ -58,7 +58,7 @@ class CronExpression:
         if not any(
             self._list_days(year, month) for year in _EVERY_CALENDAR for month in self._months
         ):
-            problem = self._day.source.make_error("no such day in these months, in no year")
+            problem = self._day.source.make_error("no month of the expression has such a day")
             raise DefinitionError(f"cron expression {text!a}: {problem}")
 
     def next_after(self, local: datetime) -> datetime | None:
@@ -150,16 +150,16 @@ def _expand_macro(word: str, shown: str) -> str:
     if found is not None:
         return found
     if word.lower() == "@reboot":
-        problem = "a fleet has no boot to follow; enqueue the job where your application starts"
+        problem = "@reboot is not supported; enqueue the job when your application starts"
     else:
-        problem = f"known are {', '.join(MACROS)}, and @every 5m"
+        problem = f"known macros: {', '.join(MACROS)}, and @every 5m"
     raise DefinitionError(f"cron expression {shown}: {problem}")
 
 
 def _explain_field_count(count: int) -> str:
     if count in {6, 7}:
         return (
-            f"{count} fields; libraries disagree about where seconds and years stand, so five are "
+            f"{count} fields; libraries disagree about the order of seconds and years, so five are "
             "read (minute hour day-of-month month day-of-week); for seconds write @every 10s"
         )
     return f"{count} fields instead of five: minute hour day-of-month month day-of-week"

@@ -154,14 +154,14 @@ def _parse_range_end(first: int, last_text: str, term: FieldText) -> int:
         last = 7  # a range such as FRI-SUN
     if last < first:
         high, low = _find_highest(term.kind), term.kind.least
-        raise term.make_error(f"the range runs backwards; write {first}-{high},{low}-{last}")
+        raise term.make_error(f"the range is reversed; write {first}-{high},{low}-{last}")
     return last
 
 
 def _parse_step(step_text: str, term: FieldText) -> int:
     longest = term.kind.most - term.kind.least
     if not _NUMBER.fullmatch(step_text) or not 1 <= int(step_text) <= longest:
-        raise term.make_error(f"the step behind / must be 1 to {longest}, not {step_text!a}")
+        raise term.make_error(f"the step after / must be 1 to {longest}, not {step_text!a}")
     return int(step_text)
 
 
@@ -170,7 +170,9 @@ def _parse_number(word: str, term: FieldText) -> int:
     if word in kind.names:
         return kind.names.index(word) + kind.first_word
     if not _NUMBER.fullmatch(word) or not kind.least <= int(word) <= kind.most:
-        raise term.make_error(f"{word!a} is none of {_describe_allowed(kind)}{_suggest_word(word)}")
+        raise term.make_error(
+            f"{word!a} is not one of {_describe_allowed(kind)}{_suggest_word(word)}"
+        )
     return int(word)
 
 
@@ -183,5 +185,5 @@ def _suggest_word(word: str) -> str:
     if word == "?":
         return "; for any value write *"
     if word in {"L", "LW"}:
-        return "; L and LW stand among the days of the month, 5L is the last Friday"
+        return "; L and LW are days of the month; 5L is the last Friday"
     return ""

@@ -17,7 +17,7 @@ from nimburion.core.schedules import Overlap
 from nimburion.core.settings import TaskSettings
 from nimburion.core.suggestions import describe_unknown
 from nimburion.core.timezones import find_zone
-from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.client import Client, prepare_job
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, find_declaration
 from nimburion.scheduler.spec import LONGEST_NAME, Misfire, ScheduleSpec
@@ -95,7 +95,7 @@ def declare_schedule(
     for_jobs = {key: value for key, value in for_jobs.items() if value is not None}
     compute = _find_compute(template)
     try:
-        job = None if compute else client._prepare_job(_find_job(template), **for_jobs)
+        job = None if compute else prepare_job(client, _find_job(template), **for_jobs)
     except InvalidJob as error:
         raise DefinitionError(f"the job of a schedule: {error}") from error
     name = given.pop("name", None) or (job.name if job else _find_name(template))
@@ -229,7 +229,7 @@ def make_raw_job(client: Client, name: str, queue: str, payload: str, priority: 
     try:
         found = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(f"the payload is no JSON: {error}") from None
+        raise InvalidJob(f"the payload is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise InvalidJob('the payload must be a JSON object, like {"to": "a@example.com"}')
     if priority not in range(10):

@@ -68,16 +68,16 @@ class ScheduleRegistration:
         await run_in_groups(self._backend.delete_schedule, over)
         self._registered.update(self._declared)
         for name in over:
-            _log.info("schedule %r is deleted: nobody declares it any more", name)
+            _log.info("schedule %r is deleted: it is no longer declared", name)
         return bool(to_put or over)
 
     def _find_changed(self, kept: Mapping[str, ScheduleRecord], now: float) -> list[ScheduleRecord]:
         """Return all new and changed records and a limited number of renewals: due ticks wait
         meanwhile."""
-        turn = max(_RENEWAL_INTERVAL, _RENEWAL_SECONDS_PER_SCHEDULE * len(self._declared))
-        until = now + _INTERVALS_VALID * turn
-        news: list[ScheduleRecord] = []
-        again: list[tuple[float, ScheduleRecord]] = []
+        interval = max(_RENEWAL_INTERVAL, _RENEWAL_SECONDS_PER_SCHEDULE * len(self._declared))
+        until = now + _INTERVALS_VALID * interval
+        changes: list[ScheduleRecord] = []
+        renewals: list[tuple[float, ScheduleRecord]] = []
         for own in self._declared.values():
             record = kept.get(own.name)
             spec = None if record is None else self._parse_spec(record)
@@ -88,11 +88,13 @@ class ScheduleRegistration:
             ):
                 continue
             if spec is None or (own.name not in self._registered and spec.body() != own.spec):
-                news.append(self._make_record(own.name, own.spec, now, until))
-            elif (declared_until := spec.declared_until or 0.0) < until - turn:
-                again.append((declared_until, self._make_record(own.name, spec, spec.since, until)))
-        again.sort(key=itemgetter(0))
-        return news + [record for _, record in again[:_MAX_RENEWALS]]
+                changes.append(self._make_record(own.name, own.spec, now, until))
+            elif (declared_until := spec.declared_until or 0.0) < until - interval:
+                renewals.append(
+                    (declared_until, self._make_record(own.name, spec, spec.since, until))
+                )
+        renewals.sort(key=itemgetter(0))
+        return changes + [record for _, record in renewals[:_MAX_RENEWALS]]
 
     def _belongs_to_another(self, kept: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
         """Return whether another application declares this name now. Logs an error once per

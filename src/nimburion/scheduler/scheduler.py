@@ -246,7 +246,7 @@ class Scheduler(Service):
         for own in self._declared.values():
             if own.spec.job and known and own.spec.job not in known:
                 self._log.warning(
-                    "schedule %r makes jobs %r, which are not registered here",
+                    "schedule %r enqueues jobs %r, which are not registered here",
                     own.name,
                     own.spec.job,
                 )

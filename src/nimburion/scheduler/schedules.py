@@ -134,8 +134,8 @@ class Schedules:
             "unreadable",
         }:
             raise DefinitionError(
-                f"schedule {name!r} is declared by the code of {record.owner!r}, which runs: "
-                "pause it, or take it out of the code"
+                f"schedule {name!r} is declared by the code of {record.owner!r}, which "
+                "is running: pause the schedule, or remove it from the code"
             )
         await self._client.backend.delete_schedule(name)
 
@@ -148,7 +148,9 @@ class Schedules:
         """
         spec = parse_spec((await self._get_record(name)).spec)
         if spec.payload is None:
-            raise DefinitionError(f"the job of {name!r} is computed by its code, not known here")
+            raise DefinitionError(
+                f"the job of {name!r} is computed by code that is not in this process"
+            )
         job = self._make_extra_job(name, spec, job_id)
         (stored,) = await self._client.backend.enqueue([job])
         return require_stored(job, stored)

@@ -11,6 +11,7 @@ from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired
 from nimburion.core.timezones import find_zone
+from nimburion.jobs.client.client import prepare_job, run_enqueue_middleware
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.declarations import DeclaredSchedule
 from nimburion.scheduler.entries import ScheduleEntry
@@ -62,14 +63,14 @@ class Ticker:
 
         try:
             job, new = self._make_job(entry, tick)
-            await self._processor._run_enqueue_middleware(job, new, fire)
+            await run_enqueue_middleware(self._processor, job, new, fire)
         except BackendError as error:
             if not isinstance(error, Unstorable):
                 raise
             _log.error("schedule %r, tick %d: no job: %s", entry.name, tick, error)
             return None
         except Exception:  # noqa: BLE001 (one schedule must not stop the others)
-            _log.exception("schedule %r, tick %d: no job could be made", entry.name, tick)
+            _log.exception("schedule %r, tick %d: the job could not be built", entry.name, tick)
             return None
         if not answer:
             return None
@@ -81,9 +82,9 @@ class Ticker:
             return None, entry.spec.make_job(entry.name, tick)
         own = self._declared[entry.name]
         if own.compute is None:
-            raise InvalidJob("its arguments are computed, but not by this version of the code")
+            raise InvalidJob("this version of the code does not compute its arguments")
         job = own.compute(datetime.fromtimestamp(tick, find_zone(entry.spec.timezone)))
-        new = self._processor._prepare_job(job, **own.options)
+        new = prepare_job(self._processor, job, **own.options)
         return job, bind_to_tick(new, entry.name, tick, entry.spec.jitter)
 
     def _note_result(self, entry: ScheduleEntry, tick: int, fired: Fired) -> None:

@@ -151,7 +151,7 @@ def _parse_moment(text: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError:
         raise DefinitionError(
-            f"{text!a} is no time; write it like @at 2030-01-31T09:00+01:00"
+            f"{text!a} is not a time; write it like @at 2030-01-31T09:00+01:00"
         ) from None
 
 
@@ -159,7 +159,7 @@ def _parse_interval(text: str) -> int:
     match = _EVERY.fullmatch(text)
     if match is None:
         raise DefinitionError(
-            f"{text[:80]!a} is no interval; write it in whole seconds, like @every 10s, "
+            f"{text[:80]!a} is not an interval; write it in whole seconds, like @every 10s, "
             "@every 5m or @every 1h30m"
         )
     return sum(int(count or 0) * unit for count, unit in zip(match.groups(), _UNITS, strict=True))

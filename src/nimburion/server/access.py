@@ -85,7 +85,7 @@ class AccessControl:
         """Return the caller of a request. Raises `Problem` if they may not send it."""
         self._check_host(request)
         if request.method not in SAFE_METHODS:
-            _check_origin(request)
+            _check_origin(request, has_tokens=bool(self._tokens))
         caller = self._authenticate(request)
         if right not in caller.rights:
             detail = f"the token {caller.name!r} lacks the right {right!r} that this needs"
@@ -127,11 +127,12 @@ class AccessControl:
         return callers[0]
 
 
-def _check_origin(request: Request) -> None:
+def _check_origin(request: Request, *, has_tokens: bool) -> None:
     """Raise `Problem` for a change that a page of another site may have sent.
 
     Browsers send `Sec-Fetch-Site`, older ones only `Origin`. A request with neither comes from a
-    program. It then needs a token, or a content type that no form of a page can send.
+    program. It then needs a token, which is checked later, or without tokens a content type that
+    no form of a page can send.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
@@ -140,7 +141,7 @@ def _check_origin(request: Request) -> None:
     elif origin is not None:
         if _find_authority(origin) == request.headers.get("host", "").lower() != "":
             return
-    elif "authorization" in request.headers or has_json_body(request):
+    elif has_tokens or "authorization" in request.headers or has_json_body(request):
         return
     else:
         detail = "a request that changes something needs `Content-Type: application/json`"

@@ -75,7 +75,9 @@ async def test_a_user_who_may_not_see_the_settings(redis_binary: Binary) -> None
     with servers.Server(redis_binary, *SAFE, users=users) as server:
         url = server.url_for("worker", "pw")
         assert (await check_url(f"{url}?require_durable=true")).fsync is None
-        assert "this user may not ask" in (await find_check(url, "durability")).text
+        assert (
+            "this user may not read when it is synced" in (await find_check(url, "durability")).text
+        )
 
 
 async def test_a_user_who_may_not_see_anything(redis_binary: Binary) -> None:

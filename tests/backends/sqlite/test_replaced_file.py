@@ -216,7 +216,7 @@ class RecordedLog(logging.Handler):
 async def test_a_worker_reports_it_within_a_heartbeat_and_takes_no_job_of_the_new_file(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    noticed, gave_up = RecordedLog("backend unreachable"), RecordedLog("given up")
+    noticed, gave_up = RecordedLog("backend unreachable"), RecordedLog(" ends: ")
     log = logging.getLogger("nimburion.worker")
     for one in (noticed, gave_up):
         log.addHandler(one)

@@ -480,7 +480,7 @@ async def test_a_result_returned_after_the_transaction_is_dropped_with_a_warning
     status = await run(processor, pay)
     assert (status.state, status.result) == (State.COMPLETED, None)
     late, returned = [record.getMessage() for record in caplog.records]
-    assert "set_result comes too late" in late
+    assert "set_result was called after" in late
     assert names_its_job(caplog.records[0])
     assert "Call ctx.set_result(...) inside the block" in returned
 
@@ -496,7 +496,7 @@ async def test_a_result_that_cannot_be_kept_undoes_nothing(
 
     status = await run(processor, pay)
     assert (status.state, status.result, rows(path)) == (State.COMPLETED, None, 1)
-    assert "is not kept" in caplog.text
+    assert "is not stored" in caplog.text
     assert names_its_job(caplog.records[0])
 
 

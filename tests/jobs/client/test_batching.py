@@ -174,8 +174,8 @@ async def test_a_backend_that_does_not_answer_is_given_up(clock: FakeClock) -> N
     ("outcomes", "verdict", "message"),
     [
         (["not applied"] * 100, "not applied", "job a was not stored"),
-        (["unknown"] + ["not applied"] * 99, "unknown", "job a may be stored or not"),
-        (["applied"] * 100, "unknown", "job a may be stored or not"),
+        (["unknown"] + ["not applied"] * 99, "unknown", "job a may have been stored"),
+        (["applied"] * 100, "unknown", "job a may have been stored"),
     ],
 )
 async def test_after_the_timeout_the_outcome_is_reported(
@@ -213,7 +213,7 @@ async def test_those_who_wait_through_an_outage_each_hear_of_their_own_job(
 async def test_an_unanswered_batch_has_its_own_message(clock: FakeClock) -> None:
     backend = FakeBackend()
     backend.errors = [BackendUnavailable("gone")]
-    with pytest.raises(BackendUnavailable, match="the 2 jobs may be stored or not") as failed:
+    with pytest.raises(BackendUnavailable, match="the 2 jobs may have been stored") as failed:
         await make_batcher(backend, clock, timeout=0.0).enqueue_all([new("a"), new("b")])
     assert failed.value.job_id is None
 

@@ -129,7 +129,7 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
         ({"after": timedelta(seconds=-1)}, "after must be 0 seconds or more, not "),
         ({"after": "5"}, "after must be a number of seconds or a timedelta"),
         ({"after": float("inf")}, "after must be a number of seconds or a timedelta"),
-        ({"at": datetime.now(UTC), "after": 1}, "say `at` or `after`, not both"),
+        ({"at": datetime.now(UTC), "after": 1}, "pass `at` or `after`, not both"),
         ({"unique_key": "x" * 129}, "unique_key must be 1-128 characters"),
         ({"unique_for": 5}, "unique_for needs a unique_key"),
         ({"unique_key": "k", "unique_for": 0}, "unique_for must be more than 0"),
@@ -267,7 +267,7 @@ async def test_a_raw_job_takes_bytes_as_they_are_and_a_dict_as_json(processor: P
         ("hook", [1], "the payload must be bytes or a dict"),
         ("hook", {"a": {"b": NAIVE}}, "job 'hook', field 'a.b': a datetime must have a time zone"),
         ("hook", {"a": float("nan")}, "job 'hook', field 'a': a number must be finite"),
-        ("hook", {"a": object()}, "object cannot travel as JSON"),
+        ("hook", {"a": object()}, "object cannot be encoded as JSON"),
         ("hook", b"x" * (1024 * 1024 + 1), "1048577 bytes, over the limit of 1048576"),
     ],
 )

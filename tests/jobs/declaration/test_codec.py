@@ -212,8 +212,8 @@ def test_a_near_value_becomes_the_declared_one(kind: Any, value: Any, back: Any)
         (Order, Order.model_construct(number="x"), "it", "number: Input should be"),
         (Order, Order(number=1, placed=NAIVE), "it.placed", "time zone"),
         (Order, Order(number=1, total=float("nan")), "it.total", "finite"),
-        (Any, object(), "it", "object cannot travel as JSON"),
-        (Any, {"a": Path("x")}, "it", "Path cannot travel as JSON"),
+        (Any, object(), "it", "object cannot be encoded as JSON"),
+        (Any, {"a": Path("x")}, "it", "Path cannot be encoded as JSON"),
         (Any, {"a": {"b": NAIVE}}, "it.a.b", "time zone"),
         (str, "\ud800", "it", "lone surrogate"),
         (Annotated[int, msgspec.Meta(ge=0)], -1, "it", ">= 0"),
@@ -240,14 +240,14 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Path, "Path cannot travel as JSON"),
-        (deque[int], "deque cannot travel as JSON"),
-        (Iterable[int], "Iterable cannot travel as JSON"),
-        (complex, "complex cannot travel as JSON"),
-        (list[dict[str, Path]], "Path cannot travel as JSON"),
+        (Path, "Path cannot be encoded as JSON"),
+        (deque[int], "deque cannot be encoded as JSON"),
+        (Iterable[int], "Iterable cannot be encoded as JSON"),
+        (complex, "complex cannot be encoded as JSON"),
+        (list[dict[str, Path]], "Path cannot be encoded as JSON"),
         (datetime | str, "more than one str-like type"),
         (Address | Point, "more than one dict-like type"),
-        (msgspec.Raw, "cannot travel as JSON"),
+        (msgspec.Raw, "cannot be encoded as JSON"),
     ],
 )
 def test_a_type_that_cannot_travel_is_refused_at_registration(kind: Any, message: str) -> None:

@@ -11,6 +11,8 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.jobs import Cancel, Context, Processor, job
+from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
+from nimburion.jobs.declaration.context import get_record
 from nimburion.jobs.declaration.middleware import Middleware, Next, compose
 from nimburion.jobs.errors import NotOpen
 
@@ -36,7 +38,8 @@ class Sink:
 
 
 def context(deadline: float | None = None, now: float = 100.0, sink: Sink | None = None) -> Context:
-    return Context(DELIVERY, None, lambda: now, sink or Sink(), deadline)
+    services = WorkerServices(lambda: now, sink or Sink())
+    return Context(AttemptRecord(DELIVERY, "session"), services, deadline)
 
 
 def test_a_context_describes_the_delivery() -> None:
@@ -75,7 +78,7 @@ def test_a_requested_cancel_can_be_polled_and_raised() -> None:
     ctx = context()
     ctx.raise_if_cancelled()
     before = ctx.cancelled
-    ctx._request_cancel()
+    get_record(ctx).cancel_requested = True
     assert (before, ctx.cancelled) == (False, True)
     with pytest.raises(Cancel):
         ctx.raise_if_cancelled()

@@ -13,6 +13,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, job, require_declaration
@@ -58,7 +59,7 @@ def plain_ctx(ctx: str) -> str:
 
 def context() -> Context:
     delivery = Delivery(Lease("j1", Token(1, bytes(16))), "n", "q", b"{}")
-    return Context(delivery, None, lambda: 0.0, lambda *_: None, None)
+    return Context(AttemptRecord(delivery, "session"), WorkerServices(lambda: 0.0, lambda *_: None))
 
 
 def handler_of(*jobs: Any) -> Handler:
@@ -252,7 +253,7 @@ def decorate_a_class() -> None:
         (declare_bad_name, "the name of a job must be 1-128 characters"),
         (declare_bad_queue, "queue must be 1-128 characters"),
         (declare_bad_policy, "job 'bad': timeout must be"),
-        (declare_own_constructor, "use __post_init__"),
+        (declare_own_constructor, "validate in __post_init__"),
         (declare_field_named_process, "a field cannot be named 'process'"),
         (declare_mutable_default, "default_factory"),
         (decorate_a_class, "@job decorates functions"),
@@ -273,7 +274,7 @@ def test_an_unknown_option_is_refused_and_the_nearest_is_named() -> None:
     processor = Processor(MemoryBackend())
     with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {message}")):
         processor.register("raw", lambda _ctx, _data: None, retries=3)  # type: ignore[call-overload]
-    with pytest.raises(DefinitionError, match="timeout: options of a typed job stand where"):
+    with pytest.raises(DefinitionError, match="timeout: declare the options of a typed job"):
         processor.register(SendEmail, timeout=3)  # type: ignore[call-overload]
 
 
@@ -437,7 +438,7 @@ def test_results_are_kept_as_json_of_the_declared_type() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (object(), "object cannot travel as JSON"),
+        (object(), "object cannot be encoded as JSON"),
         ("x" * 300_000, "300002 bytes, over the limit of 262144"),
         ("\ud800", "lone surrogate"),
         (b"\xff".decode("utf-8", "surrogateescape"), "lone surrogate"),
@@ -459,7 +460,7 @@ def test_a_result_that_cannot_be_kept_says_why(value: Any, message: str) -> None
         (context, "decorate the function with @job"),
         ({"to": "a"}, "use enqueue_raw"),
         (Job(), "pass an instance of a Job class"),
-        (None, "None is no job"),
+        (None, "None is not a job"),
     ],
 )
 def test_what_is_no_job_is_refused_with_a_hint(thing: Any, message: str) -> None:

@@ -171,7 +171,7 @@ async def test_a_worker_with_nothing_registered_suggests_what_to_write(
     async with processor:
         await processor.start()
     (warning,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert warning.startswith("no job is registered: this worker runs none. ")
+    assert warning.startswith("no job is registered, so this worker runs none. ")
     assert "processor.register(" in warning
 
 

@@ -1,6 +1,6 @@
 """Batch enqueue calls: jobs that arrive while one call is in flight share the next call.
 
-A single call is sent at once, without extra cost. When the backend does not answer, the call is
+A single call is sent immediately, without extra cost. When the backend does not answer, the call is
 repeated; the job ids make the repetition safe. Each caller has its own timeout, whatever the number
 of callers that share a call and however long the previous call takes.
 """
@@ -293,7 +293,7 @@ def _make_unavailable_error(
     verdict = (
         f"{what} was not stored"
         if outcome == "not applied"
-        else f"{what} may be stored or not; enqueueing again with the same id is safe"
+        else f"{what} may have been stored; enqueueing again with the same id is safe"
     )
     return BackendUnavailable(
         f"the backend did not answer ({error}): {verdict}", outcome=outcome, job_id=job_id

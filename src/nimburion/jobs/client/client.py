@@ -140,7 +140,7 @@ class Client:
         if self._loop is loop:
             return
         if self._loop is not None and self._loop.is_running():
-            raise NotOpen("it is open on another event loop; use `processor.sync` here")
+            raise NotOpen("the processor is open on another event loop; use `processor.sync` here")
         await self.backend.open()
         self._loop = loop
         # After a fork, the parent may still hold the same unused randomness: start with new ids.
@@ -364,31 +364,6 @@ class Client:
         self._check_open()
         return sum(info.size + info.scheduled for info in await self.backend.queues())
 
-    # For operations other than `enqueue` that store jobs
-
-    def _prepare_job(self, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
-        """Return a job in the backend's form, with a new id, without storing it.
-
-        The job and its options are validated as in `enqueue`; `InvalidJob`.
-        """
-        return self._make_job(job, self._parse_options(options))
-
-    async def _run_enqueue_middleware(
-        self, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
-    ) -> str:
-        """Run the enqueue middleware around `store`, another operation that stores one job.
-
-        Returns the id that the outermost middleware returns.
-        """
-        if not self._enqueue_middlewares:
-            return await store(new)
-
-        async def one(jobs: list[NewJob]) -> list[str]:
-            return [await store(jobs[0])]
-
-        pipeline = EnqueuePipeline(self._enqueue_middlewares, one, self._limits, 1)
-        return (await pipeline.run([_make_enqueueing(job, new)]))[0]
-
     # Internals
 
     def _check_open(self) -> None:
@@ -398,8 +373,8 @@ class Client:
             )
         if self._loop is not asyncio.get_running_loop():
             raise NotOpen(
-                "the processor is open on another event loop: use `processor.sync` here; or open "
-                "it on this loop, where that one has ended"
+                "the processor is open on another event loop: use `processor.sync` here, or open "
+                "it on this loop after the other loop has ended"
             )
 
     async def _get_record(self, job_id: str) -> JobRecord:
@@ -561,7 +536,7 @@ class Client:
         if not self.backend.capabilities.supports_transactions:
             raise NotSupported(
                 f"{self.backend.describe()} cannot be part of a caller's transaction; enqueue "
-                "after the commit, without `connection`, and let the handler's return complete "
+                "after the commit, without `connection`, and return from the handler to complete "
                 "its job"
             )
         return cast("Transactional", self.backend)
@@ -570,6 +545,33 @@ class Client:
         for job, result in zip(jobs, results, strict=True):
             created = result.outcome == "created"
             self.events.emit(JobEnqueued(result.id, job.name, job.queue, created))
+
+
+def prepare_job(client: Client, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
+    """Return a job in the backend's form, with a new id, without storing it.
+
+    The job and its options are validated as in `enqueue`; `InvalidJob`. For operations other than
+    `enqueue` that store jobs, such as the tick of a schedule.
+    """
+    return client._make_job(job, client._parse_options(options))
+
+
+async def run_enqueue_middleware(
+    client: Client, job: object, new: NewJob, store: Callable[[NewJob], Awaitable[str]]
+) -> str:
+    """Run the client's enqueue middleware around `store`, another operation that stores one job.
+
+    Returns the id that the outermost middleware returns.
+    """
+    middlewares = client._enqueue_middlewares
+    if not middlewares:
+        return await store(new)
+
+    async def enqueue_new(jobs: list[NewJob]) -> list[str]:
+        return [await store(jobs[0])]
+
+    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
+    return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
 
 def _with_id(job: NewJob, job_id: str) -> NewJob:

@@ -84,8 +84,8 @@ def _validate(enqueueing: Enqueueing, limits: Limits) -> NewJob:
     """Return the job after the middleware; `InvalidJob` if it cannot be stored."""
     if not isinstance(enqueueing.payload, bytes):
         raise InvalidJob(
-            f"an enqueue middleware left a payload of type {type(enqueueing.payload).__name__}: "
-            "a payload is bytes"
+            f"an enqueue middleware set a payload of type {type(enqueueing.payload).__name__}; "
+            "a payload must be bytes"
         )
     check_size(enqueueing.name, enqueueing.payload, limits)
     if enqueueing.priority not in range(10):

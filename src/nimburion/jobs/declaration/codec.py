@@ -147,13 +147,13 @@ class ResultCodec:
             encoded = msgspec.json.encode(value, enc_hook=enc_hook)
         except Exception as error:  # a model's own code may raise anything
             raise UnstorableResult(
-                f"the result of {self._name!r} cannot be kept: {_describe(error)}; "
-                "return what JSON can carry, or declare result=False"
+                f"the result of {self._name!r} cannot be stored: {_describe(error)}; "
+                "return a value that JSON can represent, or declare result=False"
             ) from error
         if len(encoded) > limit:
             raise UnstorableResult(
                 f"the result of {self._name!r} is {len(encoded)} bytes, over the limit of {limit}; "
-                "store it elsewhere and return where"
+                "store it elsewhere and return its location"
             )
         return encoded
 
@@ -193,7 +193,7 @@ def check_size(name: str, payload: bytes, limits: Limits) -> None:
     if len(payload) > limits.payload:
         raise InvalidJob(
             f"job {name!r}: the payload is {len(payload)} bytes, over the limit of "
-            f"{limits.payload}; store the data elsewhere and pass where it is"
+            f"{limits.payload}; store the data elsewhere and pass its location"
         )
 
 
@@ -220,11 +220,11 @@ def _join_path(path: Sequence[object]) -> str:
 def _describe(error: BaseException) -> str:
     match error:
         case RecursionError():
-            return "it contains itself, or nests too deep"
+            return "it contains itself or is nested too deeply"
         case UnicodeEncodeError():
-            return "text with a lone surrogate is no UTF-8; clean it before"
+            return "text with a lone surrogate is not UTF-8; replace the surrogate"
         case UnicodeDecodeError():
-            return "it is no UTF-8"
+            return "it is not UTF-8"
     found = _AT.fullmatch(str(error))
     return _lower_first(found["what"] if found else str(error))
 

@@ -128,7 +128,7 @@ def _iterate_types(what: str, kind: object) -> Iterator[inspect.Type]:
     for node in _visit_types(root, set()):
         if isinstance(node, _UNSUPPORTED_TYPES) and not _is_supported(node):
             shown = getattr(getattr(node, "cls", type(node)), "__qualname__", repr(kind))
-            raise DefinitionError(f"{what}: {shown} cannot travel as JSON; {_ADVICE}")
+            raise DefinitionError(f"{what}: {shown} cannot be encoded as JSON; {_ADVICE}")
         yield node
 
 

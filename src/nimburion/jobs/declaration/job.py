@@ -291,14 +291,14 @@ def require_declaration(job: object) -> Declaration:
         hint = "decorate the function with @job and pass function.job(…)"
     else:
         hint = "pass an instance of a Job class or function.job(…); or use enqueue_raw(name, …)"
-    raise InvalidJob(f"{_describe(job)} is no job: {hint}")
+    raise InvalidJob(f"{_describe(job)} is not a job: {hint}")
 
 
 def _make_dataclass(cls: type[Job], name: str) -> None:
     if "__init__" in cls.__dict__:
         raise DefinitionError(
-            f"job {name!r}: the constructor is made from the fields; "
-            "use __post_init__ for checks, not __init__"
+            f"job {name!r}: the constructor is generated from the fields; "
+            "validate in __post_init__, not in __init__"
         )
     try:
         dataclasses.dataclass(kw_only=True)(cls)

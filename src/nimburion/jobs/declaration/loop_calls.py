@@ -71,8 +71,8 @@ def run_on_loop(
     """
     if _find_running_loop() is loop:
         raise UseAwait(
-            "this is the loop that the processor is open on, and waiting would stop it: "
-            "await the processor's own method instead of calling `sync`"
+            "the processor is open on this event loop, and `sync` would block it: "
+            "await the processor's own method instead"
         )
     coroutine = make()
     try:

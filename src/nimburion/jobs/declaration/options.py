@@ -86,7 +86,7 @@ def parse_options(
     if not options.keys() <= _RECORD_OPTIONS:
         raise InvalidJob(describe_unknown("option", options, EnqueueManyOptions.__annotations__))
     if at is not None and after is not None:
-        raise InvalidJob("say `at` or `after`, not both")
+        raise InvalidJob("pass `at` or `after`, not both")
     return ParsedOptions(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _parse_priority(priority),
@@ -135,7 +135,7 @@ def _check_uniqueness(unique_key: object, unique_for: object, on_duplicate: obje
 
 def _parse_time(at: object) -> float:
     if not isinstance(at, datetime):
-        raise InvalidJob(f"at must be a datetime with a time zone, not {at!r}; or say `after`")
+        raise InvalidJob(f"at must be a datetime with a time zone, not {at!r}; or pass `after`")
     if at.utcoffset() is None:
         raise InvalidJob(
             f"at must have a time zone, {at!r} has none: "

@@ -90,11 +90,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         try:
             seconds = float(_value_or_default(self.backoff, default)(failures))
         except Exception:  # noqa: BLE001 (a user's function may raise anything)
-            _log.exception("the backoff function failed; exponential backoff takes its place")
+            _log.exception("the backoff function failed; exponential backoff is used instead")
             seconds = math.nan
         else:
             if not seconds >= 0.0:
-                _log.error("the backoff function answered %r, which is no delay", seconds)
+                _log.error("the backoff function returned %r, which is not a delay", seconds)
         return seconds if seconds >= 0.0 else default(failures)
 
 

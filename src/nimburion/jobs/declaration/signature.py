@@ -142,7 +142,9 @@ def _resolve_in_class(name: str, cls: type, key: str) -> Any:  # noqa: ANN401
     if isinstance(annotation, dataclasses.InitVar) or str(annotation).startswith(
         ("InitVar", "dataclasses.InitVar")
     ):
-        raise DefinitionError(f"{what}: an InitVar is not kept, so it cannot travel; use a field")
+        raise DefinitionError(
+            f"{what}: an InitVar is not stored, so the job would run without it; use a field"
+        )
     return _resolve(what, owner, annotation)
 
 

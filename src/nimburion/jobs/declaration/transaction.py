@@ -7,18 +7,17 @@ the attempt ends with its own outcome. So an unknown outcome of the commit does 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nimburion.core.errors import LeaseLost, UseAwait
+from nimburion.core.errors import LeaseLost, NotOpen, UseAwait
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
 
 if TYPE_CHECKING:
-    from nimburion.jobs.declaration.context import Context
+    from nimburion.jobs.declaration.attempt_record import AttemptRecord
 
 T = TypeVar("T")
 
@@ -32,9 +31,9 @@ class HandlerTransaction:
     """
 
     def __init__(
-        self, context: Context, make: Callable[[object], Transaction], connection: object
+        self, record: AttemptRecord, make: Callable[[object], Transaction], connection: object
     ) -> None:
-        self._context = context
+        self._record = record
         self._make = make
         self._connection = connection
         self._thread_connection: ThreadBoundConnection | None = None
@@ -66,13 +65,15 @@ class HandlerTransaction:
         self._run_on_loop(lambda: self._end(undone=error is not None))
 
     def _run_on_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        loop: asyncio.AbstractEventLoop = self._context._attempt.task.get_loop()
+        task = self._record.task
+        if task is None:
+            raise NotOpen("the attempt has ended, and its transactions with it")
         try:
-            return run_on_loop(loop, make, self._thread_connection)
+            return run_on_loop(task.get_loop(), make, self._thread_connection)
         except UseAwait:
             raise UseAwait(
-                "an `async def` handler says `async with ctx.transaction()`; `with` is for `def` "
-                "handlers, which have a thread of their own"
+                "use `async with ctx.transaction()` in an `async def` handler; `with` is for `def` "
+                "handlers, which run on their own threads"
             ) from None
 
     async def _begin(self, connection: object) -> object:
@@ -88,16 +89,16 @@ class HandlerTransaction:
         if undone:
             await transaction.rollback()
             return
-        context = self._context
+        record = self._record
         try:
             completed = Completed(
-                context._delivery.lease, context._encode_result(), context._attempt.keep_payload
+                record.delivery.lease, record.encode_result(), record.keep_payload
             )
-            await transaction.complete(context._attempt.session_id, completed)
+            await transaction.complete(record.session_id, completed)
             await transaction.commit()
         except BaseException as error:
             if isinstance(error, LeaseLost):
-                context._lease_lost = error
+                record.lease_lost = error
             await transaction.rollback()
             raise
-        context._completed = True
+        record.completed = True

@@ -20,6 +20,7 @@ from nimburion.core.lease import Delivery, Lease
 from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Released, Settlement
+from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import (
     Attempt,
@@ -34,7 +35,7 @@ from nimburion.jobs.worker.session.session import make_session
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes. Later steps process the others."""
 
-MakeAttemptRunner = Callable[[HandlerThreads, Callable[[Lease, float, str], None]], AttemptRunner]
+MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink], AttemptRunner]
 
 
 @runtime_checkable
@@ -149,7 +150,7 @@ class InlineRunner:
             attempt.started = self._clock.monotonic()
             try:
                 settlement = await attempts.perform(attempt)
-            except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
+            except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
                 settlement = attempts.settle_after_error(attempt, error)
 
         # A separate task, so that later `enqueue` calls of the caller do not see this handler's

@@ -17,7 +17,8 @@ from nimburion.core.service import Service, wait_for_first
 from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
 from nimburion.core.version import __version__
-from nimburion.jobs.worker.attempt.attempt import AttemptRunner, Report
+from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.health import Health, read_health
@@ -26,7 +27,7 @@ from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
-MakeAttemptRunner = Callable[[HandlerThreads, Report, ForkGuard], AttemptRunner]
+MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, ForkGuard], AttemptRunner]
 """Creates a worker's attempt runner from its threads, progress report and fork guard."""
 
 STOPPED_BEFORE_START = "the processor was stopped before it had started"
@@ -99,7 +100,7 @@ class RunningWorker:
         """Log what the worker serves, and its versions. The log of `open` names the backend."""
         limits = [f"{name}={limit}" for name, limit in self._limits.items()]
         _log.info(
-            "ready: %d at once; queues %s; jobs %s; limits %s; nimburion %s, Python %s%s",
+            "ready: concurrency %d; queues %s; jobs %s; limits %s; nimburion %s, Python %s%s",
             self._settings.concurrency,
             ", ".join(self._worker.lanes.queues) or "(none)",
             ", ".join(self._job_names) or "(none is registered)",
@@ -188,5 +189,5 @@ class RunningWorker:
             _log.warning("stopping now")
             self._stop_now.set()
         else:
-            _log.info("stopping: no more jobs are taken; a second signal stops at once")
+            _log.info("stopping: no more jobs start; a second signal stops immediately")
             self._stop_requested.set()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nimburion.worker")
 
-_Failed = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
+_ExceptionInfo = tuple[type[BaseException], BaseException, Any] | tuple[None, None, None]
 """The result type of `sys.exc_info`."""
 
 _CHECKS_PER_LIMIT = 4
@@ -83,8 +83,8 @@ class LoopWatchdog:
         self._attached = False
         # State of the callback on the loop
         self._callback_sent_at: float | None = None
-        self._rounds = 0
-        self._idle_rounds = 0
+        self._late_checks = 0
+        self._idle_checks = 0
         # State of a detected block
         self._blocked_since: float | None = None
         self._culprit = ""
@@ -122,7 +122,7 @@ class LoopWatchdog:
         """Stop watching; return when the thread has ended."""
         self._stopping = True
         if self._thread is not None:
-            self._poke()
+            self._wake_thread()
             await self._loop.run_in_executor(None, self._thread.join)
         self._close()
 
@@ -161,7 +161,7 @@ class LoopWatchdog:
         seconds = self._monotonic() - since
         return RuntimeError(f"the event loop is blocked for {seconds:.1f} s by {self._culprit}")
 
-    def _answer(self) -> None:
+    def _on_callback(self) -> None:
         sent_at, self._callback_sent_at = self._callback_sent_at, None
         if sent_at is not None:
             self._worker.vitals.note_loop_lag(self._monotonic() - sent_at)
@@ -173,13 +173,13 @@ class LoopWatchdog:
         """
         self._handled += 1
         self._last_signal = number
-        self._poke()
+        self._wake_thread()
         if self._blocked_since is not None and self._handled > 1:
             # The blocking code may hold the interpreter's lock for long. Sleep, so that the
             # watchdog can end the process.
             self._never.wait(_CLOSE_TIMEOUT)
 
-    def _poke(self) -> None:
+    def _wake_thread(self) -> None:
         if self._writing is not None:
             with suppress(OSError):  # the buffer is full, so the thread wakes up anyway
                 self._writing.send(b"\0")
@@ -196,18 +196,20 @@ class LoopWatchdog:
         while not self._stopping:
             try:
                 self._read_signals()
-                self._look()
-            except Exception:  # noqa: BLE001 - it must not die in silence
+                self._check_loop()
+            except Exception:  # noqa: BLE001 - the watchdog must continue
                 if self._loop.is_closed():
                     break
-                self._say(logging.ERROR, "a look at the event loop failed", failed=sys.exc_info())
+                self._log_from_thread(
+                    logging.ERROR, "a check of the event loop failed", failed=sys.exc_info()
+                )
         if self._loop.is_closed():
             self._stopping = True
             self._close()
 
     def _read_signals(self) -> None:
         assert self._reading is not None
-        self._reading.settimeout(self._pause())
+        self._reading.settimeout(self._choose_interval())
         try:
             data = self._reading.recv(4096)
         except TimeoutError:
@@ -221,47 +223,49 @@ class LoopWatchdog:
             with suppress(OSError):
                 os.write(self._next_descriptor, signals)
 
-    def _pause(self) -> float:
+    def _choose_interval(self) -> float:
         """Return the seconds between two checks."""
         usual = self._limit / _CHECKS_PER_LIMIT
         return min(_SIGNAL_CHECK_INTERVAL, usual) if self._reported else usual
 
-    def _look(self) -> None:
+    def _check_loop(self) -> None:
         now = self._monotonic()
-        self._tell_signals(now)
+        self._forward_signals(now)
         if self._callback_sent_at is None:
             self._end_block(now)
-            self._ask(now)
+            self._schedule_callback(now)
         else:
-            self._rounds += 1
-            enough = (_CHECKS_PER_LIMIT - 1) * self._limit / _CHECKS_PER_LIMIT / self._pause()
-            if self._watching and self._rounds >= max(2, enough):
+            self._late_checks += 1
+            enough = (
+                (_CHECKS_PER_LIMIT - 1) * self._limit / _CHECKS_PER_LIMIT / self._choose_interval()
+            )
+            if self._watching and self._late_checks >= max(2, enough):
                 self._on_blocked(now)
-        if self._must_end(now):
+        if self._is_overdue(now):
             self._end_process()
 
-    def _ask(self, now: float) -> None:
+    def _schedule_callback(self, now: float) -> None:
         """Schedule the callback on the loop: at each check while jobs run, else at every fourth."""
         busy = self._worker.running_count or self._worker.prefetched_count or self._reported
-        self._idle_rounds = 0 if busy else self._idle_rounds + 1
-        if busy or self._idle_rounds >= _CHECKS_PER_LIMIT:
-            self._idle_rounds = self._rounds = 0
+        self._idle_checks = 0 if busy else self._idle_checks + 1
+        if busy or self._idle_checks >= _CHECKS_PER_LIMIT:
+            self._idle_checks = self._late_checks = 0
             self._callback_sent_at = now
-            self._loop.call_soon_threadsafe(self._answer)
+            self._loop.call_soon_threadsafe(self._on_callback)
 
     # A blocked loop
 
     def _on_blocked(self, now: float) -> None:
         if self._blocked_since is not None:
-            self._give_back(now)
+            self._release_jobs(now)
         else:
             self._culprit, stack = self._find_culprit()
             self._blocked_since = self._callback_sent_at or now
-            count = self._give_back(now)
-            self._say(
+            count = self._release_jobs(now)
+            self._log_from_thread(
                 logging.WARNING,
                 "the event loop is blocked by %s: its code must await, or be a plain `def`. "
-                "%d jobs that have not begun are given back",
+                "%d jobs that have not started are released",
                 *(self._culprit, count),
                 stack=stack,
             )
@@ -270,9 +274,11 @@ class LoopWatchdog:
         since, self._blocked_since = self._blocked_since, None
         if since is not None:
             self._nonce = None
-            self._say(logging.WARNING, "the event loop runs again, after %.1f s", now - since)
+            self._log_from_thread(
+                logging.WARNING, "the event loop runs again, after %.1f s", now - since
+            )
 
-    def _give_back(self, now: float) -> int:
+    def _release_jobs(self, now: float) -> int:
         """Release the jobs that have not started; return how many leases are known.
 
         An exchange in flight may deliver more jobs at any time. So its leases are released
@@ -297,11 +303,11 @@ class LoopWatchdog:
                 return f"job {lease.job_id} ({name})", stack
             if task is not None:
                 return f"the task {task.get_name()}", stack
-        return "code that is no job", stack
+        return "code outside any job", stack
 
     # Signals
 
-    def _tell_signals(self, now: float) -> None:
+    def _forward_signals(self, now: float) -> None:
         """Schedule `on_signal` on the loop, once for each signal."""
         for count in range(self._reported + 1, max(self._read, self._handled) + 1):
             self._reported = count
@@ -311,7 +317,7 @@ class LoopWatchdog:
                 self._second_at = now
             self._loop.call_soon_threadsafe(self._on_signal)
 
-    def _must_end(self, now: float) -> bool:
+    def _is_overdue(self, now: float) -> bool:
         """Return whether the loop had its time to stop, so that the process must end now."""
         callback_sent_at = self._callback_sent_at
         if callback_sent_at is None:
@@ -326,8 +332,8 @@ class LoopWatchdog:
     def _end_process(self) -> None:
         """Close the session, which releases its jobs, and end the process without the loop."""
         closed = self._worker.session.close_from_thread(_CLOSE_TIMEOUT)
-        what = "its jobs are given back" if closed else "its jobs are given back when it expires"
-        self._say(
+        what = "its jobs are released" if closed else "its jobs are released when it expires"
+        self._log_from_thread(
             logging.WARNING,
             "the event loop is blocked and cannot stop; the session ends, %s, and so does the "
             "process",
@@ -336,17 +342,17 @@ class LoopWatchdog:
         code = 0 if closed and self._owns_process else 128 + self._last_signal
         os._exit(code)
 
-    def _say(
+    def _log_from_thread(
         self,
         level: int,
         message: str,
         *args: object,
         stack: str = "",
-        failed: _Failed | None = None,
+        failed: _ExceptionInfo | None = None,
     ) -> None:
         """Log from a separate thread, because the blocked thread may hold a lock of logging."""
 
-        def say() -> None:
+        def log() -> None:
             if _log.isEnabledFor(level):
                 record = _log.makeRecord(
                     *(_log.name, level, __file__, 0, message, args, failed),
@@ -354,6 +360,6 @@ class LoopWatchdog:
                 )
                 _log.handle(record)
 
-        thread = threading.Thread(target=say, name="nimburion-watchdog-log", daemon=True)
+        thread = threading.Thread(target=log, name="nimburion-watchdog-log", daemon=True)
         thread.start()
         thread.join(_LOG_TIMEOUT)

@@ -1,8 +1,8 @@
 """The worker: slots, prefetched jobs and the reserve loop. Retry policy is decided elsewhere.
 
 The loop makes one exchange at a time, and only when there is a reason for it: settlements to send,
-or room together with a sign of possible work. Delivered jobs start at once while slots are free.
-The others are prefetched: at most as many as run in about 20 ms.
+or room together with a sign of possible work. Delivered jobs start immediately while slots are
+free. The others are prefetched: at most as many as run in about 20 ms.
 """
 
 from __future__ import annotations
@@ -254,9 +254,9 @@ class Worker:
             try:
                 await self._exchange()
                 self.failure = None
-            except Exception as error:  # noqa: BLE001 - the loop must not die; its jobs run again
+            except Exception as error:  # noqa: BLE001 - the loop must continue; its jobs run again
                 self.failure = error
-                _log.exception("an exchange failed; its session is given up")
+                _log.exception("an exchange failed; its session ends")
                 self.session.completer.closed = True
                 await self._clock.sleep(_PAUSE_AFTER_ERROR)
 
@@ -371,7 +371,7 @@ class Worker:
         settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_ERROR)
         try:
             settlement = await self._attempt_runner.perform(attempt)
-        except BaseException as error:  # noqa: BLE001 - whatever happens, the attempt counts
+        except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
             settlement = self._attempt_runner.settle_after_error(attempt, error)
         finally:
             prefetch = self._slots.prefetch

@@ -13,7 +13,7 @@ from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import FINISHED, AttemptError, JobRecord, Progress, State
 from nimburion.core.queries import JobFilter
 from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.server.api.names import Cursor, Name, PageQuery, get_name, make_id
+from nimburion.server.api.names import Cursor, JsonObject, Name, PageQuery, get_name, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import Problem
 
@@ -101,7 +101,7 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A job to enqueue. A worker that knows the name validates the payload."""
 
     name: Name
-    payload: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+    payload: JsonObject = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     """A JSON object. Its text is stored byte for byte."""
     id: Name | None = None
     queue: Name | None = None

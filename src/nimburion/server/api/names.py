@@ -19,6 +19,8 @@ Name = Annotated[str, Meta(pattern=NAME_SCHEMA)]
 """The name of a job or of a queue, or an id."""
 Cursor = Annotated[str, Meta(min_length=1, max_length=200)]
 """The `next` of a page."""
+JsonObject = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+"""The text of a JSON object. Only that it is JSON is checked."""
 PageSize = Annotated[int, Meta(ge=1, le=1000)]
 
 

@@ -108,11 +108,15 @@ def parse_query(pairs: Iterable[tuple[str, str]], kind: type[QueryT]) -> QueryT:
         else:
             values[name] = text
     try:
-        return msgspec.convert(values, kind, strict=False)
+        query = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         detail, place = _split_place(error)
         name = place.partition("/")[0]
         raise make_parameter_problem(name, f"{name}: {detail}") from None
+    for name in values:
+        if getattr(query, name) is None:  # the text `null`, which is none of the allowed values
+            raise make_parameter_problem(name, f"{name}: leave the parameter out instead")
+    return query
 
 
 def make_parameter_problem(name: str, detail: str) -> Problem:

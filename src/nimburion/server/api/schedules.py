@@ -12,7 +12,7 @@ from nimburion.core.timezones import find_zone
 from nimburion.scheduler.schedules import ScheduleInfo
 from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 from nimburion.server.api.jobs import JobPage, JobReference, summarize_job
-from nimburion.server.api.names import Name, PageQuery, get_name, make_id
+from nimburion.server.api.names import JsonObject, Name, PageQuery, get_name, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 Trigger = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -64,7 +64,7 @@ class NewScheduleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     name: ScheduleName
     when: Trigger
     job: Name
-    payload: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+    payload: JsonObject = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     """A JSON object."""
     queue: Name = "default"
     priority: Annotated[int, Meta(ge=0, le=9)] = 5

@@ -371,7 +371,7 @@ async def test_a_result_that_does_not_get_through_alone_is_left_behind(
     completer.settle(done(1))
     await flush(completer)
     assert backend.applied == [Completed(lease("1"))]
-    assert "the result of job 1 is not kept" in caplog.text
+    assert "the result of job 1 is not stored" in caplog.text
 
 
 async def test_a_result_is_kept_when_only_larger_batches_failed() -> None:
@@ -408,7 +408,7 @@ async def test_exchanges_that_fail_for_too_long_give_the_session_up(
         await completer.exchange(RESERVE_NOTHING)
     assert completer.closed
     assert clock.time - 100.0 <= 27.0 + 5.0
-    assert "is given up: no exchange with the backend succeeded" in caplog.text
+    assert "ends: no exchange with the backend succeeded" in caplog.text
 
 
 async def test_an_exchange_that_hangs_gives_the_session_up() -> None:

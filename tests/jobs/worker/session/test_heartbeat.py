@@ -32,6 +32,6 @@ async def test_a_session_that_is_gone_is_not_reported_as_rescued(
     await asyncio.wait_for(heartbeat.run(stopping), 10.0)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        "session s1 is not known to the backend any more (it expired, or its data is gone); "
-        "its jobs are given up"
+        "session s1 ends: it is not known to the backend any more (it expired, or its data is "
+        "gone); its running jobs are interrupted"
     )

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import msgspec
 
@@ -26,11 +26,18 @@ from nimburion.core.errors import LeaseLost
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.job import AttemptError, Kind
 from nimburion.core.job_counters import JobCounters, LaneCounters
-from nimburion.core.lease import Delivery, Lease
+from nimburion.core.lease import Delivery
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.transactions import Transaction
+from nimburion.jobs.declaration.attempt_record import (
+    AttemptRecord,
+    EnqueueClient,
+    ProgressSink,
+    WorkerServices,
+)
 from nimburion.jobs.declaration.codec import UnstorableResult
-from nimburion.jobs.declaration.context import CURRENT, Context, EnqueueClient
+from nimburion.jobs.declaration.context import CURRENT, Context, get_record
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt import outcome as outcomes
@@ -49,7 +56,6 @@ from nimburion.jobs.worker.attempt.threads import HandlerThreads, ThreadCall
 _log = logging.getLogger("nimburion.worker")
 
 Chain = Callable[[Context], Awaitable[object]]
-Report = Callable[[Lease, float, str], None]
 KeepsArguments = tuple[bool, Mapping[str, bool]]
 """Whether completed jobs keep their arguments, and for which queues that is otherwise."""
 _Chained = tuple[Handler, Chain, dict[str, LaneCounters]]
@@ -57,6 +63,7 @@ _Chained = tuple[Handler, Chain, dict[str, LaneCounters]]
 
 _EXCHANGES_PER_FOLD = 32
 """The times of attempts are counted once per so many exchanges, so their lists stay short."""
+
 
 CANCELLED_ON_REQUEST = "cancelled on request"
 
@@ -75,38 +82,30 @@ class Interruption(enum.Enum):
     """The lease is lost: write nothing."""
 
 
-class Attempt:
+class Attempt(AttemptRecord):
     """One attempt at one job, with the state that the worker and its watchdog need."""
 
     __slots__ = (
         "call",
         "context",
-        "delivery",
         "ended",
         "interruption",
-        "keep_payload",
         "keyboard_interrupt",
         "raised",
-        "session_id",
         "settled",
         "started",
-        "task",
     )
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
-        self.delivery: Delivery = delivery
-        self.session_id: str = session_id
-        """The id of the session that holds the lease."""
+        super().__init__(delivery, session_id)
         self.settled: bool = False
         """Whether the settlement was handed to the completer, or the lease was released."""
         self.started: float = 0.0
         """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
-        self.keep_payload: bool = False
-        """Whether the record keeps the payload if the job is completed."""
         self.ended: float = 0.0
         """When its handler ended, likewise."""
         self.context: Context | None = None
-        self.task: asyncio.Task[Any] | None = None
+        """The context of the handler; None before it starts and after the attempt has ended."""
         self.call: ThreadCall | None = None
         """The thread call of a `def` handler; None for a coroutine."""
         self.interruption: Interruption | None = None
@@ -141,10 +140,7 @@ class Attempt:
 
         Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
-        if self.context is not None:
-            self.context._attempt = None
-            self.context = None
-        self.task = None
+        self.context = self.task = self.call = None
 
     def interrupt(self, interruption: Interruption) -> None:
         """Request the end of the attempt.
@@ -158,7 +154,7 @@ class Attempt:
             self.interruption = interruption
         if self.context is None:  # not started: `perform` checks `interruption`
             return
-        self.context._request_cancel()
+        self.cancel_requested = True
         if self.task is not None and (interruption is Interruption.LOST or not self.in_thread):
             self.task.cancel()
 
@@ -175,7 +171,7 @@ class AttemptRunner:
         middlewares: Sequence[Middleware],
         *,
         threads: HandlerThreads,
-        report: Report,
+        report: ProgressSink,
         clock: Clock,
         random: Random,
         events: Events,
@@ -184,17 +180,17 @@ class AttemptRunner:
         counters: JobCounters,
         keeps_arguments: KeepsArguments,
         log_attempts: Literal["debug", "info"] = "debug",
+        make_transaction: Callable[[object], Transaction],
         guard: ForkGuard | None = None,
     ) -> None:
         self._registry = registry
         self._middlewares = tuple(middlewares)
         self._threads = threads
-        self._report = report
         self._clock = clock
         self._random = random
         self._events = events
         self._limits = limits
-        self._client = client
+        self._services = WorkerServices(clock.monotonic, report, client, make_transaction)
         self._guard = guard or ForkGuard()
         self._counters = counters
         self._keep_default, self._keep_by_queue = keeps_arguments
@@ -244,7 +240,7 @@ class AttemptRunner:
         if self._reports_attempts:
             self._report_start(delivery, max(0.0, waited))
         outcome = await self._run_handler(attempt, context, handler, chain)
-        settlement = self._make_settlement(attempt, outcome, handler, context)
+        settlement = self._make_settlement(attempt, outcome, handler)
         attempt.ended = ended = self._monotonic()
         lane.runs.append(ended - started)
         if type(settlement) is not Completed:
@@ -273,7 +269,7 @@ class AttemptRunner:
         if not from_handler:
             with suppress(Exception):  # a filter or handler of the application may raise
                 _log.error(
-                    "an error inside nimburion around job %s",
+                    "an error inside nimburion while it ran job %s",
                     attempt.delivery.lease.job_id,
                     exc_info=raised,
                 )
@@ -283,7 +279,7 @@ class AttemptRunner:
             return Released(delivery.lease, _RELEASE_DELAY_AFTER_ERROR)
         if attempt.interruption is Interruption.LOST:
             return None
-        if context._completed:
+        if attempt.completed:
             return Completed(delivery.lease)
         kind: Kind = "failure" if from_handler else "internal"
         error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
@@ -295,11 +291,11 @@ class AttemptRunner:
         return settlement
 
     def _make_settlement(
-        self, attempt: Attempt, outcome: Outcome, handler: Handler, context: Context
+        self, attempt: Attempt, outcome: Outcome, handler: Handler
     ) -> Settlement | None:
         raised, attempt.raised = attempt.raised, None
-        if context._completed:
-            return _settle_completed(context, outcome, raised)
+        if attempt.completed:
+            return _settle_completed(attempt, outcome, raised)
         if attempt.lost:
             return None
         if type(outcome) is Succeeded:  # `decide_settlement` says the same
@@ -382,12 +378,12 @@ class AttemptRunner:
         )
         chain = compose(self._middlewares, innermost)
         if self._middlewares:  # middleware may fork too
-            chain = self._checked(chain)
+            chain = self._check_for_fork(chain)
         found: _Chained = (handler, chain, {})
         self._chains[name] = found
         return found
 
-    def _checked(self, chain: Chain) -> Chain:
+    def _check_for_fork(self, chain: Chain) -> Chain:
         guard = self._guard
 
         async def call(context: Context) -> object:
@@ -407,9 +403,8 @@ class AttemptRunner:
             try:
                 return await function(context, job)
             finally:
-                if (
-                    guard.in_child
-                ):  # before any middleware, which shares resources with the parent, runs
+                # Before any middleware runs, because it shares resources with the parent.
+                if guard.in_child:
                     guard.check(sys.exc_info()[1])
 
         return call
@@ -420,7 +415,7 @@ class AttemptRunner:
         async def call(context: Context) -> object:
             context.job = job = decode(context.payload)
             started = threads.start(function, context, job)
-            context._attempt.call = started
+            cast("Attempt", get_record(context)).call = started
             value = await started.future
             # A lambda or a wrapper around an `async def` returns a coroutine that has not run yet.
             return await value if inspect.isawaitable(value) else value
@@ -431,11 +426,8 @@ class AttemptRunner:
         delivery = attempt.delivery
         timeout = delivery.options.timeout or handler.policy.timeout
         deadline = None if timeout is None else self._clock.monotonic() + timeout
-        context = Context(
-            delivery, handler, self._clock.monotonic, self._report, deadline, self._client
-        )
-        context._attempt = attempt
-        attempt.context = context
+        attempt.handler = handler
+        attempt.context = context = Context(attempt, self._services, deadline)
         CURRENT.set(context)
         return context
 
@@ -446,23 +438,23 @@ class AttemptRunner:
             if context.deadline is None:
                 result = await chain(context)
             else:
-                result = await self._run_with_timeout(context, chain)
+                result = await self._run_with_timeout(attempt, context, chain)
             if result is not None:
                 return self._encode_success(handler, result, context)
-            return NO_RESULT if context._result is None else Succeeded(context._encode_result())
+            return NO_RESULT if attempt.result is None else Succeeded(attempt.encode_result())
         except _TimedOut as late:
             attempt.raised = late.__cause__
             return outcomes.make_timeout_failure(late.seconds, context.attempt)
         except asyncio.CancelledError as cancelled:
             return self._classify_cancellation(attempt, cancelled)
         except LeaseLost as lost:
-            return self._classify_lease_loss(attempt, context, lost)
+            return self._classify_lease_loss(attempt, lost)
         except BaseException as raised:
             if _is_closing(raised):
                 raise
-            return self._of_exception(attempt, handler, raised)
+            return self._classify_exception(attempt, handler, raised)
 
-    async def _run_with_timeout(self, context: Context, chain: Chain) -> object:
+    async def _run_with_timeout(self, attempt: Attempt, context: Context, chain: Chain) -> object:
         """Return the handler's result. Raises `_TimedOut` if the deadline passes first."""
         seconds = context.remaining() or 0.0
         limit = asyncio.timeout(seconds)
@@ -471,7 +463,7 @@ class AttemptRunner:
                 return await chain(context)
         except TimeoutError as error:
             if limit.expired():
-                context._request_cancel()
+                attempt.cancel_requested = True
                 raise _TimedOut(seconds) from error
             raise
 
@@ -483,7 +475,7 @@ class AttemptRunner:
         try:
             return Succeeded(handler.encode_result(result))
         except UnstorableResult as error:
-            _log.warning("the result of job %s is not kept: %s", context.job_id, error)
+            _log.warning("the result of job %s is not stored: %s", context.job_id, error)
             return NO_RESULT
 
     def _classify_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
@@ -500,13 +492,13 @@ class AttemptRunner:
                     )
                 )
 
-    def _classify_lease_loss(self, attempt: Attempt, context: Context, lost: LeaseLost) -> Outcome:
+    def _classify_lease_loss(self, attempt: Attempt, lost: LeaseLost) -> Outcome:
         """Return the outcome of a handler that raised LeaseLost.
 
         If nimburion raised it inside the handler's transaction, the lease is lost and nothing is
         written. If the handler raised it itself, it is an ordinary failure.
         """
-        if lost is context._lease_lost:
+        if lost is attempt.lease_lost:
             _log.warning("%s", lost)
             attempt.interruption = Interruption.LOST
             return INTERRUPTED
@@ -516,7 +508,9 @@ class AttemptRunner:
         )
         return AttemptFailed(error)
 
-    def _of_exception(self, attempt: Attempt, handler: Handler, raised: BaseException) -> Outcome:
+    def _classify_exception(
+        self, attempt: Attempt, handler: Handler, raised: BaseException
+    ) -> Outcome:
         attempt.raised = raised
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
@@ -564,24 +558,24 @@ def _is_closing(raised: BaseException) -> bool:
 
 
 def _settle_completed(
-    context: Context, outcome: Outcome, raised: BaseException | None
+    attempt: Attempt, outcome: Outcome, raised: BaseException | None
 ) -> Settlement:
     """Return the settlement of a job that the handler's own transaction has completed.
 
     The backend answers this repeated completion with `already` and writes nothing.
     """
-    delivery = context._delivery
+    delivery = attempt.delivery
     if isinstance(outcome, Succeeded):
-        if outcome.result is not None and context._result is None:
+        if outcome.result is not None and attempt.result is None:
             _log.warning(
-                "job %s was completed by its own transaction: what its handler returned is not "
-                "kept. Call ctx.set_result(...) inside the block",
+                "job %s was completed by its own transaction: the return value of its handler is "
+                "not stored. Call ctx.set_result(...) inside the block",
                 delivery.lease.job_id,
             )
     else:
         _log.warning(
-            "job %s was completed by its own transaction; what its handler did afterwards ended "
-            "badly (%s) and changes nothing",
+            "job %s was completed by its own transaction; its handler ended otherwise afterwards "
+            "(%s), which changes nothing",
             delivery.lease.job_id,
             outcome.error.message if isinstance(outcome, AttemptFailed) else type(outcome).__name__,
             exc_info=raised,
@@ -597,7 +591,7 @@ def _log_failure(
     error = settlement.error
     what = f"{error.type}: {error.message}".partition("\n")[0]
     if isinstance(settlement, Retried):
-        level, then = logging.WARNING, f"again in {settlement.delay:.1f} s"
+        level, then = logging.WARNING, f"retrying in {settlement.delay:.1f} s"
     else:
         level, then = logging.ERROR, f"it is a dead letter now ({settlement.reason})"
     values = (delivery.name, delivery.lease.job_id, error.attempt, what, then)

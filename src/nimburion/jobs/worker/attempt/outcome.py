@@ -110,7 +110,7 @@ def _seconds(raised: BaseException, attribute: str) -> float | None:
         value: Any = getattr(raised, attribute)
         seconds = None if value is None else to_seconds(value)
         return seconds if seconds is not None and math.isfinite(seconds) else None
-    except BaseException:  # noqa: BLE001 - likewise, or a property that raises
+    except BaseException:  # noqa: BLE001 - the attribute is missing, or a property raises
         return None
 
 
@@ -125,7 +125,7 @@ def _is_permanent(raised: BaseException, permanent: tuple[type[BaseException], .
 
 def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
     """Return the outcome of an attempt that did not end within its `timeout`."""
-    message = f"not done after {seconds:g} s"
+    message = f"did not end within {seconds:g} s"
     return AttemptFailed(
         AttemptError(
             attempt=attempt,
@@ -182,7 +182,7 @@ def _format_message(raised: object) -> str:
 def _format_traceback(raised: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(raised, limit=-50))
-    except BaseException as error:  # noqa: BLE001 - likewise
+    except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
         return f"<its traceback could not be formatted: {_type_name(error)}>"
 
 

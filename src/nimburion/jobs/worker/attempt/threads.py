@@ -48,7 +48,7 @@ class ThreadCall:
         """Call the function and store its outcome. Runs on the thread."""
         try:
             self.value = self._context.run(self._function, *self._args)
-        except BaseException as error:  # noqa: BLE001 - delivered to whoever waits
+        except BaseException as error:  # noqa: BLE001 - delivered to the code that awaits it
             self.error = error
 
     def deliver(self) -> None:

@@ -1,8 +1,8 @@
 """Sends settlements to the backend and receives deliveries, one exchange at a time.
 
 Settlements that arrive during an exchange go with the next one. So batches grow under load, and a
-single settlement leaves at once when the worker is idle. An unanswered exchange is repeated under
-its number until it is answered. If it fails for too long, the session is given up.
+single settlement is sent immediately when the worker is idle. An unanswered exchange is repeated
+under its number until it is answered. If it fails for too long, the session ends.
 
 A repeat may be smaller: it carries a prefix of the same settlements and requests fewer bytes. This
 is safe although the worker does not know whether the backend applied an earlier try. The backend
@@ -50,7 +50,7 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 """The longest time in seconds between two tries."""
 _REDUCE_AFTER_FAILING_ALONE = 0.5
-"""A fraction of the time until the session is given up.
+"""A fraction of the time until the session ends.
 
 After this time, a settlement that failed alone while heartbeats are answered is sent without its
 large parts.
@@ -104,7 +104,7 @@ class Completer:
         other exchange.
         """
         self.closed: bool = False
-        """Whether the session is given up: nothing is sent or repeated any more."""
+        """Whether the session ends: nothing is sent or repeated any more."""
 
     def settle(self, settlement: Settlement) -> None:
         """Send this settlement with the next exchange."""
@@ -130,7 +130,7 @@ class Completer:
         """Make one exchange: send the pending settlements (limited in size) with `request`.
 
         Returns the backend's reply. Raises `SessionLost` if the session is over, or if exchanges
-        failed for so long that it was given up here.
+        failed for so long that this worker ended it.
         """
         batch, request = self._unanswered or (self._take_batch(), request)
         self._unanswered, self.in_flight = None, True
@@ -252,9 +252,8 @@ class Completer:
             and failed_for > reduce_after * self._give_up_after
             and not self._connectivity.is_unreachable
         ):
-            return [_reduce(part[0])], replace(
-                request, total=0
-            )  # leaves room for the settlement alone
+            # No deliveries: all of the time is left for the settlement.
+            return [_reduce(part[0])], replace(request, total=0)
         return part, request
 
     def _left(self, failed_for: float) -> float | None:
@@ -278,8 +277,8 @@ class Completer:
         if not self.closed:
             self.closed = True
             _log.error(
-                "session %s is given up: no exchange with the backend succeeded for %.0f s (%s). "
-                "Its jobs go back to the queue",
+                "session %s ends: no exchange with the backend succeeded for %.0f s (%s). "
+                "Its jobs return to the queue",
                 *(self.session_id, failed_for, self._connectivity.describe_error(error)),
             )
         return True
@@ -302,12 +301,12 @@ def _replace_unstorable(settlement: Settlement, error: Unstorable) -> Settlement
     A progress report loses its message. A dead letter is released for 60 s instead. Any other
     outcome becomes a dead letter with reason `unstorable`.
     """
-    _log.error("job %s cannot be settled as it is: %s", settlement.lease.job_id, error)
+    _log.error("the outcome of job %s cannot be stored: %s", settlement.lease.job_id, error)
     if isinstance(settlement, Progressed):
         return Progressed(settlement.lease, settlement.fraction)
     if isinstance(settlement, Failed):
         return Released(settlement.lease, delay=60.0)
-    message = clean_text(f"what the attempt left behind cannot be stored: {error}", 1024)
+    message = clean_text(f"the outcome of the attempt cannot be stored: {error}", 1024)
     report = AttemptError(attempt=0, kind="unstorable", type="Unstorable", message=message)
     return Failed(settlement.lease, Reason.UNSTORABLE, report)
 
@@ -349,7 +348,7 @@ def _reduce(settlement: Settlement) -> Settlement:
     match settlement:
         case Completed() if settlement.result is not None:
             _log.warning(
-                "the result of job %s is not kept: the connection is too slow for its %d bytes",
+                "the result of job %s is not stored: the connection is too slow for its %d bytes",
                 *(settlement.lease.job_id, len(settlement.result)),
             )
             return replace(settlement, result=None)

@@ -84,7 +84,7 @@ class ExchangeTrigger:
         | state of the worker | answer |
         |---|---|
         | closing, or cancelled and no job runs | CLOSING: send pending settlements, then end |
-        | the session was given up or lost | SESSION_OVER: detect it, and open a new session |
+        | the session has ended | SESSION_OVER: detect it, and open a new session |
         | too many bytes of results wait | RESULTS_FULL: no job starts before they are sent |
         | plenty held, a result waits for 20 ms | FLUSH_DUE: do not delay a result any longer |
         | plenty held, a batch of results waits | BATCH_FULL: send them and fetch as many jobs |

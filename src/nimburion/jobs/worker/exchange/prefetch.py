@@ -89,8 +89,8 @@ class LaneSelector:
         The reply may wait up to `long_poll` seconds.
 
         Queues at their concurrency limit are left out. Otherwise the backend would report that they
-        hold more jobs, and the worker would repeat the request at once. A job that ends in such a
-        queue triggers a new request with its settlement.
+        hold more jobs, and the worker would repeat the request immediately. A job that ends in such
+        a queue triggers a new request with its settlement.
         """
         lanes = (
             self._lanes if everything or len(self._lanes) <= _MAX_LISTED_LANES else self._non_empty

@@ -189,6 +189,6 @@ class LongPoll:
         return min(_MAX_LONG_POLL, max(0.001, due_in)) if self.is_supported else 0.0
 
     def interrupt(self) -> None:
-        """Make a waiting exchange return at once."""
+        """Make a waiting exchange return immediately."""
         if self.is_supported:
             self._backend.interrupt_long_poll()

@@ -105,7 +105,7 @@ class Heartbeat:
             self._end("is not known to the backend any more (it expired, or its data is gone)")
         except (BackendError, TimeoutError) as error:
             return self._note_failure(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, leases must not die in silence
+        except Exception as error:  # noqa: BLE001 - the heartbeat must continue
             _log.exception("a heartbeat failed")
             return self._note_failure(error)
         else:
@@ -139,7 +139,7 @@ class Heartbeat:
                     await self._handle.release(self._session_id, leases, nonce)
                 return
             except (BackendError, TimeoutError) as error:
-                _log.debug("leases were not given back (%s); again soon", error)
+                _log.debug("leases were not released (%s); retrying", error)
                 await self._clock.sleep(min(1.0, self.interval / 4))
 
     async def close_session(self) -> None:
@@ -153,7 +153,9 @@ class Heartbeat:
             self._end("is not renewed any more")
 
     def _end(self, how: str) -> None:
-        _log.error("session %s %s; its jobs are given up", self._session_id, how)
+        _log.error(
+            "session %s ends: it %s; its running jobs are interrupted", self._session_id, how
+        )
         self.ended = True
         self.no_rescue_before = math.inf
         self._on_end()
@@ -176,7 +178,7 @@ class HeartbeatThread:
         self._ready.wait()
 
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
-        """Release leases on this thread's connection. Safe from any thread; returns at once."""
+        """Release leases on this thread's connection. Safe from any thread; returns immediately."""
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended, and its session too
                 self._loop.call_soon_threadsafe(self._start_release, leases, nonce)
@@ -196,7 +198,7 @@ class HeartbeatThread:
         closing = asyncio.run_coroutine_threadsafe(self._heartbeat.close_session(), self._loop)
         try:
             closing.result(timeout)
-        except Exception as error:  # noqa: BLE001 - the process ends, whatever it is
+        except Exception as error:  # noqa: BLE001 - the process ends after any error
             _log.debug("the session was not closed (%s)", error)
             return False
         return True
@@ -213,7 +215,7 @@ class HeartbeatThread:
     def _main(self) -> None:
         try:
             asyncio.run(self._run())
-        except Exception:  # noqa: BLE001 - whoever waits for it must hear of it
+        except Exception:  # noqa: BLE001 - the waiting code must learn of it
             _log.exception("the heartbeat thread failed")
             self._heartbeat.give_up()
         finally:

@@ -416,12 +416,11 @@ CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
 BEGIN
     SELECT array_agg(open_lane.id), array_agg(open_lane.main_lane), array_agg(open_lane.place), array_agg(open_lane.rank),
         array_agg(open_lane.level), array_agg(open_lane.low_water_mark), array_agg(open_lane.available),
-            array_agg(open_lane.queue), array_agg(open_lane.name)
+        array_agg(open_lane.queue), array_agg(open_lane.name)
     INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, available, queues, names
     FROM (
         SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
-            requested.level,
-            requested.queue, requested.name, limits.available,
+            requested.level, requested.queue, requested.name, limits.available,
             CASE WHEN l.is_late OR mark.low_water_mark > p_now THEN {schema}.get_lowest_time_1()
                 ELSE coalesce(mark.low_water_mark, {schema}.get_lowest_time_1()) END AS low_water_mark
         FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
@@ -431,7 +430,7 @@ BEGIN
         CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) mark
         LEFT JOIN LATERAL (
             SELECT c.name, c.maximum - c.in_use AS available FROM {schema}.concurrency_limit c
-                WHERE c.name = requested.name OFFSET 0
+            WHERE c.name = requested.name OFFSET 0
         ) limits ON true
         WHERE NOT EXISTS (
                 SELECT FROM {schema}.paused_queue p
@@ -482,27 +481,26 @@ DECLARE
         LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
     counts int4[];
     incomplete int4[];
-    bounded bool := EXISTS (SELECT FROM unnest(p_available) r WHERE r IS NOT NULL)
-        OR EXISTS (SELECT FROM unnest(p_caps) c WHERE c IS NOT NULL);
+    is_limited bool := EXISTS (SELECT FROM unnest(p_available) available WHERE available IS NOT NULL)
+        OR EXISTS (SELECT FROM unnest(p_caps) cap WHERE cap IS NOT NULL);
 BEGIN
     LOOP
-        IF bounded THEN
-            SELECT m.counts, m.incomplete INTO counts, incomplete FROM {schema}.merge_lanes_limited_1(
+        IF is_limited THEN
+            SELECT merged.counts, merged.incomplete INTO counts, incomplete FROM {schema}.merge_lanes_limited_1(
                 p_total, p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_available,
                 chunks, p_queues, p_names, p_caps
-            ) m;
+            ) merged;
         ELSE
             WITH merged AS (
                 SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
-                    p_low_water_marks,
-                    chunks) LIMIT p_total
+                    p_low_water_marks, chunks) LIMIT p_total
+            ), taken AS (
+                SELECT lane_index, CAST(count(*) AS int4) AS jobs FROM merged GROUP BY lane_index
             )
-            SELECT (SELECT array_agg(coalesce(c.taken, 0) ORDER BY n.n)
-                    FROM generate_series(1, cardinality(p_ids)) n (n)
-                    LEFT JOIN (SELECT lane_index, CAST(count(*) AS int4) AS taken
-                        FROM merged GROUP BY lane_index) c ON c.lane_index = n.n),
-                (SELECT array_agg(l.lane_index) FROM merged l WHERE l.is_end
-                    AND l.place < p_total)
+            SELECT (SELECT array_agg(coalesce(taken.jobs, 0) ORDER BY lane.index)
+                    FROM generate_series(1, cardinality(p_ids)) lane (index)
+                    LEFT JOIN taken ON taken.lane_index = lane.index),
+                (SELECT array_agg(merged.lane_index) FROM merged WHERE merged.is_end AND merged.place < p_total)
             INTO counts, incomplete;
         END IF;
         EXIT WHEN incomplete IS NULL;
@@ -525,24 +523,27 @@ CREATE OR REPLACE FUNCTION {schema}.merge_lanes_1(
     p_low_water_marks int8[], p_chunks int4[]
 ) RETURNS TABLE (place int8, lane_index int4, is_end bool)
 LANGUAGE sql STABLE AS $$
-    SELECT row_number() OVER (ORDER BY m.worst, m.rank, m.due, m.seq), m.lane_index,
-        m.nth = m.chunk
+    SELECT row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq), ranked.lane_index,
+        ranked.nth = ranked.chunk
     FROM (
-        SELECT c.*, max(ARRAY[
-                -c.level - CASE WHEN p_ageing > 0 AND p_now > c.due THEN (p_now - c.due) / p_ageing ELSE 0 END,
-                c.rank, c.due, c.seq
-            ]) OVER (PARTITION BY c.request_index ORDER BY c.rank, c.due, c.seq ROWS UNBOUNDED PRECEDING) AS worst
+        SELECT candidate.*, max(ARRAY[
+                -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
+                    THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
+                candidate.rank, candidate.due, candidate.seq
+            ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
+                ROWS UNBOUNDED PRECEDING) AS worst
         FROM (
-            SELECT CAST(w.lane_index AS int4) AS lane_index, w.request_index, w.rank, w.level, w.chunk, r.due, r.seq,
-                row_number() OVER (PARTITION BY w.lane_index ORDER BY r.due, r.seq) AS nth
+            SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
+                r.due, r.seq,
+                row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
             FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
-                AS w (id, request_index, rank, level, low_water_mark, chunk, lane_index),
+                AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
             LATERAL (
-                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
-                ORDER BY r.due, r.seq LIMIT w.chunk
+                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
+                ORDER BY r.due, r.seq LIMIT lane.chunk
             ) r
-        ) c
-    ) m
+        ) candidate
+    ) ranked
     ORDER BY 1
 $$;
 

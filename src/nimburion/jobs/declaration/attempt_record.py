@@ -1,0 +1,106 @@
+"""What the worker and the context of one attempt share. Internal: handlers see the context only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from nimburion.core.errors import LeaseLost
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.transactions import Transaction
+from nimburion.jobs.declaration.codec import UnstorableResult
+from nimburion.jobs.declaration.job_log import make_job_log
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from nimburion.jobs.declaration.job import AnyJob
+    from nimburion.jobs.declaration.options import EnqueueOptions
+
+ProgressSink = Callable[[Lease, float, str], None]
+"""Records a progress report: lease, fraction, message. Can be called from any thread."""
+
+
+class ResultEncoder(Protocol):
+    """The part of a handler that an attempt uses for its result."""
+
+    def encode_result(self, value: object) -> bytes | None:
+        """Return the bytes to store for a result; None to store nothing."""
+        ...
+
+
+class EnqueueClient(Protocol):
+    """The part of a client that a context uses."""
+
+    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+        """Store one job and return its id."""
+        ...
+
+
+class WorkerServices(NamedTuple):
+    """What all contexts of one worker use of it."""
+
+    monotonic: Callable[[], float]
+    """The worker's monotonic clock."""
+    report: ProgressSink
+    client: EnqueueClient | None = None
+    """Enqueues the jobs of handlers; None in a context without a processor."""
+    make_transaction: Callable[[object], Transaction] | None = None
+    """Returns the backend's transaction on a caller's connection, or on a new one for None."""
+
+
+class AttemptRecord:
+    """One attempt, as its context and the handler's transactions use it.
+
+    The worker extends it with its own state.
+    """
+
+    __slots__ = (
+        "cancel_requested",
+        "completed",
+        "delivery",
+        "handler",
+        "keep_payload",
+        "lease_lost",
+        "result",
+        "session_id",
+        "task",
+    )
+
+    def __init__(
+        self, delivery: Delivery, session_id: str, handler: ResultEncoder | None = None
+    ) -> None:
+        self.delivery: Delivery = delivery
+        self.session_id: str = session_id
+        """The id of the session that holds the lease."""
+        self.handler: ResultEncoder | None = handler
+        """The handler that runs; None before it is found."""
+        self.keep_payload: bool = False
+        """Whether the record of the job keeps its payload if the job is completed."""
+        self.task: asyncio.Task[Any] | None = None
+        """The task that performs the attempt."""
+        self.cancel_requested: bool = False
+        """Whether the worker asked the handler to end."""
+        self.completed: bool = False
+        """Whether a transaction of the handler has completed the job; later events do not change
+        that."""
+        self.lease_lost: LeaseLost | None = None
+        """The error of a transaction of the handler that found another worker on the job."""
+        self.result: object = None
+        """The value that the handler passed to `Context.set_result`."""
+
+    def encode_result(self) -> bytes | None:
+        """Return the bytes to store for `result`; None if there is no result.
+
+        A result that cannot be stored is logged and dropped: the work must not run again because of
+        it.
+        """
+        if self.result is None or self.handler is None:
+            return None
+        try:
+            return self.handler.encode_result(self.result)
+        except UnstorableResult as error:
+            log = make_job_log(self.delivery)
+            log.warning("the result of job %s is not stored: %s", self.delivery.lease.job_id, error)
+            return None
