@@ -250,17 +250,18 @@ CREATE TABLE {schema}.schedule (
     last_job bytea
 );
 
--- Counters of jobs, one row for each interval, queue, name and process.
+-- Counters of jobs, one row for each interval, queue, name and process. After a while the processes are merged into one row.
 CREATE TABLE {schema}.statistics (
     start int8 NOT NULL,                -- begin of the interval, in seconds
     step int4 NOT NULL,                 -- length of the interval, in seconds
     queue text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
-    source text COLLATE "C" NOT NULL,   -- the process that counted
+    source text COLLATE "C" NOT NULL,   -- the process that counted; empty: all of them
     counters text NOT NULL,             -- JSON
     PRIMARY KEY (step, start, queue, name, source)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX statistics_unmerged ON {schema}.statistics (step, start) WHERE source <> '';
 -- The newest changes that operators made. Positions have no gaps.
 CREATE TABLE {schema}.audit_record (
     position int8 PRIMARY KEY,          -- in the order of their first storing, from 1
