@@ -143,6 +143,7 @@ class Client:
             raise NotOpen("the processor is open on another event loop; use `processor.sync` here")
         await self.backend.open()
         self._loop = loop
+        self._statistics = None  # that of another loop, which has ended, cannot write here
         # After a fork, the parent may still hold the same unused randomness: start with new ids.
         self._ids = JobIds(self.clock.now, self._entropy)
 
