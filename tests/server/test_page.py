@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
+from nimburion.server.api.names import PageQuery
 from nimburion.server.api.operations import OPERATIONS
+from nimburion.server.api.schedules import ScheduleListQuery
 from tests.house.tree import PACKAGE, ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
@@ -28,5 +30,7 @@ def test_every_kind_of_problem_is_on_the_page_with_its_status() -> None:
     assert documented == {*raised, *mapped, *answered}
 
 
-def test_every_setting_of_a_page_is_described() -> None:
-    assert re.search(r"1 to 1000, default 100", PAGE)
+def test_the_sizes_of_pages_are_on_the_page() -> None:
+    assert "(1 to 1000, default 100; of schedules 1 to 100, default 50)" in PAGE
+    for kind, text in ((PageQuery, "100"), (ScheduleListQuery, "50")):
+        assert str(kind().limit) == text

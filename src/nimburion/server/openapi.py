@@ -83,9 +83,9 @@ def _describe_query(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
             "name": name,
             "in": "query",
             "required": name in required,
-            "schema": _inline(_without_null(one), components),
+            "schema": _inline(_without_null(parameter), components),
         }
-        for name, one in schema.get("properties", {}).items()
+        for name, parameter in schema.get("properties", {}).items()
     ]
 
 
@@ -98,12 +98,12 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _inline(schema: Any, components: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
     """Return a schema with its references replaced by what they name."""
     if isinstance(schema, list):
-        return [_inline(one, components) for one in schema]
+        return [_inline(item, components) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         return _inline(components[schema["$ref"].rpartition("/")[2]], components)
-    return {name: _inline(one, components) for name, one in schema.items()}
+    return {name: _inline(value, components) for name, value in schema.items()}
 
 
 _IDEMPOTENCY_KEY = (

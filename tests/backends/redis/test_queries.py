@@ -486,7 +486,7 @@ async def test_a_foreign_cursor_is_rejected(backend: CountingBackend, after: str
             await call
 
 
-@pytest.mark.parametrize("after", ["0", "1", "9" * 40])
+@pytest.mark.parametrize("after", ["0", "1", "9" * 18])
 async def test_a_cursor_beyond_all_jobs_is_one(harness: Harness, after: str) -> None:
     (job_id,) = await harness.add()
     page = await harness.backend.list_jobs(after=after)

@@ -54,7 +54,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settlement
-from nimburion.core.statistics import Statistics
+from nimburion.core.statistics import MERGE_AFTER, STEPS, Statistics
 from nimburion.core.transactions import CallerConnection, Transaction
 
 CAPABILITIES = Capabilities(
@@ -109,6 +109,11 @@ _RESCUE = _make_call("rescue_jobs_1", 6)
 _HEARTBEAT = _make_call("heartbeat_1", 4)
 _PAUSE = _make_call("pause_queue_1", 6)
 _PRUNE = _make_call("prune_jobs_1", 8)
+_UNMERGED_STATISTICS = """SELECT * FROM {schema}.list_unmerged_statistics_1(
+    {schema}.get_read_time_1($1), $2, $3, $4)"""
+_MERGE_STATISTICS = _make_call("merge_statistics_1", 11)
+_MERGED_AT_ONCE = 1_000
+"""The largest number of rows of statistics that one call merges into."""
 _PUT_STATISTICS = _make_call("put_statistics_1", 6)
 _GROUP_FAILURES = _make_call("group_failures_1", 17)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
@@ -490,8 +495,22 @@ class PostgresBackend:
         ((count,),) = await self._fetch(
             _PRUNE, self._now(), *arguments, limit, extra_time=_LARGE_READ_TIMEOUT
         )
+        await self._merge_statistics()
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
+
+    async def _merge_statistics(self) -> None:
+        """Merge the old rows of different processes. Another process may do so at the same time."""
+        while True:
+            rows = await self._fetch(
+                _UNMERGED_STATISTICS, self._now(), list(STEPS), round(MERGE_AFTER), _MERGED_AT_ONCE
+            )
+            if not rows:
+                return
+            arguments = operations.merge_statistics(rows)
+            ((is_merged,),) = await self._fetch(_MERGE_STATISTICS, *arguments)
+            if not is_merged or len(rows) < _MERGED_AT_ONCE:
+                return
 
     # --- queries ---
 

@@ -36,6 +36,8 @@ NOT_ALL_LEASED = "NB001"
 """
 _RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _DONE = Settled.DONE
+_KEEP = "keep"
+"""The text of a completion whose payload is kept."""
 _MAX_WAITING_LANES = 64
 """The largest number of waiting lanes in a reply."""
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
@@ -100,7 +102,15 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
     ]
     if plain:
         results = [settlement.result for settlement in settlements]  # type: ignore[union-attr]
-        return [None, *named, results if any(results) else None, None, None, None]
+        texts = [_KEEP if settlement.keep_payload else None for settlement in settlements]  # type: ignore[union-attr]
+        return [
+            None,
+            *named,
+            results if any(results) else None,
+            None,
+            texts if any(texts) else None,
+            None,
+        ]
     details = [_encode_settlement(settlement) for settlement in settlements]
     bodies, delays, texts, fractions = (
         list(part) for part in zip(*(r for _, r in details), strict=True)
@@ -112,7 +122,7 @@ def _encode_settlement(settlement: Settlement) -> tuple[str, SettlementDetails]:
     """Return the letter of a settlement and its data other than the lease."""
     match settlement:
         case Completed():
-            return "c", (settlement.result, None, None, None)
+            return "c", (settlement.result, None, _KEEP if settlement.keep_payload else None, None)
         case Retried():
             return "r", (
                 encode_json(settlement.error),

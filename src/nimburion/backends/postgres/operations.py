@@ -13,8 +13,9 @@ from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, ScheduleRecord
-from nimburion.core.statistics import STEPS, Statistics
+from nimburion.core.statistics import STEPS, Counters, Statistics, add_statistics
 
+_decode_counters = msgspec.json.Decoder(Counters).decode
 _decode_audit_record = msgspec.json.Decoder(AuditRecord).decode
 
 
@@ -86,6 +87,29 @@ def encode_statistics(source: str, rows: Sequence[Statistics]) -> list[Any]:
         [encode_text(queue) for queue in queues],
         [encode_text(name) for name in names],
         [encode_json(counters).decode() for counters in latest.values()],
+    ]
+
+
+def merge_statistics(rows: list[Any]) -> list[Any]:
+    """Return the arguments of `merge_statistics_1` for the rows of `list_unmerged_statistics_1`."""
+    old = [
+        (*key, source, counters)
+        for *key, sources, all_counters in rows
+        for source, counters in zip(sources, all_counters, strict=True)
+    ]
+    merged = add_statistics(
+        Statistics(
+            step=step, start=start, queue=queue, name=name, counters=_decode_counters(counters)
+        )
+        for step, start, queue, name, _, counters in old
+    )
+    return [
+        *(list(column) for column in zip(*old, strict=True)),
+        [row.step for row in merged],
+        [row.start for row in merged],
+        [row.queue for row in merged],
+        [row.name for row in merged],
+        [encode_json(row.counters).decode() for row in merged],
     ]
 
 

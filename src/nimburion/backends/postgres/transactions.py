@@ -40,7 +40,7 @@ from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection, Transaction
 
 _ENQUEUE = "SELECT codes, holders FROM {schema}.enqueue_in_caller_1($1, $2, $3, $4, $5)"
-_COMPLETE = "SELECT {schema}.complete_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_COMPLETE = "SELECT {schema}.complete_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _PAYLOADS_INDEX = 6
 """The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
 _OTHER_DATABASE = "!"
@@ -194,6 +194,7 @@ class PostgresCallerTransaction:
             clamp_int4(lease.token.fence),
             lease.token.nonce,
             completed.result,
+            completed.keep_payload,
         )
         if await complete_job(self._context, self._adapter, self._now(), arguments) != "d":
             raise LeaseLost(lease.job_id)

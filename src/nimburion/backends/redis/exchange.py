@@ -26,6 +26,8 @@ from nimburion.backends.redis.record_format import (
     KIND_COMPLETED,
     KIND_COMPLETED_WITH_RESULT,
     KIND_FAILED,
+    KIND_KEPT,
+    KIND_KEPT_WITH_RESULT,
     KIND_PROGRESSED,
     KIND_RELEASED,
     KIND_RETRIED,
@@ -94,11 +96,7 @@ def _encode_settlement(settlement: Settlement) -> tuple[bytes, tuple[bytes, ...]
     """Return the kind of a settlement and its data other than the lease."""
     match settlement:
         case Completed():
-            return (
-                (KIND_COMPLETED, ())
-                if settlement.result is None
-                else (KIND_COMPLETED_WITH_RESULT, (settlement.result,))
-            )
+            return _encode_completed(settlement)
         case Retried():
             return KIND_RETRIED, (
                 encode_time(max(0, to_micros(settlement.delay))),
@@ -122,6 +120,13 @@ def _encode_settlement(settlement: Settlement) -> tuple[bytes, tuple[bytes, ...]
             return KIND_PROGRESSED, (
                 PROGRESS.pack(settlement.fraction) + settlement.message.encode(),
             )
+
+
+def _encode_completed(settlement: Completed) -> tuple[bytes, tuple[bytes, ...]]:
+    result, keeps = settlement.result, settlement.keep_payload
+    if result is None:
+        return KIND_KEPT if keeps else KIND_COMPLETED, ()
+    return KIND_KEPT_WITH_RESULT if keeps else KIND_COMPLETED_WITH_RESULT, (result,)
 
 
 def encode_request(request: ReserveRequest) -> bytes:

@@ -37,8 +37,11 @@ CREATED, EXISTS, CONFLICT, TAKEN, REFUSED = b"c", b"e", b"x", b"t", b"r"
 """The outcomes of an enqueue."""
 
 KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = b"c", b"C", b"r", b"f"
+KIND_KEPT, KIND_KEPT_WITH_RESULT = b"k", b"K"
 KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = b"l", b"s", b"x", b"p"
-"""The kinds of settlements. KIND_SNOOZED is a release with a delay."""
+"""The kinds of settlements. KIND_SNOOZED is a release with a delay. With KIND_KEPT, the job is
+completed and keeps its payload.
+"""
 
 SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = b"d", b"a", b"s"
 """The results of a settlement."""

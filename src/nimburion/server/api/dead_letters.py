@@ -39,7 +39,7 @@ class DeadLetterSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     def make_filter(self) -> JobFilter:
         """Return the filter. Raises `Problem` for a combination that makes no sense."""
         filters = (self.queue, self.name, self.reason)
-        check_selection(self.ids, any(one is not None for one in filters), self.all)
+        check_selection(self.ids, any(value is not None for value in filters), self.all)
         return JobFilter(
             states=_FAILED,
             ids=self.ids or None,

@@ -31,6 +31,8 @@ class SchedulePage(msgspec.Struct, frozen=True):
 class ScheduleListQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
     """The schedules to list."""
 
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+    """Lower than elsewhere: computing the ticks of many schedules would block the event loop."""
     ticks: Annotated[int, Meta(ge=0, le=20)] = 5
     """The number of coming ticks to return of each."""
 

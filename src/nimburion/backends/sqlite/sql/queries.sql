@@ -49,7 +49,7 @@ SELECT json_group_array(seq) FROM (SELECT seq FROM job WHERE seq < ?1 ORDER BY s
 -- Inputs: ?1 the seq before which to list, ?2 the maximum number of jobs
 -- Result: JSON array of seqs, newest first
 SELECT json_group_array(seq) FROM (
-    SELECT seq FROM job INDEXED BY job_failed WHERE state = 2 AND seq < ?1 ORDER BY seq DESC LIMIT ?2
+    SELECT seq FROM job INDEXED BY job_failed WHERE fingerprint IS NOT NULL AND seq < ?1 ORDER BY seq DESC LIMIT ?2
 );
 
 -- name: list_unfinished

@@ -320,3 +320,55 @@ BEGIN
 EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table THEN
     RETURN 0;
 END $$;
+
+-- name: list_unmerged_statistics
+-- List old statistics whose processes are not merged into one row.
+-- Inputs: the time; the lengths of the intervals; after how many seconds an interval is old; the maximum number of groups
+-- Result: one row for each interval, queue and name: its key, and the sources and counters of all its rows
+CREATE OR REPLACE FUNCTION {schema}.list_unmerged_statistics_1(p_now int8, p_steps int4[], p_after int8, p_limit int4)
+RETURNS TABLE (step int4, start int8, queue text, name text, sources text[], counters text[])
+LANGUAGE sql STABLE SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+    SELECT t.step, t.start, t.queue, t.name, array_agg(t.source), array_agg(t.counters)
+    FROM (
+        SELECT DISTINCT old.* FROM unnest(p_steps) AS s (step), LATERAL (
+            SELECT u.step, u.start, u.queue, u.name FROM {schema}.statistics u
+            WHERE u.source <> '' AND u.step = s.step AND u.start < (p_now - p_after * 1000000) / 1000000 - s.step
+            ORDER BY u.start LIMIT p_limit
+        ) old LIMIT p_limit
+    ) k JOIN {schema}.statistics t ON t.step = k.step AND t.start = k.start AND t.queue = k.queue AND t.name = k.name
+    GROUP BY t.step, t.start, t.queue, t.name
+$$;
+
+-- name: merge_statistics
+-- Replace the rows of several processes by one row each, if they are unchanged since they were read.
+-- Inputs: arrays of the same length, one element for each old row: its key and its counters; then arrays of the same
+--   length, one element for each new row
+-- Result: whether the rows were unchanged; otherwise nothing is written
+-- Locks: the rows
+-- Atomic: one transaction. Of two calls that merge the same rows, the second finds them deleted.
+CREATE OR REPLACE FUNCTION {schema}.merge_statistics_1(
+    p_old_steps int4[], p_old_starts int8[], p_old_queues text[], p_old_names text[], p_sources text[],
+    p_old_counters text[], p_steps int4[], p_starts int8[], p_queues text[], p_names text[], p_counters text[]
+) RETURNS bool
+LANGUAGE plpgsql SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+DECLARE
+    places tid[];
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    SELECT array_agg(locked.place) INTO places FROM (
+        SELECT t.ctid AS place
+        FROM unnest(p_old_steps, p_old_starts, p_old_queues, p_old_names, p_sources, p_old_counters)
+            AS o (step, start, queue, name, source, counters)
+        JOIN {schema}.statistics t ON t.step = o.step AND t.start = o.start AND t.queue = o.queue AND t.name = o.name
+            AND t.source = o.source AND t.counters = o.counters
+        ORDER BY t.step, t.start, t.queue, t.name, t.source FOR UPDATE OF t
+    ) locked;
+    IF coalesce(cardinality(places), 0) <> cardinality(p_sources) THEN
+        RETURN false;
+    END IF;
+    DELETE FROM {schema}.statistics WHERE ctid = ANY (places);
+    INSERT INTO {schema}.statistics (step, start, queue, name, source, counters)
+    SELECT n.step, n.start, n.queue, n.name, '', n.counters
+    FROM unnest(p_steps, p_starts, p_queues, p_names, p_counters) AS n (step, start, queue, name, counters);
+    RETURN true;
+END $$;

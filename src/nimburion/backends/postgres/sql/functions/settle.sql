@@ -7,7 +7,8 @@
 
 -- name: complete_all
 -- Complete many jobs at once, if the session holds all of them under the given tokens.
--- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one)
+-- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one);
+--   for each job `keep` if its payload is kept, else NULL (NULL: none is kept)
 -- Result:
 --   ended                     the lanes of the leases that ended
 --   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
@@ -17,7 +18,7 @@
 -- A hash join of leases and jobs is forced, because the planner may expect one row: on tables that were empty at their
 --   last vacuum, a nested loop takes quadratic time. The functions that are called here use the same settings.
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
-    p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[],
+    p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
     OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[]
 ) LANGUAGE plpgsql
 SET enable_nestloop TO off SET enable_hashjoin TO on AS $$
@@ -27,22 +28,28 @@ DECLARE
     nonces bytea[];
     all_flags int2;
     any_attempted bool;
+    kept int8[] := CASE WHEN p_texts IS NOT NULL THEN ARRAY(
+        SELECT k.seq FROM unnest(p_seqs, p_texts) AS k (seq, text) WHERE k.text = 'keep'
+    ) END;
+    keeps_all bool := coalesce(cardinality(kept) = cardinality(p_seqs), false);
 BEGIN
     WITH ended_leases AS (
         DELETE FROM {schema}.lease WHERE session = p_session AND seq = ANY (p_seqs)
         RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane
     ), ended_jobs AS (
         DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
-        RETURNING seq, created_at, lane, id, digest, options, unique_key
+        RETURNING seq, created_at, lane, id, digest, options, unique_key,
+            CASE WHEN keeps_all OR seq = ANY (kept) THEN payload END AS payload
     ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
-            id, digest, settled_token, options, history_at, history, fraction, message)
+            id, digest, settled_token, options, history_at, history, fraction, message, payload)
         SELECT matched.seq, matched.due, matched.created_at, matched.leased_at, p_now, matched.lane,
             matched.failures, matched.lost, p_session, 1, matched.id, matched.digest,
             int4send(matched.fence) || matched.nonce, matched.options, (matched.extras).history_at,
-            (matched.extras).history, (matched.extras).fraction, (matched.extras).message
+            (matched.extras).history, (matched.extras).fraction, (matched.extras).message, matched.payload
         FROM (
             SELECT ended_leases.*, ended_jobs.created_at, ended_jobs.id, ended_jobs.digest, ended_jobs.options,
+                ended_jobs.payload,
                 CASE WHEN ended_leases.extra_flags > 0
                     THEN {schema}.get_job_extras_1(ended_leases.seq, ended_leases.extra_flags) END AS extras
             FROM ended_leases JOIN ended_jobs ON ended_jobs.seq = ended_leases.seq
@@ -88,7 +95,7 @@ DECLARE
     settled record;
 BEGIN
     IF p_kinds IS NULL THEN
-        settled := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies);
+        settled := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
         codes := repeat('d', cardinality(p_seqs));
         IF settled.keyed IS NOT NULL THEN
             to_notify := {schema}.free_unique_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
@@ -144,7 +151,8 @@ END $$;
 --   p_kind                          c completed, r retried, f failed, l released, x cancelled, p progressed
 --   p_seq, p_id, p_fence, p_nonce   the lease
 --   p_delay                         microseconds until the job is due again; NULL: its due time is unchanged
---   p_text                          the reason, or the message of the progress
+--   p_text                          the reason, or the message of the progress; of a completion `keep` if the payload is
+--                                   kept
 --   p_body                          the result, or the error (JSON)
 --   p_fraction                      the fraction of the progress
 -- Result:
@@ -188,7 +196,7 @@ BEGIN
         attempts.extra_flags := attempts.extra_flags | 1;
     END IF;
     IF p_kind = 'c' THEN
-        to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 1::int2, NULL, p_body);
+        to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 1::int2, NULL, p_body, p_text = 'keep');
     ELSIF p_kind = 'x' THEN
         to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 3::int2, p_text, NULL);
     ELSIF p_kind = 'f' THEN
@@ -222,27 +230,28 @@ BEGIN
 END $$;
 
 -- name: finish_job
--- End a job without a lease as completed or cancelled. Its payload is deleted.
+-- End a job without a lease as completed or cancelled.
 -- Inputs: the time; its attempt state; the session whose attempt ended it (NULL: it was waiting); 1 completed or
---   3 cancelled; the reason; the result (NULL: none)
+--   3 cancelled; the reason; the result (NULL: none); whether its payload is kept
 -- Result: the lane of the job if its unique key was released, else NULL
 CREATE OR REPLACE FUNCTION {schema}.finish_job_1(
-    p_now int8, p_attempts {schema}.attempt_state, p_session int4, p_state int2, p_reason text, p_result bytea
+    p_now int8, p_attempts {schema}.attempt_state, p_session int4, p_state int2, p_reason text, p_result bytea,
+    p_keep bool DEFAULT false
 ) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
     body record;
 BEGIN
     DELETE FROM {schema}.job WHERE seq = p_attempts.seq
-    RETURNING seq, lane, id, digest, created_at, unique_key, options,
+    RETURNING seq, lane, id, digest, created_at, unique_key, options, CASE WHEN p_keep THEN payload END AS payload,
         CASE WHEN p_attempts.extra_flags > 0
             THEN {schema}.get_job_extras_1(seq, p_attempts.extra_flags) END AS kept
     INTO STRICT body;
     INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by,
-        state, id, digest, settled_token, reason, options, history_at, history, fraction, message)
+        state, id, digest, settled_token, reason, options, history_at, history, fraction, message, payload)
     VALUES (body.seq, p_attempts.due, body.created_at, p_attempts.started_at, p_now, body.lane, p_attempts.failures,
         p_attempts.lost, p_session, p_state, body.id, body.digest, p_attempts.settled_token, p_reason, body.options,
-        (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message);
+        (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message, body.payload);
     IF p_result IS NOT NULL THEN
         INSERT INTO {schema}.result (seq, finished_at, body) VALUES (body.seq, p_now, p_result);
     END IF;
@@ -407,6 +416,7 @@ END $$;
 --   p_session                       the id of the session
 --   p_seq, p_id, p_fence, p_nonce   the lease
 --   p_result                        the result; NULL: none
+--   p_keep                          whether the payload is kept
 -- Result: d done, a already settled, s stale; l: the session is not alive; !: the database belongs to another backend
 -- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
 --   rows of the job; all until the caller's transaction ends
@@ -414,7 +424,7 @@ END $$;
 --   holds now is not changed.
 CREATE OR REPLACE FUNCTION {schema}.complete_in_caller_1(
     p_now int8, p_identity text, p_channel text, p_session text, p_seq int8, p_id bytea, p_fence int4,
-    p_nonce bytea, p_result bytea
+    p_nonce bytea, p_result bytea, p_keep bool
 ) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -437,7 +447,8 @@ BEGIN
         WHERE l.session = session_number AND l.seq = p_seq
     ) FOR NO KEY UPDATE;
     SELECT * INTO outcome FROM {schema}.settle_one_1(
-        now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL, NULL, p_result, NULL);
+        now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL,
+        CASE WHEN p_keep THEN 'keep' END, p_result, NULL);
     IF outcome.code = 'd' THEN
         to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify)));

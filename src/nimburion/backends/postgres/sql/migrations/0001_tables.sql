@@ -142,7 +142,8 @@ CREATE TABLE {schema}.finished_job (
     history_at int8[],
     history bytea[],
     fraction float8,
-    message text
+    message text,
+    payload bytea                       -- NULL: it was not kept
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
 CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 32, autosummarize = on);
@@ -249,17 +250,18 @@ CREATE TABLE {schema}.schedule (
     last_job bytea
 );
 
--- Counters of jobs, one row for each interval, queue, name and process.
+-- Counters of jobs, one row for each interval, queue, name and process. After a while the processes are merged into one row.
 CREATE TABLE {schema}.statistics (
     start int8 NOT NULL,                -- begin of the interval, in seconds
     step int4 NOT NULL,                 -- length of the interval, in seconds
     queue text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
-    source text COLLATE "C" NOT NULL,   -- the process that counted
+    source text COLLATE "C" NOT NULL,   -- the process that counted; empty: all of them
     counters text NOT NULL,             -- JSON
     PRIMARY KEY (step, start, queue, name, source)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX statistics_unmerged ON {schema}.statistics (step, start) WHERE source <> '';
 -- The newest changes that operators made. Positions have no gaps.
 CREATE TABLE {schema}.audit_record (
     position int8 PRIMARY KEY,          -- in the order of their first storing, from 1
@@ -343,7 +345,7 @@ LEFT JOIN LATERAL (
     WHERE NOT s.is_drained LIMIT 1
 ) l ON true;
 CREATE VIEW {schema}.job_record_finished AS
-SELECT d.seq, d.id, d.lane, CAST(NULL AS bytea) AS payload, d.due, d.created_at, d.started_at, d.finished_at, d.reason,
+SELECT d.seq, d.id, d.lane, d.payload, d.due, d.created_at, d.started_at, d.finished_at, d.reason,
     CASE d.state WHEN 1 THEN 'c' ELSE 'x' END AS status, d.failures, d.lost, 0::int2 AS extra_flags,
     false AS cancel_requested, CAST(NULL AS text) AS holder,
     (SELECT s.id FROM {schema}.session s WHERE s.number = d.ended_by) AS ended_by, CAST(NULL AS text) AS fingerprint, d.options, d.history_at, d.history, d.fraction, d.message

@@ -6,7 +6,7 @@
 --   list_lane_names() -> {lane number, full name, ...}
 -- Cost: O(1) per job and byte.
 --
--- get_payload returns the payload of a job that is unfinished or failed; all other jobs have none.
+-- get_payload returns the payload of a job that has one: it is unfinished, failed, or completed and keeps it.
 local function get_payload(field, body)
   if has_flag(body, FLAG_LARGE_PAYLOAD) then
     return redis.call('HGET', payload_key, field)
@@ -15,7 +15,7 @@ local function get_payload(field, body)
 end
 
 local function describe_job(field, body, code, attempts, job_end, payloads)
-  local has_payload = code ~= COMPLETED and code ~= CANCELLED
+  local has_payload = not job_end or code == FAILED or job_end.rest <= #body
   local size = job_end and job_end.rest - 1 or find_head_end(body)
   local payload = payloads and has_payload and get_payload(field, body)
   local history = redis.call('HGET', history_key, field)

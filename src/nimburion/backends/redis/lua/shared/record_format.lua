@@ -12,7 +12,8 @@
 --                   With FLAG_FINISHED it continues with:
 --                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | settled 20 | session 4 (zeros: no attempt ended it)
 --                   | fence 4 | reason 2 + n (all ones: none); both unless it is completed
---                   | fingerprint of the error 1 + n | the payload, or its length; both only if it failed
+--                   | fingerprint of the error 1 + n, only if it failed
+--                   | the payload, or its length, if it failed, or is completed and keeps its payload
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
@@ -128,8 +129,7 @@ local function make_finished_job(body, code, attempts, reason, rest)
   return sub(body, 1, JOB_CREATED_END) .. attempts.due8
     .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED) .. sub(body, JOB_PRIORITY, find_head_end(body))
     .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.settled .. (attempts.session4 or NO_SESSION)
-    .. (code == COMPLETED and ''
-      or attempts.fence4 .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON) .. rest)
+    .. (code == COMPLETED and '' or attempts.fence4 .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON)) .. rest
 end
 
 -- Return the payload of a job, or its length if it is large; '' if the job has none any more.

@@ -3,11 +3,12 @@
 -- Provides: settle_all(session4, records, next_extra) -> one code per settlement: d done, a already, s stale
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
---   Kinds: c completed, C completed with a result (result), r retried (delay 8, error), f failed (reason, error, fingerprint),
+--   Kinds: c completed, C completed with a result (result), k and K the same but the job keeps its payload, r retried (delay 8, error), f failed (reason, error, fingerprint),
 --     l released, s released with a delay (delay 8), x cancelled (reason), p progressed (fraction and message)
 -- Atomic: all settlements are decided before anything is written.
 -- Cost: O(log n) per settlement, for n waiting jobs.
 local KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = 'c', 'C', 'r', 'f'
+local KIND_KEPT, KIND_KEPT_WITH_RESULT = 'k', 'K'
 local KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = 'l', 's', 'x', 'p'
 local SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = 'd', 'a', 's'
 local SETTLEMENT_SIZE = 29
@@ -68,7 +69,7 @@ local function settle_all(session4, records, next_extra)
     local kind, field, token, body = kinds[i], fields[i], tokens[i], bodies[i]
     local lease = leases[i] and read_lease(leases[i], reused_lease)
     local first, second, third
-    if kind ~= KIND_COMPLETED and kind ~= KIND_RELEASED then
+    if kind ~= KIND_COMPLETED and kind ~= KIND_KEPT and kind ~= KIND_RELEASED then
       first = take_extra()
       if kind == KIND_RETRIED or kind == KIND_FAILED then
         second = take_extra()
@@ -87,6 +88,11 @@ local function settle_all(session4, records, next_extra)
       end_lease(field, lease, lane)
       if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
         finish_job(field, body, lane, COMPLETED, lease)
+        if first then
+          push_pair(results, field, first)
+        end
+      elseif kind == KIND_KEPT or kind == KIND_KEPT_WITH_RESULT then
+        finish_job(field, body, lane, COMPLETED, lease, nil, nil, true)
         if first then
           push_pair(results, field, first)
         end

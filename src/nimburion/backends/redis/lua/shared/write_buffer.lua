@@ -44,11 +44,13 @@ local function requeue(field, lease, lane, due8)
 end
 
 -- Finish a job. `attempts` is its lease, if an attempt ends it, or its attempt state. `reason` may be nil; `fingerprint` is that of
--- the error of a failed job.
-local function finish_job(field, body, lane, code, attempts, reason, fingerprint)
+-- the error of a failed job. A failed job keeps its payload, and others if `keeps_payload`.
+local function finish_job(field, body, lane, code, attempts, reason, fingerprint, keeps_payload)
   local rest, flags = '', byte(body, JOB_FLAGS)
   if code == FAILED then
     rest = string.char(#fingerprint) .. fingerprint .. get_payload_part(body)
+  elseif keeps_payload then
+    rest = get_payload_part(body)
   elseif band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
     push(writes.drop_payload, field)
   end

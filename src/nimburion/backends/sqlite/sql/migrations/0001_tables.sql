@@ -32,15 +32,15 @@ CREATE TABLE job (
     finished_at INTEGER,
     reason TEXT,
     ended_by TEXT,                      -- the id of the session whose attempt ended the job; NULL: none did
-    fingerprint TEXT,                   -- of the error that made the job a dead letter
+    fingerprint TEXT,                   -- of the error that made the job a dead letter; NULL: it is none
     options TEXT,                       -- JSON; NULL: all have their default
     digest BLOB NOT NULL,
     result BLOB,
     payload BLOB                        -- NULL after completed or cancelled
 ) STRICT;
 CREATE INDEX job_finished ON job (state, finished_at, lane) WHERE state > 0;
--- The dead letters in the order of `seq`.
-CREATE INDEX job_failed ON job (state) WHERE state = 2;
+-- The dead letters. A completion does not change `fingerprint`, so it has no cost for this index.
+CREATE INDEX job_failed ON job (seq) WHERE fingerprint IS NOT NULL;
 CREATE INDEX job_result ON job (finished_at) WHERE result IS NOT NULL;
 
 -- The next three tables say what an unfinished job does. It has a row in exactly one of them.
