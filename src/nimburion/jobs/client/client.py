@@ -150,9 +150,9 @@ class Client:
     async def close(self) -> None:
         """Close the backend. You can call it repeatedly."""
         if self._loop is not None:
-            self._loop = None
+            owner, self._loop = self._loop, None
             statistics, self._statistics = self._statistics, None
-            if statistics is not None:
+            if statistics is not None and owner is asyncio.get_running_loop():
                 await statistics.finish()
             await self.backend.close()
 
