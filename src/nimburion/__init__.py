@@ -22,11 +22,10 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from nimburion.core.version import __version__ as __version__
-
 if TYPE_CHECKING:
     from nimburion import config, server
     from nimburion.backends import open_backend
+    from nimburion.core.version import __version__ as __version__
     from nimburion.jobs import Context, Health, Job, Priority, Processor, State, Status, job
     from nimburion.jobs.errors import (
         BackendCorrupt,
@@ -127,6 +126,8 @@ _HOMES = MappingProxyType(
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("nimburion.core.version").__version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_HOMES.get(name, "nimburion.jobs.errors"))

@@ -84,7 +84,7 @@ def test_what_code_declares_is_paused_not_removed(nimburion: CommandLine) -> Non
     declare(nimburion)
     ended = nimburion("schedules", "remove", "coded")
     assert ended.code == 2
-    assert "pause it" in ended.err
+    assert "pause the schedule" in ended.err
     assert nimburion("schedules", "add", "coded", "@daily", "x").code == 2
     assert nimburion("schedules", "pause", "coded").code == 0
     assert "shop" in nimburion("schedules", "list").out

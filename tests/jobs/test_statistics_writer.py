@@ -60,7 +60,7 @@ async def read(backend: MemoryBackend, step: int = 3600) -> list[Statistics]:
     return await backend.statistics(now - 10 * step, now + step, step)
 
 
-async def test_closing_stores_what_was_counted(
+async def test_closing_writes_the_last_counts(
     processor: Processor, backend: FailingBackend
 ) -> None:
     async with processor:
@@ -83,7 +83,7 @@ async def test_several_openings_add_up(processor: Processor, backend: FailingBac
     assert row.counters.enqueued == 2
 
 
-async def test_what_could_not_be_stored_is_stored_later(
+async def test_counts_that_could_not_be_written_are_written_later(
     processor: Processor, backend: FailingBackend
 ) -> None:
     async with processor:
@@ -108,7 +108,7 @@ async def test_a_client_closes_though_the_backend_does_not_answer(
     assert await read(backend) == []
 
 
-async def test_a_client_that_counts_nothing_stores_nothing(
+async def test_a_client_without_counts_writes_nothing(
     processor: Processor, backend: FailingBackend
 ) -> None:
     async with processor:

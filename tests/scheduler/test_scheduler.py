@@ -558,7 +558,7 @@ async def test_what_code_declares_is_neither_replaced_nor_removed_by_hand(place:
     await scheduler.fire_due()
     with pytest.raises(DefinitionError, match="declared by the code of 'nimburion'"):
         await scheduler.schedules.add("report", "@hourly", "report")
-    with pytest.raises(DefinitionError, match="pause it"):
+    with pytest.raises(DefinitionError, match="pause the schedule"):
         await scheduler.schedules.remove("report")
     place.at(DAY)
     await scheduler.schedules.remove("report")

@@ -464,7 +464,10 @@ class World:
             assert job.state is ledger.ended[job_id]
             assert job.failures == ledger.failures[job_id] <= MAX_RETRIES + 1
             assert job.lost == ledger.lost[job_id] <= self.settings.max_lost
-            kept = self.payloads[job_id] if job.state is State.FAILED else None
+            keeps_payload = job.state is State.FAILED or (
+                job.state is State.COMPLETED and self.backend.capabilities.keeps_arguments
+            )
+            kept = self.payloads[job_id] if keeps_payload else None
             assert (await self.backend.get(job_id)).payload == kept
         counts = await self.backend.counts()
         ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]

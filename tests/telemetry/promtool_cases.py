@@ -18,21 +18,20 @@ FILES = Path(nimburion.telemetry.__file__).parent / "files"
 PROMTOOL = os.environ.get("NB_TEST_PROMTOOL", "promtool")
 
 
-def run_promtool(*arguments: str, text: str = "") -> None:
-    """Run promtool in the folder of the rules. Fails with its output if it complains."""
+def find_complaints(*arguments: str, text: str = "") -> str:
+    """Run promtool in the folder of the rules; return what it says if it complains, else ''."""
     done = subprocess.run(
         [PROMTOOL, *arguments], cwd=FILES, input=text, text=True, capture_output=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr.strip(), done.stderr
+    return done.stdout + done.stderr if done.returncode or done.stderr.strip() else ""
 
 
 def test_the_alert_rules_are_valid() -> None:
-    run_promtool("check", "rules", "alerts.yaml")
+    assert find_complaints("check", "rules", "alerts.yaml") == ""
 
 
 def test_the_alerts_fire_when_they_should() -> None:
-    run_promtool("test", "rules", "alerts_test.yaml")
+    assert find_complaints("test", "rules", "alerts_test.yaml") == ""
 
 
 async def test_the_page_is_valid() -> None:
@@ -55,4 +54,4 @@ async def test_the_page_is_valid() -> None:
         await backend_metrics.refresh_limits()
         page, _ = processor.metrics.render()
     assert 'nimburion_jobs_processed_total{queue="mail",name="send",outcome="completed"}' in page
-    run_promtool("check", "metrics", text=page)
+    assert find_complaints("check", "metrics", text=page) == ""

@@ -92,7 +92,7 @@ async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:
     assert backend.reads == ["queues", "sessions"]
 
 
-async def test_a_backend_that_is_down_is_said_to_be(backend: CountingBackend) -> None:
+async def test_the_page_shows_that_the_backend_is_down(backend: CountingBackend) -> None:
     await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
     metrics = BackendMetrics(backend)
     await metrics.refresh()

@@ -27,7 +27,7 @@ _RATE_SECONDS = 300
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """What one refresh of the view shows."""
 
     backend: str
@@ -60,19 +60,19 @@ def top(*, interval: float, once: bool) -> None:
 async def show(backend: Backend, interval: float | None) -> None:
     """Print the view, again after each `interval` seconds; once if it is None."""
     while True:
-        snapshot = await read_snapshot(backend)
-        view = format_view(snapshot)
+        overview = await read_overview(backend)
+        view = format_view(overview)
         if interval is None:
-            print_result(msgspec.to_builtins(snapshot), partial(click.echo, view))
+            print_result(msgspec.to_builtins(overview), partial(click.echo, view))
             return
         click.echo(_CLEAR + view)
         await asyncio.sleep(interval)
 
 
-async def read_snapshot(backend: Backend) -> Snapshot:
+async def read_overview(backend: Backend) -> Overview:
     """Read everything that the view shows: three reads and the time."""
     now = await backend.now()
-    return Snapshot(
+    return Overview(
         backend=backend.describe(),
         now=now,
         queues=await backend.queues(),
@@ -81,50 +81,50 @@ async def read_snapshot(backend: Backend) -> Snapshot:
     )
 
 
-def format_view(snapshot: Snapshot) -> str:
+def format_view(overview: Overview) -> str:
     """Return the view as text."""
-    unserved = find_unserved(snapshot.queues, snapshot.workers)
+    unserved = find_unserved(overview.queues, overview.workers)
     return "\n".join(
         [
-            format_headline(snapshot),
+            format_headline(overview),
             "",
-            format_queues(snapshot),
+            format_queues(overview),
             *[f"! {escape_controls(jobs.describe())}" for jobs in unserved],
             "",
-            format_workers(snapshot.workers),
+            format_workers(overview.workers),
         ]
     )
 
 
-def format_headline(snapshot: Snapshot) -> str:
+def format_headline(overview: Overview) -> str:
     """Return one line about the backend, its workers and all queues."""
-    size = sum(queue.size for queue in snapshot.queues)
-    processing = sum(queue.processing for queue in snapshot.queues)
-    rate = sum(compute_rates(snapshot).values())
+    size = sum(queue.size for queue in overview.queues)
+    processing = sum(queue.processing for queue in overview.queues)
+    rate = sum(compute_rates(overview).values())
     return escape_controls(
-        f"{snapshot.backend}: {len(snapshot.workers)} workers, {size} due, "
+        f"{overview.backend}: {len(overview.workers)} workers, {size} due, "
         f"{processing} processing, {rate:.1f} completed/s"
     )
 
 
-def compute_rates(snapshot: Snapshot) -> dict[str, float]:
+def compute_rates(overview: Overview) -> dict[str, float]:
     """Return the completed jobs per second by queue, of the last whole minutes."""
-    begin = (snapshot.now - _RATE_SECONDS) // 60 * 60
+    begin = (overview.now - _RATE_SECONDS) // 60 * 60
     rates: dict[str, float] = {}
-    for row in snapshot.statistics:
+    for row in overview.statistics:
         if row.start >= begin:
-            completed = row.counters.completed / max(60.0, snapshot.now - begin)
+            completed = row.counters.completed / max(60.0, overview.now - begin)
             rates[row.queue] = rates.get(row.queue, 0.0) + completed
     return rates
 
 
-def format_queues(snapshot: Snapshot) -> str:
+def format_queues(overview: Overview) -> str:
     """Return the table of queues, the one with the oldest waiting job first."""
-    rates = compute_rates(snapshot)
+    rates = compute_rates(overview)
     sums: dict[str, Counters] = {}
-    for row in snapshot.statistics:
+    for row in overview.statistics:
         sums.setdefault(row.queue, Counters()).add(row.counters)
-    by_name = {queue.name: queue for queue in snapshot.queues}
+    by_name = {queue.name: queue for queue in overview.queues}
     names = sorted({*by_name, *rates}, key=lambda name: (-_age(by_name.get(name)), name))
     return format_table(
         (

@@ -26,7 +26,9 @@ _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 TokenGroup = list[tuple[int, Completed]]
-"""The completions of one token, each with its index in the call."""
+"""The completions of one token that all keep or all drop their payloads, each with its index in the
+call.
+"""
 
 
 def settle_batch(
@@ -45,9 +47,16 @@ def settle_batch(
     if len({settlement.lease.ref for settlement in settlements}) < len(settlements):
         return [settle_one(db, session, settlement) for settlement in settlements]
     results: list[Settled | None] = [None] * len(settlements)
-    for (fence, nonce), group in group_completions_by_token(settlements).items():
+    for (fence, nonce, keep_payload), group in group_completions(settlements).items():
         matched = complete_group(
-            db, session, fence, nonce, group, has_limits=has_limits, has_unique_keys=has_unique_keys
+            db,
+            session,
+            fence,
+            nonce,
+            group,
+            keep_payload=keep_payload,
+            has_limits=has_limits,
+            has_unique_keys=has_unique_keys,
         )
         for index, settlement in group:
             if matched is None or settlement.lease.ref in matched:
@@ -58,15 +67,19 @@ def settle_batch(
     ]
 
 
-def group_completions_by_token(
+def group_completions(
     settlements: Sequence[Settlement],
-) -> dict[tuple[int, bytes], TokenGroup]:
-    """Group the completions by token. Most calls have few tokens: an exchange uses one nonce."""
-    groups: dict[tuple[int, bytes], TokenGroup] = {}
+) -> dict[tuple[int, bytes, bool], TokenGroup]:
+    """Group the completions by fence, nonce, and whether they keep their payloads.
+
+    Most calls have few groups: an exchange uses one nonce.
+    """
+    groups: dict[tuple[int, bytes, bool], TokenGroup] = {}
     for index, settlement in enumerate(settlements):
         if type(settlement) is Completed and type(settlement.lease.ref) is int:
             token = settlement.lease.token
-            groups.setdefault((token.fence, token.nonce), []).append((index, settlement))
+            key = (token.fence, token.nonce, settlement.keep_payload)
+            groups.setdefault(key, []).append((index, settlement))
     return groups
 
 
@@ -77,12 +90,13 @@ def complete_group(
     nonce: bytes,
     group: TokenGroup,
     *,
+    keep_payload: bool,
     has_limits: bool,
     has_unique_keys: bool,
 ) -> set[int] | None:
     """Complete the leased jobs of one token; return the seqs completed, or None for all."""
     seqs = _encode([settlement.lease.ref for _, settlement in group]).decode()
-    count = db.run("complete_jobs", db.now, session, seqs, fence, nonce).rowcount
+    count = db.run("complete_jobs", db.now, session, seqs, fence, nonce, keep_payload).rowcount
     matched = None
     if count < len(group):
         matched = set(
@@ -128,7 +142,12 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
     match settlement:
         case Completed():
             transitions.finish_leased(
-                db, lease, COMPLETED, result=settlement.result, nonce=lease.nonce
+                db,
+                lease,
+                COMPLETED,
+                result=settlement.result,
+                nonce=lease.nonce,
+                keep_payload=settlement.keep_payload,
             )
         case Retried():
             transitions.add_error(db, lease.seq, settlement.error)

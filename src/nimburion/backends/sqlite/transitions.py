@@ -55,11 +55,12 @@ def finish_leased(
     result: bytes | None = None,
     nonce: bytes | None = None,
     fingerprint: str | None = None,
+    keep_payload: bool = False,
 ) -> None:
     """Put a leased job into a finished state.
 
     `nonce`: the nonce of the token that settles the job; None if no token does. `fingerprint`: of
-    the error that makes the job a dead letter.
+    the error that makes the job a dead letter. A dead letter keeps its payload in any case.
     """
     end_lease(db, lease)
     db.run(
@@ -76,6 +77,7 @@ def finish_leased(
         lease.started_at,
         lease.session,
         fingerprint,
+        keep_payload,
     )
     release_unique_key(db, lease.seq, lease.lane)
 
@@ -84,7 +86,7 @@ def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | 
     """Put a job without a lease into a finished state."""
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
-    db.run("finish_job", seq, state, db.now, reason, 0, 0, *(6 * [None]))
+    db.run("finish_job", seq, state, db.now, reason, 0, 0, *(7 * [None]))
     release_unique_key(db, seq, lane)
 
 

@@ -143,15 +143,16 @@ class Client:
             raise NotOpen("the processor is open on another event loop; use `processor.sync` here")
         await self.backend.open()
         self._loop = loop
+        self._statistics = None  # that of another loop, which has ended, cannot write here
         # After a fork, the parent may still hold the same unused randomness: start with new ids.
         self._ids = JobIds(self.clock.now, self._entropy)
 
     async def close(self) -> None:
         """Close the backend. You can call it repeatedly."""
         if self._loop is not None:
-            self._loop = None
+            owner, self._loop = self._loop, None
             statistics, self._statistics = self._statistics, None
-            if statistics is not None:
+            if statistics is not None and owner is asyncio.get_running_loop():
                 await statistics.finish()
             await self.backend.close()
 

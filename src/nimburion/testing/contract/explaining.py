@@ -205,7 +205,7 @@ class Explaining:
 
     async def test_an_unknown_job_is_not_explained(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound):
-            await harness.backend.explain("nobody")
+            await harness.backend.explain("unknown")
 
 
 class LimitReading:

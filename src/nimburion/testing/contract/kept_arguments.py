@@ -28,7 +28,7 @@ class KeptArguments:
     """`Completed.keep_payload`."""
 
     @pytest.mark.parametrize("body", BODIES, ids=["least", "unicode", "large"])
-    async def test_a_completed_job_keeps_its_payload_if_told_to(
+    async def test_a_completed_job_keeps_its_payload_on_request(
         self, harness: Harness, body: bytes
     ) -> None:
         await harness.put(harness.job("a", payload=body))

@@ -122,7 +122,7 @@ class StatisticsCases:
         with pytest.raises(InvalidJob, match="shorter range"):
             await harness.backend.statistics(0.0, now, 60)
 
-    async def test_an_empty_put_of_statistics_stores_nothing(self, harness: Harness) -> None:
+    async def test_no_statistics_change_nothing(self, harness: Harness) -> None:
         await harness.backend.put_statistics("one", [])
         assert await read_all(harness) == []
 

@@ -7,10 +7,10 @@
 
 -- name: complete_jobs
 -- Complete the jobs that a session holds under one token.
--- Inputs: ?1 now, ?2 session number, ?3 JSON array of seqs, ?4 fence, ?5 nonce
+-- Inputs: ?1 now, ?2 session number, ?3 JSON array of seqs, ?4 fence, ?5 nonce, ?6 whether the payloads are kept
 -- Result: the number of rows
 UPDATE job
-SET state = 1, finished_at = ?1, payload = NULL, fence = ?4, settled_fence = ?4, settled_nonce = ?5,
+SET state = 1, finished_at = ?1, payload = iif(?6, payload, NULL), fence = ?4, settled_fence = ?4, settled_nonce = ?5,
     ended_by = (SELECT id FROM session WHERE number = ?2),
     started_at = (
         SELECT l.leased_at FROM lease AS l WHERE l.session = ?2 AND l.nonce = ?5 AND l.seq IN (
@@ -91,7 +91,7 @@ DELETE FROM lease WHERE session = ?1 AND seq = ?2;
 UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT name FROM lane WHERE id = ?1);
 
 -- name: finish_job
--- Finish a job. Only a failed job keeps its payload.
+-- Finish a job. A failed job keeps its payload.
 -- Inputs:
 --   ?1 seq
 --   ?2 state: 1 completed, 2 failed, 3 cancelled
@@ -105,9 +105,10 @@ UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT na
 --   ?10 started_at of the delivery that ended; NULL: no delivery ended
 --   ?11 number of the session whose delivery ended; NULL: no delivery ended
 --   ?12 fingerprint of the error that made the job a dead letter; NULL: it is none
+--   ?13 whether the payload is kept in any case
 UPDATE job
 SET state = ?2, finished_at = ?3, reason = ?4, failures = failures + ?5, lost = lost + ?6, result = ?7,
-    payload = iif(?2 = 2, payload, NULL), fence = coalesce(?8, fence),
+    payload = iif(?2 = 2 OR ?13, payload, NULL), fence = coalesce(?8, fence),
     settled_fence = iif(?9 IS NULL, settled_fence, ?8), settled_nonce = coalesce(?9, settled_nonce),
     started_at = coalesce(?10, started_at), ended_by = (SELECT id FROM session WHERE number = ?11), fingerprint = ?12
 WHERE seq = ?1;

@@ -23,3 +23,21 @@ DELETE FROM job_statistics WHERE (step, start, queue, name, source) IN (
     SELECT step, start, queue, name, source FROM job_statistics
     WHERE step = ?1 AND start < ?2 ORDER BY start, queue, name, source LIMIT ?3
 );
+
+-- name: list_unmerged_statistics
+-- List counters of single processes for the intervals of one length that started before a time, oldest first.
+-- Inputs: ?1 step, ?2 time in seconds, ?3 the maximum number of rows
+-- Result: start, queue, name, source, counters
+SELECT start, queue, name, source, counters FROM job_statistics INDEXED BY job_statistics_unmerged
+WHERE step = ?1 AND start < ?2 AND source <> '' ORDER BY start LIMIT ?3;
+
+-- name: get_statistics
+-- Read the counters of one interval, queue, name and source.
+-- Inputs: ?1 step, ?2 start, ?3 queue, ?4 name, ?5 source
+-- Result: counters, or no row
+SELECT counters FROM job_statistics WHERE step = ?1 AND start = ?2 AND queue = ?3 AND name = ?4 AND source = ?5;
+
+-- name: delete_statistics
+-- Delete the counters of one interval, queue, name and source.
+-- Inputs: ?1 step, ?2 start, ?3 queue, ?4 name, ?5 source
+DELETE FROM job_statistics WHERE step = ?1 AND start = ?2 AND queue = ?3 AND name = ?4 AND source = ?5;

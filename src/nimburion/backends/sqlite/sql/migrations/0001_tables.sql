@@ -36,7 +36,7 @@ CREATE TABLE job (
     options TEXT,                       -- JSON; NULL: all have their default
     digest BLOB NOT NULL,
     result BLOB,
-    payload BLOB                        -- NULL after completed or cancelled
+    payload BLOB                        -- NULL after cancelled, and after completed unless it is kept
 ) STRICT;
 CREATE INDEX job_finished ON job (state, finished_at, lane) WHERE state > 0;
 -- The dead letters. A completion does not change `fingerprint`, so it has no cost for this index.
@@ -147,10 +147,11 @@ CREATE TABLE job_statistics (
     start INTEGER NOT NULL,             -- its begin in seconds since 1970-01-01 UTC
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
-    source TEXT NOT NULL,               -- the process that counted
+    source TEXT NOT NULL,               -- the process that counted; '' for the sum of several
     counters TEXT NOT NULL,             -- JSON
     PRIMARY KEY (step, start, queue, name, source)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX job_statistics_unmerged ON job_statistics (step, start) WHERE source <> '';
 -- What operators changed. The numbers have no gaps, so the newest records are found by number.
 CREATE TABLE audit_record (
     number INTEGER PRIMARY KEY,         -- in the order in which the records were added
