@@ -309,6 +309,7 @@ class Processor(Client):
     # Internals
 
     def _make_metrics(self) -> MetricsRegistry:
+        from nimburion.telemetry.call_metrics import CallMetrics
         from nimburion.telemetry.event_metrics import EventMetrics
         from nimburion.telemetry.job_metrics import JobMetrics
         from nimburion.telemetry.registry import MetricsRegistry
@@ -316,6 +317,7 @@ class Processor(Client):
 
         metrics = MetricsRegistry()
         metrics.add_source(JobMetrics(lambda: self._all_counters))
+        metrics.add_source(CallMetrics(lambda: self._all_calls))
         metrics.add_source(EventMetrics(self.events))
         metrics.add_source(WorkerMetrics(self._read_vitals))
         return metrics
@@ -382,6 +384,7 @@ class Processor(Client):
             entropy=self._entropy,
             events=self.events,
             heartbeat_in_thread=isinstance(self.clock, SystemClock),
+            calls=self._calls,
             on_stop_command=self._request_stop,
         )
 

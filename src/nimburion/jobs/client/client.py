@@ -15,6 +15,7 @@ import msgspec
 
 from nimburion.core.backend import Backend, Transactional
 from nimburion.core.backoff import iterate_pauses
+from nimburion.core.call_counters import CallCounters
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.durations import to_seconds
 from nimburion.core.errors import (
@@ -109,6 +110,10 @@ class Client:
         """What this client enqueued, and what the worker of this processor ran."""
         self._all_counters: list[JobCounters] = [self._counters]
         """The counters of this client and of its handles for other event loops."""
+        self._calls: CallCounters = CallCounters()
+        """The calls to the backend of this client, and of the worker of this processor."""
+        self._all_calls: list[CallCounters] = [self._calls]
+        """The calls of this client and of its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
         self._recorder = StatisticsRecorder([self._counters])
 
@@ -127,6 +132,7 @@ class Client:
         )
         other._enqueue_middlewares = self._enqueue_middlewares
         self._all_counters.append(other._counters)
+        self._all_calls.append(other._calls)
         return other
 
     # Opening and closing
@@ -410,7 +416,9 @@ class Client:
     def _require_batcher(self) -> EnqueueBatcher:
         self._check_open()
         if self._batcher is None or self._batcher_loop is not self._loop:
-            self._batcher = EnqueueBatcher(self.backend, self.clock, self.settings.enqueue_timeout)
+            self._batcher = EnqueueBatcher(
+                self.backend, self.clock, self.settings.enqueue_timeout, self._calls
+            )
             self._batcher_loop = self._loop
         return self._batcher
 
