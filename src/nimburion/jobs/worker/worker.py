@@ -312,7 +312,7 @@ class Worker:
             self._trigger.lanes_not_empty = bool(reply.waiting)
             self.lanes.note_non_empty(reply.waiting)
         self.wakeups.note_reply(reply, found=bool(reply.deliveries))
-        self._attempt_runner.note_exchange(reply.now)
+        self._attempt_runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
             self._release_all()
         while len(slots.suspects) > 1:
