@@ -67,10 +67,10 @@ def test_a_wait_before_the_due_time_counts_as_none() -> None:
 
 def test_attempts_that_did_not_complete_are_not_counted_as_completed() -> None:
     lane = LaneCounters("q", "n")
-    lane.runs += [0.1, 0.1, 0.1]
-    lane.ended_otherwise += 1
+    lane.completed_runs += [0.1, 0.1]
+    lane.other_runs += [0.1]
     lane.fold()
-    assert lane.completed == 2
+    assert (lane.completed, sum(lane.run_buckets)) == (2, 3)
 
 
 def test_no_time_is_lost_while_another_thread_folds() -> None:
@@ -85,7 +85,7 @@ def test_no_time_is_lost_while_another_thread_folds() -> None:
     thread.start()
     for _ in range(count):
         lane.waits.append(0.1)
-        lane.runs.append(0.1)
+        lane.completed_runs.append(0.1)
     done.set()
     thread.join()
     lane.fold()

@@ -138,3 +138,28 @@ async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
     await rescuer.tick()
     (lane,) = counters.list_lanes()
     assert (lane.queue, lane.name, lane.rescued) == ("mail", "send", 2)
+    assert lane.copy_counters().failed == 0
+
+
+async def test_dead_letters_of_a_rescue_are_counted() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+    await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
+    await backend.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("mail", "send"),)))
+    clock.advance(31.0)
+    counters = JobCounters()
+    rescuer = Rescuer(
+        backend,
+        clock,
+        Random(1),
+        Events(),
+        counters,
+        ttl=30.0,
+        max_lost=1,
+        no_rescue_before=lambda: 0.0,
+    )
+    await rescuer.tick()
+    (lane,) = counters.list_lanes()
+    assert lane.failed_by_reason == {"lost": 1}
+    assert lane.copy_counters().failed == 1

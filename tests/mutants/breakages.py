@@ -405,8 +405,8 @@ MUTANTS = (
     Mutant(
         "a job is settled before it is begun",
         "jobs/*.py",
-        "        $started = self._monotonic()\n        if $started",
-        "        self._end(attempt, Completed(attempt.delivery.lease))\n        $started = self._monotonic()\n        if $started",
+        "        attempt.started = $started = self._monotonic()\n        if $started",
+        "        from nimburion.core.settlement import Completed\n        self._finish(attempt, Completed(attempt.delivery.lease))\n        attempt.started = $started = self._monotonic()\n        if $started",
         ("tests/crash/test_points.py", "-k", "TestSQLite and (settled or inside)"),
         deep=True,
     ),

@@ -45,7 +45,6 @@ async def find_problem(
         ("GET", "/api/v1/jobs?queue=%C3%A4", (422, "invalid-parameter")),
         ("GET", "/api/v1/dead-letters?reason=null", (422, "invalid-parameter")),
         ("GET", "/api/v1/jobs?after=x", (422, "invalid-request")),
-        ("GET", f"/api/v1/jobs?after={10**30}", (422, "invalid-request")),
         ("GET", "/api/v1/ticks?when=61+*+*+*+*", (422, "invalid-request")),
         ("GET", "/api/v1/ticks?when=0+0+*+1--100000000+*", (422, "invalid-request")),
         ("GET", "/api/v1/ticks?when=@daily&timezone=Europe/Roma", (422, "invalid-request")),

@@ -21,6 +21,7 @@ from nimburion.core.statistics import RUN_BOUNDS
 from nimburion.jobs import Processor
 from nimburion.telemetry import opentelemetry_metrics
 from nimburion.telemetry.backend_metrics import BackendMetrics
+from nimburion.telemetry.call_metrics import CallMetrics
 from nimburion.telemetry.event_metrics import EventMetrics
 from nimburion.telemetry.families import NO_LABELS, Family, Sample
 from nimburion.telemetry.job_metrics import JobMetrics
@@ -192,6 +193,7 @@ async def test_every_family_has_its_instrument(counters: JobCounters) -> None:
         families = [
             *JobMetrics(lambda: [counters]).collect(),
             *EventMetrics(Events()).collect(),
+            *CallMetrics(list).collect(),
             *WorkerMetrics(lambda: Vitals(lease_margin=1.0, rss=1)).collect(),
             *backend.collect(),
         ]

@@ -112,3 +112,22 @@ def test_the_page_follows_the_accept_header(processor: Processor) -> None:
     )
     assert kind.startswith("application/openmetrics-text")
     assert text.endswith("# EOF\n")
+
+
+async def test_calls_to_the_backend_are_counted() -> None:
+    processor = Processor("memory://", session_ttl=1.0)
+    processor.register(send)
+    async with processor:
+        await processor.start()
+        job_id = await processor.enqueue(send.job("ok"))
+        await processor.wait(job_id, timeout=20.0)
+        calls = read(processor, "backend_calls")
+        assert calls["enqueue", "answered"] == 1
+        assert calls["exchange", "answered"] >= 2
+        assert ("exchange", "failed") not in calls
+        times = {
+            h.labels.values["op"]: h for h in find(processor, "backend_call_seconds").histograms
+        }
+        assert sum(times["enqueue"].buckets) == 1
+        (jobs,) = find(processor, "exchange_jobs").histograms
+        assert jobs.sum == 1

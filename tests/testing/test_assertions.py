@@ -124,9 +124,18 @@ async def test_the_message_stays_short(processor: Processor) -> None:
     assert max(map(len, lines)) < 300
 
 
-async def test_a_job_that_completed_is_found_but_not_by_its_arguments(
-    processor: Processor,
-) -> None:
+async def test_a_job_that_completed_is_found_by_its_arguments(processor: Processor) -> None:
+    async with processor:
+        await processor.enqueue(SendEmail(to="ann"))
+        await processor.drain()
+        await assert_enqueued(processor, SendEmail(to="ann"), state=State.COMPLETED)
+        with pytest.raises(AssertionError):
+            await assert_enqueued(processor, SendEmail(to="bob"))
+
+
+async def test_a_job_without_kept_arguments_is_found_by_its_class_only() -> None:
+    processor = Processor(MemoryBackend(), keep_arguments="no")
+    processor.register(SendEmail)
     async with processor:
         await processor.enqueue(SendEmail(to="ann"))
         await processor.drain()

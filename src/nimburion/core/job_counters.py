@@ -25,19 +25,19 @@ class LaneCounters:
         "_lock",
         "cancelled",
         "completed",
-        "ended_otherwise",
+        "completed_runs",
         "enqueued",
         "failed",
         "failed_by_reason",
         "lost",
         "name",
+        "other_runs",
         "queue",
         "released",
         "rescued",
         "retried",
         "run_buckets",
         "run_seconds",
-        "runs",
         "started",
         "wait_buckets",
         "wait_seconds",
@@ -50,15 +50,16 @@ class LaneCounters:
         self.enqueued: int = 0
         self.waits: list[float] = []
         """The wait times in seconds of attempts that started and are not counted yet."""
-        self.runs: list[float] = []
-        """The run times in seconds of attempts that ended and are not counted yet."""
-        self.ended_otherwise: int = 0
-        """Attempts in `runs` that did not complete their job."""
+        self.completed_runs: list[float] = []
+        """The run times in seconds of attempts that completed their job, not counted yet."""
+        self.other_runs: list[float] = []
+        """The run times of attempts that ended otherwise, not counted yet."""
         self.started: int = 0
         self.completed: int = 0
         self.failed: int = 0
+        """Attempts that made a dead letter of their job."""
         self.failed_by_reason: dict[str, int] = {}
-        """Dead letters by `Reason`."""
+        """Dead letters by `Reason`; those of a rescue too, which no attempt made."""
         self.retried: int = 0
         self.released: int = 0
         self.cancelled: int = 0
@@ -72,14 +73,18 @@ class LaneCounters:
         self._lock = threading.Lock()
 
     def fold(self) -> None:
-        """Count the times in `waits` and `runs`. Safe from any thread."""
+        """Count the times in the lists. Safe from any thread, while the worker appends to them."""
         with self._lock:
-            waits, runs = _take(self.waits), _take(self.runs)
-            otherwise, self.ended_otherwise = self.ended_otherwise, 0
+            waits = _take(self.waits)
+            completed, other = _take(self.completed_runs), _take(self.other_runs)
             self.started += len(waits)
-            self.completed += len(runs) - otherwise
+            self.completed += len(completed)
             self.wait_seconds += _count_times(waits, WAIT_BOUNDS, self.wait_buckets)
-            self.run_seconds += _count_times(runs, RUN_BOUNDS, self.run_buckets)
+            self.run_seconds += _count_times(completed + other, RUN_BOUNDS, self.run_buckets)
+
+    def count_dead_letter(self, reason: str) -> None:
+        """Count a job that became a dead letter."""
+        self.failed_by_reason[reason] = self.failed_by_reason.get(reason, 0) + 1
 
     def add(self, other: LaneCounters) -> None:
         """Add the counters of another process or client."""
@@ -107,7 +112,7 @@ class LaneCounters:
             enqueued=self.enqueued,
             started=self.started,
             completed=self.completed,
-            failed=self.failed,
+            failed=sum(self.failed_by_reason.values()),
             retried=self.retried,
             cancelled=self.cancelled,
             rescued=self.rescued,

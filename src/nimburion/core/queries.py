@@ -132,7 +132,8 @@ class Page(msgspec.Struct, frozen=True):
 
 
 _MAX_DIGITS = 18
-"""The digits of a cursor at most: every backend holds such a number."""
+_BEYOND_ALL_JOBS = 10**_MAX_DIGITS
+"""The largest cursor. Every backend can hold this number, and no job has it."""
 
 
 def parse_cursor(after: str | None) -> int | None:
@@ -143,8 +144,9 @@ def parse_cursor(after: str | None) -> int | None:
     """
     if after is None:
         return None
-    if after.isascii() and after.isdigit() and len(after) <= _MAX_DIGITS:
-        return int(after)
+    if after.isascii() and after.isdigit():
+        digits = after.lstrip("0") or "0"
+        return int(digits) if len(digits) <= _MAX_DIGITS else _BEYOND_ALL_JOBS
     raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
 
 

@@ -26,13 +26,16 @@ _LONGEST_PAUSE = 10.0
 class Service:
     """A background task whose `run` continues until `stopping` is set."""
 
+    logger_name = "nimburion.worker"
+    """The name of the logger that the service writes to."""
+
     def __init__(self, clock: Clock) -> None:
         self.clock: Clock = clock
         self.stopping: asyncio.Event = asyncio.Event()
         self.failure: BaseException | None = None
         """The last exception of `run`, or None once it works again. The health check reads it."""
         self._task: asyncio.Task[None] | None = None
-        self._log = logging.getLogger(f"nimburion.{type(self).__name__}")
+        self._log = logging.getLogger(self.logger_name)
 
     @property
     def running(self) -> bool:
@@ -80,7 +83,7 @@ class Service:
                 if self.failure is None:  # the service has worked since
                     pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
                 self.failure, pause = error, next(pauses)
-                self._log.exception("failed; retrying in %.1f s", pause)
+                self._log.exception("%s failed; retrying in %.1f s", type(self).__name__, pause)
                 await self.pause(pause)
 
 
@@ -111,7 +114,9 @@ class Periodic(Service):
         except BackendError as error:
             level = logging.WARNING if self.failure is None else logging.DEBUG
             self._log.log(
-                level, "the backend did not answer (%s); next try at the next interval", error
+                level,
+                "%s: the backend did not answer (%s); next try at the next interval",
+                *(type(self).__name__, error),
             )
             self._note(error)
         else:

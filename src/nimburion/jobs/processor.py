@@ -37,6 +37,7 @@ from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
 from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.reporter import AttemptReporter
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.inline import InlineRunner
@@ -334,12 +335,15 @@ class Processor(Client):
             report=report,
             clock=self.clock,
             random=self._random,
-            events=self.events,
             limits=self.settings.limits,
             client=self,
-            counters=self._counters,
+            reporter=AttemptReporter(
+                self._counters,
+                self.events,
+                self.clock,
+                log_attempts=self.settings.log_attempts,
+            ),
             keeps_arguments=self._choose_kept_arguments(),
-            log_attempts=self.settings.log_attempts,
             make_transaction=self._make_transaction,
             guard=guard,
         )
@@ -365,6 +369,7 @@ class Processor(Client):
             entropy=self._entropy,
             events=self.events,
             heartbeat_in_thread=isinstance(self.clock, SystemClock),
+            calls=self._calls,
             on_stop_command=self._request_stop,
         )
 

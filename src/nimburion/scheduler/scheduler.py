@@ -54,6 +54,8 @@ class Scheduler(Service):
     zone; the default is UTC.
     """
 
+    logger_name = "nimburion.scheduler"
+
     def __init__(
         self, processor: Processor, *, timezone: str = "UTC", in_workers: bool = True
     ) -> None:

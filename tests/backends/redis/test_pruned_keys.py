@@ -26,7 +26,15 @@ OF_NO_JOB = {
     "paused_queue",
     "limit_in_use",
 }
-OF_NO_JOB |= {"schedule", "pruned_blocks", "wakeup0", "wakeup1", "wakeup2", "wakeup3"}
+OF_NO_JOB |= {
+    "statistics_merged",
+    "schedule",
+    "pruned_blocks",
+    "wakeup0",
+    "wakeup1",
+    "wakeup2",
+    "wakeup3",
+}
 """Keys that grow with lanes, names, queues and schedules; `pruned_blocks` with runs of forgotten
 jobs."""
 EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)

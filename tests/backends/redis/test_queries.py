@@ -19,7 +19,7 @@ from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Cancelled, Completed, Failed
-from nimburion.core.statistics import STEPS, Counters, Statistics
+from nimburion.core.statistics import MERGE_AFTER, STEPS, Counters, Statistics
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
@@ -313,6 +313,28 @@ async def test_statistics_of_large_replies_are_complete(
     assert backend.ran["statistics"] > 1
 
 
+async def test_the_sources_of_an_interval_are_merged_once(
+    harness: Harness, backend: CountingBackend, redis_server: RunningRedis
+) -> None:
+    start = int(harness.clock.now()) // 60 * 60
+    row = Statistics(step=60, start=start, queue="a", name="b", counters=Counters(started=1))
+    for source in range(30):
+        await backend.put_statistics(str(source), [row])
+    key = f"{{nimburion}}:statistics:60:{start}"
+    harness.clock.advance(MERGE_AFTER)
+    await backend.prune(NOTHING_KEPT, 1)
+    assert redis_server.ask("HLEN", key) == 30
+    harness.clock.advance(61.0)
+    await backend.prune(NOTHING_KEPT, 1)
+    assert redis_server.ask("HKEYS", key) == [b"a\0b\0"]
+    assert redis_server.ask("TTL", key) > 0
+    backend.ran.clear()
+    await backend.prune(NOTHING_KEPT, 1)
+    assert backend.ran == {"prune": 1}
+    (found,) = await backend.statistics(start, start + 60, 60)
+    assert found.counters.started == 30
+
+
 async def test_statistics_expire(
     harness: Harness, backend: CountingBackend, redis_server: RunningRedis
 ) -> None:
@@ -433,6 +455,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
         "lane_counts",
         "limit_in_use",
         "pruned_blocks",
+        "statistics_merged",
     }
     assert list_keys(redis_server) == left | {f"wakeup{n}" for n in range(WAKEUP_STREAMS)}
     assert set((await backend.counts()).values()) == {0}

@@ -19,6 +19,12 @@ async def test_jobs_are_listed_in_pages_newest_first(api: Api) -> None:
     assert (ids, second["next"]) == (["c", "b", "a"], None)
 
 
+async def test_a_cursor_beyond_all_jobs_begins_with_the_newest(api: Api) -> None:
+    await api.enqueue("a")
+    for after in ("9" * 18, "9" * 19, "9" * 200):
+        assert [job["id"] for job in (await api.get(f"/jobs?after={after}"))["jobs"]] == ["a"]
+
+
 async def test_jobs_are_filtered(api: Api) -> None:
     await api.enqueue("a", queue="mail")
     await api.enqueue("b", name="other")

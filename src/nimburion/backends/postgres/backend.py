@@ -65,6 +65,7 @@ CAPABILITIES = Capabilities(
     shared=True,
     out_of_process=True,
     roles=True,
+    keeps_arguments=True,
     lazy_batches=True,
 )
 POOLED_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, notifies=False)

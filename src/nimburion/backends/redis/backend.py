@@ -28,6 +28,7 @@ from nimburion.backends.redis.queries import (
 )
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
+from nimburion.backends.redis.statistics import StatisticsRead
 from nimburion.backends.redis.url import RedisSettings, parse_url
 from nimburion.backends.server.encoding import MICRO, STATE_CODES, encode_id_or_empty, to_micros
 from nimburion.backends.server.errors import no_roles
@@ -459,15 +460,25 @@ class RedisBackend:
 
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`. Each script deletes up to 500 entries. Statistics expire by
-        themselves.
+        themselves, and the sources of each interval are merged once.
         """
         arguments, pruned, more = operations.encode_retention(keep), 0, 1
+        now, merged = b"", []
         while pruned < limit and more:
             step = min(limit - pruned, SCAN_STEP)
-            count, more = await self._run_script("prune", step, *arguments)
+            count, more, now, merged = await self._run_script("prune", step, *arguments)
             more = more or count == step
             pruned += count
+        if now:
+            await self._merge_statistics(now, merged)
         return pruned
+
+    async def _merge_statistics(self, now: bytes, merged: list[bytes]) -> None:
+        keys = self._get_connections().keys
+        for read in statistics.start_merges(now, merged):
+            await self._finish_read(read)
+            for call in statistics.encode_merges(read, keys):
+                await self._run_script("merge_statistics", *call.arguments, more_keys=call.keys)
 
     async def _open_scan(
         self,
@@ -568,14 +579,16 @@ class RedisBackend:
         name: str | None = None,
     ) -> list[Statistics]:
         """See `Backend.statistics`. Each script reads up to 100 intervals."""
-        read = statistics.StatisticsRead(since, until, step, queue, name)
+        read = StatisticsRead(since, until, step, queue, name)
+        await self._finish_read(read)
+        return add_statistics(read.rows)
+
+    async def _finish_read(self, read: StatisticsRead) -> None:
         keys = self._get_connections().keys
         while not read.is_finished:
             call = read.make_call(keys)
-            read.add_reply(
-                await self._run_script("statistics", *call.arguments, more_keys=call.keys)
-            )
-        return add_statistics(read.rows)
+            reply = await self._run_script("statistics", *call.arguments, more_keys=call.keys)
+            read.add_reply(reply)
 
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
         """See `Backend.list_audit`."""

@@ -49,6 +49,7 @@ KEYS = MappingProxyType(
         "audit": "hash: audit number -> time, audit record (JSON)",
         "audit_number": "hash: id of an audit record -> audit number",
         "statistics": "prefix of the keys of statistics (see below)",
+        "statistics_merged": "hash: step -> start of the last interval whose sources are merged",
         "notify": "hash: queues with idle workers; also the name of the notification channel",
         **{
             f"wakeup{n}": "stream: the last notification of a quarter of all queues, for long polls"

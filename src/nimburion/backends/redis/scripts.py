@@ -67,6 +67,7 @@ SCRIPT_SPECS = MappingProxyType(
         "open_session": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
         "put_statistics": ScriptSpec(("times",)),
+        "merge_statistics": ScriptSpec(("times", "batching"), "allow-oom"),
         "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),

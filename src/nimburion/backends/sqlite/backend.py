@@ -64,7 +64,12 @@ from nimburion.core.transactions import CallerConnection, Transaction
 T = TypeVar("T")
 
 CAPABILITIES = Capabilities(
-    durable=True, notifies=True, supports_transactions=True, atomic_batch=None, shared=True
+    durable=True,
+    notifies=True,
+    supports_transactions=True,
+    atomic_batch=None,
+    shared=True,
+    keeps_arguments=True,
 )
 
 

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 
 from nimburion.core.backend import Producing
 from nimburion.core.backoff import iterate_pauses
+from nimburion.core.call_counters import CallCounters
 from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
@@ -91,8 +92,15 @@ class _Repetition:
 class EnqueueBatcher:
     """Batches the enqueue calls of one event loop to one backend."""
 
-    def __init__(self, backend: Producing, clock: Clock, timeout: float) -> None:
+    def __init__(
+        self,
+        backend: Producing,
+        clock: Clock,
+        timeout: float,
+        calls: CallCounters | None = None,
+    ) -> None:
         self._backend = backend
+        self._calls = calls or CallCounters()
         self._clock = clock
         self._timeout = timeout
         self._limit = choose_limit(timeout)
@@ -142,10 +150,17 @@ class EnqueueBatcher:
     async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
         """Call the backend once. `BackendUnavailable` is raised when it does not answer in
         `seconds`."""
+        sent = self._clock.monotonic()
         try:
             with self._shared_timer.timeout(seconds):
-                return await self._backend.enqueue(jobs)
+                results = await self._backend.enqueue(jobs)
+            self._calls.note_answer("enqueue", self._clock.monotonic() - sent)
+            return results
+        except BackendUnavailable:
+            self._calls.note_failure("enqueue")
+            raise
         except TimeoutError as error:
+            self._calls.note_failure("enqueue")
             raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error
 
     # --- Callers that arrive while a call is in flight ---

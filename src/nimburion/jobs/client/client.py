@@ -15,6 +15,7 @@ import msgspec
 
 from nimburion.core.backend import Backend, Transactional
 from nimburion.core.backoff import iterate_pauses
+from nimburion.core.call_counters import CallCounters
 from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.durations import to_seconds
 from nimburion.core.errors import (
@@ -112,6 +113,10 @@ class Client:
         """What this client enqueued, and what the worker of this processor ran."""
         self._all_counters: list[JobCounters] = [self._counters]
         """The counters of this client and of its handles for other event loops."""
+        self._calls: CallCounters = CallCounters()
+        """The calls to the backend of this client, and of the worker of this processor."""
+        self._all_calls: list[CallCounters] = [self._calls]
+        """The calls of this client and of its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
         self._recorder = StatisticsRecorder([self._counters])
         self._metrics: MetricsRegistry | None = None
@@ -128,12 +133,14 @@ class Client:
         return self._metrics
 
     def _make_metrics(self) -> MetricsRegistry:
+        from nimburion.telemetry.call_metrics import CallMetrics
         from nimburion.telemetry.event_metrics import EventMetrics
         from nimburion.telemetry.job_metrics import JobMetrics
         from nimburion.telemetry.registry import MetricsRegistry
 
         metrics = MetricsRegistry()
         metrics.add_source(JobMetrics(lambda: self._all_counters))
+        metrics.add_source(CallMetrics(lambda: self._all_calls))
         metrics.add_source(EventMetrics(self.events))
         return metrics
 
@@ -152,6 +159,7 @@ class Client:
         )
         other._enqueue_middlewares = self._enqueue_middlewares
         self._all_counters.append(other._counters)
+        self._all_calls.append(other._calls)
         return other
 
     # Opening and closing
@@ -435,7 +443,9 @@ class Client:
     def _require_batcher(self) -> EnqueueBatcher:
         self._check_open()
         if self._batcher is None or self._batcher_loop is not self._loop:
-            self._batcher = EnqueueBatcher(self.backend, self.clock, self.settings.enqueue_timeout)
+            self._batcher = EnqueueBatcher(
+                self.backend, self.clock, self.settings.enqueue_timeout, self._calls
+            )
             self._batcher_loop = self._loop
         return self._batcher
 

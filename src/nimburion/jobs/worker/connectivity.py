@@ -11,6 +11,7 @@ import threading
 from itertools import count
 from typing import Literal
 
+from nimburion.core.call_counters import CallCounters
 from nimburion.core.clock import Clock
 
 _log = logging.getLogger("nimburion.worker")
@@ -37,7 +38,8 @@ class BackendConnectivity:
     backend in messages (see `Backend.describe`).
     """
 
-    def __init__(self, clock: Clock, backend: str) -> None:
+    def __init__(self, clock: Clock, backend: str, calls: CallCounters | None = None) -> None:
+        self.calls: CallCounters = calls or CallCounters()
         self._clock = clock
         self._backend = backend
         self._lock = threading.Lock()
@@ -51,8 +53,12 @@ class BackendConnectivity:
         self.error: str | None = None
         """The latest failure, as one line; None while no call fails."""
 
-    def note_answer(self, channel: Channel) -> None:
-        """Note that a call was answered. A refusal of its content is an answer too."""
+    def note_answer(self, channel: Channel, seconds: float | None = None) -> None:
+        """Note that a call was answered. A refusal of its content is an answer too.
+
+        `seconds` is the time that the call took; None if it waited on purpose, or was refused.
+        """
+        self.calls.note_answer(channel, seconds)
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.answer, seen.failing = next(self._numbers), None
@@ -64,6 +70,7 @@ class BackendConnectivity:
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
         """Note that a call failed: the backend did not answer, or could not execute it."""
+        self.calls.note_failure(channel)
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)

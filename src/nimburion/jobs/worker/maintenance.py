@@ -11,8 +11,9 @@ from random import Random
 from nimburion.core.backend import Backend, Maintaining
 from nimburion.core.clock import Clock
 from nimburion.core.events import Events, JobsRescued
+from nimburion.core.job import Reason
 from nimburion.core.job_counters import JobCounters
-from nimburion.core.operations import Retention
+from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic
 from nimburion.core.settings import Settings
@@ -67,13 +68,18 @@ class Rescuer(Periodic):
                     "rescued from dead workers: %d back, %d failed, %d cancelled", *counts
                 )
                 self._events.emit(JobsRescued(*counts))
-                await self._count([*rescued.returned, *rescued.failed, *rescued.cancelled])
+                await self._count(rescued)
 
-    async def _count(self, ids: list[str]) -> None:
-        """Count the rescued jobs by queue and name, which the backend is asked for."""
+    async def _count(self, rescued: Rescued) -> None:
+        """Count the rescued jobs by queue and name; read both from the backend."""
+        ids = [*rescued.returned, *rescued.failed, *rescued.cancelled]
+        failed = set(rescued.failed)
         page = await self._backend.list_jobs(JobFilter(ids=tuple(ids)), limit=len(ids))
         for job in page.jobs:
-            self._counters.find(job.queue, job.name).rescued += 1
+            lane = self._counters.find(job.queue, job.name)
+            lane.rescued += 1
+            if job.id in failed:
+                lane.count_dead_letter(Reason.LOST)
 
 
 _PRUNE_INTERVAL = 60.0

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from nimburion.core.backend import Backend
+from nimburion.core.call_counters import CallCounters
 from nimburion.core.clock import Clock
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
@@ -75,6 +76,7 @@ class Worker:
         entropy: Entropy,
         events: Events,
         heartbeat_in_thread: bool,
+        calls: CallCounters | None = None,
         on_stop_command: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend = backend
@@ -87,7 +89,9 @@ class Worker:
         self._heartbeat_in_thread = heartbeat_in_thread
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self.connectivity: BackendConnectivity = BackendConnectivity(clock, backend.describe())
+        self.connectivity: BackendConnectivity = BackendConnectivity(
+            clock, backend.describe(), calls
+        )
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
@@ -308,7 +312,7 @@ class Worker:
             self._trigger.lanes_not_empty = bool(reply.waiting)
             self.lanes.note_non_empty(reply.waiting)
         self.wakeups.note_reply(reply, found=bool(reply.deliveries))
-        self._attempt_runner.note_exchange(reply.now)
+        self._attempt_runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
             self._release_all()
         while len(slots.suspects) > 1:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import LeaseLost
-from nimburion.core.events import Event
+from nimburion.core.events import AttemptEnded, Event
 from nimburion.core.job import State
 from nimburion.jobs import Cancel, Context, Processor, Retry, Snooze
 from nimburion.testing import FakeClock
@@ -228,18 +229,55 @@ def refusing() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("refusing")
-async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_failure() -> None:
+async def test_an_error_in_a_log_filter_changes_nothing_about_an_attempt() -> None:
     clock = FakeClock()
-    async with Processor(MemoryBackend(clock=clock), clock=clock) as processor:
+    async with Processor(MemoryBackend(clock=clock), clock=clock, log_attempts="info") as processor:
         processor.register("odd", fail_here, max_retries=1)
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
         record = await processor.backend.get(job_id)
     assert (record.state, record.failures) == (State.FAILED, 2)
     assert [(error.kind, error.type) for error in record.history] == [
-        ("internal", "RuntimeError"),
-        ("internal", "RuntimeError"),
+        ("failure", "ValueError"),
+        ("failure", "ValueError"),
     ]
+
+
+class FailsOnce(Random):
+    """A source of jitter whose first number is an error."""
+
+    used = False
+
+    def random(self) -> float:
+        if not self.used:
+            self.used = True
+            raise RuntimeError("no number")
+        return 0.5
+
+
+async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_failure() -> None:
+    clock = FakeClock()
+    ended: list[AttemptEnded] = []
+    processor = Processor(MemoryBackend(clock=clock), clock=clock, random=FailsOnce())
+    processor.events.subscribe(
+        lambda event: ended.append(event) if isinstance(event, AttemptEnded) else None
+    )
+    async with processor:
+        processor.register("odd", fail_here, max_retries=1)
+        job_id = await processor.enqueue_raw("odd", b"{}")
+        assert await processor.drain(advance=True) == 2
+        record = await processor.backend.get(job_id)
+        (lane,) = processor._counters.list_lanes()
+    assert (record.state, record.failures) == (State.FAILED, 2)
+    assert [(error.kind, error.type) for error in record.history] == [
+        ("internal", "RuntimeError"),
+        ("failure", "ValueError"),
+    ]
+    assert [(event.outcome, event.error) for event in ended] == [
+        ("retried", "RuntimeError"),
+        ("failed", "ValueError"),
+    ]
+    assert (lane.retried, lane.failed, sum(lane.run_buckets)) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])

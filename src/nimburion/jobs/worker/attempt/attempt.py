@@ -15,17 +15,15 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from random import Random
-from typing import Literal, cast
+from typing import cast
 
 import msgspec
 
 from nimburion.core.clock import Clock
 from nimburion.core.errors import LeaseLost
-from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.job import AttemptError, Kind
-from nimburion.core.job_counters import JobCounters, LaneCounters
+from nimburion.core.job_counters import LaneCounters
 from nimburion.core.lease import Delivery
 from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
@@ -50,6 +48,12 @@ from nimburion.jobs.worker.attempt.outcome import (
     Outcome,
     Succeeded,
 )
+from nimburion.jobs.worker.attempt.reporter import (
+    AttemptReporter,
+    log_failure,
+    log_safely,
+    make_extra,
+)
 from nimburion.jobs.worker.attempt.retry import decide_settlement
 from nimburion.jobs.worker.attempt.threads import HandlerThreads, ThreadCall
 
@@ -60,9 +64,6 @@ KeepsArguments = tuple[bool, Mapping[str, bool]]
 """Whether completed jobs keep their arguments, and for which queues that is otherwise."""
 _Chained = tuple[Handler, Chain, dict[str, LaneCounters]]
 """A handler, its chain of middleware, and the counters of its jobs by queue."""
-
-_EXCHANGES_PER_FOLD = 32
-"""The times of attempts are counted once per so many exchanges, so their lists stay short."""
 
 
 CANCELLED_ON_REQUEST = "cancelled on request"
@@ -91,6 +92,7 @@ class Attempt(AttemptRecord):
         "ended",
         "interruption",
         "keyboard_interrupt",
+        "lane",
         "raised",
         "settled",
         "started",
@@ -102,6 +104,8 @@ class Attempt(AttemptRecord):
         """Whether the settlement was handed to the completer, or the lease was released."""
         self.started: float = 0.0
         """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
+        self.lane: LaneCounters | None = None
+        """The counters that the end of the attempt is reported to; None unless it runs."""
         self.ended: float = 0.0
         """When its handler ended, likewise."""
         self.context: Context | None = None
@@ -174,12 +178,10 @@ class AttemptRunner:
         report: ProgressSink,
         clock: Clock,
         random: Random,
-        events: Events,
         limits: Limits,
         client: EnqueueClient,
-        counters: JobCounters,
+        reporter: AttemptReporter,
         keeps_arguments: KeepsArguments,
-        log_attempts: Literal["debug", "info"] = "debug",
         make_transaction: Callable[[object], Transaction],
         guard: ForkGuard | None = None,
     ) -> None:
@@ -188,38 +190,13 @@ class AttemptRunner:
         self._threads = threads
         self._clock = clock
         self._random = random
-        self._events = events
         self._limits = limits
         self._services = WorkerServices(clock.monotonic, report, client, make_transaction)
         self._guard = guard or ForkGuard()
-        self._counters = counters
         self._keep_default, self._keep_by_queue = keeps_arguments
-        self._log_level = logging.INFO if log_attempts == "info" else logging.DEBUG
+        self.reporter: AttemptReporter = reporter
         self._host = socket.gethostname()
-        self._monotonic = clock.monotonic
-        self._backend_time_offset = clock.now() - clock.monotonic()
-        """The backend's clock less the monotonic clock, in seconds."""
         self._chains: dict[str, _Chained] = {}
-        self._exchanges = 0
-        self._read_listeners()
-
-    def note_exchange(self, backend_time: float) -> None:
-        """Do what is due once per exchange, because it costs too much for each attempt.
-
-        Correct the backend's time, read whether the start and end of attempts are logged or
-        subscribed to, and sometimes count the times that the attempts noted.
-        """
-        self._backend_time_offset = backend_time - self._monotonic()
-        self._read_listeners()
-
-    def _read_listeners(self) -> None:
-        self._exchanges += 1
-        if self._exchanges % _EXCHANGES_PER_FOLD == 0:
-            self._counters.list_lanes()
-        self._logs_attempts = _log.isEnabledFor(self._log_level)
-        self._reports_attempts = self._logs_attempts or (
-            self._events.wants(AttemptStarted) or self._events.wants(AttemptEnded)
-        )
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
@@ -228,33 +205,19 @@ class AttemptRunner:
         if found is None or attempt.interruption is not None:
             return self._settle_unstarted(attempt)
         handler, chain, lanes = found
-        lane = lanes.get(delivery.queue) or self._find_lane(lanes, delivery)
         keep = self._keep_by_queue
         attempt.keep_payload = (
             keep.get(delivery.queue, self._keep_default) if keep else self._keep_default
         )
+        reporter = self.reporter
         context = self._open_context(attempt, handler)
-        started = attempt.started
-        waited = started + self._backend_time_offset - delivery.due
-        lane.waits.append(waited)
-        if self._reports_attempts:
-            self._report_start(delivery, max(0.0, waited))
+        reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
         outcome = await self._run_handler(attempt, context, handler, chain)
         settlement = self._make_settlement(attempt, outcome, handler)
-        attempt.ended = ended = self._monotonic()
-        lane.runs.append(ended - started)
-        if type(settlement) is not Completed:
-            _count_settlement(lane, settlement)
-        if self._reports_attempts:
-            self._report_end(delivery, settlement, outcome, ended - started)
+        reporter.end(
+            attempt, settlement, outcome.error.type if type(outcome) is AttemptFailed else None
+        )
         return settlement
-
-    def _find_lane(self, lanes: dict[str, LaneCounters], delivery: Delivery) -> LaneCounters:
-        """Return the counters of the delivery's queue and name, and keep them in `lanes`."""
-        lane = self._counters.find(delivery.queue, delivery.name)
-        if lane.queue == delivery.queue:
-            lanes[delivery.queue] = lane
-        return lane
 
     def settle_after_error(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
         """Return the settlement after an error inside nimburion: `perform` itself raised.
@@ -267,28 +230,33 @@ class AttemptRunner:
         # A future that fails with GeneratorExit closes the coroutines that await it, one by one.
         from_handler = issubclass(type(raised), GeneratorExit)
         if not from_handler:
-            with suppress(Exception):  # a filter or handler of the application may raise
-                _log.error(
-                    "an error inside nimburion while it ran job %s",
-                    attempt.delivery.lease.job_id,
-                    exc_info=raised,
-                )
-        delivery, context = attempt.delivery, attempt.context
+            log_safely(
+                logging.ERROR,
+                "an error inside nimburion while it ran job %s",
+                attempt.delivery.lease.job_id,
+                raised=raised,
+            )
+        settlement, error = self._decide_after_error(
+            attempt, raised, "failure" if from_handler else "internal"
+        )
+        self.reporter.end(attempt, settlement, error)
+        return settlement
+
+    def _decide_after_error(
+        self, attempt: Attempt, raised: BaseException, kind: Kind
+    ) -> tuple[Settlement | None, str | None]:
+        """Return the settlement, and the name of the exception's type if it counts as a failure."""
+        delivery = attempt.delivery
         handler = self._registry.get(delivery.name)
-        if context is None or handler is None:
-            return Released(delivery.lease, _RELEASE_DELAY_AFTER_ERROR)
+        if attempt.context is None or handler is None:
+            return Released(delivery.lease, _RELEASE_DELAY_AFTER_ERROR), None
         if attempt.interruption is Interruption.LOST:
-            return None
+            return None, None
         if attempt.completed:
-            return Completed(delivery.lease)
-        kind: Kind = "failure" if from_handler else "internal"
+            return Completed(delivery.lease), None
         error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
         failed = AttemptFailed(self._add_place(attempt, error))
-        settlement = decide_settlement(delivery, failed, handler.policy, self._random)
-        lane = self._counters.find(delivery.queue, delivery.name)
-        lane.runs.append(self._monotonic() - attempt.started)
-        _count_settlement(lane, settlement)
-        return settlement
+        return decide_settlement(delivery, failed, handler.policy, self._random), error.type
 
     def _make_settlement(
         self, attempt: Attempt, outcome: Outcome, handler: Handler
@@ -304,7 +272,7 @@ class AttemptRunner:
             outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
         settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)
         if isinstance(settlement, Retried | Failed):
-            _log_failure(attempt.delivery, settlement, raised)
+            log_failure(attempt.delivery, settlement, raised)
         return settlement
 
     def _settle_unstarted(self, attempt: Attempt) -> Settlement | None:
@@ -323,50 +291,7 @@ class AttemptRunner:
             error,
             session=attempt.session_id,
             host=self._host,
-            started_at=attempt.started + self._backend_time_offset,
-        )
-
-    def _report_start(self, delivery: Delivery, waited: float) -> None:
-        """Log the start of an attempt, and emit its event."""
-        if self._logs_attempts:
-            _log.log(
-                self._log_level,
-                "job %s %s: attempt %d starts",
-                *(delivery.name, delivery.lease.job_id, delivery.attempt),
-                extra=_make_extra(delivery),
-            )
-        self._events.emit(
-            AttemptStarted(
-                delivery.lease.job_id, delivery.name, delivery.queue, delivery.attempt, waited
-            )
-        )
-
-    def _report_end(
-        self,
-        delivery: Delivery,
-        settlement: Settlement | None,
-        outcome: Outcome,
-        duration: float,
-    ) -> None:
-        """Log the end of an attempt, and emit its event."""
-        ended = "lost" if settlement is None else type(settlement).__name__.lower()
-        if self._logs_attempts:
-            _log.log(
-                self._log_level,
-                "job %s %s: attempt %d ended after %.3f s: %s",
-                *(delivery.name, delivery.lease.job_id, delivery.attempt, duration, ended),
-                extra={**_make_extra(delivery), "duration": duration, "outcome": ended},
-            )
-        self._events.emit(
-            AttemptEnded(
-                delivery.lease.job_id,
-                delivery.name,
-                delivery.queue,
-                delivery.attempt,
-                ended,
-                duration,
-                outcome.error.type if isinstance(outcome, AttemptFailed) else None,
-            )
+            started_at=attempt.started + self.reporter.backend_time_offset,
         )
 
     def _find_handler(self, name: str) -> _Chained | None:
@@ -579,54 +504,9 @@ def _settle_completed(
             delivery.lease.job_id,
             outcome.error.message if isinstance(outcome, AttemptFailed) else type(outcome).__name__,
             exc_info=raised,
-            extra=_make_extra(delivery),
+            extra=make_extra(delivery),
         )
     return Completed(delivery.lease)
-
-
-def _log_failure(
-    delivery: Delivery, settlement: Retried | Failed, raised: BaseException | None
-) -> None:
-    """Log one record about the failure, with the exception attached for error trackers."""
-    error = settlement.error
-    what = f"{error.type}: {error.message}".partition("\n")[0]
-    if isinstance(settlement, Retried):
-        level, then = logging.WARNING, f"retrying in {settlement.delay:.1f} s"
-    else:
-        level, then = logging.ERROR, f"it is a dead letter now ({settlement.reason})"
-    values = (delivery.name, delivery.lease.job_id, error.attempt, what, then)
-    text, extra = "job %s %s: attempt %d failed (%s); %s", _make_extra(delivery)
-    try:
-        _log.log(level, text, *values, exc_info=raised, extra=extra)
-    except BaseException:  # noqa: BLE001 - an exception that cannot even be formatted
-        _log.log(level, text, *values, extra=extra)
-
-
-def _count_settlement(lane: LaneCounters, settlement: Settlement | None) -> None:
-    """Count an attempt that did not complete its job. None: the lease was lost."""
-    lane.ended_otherwise += 1
-    match settlement:
-        case Retried():
-            lane.retried += 1
-        case Failed(reason=reason):
-            lane.failed += 1
-            lane.failed_by_reason[reason] = lane.failed_by_reason.get(reason, 0) + 1
-        case Cancelled():
-            lane.cancelled += 1
-        case Released():
-            lane.released += 1
-        case _:
-            lane.lost += 1
-
-
-def _make_extra(delivery: Delivery) -> dict[str, object]:
-    """Return the `extra` fields of every log record about an attempt."""
-    return {
-        "job_id": delivery.lease.job_id,
-        "job_name": delivery.name,
-        "queue": delivery.queue,
-        "attempt": delivery.attempt,
-    }
 
 
 class _TimedOut(Exception):

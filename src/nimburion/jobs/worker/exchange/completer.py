@@ -223,8 +223,11 @@ class Completer:
                 await self._clock.sleep(pause)
                 sent = monotonic()
             else:
-                self._size.note_answer(monotonic() - sent)
-                self._connectivity.note_answer("exchange")
+                seconds = monotonic() - sent
+                self._size.note_answer(seconds)
+                waited = part_request.long_poll > 0
+                self._connectivity.note_answer("exchange", None if waited else seconds)
+                self._connectivity.calls.exchange_jobs.observe(len(reply.deliveries))
                 self._number += 1
                 applied = len(reply.results)
                 if applied < len(batch):

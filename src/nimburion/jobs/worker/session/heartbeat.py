@@ -109,7 +109,7 @@ class Heartbeat:
             _log.exception("a heartbeat failed")
             return self._note_failure(error)
         else:
-            self._connectivity.note_answer("heartbeat")
+            self._connectivity.note_answer("heartbeat", self._clock.monotonic() - sent)
             self._note_answer(sent)
             self._on_reply(reply)
         return self.interval

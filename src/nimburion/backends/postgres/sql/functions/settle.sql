@@ -28,11 +28,13 @@ DECLARE
     nonces bytea[];
     all_flags int2;
     any_attempted bool;
-    kept int8[] := CASE WHEN p_texts IS NOT NULL THEN ARRAY(
-        SELECT k.seq FROM unnest(p_seqs, p_texts) AS k (seq, text) WHERE k.text = 'keep'
-    ) END;
-    keeps_all bool := coalesce(cardinality(kept) = cardinality(p_seqs), false);
+    kept int8[];
+    keeps_all bool := false;
 BEGIN
+    IF p_texts IS NOT NULL THEN
+        kept := ARRAY(SELECT k.seq FROM unnest(p_seqs, p_texts) AS k (seq, text) WHERE k.text = 'keep');
+        keeps_all := cardinality(kept) = cardinality(p_seqs);
+    END IF;
     WITH ended_leases AS (
         DELETE FROM {schema}.lease WHERE session = p_session AND seq = ANY (p_seqs)
         RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane

@@ -1,12 +1,13 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases paused_queue
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases paused_queue statistics_merged
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
 --   ARGV[5] the retention of failed jobs, and ARGV[6] that of results, in the same form
 --   ARGV[7] the maximum number of completed and cancelled jobs to keep; '': no maximum
 --   ARGV[8] the retention of the ids of closed sessions
--- Reply: {number of deleted jobs and results, 1 if more sessions or unique keys may be left}
+-- Reply: {number of deleted jobs and results, 1 if more sessions or unique keys may be left, now 8, {step, start of the last interval of
+--   statistics whose sources are merged, ...}}
 -- Atomic: one script per call. Each job is deleted completely or not at all.
 -- Cost: O(log n) per deleted job, for n finished jobs; at most 500 sessions and 500 unique keys.
 local left = tonumber(ARGV[3])
@@ -72,4 +73,4 @@ local results = find_older(result_time_key, ARGV[6], left)
 call_in_batches('HDEL', result_key, results)
 call_in_batches('ZREM', result_time_key, results)
 write_lane_counts()
-return { tonumber(ARGV[3]) - left + #results, more and 1 or 0 }
+return { tonumber(ARGV[3]) - left + #results, more and 1 or 0, now8, redis.call('HGETALL', statistics_merged_key) }
