@@ -172,7 +172,7 @@ def test_top_is_printed_once_without_a_terminal(nimburion: CommandLine) -> None:
     nimburion.enqueue("c", name="unknown", queue="mail")
     nimburion.call_backend(open_worker)
     view = nimburion("top").out
-    assert "1 workers, 3 due, 0 processing, 0.0 completed/s" in view
+    assert "1 worker, 3 due, 0 processing, 0.0 completed/s" in view
     assert "! 1 job 'unknown' waits in queue 'mail'" in view
     assert "web-1" in view
     data = nimburion("top", "--json").data

@@ -16,6 +16,7 @@ from opentelemetry.context import attach, detach, get_current
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 from nimburion.core.errors import ConfigurationError
@@ -633,3 +634,28 @@ def test_opentelemetry_is_not_imported_until_it_is_used() -> None:
         [sys.executable, "-c", PROBE], capture_output=True, text=True, check=True
     )
     assert result.stdout == "[]\n"
+
+
+async def test_a_sampled_attempt_is_the_exemplar_of_its_bucket(
+    nimburion_processor: MakeProcessor, spans: Spans
+) -> None:
+    processor = nimburion_processor(send)
+    instrument(processor, Tracing(spans.provider))
+    job_id = await run(processor)
+    attempt = spans.all()[-1]
+    text, _ = processor.metrics.render("application/openmetrics-text")
+    (line,) = [one for one in text.splitlines() if "} 1 # {" in one]
+    assert line.startswith('nimburion_jobs_duration_seconds_bucket{name="send"')
+    assert f'trace_id="{trace_id(attempt):032x}",job_id="{job_id}"' in line
+    assert " # " not in processor.metrics.render()[0]
+
+
+async def test_an_attempt_that_is_not_sampled_is_no_exemplar(
+    nimburion_processor: MakeProcessor,
+) -> None:
+    processor = nimburion_processor(send)
+    instrument(processor, Tracing(TracerProvider(sampler=ALWAYS_OFF)))
+    await run(processor)
+    text, _ = processor.metrics.render("application/openmetrics-text")
+    assert 'nimburion_jobs_duration_seconds_bucket{name="send"' in text
+    assert " # " not in text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_duration, format_table, print_result
 from nimburion.cli.workers import describe_slots, describe_state
@@ -102,7 +103,7 @@ def format_headline(overview: Overview) -> str:
     processing = sum(queue.processing for queue in overview.queues)
     rate = sum(compute_rates(overview).values())
     return escape_controls(
-        f"{overview.backend}: {len(overview.workers)} workers, {size} due, "
+        f"{overview.backend}: {format_count(len(overview.workers), 'worker')}, {size} due, "
         f"{processing} processing, {rate:.1f} completed/s"
     )
 

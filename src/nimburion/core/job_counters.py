@@ -8,7 +8,8 @@ a third of the time of counting each at once (measured).
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 
 from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Histogram
 
@@ -16,6 +17,10 @@ MAX_LANES = 2_000
 """The maximum number of pairs of queue and name that are counted separately."""
 OTHER = "other"
 """The queue and the name under which all further pairs are counted."""
+
+
+ExemplarValue = tuple[Mapping[str, str], float, float]
+"""The labels of an exemplar, its value, and its time in epoch seconds."""
 
 
 class LaneCounters:
@@ -37,6 +42,7 @@ class LaneCounters:
         "rescued",
         "retried",
         "run_buckets",
+        "run_exemplars",
         "run_seconds",
         "started",
         "wait_buckets",
@@ -70,6 +76,8 @@ class LaneCounters:
         self.wait_buckets: list[int] = [0] * (len(WAIT_BOUNDS) + 1)
         self.run_seconds: float = 0.0
         self.run_buckets: list[int] = [0] * (len(RUN_BOUNDS) + 1)
+        self.run_exemplars: dict[int, ExemplarValue] = {}
+        """The latest traced attempt of each bucket of run times."""
         self._lock = threading.Lock()
 
     def fold(self) -> None:
@@ -81,6 +89,10 @@ class LaneCounters:
             self.completed += len(completed)
             self.wait_seconds += _count_times(waits, WAIT_BOUNDS, self.wait_buckets)
             self.run_seconds += _count_times(completed + other, RUN_BOUNDS, self.run_buckets)
+
+    def note_exemplar(self, labels: Mapping[str, str], seconds: float, at: float) -> None:
+        """Remember a traced attempt that ran `seconds` and ended `at`, in epoch seconds."""
+        self.run_exemplars[bisect_left(RUN_BOUNDS, seconds)] = (labels, seconds, at)
 
     def count_dead_letter(self, reason: str) -> None:
         """Count a job that became a dead letter."""
@@ -101,6 +113,7 @@ class LaneCounters:
         self.rescued += other.rescued
         self.wait_seconds += other.wait_seconds
         self.run_seconds += other.run_seconds
+        self.run_exemplars.update(other.run_exemplars)
         for index, count in enumerate(other.wait_buckets):
             self.wait_buckets[index] += count
         for index, count in enumerate(other.run_buckets):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast, overload
@@ -304,6 +305,10 @@ class Processor(Client):
         metrics.add_source(WorkerMetrics(self._read_vitals))
         return metrics
 
+    def _read_exemplar(self, job_id: str, attempt: int) -> Mapping[str, str] | None:
+        source = None if self._metrics is None else self._metrics.exemplar_source
+        return None if source is None else source(job_id, attempt)
+
     def _read_vitals(self) -> Vitals | None:
         running = self._running
         return None if running is None or running.is_orphaned else running.read_vitals()
@@ -342,6 +347,7 @@ class Processor(Client):
                 self.events,
                 self.clock,
                 log_attempts=self.settings.log_attempts,
+                read_exemplar=self._read_exemplar,
             ),
             keeps_arguments=self._choose_kept_arguments(),
             make_transaction=self._make_transaction,

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS
-from nimburion.telemetry.families import NO_LABELS, Family, HistogramSample, Labels, Sample
+from nimburion.telemetry.families import (
+    NO_LABELS,
+    Exemplar,
+    Family,
+    HistogramSample,
+    Labels,
+    Sample,
+)
 
 _OUTCOMES: tuple[tuple[str, Callable[[LaneCounters], int]], ...] = (
     ("completed", lambda lane: lane.completed),
@@ -124,7 +131,10 @@ class JobMetrics:
 
     def _observe_durations(self, lanes: list[LaneCounters]) -> Family:
         by_name: dict[str, tuple[list[int], float]] = {}
+        exemplars: dict[str, dict[int, Exemplar]] = {}
         for lane in lanes:
+            for index, (labels, value, at) in lane.run_exemplars.items():
+                exemplars.setdefault(lane.name, {})[index] = Exemplar(Labels(labels), value, at)
             if lane.started:
                 _add_buckets(by_name, lane.name, lane.run_buckets, lane.run_seconds)
         return Family(
@@ -133,7 +143,7 @@ class JobMetrics:
             help="Seconds that attempts ran.",
             bounds=RUN_BOUNDS,
             histograms=[
-                HistogramSample(self._label(name=name), buckets, seconds)
+                HistogramSample(self._label(name=name), buckets, seconds, exemplars.get(name, {}))
                 for name, (buckets, seconds) in by_name.items()
             ],
         )

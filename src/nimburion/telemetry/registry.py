@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from nimburion.telemetry.families import (
@@ -12,6 +12,8 @@ from nimburion.telemetry.families import (
     render_openmetrics,
     render_prometheus,
 )
+
+ExemplarSource = Callable[[str, int], Mapping[str, str] | None]
 
 
 class MetricsSource(Protocol):
@@ -31,6 +33,9 @@ class MetricsRegistry:
 
     def __init__(self, namespace: str = "nimburion") -> None:
         self.namespace: str = namespace
+        self.exemplar_source: ExemplarSource | None = None
+        """Returns the labels of an exemplar by job id and attempt; None while jobs are not traced.
+        """
         self._sources: tuple[MetricsSource, ...] = ()
 
     def add_source(self, source: MetricsSource) -> None:

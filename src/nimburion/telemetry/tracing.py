@@ -36,6 +36,7 @@ from nimburion.core.errors import Cancel, ConfigurationError, Retry, Snooze
 from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events, SessionOpened
 from nimburion.core.shortening import shorten
 from nimburion.core.version import __version__
+from nimburion.telemetry.registry import MetricsRegistry
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -195,12 +196,21 @@ class TracedEnqueue(Protocol):
         ...
 
 
+_MAX_EXEMPLAR_ID = 80
+"""Characters: the names and values of an exemplar's labels have at most 128 together."""
+
+
 class Instrumentable(Protocol):
     """The part of a processor that `instrument` uses."""
 
     @property
     def events(self) -> Events:
         """The events of the processor."""
+        ...
+
+    @property
+    def metrics(self) -> MetricsRegistry:
+        """The metrics of the processor."""
         ...
 
     def use(self, middleware: _Middleware, /) -> None:
@@ -386,6 +396,20 @@ class Tracing:
             case SessionOpened(session_id=session_id):
                 self._session_id = session_id
 
+    def read_exemplar(self, job_id: str, attempt: int) -> Mapping[str, str] | None:
+        """Return the labels that link a metric to the trace of a running attempt.
+
+        None if the attempt is not traced, or its span is not sampled.
+        """
+        observed = self._observed.get((job_id, attempt))
+        span = None if observed is None else observed.span
+        if span is None or not span.get_span_context().trace_flags.sampled:
+            return None
+        labels = {"trace_id": trace.format_trace_id(span.get_span_context().trace_id)}
+        if len(job_id) <= _MAX_EXEMPLAR_ID:
+            labels["job_id"] = job_id
+        return labels
+
     def _find_parent(self, headers: Mapping[str, str]) -> Context:
         """Return the context in which an attempt starts. It is empty by default: what is current
         in a worker is what was current when the worker was started."""
@@ -518,6 +542,7 @@ def instrument(processor: Instrumentable, tracing: Tracing | None = None) -> Tra
     tracing = tracing or Tracing()
     processor.use_enqueue(tracing.enqueue)
     processor.use(tracing.attempt)
+    processor.metrics.exemplar_source = tracing.read_exemplar
     processor.events.subscribe(tracing.observe, kinds=(AttemptStarted, AttemptEnded, SessionOpened))
     return tracing
 

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.jobs.worker.session.vitals import VitalsReader
@@ -35,3 +37,46 @@ async def test_a_session_that_is_gone_is_not_reported_as_rescued(
         "session s1 ends: it is not known to the backend any more (it expired, or its data is "
         "gone); its running jobs are interrupted"
     )
+
+
+async def test_a_heartbeat_that_fails_keeps_the_worst_lag_for_the_next() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    await backend.open_session(Session(id="s1", ttl=30.0))
+    vitals = VitalsReader(1, lambda: 0, "")
+    heartbeat = Heartbeat(
+        backend,
+        "s1",
+        30.0,
+        clock,
+        BackendConnectivity(clock, "memory"),
+        vitals=vitals,
+        on_reply=lambda _: None,
+        on_end=lambda: None,
+    )
+    vitals.note_loop_lag(2.5)
+
+    class Down(MemoryBackend):
+        async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
+            raise BackendUnavailable("it is down")
+
+    await heartbeat._send(Down(clock=clock))
+    await heartbeat._send(backend)
+    (session,) = await backend.sessions()
+    assert session.vitals is not None
+    assert session.vitals.loop_lag == 2.5
+    await heartbeat._send(backend)
+    (session,) = await backend.sessions()
+    assert session.vitals is not None
+    assert session.vitals.loop_lag == 0.0
+
+
+async def test_the_worst_lag_is_reported_once() -> None:
+    vitals = VitalsReader(1, lambda: 0, "")
+    vitals.note_loop_lag(2.5)
+    first = vitals.read()
+    vitals.note_loop_lag(3.0)
+    vitals.forget_lag(first)
+    assert vitals.read().loop_lag == 3.0
+    vitals.forget_lag(vitals.read())
+    assert vitals.read().loop_lag == 0.0

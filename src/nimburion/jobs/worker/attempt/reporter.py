@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,10 @@ _EXCHANGES_PER_FOLD = 32
 """The times of attempts are counted once per so many exchanges, so their lists stay short."""
 
 
+ReadExemplar = Callable[[str, int], Mapping[str, str] | None]
+"""Returns the labels that link to the trace of an attempt, by job id and attempt; None: none."""
+
+
 class AttemptReporter:
     """Reports the attempts of one worker to its counters, its log and the subscribers of events.
 
@@ -35,10 +40,13 @@ class AttemptReporter:
         clock: Clock,
         *,
         log_attempts: Literal["debug", "info"],
+        read_exemplar: ReadExemplar = lambda *_: None,
     ) -> None:
         self._counters = counters
         self._events = events
+        self._clock = clock
         self._monotonic = clock.monotonic
+        self._read_exemplar = read_exemplar
         self._log_level = logging.INFO if log_attempts == "info" else logging.DEBUG
         self.backend_time_offset: float = clock.now() - clock.monotonic()
         """The backend's clock less the monotonic clock, in seconds."""
@@ -99,6 +107,9 @@ class AttemptReporter:
             lane.other_runs.append(duration)
             _count_settlement(lane, settlement)
         if self._has_listeners:
+            labels = self._read_exemplar(attempt.delivery.lease.job_id, attempt.delivery.attempt)
+            if labels is not None:
+                lane.note_exemplar(labels, duration, self._clock.now())
             self._announce_end(attempt.delivery, settlement, error, duration)
 
     def _announce_start(self, delivery: Delivery, waited: float) -> None:

@@ -99,7 +99,9 @@ class Heartbeat:
             ):
                 await handle.open()
                 self._vitals.note_lease_margin(self.lease_valid_until - sent)
-                reply = await handle.heartbeat(self._session_id, self._vitals.take())
+                vitals = self._vitals.read()
+                reply = await handle.heartbeat(self._session_id, vitals)
+                self._vitals.forget_lag(vitals)
         except SessionLost:
             self._connectivity.note_answer("heartbeat")
             self._end("is not known to the backend any more (it expired, or its data is gone)")

@@ -48,11 +48,10 @@ class VitalsReader:
             code_version=self._code_version,
         )
 
-    def take(self) -> Vitals:
-        """Return the vitals now, and start to measure the loop lag anew."""
-        vitals = self.read()
-        self._worst_lag = 0.0
-        return vitals
+    def forget_lag(self, reported: Vitals) -> None:
+        """Measure the loop lag anew, unless it grew since it was reported."""
+        if round(self._worst_lag, 4) <= reported.loop_lag:
+            self._worst_lag = 0.0
 
 
 def read_rss() -> int:
