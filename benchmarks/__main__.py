@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sqlite3
 import subprocess
@@ -174,7 +175,38 @@ def schedules(run: Run) -> tuple[str, Rows]:
     ]
 
 
-TABLES = {table.__name__: table for table in (enqueue, drain, long, pickup, idle, schedules)}
+def scrape(run: Run) -> tuple[str, Rows]:
+    """Scrape: `/metrics` with 1,000 queues and 200 names, jobs waiting in each."""
+    rows = []
+    urls = {"SQLite": None, **{name: os.environ.get(f"SCRAPE_{name.upper()}") for name in SERVERS}}
+    for name, url in urls.items():
+        if url is None and name != "SQLite":
+            continue
+        for counted, what in ((False, "backend only"), (True, "with 1,000 queues run here")):
+            found = run.ours(
+                "scrape", url=url, queues=1_000, names=200, scrapes=15, counted=counted
+            )
+            reads = ", ".join(f"{kind} {count}" for kind, count in sorted(found["reads"].items()))
+            size = f"{found['bytes'] / 1024:.0f} KiB"
+            rows += [
+                [f"{name}, {what}, ms", spread(found["ms"], 1), size, reads, ""],
+                [
+                    f"{name}, {what}, ms of CPU, client included",
+                    spread(found["cpu_ms"], 1),
+                    "",
+                    "",
+                    "",
+                ],
+            ]
+    return "A scrape of 1,000 queues and 200 names, a new connection for each", rows
+
+
+SERVERS = ("Redis", "PostgreSQL")
+"""Measured too, if `SCRAPE_REDIS` or `SCRAPE_POSTGRESQL` is the URL of an empty one."""
+
+TABLES = {
+    table.__name__: table for table in (enqueue, drain, long, pickup, idle, schedules, scrape)
+}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ from zoneinfo import ZoneInfo
 
 from benchmarks.payload import PAYLOAD
 from benchmarks.workload import many_noops, noop
+from nimburion import config, server
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
 from nimburion.core.events import TickDecided
@@ -26,6 +28,7 @@ from nimburion.core.job import State
 from nimburion.jobs import Processor, job
 from nimburion.scheduler import Scheduler
 from nimburion.scheduler.triggers import Trigger, parse_trigger
+from nimburion.server.metrics import METRICS_KEPT
 
 _BATCH = 1_000
 
@@ -221,6 +224,74 @@ async def _completed(processor: Processor) -> int:
     return (await processor.backend.counts())[State.COMPLETED]
 
 
+async def scrape(
+    url: str, queues: int, names: int, scrapes: int, *, counted: bool
+) -> dict[str, Any]:
+    """Scrape `/metrics` over a socket; the milliseconds of wall and CPU time of each scrape.
+
+    With `counted`, the process itself enqueued and ran jobs of all queues and names.
+    """
+    made = many_noops(names, queues=1)
+    processor = Processor(open_backend(url))
+    processor.register(*made)
+    cfg = config.load(None, server={"port": 0}, jobs={"url": url})
+    app = server.bootstrap(cfg)
+    app.set_job_processor(processor)
+    reads = Counter[str]()
+
+    def count(name: str) -> None:
+        original = getattr(processor.backend, name)
+
+        async def read(*args: Any, **options: Any) -> Any:
+            reads[name] += 1
+            return await original(*args, **options)
+
+        setattr(processor.backend, name, read)
+
+    async with app, Processor(processor.backend.new_handle()) as elsewhere:
+        kinds, producer = cycle(made), processor if counted else elsewhere
+        for number in range(queues):
+            jobs = [kind.job(**PAYLOAD) for kind in islice(kinds, 2)]
+            await producer.enqueue_many(jobs, queue=f"queue_{number}")
+            if counted:
+                _note_run(processor, f"queue_{number}", f"noop_{2 * number % names}")
+        for name in ("queues", "sessions", "limits", "counts", "statistics", "list_jobs"):
+            count(name)
+        taken, burnt, size = [], [], 0
+        for _ in range(scrapes):
+            await asyncio.sleep(METRICS_KEPT + 0.1)
+            cpu = time.process_time()
+            milliseconds, size = await asyncio.to_thread(_scrape_once, cast("str", app.url))
+            taken.append(milliseconds)
+            burnt.append((time.process_time() - cpu) * 1e3)
+    return {"ms": taken, "cpu_ms": burnt, "bytes": size, "reads": dict(reads)}
+
+
+def _note_run(processor: Processor, queue: str, name: str) -> None:
+    """Count a run, as a worker of this process does: all histograms then have a series."""
+    lane = processor._counters.find(queue, name)  # noqa: SLF001
+    lane.waits.append(0.02)
+    lane.completed_runs.append(0.02)
+
+
+def _scrape_once(url: str) -> tuple[float, int]:
+    """The milliseconds of one scrape, and the bytes of the answer."""
+    host, port = url.removeprefix("http://").split(":")
+    began = time.perf_counter()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+        )
+        parts = []
+        while part := connection.recv(1 << 20):
+            parts.append(part)
+    milliseconds = (time.perf_counter() - began) * 1e3
+    answer = b"".join(parts)
+    if not answer.startswith(b"HTTP/1.1 200") or b"nimburion_backend_up 1" not in answer:
+        raise RuntimeError(answer[:500].decode())
+    return milliseconds, len(answer)
+
+
 async def _expect(processor: Processor, waiting: int) -> None:
     stored = await processor.pending_count()
     if stored != waiting:
@@ -240,6 +311,7 @@ SCENES: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
         idle,
         schedules,
         next_tick,
+        scrape,
     )
 }
 

@@ -9,6 +9,7 @@ import pytest
 from starlette.routing import Route
 
 from nimburion.core.access_rights import RIGHTS
+from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
 from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.openapi import API_PATH
@@ -18,6 +19,32 @@ from tests.server.conftest import OWN, Api, MakeApi
 TOKENS = {right: f"{right}-0123456789abcdef" for right in RIGHTS}
 UNSAFE = [operation for operation in OPERATIONS if operation.method not in SAFE_METHODS]
 SECRET = "hush"
+BODIES: dict[str, object] = {
+    "pause_queue": {"reason": "deploy", "for": 60},
+    "enqueue_job": {"name": "send", "payload": {"secret": SECRET}, "id": "new"},
+    "cancel_jobs": {"ids": ["a", "b"]},
+    "replay_dead_letters": {"all": True},
+    "purge_dead_letters": {"queue": "other"},
+    "command_worker": {"command": "quiet"},
+    "add_schedule": {"name": "s", "when": "@daily", "job": "send", "payload": {"secret": SECRET}},
+}
+"""A body for each operation that needs one."""
+RECORDS: dict[str, tuple[str, str, int | None]] = {
+    "pause_queue": ("queue.pause", "default", None),
+    "resume_queue": ("queue.resume", "default", None),
+    "enqueue_job": ("jobs.enqueue", "new", 1),
+    "cancel_jobs": ("jobs.cancel", "", 2),
+    "cancel_job": ("jobs.cancel", "a", 1),
+    "replay_dead_letters": ("dead.replay", "", 1),
+    "purge_dead_letters": ("dead.purge", "", 1),
+    "command_worker": ("worker.quiet", "a", 1),
+    "add_schedule": ("schedule.add", "s", None),
+    "delete_schedule": ("schedule.remove", "daily", None),
+    "pause_schedule": ("schedule.pause", "daily", None),
+    "resume_schedule": ("schedule.resume", "daily", None),
+    "run_schedule": ("schedule.run", "daily", None),
+}
+"""The action, target and count of the audit record of each operation that changes something."""
 BROKEN_ORIGIN = "http:" + "//["
 
 
@@ -33,6 +60,8 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     await made.enqueue("a", "b")
     await made.fail("c", queue="other")
     await made.services.schedules.add("daily", "@daily", "send")
+    worker = Session(id="a", queues=("default",), names=("send",))
+    await made.processor.backend.open_session(worker)
     return made
 
 
@@ -53,6 +82,8 @@ async def read_everything(api: Api) -> object:
         (await backend.list_jobs(payloads=True)).jobs,
         [(queue.name, queue.paused) for queue in await backend.queues()],
         await backend.list_schedules(),
+        [(session.id, session.command) for session in await backend.sessions()],
+        (await backend.list_audit()).records,
     )
 
 
@@ -70,6 +101,40 @@ async def test_no_route_has_the_wrong_right() -> None:
             assert operation.right in {"read", "payloads"}, operation.path
         else:
             assert operation.right in {"operate", "admin"}, operation.path
+
+
+@pytest.mark.parametrize("operation", UNSAFE, ids=lambda operation: operation.name)
+async def test_each_change_is_recorded_with_the_name_of_the_token(
+    guarded: Api, operation: object
+) -> None:
+    found = next(one for one in UNSAFE if one is operation)
+    body = BODIES.get(found.name, {})
+    headers = bearer(found.right)
+    response = await guarded.client.request(
+        found.method, make_url(found.path), json=body, headers=headers
+    )
+    assert response.status_code in {200, 201}, response.text
+    (record,) = (await guarded.processor.backend.list_audit()).records
+    assert (record.action, record.target, record.changed) == RECORDS[found.name]
+    assert (record.by, record.origin, record.outcome) == (found.right, "api", "done")
+    assert SECRET not in str(record)
+
+
+async def test_a_request_that_only_reads_is_not_recorded(guarded: Api) -> None:
+    for operation in OPERATIONS:
+        if operation.method in SAFE_METHODS:
+            await guarded.client.get(make_url(operation.path), headers=bearer(operation.right))
+            assert operation.action is None, operation.path
+    assert (await guarded.processor.backend.list_audit()).records == []
+
+
+async def test_a_change_that_fails_is_recorded_too(guarded: Api) -> None:
+    response = await guarded.client.post(
+        "/api/v1/workers/none/command", json={"command": "stop"}, headers=bearer("operate")
+    )
+    assert response.status_code == 404
+    (record,) = (await guarded.processor.backend.list_audit()).records
+    assert (record.action, record.target, record.outcome) == ("worker.stop", "none", "failed")
 
 
 @pytest.mark.parametrize("right", RIGHTS)
@@ -183,7 +248,7 @@ async def test_an_own_page_and_a_program_may_change_something(
     api: Api, headers: dict[str, str]
 ) -> None:
     response = await api.client.post("/api/v1/queues/mail/pause", headers=headers)
-    assert response.json() == {"queue": "mail", "paused": True}
+    assert response.json() == {"queue": "mail", "paused": True, "until": None}
 
 
 async def test_a_token_does_not_make_another_site_trustworthy(guarded: Api) -> None:

@@ -242,13 +242,11 @@ async def test_another_package_adds_routes_with_rights(monkeypatch: pytest.Monke
     tokens = [{"name": "a", "rights": ["read"], "variable": "TOKEN"}]
     app = Application(
         make_config(server={"port": 0, "tokens": tokens}),
-        lambda _: [ExtraRoute("/metrics", "read", respond)],
+        lambda _: [ExtraRoute("/extra", "read", respond)],
     )
     async with app, httpx.AsyncClient(base_url=app.url or "") as client:
-        assert (await client.get("/metrics")).status_code == 401
-        response = await client.get(
-            "/metrics", headers={"Authorization": "Bearer 0123456789abcdef"}
-        )
+        assert (await client.get("/extra")).status_code == 401
+        response = await client.get("/extra", headers={"Authorization": "Bearer 0123456789abcdef"})
         assert response.text == "# metrics"
 
 

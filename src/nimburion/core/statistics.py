@@ -142,6 +142,17 @@ def add_statistics(rows: Iterable[Statistics]) -> list[Statistics]:
     ]
 
 
+def choose_step(since: float, until: float, now: float) -> int:
+    """Return the shortest step that is kept since `since`, in at most `MAX_INTERVALS` intervals.
+
+    The longest step, if none is.
+    """
+    for step, kept in STEPS.items():
+        if now - since <= kept and (until - since) / step <= MAX_INTERVALS:
+            return step
+    return max(STEPS)
+
+
 def check_interval(since: float, until: float, step: int) -> None:
     """Check the arguments of a read of statistics.
 

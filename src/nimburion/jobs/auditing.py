@@ -20,10 +20,13 @@ _MAX_ERROR_CHARACTERS = 500
 
 
 class Change:
-    """One change in progress. Set `count` to the number of records that it changed."""
+    """One change in progress, for the code that makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str = "") -> None:
+        self.target: str = target
+        """What is changed. Set it if that is known only after the change."""
         self.count: int | None = None
+        """Set it to the number of records that were changed."""
 
 
 @asynccontextmanager
@@ -57,19 +60,22 @@ async def audited(
         details=dict(details or {}),
     )
     await backend.put_audit(record)
-    change = Change()
+    change = Change(target)
     try:
         yield change
     except BaseException as error:
         text = f"{type(error).__name__}: {error}".partition("\n")[0][:_MAX_ERROR_CHARACTERS]
-        await _complete(backend, record, outcome="failed", changed=change.count, error=text)
+        await _complete(backend, record, change, outcome="failed", error=text)
         raise
-    await _complete(backend, record, outcome="done", changed=change.count)
+    await _complete(backend, record, change, outcome="done")
 
 
-async def _complete(backend: Maintaining, record: AuditRecord, **fields: object) -> None:
-    _log.info("%s %s %s by %s", record.action, record.target, fields["outcome"], record.by)
+async def _complete(
+    backend: Maintaining, record: AuditRecord, change: Change, **fields: object
+) -> None:
+    record = msgspec.structs.replace(record, target=change.target, changed=change.count, **fields)
+    _log.info("%s %s %s by %s", record.action, record.target, record.outcome, record.by)
     try:
-        await backend.put_audit(msgspec.structs.replace(record, **fields))
+        await backend.put_audit(record)
     except BackendError as error:
         _log.warning("the audit record %s could not be completed: %s", record.id, error)

@@ -95,7 +95,6 @@ class Processor(Client):
         self._middlewares: list[Middleware] = []
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None
-        self._metrics: MetricsRegistry | None = None
         self.services: list[Service] = []
         """The services that start and stop with the worker; see `add_service`."""
         self.dead: DeadLetters = DeadLetters(backend)
@@ -281,17 +280,6 @@ class Processor(Client):
         running = self._running
         return STOPPED if running is None or running.is_orphaned else running.health()
 
-    @property
-    def metrics(self) -> MetricsRegistry:
-        """The metrics of this process: its jobs, its worker and its schedules.
-
-        `processor.metrics.render()` returns the page that Prometheus scrapes. The management
-        server adds the metrics of the backend.
-        """
-        if self._metrics is None:
-            self._metrics = self._make_metrics()
-        return self._metrics
-
     async def process_one(self) -> bool:
         """Run one due job here and now, with its middleware. Return False when no job is due.
 
@@ -311,16 +299,9 @@ class Processor(Client):
     # Internals
 
     def _make_metrics(self) -> MetricsRegistry:
-        from nimburion.telemetry.call_metrics import CallMetrics
-        from nimburion.telemetry.event_metrics import EventMetrics
-        from nimburion.telemetry.job_metrics import JobMetrics
-        from nimburion.telemetry.registry import MetricsRegistry
         from nimburion.telemetry.worker_metrics import WorkerMetrics
 
-        metrics = MetricsRegistry()
-        metrics.add_source(JobMetrics(lambda: self._all_counters))
-        metrics.add_source(CallMetrics(lambda: self._all_calls))
-        metrics.add_source(EventMetrics(self.events))
+        metrics = super()._make_metrics()
         metrics.add_source(WorkerMetrics(self._read_vitals))
         return metrics
 

@@ -205,6 +205,8 @@ class Application:
         management = ManagementServer(app, settings)
         health.turns.start()
         parts.push_async_callback(health.turns.stop)
+        services.metrics.start()
+        parts.push_async_callback(services.metrics.stop)
         await management.start()
         self._management = management
         parts.push_async_callback(self._stop_management)

@@ -27,7 +27,7 @@ OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup"})
 
 
 class ExtraRoute(msgspec.Struct, frozen=True):
-    """A route that another package adds to the server, such as `/metrics`."""
+    """A route that another package adds to the server."""
 
     path: str
     right: str
@@ -41,6 +41,12 @@ def make_management_app(
     """Return the application with all routes."""
     routes = [
         *_make_health_routes(services.health),
+        Route(
+            "/metrics",
+            ProtectedEndpoint(access, "read", services.metrics.respond),
+            methods=["GET"],
+            name="metrics",
+        ),
         *(
             Route(
                 API_PATH + operation.path,

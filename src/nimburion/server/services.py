@@ -9,10 +9,11 @@ from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
 from nimburion.server.health import HealthChecks
+from nimburion.server.metrics import MetricsPage
 
 
 class ManagementServices:
-    """The client, the schedules, the checks and the health of one process."""
+    """The client, the schedules, the checks, the health and the metrics of one process."""
 
     def __init__(self, config: Config, client: Client, health: HealthChecks) -> None:
         self.config: Config = config
@@ -20,6 +21,7 @@ class ManagementServices:
         self.health: HealthChecks = health
         self.schedules: Schedules = Schedules(client, config.scheduler.timezone)
         self.checks: BackendChecks = BackendChecks(config, client)
+        self.metrics: MetricsPage = MetricsPage(client)
 
     @property
     def backend(self) -> Backend:

@@ -1,12 +1,13 @@
 """Metrics of the backend: queues, sessions, limits. The same for every process of the fleet.
 
 Export them from few processes (the management server), because each asks the backend. A scrape
-makes two reads, `queues` and `sessions`. What changes slowly is read every 30 seconds at most, and
-not by the scrape.
+makes two reads, `queues` and `sessions`. The concurrency limits, which change slowly, are read
+apart from the scrapes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,8 @@ from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
 _log = logging.getLogger("nimburion.telemetry")
 
+READ_TIMEOUT = 5.0
+"""Seconds after which a backend that has not answered counts as down."""
 MAX_QUEUES = 1_000
 """The maximum number of queues with series of their own; the others are added up as `other`."""
 MAX_NAMES = 500
@@ -38,10 +41,11 @@ class BackendMetrics:
     async def refresh(self) -> None:
         """Read queues and sessions. If the backend does not answer, the metrics say so."""
         try:
-            queues = await self._backend.queues()
-            sessions = await self._backend.sessions()
-        except BackendError as error:
-            _log.debug("the metrics of the backend could not be read: %s", error)
+            async with asyncio.timeout(READ_TIMEOUT):
+                queues = await self._backend.queues()
+                sessions = await self._backend.sessions()
+        except (BackendError, TimeoutError) as error:
+            _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
@@ -49,9 +53,10 @@ class BackendMetrics:
     async def refresh_limits(self) -> None:
         """Read the concurrency limits, which change slowly."""
         try:
-            self._limits = await self._backend.limits()
-        except BackendError as error:
-            _log.debug("the concurrency limits could not be read: %s", error)
+            async with asyncio.timeout(READ_TIMEOUT):
+                self._limits = await self._backend.limits()
+        except (BackendError, TimeoutError) as error:
+            _log.debug("the concurrency limits could not be read: %r", error)
 
     def collect(self) -> Iterable[Family]:
         """Return the families of the last `refresh`, with the limits of `refresh_limits`."""

@@ -8,6 +8,7 @@ as the one of prometheus-client for a page of 20,000 series.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -35,7 +36,7 @@ class Labels:
 NO_LABELS = Labels({})
 
 
-class Exemplar(msgspec.Struct, frozen=True):
+class Exemplar(msgspec.Struct, frozen=True, gc=False):
     """One observation of a bucket that links to its trace and job."""
 
     labels: Labels
@@ -45,14 +46,14 @@ class Exemplar(msgspec.Struct, frozen=True):
     """Epoch seconds."""
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, gc=False):
     """The value of one series of a counter, gauge or info."""
 
     labels: Labels
     value: float
 
 
-class HistogramSample(msgspec.Struct, frozen=True):
+class HistogramSample(msgspec.Struct, frozen=True, gc=False):
     """The value of one series of a histogram."""
 
     labels: Labels
@@ -117,24 +118,26 @@ def render_openmetrics(families: Iterable[Family], namespace: str = "nimburion")
 def _render_histograms(
     lines: list[str], family: Family, name: str, *, with_exemplars: bool
 ) -> None:
-    bounds = [format_value(bound) for bound in family.bounds] + ["+Inf"]
+    bounds = [f'le="{bound}"}} ' for bound in (*map(format_value, family.bounds), "+Inf")]
     for sample in family.histograms:
         labels = sample.labels.text
-        prefix = f"{name}_bucket{{{labels},le=" if labels else f"{name}_bucket{{le="
-        total = 0
-        for index, bound in enumerate(bounds):
-            total += sample.buckets[index]
-            line = f'{prefix}"{bound}"}} {total}'
-            if with_exemplars and (exemplar := sample.exemplars.get(index)):
-                line += f" # {{{exemplar.labels.text}}} {exemplar.value:.6f} {exemplar.at:.3f}"
-            lines.append(line)
+        prefix = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
+        totals = list(accumulate(sample.buckets))
+        buckets = [f"{prefix}{bound}{total}" for bound, total in zip(bounds, totals, strict=True)]
+        if with_exemplars:
+            for index, exemplar in sample.exemplars.items():
+                labelled = f"{{{exemplar.labels.text}}}"
+                buckets[index] += f" # {labelled} {exemplar.value:.6f} {exemplar.at:.3f}"
         suffix = f"{{{labels}}}" if labels else ""
+        lines += buckets
         lines.append(f"{name}_sum{suffix} {format_value(sample.sum)}")
-        lines.append(f"{name}_count{suffix} {total}")
+        lines.append(f"{name}_count{suffix} {totals[-1]}")
 
 
 def format_value(value: float) -> str:
     """Return a number as both text formats write it."""
+    if type(value) is int and -(10**15) < value < 10**15:
+        return str(value)
     if value == int(value) and abs(value) < 1e15:
         return str(int(value)) if isinstance(value, int) else f"{int(value)}.0"
     return repr(float(value))

@@ -169,10 +169,16 @@ def _add_buckets(
 def _merge_lanes(sources: Sequence[JobCounters]) -> list[LaneCounters]:
     """Return one entry for each queue and name, ordered; the counters of all sources added up."""
     merged: dict[tuple[str, str], LaneCounters] = {}
+    sums: set[tuple[str, str]] = set()
     for source in sources:
         for lane in source.list_lanes():
             key = (lane.queue, lane.name)
-            if key not in merged:
+            known = merged.setdefault(key, lane)
+            if known is lane:
+                continue
+            if key not in sums:
+                sums.add(key)
                 merged[key] = LaneCounters(lane.queue, lane.name)
+                merged[key].add(known)
             merged[key].add(lane)
     return [merged[key] for key in sorted(merged)]

@@ -18,6 +18,16 @@ async def test_dead_letters_are_listed_and_filtered(api: Api) -> None:
         assert [job["id"] for job in (await api.get(f"/dead-letters{query}"))["jobs"]] == expected
 
 
+async def test_dead_letters_are_grouped_by_their_error(api: Api) -> None:
+    await api.fail("a", "b")
+    await api.fail("c", queue="mail")
+    found = await api.get("/failure-groups")
+    (group,) = found["groups"]
+    assert (group["count"], group["type"], found["complete"]) == (3, "Broken", True)
+    (group,) = (await api.get("/failure-groups?queue=mail"))["groups"]
+    assert (group["count"], group["job_id"]) == (1, "c")
+
+
 async def test_replaying_twice_does_nothing_the_second_time(api: Api) -> None:
     await api.fail("a")
     await api.enqueue("b")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from nimburion.core.job import NewJob
+from nimburion.core.queries import Page
 from tests.server.conftest import Api
 
 
@@ -30,8 +35,62 @@ async def test_jobs_are_filtered(api: Api) -> None:
         ("queue=mail", ["a"]),
         ("name=other", ["b"]),
         ("name=other&queue=mail", []),
+        ("reason=permanent", ["c"]),
+        ("created_from=2020-01-01T00:00:00Z", ["c", "b", "a"]),
+        ("created_to=1577836800", []),
+        ("finished_from=2020-01-01T00:00:00Z", ["c"]),
+        ("finished_to=2020-01-01T00:00:00Z", []),
+        ("min_failures=1", ["c"]),
+        ("tenant=acme", []),
+        ("correlation_id=r 1", []),
+        (f"fingerprint={'0' * 16}", []),
     ):
         assert [job["id"] for job in (await api.get(f"/jobs?{query}"))["jobs"]] == expected
+
+
+async def test_jobs_are_found_by_tenant_and_correlation_id(api: Api) -> None:
+    body = {"name": "send", "id": "a", "tenant": "acme", "correlation_id": "r-1"}
+    await api.post("/jobs", body)
+    await api.enqueue("b")
+    for name in ("tenant", "correlation_id"):
+        page = await api.get("/jobs", params={name: body[name]})
+        assert [job["id"] for job in page["jobs"]] == ["a"]
+
+
+async def test_a_search_stops_at_its_budget_and_continues(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.enqueue(*"abcd")
+    original = api.processor.backend.list_jobs
+
+    async def list_jobs(*args: Any, **options: Any) -> Page:
+        return await original(*args, **options, budget=3)
+
+    monkeypatch.setattr(api.processor.backend, "list_jobs", list_jobs)
+    first = await api.get("/jobs?tenant=acme")
+    assert (first["jobs"], first["examined"]) == ([], 3)
+    second = await api.get("/jobs", params={"tenant": "acme", "after": first["next"]})
+    assert (second["jobs"], second["examined"], second["next"]) == ([], 1, None)
+
+
+async def test_a_job_is_shown_with_its_attempts(api: Api) -> None:
+    await api.fail("a")
+    (attempt,) = (await api.get("/jobs/a"))["attempts"]
+    assert (attempt["number"], attempt["outcome"]) == (1, "permanent")
+
+
+async def test_why_a_job_is_not_running(api: Api) -> None:
+    await api.enqueue("a")
+    await api.fail("b", queue="mail")
+    await api.post("/queues/default/pause", {"reason": "deploy"})
+    why = await api.get("/jobs/a/why")
+    assert [cause["kind"] for cause in why["causes"]] == ["paused", "no_worker"]
+    assert why["causes"][0]["text"] == "Queue 'default' is paused by local, reason: deploy."
+    assert (why["job"]["id"], why["pause"]["reason"], why["limit"]) == ("a", "deploy", None)
+    response = await api.client.get("/api/v1/jobs/b/why")
+    assert [cause["kind"] for cause in response.json()["causes"]] == ["dead"]
+    assert "hush" not in response.text
+    assert (await api.client.get("/api/v1/jobs/none/why")).status_code == 404
 
 
 async def test_a_job_is_shown_with_its_errors_and_without_its_data(api: Api) -> None:

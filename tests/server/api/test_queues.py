@@ -19,8 +19,23 @@ async def test_queues_are_listed_in_pages(api: Api) -> None:
 
 async def test_a_queue_is_paused_and_resumed_any_number_of_times(api: Api) -> None:
     for verb, paused in (("pause", True), ("pause", True), ("resume", False), ("resume", False)):
-        assert await api.post(f"/queues/mail/{verb}") == {"queue": "mail", "paused": paused}
+        answer = await api.post(f"/queues/mail/{verb}")
+        assert answer == {"queue": "mail", "paused": paused, "until": None}
         assert (await api.get("/queues/mail"))["paused"] is paused
+
+
+async def test_a_pause_has_a_reason_and_an_end(api: Api) -> None:
+    now = await api.processor.backend.now()
+    answer = await api.post("/queues/mail/pause", {"reason": "deploy", "for": 3600})
+    assert 3590 < answer["until"] - now < 3700
+    pause = (await api.get("/queues/mail"))["pause"]
+    assert (pause["by"], pause["reason"], pause["until"]) == ("local", "deploy", answer["until"])
+    answer = await api.post("/queues/mail/pause", {"until": "2999-01-01T00:00:00+01:00"})
+    assert answer["until"] == 32_472_140_400
+    response = await api.client.post(
+        "/api/v1/queues/mail/pause", json={"for": 1, "until": "2999-01-01T00:00:00Z"}
+    )
+    assert response.status_code == 422
 
 
 async def test_jobs_are_counted(api: Api) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from random import Random
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import msgspec
 
@@ -55,6 +55,9 @@ from nimburion.jobs.declaration.options import (
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.statistics_writer import StatisticsWriter
+
+if TYPE_CHECKING:
+    from nimburion.telemetry.registry import MetricsRegistry
 
 __all__ = ["Client", "Priority"]
 
@@ -118,6 +121,30 @@ class Client:
         """The calls of this client and of its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
         self._recorder = StatisticsRecorder([self._counters])
+        self._metrics: MetricsRegistry | None = None
+
+    @property
+    def metrics(self) -> MetricsRegistry:
+        """The metrics of this process: its jobs, its worker and its schedules.
+
+        `processor.metrics.render()` returns the page that Prometheus scrapes. The management
+        server adds the metrics of the backend.
+        """
+        if self._metrics is None:
+            self._metrics = self._make_metrics()
+        return self._metrics
+
+    def _make_metrics(self) -> MetricsRegistry:
+        from nimburion.telemetry.call_metrics import CallMetrics
+        from nimburion.telemetry.event_metrics import EventMetrics
+        from nimburion.telemetry.job_metrics import JobMetrics
+        from nimburion.telemetry.registry import MetricsRegistry
+
+        metrics = MetricsRegistry()
+        metrics.add_source(JobMetrics(lambda: self._all_counters))
+        metrics.add_source(CallMetrics(lambda: self._all_calls))
+        metrics.add_source(EventMetrics(self.events))
+        return metrics
 
     def _new_handle(self) -> Client:
         """Return another client on the same backend, not open yet, for another event loop.

@@ -1,4 +1,4 @@
-"""Dead letters: list, replay and purge failed jobs."""
+"""Dead letters: list, group, replay and purge failed jobs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.core.backend import Inspecting
+from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.job import Reason, State
 from nimburion.core.queries import JobFilter
-from nimburion.server.api.jobs import JobPage, check_selection, summarize_job
-from nimburion.server.api.names import Cursor, Name, PageQuery
+from nimburion.server.api.jobs import JobPage, SearchQuery, check_selection, summarize_page
+from nimburion.server.api.names import Cursor, Name, PageSize
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 _FAILED = frozenset({State.FAILED})
 
 
-class DeadLetterQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
-    """The dead letters to list. A dead letter must match all filters."""
+class GroupQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The dead letters to group."""
 
+    limit: PageSize = 100
+    """The maximum number of groups."""
     queue: Name | None = None
     name: Name | None = None
     reason: Reason | None = None
@@ -77,12 +80,19 @@ class PurgeReport(msgspec.Struct, frozen=True, kw_only=True):
     """More dead letters may match; repeat the request."""
 
 
-async def list_dead_letters(request: ApiRequest[DeadLetterQuery, NoBody]) -> JobPage:
+async def list_dead_letters(request: ApiRequest[SearchQuery, NoBody]) -> JobPage:
     """List dead letters, most recently enqueued first."""
     query = request.query
-    which = JobFilter(states=_FAILED, queue=query.queue, name=query.name, reason=query.reason)
+    which = query.make_filter(_FAILED)
     page = await request.services.backend.list_jobs(which, limit=query.limit, after=query.after)
-    return JobPage([summarize_job(record) for record in page.jobs], page.next)
+    return summarize_page(page)
+
+
+async def list_failure_groups(request: ApiRequest[GroupQuery, NoBody]) -> FailureGroups:
+    """Group the newest 10,000 dead letters by their error, the largest group first."""
+    query = request.query
+    which = JobFilter(states=_FAILED, queue=query.queue, name=query.name, reason=query.reason)
+    return await request.services.backend.group_failures(which, limit=query.limit)
 
 
 async def replay_dead_letters(request: ApiRequest[NoQuery, ReplayBody]) -> ReplayReport:
@@ -91,6 +101,7 @@ async def replay_dead_letters(request: ApiRequest[NoQuery, ReplayBody]) -> Repla
     which = body.make_filter()
     misses = await _explain_misses(backend, body.ids)
     done = await backend.replay(which, body.limit, body.after)
+    request.change.count = len(done.ids)
     return ReplayReport(replayed=done.ids, held=done.held, not_replayed=misses, next=done.next)
 
 
@@ -102,6 +113,7 @@ async def purge_dead_letters(
     which = body.make_filter()
     misses = await _explain_misses(backend, body.ids)
     purged = await backend.delete(which, body.limit)
+    request.change.count = len(purged)
     return PurgeReport(purged=purged, not_purged=misses, more=len(purged) >= body.limit)
 
 
@@ -124,14 +136,23 @@ OPERATIONS = (
         path="/dead-letters",
         right="read",
         handle=list_dead_letters,
-        query=DeadLetterQuery,
+        query=SearchQuery,
         answer=JobPage,
+    ),
+    Operation(
+        method="GET",
+        path="/failure-groups",
+        right="read",
+        handle=list_failure_groups,
+        query=GroupQuery,
+        answer=FailureGroups,
     ),
     Operation(
         method="POST",
         path="/dead-letters/replay",
         right="operate",
         handle=replay_dead_letters,
+        action="dead.replay",
         body=ReplayBody,
         answer=ReplayReport,
     ),
@@ -140,6 +161,7 @@ OPERATIONS = (
         path="/dead-letters/purge",
         right="admin",
         handle=purge_dead_letters,
+        action="dead.purge",
         body=DeadLetterSelection,
         answer=PurgeReport,
     ),

@@ -1,19 +1,38 @@
-"""Jobs: list, show, enqueue and cancel."""
+"""Jobs: list, show, explain, enqueue and cancel."""
 
 from __future__ import annotations
 
 import base64
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
 
 from nimburion.core.errors import InvalidJob, JobNotFound
-from nimburion.core.job import FINISHED, AttemptError, JobRecord, Progress, State
-from nimburion.core.queries import JobFilter
+from nimburion.core.explanations import Cause, find_causes
+from nimburion.core.job import (
+    FINISHED,
+    AttemptError,
+    AttemptInfo,
+    JobRecord,
+    Progress,
+    Reason,
+    State,
+)
+from nimburion.core.queries import JobFilter, Page, Pause
+from nimburion.core.session import LimitInfo
 from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.server.api.names import Cursor, JsonObject, Name, PageQuery, get_name, make_id
+from nimburion.server.api.names import (
+    Cursor,
+    JsonObject,
+    Name,
+    PageQuery,
+    Text,
+    Time,
+    make_id,
+    to_epoch,
+)
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import Problem
 
@@ -53,6 +72,12 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     session: str | None
     """The session of the worker that runs the job."""
+    ended_by: str | None
+    """The session of the worker that ended the job."""
+    host: str
+    """The host of that session; empty if it is not known any more."""
+    fingerprint: str | None
+    """What the dead letters of one failure group share."""
     tenant: str | None
     correlation_id: str | None
     unique_key: str | None
@@ -61,16 +86,23 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobDetail(JobSummary, frozen=True, kw_only=True):
-    """A job, without its data, with the errors of all failed attempts."""
+    """A job, without its data, with all attempts and the errors of those that failed."""
 
+    attempts: list[AttemptInfo]
     errors: list[ErrorSummary]
 
 
 class JobPage(msgspec.Struct, frozen=True):
-    """A page of jobs, most recently enqueued first."""
+    """A page of jobs, most recently enqueued first.
+
+    It may have fewer jobs than `limit`, even none, and still have a `next`: a request examines at
+    most 10,000 jobs.
+    """
 
     jobs: list[JobSummary]
     next: str | None
+    examined: int
+    """The number of jobs examined."""
 
 
 class JobContents(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,13 +120,64 @@ class JobContents(msgspec.Struct, frozen=True, kw_only=True):
     """The errors of all failed attempts, with their tracebacks."""
 
 
-class JobQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
-    """The jobs to list. A job must match all filters."""
+class JobExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job is not running: the causes, and the facts that they follow from."""
+
+    causes: list[Cause]
+    """The decisive cause first. There is at least one."""
+    now: float
+    """The time of the read, in epoch seconds on the backend's clock."""
+    job: JobSummary
+    pause: Pause | None
+    """The pause of its queue."""
+    limit: LimitInfo | None
+    """The concurrency limit of its name."""
+    key_holder: str | None
+    """The id of another job that holds its unique key."""
+
+
+class SearchQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
+    """The filters of a list of jobs. A job must match all that are set."""
+
+    queue: Name | None = None
+    name: Name | None = None
+    reason: Reason | None = None
+    """Why a job failed."""
+    created_from: Time | None = None
+    created_to: Time | None = None
+    """Created before this time."""
+    finished_from: Time | None = None
+    finished_to: Time | None = None
+    """Finished before this time."""
+    tenant: Text | None = None
+    correlation_id: Text | None = None
+    fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """Of a failure group; matches dead letters only."""
+    min_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+
+    def make_filter(self, states: frozenset[State] | None) -> JobFilter:
+        """Return the filter of jobs in these states."""
+        return JobFilter(
+            states=states,
+            queue=self.queue,
+            name=self.name,
+            reason=self.reason,
+            created_from=to_epoch(self.created_from),
+            created_to=to_epoch(self.created_to),
+            finished_from=to_epoch(self.finished_from),
+            finished_to=to_epoch(self.finished_to),
+            tenant=self.tenant,
+            correlation_id=self.correlation_id,
+            fingerprint=self.fingerprint,
+            min_failures=self.min_failures,
+        )
+
+
+class JobQuery(SearchQuery, frozen=True, forbid_unknown_fields=True):
+    """The jobs to list."""
 
     state: tuple[State, ...] = ()
     """May be repeated."""
-    queue: Name | None = None
-    name: Name | None = None
 
 
 class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +189,7 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     id: Name | None = None
     queue: Name | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] | None = None
-    at: Annotated[datetime, Meta(tz=True)] | None = None
+    at: Time | None = None
     after: Annotated[float, Meta(ge=0)] | None = None
     """Seconds from now until the job is due."""
     unique_key: Name | None = None
@@ -156,21 +239,37 @@ class CancelReport(msgspec.Struct, frozen=True):
 async def list_jobs(request: ApiRequest[JobQuery, NoBody]) -> JobPage:
     """List jobs, most recently enqueued first."""
     query = request.query
-    which = JobFilter(states=frozenset(query.state) or None, queue=query.queue, name=query.name)
+    which = query.make_filter(frozenset(query.state) or None)
     page = await request.services.backend.list_jobs(which, limit=query.limit, after=query.after)
-    return JobPage([summarize_job(record) for record in page.jobs], page.next)
+    return summarize_page(page)
 
 
 async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobDetail:
     """Show a job without its data."""
-    record = await request.services.backend.get(get_name(request.path, "id"))
-    errors = [_summarize_error(error) for error in record.history]
-    return JobDetail(**msgspec.structs.asdict(summarize_job(record)), errors=errors)
+    record = await request.services.backend.get(request.path["id"])
+    return JobDetail(
+        **msgspec.structs.asdict(summarize_job(record)),
+        attempts=record.attempts,
+        errors=[_summarize_error(error) for error in record.history],
+    )
+
+
+async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
+    """Say why a job is not running, the decisive cause first."""
+    facts = await request.services.backend.explain(request.path["id"])
+    return JobExplanation(
+        causes=find_causes(facts),
+        now=facts.now,
+        job=summarize_job(facts.job),
+        pause=facts.pause,
+        limit=facts.limit,
+        key_holder=facts.key_holder,
+    )
 
 
 async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
     """Show the data of a job: payload, result, headers and tracebacks."""
-    record = await request.services.backend.get(get_name(request.path, "id"))
+    record = await request.services.backend.get(request.path["id"])
     payload, payload_base64 = _split_content(record.payload)
     result, result_base64 = _split_content(record.result)
     return JobContents(
@@ -197,14 +296,16 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> JobReference:
     payload = _check_payload(body.payload, request.services.config.jobs.limits.nesting)
     client = request.services.client
     job_id = await client.enqueue_raw(body.name, payload, **cast("EnqueueOptions", options))
+    request.change.target, request.change.count = job_id, 1
     return JobReference(job_id)
 
 
 async def cancel_job(request: ApiRequest[NoQuery, NoBody]) -> CancelledJob:
     """Cancel a job, or ask its worker to end it."""
-    job_id = get_name(request.path, "id")
-    outcome = await request.services.backend.cancel(job_id)
-    return CancelledJob(job_id, outcome.value)
+    job_id = request.path["id"]
+    cancelled = CancelledJob(job_id, (await request.services.backend.cancel(job_id)).value)
+    request.change.count = count_cancelled([cancelled])
+    return cancelled
 
 
 async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
@@ -226,7 +327,13 @@ async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
             found.append(CancelledJob(job_id, (await backend.cancel(job_id)).value))
         except JobNotFound:
             found.append(CancelledJob(job_id, "not found"))
+        request.change.count = count_cancelled(found)
     return CancelReport(found, following)
+
+
+def count_cancelled(jobs: Iterable[CancelledJob]) -> int:
+    """Return how many jobs were cancelled, or asked to end."""
+    return sum(job.outcome in {"cancelled", "requested"} for job in jobs)
 
 
 def check_selection(ids: tuple[str, ...], filtered: object, everything: bool) -> None:  # noqa: FBT001
@@ -235,6 +342,11 @@ def check_selection(ids: tuple[str, ...], filtered: object, everything: bool) ->
         raise Problem(422, "invalid-body", "give either ids, or filters, or all; not both")
     if not ids and not filtered and not everything:
         raise Problem(422, "invalid-body", "say which jobs: ids, a filter, or `all: true`")
+
+
+def summarize_page(page: Page) -> JobPage:
+    """Return a page of jobs without their data."""
+    return JobPage([summarize_job(record) for record in page.jobs], page.next, page.examined)
 
 
 def summarize_job(record: JobRecord) -> JobSummary:
@@ -258,6 +370,9 @@ def summarize_job(record: JobRecord) -> JobSummary:
         progress=record.progress,
         cancel_requested=record.cancel_requested,
         session=record.session,
+        ended_by=record.ended_by,
+        host=record.host,
+        fingerprint=record.fingerprint,
         tenant=options.tenant,
         correlation_id=options.correlation_id,
         unique_key=options.unique_key,
@@ -322,6 +437,7 @@ OPERATIONS = (
         path="/jobs",
         right="admin",
         handle=enqueue_job,
+        action="jobs.enqueue",
         body=NewJobBody,
         answer=JobReference,
         status=201,
@@ -332,10 +448,18 @@ OPERATIONS = (
         path="/jobs/cancel",
         right="operate",
         handle=cancel_jobs,
+        action="jobs.cancel",
         body=CancelBody,
         answer=CancelReport,
     ),
     Operation(method="GET", path="/jobs/{id}", right="read", handle=get_job, answer=JobDetail),
+    Operation(
+        method="GET",
+        path="/jobs/{id}/why",
+        right="read",
+        handle=explain_job,
+        answer=JobExplanation,
+    ),
     Operation(
         method="GET",
         path="/jobs/{id}/contents",
@@ -348,6 +472,7 @@ OPERATIONS = (
         path="/jobs/{id}/cancel",
         right="operate",
         handle=cancel_job,
+        action="jobs.cancel",
         answer=CancelledJob,
     ),
 )

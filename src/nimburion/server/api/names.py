@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.errors import InvalidJob
-from nimburion.core.limits import check_name
-from nimburion.server.api.operation import make_parameter_problem
-
 NAME_SCHEMA = r"^[A-Za-z0-9_.:-]{1,128}$"
 
 Name = Annotated[str, Meta(pattern=NAME_SCHEMA)]
 """The name of a job or of a queue, or an id."""
-Cursor = Annotated[str, Meta(min_length=1, max_length=200)]
+Cursor = Annotated[str, Meta(min_length=1, max_length=300)]
 """The `next` of a page."""
 JsonObject = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
 """The text of a JSON object. Only that it is JSON is checked."""
+Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")]
+"""A text of one line, such as a tenant."""
+Time = Annotated[datetime, Meta(tz=True)]
+"""ISO 8601 with a time zone; in a query also epoch seconds."""
 PageSize = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -32,12 +32,9 @@ class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `next` of the previous page; without it, the list begins."""
 
 
-def get_name(path: Mapping[str, str], parameter: str) -> str:
-    """Return a valid name or id of the path. Raises `Problem`."""
-    try:
-        return check_name(parameter, path[parameter])
-    except InvalidJob as error:
-        raise make_parameter_problem(parameter, str(error)) from None
+def to_epoch(time: datetime | None) -> float | None:
+    """Return a time as epoch seconds; None for None."""
+    return None if time is None else time.timestamp()
 
 
 def make_id(caller: str, key: str) -> str:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nimburion.core.errors import InvalidJob
+from nimburion.core.limits import check_name
 from nimburion.core.suggestions import describe_unknown
+from nimburion.jobs.auditing import Change, audited
 from nimburion.server.access import Caller, has_json_body
 from nimburion.server.problems import InvalidPart, Problem
 from nimburion.server.services import ManagementServices
@@ -39,8 +43,11 @@ class ApiRequest(msgspec.Struct, Generic[QueryT, BodyT], frozen=True):
     services: ManagementServices
     caller: Caller
     path: dict[str, str]
+    """The parameters of the path. All are names or ids, and valid ones."""
     query: QueryT
     body: BodyT
+    change: Change
+    """The change that is recorded, if the operation makes one."""
     idempotency_key: str | None = None
 
 
@@ -56,6 +63,10 @@ class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=Tru
     answer: Any
     query: type[QueryT] = cast("type[QueryT]", NoQuery)
     body: type[BodyT] = cast("type[BodyT]", NoBody)
+    action: str | None = None
+    """The action of the audit record. Each operation that changes something has one. Fields of
+    the body may be in braces: `worker.{command}`.
+    """
     status: int = 200
     idempotency_key: bool = False
     """Whether the header `Idempotency-Key` makes the operation safe to repeat. Where it does not,
@@ -80,17 +91,66 @@ async def run_operation(
     operation: AnyOperation, services: ManagementServices, request: Request, caller: Caller
 ) -> Response:
     """Answer a request with an operation. Raises `Problem` for a request that does not fit."""
+    path = {name: check_path_name(name, text) for name, text in request.path_params.items()}
     parsed = ApiRequest(
         services,
         caller,
-        request.path_params,
+        path,
         parse_query(request.query_params.multi_items(), operation.query),
         await read_body(request, operation.body, services.config.server.max_body),
+        Change(),
         _parse_idempotency_key(request) if operation.idempotency_key else None,
     )
-    answer = await operation.handle(parsed)
+    if operation.action is None:
+        answer = await operation.handle(parsed)
+    else:
+        answer = await _run_audited(operation, operation.action, parsed)
     content = msgspec.json.encode(answer)
     return Response(content, operation.status, media_type="application/json")
+
+
+async def _run_audited(
+    operation: AnyOperation, action: str, request: ApiRequest[Any, Any]
+) -> object:
+    """Run an operation that changes something, and record the change."""
+    details = describe_body(request.body)
+    async with audited(
+        request.services.backend,
+        action.format_map(details),
+        by=request.caller.name,
+        origin="api",
+        target=next(iter(request.path.values()), ""),
+        details=details,
+    ) as change:
+        return await operation.handle(msgspec.structs.replace(request, change=change))
+
+
+_MAX_DETAIL_CHARACTERS = 200
+
+
+def describe_body(body: msgspec.Struct) -> dict[str, str]:
+    """Return the fields of a body that are set, for an audit record. JSON objects are left out:
+    they are the data of jobs.
+    """
+    details = {}
+    for field in msgspec.structs.fields(body):
+        value = getattr(body, field.name)
+        if value == field.default or isinstance(value, msgspec.Raw | dict):
+            continue
+        if isinstance(value, tuple):
+            value = " ".join(value)
+        elif isinstance(value, datetime):
+            value = value.isoformat()
+        details[field.encode_name] = str(value)[:_MAX_DETAIL_CHARACTERS]
+    return details
+
+
+def check_path_name(parameter: str, text: str) -> str:
+    """Return a name or id of the path if it is valid. Raises `Problem`."""
+    try:
+        return check_name(parameter, text)
+    except InvalidJob as error:
+        raise make_parameter_problem(parameter, str(error)) from None
 
 
 def parse_query(pairs: Iterable[tuple[str, str]], kind: type[QueryT]) -> QueryT:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from nimburion.server.api import dead_letters, jobs, queues, schedules, sessions, status
+from nimburion.server.api import (
+    audit,
+    dead_letters,
+    jobs,
+    limits,
+    queues,
+    scale,
+    schedules,
+    statistics,
+    status,
+    workers,
+)
 from nimburion.server.api.operation import AnyOperation
 
 OPERATIONS: tuple[AnyOperation, ...] = (
@@ -10,6 +21,10 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     *queues.OPERATIONS,
     *jobs.OPERATIONS,
     *dead_letters.OPERATIONS,
-    *sessions.OPERATIONS,
+    *workers.OPERATIONS,
+    *limits.OPERATIONS,
+    *statistics.OPERATIONS,
+    *scale.OPERATIONS,
     *schedules.OPERATIONS,
+    *audit.OPERATIONS,
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from nimburion.core.job import State
-from nimburion.core.queries import QueueInfo
+from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.unserved import Unserved, find_unserved
-from nimburion.server.api.names import Name, PageQuery, get_name
+from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+from nimburion.server.problems import Problem
 
 
 class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +26,8 @@ class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float
     """Seconds for which the oldest waiting job has been due."""
     paused: bool
+    pause: Pause | None
+    """Who paused the queue, when and why; None if it is not paused."""
     names: dict[str, int]
     """The number of waiting jobs by name."""
     unserved: dict[str, str]
@@ -47,6 +53,20 @@ class PauseState(msgspec.Struct, frozen=True):
 
     queue: str
     paused: bool
+    until: float | None = None
+    """When the pause ends by itself, in epoch seconds; None: when the queue is resumed."""
+
+
+class PauseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pause. Without `for` and `until`, it lasts until the queue is resumed."""
+
+    reason: Annotated[str, Meta(max_length=500)] = ""
+    """Shown wherever the queue is."""
+    duration: Annotated[float, Meta(gt=0, le=31_536_000)] | None = msgspec.field(
+        default=None, name="for"
+    )
+    """Seconds after which the queue is resumed."""
+    until: Time | None = None
 
 
 class CountsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +89,7 @@ async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> QueuePage:
 
 async def get_queue(request: ApiRequest[NoQuery, NoBody]) -> QueueSummary:
     """Show one queue. A queue without unfinished jobs is empty; it is never unknown."""
-    name = get_name(request.path, "queue")
+    name = request.path["queue"]
     backend = request.services.backend
     found = await backend.queues()
     unserved = find_unserved(found, await backend.sessions())
@@ -85,20 +105,24 @@ async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:
     return QueueCounts(queue, {state.value: counts[state] for state in State})
 
 
-async def pause_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
+async def pause_queue(request: ApiRequest[NoQuery, PauseBody]) -> PauseState:
     """Start no more jobs of a queue until it is resumed. Running jobs continue."""
-    return await _set_paused(request, paused=True)
+    queue, body, backend = request.path["queue"], request.body, request.services.backend
+    if body.duration is not None and body.until is not None:
+        raise Problem(422, "invalid-body", "give either for or until, not both")
+    until = to_epoch(body.until)
+    if body.duration is not None:
+        until = await backend.now() + body.duration
+    by = request.caller.name
+    await backend.pause(queue, paused=True, by=by, reason=body.reason, until=until)
+    return PauseState(queue, paused=True, until=until)
 
 
 async def resume_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
     """Start the jobs of a paused queue again."""
-    return await _set_paused(request, paused=False)
-
-
-async def _set_paused(request: ApiRequest[NoQuery, NoBody], *, paused: bool) -> PauseState:
-    queue = get_name(request.path, "queue")
-    await request.services.backend.pause(queue, paused=paused)
-    return PauseState(queue, paused)
+    queue = request.path["queue"]
+    await request.services.backend.pause(queue, paused=False)
+    return PauseState(queue, paused=False)
 
 
 def _summarize(queue: QueueInfo, unserved: list[Unserved]) -> QueueSummary:
@@ -135,6 +159,8 @@ OPERATIONS = (
         path="/queues/{queue}/pause",
         right="operate",
         handle=pause_queue,
+        action="queue.pause",
+        body=PauseBody,
         answer=PauseState,
     ),
     Operation(
@@ -142,6 +168,7 @@ OPERATIONS = (
         path="/queues/{queue}/resume",
         right="operate",
         handle=resume_queue,
+        action="queue.resume",
         answer=PauseState,
     ),
 )

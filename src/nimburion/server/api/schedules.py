@@ -12,7 +12,7 @@ from nimburion.core.timezones import find_zone
 from nimburion.scheduler.schedules import ScheduleInfo
 from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 from nimburion.server.api.jobs import JobPage, JobReference, summarize_job
-from nimburion.server.api.names import JsonObject, Name, PageQuery, get_name, make_id
+from nimburion.server.api.names import JsonObject, Name, PageQuery, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 Trigger = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -95,7 +95,7 @@ async def list_schedules(request: ApiRequest[ScheduleListQuery, NoBody]) -> Sche
 
 async def get_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleInfo:
     """Show one schedule."""
-    return await request.services.schedules.get(get_name(request.path, "name"))
+    return await request.services.schedules.get(request.path["name"])
 
 
 async def add_schedule(request: ApiRequest[NoQuery, NewScheduleBody]) -> ScheduleInfo:
@@ -106,6 +106,7 @@ async def add_schedule(request: ApiRequest[NoQuery, NewScheduleBody]) -> Schedul
         for name in ("timezone", "misfire", "overlap", "jitter")
         if (value := getattr(body, name)) is not None
     }
+    request.change.target = body.name
     return await request.services.schedules.add(
         body.name,
         body.when,
@@ -119,14 +120,14 @@ async def add_schedule(request: ApiRequest[NoQuery, NewScheduleBody]) -> Schedul
 
 async def pause_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChange:
     """Fire no tick of a schedule until it is resumed."""
-    name = get_name(request.path, "name")
+    name = request.path["name"]
     await request.services.schedules.pause(name)
     return ScheduleChange(name, "paused")
 
 
 async def resume_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChange:
     """Fire the ticks of a schedule from now on. Those of the pause are not made up."""
-    name = get_name(request.path, "name")
+    name = request.path["name"]
     await request.services.schedules.resume(name)
     return ScheduleChange(name, "resumed")
 
@@ -134,23 +135,23 @@ async def resume_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChang
 async def run_schedule(request: ApiRequest[NoQuery, NoBody]) -> JobReference:
     """Enqueue the job of a schedule now. With an `Idempotency-Key`, a repeat stores no second
     job."""
-    name, key = get_name(request.path, "name"), request.idempotency_key
+    name, key = request.path["name"], request.idempotency_key
     job_id = None if key is None else make_id(f"{request.caller.name} {name}", key)
     return JobReference(await request.services.schedules.run_now(name, job_id=job_id))
 
 
 async def delete_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChange:
     """Delete a schedule. Refused while code that runs declares it."""
-    name = get_name(request.path, "name")
+    name = request.path["name"]
     await request.services.schedules.remove(name)
     return ScheduleChange(name, "deleted")
 
 
 async def list_schedule_history(request: ApiRequest[HistoryQuery, NoBody]) -> JobPage:
     """List the latest stored jobs of a schedule, newest first."""
-    name = get_name(request.path, "name")
+    name = request.path["name"]
     found = await request.services.schedules.history(name, request.query.limit)
-    return JobPage([summarize_job(record) for record in found], None)
+    return JobPage([summarize_job(record) for record in found], None, len(found))
 
 
 async def explain_ticks(request: ApiRequest[TicksQuery, NoBody]) -> TicksReport:
@@ -177,6 +178,7 @@ OPERATIONS = (
         path="/schedules",
         right="admin",
         handle=add_schedule,
+        action="schedule.add",
         body=NewScheduleBody,
         answer=ScheduleInfo,
         status=201,
@@ -193,6 +195,7 @@ OPERATIONS = (
         path="/schedules/{name}",
         right="admin",
         handle=delete_schedule,
+        action="schedule.remove",
         answer=ScheduleChange,
     ),
     Operation(
@@ -208,6 +211,7 @@ OPERATIONS = (
         path="/schedules/{name}/pause",
         right="operate",
         handle=pause_schedule,
+        action="schedule.pause",
         answer=ScheduleChange,
     ),
     Operation(
@@ -215,6 +219,7 @@ OPERATIONS = (
         path="/schedules/{name}/resume",
         right="operate",
         handle=resume_schedule,
+        action="schedule.resume",
         answer=ScheduleChange,
     ),
     Operation(
@@ -222,6 +227,7 @@ OPERATIONS = (
         path="/schedules/{name}/run",
         right="operate",
         handle=run_schedule,
+        action="schedule.run",
         answer=JobReference,
         status=201,
         idempotency_key=True,

@@ -1,0 +1,25 @@
+"""The audit log: the changes that operators made."""
+
+from __future__ import annotations
+
+from nimburion.core.audit import AuditPage
+from nimburion.server.api.names import PageQuery
+from nimburion.server.api.operation import ApiRequest, NoBody, Operation
+
+
+async def list_audit_records(request: ApiRequest[PageQuery, NoBody]) -> AuditPage:
+    """List the changes that operators made, newest first: who, what, when, with which result."""
+    query = request.query
+    return await request.services.backend.list_audit(limit=query.limit, after=query.after)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/audit",
+        right="read",
+        handle=list_audit_records,
+        query=PageQuery,
+        answer=AuditPage,
+    ),
+)

@@ -1,0 +1,87 @@
+"""Statistics: what happened to jobs, by interval, queue and name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Statistics, choose_step
+from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
+from nimburion.server.api.operation import (
+    ApiRequest,
+    NoBody,
+    Operation,
+    make_parameter_problem,
+)
+
+_HOUR = 3600.0
+
+
+class StatisticsQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
+    """The statistics to list."""
+
+    since: Time | None = None
+    """The default is one hour before `until`."""
+    until: Time | None = None
+    """The default is now."""
+    step: Literal[60, 600, 3600] | None = None
+    """The length of the intervals in seconds; the default is the shortest that is kept."""
+    queue: Name | None = None
+    name: Name | None = None
+
+
+class StatisticsPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of statistics, by start, queue and name. Intervals without jobs are missing."""
+
+    step: int
+    intervals: list[Statistics]
+    wait_bounds: tuple[float, ...] = WAIT_BOUNDS
+    """The inclusive upper bounds of the buckets of wait times, in seconds."""
+    run_bounds: tuple[float, ...] = RUN_BOUNDS
+    """The inclusive upper bounds of the buckets of run times, in seconds."""
+    next: str | None
+
+
+async def list_statistics(request: ApiRequest[StatisticsQuery, NoBody]) -> StatisticsPage:
+    """List what happened to jobs: counts, and histograms of wait and run times.
+
+    To read further pages, pass `since`, `until` and `step` again.
+    """
+    query, backend = request.query, request.services.backend
+    now = await backend.now()
+    until, since = to_epoch(query.until), to_epoch(query.since)
+    until = now if until is None else until
+    since = until - _HOUR if since is None else since
+    step = query.step or choose_step(since, until, now)
+    after = None if query.after is None else _parse_cursor(query.after)
+    start = since if after is None else max(since, after[0])
+    rows = await backend.statistics(start, until, step, queue=query.queue, name=query.name)
+    rest = [row for row in rows if after is None or (row.start, row.queue, row.name) > after]
+    page = rest[: query.limit]
+    more = len(rest) > query.limit
+    return StatisticsPage(step=step, intervals=page, next=_make_cursor(page[-1]) if more else None)
+
+
+def _make_cursor(row: Statistics) -> str:
+    return f"{row.start}/{row.queue}/{row.name}"
+
+
+def _parse_cursor(text: str) -> tuple[int, str, str]:
+    start, _, lane = text.partition("/")
+    queue, found, name = lane.partition("/")
+    if not (found and start.isascii() and start.isdigit() and len(start) <= 12):
+        raise make_parameter_problem("after", f"{text!r} is not the `next` of a page")
+    return int(start), queue, name
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/statistics",
+        right="read",
+        handle=list_statistics,
+        query=StatisticsQuery,
+        answer=StatisticsPage,
+    ),
+)

@@ -1,0 +1,110 @@
+"""Workers: list the fleet, and send commands to one of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
+from nimburion.core.unserved import is_live
+from nimburion.server.api.names import PageQuery
+from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+from nimburion.server.problems import Problem
+
+
+class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker, as its session in the backend describes it."""
+
+    id: str
+    """The id of the session."""
+    host: str
+    pid: int
+    owner: str
+    """The name of the application."""
+    queues: tuple[str, ...]
+    names: tuple[str, ...]
+    """The names of the jobs that the worker can run."""
+    opened_at: float
+    """Epoch seconds."""
+    expires_in: float
+    """Seconds until the session may be rescued; negative when it has expired."""
+    left: bool
+    """The worker has ended, and some of its jobs still run."""
+    running: int
+    """The number of jobs that the worker holds."""
+    vitals: Vitals | None
+    """What the worker reported with its latest heartbeat; None before the first."""
+    command: WorkerCommand | None
+    """The latest command that was sent to the worker."""
+    live: bool
+    """Whether the worker takes jobs, as far as the backend knows."""
+
+
+class WorkerPage(msgspec.Struct, frozen=True):
+    """A page of workers, oldest session first."""
+
+    workers: list[WorkerSummary]
+    next: str | None
+
+
+class CommandBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A command to a worker."""
+
+    command: Literal["quiet", "resume", "stop"]
+    """`quiet`: start no further job. `resume`: start jobs again. `stop`: stop as on SIGTERM."""
+
+
+class SentCommand(msgspec.Struct, frozen=True):
+    """A command that the worker gets with its next heartbeat."""
+
+    worker: str
+    command: str
+
+
+async def list_workers(request: ApiRequest[PageQuery, NoBody]) -> WorkerPage:
+    """List the workers whose sessions have not ended."""
+    after, limit = request.query.after, request.query.limit
+    found = sorted(await request.services.backend.sessions(), key=_make_cursor)
+    rest = [session for session in found if after is None or _make_cursor(session) > after]
+    page = [
+        WorkerSummary(**msgspec.structs.asdict(session), live=is_live(session))
+        for session in rest[:limit]
+    ]
+    return WorkerPage(page, _make_cursor(rest[limit - 1]) if len(rest) > limit else None)
+
+
+async def command_worker(request: ApiRequest[NoQuery, CommandBody]) -> SentCommand:
+    """Tell a worker to start no further job, to start jobs again, or to stop."""
+    session, word = request.path["id"], request.body.command
+    command = None if word == "resume" else WorkerCommand(word)
+    if not await request.services.backend.send_command(session, command):
+        raise Problem(404, "worker-not-found", f"no worker has the session {session!r}")
+    request.change.count = 1
+    return SentCommand(session, word)
+
+
+def _make_cursor(session: SessionInfo) -> str:
+    """Return a text that sorts as the age of the session does."""
+    return f"{session.opened_at:020.6f}-{session.id}"
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/workers",
+        right="read",
+        handle=list_workers,
+        query=PageQuery,
+        answer=WorkerPage,
+    ),
+    Operation(
+        method="POST",
+        path="/workers/{id}/command",
+        right="operate",
+        handle=command_worker,
+        action="worker.{command}",
+        body=CommandBody,
+        answer=SentCommand,
+    ),
+)

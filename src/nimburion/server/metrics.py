@@ -1,0 +1,67 @@
+"""The page `/metrics`: the metrics of this process and of the backend, for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nimburion.jobs.client.client import Client
+from nimburion.server.access import Caller
+from nimburion.telemetry.backend_metrics import BackendMetrics
+from nimburion.telemetry.registry import MetricsRegistry
+
+METRICS_KEPT = 1.0
+"""Seconds for which a read of the backend counts. More scrapes cause no more reads."""
+LIMITS_INTERVAL = 30.0
+"""Seconds between two reads of the concurrency limits, in the background."""
+
+
+class MetricsPage:
+    """Renders the metrics, in the format that the request accepts.
+
+    A scrape makes at most two reads of the backend. Scrapes at the same time share them. If the
+    backend does not answer, the page has `backend_up 0` and the metrics of this process.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._clock = client.clock
+        self._backend_metrics = BackendMetrics(client.backend)
+        self._registry = MetricsRegistry(client.metrics.namespace)
+        self._registry.add_source(client.metrics)
+        self._registry.add_source(self._backend_metrics)
+        self._refreshing = asyncio.Lock()
+        self._refreshed_at: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start to read the concurrency limits. Does nothing if it was started."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._read_limits(), name="nimburion-limits-reader")
+
+    async def stop(self) -> None:
+        """Stop to read the concurrency limits."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def respond(self, request: Request, _: Caller) -> Response:
+        """Answer a scrape."""
+        await self._refresh()
+        text, content_type = self._registry.render(request.headers.get("accept", ""))
+        return Response(text, media_type=content_type)
+
+    async def _refresh(self) -> None:
+        """Read the backend, unless that was done at most `METRICS_KEPT` ago."""
+        async with self._refreshing:
+            now = self._clock.monotonic()
+            if self._refreshed_at is None or now - self._refreshed_at > METRICS_KEPT:
+                await self._backend_metrics.refresh()
+                self._refreshed_at = self._clock.monotonic()
+
+    async def _read_limits(self) -> None:
+        while True:
+            await self._backend_metrics.refresh_limits()
+            await self._clock.sleep(LIMITS_INTERVAL)

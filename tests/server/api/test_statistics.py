@@ -1,0 +1,75 @@
+"""Statistics over the API."""
+
+from __future__ import annotations
+
+from nimburion.core.statistics import Counters, Histogram, Statistics
+from tests.server.conftest import Api
+
+_MINUTE = 60
+
+
+async def put(api: Api, *lanes: tuple[str, str]) -> int:
+    """Store one completed job of each queue and name, two minutes ago. Return that minute."""
+    start = int(await api.processor.backend.now()) // _MINUTE * _MINUTE - 2 * _MINUTE
+    rows = [
+        Statistics(
+            step=_MINUTE,
+            start=start,
+            queue=queue,
+            name=name,
+            counters=Counters(completed=1, run=Histogram(2.0, [0, 0, 1])),
+        )
+        for queue, name in lanes
+    ]
+    await api.processor.backend.put_statistics("test", rows)
+    return start
+
+
+async def test_the_last_hour_is_listed_by_minute(api: Api) -> None:
+    start = await put(api, ("mail", "send"))
+    found = await api.get("/statistics")
+    (row,) = found["intervals"]
+    assert (found["step"], row["start"], row["queue"], row["name"]) == (60, start, "mail", "send")
+    assert row["counters"]["completed"] == 1
+    assert row["counters"]["run"] == {"sum": 2.0, "buckets": [0, 0, 1]}
+    assert len(found["run_bounds"]) == 15
+
+
+async def test_statistics_are_listed_in_pages(api: Api) -> None:
+    lanes = [("a", "x"), ("a", "y"), ("b", "x")]
+    start = await put(api, *lanes)
+    seen, after = [], None
+    while True:
+        query = {"limit": 1, "since": start, **({"after": after} if after else {})}
+        page = await api.get("/statistics", params=query)
+        seen += [(row["queue"], row["name"]) for row in page["intervals"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert seen == lanes
+
+
+async def test_statistics_are_filtered(api: Api) -> None:
+    start = await put(api, ("a", "x"), ("b", "y"))
+    for query, expected in (
+        ("queue=a", ["a"]),
+        ("name=y", ["b"]),
+        (f"until={start}", []),
+        (f"since={start + 60}", []),
+        (f"since={start}&until={start + 60}", ["a", "b"]),
+    ):
+        rows = (await api.get(f"/statistics?{query}"))["intervals"]
+        assert [row["queue"] for row in rows] == expected, query
+
+
+async def test_a_long_range_has_long_intervals(api: Api) -> None:
+    now = await api.processor.backend.now()
+    for hours, step in ((2, 60), (24, 600), (24 * 20, 3600), (24 * 40, 3600)):
+        since = now - hours * 3600
+        assert (await api.get(f"/statistics?since={since}"))["step"] == step
+
+
+async def test_a_range_that_is_too_long_and_a_wrong_cursor_are_errors(api: Api) -> None:
+    for query in ("since=0", "since=0&step=60", "after=x", "after=1/2", "after=a/b/c", "step=5"):
+        response = await api.client.get(f"/api/v1/statistics?{query}")
+        assert response.status_code == 422, query
