@@ -23,7 +23,7 @@ from nimburion.cli.filters import (
     require_confirmation,
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import audited
+from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.cli.records import draw_whole_record, record_to_data
 from nimburion.core.escaping import escape_controls
@@ -180,7 +180,7 @@ async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replay
     require_confirmation(yes, count, "replayed")
     done = Replays([], [], misses)
     after: str | None = None
-    async with audited(backend, "dead.replay", details=describe_filter(which)) as change:
+    async with record_command(backend, "dead.replay", details=describe_filter(which)) as change:
         with make_progress_bar(count, "replaying") as bar:
             while True:
                 step = await backend.replay(which, STEP, after)
@@ -241,7 +241,7 @@ async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[i
     count = await count_matching(backend, which)
     require_confirmation(yes, count, "purged for good")
     purged = 0
-    async with audited(backend, "dead.purge", details=describe_filter(which)) as change:
+    async with record_command(backend, "dead.purge", details=describe_filter(which)) as change:
         with make_progress_bar(count, "purging") as bar:
             while ids := await backend.delete(which, STEP):
                 change.count = purged = purged + len(ids)

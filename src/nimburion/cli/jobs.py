@@ -22,7 +22,7 @@ from nimburion.cli.filters import (
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import get_job
-from nimburion.cli.operators import audited
+from nimburion.cli.operators import record_command
 from nimburion.cli.output import print_result
 from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
 from nimburion.core.errors import JobNotFound
@@ -151,7 +151,7 @@ def cancel_jobs(
 
 async def cancel_given(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
     """Cancel the given jobs and record it."""
-    async with audited(backend, "jobs.cancel", " ".join(ids)[:200]) as change:
+    async with record_command(backend, "jobs.cancel", " ".join(ids)[:200]) as change:
         outcomes = await cancel_each(backend, ids)
         change.count = count_cancelled(outcomes)
     return outcomes
@@ -180,7 +180,7 @@ async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> d
     unchanged."""
     ids = tuple([record.id async for record in iterate_matching(backend, which)])
     require_confirmation(yes, len(ids), "cancelled")
-    async with audited(backend, "jobs.cancel", details=describe_filter(which)) as change:
+    async with record_command(backend, "jobs.cancel", details=describe_filter(which)) as change:
         outcomes = await cancel_each(backend, ids)
         change.count = count_cancelled(outcomes)
     return outcomes

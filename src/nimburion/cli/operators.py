@@ -22,11 +22,11 @@ def find_operator() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def audited(
+def record_command(
     backend: Backend, action: str, target: str = "", details: Mapping[str, object] | None = None
 ) -> AbstractAsyncContextManager[Change]:
     """Record a change that this command makes; details that are None are left out."""
-    from nimburion.jobs.auditing import audited as record_change
+    from nimburion.jobs.auditing import record_change
 
     return record_change(
         backend,

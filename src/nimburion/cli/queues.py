@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import audited, find_operator
+from nimburion.cli.operators import record_command, find_operator
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.core.escaping import escape_controls
@@ -101,7 +101,7 @@ async def pause_queue(
 ) -> float | None:
     """Pause a queue and record it. Return when the pause ends, None if it does not by itself."""
     until = None if seconds is None else await backend.now() + seconds
-    async with audited(
+    async with record_command(
         backend, "queue.pause", queue, {"reason": reason or None, "until": format_time(until)}
     ):
         await backend.pause(queue, paused=True, by=find_operator(), reason=reason, until=until)
@@ -123,5 +123,5 @@ def resume(queue: str) -> None:
 
 async def resume_queue(backend: Backend, queue: str) -> None:
     """Resume a queue and record it."""
-    async with audited(backend, "queue.resume", queue):
+    async with record_command(backend, "queue.resume", queue):
         await backend.pause(queue, paused=False)

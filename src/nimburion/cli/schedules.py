@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import audited
+from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.parameters import parse_priority as priority_word
@@ -270,7 +270,7 @@ def run_on_schedules(
         found = Schedules(client, config.scheduler.timezone)
         if change is None:
             return await question(found)
-        async with audited(backend, *change):
+        async with record_command(backend, *change):
             return await question(found)
 
     return current_invocation().run(call_with_backend, may_create=may_create)

@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.cli.exit_codes import BadInput, NotFound
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import audited
+from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_bytes, format_duration, print_result, print_table
 from nimburion.core.escaping import escape_controls
 from nimburion.core.session import SessionInfo, WorkerCommand
@@ -102,7 +102,7 @@ def stop(session: str) -> None:
 def send(text: str, command: WorkerCommand | None) -> None:
     """Send a command to the worker that `text` names, and say when it takes effect."""
     word = "resume" if command is None else command.value
-    session = current_invocation().run(lambda backend: send_audited(backend, text, command, word))
+    session = current_invocation().run(lambda backend: find_and_send(backend, text, command, word))
     print_result(
         {"session": session, "command": word},
         lambda: click.echo(
@@ -112,7 +112,7 @@ def send(text: str, command: WorkerCommand | None) -> None:
     )
 
 
-async def send_audited(
+async def find_and_send(
     backend: Backend, text: str, command: WorkerCommand | None, word: str
 ) -> str:
     """Send a command and record it. Return the id of the session.
@@ -126,7 +126,7 @@ async def send_audited(
     if not found:
         raise NotFound(f"no worker has the session {text!r}; `nimburion workers list` lists them")
     session = text if text in found else found[0]
-    async with audited(backend, f"worker.{word}", session) as change:
+    async with record_command(backend, f"worker.{word}", session) as change:
         change.count = int(await backend.send_command(session, command))
     if not change.count:
         raise NotFound(f"the session {session} has ended meanwhile")

@@ -30,7 +30,7 @@ class Change:
 
 
 @asynccontextmanager
-async def audited(
+async def record_change(
     backend: Maintaining,
     action: str,
     *,
@@ -47,7 +47,7 @@ async def audited(
     `failed`. If the backend does not answer then, the record keeps `started`.
 
     ```python
-    async with audited(backend, "queue.pause", target="mail", by="ops", origin="python"):
+    async with record_change(backend, "queue.pause", target="mail", by="ops", origin="python"):
         await backend.pause("mail", paused=True, by="ops")
     ```
     """
