@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "rescue without expiry check",
         "backends/sqlite/*.sql",
-        "WHERE $dead_at IS NULL AND ($boot <> ?3 OR $expires <= ?2 OR $expires > ?2 + $ttl + 1)",
-        "WHERE $dead_at IS NULL AND ($boot <> ?3 OR ?2 IS NOT NULL)",
+        "WHERE $ended_at IS NULL AND ($boot <> ?3 OR $expires <= ?2 OR $expires > ?2 + $ttl + 1)",
+        "WHERE $ended_at IS NULL AND ($boot <> ?3 OR ?2 IS NOT NULL)",
         (f"{SQLITE}test_a_live_session_is_left_alone",),
     ),
     Mutant(

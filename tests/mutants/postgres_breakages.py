@@ -80,15 +80,15 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: rescue without expiry check",
         "backends/postgres/*.sql",
-        "WHERE $s.$dead_at IS NULL AND NOT $s.$drained AND $s.$expires <= coalesce($p_mono, now) ORDER BY $s.$n",
-        "WHERE $s.$dead_at IS NULL AND NOT $s.$drained ORDER BY $s.$n",
+        "WHERE $s.$ended_at IS NULL AND NOT $s.$drained AND $s.$expires <= coalesce($p_mono, now) ORDER BY $s.$n",
+        "WHERE $s.$ended_at IS NULL AND NOT $s.$drained ORDER BY $s.$n",
         (f"{POSTGRES}test_a_live_session_is_left_alone",),
         deep=True,  # the update behind it looks again: both must be broken
     ),
     Mutant(
         "PostgreSQL: a rescued session lives on",
         "backends/postgres/*.sql",
-        "WHERE $s.$id = $p_id AND $s.left_at IS NULL AND $s.$dead_at IS NULL",
+        "WHERE $s.$id = $p_id AND $s.left_at IS NULL AND $s.$ended_at IS NULL",
         "WHERE $s.$id = $p_id AND $s.left_at IS NULL",
         (f"{POSTGRES}test_a_rescued_session_never_lives_again",),
     ),

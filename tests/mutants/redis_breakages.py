@@ -115,7 +115,7 @@ REDIS_MUTANTS = (
         "Redis: the expiry of a session that left counts as a loss",
         "backends/redis/*.lua",
         "$status ~= SESSION_LEFT and",
-        "$status ~= SESSION_DEAD and",
+        "$status ~= SESSION_ENDED and",
         (f"{REDIS}test_the_expiry_of_a_session_that_left_counts_no_loss",),
     ),
     Mutant(

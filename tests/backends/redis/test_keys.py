@@ -12,7 +12,7 @@ GONE_AFTER_A_STEP = {
     "cancel_requested",
     "session_leases",
     "lease",
-    "dead_session",
+    "expired_session",
     "paused_queue",
     "schedule",
     "session_command",

@@ -27,7 +27,7 @@ FLAG_ACCEPT_EXISTING = 16
 LEASED = b"L"
 """The code of a leased job. The other states are in `nimburion.backends.server.encoding`."""
 
-SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD = b"a", b"l", b"d"
+SESSION_ALIVE, SESSION_LEFT, SESSION_ENDED = b"a", b"l", b"e"
 """The status of a session: open, closed while attempts still run, or closed."""
 
 DUE_AT, DUE_AFTER = b"a", b"d"

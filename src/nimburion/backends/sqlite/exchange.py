@@ -69,7 +69,7 @@ class SessionHead(NamedTuple):
     last_exchange_number: int
     results: str
     left_at: int | None
-    dead_at: int | None
+    ended_at: int | None
     paused: str
     limits: str
     next_due: int | None

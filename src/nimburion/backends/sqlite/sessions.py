@@ -45,13 +45,13 @@ class SessionRow(NamedTuple):
     description: str
     ttl: float
     left_at: int | None
-    dead_at: int | None
+    ended_at: int | None
     command: str | None
 
     @property
     def is_alive(self) -> bool:
         """Whether the session is neither closed nor expired."""
-        return self.left_at is None and self.dead_at is None
+        return self.left_at is None and self.ended_at is None
 
 
 def open_session(db: Database, session: Session) -> None:
@@ -124,7 +124,7 @@ def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes
 def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> None:
     """See `Backend.close_session`."""
     session = find_session(db, session_id)
-    if session is None or session.dead_at is not None:
+    if session is None or session.ended_at is not None:
         return
     still_running = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in running}
     left = False

@@ -1,14 +1,14 @@
 -- close_session: closes a session and releases its leases, except those of attempts that still run.
--- Keys: session_state session_expiry closed_session session_leases lease job
+-- Keys: session_state session_expiry ended_session session_leases lease job
 -- Arguments: ARGV[3] session id, [4] leases of running attempts: seq 8 | token 20 each, [5] maximum number of leases to release
--- Reply: 'gone' (the session is unknown or closed), 'more' (call again) or 'done'
+-- Reply: 'lost' (the session is unknown or ended), 'more' (call again) or 'done'
 -- Atomic: one script per call. Between calls the session is valid and has fewer leases.
 -- Cost: O(log n) per lease of the session, for n waiting jobs.
 local id, running_leases, limit = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local state = redis.call('HGET', session_state_key, id)
 local session = state and read_session_state(state)
-if not session or session.status == SESSION_DEAD then
-  return 'gone'
+if not session or session.status == SESSION_ENDED then
+  return 'lost'
 end
 local running = read_lease_names(running_leases)
 local kept, released, more = 0, 0, false

@@ -17,7 +17,7 @@ end
 local session4 = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'session', 1))
 redis.call('HSET', session_state_key, id, make_session_state({
   session4 = session4, number8 = NO_NUMBER, ttl8 = struct.pack('>I8', ttl), opened8 = now8, status = SESSION_ALIVE,
-  closed8 = NO_TIME, codes = '',
+  ended8 = NO_TIME, codes = '',
 }))
 redis.call('HSET', session_id_key, session4, id .. '\0' .. host)
 redis.call('HSET', session_info_key, id, info)

@@ -1,5 +1,5 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry closed_session session_state session_info session_id session_leases paused_queue statistics_merged
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
@@ -27,13 +27,13 @@ end
 -- Delete closed sessions past their retention that have no leases. Return how many.
 local function drop_sessions()
   local dropped = 0
-  for _, id in ipairs(find_older(closed_session_key, ARGV[8], 500)) do
+  for _, id in ipairs(find_older(ended_session_key, ARGV[8], 500)) do
     local session4 = read_session_state(redis.call('HGET', session_state_key, id)).session4
     if #redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4), 'LIMIT', 0, 1) == 0 then
       redis.call('HDEL', session_state_key, id)
       redis.call('HDEL', session_info_key, id)
       redis.call('HDEL', session_id_key, session4)
-      redis.call('ZREM', closed_session_key, id)
+      redis.call('ZREM', ended_session_key, id)
       dropped = dropped + 1
     end
   end

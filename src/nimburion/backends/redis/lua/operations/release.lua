@@ -2,13 +2,13 @@
 -- Keys: session_state session_leases lease
 -- Arguments: ARGV[3] session id, [4] leases: seq 8 | token 20 each, [5] a nonce whose leases are released, too, or '',
 --   [6] maximum number of leases to release
--- Reply: 'gone' (the session is not alive), 'more' (call again) or 'done'
+-- Reply: 'lost' (the session is not alive), 'more' (call again) or 'done'
 -- Atomic: one script per call. Between calls the session is valid and has fewer leases.
 -- Cost: O(log n) per lease of the session, for n waiting jobs.
 local id, released_leases, nonce, limit = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local session = read_open_session(redis.call('HGET', session_state_key, id))
 if not session then
-  return 'gone'
+  return 'lost'
 end
 local to_release = read_lease_names(released_leases)
 local released, more = 0, false

@@ -1,5 +1,5 @@
 -- rescue: ends expired sessions and takes back their leases.
--- Keys: session_state session_expiry closed_session dead_session session_leases lease job history
+-- Keys: session_state session_expiry ended_session expired_session session_leases lease job history
 -- Arguments:
 --   ARGV[3] the maximum number of leases
 --   ARGV[4] the number of losses that fail a job
@@ -13,14 +13,14 @@
 local limit, max_lost, json_before, json_after, suspect_after, fingerprint
   = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
 local expired = redis.call('ZRANGEBYSCORE', session_expiry_key, '-inf', alive_now, 'LIMIT', 0, 100)
-local dead_sessions, sessions = redis.call('ZRANGE', dead_session_key, 0, 99), {}
-local put_dead_session, drop_dead_session, put_history = {}, {}, {}
+local expired_sessions, sessions = redis.call('ZRANGE', expired_session_key, 0, 99), {}
+local put_expired_session, drop_expired_session, put_history = {}, {}, {}
 for i, id in ipairs(expired) do
   local session = read_session_state(redis.call('HGET', session_state_key, id))
-  local dead_session = session.session4 .. session.status
+  local expired_session = session.session4 .. session.status
   sessions[i] = session
-  push(dead_sessions, dead_session)
-  push_pair(put_dead_session, 0, dead_session)
+  push(expired_sessions, expired_session)
+  push_pair(put_expired_session, 0, expired_session)
 end
 
 -- Return the part of a history entry that names the session.
@@ -41,8 +41,8 @@ local function add_loss(field, lease, session_part)
 end
 
 local returned, failed, cancelled, count, more = {}, {}, {}, 0, false
-for _, dead_session in ipairs(dead_sessions) do
-  local session4, status = struct.unpack('>c4c1', dead_session)
+for _, expired_session in ipairs(expired_sessions) do
+  local session4, status = struct.unpack('>c4c1', expired_session)
   local fields, session_part = list_session_leases(session4, limit - count + 1), name_session(session4)
   for _, field in ipairs(fields) do
     if count == limit then
@@ -69,14 +69,14 @@ for _, dead_session in ipairs(dead_sessions) do
   if more then
     break
   end
-  push(drop_dead_session, dead_session)
+  push(drop_expired_session, expired_session)
 end
 
 for i, id in ipairs(expired) do
   end_session(id, sessions[i])
 end
-call_in_batches('ZADD', dead_session_key, put_dead_session)
-call_in_batches('ZREM', dead_session_key, drop_dead_session)
+call_in_batches('ZADD', expired_session_key, put_expired_session)
+call_in_batches('ZREM', expired_session_key, drop_expired_session)
 call_in_batches('HSET', history_key, put_history)
 write_buffer()
 write_lane_counts()

@@ -6,7 +6,7 @@
 -- Cost: O(1).
 local id, command = ARGV[3], ARGV[4]
 local state = redis.call('HGET', session_state_key, id)
-if not state or read_session_state(state).status == SESSION_DEAD then
+if not state or read_session_state(state).status == SESSION_ENDED then
   return 0
 end
 if command == '' then

@@ -9,7 +9,7 @@ local PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED = 'P', 'S', 'R', 'T'
 local COMPLETED, FAILED, CANCELLED = 'C', 'F', 'X'
 
 -- Status of a session: open, closed while attempts still run, or closed.
-local SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD = 'a', 'l', 'd'
+local SESSION_ALIVE, SESSION_LEFT, SESSION_ENDED = 'a', 'l', 'e'
 
 -- Offsets in a job
 local JOB_LANE_END, JOB_CREATED_END, JOB_DUE, JOB_DUE_END, JOB_FLAGS, JOB_PRIORITY = 4, 12, 13, 20, 21, 22

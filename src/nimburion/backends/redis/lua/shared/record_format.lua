@@ -21,7 +21,7 @@
 -- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 9 - priority. The byte order is the order of the lane.
 -- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T)
 -- session_leases    session 4 | seq 8
--- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, d dead) | closed 8
+-- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, e ended) | ended 8
 --                   | codes of the last settlements
 -- history           per failed attempt: time 8 | length 4 | JSON
 -- schedule          paused 1 ('1' or '0') | has a last tick 1 ('1' or '0') | last tick 8 | id of the last job 1 + n
@@ -202,15 +202,15 @@ end
 -- --- session state ---
 
 local function read_session_state(record)
-  local session4, number8, ttl8, opened8, status, closed8, rest = unpack_struct('>c4c8c8c8c1c8', record)
+  local session4, number8, ttl8, opened8, status, ended8, rest = unpack_struct('>c4c8c8c8c1c8', record)
   return {
-    session4 = session4, number8 = number8, ttl8 = ttl8, opened8 = opened8, status = status, closed8 = closed8,
+    session4 = session4, number8 = number8, ttl8 = ttl8, opened8 = opened8, status = status, ended8 = ended8,
     codes = sub(record, rest),
   }
 end
 
 local function make_session_state(session)
-  return session.session4 .. session.number8 .. session.ttl8 .. session.opened8 .. session.status .. session.closed8
+  return session.session4 .. session.number8 .. session.ttl8 .. session.opened8 .. session.status .. session.ended8
     .. session.codes
 end
 

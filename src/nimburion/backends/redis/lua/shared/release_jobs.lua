@@ -1,5 +1,5 @@
 -- Shared part of release, close_session and rescue: ends leases, and ends sessions.
--- Keys: job session_state session_expiry closed_session session_leases session_vitals session_command
+-- Keys: job session_state session_expiry ended_session session_leases session_vitals session_command
 -- Provides: release_job(field, lease, counts, token) -> true if the job waits again, false if it was cancelled because a cancel
 --   was requested. `token`: the token of a settlement that releases the job, or nil.
 --   end_session(id, session)
@@ -37,10 +37,10 @@ end
 
 -- End a session. Its id and host are kept for a day: a late call cannot revive it, and the jobs that it ended name it.
 local function end_session(id, session)
-  session.status, session.closed8 = SESSION_DEAD, now8
+  session.status, session.ended8 = SESSION_ENDED, now8
   redis.call('HSET', session_state_key, id, make_session_state(session))
   redis.call('HDEL', session_vitals_key, id)
   redis.call('HDEL', session_command_key, id)
   redis.call('ZREM', session_expiry_key, id)
-  redis.call('ZADD', closed_session_key, now, id)
+  redis.call('ZADD', ended_session_key, now, id)
 end
