@@ -181,7 +181,7 @@ def decode_counts(rows: list[Any]) -> dict[State, int]:
 
 
 def decode_queues(rows: list[Any]) -> list[QueueInfo]:
-    """Decode the rows of `list_queues_2`, sorted by name."""
+    """Decode the rows of `list_queues_1`, sorted by name."""
     return combine_rows(
         LaneRow(
             queue=queue,
@@ -254,8 +254,8 @@ _SESSION_COLUMNS = (
     "ids",
     "descriptions",
     "opened_at",
-    "lives",
-    "gone",
+    "expires_in",
+    "has_left",
     "running",
     "vitals",
     "commands",
@@ -268,11 +268,11 @@ def decode_sessions(rows: list[Any]) -> list[SessionInfo]:
 
 
 def _make_session_info(columns: Iterable[Any]) -> SessionInfo:
-    _, description, opened_at, life, gone, running, vitals, command = columns
+    _, description, opened_at, expires_in, has_left, running, vitals, command = columns
     return _decode_session_info(description).to_info(
         opened_at=to_seconds(opened_at),
-        expires_in=life / MICRO,
-        left=bool(gone),
+        expires_in=expires_in / MICRO,
+        left=bool(has_left),
         running=running,
         vitals=None if vitals is None else _decode_vitals(vitals),
         command=None if command is None else WorkerCommand(command),

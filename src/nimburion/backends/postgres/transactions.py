@@ -43,8 +43,8 @@ _ENQUEUE = "SELECT codes, holders FROM {schema}.enqueue_in_caller_1($1, $2, $3, 
 _COMPLETE = "SELECT {schema}.complete_in_caller_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 _PAYLOADS_INDEX = 6
 """The index of the payloads in the arguments of an enqueue; ids and digests precede them."""
-_OTHER_DATABASE = "!"
-_NEW_LANE = "?"
+_OTHER_DATABASE = "other database"
+_NEW_LANE = "new lane"
 _LANES = "SELECT {schema}.create_lanes_1($1, $2, $3, $4)"
 _DUE_INDEX = 8
 """The index of the due times in the arguments of an enqueue. The first three arguments name the
@@ -145,7 +145,7 @@ async def complete_job(
     now: int | None,
     arguments: tuple[object, ...],
 ) -> str:
-    """Complete a job as the last statement before a commit. Return the letter of the outcome."""
+    """Complete a job as the last statement before a commit. Return the outcome, `done` if it was completed."""
     (code,) = await context.call_function(adapter, _COMPLETE, now, *arguments)
     return str(code)
 
@@ -196,7 +196,7 @@ class PostgresCallerTransaction:
             completed.result,
             completed.keep_payload,
         )
-        if await complete_job(self._context, self._adapter, self._now(), arguments) != "d":
+        if await complete_job(self._context, self._adapter, self._now(), arguments) != "done":
             raise LeaseLost(lease.job_id)
 
     async def commit(self) -> None:

@@ -329,11 +329,11 @@ END $$;
 --   p_fields      a JSON array of the arguments of `enqueue_1` after the time. Ids and digests are hexadecimal. The
 --                 payloads are replaced by [position from 1, length] pairs.
 --   p_payloads    the concatenated payloads
--- Result: as `enqueue_1`, with the holders as a JSON array. Two codes stand alone:
---   !             the database belongs to another backend
---   ?             a lane is new, and nothing was stored. The caller must create it with `create_lanes_1` in a separate
---                 transaction. Otherwise other enqueues in this lane would wait for the caller's transaction to end. Not
---                 returned above READ COMMITTED, because the caller's snapshot would not see the new lane.
+-- Result: as `enqueue_1`, with the holders as a JSON array. Two texts can take the place of the codes:
+--   'other database'   the database belongs to another backend
+--   'new lane'         a lane is new, and nothing was stored. The caller must create it with `create_lanes_1` in a separate
+--                      transaction. Otherwise other enqueues in this lane would wait for the caller's transaction to end.
+--                      Not returned above READ COMMITTED, because the caller's snapshot would not see the new lane.
 -- Locks: as `enqueue_1`, until the caller's transaction ends
 -- Atomic: part of the caller's transaction. A refused call has written nothing.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_in_caller_1(
@@ -345,7 +345,7 @@ DECLARE
     found record;
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.meta WHERE identity = p_identity) THEN
-        codes := '!';
+        codes := 'other database';
         RETURN;
     END IF;
     IF current_setting('transaction_isolation') = 'read committed' AND EXISTS (
@@ -357,7 +357,7 @@ BEGIN
                 AND l.is_late = (n = 1)
         )
     ) THEN
-        codes := '?';
+        codes := 'new lane';
         RETURN;
     END IF;
     SELECT e.codes, e.holders INTO found FROM {schema}.enqueue_1(

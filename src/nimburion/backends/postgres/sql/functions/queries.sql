@@ -280,8 +280,8 @@ $$;
 --   age             microseconds since the earliest due time; NULL: no job is due
 --   paused          whether this row says that the queue is paused
 --   since, ends_at, paused_by, reason
---                   of a pause: its begin, its end (NULL: when the queue is resumed), who paused the queue, and why
-CREATE OR REPLACE FUNCTION {schema}.list_queues_2(p_now int8) RETURNS TABLE (
+--                   of a pause: its start, its end (NULL: when the queue is resumed), who paused the queue, and why
+CREATE OR REPLACE FUNCTION {schema}.list_queues_1(p_now int8) RETURNS TABLE (
     queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool, since int8, ends_at int8,
     paused_by text, reason text
 )
@@ -310,12 +310,12 @@ $$;
 -- Result:
 --   id, description     the id, and the description as JSON
 --   opened_at           when it was opened
---   life                microseconds until it expires
---   gone                whether it was closed while handlers still ran
+--   expires_in          microseconds until it expires
+--   has_left            whether it was closed while handlers still ran
 --   running             the number of its leases
 --   vitals, command     the latest vitals (JSON) and command; NULL: none
 CREATE OR REPLACE FUNCTION {schema}.list_sessions_1(p_monotonic int8) RETURNS TABLE (
-    id text, description text, opened_at int8, life int8, gone bool, running int8, vitals text, command text
+    id text, description text, opened_at int8, expires_in int8, has_left bool, running int8, vitals text, command text
 )
 LANGUAGE sql STABLE AS $$
     SELECT s.id, s.description, s.opened_at, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
@@ -356,7 +356,7 @@ $$;
 --   maximum, in_use, ids, sessions, hosts, holders_started_at
 --                                                       the limit of its name, as from `list_limits_1`; NULL: no limit
 --   key_holder                                          the id of another job that holds its unique key; NULL: none
---   open_ids, open_descriptions, open_opened_at, open_lives, open_gone, open_running, open_vitals, open_commands
+--   open_ids, open_descriptions, open_opened_at, open_expires_in, open_has_left, open_running, open_vitals, open_commands
 --                                                       the sessions, as from `list_sessions_1`; NULL: none
 -- Atomic: the caller's statement reads the job and calls this function, so both see the same snapshot
 CREATE OR REPLACE FUNCTION {schema}.explain_job_1(
@@ -364,7 +364,7 @@ CREATE OR REPLACE FUNCTION {schema}.explain_job_1(
 ) RETURNS TABLE (
     since int8, ends_at int8, paused_by text, pause_reason text, maximum int4, in_use int4, ids bytea[],
     sessions text[], hosts text[], holders_started_at int8[], key_holder bytea, open_ids text[], open_descriptions text[],
-    open_opened_at int8[], open_lives int8[], open_gone bool[], open_running int8[], open_vitals text[],
+    open_opened_at int8[], open_expires_in int8[], open_has_left bool[], open_running int8[], open_vitals text[],
     open_commands text[]
 )
 LANGUAGE sql STABLE AS $$
@@ -375,7 +375,7 @@ LANGUAGE sql STABLE AS $$
                 AND (u.valid_until IS NULL OR u.valid_until > p_now)
         ), s.*
     FROM (
-        SELECT array_agg(s.id), array_agg(s.description), array_agg(s.opened_at), array_agg(s.life), array_agg(s.gone),
+        SELECT array_agg(s.id), array_agg(s.description), array_agg(s.opened_at), array_agg(s.expires_in), array_agg(s.has_left),
             array_agg(s.running), array_agg(s.vitals), array_agg(s.command)
         FROM {schema}.list_sessions_1(p_monotonic) s
     ) s

@@ -226,7 +226,7 @@ BEGIN
         attempts := {schema}.end_lease_1(now, held, loss);
         SELECT j.id INTO id FROM {schema}.job j WHERE j.seq = candidate.seq;
         IF loss IS NOT NULL AND attempts.lost >= p_max_lost AND NOT held.cancel_requested THEN
-            PERFORM {schema}.mark_dead_1(now, attempts, held.session, 'lost', loss);
+            PERFORM {schema}.fail_job_1(now, attempts, held.session, 'lost', loss);
             code := 'f';
         ELSE
             SELECT CASE WHEN w.waits THEN 'r' ELSE 'c' END INTO code

@@ -202,7 +202,7 @@ BEGIN
     ELSIF p_kind = 'x' THEN
         to_notify := {schema}.finish_job_1(p_now, attempts, p_session, 3::int2, p_text, NULL);
     ELSIF p_kind = 'f' THEN
-        to_notify := {schema}.mark_dead_1(p_now, attempts, p_session, p_text, p_body);
+        to_notify := {schema}.fail_job_1(p_now, attempts, p_session, p_text, p_body);
     ELSE
         attempts.due := coalesce(p_now + p_delay, attempts.due);
         SELECT w.to_notify INTO to_notify FROM {schema}.requeue_1(p_now, held, attempts) w;
@@ -261,11 +261,11 @@ BEGIN
     RETURN {schema}.free_unique_key_1(body.seq, body.lane, body.unique_key);
 END $$;
 
--- name: mark_dead
+-- name: fail_job
 -- End a job without a lease as failed. It becomes a dead letter and keeps its payload.
 -- Inputs: the time; its attempt state; the session whose attempt ended it; the reason; the last error (JSON)
 -- Result: the lane of the job if its unique key was released, else NULL
-CREATE OR REPLACE FUNCTION {schema}.mark_dead_1(
+CREATE OR REPLACE FUNCTION {schema}.fail_job_1(
     p_now int8, p_attempts {schema}.attempt_state, p_session int4, p_reason text, p_error bytea
 ) RETURNS int4
 LANGUAGE plpgsql AS $$
@@ -419,7 +419,8 @@ END $$;
 --   p_seq, p_id, p_fence, p_nonce   the lease
 --   p_result                        the result; NULL: none
 --   p_keep                          whether the payload is kept
--- Result: d done, a already settled, s stale; l: the session is not alive; !: the database belongs to another backend
+-- Result: 'done', 'already settled' or 'stale'; 'session lost': the session is not alive; 'other database': the database
+--   belongs to another backend
 -- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
 --   rows of the job; all until the caller's transaction ends
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
@@ -436,12 +437,12 @@ DECLARE
     to_notify int4[];
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.meta WHERE identity = p_identity) THEN
-        RETURN '!';
+        RETURN 'other database';
     END IF;
     now := {schema}.get_write_time_1(p_now);
     SELECT number INTO session_number FROM {schema}.session WHERE id = p_session AND ended_at IS NULL AND left_at IS NULL;
     IF NOT FOUND THEN
-        RETURN 'l';
+        RETURN 'session lost';
     END IF;
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
     PERFORM FROM {schema}.concurrency_limit c WHERE c.name = (
@@ -455,5 +456,5 @@ BEGIN
         to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify)));
     END IF;
-    RETURN outcome.code;
+    RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
 END $$;
