@@ -108,6 +108,8 @@ def list_names(tree: ast.AST) -> Iterator[str]:
                 yield node.id
             case ast.Attribute(ctx=ast.Store()):
                 yield node.attr
+            case ast.alias(asname=str(name)):
+                yield name
 
 
 def find_retired(path: Path) -> list[str]:
@@ -208,8 +210,10 @@ def test_no_two_classes_of_the_package_share_a_name() -> None:
 
 def test_a_retired_word_is_found_within_a_name(tmp_path: Path) -> None:
     planted = tmp_path / "planted.py"
-    planted.write_text("class BellThread:\n    def open(self, last_tenure): ...\n")
-    assert find_retired(planted) == ["BellThread", "last_tenure"]
+    planted.write_text(
+        "import heap as shelf\nclass BellThread:\n    def open(self, last_tenure): ...\n"
+    )
+    assert find_retired(planted) == ["BellThread", "last_tenure", "shelf"]
 
 
 @pytest.mark.parametrize("word", sorted(read_retired_words()))

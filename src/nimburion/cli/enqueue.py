@@ -12,7 +12,7 @@ from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import print_result
 from nimburion.cli.parameters import parse_duration, parse_moment
-from nimburion.cli.parameters import parse_priority as priority_word
+from nimburion.cli.parameters import parse_priority
 from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     help='The arguments, a JSON object: \'{"to": "a@example.com"}\'; - reads standard input.',
 )
 @click.option("--queue", metavar="QUEUE", help="The queue; by default `default`.")
-@click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
+@click.option("--priority", type=parse_priority, metavar="P", help="0 to 9, or lowest to highest.")
 @click.option(
     "--at", type=parse_moment, metavar="TIME", help="The due time, like 2030-01-31T09:00Z."
 )

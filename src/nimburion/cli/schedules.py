@@ -15,7 +15,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import parse_duration
-from nimburion.cli.parameters import parse_priority as priority_word
+from nimburion.cli.parameters import parse_priority
 from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def show_schedule(name: str) -> None:
 @click.option(
     "--queue", metavar="QUEUE", default="default", help="The queue; by default `default`."
 )
-@click.option("--priority", type=priority_word, metavar="P", help="0 to 9, or lowest to highest.")
+@click.option("--priority", type=parse_priority, metavar="P", help="0 to 9, or lowest to highest.")
 @click.option(
     "--tz", metavar="ZONE", help="The time zone, like Europe/Rome; by default the configured one."
 )

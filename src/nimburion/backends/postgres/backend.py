@@ -14,7 +14,7 @@ import msgspec
 from nimburion.backends.postgres import enqueue as enqueueing
 from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import migrations, operations, queries, sessions
-from nimburion.backends.postgres import transactions as joining
+from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.checks import run_checks
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.encoding import (
@@ -334,7 +334,7 @@ class PostgresBackend:
         self, connection: CallerConnection, jobs: Sequence[NewJob]
     ) -> list[Enqueued]:
         """See `nimburion.core.backend.Transactional`."""
-        return await joining.enqueue_in(
+        return await caller_transactions.enqueue_in(
             self._get_connections().caller_context, connection, jobs, self._now()
         )
 
@@ -342,7 +342,7 @@ class PostgresBackend:
         """See `nimburion.core.backend.Transactional`. A transaction on one of the backend's own
         connections provides an `asyncpg.Connection`.
         """
-        return joining.make_transaction(
+        return caller_transactions.make_transaction(
             self._get_connections().caller_context, connection, self._now
         )
 
@@ -616,7 +616,7 @@ class PostgresBackend:
 
     async def queues(self) -> list[QueueInfo]:
         """See `Backend.queues`."""
-        statement = "SELECT * FROM {schema}.list_queues_2({schema}.get_read_time_1($1))"
+        statement = "SELECT * FROM {schema}.list_queues_1({schema}.get_read_time_1($1))"
         return queries.decode_queues(await self._fetch(statement, self._now()))
 
     async def sessions(self) -> list[SessionInfo]:
@@ -679,7 +679,7 @@ class PostgresConnections:
         """The connections for handlers' own transactions. They are separate, so a handler that
         waits for a connection cannot block other operations.
         """
-        self.caller_context: joining.CallerContext = joining.CallerContext(
+        self.caller_context: caller_transactions.CallerContext = caller_transactions.CallerContext(
             settings, "", self.handler_pool, self.pool
         )
         self.exchanges: PostgresConnection = PostgresConnection(
@@ -724,13 +724,13 @@ class PostgresConnections:
     async def start(self) -> None:
         """Check the server and the format."""
         async with self.pool.acquire() as connection:
-            standing = await migrations.ensure_format(
+            installed = await migrations.ensure_format(
                 connection, self.settings, migrations.load_current_format()
             )
             self.pooled = connection.server.pooled
             await connection.fetch(self.insert_schema("SELECT {schema}.maintain_partitions_1()"))
-        self.caller_context = joining.CallerContext(
-            self.settings, standing.identity, self.handler_pool, self.pool
+        self.caller_context = caller_transactions.CallerContext(
+            self.settings, installed.identity, self.handler_pool, self.pool
         )
 
     async def close(self) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.redis import enqueue, operations, queries, sessions, statistics
-from nimburion.backends.redis import enqueue as durability
 from nimburion.backends.redis import enqueue as enqueueing
 from nimburion.backends.redis import exchange as exchanging
+from nimburion.backends.redis import operations, queries, sessions, statistics
 from nimburion.backends.redis.checks import run_checks
 from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
 from nimburion.backends.redis.connection.topology import ServerLocator
@@ -276,7 +275,7 @@ class RedisBackend:
             after=then,
         )
         if flush:
-            durability.check_flushed(flushed, self.settings)
+            enqueueing.check_flushed(flushed, self.settings)
         return reply
 
     def _check_one_server(self, connections: Collection[int]) -> None:
@@ -726,9 +725,9 @@ class RedisConnections:
             long_poll=long_poll,
         )
 
-    def make_flush_commands(self, settings: RedisSettings) -> list[enqueue.FlushCommand]:
+    def make_flush_commands(self, settings: RedisSettings) -> list[enqueueing.FlushCommand]:
         """Return the commands that follow a write and wait until it is on the disk."""
-        return enqueue.make_flush_commands(*self._scripts["flush"], settings)
+        return enqueueing.make_flush_commands(*self._scripts["flush"], settings)
 
     async def close(self) -> None:
         """Close all connections."""
