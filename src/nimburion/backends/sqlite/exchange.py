@@ -41,7 +41,7 @@ _decode_options = msgspec.json.Decoder(JobOptions).decode
 
 
 class ReservedJob(msgspec.Struct, array_like=True, gc=False):
-    """A row of the statement `deliver`: a job without its payload."""
+    """A row of the statement `get_deliveries`: a job without its payload."""
 
     seq: int
     id: str

@@ -281,8 +281,8 @@ def make_record(db: Database, row: Row) -> JobRecord:
     """Convert a row of the statement `get_records` to a `JobRecord`."""
     (
         job_id, lane, priority, due, created_at, state, failures, lost, started_at, finished_at,
-        reason, options, history, fraction, message, session, at, cancel,
-        ended_by, host, result, payload,
+        reason, options, history, fraction, message, session, leased_at,
+        cancel_requested, ended_by, host, result, payload,
     ) = row  # fmt: skip
     lane_names = db.get_lane(lane)
     return JobRecord(
@@ -296,13 +296,13 @@ def make_record(db: Database, row: Row) -> JobRecord:
         lost=lost,
         due=due / MICRO,
         created_at=created_at / MICRO,
-        started_at=to_seconds(started_at if at is None else at),
+        started_at=to_seconds(started_at if leased_at is None else leased_at),
         finished_at=to_seconds(finished_at),
         reason=reason,
         history=_decode_history(history),
         progress=None if fraction is None else Progress(fraction, message),
         result=result,
-        cancel_requested=bool(cancel),
+        cancel_requested=bool(cancel_requested),
         session=session,
         ended_by=ended_by,
         host=host or "",
@@ -353,15 +353,15 @@ def list_sessions(db: Database) -> list[SessionInfo]:
     return [make_session_info(db, *row) for row in db.run("list_sessions")]
 
 
-def make_session_info(db: Database, job_id: str, info: str, *fields: Any) -> SessionInfo:
-    """Convert a row of the statement `sessions` to a `SessionInfo`.
+def make_session_info(db: Database, session_id: str, info: str, *fields: Any) -> SessionInfo:
+    """Convert a row of the statement `list_sessions` to a `SessionInfo`.
 
     A session from an earlier boot of the host has expired: `expires_in` is then minus its ttl.
     """
     ttl, expires, boot, opened_at, left_at, running, vitals, command = fields
     description = decode_description(info)
     return SessionInfo(
-        id=job_id,
+        id=session_id,
         host=description.host,
         pid=description.pid,
         owner=description.owner,

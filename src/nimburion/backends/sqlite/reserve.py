@@ -39,7 +39,7 @@ Lanes = dict[int, Lane]
 def insert_leases(
     db: Database, session_and_number: tuple[int, int], request: ReserveRequest, seqs: list[int]
 ) -> None:
-    """Lease these jobs, in rank order, to the session and the exchange number in `by`."""
+    """Lease these jobs, in rank order, to the session and the exchange of `session_and_number`."""
     listed = _encode(seqs).decode()
     db.run("insert_leases", *session_and_number, request.nonce, db.now, listed)
     db.run("delete_leased_from_ready", listed)
