@@ -63,7 +63,7 @@ def describe_state(session: SessionInfo) -> str:
     if session.left:
         return "left"
     if session.expires_in <= 0:
-        return "silent"
+        return "expired"
     if session.command is not None:
         return session.command.value
     return "live"

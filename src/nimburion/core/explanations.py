@@ -10,7 +10,7 @@ import msgspec
 from nimburion.core.job import JobRecord, State
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo, WorkerCommand
-from nimburion.core.unserved import find_unserved, is_live
+from nimburion.core.unserved import Unserved, find_unserved, is_live
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class CauseKind(enum.StrEnum):
     """A replay is not possible now: another job holds the unique key."""
     RUNNING = "running"
     """A worker runs the job, or has reserved it."""
-    WORKER_SILENT = "worker_silent"
+    SESSION_EXPIRED = "session_expired"
     """The session of its worker has expired; a rescue will take the job back."""
     NOT_DUE = "not_due"
     RETRY_LATER = "retry_later"
@@ -100,7 +100,7 @@ def _explain_processing(facts: Facts) -> Cause:
     holder = next((s for s in facts.sessions if s.id == job.session), None)
     if holder is None or holder.expires_in <= 0:
         return Cause(
-            CauseKind.WORKER_SILENT,
+            CauseKind.SESSION_EXPIRED,
             f"Its worker (session {job.session}) has stopped sending heartbeats. The next rescue "
             "takes the job back.",
         )
@@ -157,7 +157,7 @@ def _explain_workers(facts: Facts) -> Iterable[Cause]:
         names={job.name: 1},
     )
     for unserved in find_unserved([waiting], facts.sessions):
-        yield Cause(CauseKind.NO_WORKER, _MISSING[unserved.why].format(job=job))
+        yield Cause(CauseKind.NO_WORKER, _describe_unserved(unserved))
         return
     able = [
         session
@@ -179,12 +179,11 @@ def _explain_workers(facts: Facts) -> Iterable[Cause]:
         )
 
 
-_MISSING = {
-    "worker": "No worker is live.",
-    "queue": "No live worker serves queue {job.queue!r}.",
-    "name": "No live worker has a handler of the name {job.name!r}.",
-    "lane": "No live worker of queue {job.queue!r} has a handler of the name {job.name!r}.",
-}
+def _describe_unserved(unserved: Unserved) -> str:
+    reason = unserved.reason[0].upper() + unserved.reason[1:]
+    if unserved.why == "worker":
+        return f"{reason}."
+    return f"{reason} (queue {unserved.queue!r}, name {unserved.name!r})."
 
 
 def _is_busy(session: SessionInfo) -> bool:

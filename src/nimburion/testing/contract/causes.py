@@ -19,7 +19,7 @@ _HEAD = """\
 # Why a job is not running
 
 `nimburion why ID`, the HTTP API and `backend.explain` name these causes. The table is made from the
-cases that every backend passes. Do not edit: make it anew with
+cases that every backend passes. Generated file. To regenerate it, run
 
     python -m nimburion.testing.contract.causes docs/reference/why.md
 

@@ -57,7 +57,7 @@ async def _run(harness: Harness) -> str:
     return "a"
 
 
-async def _run_on_silent_worker(harness: Harness) -> str:
+async def _run_on_expired_session(harness: Harness) -> str:
     """The session of its worker has expired, and no rescue has run yet."""
     await harness.add("a")
     worker = await harness.worker()
@@ -147,7 +147,7 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.FINISHED, _cancel_in_worker),
     (CauseKind.DEAD, _fail),
     (CauseKind.RUNNING, _run),
-    (CauseKind.WORKER_SILENT, _run_on_silent_worker),
+    (CauseKind.SESSION_EXPIRED, _run_on_expired_session),
     (CauseKind.NOT_DUE, _schedule),
     (CauseKind.RETRY_LATER, _retry),
     (CauseKind.PAUSED, _pause),
