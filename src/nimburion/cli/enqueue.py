@@ -11,8 +11,7 @@ import click
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import print_result
-from nimburion.cli.parameters import parse_duration, parse_moment
-from nimburion.cli.parameters import parse_priority
+from nimburion.cli.parameters import parse_duration, parse_moment, parse_priority
 from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:

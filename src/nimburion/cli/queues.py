@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command, find_operator
+from nimburion.cli.operators import find_operator, record_command
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.core.escaping import escape_controls

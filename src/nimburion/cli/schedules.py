@@ -14,8 +14,7 @@ import msgspec
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
-from nimburion.cli.parameters import parse_duration
-from nimburion.cli.parameters import parse_priority
+from nimburion.cli.parameters import parse_duration, parse_priority
 from nimburion.core.escaping import escape_controls
 
 if TYPE_CHECKING:
