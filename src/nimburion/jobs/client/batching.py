@@ -22,7 +22,7 @@ from nimburion.core.timers import SharedTimer
 
 MAX_BATCH = 500
 """The largest number of callers that share one call to the backend."""
-CALL_BEGAN: ContextVar[float | None] = ContextVar("nimburion_call_began", default=None)
+CALL_STARTED: ContextVar[float | None] = ContextVar("nimburion_call_started", default=None)
 """Monotonic time, in seconds, at which the current call began.
 
 Set when the call first had to wait for the client to open; that wait counts towards its timeout.
@@ -131,7 +131,7 @@ class EnqueueBatcher:
         The call is repeated until the backend answers, for at most `enqueue_timeout` seconds; then
         `BackendUnavailable` is raised.
         """
-        began = CALL_BEGAN.get()
+        began = CALL_STARTED.get()
         since, left = self._clock.monotonic(), self._limit
         if began is not None:
             since, left = began, max(left - (since - began), _MIN_EXTRA)
@@ -169,7 +169,7 @@ class EnqueueBatcher:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(job, loop.create_future())
         waiter.since, waiter.until = self._clock.monotonic(), loop.time() + self._limit
-        began = CALL_BEGAN.get()
+        began = CALL_STARTED.get()
         if began is not None:
             waiter.until -= min(waiter.since - began, self._limit - _MIN_EXTRA)
             waiter.since = began

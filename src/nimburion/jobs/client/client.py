@@ -37,7 +37,7 @@ from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
 from nimburion.core.statistics_recorder import StatisticsRecorder
 from nimburion.core.transactions import CallerConnection, Transaction
-from nimburion.jobs.client.batching import CALL_BEGAN, EnqueueBatcher
+from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
@@ -235,9 +235,8 @@ class Client:
         """
         job_id = options.pop("id", None)
         parsed = self._parse_options(options)
-        new = self._make_job(job, parsed)
-        if job_id is not None:
-            new = _with_id(new, job_id)
+        checked_id = None if job_id is None else check_name("job id", job_id)
+        new = self._make_job(job, parsed, checked_id)
         return await self._enqueue_one(job, new, parsed)
 
     async def enqueue_many(
@@ -364,9 +363,11 @@ class Client:
         - `JobNotFound`: no job has the id.
         """
         seconds = None if timeout is None else to_seconds(timeout)
-        deadline = None if seconds is None else _began(self.clock) + seconds
+        deadline = None if seconds is None else _get_call_start(self.clock) + seconds
         pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
-        while not (record := await self._record_by(deadline, job_id, seconds)).state.finished:
+        while not (
+            record := await self._get_record_before(deadline, job_id, seconds)
+        ).state.finished:
             left = math.inf if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
@@ -417,7 +418,7 @@ class Client:
         self._check_open()
         return await self.backend.get(check_name("job id", job_id))
 
-    async def _record_by(
+    async def _get_record_before(
         self, deadline: float | None, job_id: str, seconds: float | None
     ) -> JobRecord:
         """Return the record as `_get_record` does.
@@ -465,8 +466,10 @@ class Client:
         return parse_options(self._limits, **options) if options else NOTHING_PARSED
 
     def _make_job(self, job: AnyJob, parsed: ParsedOptions, job_id: str | None = None) -> NewJob:
-        """Return a job in the backend's form, with a new id. Hot path: runs for each job of a bulk
-        enqueue."""
+        """Return a job in the backend's form; without `job_id`, with a new id.
+
+        Hot path: runs for each job of a bulk enqueue.
+        """
         declaration = require_declaration(job)
         priority = parsed.priority
         return NewJob(
@@ -587,8 +590,8 @@ class Client:
 def prepare_job(client: Client, job: AnyJob, **options: Unpack[EnqueueManyOptions]) -> NewJob:
     """Return a job in the backend's form, with a new id, without storing it.
 
-    The job and its options are validated as in `enqueue`; `InvalidJob`. For operations other than
-    `enqueue` that store jobs, such as the tick of a schedule.
+    Raises `InvalidJob`, as `enqueue` does. For operations other than `enqueue` that store jobs,
+    such as the tick of a schedule.
     """
     return client._make_job(job, client._parse_options(options))
 
@@ -609,10 +612,6 @@ async def run_enqueue_middleware(
 
     pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
-
-
-def _with_id(job: NewJob, job_id: str) -> NewJob:
-    return msgspec.structs.replace(job, id=check_name("job id", job_id))
 
 
 def _to_caller_connection(connection: object) -> CallerConnection:
@@ -644,10 +643,10 @@ def _make_enqueueing(job: object, new: NewJob) -> Enqueueing:
     )
 
 
-def _began(clock: Clock) -> float:
-    """Return the monotonic time at which the current call began."""
-    began = CALL_BEGAN.get()
-    return clock.monotonic() if began is None else began
+def _get_call_start(clock: Clock) -> float:
+    """Return the monotonic time at which the current call started."""
+    started = CALL_STARTED.get()
+    return clock.monotonic() if started is None else started
 
 
 def _describe_end(record: JobRecord) -> str | None:

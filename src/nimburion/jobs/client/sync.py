@@ -19,7 +19,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from nimburion.core.durations import to_seconds
 from nimburion.core.errors import BackendUnavailable
-from nimburion.jobs.client.batching import CALL_BEGAN, choose_limit
+from nimburion.jobs.client.batching import CALL_STARTED, choose_limit
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
 
@@ -123,7 +123,7 @@ class SyncClient:
         if loop is not None:
             return run_on_loop(loop, partial(method, self._client, *args, **kwargs), connection)
         seconds = _measure_time(method, args, kwargs)
-        with self._find_portal().used() as portal:
+        with self._find_portal().use_portal() as portal:
             make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
             return run_on_loop(portal.loop, make, connection)
 
@@ -173,7 +173,7 @@ class _ProcessPortal:
         self._portal: _Portal | None = None
 
     @contextmanager
-    def used(self) -> Iterator[_Portal]:
+    def use_portal(self) -> Iterator[_Portal]:
         """Yield the portal, and count its user while the block runs."""
         with self._lock:
             if self._portal is None:
@@ -221,11 +221,11 @@ class _Portal:
         """Run a method of the client. The time to open the client counts towards the call's
         timeout."""
         if self.client._loop is None:
-            CALL_BEGAN.set(self.client.clock.monotonic())
-            await self._opened(seconds)
+            CALL_STARTED.set(self.client.clock.monotonic())
+            await self._wait_until_open(seconds)
         return await make()
 
-    async def _opened(self, seconds: float | None) -> None:
+    async def _wait_until_open(self, seconds: float | None) -> None:
         """Wait until the client is open. Concurrent calls share one opening and its result."""
         timeout = self.client.settings.enqueue_timeout
         limit = choose_limit(timeout if seconds is None else min(seconds, timeout))

@@ -181,7 +181,7 @@ class RunningWorker:
         if self._worker.task is not None:
             await self._worker.close_session(stuck)
         self._threads.close()
-        self._guard.disarm()
+        self._guard.disable()
         await self._watchdog.stop()
 
     def _on_signal(self) -> None:

@@ -53,7 +53,7 @@ class ForkGuard:
         _hooks.install()
         _hooks.guards.add(self)
 
-    def disarm(self) -> None:
+    def disable(self) -> None:
         """Stop watching for forks. Idempotent."""
         _hooks.guards.discard(self)
 

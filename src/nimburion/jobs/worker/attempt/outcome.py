@@ -69,12 +69,12 @@ def classify_exception(
     """
     kind = type(raised)
     if issubclass(kind, Snooze):
-        return _snoozed(raised, attempt, limit)
+        return _classify_snooze(raised, attempt, limit)
     if issubclass(kind, Cancel):
-        return CancelRequested(clean_text(_reason(raised), MAX_MESSAGE_BYTES))
+        return CancelRequested(clean_text(_read_reason(raised), MAX_MESSAGE_BYTES))
     if issubclass(kind, Retry):
         return AttemptFailed(
-            describe_exception(raised, attempt, "failure", limit), _seconds(raised, "after")
+            describe_exception(raised, attempt, "failure", limit), _read_seconds(raised, "after")
         )
     if issubclass(kind, UnreadablePayload):
         return AttemptFailed(describe_exception(raised, attempt, "unreadable", limit))
@@ -83,12 +83,12 @@ def classify_exception(
     return AttemptFailed(describe_exception(raised, attempt, "failure", limit))
 
 
-def _snoozed(raised: BaseException, attempt: int, limit: int) -> Outcome:
+def _classify_snooze(raised: BaseException, attempt: int, limit: int) -> Outcome:
     """Return the outcome of a Snooze.
 
     A snooze without a valid duration is a failure, because a default would repeat it for ever.
     """
-    delay = _seconds(raised, "for_")
+    delay = _read_seconds(raised, "for_")
     if delay is not None:
         return Snoozed(delay)
     error = describe_exception(raised, attempt, "failure", limit)
@@ -96,7 +96,7 @@ def _snoozed(raised: BaseException, attempt: int, limit: int) -> Outcome:
     return AttemptFailed(msgspec.structs.replace(error, message=clean_text(message, limit // 4)))
 
 
-def _reason(raised: BaseException) -> str:
+def _read_reason(raised: BaseException) -> str:
     try:
         reason = raised.reason  # type: ignore[attr-defined]
     except BaseException:  # noqa: BLE001 - a subclass that does not call super().__init__
@@ -104,7 +104,7 @@ def _reason(raised: BaseException) -> str:
     return _format_message(reason)
 
 
-def _seconds(raised: BaseException, attribute: str) -> float | None:
+def _read_seconds(raised: BaseException, attribute: str) -> float | None:
     """Return the duration in `attribute` in seconds; None if it is missing or not a number."""
     try:
         value: Any = getattr(raised, attribute)
@@ -142,7 +142,7 @@ def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: i
 
     Longer texts are cut in the middle. Never raises.
     """
-    error_type = clean_text(_type_name(raised), 512)
+    error_type = clean_text(_get_type_name(raised), 512)
     message = clean_text(_format_message(raised), limit // 4)
     return AttemptError(
         attempt=attempt,
@@ -168,7 +168,7 @@ _QUALNAME = vars(type)["__qualname__"]
 """The descriptor that reads a class name without the attributes of its metaclass."""
 
 
-def _type_name(raised: BaseException) -> str:
+def _get_type_name(raised: BaseException) -> str:
     return str.__str__(_QUALNAME.__get__(type(raised)))
 
 
@@ -176,14 +176,14 @@ def _format_message(raised: object) -> str:
     try:
         return str.__str__(str(raised))  # converts an instance of a subclass to a plain str
     except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
-        return f"<its str() raised {_type_name(error)}>"
+        return f"<its str() raised {_get_type_name(error)}>"
 
 
 def _format_traceback(raised: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(raised, limit=-50))
     except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
-        return f"<its traceback could not be formatted: {_type_name(error)}>"
+        return f"<its traceback could not be formatted: {_get_type_name(error)}>"
 
 
 _TRACEBACK = vars(BaseException)["__traceback__"]
