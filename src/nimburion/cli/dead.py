@@ -27,7 +27,7 @@ from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.cli.records import draw_whole_record, record_to_data
 from nimburion.core.escaping import escape_controls
-from nimburion.core.job import JobRecord, Reason, State
+from nimburion.core.job import FAILED_ONLY, JobRecord, Reason, State
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nimburion.core.queries import JobFilter
 
 F = TypeVar("F", bound=Callable[..., object])
-FAILED_ONLY = (State.FAILED,)
 
 
 @click.group()
@@ -145,7 +144,7 @@ def replay(
 ) -> None:
     """Make dead letters pending again, by id, or all that match (then --yes is needed).
 
-    They keep id, payload and history; their counts begin anew.
+    They keep id, payload and history; their counts start at 0 again.
     """
     narrowed = {"queue": queue, "name": name, "reason": reason}
     which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)

@@ -27,13 +27,12 @@ from nimburion.cli.output import print_result
 from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
 from nimburion.core.errors import JobNotFound
 from nimburion.core.escaping import escape_controls
-from nimburion.core.job import FINISHED, State
+from nimburion.core.job import UNFINISHED, State
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
     from nimburion.core.queries import JobFilter, Page
 
-UNFINISHED = frozenset(State) - FINISHED
 _WORDS = MappingProxyType(
     {
         "requested": "running: its worker was asked to cancel it",

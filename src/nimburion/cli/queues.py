@@ -14,7 +14,7 @@ from nimburion.cli.parameters import parse_duration
 from nimburion.core.escaping import escape_controls
 from nimburion.core.limits import check_name
 from nimburion.core.queries import QueueInfo
-from nimburion.core.unserved import Unserved, find_unserved
+from nimburion.core.unserved import Unserved, find_unserved, list_reasons
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -46,7 +46,7 @@ async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]
 def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
     """Return a queue as JSON data."""
     data: dict[str, object] = msgspec.to_builtins(queue)
-    data["unserved"] = {jobs.name: jobs.reason for jobs in unserved if jobs.queue == queue.name}
+    data["unserved"] = list_reasons(queue.name, unserved)
     return data
 
 

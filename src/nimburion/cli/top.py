@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nimburion.core.backend import Backend
 
 _RATE_SECONDS = 300
-"""Rates are those of the last five whole minutes."""
+"""The view covers at least the last five minutes, from the start of a minute."""
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -78,8 +78,13 @@ async def read_overview(backend: Backend) -> Overview:
         now=now,
         queues=await backend.queues(),
         workers=await backend.sessions(),
-        statistics=await backend.statistics(now - _RATE_SECONDS - 60, now, 60),
+        statistics=await backend.statistics(find_window_start(now), now, 60),
     )
+
+
+def find_window_start(now: float) -> float:
+    """Return the time from which rates, waiting times, running times and failures count."""
+    return (now - _RATE_SECONDS) // 60 * 60
 
 
 def format_view(overview: Overview) -> str:
@@ -109,13 +114,11 @@ def format_headline(overview: Overview) -> str:
 
 
 def compute_rates(overview: Overview) -> dict[str, float]:
-    """Return the completed jobs per second by queue, of the last whole minutes."""
-    begin = (overview.now - _RATE_SECONDS) // 60 * 60
+    """Return the completed jobs per second by queue, over the whole window."""
+    seconds = overview.now - find_window_start(overview.now)
     rates: dict[str, float] = {}
     for row in overview.statistics:
-        if row.start >= begin:
-            completed = row.counters.completed / max(60.0, overview.now - begin)
-            rates[row.queue] = rates.get(row.queue, 0.0) + completed
+        rates[row.queue] = rates.get(row.queue, 0.0) + row.counters.completed / seconds
     return rates
 
 

@@ -37,6 +37,8 @@ class State(enum.StrEnum):
 
 
 FINISHED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+UNFINISHED = frozenset(State) - FINISHED
+FAILED_ONLY = frozenset({State.FAILED})
 
 _WAITING = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})
 

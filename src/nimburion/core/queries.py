@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.job import FINISHED, JobRecord, State
+from nimburion.core.job import FAILED_ONLY, FINISHED, JobRecord, State
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failed_states(self) -> frozenset[State]:
         """The states of the jobs that `replay` may select."""
-        return _FAILED_ONLY if self.states is None else self.states & _FAILED_ONLY
+        return FAILED_ONLY if self.states is None else self.states & FAILED_ONLY
 
     @property
     def finished_states(self) -> frozenset[State]:
@@ -107,8 +107,6 @@ def _is_in_range(at: float | None, start: float | None, end: float | None) -> bo
         return start is None and end is None
     return (start is None or at >= start) and (end is None or at < end)
 
-
-_FAILED_ONLY = frozenset({State.FAILED})
 
 EVERY_JOB = JobFilter()
 

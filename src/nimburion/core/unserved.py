@@ -71,6 +71,11 @@ def find_unserved(queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]) 
     ]
 
 
+def list_reasons(queue: str, found: Iterable[Unserved]) -> dict[str, str]:
+    """Return the names of a queue whose waiting jobs no live worker takes, with the reasons."""
+    return {unserved.name: unserved.reason for unserved in found if unserved.queue == queue}
+
+
 def _explain(
     served: set[str] | None, name: str, known: set[str]
 ) -> Literal["queue", "name", "lane"]:

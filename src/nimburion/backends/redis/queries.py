@@ -33,7 +33,7 @@ from nimburion.backends.server.encoding import MICRO, STATE_CODES, STATES, decod
 from nimburion.core.errors import JobNotFound
 from nimburion.core.explanations import Facts
 from nimburion.core.failure_groups import FailureGroup, group_failures
-from nimburion.core.job import AttemptError, JobRecord, Progress, State
+from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.session import (
     MAX_HOLDERS,
@@ -56,7 +56,6 @@ _PASSED_PER_CHECKED = 16
 """A call passes at most this many seqs for each job that it may check. A script checks 250 jobs
 at least, or passes 4,000 seqs, most of them of deleted jobs.
 """
-_FAILED_ONLY = frozenset({State.FAILED})
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -185,7 +184,7 @@ def _find_first_micros(seconds: float) -> int:
 
 def choose_sources(states: frozenset[State] | None, *, deletes: bool) -> list[bytes]:
     """Return the names of the collections to scan, in order."""
-    if states is not None and states <= _FAILED_ONLY:
+    if states is not None and states <= FAILED_ONLY:
         return [b"dead"]
     if not deletes:
         return [b"all"]

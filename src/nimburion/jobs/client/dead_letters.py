@@ -8,13 +8,12 @@ import msgspec
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import JobRecord, State
+from nimburion.core.job import FAILED_ONLY, JobRecord, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 
 _BATCH_SIZE = 500
 """The most jobs that one backend operation replays or deletes."""
-_FAILED = frozenset({State.FAILED})
 
 Ids = list[str]
 
@@ -58,7 +57,7 @@ class DeadLetters:
         again. Jobs that are not failed are skipped, so a second call changes nothing. So is a job
         whose unique key another job holds now.
         """
-        return await self._replay(JobFilter(states=_FAILED, ids=job_ids))
+        return await self._replay(JobFilter(states=FAILED_ONLY, ids=job_ids))
 
     async def replay_all(
         self,
@@ -104,4 +103,4 @@ class DeadLetters:
                 return ids
 
     def _filter(self, queue: str | None, name: str | None, reason: str | None) -> JobFilter:
-        return JobFilter(states=_FAILED, queue=queue, name=name, reason=reason)
+        return JobFilter(states=FAILED_ONLY, queue=queue, name=name, reason=reason)

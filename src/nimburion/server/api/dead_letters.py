@@ -9,13 +9,11 @@ from msgspec import Meta
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.failure_groups import FailureGroups
-from nimburion.core.job import Reason, State
+from nimburion.core.job import FAILED_ONLY, Reason, State
 from nimburion.core.queries import JobFilter
 from nimburion.server.api.jobs import JobPage, SearchQuery, check_selection, summarize_page
 from nimburion.server.api.names import Cursor, Name, PageSize
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
-
-_FAILED = frozenset({State.FAILED})
 
 
 class GroupQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +42,7 @@ class DeadLetterSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         filters = (self.queue, self.name, self.reason)
         check_selection(self.ids, any(value is not None for value in filters), self.all)
         return JobFilter(
-            states=_FAILED,
+            states=FAILED_ONLY,
             ids=self.ids or None,
             queue=self.queue,
             name=self.name,
@@ -83,7 +81,7 @@ class PurgeReport(msgspec.Struct, frozen=True, kw_only=True):
 async def list_dead_letters(request: ApiRequest[SearchQuery, NoBody]) -> JobPage:
     """List dead letters, most recently enqueued first."""
     query = request.query
-    which = query.make_filter(_FAILED)
+    which = query.make_filter(FAILED_ONLY)
     page = await request.services.backend.list_jobs(which, limit=query.limit, after=query.after)
     return summarize_page(page)
 
@@ -91,7 +89,7 @@ async def list_dead_letters(request: ApiRequest[SearchQuery, NoBody]) -> JobPage
 async def list_failure_groups(request: ApiRequest[GroupQuery, NoBody]) -> FailureGroups:
     """Group the newest 10,000 dead letters by their error, the largest group first."""
     query = request.query
-    which = JobFilter(states=_FAILED, queue=query.queue, name=query.name, reason=query.reason)
+    which = JobFilter(states=FAILED_ONLY, queue=query.queue, name=query.name, reason=query.reason)
     return await request.services.backend.group_failures(which, limit=query.limit)
 
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.explanations import Cause, find_causes
 from nimburion.core.job import (
-    FINISHED,
+    UNFINISHED,
     AttemptError,
     AttemptInfo,
     JobRecord,
@@ -35,8 +35,6 @@ from nimburion.server.api.names import (
 )
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import Problem
-
-UNFINISHED = tuple(state for state in State if state not in FINISHED)
 
 
 class ErrorSummary(msgspec.Struct, frozen=True):
@@ -317,7 +315,7 @@ async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
     backend = request.services.backend
     ids, following = body.ids, None
     if not ids:
-        states = frozenset(State(state) for state in body.state) or frozenset(UNFINISHED)
+        states = frozenset(State(state) for state in body.state) or UNFINISHED
         which = JobFilter(states=states, queue=body.queue, name=body.name)
         page = await backend.list_jobs(which, limit=body.limit, after=body.after)
         ids, following = tuple(record.id for record in page.jobs), page.next

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from nimburion.core.job import State
 from nimburion.core.queries import Pause, QueueInfo
-from nimburion.core.unserved import Unserved, find_unserved
+from nimburion.core.unserved import Unserved, find_unserved, list_reasons
 from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import Problem
@@ -126,7 +126,7 @@ async def resume_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
 
 
 def _summarize(queue: QueueInfo, unserved: list[Unserved]) -> QueueSummary:
-    reasons = {jobs.name: jobs.reason for jobs in unserved if jobs.queue == queue.name}
+    reasons = list_reasons(queue.name, unserved)
     return QueueSummary(**msgspec.structs.asdict(queue), unserved=reasons)
 
 
