@@ -399,7 +399,7 @@ def test_the_command_runs_the_server_without_a_worker(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "server.host: 0.0.0.0 can be reached from other hosts"),
-        (["--backend", "memory://"], "memory:// lives inside one process"),
+        (["--backend", "memory://"], "memory:// is a memory backend"),
         (["--port", "70000"], "70000 is not in the range 0<=x<=65535"),
     ],
 )

@@ -78,7 +78,8 @@ def draw_record(record: JobRecord) -> None:
             "id": record.id,
             "name": record.name,
             "queue": record.queue,
-            "state": record.state.value + (" (cancel asked)" if record.cancel_requested else ""),
+            "state": record.state.value
+            + (" (cancel requested)" if record.cancel_requested else ""),
             "attempt": record.attempt,
             "failures": record.failures or None,
             "lost": record.lost or None,

@@ -30,8 +30,8 @@ def server(*, host: str | None, port: int | None, log_level: str) -> None:
     config = current_invocation().load(server={**chosen, "enabled": True})
     if not open_backend(config.jobs.url).capabilities.shared:
         raise BadInput(
-            f"{redact_url(config.jobs.url)} lives inside one process; from here there is nothing "
-            "to see"
+            f"{redact_url(config.jobs.url)} is a memory backend, which only its own process can "
+            "read; choose another backend"
         )
     start_logging(log_level, config.telemetry.log_format)
     bootstrap(config).run()

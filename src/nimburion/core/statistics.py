@@ -122,7 +122,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     step: int
     """The length of the interval in seconds, a key of `STEPS`."""
     start: int
-    """The begin of the interval in epoch seconds, a multiple of `step`."""
+    """The start of the interval in epoch seconds, a multiple of `step`."""
     queue: str
     name: str
     counters: Counters

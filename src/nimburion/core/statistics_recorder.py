@@ -31,7 +31,7 @@ class StatisticsRecorder:
         self._changed: set[_Key] = set()
 
     def begin(self) -> None:
-        """Begin anew under another source: forget the rows, but not what was counted in them."""
+        """Start again under another source: forget the rows, but not what was counted in them."""
         self._rows.clear()
         self._changed.clear()
 

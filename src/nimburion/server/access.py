@@ -95,7 +95,7 @@ class AccessControl:
     def _check_host(self, request: Request) -> None:
         hosts = request.headers.getlist("host")
         if len(hosts) > 1:
-            raise Problem(400, "invalid-host", "the header Host is there more than once")
+            raise Problem(400, "invalid-host", "the header Host is repeated")
         if self._checks_host and not self._is_own_host(hosts[0].lower() if hosts else ""):
             raise Problem(
                 421,

@@ -56,7 +56,7 @@ class BackendChecks:
                 found = await backend.check()
                 workers = check_workers(await backend.queues(), await backend.sessions())
         except TimeoutError:
-            advice = "see that the address is right, and that nothing between here and there hangs"
+            advice = "check the URL and the network path to the backend"
             text = f"none within {CHECKS_TIMEOUT:.0f} s"
             return [described, CheckResult("answer", "error", text, advice)]
         except NimburionError as error:

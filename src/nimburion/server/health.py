@@ -34,7 +34,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ok: bool
     phase: Phase
     reasons: tuple[str, ...] = ()
-    """What is not as it should be."""
+    """Why the check failed."""
 
 
 class LoopTurns:
@@ -56,7 +56,7 @@ class LoopTurns:
             self._task = asyncio.create_task(self._run(), name="nimburion-loop-turns")
 
     async def stop(self) -> None:
-        """Stop to note turns."""
+        """Stop noting turns."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -71,7 +71,7 @@ class ManagementServer:
         _log.info("management server: %s (%s)", self.url, self._describe_access())
 
     async def stop(self) -> None:
-        """Stop to listen; requests that are being answered get two seconds. You can call it
+        """Stop listening; requests that are being answered get two seconds. You can call it
         repeatedly.
         """
         server, self._server = self._server, None
@@ -138,7 +138,7 @@ class _QuietServer(uvicorn.Server):
         self._listening.set()
 
     def stop(self) -> None:
-        """Stop to listen, and end the connections."""
+        """Stop listening, and end the connections."""
         self.should_exit = True
         self._stopping.set()
 

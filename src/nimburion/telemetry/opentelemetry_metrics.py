@@ -142,7 +142,7 @@ class OpenTelemetryMetrics:
         """Return a family for the callback `reader`.
 
         A collection calls every callback once. A callback that is called again belongs to the next
-        collection, which reads the metrics anew.
+        collection, which reads the metrics again.
         """
         with self._lock:
             if not self._read or reader in self._read:

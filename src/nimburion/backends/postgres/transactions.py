@@ -145,7 +145,7 @@ async def complete_job(
     now: int | None,
     arguments: tuple[object, ...],
 ) -> str:
-    """Complete a job as the last statement before a commit. Return the outcome, for example `done`."""
+    """Complete a job as the last statement before a commit. Return its outcome: `done`, …"""
     (code,) = await context.call_function(adapter, _COMPLETE, now, *arguments)
     return str(code)
 

@@ -82,7 +82,9 @@ class OpenHandle(Generic[C]):
         if connections is None:
             raise NotOpen(f"{self._name} is not open; call open() first")
         if self._pid != os.getpid():
-            raise NotOpen(f"{self._name} was opened before a fork; open() it anew here")
+            raise NotOpen(
+                f"{self._name} was opened before a fork; call open() again in this process"
+            )
         return connections
 
     def _is_open_here(self) -> bool:

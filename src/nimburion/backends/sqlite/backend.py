@@ -313,7 +313,9 @@ class SQLiteBackend:
 
     def _make_not_open_error(self) -> NotOpen:
         if self._writer is not None:
-            return NotOpen(f"{self.describe()} was opened before a fork; open() it anew here")
+            return NotOpen(
+                f"{self.describe()} was opened before a fork; call open() again in this process"
+            )
         return NotOpen(f"{self.describe()} is not open; call open() first")
 
     # --- enqueue and cancel ---

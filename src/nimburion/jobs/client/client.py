@@ -365,9 +365,10 @@ class Client:
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _get_call_start(self.clock) + seconds
         pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
-        while not (
-            record := await self._get_record_before(deadline, job_id, seconds)
-        ).state.finished:
+        while True:
+            record = await self._get_record_before(deadline, job_id, seconds)
+            if record.state.finished:
+                break
             left = math.inf if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")

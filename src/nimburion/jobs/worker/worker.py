@@ -423,7 +423,7 @@ class Worker:
         self._trigger.wake()
 
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
-        """Obey the command and the cancel requests that the reply carries."""
+        """Apply the command and the cancel requests that the reply carries."""
         self._apply_command(reply.command)
         cancelled = set(reply.cancel)
         slots = self._slots

@@ -164,7 +164,7 @@ def parse_query(pairs: Iterable[tuple[str, str]], kind: type[QueryT]) -> QueryT:
         if isinstance(fields[name].default, tuple):
             cast("list[str]", values.setdefault(name, [])).append(text)
         elif name in values:
-            raise make_parameter_problem(name, f"the parameter {name!r} is there more than once")
+            raise make_parameter_problem(name, f"the parameter {name!r} is repeated")
         else:
             values[name] = text
     try:

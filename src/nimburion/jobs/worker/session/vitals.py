@@ -49,7 +49,7 @@ class VitalsReader:
         )
 
     def forget_lag(self, reported: Vitals) -> None:
-        """Measure the loop lag anew, unless it grew since it was reported."""
+        """Restart the measurement of the loop lag, unless the lag grew since it was reported."""
         if round(self._worst_lag, 4) <= reported.loop_lag:
             self._worst_lag = 0.0
 

@@ -170,7 +170,7 @@ INSERT INTO {schema}.horizon VALUES ('completed', -9223372036854775808, 0), ('re
 
 -- How many jobs of a lane ended in a state in a period. `count_new_finished_1` counts each job once.
 CREATE TABLE {schema}.finished_count (
-    since int8 NOT NULL,                -- begin of the period, included
+    since int8 NOT NULL,                -- start of the period, included
     upto int8 NOT NULL,                 -- end of the period, excluded
     lane int4 NOT NULL,
     state int2 NOT NULL,
@@ -252,7 +252,7 @@ CREATE TABLE {schema}.schedule (
 
 -- Counters of jobs, one row for each interval, queue, name and process. After a while the processes are merged into one row.
 CREATE TABLE {schema}.statistics (
-    start int8 NOT NULL,                -- begin of the interval, in seconds
+    start int8 NOT NULL,                -- start of the interval, in seconds
     step int4 NOT NULL,                 -- length of the interval, in seconds
     queue text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,

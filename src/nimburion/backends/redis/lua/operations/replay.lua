@@ -1,4 +1,4 @@
--- replay: makes dead letters pending again. Id, seq, payload and history stay; counts begin anew; fences continue to rise.
+-- replay: makes dead letters pending again. Id, seq, payload and history stay; counts start at 0 again; fences continue to rise.
 -- Keys: job attempt_state ready dead_letter dead_letter_time
 -- Arguments: those of scan_jobs.lua; the codes of the filter are F
 -- Reply: {field to continue after, 1 if no jobs remain, {id, ...} replayed, {id, ...} not replayed because another job holds their

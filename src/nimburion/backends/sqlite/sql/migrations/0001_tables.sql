@@ -152,7 +152,7 @@ CREATE TABLE schedule (
 -- What happened to the jobs of one queue and name in an interval, as counted by one process.
 CREATE TABLE job_statistics (
     step INTEGER NOT NULL,              -- the length of the interval in seconds
-    start INTEGER NOT NULL,             -- its begin in seconds since 1970-01-01 UTC
+    start INTEGER NOT NULL,             -- its start in seconds since 1970-01-01 UTC
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
     source TEXT NOT NULL,               -- the process that counted; '' for the sum of several
