@@ -29,7 +29,7 @@ from nimburion.jobs.worker.attempt.attempt import (
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
-from nimburion.jobs.worker.exchange.prefetch import LaneSelector
+from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.session.session import make_session
 
 _MAX_ROWS = 500

@@ -41,9 +41,9 @@ from nimburion.jobs.worker.attempt.attempt import (
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeTrigger
+from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.prefetch import (
     MAX_REQUESTED,
-    LaneSelector,
     Prefetch,
     PrefetchWatchdog,
 )

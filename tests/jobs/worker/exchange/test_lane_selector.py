@@ -6,7 +6,7 @@ from nimburion.core.exchange import Lane
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.exchange.prefetch import LaneSelector
+from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 
 
 def test_a_queue_at_its_concurrency_is_not_requested() -> None:
