@@ -18,7 +18,7 @@ from starlette.responses import Response
 from nimburion.core.errors import InvalidJob
 from nimburion.core.limits import check_name
 from nimburion.core.suggestions import describe_unknown
-from nimburion.jobs.auditing import Change, audited
+from nimburion.jobs.auditing import Change, record_change
 from nimburion.server.access import Caller, has_json_body
 from nimburion.server.problems import InvalidPart, Problem
 from nimburion.server.services import ManagementServices
@@ -104,17 +104,17 @@ async def run_operation(
     if operation.action is None:
         answer = await operation.handle(parsed)
     else:
-        answer = await _run_audited(operation, operation.action, parsed)
+        answer = await _run_and_record(operation, operation.action, parsed)
     content = msgspec.json.encode(answer)
     return Response(content, operation.status, media_type="application/json")
 
 
-async def _run_audited(
+async def _run_and_record(
     operation: AnyOperation, action: str, request: ApiRequest[Any, Any]
 ) -> object:
     """Run an operation that changes something, and record the change."""
     details = describe_body(request.body)
-    async with audited(
+    async with record_change(
         request.services.backend,
         action.format_map(details),
         by=request.caller.name,
