@@ -13,9 +13,9 @@ from nimburion.cli.exit_codes import NotFound
 from nimburion.cli.filters import (
     STEP,
     add_filter_options,
+    choose_exit_code,
     count_matching,
     describe_filter,
-    exit_for,
     explain_misses,
     format_count,
     make_filter,
@@ -154,7 +154,7 @@ def replay(
     print_result(done.as_data(), lambda: draw_replayed(done))
     if ids:
         all_done = len(done.replayed) == len(set(ids))
-        ctx.exit(exit_for(done.misses.values(), all_done=all_done))
+        ctx.exit(choose_exit_code(done.misses.values(), all_done=all_done))
 
 
 @dataclass
@@ -223,7 +223,7 @@ def purge(
     purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
     print_result({"purged": purged, "not_purged": misses}, lambda: draw_purged(purged, misses))
     if ids:
-        ctx.exit(exit_for(misses.values(), all_done=not misses))
+        ctx.exit(choose_exit_code(misses.values(), all_done=not misses))
 
 
 def draw_purged(purged: int, misses: dict[str, str]) -> None:

@@ -159,7 +159,7 @@ async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) ->
     return misses
 
 
-def exit_for(misses: Collection[str], *, all_done: bool) -> int:
+def choose_exit_code(misses: Collection[str], *, all_done: bool) -> int:
     """Return the exit code of a command that takes ids."""
     if NO_SUCH_JOB in misses:
         return NOT_FOUND

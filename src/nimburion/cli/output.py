@@ -59,7 +59,7 @@ def format_table(
     right = [all(_is_number(row[index]) for row in cells) for index in range(len(headers))]
     lines = []
     for row in [[header.upper() for header in headers], *cells]:
-        cut = [_cut(text, limit) for text, limit in zip(row, widths, strict=True)]
+        cut = [_shorten_middle(text, limit) for text, limit in zip(row, widths, strict=True)]
         padded = [_pad(*cell) for cell in zip(cut, widths, right, strict=True)]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
@@ -83,7 +83,7 @@ def _fit(widths: list[int], least: list[int], width: int | None) -> None:
         excess -= 1
 
 
-def _cut(text: str, width: int) -> str:
+def _shorten_middle(text: str, width: int) -> str:
     """Shorten a text to `width`. The middle is left out: the ends of ids differ most."""
     if _measure_width(text) <= width:
         return text

@@ -45,11 +45,13 @@ def find_processor(target: str, *, show_traceback: bool = False) -> Processor:
         raise BadInput(f"{redact_url(target)} is a URL; give MODULE:NAME, and the URL as --backend")
     if not colon or not all(module_name.split(".")) or not all(path.split(".")):
         raise BadInput(f"{target!r} is not of the form MODULE:NAME, like myapp.jobs:processor")
-    with _blaming(f"{module_name} cannot be imported", show_traceback=show_traceback):
+    with _map_application_errors(
+        f"{module_name} cannot be imported", show_traceback=show_traceback
+    ):
         module = _import(module_name)
     found = _attribute(module, path)
     if not isinstance(found, Processor) and _is_factory(target, found):
-        with _blaming(f"{target} failed", show_traceback=show_traceback):
+        with _map_application_errors(f"{target} failed", show_traceback=show_traceback):
             found = found()  # type: ignore[operator]
     if not isinstance(found, Processor):
         kind = type(found).__name__
@@ -105,7 +107,7 @@ def _is_factory(target: str, found: object) -> bool:
 
 
 @contextmanager
-def _blaming(what: str, *, show_traceback: bool) -> Iterator[None]:
+def _map_application_errors(what: str, *, show_traceback: bool) -> Iterator[None]:
     """Map an error of the application to a one-line error. Errors of nimburion and click pass
     unchanged."""
     from nimburion.core.errors import NimburionError
@@ -117,12 +119,14 @@ def _blaming(what: str, *, show_traceback: bool) -> Iterator[None]:
     except Exception as error:
         if show_traceback:
             click.echo(escape_lines(_format_traceback(error)), err=True)
-        raise _blame(what, error, "" if show_traceback else "; --traceback shows more") from error
+        raise _make_error(
+            what, error, "" if show_traceback else "; --traceback shows more"
+        ) from error
 
 
-def _blame(what: str, error: Exception, hint: str) -> click.ClickException:
+def _make_error(what: str, error: Exception, hint: str) -> click.ClickException:
     if isinstance(error, SyntaxError):
-        place = f"{_relative(error.filename or '?')}, line {error.lineno}"
+        place = f"{_make_relative(error.filename or '?')}, line {error.lineno}"
         return BadInput(f"{what}: {type(error).__name__}: {error.msg} ({place})")
     place = _parse_cursor(error)
     if _is_circular(error):
@@ -150,7 +154,7 @@ def _parse_cursor(error: Exception) -> str:
     """Return file and line of the innermost frame in the code of the application."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_foreign(frame.filename)] or frames
-    return f"{_relative(own[-1].filename)}, line {own[-1].lineno}"
+    return f"{_make_relative(own[-1].filename)}, line {own[-1].lineno}"
 
 
 def _is_foreign(filename: str) -> bool:
@@ -158,7 +162,7 @@ def _is_foreign(filename: str) -> bool:
     return filename.startswith((*_OWN, *_LIBRARIES))
 
 
-def _relative(filename: str) -> str:
+def _make_relative(filename: str) -> str:
     """Return the path relative to the working directory if it is below it, else unchanged."""
     path = Path(filename)
     here = Path.cwd()

@@ -129,7 +129,7 @@ def format_queues(overview: Overview) -> str:
     for row in overview.statistics:
         sums.setdefault(row.queue, Counters()).add(row.counters)
     by_name = {queue.name: queue for queue in overview.queues}
-    names = sorted({*by_name, *rates}, key=lambda name: (-_age(by_name.get(name)), name))
+    names = sorted({*by_name, *rates}, key=lambda name: (-_get_age(by_name.get(name)), name))
     return format_table(
         (
             "queue",
@@ -148,7 +148,7 @@ def format_queues(overview: Overview) -> str:
     )
 
 
-def _age(queue: QueueInfo | None) -> float:
+def _get_age(queue: QueueInfo | None) -> float:
     return queue.oldest_age if queue is not None else 0.0
 
 

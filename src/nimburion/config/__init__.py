@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import cast
 
 from nimburion.config.access_tokens import read_server_settings
-from nimburion.config.backend_url import absolute_path, drop_superseded, make_backend_url
+from nimburion.config.backend_url import drop_superseded, make_absolute_path, make_backend_url
 from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
 from nimburion.config.schema import BACKEND_KEYS, ROOT, read_section
-from nimburion.config.tree import Place, Written, nest, overlay, part, refusal
+from nimburion.config.tree import Place, Written, get_part, make_refusal, nest, overlay
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.limits import Limits
 from nimburion.core.settings import (
@@ -72,7 +72,7 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
         scheduler=read_scheduler_settings(tree),
         server=read_server_settings(tree),
         telemetry=read_telemetry_settings(tree),
-        source=absolute_path(file) if file is not None else None,
+        source=make_absolute_path(file) if file is not None else None,
     )
 
 
@@ -96,9 +96,9 @@ def read_file(file: Path) -> Written:
             content = opened.read(MAX_FILE_SIZE + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise refusal(Place(str(file)), (), f"cannot be read: {reason}") from None
+        raise make_refusal(Place(str(file)), (), f"cannot be read: {reason}") from None
     if len(content) > MAX_FILE_SIZE:
-        raise refusal(Place(str(file)), (), f"larger than {MAX_FILE_SIZE // 1024} KiB")
+        raise make_refusal(Place(str(file)), (), f"larger than {MAX_FILE_SIZE // 1024} KiB")
     return read_yaml(decode_text(content, str(file)), str(file))
 
 
@@ -108,7 +108,7 @@ def decode_text(content: bytes, source: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise refusal(Place(source, line), (), "not UTF-8") from None
+        raise make_refusal(Place(source, line), (), "not UTF-8") from None
 
 
 def merge_layer(lower: Written, upper: Written | None) -> Written:
@@ -119,7 +119,7 @@ def merge_layer(lower: Written, upper: Written | None) -> Written:
     """
     if upper is None or not read_section(ROOT, upper, ()):
         return lower
-    jobs = drop_superseded(part(lower, "jobs"), part(upper, "jobs"))
+    jobs = drop_superseded(get_part(lower, "jobs"), get_part(upper, "jobs"))
     if jobs is not None and isinstance(lower.value, dict):
         lower = Written({**lower.value, "jobs": jobs}, lower.place)
     return overlay(lower, upper)
@@ -128,7 +128,7 @@ def merge_layer(lower: Written, upper: Written | None) -> Written:
 def read_jobs_settings(tree: Written) -> Settings:
     """Return the section `jobs`, validated and complete."""
     read = read_section(ROOT, tree, ())
-    written = part(tree, "jobs") or nest((), Written({}, tree.place))
+    written = get_part(tree, "jobs") or nest((), Written({}, tree.place))
     values = dict(cast("dict[str, object]", read.get("jobs", {})))
     given = {key: values.pop(key) for key in BACKEND_KEYS if key in values}
     values["url"] = make_backend_url(written, given, ("jobs",))
@@ -163,7 +163,7 @@ def read_telemetry_settings(tree: Written) -> TelemetrySettings:
 
 def list_task_places(tree: Written) -> list[str]:
     """Return the place of each task's cron expression, for later error messages."""
-    tasks = part(part(tree, "scheduler"), "tasks")
+    tasks = get_part(get_part(tree, "scheduler"), "tasks")
     written = tasks.value if tasks is not None and isinstance(tasks.value, list) else []
-    found = [part(task, "cron") for task in written]
+    found = [get_part(task, "cron") for task in written]
     return ["" if cron is None else str(cron.place) for cron in found]

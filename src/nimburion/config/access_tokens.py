@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from nimburion.config.schema import ROOT, read_section
-from nimburion.config.tree import Written, part, refusal
+from nimburion.config.tree import Written, get_part, make_refusal
 from nimburion.core.access_rights import describe_exposure
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.settings import ServerSettings, TokenSettings
@@ -24,21 +24,21 @@ def read_server_settings(tree: Written) -> ServerSettings:
     """Return the section `server`, validated. The tokens themselves are not read."""
     read = read_section(ROOT, tree, ())
     values = dict(cast("dict[str, object]", read.get("server", {})))
-    written = part(tree, "server")
+    written = get_part(tree, "server")
     tokens = cast("list[dict[str, object]]", values.pop("tokens", []))
     for index, token in enumerate(tokens):
         if ("file" in token) == ("variable" in token):
-            place = getattr(part(written, "tokens"), "place", tree.place)
+            place = getattr(get_part(written, "tokens"), "place", tree.place)
             path = ("server", "tokens", index)
-            raise refusal(place, path, "name either the `file` or the `variable` of the token")
+            raise make_refusal(place, path, "name either the `file` or the `variable` of the token")
     settings = ServerSettings(
         **values,  # type: ignore[arg-type]
         tokens=tuple(TokenSettings(**token) for token in tokens),  # type: ignore[arg-type]
     )
     problem = describe_exposure(settings)
     if problem is not None:
-        place = getattr(part(written, "host"), "place", tree.place)
-        raise refusal(place, ("server", "host"), problem)
+        place = getattr(get_part(written, "host"), "place", tree.place)
+        raise make_refusal(place, ("server", "host"), problem)
     return settings
 
 

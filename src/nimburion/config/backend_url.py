@@ -14,7 +14,7 @@ import msgspec
 
 from nimburion.backends import FAMILIES
 from nimburion.config.schema import BACKEND_KEYS, BACKENDS
-from nimburion.config.tree import Path, Written, part, refusal, without
+from nimburion.config.tree import Path, Written, drop_keys, get_part, make_refusal
 from nimburion.core.errors import ConfigurationError
 
 DEFAULT_FILE = "nimburion.db"
@@ -42,12 +42,12 @@ class BackendOptions(msgspec.Struct, frozen=True):
 
     def make_error(self, key: str, problem: str) -> Exception:
         """Return the error for `key`, with its place."""
-        place = getattr(part(self.tree, key), "place", self.tree.place)
-        return refusal(place, (*self.path, key), problem)
+        place = getattr(get_part(self.tree, key), "place", self.tree.place)
+        return make_refusal(place, (*self.path, key), problem)
 
-    def section(self, name: str) -> BackendOptions:
+    def select_section(self, name: str) -> BackendOptions:
         """Return the settings in the section of one backend."""
-        tree = part(self.tree, name) or Written({}, self.tree.place)
+        tree = get_part(self.tree, name) or Written({}, self.tree.place)
         values = cast("Values", self.values.get(name, {}))
         return BackendOptions(tree, values, (*self.path, name))
 
@@ -57,16 +57,16 @@ def drop_superseded(lower: Written | None, upper: Written | None) -> Written | N
 
     If `upper` names a backend, no setting of `lower` may name another.
     """
-    if part(upper, "url") is not None:
-        return without(lower, frozenset(BACKEND_KEYS))
-    if part(upper, "backend") is not None or _has_address(upper):
-        return without(lower, frozenset({"url"}))
+    if get_part(upper, "url") is not None:
+        return drop_keys(lower, frozenset(BACKEND_KEYS))
+    if get_part(upper, "backend") is not None or _has_address(upper):
+        return drop_keys(lower, frozenset({"url"}))
     return lower
 
 
 def _has_address(tree: Written | None) -> bool:
-    sections = (part(tree, name) for name in BACKENDS)
-    return any(part(section, key) is not None for section in sections for key in _ADDRESSES)
+    sections = (get_part(tree, name) for name in BACKENDS)
+    return any(get_part(section, key) is not None for section in sections for key in _ADDRESSES)
 
 
 def make_backend_url(tree: Written, values: Values, path: Path) -> str:
@@ -80,7 +80,7 @@ def make_backend_url(tree: Written, values: Values, path: Path) -> str:
         return _find_complete_url(given)
     name = _choose_backend(given)
     _log_unused(given, name)
-    return _URLS[name](given.section(name))
+    return _URLS[name](given.select_section(name))
 
 
 def _find_complete_url(given: BackendOptions) -> str:
@@ -148,16 +148,16 @@ def _with_options(given: BackendOptions, url: str, options: tuple[str, ...]) -> 
         if option in given.values:
             if option in there:
                 raise given.make_error(option, "url sets this already; keep one of them")
-            pairs.append(f"{option}={_as_option(option, given.values[option])}")
+            pairs.append(f"{option}={_format_option(option, given.values[option])}")
     return f"{url}{'&' if mark else '?'}{'&'.join(pairs)}" if pairs else url
 
 
-def _as_option(option: str, value: object) -> str:
+def _format_option(option: str, value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:g}"
-    return quote(absolute_path(str(value)) if option in _FILES else str(value), safe="/:")
+    return quote(make_absolute_path(str(value)) if option in _FILES else str(value), safe="/:")
 
 
 def _make_postgres_url(given: BackendOptions) -> str:
@@ -236,13 +236,13 @@ def make_absolute(url: str) -> str:
 
 def make_sqlite_url(path: str) -> str:
     """Return the URL of a file. Characters with a meaning in URLs are escaped."""
-    escaped = absolute_path(path).translate(
+    escaped = make_absolute_path(path).translate(
         {ord(character): f"%{ord(character):02X}" for character in "%?#"}
     )
     return f"sqlite:///{escaped}"
 
 
-def absolute_path(path: str | os.PathLike[str]) -> str:
+def make_absolute_path(path: str | os.PathLike[str]) -> str:
     """Return the absolute path; symbolic links are not resolved."""
     try:
         return os.path.abspath(path)  # noqa: PTH100 (resolve() would follow links)

@@ -14,7 +14,16 @@ import msgspec
 
 from nimburion.config.scalars import parse_scalar
 from nimburion.config.schema import JOBS, Section, describe_unknown_key, find_shape
-from nimburion.config.tree import DEEPEST, Path, Place, Written, format_path, nest, overlay, refusal
+from nimburion.config.tree import (
+    DEEPEST,
+    Path,
+    Place,
+    Written,
+    format_path,
+    make_refusal,
+    nest,
+    overlay,
+)
 from nimburion.config.value_types import ValueType
 
 PREFIX = "NIMBURION_"
@@ -43,7 +52,7 @@ def parse_variable(variable: str, text: str) -> Written | None:
         reject_unless_foreign(variable, path, place)
         return None
     if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise refusal(place, path, "not UTF-8")
+        raise make_refusal(place, path, "not UTF-8")
     if isinstance(shape, ValueType):
         return nest(path, Written(parse_scalar(text), place, text))
     from nimburion.config.yaml_reader import read_yaml  # imports PyYAML, so only if needed
@@ -54,12 +63,12 @@ def parse_variable(variable: str, text: str) -> Written | None:
 def reject_unless_foreign(variable: str, path: tuple[str, ...], place: Place) -> None:
     """Raise `ConfigurationError` for a variable that is meant as a setting."""
     if len(path) > 1:
-        raise refusal(place, path, describe_unknown_path(path))
+        raise make_refusal(place, path, describe_unknown_path(path))
     (name,) = path or ("",)
     meant = name.removeprefix("jobs_")
     if meant in JOBS.keys and meant != name:
         right = f"{PREFIX}JOBS__{meant.upper()}"
-        raise refusal(place, (), f"is not read; {variable} must be spelled {right}")
+        raise make_refusal(place, (), f"is not read; {variable} must be spelled {right}")
 
 
 def describe_unknown_path(path: tuple[str, ...]) -> str:
@@ -82,7 +91,7 @@ def read_arguments(arguments: Mapping[str, object]) -> Written | None:
 def to_written(value: object, path: Path) -> Written:
     """Return a Python value as a tree, so that the rules for written settings apply to it."""
     if len(path) > DEEPEST:
-        raise refusal(PLACE, (), f"nested deeper than {DEEPEST} levels")
+        raise make_refusal(PLACE, (), f"nested deeper than {DEEPEST} levels")
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):
@@ -96,4 +105,4 @@ def to_written(value: object, path: Path) -> Written:
     if value is None or isinstance(value, bool | int | float | str):
         return Written(value, PLACE)
     problem = f"a {type(value).__name__} cannot be a setting"
-    raise refusal(PLACE, path, problem)
+    raise make_refusal(PLACE, path, problem)

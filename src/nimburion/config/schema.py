@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import msgspec
 
-from nimburion.config.tree import Path, Written, name_type, refusal
+from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.config.value_types import (
     ValueType,
     choice,
@@ -45,16 +45,16 @@ class SectionList(msgspec.Struct, frozen=True):
 Shape = ValueType | Section | SectionList
 
 
-def bounded(settings: type[msgspec.Struct]) -> dict[str, ValueType]:
+def read_bounded_types(settings: type[msgspec.Struct]) -> dict[str, ValueType]:
     """Return the types of the settings whose bounds `core.settings` declares, in its order."""
     hints = get_type_hints(settings)
     return {
-        name: _number(bounds, float in {hints[name], *get_args(hints[name])})
+        name: _make_number_type(bounds, float in {hints[name], *get_args(hints[name])})
         for name, bounds in read_bounds(settings).items()
     }
 
 
-def _number(bounds: Bounds, seconds: bool) -> ValueType:  # noqa: FBT001 (an adjective of the kind)
+def _make_number_type(bounds: Bounds, seconds: bool) -> ValueType:  # noqa: FBT001 (an adjective of the kind)
     if seconds or bounds.most is None:
         return duration(bounds.least, optional=bounds.optional)
     return integer(int(bounds.least), int(bounds.most), optional=bounds.optional)
@@ -108,7 +108,7 @@ BACKENDS: Mapping[str, Shape] = MappingProxyType(
 QUEUE = Section(
     {
         "name": name(),
-        **bounded(QueueSettings),
+        **read_bounded_types(QueueSettings),
         "keep_arguments": choice("auto", "yes", "no"),
     },
     required=frozenset({"name"}),
@@ -132,7 +132,7 @@ BACKEND_KEYS: Mapping[str, Shape] = MappingProxyType(
 )
 """The keys that together select the backend. `Settings.url` is built from them."""
 
-_NUMBERS = bounded(Settings)
+_NUMBERS = read_bounded_types(Settings)
 
 JOBS = Section(
     {
@@ -225,13 +225,15 @@ def read_section(section: Section, written: Written, path: Path) -> dict[str, ob
         return {}
     if not isinstance(written.value, dict):
         keys = ", ".join(section.keys)
-        found = name_type(written.value)
-        raise refusal(written.place, path, f"expected a map of {keys}; found {found}")
+        found = describe_type(written.value)
+        raise make_refusal(written.place, path, f"expected a map of {keys}; found {found}")
     for key, value in written.value.items():
         if key not in section.keys:
-            raise refusal(value.place, (*path, key), describe_unknown_key(key, section.keys, path))
+            raise make_refusal(
+                value.place, (*path, key), describe_unknown_key(key, section.keys, path)
+            )
     for key in sorted(section.required - written.value.keys()):
-        raise refusal(written.place, path, f"{key} is missing")
+        raise make_refusal(written.place, path, f"{key} is missing")
     return {
         key: read_value(section.keys[key], value, (*path, key))
         for key, value in written.value.items()
@@ -244,8 +246,8 @@ def read_series(series: SectionList, written: Written, path: Path) -> list[dict[
         return []
     if not isinstance(written.value, list):
         keys = ", ".join(series.each.keys)
-        found = name_type(written.value)
-        raise refusal(written.place, path, f"expected a list of maps of {keys}; found {found}")
+        found = describe_type(written.value)
+        raise make_refusal(written.place, path, f"expected a list of maps of {keys}; found {found}")
     items: list[dict[str, object]] = []
     seen: set[object] = set()
     for index, item in enumerate(written.value):
@@ -253,7 +255,7 @@ def read_series(series: SectionList, written: Written, path: Path) -> list[dict[
         mark = values.get(series.unique)
         if mark in seen:
             where = (*path, index, series.unique)
-            raise refusal(item.place, where, f"{mark!r} occurs twice in this list")
+            raise make_refusal(item.place, where, f"{mark!r} occurs twice in this list")
         seen.add(mark)
         items.append(values)
     return items

@@ -44,12 +44,12 @@ def overlay(lower: Written, upper: Written) -> Written:
     return Written(merged, lower.place)
 
 
-def part(tree: Written | None, key: str) -> Written | None:
+def get_part(tree: Written | None, key: str) -> Written | None:
     """Return the value of `key`, or None if this is not a map or lacks the key."""
     return tree.value.get(key) if tree is not None and isinstance(tree.value, dict) else None
 
 
-def without(tree: Written | None, keys: frozenset[str]) -> Written | None:
+def drop_keys(tree: Written | None, keys: frozenset[str]) -> Written | None:
     """Return the map without these keys."""
     if tree is None or not isinstance(tree.value, dict):
         return tree
@@ -72,13 +72,13 @@ def format_path(path: Path) -> str:
     return text.lstrip(".")
 
 
-def refusal(place: Place, path: Path, problem: str) -> ConfigurationError:
+def make_refusal(place: Place, path: Path, problem: str) -> ConfigurationError:
     """Return the error for a setting, in the form of all errors: place, key path, problem."""
     where = f"{place}: {format_path(path)}" if path else str(place)
     return ConfigurationError(f"{where}: {problem}")
 
 
-def name_type(value: object) -> str:
+def describe_type(value: object) -> str:
     """Return the kind of a value for messages, without showing a text or number."""
     if value is None:
         return "nothing"

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from nimburion.config.tree import Path, Written, name_type, refusal
+from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.core.errors import DefinitionError
 from nimburion.core.limits import NAME_PATTERN
 from nimburion.core.redaction import redact_value
@@ -57,12 +57,12 @@ class ValueType(msgspec.Struct, frozen=True):
         except InvalidValue as reason:
             hint = f" ({reason})" if str(reason) else ""
             problem = f"expected {self.allowed}, found {self._show(written)}{hint}"
-            raise refusal(written.place, path, problem) from None
+            raise make_refusal(written.place, path, problem) from None
 
     def _show(self, written: Written) -> str:
         value = written.value
         if self.secret or not isinstance(value, str | int | float) or isinstance(value, bool):
-            return name_type(value)
+            return describe_type(value)
         text = redact_value(value) if isinstance(value, str) else written.text or str(value)
         cut = shorten(text)
         return ascii(cut) if isinstance(value, str) else cut

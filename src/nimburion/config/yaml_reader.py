@@ -13,7 +13,7 @@ from typing import Protocol
 import yaml
 
 from nimburion.config.scalars import parse_scalar
-from nimburion.config.tree import DEEPEST, Path, Place, Written, refusal
+from nimburion.config.tree import DEEPEST, Path, Place, Written, make_refusal
 
 _Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -55,7 +55,7 @@ class _Reader:
         if found:
             place = self._make_place(text.count("\n", 0, found.start()))
             shown = f"U+{ord(found[0]):04X}"
-            raise refusal(place, self._path, f"the character {shown} is not allowed in YAML")
+            raise make_refusal(place, self._path, f"the character {shown} is not allowed in YAML")
 
     def _document(self, events: Iterator[yaml.Event]) -> Written:
         tree: Written | None = None
@@ -65,24 +65,24 @@ class _Reader:
                     raise self._make_error(
                         event.start_mark, "there is a second document; only one is allowed"
                     )
-                tree = self._node(next(events), events, self._path)
+                tree = self._read_node(next(events), events, self._path)
         return tree or Written(None, self._make_place(0))
 
-    def _node(self, event: yaml.Event, events: Iterator[yaml.Event], path: Path) -> Written:
+    def _read_node(self, event: yaml.Event, events: Iterator[yaml.Event], path: Path) -> Written:
         self._check_plain(event, path)
         place = self._find_place(event.start_mark)
         if isinstance(event, yaml.ScalarEvent):
             return _read_scalar(event, place)
         if len(path) >= DEEPEST:
-            raise refusal(place, (), f"nested deeper than {DEEPEST} levels")
+            raise make_refusal(place, (), f"nested deeper than {DEEPEST} levels")
         if isinstance(event, yaml.SequenceStartEvent):
-            return Written(self._items(events, path), place)
+            return Written(self._read_items(events, path), place)
         return Written(self._read_pairs(events, path), place)
 
-    def _items(self, events: Iterator[yaml.Event], path: Path) -> list[Written]:
+    def _read_items(self, events: Iterator[yaml.Event], path: Path) -> list[Written]:
         items: list[Written] = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            items.append(self._node(event, events, (*path, len(items))))
+            items.append(self._read_node(event, events, (*path, len(items))))
         return items
 
     def _read_pairs(self, events: Iterator[yaml.Event], path: Path) -> dict[str, Written]:
@@ -93,8 +93,8 @@ class _Reader:
             if key in pairs:
                 first = pairs[key].place.line
                 also = f"; the first is in line {first}" if first else ""
-                raise refusal(place, (*path, key), f"this key is repeated{also}")
-            value = self._node(next(events), events, (*path, key))
+                raise make_refusal(place, (*path, key), f"this key is repeated{also}")
+            value = self._read_node(next(events), events, (*path, key))
             pairs[key] = Written(value.value, place, value.text)
         return pairs
 
@@ -110,9 +110,11 @@ class _Reader:
         """
         place = self._find_place(event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise refusal(place, path, "anchors (&) and aliases (*) are not allowed; repeat it")
+            raise make_refusal(
+                place, path, "anchors (&) and aliases (*) are not allowed; repeat it"
+            )
         if getattr(event, "tag", None) is not None:
-            raise refusal(place, path, "tags (!) are not allowed; write the plain value")
+            raise make_refusal(place, path, "tags (!) are not allowed; write the plain value")
 
     def _make_place(self, line: int) -> Place:
         return Place(self._source, line + 1 if self._numbered else None)
@@ -121,7 +123,7 @@ class _Reader:
         return self._make_place(mark.line if mark else 0)
 
     def _make_error(self, mark: _Mark | None, problem: str) -> Exception:
-        return refusal(self._find_place(mark), self._path, problem)
+        return make_refusal(self._find_place(mark), self._path, problem)
 
 
 def _read_scalar(event: yaml.ScalarEvent, place: Place) -> Written:

@@ -56,7 +56,7 @@ class JobIds:
             start = 8 * self._used
             self._used += 1
             low = int.from_bytes(self._buffer[start : start + 8], "big")
-        text = f"{_timestamp_half(tick):016x}{low & _LOW_BITS | _VARIANT:016x}"
+        text = f"{_encode_timestamp(tick):016x}{low & _LOW_BITS | _VARIANT:016x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def make_many(self, count: int) -> list[str]:
@@ -71,7 +71,9 @@ class JobIds:
 
 def _format_ids(ticks: range, random: bytes) -> list[str]:
     """Return the ids of these ticks, formatted by column: one digit of all ids at a time."""
-    high = struct.pack(f">{len(ticks)}Q", *[_timestamp_half(tick) for tick in ticks]).hex().encode()
+    high = (
+        struct.pack(f">{len(ticks)}Q", *[_encode_timestamp(tick) for tick in ticks]).hex().encode()
+    )
     low = random.hex().encode()
     text = bytearray(b"-") * (36 * len(ticks))
     for place, at in enumerate(_PLACES):
@@ -81,7 +83,7 @@ def _format_ids(ticks: range, random: bytes) -> list[str]:
     return [ids[start : start + 36] for start in range(0, len(ids), 36)]
 
 
-def _timestamp_half(tick: int) -> int:
+def _encode_timestamp(tick: int) -> int:
     """Return the upper 64 bits of an id, which encode its creation time."""
     return (tick >> 12) << 16 | 0x7000 | (tick & 0xFFF)
 

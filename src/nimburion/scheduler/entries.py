@@ -50,7 +50,7 @@ class ScheduleEntry:
         """Fire no tick until the next `update`."""
         self.due = None
 
-    def tick_at(self, now: float) -> int | None:
+    def find_tick(self, now: float) -> int | None:
         """Return the tick to decide now; None if there is none. Ticks that the misfire policy
         drops are skipped."""
         tick = find_due_tick(self.table, self.spec, self.base, now)
@@ -111,7 +111,9 @@ def _make_entry(record: ScheduleRecord, before: ScheduleEntry | None) -> Schedul
     try:
         spec = parse_spec(record.spec)
         same = before is not None and before.spec.timing == spec.timing
-        return ScheduleEntry(record, spec, before.table if before and same else spec.timetable())
+        return ScheduleEntry(
+            record, spec, before.table if before and same else spec.make_timetable()
+        )
     except DefinitionError as error:
         _log.error("schedule %r is not fired here: %s", record.name, error)
         return None

@@ -87,7 +87,9 @@ class ScheduleRegistration:
                 and self._belongs_to_another(record, spec, now)
             ):
                 continue
-            if spec is None or (own.name not in self._registered and spec.body() != own.spec):
+            if spec is None or (
+                own.name not in self._registered and spec.get_declaration() != own.spec
+            ):
                 changes.append(self._make_record(own.name, own.spec, now, until))
             elif (declared_until := spec.declared_until or 0.0) < until - interval:
                 renewals.append(
@@ -147,6 +149,6 @@ def is_over(record: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
     if last >= now - KEPT:
         return False
     try:
-        return spec.timetable().next_after(last) is None
+        return spec.make_timetable().next_after(last) is None
     except DefinitionError:  # written by another version, which can read it
         return False

@@ -209,7 +209,7 @@ class Schedules:
 def _make_info(record: ScheduleRecord, now: float, ticks: int, state: State | None) -> ScheduleInfo:
     spec, condition = _parse_spec_or_stub(record), _choose_condition(record, now)
     readable = condition != "unreadable"
-    table = spec.timetable() if readable else None
+    table = spec.make_timetable() if readable else None
     return ScheduleInfo(
         name=record.name,
         condition=condition,
@@ -230,7 +230,7 @@ def _make_info(record: ScheduleRecord, now: float, ticks: int, state: State | No
 
 def list_next_ticks(spec: ScheduleSpec, after: float, count: int) -> list[int]:
     """Return the next `count` ticks of a schedule after `after`."""
-    ticks: Iterable[int] = spec.timetable().iterate_between(after, float("inf"))
+    ticks: Iterable[int] = spec.make_timetable().iterate_between(after, float("inf"))
     return [tick for tick, _ in zip(ticks, range(count), strict=False)]
 
 
@@ -289,7 +289,7 @@ async def _iterate_tick_jobs(
 ) -> AsyncIterator[JobRecord]:
     """Yield the stored jobs of the last `limit` ticks."""
     try:
-        table = spec.timetable()
+        table = spec.make_timetable()
     except DefinitionError:  # written by another version
         return
     ticks = table.list_last(limit, record.last_tick or 0.0)

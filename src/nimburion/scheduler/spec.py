@@ -52,7 +52,7 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Time until which the declaration in code is valid; schedulers renew it. None if added by
     hand."""
 
-    def body(self) -> ScheduleSpec:
+    def get_declaration(self) -> ScheduleSpec:
         """Return the declaration without the times of registration."""
         return msgspec.structs.replace(self, since=0.0, declared_until=None)
 
@@ -61,7 +61,7 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """The fields that determine the timetable."""
         return self.trigger, self.timezone, self.start, self.end
 
-    def timetable(self) -> Timetable:
+    def make_timetable(self) -> Timetable:
         """Build the timetable. Raises `DefinitionError` for an invalid trigger or time zone."""
         trigger = parse_trigger(self.trigger, find_zone(self.timezone), self.start or 0)
         return Timetable(trigger, self.start, self.end)

@@ -39,7 +39,7 @@ class Ticker:
     async def decide(self, entry: ScheduleEntry) -> bool:
         """Decide the due tick of an entry; return whether this process decided it. Raises
         `BackendError` if the backend is unreachable; the tick then remains undecided."""
-        tick = entry.tick_at(self._time.now())
+        tick = entry.find_tick(self._time.now())
         if tick is None:
             return False
         fired = await self._fire(entry, tick)

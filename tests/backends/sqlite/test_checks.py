@@ -101,7 +101,7 @@ def damage_a_page(path: Path) -> None:
 
 async def test_a_check_is_bounded_in_time(backend: SQLiteBackend) -> None:
     await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
-    found = await backend._read(lambda db: checks.integrity(db, backend.path, seconds=-1.0))
+    found = await backend._read(lambda db: checks.check_integrity(db, backend.path, seconds=-1.0))
     assert (found.verdict, found.text.split(";")[0]) == ("good", "no fault found in -1 s")
     assert "PRAGMA quick_check" in found.text
     assert (await find_check(backend, "integrity")).text == "the whole file was checked"

@@ -14,7 +14,7 @@ import msgspec
 from nimburion.backends.memory import operations
 from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.backends.server.errors import no_roles
+from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
@@ -139,7 +139,7 @@ class MemoryBackend:
 
     async def grant(self, role: str) -> list[str]:
         """See `Backend.grant`."""
-        raise no_roles(self.describe(), role)
+        raise make_no_roles_error(self.describe(), role)
 
     # Enqueue and cancel
 

@@ -30,7 +30,7 @@ from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.statistics import StatisticsRead
 from nimburion.backends.redis.url import RedisSettings, parse_url
 from nimburion.backends.server.encoding import MICRO, STATE_CODES, encode_id_or_empty, to_micros
-from nimburion.backends.server.errors import no_roles
+from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
@@ -193,7 +193,7 @@ class RedisBackend:
 
     async def grant(self, role: str) -> list[str]:
         """See `Backend.grant`. Permissions of Redis users are configured on the server."""
-        raise no_roles(self.describe(), role)
+        raise make_no_roles_error(self.describe(), role)
 
     def _make_connections(self) -> RedisConnections:
         return RedisConnections(self.settings, self._subscribe, self._warned)
@@ -322,7 +322,7 @@ class RedisBackend:
     ) -> Any:  # noqa: ANN401 - a script's reply
         """Run an exchange of an idle worker, preceded by a blocking read of up to `seconds`."""
         connections = self._get_connections()
-        before = connections.long_poll.commands_before(
+        before = connections.long_poll.make_preceding_commands(
             [lane.queue for lane in request.lanes], seconds
         )
         connection, times = connections.exchanges, self._make_times()

@@ -38,7 +38,7 @@ class StreamLongPoll:
         self._blocked_on: tuple[bytes, ...] = ()
         self._interrupt_task: asyncio.Task[None] | None = None
 
-    def commands_before(self, queues: Collection[str], seconds: float) -> list[Command]:
+    def make_preceding_commands(self, queues: Collection[str], seconds: float) -> list[Command]:
         """Return the commands that precede an exchange. They wait up to `seconds` seconds (0: no
         wait) for a notification of one of these queues. On a new connection they read the last
         entry of each stream instead.
@@ -56,7 +56,7 @@ class StreamLongPoll:
         return [("XREAD", "BLOCK", block, "STREAMS", *streams, *seen)]
 
     def note_replies(self, commands: Sequence[Command], replies: Sequence[Any]) -> None:
-        """Record the replies to the commands of `commands_before`."""
+        """Record the replies to the commands of `make_preceding_commands`."""
         self._connection_count = self._exchanges.connection_count
         for command, reply in zip(commands, replies, strict=True):
             if command[0] == "XREVRANGE":

@@ -25,7 +25,7 @@ def make_error_factory(error_class: Callable[[str], NimburionError], template: s
     )
 
 
-def no_roles(where: str, role: str) -> NotSupported:
+def make_no_roles_error(where: str, role: str) -> NotSupported:
     """Return the error of `grant` for a backend without roles."""
     return NotSupported(f"{where} has no roles; nothing can be granted to {role!r}")
 

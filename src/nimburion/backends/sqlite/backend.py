@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from nimburion.backends.server.errors import no_roles
+from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite import checks, operations, queries, sessions, statistics
 from nimburion.backends.sqlite import enqueue as enqueueing
@@ -294,7 +294,7 @@ class SQLiteBackend:
 
     async def grant(self, role: str) -> list[str]:
         """See `Backend.grant`."""
-        raise no_roles(self.describe(), role)
+        raise make_no_roles_error(self.describe(), role)
 
     async def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> T:
         if self._writer is None or self._pid != os.getpid():

@@ -63,7 +63,7 @@ def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
         "disk": lambda: check_disk(path),
         "log": lambda: check_log(path),
         "clock": lambda: _check_clock(db),
-        "integrity": lambda: integrity(db, path),
+        "integrity": lambda: check_integrity(db, path),
     }
     return [_run_check(subject, look, path) for subject, look in looks.items()]
 
@@ -202,7 +202,7 @@ def _check_clock(db: Database) -> CheckResult:
     return CheckResult("clock", "warning", text, advice)
 
 
-def integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> CheckResult:
+def check_integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> CheckResult:
     """Check the file for damage, for at most `seconds`.
 
     A file that takes longer is checked in part. SQLite before 3.42 cannot stop the check, so a file

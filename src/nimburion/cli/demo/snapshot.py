@@ -61,9 +61,9 @@ def _describe_new_errors(earlier: JobRecord, record: JobRecord) -> list[str]:
     lines = []
     for error in record.history[len(earlier.history) :]:
         if error.kind == "lost":
-            lines.append(f"rescued    {_title(record)}: its worker died, it waits again")
+            lines.append(f"rescued    {_make_title(record)}: its worker died, it waits again")
         elif record.state is not State.FAILED or error is not record.history[-1]:
-            lines.append(f"retrying   {_title(record)}: {error.type}: {error.message}")
+            lines.append(f"retrying   {_make_title(record)}: {error.type}: {error.message}")
     return lines
 
 
@@ -72,15 +72,15 @@ def _describe_new_state(earlier: JobRecord, record: JobRecord) -> list[str]:
         return []
     if record.state is State.COMPLETED:
         attempt = f" on attempt {record.attempt}" if record.history else ""
-        return [f"completed  {_title(record)}{attempt}"]
+        return [f"completed  {_make_title(record)}{attempt}"]
     if record.state is State.FAILED:
         error = record.error
         why = f"{error.type}: {error.message.splitlines()[0]}" if error and error.message else ""
-        return [f"failed     {_title(record)}: {record.reason}: {why}"]
+        return [f"failed     {_make_title(record)}: {record.reason}: {why}"]
     return []
 
 
-def _title(record: JobRecord) -> str:
+def _make_title(record: JobRecord) -> str:
     """Return the name and the end of the id of a job; ids differ at the end."""
     return f"{record.name} …{record.id[-6:]}"
 

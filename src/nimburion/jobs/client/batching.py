@@ -192,8 +192,8 @@ class EnqueueBatcher:
                 error = BackendUnavailable(f"no answer within {self._timeout:g} s")
                 outcome: Outcome = "unknown" if waiter.sent else "not applied"
                 _reject([waiter], _make_unavailable_error(error, [waiter.job], outcome))
-        self._unanswered = deque(_still_waiting(self._unanswered))
-        self._waiting[:] = _still_waiting(self._waiting)
+        self._unanswered = deque(_list_waiting(self._unanswered))
+        self._waiting[:] = _list_waiting(self._waiting)
         self._timer = None
         if self._unanswered:
             earliest = min(waiter.until for waiter in self._unanswered)
@@ -221,7 +221,7 @@ class EnqueueBatcher:
         """Resolve each waiter of the group with its result, or with the error of its own job."""
         loop = asyncio.get_running_loop()
         repetition = _Repetition()
-        while group := _still_waiting(group):
+        while group := _list_waiting(group):
             for waiter in group:
                 waiter.sent = True
             try:
@@ -234,7 +234,7 @@ class EnqueueBatcher:
             except BackendUnavailable as error:
                 repetition.note(error)
                 self._note_failure(group, error, repetition)
-                if _still_waiting(group):
+                if _list_waiting(group):
                     await repetition.wait(self._clock)
             except Exception as error:  # noqa: BLE001 (it goes to each caller)
                 _reject(group, error)
@@ -283,7 +283,7 @@ def _resolve(group: list[_Waiter], results: list[Enqueued]) -> list[_Waiter]:
     return again
 
 
-def _still_waiting(waiters: Iterable[_Waiter]) -> list[_Waiter]:
+def _list_waiting(waiters: Iterable[_Waiter]) -> list[_Waiter]:
     return [waiter for waiter in waiters if not waiter.future.done()]
 
 

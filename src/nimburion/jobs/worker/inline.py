@@ -156,7 +156,7 @@ class InlineRunner:
         # A separate task, so that later `enqueue` calls of the caller do not see this handler's
         # context.
         attempt.task = asyncio.create_task(perform())
-        await _until_done(attempt.task)
+        await _wait_until_done(attempt.task)
         threads.close()
         # Wait for a handler that exceeded its timeout: no thread outlives this call.
         await asyncio.get_running_loop().run_in_executor(None, threads.join)
@@ -196,7 +196,7 @@ class InlineRunner:
         return True
 
 
-async def _until_done(task: asyncio.Task[Any]) -> None:
+async def _wait_until_done(task: asyncio.Task[Any]) -> None:
     """Wait for the task to end, even if the waiting task is cancelled meanwhile.
 
     A handler may cancel every task of its event loop.

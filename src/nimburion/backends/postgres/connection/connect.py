@@ -75,7 +75,7 @@ class _Connection(asyncpg.Connection):
         wanted = list(typeoids)
         if not all(number in _ARRAYS for number in wanted):
             return await super()._introspect_types(wanted, timeout)  # type: ignore[misc]
-        return [_array_type(number) for number in wanted], _NoLookUp
+        return [_make_array_type(number) for number in wanted], _NoLookUp
 
 
 class _NoLookUp:
@@ -86,7 +86,7 @@ class _NoLookUp:
     name = "none"
 
 
-def _array_type(number: int) -> dict[str, Any]:
+def _make_array_type(number: int) -> dict[str, Any]:
     name, element = _ARRAYS[number]
     unused = ("basetype", "range_subtype", "attrtypoids", "attrnames")
     return dict.fromkeys(unused) | {

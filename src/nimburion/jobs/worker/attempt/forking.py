@@ -95,12 +95,12 @@ class _Hooks:
         if not self._installed:
             self._installed = True
             os.register_at_fork(
-                before=self._before,
+                before=self._prepare_fork,
                 after_in_parent=self._after_in_parent,
                 after_in_child=self._after_in_child,
             )
 
-    def _before(self) -> None:
+    def _prepare_fork(self) -> None:
         """Block signals, so that none reaches the child while it has the parent's handlers."""
         forking = self._forking
         forking.loop = forking.task = forking.mask = None
@@ -159,13 +159,13 @@ def _replace_selector(loop: asyncio.AbstractEventLoop) -> None:
 
     Otherwise the child would change the registrations of its parent.
     """
-    descriptor = _epoll_descriptor(loop)
+    descriptor = _find_epoll_descriptor(loop)
     if descriptor is not None:
         with select.epoll() as own:
             os.dup2(own.fileno(), descriptor, inheritable=False)
 
 
-def _epoll_descriptor(loop: asyncio.AbstractEventLoop) -> int | None:
+def _find_epoll_descriptor(loop: asyncio.AbstractEventLoop) -> int | None:
     if not hasattr(select, "epoll"):  # a kqueue is not inherited
         return None
     selector = getattr(loop, "_selector", None)
@@ -190,14 +190,14 @@ def end_process(error: BaseException | None) -> NoReturn:
     """
     code = 1
     try:
-        code = _exit_code(error)
+        code = _choose_exit_code(error)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
 
 
-def _exit_code(error: BaseException | None) -> int:
+def _choose_exit_code(error: BaseException | None) -> int:
     if error is None:
         return 0
     if not isinstance(error, SystemExit):

@@ -199,12 +199,16 @@ class Completer:
     ) -> Reply:
         pauses: Iterator[float] | None = None
         monotonic = self._clock.monotonic
-        began = sent = monotonic()  # equal on purpose: `_cut` takes a difference for a failure
+        began = sent = (
+            monotonic()
+        )  # equal on purpose: `_prepare_try` takes a difference for a failure
         failed_alone = False
         while not self.closed:
-            part, part_request = self._cut(batch, request, sent - began, failed_alone=failed_alone)
+            part, part_request = self._prepare_try(
+                batch, request, sent - began, failed_alone=failed_alone
+            )
             try:
-                async with asyncio.timeout(self._left(sent - began)):
+                async with asyncio.timeout(self._compute_timeout(sent - began)):
                     reply = await self._backend.exchange(
                         self.session_id, self._number + 1, part, part_request
                     )
@@ -218,7 +222,7 @@ class Completer:
                 failed_alone = len(part) == 1
                 self._size.note_failure(now - sent)
                 self._note_failure(error, pause)
-                if self._gives_up(error, now + pause - began):
+                if self._give_up_if_failing(error, now + pause - began):
                     break
                 await self._clock.sleep(pause)
                 sent = monotonic()
@@ -236,7 +240,7 @@ class Completer:
                 return reply
         raise SessionLost(self.session_id)
 
-    def _cut(
+    def _prepare_try(
         self,
         batch: list[Settlement],
         request: ReserveRequest,
@@ -259,7 +263,7 @@ class Completer:
             return [_reduce(part[0])], replace(request, total=0)
         return part, request
 
-    def _left(self, failed_for: float) -> float | None:
+    def _compute_timeout(self, failed_for: float) -> float | None:
         """Return the timeout of this try in seconds; None if there is no limit."""
         left = self._give_up_after - failed_for
         return None if left == math.inf else max(0.0, left)
@@ -269,7 +273,7 @@ class Completer:
         self._events.emit(BackendUnreachable(str(error)))
         _log.debug("the backend did not answer (%s); retrying in %.2f s", error, pause)
 
-    def _gives_up(self, error: Exception, failed_for: float) -> bool:
+    def _give_up_if_failing(self, error: Exception, failed_for: float) -> bool:
         """Close the completer after `give_up_after` seconds of failures; return whether it did.
 
         Other workers can then run the jobs of this session, even if its heartbeats are still
